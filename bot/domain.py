@@ -1,0 +1,192 @@
+"""The values everyone passes around: messages, requests, events, exchanges."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelKey:
+    """Where a conversation happens; everything that is kept hangs on this key.
+
+    >>> str(ChannelKey("slack", "C01", "1718.2"))
+    'slack:C01:1718.2'
+    """
+
+    platform: str
+    channel: str
+    thread: str | None = None
+
+    def __str__(self) -> str:
+        return ":".join(part for part in (self.platform, self.channel, self.thread) if part is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """A person (or a bot) on one platform; `id` is the platform's own.
+
+    >>> Author("discord", "1234", "Mei").key
+    'discord:1234'
+    """
+
+    platform: str
+    id: str
+    name: str
+    roles: frozenset[str] = frozenset()
+    is_bot: bool = False
+
+    @property
+    def key(self) -> str:
+        """What config.toml calls this person, in `access.admins` for example."""
+        return f"{self.platform}:{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingMessage:
+    """What somebody said to the bot, free of a platform's notation."""
+
+    id: str
+    channel: ChannelKey
+    author: Author
+    text: str
+    sent_at: datetime
+    server: str | None = None
+    is_direct: bool = False
+    locale: str | None = None
+    quoted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn.
+
+    `temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 switch those
+    cuts off; `max_tokens` None means as many as the context holds.
+    """
+
+    temperature: float = 0.95
+    top_k: int = 50
+    top_p: float = 0.7
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One call of the model.
+
+    `channel` and `user` are opaque names: requests are served fairly between them.
+    """
+
+    messages: tuple[ChatMessage, ...]
+    params: SamplingParams = SamplingParams()
+    channel: str = ""
+    user: str = ""
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Still waiting: `position` 1 is next; `wait` in seconds, from measured speed."""
+
+    position: int
+    wait: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """More of the model's answer; text once sent never changes."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The bot's own words, shown below the model's."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every stream."""
+
+    reason: FinishReason
+    usage: Usage = Usage()
+
+
+EngineEvent = Queued | Delta | Finished
+ReplyEvent = EngineEvent | Notice
+
+
+class Kind(StrEnum):
+    CHAT = "chat"
+    COMMAND = "command"
+
+
+class Status(StrEnum):
+    """An exchange's way: `open ▸ answered ▸ delivered`, or `failed`, or `cleared`."""
+
+    OPEN = "open"
+    ANSWERED = "answered"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    CLEARED = "cleared"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a message got: the model's `text`, and the bot's own words beside it."""
+
+    text: str
+    notice: str = ""
+    reason: FinishReason = FinishReason.STOP
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One message to the bot with the reply to it: one row in the store.
+
+    `parts` are the platform's ids of the messages that carry the reply, in order.
+    """
+
+    id: int
+    message: IncomingMessage
+    kind: Kind
+    status: Status
+    seed: int
+    answer: Answer | None = None
+    parts: tuple[str, ...] = ()
+
+
+class Action(StrEnum):
+    """What a button under a reply does."""
+
+    STOP = "stop"
+    RETRY = "retry"
+
+
+Controls = frozenset[Action]

@@ -1,0 +1,100 @@
+"""What the program asks of a database: the Store."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A channel's answered exchanges, oldest first, and how many older ones there are."""
+
+    exchanges: tuple[Exchange, ...]
+    older: int = 0
+
+
+class Store(Protocol):
+    """Each method is one shielded transaction: a crash between two calls is safe.
+
+    An async context manager: entering opens the database and brings it up to date,
+    leaving closes it.  Every method may raise StoreError.
+    """
+
+    async def begin(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
+        """Open an exchange, or return None if this message was seen before."""
+        ...
+
+    async def placed(self, exchange: int, part: int, message_id: str) -> None:
+        """Note the platform message that will become this part (0, 1, …) of the reply."""
+        ...
+
+    async def answer(self, exchange: int, answer: Answer) -> bool:
+        """Keep the answer; from now on it is owed to the platform.
+
+        Return False, and keep nothing, if the exchange is no longer open: it was
+        cleared while the model was at work.
+        """
+        ...
+
+    async def delivered(self, exchange: int) -> None:
+        """Note that the answered exchange has reached its platform whole."""
+        ...
+
+    async def fail(self, exchange: int, why: str) -> None:
+        """Give up: nobody can be reached there any more."""
+        ...
+
+    async def reopen(self, exchange: int, text: str | None = None) -> Exchange | None:
+        """Open it again with a new seed, its answer forgotten, its parts kept.
+
+        For a retry, or with `text` for an edited message.  None if it was cleared.
+        """
+        ...
+
+    async def history(self, before: Exchange, limit: int) -> History:
+        """The channel's last `limit` chats with an answer of the model, before this one.
+
+        Exchanges whose answer is only a notice, or ended in an error, do not count.
+        """
+        ...
+
+    async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        """The exchange that this message began."""
+        ...
+
+    async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
+        """The channel's newest chat (of this author), to retry it; never a cleared one."""
+        ...
+
+    async def clear(self, channel: ChannelKey) -> int:
+        """Delete what was said here, in a channel without thread in its threads too.
+
+        Texts and names are blanked, keys stay: a message that comes again is not
+        answered again.  When this returns, no byte of the text is left in the
+        database's files.  Return how many exchanges had text.
+        """
+        ...
+
+    async def forget(self, author: Author) -> int:
+        """The same for all that one person said, everywhere, and the answers to it."""
+        ...
+
+    async def erase(self, exchange: int) -> None:
+        """The same for one exchange: its message was deleted."""
+        ...
+
+    async def owed(self, platform: str) -> list[Exchange]:
+        """What a crash left open or undelivered, oldest first."""
+        ...
+
+    async def high_water(self, platform: str) -> dict[ChannelKey, str]:
+        """The newest message known per channel: where catching up begins."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
