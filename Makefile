@@ -1,0 +1,54 @@
+# `make run` talks to the bot, `make test` checks all of it; both set themselves up in .venv.
+# Set-up speaks on standard error and reads nothing, so that `make run` can stand in a pipe.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
+
+.PHONY: run test lint format words migration clean
+
+run: $(VENV)/run-installed
+	@$(BIN)/python -m bot run $(ARGS)
+
+test: lint
+	@$(BIN)/python -m pytest --cov --cov-fail-under=90
+
+lint: $(VENV)/test-installed
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/test-installed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+# The bot's own words: collect them from the code into the catalogues, and compile those.
+words: $(VENV)/test-installed
+	@$(BIN)/python -m bot.words
+
+# A new migration from what schema.py says now:  make migration NAME="what it does"
+migration: $(VENV)/test-installed
+	@$(BIN)/python -m bot.storage.migrate "$(NAME)"
+
+clean:
+	@rm -rf $(VENV) dist .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(VENV)/run-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the bot needs into $(VENV) (on Linux with a GPU build of torch: gigabytes) …" >&2
+	@$(PIP) --editable '.' </dev/null >&2
+	@touch $@
+
+$(VENV)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the bot and its tests need into $(VENV) …" >&2
+	@$(PIP) --editable '.[postgres,test]' </dev/null >&2
+	@touch $@ $(VENV)/run-installed
+
+$(BIN)/python:
+	@for python in $(PYTHONS); do \
+	    $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    $$python -m venv $(VENV) </dev/null >&2 && exit 0; \
+	done; \
+	echo "No Python 3.11 or newer with venv was found. Install one (Debian, Ubuntu: apt install python3-venv)," >&2; \
+	echo "or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1
