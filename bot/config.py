@@ -37,7 +37,9 @@ class ConversationSection(Section):
     language: Literal["auto", "en", "zh"] = Field(
         default="auto", description="the bot's own words: auto (as the asker's app, or as the message), en, zh"
     )
-    history_turns: int = Field(default=20, ge=0, description="how many earlier exchanges the model is shown, if they fit")
+    history_turns: int = Field(
+        default=20, ge=0, description="how many earlier exchanges the model is shown, if they fit"
+    )
     answer_tokens: int = Field(default=512, ge=1, description="tokens of the model's context kept for the answer")
     name_speakers: bool = Field(default=False, description="where several people talk, tell the model who said what")
 
@@ -50,7 +52,9 @@ class EngineSection(Section):
     revision: str = Field(default="", description='of a hub name, e.g. "v1.1.0"')
     quantization: Literal["none", "int8", "int4"] = Field(default="none", description="none, int8, int4")
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:1 (the second one), mps, cpu"
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cuda, cuda:1 (the second one), mps, cpu",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto, float32, bfloat16, float16"
@@ -64,7 +68,9 @@ class SamplingSection(Section):
     """How the next token is drawn."""
 
     temperature: float = Field(default=0.95, ge=0, le=2, description="0 takes the likeliest token every time")
-    top_p: float = Field(default=0.7, gt=0, le=1, description="draw from the likeliest tokens with this total probability")
+    top_p: float = Field(
+        default=0.7, gt=0, le=1, description="draw from the likeliest tokens with this total probability"
+    )
     top_k: int = Field(default=50, ge=0, description="draw from this many of the likeliest tokens; 0 = from all")
 
 
@@ -73,7 +79,9 @@ class LimitsSection(Section):
 
     requests_per_minute: int = Field(default=20, ge=0, description="per user; 0 = no limit")
     requests_per_minute_channel: int = Field(default=60, ge=0, description="per channel; 0 = no limit")
-    tokens_per_hour: int = Field(default=50_000, ge=0, description="per user, prompts and answers together; 0 = no limit")
+    tokens_per_hour: int = Field(
+        default=50_000, ge=0, description="per user, prompts and answers together; 0 = no limit"
+    )
     max_message_chars: int = Field(default=8_000, ge=1, description="a longer message is refused")
     answer_seconds: float = Field(default=600, gt=0, description="an answer that takes longer is cut off there")
 
@@ -91,7 +99,9 @@ class StorageSection(Section):
 class AccessSection(Section):
     """Who may do what; people, servers and channels are written "platform:id"."""
 
-    admins: PlatformIds = Field(default=(), description='may stop, retry and clear everywhere: "discord:1234", "slack:U01"')
+    admins: PlatformIds = Field(
+        default=(), description='may stop, retry and clear everywhere: "discord:1234", "slack:U01"'
+    )
     allow_servers: PlatformIds = Field(default=(), description="if not empty, only these servers are answered")
     allow_channels: PlatformIds = Field(default=(), description="if not empty, only these channels are answered")
     allow_users: PlatformIds = Field(default=(), description="if not empty, only these people are answered")
@@ -107,9 +117,11 @@ class LogsSection(Section):
     """What is logged, on standard error; never what people wrote."""
 
     level: Level = Field(default="info", description="debug, info, warning, error")
-    format: Literal["auto", "console", "json"] = Field(default="auto", description="auto: console on a terminal, else json")
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="auto: console on a terminal, else json"
+    )
     levels: Annotated[dict[str, Level], BeforeValidator(_paired)] = Field(
-       default= default_factory=dict, description='of single parts: { "bot.engine" = "debug" }'
+        default_factory=dict, description='of single parts: { "bot.engine" = "debug" }'
     )
 
 
@@ -122,7 +134,9 @@ class AdapterSection(Section):
 
     tokens: ClassVar[tuple[str, ...]] = ()
 
-    enabled: Literal["auto"] | bool = Field(default="auto", description="auto (on when its token is there), true, false")
+    enabled: Literal["auto"] | bool = Field(
+        default="auto", description="auto (on when its token is there), true, false"
+    )
 
     def missing(self) -> tuple[str, ...]:
         """Name the tokens that are not there."""
