@@ -1,0 +1,162 @@
+"""The numbers of the model, read from its config.json, and what other architectures are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.errors import CheckpointError
+
+_FIRST_RELEASE_VOCABULARY = 150528
+
+
+@dataclass(frozen=True, slots=True)
+class ChatGLMConfig:
+    """The fields of config.json that decide the network, under their published names.
+
+    `gmask_token_id` and `mask_token_id` stand where the answer is to go; `bos_token_id`
+    is `<sop>`, where it starts, and `eos_token_id` is `<eop>`, where it ends.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    inner_hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    bos_token_id: int
+    eos_token_id: int
+    mask_token_id: int
+    gmask_token_id: int
+    pad_token_id: int = 3
+    max_sequence_length: int = 2048  # tokens, prompt and answer together
+    layernorm_epsilon: float = 1e-5
+    position_encoding_2d: bool = True
+    first_release: bool = False  # ids shifted by 20000, and another position for <sop>
+    quantization_bit: int = 0  # 0, 4 or 8: what the checkpoint holds
+    quantization_embeddings: bool = False
+    pre_seq_len: int = 0  # a P-Tuning v2 prefix; 0 is none
+    prefix_projection: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def channels(self) -> int:
+        """Position and block position, or the one position of the 1-D form."""
+        return 2 if self.position_encoding_2d else 1
+
+    def as_json(self) -> dict[str, object]:
+        """What config.json says about this model; `parse` reads it back."""
+        fields = asdict(self)
+        for written_only_if_set in ("quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection"):
+            if not fields[written_only_if_set]:
+                del fields[written_only_if_set]
+        if fields.pop("first_release"):
+            del fields["mask_token_id"], fields["gmask_token_id"]
+        return {"architectures": ["ChatGLMModel"], "model_type": "chatglm", **fields}
+
+
+def read_config(folder: Path) -> ChatGLMConfig:
+    """Read `folder`/config.json.
+
+    Raises:
+        CheckpointError: It is missing, no JSON, or of another architecture.
+    """
+    return parse_config(read_json(folder / "config.json"), folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise CheckpointError(
+            f"{path} is missing: name a folder that holds a ChatGLM-6B checkpoint, with its config.json"
+        ) from exc
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc}): download it again") from exc
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object: download it again")
+    return content
+
+
+def parse_config(fields: Mapping[str, Any], place: Path) -> ChatGLMConfig:
+    """Turn config.json's `fields` into a config; `place` is its path, for messages.
+
+    Raises:
+        CheckpointError: Another architecture, or numbers that cannot be.
+    """
+    _refuse_other_architectures(fields, place)
+
+    def number(name: str, default: int | None = None, least: int = 1) -> int:
+        value = fields.get(name, default)
+        if value is None and default is not None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            found = f"{name} = {json.dumps(value)}" if name in fields else f"no {name}"
+            raise CheckpointError(f"{place} has {found}, where a whole number of at least {least} belongs")
+        return value
+
+    bos = number("bos_token_id", least=0)
+    # The first release's config.json does not name the masks; they stand at fixed distances.
+    first_release = number("vocab_size") == _FIRST_RELEASE_VOCABULARY or "gmask_token_id" not in fields
+    epsilon = fields.get("layernorm_epsilon", 1e-5)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise CheckpointError(f"{place} has layernorm_epsilon = {epsilon!r}, where a small number above 0 belongs")
+    config = ChatGLMConfig(
+        vocab_size=number("vocab_size"),
+        hidden_size=number("hidden_size"),
+        inner_hidden_size=number("inner_hidden_size"),
+        num_layers=number("num_layers"),
+        num_attention_heads=number("num_attention_heads"),
+        bos_token_id=bos,
+        eos_token_id=number("eos_token_id", least=0),
+        mask_token_id=number("mask_token_id", bos - 4, least=0),
+        gmask_token_id=number("gmask_token_id", bos - 3, least=0),
+        pad_token_id=number("pad_token_id", 3, least=0),
+        max_sequence_length=number("max_sequence_length", 2048),
+        layernorm_epsilon=epsilon,
+        position_encoding_2d=bool(fields.get("position_encoding_2d", True)),
+        first_release=first_release,
+        quantization_bit=number("quantization_bit", 0, least=0),
+        quantization_embeddings=bool(fields.get("quantization_embeddings", False)),
+        pre_seq_len=number("pre_seq_len", 0, least=0),
+        prefix_projection=bool(fields.get("prefix_projection", False)),
+    )
+    _refuse_impossible_numbers(config, place)
+    return config
+
+
+def _refuse_other_architectures(fields: Mapping[str, Any], place: Path) -> None:
+    architectures = fields.get("architectures")
+    named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+    kind = fields.get("model_type")
+    found = f"model_type {json.dumps(kind)}" + (f", architecture {named}" if named else "")
+    advice = "this backend runs ChatGLM-6B only"
+    if kind != "chatglm" or (named and "ChatGLM" not in named):
+        raise CheckpointError(
+            f'{place} describes another model ({found}): {advice}; try engine.backend = "transformers"'
+        )
+    # ChatGLM2 and 3 share the name, but count and name their sizes differently.
+    if "padded_vocab_size" in fields or "ffn_hidden_size" in fields or "multi_query_attention" in fields:
+        raise CheckpointError(
+            f'{place} describes ChatGLM2 or ChatGLM3 ({found}): {advice}; try engine.backend = "transformers"'
+        )
+
+
+def _refuse_impossible_numbers(config: ChatGLMConfig, place: Path) -> None:
+    heads, parts = config.num_attention_heads, 2 * config.channels
+    if config.hidden_size % (heads * parts):
+        raise CheckpointError(
+            f"{place} has hidden_size {config.hidden_size}, which {heads} heads cannot share in multiples of {parts}"
+        )
+    for name in ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id"):
+        if getattr(config, name) >= config.vocab_size:
+            raise CheckpointError(
+                f"{place} has {name} = {getattr(config, name)}, beyond its vocab_size {config.vocab_size}"
+            )
+    if config.quantization_bit not in (0, 4, 8):
+        raise CheckpointError(f"{place} has quantization_bit = {config.quantization_bit}; known are 4 and 8")
