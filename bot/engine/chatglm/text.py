@@ -1,0 +1,240 @@
+"""Ids to the text people read: ChatGLM's way of tidying an answer, all at once or as it grows.
+
+`decode`, `clean_up` and `respond` do to a whole answer what the published code does;
+they are the definition.  `AnswerStream` does the same to an answer that is still being
+written, and gives out text only when no later token can change it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+MAX_BLANK = 80  # the longest run of spaces that is one piece
+
+WHITE_SPACE = {"<n>": "\n", "<|tab|>": "\t", **{f"<|blank_{n}|>": " " * n for n in range(2, MAX_BLANK + 1)}}
+
+# transformers 4.27.1, clean_up_tokenization: one replacement after the other.
+CLEAN_UP = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+
+# Left over from the model's training texts; the published code fills it in like this.
+TRAINING_TIME = {"[[训练时间]]": "2023年"}
+
+_FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
+_MARK_BY_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
+_OPEN_MARK = re.compile(r"[,!:;?]\Z")
+
+
+class Pieces(Protocol):
+    """What the stream must know of a vocabulary."""
+
+    def surface(self, token: int) -> str | bytes | None:
+        """The text of an id with "▁" for a space, or its byte, or None for a control id.
+
+        Padding is `b""`: it is not even there.
+        """
+        ...
+
+    @property
+    def eats_every_leading_space(self) -> bool:
+        """Whether all "▁" at the very start are dropped, or only the first."""
+        ...
+
+
+def expand(text: str) -> str:
+    """Turn the pieces that stand for white space into white space."""
+    for code, space in WHITE_SPACE.items():
+        text = text.replace(code, space)
+    return text
+
+
+def clean_up(text: str) -> str:
+    """Close the gaps before English punctuation.
+
+    >>> clean_up("I do n't know , sorry .")
+    "I don't know, sorry."
+    """
+    for gap, closed in CLEAN_UP:
+        text = text.replace(gap, closed)
+    return text
+
+
+def respond(text: str) -> str:
+    """Tidy a whole answer: what the published code calls process_response.
+
+    >>> respond(" 你好,world!\\n")
+    '你好，world!'
+    """
+    text = text.strip()
+    for old, new in TRAINING_TIME.items():
+        text = text.replace(old, new)
+    return _MARK_BY_CHINESE.sub(lambda mark: mark[0].translate(_FULL_WIDTH), text)
+
+
+class Filter(Protocol):
+    """A change to a text that arrives in bits."""
+
+    def push(self, text: str) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class Replace:
+    """`str.replace` for a text that arrives in bits, for keys that cannot overlap each other.
+
+    Holds back the end of the text while it may be the beginning of a key.
+    """
+
+    def __init__(self, table: Mapping[str, str]) -> None:
+        self._table = table
+        self._keys = re.compile("|".join(map(re.escape, table)))
+        self._beginnings = frozenset(key[:n] for key in table for n in range(1, len(key)))
+        self._longest = max(map(len, self._beginnings))
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        text = self._held + text
+        done: list[str] = []
+        start = 0
+        for match in self._keys.finditer(text):
+            done += text[start : match.start()], self._table[match[0]]
+            start = match.end()
+        end = len(text)
+        for n in range(min(self._longest, end - start), 0, -1):
+            if text[end - n :] in self._beginnings:
+                end -= n
+                break
+        self._held = text[end:]
+        done.append(text[start:end])
+        return "".join(done)
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+class Strip:
+    """`str.strip` for a text that arrives in bits: holds back white space until more follows."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._spaces: list[str] = []
+
+    def push(self, text: str) -> str:
+        if not self._started:
+            text = text.lstrip()
+            self._started = bool(text)
+        visible = text.rstrip()
+        if not visible:
+            if text:
+                self._spaces.append(text)
+            return ""
+        released = "".join(self._spaces) + visible
+        self._spaces = [text[len(visible) :]]
+        return released
+
+    def finish(self) -> str:
+        return ""
+
+
+class Punctuation:
+    """Full-width marks beside Chinese: holds back a mark until the character after it is known."""
+
+    def __init__(self) -> None:
+        self._before = ""
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        if not text:
+            return ""
+        known = len(self._before)
+        text = _MARK_BY_CHINESE.sub(lambda mark: mark[0].translate(_FULL_WIDTH), self._before + self._held + text)
+        end = len(text) - 1 if _OPEN_MARK.search(text) else len(text)
+        self._held = text[end:]
+        self._before = text[max(end - 1, 0) : end]
+        return text[known:end]
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+class Spelling:
+    """SentencePiece's decoding, an id at a time: whole characters only.
+
+    Bytes that are no UTF-8 become one U+FFFD each.
+    """
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._bytes = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._at_start = True
+
+    def push(self, token: int) -> str:
+        piece = self._pieces.surface(token)
+        if isinstance(piece, bytes):
+            text = _visible(self._bytes.decode(piece))
+        else:
+            text = self.finish()
+            self._at_start = self._at_start and not text
+            text += self._text(piece or "")
+        self._at_start = self._at_start and not text
+        return text
+
+    def _text(self, piece: str) -> str:
+        if self._at_start and piece.startswith("▁"):
+            piece = piece[1:]
+            self._at_start = self._pieces.eats_every_leading_space
+        return piece.replace("▁", " ")
+
+    def finish(self) -> str:
+        return _visible(self._bytes.decode(b"", final=True))
+
+
+def _visible(text: str) -> str:
+    # "surrogateescape" marks every wrong byte by itself; "replace" would join some.
+    return "".join("\ufffd" if "\udc80" <= char <= "\udcff" else char for char in text)
+
+
+class AnswerStream:
+    """The tidied answer as it grows; the joined texts are `ChatGLMTokenizer.complete(ids)`."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._spelling = Spelling(pieces)
+        self._filters: Sequence[Filter] = (
+            Replace(WHITE_SPACE),
+            *(Replace({gap: closed}) for gap, closed in CLEAN_UP),
+            Strip(),
+            Replace(TRAINING_TIME),
+            Punctuation(),
+        )
+
+    def push(self, token: int) -> str:
+        text = self._spelling.push(token)
+        for change in self._filters:
+            text = change.push(text)
+        return text
+
+    def finish(self) -> str:
+        text = self._spelling.finish()
+        for change in self._filters:
+            text = change.push(text) + change.finish()
+        return text
+
+
+def joined(stream: AnswerStream, tokens: Iterable[int]) -> str:
+    """Push everything through a stream at once."""
+    return "".join(map(stream.push, tokens)) + stream.finish()

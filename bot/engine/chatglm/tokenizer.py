@@ -1,0 +1,217 @@
+"""Text to ids and back, with the SentencePiece model that lies in a checkpoint (ice_text.model)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+from sentencepiece import SentencePieceProcessor
+
+from bot.domain import ChatMessage
+from bot.engine.chatglm import prompt
+from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerStream, clean_up, expand, respond
+from bot.errors import CheckpointError
+
+MODEL_FILE = "ice_text.model"
+
+# Where every ChatGLM vocabulary begins, and the pieces that follow its words.
+_FIRST_PIECES = ("<unk>", "<s>", "</s>", "<pad>", "<n>")
+_CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
+_BLANK_PIECES = tuple(piece for piece in WHITE_SPACE if piece != "<n>")
+_BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+_WHITE_SPACE_RUN = re.compile(rf"\n|\t| {{2,{MAX_BLANK}}}")
+_PIECES = {space: piece for piece, space in WHITE_SPACE.items()}
+
+
+class ChatGLMTokenizer:
+    """ChatGLM's tokenizer: SentencePiece, with pieces for white space and for bytes.
+
+    What somebody typed never becomes a control id: `<sop>` in a text is five
+    characters.  (The published code makes it the control id, which moves the border
+    of the context.)  `<n>`, `<|tab|>` and `<|blank_2|>` in a text are the white space
+    that they stand for, as in the published code; they control nothing.
+    """
+
+    def __init__(self, model: SentencePieceProcessor, image_tokens: int = 0) -> None:
+        """Take a model with ChatGLM's pieces; `image_tokens` is added to each of its ids."""
+        self._model = model
+        self._offset = image_tokens
+        self._pad = self.id_of("<pad>")
+        self._context = (self.id_of("[gMASK]"), self.id_of("<sop>"))
+        self.stop_ids = frozenset([self.id_of("<eop>")])
+        self.vocabulary = image_tokens + model.vocab_size()
+        # SentencePiece can be told to drop them all, or the first only, and does not say which.
+        self.eats_every_leading_space = not model.decode_pieces(["▁", "▁"])
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the tokenizer of a checkpoint.
+
+        Raises:
+            CheckpointError: ice_text.model is missing, damaged or another model's.
+        """
+        model = _read_model(folder / MODEL_FILE)
+        return cls(model, _image_tokens(folder, model))
+
+    def id_of(self, piece: str) -> int:
+        """Return the id of a piece that is in the vocabulary."""
+        return int(self._model.piece_to_id(piece)) + self._offset
+
+    def encode(self, text: str) -> list[int]:
+        """Turn any text into ids; none of them is a control id."""
+        # Two halves of one character are joined, a half alone becomes U+FFFD.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = _WHITE_SPACE_RUN.sub(lambda run: _PIECES[run[0]], text)
+        ids: list[int] = []
+        for token in self._model.encode(text):
+            if self._model.is_control(token):
+                ids += self._spelled(token)
+            else:
+                ids.append(token + self._offset)
+        return ids
+
+    def _spelled(self, token: int) -> list[int]:
+        # Only a model file that lets text become control pieces comes here.
+        spelling = self._model.id_to_piece(token).encode()
+        return [self.id_of(_BYTE_PIECES[byte]) for byte in spelling]
+
+    def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Turn a chat into the ids the model is fed: its text, then [gMASK] and <sop>."""
+        return [*self.encode(prompt.render(messages)), *self._context]
+
+    def piece(self, token: int) -> str:
+        """Name an id; ids below `image_tokens` were pictures in another model.
+
+        Raises:
+            IndexError: There is no such id.
+        """
+        if token < self._offset:
+            return f"<image_{token}>"
+        return str(self._model.id_to_piece(token - self._offset))
+
+    def surface(self, token: int) -> str | bytes | None:
+        """Say what an id is to `text.Pieces`."""
+        piece = self.piece(token)
+        if token < self._offset:
+            return piece
+        if token == self._pad:
+            return b""
+        index = token - self._offset
+        if self._model.is_byte(index):
+            return bytes([int(piece[3:5], 16)])
+        if self._model.is_control(index):
+            return None
+        if self._model.is_unknown(index):
+            return str(self._model.decode_pieces([piece]))
+        return piece
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into the text they spell, with the gaps before English punctuation closed."""
+        pieces = [self.piece(token) for token in ids if token != self._pad]
+        return clean_up(expand(self._model.decode_pieces(pieces)))
+
+    def complete(self, ids: Iterable[int]) -> str:
+        """Turn the ids of a whole answer into the answer: what `detokenizer` says bit by bit."""
+        return respond(self.decode(ids))
+
+    def detokenizer(self) -> AnswerStream:
+        return AnswerStream(self)
+
+
+def _read_model(path: Path) -> SentencePieceProcessor:
+    try:
+        content = path.read_bytes()
+    except OSError as exc:
+        raise CheckpointError(
+            f"{path} cannot be read ({exc.strerror}): copy the {MODEL_FILE} of the checkpoint there"
+        ) from exc
+    if not content:
+        raise CheckpointError(f"{path} is empty: download it again")
+    try:
+        model = _parse(content)
+        first = model.id_to_piece(list(range(min(len(_FIRST_PIECES), model.vocab_size()))))
+    except (RuntimeError, ValueError) as exc:
+        raise CheckpointError(f"{path} is damaged, or no SentencePiece model: download it again") from exc
+    if tuple(first) != _FIRST_PIECES:
+        raise CheckpointError(
+            f"{path} is another model's vocabulary: it begins with {' '.join(first)} and not with "
+            f"{' '.join(_FIRST_PIECES)}; use the {MODEL_FILE} of ChatGLM-6B"
+        )
+    layout = (*_CONTROL_PIECES, *_BLANK_PIECES, *_BYTE_PIECES)
+    missing = [piece for piece in layout if model.id_to_piece(model.piece_to_id(piece)) != piece]
+    if len(missing) == len(layout):
+        # The first release's file ends with the words; its code adds the rest while it runs.
+        return _parse(content + _layout_pieces())
+    if missing:
+        raise CheckpointError(
+            f"{path} misses {len(missing)} of ChatGLM's pieces, {missing[0]} first: download it again"
+        )
+    return model
+
+
+def _parse(content: bytes) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_proto=content)
+
+
+def _layout_pieces() -> bytes:
+    """Write the pieces after the words as protocol buffers, which add up when put end to end."""
+    control, user_defined, byte = 3, 4, 6  # SentencePiece.Type
+
+    def entry(piece: str, kind: int) -> bytes:
+        name = piece.encode()
+        body = bytes([0x0A, len(name)]) + name + b"\x15\0\0\0\0" + bytes([0x18, kind])
+        return bytes([0x0A, len(body)]) + body
+
+    byte_fallback = b"\x12\x03\x98\x02\x01"  # trainer_spec { byte_fallback: true }
+    return byte_fallback + b"".join(
+        [
+            *(entry(piece, control) for piece in _CONTROL_PIECES),
+            *(entry(piece, user_defined) for piece in _BLANK_PIECES),
+            *(entry(piece, byte) for piece in _BYTE_PIECES),
+        ]
+    )
+
+
+_FIRST_RELEASE_IMAGE_TOKENS = 20000
+
+
+def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
+    """Find what is added to every id, and hold it against the ids that config.json names."""
+    named = _json(folder / "config.json")
+    said = _json(folder / "tokenizer_config.json").get("num_image_tokens")
+    sop = model.piece_to_id("<sop>")
+    if isinstance(said, int):
+        offset = said
+    elif named.get("bos_token_id") == sop + _FIRST_RELEASE_IMAGE_TOKENS:
+        offset = _FIRST_RELEASE_IMAGE_TOKENS
+    else:
+        offset = 0
+    for key, piece in (
+        ("bos_token_id", "<sop>"),
+        ("eos_token_id", "<eop>"),
+        ("gmask_token_id", "[gMASK]"),
+        ("mask_token_id", "[MASK]"),
+    ):
+        found = model.piece_to_id(piece) + offset
+        if named.get(key, found) != found:
+            raise CheckpointError(
+                f"{folder / 'config.json'} says {key} = {named[key]}, but {piece} is {found} in {MODEL_FILE}: "
+                "the two are not of one model; download both again"
+            )
+    return offset
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc}): download it again") from exc
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object: download it again")
+    return content
