@@ -1,9 +1,22 @@
 """What an operator may set: config.toml, the environment and secret files as frozen values."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self, get_args
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -20,7 +33,14 @@ def _paired(value: object) -> object:
     return {key.strip(): word.strip() for key, _, word in (item.partition("=") for item in value.split(","))}
 
 
-PlatformId = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*:\S+$")]
+def _identified(value: str) -> str:
+    platform, colon, id = value.partition(":")
+    if not (platform and colon and id) or value.split() != [value]:
+        raise ValueError(f'{value!r} is not written "platform:id", as in "discord:1234"')
+    return value
+
+
+PlatformId = Annotated[str, AfterValidator(_identified)]
 PlatformIds = Annotated[tuple[PlatformId, ...], BeforeValidator(_listed)]
 
 
@@ -28,6 +48,13 @@ class Section(BaseModel):
     """A table of config.toml; each field's description is its comment there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation in (int, float):
+            raise ValueError(f"{str(value).lower()} is not a number")
+        return value
 
 
 class ConversationSection(Section):
@@ -142,6 +169,15 @@ class AdapterSection(Section):
         """Name the tokens that are not there."""
         return tuple(name for name in self.tokens if getattr(self, name) is None)
 
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        missing = self.missing()
+        some_are_there = len(missing) < len(self.tokens)
+        if missing and (self.enabled is True or (self.enabled == "auto" and some_are_there)):
+            why = "enabled = true" if self.enabled is True else "one token is there"
+            raise PydanticCustomError("tokens_missing", "tokens are missing", {"missing": missing, "why": why})
+        return self
+
 
 class Config(BaseModel):
     """All settings; what exists is valid.  `adapters` holds those switched off too."""
@@ -172,3 +208,53 @@ class Config(BaseModel):
         return chosen or {
             name: section for name, section in self.adapters.items() if section.enabled == "auto" and not section.tokens
         }
+
+
+Key = tuple[str, ...]  # a table and the setting in it: ("engine", "quantization")
+
+
+def known_settings(adapters: Mapping[str, type[AdapterSection]]) -> dict[Key, FieldInfo]:
+    """Find every setting there is, in the order of config.toml."""
+    tables: dict[Key, type[BaseModel]] = {
+        (name,): field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    tables |= {("adapters", name): section for name, section in adapters.items()}
+    return {(*table, name): field for table, section in tables.items() for name, field in section.model_fields.items()}
+
+
+def variable(key: Key) -> str:
+    """Name the environment variable of a setting.
+
+    >>> variable(("engine", "quantization")), variable(("adapters", "discord", "token"))
+    ('BOT_ENGINE__QUANTIZATION', 'BOT_DISCORD__TOKEN')
+    """
+    return "BOT_" + "__".join(key[1:] if key[0] == "adapters" else key).upper()
+
+
+def secret_file(key: Key) -> str:
+    """Name the secret file of a setting.
+
+    >>> secret_file(("adapters", "discord", "token"))
+    'discord__token'
+    """
+    return variable(key).removeprefix("BOT_").lower()
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Tell whether this setting's value is never to be shown."""
+    return field.annotation is SecretStr or SecretStr in get_args(field.annotation)
+
+
+def has_password(url: str) -> bool:
+    """Tell whether a database's URL holds a password.
+
+    >>> has_password("postgresql+psycopg://bot:secret@db/bot"), has_password("sqlite+aiosqlite:///data/bot.db")
+    (True, False)
+    """
+    try:
+        parts = urlsplit(url)
+        return parts.password is not None or "password" in parse_qs(parts.query)
+    except ValueError:  # no URL at all: whatever it is, it is not to be shown
+        return True
