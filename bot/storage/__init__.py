@@ -1,0 +1,1 @@
+"""What was said, kept in a database: one row per exchange."""

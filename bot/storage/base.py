@@ -73,7 +73,7 @@ class Store(Protocol):
 
         Texts and names are blanked, keys stay: a message that comes again is not
         answered again.  When this returns, no byte of the text is left in the
-        database's files.  Return how many exchanges had text.
+        database's files.  Return how many chats had text; commands are not counted.
         """
         ...
 

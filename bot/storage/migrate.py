@@ -1,0 +1,142 @@
+"""Brings a database up to date; run as a program, it writes the next migration.
+
+    python -m bot.storage.migrate "exchanges have a rating"
+
+compares schema.py with the migrations and puts what is missing into a new one.
+"""
+
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import inspect, text
+
+from bot.errors import StoreError
+from bot.storage.engines import BUSY_TIMEOUT, Location, inspector, locate, migrator
+from bot.storage.faults import translated
+
+# Alembic keeps the migration that is running in variables of its modules.
+_one_at_a_time = threading.Lock()
+
+
+def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
+    """Bring the database to the newest revision, all or nothing; make it if there is none.
+
+    It blocks: call it in a thread where an event loop runs.
+
+    Raises:
+        StoreError: The database cannot be used, or is newer than this program.  Then
+            the file is as it was.
+    """
+    location = locate(url)
+    _make_folder(location)
+    with _one_at_a_time:
+        config = _config()
+        current = revision_of(url, busy_timeout)
+        known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+        if current == known[0]:
+            return
+        if current is not None and current not in known:
+            raise StoreError(
+                f"{location.name} was written by a newer version of this program (revision {current}; this one "
+                f"knows {known[0]}): update the program, or name another file in storage.url"
+            )
+        engine = migrator(location, busy_timeout)
+        # On SQLite the transaction begins with the write lock.  Should another process
+        # have been faster, Alembic finds nothing left to do.
+        with translated(location.name), engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def revision_of(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
+    """Read which revision a database has; None for one that does not exist or is empty.
+
+    Raises:
+        StoreError: It cannot be read, or is not a database of this program.
+    """
+    location = locate(url)
+    with translated(location.name):
+        if location.path is not None and (not location.path.exists() or location.path.stat().st_size == 0):
+            return None
+        with inspector(location, busy_timeout).connect() as connection:
+            tables = inspect(connection).get_table_names()
+            if "alembic_version" in tables:
+                return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if tables and location.path is not None:
+        raise StoreError(f"{location.name} is a database of another program: name another file in storage.url")
+    return None
+
+
+def head() -> str:
+    """Return the newest revision that this program knows."""
+    newest = ScriptDirectory.from_config(_config()).get_current_head()
+    assert newest is not None
+    return newest
+
+
+def write_migration(name: str, folder: Path | None = None) -> Path:
+    """Put what schema.py has and the migrations lack into a new one; return its file."""
+    config = _config(folder)
+    scripts = ScriptDirectory.from_config(config)
+    number = len(list(scripts.walk_revisions())) + 1
+    with tempfile.TemporaryDirectory() as scratch, _one_at_a_time:
+        engine = migrator(locate(f"sqlite+aiosqlite:///{scratch}/scratch.db"))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            made = command.revision(config, name, autogenerate=True, rev_id=f"{number:04}")
+    assert made is not None
+    assert not isinstance(made, list)
+    return Path(made.path)
+
+
+def _config(folder: Path | None = None) -> Config:
+    config = Config(stdout=sys.stderr)
+    config.set_main_option("script_location", str(folder or _folder()).replace("%", "%%"))
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
+    return config
+
+
+def _folder() -> Path:
+    """Find the migrations: beside this file in a wheel, at the top level in a checkout."""
+    here = Path(__file__).resolve().parent
+    shipped = here / "migrations"
+    return shipped if shipped.is_dir() else here.parent.parent / "migrations"
+
+
+def _make_folder(location: Location) -> None:
+    if location.path is None:
+        return
+    parent = location.path.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoreError(
+            f"the folder {parent} for the database cannot be made ({exc.strerror}): make it, or name another "
+            "file in storage.url"
+        ) from exc
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not arguments[0].strip():
+        sys.stderr.write('usage: python -m bot.storage.migrate "what the migration does"\n')
+        return 2
+    try:
+        made = write_migration(arguments[0])
+    except CommandError as exc:
+        sys.stderr.write(f"{exc}\n")
+        return 1
+    sys.stdout.write(f"{made}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

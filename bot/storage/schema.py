@@ -1,0 +1,110 @@
+"""The tables, for queries and for migrations."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+
+class Words(TypeDecorator[str]):
+    """Text that every database takes.
+
+    Halves of a character pair that stand alone are no UTF-8, and PostgreSQL keeps no
+    NUL: each becomes U+FFFD.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return (
+            value.encode("utf-16-le", "surrogatepass")
+            .decode("utf-16-le", "replace")
+            .replace("\0", "\N{REPLACEMENT CHARACTER}")
+        )
+
+
+class Moment(TypeDecorator[datetime]):
+    """A moment with its time zone; SQLite keeps it as UTC, without saying so."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment without a time zone could be any of many")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# Constraints have names, because SQLite's migrations rebuild a table to change one.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+exchanges = Table(
+    "exchanges",
+    metadata,
+    # SQLite counts only an INTEGER up by itself.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("platform", Words, nullable=False),
+    Column("channel", Words, nullable=False),
+    Column("thread", Words),
+    Column("message", Words, nullable=False),
+    Column("kind", Words, nullable=False),
+    Column("status", Words, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("author_platform", Words, nullable=False),
+    Column("author", Words, nullable=False),
+    Column("author_name", Words, nullable=False),
+    Column("author_roles", JSON, nullable=False),
+    Column("author_is_bot", Boolean, nullable=False),
+    Column("text", Words, nullable=False),
+    Column("quoted", Words),
+    Column("sent_at", Moment, nullable=False),
+    Column("server", Words),
+    Column("is_direct", Boolean, nullable=False),
+    Column("locale", Words),
+    # What the message got; `reason` is null until there is an answer.
+    Column("answer", Words),
+    Column("notice", Words),
+    Column("reason", Words),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    # A list in the row and not a table of its own: it is only ever read and written
+    # whole, with its exchange.
+    Column("parts", JSON, nullable=False),
+    Column("failure", Words),
+    # A platform's message ids are unique in a channel, threads included.
+    UniqueConstraint("platform", "channel", "message"),
+    Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, high_water
+    Index(None, "platform", "status"),  # owed
+    Index(None, "author_platform", "author"),  # forget
+    # Ids order the history, so one must not come back after rows were deleted.
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,366 @@
+"""The Store in SQL: a SQLite file, or a PostgreSQL server."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import structlog
+from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from bot.clock import Clock, MonotonicClock
+from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
+from bot.errors import StoreError
+from bot.storage import engines, migrate
+from bot.storage.base import History
+from bot.storage.faults import translated
+from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
+from bot.storage.schema import exchanges
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+ASIDE = 0.1  # seconds that one try to empty the log may keep the writers waiting
+PAUSE = 0.05  # seconds between two tries
+
+
+def shielded(
+    method: Callable[Concatenate["SqlStore", Arguments], Coroutine[Any, Any, Result]],
+) -> Callable[Concatenate["SqlStore", Arguments], Coroutine[Any, Any, Result]]:
+    """Let the method run to its end even if its caller is cancelled meanwhile.
+
+    A task that is cancelled within a transaction can leave the file locked for writing
+    while the pool looks idle.  So the caller gets its CancelledError at once, and the
+    transaction goes on in a task of the store, which waits for it when it closes.
+    """
+
+    @wraps(method)
+    async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return await store._finish(store._start(method(store, *args, **kwargs), method.__name__))
+
+    return call
+
+
+class SqlStore:
+    """A Store on the database that `url` names.
+
+    On SQLite two engines share the file: one connection writes, a few others read.
+    After clear, forget and erase, the file's write-ahead log is emptied, for it still
+    holds the old text.  That waits for whoever reads the file; if another program
+    does so for more than `patience` seconds, StoreError says so: the rows are
+    blank then, and the log is emptied by the next clear, forget or erase, or at the
+    next start.
+
+    `busy_timeout` is how long another program's lock is waited for; a transaction older
+    than `suspicious` is reported.  All in seconds.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock | None = None,
+        busy_timeout: float = engines.BUSY_TIMEOUT,
+        patience: float = 10.0,
+        suspicious: float = 10.0,
+    ) -> None:
+        self._url = url
+        self._location = engines.locate(url)
+        self._clock = clock or MonotonicClock()
+        self._busy_timeout = busy_timeout
+        self._patience = patience
+        self._suspicious = suspicious
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._writer = engines.writer(self._location, busy_timeout)
+        self._reader = engines.reader(self._location, busy_timeout)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await _to_the_end(self._start(self._open(), "open"))
+        except asyncio.CancelledError:
+            await _to_the_end(asyncio.create_task(self._close()))
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _to_the_end(asyncio.create_task(self._close()))
+
+    @shielded
+    async def begin(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
+        # The dialects' own inserts, alike but for their module.
+        insert = sqlite.insert if self._location.path is not None else postgresql.insert
+        new = (
+            insert(exchanges)
+            .values(**message_values(message), kind=kind, status=Status.OPEN, seed=_new_seed(), parts=[])
+            .on_conflict_do_nothing(index_elements=["platform", "channel", "message"])
+            .returning(*exchanges.c)
+        )
+        async with self._writing() as tx:
+            row = (await tx.execute(new)).first()
+        return None if row is None else to_exchange(row)
+
+    @shielded
+    async def placed(self, exchange: int, part: int, message_id: str) -> None:
+        async with self._writing() as tx:
+            query = select(exchanges.c.parts).where(exchanges.c.id == exchange).with_for_update()
+            parts: list[str] | None = (await tx.execute(query)).scalar()
+            if parts is None or part > len(parts):
+                raise StoreError(f"exchange {exchange} does not exist, or its part {part} comes before an earlier one")
+            parts = [*parts[:part], message_id, *parts[part + 1 :]]
+            await tx.execute(update(exchanges).where(exchanges.c.id == exchange).values(parts=parts))
+
+    @shielded
+    async def answer(self, exchange: int, answer: Answer) -> bool:
+        return await self._move(exchange, {Status.OPEN}, Status.ANSWERED, answer_values(answer))
+
+    @shielded
+    async def delivered(self, exchange: int) -> None:
+        await self._move(exchange, {Status.ANSWERED}, Status.DELIVERED)
+
+    @shielded
+    async def fail(self, exchange: int, why: str) -> None:
+        await self._move(exchange, {Status.OPEN, Status.ANSWERED}, Status.FAILED, {"failure": why})
+
+    @shielded
+    async def reopen(self, exchange: int, text: str | None = None) -> Exchange | None:
+        values = {"status": Status.OPEN, "seed": _new_seed(), "failure": None, **UNANSWERED}
+        if text is not None:
+            values["text"] = text
+        again = (
+            update(exchanges)
+            .where(exchanges.c.id == exchange, exchanges.c.status != Status.CLEARED)
+            .values(values)
+            .returning(*exchanges.c)
+        )
+        async with self._writing() as tx:
+            row = (await tx.execute(again)).first()
+        return None if row is None else to_exchange(row)
+
+    @shielded
+    async def history(self, before: Exchange, limit: int) -> History:
+        answered = and_(
+            _exactly(before.message.channel),
+            exchanges.c.id < before.id,
+            exchanges.c.kind == Kind.CHAT,
+            exchanges.c.status.in_([Status.ANSWERED, Status.DELIVERED]),
+            exchanges.c.answer != "",
+            exchanges.c.reason != FinishReason.ERROR,
+        )
+        newest = select(exchanges).where(answered).order_by(exchanges.c.id.desc()).limit(limit)
+        async with self._reading() as tx:
+            rows = (await tx.execute(newest)).all()
+            count = (await tx.execute(select(func.count()).select_from(exchanges).where(answered))).scalar_one()
+        return History(tuple(to_exchange(row) for row in reversed(rows)), older=count - len(rows))
+
+    @shielded
+    async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        # The thread is left out: an id is unique in its channel, and an event about a
+        # message does not always say which thread that is in.
+        return await self._first(
+            exchanges.c.platform == channel.platform,
+            exchanges.c.channel == channel.channel,
+            exchanges.c.message == message_id,
+        )
+
+    @shielded
+    async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
+        return await self._first(
+            _exactly(channel),
+            exchanges.c.kind == Kind.CHAT,
+            exchanges.c.status != Status.CLEARED,
+            *([] if author is None else [_by(author)]),
+        )
+
+    @shielded
+    async def clear(self, channel: ChannelKey) -> int:
+        return await self._blank(_exactly(channel) if channel.thread is not None else _within(channel))
+
+    @shielded
+    async def forget(self, author: Author) -> int:
+        return await self._blank(_by(author))
+
+    @shielded
+    async def erase(self, exchange: int) -> None:
+        await self._blank(exchanges.c.id == exchange)
+
+    @shielded
+    async def owed(self, platform: str) -> list[Exchange]:
+        query = (
+            select(exchanges)
+            .where(exchanges.c.platform == platform, exchanges.c.status.in_([Status.OPEN, Status.ANSWERED]))
+            .order_by(exchanges.c.id)
+        )
+        async with self._reading() as tx:
+            return [to_exchange(row) for row in await tx.execute(query)]
+
+    @shielded
+    async def high_water(self, platform: str) -> dict[ChannelKey, str]:
+        newest = (
+            select(func.max(exchanges.c.id))
+            .where(exchanges.c.platform == platform)
+            .group_by(exchanges.c.channel, exchanges.c.thread)
+        )
+        query = select(exchanges.c.channel, exchanges.c.thread, exchanges.c.message).where(exchanges.c.id.in_(newest))
+        async with self._reading() as tx:
+            return {ChannelKey(platform, row.channel, row.thread): row.message for row in await tx.execute(query)}
+
+    async def _first(self, *conditions: ColumnElement[bool]) -> Exchange | None:
+        query = select(exchanges).where(*conditions).order_by(exchanges.c.id.desc()).limit(1)
+        async with self._reading() as tx:
+            row = (await tx.execute(query)).first()
+        return None if row is None else to_exchange(row)
+
+    async def _move(
+        self, exchange: int, origins: set[Status], status: Status, values: dict[str, Any] | None = None
+    ) -> bool:
+        """Change the status if it is one of `origins`; say whether it was."""
+        move = (
+            update(exchanges)
+            .where(exchanges.c.id == exchange, exchanges.c.status.in_(origins))
+            .values(status=status, **(values or {}))
+        )
+        async with self._writing() as tx:
+            moved = await tx.execute(move)
+        return moved.rowcount == 1
+
+    async def _blank(self, which: ColumnElement[bool]) -> int:
+        """Delete text and names for good; return how many chats had some."""
+        blank = (
+            update(exchanges)
+            .where(which, exchanges.c.status != Status.CLEARED)
+            .values(**BLANK, **UNANSWERED)
+            .returning(exchanges.c.kind)
+        )
+        async with self._writing() as tx:
+            kinds: list[str] = list((await tx.execute(blank)).scalars())
+        if self._location.path is not None:
+            await self._empty_log()
+        return kinds.count(Kind.CHAT)
+
+    async def _empty_log(self) -> None:
+        """Move the write-ahead log into the database and cut it to nothing."""
+        deadline = self._clock.now() + self._patience
+        while not await self._checkpointed():
+            if self._clock.now() >= deadline:
+                raise StoreError(
+                    f"the text is deleted, but {self._location.name}-wal still holds it, because another program "
+                    "keeps reading the database: close that, then clear again or start the bot anew"
+                )
+            await self._clock.sleep(PAUSE)
+
+    async def _checkpointed(self) -> bool:
+        with translated(self._location.name):
+            async with self._writer.connect() as connection:
+                await connection.execution_options(outside=True)
+                # It keeps every writer out while it waits for the readers: not for long.
+                await connection.exec_driver_sql(f"PRAGMA busy_timeout={engines.milliseconds(ASIDE)}")
+                try:
+                    busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
+                finally:
+                    timeout = engines.milliseconds(self._busy_timeout)
+                    await connection.exec_driver_sql(f"PRAGMA busy_timeout={timeout}")
+        return not busy
+
+    def _writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self._transaction(self._writer)
+
+    def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self._transaction(self._reader)
+
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task in self._under_way, "a transaction belongs into a shielded method"
+        with translated(self._location.name):
+            async with engine.begin() as connection:
+                watchdog = asyncio.get_running_loop().call_later(self._suspicious, self._report, task.get_name())
+                try:
+                    yield connection
+                finally:
+                    watchdog.cancel()
+
+    def _report(self, name: str) -> None:
+        log.warning("a transaction is still open", transaction=name, seconds=self._suspicious)
+
+    async def _open(self) -> None:
+        await asyncio.to_thread(migrate.upgrade, self._url, self._busy_timeout)
+        try:
+            # Whether one may write here shows with a transaction, not with opening.
+            async with self._writing():
+                pass
+            # A crash between blanking a text and emptying the log left the text there.
+            if self._location.path is not None and not await self._checkpointed():
+                log.warning("another program is reading the database", database=self._location.name)
+        except StoreError:
+            await self._dispose()
+            raise
+
+    async def _close(self) -> None:
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        await self._dispose()
+
+    async def _dispose(self) -> None:
+        with translated(self._location.name):
+            await self._reader.dispose()
+            await self._writer.dispose()
+
+    def _start(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
+        task = asyncio.create_task(work, name=name)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    async def _finish(self, task: asyncio.Task[Result]) -> Result:
+        try:
+            await asyncio.wait([task])  # unlike `await task`, this passes no cancellation on
+        except asyncio.CancelledError:
+            task.add_done_callback(_report_failure)
+            raise
+        return task.result()
+
+
+def _report_failure(task: asyncio.Task[Any]) -> None:
+    """Say what went wrong, now that the caller is gone."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a cancelled call has failed", call=task.get_name(), error=str(error))
+
+
+async def _to_the_end(task: asyncio.Task[None]) -> None:
+    """Wait for the task even if cancelled meanwhile; be cancelled afterwards."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+def _new_seed() -> int:
+    return secrets.randbits(63)
+
+
+def _within(channel: ChannelKey) -> ColumnElement[bool]:
+    return and_(exchanges.c.platform == channel.platform, exchanges.c.channel == channel.channel)
+
+
+def _exactly(channel: ChannelKey) -> ColumnElement[bool]:
+    thread = exchanges.c.thread
+    return and_(_within(channel), thread.is_(None) if channel.thread is None else thread == channel.thread)
+
+
+def _by(author: Author) -> ColumnElement[bool]:
+    return and_(exchanges.c.author_platform == author.platform, exchanges.c.author == author.id)
