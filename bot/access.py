@@ -1,0 +1,128 @@
+"""Who may talk to the bot, who may stop and clear what, and how much in a minute or hour."""
+
+import math
+from collections import deque
+
+from bot.clock import Clock
+from bot.config import AccessSection, LimitsSection
+from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, Usage
+from bot.words import Say
+
+# Who sits at the console is the operator: no id of a platform can equal this one.
+OPERATOR = Author("console", "operator", "operator")
+
+
+class Access:
+    """The rules of [access] and [limits]; people are told apart by id, never by name."""
+
+    def __init__(self, access: AccessSection, limits: LimitsSection, clock: Clock) -> None:
+        self._access = access
+        self._limits = limits
+        self._asked_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
+        self._asked_in_channel = SlidingWindow(limits.requests_per_minute_channel, 60.0, clock)
+        self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock)
+
+    def admits(self, message: IncomingMessage) -> bool:
+        """Whether this message is for us at all; one that is not gets no reply."""
+        if message.author.is_bot:
+            return False
+        places = (
+            (message.author.key, self._access.allow_users, self._access.deny_users),
+            (_channel_id(message.channel), self._access.allow_channels, self._access.deny_channels),
+            (_server_id(message), self._access.allow_servers, self._access.deny_servers),
+        )
+        return all(key not in denied and (not allowed or key in allowed) for key, allowed, denied in places)
+
+    def is_admin(self, author: Author) -> bool:
+        return author.key in self._access.admins or author.key == OPERATOR.key
+
+    def may_control(self, author: Author, exchange: Exchange) -> bool:
+        """Stop it or have it answered again: who asked, and admins."""
+        return author.key == exchange.message.author.key or self.is_admin(author)
+
+    def may_clear(self, author: Author) -> bool:
+        return self._access.clear_by == "everyone" or self.is_admin(author)
+
+    def refusal(self, message: IncomingMessage, say: Say) -> str | None:
+        """One sentence why this question is not answered, or None; then it counts."""
+        if not message.text.strip():
+            return say("I can only read text, and there was none in your message: what would you like to ask?")
+        if len(message.text) > self._limits.max_message_chars:
+            return say("Your message has {count} characters, and I read at most {limit}. Please shorten it.").format(
+                count=len(message.text), limit=self._limits.max_message_chars
+            )
+        user, channel = message.author.key, str(message.channel)
+        if wait := self._asked_by_user.wait(user):
+            return say("You have asked a lot just now. Please ask again in {seconds} s.").format(
+                seconds=math.ceil(wait)
+            )
+        if wait := self._tokens_of_user.wait(user):
+            return say("Your share of this hour is used up. Please ask again in {minutes} min.").format(
+                minutes=math.ceil(wait / 60)
+            )
+        if wait := self._asked_in_channel.wait(channel):
+            return say("This channel has asked a lot just now. Please ask again in {seconds} s.").format(
+                seconds=math.ceil(wait)
+            )
+        self._asked_by_user.add(user)
+        self._asked_in_channel.add(channel)
+        return None
+
+    def spend(self, author: Author, usage: Usage) -> None:
+        """Count what an answer took against the asker's hour."""
+        self._tokens_of_user.add(author.key, usage.prompt_tokens + usage.completion_tokens)
+
+
+class SlidingWindow:
+    """At most `limit` per key in any stretch of `seconds`; a limit of 0 is none.
+
+    Strict, unlike a leaky bucket, which lets twice as many through at the border of
+    two stretches; and on the monotonic clock, which the `limits` library is not.
+    """
+
+    def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._clock = clock
+        self._spent: dict[str, deque[tuple[float, int]]] = {}
+
+    def wait(self, key: str) -> float:
+        """Seconds until one more is allowed; 0 when it is allowed now."""
+        spent = self._current(key)
+        over = sum(weight for _, weight in spent) - self._limit
+        if not self._limit or over < 0:
+            return 0.0
+        for at, weight in spent:
+            over -= weight
+            if over < 0:
+                return at + self._seconds - self._clock.now()
+        raise AssertionError("what was spent cannot exceed the limit once all of it is taken off")
+
+    def add(self, key: str, weight: int = 1) -> None:
+        if self._limit and weight:
+            self._forget_the_idle()
+            self._spent.setdefault(key, deque()).append((self._clock.now(), weight))
+
+    def _current(self, key: str) -> deque[tuple[float, int]]:
+        spent = self._spent.get(key, deque())
+        while spent and spent[0][0] <= self._clock.now() - self._seconds:
+            spent.popleft()
+        return spent
+
+    def _forget_the_idle(self) -> None:
+        """Keys come from outside: without this they would pile up over a year."""
+        while self._spent:
+            oldest = next(iter(self._spent))
+            if self._current(oldest):
+                # Move it to the back, so that over time each key gets its look.
+                self._spent[oldest] = self._spent.pop(oldest)
+                return
+            del self._spent[oldest]
+
+
+def _channel_id(channel: ChannelKey) -> str:
+    return f"{channel.platform}:{channel.channel}"
+
+
+def _server_id(message: IncomingMessage) -> str:
+    return f"{message.channel.platform}:{message.server}" if message.server else ""

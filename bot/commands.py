@@ -1,0 +1,152 @@
+"""The slash commands: one async generator each, the same on every platform."""
+
+import difflib
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from bot import __version__
+from bot.access import Access
+from bot.conversations import Conversations
+from bot.domain import Exchange, Notice, ReplyEvent
+from bot.engine.base import Engine
+from bot.words import Say
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One use of a command, and the parts it may work with."""
+
+    exchange: Exchange
+    args: str
+    say: Say
+    access: Access
+    conversations: Conversations
+    engine: Engine
+
+
+Run = Callable[[Call], AsyncGenerator[ReplyEvent, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`summary` is the English msgid; a platform's menu shows it translated."""
+
+    name: str
+    summary: str
+    run: Run
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(name: str, summary: str) -> Callable[[Run], Run]:
+    """Make a function the command `/name`."""
+
+    def register(run: Run) -> Run:
+        COMMANDS[name] = Command(name, summary, run)
+        return run
+
+    return register
+
+
+def say_later(text: str) -> str:
+    """Mark a text for the catalogues where nobody is there yet to read it."""
+    return text
+
+
+def parse(text: str) -> tuple[Command, str] | None:
+    """Find the command a message calls, and the rest of its text.
+
+    A message that is nothing but a command's name is that command too: where slash
+    commands cannot be typed, "@bot clear" can.
+
+    >>> called, args = parse("/help@our_bot clear")
+    >>> called.name, args
+    ('help', 'clear')
+    >>> parse("Clear")[0].name
+    'clear'
+    >>> parse("clear the table, please"), parse("/etc/hosts is what?"), parse("")
+    (None, None, None)
+    """
+    first, _, rest = text.strip().partition(" ")
+    if first.startswith("/"):
+        name = first[1:].partition("@")[0]
+        called = COMMANDS.get(name.lower()) or (_unknown(name) if name.isalpha() and not rest else None)
+    else:
+        called = None if rest else COMMANDS.get(first.lower())
+    return (called, rest.strip()) if called else None
+
+
+def is_retry(exchange: Exchange) -> bool:
+    """Whether this message asks for another one to be answered again."""
+    called = parse(exchange.message.text)
+    return called is not None and called[0].name == "retry"
+
+
+@command("clear", say_later("Forget this conversation"))
+async def clear(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    if not call.access.may_clear(call.exchange.message.author):
+        yield Notice(call.say("Only admins may make me forget a conversation."))
+        return
+    count = await call.conversations.clear(call.exchange.message.channel)
+    if count:
+        yield Notice(call.say("Forgotten: everything said here ({count}).").format(count=count))
+    else:
+        yield Notice(call.say("There was nothing to forget here."))
+
+
+@command("stop", say_later("Stop the answer that is being written"))
+async def stop(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    message = call.exchange.message
+    active = call.conversations.active(message.channel)
+    mine = [exchange for exchange in active if call.access.may_control(message.author, exchange)]
+    for exchange in mine:
+        call.conversations.stop(exchange)
+    if mine:
+        yield Notice(call.say("Stopped."))
+    elif active:
+        yield Notice(call.say("Only the person who asked, and admins, may stop this answer."))
+    else:
+        yield Notice(call.say("Nothing is being answered here."))
+
+
+@command("retry", say_later("Answer the last question again"))
+async def retry(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    # A question that can be answered again was taken up before this runs: see dispatch.
+    yield Notice(call.say("There is no question of yours here that I could answer again."))
+
+
+@command("status", say_later("Tell which model runs, and how busy it is"))
+async def status(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    info, load = call.engine.info, call.engine.load
+    lines = [
+        call.say("Model: {model} ({quantization}, {dtype}, {device}), context of {context} tokens").format(
+            model=info.model,
+            quantization=info.quantization,
+            dtype=info.dtype,
+            device=info.device,
+            context=info.context_length,
+        ),
+        call.say("Answering: {running}, waiting: {waiting}").format(running=load.running, waiting=load.waiting),
+    ]
+    if load.tokens_per_second is not None:
+        lines.append(call.say("Speed: {speed} tokens/s").format(speed=round(load.tokens_per_second)))
+    lines.append(call.say("Version: {version}").format(version=__version__))
+    yield Notice("\n".join(f"- {line}" for line in lines))
+
+
+@command("help", say_later("List the commands"))
+async def help_(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    lines = [f"- `/{each.name}` – {call.say(each.summary)}" for each in COMMANDS.values()]
+    yield Notice("\n".join([call.say("Ask me anything, or use a command:"), "", *lines]))
+
+
+def _unknown(name: str) -> Command:
+    async def run(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+        sentence = call.say("There is no command /{name}; /help lists those there are.").format(name=name)
+        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+        if near:
+            sentence = call.say("There is no command /{name}; did you mean /{near}?").format(name=name, near=near[0])
+        yield Notice(sentence)
+
+    return Command(name, "", run)

@@ -1,0 +1,298 @@
+"""Each channel's conversation: whose turn it is, what the model is shown, how it ends."""
+
+import asyncio
+import bisect
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from bot.config import ConversationSection
+from bot.domain import (
+    Answer,
+    ChannelKey,
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    EngineEvent,
+    Exchange,
+    Finished,
+    FinishReason,
+    IncomingMessage,
+    Notice,
+    Queued,
+    ReplyEvent,
+    SamplingParams,
+    Usage,
+)
+from bot.engine.base import Engine
+from bot.errors import EngineBusy, EngineError, PromptTooLong, StoreError
+from bot.storage.base import Store
+from bot.words import Say, say_to
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Conversations:
+    """Answers the exchanges of a channel one after the other, in the order of their rows."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        settings: ConversationSection,
+        params: SamplingParams,
+        *,
+        answer_seconds: float,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._settings = settings
+        self._params = params
+        self._answer_seconds = answer_seconds
+        self._lines: dict[ChannelKey, list[Turn]] = {}
+
+    def expect(self, exchange: Exchange) -> None:
+        """Take a place in the channel's line; `reply` or `dismiss` must follow.
+
+        Places go by the row, not by who comes to `reply` first.
+        """
+        line = self._lines.setdefault(exchange.message.channel, [])
+        bisect.insort(line, Turn(exchange), key=lambda turn: turn.exchange.id)
+
+    def dismiss(self, exchange: Exchange) -> None:
+        """Give the place up."""
+        self._leave(self._turn(exchange))
+
+    def active(self, channel: ChannelKey) -> list[Exchange]:
+        """The exchanges here that wait or are being answered, in order."""
+        return [turn.exchange for turn in self._lines.get(channel, ())]
+
+    async def reply(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
+        """Answer an expected exchange: keep the answer, then tell that it is finished.
+
+        What goes wrong on the way becomes a sentence for the asker.  Whoever closes
+        the generator early leaves the exchange open: it is owed, not answered.
+        """
+        turn = self._turn(exchange)
+        try:
+            line = self._lines[exchange.message.channel]
+            while (position := line.index(turn)) and not turn.is_stopped:
+                yield Queued(position)
+                await turn.movement()
+            async with aclosing(self._answer(turn)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._leave(turn)
+
+    def stop(self, exchange: Exchange) -> bool:
+        """End its generation, running or still waiting; the partial answer is kept."""
+        for turn in self._lines.get(exchange.message.channel, ()):
+            if turn.exchange.id == exchange.id:
+                turn.stop()
+                return True
+        return False
+
+    async def clear(self, channel: ChannelKey) -> int:
+        """Forget what was said here, a channel's threads included; return how much.
+
+        What is being answered is stopped and not kept.
+        """
+        cleared = await self._store.clear(channel)
+        for key, line in self._lines.items():
+            if key == channel or (channel.thread is None and replace(key, thread=None) == channel):
+                for turn in line:
+                    turn.stop()
+        return cleared
+
+    async def reopen(self, exchange: Exchange) -> Exchange | None:
+        """Open an exchange again, to be answered anew; None if it was cleared."""
+        for turn in self._lines.get(exchange.message.channel, ()):
+            if turn.exchange.id == exchange.id:
+                turn.stop()
+                await turn.left.wait()
+                break
+        return await self._store.reopen(exchange.id)
+
+    def _turn(self, exchange: Exchange) -> "Turn":
+        line = self._lines[exchange.message.channel]
+        return next(turn for turn in line if turn.exchange.id == exchange.id)
+
+    def _leave(self, turn: "Turn") -> None:
+        channel = turn.exchange.message.channel
+        line = self._lines[channel]
+        line.remove(turn)
+        turn.left.set()
+        for other in line:
+            other.move()
+        if not line:
+            del self._lines[channel]
+
+    async def _answer(self, turn: "Turn") -> AsyncGenerator[ReplyEvent, None]:
+        exchange = turn.exchange
+        say = say_to(exchange.message, self._settings.language)
+        text: list[str] = []
+        notices: list[str] = []
+        finished = Finished(FinishReason.CANCELLED)
+        try:
+            messages, left_out = await self._prompt(exchange)
+            if left_out:
+                notices.append(say("The oldest turns of this conversation were left out: {count}.").format(count=left_out))
+                yield Notice(notices[-1])
+            async with aclosing(self._generate(turn, messages)) as events:
+                async for event in events:
+                    match event:
+                        case Delta():
+                            text.append(event.text)
+                            yield event
+                        case Queued():
+                            yield event
+                        case Finished():
+                            finished = event
+                        case _:
+                            assert_never(event)
+            if turn.is_late:
+                notices.append(
+                    say("I stopped here, for an answer may take {seconds} s.").format(
+                        seconds=round(self._answer_seconds)
+                    )
+                )
+                yield Notice(notices[-1])
+        except (EngineError, StoreError) as error:
+            log.warning("exchange failed", exchange=exchange.id, error=type(error).__name__)
+            finished = Finished(FinishReason.ERROR)
+            notices.append(_sentence(error, say))
+            yield Notice(notices[-1])
+        try:
+            await self._store.answer(
+                exchange.id, Answer("".join(text), "\n\n".join(notices), finished.reason, finished.usage)
+            )
+        except StoreError as error:
+            log.error("answer not kept", exchange=exchange.id, error=str(error))
+            yield Notice(say("My database has a problem: I will not remember this answer."))
+        yield finished
+
+    async def _generate(self, turn: "Turn", messages: tuple[ChatMessage, ...]) -> AsyncGenerator[EngineEvent, None]:
+        """The engine's events until they end, or until the turn is stopped; always one `Finished`."""
+        request = ChatRequest(
+            messages,
+            replace(self._params, seed=turn.exchange.seed),
+            channel=str(turn.exchange.message.channel),
+            user=turn.exchange.message.author.key,
+        )
+        deltas = 0
+        timer: asyncio.TimerHandle | None = None
+        try:
+            async with aclosing(self._engine.generate(request)) as generated:
+                while event := await turn.unless_stopped(generated):
+                    yield event
+                    match event:
+                        case Delta():
+                            deltas += 1
+                            timer = timer or asyncio.get_running_loop().call_later(self._answer_seconds, turn.time_out)
+                        case Finished():
+                            return
+        finally:
+            if timer is not None:
+                timer.cancel()
+        # The engine counts what it finishes; of what was stopped, a delta is about a token.
+        yield Finished(FinishReason.CANCELLED, Usage(self._engine.count_tokens(messages), deltas))
+
+    async def _prompt(self, exchange: Exchange) -> tuple[tuple[ChatMessage, ...], int]:
+        """The messages for the model, and how many older turns did not fit."""
+        history = await self._store.history(exchange, self._settings.history_turns)
+        opening = [ChatMessage("system", self._settings.system_prompt)] if self._settings.system_prompt else []
+        turns = [
+            (ChatMessage("user", self._spoken(past.message)), ChatMessage("assistant", past.answer.text))
+            for past in history.exchanges
+            if past.answer is not None
+        ]
+        question = ChatMessage("user", self._spoken(exchange.message))
+
+        def without(oldest: int) -> tuple[ChatMessage, ...]:
+            return (*opening, *(message for turn in turns[oldest:] for message in turn), question)
+
+        room = self._engine.info.context_length - self._settings.answer_tokens
+
+        def fewest_left_out() -> int:
+            return bisect.bisect_left(
+                range(len(turns)), True, key=lambda oldest: self._engine.count_tokens(without(oldest)) <= room
+            )
+
+        # Counting is quick for a turn and slow for a book; the event loop must not wait for a book.
+        left_out = await asyncio.to_thread(fewest_left_out)
+        return without(left_out), history.older + left_out
+
+    def _spoken(self, message: IncomingMessage) -> str:
+        """What the model reads of a message: who spoke, where several do, and what they quoted."""
+        text = message.text
+        if self._settings.name_speakers and not message.is_direct:
+            text = f"{message.author.name}: {text}"
+        if message.quoted:
+            quoted = "\n".join(f"> {line}" for line in message.quoted.splitlines())
+            text = f"{quoted}\n\n{text}"
+        return text
+
+
+class Turn:
+    """An exchange's place in the line of its channel."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.is_stopped = False
+        self.is_late = False
+        self.left = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._step: asyncio.Future[EngineEvent] | None = None
+
+    def move(self) -> None:
+        """Tell that the line moved up."""
+        self._moved.set()
+
+    async def movement(self) -> None:
+        """Wait until the line moved up or the turn was stopped."""
+        await self._moved.wait()
+        self._moved.clear()
+
+    def stop(self) -> None:
+        self.is_stopped = True
+        self._moved.set()
+        if self._step is not None:
+            self._step.cancel()
+
+    def time_out(self) -> None:
+        self.is_late = True
+        self.stop()
+
+    async def unless_stopped(self, events: AsyncGenerator[EngineEvent, None]) -> EngineEvent | None:
+        """The next event, or None once the turn is stopped, however long that event takes."""
+        if self.is_stopped:
+            return None
+        self._step = asyncio.ensure_future(anext(events))
+        try:
+            return await self._step
+        except asyncio.CancelledError:
+            # Two may cancel here: `stop` this step, or somebody the task that waits for it.
+            task = asyncio.current_task()
+            if not self.is_stopped or (task is not None and task.cancelling()):
+                raise
+            return None
+        finally:
+            self._step = None
+
+
+def _sentence(error: EngineError | StoreError, say: Say) -> str:
+    match error:
+        case EngineBusy():
+            return say("Too many people are waiting for me just now. Please ask again in a minute.")
+        case PromptTooLong():
+            return say("Your message takes {tokens} tokens, and I can read {limit}. Please shorten it.").format(
+                tokens=error.tokens, limit=error.limit
+            )
+        case StoreError():
+            return say("My database has a problem, so I cannot answer now. Please try again later.")
+        case _:
+            return say("Something went wrong while I was answering. Please try again.")

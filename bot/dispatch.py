@@ -1,0 +1,160 @@
+"""The front door of every adapter: what is kept, and who answers it."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+import structlog
+
+from bot.access import Access
+from bot.commands import Call, is_retry, parse
+from bot.config import ConversationSection
+from bot.conversations import Conversations
+from bot.domain import (
+    Answer,
+    Delta,
+    Exchange,
+    Finished,
+    FinishReason,
+    IncomingMessage,
+    Kind,
+    Notice,
+    ReplyEvent,
+)
+from bot.engine.base import Engine
+from bot.logs import bound
+from bot.markup.clean import clean
+from bot.storage.base import Store
+from bot.words import Say, say_to
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Keeps messages, then has them answered by a command or by the conversation."""
+
+    def __init__(
+        self,
+        access: Access,
+        conversations: Conversations,
+        engine: Engine,
+        store: Store,
+        settings: ConversationSection,
+    ) -> None:
+        self._access = access
+        self._conversations = conversations
+        self._engine = engine
+        self._store = store
+        self._settings = settings
+
+    async def accept(self, message: IncomingMessage) -> Exchange | None:
+        """Keep the message; None if it is a duplicate or not for us.
+
+        When this returns, the platform may be told that the message arrived: whatever
+        happens next, it is answered or it is owed.  `handle` must follow for what is
+        returned: a retry returns the exchange that is to be answered again.
+        """
+        message = _cleaned(message)
+        if not self._access.admits(message):
+            return None
+        kind = Kind.COMMAND if parse(message.text) else Kind.CHAT
+        exchange = await self._store.begin(message, kind)
+        return None if exchange is None else await self._taken_up(exchange)
+
+    async def owed(self, platform: str) -> list[Exchange]:
+        """What a crash left open or undelivered; `handle` must follow for each."""
+        return [await self._taken_up(exchange) for exchange in await self._store.owed(platform)]
+
+    async def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
+        """The reply to an exchange as it grows; it is kept before `Finished` is told."""
+        with bound(exchange=exchange.id):
+            log.info("exchange begins", kind=exchange.kind.value, channel=str(exchange.message.channel))
+        async with aclosing(self._reply(exchange)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    self._access.spend(exchange.message.author, event.usage)
+                    log.info("exchange answered", exchange=exchange.id, reason=event.reason.value)
+                yield event
+
+    def stop(self, exchange: Exchange) -> bool:
+        """End its generation; the partial answer is kept."""
+        return self._conversations.stop(exchange)
+
+    async def placed(self, exchange: int, part: int, message_id: str) -> None:
+        await self._store.placed(exchange, part, message_id)
+
+    async def delivered(self, exchange: int) -> None:
+        await self._store.delivered(exchange)
+
+    async def failed(self, exchange: int, why: str) -> None:
+        await self._store.fail(exchange, why)
+
+    def say_to(self, exchange: Exchange) -> Say:
+        """The bot's own words in the asker's language."""
+        return say_to(exchange.message, self._settings.language)
+
+    async def _taken_up(self, exchange: Exchange) -> Exchange:
+        if exchange.kind is Kind.COMMAND and exchange.answer is None and is_retry(exchange):
+            exchange = await self._called_back(exchange) or exchange
+        if exchange.kind is Kind.CHAT and exchange.answer is None:
+            self._conversations.expect(exchange)
+        return exchange
+
+    async def _called_back(self, retry: Exchange) -> Exchange | None:
+        """The reopened exchange that a retry stands for; None if there is none to reopen."""
+        author, channel = retry.message.author, retry.message.channel
+        latest = await self._store.latest(channel, None if self._access.is_admin(author) else author)
+        reopened = latest and await self._conversations.reopen(latest)
+        if reopened:
+            # The answer is the other reply, edited; the command itself says nothing.
+            await self._store.answer(retry.id, Answer(""))
+            await self._store.delivered(retry.id)
+        return reopened
+
+    def _reply(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
+        if exchange.answer is not None:
+            return _again(exchange.answer)
+        if exchange.kind is Kind.COMMAND:
+            return self._command(exchange)
+        refusal = self._access.refusal(exchange.message, self.say_to(exchange))
+        if refusal is None:
+            return self._conversations.reply(exchange)
+        self._conversations.dismiss(exchange)
+        return self._refused(exchange, refusal)
+
+    async def _command(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
+        called = parse(exchange.message.text)
+        assert called is not None, "an exchange of kind command calls one"
+        command, args = called
+        call = Call(exchange, args, self.say_to(exchange), self._access, self._conversations, self._engine)
+        notices: list[str] = []
+        async with aclosing(command.run(call)) as events:
+            async for event in events:
+                if isinstance(event, Notice):
+                    notices.append(event.text)
+                yield event
+        await self._store.answer(exchange.id, Answer("", "\n\n".join(notices)))
+        yield Finished(FinishReason.STOP)
+
+    async def _refused(self, exchange: Exchange, why: str) -> AsyncGenerator[ReplyEvent, None]:
+        yield Notice(why)
+        await self._store.answer(exchange.id, Answer("", why, FinishReason.ERROR))
+        yield Finished(FinishReason.ERROR)
+
+
+async def _again(answer: Answer) -> AsyncGenerator[ReplyEvent, None]:
+    """An answer that was kept before it could be delivered."""
+    if answer.text:
+        yield Delta(answer.text)
+    if answer.notice:
+        yield Notice(answer.notice)
+    yield Finished(answer.reason, answer.usage)
+
+
+def _cleaned(message: IncomingMessage) -> IncomingMessage:
+    return replace(
+        message,
+        text=clean(message.text),
+        quoted=None if message.quoted is None else clean(message.quoted),
+        author=replace(message.author, name=clean(message.author.name).replace("\n", " ")),
+    )
