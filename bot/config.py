@@ -194,6 +194,15 @@ class Config(BaseModel):
     adapters: Mapping[str, AdapterSection] = Field(default_factory=dict)
 
     @property
+    def secrets(self) -> tuple[str, ...]:
+        """All that must never be shown, for the logs to blot out."""
+        fields = (value for section in (self.storage, *self.adapters.values()) for _, value in section)
+        found = [value.get_secret_value() for value in fields if isinstance(value, SecretStr)]
+        return tuple(
+            secret for secret in found if secret != self.storage.url.get_secret_value() or has_password(secret)
+        )
+
+    @property
     def enabled_adapters(self) -> dict[str, AdapterSection]:
         """Those to run.
 
