@@ -65,8 +65,8 @@ class SqlStore:
     def __init__(
         self,
         url: str,
-        *,
         clock: Clock | None = None,
+        *,
         busy_timeout: float = engines.BUSY_TIMEOUT,
         patience: float = 10.0,
         suspicious: float = 10.0,

@@ -1,0 +1,465 @@
+"""What everyone may expect of a Store."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status, Usage
+from bot.errors import StoreError
+from bot.storage.base import Store
+from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message, temporary_store
+
+Reopened = Callable[[], AbstractAsyncContextManager[Store]]
+
+# Each opens the same database again when it is called again.
+IMPLEMENTATIONS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {"sqlite": temporary_store}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def reopened(request: pytest.FixtureRequest, tmp_path: Path) -> Reopened:
+    return partial(IMPLEMENTATIONS[request.param], tmp_path)
+
+
+@pytest.fixture
+async def store(reopened: Reopened) -> AsyncIterator[Store]:
+    async with reopened() as store:
+        yield store
+
+
+async def begun(store: Store, incoming: IncomingMessage, kind: Kind = Kind.CHAT) -> Exchange:
+    exchange = await store.begin(incoming, kind)
+    assert exchange is not None
+    return exchange
+
+
+async def answered(store: Store, incoming: IncomingMessage, answer: str = "hi", kind: Kind = Kind.CHAT) -> Exchange:
+    exchange = await begun(store, incoming, kind)
+    assert await store.answer(exchange.id, Answer(answer))
+    return await found(store, exchange)
+
+
+async def found(store: Store, exchange: Exchange) -> Exchange:
+    now = await store.find(exchange.message.channel, exchange.message.id)
+    assert now is not None
+    return now
+
+
+async def texts_before(store: Store, exchange: Exchange, limit: int = 100) -> list[str]:
+    return [past.message.text for past in (await store.history(exchange, limit)).exchanges]
+
+
+# Opening an exchange.
+
+
+async def test_an_exchange_begins_open_and_without_an_answer(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    assert exchange.message == message(1)
+    assert (exchange.kind, exchange.status, exchange.answer, exchange.parts) == (Kind.CHAT, Status.OPEN, None, ())
+    assert 0 <= exchange.seed < 2**63
+
+
+async def test_all_that_is_known_of_a_message_is_kept(store: Store) -> None:
+    whole = IncomingMessage(
+        id="1718.2",
+        channel=THREAD,
+        author=replace(MEI, is_bot=True),
+        text="你好 🙂\n\tworld",
+        sent_at=datetime(2026, 3, 4, 5, 6, 7, 890123, tzinfo=UTC),
+        server="T1",
+        is_direct=True,
+        locale="zh-CN",
+        quoted="谁说的？",
+    )
+    exchange = await begun(store, whole, Kind.COMMAND)
+    assert exchange.message == whole
+    assert await found(store, exchange) == exchange
+
+
+async def test_a_moment_comes_back_with_its_time_zone(store: Store) -> None:
+    in_china = datetime(2026, 1, 2, 20, tzinfo=timezone(timedelta(hours=8)))
+    sent_at = (await begun(store, replace(message(1), sent_at=in_china))).message.sent_at
+    assert sent_at == in_china
+    assert sent_at.utcoffset() == timedelta(0)
+
+
+async def test_a_moment_without_a_time_zone_is_refused(store: Store) -> None:
+    with pytest.raises(StoreError, match="time zone"):
+        await store.begin(replace(message(1), sent_at=NOON.replace(tzinfo=None)), Kind.CHAT)
+
+
+async def test_a_message_that_comes_again_begins_nothing(store: Store) -> None:
+    first = await begun(store, message(1, "first"))
+    assert await store.begin(message(1, "again"), Kind.CHAT) is None
+    assert await store.begin(message(1, "again"), Kind.COMMAND) is None
+    assert await found(store, first) == first
+
+
+async def test_of_many_copies_at_once_exactly_one_begins(store: Store, reopened: Reopened) -> None:
+    async with reopened() as another_process:
+        copies = [part.begin(message(1), Kind.CHAT) for part in [store, another_process] * 32]
+        begun_by = [exchange for exchange in await asyncio.gather(*copies) if exchange is not None]
+    assert len(begun_by) == 1
+
+
+async def test_the_same_id_elsewhere_is_another_message(store: Store) -> None:
+    channels = [ROOM, ChannelKey("slack", "C2"), ChannelKey("discord", "C1"), ChannelKey("slack", "17.1")]
+    ids = {(await begun(store, message(1, channel=channel))).id for channel in channels}
+    assert len(ids) == len(channels)
+
+
+async def test_exchanges_are_numbered_in_the_order_they_began(store: Store) -> None:
+    ids = [(await begun(store, message(number))).id for number in (9, 1, 5)]
+    assert ids == sorted(ids)
+
+
+async def test_texts_of_a_megabyte_are_kept(store: Store) -> None:
+    text = "长🙂" * 150_000
+    exchange = await answered(store, message(1, text), answer=text)
+    assert exchange.message.text == text
+    assert exchange.answer == Answer(text)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters()))
+async def test_any_text_is_kept(store: Store, text: str) -> None:
+    exchange = await begun(store, message(uuid4().hex, text))
+    assert exchange.message.text == text.replace("\0", "\ufffd")
+
+
+async def test_halves_of_characters_are_replaced(store: Store) -> None:
+    exchange = await begun(store, message(1, "a\ud83db\0c\ud83d\ude42"))
+    assert exchange.message.text == "a\ufffdb\ufffdc🙂"
+
+
+# The way of an exchange.
+
+
+async def test_parts_are_kept_in_order_and_can_be_replaced(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    for part, message_id in [(0, "m1"), (1, "m2"), (0, "m3"), (2, "m4")]:
+        await store.placed(exchange.id, part, message_id)
+    assert (await found(store, exchange)).parts == ("m3", "m2", "m4")
+
+
+async def test_a_part_that_skips_one_is_refused(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    with pytest.raises(StoreError, match="part 1"):
+        await store.placed(exchange.id, 1, "m2")
+    with pytest.raises(StoreError, match="does not exist"):
+        await store.placed(exchange.id + 1, 0, "m1")
+
+
+async def test_an_answer_is_kept_whole(store: Store) -> None:
+    answer = Answer("你好", "the oldest 2 turns were left out", FinishReason.LENGTH, Usage(12, 34))
+    exchange = await begun(store, message(1))
+    assert await store.answer(exchange.id, answer)
+    now = await found(store, exchange)
+    assert (now.status, now.answer) == (Status.ANSWERED, answer)
+
+
+async def test_an_exchange_is_answered_once(store: Store) -> None:
+    exchange = await answered(store, message(1), "first")
+    assert not await store.answer(exchange.id, Answer("second"))
+    assert await found(store, exchange) == exchange
+
+
+async def test_an_exchange_that_does_not_exist_is_not_answered(store: Store) -> None:
+    assert not await store.answer(99, Answer("who?"))
+
+
+async def test_only_what_is_answered_can_be_delivered(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    await store.delivered(exchange.id)
+    assert (await found(store, exchange)).status is Status.OPEN
+    await store.answer(exchange.id, Answer("hi"))
+    await store.delivered(exchange.id)
+    assert (await found(store, exchange)).status is Status.DELIVERED
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+async def test_what_failed_is_owed_no_more(store: Store, is_answered: bool) -> None:
+    exchange = await (answered if is_answered else begun)(store, message(1))
+    await store.fail(exchange.id, "the channel is gone")
+    assert (await found(store, exchange)).status is Status.FAILED
+    assert await store.owed("slack") == []
+    assert not await store.answer(exchange.id, Answer("late"))
+
+
+async def test_what_was_delivered_cannot_fail(store: Store) -> None:
+    exchange = await answered(store, message(1))
+    await store.delivered(exchange.id)
+    await store.fail(exchange.id, "too late")
+    assert (await found(store, exchange)).status is Status.DELIVERED
+
+
+async def test_reopening_forgets_the_answer_and_keeps_the_parts(store: Store) -> None:
+    exchange = await answered(store, message(1, "hello"))
+    await store.placed(exchange.id, 0, "m1")
+    await store.delivered(exchange.id)
+    again = await store.reopen(exchange.id)
+    assert again is not None
+    assert (again.status, again.answer, again.parts) == (Status.OPEN, None, ("m1",))
+    assert again.message == exchange.message
+    assert again.seed != exchange.seed
+    assert await found(store, exchange) == again
+    assert await store.answer(exchange.id, Answer("better"))
+
+
+async def test_an_edited_message_is_reopened_with_its_new_text(store: Store) -> None:
+    exchange = await answered(store, message(1, "helo"))
+    again = await store.reopen(exchange.id, "hello")
+    assert again is not None
+    assert again.message == message(1, "hello")
+
+
+async def test_what_failed_or_was_never_answered_can_be_reopened(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    assert await store.reopen(exchange.id) is not None
+    await store.fail(exchange.id, "gone")
+    again = await store.reopen(exchange.id)
+    assert again is not None
+    assert again.status is Status.OPEN
+
+
+async def test_what_was_cleared_or_never_was_cannot_be_reopened(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    await store.clear(ROOM)
+    assert await store.reopen(exchange.id, "new text") is None
+    assert (await found(store, exchange)).message.text == ""
+    assert await store.reopen(99) is None
+
+
+# Looking back.
+
+
+async def test_history_is_what_was_said_before_oldest_first(store: Store) -> None:
+    for number in range(4):
+        await answered(store, message(number, f"question {number}"), f"answer {number}")
+    third = await found(store, await answered(store, message(4, "question 4")))
+    await answered(store, message(5, "question 5"))
+    history = await store.history(third, limit=10)
+    assert [past.message.text for past in history.exchanges] == [f"question {number}" for number in range(4)]
+    assert [past.answer for past in history.exchanges] == [Answer(f"answer {number}") for number in range(4)]
+    assert history.older == 0
+
+
+async def test_history_is_cut_to_its_newest_and_counts_the_older_ones(store: Store) -> None:
+    for number in range(5):
+        await answered(store, message(number, f"question {number}"))
+    now = await begun(store, message(5))
+    history = await store.history(now, limit=2)
+    assert [past.message.text for past in history.exchanges] == ["question 3", "question 4"]
+    assert history.older == 3
+    nothing = await store.history(now, limit=0)
+    assert (nothing.exchanges, nothing.older) == ((), 5)
+
+
+async def test_history_holds_only_chats_that_the_model_answered(store: Store) -> None:
+    await answered(store, message(1, "stays"), "yes")
+    await store.delivered((await answered(store, message(2, "delivered"), "yes")).id)
+    await answered(store, message(3, "/status"), "fine", kind=Kind.COMMAND)
+    await begun(store, message(4, "still open"))
+    await store.fail((await answered(store, message(5, "failed"))).id, "gone")
+    await store.erase((await answered(store, message(6, "erased"))).id)
+    for number, answer in [
+        (7, Answer("", "the queue is full")),
+        (8, Answer("half an answ", reason=FinishReason.ERROR)),
+        (9, Answer("stopped", reason=FinishReason.CANCELLED)),
+    ]:
+        await store.answer((await begun(store, message(number, f"message {number}"))).id, answer)
+    assert await texts_before(store, await begun(store, message(10))) == ["stays", "delivered", "message 9"]
+
+
+async def test_channels_and_threads_with_the_same_ids_never_mix(store: Store) -> None:
+    places = [
+        ROOM,
+        THREAD,
+        ChannelKey("slack", "C1", "17.2"),
+        ChannelKey("slack", "17.1"),
+        ChannelKey("slack", "17.1", "C1"),
+        ChannelKey("discord", "C1"),
+        ChannelKey("discord", "C1", "17.1"),
+        ChannelKey("slack", "C1", ""),
+    ]
+    for number, place in enumerate(places):
+        await answered(store, message(number, str(place), channel=place, author=replace(MEI, platform=place.platform)))
+    for number, place in enumerate(places):
+        asked = await begun(store, message(f"new {number}", channel=place))
+        assert await texts_before(store, asked) == [str(place)]
+        latest = await store.latest(place)
+        assert latest is not None
+        assert latest.message.channel == place
+
+
+async def test_a_message_is_found_in_whichever_thread_it_is(store: Store) -> None:
+    exchange = await begun(store, message(1, channel=THREAD))
+    assert await store.find(THREAD, "1") == exchange
+    assert await store.find(ROOM, "1") == exchange
+    assert await store.find(ROOM, "2") is None
+    assert await store.find(ChannelKey("slack", "C2"), "1") is None
+
+
+async def test_the_latest_chat_is_found_by_its_author(store: Store) -> None:
+    mine = await begun(store, message(1, author=MEI))
+    theirs = await begun(store, message(2, author=BEN))
+    await begun(store, message(3, author=MEI), Kind.COMMAND)
+    await begun(store, message(4, channel=THREAD, author=MEI))
+    assert await store.latest(ROOM) == theirs
+    assert await store.latest(ROOM, MEI) == mine
+    assert await store.latest(ROOM, Author("discord", MEI.id, MEI.name)) is None
+    await store.erase(mine.id)
+    assert await store.latest(ROOM, MEI) is None
+
+
+async def test_what_is_open_or_undelivered_is_owed_oldest_first(store: Store) -> None:
+    first = await begun(store, message(3))
+    await store.delivered((await answered(store, message(1))).id)
+    await store.fail((await begun(store, message(2))).id, "gone")
+    await store.erase((await begun(store, message(5))).id)
+    second = await answered(store, message(4, channel=THREAD), kind=Kind.COMMAND)
+    await begun(store, message(1, channel=ChannelKey("discord", "D")))
+    assert await store.owed("slack") == [first, second]
+    assert await store.owed("telegram") == []
+
+
+async def test_the_high_water_mark_is_the_newest_message_of_each_channel(store: Store) -> None:
+    for number, channel in [(5, ROOM), (3, ROOM), (8, THREAD), (1, ChannelKey("discord", "D"))]:
+        await begun(store, message(number, channel=channel))
+    await store.clear(THREAD)
+    assert await store.high_water("slack") == {ROOM: "3", THREAD: "8"}
+    assert await store.high_water("telegram") == {}
+
+
+# Deleting.
+
+
+async def test_clearing_blanks_texts_and_names_and_keeps_the_key(store: Store) -> None:
+    exchange = await answered(store, replace(message(1, "secret"), quoted="quoted", locale="zh"))
+    await store.placed(exchange.id, 0, "m1")
+    assert await store.clear(ROOM) == 1
+    blank = await found(store, exchange)
+    assert blank.status is Status.CLEARED
+    assert blank.answer is None
+    assert blank.parts == ("m1",)
+    assert blank.message == IncomingMessage("1", ROOM, Author("slack", "", ""), "", NOON)
+    assert await store.begin(message(1, "secret"), Kind.CHAT) is None
+
+
+async def test_clearing_counts_chats_and_each_only_once(store: Store) -> None:
+    await answered(store, message(1))
+    await begun(store, message(2))
+    await begun(store, message(3, "/clear"), Kind.COMMAND)
+    assert await store.clear(ROOM) == 2
+    assert await store.clear(ROOM) == 0
+
+
+async def test_clearing_a_channel_clears_its_threads(store: Store) -> None:
+    await answered(store, message(1))
+    await answered(store, message(2, channel=THREAD))
+    elsewhere = await answered(store, message(3, channel=ChannelKey("slack", "C2")))
+    assert await store.clear(ROOM) == 2
+    assert await found(store, elsewhere) == elsewhere
+
+
+async def test_clearing_a_thread_leaves_its_channel_alone(store: Store) -> None:
+    outside = await answered(store, message(1))
+    another = await answered(store, message(2, channel=ChannelKey("slack", "C1", "17.2")))
+    await answered(store, message(3, channel=THREAD))
+    assert await store.clear(THREAD) == 1
+    assert await found(store, outside) == outside
+    assert await found(store, another) == another
+
+
+async def test_an_answer_to_what_was_cleared_meanwhile_is_not_kept(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    await store.clear(ROOM)
+    assert not await store.answer(exchange.id, Answer("late"))
+    await store.delivered(exchange.id)
+    await store.fail(exchange.id, "late")
+    blank = await found(store, exchange)
+    assert (blank.status, blank.answer) == (Status.CLEARED, None)
+
+
+async def test_forgetting_a_person_reaches_every_channel_and_nobody_else(store: Store) -> None:
+    mine = [await answered(store, message(1)), await begun(store, message(2, channel=ChannelKey("slack", "C2")))]
+    others = [
+        await answered(store, message(3, author=BEN)),
+        await answered(store, message(4, author=replace(MEI, platform="discord"))),
+    ]
+    assert await store.forget(MEI) == 2
+    assert [(await found(store, exchange)).status for exchange in mine] == [Status.CLEARED] * 2
+    assert [await found(store, exchange) for exchange in others] == others
+
+
+async def test_erasing_takes_one_exchange(store: Store) -> None:
+    kept, erased = await answered(store, message(1)), await answered(store, message(2))
+    await store.erase(erased.id)
+    await store.erase(99)
+    assert (await found(store, erased)).status is Status.CLEARED
+    assert await found(store, kept) == kept
+
+
+# Life and death.
+
+
+async def test_everything_is_there_after_a_restart(reopened: Reopened) -> None:
+    async with reopened() as store:
+        exchange = await answered(store, message(1, "你好"))
+    async with reopened() as store:
+        assert await found(store, exchange) == exchange
+        assert await store.begin(message(1), Kind.CHAT) is None
+        assert (await begun(store, message(2))).id > exchange.id
+
+
+async def test_a_cancelled_call_is_finished_before_the_store_closes(reopened: Reopened) -> None:
+    async with reopened() as store:
+        call = asyncio.create_task(store.begin(message(1), Kind.CHAT))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    async with reopened() as store:
+        assert await store.find(ROOM, "1") is not None
+
+
+async def test_cancelled_calls_leave_no_lock_and_no_torn_row(store: Store) -> None:
+    dice = random.Random(7)
+
+    async def talk(number: int) -> None:
+        exchange = await begun(store, message(number))
+        await store.placed(exchange.id, 0, f"m{number}")
+        await store.history(exchange, 3)
+        await store.answer(exchange.id, Answer(f"answer {number}", usage=Usage(1, number)))
+        await store.owed("slack")
+        await store.delivered(exchange.id)
+
+    talks = [asyncio.create_task(talk(number)) for number in range(200)]
+    waiting = set(talks)
+    while waiting:
+        # The calls themselves are the clock: cancel somebody whenever one of them moved on.
+        for victim in dice.sample(talks, 3):
+            victim.cancel()
+        await store.find(ROOM, "1")
+        waiting = {talk for talk in waiting if not talk.done()}
+    outcomes = await asyncio.gather(*talks, return_exceptions=True)
+    assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+    assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) > 50
+
+    async with asyncio.timeout(5):
+        await begun(store, message("the lock is free"))
+    for number in range(200):
+        exchange = await store.find(ROOM, str(number))
+        if exchange is not None:
+            is_answered = exchange.status is not Status.OPEN
+            assert exchange.answer == (Answer(f"answer {number}", usage=Usage(1, number)) if is_answered else None)
+            assert exchange.parts in {(), (f"m{number}",)}

@@ -1,0 +1,50 @@
+"""Tests of the database, and what they and others need: a store on a temporary file."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bot.domain import Author, ChannelKey, IncomingMessage
+from bot.storage.sql import SqlStore
+
+MEI = Author("slack", "U1", "Mei", frozenset({"staff", "运维"}))
+BEN = Author("slack", "U2", "Ben")
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+ROOM = ChannelKey("slack", "C1")
+THREAD = ChannelKey("slack", "C1", "17.1")
+
+
+class JumpingClock:
+    """A clock on which a sleep takes no time and is over."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+def url_of(path: Path) -> str:
+    return f"sqlite+aiosqlite:///{path}"
+
+
+@asynccontextmanager
+async def temporary_store(folder: Path) -> AsyncIterator[SqlStore]:
+    """Open the store in this folder, made on the first time."""
+    async with SqlStore(url_of(folder / "bot.db"), JumpingClock()) as store:
+        yield store
+
+
+def message(
+    number: int | str, text: str = "hello", channel: ChannelKey = ROOM, author: Author = MEI
+) -> IncomingMessage:
+    return IncomingMessage(str(number), channel, author, text, NOON)
+
+
+def bytes_in(folder: Path) -> bytes:
+    """All that is in the files there: the database, its log, its shared memory."""
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
