@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bot.engine.chatglm.config import ChatGLMConfig
+from bot.engine.kernels.attention import attention, mask_bias
 
 # The published network scales its residuals by its 28 layers, however many it has.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -47,22 +48,6 @@ class WholeSequence:
         if self._bias is None or self._bias.dtype != query.dtype:
             self._bias = mask_bias(self._mask, query.dtype)
         return attention(query, key, value, self._bias)
-
-
-def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What attention adds to its scores: so much where `mask` is True that nothing else counts.
-
-    A query that sees no key then looks at all alike, as in the published network.
-    """
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, torch.finfo(dtype).min)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Scaled dot-product attention of `[rows, tokens, heads, head_dim]` tensors."""
-    mixed = functional.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias
-    )
-    return mixed.transpose(1, 2)
 
 
 def rotary_angles(positions: Tensor, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
@@ -179,6 +164,10 @@ class ChatGLM(nn.Module):
         self.dtype = dtype
         self.half_angles = half_angles
         self.transformer = Transformer(config, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.final_layernorm.weight.device
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Return the logits at every token, `[rows, tokens, vocab]`.

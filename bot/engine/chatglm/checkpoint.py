@@ -1,0 +1,219 @@
+"""A checkpoint's files: which tensors they hold, read one at a time, and what is wrong with them."""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bot.engine.chatglm.config import read_json
+from bot.errors import CheckpointError
+
+AGAIN = "download it again"
+_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+# A pickle that was cut off or damaged makes its reader stumble in all of these ways.
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    OSError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a file says about one of its tensors."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class _Shard(Protocol):
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class Checkpoint:
+    """The weights in a folder: safetensors or `.bin`, in one file or in shards with an index.
+
+    Opening it reads headers only; `read` maps a tensor into memory.
+
+    Raises:
+        CheckpointError: Files are missing, damaged, or would run code.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = next((folder / name for name in _FILES if (folder / name).exists()), None)
+        if found is None:
+            raise CheckpointError(
+                f"{folder} holds no weights: put model.safetensors or pytorch_model.bin there, or their shards with "
+                "the index.json that names them"
+            )
+        self._shard_of: dict[str, _Shard] = {}
+        if found.suffix == ".json":
+            self._open_shards(found)
+        else:
+            shard = _open(found)
+            self._shard_of = dict.fromkeys(shard.tensors, shard)
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        return {name: shard.tensors[name] for name, shard in self._shard_of.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor as the file has it, on the CPU; it may be a view of the file.
+
+        Raises:
+            CheckpointError: Its bytes are damaged, or its numbers are no numbers.
+        """
+        shard = self._shard_of[name]
+        tensor = shard.read(name)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{shard.tensors[name].file}: tensor {name} holds values that are not finite numbers: {AGAIN}"
+            )
+        return tensor
+
+    def _open_shards(self, index: Path) -> None:
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not files:
+            raise CheckpointError(f"{index} has no weight_map, which says what file holds a tensor: {AGAIN}")
+        shards: dict[str, _Shard] = {}
+        for file in sorted({str(file) for file in files.values()}):
+            # The index must not lead out of the folder.
+            if Path(file).name != file or not (index.parent / file).is_file():
+                raise CheckpointError(f"{index} names the shard {file}, which is missing: download the missing file")
+            shards[file] = _open(index.parent / file)
+        for name, file in files.items():
+            if name not in shards[file].tensors:
+                raise CheckpointError(
+                    f"{index} says that {file} holds the tensor {name}, and it does not: these files are not of one "
+                    f"download; {AGAIN}"
+                )
+        for file, shard in shards.items():
+            for name in shard.tensors:
+                if files.get(name, file) != file:
+                    raise CheckpointError(
+                        f"{index.parent / file} holds the tensor {name}, which {index.name} expects in {files[name]}: "
+                        f"these files are not of one download; {AGAIN}"
+                    )
+                self._shard_of[name] = shard
+
+
+def _open(file: Path) -> _Shard:
+    return _SafetensorsShard(file) if file.suffix == ".safetensors" else _PickleShard(file)
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class _SafetensorsShard:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.tensors: dict[str, TensorInfo] = {}
+        opened: Any = safe_open  # the package types it in part only
+        try:
+            self._open = opened(file, framework="pt")
+            for name in self._open.keys():  # noqa: SIM118  # it is no dict
+                part = self._open.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise CheckpointError(f"{file}: tensor {name} is of an unknown kind, {part.get_dtype()}")
+                self.tensors[name] = TensorInfo(file, tuple(part.get_shape()), dtype)
+        except (SafetensorError, OSError) as exc:
+            raise CheckpointError(f"{file} is damaged or was cut off ({exc}): {AGAIN}") from exc
+
+    def read(self, name: str) -> Tensor:
+        try:
+            return cast("Tensor", self._open.get_tensor(name))
+        except (SafetensorError, OSError) as exc:
+            raise CheckpointError(f"{self.file}: tensor {name} cannot be read ({exc}): {AGAIN}") from exc
+
+
+class _PickleShard:
+    """A `.bin`: a pickle, opened without letting it run anything."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._records = _records(file)
+        try:
+            with file.open("rb") as opened:
+                # The form before torch 1.6 is no zip archive and cannot be mapped.
+                is_zip = opened.read(2) == b"PK"
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+        except pickle.UnpicklingError as exc:
+            raise CheckpointError(
+                f"{file} is damaged, or a pickle that holds more than tensors and could run code; it was not loaded: "
+                "take it from its publisher, as safetensors if there are any"
+            ) from exc
+        except _DAMAGED as exc:
+            raise CheckpointError(f"{file} is damaged or was cut off ({_first_line(exc)}): {AGAIN}") from exc
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{file} holds a {type(content).__name__}, not tensors by name: {AGAIN}")
+        self._content: dict[str, Tensor] = {}
+        for name, tensor in content.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+                raise CheckpointError(f"{file} holds {name!r}, which is no plain tensor: {AGAIN}")
+            self._content[name] = tensor
+        self.tensors = {
+            name: TensorInfo(file, tuple(tensor.shape), tensor.dtype) for name, tensor in self._content.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        tensor = self._content[name]
+        storage = tensor.untyped_storage()
+        if self._records and storage.nbytes():
+            content = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+            if (storage.nbytes(), zlib.crc32(content)) not in self._records:
+                raise CheckpointError(f"{self.file}: the bytes of tensor {name} are not those once saved: {AGAIN}")
+        return tensor
+
+
+def _records(file: Path) -> set[tuple[int, int]]:
+    """Sizes and check sums of a zip archive's records; mapping it into memory does not check them."""
+    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(file) as archive:
+        records = {(record.file_size, record.CRC) for record in archive.infolist() if "/data/" in record.filename}
+        # torch can be told to write none; then all are 0.
+        return records if any(crc for _, crc in records) else set()
+    return set()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,157 @@
+"""One call from a folder to a model that serves, and one for random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bot.engine.chatglm.causal import ChatGLMForServing
+from bot.engine.chatglm.checkpoint import Checkpoint
+from bot.engine.chatglm.config import ChatGLMConfig, read_config
+from bot.engine.chatglm.weights import (
+    PREFIX,
+    Progress,
+    Quantization,
+    build_network,
+    check_quantization,
+    expected_shapes,
+    read_network,
+    read_prefix,
+    stored_config,
+    stored_quantization,
+)
+from bot.engine.kernels import Int4, Int8, Quantised
+from bot.engine.kernels.reference import group_of
+from bot.errors import CheckpointError, EngineUnavailable
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    folder: Path,
+    *,
+    quantization: Quantization = "none",
+    dtype: DType = "auto",
+    device: str = "auto",
+    slots: int = 8,
+    ptuning: Path | None = None,
+    half_angles: bool = False,
+    progress: Progress | None = None,
+) -> ChatGLMForServing:
+    """Load a checkpoint folder; `progress` is called with the bytes read and the bytes there are.
+
+    A checkpoint that is int8 or int4 already is recognised by itself and wants
+    `quantization` "none".  `ptuning` is a folder with a P-Tuning v2 prefix for it.
+
+    Raises:
+        CheckpointError: The folder misses something or holds something else.
+        EngineUnavailable: There is no such device here.
+    """
+    place = find_device(device)
+    config = read_config(folder)
+    check_quantization(folder, config, quantization)
+    checkpoint = Checkpoint(folder)
+    config = stored_config(checkpoint, config)
+    kind = quantization if quantization != "none" else stored_quantization(config)
+    prefix = _prefix(checkpoint if ptuning is None else Checkpoint(ptuning), config, needed=ptuning is not None)
+    network = read_network(
+        checkpoint,
+        config,
+        quantization=quantization,
+        dtype=find_dtype(dtype, place, kind),
+        device=place,
+        half_angles=half_angles,
+        progress=progress,
+    )
+    return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=prefix)
+
+
+def load_random(
+    config: ChatGLMConfig,
+    *,
+    quantization: Quantization = "none",
+    dtype: DType = "auto",
+    device: str = "auto",
+    slots: int = 8,
+    seed: int = 0,
+) -> ChatGLMForServing:
+    """Make a model of `config`'s dimensions with random weights: for measuring and for tests.
+
+    Raises:
+        EngineUnavailable: There is no such device here.
+    """
+    place = find_device(device)
+    shapes = expected_shapes(config)
+    random = torch.Generator().manual_seed(seed)
+
+    def matrix(name: str) -> Tensor | Quantised:
+        rows, columns = shapes[name]
+        if quantization == "none" or "word_embeddings" in name:
+            return torch.randn(rows, columns, generator=random).mul_(columns**-0.5)
+        return random_quantised(rows, columns, quantization, random).to(place)
+
+    def vector(name: str) -> Tensor:
+        return torch.full(shapes[name], 1.0 if name.endswith("norm.weight") else 0.0)
+
+    network = build_network(config, matrix, vector, dtype=find_dtype(dtype, place, quantization), device=place)
+    return ChatGLMForServing(network, slots=slots, quantization=quantization)
+
+
+def random_quantised(rows: int, columns: int, kind: Quantization, random: torch.Generator) -> Quantised:
+    """Draw a matrix as if quantised from normal weights with a variance of 1 / columns."""
+
+    def drawn(width: int) -> Tensor:
+        return torch.randint(-128, 128, (rows, width), dtype=torch.int8, generator=random)
+
+    # Bytes and nibbles drawn evenly vary by 74 and by 4.6 steps.
+    if kind == "int8":
+        return Int8(drawn(columns), torch.full((rows, 1), columns**-0.5 / 74))
+    groups = columns // (group_of(columns) or columns)
+    scale = torch.full((rows, groups), columns**-0.5 / 4.6, dtype=torch.bfloat16)
+    return Int4(drawn(columns // 2), scale, scale / 2)
+
+
+def find_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that is here.
+
+    Raises:
+        EngineUnavailable: It is not here, or there is no such name.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise EngineUnavailable(f'engine.device = "{name}" is no device: use auto, cpu, cuda, cuda:1 or mps') from exc
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= count.get(device.type, 0):
+        raise EngineUnavailable(
+            f'engine.device = "{name}", and torch {torch.__version__} finds no such device here: use auto or cpu'
+        )
+    return device
+
+
+def find_dtype(name: DType, device: torch.device, quantization: Quantization) -> torch.dtype:
+    """Resolve "auto": float16 on a GPU; on a CPU float32, or bfloat16 with quantised weights."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type != "cpu":
+        return torch.float16
+    # The packed products are fast with bfloat16 activations only.
+    return torch.float32 if quantization == "none" else torch.bfloat16
+
+
+def _prefix(checkpoint: Checkpoint, config: ChatGLMConfig, *, needed: bool) -> Tensor | None:
+    prefix = read_prefix(checkpoint, config)
+    if prefix is None and needed:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds no P-Tuning prefix (no tensor {PREFIX}embedding.weight): name the folder that "
+            'training wrote, or set engine.ptuning = ""'
+        )
+    return prefix

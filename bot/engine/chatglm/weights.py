@@ -1,0 +1,264 @@
+"""From a checkpoint to the network: what must be in it, quantised on the way if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bot.engine.chatglm.checkpoint import AGAIN, Checkpoint, TensorInfo
+from bot.engine.chatglm.config import ChatGLMConfig
+from bot.engine.chatglm.model import ChatGLM, Embedding
+from bot.engine.kernels import Int4, Int8, Quantised, QuantisedEmbedding, QuantisedLinear, quantise
+from bot.errors import CheckpointError
+
+Quantization = Literal["none", "int8", "int4"]
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes there are."""
+
+EMBEDDING = "transformer.word_embeddings.weight"
+PREFIX = "transformer.prefix_encoder."
+_BITS: Mapping[Quantization, int] = {"none": 0, "int8": 8, "int4": 4}
+_NAMES: Mapping[int, Quantization] = {bits: name for name, bits in _BITS.items()}
+
+
+def read_network(
+    checkpoint: Checkpoint,
+    config: ChatGLMConfig,
+    *,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    device: torch.device,
+    half_angles: bool = False,
+    progress: Progress | None = None,
+) -> ChatGLM:
+    """Read the weights, a tensor at a time; `config` is of `stored_config`.
+
+    Raises:
+        CheckpointError: It holds something else than `config` and `quantization` need.
+    """
+    check_quantization(checkpoint.folder, config, quantization)
+    shapes = expected_shapes(config)
+    _check_tensors(checkpoint, config, shapes)
+    tensors = checkpoint.tensors
+    total = sum(tensors[name].bytes for name in shapes)
+    done = 0
+
+    def read(name: str) -> Tensor:
+        nonlocal done
+        tensor = checkpoint.read(name)
+        done += tensors[name].bytes
+        if progress is not None:
+            progress(done, total)
+        return tensor
+
+    def matrix(name: str) -> Tensor | Quantised:
+        weight = read(name)
+        if weight.dtype == torch.int8:
+            scale = read(f"{name}_scale").to(device)[:, None]
+            weight = weight.to(device, copy=True)
+            return Int4(weight, scale) if config.quantization_bit == 4 else Int8(weight, scale)
+        if quantization != "none" and name != EMBEDDING:
+            return quantise(weight.to(device), _BITS[quantization])
+        return weight
+
+    return build_network(config, matrix, read, dtype=dtype, device=device, half_angles=half_angles)
+
+
+def build_network(
+    config: ChatGLMConfig,
+    matrix: Callable[[str], Tensor | Quantised],
+    vector: Callable[[str], Tensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    half_angles: bool = False,
+) -> ChatGLM:
+    """Make the network of the tensors that `matrix` and `vector` return for each name."""
+    with torch.device("meta"):
+        network = ChatGLM(config, dtype, half_angles=half_angles)
+
+    def own(tensor: Tensor, kind: torch.dtype) -> nn.Parameter:
+        # A copy always: what a file holds must not change under us.
+        return nn.Parameter(tensor.to(device, kind, copy=True), requires_grad=False)
+
+    for path, module in list(network.named_modules()):
+        parent, _, name = path.rpartition(".")
+        match module:
+            case nn.Linear():
+                weight, bias = matrix(f"{path}.weight"), vector(f"{path}.bias")
+                if isinstance(weight, Tensor):
+                    module.weight, module.bias = own(weight, dtype), own(bias, dtype)
+                else:
+                    made = QuantisedLinear(weight, bias.to(device, copy=True), dtype)
+                    setattr(network.get_submodule(parent), name, made)
+            case nn.LayerNorm():
+                module.weight = own(vector(f"{path}.weight"), torch.float32)
+                module.bias = own(vector(f"{path}.bias"), torch.float32)
+            case Embedding():
+                table = matrix(f"{path}.weight")
+                if isinstance(table, Tensor):
+                    module.weight = own(table, dtype)
+                else:
+                    setattr(network.get_submodule(parent), name, QuantisedEmbedding(table, dtype))
+    return network.eval()
+
+
+def stored_config(checkpoint: Checkpoint, config: ChatGLMConfig) -> ChatGLMConfig:
+    """Return `config` with the quantisation that the tensors have, should it not name one.
+
+    Raises:
+        CheckpointError: It names another.
+    """
+    tensors = checkpoint.tensors
+    first = tensors.get("transformer.layers.0.attention.query_key_value.weight")
+    table = tensors.get(EMBEDDING)
+    if first is None or table is None or len(first.shape) != 2:
+        return config  # what is missing is told with everything else that is
+    bits = 0
+    if first.dtype == torch.int8:
+        bits = 4 if first.shape[1] * 2 == config.hidden_size else 8
+    if config.quantization_bit not in (0, bits):
+        raise CheckpointError(
+            f"{first.file} holds {_kind(bits)} weights, but config.json beside it says quantization_bit "
+            f"{config.quantization_bit}: these files are not of one download; {AGAIN}"
+        )
+    return replace(config, quantization_bit=bits, quantization_embeddings=table.dtype == torch.int8)
+
+
+def check_quantization(folder: Path, config: ChatGLMConfig, asked: Quantization) -> None:
+    """Refuse to quantise what is quantised."""
+    if config.quantization_bit and asked != "none":
+        raise CheckpointError(
+            f"{folder} is quantised to {_kind(config.quantization_bit)} already and cannot be quantised to {asked}: set "
+            'engine.quantization = "none" to use it as it is, or take the float16 checkpoint'
+        )
+
+
+def stored_quantization(config: ChatGLMConfig) -> Quantization:
+    return _NAMES[config.quantization_bit]
+
+
+def expected_shapes(config: ChatGLMConfig) -> dict[str, tuple[int, ...]]:
+    """Name every tensor that a checkpoint must hold, in the order they are read, with its shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def matrix(name: str, rows: int, columns: int, bits: int) -> None:
+        shapes[f"{name}.weight"] = (rows, columns // 2 if bits == 4 else columns)
+        if bits:
+            shapes[f"{name}.weight_scale"] = (rows,)
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
+
+    hidden, inner, bits = config.hidden_size, config.inner_hidden_size, config.quantization_bit
+    matrix("transformer.word_embeddings", config.vocab_size, hidden, bits if config.quantization_embeddings else 0)
+    for layer in range(config.num_layers):
+        at = f"transformer.layers.{layer}"
+        norm(f"{at}.input_layernorm")
+        for name, rows, columns in (
+            (f"{at}.attention.query_key_value", 3 * hidden, hidden),
+            (f"{at}.attention.dense", hidden, hidden),
+            (f"{at}.mlp.dense_h_to_4h", inner, hidden),
+            (f"{at}.mlp.dense_4h_to_h", hidden, inner),
+        ):
+            matrix(name, rows, columns, bits)
+            shapes[f"{name}.bias"] = (rows,)
+        norm(f"{at}.post_attention_layernorm")
+    norm("transformer.final_layernorm")
+    return shapes
+
+
+def _check_tensors(checkpoint: Checkpoint, config: ChatGLMConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    tensors = checkpoint.tensors
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.folder} lacks the tensor {_some(missing)}, which a ChatGLM-6B of {config.num_layers} layers has: "
+            f"the checkpoint is incomplete or another model's; {AGAIN}"
+        )
+    unknown = [name for name in tensors if name not in shapes and not _is_ignored(name)]
+    if unknown:
+        raise CheckpointError(
+            f"{tensors[unknown[0]].file} holds the tensor {_some(unknown)}, which a ChatGLM-6B of {config.num_layers} "
+            "layers has not: this is another model, or config.json is another's"
+        )
+    for name, shape in shapes.items():
+        _check_tensor(name, tensors[name], shape, config)
+
+
+def _check_tensor(name: str, found: TensorInfo, shape: tuple[int, ...], config: ChatGLMConfig) -> None:
+    if found.shape != shape:
+        raise CheckpointError(
+            f"{found.file}: tensor {name} has the shape {list(found.shape)}, and by config.json it must be "
+            f"{list(shape)}: these files are not of one model"
+        )
+    packed = f"{name}_scale" in expected_shapes(config)
+    if (found.dtype == torch.int8) != packed or not (packed or found.dtype.is_floating_point):
+        wanted = "int8" if packed else "floating-point"
+        raise CheckpointError(
+            f"{found.file}: tensor {name} holds {_dtype(found.dtype)} numbers where {wanted} ones belong: {AGAIN}"
+        )
+
+
+def _is_ignored(name: str) -> bool:
+    # The embedding serves as lm_head, the rotation is computed, and a prefix is read apart.
+    return name.startswith(("lm_head.", PREFIX)) or name.endswith("rotary_emb.inv_freq")
+
+
+def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
+    """Read a P-Tuning v2 prefix, with or without projection; None if there is none.
+
+    Other tensors are passed over: the old form holds the whole model again.  Returns
+    float32 `[layers, 2, prefix, heads, head_dim]`, keys and values.
+
+    Raises:
+        CheckpointError: The prefix was trained for another model.
+    """
+    tensors = {name: info for name, info in checkpoint.tensors.items() if name.startswith(PREFIX)}
+    table = tensors.get(f"{PREFIX}embedding.weight")
+    if table is None:
+        return None
+    width = config.num_layers * 2 * config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {f"{PREFIX}embedding.weight": (*table.shape[:1], width)}
+    inner = tensors.get(f"{PREFIX}trans.0.weight")
+    if inner is not None:
+        size = inner.shape[0] if inner.shape else 0
+        shapes = {
+            f"{PREFIX}embedding.weight": (*table.shape[:1], config.hidden_size),
+            f"{PREFIX}trans.0.weight": (size, config.hidden_size),
+            f"{PREFIX}trans.0.bias": (size,),
+            f"{PREFIX}trans.2.weight": (width, size),
+            f"{PREFIX}trans.2.bias": (width,),
+        }
+    for name, shape in shapes.items():
+        found = tensors.get(name)
+        if found is None or found.shape != shape:
+            what = "is missing" if found is None else f"has the shape {list(found.shape)}, not {list(shape)}"
+            raise CheckpointError(
+                f"{table.file}: tensor {name} {what}: this P-Tuning prefix was trained for another model; set "
+                'engine.ptuning = "" or name the folder of one for this model'
+            )
+    prefix = checkpoint.read(f"{PREFIX}embedding.weight").float()
+    if inner is not None:
+        first, first_bias, second, second_bias = (checkpoint.read(name).float() for name in list(shapes)[1:])
+        prefix = functional.linear(functional.linear(prefix, first, first_bias).tanh(), second, second_bias)
+    heads = prefix.view(len(prefix), config.num_layers, 2, config.num_attention_heads, config.head_dim)
+    return heads.permute(1, 2, 0, 3, 4)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _kind(bits: int) -> str:
+    return f"int{bits}" if bits else "unquantised"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,86 @@
+"""Products with int8 and int4 weights on a CPU, through the packed kernels that torch has built in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bot.engine.kernels.reference import Int4, Int8, Quantised, unpack_int4
+
+# The kernels take activations in bfloat16; in float32 and float16 they are up to 50 times as slow.
+DTYPE = torch.bfloat16
+_ROW_MULTIPLE = 16
+_GROUPS = (32, 64, 128, 256)
+_ROWS_AT_ONCE = 1024  # a multiple of every block the packed layout knows (16, 32, 64)
+# From so many rows on, a plain product with the weights turned to bfloat16 is faster.
+_PLAIN_FROM = 48
+
+
+class PackedInt8:
+    """`Int8` weights times bfloat16 activations.
+
+    Each row's scale is applied to the sums, so it is not rounded to bfloat16.
+    """
+
+    def __init__(self, weight: Int8, bias: Tensor | None) -> None:
+        self._values = weight.values.contiguous()
+        self._ones = torch.ones(weight.shape[0], dtype=DTYPE)
+        self._scale = weight.scale.float().flatten()
+        self._bias = torch.zeros(weight.shape[0]) if bias is None else bias.float()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if flat.shape[0] < _PLAIN_FROM:
+            sums = torch._weight_int8pack_mm(flat, self._values, self._ones)
+        else:
+            sums = functional.linear(flat, self._values.to(DTYPE))
+        return torch.addcmul(self._bias, sums.float(), self._scale).to(DTYPE).view(*hidden.shape[:-1], -1)
+
+
+class PackedInt4:
+    """`Int4` weights times bfloat16 activations; whole rows that share a scale as in `PackedInt8`."""
+
+    def __init__(self, weight: Int4, bias: Tensor | None) -> None:
+        rows, columns = weight.shape
+        grouped = _has_groups(weight)
+        self._group = packed_group(weight)
+        groups = columns // self._group
+        scale = weight.scale if grouped else torch.ones(rows, groups)
+        zero = torch.zeros_like(scale) if weight.zero is None else weight.zero
+        self._scale_and_zero = torch.stack([scale.t(), zero.t()], dim=-1).to(DTYPE).contiguous()
+        self._row_scale = None if grouped else weight.scale.float().flatten()
+        self._bias = torch.zeros(rows) if bias is None else bias.float()
+        # Packing wants an int32 for each weight: a few rows at a time keep that small.
+        self._packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
+        for first in range(0, rows, _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            values = unpack_int4(weight.packed[part]).to(torch.int32) + 8
+            self._packed[part] = torch._convert_weight_to_int4pack_for_cpu(values, 1)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        sums = torch._weight_int4pack_mm_for_cpu(flat, self._packed, self._group, self._scale_and_zero)
+        if self._row_scale is None:
+            return (sums + self._bias).to(DTYPE).view(*hidden.shape[:-1], -1)
+        return torch.addcmul(self._bias, sums.float(), self._row_scale).to(DTYPE).view(*hidden.shape[:-1], -1)
+
+
+def _has_groups(weight: Int4) -> bool:
+    return weight.scale.shape[1] > 1 or weight.zero is not None
+
+
+def packed_group(weight: Int4) -> int:
+    """Pick the group the kernel is told; 0 where it can do none that suits."""
+    if _has_groups(weight):
+        return weight.group if weight.group in _GROUPS else 0
+    return next((group for group in reversed(_GROUPS) if weight.shape[1] % group == 0), 0)
+
+
+def pack(weight: Quantised, bias: Tensor | None) -> PackedInt8 | PackedInt4 | None:
+    """Prepare a matrix for the packed kernels; None where its shape does not suit them."""
+    if weight.shape[0] % _ROW_MULTIPLE:
+        return None
+    if isinstance(weight, Int8):
+        return PackedInt8(weight, bias)
+    return PackedInt4(weight, bias) if packed_group(weight) else None
