@@ -1,7 +1,7 @@
 """Ids to the text people read: ChatGLM's way of tidying an answer, all at once or as it grows.
 
-`decode`, `clean_up` and `respond` do to a whole answer what the published code does;
-they are the definition.  `AnswerStream` does the same to an answer that is still being
+`expand`, `clean_up` and `respond` do to a whole answer what the published code does; they
+are the definition.  `AnswerStream` does the same to an answer that is still being
 written, and gives out text only when no later token can change it.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 MAX_BLANK = 80  # the longest run of spaces that is one piece
@@ -93,7 +93,7 @@ class Filter(Protocol):
 
 
 class Replace:
-    """`str.replace` for a text that arrives in bits, for keys that cannot overlap each other.
+    """`str.replace` for a text that arrives in bits; no key of the table begins inside another.
 
     Holds back the end of the text while it may be the beginning of a key.
     """
@@ -101,11 +101,14 @@ class Replace:
     def __init__(self, table: Mapping[str, str]) -> None:
         self._table = table
         self._keys = re.compile("|".join(map(re.escape, table)))
+        self._first = frozenset(key[0] for key in table)
         self._beginnings = frozenset(key[:n] for key in table for n in range(1, len(key)))
         self._longest = max(map(len, self._beginnings))
         self._held = ""
 
     def push(self, text: str) -> str:
+        if not self._held and self._first.isdisjoint(text):
+            return text
         text = self._held + text
         done: list[str] = []
         start = 0
@@ -233,8 +236,3 @@ class AnswerStream:
         for change in self._filters:
             text = change.push(text) + change.finish()
         return text
-
-
-def joined(stream: AnswerStream, tokens: Iterable[int]) -> str:
-    """Push everything through a stream at once."""
-    return "".join(map(stream.push, tokens)) + stream.finish()

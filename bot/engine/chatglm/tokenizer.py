@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from sentencepiece import SentencePieceProcessor
 
 from bot.domain import ChatMessage
 from bot.engine.chatglm import prompt
+from bot.engine.chatglm.config import read_json
 from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerStream, clean_up, expand, respond
 from bot.errors import CheckpointError
 
@@ -22,6 +23,13 @@ _FIRST_PIECES = ("<unk>", "<s>", "</s>", "<pad>", "<n>")
 _CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 _BLANK_PIECES = tuple(piece for piece in WHITE_SPACE if piece != "<n>")
 _BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_FIRST_RELEASE_IMAGE_TOKENS = 20000
+
+# SHA-256 of the published files, by their size: v1.1 and the first release.
+_PUBLISHED = {
+    2_706_249: "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e",
+    2_699_926: "99871e0c85db81ad7af1028854fd091cd5778c8414ae9d94bbbc10d02c831c21",
+}
 
 _WHITE_SPACE_RUN = re.compile(rf"\n|\t| {{2,{MAX_BLANK}}}")
 _PIECES = {space: piece for piece, space in WHITE_SPACE.items()}
@@ -41,6 +49,7 @@ class ChatGLMTokenizer:
         self._model = model
         self._offset = image_tokens
         self._pad = self.id_of("<pad>")
+        self._control = frozenset(map(self.id_of, (*_CONTROL_PIECES, "<s>", "</s>", "<pad>")))
         self._context = (self.id_of("[gMASK]"), self.id_of("<sop>"))
         self.stop_ids = frozenset([self.id_of("<eop>")])
         self.vocabulary = image_tokens + model.vocab_size()
@@ -63,21 +72,18 @@ class ChatGLMTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Turn any text into ids; none of them is a control id."""
-        # Two halves of one character are joined, a half alone becomes U+FFFD.
+        # Two halves of one character are joined, a half alone is like U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         text = _WHITE_SPACE_RUN.sub(lambda run: _PIECES[run[0]], text)
-        ids: list[int] = []
-        for token in self._model.encode(text):
-            if self._model.is_control(token):
-                ids += self._spelled(token)
-            else:
-                ids.append(token + self._offset)
-        return ids
+        ids = [token + self._offset for token in self._model.encode(text)]
+        if self._control.isdisjoint(ids):
+            return ids
+        # SentencePiece makes control pieces out of text only where a model file declares them
+        # to be words of its users.  None should; in one that does, their bytes stand for them.
+        return [part for token in ids for part in (self._spelled(token) if token in self._control else [token])]
 
     def _spelled(self, token: int) -> list[int]:
-        # Only a model file that lets text become control pieces comes here.
-        spelling = self._model.id_to_piece(token).encode()
-        return [self.id_of(_BYTE_PIECES[byte]) for byte in spelling]
+        return [self.id_of(_BYTE_PIECES[byte]) for byte in self.piece(token).encode()]
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Turn a chat into the ids the model is fed: its text, then [gMASK] and <sop>."""
@@ -89,18 +95,17 @@ class ChatGLMTokenizer:
         Raises:
             IndexError: There is no such id.
         """
-        if token < self._offset:
+        if 0 <= token < self._offset:
             return f"<image_{token}>"
         return str(self._model.id_to_piece(token - self._offset))
 
     def surface(self, token: int) -> str | bytes | None:
         """Say what an id is to `text.Pieces`."""
-        piece = self.piece(token)
-        if token < self._offset:
+        piece, index = self.piece(token), token - self._offset
+        if index < 0:
             return piece
         if token == self._pad:
             return b""
-        index = token - self._offset
         if self._model.is_byte(index):
             return bytes([int(piece[3:5], 16)])
         if self._model.is_control(index):
@@ -131,6 +136,9 @@ def _read_model(path: Path) -> SentencePieceProcessor:
         ) from exc
     if not content:
         raise CheckpointError(f"{path} is empty: download it again")
+    digest = hashlib.sha256(content).hexdigest()
+    if _PUBLISHED.get(len(content), digest) != digest:
+        raise CheckpointError(f"{path} has the size of the published file but not its content: download it again")
     try:
         model = _parse(content)
         first = model.id_to_piece(list(range(min(len(_FIRST_PIECES), model.vocab_size()))))
@@ -176,13 +184,12 @@ def _layout_pieces() -> bytes:
     )
 
 
-_FIRST_RELEASE_IMAGE_TOKENS = 20000
-
-
 def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
     """Find what is added to every id, and hold it against the ids that config.json names."""
-    named = _json(folder / "config.json")
-    said = _json(folder / "tokenizer_config.json").get("num_image_tokens")
+    named, own = (
+        read_json(path) if (path := folder / name).exists() else {} for name in ("config.json", "tokenizer_config.json")
+    )
+    said = own.get("num_image_tokens")
     sop = model.piece_to_id("<sop>")
     if isinstance(said, int):
         offset = said
@@ -202,16 +209,10 @@ def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
                 f"{folder / 'config.json'} says {key} = {named[key]}, but {piece} is {found} in {MODEL_FILE}: "
                 "the two are not of one model; download both again"
             )
+    rows, pieces = named.get("vocab_size", offset + model.vocab_size()), offset + model.vocab_size()
+    if isinstance(rows, int) and rows < pieces:
+        raise CheckpointError(
+            f"{folder / 'config.json'} says vocab_size = {rows}, but {MODEL_FILE} has ids up to {pieces - 1}: "
+            "the two are not of one model; download both again"
+        )
     return offset
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} cannot be read ({exc}): download it again") from exc
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object: download it again")
-    return content
