@@ -143,12 +143,12 @@ class AccessSection(Section):
 class LogsSection(Section):
     """What is logged, on standard error; never what people wrote."""
 
-    level: Level = Field(default="info", description="debug, info, warning, error")
+    level: Level = Field(default="info", description="debug, info, warning, error; libraries are heard from warning on")
     format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto: console on a terminal, else json"
     )
     levels: Annotated[dict[str, Level], BeforeValidator(_paired)] = Field(
-        default_factory=dict, description='of single parts: { "bot.engine" = "debug" }'
+        default_factory=dict, description='of single parts and libraries: { "bot.engine" = "debug", alembic = "info" }'
     )
 
 

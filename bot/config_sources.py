@@ -102,7 +102,7 @@ def load_with_origins(
 
     if in_file or elsewhere:
         where = [file.name] * bool(in_file) + ["the environment"] * bool(elsewhere)
-        raise ConfigError(" and ".join(where), [*(text for _, text in sorted(in_file)), *elsewhere])
+        raise ConfigError(" with ".join(where), [*(text for _, text in sorted(in_file)), *elsewhere])
     origins = {key: f"{file.name}, line {file.lines[key]}" for key in known if key in file.lines}
     return Loaded(config, origins | around.origins)
 
@@ -120,7 +120,7 @@ class _File:
         where = path or Path("config.toml")
         try:
             text = where.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-            return cls(str(where), tomllib.loads(text), _lines(text))
+            return cls(str(where), tomllib.loads(text + "\n"), _lines(text))
         except FileNotFoundError:
             if path is None:
                 return cls(str(where), {}, {})

@@ -145,9 +145,11 @@ class _Redaction:
     """Blots secrets out of a finished line, in whatever field or traceback they stand."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        # A line may quote a secret as JSON or as Python does.  A shorter one is no token, but may be a common word.
+        # A shorter one is no token, but may be a common word.
         long = [secret for secret in secrets if len(secret) >= 6]
-        forms = {form for secret in long for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
+        # A line may hold it as Python quotes it, as JSON does, or as both do.
+        quoted = {form for secret in long for form in (secret, repr(secret)[1:-1])}
+        forms = quoted | {json.dumps(form, ensure_ascii=False)[1:-1] for form in quoted}
         longest_first = sorted(forms, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
