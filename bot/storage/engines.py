@@ -91,10 +91,13 @@ def migrator(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
 
 
 def inspector(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
-    """Open it to look only: not even a setting of the file is changed."""
+    """Open it to look only: no setting of the file is changed, and no file is made beside it."""
     if location.path is None:
         return create_engine(location.url, poolclass=NullPool)
-    uri = f"file:{quote(str(location.path))}?mode=ro"
+    # Without a log beside it nobody is at work on the file.  Then SQLite need not make a
+    # log either, which might belong to another user than the one that runs the bot.
+    at_work = any(Path(f"{location.path}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    uri = f"file:{quote(str(location.path))}?{'mode=ro' if at_work else 'immutable=1'}"
     return create_engine(
         "sqlite://", creator=lambda: sqlite3.connect(uri, uri=True, timeout=busy_timeout), poolclass=NullPool
     )

@@ -34,7 +34,7 @@ def translated(place: str) -> Iterator[None]:
     except sqlite3.Error as exc:
         raise StoreError(sentence(place, exc)) from exc
     except OSError as exc:
-        raise StoreError(f"{place} cannot be opened ({exc.strerror}): check the rights of its folder") from exc
+        raise StoreError(f"{place} {SENTENCES[sqlite3.SQLITE_CANTOPEN]} ({exc.strerror})") from exc
     except SQLAlchemyError as exc:
         raise StoreError(f"{place} cannot be used: {str(exc).splitlines()[0]}") from exc
 

@@ -5,20 +5,21 @@
 compares schema.py with the migrations and puts what is missing into a new one.
 """
 
+import sqlite3
 import sys
 import tempfile
 import threading
+from argparse import Namespace
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import inspect, text
 
 from bot.errors import StoreError
 from bot.storage.engines import BUSY_TIMEOUT, Location, inspector, locate, migrator
-from bot.storage.faults import translated
+from bot.storage.faults import SENTENCES, translated
 
 # Alembic keeps the migration that is running in variables of its modules.
 _one_at_a_time = threading.Lock()
@@ -62,8 +63,10 @@ def revision_of(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
     """
     location = locate(url)
     with translated(location.name):
-        if location.path is not None and (not location.path.exists() or location.path.stat().st_size == 0):
-            return None
+        if location.path is not None:
+            if not location.path.exists() or location.path.stat().st_size == 0:
+                return None
+            _check_header(location.path)
         with inspector(location, busy_timeout).connect() as connection:
             tables = inspect(connection).get_table_names()
             if "alembic_version" in tables:
@@ -73,6 +76,13 @@ def revision_of(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
     return None
 
 
+def _check_header(path: Path) -> None:
+    """Refuse a file that is no database: SQLite would take a very short one for empty."""
+    with path.open("rb") as file:
+        if file.read(16) != b"SQLite format 3\0":
+            raise StoreError(f"{path} {SENTENCES[sqlite3.SQLITE_NOTADB]}")
+
+
 def head() -> str:
     """Return the newest revision that this program knows."""
     newest = ScriptDirectory.from_config(_config()).get_current_head()
@@ -80,9 +90,9 @@ def head() -> str:
     return newest
 
 
-def write_migration(name: str, folder: Path | None = None) -> Path:
+def write_migration(name: str) -> Path:
     """Put what schema.py has and the migrations lack into a new one; return its file."""
-    config = _config(folder)
+    config = _config()
     scripts = ScriptDirectory.from_config(config)
     number = len(list(scripts.walk_revisions())) + 1
     with tempfile.TemporaryDirectory() as scratch, _one_at_a_time:
@@ -98,9 +108,9 @@ def write_migration(name: str, folder: Path | None = None) -> Path:
     return Path(made.path)
 
 
-def _config(folder: Path | None = None) -> Config:
-    config = Config(stdout=sys.stderr)
-    config.set_main_option("script_location", str(folder or _folder()).replace("%", "%%"))
+def _config() -> Config:
+    config = Config(cmd_opts=Namespace(quiet=True))
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
     return config
 
@@ -129,12 +139,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not arguments[0].strip():
         sys.stderr.write('usage: python -m bot.storage.migrate "what the migration does"\n')
         return 2
-    try:
-        made = write_migration(arguments[0])
-    except CommandError as exc:
-        sys.stderr.write(f"{exc}\n")
-        return 1
-    sys.stdout.write(f"{made}\n")
+    sys.stdout.write(f"{write_migration(arguments[0])}\n")
     return 0
 
 

@@ -1,0 +1,145 @@
+"""What was deleted is in no byte of the SQLite files."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bot.domain import Answer, Author, Kind
+from bot.errors import StoreError
+from bot.storage.sql import SqlStore
+from tests.storage import MEI, NOON, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
+
+# Each stands in another column, and long ones fill pages of their own.
+TEXTS = [
+    "the secret question",
+    "密码是芝麻开门",
+    "a long one 很长 " * 5_000,
+    "quoted by somebody 引用",
+    "Meimei Zhang 张",
+]
+ANSWERS = ["the open answer", "芝麻开门不是密码", "long-winded 啰嗦 " * 5_000, "the queue is full"]
+WROTE = Author("slack", "U0123456789", TEXTS[4], frozenset({"role-of-hers", "她的角色"}))
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    async with temporary_store(tmp_path) as store:
+        yield store
+
+
+async def talk(store: SqlStore) -> int:
+    last = 0
+    for number, (text, answer) in enumerate(zip(TEXTS[:3], ANSWERS[:3], strict=True)):
+        asked = replace(message(number, text, author=WROTE), quoted=TEXTS[3], locale="zh-Hant-HK")
+        exchange = await store.begin(asked, Kind.CHAT)
+        assert exchange is not None
+        await store.answer(exchange.id, Answer(answer, ANSWERS[3]))
+        last = exchange.id
+    # One that was edited: the old words must go as well.
+    await store.reopen(last, TEXTS[2] + "edited")
+    await store.fail(last, "nobody was there")
+    return last
+
+
+def traces(folder: Path) -> list[str]:
+    content = bytes_in(folder)
+    escaped = [role.encode("ascii", "backslashreplace").decode() for role in WROTE.roles]
+    told = [*TEXTS, *ANSWERS, WROTE.id, "zh-Hant-HK", "nobody was there", "很长", "啰嗦", *escaped]
+    return [words[:30] for words in told if words.encode() in content]
+
+
+async def test_what_was_said_is_in_the_files_before(store: SqlStore, tmp_path: Path) -> None:
+    await talk(store)
+    assert {"密码是芝麻开门", "the open answer", WROTE.id} <= set(traces(tmp_path))
+
+
+async def test_after_a_clear_no_byte_of_it_is_left(store: SqlStore, tmp_path: Path) -> None:
+    await talk(store)
+    assert await store.clear(ROOM) == 3
+    assert traces(tmp_path) == []
+
+
+async def test_after_a_person_is_forgotten_no_byte_of_them_is_left(store: SqlStore, tmp_path: Path) -> None:
+    await talk(store)
+    await store.forget(WROTE)
+    assert traces(tmp_path) == []
+
+
+async def test_after_an_exchange_is_erased_no_byte_of_it_is_left(store: SqlStore, tmp_path: Path) -> None:
+    exchange = await store.begin(message(9, "only this one goes", author=MEI), Kind.CHAT)
+    assert exchange is not None
+    await store.erase(exchange.id)
+    assert b"only this one goes" not in bytes_in(tmp_path)
+
+
+async def test_a_text_that_was_in_the_database_file_already_is_overwritten_there(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await talk(store)
+    assert traces(tmp_path)
+    async with temporary_store(tmp_path) as store:
+        await store.clear(ROOM)
+        assert traces(tmp_path) == []
+
+
+async def test_while_another_program_reads_clearing_waits_and_then_says_so(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0.1) as store:
+        await talk(store)
+        other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None)
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM exchanges").fetchone()
+        with pytest.raises(StoreError, match=r"bot\.db-wal still holds it.*close that"):
+            await store.clear(ROOM)
+        assert traces(tmp_path)
+        other.close()
+        assert await store.clear(ROOM) == 0
+        assert traces(tmp_path) == []
+
+
+async def test_clearing_succeeds_once_the_other_program_has_read(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None, check_same_thread=False)
+
+    class Closing(JumpingClock):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            other.close()
+
+    clock = Closing()
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
+        await talk(store)
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM exchanges").fetchone()
+        await store.clear(ROOM)
+        assert traces(tmp_path) == []
+    assert clock.time > 0
+
+
+async def test_a_crash_before_the_log_was_emptied_is_made_up_for_at_the_next_start(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await talk(store)
+        # A copy taken now is what a crash would leave: the log with the text, which the
+        # row does not have any more.
+        crashed = tmp_path / "crashed"
+        crashed.mkdir()
+        with sqlite3.connect(tmp_path / "bot.db") as other:
+            other.execute("UPDATE exchanges SET text = '', quoted = NULL, author_name = '', author_roles = '[]'")
+            other.execute("UPDATE exchanges SET author = '', locale = NULL, answer = NULL, notice = NULL")
+            other.execute("UPDATE exchanges SET failure = NULL, reason = NULL")
+        for name in ("bot.db", "bot.db-wal"):
+            (crashed / name).write_bytes((tmp_path / name).read_bytes())
+        other.close()
+    assert traces(crashed)
+    async with temporary_store(crashed):
+        assert traces(crashed) == []
+
+
+async def test_ids_do_not_come_back_after_rows_were_deleted(store: SqlStore, tmp_path: Path) -> None:
+    last = await talk(store)
+    with sqlite3.connect(tmp_path / "bot.db") as other:
+        other.execute("DELETE FROM exchanges")
+    other.close()
+    exchange = await store.begin(replace(message(1), sent_at=NOON), Kind.CHAT)
+    assert exchange is not None
+    assert exchange.id == last + 1

@@ -1,0 +1,186 @@
+"""Migrations: up and down, alike to schema.py, from a checkout and from a wheel."""
+
+import logging
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine
+
+from bot.errors import StoreError
+from bot.storage import engines, migrate
+from bot.storage.schema import metadata
+from tests.storage import url_of
+
+MIGRATIONS = Path(migrate.__file__).parents[2] / "migrations"
+
+
+@contextmanager
+def alembic_on(path: Path) -> Iterator[tuple[Config, Connection]]:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = engines.migrator(engines.locate(url_of(path)))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        yield config, connection
+
+
+def tables(path: Path) -> dict[str, str]:
+    """The database's own words for what it holds, without Alembic's table."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {name: " ".join(sql.split()) for name, sql in rows if name not in {"alembic_version", "sqlite_sequence"}}
+
+
+def test_a_new_database_is_at_the_newest_revision(tmp_path: Path) -> None:
+    url = url_of(tmp_path / "data" / "bot.db")
+    assert migrate.revision_of(url) is None
+    assert not (tmp_path / "data").exists()  # looking makes nothing
+    migrate.upgrade(url)
+    assert migrate.revision_of(url) == migrate.head()
+
+
+def test_an_empty_file_counts_as_a_new_database(tmp_path: Path) -> None:
+    (tmp_path / "bot.db").touch()
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+
+
+def test_a_database_without_tables_counts_as_new(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+        connection.execute("DROP TABLE recipes")
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+
+
+def test_looking_leaves_no_file_behind(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+    assert [path.name for path in tmp_path.iterdir()] == ["bot.db"]
+
+
+def test_looking_sees_what_is_only_in_the_log_yet(tmp_path: Path) -> None:
+    url = url_of(tmp_path / "bot.db")
+    migrate.upgrade(url)
+    with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as running:
+        running.execute("UPDATE alembic_version SET version_num = '9999'")
+        assert migrate.revision_of(url) == "9999"
+
+
+def test_upgrading_twice_changes_nothing(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    before = (tmp_path / "bot.db").read_bytes()
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    assert (tmp_path / "bot.db").read_bytes() == before
+
+
+def test_the_migrations_make_the_schema(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "migrated.db"))
+    with alembic_on(tmp_path / "migrated.db") as (_, connection):
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine = create_engine(f"sqlite:///{tmp_path / 'created.db'}")
+    metadata.create_all(engine)
+    engine.dispose()
+    assert tables(tmp_path / "migrated.db") == tables(tmp_path / "created.db")
+
+
+def test_every_migration_goes_up_and_down(tmp_path: Path) -> None:
+    file = tmp_path / "bot.db"
+    with alembic_on(file) as (config, _):
+        revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+    states = [tables(file)]
+    for revision in revisions:
+        with alembic_on(file) as (config, _):
+            command.upgrade(config, revision)
+        states.append(tables(file))
+    for revision, before in zip(["base", *revisions][-2::-1], states[-2::-1], strict=False):
+        with alembic_on(file) as (config, _):
+            command.downgrade(config, revision)
+        assert tables(file) == before
+    assert tables(file) == {}
+
+
+def test_many_threads_may_upgrade_at_once(tmp_path: Path) -> None:
+    urls = [url_of(tmp_path / f"{number % 3}.db") for number in range(9)]
+    threads = [threading.Thread(target=migrate.upgrade, args=[url]) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {migrate.revision_of(url) for url in urls} == {migrate.head()}
+
+
+def test_a_database_from_the_future_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "bot.db"
+    migrate.upgrade(url_of(file))
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match=r"newer version of this program \(revision 9999.*update the program"):
+        migrate.upgrade(url_of(file))
+    assert file.read_bytes() == before
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "bot.db"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match="is a database of another program: name another file"):
+        migrate.upgrade(url_of(file))
+    assert file.read_bytes() == before
+
+
+def test_upgrading_prints_nothing_and_leaves_logging_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers), logging.getLogger("alembic").level)
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    assert (root.level, list(root.handlers), logging.getLogger("alembic").level) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_migrations_shipped_in_a_wheel_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "site packages 100%" / "bot" / "storage"
+    shutil.copytree(MIGRATIONS, installed / "migrations")
+    monkeypatch.setattr(migrate, "__file__", str(installed / "migrate.py"))
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+
+
+# Writing the next one.
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(MIGRATIONS, tmp_path / "migrations")
+    monkeypatch.setattr(migrate, "__file__", str(tmp_path / "migrate.py"))
+    return tmp_path / "migrations"
+
+
+def test_the_next_migration_holds_what_the_schema_has_new(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = copied / "versions" / "0001_exchanges.py"
+    first.write_text(first.read_text().replace('        sa.Column("failure", sa.Text(), nullable=True),\n', ""))
+    assert migrate.main(["exchanges have a failure"]) == 0
+    number = len(list((copied / "versions").glob("*.py")))
+    made = copied / "versions" / f"{number:04}_exchanges_have_a_failure.py"
+    assert capsys.readouterr().out == f"{made}\n"
+    assert "sa.Column('failure', sa.Text(), nullable=True)" in made.read_text()
+    assert "bot." not in made.read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], [" "], ["one", "two"]])
+def test_a_migration_needs_one_name(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert migrate.main(arguments) == 2
+    assert "usage" in capsys.readouterr().err

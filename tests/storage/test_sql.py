@@ -1,0 +1,352 @@
+"""What is special about the Store on a SQLite file: settings, faults, cancellation."""
+
+import asyncio
+import os
+import sqlite3
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from structlog.testing import capture_logs
+
+from bot.domain import Answer, Kind
+from bot.errors import StoreError
+from bot.storage import engines
+from bot.storage.faults import sentence, translated
+from bot.storage.schema import exchanges
+from bot.storage.sql import SqlStore
+from tests.storage import MEI, ROOM, JumpingClock, message, temporary_store, url_of
+
+
+@contextmanager
+def on_connect(statement: str) -> Iterator[None]:
+    """Run a statement on every connection that is opened meanwhile."""
+
+    def run(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+
+    event.listen(Pool, "connect", run)
+    try:
+        yield
+    finally:
+        event.remove(Pool, "connect", run)
+
+
+@contextmanager
+def write_locked(path: Path) -> Iterator[None]:
+    """Hold the database's write lock, as another program would."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Settings.
+
+
+async def test_the_settings_of_the_connections_are_those_that_keep_what_is_promised(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path):
+        location = engines.locate(url_of(tmp_path / "bot.db"))
+    wanted = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "busy_timeout": 5000,
+        "foreign_keys": 1,
+        "secure_delete": 1,
+        "temp_store": 2,
+        "journal_size_limit": 67108864,
+    }
+    for engine, query_only in [(engines.writer(location), 0), (engines.reader(location), 1)]:
+        async with engine.connect() as connection:
+            for pragma, value in {**wanted, "query_only": query_only}.items():
+                assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar() == value, pragma
+        await engine.dispose()
+
+
+async def test_no_question_reads_the_whole_table(tmp_path: Path) -> None:
+    asked: list[tuple[str, object]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        asked.append((statement, parameters))
+
+    async with temporary_store(tmp_path) as store:
+        exchange = await store.begin(message(1), Kind.CHAT)
+        assert exchange is not None
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            await store.history(exchange, 5)
+            await store.find(ROOM, "1")
+            await store.latest(ROOM, MEI)
+            await store.owed("slack")
+            await store.high_water("slack")
+            await store.placed(exchange.id, 0, "m")
+            await store.answer(exchange.id, Answer("hi"))
+            await store.clear(ROOM)
+            await store.forget(MEI)
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as other:
+        plans = [
+            (statement, step[-1])
+            for statement, parameters in asked
+            if statement.startswith(("SELECT", "UPDATE"))
+            for step in other.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)  # type: ignore[arg-type]  # a driver's own tuple
+        ]
+    assert len(plans) >= 9
+    assert [plan for plan in plans if plan[1].startswith(f"SCAN {exchanges.name}")] == []
+
+
+# Faults: one sentence each, and the file as it was.
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("no url", "not a database URL"),
+        ("sqlite+aiosqlite://", "must name a plain file"),
+        ("sqlite+aiosqlite:///:memory:", "must name a plain file"),
+        ("sqlite+aiosqlite:///file:x?mode=ro&uri=true", "must name a plain file"),
+        ("sqlite:///bot.db", r"begins with sqlite: write sqlite\+aiosqlite"),
+        ("mysql://bot:secret@db/bot", "begins with mysql"),
+    ],
+)
+def test_a_url_that_names_no_usable_database_is_refused(url: str, sentence: str) -> None:
+    with pytest.raises(StoreError, match=sentence) as refused:
+        SqlStore(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_postgresql_is_named_without_its_password() -> None:
+    location = engines.locate("postgresql+psycopg://bot:secret@db.example/bot")
+    assert location.name == "postgresql+psycopg://bot:***@db.example/bot"
+    assert location.path is None
+
+
+async def test_a_server_that_does_not_answer_is_reported() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(StoreError, match="is its server running"):
+        async with SqlStore("postgresql+psycopg://bot:secret@127.0.0.1:1/bot"):  # nothing listens there
+            pass
+
+
+def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda _name: None)
+    with pytest.raises(StoreError, match=r"pip install 'chatglm-bot\[postgres\]'"):
+        engines.locate("postgresql+psycopg://db.example/bot")
+
+
+async def test_the_folder_is_made(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path / "data" / "deep"):
+        assert (tmp_path / "data" / "deep" / "bot.db").is_file()
+
+
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(StoreError, match=r"the folder .*data for the database cannot be made \(.*\): make it"):
+        async with temporary_store(tmp_path / "data"):
+            pass
+
+
+async def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bot.db").mkdir()
+    with pytest.raises(StoreError, match="cannot be opened: it must be a file"):
+        async with temporary_store(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("garbage", [b"This is a diary.\n" * 1000, b"x", b"SQLite format 3\0" + b"\xff" * 5000])
+async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path, garbage: bytes) -> None:
+    (tmp_path / "bot.db").write_bytes(garbage)
+    with pytest.raises(StoreError, match="is not a SQLite database"):
+        async with temporary_store(tmp_path):
+            pass
+    assert (tmp_path / "bot.db").read_bytes() == garbage
+
+
+async def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.begin(message(1, "x" * 50_000), Kind.CHAT)
+    content = bytearray((tmp_path / "bot.db").read_bytes())
+    content[4096:] = b"\x99" * (len(content) - 4096)
+    (tmp_path / "bot.db").write_bytes(content)
+    with pytest.raises(StoreError, match="is damaged: put a backup in its place"):
+        async with temporary_store(tmp_path) as store:
+            pass
+
+
+@pytest.fixture
+def guarded() -> Iterator[Path]:
+    """A folder whose rights hold for this process, even where tests run as root."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # the folders above pytest's are private
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    path.chmod(mode)
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o755])
+async def test_a_database_that_may_not_be_written_is_left_alone(guarded: Path, mode: int) -> None:
+    async with temporary_store(guarded) as store:
+        await store.begin(message(1), Kind.CHAT)
+    file = guarded / "bot.db"
+    before = file.read_bytes()
+    set_mode(file, 0o444)
+    set_mode(guarded, mode)
+    with as_somebody_else(), pytest.raises(StoreError, match=r"cannot be (written|opened)"):
+        async with temporary_store(guarded):
+            pass
+    assert file.read_bytes() == before
+
+
+async def test_a_folder_that_may_not_be_entered_is_named(guarded: Path) -> None:
+    (guarded / "data").mkdir()
+    set_mode(guarded / "data", 0)
+    with (
+        as_somebody_else(),
+        pytest.raises(StoreError, match=r"cannot be opened: .* must be allowed .*\(Permission denied\)"),
+    ):
+        async with temporary_store(guarded / "data"):
+            pass
+    set_mode(guarded / "data", 0o755)
+
+
+async def test_a_locked_database_is_reported_and_serves_again_afterwards(tmp_path: Path) -> None:
+    url = url_of(tmp_path / "bot.db")
+    async with SqlStore(url, busy_timeout=0.01) as store:
+        with write_locked(tmp_path / "bot.db"):
+            with pytest.raises(StoreError, match="is locked by another program: close that"):
+                await store.begin(message(1), Kind.CHAT)
+            assert await store.owed("slack") == []  # reading goes on
+            with pytest.raises(StoreError, match="is locked"):
+                async with SqlStore(url, busy_timeout=0.01):
+                    pass
+        assert await store.begin(message(1), Kind.CHAT) is not None
+
+
+async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path: Path) -> None:
+    with on_connect("PRAGMA max_page_count=40"):
+        async with temporary_store(tmp_path) as store:
+            first = await store.begin(message(1, "x" * 50_000), Kind.CHAT)
+            assert first is not None
+            with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space"):
+                await store.begin(message(2, "y" * 200_000), Kind.CHAT)
+            assert await store.find(ROOM, "2") is None
+            assert await store.answer(first.id, Answer("short"))
+            await store.clear(ROOM)
+            assert await store.begin(message(2, "y" * 50_000), Kind.CHAT) is not None
+
+
+async def test_an_error_shows_nothing_of_what_people_wrote(tmp_path: Path) -> None:
+    long = "sesame " * 10_000
+    with on_connect("PRAGMA max_page_count=20"):
+        async with temporary_store(tmp_path) as store:
+            with pytest.raises(StoreError) as failed:
+                await store.begin(message(1, long), Kind.CHAT)
+    assert "sesame" not in "".join(traceback.format_exception(failed.value))
+
+
+def test_a_pool_that_stays_empty_is_reported() -> None:
+    with pytest.raises(StoreError, match=r"bot\.db did not come free in time"), translated("bot.db"):
+        raise PoolTimeout("QueuePool limit reached")
+
+
+def test_errors_without_a_sentence_of_their_own_still_name_the_database() -> None:
+    assert sentence("bot.db", sqlite3.OperationalError("no such table")) == "bot.db cannot be used: no such table"
+    assert sentence("db.example", OSError("what somebody wrote")).startswith("db.example cannot be used (OSError): ")
+    with pytest.raises(StoreError, match=r"bot\.db cannot be used: broken"), translated("bot.db"):
+        raise sqlite3.OperationalError("broken")
+
+
+# Cancellation, and transactions that last.
+
+
+async def test_a_cancelled_call_that_then_fails_is_logged(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db"), busy_timeout=0.05) as store:
+        with capture_logs() as logs, write_locked(tmp_path / "bot.db"):
+            call = asyncio.create_task(store.begin(message(1), Kind.CHAT))
+            await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await store.__aexit__(None, None, None)
+    [line] = logs
+    assert (line["log_level"], line["event"], line["call"]) == ("error", "a cancelled call has failed", "begin")
+
+
+async def test_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> None:
+    async def open_and_close() -> None:
+        async with temporary_store(tmp_path):
+            pass
+
+    opening = asyncio.create_task(open_and_close())
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert names_in(tmp_path) == ["bot.db"]  # the last one to leave takes the log along
+
+
+async def test_closing_that_is_cancelled_is_finished_first(tmp_path: Path) -> None:
+    store = await SqlStore(url_of(tmp_path / "bot.db"), JumpingClock()).__aenter__()
+    begin = asyncio.create_task(store.begin(message(1), Kind.CHAT))
+    await asyncio.sleep(0)
+    closing_it = asyncio.create_task(store.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    closing_it.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing_it
+    assert begin.done()
+    assert names_in(tmp_path) == ["bot.db"]
+
+
+async def test_a_transaction_that_stays_open_is_reported(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db"), suspicious=0) as store:
+        with capture_logs() as logs:
+            await store.begin(message(1), Kind.CHAT)
+    assert {
+        "event": "a transaction is still open",
+        "log_level": "warning",
+        "transaction": "begin",
+        "seconds": 0,
+    } in logs
+
+
+async def test_a_reader_that_stays_is_reported_at_the_start(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.begin(message(1), Kind.CHAT)
+        with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM exchanges").fetchone()
+            await store.begin(message(2), Kind.CHAT)
+            with capture_logs() as logs:
+                async with temporary_store(tmp_path):
+                    pass
+    assert [line["event"] for line in logs] == ["another program is reading the database"]
