@@ -92,7 +92,7 @@ def load_random(
         rows, columns = shapes[name]
         if quantization == "none" or "word_embeddings" in name:
             return torch.randn(rows, columns, generator=random).mul_(columns**-0.5)
-        return random_quantised(rows, columns, quantization, random).to(place)
+        return random_quantised(rows, columns, quantization, random)
 
     def vector(name: str) -> Tensor:
         return torch.full(shapes[name], 1.0 if name.endswith("norm.weight") else 0.0)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from bot.engine.chatglm.checkpoint import AGAIN, Checkpoint, TensorInfo
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.model import ChatGLM, Embedding
-from bot.engine.kernels import Int4, Int8, Quantised, QuantisedEmbedding, QuantisedLinear, quantise
+from bot.engine.kernels import Int4, Int8, Linear, Quantised, TiedEmbedding, quantise
 from bot.errors import CheckpointError
 
 Quantization = Literal["none", "int8", "int4"]
@@ -60,8 +60,8 @@ def read_network(
     def matrix(name: str) -> Tensor | Quantised:
         weight = read(name)
         if weight.dtype == torch.int8:
-            scale = read(f"{name}_scale").to(device)[:, None]
-            weight = weight.to(device, copy=True)
+            scale = read(f"{name}_scale").clone()[:, None]
+            weight = weight.clone()
             return Int4(weight, scale) if config.quantization_bit == 4 else Int8(weight, scale)
         if quantization != "none" and name != EMBEDDING:
             return quantise(weight.to(device), _BITS[quantization])
@@ -83,29 +83,24 @@ def build_network(
     with torch.device("meta"):
         network = ChatGLM(config, dtype, half_angles=half_angles)
 
-    def own(tensor: Tensor, kind: torch.dtype) -> nn.Parameter:
+    def own(tensor: Tensor, kind: torch.dtype) -> Tensor:
         # A copy always: what a file holds must not change under us.
-        return nn.Parameter(tensor.to(device, kind, copy=True), requires_grad=False)
+        return tensor.to(device, kind, copy=True)
+
+    def owned(weight: Tensor | Quantised) -> Tensor | Quantised:
+        return own(weight, dtype) if isinstance(weight, Tensor) else weight.to(device)
 
     for path, module in list(network.named_modules()):
         parent, _, name = path.rpartition(".")
         match module:
             case nn.Linear():
-                weight, bias = matrix(f"{path}.weight"), vector(f"{path}.bias")
-                if isinstance(weight, Tensor):
-                    module.weight, module.bias = own(weight, dtype), own(bias, dtype)
-                else:
-                    made = QuantisedLinear(weight, bias.to(device, copy=True), dtype)
-                    setattr(network.get_submodule(parent), name, made)
-            case nn.LayerNorm():
-                module.weight = own(vector(f"{path}.weight"), torch.float32)
-                module.bias = own(vector(f"{path}.bias"), torch.float32)
+                linear = Linear(owned(matrix(f"{path}.weight")), own(vector(f"{path}.bias"), dtype), dtype)
+                setattr(network.get_submodule(parent), name, linear)
             case Embedding():
-                table = matrix(f"{path}.weight")
-                if isinstance(table, Tensor):
-                    module.weight = own(table, dtype)
-                else:
-                    setattr(network.get_submodule(parent), name, QuantisedEmbedding(table, dtype))
+                setattr(network.get_submodule(parent), name, TiedEmbedding(owned(matrix(f"{path}.weight")), dtype))
+            case nn.LayerNorm():
+                module.weight = nn.Parameter(own(vector(f"{path}.weight"), torch.float32), requires_grad=False)
+                module.bias = nn.Parameter(own(vector(f"{path}.bias"), torch.float32), requires_grad=False)
     return network.eval()
 
 

@@ -1,14 +1,18 @@
-"""Matrices in 8 and 4 bits as parts of a network; the product is picked by device and dtype."""
+"""Weights of any kind as parts of a network that serves; products are picked by device and dtype."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bot.engine.kernels import cpu, reference
 from bot.engine.kernels.reference import Int4, Int8, Quantised, quantise_int4, quantise_rows
 
-__all__ = ["Int4", "Int8", "Quantised", "QuantisedEmbedding", "QuantisedLinear", "quantise"]
+__all__ = ["Int4", "Int8", "Linear", "Quantised", "TiedEmbedding", "quantise"]
+
+# A packed copy beside the table's rows costs memory: it is made for small tables only.
+_PACKED_TABLE_BYTES = 1 << 28
 
 
 def quantise(weight: Tensor, bits: int) -> Quantised:
@@ -16,40 +20,55 @@ def quantise(weight: Tensor, bits: int) -> Quantised:
     return quantise_rows(weight.float(), 8, torch.float32) if bits == 8 else quantise_int4(weight)
 
 
-class QuantisedLinear(nn.Module):
-    """Stands where an `nn.Linear` would, for activations of one `dtype`."""
+class Linear(nn.Module):
+    """Stands where an `nn.Linear` would, for activations of one `dtype`; it cannot be trained.
 
-    def __init__(self, weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> None:
+    A floating `weight` and the `bias` are of that dtype.
+    """
+
+    def __init__(self, weight: Tensor | Quantised, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        on_cpu = weight.scale.device.type == "cpu"
-        self._packed = cpu.pack(weight, bias) if on_cpu and dtype == cpu.DTYPE else None
-        # Only one form is kept: the other would double the memory.
-        self._plain = weight if self._packed is None else None
-        self._bias = None if bias is None else bias.to(dtype)
+        packed = cpu.pack(weight, bias, dtype) if _is_on_cpu(weight) else None
+        # The plain form is let go where there is a packed one.
+        self._product = _Plain(weight, bias) if packed is None else packed
 
     @property
     def is_packed(self) -> bool:
-        return self._packed is not None
+        return not isinstance(self._product, _Plain)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Multiply `[..., columns]`; return `[..., rows]` in the same dtype."""
-        if self._packed is not None:
-            return self._packed(hidden)
-        assert self._plain is not None
-        return reference.linear(hidden, self._plain, self._bias)
+        return self._product(hidden)
 
 
-class QuantisedEmbedding(nn.Module):
-    """Stands where the network's `Embedding` would."""
+class TiedEmbedding(nn.Module):
+    """Stands where the network's `Embedding` would: a row per id in, a product with all rows out."""
 
-    def __init__(self, weight: Quantised, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Tensor | Quantised, dtype: torch.dtype) -> None:
         super().__init__()
         self._rows = weight
-        self._linear = QuantisedLinear(weight, None, dtype)
         self._dtype = dtype
+        pack = not isinstance(weight, Tensor) or weight.nbytes <= _PACKED_TABLE_BYTES
+        self._product = Linear(weight, None, dtype) if pack else _Plain(weight, None)
 
     def forward(self, ids: Tensor) -> Tensor:
+        if isinstance(self._rows, Tensor):
+            return functional.embedding(ids, self._rows)
         return reference.dequantise(self._rows, self._dtype, rows=ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._linear.forward(hidden)
+        return self._product(hidden)
+
+
+class _Plain:
+    def __init__(self, weight: Tensor | Quantised, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        if isinstance(self._weight, Tensor):
+            return functional.linear(hidden, self._weight, self._bias)
+        return reference.linear(hidden, self._weight, self._bias)
+
+
+def _is_on_cpu(weight: Tensor | Quantised) -> bool:
+    return (weight if isinstance(weight, Tensor) else weight.scale).device.type == "cpu"
