@@ -1,6 +1,6 @@
 """What an operator may set: config.toml, the environment and secret files as frozen values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self, get_args
 from urllib.parse import parse_qs, urlsplit
 
@@ -29,8 +29,17 @@ def _listed(value: object) -> object:
 def _paired(value: object) -> object:
     """Let a variable hold a table: `BOT_LOGS__LEVELS=bot.engine=debug,alembic=info`."""
     if not isinstance(value, str):
-        return value
+        return dict(_flat(value)) if isinstance(value, dict) else value
     return {key.strip(): word.strip() for key, _, word in (item.partition("=") for item in value.split(","))}
+
+
+def _flat(table: dict[str, object], parent: str = "") -> Iterator[tuple[str, object]]:
+    """Join what TOML takes apart: to it, bot.engine without quotes is a table in a table."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{parent}{name}.")
+        else:
+            yield f"{parent}{name}", value
 
 
 def _identified(value: str) -> str:
@@ -110,7 +119,7 @@ class LimitsSection(Section):
         default=50_000, ge=0, description="per user, prompts and answers together; 0 = no limit"
     )
     max_message_chars: int = Field(default=8_000, ge=1, description="a longer message is refused")
-    answer_seconds: float = Field(default=600, gt=0, description="an answer that takes longer is cut off there")
+    answer_seconds: float = Field(default=600.0, gt=0, description="an answer that takes longer is cut off there")
 
 
 class StorageSection(Section):
@@ -261,6 +270,8 @@ def has_password(url: str) -> bool:
 
     >>> has_password("postgresql+psycopg://bot:secret@db/bot"), has_password("sqlite+aiosqlite:///data/bot.db")
     (True, False)
+    >>> has_password("postgresql://[no address")
+    True
     """
     try:
         parts = urlsplit(url)

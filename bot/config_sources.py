@@ -37,6 +37,7 @@ from bot.config_mistakes import explained, unknown
 from bot.errors import ConfigError
 
 SECRETS_DIR = Path("/run/secrets")  # where Docker, Podman and Swarm mount them
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key)$", re.IGNORECASE)
 
 
@@ -219,7 +220,9 @@ class _Surroundings:
         values: dict[Key, str] = {}
         for name, value in sorted(environ.items()):
             if name in self._names:
-                if value:  # an empty variable is how a compose file says "not set"
+                if _LONE_SURROGATE.search(value):  # a byte that the system could not decode
+                    self.mistakes.append(f"{name}: it is not UTF-8")
+                elif value:  # an empty variable is how a compose file says "not set"
                     values[self._names[name]] = value
                     self.origins[self._names[name]] = name
             elif name.startswith("BOT_") and name != "BOT_SECRETS_DIR":
@@ -229,11 +232,18 @@ class _Surroundings:
                     self.mistakes.append(f"{name}: {unknown(near)}")
         return values
 
+    def _secret_files(self) -> list[Path]:
+        try:
+            return sorted(self.secrets_dir.iterdir()) if self.secrets_dir.is_dir() else []
+        except OSError as error:
+            self.mistakes.append(f"{self.secrets_dir}: it cannot be read: {error.strerror}")
+            return []
+
     def _read_files(self) -> dict[Key, str]:
         values: dict[Key, str] = {}
         by_name = {secret_file(key): key for key in self._names.values()}
         tables = {name.partition("__")[0] for name in by_name}
-        for file in sorted(self.secrets_dir.iterdir()) if self.secrets_dir.is_dir() else ():
+        for file in self._secret_files():
             key = by_name.get(file.name)
             if key is not None:
                 try:

@@ -128,6 +128,7 @@ def _formatter(
             stamp,
             structlog.processors.format_exc_info,
             withhold,
+            _inert,
             redacted,
         ]
     )
@@ -139,6 +140,11 @@ def withhold(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         key: WITHHELD if key in _PEOPLES_WORDS or isinstance(value, _PEOPLES_VALUES) else value
         for key, value in event.items()
     }
+
+
+def _inert(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Take from texts what a terminal would obey."""
+    return {key: value.replace("\x1b", "\\x1b") if isinstance(value, str) else value for key, value in event.items()}
 
 
 class _Redaction:

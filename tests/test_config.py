@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 
 from bot.adapters import SETTINGS
 from bot.config import AdapterSection, Config, known_settings
@@ -24,7 +24,7 @@ class OneToken(AdapterSection):
     tokens: ClassVar[tuple[str, ...]] = ("token",)
 
     token: SecretStr | None = None
-    proxy: str = ""
+    proxy: str = Field(default="none", min_length=2)
 
 
 class TwoTokens(AdapterSection):
@@ -102,6 +102,11 @@ def test_variables_hold_lists_and_tables(folder: Path) -> None:
     assert config.logs.levels == {"bot.engine": "debug", "alembic": "info"}
 
 
+def test_the_levels_of_parts_may_be_written_with_and_without_quotes(folder: Path) -> None:
+    levels = load("[logs.levels]\nbot.engine.serving = 'debug'\n'bot.engine' = 'info'").logs.levels
+    assert levels == {"bot.engine.serving": "debug", "bot.engine": "info"}
+
+
 def test_an_empty_variable_is_one_that_is_not_set(folder: Path) -> None:
     assert load(BOT_DISCORD__TOKEN="", BOT_ENGINE__MODEL="").engine.model == "demo"
 
@@ -158,6 +163,8 @@ def test_the_listing_says_where_the_mistakes_are(folder: Path) -> None:
         ("[engine]\nmax_batch_size = 1.5", "line 2, engine.max_batch_size: 1.5 is not a whole number"),
         ("[engine]\ndevice = 'gpu'", "'gpu' is not one of auto, cuda, cuda:1 (the second one), mps, cpu"),
         ("[engine]\nbackend = 'llama'", "line 2, engine.backend: 'llama' is not one of chatglm, echo"),
+        ("[storage]\nurl = 7", "line 2, storage.url: this is not a text"),
+        ("[adapters.discord]\nproxy = '?'", "'?' does not fit: String should have at least 2 characters"),
         ("[sampling]\ntemperature = nan", "line 2, sampling.temperature: nan is not a number"),
         ("[sampling]\ntop_p = 0", "line 2, sampling.top_p: 0 is too small; it must be more than 0"),
         ("[conversation]\nname_speakers = 'x'", "'x' is not one of true, false"),
@@ -253,6 +260,18 @@ def test_secret_files_with_a_wrong_name_or_content_are_mistakes(folder: Path) ->
     )
 
 
+def test_a_secrets_folder_that_cannot_be_read_is_a_mistake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> None:  # permissions would not stop a test that runs as root
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert mistake() == "secrets: it cannot be read: Permission denied"
+
+
+def test_a_variable_that_is_not_unicode_is_a_mistake(folder: Path) -> None:
+    assert mistake(BOT_ENGINE__MODEL="model\udcff") == "BOT_ENGINE__MODEL: it is not UTF-8"
+
+
 def test_a_secrets_folder_that_is_named_but_missing_is_a_mistake(folder: Path) -> None:
     assert mistake(BOT_SECRETS_DIR="nowhere") == "BOT_SECRETS_DIR: there is no folder nowhere"
 
@@ -304,6 +323,15 @@ def test_each_setting_knows_where_it_was_made(folder: Path) -> None:
         ("logs", "levels"): "config.toml, line 6",
         ("adapters", "discord", "token"): "secrets/discord__token",
     }
+
+
+def test_lines_are_counted_past_texts_that_look_like_tables(folder: Path) -> None:
+    toml = (
+        '[conversation]\r\nsystem_prompt = """\r\n[engine]\r\nmodel = 1\r\n"""\r\n\r\n[engine]  # [x]\r\nmodel = 2\r\n'
+    )
+    Path("config.toml").write_bytes(toml.encode())
+    with pytest.raises(ConfigError, match=r"line 8, engine\.model: 2 is not a text"):
+        load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
 
 
 def example() -> str:

@@ -188,6 +188,13 @@ def test_the_values_of_a_failed_statement_are_withheld() -> None:
     assert stream.getvalue().count("(Background: …)") == 2
 
 
+def test_a_text_cannot_command_the_terminal() -> None:
+    stream = logging_to(io.StringIO(), format="console")
+    logging.getLogger("library").error("refused: \x1b[2J")
+    log.error("refused", channel="\x1b[2J")
+    assert "\x1b" not in stream.getvalue()
+
+
 def test_a_traceback_shows_no_local_variables() -> None:
     stream = logging_to(Terminal())
     local = CANARY
