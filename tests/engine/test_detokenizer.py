@@ -2,15 +2,18 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceTrainer
 
-from bot.engine.chatglm.text import AnswerStream, clean_up, expand, respond
+from bot.engine.chatglm.text import AnswerStream, respond
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.serving.base import Detokenizer
 from bot.engine.serving.detokenizer import StopStrings
@@ -85,23 +88,24 @@ KINDS_OF_ID = (
 )
 # Whatever may have to wait: gaps, quotes, brackets, codes of white space, marks, Chinese.
 WAITING = st.text("  ,.!?:;''ntvemrs[]训练时间<|blank_8>\t\n1好", max_size=12)
-PHRASES = st.sampled_from(
-    [
-        "[[训练时间]]",
-        "[[训练时[[训练时间]]",
-        " ' ",
-        " n't",
-        " 've",
-        " 're",
-        " ' 's .",
-        "<n>",
-        "<|tab|>",
-        "<|blank_80|>",
-        "é👋",
-    ]
+TROUBLE = (
+    "[[训练时间]]",
+    "[[训练时[[训练时间]]",
+    " ' ",
+    " n't",
+    " 've",
+    " 're",
+    " ' 's .",
+    "<n>",
+    "<|tab|>",
+    "<|blank_80|>",
+    "é👋",
 )
 IDS = st.lists(
-    st.one_of(*(kind.map(lambda token: [token]) for kind in KINDS_OF_ID), (WAITING | PHRASES).map(TOKENIZER.encode))
+    st.one_of(
+        *(kind.map(lambda token: [token]) for kind in KINDS_OF_ID),
+        (WAITING | st.sampled_from(TROUBLE)).map(TOKENIZER.encode),
+    )
 ).map(lambda parts: [token for part in parts for token in part])
 
 
@@ -177,7 +181,7 @@ def test_white_space_at_the_end_is_never_shown() -> None:
 class Counted:
     """The tokenizer's pieces, counting how often one is looked up."""
 
-    eats_every_leading_space = True
+    leading_spaces_dropped = TOKENIZER.leading_spaces_dropped
 
     def __init__(self) -> None:
         self.lookups = 0
@@ -193,14 +197,33 @@ def test_each_id_is_decoded_once() -> None:
     assert pieces.lookups == len(ids)
 
 
-class Keeping(Counted):
-    eats_every_leading_space = False
-
-
-def test_a_model_that_drops_only_the_first_leading_space_keeps_the_second() -> None:
-    ids = [TOKENIZER.id_of(piece) for piece in ("▁", "▁", "<0x27>", "▁a")]
-    assert "".join(deltas(AnswerStream(Keeping()), ids)) == respond(clean_up(expand(" ' a"))) == "'a"
-    assert "".join(deltas(AnswerStream(Counted()), ids)) == respond(clean_up(expand("' a"))) == "' a"
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize(
+    ("removes", "prefixes", "dropped"), [(True, True, sys.maxsize), (False, True, 1), (False, False, 0)]
+)
+def test_the_deltas_joined_are_the_complete_answer_in_other_vocabularies(
+    tmp_path: Path, kind: str, removes: bool, prefixes: bool, dropped: int
+) -> None:
+    SentencePieceTrainer.train(
+        sentence_iterator=iter((ENGLISH + CHINESE + CODE).splitlines()),
+        model_prefix=str(tmp_path / "ice_text"),
+        model_type=kind,
+        vocab_size=170,
+        hard_vocab_limit=False,
+        pad_id=3,
+        user_defined_symbols=["<n>"],
+        remove_extra_whitespaces=removes,
+        add_dummy_prefix=prefixes,
+        minloglevel=2,
+    )
+    tokenizer, random = ChatGLMTokenizer.load(tmp_path), Random(7)
+    assert tokenizer.leading_spaces_dropped == dropped
+    parts = [tokenizer.encode(text) for text in (*TROUBLE, ENGLISH, CHINESE, CODE)]
+    parts += [[tokenizer.id_of("▁")], [tokenizer.id_of("<0x27>")]] * 5 + [[token] for token in range(5)]
+    for _ in range(300):
+        ids = [token for part in random.choices(parts, k=random.randrange(8)) for token in part]
+        ids += random.choices(range(tokenizer.vocabulary), k=2)
+        assert "".join(deltas(tokenizer.detokenizer(), ids)) == tokenizer.complete(ids)
 
 
 # Stop strings, over any detokenizer

@@ -49,8 +49,8 @@ class Pieces(Protocol):
         ...
 
     @property
-    def eats_every_leading_space(self) -> bool:
-        """Whether all "▁" at the very start are dropped, or only the first."""
+    def leading_spaces_dropped(self) -> int:
+        """How many pieces at the very start lose a leading "▁"."""
         ...
 
 
@@ -93,7 +93,7 @@ class Filter(Protocol):
 
 
 class Replace:
-    """`str.replace` for a text that arrives in bits; no key of the table begins inside another.
+    """`str.replace` for a text that arrives in bits; no key may begin inside another key.
 
     Holds back the end of the text while it may be the beginning of a key.
     """
@@ -185,6 +185,7 @@ class Spelling:
         self._pieces = pieces
         self._bytes = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._at_start = True
+        self._to_drop = pieces.leading_spaces_dropped
 
     def push(self, token: int) -> str:
         piece = self._pieces.surface(token)
@@ -198,9 +199,9 @@ class Spelling:
         return text
 
     def _text(self, piece: str) -> str:
-        if self._at_start and piece.startswith("▁"):
+        if self._at_start and self._to_drop and piece.startswith("▁"):
             piece = piece[1:]
-            self._at_start = self._pieces.eats_every_leading_space
+            self._to_drop -= 1
         return piece.replace("▁", " ")
 
     def finish(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -53,8 +54,9 @@ class ChatGLMTokenizer:
         self._context = (self.id_of("[gMASK]"), self.id_of("<sop>"))
         self.stop_ids = frozenset([self.id_of("<eop>")])
         self.vocabulary = image_tokens + model.vocab_size()
-        # SentencePiece can be told to drop them all, or the first only, and does not say which.
-        self.eats_every_leading_space = not model.decode_pieces(["▁", "▁"])
+        # SentencePiece drops all of them, the first only, or none, and does not say which.
+        kept = len(model.decode_pieces(["▁", "▁"]))
+        self.leading_spaces_dropped = 2 - kept if kept else sys.maxsize
 
     @classmethod
     def load(cls, folder: Path) -> Self:
