@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from bot.config import LogsSection
 from bot.domain import Author, ChannelKey, IncomingMessage
@@ -37,8 +39,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def logging_to(stream: io.StringIO, *secrets: str, **settings: Any) -> io.StringIO:
-    set_up(LogsSection(**settings), secrets, stream)
+def logging_to(stream: io.StringIO, *secrets: str, **section: Any) -> io.StringIO:
+    set_up(LogsSection(**section), secrets, stream)
     return stream
 
 
@@ -140,6 +142,19 @@ def test_a_known_secret_is_blotted_out_wherever_it_stands(form: str) -> None:
     assert REDACTED in stream.getvalue()
     log.info("abc")
     assert "abc" in stream.getvalue()  # too short to be a token
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["C", "Z"]), min_size=6))
+def test_no_known_secret_stands_in_any_line(secret: str) -> None:
+    assume(secret not in REDACTED)
+    for form in ("json", "console"):
+        stream = logging_to(io.StringIO(), secret, format=form)
+        log.info("using %s", secret, url=f"x://{secret}", headers=[secret, {"a": secret}], error=ValueError(secret))
+        logging.getLogger("library").error("using %r", secret)
+        assert stream.getvalue().count(REDACTED) >= 5
+        assert secret not in stream.getvalue()
+        assert repr(secret)[1:-1] not in stream.getvalue()
 
 
 @pytest.mark.parametrize(
