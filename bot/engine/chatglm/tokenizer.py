@@ -142,29 +142,26 @@ def _read_model(path: Path) -> SentencePieceProcessor:
     if _PUBLISHED.get(len(content), digest) != digest:
         raise CheckpointError(f"{path} has the size of the published file but not its content: download it again")
     try:
-        model = _parse(content)
-        first = model.id_to_piece(list(range(min(len(_FIRST_PIECES), model.vocab_size()))))
+        model = SentencePieceProcessor(model_proto=content)
+        pieces: list[str] = model.id_to_piece(list(range(model.vocab_size())))
     except (RuntimeError, ValueError) as exc:
         raise CheckpointError(f"{path} is damaged, or no SentencePiece model: download it again") from exc
-    if tuple(first) != _FIRST_PIECES:
+    first = tuple(pieces[: len(_FIRST_PIECES)])
+    if first != _FIRST_PIECES:
         raise CheckpointError(
             f"{path} is another model's vocabulary: it begins with {' '.join(first)} and not with "
             f"{' '.join(_FIRST_PIECES)}; use the {MODEL_FILE} of ChatGLM-6B"
         )
-    layout = (*_CONTROL_PIECES, *_BLANK_PIECES, *_BYTE_PIECES)
-    missing = [piece for piece in layout if model.id_to_piece(model.piece_to_id(piece)) != piece]
+    layout, known = (*_CONTROL_PIECES, *_BLANK_PIECES, *_BYTE_PIECES), set(pieces)
+    missing = [piece for piece in layout if piece not in known]
     if len(missing) == len(layout):
         # The first release's file ends with the words; its code adds the rest while it runs.
-        return _parse(content + _layout_pieces())
+        return SentencePieceProcessor(model_proto=content + _layout_pieces())
     if missing:
         raise CheckpointError(
             f"{path} misses {len(missing)} of ChatGLM's pieces, {missing[0]} first: download it again"
         )
     return model
-
-
-def _parse(content: bytes) -> SentencePieceProcessor:
-    return SentencePieceProcessor(model_proto=content)
 
 
 def _layout_pieces() -> bytes:
@@ -191,14 +188,11 @@ def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
     named, own = (
         read_json(path) if (path := folder / name).exists() else {} for name in ("config.json", "tokenizer_config.json")
     )
-    said = own.get("num_image_tokens")
-    sop = model.piece_to_id("<sop>")
-    if isinstance(said, int):
-        offset = said
-    elif named.get("bos_token_id") == sop + _FIRST_RELEASE_IMAGE_TOKENS:
-        offset = _FIRST_RELEASE_IMAGE_TOKENS
-    else:
-        offset = 0
+    offset = own.get("num_image_tokens")
+    if not isinstance(offset, int):
+        # The first release's code adds them without a word in its JSON files.
+        shifted = model.piece_to_id("<sop>") + _FIRST_RELEASE_IMAGE_TOKENS
+        offset = _FIRST_RELEASE_IMAGE_TOKENS if named.get("bos_token_id") == shifted else 0
     for key, piece in (
         ("bos_token_id", "<sop>"),
         ("eos_token_id", "<eop>"),
@@ -208,13 +202,14 @@ def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
         found = model.piece_to_id(piece) + offset
         if named.get(key, found) != found:
             raise CheckpointError(
-                f"{folder / 'config.json'} says {key} = {named[key]}, but {piece} is {found} in {MODEL_FILE}: "
+                f"{folder / 'config.json'} says {key} = {named[key]}, but {piece} is {found} in {MODEL_FILE}"
+                f"{f' with {offset} image tokens' if offset else ''}: "
                 "the two are not of one model; download both again"
             )
-    rows, pieces = named.get("vocab_size", offset + model.vocab_size()), offset + model.vocab_size()
-    if isinstance(rows, int) and rows < pieces:
+    rows, last = named.get("vocab_size"), offset + model.vocab_size() - 1
+    if isinstance(rows, int) and rows <= last:
         raise CheckpointError(
-            f"{folder / 'config.json'} says vocab_size = {rows}, but {MODEL_FILE} has ids up to {pieces - 1}: "
+            f"{folder / 'config.json'} says vocab_size = {rows}, but {MODEL_FILE} has ids up to {last}: "
             "the two are not of one model; download both again"
         )
     return offset
