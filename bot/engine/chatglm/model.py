@@ -20,7 +20,7 @@ class Attend(Protocol):
     """How a layer's queries meet keys: those of the same step, or those of a cache."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Mix values for each query; all are `[rows, tokens, heads, head_dim]`."""
+        """Mix values for each query; all are `[rows, heads, tokens, head_dim]`."""
         ...
 
 
@@ -29,13 +29,13 @@ class WholeSequence:
 
     `mask` is bool `[rows or 1, tokens, tokens]` and True where a key is hidden.
     `prefix` holds the keys and values of a P-Tuning v2 prefix, seen by every query:
-    `[layers, 2, prefix, heads, head_dim]`.
+    `[layers, 2, heads, prefix, head_dim]`.
     """
 
     def __init__(self, mask: Tensor, prefix: Tensor | None = None) -> None:
         self._prefix = prefix
         if prefix is not None:
-            mask = functional.pad(mask, (prefix.shape[2], 0), value=False)
+            mask = functional.pad(mask, (prefix.shape[3], 0), value=False)
         self._mask = mask[:, None]  # one for all heads
         self._bias: Tensor | None = None
 
@@ -43,8 +43,8 @@ class WholeSequence:
         if self._prefix is not None:
             rows = query.shape[0]
             prefix_key, prefix_value = self._prefix[layer].to(key.dtype)
-            key = torch.cat([prefix_key.expand(rows, -1, -1, -1), key], dim=1)
-            value = torch.cat([prefix_value.expand(rows, -1, -1, -1), value], dim=1)
+            key = torch.cat([prefix_key.expand(rows, -1, -1, -1), key], dim=2)
+            value = torch.cat([prefix_value.expand(rows, -1, -1, -1), value], dim=2)
         if self._bias is None or self._bias.dtype != query.dtype:
             self._bias = mask_bias(self._mask, query.dtype)
         return attention(query, key, value, self._bias)
@@ -109,9 +109,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, layer: int, rotation: Rotation, attend: Attend) -> Tensor:
         heads = self.query_key_value(hidden).unflatten(-1, self._shape)  # per head: query, key, value
-        query, key = rotation(heads[..., :2, :]).unbind(-2)
-        mixed = attend(layer, query, key, heads[..., 2, :])
-        return cast("Tensor", self.dense(mixed.flatten(-2)))
+        query, key = rotation(heads[..., :2, :]).transpose(1, 2).unbind(-2)
+        mixed = attend(layer, query, key, heads[..., 2, :].transpose(1, 2))
+        return cast("Tensor", self.dense(mixed.transpose(1, 2).flatten(-2)))
 
 
 class MLP(nn.Module):

@@ -210,7 +210,7 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     """Read a P-Tuning v2 prefix, with or without projection; None if there is none.
 
     Other tensors are passed over: the old form holds the whole model again.  Returns
-    float32 `[layers, 2, prefix, heads, head_dim]`, keys and values.
+    float32 `[layers, 2, heads, prefix, head_dim]`, keys and values.
 
     Raises:
         CheckpointError: The prefix was trained for another model.
@@ -244,7 +244,7 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
         first, first_bias, second, second_bias = (checkpoint.read(name).float() for name in list(shapes)[1:])
         prefix = functional.linear(functional.linear(prefix, first, first_bias).tanh(), second, second_bias)
     heads = prefix.view(len(prefix), config.num_layers, 2, config.num_attention_heads, config.head_dim)
-    return heads.permute(1, 2, 0, 3, 4)
+    return heads.permute(1, 2, 3, 0, 4)
 
 
 def _some(names: list[str]) -> str:

@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from bot.engine.kernels.attention import attention, mask_bias
+from bot.engine.kernels.attention import attention, attention_of_one, mask_bias
 
 
 class KeyValueCache:
-    """The cache of one model; what it returns is how a step's layers attend.
+    """The cache of one model; what `prefill` and `decode` return is how a step's layers attend.
 
-    `prefix` stands before every sequence and is seen by all its tokens:
-    `[layers, 2, prefix, heads, head_dim]`, keys and values.
+    `keys` and `values` are `[layers, slots, heads, capacity, head_dim]`.  `prefix`
+    stands before every sequence and is seen by all its tokens: `[layers, 2, heads,
+    prefix, head_dim]`, keys and values.
     """
 
     def __init__(
@@ -31,16 +33,16 @@ class KeyValueCache:
         prefix: Tensor | None = None,
     ) -> None:
         self.slots = slots
-        self._before = 0 if prefix is None else prefix.shape[2]
-        shape = (layers, slots, self._before + context, heads, head_dim)
-        # Zeros, because even a masked key may not be NaN.
+        self._before = 0 if prefix is None else prefix.shape[3]
+        shape = (layers, slots, heads, self._before + context, head_dim)
+        # Zeros, because a masked key may be anything but NaN; unused ones take no memory on a CPU.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._ends = [self._before] * slots
         if prefix is not None:
             keys, values = prefix.to(self.keys).unsqueeze(2).unbind(1)
-            self.keys[:, :, : self._before] = keys
-            self.values[:, :, : self._before] = values
+            self.keys[..., : self._before, :] = keys
+            self.values[..., : self._before, :] = values
 
     def prefill(self, slot: int, mask: Tensor) -> Prefill:
         """Forget what the slot held; the next step fills it with a prompt.
@@ -50,21 +52,21 @@ class KeyValueCache:
         end, old_end = self._before + mask.shape[0], self._ends[slot]
         if end < old_end:
             # The last sequence may have died of NaN, and 0 * NaN is NaN.
-            self.keys[:, slot, end:old_end] = 0
-            self.values[:, slot, end:old_end] = 0
+            self.keys[:, slot, :, end:old_end] = 0
+            self.values[:, slot, :, end:old_end] = 0
         self._ends[slot] = end
-        mask = torch.nn.functional.pad(mask, (self._before, 0), value=False)
-        bias = mask_bias(mask.to(self.keys.device), self.keys.dtype)
-        return Prefill(self.keys[:, slot], self.values[:, slot], self._before, bias)
+        mask = functional.pad(mask, (self._before, 0), value=False).to(self.keys.device)
+        bias = mask_bias(mask, self.keys.dtype)
+        return Prefill(self.keys[:, slot, :, :end], self.values[:, slot, :, :end], self._before, bias)
 
     def decode(self, slots: Sequence[int], starts: Sequence[int]) -> Decode:
         """The next step appends one token to each slot, at `starts`.
 
-        It is fastest where `slots` ascends without gaps.
+        It is fastest where `slots` ascend without gaps.
         """
         at = [self._before + start for start in starts]
-        for slot, end in zip(slots, at, strict=True):
-            self._ends[slot] = max(self._ends[slot], end + 1)
+        for slot, index in zip(slots, at, strict=True):
+            self._ends[slot] = max(self._ends[slot], index + 1)
         return Decode(self.keys, self.values, slots, at)
 
 
@@ -72,14 +74,14 @@ class Prefill:
     """One prompt's tokens attend to each other, and are kept in a slot."""
 
     def __init__(self, keys: Tensor, values: Tensor, before: int, bias: Tensor) -> None:
-        self._keys, self._values = keys[:, : before + bias.shape[0]], values[:, : before + bias.shape[0]]
+        self._keys, self._values = keys, values  # [layers, heads, tokens, head_dim]
         self._before = before
         self._bias = bias
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._before :] = key[0]
-        values[self._before :] = value[0]
+        keys[:, self._before :] = key[0]
+        values[:, self._before :] = value[0]
         return attention(query, keys[None], values[None], self._bias)
 
 
@@ -87,17 +89,19 @@ class _Run(NamedTuple):
     """Rows of a batch whose slots lie side by side: read in one piece, without a copy."""
 
     rows: slice
-    keys: Tensor  # [layers, slots, tokens, heads, head_dim], like values
+    keys: Tensor  # [layers, slots * heads, tokens, head_dim], like values
     values: Tensor
-    bias: Tensor | None
+    bias: Tensor
 
 
 class Decode:
     """Each row's one token joins its slot and attends to all that is there."""
 
     def __init__(self, keys: Tensor, values: Tensor, slots: Sequence[int], at: Sequence[int]) -> None:
-        self._index = tuple(torch.tensor([slots, at], device=keys.device))
+        device = keys.device
         self._keys, self._values = keys, values
+        heads = torch.arange(keys.shape[2], device=device)
+        self._index = (torch.tensor(slots, device=device)[:, None], heads, torch.tensor(at, device=device)[:, None])
         self._runs: list[_Run] = []
         first = 0
         for row in range(1, len(slots) + 1):
@@ -107,17 +111,19 @@ class Decode:
             first = row
 
     def _run(self, slot: int, at: Sequence[int], rows: slice) -> _Run:
-        tokens = max(at) + 1
+        tokens, heads = max(at) + 1, self._keys.shape[2]
         part = slice(slot, slot + len(at))
-        bias = None
-        if min(at) != max(at):
-            ends = torch.tensor(at, device=self._keys.device)
-            hidden = torch.arange(tokens, device=self._keys.device) > ends[:, None]
-            bias = mask_bias(hidden[:, None, None], self._keys.dtype)
-        return _Run(rows, self._keys[:, part, :tokens], self._values[:, part, :tokens], bias)
+        keys, values = (everything[:, part].flatten(1, 2)[:, :, :tokens] for everything in (self._keys, self._values))
+        index = torch.arange(tokens, device=keys.device)
+        hidden = index > torch.tensor(at, device=keys.device)[:, None]
+        bias = mask_bias(hidden, keys.dtype).repeat_interleave(heads, 0)[..., None]
+        return _Run(rows, keys, values, bias)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        self._keys[layer].index_put_(self._index, key[:, 0])
-        self._values[layer].index_put_(self._index, value[:, 0])
-        mixed = [attention(query[run.rows], run.keys[layer], run.values[layer], run.bias) for run in self._runs]
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        self._keys[layer].index_put_(self._index, key[:, :, 0])
+        self._values[layer].index_put_(self._index, value[:, :, 0])
+        mixed = [
+            attention_of_one(query[run.rows].flatten(0, 1), run.keys[layer], run.values[layer], run.bias)
+            for run in self._runs
+        ]
+        return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).view_as(query)
