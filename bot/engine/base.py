@@ -1,11 +1,18 @@
 """What the program asks of a model, whatever runs it: the Engine."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 from bot.domain import ChatMessage, ChatRequest, EngineEvent
+
+Progress = Callable[[int, int], None]
+"""Told while a model loads, from any thread: the bytes that are read, and the bytes there are."""
+
+
+def silent(done: int, total: int) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The serving loop: many requests, one model, one worker thread."""

@@ -1,0 +1,164 @@
+"""The sampler: the published distributions, seeds, and rows that do not know each other."""
+
+import math
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import Tensor
+
+from bot.domain import SamplingParams
+from bot.engine.serving.sampler import Row, Sampler
+
+GOLDENS = Path(__file__).parents[1] / "data" / "golden" / "goldens.safetensors"
+DEFAULTS = SamplingParams()
+GREEDY = SamplingParams(temperature=0)
+
+
+def golden(name: str) -> Tensor:
+    with safe_open(GOLDENS, "pt") as file:
+        tensor: Tensor = file.get_tensor(f"sampling.{name}")
+    return tensor
+
+
+def probabilities(logits: Tensor, *params: SamplingParams) -> Tensor:
+    """The distribution over the whole vocabulary, a row for each of `params`."""
+    found, ids = Sampler(logits.shape[-1]).distribution(
+        logits.expand(len(params), -1), [Row.of(each) for each in params]
+    )
+    return torch.zeros(len(params), logits.shape[-1]).scatter(1, ids, found)
+
+
+def defined(logits: list[float], params: SamplingParams) -> list[float]:
+    """The slow twin: one row, plain Python, straight from the definition."""
+    if params.temperature == 0:
+        return [float(i == logits.index(max(logits))) for i in range(len(logits))]
+    scores = [(logit - max(logits)) / params.temperature for logit in logits]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])[: params.top_k or None]
+    weights = {i: math.exp(scores[i]) for i in order}
+    total = math.fsum(weights.values())
+    kept: list[int] = []
+    reached = 0.0
+    for i in order:
+        if kept and params.top_p < 1 and reached >= params.top_p:
+            break
+        kept.append(i)
+        reached += weights[i] / total
+    total = math.fsum(weights[i] for i in kept)
+    return [weights[i] / total if i in kept else 0.0 for i in range(len(scores))]
+
+
+@pytest.mark.parametrize("name", ["raw", "flat"])
+def test_the_chat_defaults_give_the_published_distribution(name: str) -> None:
+    torch.testing.assert_close(
+        probabilities(golden(f"{name}.logits_in"), DEFAULTS)[0], golden(f"{name}.probs"), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_flat_distribution_is_cut_where_the_published_one_is() -> None:
+    logits = golden("raw.logits_in") * 0.05
+    found = probabilities(logits, DEFAULTS, SamplingParams(temperature=1, top_p=1, top_k=50))
+    torch.testing.assert_close(found[0], golden("very_flat.probs"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[1], golden("very_flat_top_p1.probs"), rtol=1e-4, atol=1e-6)
+
+
+many_params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0, 1e-6, 0.3, 0.95, 2.0]),
+    top_k=st.integers(0, 12),
+    top_p=st.sampled_from([0.013, 0.31, 0.737, 0.97, 1.0]),
+)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.lists(many_params, min_size=1, max_size=6))
+def test_rows_with_different_parameters_are_each_cut_as_defined(seed: int, params: list[SamplingParams]) -> None:
+    logits = torch.randn(len(params), 9, generator=torch.Generator().manual_seed(seed)) * 3
+    found, ids = Sampler(9).distribution(logits, [Row.of(each) for each in params])
+    rows = torch.zeros(len(params), 9).scatter(1, ids, found)
+    for row, scores, each in zip(rows, logits.tolist(), params, strict=True):
+        torch.testing.assert_close(row, torch.tensor(defined(scores, each)), rtol=1e-4, atol=1e-6)
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -9.0]]).expand(20_000, -1)
+    params = SamplingParams(temperature=1.5, top_k=4, top_p=0.95)
+    rows = [Row.of(SamplingParams(1.5, 4, 0.95, seed=seed)) for seed in range(20_000)]
+    drawn = torch.tensor(Sampler(5).draw(logits, rows))
+    shares = torch.bincount(drawn, minlength=5) / len(rows)
+    torch.testing.assert_close(shares, torch.tensor(defined(logits[0].tolist(), params)), rtol=0, atol=0.015)
+
+
+def test_temperature_zero_takes_the_likeliest_beside_hot_rows_too() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    hot = SamplingParams(temperature=2, top_k=0, top_p=1)
+    best = logits.argmax(-1).tolist()
+    assert Sampler(50).draw(logits, [Row.of(GREEDY)] * 3) == best
+    for _ in range(20):
+        drawn = Sampler(50).draw(logits, [Row.of(GREEDY), Row.of(hot), Row.of(GREEDY)])
+        assert (drawn[0], drawn[2]) == (best[0], best[2])
+
+
+def test_the_same_seed_gives_the_same_answer_whoever_is_beside_it() -> None:
+    steps = torch.randn(30, 1, 40, generator=torch.Generator().manual_seed(2))
+    params = SamplingParams(seed=7, top_k=0, top_p=1)
+
+    row, sampler = Row.of(params), Sampler(40)
+    alone = [sampler.draw(logits, [row])[0] for logits in steps]
+
+    row, sampler, neighbours = Row.of(params), Sampler(40), Random(3)
+    beside = []
+    for logits in steps:
+        others = [Row.of(neighbours.choice([DEFAULTS, GREEDY])) for _ in range(neighbours.randrange(4))]
+        noise = torch.randn(len(others), 40)
+        beside.append(sampler.draw(torch.cat([noise, logits]), [*others, row])[-1])
+    assert alone == beside
+
+
+def test_different_seeds_give_different_answers() -> None:
+    logits = torch.zeros(1, 1000)
+    flat = [Row.of(SamplingParams(top_k=0, top_p=1, seed=seed)) for seed in range(10)]
+    assert len({Sampler(1000).draw(logits, [row])[0] for row in flat}) > 5
+    assert Row.of(DEFAULTS).random.random() != Row.of(DEFAULTS).random.random()
+
+
+@pytest.mark.parametrize("params", [DEFAULTS, GREEDY, SamplingParams(top_k=0, top_p=1, temperature=2)])
+def test_ids_without_text_are_never_drawn(params: SamplingParams) -> None:
+    logits = torch.zeros(64, 20)
+    logits[:, 16:] = 100.0
+    drawn = Sampler(16).draw(logits, [Row.of(params)] * 64)
+    assert all(token is not None and token < 16 for token in drawn)
+
+
+@pytest.mark.parametrize("params", [DEFAULTS, GREEDY])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_gives_none_and_leaves_its_neighbours_alone(
+    params: SamplingParams, bad: float
+) -> None:
+    logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(4))
+    logits[:, 5] += 50
+    broken = logits.clone()
+    broken[1, 7] = bad
+    assert Sampler(30).draw(broken, [Row.of(params)] * 3) == [5, None, 5]
+    broken[1] = bad
+    assert Sampler(30).draw(broken, [Row.of(params)] * 3) == [5, None, 5]
+
+
+def test_the_highest_number_a_generator_gives_still_draws_what_may_be_drawn() -> None:
+    class Highest(Random):
+        def random(self) -> float:
+            return 1 - 2**-53
+
+    logits = torch.tensor([[0.0, 5.0, 4.9, -3.0]])
+    row = Row(SamplingParams(temperature=1, top_k=0, top_p=0.8), Highest())
+    assert Sampler(4).draw(logits, [row]) == [2]
+
+
+def test_half_precision_logits_are_sampled_in_float32() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.bfloat16)
+    assert Sampler(3).draw(logits, [Row.of(GREEDY)]) == [1]
+    assert Sampler(3).distribution(logits.float(), [Row.of(DEFAULTS)])[0].dtype == torch.float32

@@ -1,0 +1,156 @@
+"""The scheduler: fair, complete, and never one slot twice."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from bot.engine.serving.scheduler import Rotation, Scheduler
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    name: str = ""
+    user: str = ""
+    channel: str = ""
+    prompt_tokens: int = 10
+
+
+def names(jobs: Iterable[Job]) -> list[str]:
+    return [job.name for job in jobs]
+
+
+def rotation(*jobs: Job) -> Rotation[Job]:
+    queue: Rotation[Job] = Rotation()
+    for job in jobs:
+        queue.push(job)
+    return queue
+
+
+def test_users_take_turns_whatever_the_order_they_came_in() -> None:
+    queue = rotation(Job("a1", "a"), Job("a2", "a"), Job("a3", "a"), Job("b1", "b"), Job("c1", "c"), Job("b2", "b"))
+    assert names(queue) == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert [queue.pop().name for _ in range(len(queue))] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+def test_channels_of_one_user_take_turns_and_one_channel_is_first_come() -> None:
+    queue = rotation(Job("x1", "a", "x"), Job("x2", "a", "x"), Job("y1", "a", "y"), Job("b1", "b", "x"))
+    assert names(queue) == ["x1", "b1", "y1", "x2"]
+
+
+def test_who_was_served_and_comes_again_is_behind_those_who_wait() -> None:
+    queue = rotation(Job("a1", "a"), Job("b1", "b"), Job("c1", "c"))
+    assert queue.pop().name == "a1"
+    queue.push(Job("a2", "a"))
+    assert names(queue) == ["b1", "c1", "a2"]
+
+
+def test_a_job_that_is_not_there_is_discarded_without_effect() -> None:
+    queue = rotation(Job("a1", "a"))
+    assert not queue.discard(Job("a2", "a"))
+    assert not queue.discard(Job("b1", "b"))
+    assert len(queue) == 1
+
+
+keys = st.sampled_from("abcd")
+
+
+@given(st.lists(st.tuples(keys, keys), max_size=30), st.data())
+def test_whoever_leaves_the_next_one_is_the_head_of_the_announced_order(
+    pairs: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    queue = rotation(*(Job(str(n), user, channel) for n, (user, channel) in enumerate(pairs)))
+    while order := list(queue):
+        if data.draw(st.booleans()):
+            assert queue.pop() is order[0]
+            assert list(queue) == order[1:]
+        else:
+            gone = data.draw(st.sampled_from(order))
+            assert queue.discard(gone)
+            assert set(queue) == set(order) - {gone}
+        assert len(queue) == len(order) - 1
+
+
+@given(st.lists(keys, min_size=1, max_size=40), st.lists(keys, max_size=40))
+def test_with_n_users_each_is_served_within_n_turns_however_much_others_ask(first: list[str], later: list[str]) -> None:
+    queue = rotation(*(Job(user=user) for user in first))
+    everybody = len(set(first + later))
+    turns: Counter[str] = Counter()  # that went to others while this user waited
+    while queue:
+        waiting = {job.user for job in queue}
+        served = queue.pop().user
+        turns.update(waiting - {served})
+        del turns[served]
+        assert all(count < everybody for count in turns.values())
+        if later:
+            queue.push(Job(user=later.pop()))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Any order of coming, going and stepping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler: Scheduler[Job] = Scheduler(slots=3, prefill_tokens=40)
+        self.present: list[Job] = []
+        self.prefilled: list[Job] = []
+        self.was_prefill = False
+
+    @rule(user=keys, channel=keys, tokens=st.integers(1, 60))
+    def somebody_comes(self, user: str, channel: str, tokens: int) -> None:
+        job = Job(user=user, channel=channel, prompt_tokens=tokens)
+        self.scheduler.add(job)
+        self.present.append(job)
+
+    @precondition(lambda self: self.present)
+    @rule(data=st.data())
+    def somebody_leaves(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.present))
+        assert self.scheduler.remove(job)
+        self.present.remove(job)
+        if job in self.prefilled:
+            self.prefilled.remove(job)
+        assert not self.scheduler.remove(job)
+
+    @rule()
+    def a_step_runs(self) -> None:
+        running = dict(self.scheduler.running)
+        new = [job for job in running if job not in self.prefilled]
+        step = self.scheduler.step()
+        if step is None:
+            assert not running
+            return
+        assert step.jobs
+        assert all(running[job] == slot for job, slot in step.jobs.items())
+        if step.is_prefill:
+            assert set(step.jobs) <= set(new)
+            assert len(step.jobs) == 1 or len(step.jobs) * max(job.prompt_tokens for job in step.jobs) <= 40
+            assert not (self.was_prefill and self.prefilled), "running answers get a step between two prefills"
+            self.prefilled += step.jobs
+        else:
+            assert list(step.jobs) == [job for job in running if job in self.prefilled]
+            assert self.was_prefill or not new, "a new prompt waits for one step at most"
+        self.was_prefill = step.is_prefill
+
+    @invariant()
+    def nobody_is_lost(self) -> None:
+        scheduled = [*self.scheduler.running, *self.scheduler.waiting]
+        assert len(scheduled) == len(self.present)
+        assert set(scheduled) == set(self.present)
+
+    @invariant()
+    def no_slot_is_given_twice(self) -> None:
+        slots = list(self.scheduler.running.values())
+        assert len(set(slots)) == len(slots)
+        assert set(slots) <= {0, 1, 2}
+        assert len(slots) + self.scheduler.free == 3
+
+    @invariant()
+    def nobody_waits_while_a_slot_is_free(self) -> None:
+        assert not (self.scheduler.waiting and self.scheduler.free)
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
