@@ -1,0 +1,47 @@
+"""Finds the backend that config.toml names, and opens its engine."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from bot.engine import backends
+from bot.engine.base import Engine, Progress, silent
+from bot.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from bot.config import EngineSection
+
+__all__ = ["BACKENDS", "Progress", "open_engine"]
+
+BACKENDS = tuple(module.name for module in pkgutil.iter_modules(backends.__path__))
+
+
+def open_engine(options: EngineSection, progress: Progress = silent) -> Engine:
+    """Make the engine that `options` describe; entering it loads the model.
+
+    `progress` is called while it loads, from the engine's own thread.
+
+    Raises:
+        EngineUnavailable: There is no such backend, or a package that it needs is missing.
+        CheckpointError: `options.model` names nothing that can be loaded.
+    """
+    name = options.backend
+    if name not in BACKENDS:
+        near = get_close_matches(name, BACKENDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use {' or '.join(BACKENDS)}"
+        raise EngineUnavailable(f'engine.backend = "{name}": there is no such backend; {hint}')
+    try:
+        module = import_module(f"{backends.__name__}.{name}")
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("bot."):
+            raise
+        raise EngineUnavailable(
+            f'engine.backend = "{name}" needs the package {exc.name}, which is not installed: '
+            f'python -m pip install "chatglm-bot[{name}]" brings it, or set engine.backend = "echo"'
+        ) from exc
+    opener: Callable[[EngineSection, Progress], Engine] = module.open_engine
+    return opener(options, progress)

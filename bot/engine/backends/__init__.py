@@ -1,0 +1,1 @@
+"""One module per way to run a model; each has `open_engine(options, progress)`."""

@@ -1,0 +1,101 @@
+"""ChatGLM-6B and its kin: a checkpoint, our network, and the serving loop around them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from httpx2 import HTTPError  # of huggingface_hub: a cut-off download raises it as it is
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from bot.config import EngineSection
+from bot.engine.base import EngineInfo, Progress, silent
+from bot.engine.chatglm.loading import load
+from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
+from bot.engine.serving.loop import Loaded, ServingEngine
+from bot.errors import CheckpointError, EngineUnavailable
+
+DEMO = Path(__file__).parents[1] / "demo"
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_engine(options: EngineSection, progress: Progress = silent) -> ServingEngine:
+    """Make the engine; entering it finds, downloads if need be, and loads `options.model`."""
+
+    def load_model(report: Progress) -> Loaded:
+        folder = find_folder(options.model, options.revision)
+        tokenizer = ChatGLMTokenizer.load(folder)
+        model = load(
+            folder,
+            quantization=options.quantization,
+            dtype=options.dtype,
+            device=options.device,
+            slots=options.max_batch_size,
+            ptuning=Path(options.ptuning).expanduser() if options.ptuning else None,
+            progress=report,
+        )
+        info = EngineInfo(
+            model=options.model,
+            backend="chatglm",
+            quantization=model.quantization,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            context_length=model.context_length,
+        )
+        return Loaded(model, tokenizer, info)
+
+    return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
+
+
+def find_folder(model: str, revision: str = "") -> Path:
+    """Find the checkpoint that `engine.model` names: "demo", a folder, or one from the hub.
+
+    What was downloaded before is taken from the hub's cache, without a network too.
+
+    Raises:
+        CheckpointError: There is nothing of this name.
+        EngineUnavailable: It cannot be downloaded now.
+    """
+    folder = DEMO if model == "demo" else Path(model).expanduser()
+    if folder.is_dir():
+        if revision:
+            raise CheckpointError(
+                f'engine.revision = "{revision}" is for hub names only, and engine.model = "{model}" is a folder: '
+                "remove one of the two"
+            )
+        return folder
+    if not _HUB_NAME.fullmatch(model):
+        raise CheckpointError(
+            f'engine.model = "{model}": there is no such folder; name one, or a model of the hub as "owner/name", or "demo"'
+        )
+    try:
+        return _download(model, revision)
+    except RepositoryNotFoundError as exc:
+        raise CheckpointError(
+            f'engine.model = "{model}": there is no such folder here, and no such model on the hub (or it is private)'
+        ) from exc
+    except RevisionNotFoundError as exc:
+        raise CheckpointError(
+            f'engine.revision = "{revision}": {model} has no such revision; "" is the newest'
+        ) from exc
+    except (OSError, HTTPError) as exc:
+        raise EngineUnavailable(
+            f'engine.model = "{model}" is no folder here and cannot be downloaded now ({type(exc).__name__}): '
+            "try again with a network, or name a folder"
+        ) from exc
+
+
+def _download(model: str, revision: str) -> Path:
+    def fetch(patterns: Sequence[str]) -> Path:
+        return Path(snapshot_download(model, revision=revision or None, allow_patterns=list(patterns)))
+
+    # The indexes first: where both forms of the weights are offered, one is enough.
+    folder = fetch(["*.json", MODEL_FILE])
+    if (folder / "model.safetensors.index.json").exists():
+        return fetch(["*.safetensors"])
+    if (folder / "pytorch_model.bin.index.json").exists():
+        return fetch(["pytorch_model*.bin"])
+    return fetch(["*.safetensors", "pytorch_model*.bin"])

@@ -1,0 +1,85 @@
+"""A backend without a model: says the last message back, so that everything else can be tried."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from bot.config import EngineSection
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Usage
+from bot.engine.base import EngineInfo, EngineLoad, Progress, silent
+from bot.engine.serving.turns import Turns
+from bot.errors import PromptTooLong
+
+CONTEXT_LENGTH = 2048
+TOKEN_LENGTH = 4  # characters; about what a token is in English
+
+
+def open_engine(options: EngineSection, progress: Progress = silent) -> EchoEngine:
+    """Make the engine; of the options only the queue's sizes matter."""
+    return EchoEngine(max_batch_size=options.max_batch_size, max_waiting=options.max_waiting)
+
+
+class EchoEngine:
+    """A token is four characters, a message has one more for its role."""
+
+    def __init__(self, *, max_batch_size: int = 8, max_waiting: int = 64, context_length: int = CONTEXT_LENGTH) -> None:
+        self._turns = Turns(max_batch_size, max_waiting)
+        self._context_length = context_length
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            model="echo",
+            backend="echo",
+            quantization="none",
+            dtype="none",
+            device="none",
+            context_length=self._context_length,
+        )
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(running=self._turns.running, waiting=self._turns.waiting)
+
+    def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
+        return sum(1 + len(list(_tokens(message.content))) for message in messages)
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
+        prompt_tokens = self.count_tokens(request.messages)
+        room = self._context_length - prompt_tokens
+        if room <= 0:
+            raise PromptTooLong(prompt_tokens, self._context_length)
+        turn = self._turns.take(request, prompt_tokens)
+        try:
+            while (queued := await turn.queued()) is not None:
+                yield queued
+            asked = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+            answer = list(_tokens(_before_stop(asked, request.params.stop)))
+            limit = min(request.params.max_tokens or room, room)
+            for token in answer[:limit]:
+                yield Delta(token)
+                await asyncio.sleep(0)
+            reason = FinishReason.STOP if len(answer) < limit else FinishReason.LENGTH
+            yield Finished(reason, Usage(prompt_tokens, min(len(answer) + 1, limit)))
+        finally:
+            self._turns.leave(turn)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to free."""
+
+
+def _tokens(text: str) -> Iterator[str]:
+    return (text[start : start + TOKEN_LENGTH] for start in range(0, len(text), TOKEN_LENGTH))
+
+
+def _before_stop(text: str, stop: Sequence[str]) -> str:
+    ends = [end for word in stop if word and (end := text.find(word)) >= 0]
+    return text[: min(ends, default=len(text))]

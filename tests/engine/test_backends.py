@@ -1,0 +1,236 @@
+"""Backends by name: what is found, what is missing, and where a model comes from."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from httpx2 import Request, Response
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors.torch import save_file
+
+from bot.config import EngineSection
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, SamplingParams, Usage
+from bot.engine import BACKENDS, open_engine
+from bot.engine.backends import chatglm
+from bot.engine.backends.echo import EchoEngine
+from bot.engine.base import EngineInfo
+from bot.engine.chatglm.config import read_config
+from bot.engine.chatglm.weights import expected_shapes
+from bot.engine.serving.loop import ServingEngine
+from bot.errors import CheckpointError, EngineUnavailable
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+async def answer(engine: EchoEngine, text: str, **params: Any) -> tuple[list[str], EngineEvent]:
+    request = ChatRequest((ChatMessage("user", text),), SamplingParams(**params))
+    *deltas, end = [event async for event in engine.generate(request)]
+    return [event.text for event in deltas if isinstance(event, Delta)], end
+
+
+def test_backends_are_found_by_name() -> None:
+    assert set(BACKENDS) >= {"chatglm", "echo"}
+    assert isinstance(open_engine(EngineSection(backend="echo")), EchoEngine)
+    assert isinstance(open_engine(EngineSection(backend="chatglm")), ServingEngine)
+
+
+def test_an_unknown_backend_is_one_sentence_with_the_nearest() -> None:
+    with pytest.raises(EngineUnavailable, match=r'engine.backend = "chatgml".*did you mean chatglm\?'):
+        open_engine(EngineSection(backend="chatgml"))
+    with pytest.raises(EngineUnavailable, match="use chatglm or echo"):
+        open_engine(EngineSection(backend="../x"))
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from bot.config import EngineSection
+from bot.engine import open_engine
+from bot.errors import EngineUnavailable
+print(open_engine(EngineSection(backend="echo")).info.backend)
+try:
+    open_engine(EngineSection(backend="chatglm"))
+except EngineUnavailable as error:
+    print(error)
+"""
+
+
+def test_without_torch_echo_runs_and_chatglm_says_what_to_install() -> None:
+    said = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, capture_output=True, text=True).stdout
+    assert said == (
+        "echo\n"
+        'engine.backend = "chatglm" needs the package torch, which is not installed: '
+        'python -m pip install "chatglm-bot[chatglm]" brings it, or set engine.backend = "echo"\n'
+    )
+
+
+def test_any_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bot.engine.backends.chatglm")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(EngineUnavailable, match="needs the package huggingface_hub"):
+        open_engine(EngineSection(backend="chatglm"))
+
+
+def test_a_missing_module_of_our_own_is_a_bug_and_not_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bot.engine.backends.chatglm")
+    monkeypatch.setitem(sys.modules, "bot.engine.chatglm.loading", None)
+    with pytest.raises(ModuleNotFoundError):
+        open_engine(EngineSection(backend="chatglm"))
+
+
+async def test_echo_says_the_last_question_back_in_small_deltas() -> None:
+    async with EchoEngine() as engine:
+        assert await answer(engine, "say this again") == (
+            ["say ", "this", " aga", "in"],
+            Finished(FinishReason.STOP, Usage(5, 5)),
+        )
+        assert await answer(engine, "") == ([], Finished(FinishReason.STOP, Usage(1, 1)))
+        request = ChatRequest((ChatMessage("user", "one"), ChatMessage("assistant", "two")))
+        assert await anext(engine.generate(request)) == Delta("one")
+
+
+async def test_echo_obeys_max_tokens_and_stop_strings() -> None:
+    async with EchoEngine(context_length=8) as engine:
+        assert await answer(engine, "say this again", max_tokens=2) == (
+            ["say ", "this"],
+            Finished(FinishReason.LENGTH, Usage(5, 2)),
+        )
+        assert await answer(engine, "say this again", stop=("his", "zzz", "")) == (
+            ["say ", "t"],
+            Finished(FinishReason.STOP, Usage(5, 3)),
+        )
+        assert (await answer(engine, "say this again"))[1] == Finished(FinishReason.LENGTH, Usage(5, 3))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with a very small ChatGLM of random weights."""
+    config = replace(
+        read_config(GOLDEN),
+        hidden_size=32,
+        inner_hidden_size=32,
+        num_layers=1,
+        num_attention_heads=1,
+        max_sequence_length=96,
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config.as_json()))
+    shutil.copy(GOLDEN / "ice_text.model", tmp_path)
+    random = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=random) * 0.1 for name, shape in expected_shapes(config).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+async def test_a_folder_is_loaded_with_progress_and_answers(checkpoint: Path) -> None:
+    reports: list[tuple[int, int]] = []
+    options = EngineSection(model=str(checkpoint), device="cpu", max_batch_size=2)
+    async with open_engine(options, lambda done, total: reports.append((done, total))) as engine:
+        assert engine.info == EngineInfo(str(checkpoint), "chatglm", "none", "float32", "cpu", 96)
+        request = ChatRequest((ChatMessage("user", "hello"),), SamplingParams(max_tokens=3, seed=1))
+        *_, end = [event async for event in engine.generate(request)]
+    assert isinstance(end, Finished)
+    assert end.usage.prompt_tokens == engine.count_tokens(request.messages)
+    done, total = zip(*reports, strict=True)
+    assert list(done) == sorted(done)
+    assert set(total) == {done[-1]}
+
+
+async def test_a_folder_that_cannot_be_used_is_told_on_entering(checkpoint: Path) -> None:
+    (checkpoint / "prefix").mkdir()
+    for options in (
+        EngineSection(model=str(checkpoint), device="cpu", ptuning=str(checkpoint / "prefix")),
+        EngineSection(model=str(checkpoint / "prefix"), device="cpu"),
+    ):
+        with pytest.raises(CheckpointError, match="prefix"):
+            await open_engine(options).__aenter__()
+
+
+def test_demo_is_the_checkpoint_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(chatglm, "DEMO", tmp_path)
+    assert chatglm.find_folder("demo") == tmp_path
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert chatglm.find_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(CheckpointError, match="hub names only"):
+        chatglm.find_folder(str(tmp_path), revision="v1.1.0")
+
+
+def test_a_name_that_is_nothing_says_what_could_be_named() -> None:
+    with pytest.raises(CheckpointError, match='no such folder; name one, or a model of the hub as "owner/name"'):
+        chatglm.find_folder("no/such/folder")
+
+
+class Hub:
+    """The hub's files on disk; notes what is fetched."""
+
+    def __init__(self, folder: Path, *files: str) -> None:
+        self.fetched: list[tuple[str, str | None, list[str]]] = []
+        self._folder = folder
+        for file in files:
+            (folder / file).touch()
+
+    def snapshot_download(self, name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.fetched.append((name, revision, allow_patterns))
+        return str(self._folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "weights"),
+    [
+        (["model.safetensors.index.json", "pytorch_model.bin.index.json"], ["*.safetensors"]),
+        (["pytorch_model.bin.index.json"], ["pytorch_model*.bin"]),
+        ([], ["*.safetensors", "pytorch_model*.bin"]),
+    ],
+)
+def test_a_hub_name_is_downloaded_in_one_form_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], weights: list[str]
+) -> None:
+    hub = Hub(tmp_path, *files)
+    monkeypatch.setattr(chatglm, "snapshot_download", hub.snapshot_download)
+    assert chatglm.find_folder("THUDM/chatglm-6b", "v1.1.0") == tmp_path
+    assert hub.fetched == [
+        ("THUDM/chatglm-6b", "v1.1.0", ["*.json", "ice_text.model"]),
+        ("THUDM/chatglm-6b", "v1.1.0", weights),
+    ]
+
+
+def refuse(error: Exception) -> Callable[..., str]:
+    def snapshot_download(name: str, **options: object) -> str:
+        raise error
+
+    return snapshot_download
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (RepositoryNotFoundError, "no such folder here, and no such model on the hub"),
+        (RevisionNotFoundError, 'engine.revision = "v9": THUDM/chatglm-6b has no such revision'),
+    ],
+)
+def test_what_the_hub_does_not_know_is_named(
+    monkeypatch: pytest.MonkeyPatch, kind: type[HfHubHTTPError], sentence: str
+) -> None:
+    response = Response(404, request=Request("GET", "https://hub.invalid"))
+    monkeypatch.setattr(chatglm, "snapshot_download", refuse(kind("404", response=response)))
+    with pytest.raises(CheckpointError, match=sentence):
+        chatglm.find_folder("THUDM/chatglm-6b", "v9")
+
+
+def test_without_a_network_the_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chatglm, "snapshot_download", refuse(LocalEntryNotFoundError("no network")))
+    with pytest.raises(EngineUnavailable, match=r"cannot be downloaded now \(LocalEntryNotFoundError\)"):
+        chatglm.find_folder("THUDM/chatglm-6b")
