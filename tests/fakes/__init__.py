@@ -1,0 +1,4 @@
+"""Stand-ins at the seams; they pass the same contract tests as the real parts."""
+
+from tests.fakes.clock import ManualClock as ManualClock
+from tests.fakes.engine import ScriptedEngine as ScriptedEngine
