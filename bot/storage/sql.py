@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -21,14 +21,15 @@ from bot.storage.base import History
 from bot.storage.faults import translated
 from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
 from bot.storage.schema import exchanges
+from bot.storage.scrub import Scrubber
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-ASIDE = 0.1  # seconds that one try to empty the log may keep the writers waiting
-PAUSE = 0.05  # seconds between two tries
+# A command that is being carried out may be the very one that deletes: it is still owed its reply.
+_NOT_ASKING = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
 
 
 def shielded(
@@ -52,10 +53,9 @@ class SqlStore:
     """A Store on the database that `url` names.
 
     On SQLite two engines share the file: one connection writes, a few others read.
-    After clear, forget and erase, the file's write-ahead log is emptied, for it still
-    holds the old text.  That waits for whoever reads the file; if another program
-    does so for more than `patience` seconds, StoreError says so: the rows are
-    blank then, and the log is emptied by the next clear, forget or erase, or at the
+    After clear, forget and erase the file is scrubbed (scrub.py).  That waits for
+    whoever else reads it; after more than `patience` seconds StoreError says so: the
+    rows are blank then, and the next clear, forget or erase scrubs again, as does the
     next start.
 
     `busy_timeout` is how long another program's lock is waited for; a transaction older
@@ -73,13 +73,21 @@ class SqlStore:
     ) -> None:
         self._url = url
         self._location = engines.locate(url)
-        self._clock = clock or MonotonicClock()
         self._busy_timeout = busy_timeout
-        self._patience = patience
         self._suspicious = suspicious
         self._under_way: set[asyncio.Task[Any]] = set()
         self._writer = engines.writer(self._location, busy_timeout)
         self._reader = engines.reader(self._location, busy_timeout)
+        # On a server the operator's VACUUM, logs and backups decide.
+        self._scrubber: Scrubber | None = None
+        if self._location.path is not None:
+            self._scrubber = Scrubber(
+                self._writer,
+                self._location.name,
+                clock or MonotonicClock(),
+                busy_timeout=busy_timeout,
+                patience=patience,
+            )
 
     async def __aenter__(self) -> Self:
         try:
@@ -182,11 +190,11 @@ class SqlStore:
 
     @shielded
     async def clear(self, channel: ChannelKey) -> int:
-        return await self._blank(_exactly(channel) if channel.thread is not None else _within(channel))
+        return await self._blank(_exactly(channel) if channel.thread is not None else _within(channel), _NOT_ASKING)
 
     @shielded
     async def forget(self, author: Author) -> int:
-        return await self._blank(_by(author))
+        return await self._blank(_by(author), _NOT_ASKING)
 
     @shielded
     async def erase(self, exchange: int) -> None:
@@ -232,43 +240,21 @@ class SqlStore:
             moved = await tx.execute(move)
         return moved.rowcount == 1
 
-    async def _blank(self, which: ColumnElement[bool]) -> int:
+    async def _blank(self, *which: ColumnElement[bool]) -> int:
         """Delete text and names for good; return how many chats had some."""
         blank = (
             update(exchanges)
-            .where(which, exchanges.c.status != Status.CLEARED)
+            .where(*which, exchanges.c.status != Status.CLEARED)
             .values(**BLANK, **UNANSWERED)
             .returning(exchanges.c.kind)
         )
         async with self._writing() as tx:
             kinds: list[str] = list((await tx.execute(blank)).scalars())
-        if self._location.path is not None:
-            await self._empty_log()
+            if kinds and self._scrubber is not None:
+                await self._scrubber.mark(tx)
+        if self._scrubber is not None:
+            await self._scrubber.scrub()
         return kinds.count(Kind.CHAT)
-
-    async def _empty_log(self) -> None:
-        """Move the write-ahead log into the database and cut it to nothing."""
-        deadline = self._clock.now() + self._patience
-        while not await self._checkpointed():
-            if self._clock.now() >= deadline:
-                raise StoreError(
-                    f"the text is deleted, but {self._location.name}-wal still holds it, because another program "
-                    "keeps reading the database: close that, then clear again or start the bot anew"
-                )
-            await self._clock.sleep(PAUSE)
-
-    async def _checkpointed(self) -> bool:
-        with translated(self._location.name):
-            async with self._writer.connect() as connection:
-                await connection.execution_options(outside=True)
-                # It keeps every writer out while it waits for the readers: not for long.
-                await connection.exec_driver_sql(f"PRAGMA busy_timeout={engines.milliseconds(ASIDE)}")
-                try:
-                    busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
-                finally:
-                    timeout = engines.milliseconds(self._busy_timeout)
-                    await connection.exec_driver_sql(f"PRAGMA busy_timeout={timeout}")
-        return not busy
 
     def _writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._transaction(self._writer)
@@ -298,12 +284,14 @@ class SqlStore:
             # Whether one may write here shows with a transaction, not with opening.
             async with self._writing():
                 pass
-            # A crash between blanking a text and emptying the log left the text there.
-            if self._location.path is not None and not await self._checkpointed():
-                log.warning("another program is reading the database", database=self._location.name)
         except StoreError:
             await self._dispose()
             raise
+        if self._scrubber is not None:
+            try:
+                await self._scrubber.scrub()  # a crash may have come in between
+            except StoreError as error:
+                log.warning("deleted text could not be scrubbed", error=str(error))
 
     async def _close(self) -> None:
         while self._under_way:

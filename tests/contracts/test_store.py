@@ -363,6 +363,17 @@ async def test_clearing_counts_chats_and_each_only_once(store: Store) -> None:
     assert await store.clear(ROOM) == 0
 
 
+async def test_a_command_under_way_outlives_what_it_deletes(store: Store) -> None:
+    past = await answered(store, message(1, "/status"), kind=Kind.COMMAND)
+    running = await begun(store, message(2, "/clear"), Kind.COMMAND)
+    assert await store.clear(ROOM) == await store.forget(MEI) == 0
+    assert (await found(store, past)).status is Status.CLEARED
+    assert await store.owed("slack") == [running]
+    assert await store.answer(running.id, Answer("", "Forgot nothing."))
+    await store.clear(ROOM)
+    assert (await found(store, running)).status is Status.CLEARED
+
+
 async def test_clearing_a_channel_clears_its_threads(store: Store) -> None:
     await answered(store, message(1))
     await answered(store, message(2, channel=THREAD))

@@ -47,4 +47,4 @@ def message(
 
 def bytes_in(folder: Path) -> bytes:
     """All that is in the files there: the database, its log, its shared memory."""
-    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+    return b"".join(path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file())

@@ -1,16 +1,21 @@
 """What was deleted is in no byte of the SQLite files."""
 
+import asyncio
+import random
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, event
+from structlog.testing import capture_logs
 
-from bot.domain import Answer, Author, Kind
+from bot.domain import Answer, Author, ChannelKey, Kind
 from bot.errors import StoreError
 from bot.storage.sql import SqlStore
-from tests.storage import MEI, NOON, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
+from tests.storage import MEI, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
 
 # Each stands in another column, and long ones fill pages of their own.
 TEXTS = [
@@ -84,23 +89,29 @@ async def test_a_text_that_was_in_the_database_file_already_is_overwritten_there
         assert traces(tmp_path) == []
 
 
+@contextmanager
+def being_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """Keep reading the database, as another program would."""
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM exchanges").fetchone()
+        yield other
+
+
 async def test_while_another_program_reads_clearing_waits_and_then_says_so(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0.1) as store:
         await talk(store)
-        other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None)
-        other.execute("BEGIN")
-        other.execute("SELECT * FROM exchanges").fetchone()
-        with pytest.raises(StoreError, match=r"bot\.db-wal still holds it.*close that"):
+        with (
+            being_read(tmp_path / "bot.db"),
+            pytest.raises(StoreError, match=r"bot\.db-wal still holds it.*close that"),
+        ):
             await store.clear(ROOM)
         assert traces(tmp_path)
-        other.close()
         assert await store.clear(ROOM) == 0
         assert traces(tmp_path) == []
 
 
 async def test_clearing_succeeds_once_the_other_program_has_read(tmp_path: Path) -> None:
-    other = sqlite3.connect(tmp_path / "bot.db", isolation_level=None, check_same_thread=False)
-
     class Closing(JumpingClock):
         async def sleep(self, seconds: float) -> None:
             await super().sleep(seconds)
@@ -109,37 +120,86 @@ async def test_clearing_succeeds_once_the_other_program_has_read(tmp_path: Path)
     clock = Closing()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
         await talk(store)
-        other.execute("BEGIN")
-        other.execute("SELECT * FROM exchanges").fetchone()
-        await store.clear(ROOM)
-        assert traces(tmp_path) == []
+        with being_read(tmp_path / "bot.db") as other:
+            await store.clear(ROOM)
+            assert traces(tmp_path) == []
     assert clock.time > 0
 
 
-async def test_a_crash_before_the_log_was_emptied_is_made_up_for_at_the_next_start(tmp_path: Path) -> None:
-    async with temporary_store(tmp_path) as store:
+async def test_a_crash_before_the_file_was_scrubbed_is_made_up_for_at_the_next_start(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0) as store:
         await talk(store)
-        # A copy taken now is what a crash would leave: the log with the text, which the
-        # row does not have any more.
+        with being_read(tmp_path / "bot.db"), pytest.raises(StoreError):
+            await store.clear(ROOM)
+        # What is in the files now is what a crash would leave.
         crashed = tmp_path / "crashed"
         crashed.mkdir()
-        with sqlite3.connect(tmp_path / "bot.db") as other:
-            other.execute("UPDATE exchanges SET text = '', quoted = NULL, author_name = '', author_roles = '[]'")
-            other.execute("UPDATE exchanges SET author = '', locale = NULL, answer = NULL, notice = NULL")
-            other.execute("UPDATE exchanges SET failure = NULL, reason = NULL")
         for name in ("bot.db", "bot.db-wal"):
             (crashed / name).write_bytes((tmp_path / name).read_bytes())
-        other.close()
     assert traces(crashed)
     async with temporary_store(crashed):
         assert traces(crashed) == []
 
 
+async def test_text_that_cannot_be_scrubbed_at_the_start_is_reported(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0) as store:
+        await talk(store)
+        with being_read(tmp_path / "bot.db"):
+            with pytest.raises(StoreError):
+                await store.clear(ROOM)
+            with capture_logs() as logs:
+                async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0):
+                    pass
+    assert [line["event"] for line in logs] == ["deleted text could not be scrubbed"]
+
+
+async def test_many_deletions_at_once_are_scrubbed_together(store: SqlStore, tmp_path: Path) -> None:
+    rewritten = 0
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal rewritten
+        rewritten += statement == "VACUUM"
+
+    begun = [await store.begin(message(number, f"secret {number}"), Kind.CHAT) for number in range(50)]
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        await asyncio.gather(*[store.erase(exchange.id) for exchange in begun if exchange is not None])
+        assert b"secret" not in bytes_in(tmp_path)
+        assert 1 <= rewritten <= 10
+        before = rewritten
+        assert await store.clear(ROOM) == 0  # nothing is left to be scrubbed
+        assert rewritten == before
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+
+
+# SQLite's secure_delete alone leaves text of these seeds in the file.
+@pytest.mark.parametrize("seed", [4, 7, 8])
+async def test_rows_that_grew_and_moved_leave_no_copies_behind(store: SqlStore, tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    channels = [ChannelKey("slack", f"C{number}") for number in range(4)]
+    unanswered: list[tuple[int, str]] = []
+    for number in range(400):
+        channel = dice.choice(channels)
+        words = f"{channel.channel} says {number:06}. "
+        asked = message(number, words * dice.choice([1, 2, 5, 20, 60, 150, 300, 600]), channel)
+        exchange = await store.begin(asked, Kind.CHAT)
+        assert exchange is not None
+        unanswered.append((exchange.id, words))
+        if dice.random() < 0.8:
+            which, words = unanswered.pop(dice.randrange(len(unanswered)))
+            await store.answer(which, Answer(words * dice.choice([1, 5, 30, 100, 250, 700]), words))
+            if dice.random() < 0.2:
+                await store.reopen(which, words * dice.choice([1, 50, 300]))
+    for channel in channels:
+        await store.clear(channel)
+        assert f"{channel.channel} says ".encode() not in bytes_in(tmp_path)
+
+
 async def test_ids_do_not_come_back_after_rows_were_deleted(store: SqlStore, tmp_path: Path) -> None:
     last = await talk(store)
-    with sqlite3.connect(tmp_path / "bot.db") as other:
+    with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
         other.execute("DELETE FROM exchanges")
-    other.close()
-    exchange = await store.begin(replace(message(1), sent_at=NOON), Kind.CHAT)
+    exchange = await store.begin(message("new"), Kind.CHAT)
     assert exchange is not None
     assert exchange.id == last + 1

@@ -337,16 +337,3 @@ async def test_a_transaction_that_stays_open_is_reported(tmp_path: Path) -> None
         "transaction": "begin",
         "seconds": 0,
     } in logs
-
-
-async def test_a_reader_that_stays_is_reported_at_the_start(tmp_path: Path) -> None:
-    async with temporary_store(tmp_path) as store:
-        await store.begin(message(1), Kind.CHAT)
-        with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
-            other.execute("BEGIN")
-            other.execute("SELECT * FROM exchanges").fetchone()
-            await store.begin(message(2), Kind.CHAT)
-            with capture_logs() as logs:
-                async with temporary_store(tmp_path):
-                    pass
-    assert [line["event"] for line in logs] == ["another program is reading the database"]
