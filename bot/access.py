@@ -86,6 +86,10 @@ class SlidingWindow:
         self._clock = clock
         self._spent: dict[str, deque[tuple[float, int]]] = {}
 
+    def __len__(self) -> int:
+        """How many keys it remembers."""
+        return len(self._spent)
+
     def wait(self, key: str) -> float:
         """Seconds until one more is allowed; 0 when it is allowed now."""
         spent = self._current(key)
@@ -99,25 +103,21 @@ class SlidingWindow:
         raise AssertionError("what was spent cannot exceed the limit once all of it is taken off")
 
     def add(self, key: str, weight: int = 1) -> None:
-        if self._limit and weight:
-            self._forget_the_idle()
-            self._spent.setdefault(key, deque()).append((self._clock.now(), weight))
+        if not self._limit or not weight:
+            return
+        # In the order of their last use, so that those to forget stand in front: keys
+        # come from outside and would pile up over a year.
+        spent = self._spent.pop(key, deque())
+        spent.append((self._clock.now(), weight))
+        self._spent[key] = spent
+        while not self._current(oldest := next(iter(self._spent))):
+            del self._spent[oldest]
 
     def _current(self, key: str) -> deque[tuple[float, int]]:
         spent = self._spent.get(key, deque())
         while spent and spent[0][0] <= self._clock.now() - self._seconds:
             spent.popleft()
         return spent
-
-    def _forget_the_idle(self) -> None:
-        """Keys come from outside: without this they would pile up over a year."""
-        while self._spent:
-            oldest = next(iter(self._spent))
-            if self._current(oldest):
-                # Move it to the back, so that over time each key gets its look.
-                self._spent[oldest] = self._spent.pop(oldest)
-                return
-            del self._spent[oldest]
 
 
 def _channel_id(channel: ChannelKey) -> str:

@@ -140,7 +140,9 @@ class Conversations:
         try:
             messages, left_out = await self._prompt(exchange)
             if left_out:
-                notices.append(say("The oldest turns of this conversation were left out: {count}.").format(count=left_out))
+                notices.append(
+                    say("The oldest turns of this conversation were left out: {count}.").format(count=left_out)
+                )
                 yield Notice(notices[-1])
             async with aclosing(self._generate(turn, messages)) as events:
                 async for event in events:
@@ -177,6 +179,9 @@ class Conversations:
 
     async def _generate(self, turn: "Turn", messages: tuple[ChatMessage, ...]) -> AsyncGenerator[EngineEvent, None]:
         """The engine's events until they end, or until the turn is stopped; always one `Finished`."""
+        if turn.is_stopped:  # while it waited for its turn
+            yield Finished(FinishReason.CANCELLED)
+            return
         request = ChatRequest(
             messages,
             replace(self._params, seed=turn.exchange.seed),
@@ -277,7 +282,7 @@ class Turn:
         except asyncio.CancelledError:
             # Two may cancel here: `stop` this step, or somebody the task that waits for it.
             task = asyncio.current_task()
-            if not self.is_stopped or (task is not None and task.cancelling()):
+            if task is not None and task.cancelling():
                 raise
             return None
         finally:

@@ -1,0 +1,18 @@
+"""Finds an adapter by its name in config.toml; a new platform is a line here and two files."""
+
+from importlib import import_module
+
+from bot.adapters.base import Adapter
+from bot.adapters.console_settings import ConsoleSection
+from bot.config import AdapterSection
+
+# The settings are known without importing any platform's library.
+SETTINGS: dict[str, type[AdapterSection]] = {
+    "console": ConsoleSection,
+}
+
+
+def open_adapter(name: str, settings: AdapterSection) -> Adapter:
+    """Import `bot.adapters.<name>` and make its adapter."""
+    adapter: Adapter = import_module(f"{__name__}.{name}").open_adapter(settings)
+    return adapter

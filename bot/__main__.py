@@ -1,0 +1,116 @@
+"""The command line: run · check · migrate · bench; errors become exit codes."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from bot import __version__
+from bot.adapters import SETTINGS
+from bot.config import Config
+from bot.config_sources import Loaded, load_with_origins
+from bot.engine import BACKENDS
+from bot.errors import BotError
+from bot.logs import set_up
+
+with_config = click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    help="The settings; if not given, ./config.toml where there is one, else the defaults.",
+)
+
+
+@click.group()
+@click.version_option(__version__, prog_name="bot")
+def cli() -> None:
+    """A chat bot that serves one ChatGLM-6B to Discord, Telegram and Slack."""
+
+
+@cli.command()
+@with_config
+def run(path: Path | None) -> None:
+    """Serve the platforms in config.toml; this terminal if there are none."""
+    # What a command needs is imported in it, so that `bot --help` does not wait for the rest.
+    from bot.app import serve
+
+    config = _settings(path)
+    with _loading_bar() as progress:
+        asyncio.run(serve(config, progress))
+
+
+@cli.command()
+@with_config
+def check(path: Path | None) -> None:
+    """Print the settings in force against the defaults, or every mistake in them."""
+    from bot.check import report
+
+    for line in report(_load(path)):
+        click.echo(line)
+
+
+@cli.command()
+@with_config
+def migrate(path: Path | None) -> None:
+    """Bring the database up to date without starting the bot."""
+    from bot.storage.migrate import upgrade
+
+    upgrade(_settings(path).storage.url.get_secret_value())
+    click.echo("The database is up to date.")
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0 done; 1 something cannot be used, and its message says what; 2 mistakes
+    in the settings or on the command line; 130 interrupted.
+    """
+    try:
+        cli(standalone_mode=False)
+    except BotError as error:
+        click.echo(f"bot: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+
+
+def _load(path: Path | None) -> Loaded:
+    return load_with_origins(path, SETTINGS, BACKENDS)
+
+
+def _settings(path: Path | None) -> Config:
+    """The settings, with the logs set up by them."""
+    loaded = _load(path)
+    logs = loaded.config.logs
+    if "console" in loaded.config.enabled_adapters and sys.stderr.isatty() and ("logs", "level") not in loaded.origins:
+        # Nobody wants log lines between the lines of a chat, unless they asked for them.
+        logs = logs.model_copy(update={"level": "warning"})
+    set_up(logs, loaded.config.secrets)
+    return loaded.config
+
+
+@contextmanager
+def _loading_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error while the model loads; nothing where that is no terminal."""
+    columns = (TextColumn("Loading the model"), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        loading = bar.add_task("", total=None)
+
+        def report(done: int, total: int) -> None:
+            bar.update(loading, completed=done, total=total)
+            if done >= total:
+                bar.stop()
+
+        yield report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""A terminal: the smallest adapter, and the model for a new one."""
+
+import asyncio
+import io
+import signal
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from datetime import UTC, datetime
+from typing import TextIO, assert_never
+from uuid import uuid4
+
+from prompt_toolkit import PromptSession
+from rich.console import Console
+from rich.status import Status
+
+from bot.access import OPERATOR
+from bot.config import AdapterSection
+from bot.delivery import waiting
+from bot.dispatch import Dispatcher
+from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, IncomingMessage, Notice, Queued
+from bot.markup.clean import clean
+
+CHANNEL = ChannelKey("console", "terminal")
+LEAVE = frozenset({"stop", "exit", "quit"})
+
+
+def open_adapter(settings: AdapterSection) -> "ConsoleAdapter":
+    for stream in (sys.stdin, sys.stdout):
+        # What is not UTF-8 shall not end the chat.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    return ConsoleAdapter(sys.stdin, sys.stdout)
+
+
+class ConsoleAdapter:
+    """One person's chat: lines in, answers out, one after the other.
+
+    On a terminal with line editing and a sign of life while the model thinks; else
+    plain, so that it can be scripted.
+    """
+
+    def __init__(self, source: TextIO, target: TextIO) -> None:
+        self._source = source
+        # highlight would colour numbers in the answers; soft_wrap leaves lines to the terminal.
+        self._screen = Console(file=target, highlight=False, soft_wrap=True)
+
+    async def run(self, dispatcher: Dispatcher) -> None:
+        for exchange in await dispatcher.owed(CHANNEL.platform):
+            self._print(f"> {exchange.message.text}", style="dim")
+            await self._answer(dispatcher, exchange)
+        async with aclosing(self._lines()) as lines:
+            async for line in lines:
+                if line.strip().lower() in LEAVE:
+                    return
+                accepted = await dispatcher.accept(_message(line))
+                if accepted is not None:
+                    await self._answer(dispatcher, accepted)
+
+    async def _answer(self, dispatcher: Dispatcher, exchange: Exchange) -> None:
+        """Print the reply as it grows: the model's words, then the bot's own below them."""
+        say = dispatcher.say_to(exchange)
+        notices: list[str] = []
+        is_line_open = False
+        with _on_interrupt(lambda: dispatcher.stop(exchange)), self._sign_of_life() as sign:
+            async with aclosing(dispatcher.handle(exchange)) as events:
+                async for event in events:
+                    match event:
+                        case Queued():
+                            if sign is not None:
+                                sign.update(waiting(event, say))
+                        case Delta():
+                            if sign is not None:
+                                sign.stop()
+                            self._print(event.text, end="")
+                            is_line_open = not event.text.endswith("\n")
+                        case Notice():
+                            notices.append(event.text)
+                        case Finished():
+                            if event.reason is FinishReason.CANCELLED:
+                                notices.append(say("(stopped)"))
+                        case _:
+                            assert_never(event)
+        if is_line_open:
+            self._print("")
+        for notice in notices:
+            self._print(notice, style="dim")
+        await dispatcher.delivered(exchange.id)
+
+    def _print(self, text: str, *, end: str = "\n", style: str | None = None) -> None:
+        self._screen.print(clean(text), end=end, style=style, markup=False)
+
+    def _sign_of_life(self) -> AbstractContextManager[Status | None]:
+        if self._screen.is_terminal:
+            return Status("…", console=self._screen)
+        return nullcontext()
+
+    async def _lines(self) -> AsyncGenerator[str, None]:
+        if self._source.isatty():
+            session: PromptSession[str] = PromptSession()
+            while True:
+                try:
+                    yield await session.prompt_async("> ")
+                except (EOFError, KeyboardInterrupt):
+                    return
+        else:
+            loop = asyncio.get_running_loop()
+            read: asyncio.Queue[str] = asyncio.Queue()
+            # A daemon, for nothing can wake a thread that waits for a line.
+            threading.Thread(target=_read, args=(self._source, loop, read), daemon=True).start()
+            while line := await read.get():
+                yield line
+
+
+def _read(source: TextIO, loop: asyncio.AbstractEventLoop, read: "asyncio.Queue[str]") -> None:
+    """Hand each line to the event loop, at the end an empty one."""
+    while True:
+        line = source.readline()
+        if loop.is_closed():
+            return
+        loop.call_soon_threadsafe(read.put_nowait, line)
+        if not line:
+            return
+
+
+@contextmanager
+def _on_interrupt(stop: Callable[[], object]) -> Iterator[None]:
+    """Let Ctrl-C end the answer and not the program."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _message(line: str) -> IncomingMessage:
+    return IncomingMessage(
+        id=uuid4().hex,
+        channel=CHANNEL,
+        author=OPERATOR,
+        text=line.rstrip("\n"),
+        sent_at=datetime.now(UTC),
+        is_direct=True,
+    )

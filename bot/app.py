@@ -1,0 +1,64 @@
+"""The one place where the parts are put together: store, engine, then adapters."""
+
+import asyncio
+import signal
+
+import structlog
+
+from bot.access import Access
+from bot.adapters import open_adapter
+from bot.clock import MonotonicClock
+from bot.config import Config
+from bot.conversations import Conversations
+from bot.dispatch import Dispatcher
+from bot.domain import SamplingParams
+from bot.engine import Progress, open_engine
+from bot.errors import BotError
+from bot.storage.sql import SqlStore
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def run(config: Config, progress: Progress) -> None:
+    """Serve until every adapter has ended or the process is told to stop.
+
+    Raises:
+        BotError: A part cannot start, or an adapter cannot go on.
+    """
+    clock = MonotonicClock()
+    async with (
+        SqlStore(config.storage.url.get_secret_value(), clock) as store,
+        open_engine(config.engine, progress) as engine,
+    ):
+        params = SamplingParams(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p)
+        conversations = Conversations(
+            engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds
+        )
+        access = Access(config.access, config.limits, clock)
+        dispatcher = Dispatcher(access, conversations, engine, store, config.conversation)
+        adapters = [open_adapter(name, settings) for name, settings in config.enabled_adapters.items()]
+        log.info("ready", adapters=list(config.enabled_adapters), model=engine.info.model, device=engine.info.device)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for adapter in adapters:
+                    tasks.create_task(adapter.run(dispatcher))
+        except ExceptionGroup as failures:
+            expected, unexpected = failures.split(BotError)
+            if expected is None or unexpected is not None:
+                raise
+            # A wrong token, say: one sentence is enough, the others were cancelled for it.
+            raise expected.exceptions[0] from None
+
+
+async def serve(config: Config, progress: Progress) -> None:
+    """`run`, ended in good order by SIGTERM: what is not answered by then stays owed."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await run(config, progress)
+    except asyncio.CancelledError:
+        log.info("stopped")
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)

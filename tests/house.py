@@ -1,0 +1,75 @@
+"""The whole program but platform and model: real store and parts, a scripted engine."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.access import Access
+from bot.config import AccessSection, ConversationSection, LimitsSection
+from bot.conversations import Conversations
+from bot.dispatch import Dispatcher
+from bot.domain import Delta, Exchange, IncomingMessage, Notice, ReplyEvent, SamplingParams
+from bot.storage.sql import SqlStore
+from tests.fakes import ManualClock, ScriptedEngine
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    clock: ManualClock
+    engine: ScriptedEngine
+    store: SqlStore
+    access: Access
+    conversations: Conversations
+    dispatcher: Dispatcher
+
+    async def accept(self, message: IncomingMessage) -> Exchange:
+        exchange = await self.dispatcher.accept(message)
+        assert exchange is not None, "the message was not accepted"
+        return exchange
+
+    async def replied(self, exchange: Exchange) -> list[ReplyEvent]:
+        """Handle an accepted exchange to its end, and count it as delivered."""
+        async with aclosing(self.dispatcher.handle(exchange)) as events:
+            seen = [event async for event in events]
+        await self.dispatcher.delivered(exchange.id)
+        return seen
+
+    async def ask(self, message: IncomingMessage) -> list[ReplyEvent]:
+        return await self.replied(await self.accept(message))
+
+    async def kept(self, exchange: Exchange) -> Exchange:
+        """The exchange as the store has it now."""
+        found = await self.store.find(exchange.message.channel, exchange.message.id)
+        assert found is not None
+        return found
+
+
+@asynccontextmanager
+async def a_house(
+    folder: Path,
+    engine: ScriptedEngine | None = None,
+    *,
+    access: AccessSection | None = None,
+    conversation: ConversationSection | None = None,
+    limits: LimitsSection | None = None,
+) -> AsyncIterator[House]:
+    """Build it on a database in `folder`; a second one there finds what the first kept."""
+    clock, engine = ManualClock(), engine or ScriptedEngine()
+    settings, bounds = conversation or ConversationSection(), limits or LimitsSection()
+    async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
+        rules = Access(access or AccessSection(), bounds, clock)
+        conversations = Conversations(engine, store, settings, SamplingParams(), answer_seconds=bounds.answer_seconds)
+        yield House(
+            clock, engine, store, rules, conversations, Dispatcher(rules, conversations, engine, store, settings)
+        )
+
+
+def text_of(events: list[ReplyEvent]) -> str:
+    """The model's words."""
+    return "".join(event.text for event in events if isinstance(event, Delta))
+
+
+def notice_of(events: list[ReplyEvent]) -> str:
+    """The bot's own words."""
+    return "\n".join(event.text for event in events if isinstance(event, Notice))

@@ -1,0 +1,34 @@
+"""Messages for tests, different from each other unless told otherwise."""
+
+from datetime import UTC, datetime
+from itertools import count
+
+from bot.domain import Author, ChannelKey, IncomingMessage
+
+CHANNEL = ChannelKey("discord", "c1")
+MEI = Author("discord", "1", "Mei")
+_ids = count(1)
+
+
+def a_message(
+    text: str = "hello",
+    *,
+    id: str | None = None,
+    channel: ChannelKey = CHANNEL,
+    author: Author = MEI,
+    server: str | None = None,
+    is_direct: bool = True,
+    locale: str | None = None,
+    quoted: str | None = None,
+) -> IncomingMessage:
+    return IncomingMessage(
+        id=id or str(next(_ids)),
+        channel=channel,
+        author=author,
+        text=text,
+        sent_at=datetime(2026, 11, 20, 12, 0, tzinfo=UTC),
+        server=server,
+        is_direct=is_direct,
+        locale=locale,
+        quoted=quoted,
+    )

@@ -1,0 +1,118 @@
+"""The terminal: scripted through a pipe, and as a person uses it."""
+
+import asyncio
+import io
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from bot.adapters.console import CHANNEL, ConsoleAdapter
+from bot.domain import Queued
+from tests.house import House
+from tests.messages import a_message
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def keyboard() -> Iterator[PipeInput]:
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        yield keyboard
+
+
+async def piped(house: House, lines: str) -> str:
+    """What comes out of the pipe when these lines go in."""
+    screen = io.StringIO()
+    await ConsoleAdapter(io.StringIO(lines), screen).run(house.dispatcher)
+    return screen.getvalue()
+
+
+async def test_a_line_in_is_a_plain_answer_out(house: House) -> None:
+    house.engine.add(["Hello", " [bold]there[/bold]!\n1. one"])
+    assert await piped(house, "hi\n") == "Hello [bold]there[/bold]!\n1. one\n"
+
+
+async def test_the_last_line_needs_no_newline_and_an_empty_one_gets_a_sentence(house: House) -> None:
+    out = await piped(house, "one\n\ntwo")
+    assert out.startswith("ok\nI can only read text")
+    assert out.endswith("\nok\n")
+
+
+async def test_commands_work_with_and_without_the_slash(house: House) -> None:
+    out = await piped(house, "remember\nclear\n/status\n")
+    assert "Forgotten" in out
+    assert "- Model: scripted" in out
+
+
+@pytest.mark.parametrize("word", ["stop", "exit", "QUIT"])
+async def test_a_bare_word_leaves(house: House, word: str) -> None:
+    assert await piped(house, f"one\n{word}\ntwo\n") == "ok\n"
+
+
+async def test_what_the_model_says_cannot_drive_the_terminal(house: House) -> None:
+    house.engine.add("\x1b]0;owned\x07\x1b[31mred\x9b2J")
+    assert await piped(house, "hi\n") == "]0;owned[31mred2J\n"
+
+
+async def test_a_notice_comes_below_the_answer(house: House) -> None:
+    house.engine.add("a" * 2000, "short")
+    out = await piped(house, "x\nagain\n")
+    assert out.splitlines()[1] == "short"
+    assert "left out: 1" in out.splitlines()[2]
+
+
+async def test_what_is_owed_from_the_last_run_is_answered_first(house: House) -> None:
+    question = a_message("still there?", channel=CHANNEL)
+    await house.store.begin(question, kind=(await house.accept(a_message("x"))).kind)
+    house.engine.add("yes", "now")
+    assert await piped(house, "next\n") == "> still there?\nyes\nnow\n"
+
+
+async def test_every_answer_counts_as_delivered(house: House) -> None:
+    await piped(house, "one\n/help\n")
+    assert await house.dispatcher.owed("console") == []
+
+
+async def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(house: House) -> None:
+    house.engine.add(["half an ", asyncio.Event()], "next")
+    screen = io.StringIO()
+    chat = asyncio.create_task(ConsoleAdapter(io.StringIO("hi\nand now?\n"), screen).run(house.dispatcher))
+    await house.engine.asked(1)
+    await house.clock.settle()
+    os.kill(os.getpid(), signal.SIGINT)
+    await chat
+    assert screen.getvalue() == "half an \n(stopped)\nnext\n"
+    latest = await house.store.latest(CHANNEL)
+    assert latest is not None
+    assert [message.content for message in house.engine.requests[1].messages] == ["hi", "half an ", "and now?"]
+
+
+async def test_on_a_terminal_one_types_and_reads(house: House, keyboard: PipeInput) -> None:
+    screen = Terminal()
+    keyboard.send_text("hello\r/status\r\x04")
+    await ConsoleAdapter(Terminal(), screen).run(house.dispatcher)
+    assert "ok" in screen.getvalue()
+    assert "scripted" in screen.getvalue()
+
+
+async def test_on_a_terminal_ctrl_c_at_the_prompt_leaves(house: House, keyboard: PipeInput) -> None:
+    keyboard.send_text("\x03")
+    await ConsoleAdapter(Terminal(), Terminal()).run(house.dispatcher)
+
+
+async def test_on_a_terminal_the_place_in_the_queue_is_shown(house: House, keyboard: PipeInput) -> None:
+    house.engine.add([Queued(3, 12.0)])
+    keyboard.send_text("hello\r\x04")
+    screen = Terminal()
+    await ConsoleAdapter(Terminal(), screen).run(house.dispatcher)
+    assert "number 3 in the queue, about 12 s" in screen.getvalue()
