@@ -31,6 +31,7 @@ words: $(VENV)/test-installed
 # A new migration from what schema.py says now:  make migration NAME="what it does"
 migration: $(VENV)/test-installed
 	@$(BIN)/python -m bot.storage.migrate "$(NAME)"
+	@$(BIN)/ruff format --quiet migrations && $(BIN)/ruff check --quiet --fix migrations
 
 clean:
 	@rm -rf $(VENV) dist .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
