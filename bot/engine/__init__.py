@@ -27,7 +27,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> Engine:
 
     Raises:
         EngineUnavailable: There is no such backend, or a package that it needs is missing.
-        CheckpointError: `options.model` names nothing that can be loaded.
+            Entering raises it too, and CheckpointError, for what is found wrong then.
     """
     name = options.backend
     if name not in BACKENDS:

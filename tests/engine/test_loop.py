@@ -18,7 +18,7 @@ from bot.engine.serving import loop, runner
 from bot.engine.serving.base import Batch
 from bot.engine.serving.loop import Loaded, ServingEngine
 from bot.errors import EngineBusy, EngineFailed, EngineUnavailable, PromptTooLong
-from tests.engine.scripted import FOREVER, Gate, ScriptedModel, ask, events, loaded, serving
+from tests.engine.scripted import FOREVER, START, Gate, ScriptedModel, ask, events, loaded, serving
 
 
 def text_of(seen: list[EngineEvent]) -> str:
@@ -309,6 +309,39 @@ async def test_numbers_that_are_no_numbers_end_their_row_only() -> None:
     assert text_of(good) == "hello"
     assert isinstance(bad, EngineFailed)
     assert "NaN" in str(bad)
+
+
+async def test_text_comes_before_the_failure_that_ends_it() -> None:
+    model = ScriptedModel()
+
+    def break_later(batch: Batch, logits: Tensor) -> Tensor:
+        return logits * float("inf") if batch.starts[0] > 9 else logits
+
+    model.after = break_later
+    async with serving(model) as engine:
+        stream = engine.generate(ask("hello, world"))
+        assert await anext(stream) == Delta("h")
+        with pytest.raises(EngineFailed):
+            await anext(stream)
+
+
+async def test_an_id_that_cannot_become_text_ends_its_row_only() -> None:
+    def say_start(batch: Batch, logits: Tensor) -> Tensor:
+        if len(batch) == 2 and not batch.is_prefill:
+            logits[1, START] = 99.0
+        return logits
+
+    model, gate = ScriptedModel(), Gate()
+    model.before, model.after = gate, say_start
+    async with serving(model) as engine:
+        tasks = [asyncio.create_task(events(engine, ask(text))) for text in ("hello", "world")]
+        await gate.arrival()
+        gate.open()
+        good, bad = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(good, list)
+    assert text_of(good) == "hello"
+    assert isinstance(bad, EngineFailed)
+    assert "ValueError" in str(bad)
 
 
 async def test_a_worker_that_dies_fails_everyone_and_is_not_hidden() -> None:

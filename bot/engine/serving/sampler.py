@@ -51,8 +51,9 @@ class Sampler:
         else:
             probabilities, candidates = self.distribution(logits, rows)
             ids = _search(probabilities, candidates, torch.tensor(numbers, device=logits.device))
-        # One tensor for both answers: reading a device's memory costs a synchronisation.
-        drawn: list[int] = torch.where(logits.isfinite().all(-1), ids, -1).tolist()
+        # A sum is finite only where every logit is.  One tensor carries both answers,
+        # because reading a device's memory waits for the device.
+        drawn: list[int] = torch.where(logits.sum(-1).isfinite(), ids, -1).tolist()
         return [token if token >= 0 else None for token in drawn]
 
     def distribution(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
