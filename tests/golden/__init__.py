@@ -1,0 +1,1 @@
+"""Holds a folder of published numbers against our model: `python -m tests.golden DIR`."""

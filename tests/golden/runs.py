@@ -1,0 +1,39 @@
+"""Runs of a model that the goldens are held against: greedy, forced, sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bot.engine.chatglm.causal import ChatGLMForServing
+from bot.engine.serving.base import Batch
+
+Choose = Callable[[int, Tensor], list[int]]
+"""Picks each row's next token; given the step and the logits `[rows, vocab]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    logits: Tensor  # [steps, rows, vocab]
+    tokens: Tensor  # [rows, steps]
+
+
+def greedy(_: int, logits: Tensor) -> list[int]:
+    chosen: list[int] = logits.argmax(-1).tolist()
+    return chosen
+
+
+def run(model: ChatGLMForServing, prompts: Sequence[Sequence[int]], steps: int, choose: Choose = greedy) -> Run:
+    """Feed the prompts as one batch, then what is chosen, a token a row and step."""
+    slots = tuple(range(len(prompts)))
+    starts = [len(prompt) for prompt in prompts]
+    logits = [model.forward(Batch(slots, tuple(map(tuple, prompts)), (0,) * len(slots)))]
+    tokens = [choose(0, logits[0])]
+    for step in range(1, steps):
+        logits.append(model.forward(Batch(slots, tuple((token,) for token in tokens[-1]), tuple(starts))))
+        tokens.append(choose(step, logits[-1]))
+        starts = [start + 1 for start in starts]
+    return Run(torch.stack(logits), torch.tensor(tokens).T)

@@ -1,0 +1,75 @@
+"""Sampling items: the distribution that is drawn from, and runs with torch's own draw."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+import torch
+from torch import Tensor
+
+from bot.domain import SamplingParams
+from bot.engine.serving.sampler import Row, Sampler
+from tests.golden.report import Golden
+from tests.golden.runs import Choose, run
+
+CHAT = SamplingParams(temperature=0.95, top_k=50, top_p=0.7)
+# What "hot" is stands nowhere: of a grid, this is the round one that gives the published tokens.
+_HOT = SamplingParams(temperature=3.0, top_k=50, top_p=1.0)
+_NOT_OURS = {
+    "sampling.beam4_tokens": "chat never searches with beams, and neither do we",
+    "sampling.greedy_reppen1.3_tokens": "chat has no repetition penalty, and neither have we",
+    "sampling.nan_batch.probs": "on purpose: a row with NaN ends with an error, its neighbours are not touched",
+    "sampling.nan_batch.scores_out": "on purpose: as sampling.nan_batch.probs",
+}
+
+
+def check_all(golden: Golden) -> None:
+    golden.run("sampling", partial(_distributions, golden))
+    golden.run("sampling, drawn", partial(_draws, golden))
+    for name in golden.numbers:
+        if name in _NOT_OURS:
+            golden.note(name, _NOT_OURS[name])
+
+
+def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Probabilities of all ids, `[rows, vocab]`."""
+    rows = [Row(params, Random(0)) for _ in logits]
+    probabilities, ids = Sampler(logits.shape[1]).distribution(logits, rows)
+    return torch.zeros_like(logits).scatter(1, ids, probabilities)
+
+
+def _distributions(golden: Golden) -> None:
+    for name in ("raw", "flat"):
+        if f"sampling.{name}.probs" in golden.numbers:
+            logits = golden.need(f"sampling.{name}.logits_in")
+            golden.note(f"sampling.{name}.logits_in", "what is fed")
+            golden.close(f"sampling.{name}.probs", partial(_of, logits, CHAT), 1e-5)
+    if any(name.startswith("sampling.very_flat") for name in golden.numbers):
+        # The README: the same logits, times 0.05.
+        logits = golden.need("sampling.raw.logits_in") * 0.05
+        only_top_k = SamplingParams(temperature=1.0, top_k=50, top_p=1.0)
+        golden.close("sampling.very_flat.probs", partial(_of, logits, CHAT), 1e-5)
+        golden.close("sampling.very_flat_top_p1.probs", partial(_of, logits, only_top_k), 1e-5)
+
+
+def _of(logits: Tensor, params: SamplingParams) -> Tensor:
+    return distribution(logits[None], params)[0]
+
+
+def drawn_by_torch(params: SamplingParams, seed: int) -> Choose:
+    """Draw as the reference does, from our distribution."""
+    torch.manual_seed(seed)
+
+    def choose(_: int, logits: Tensor) -> list[int]:
+        tokens: list[int] = torch.multinomial(distribution(logits, params), 1)[:, 0].tolist()
+        return tokens
+
+    return choose
+
+
+def _draws(golden: Golden) -> None:
+    for found in golden.names(r"sampling\.seed(\d+)(_hot)?_tokens"):
+        choose = drawn_by_torch(_HOT if found[2] else CHAT, int(found[1]))
+        made = run(golden.model, [golden.prompt("p0")], golden.numbers[found[0]].numel(), choose)
+        golden.equal(found[0], made.tokens.clone)
