@@ -47,14 +47,14 @@ class TiedEmbedding(nn.Module):
     def __init__(self, weight: Tensor | Quantised, dtype: torch.dtype) -> None:
         super().__init__()
         self._rows = weight
-        self._dtype = dtype
         pack = not isinstance(weight, Tensor) or weight.nbytes <= _PACKED_TABLE_BYTES
         self._product = Linear(weight, None, dtype) if pack else _Plain(weight, None)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Look rows up; those of a quantised table come as float32."""
         if isinstance(self._rows, Tensor):
             return functional.embedding(ids, self._rows)
-        return reference.dequantise(self._rows, self._dtype, rows=ids)
+        return reference.dequantise(self._rows, rows=ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._product(hidden)

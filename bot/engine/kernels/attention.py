@@ -10,7 +10,8 @@ from torch.nn import functional
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What attention adds to its scores: so much where `mask` is True that nothing else counts.
 
-    A query that sees no key then looks at all alike, as in the published network.
+    A query that sees no key then looks at all alike, as in the published network; in
+    float16, where there are no such numbers, it does not.
     """
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, torch.finfo(dtype).min)
 

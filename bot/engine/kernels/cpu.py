@@ -10,7 +10,9 @@ from bot.engine.kernels.reference import Int4, Int8, Quantised, unpack_int4
 
 # With quantised weights, activations in float32 or float16 are up to 50 times as slow.
 _QUANTISED_DTYPE = torch.bfloat16
+# With other sizes the kernels read past the ends of what they are given.
 _ROW_MULTIPLE = 16
+_INT8_COLUMN_MULTIPLE = 16
 _GROUPS = (32, 64, 128, 256)
 _ROWS_AT_ONCE = 1024  # a multiple of every block the packed layout knows (16, 32, 64)
 # From so many activations on, turning the int8 weights to bfloat16 for each product is faster.
@@ -106,7 +108,7 @@ def pack(
     if dtype != _QUANTISED_DTYPE or weight.shape[0] % _ROW_MULTIPLE:
         return None
     if isinstance(weight, Int8):
-        return PackedInt8(weight, bias)
+        return PackedInt8(weight, bias) if weight.shape[1] % _INT8_COLUMN_MULTIPLE == 0 else None
     return PackedInt4(weight, bias) if packed_group(weight) else None
 
 

@@ -182,16 +182,17 @@ def dequantise(weight: Quantised, dtype: torch.dtype = torch.float32, rows: Tens
 
     float16 gives what the published code computes on CUDA.
     """
-    scale = (weight.scale if rows is None else weight.scale[rows]).to(dtype)
-    match weight:
-        case Int8(values):
-            return (values if rows is None else values[rows]).to(dtype) * scale
-        case Int4(packed, _, zero):
-            values = unpack_int4(packed if rows is None else packed[rows]).to(dtype)
-            groups = values.view(*scale.shape, -1) * scale[..., None]
-            if zero is not None:
-                groups = groups + (zero if rows is None else zero[rows]).to(dtype)[..., None]
-            return groups.flatten(-2)
+
+    def picked(tensor: Tensor) -> Tensor:
+        return tensor if rows is None else tensor[rows]
+
+    scale = picked(weight.scale).to(dtype)
+    if isinstance(weight, Int8):
+        return picked(weight.values).to(dtype) * scale
+    groups = unpack_int4(picked(weight.packed)).to(dtype).view(*scale.shape, -1) * scale[..., None]
+    if weight.zero is not None:
+        groups = groups + picked(weight.zero).to(dtype)[..., None]
+    return groups.flatten(-2)
 
 
 def linear(hidden: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor:
