@@ -2,18 +2,22 @@
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
 from bot.access import Access
 from bot.adapters import open_adapter
-from bot.clock import MonotonicClock
+from bot.clock import Clock, MonotonicClock
 from bot.config import Config
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
 from bot.domain import SamplingParams
 from bot.engine import Progress, open_engine
-from bot.errors import BotError
+from bot.errors import BotError, StoreError
+from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -36,10 +40,10 @@ async def run(config: Config, progress: Progress) -> None:
         )
         access = Access(config.access, config.limits, clock)
         dispatcher = Dispatcher(access, conversations, engine, store, config.conversation)
-        adapters = [open_adapter(name, settings) for name, settings in config.enabled_adapters.items()]
+        adapters = [open_adapter(name, settings, clock) for name, settings in config.enabled_adapters.items()]
         log.info("ready", adapters=list(config.enabled_adapters), model=engine.info.model, device=engine.info.device)
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with _retention(store, config.storage.retention_days, clock), asyncio.TaskGroup() as tasks:
                 for adapter in adapters:
                     tasks.create_task(adapter.run(dispatcher))
         except ExceptionGroup as failures:
@@ -48,6 +52,26 @@ async def run(config: Config, progress: Progress) -> None:
                 raise
             # A wrong token, say: one sentence is enough, the others were cancelled for it.
             raise expected.exceptions[0] from None
+
+
+@asynccontextmanager
+async def _retention(store: Store, days: int, clock: Clock) -> AsyncIterator[None]:
+    """Delete texts once they are older than so many days; 0 keeps them."""
+
+    async def expire() -> None:
+        while True:
+            try:
+                await store.expire(datetime.now(UTC) - timedelta(days=days))
+            except StoreError as error:
+                log.warning("old texts not deleted", error=str(error))
+            await clock.sleep(3600)
+
+    task = asyncio.create_task(expire() if days else asyncio.sleep(0))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def serve(config: Config, progress: Progress) -> None:

@@ -74,10 +74,13 @@ class ConversationSection(Section):
         default="auto", description="the bot's own words: auto (as the asker's app, or as the message), en, zh"
     )
     history_turns: int = Field(
-        default=20, ge=0, description="how many earlier exchanges the model is shown, if they fit"
+        default=100, ge=0, description="how many earlier exchanges the model is shown, if they fit"
     )
     answer_tokens: int = Field(default=512, ge=1, description="tokens of the model's context kept for the answer")
-    name_speakers: bool = Field(default=False, description="where several people talk, tell the model who said what")
+    name_speakers: bool = Field(default=True, description="where several people talk, tell the model who said what")
+    catch_up_minutes: float = Field(
+        default=60, ge=0, description="what was asked while the bot was away is answered if it is not older than this"
+    )
 
 
 class EngineSection(Section):

@@ -108,14 +108,19 @@ class Conversations:
                     turn.stop()
         return cleared
 
-    async def reopen(self, exchange: Exchange) -> Exchange | None:
-        """Open an exchange again, to be answered anew; None if it was cleared."""
+    async def reopen(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
+        """Open an exchange again, to be answered anew, or with a new text; None if it was cleared."""
         for turn in self._lines.get(exchange.message.channel, ()):
             if turn.exchange.id == exchange.id:
                 turn.stop()
                 await turn.left.wait()
                 break
-        return await self._store.reopen(exchange.id)
+        return await self._store.reopen(exchange.id, text)
+
+    async def erase(self, exchange: Exchange) -> None:
+        """Forget one exchange: its message was deleted."""
+        await self._store.erase(exchange.id)
+        self.stop(exchange)
 
     def _turn(self, exchange: Exchange) -> "Turn":
         line = self._lines[exchange.message.channel]

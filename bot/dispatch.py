@@ -1,8 +1,10 @@
 """The front door of every adapter: what is kept, and who answers it."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
 
 import structlog
 
@@ -11,7 +13,10 @@ from bot.commands import Call, is_retry, parse
 from bot.config import ConversationSection
 from bot.conversations import Conversations
 from bot.domain import (
+    Action,
     Answer,
+    Author,
+    ChannelKey,
     Delta,
     Exchange,
     Finished,
@@ -20,6 +25,7 @@ from bot.domain import (
     Kind,
     Notice,
     ReplyEvent,
+    Status,
 )
 from bot.engine.base import Engine
 from bot.logs import bound
@@ -28,6 +34,14 @@ from bot.storage.base import Store
 from bot.words import Say, say_to
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pressed:
+    """What came of a button: an exchange to answer anew, or a sentence for who pressed it."""
+
+    again: Exchange | None = None
+    notice: str = ""
 
 
 class Dispatcher:
@@ -40,12 +54,15 @@ class Dispatcher:
         engine: Engine,
         store: Store,
         settings: ConversationSection,
+        today: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._access = access
         self._conversations = conversations
         self._engine = engine
         self._store = store
         self._settings = settings
+        self._today = today
+        self._in_hand: set[int] = set()
 
     async def accept(self, message: IncomingMessage) -> Exchange | None:
         """Keep the message; None if it is a duplicate or not for us.
@@ -54,16 +71,62 @@ class Dispatcher:
         happens next, it is answered or it is owed.  `handle` must follow for what is
         returned: a retry returns the exchange that is to be answered again.
         """
-        message = _cleaned(message)
-        if not self._access.admits(message):
-            return None
-        kind = Kind.COMMAND if parse(message.text) else Kind.CHAT
-        exchange = await self._store.begin(message, kind)
+        exchange = await self._kept(message)
         return None if exchange is None else await self._taken_up(exchange)
 
+    async def keep(self, message: IncomingMessage) -> None:
+        """Keep a message that was missed; `owed` then returns it with all the others."""
+        await self._kept(message)
+
     async def owed(self, platform: str) -> list[Exchange]:
-        """What a crash left open or undelivered; `handle` must follow for each."""
-        return [await self._taken_up(exchange) for exchange in await self._store.owed(platform)]
+        """What a crash or a time away left undone; `handle` must follow for each.
+
+        Questions older than `catch_up_minutes` are not answered any more: in each
+        channel the newest gets a notice, which settles them all.
+        """
+        owed = [exchange for exchange in await self._store.owed(platform) if exchange.id not in self._in_hand]
+        return [await self._taken_up(exchange) for exchange in await self._without_late(owed)]
+
+    async def edited(self, message: IncomingMessage) -> Exchange | None:
+        """Take the new text of a question; return the exchange to be answered anew, in place."""
+        message = _cleaned(message)
+        exchange = await self._store.find(message.channel, message.id)
+        if exchange is None or exchange.kind is not Kind.CHAT or exchange.message.text == message.text:
+            return None
+        reopened = await self._conversations.reopen(exchange, message.text)
+        return None if reopened is None else await self._taken_up(reopened)
+
+    async def deleted(self, channel: ChannelKey, message_id: str) -> None:
+        """Forget a message that its author took back, and stop answering it."""
+        exchange = await self._store.find(channel, message_id)
+        if exchange is not None:
+            await self._conversations.erase(exchange)
+
+    async def pressed(self, channel: ChannelKey, message_id: str, action: Action, by: Author) -> Pressed:
+        """Do what a button under one of the bot's messages says, if its presser may."""
+        exchange = await self._store.showing(channel, message_id)
+        if exchange is None:
+            return Pressed()
+        say = self.say_to(exchange)
+        if not self._access.may_control(by, exchange):
+            return Pressed(notice=say("Only the person who asked, and admins, may do that."))
+        match action:
+            case Action.STOP:
+                self._conversations.stop(exchange)
+                return Pressed()
+            case Action.RETRY:
+                reopened = await self._conversations.reopen(exchange)
+                return Pressed() if reopened is None else Pressed(again=await self._taken_up(reopened))
+            case _:
+                assert_never(action)
+
+    async def knows(self, channel: ChannelKey) -> bool:
+        """Whether the bot was spoken to here before: in a thread it then listens."""
+        return await self._store.knows(channel)
+
+    async def high_water(self, platform: str) -> dict[ChannelKey, str]:
+        """The newest message known per channel: where catching up begins."""
+        return await self._store.high_water(platform)
 
     async def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
         """The reply to an exchange as it grows; it is kept before `Finished` is told."""
@@ -89,15 +152,47 @@ class Dispatcher:
     async def failed(self, exchange: int, why: str) -> None:
         await self._store.fail(exchange, why)
 
+    def let_go(self, exchange: int) -> None:
+        """Nobody works on it any more; if it is not done, it is owed again."""
+        self._in_hand.discard(exchange)
+
     def say_to(self, exchange: Exchange) -> Say:
         """The bot's own words in the asker's language."""
         return say_to(exchange.message, self._settings.language)
 
+    async def _kept(self, message: IncomingMessage) -> Exchange | None:
+        message = _cleaned(message)
+        if not self._access.admits(message):
+            return None
+        kind = Kind.COMMAND if parse(message.text) else Kind.CHAT
+        return await self._store.begin(message, kind)
+
+    async def _without_late(self, owed: list[Exchange]) -> list[Exchange]:
+        """Give a notice to the newest late question of a channel and settle the others with it."""
+        oldest = self._today() - timedelta(minutes=self._settings.catch_up_minutes)
+        late = [exchange for exchange in owed if exchange.answer is None and exchange.message.sent_at < oldest]
+        newest = {exchange.message.channel: exchange.id for exchange in late}
+        remaining = []
+        for exchange in owed:
+            if exchange not in late:
+                remaining.append(exchange)
+            elif exchange.parts or exchange.id in newest.values():
+                notice = self.say_to(exchange)("I was away, and this was some time ago. Please ask again if you like.")
+                answer = Answer("", notice, FinishReason.ERROR)
+                await self._store.answer(exchange.id, answer)
+                remaining.append(replace(exchange, status=Status.ANSWERED, answer=answer))
+            else:
+                await self._store.answer(exchange.id, Answer("", reason=FinishReason.ERROR))
+                await self._store.delivered(exchange.id)
+        return remaining
+
     async def _taken_up(self, exchange: Exchange) -> Exchange:
+        """Its place in the line; for a retry, that of the question it calls back."""
         if exchange.kind is Kind.COMMAND and exchange.answer is None and is_retry(exchange):
             exchange = await self._called_back(exchange) or exchange
         if exchange.kind is Kind.CHAT and exchange.answer is None:
             self._conversations.expect(exchange)
+        self._in_hand.add(exchange.id)
         return exchange
 
     async def _called_back(self, retry: Exchange) -> Exchange | None:

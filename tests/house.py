@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from bot.access import Access
@@ -12,6 +13,7 @@ from bot.dispatch import Dispatcher
 from bot.domain import Delta, Exchange, IncomingMessage, Notice, ReplyEvent, SamplingParams
 from bot.storage.sql import SqlStore
 from tests.fakes import ManualClock, ScriptedEngine
+from tests.messages import NOON
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ async def a_house(
     access: AccessSection | None = None,
     conversation: ConversationSection | None = None,
     limits: LimitsSection | None = None,
+    today: datetime = NOON,
 ) -> AsyncIterator[House]:
     """Build it on a database in `folder`; a second one there finds what the first kept."""
     clock, engine = ManualClock(), engine or ScriptedEngine()
@@ -61,7 +64,12 @@ async def a_house(
         rules = Access(access or AccessSection(), bounds, clock)
         conversations = Conversations(engine, store, settings, SamplingParams(), answer_seconds=bounds.answer_seconds)
         yield House(
-            clock, engine, store, rules, conversations, Dispatcher(rules, conversations, engine, store, settings)
+            clock,
+            engine,
+            store,
+            rules,
+            conversations,
+            Dispatcher(rules, conversations, engine, store, settings, lambda: today),
         )
 
 

@@ -7,6 +7,7 @@ from bot.domain import Author, ChannelKey, IncomingMessage
 
 CHANNEL = ChannelKey("discord", "c1")
 MEI = Author("discord", "1", "Mei")
+NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 _ids = count(1)
 
 
@@ -26,7 +27,7 @@ def a_message(
         channel=channel,
         author=author,
         text=text,
-        sent_at=datetime(2026, 11, 20, 12, 0, tzinfo=UTC),
+        sent_at=NOON,
         server=server,
         is_direct=is_direct,
         locale=locale,

@@ -1,6 +1,8 @@
 """The front door: what is kept, what is ignored, what is owed."""
 
+import asyncio
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bot.config import AccessSection, LimitsSection
-from bot.domain import Answer, Delta, Finished, FinishReason, Notice, Status
+from bot.dispatch import Pressed
+from bot.domain import Action, Answer, ChannelKey, Delta, Finished, FinishReason, Notice, Status
 from tests.house import House, a_house, notice_of, text_of
-from tests.messages import MEI, a_message
+from tests.messages import MEI, NOON, a_message
 
 
 async def test_a_message_that_comes_twice_is_accepted_once(house: House) -> None:
@@ -100,3 +103,96 @@ async def test_every_message_gets_exactly_one_reply(
         assert [isinstance(event, Finished) for event in events].count(True) == 1
         assert text_of(events) or notice_of(events)
         assert await house.dispatcher.owed("discord") == []
+
+
+async def test_an_edited_question_is_answered_anew_in_its_place(house: House) -> None:
+    house.engine.add("four", "six")
+    question = a_message("2 + 2?")
+    exchange = await house.accept(question)
+    await house.dispatcher.placed(exchange.id, 0, "m1")
+    await house.replied(exchange)
+    again = await house.dispatcher.edited(replace(question, text="3 + 3?"))
+    assert again is not None
+    assert (again.id, again.parts) == (exchange.id, ("m1",))
+    assert text_of(await house.replied(again)) == "six"
+    assert [message.content for message in house.engine.requests[1].messages] == ["3 + 3?"]
+
+
+async def test_an_edit_while_the_answer_grows_stops_that_first(house: House) -> None:
+    house.engine.add(["wrong", asyncio.Event()], "right")
+    question = a_message("quesiton")
+    growing = asyncio.create_task(house.ask(question))
+    await house.engine.asked(1)
+    again = await house.dispatcher.edited(replace(question, text="question"))
+    await growing
+    assert again is not None
+    assert text_of(await house.replied(again)) == "right"
+
+
+async def test_an_edit_that_changes_nothing_or_of_what_is_no_question_is_ignored(house: House) -> None:
+    question, command = a_message("hi"), a_message("/help")
+    await house.ask(question)
+    await house.ask(command)
+    assert await house.dispatcher.edited(question) is None
+    assert await house.dispatcher.edited(replace(command, text="/clear")) is None
+    assert await house.dispatcher.edited(a_message("never seen")) is None
+
+
+async def test_a_deleted_question_is_forgotten_and_not_answered_on(house: House) -> None:
+    house.engine.add(["so", asyncio.Event()])
+    question = a_message("forget this")
+    growing = asyncio.create_task(house.ask(question))
+    await house.engine.asked(1)
+    await house.dispatcher.deleted(question.channel, question.id)
+    await growing
+    kept = await house.store.find(question.channel, question.id)
+    assert kept is not None
+    assert (kept.status, kept.message.text) == (Status.CLEARED, "")
+    await house.dispatcher.deleted(question.channel, "never seen")
+
+
+async def test_buttons_do_what_they_say_for_whom_they_may(house: House) -> None:
+    house.engine.add(["first", asyncio.Event()], "second")
+    exchange = await house.accept(a_message("hi"))
+    await house.dispatcher.placed(exchange.id, 0, "m1")
+    growing = asyncio.create_task(house.replied(exchange))
+    await house.engine.asked(1)
+    tom = replace(MEI, id="2", name="Tom")
+    refused = await house.dispatcher.pressed(exchange.message.channel, "m1", Action.STOP, tom)
+    assert "Only the person who asked" in refused.notice
+    assert not growing.done()
+    assert await house.dispatcher.pressed(exchange.message.channel, "m1", Action.STOP, MEI) == Pressed()
+    await growing
+    pressed = await house.dispatcher.pressed(exchange.message.channel, "m1", Action.RETRY, MEI)
+    assert pressed.again is not None
+    assert text_of(await house.replied(pressed.again)) == "second"
+    assert await house.dispatcher.pressed(exchange.message.channel, "m2", Action.RETRY, MEI) == Pressed()
+
+
+async def test_what_is_in_hand_is_not_owed_until_it_is_let_go(house: House) -> None:
+    exchange = await house.accept(a_message("hi"))
+    await house.dispatcher.keep(a_message("missed"))
+    assert [owed.message.text for owed in await house.dispatcher.owed("discord")] == ["missed"]
+    house.dispatcher.let_go(exchange.id)
+    assert [owed.id for owed in await house.dispatcher.owed("discord")] == [exchange.id]
+
+
+async def test_after_a_long_time_away_each_channel_gets_one_notice(tmp_path: Path) -> None:
+    elsewhere = ChannelKey("discord", "c2")
+    async with a_house(tmp_path) as before:
+        for text in ("one", "two", "three"):
+            await before.dispatcher.keep(a_message(text))
+        await before.dispatcher.keep(a_message("other", channel=elsewhere))
+        begun = await before.accept(a_message("with a placeholder", channel=elsewhere))
+        await before.dispatcher.placed(begun.id, 0, "m1")
+        await before.dispatcher.keep(a_message("other again", channel=elsewhere))
+        await before.dispatcher.keep(replace(a_message("fresh"), sent_at=NOON + timedelta(hours=2)))
+    async with a_house(tmp_path, today=NOON + timedelta(hours=2)) as after:
+        owed = await after.dispatcher.owed("discord")
+        texts = [exchange.message.text for exchange in owed]
+        assert texts == ["three", "with a placeholder", "other again", "fresh"]
+        for exchange in owed[:3]:
+            assert "I was away" in notice_of(await after.replied(exchange))
+        assert text_of(await after.replied(owed[3])) == "ok"
+        assert len(after.engine.requests) == 1
+        assert await after.dispatcher.owed("discord") == []

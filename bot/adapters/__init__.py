@@ -4,6 +4,7 @@ from importlib import import_module
 
 from bot.adapters.base import Adapter
 from bot.adapters.console_settings import ConsoleSection
+from bot.clock import Clock
 from bot.config import AdapterSection
 
 # The settings are known without importing any platform's library.
@@ -12,7 +13,7 @@ SETTINGS: dict[str, type[AdapterSection]] = {
 }
 
 
-def open_adapter(name: str, settings: AdapterSection) -> Adapter:
+def open_adapter(name: str, settings: AdapterSection, clock: Clock) -> Adapter:
     """Import `bot.adapters.<name>` and make its adapter."""
-    adapter: Adapter = import_module(f"{__name__}.{name}").open_adapter(settings)
+    adapter: Adapter = import_module(f"{__name__}.{name}").open_adapter(settings, clock)
     return adapter

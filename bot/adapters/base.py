@@ -1,19 +1,23 @@
-"""What the program asks of a platform, and the one way a platform with edits answers."""
+"""What the program asks of a platform, and how all platforms with edits answer."""
 
-from typing import Protocol
+import asyncio
+from types import TracebackType
+from typing import Protocol, Self
 
 import structlog
 
-from bot.delivery import Delivery, Messenger, Pacer
+from bot.clock import Clock
+from bot.delivery import Delivery, Messenger
 from bot.dispatch import Dispatcher
 from bot.domain import Exchange
-from bot.errors import ChannelGone
+from bot.errors import BotError, ChannelGone
+from bot.pacing import Pacer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Adapter(Protocol):
-    """One platform: translate, `accept`, acknowledge, `answer`."""
+    """One platform: translate, `accept`, acknowledge, `begin`."""
 
     async def run(self, dispatcher: Dispatcher) -> None:
         """Serve until cancelled; once connected, first answer what is `owed`.
@@ -24,13 +28,54 @@ class Adapter(Protocol):
         ...
 
 
-async def answer(dispatcher: Dispatcher, messenger: Messenger, pacer: Pacer, exchange: Exchange) -> None:
-    """Show the reply to `exchange`: new, edited, retried and owed ones alike."""
-    delivery = Delivery(messenger, exchange, dispatcher.placed, pacer, dispatcher.say_to(exchange))
-    try:
-        await delivery.run(dispatcher.handle(exchange))
-    except ChannelGone as gone:
-        log.info("channel gone", exchange=exchange.id)
-        await dispatcher.failed(exchange.id, str(gone))
-    else:
-        await dispatcher.delivered(exchange.id)
+class Replies:
+    """The replies that grow on one platform, each in a task, at most one per exchange.
+
+    An async context manager: leaving it cancels what still grows, which is then owed.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, messenger: Messenger, clock: Clock) -> None:
+        self._dispatcher = dispatcher
+        self._messenger = messenger
+        self._pacer = Pacer(messenger.edit_interval, clock)
+        self._growing: dict[int, asyncio.Task[None]] = {}
+
+    def begin(self, exchange: Exchange) -> None:
+        """Show the reply to `exchange`: new, edited, retried and owed ones alike."""
+        earlier = self._growing.get(exchange.id)
+        task = asyncio.create_task(self._reply(exchange, earlier), name=f"reply {exchange.id}")
+        self._growing[exchange.id] = task
+
+    async def _reply(self, exchange: Exchange, earlier: asyncio.Task[None] | None) -> None:
+        if earlier is not None:
+            # Two deliveries of one exchange would edit the same messages against each other.
+            earlier.cancel()
+            await asyncio.wait([earlier])
+        say = self._dispatcher.say_to(exchange)
+        delivery = Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, say)
+        try:
+            await delivery.run(self._dispatcher.handle(exchange))
+            await self._dispatcher.delivered(exchange.id)
+        except ChannelGone as gone:
+            await self._dispatcher.failed(exchange.id, str(gone))
+        except BotError as error:
+            log.error("reply broken off; it is owed", exchange=exchange.id, error=str(error))
+        except Exception:
+            # A fault of ours in this one reply: others go on, and it must not meet us again at each start.
+            log.exception("reply failed", exchange=exchange.id)
+            await self._dispatcher.failed(exchange.id, "internal error")
+        finally:
+            if self._growing.get(exchange.id) is asyncio.current_task():
+                del self._growing[exchange.id]
+                self._dispatcher.let_go(exchange.id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        growing = list(self._growing.values())
+        for task in growing:
+            task.cancel()
+        await asyncio.gather(*growing, return_exceptions=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.status import Status
 
 from bot.access import OPERATOR
+from bot.clock import Clock
 from bot.config import AdapterSection
 from bot.delivery import waiting
 from bot.dispatch import Dispatcher
@@ -26,7 +27,7 @@ CHANNEL = ChannelKey("console", "terminal")
 LEAVE = frozenset({"stop", "exit", "quit"})
 
 
-def open_adapter(settings: AdapterSection) -> "ConsoleAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock) -> "ConsoleAdapter":
     for stream in (sys.stdin, sys.stdout):
         # What is not UTF-8 shall not end the chat.
         if isinstance(stream, io.TextIOWrapper):
@@ -87,6 +88,7 @@ class ConsoleAdapter:
         for notice in notices:
             self._print(notice, style="dim")
         await dispatcher.delivered(exchange.id)
+        dispatcher.let_go(exchange.id)
 
     def _print(self, text: str, *, end: str = "\n", style: str | None = None) -> None:
         self._screen.print(clean(text), end=end, style=style, markup=False)

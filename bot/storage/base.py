@@ -1,6 +1,7 @@
 """What the program asks of a database: the Store."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -64,6 +65,14 @@ class Store(Protocol):
         """The exchange that this message began."""
         ...
 
+    async def showing(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        """The exchange whose reply this platform message carries a part of."""
+        ...
+
+    async def knows(self, channel: ChannelKey) -> bool:
+        """Whether anybody ever spoke to the bot here, cleared or not."""
+        ...
+
     async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
         """The channel's newest chat (of this author), to retry it; never a cleared one."""
         ...
@@ -86,6 +95,10 @@ class Store(Protocol):
 
     async def erase(self, exchange: int) -> None:
         """The same for one exchange: its message was deleted."""
+        ...
+
+    async def expire(self, before: datetime) -> int:
+        """The same for all that was said before this moment; what is still open is spared."""
         ...
 
     async def owed(self, platform: str) -> list[Exchange]:

@@ -1,15 +1,17 @@
 """The Store in SQL: a SQLite file, or a PostgreSQL server."""
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -173,11 +175,18 @@ class SqlStore:
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
         # The thread is left out: an id is unique in its channel, and an event about a
         # message does not always say which thread that is in.
+        return await self._first(_within(channel), exchanges.c.message == message_id)
+
+    @shielded
+    async def showing(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        # A button is pressed seldom: the channel's rows are few enough to look through.
         return await self._first(
-            exchanges.c.platform == channel.platform,
-            exchanges.c.channel == channel.channel,
-            exchanges.c.message == message_id,
+            _within(channel), cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
         )
+
+    @shielded
+    async def knows(self, channel: ChannelKey) -> bool:
+        return await self._first(_exactly(channel)) is not None
 
     @shielded
     async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
@@ -199,6 +208,10 @@ class SqlStore:
     @shielded
     async def erase(self, exchange: int) -> None:
         await self._blank(exchanges.c.id == exchange)
+
+    @shielded
+    async def expire(self, before: datetime) -> int:
+        return await self._blank(exchanges.c.sent_at < before, exchanges.c.status != Status.OPEN)
 
     @shielded
     async def owed(self, platform: str) -> list[Exchange]:

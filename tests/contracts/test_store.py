@@ -321,6 +321,27 @@ async def test_the_latest_chat_is_found_by_its_author(store: Store) -> None:
     assert await store.latest(ROOM, MEI) is None
 
 
+async def test_the_exchange_behind_a_message_of_the_bot_is_found(store: Store) -> None:
+    first, second = await begun(store, message(1)), await begun(store, message(2))
+    await store.placed(first.id, 0, "17")
+    await store.placed(first.id, 1, "18%_")
+    await store.placed(second.id, 0, "171")
+    for shown, exchange in (("17", first), ("18%_", first), ("171", second)):
+        behind = await store.showing(THREAD, shown)
+        assert behind is not None
+        assert behind.id == exchange.id
+    assert await store.showing(ROOM, "1") is None
+    assert await store.showing(ChannelKey("slack", "C2"), "17") is None
+
+
+async def test_a_channel_where_somebody_spoke_is_known_even_after_clearing(store: Store) -> None:
+    assert not await store.knows(THREAD)
+    await begun(store, message(1, channel=THREAD))
+    await store.clear(THREAD)
+    assert await store.knows(THREAD)
+    assert not await store.knows(ROOM)
+
+
 async def test_what_is_open_or_undelivered_is_owed_oldest_first(store: Store) -> None:
     first = await begun(store, message(3))
     await store.delivered((await answered(store, message(1))).id)
@@ -410,6 +431,20 @@ async def test_forgetting_a_person_reaches_every_channel_and_nobody_else(store: 
     assert await store.forget(MEI) == 2
     assert [(await found(store, exchange)).status for exchange in mine] == [Status.CLEARED] * 2
     assert [await found(store, exchange) for exchange in others] == others
+
+
+async def test_what_is_older_than_a_moment_expires_unless_it_is_open(store: Store) -> None:
+    old, waiting = (
+        replace(message(1), sent_at=NOON - timedelta(days=2)),
+        replace(message(2), sent_at=NOON - timedelta(days=2)),
+    )
+    await answered(store, old)
+    still_open = await begun(store, waiting)
+    new = await answered(store, message(3))
+    assert await store.expire(NOON - timedelta(days=1)) == 1
+    assert await store.expire(NOON - timedelta(days=1)) == 0
+    assert (await found(store, still_open)).message.text == "hello"
+    assert (await found(store, new)).message.text == "hello"
 
 
 async def test_erasing_takes_one_exchange(store: Store) -> None:

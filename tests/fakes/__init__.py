@@ -2,3 +2,5 @@
 
 from tests.fakes.clock import ManualClock as ManualClock
 from tests.fakes.engine import ScriptedEngine as ScriptedEngine
+from tests.fakes.messenger import Failure as Failure
+from tests.fakes.messenger import FakeMessenger as FakeMessenger

@@ -43,6 +43,7 @@ class ScriptedEngine:
     ) -> None:
         self.requests: list[ChatRequest] = []
         self.closed: list[ChatRequest] = []
+        self._came = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
         self._answers = list(answers)
@@ -69,6 +70,12 @@ class ScriptedEngine:
         """Write down what the next requests get."""
         self._answers += answers
 
+    async def asked(self, count: int) -> None:
+        """Wait until that many requests have come."""
+        while len(self.requests) < count:
+            self._came.clear()
+            await self._came.wait()
+
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return sum(len(message.content) for message in messages)
 
@@ -78,6 +85,7 @@ class ScriptedEngine:
             raise PromptTooLong(prompt_tokens, self._context_length)
         turn = self._turns.take(request, prompt_tokens)
         self.requests.append(request)
+        self._came.set()
         answer = self._answers.pop(0) if self._answers else self._default
         is_finished = False
         said = 0
