@@ -1,0 +1,287 @@
+"""The network, its layout of tokens, and its cache; the published numbers are test_golden's."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bot.engine.chatglm.causal import ChatGLMForServing
+from bot.engine.chatglm.config import ChatGLMConfig, parse_config, read_config
+from bot.engine.chatglm.layout import layout_of
+from bot.engine.chatglm.loading import find_device, find_dtype, load_random
+from bot.engine.chatglm.model import ChatGLM, Rotation, WholeSequence
+from bot.engine.chatglm.weights import expected_shapes
+from bot.engine.serving.base import Batch
+from bot.errors import CheckpointError, EngineUnavailable
+from tests.golden.network import Recording
+from tests.golden.runs import run
+
+CONFIG = ChatGLMConfig(
+    vocab_size=96,
+    hidden_size=64,
+    inner_hidden_size=128,
+    num_layers=3,
+    num_attention_heads=4,
+    mask_token_id=90,
+    gmask_token_id=91,
+    bos_token_id=92,
+    eos_token_id=93,
+    max_sequence_length=64,
+)
+PROMPTS = [[*range(5, 5 + size), 91, 92] for size in (3, 9, 1, 20, 6)]
+PLACE = Path("config.json")
+
+
+@pytest.fixture(scope="module")
+def model() -> ChatGLMForServing:
+    return load_random(CONFIG)
+
+
+def inputs(prompt: list[int], config: ChatGLMConfig = CONFIG) -> tuple[Tensor, Tensor, Tensor]:
+    layout = layout_of(prompt, config)
+    return torch.tensor([prompt]), layout.positions(len(prompt))[None], layout.mask(len(prompt))[None]
+
+
+# Layout
+
+
+def test_the_prompt_sees_itself_both_ways_and_the_answer_only_its_past() -> None:
+    layout = layout_of([7, 8, 91, 92], CONFIG)
+    assert layout.mask(6).int().tolist() == [[0, 0, 0, 1, 1, 1]] * 3 + [
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 0],
+    ]
+    assert layout.positions(6).tolist() == [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2], [2, 3]]
+
+
+@pytest.mark.parametrize("first_release", [False, True])
+@pytest.mark.parametrize("two_channels", [False, True])
+@given(size=st.integers(1, 12), where=st.integers(0, 12), gmask=st.booleans())
+def test_cached_steps_stand_where_the_whole_sequence_has_them(
+    size: int, where: int, gmask: bool, two_channels: bool, first_release: bool
+) -> None:
+    config = replace(CONFIG, position_encoding_2d=two_channels)
+    anchor = config.gmask_token_id if gmask else config.mask_token_id
+    prompt = [5] * size
+    prompt.insert(min(where, size), anchor)
+    layout = layout_of([*prompt, config.bos_token_id], config)
+    whole = layout.positions(20).tolist()
+    assert [list(layout.position(index)) for index in range(len(prompt) + 1, 20)] == whole[len(prompt) + 1 :]
+    if first_release:
+        early = layout_of([*prompt, config.bos_token_id], replace(config, first_release=True))
+        first = whole[len(prompt)][0] if not gmask else len(prompt)
+        assert early.positions(len(prompt) + 1)[-1, 0] == first
+        assert early.position(len(prompt) + 1)[-1] == layout.position(len(prompt) + 1)[-1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lacks"), [([5, 91], "<sop>, id 92"), ([5, 92], "[gMASK], id 91, or [MASK], id 90")]
+)
+def test_a_prompt_without_its_marks_is_refused(prompt: list[int], lacks: str) -> None:
+    with pytest.raises(ValueError, match="a prompt needs") as refused:
+        layout_of(prompt, CONFIG)
+    assert lacks in str(refused.value)
+
+
+# Config
+
+
+def test_what_is_written_is_read_back() -> None:
+    for config in (
+        CONFIG,
+        replace(CONFIG, quantization_bit=4, quantization_embeddings=True),
+        replace(CONFIG, pre_seq_len=8, prefix_projection=True, position_encoding_2d=False),
+        replace(CONFIG, mask_token_id=88, gmask_token_id=89, first_release=True),
+    ):
+        assert parse_config(config.as_json(), PLACE) == config
+
+
+def test_the_first_releases_config_names_no_masks() -> None:
+    fields = {"vocab_size": 150528, "bos_token_id": 150004, "eos_token_id": 150005, "pad_token_id": 20003}
+    config = parse_config({**CONFIG.as_json(), **fields, "mask_token_id": None, "gmask_token_id": None}, PLACE)
+    assert config.first_release
+    assert (config.mask_token_id, config.gmask_token_id) == (150000, 150001)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, 'another model (model_type "llama", archit'),
+        ({"model_type": None}, "another model (model_type null"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "another model"),
+        ({"padded_vocab_size": 65024, "ffn_hidden_size": 13696}, "ChatGLM2 or ChatGLM3"),
+        ({"hidden_size": None}, "hidden_size = null, where a whole number"),
+        ({"num_layers": 0}, "num_layers = 0"),
+        ({"num_layers": True}, "num_layers = true"),
+        ({"vocab_size": "many"}, 'vocab_size = "many"'),
+        ({"layernorm_epsilon": 1}, "layernorm_epsilon = 1"),
+        ({"num_attention_heads": 3}, "3 heads cannot share"),
+        ({"eos_token_id": 96}, "eos_token_id = 96, beyond its vocab_size 96"),
+        ({"quantization_bit": 3}, "quantization_bit = 3"),
+    ],
+    ids=str,
+)
+def test_a_config_of_something_else_is_one_sentence(fields: dict[str, Any], found: str) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        parse_config({**CONFIG.as_json(), **fields}, PLACE)
+    assert found in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_field_that_is_missing_is_named() -> None:
+    fields = CONFIG.as_json()
+    del fields["inner_hidden_size"]
+    with pytest.raises(CheckpointError, match="has no inner_hidden_size"):
+        parse_config(fields, PLACE)
+
+
+@pytest.mark.parametrize(("content", "found"), [("{", "cannot be read"), ("[]", "holds no JSON object")])
+def test_a_config_that_is_no_json_is_named(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=found):
+        read_config(tmp_path)
+
+
+# Network
+
+
+def test_it_has_the_published_names_and_every_one_can_be_trained() -> None:
+    network = ChatGLM(CONFIG)
+    parameters = dict(network.named_parameters())
+    assert {name: tuple(value.shape) for name, value in parameters.items()} == expected_shapes(CONFIG)
+    logits = network(*inputs(PROMPTS[0]))
+    assert logits.shape == (1, 5, 96)
+    logits.logsumexp(-1).sum().backward()
+    assert all(
+        value.grad is not None and value.grad.abs().sum() > 0 for name, value in parameters.items() if "weight" in name
+    )
+
+
+def test_it_runs_under_autocast() -> None:
+    network = ChatGLM(CONFIG)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(*inputs(PROMPTS[1]))
+    torch.testing.assert_close(rounded.float(), network(*inputs(PROMPTS[1])), atol=0.1, rtol=0.05)
+
+
+def test_fused_attention_is_plain_attention(model: ChatGLMForServing) -> None:
+    ids, positions, mask = inputs(PROMPTS[3])
+    with torch.inference_mode():
+        fused = model.network.hidden(ids, positions, WholeSequence(mask))
+        plain = model.network.hidden(ids, positions, Recording(mask))
+    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_rotated_products_depend_on_distances_only(channels: int) -> None:
+    query_key = torch.randn(1, 1, 1, 2, 16, generator=torch.Generator().manual_seed(0))
+
+    def product(first: int, second: int) -> Tensor:
+        query, key = (
+            Rotation(torch.full((1, 1, channels), place), 16)(query_key)[..., part, :]
+            for part, place in enumerate((first, second))
+        )
+        return (query * key).sum()
+
+    torch.testing.assert_close(product(3, 10), product(40, 47))
+    assert abs(product(3, 10) - product(3, 11)) > 1e-3
+
+
+def test_the_published_fp16_angles_are_an_option() -> None:
+    positions = torch.tensor([[[1900, 7]]])
+    query_key = torch.randn(1, 1, 1, 2, 16, generator=torch.Generator().manual_seed(0))
+    assert (Rotation(positions, 16)(query_key) - Rotation(positions, 16, half=True)(query_key)).abs().max() > 0.05
+
+
+# Serving
+
+
+def alone(model: ChatGLMForServing, prompt: list[int], steps: int) -> Tensor:
+    return run(model, [prompt], steps).logits[:, 0]
+
+
+@given(order=st.permutations(range(8)), rows=st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_a_rows_logits_do_not_depend_on_its_slot_or_its_neighbours(
+    model: ChatGLMForServing, order: list[int], rows: int
+) -> None:
+    slots, prompts = tuple(order[:rows]), PROMPTS[:rows]
+    steps = [model.forward(Batch(slots, tuple(map(tuple, prompts)), (0,) * rows))]
+    for step in range(3):
+        starts = tuple(len(prompt) + step for prompt in prompts)
+        steps.append(model.forward(Batch(slots, ((11 + step,),) * rows, starts)))
+    together = torch.stack(steps)
+    for row, prompt in enumerate(prompts):
+        single = run(model, [prompt], 4, lambda step, _: [11 + step]).logits[:, 0]
+        torch.testing.assert_close(together[:, row], single, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cached_steps_give_what_the_whole_sequence_gives(quantization: Any, dtype: Any) -> None:
+    model = load_random(CONFIG, quantization=quantization, dtype=dtype, slots=2)
+    assert (model.slots, model.context_length, model.quantization) == (2, 64, quantization)
+    answer = [3, 50, 7]
+    cached = run(model, [PROMPTS[1]], 4, lambda step, _: [[*answer, 0][step]]).logits[:, 0]
+    layout = layout_of(PROMPTS[1], CONFIG)
+    ids = torch.tensor([PROMPTS[1] + answer])
+    whole = model.network(ids, layout.positions(ids.shape[1])[None], layout.mask(ids.shape[1])[None])[0, -4:]
+    assert cached.dtype == torch.float32
+    close = 1e-3 if dtype == "float32" else 0.25
+    torch.testing.assert_close(cached, whole.float(), atol=close, rtol=close)
+
+
+def test_a_row_that_became_nan_touches_neither_its_neighbours_nor_its_slots_next_sequence() -> None:
+    model = load_random(CONFIG, slots=3)
+    wanted = alone(model, PROMPTS[2], 1)
+    model.forward(Batch((0, 1, 2), tuple(tuple(PROMPTS[3]) for _ in range(3)), (0, 0, 0)))
+    healthy = model.forward(Batch((0, 1, 2), ((5,), (5,), (5,)), (22, 22, 22)))
+    model._cache.keys[:, 1] = torch.nan
+    model._cache.values[:, 1] = torch.nan
+    sick = model.forward(Batch((0, 1, 2), ((5,), (5,), (5,)), (22, 22, 22)))
+    assert sick[1].isnan().all()
+    assert torch.equal(sick[[0, 2]], healthy[[0, 2]])
+    model._cache.keys[:, 1, :, 23:] = 0
+    model._cache.values[:, 1, :, 23:] = 0
+    after = model.forward(Batch((1,), (tuple(PROMPTS[2]),), (0,)))
+    step = model.forward(Batch((1,), ((5,),), (3,)))
+    torch.testing.assert_close(after, wanted)
+    assert step.isfinite().all()
+
+
+def test_eight_rows_are_read_in_one_piece_only_if_their_slots_lie_side_by_side(model: ChatGLMForServing) -> None:
+    cache = model._cache
+    assert len(cache.decode([0, 1, 2, 3], [5, 5, 6, 7])._runs) == 1
+    assert [run.rows for run in cache.decode([0, 1, 4], [5, 5, 6])._runs] == [slice(0, 2), slice(2, 3)]
+
+
+# Devices
+
+
+def test_auto_finds_a_device_and_a_dtype_that_suit() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert find_device("cpu") == cpu
+    assert find_device("auto").type in ("cpu", "cuda", "mps")
+    assert find_dtype("auto", cpu, "none") == torch.float32
+    assert find_dtype("auto", cpu, "int4") == torch.bfloat16
+    assert find_dtype("auto", cuda, "int4") == torch.float16
+    assert find_dtype("bfloat16", cuda, "none") == torch.bfloat16
+
+
+def test_auto_prefers_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("cuda:99", "finds no such device"), ("gpu", "is no device"), ("meta", "finds no")]
+)
+def test_a_device_that_is_not_here_is_named(name: str, found: str) -> None:
+    with pytest.raises(EngineUnavailable, match=found):
+        find_device(name)
