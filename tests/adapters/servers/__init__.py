@@ -1,0 +1,1 @@
+"""A loopback server per platform, as strict as the platform is."""
