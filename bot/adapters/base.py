@@ -1,6 +1,7 @@
 """What the program asks of a platform, and how all platforms with edits answer."""
 
 import asyncio
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -14,6 +15,14 @@ from bot.errors import BotError, ChannelGone
 from bot.pacing import Pacer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `check --online` found out; `text` says what to do where it is not ok."""
+
+    is_ok: bool
+    text: str
 
 
 class Adapter(Protocol):
