@@ -177,7 +177,8 @@ class Dispatcher:
             if exchange not in late:
                 remaining.append(exchange)
             elif exchange.parts or exchange.id in newest.values():
-                notice = self.say_to(exchange)("I was away, and this was some time ago. Please ask again if you like.")
+                say = self.say_to(exchange)
+                notice = say("I was away, and this was some time ago. Please ask again if you like.")
                 answer = Answer("", notice, FinishReason.ERROR)
                 await self._store.answer(exchange.id, answer)
                 remaining.append(replace(exchange, status=Status.ANSWERED, answer=answer))
