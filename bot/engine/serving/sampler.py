@@ -28,6 +28,16 @@ class Row:
         return cls(params, Random(params.seed))
 
 
+# float32's last number before 1: times a sum it stays below that sum.
+BELOW_ONE = 1 - 2**-24
+
+# Colder is argmax already, and would overflow.
+COLDEST = 1e-6
+
+# Nothing at all is before the likeliest id, so it is always kept.
+LEAST = 1e-9
+
+
 class Sampler:
     """Draws all rows of a step at once; a row's draw does not depend on its neighbours.
 
@@ -45,18 +55,21 @@ class Sampler:
         answer can be replayed from its seed alone.
         """
         logits = logits[:, : self._vocabulary].float()
-        numbers = [row.random.random() for row in rows]
+        numbers = [min(row.random.random(), BELOW_ONE) for row in rows]
         if all(row.params.temperature == 0 for row in rows):
             ids = logits.argmax(-1)
         else:
-            probabilities, candidates = self.distribution(logits, rows)
-            ids = _search(probabilities, candidates, torch.tensor(numbers, device=logits.device))
+            candidates, cumulative, kept = self.candidates(logits, rows)
+            total = (cumulative * kept).amax(-1, keepdim=True)
+            sought = torch.tensor(numbers, device=logits.device)[:, None] * total
+            places = ((cumulative <= sought) & kept).sum(-1, keepdim=True)
+            ids = candidates.gather(-1, places)[:, 0]
         # A sum is finite only where every logit is.  One tensor carries both answers,
         # because reading a device's memory waits for the device.
         drawn: list[int] = torch.where(logits.sum(-1).isfinite(), ids, -1).tolist()
         return [token if token >= 0 else None for token in drawn]
 
-    def distribution(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    def candidates(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         """Cut `logits` [rows, vocab] down to what may be drawn.
 
         In this order: temperature; the `top_k` likeliest; of those the smallest set
@@ -64,21 +77,18 @@ class Sampler:
         one id at least.
 
         Returns:
-            Probabilities and their ids, both [rows, candidates], likeliest first;
-            what was cut off has probability 0.
+            Ids, likeliest first; the probability of each and all before it; and which
+            are left after the cuts: all [rows, candidates].
         """
         cuts = self._cuts = self._cuts if self._cuts.rows == tuple(rows) else _Cuts.of(rows, logits.device)
         width = min(cuts.widest or logits.shape[-1], logits.shape[-1])
         scores, ids = torch.topk(logits, width)
-        # The largest score becomes 0 first: a tiny temperature then gives -inf, never inf - inf.
-        scores = (scores - scores[:, :1]) / cuts.temperature
-        scores = scores.masked_fill(torch.arange(width, device=logits.device) >= cuts.top_k, -torch.inf)
+        scores = scores / cuts.temperature
+        if cuts.top_k is not None:
+            scores = scores.masked_fill(torch.arange(width, device=logits.device) >= cuts.top_k, -torch.inf)
         probabilities = scores.softmax(-1)
-        before = probabilities.cumsum(-1) - probabilities
-        kept = before < cuts.top_p
-        kept[:, 0] = True
-        probabilities = probabilities * kept
-        return probabilities / probabilities.sum(-1, keepdim=True), ids
+        cumulative = probabilities.cumsum(-1)
+        return ids, cumulative, cumulative - probabilities < cuts.top_p
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,28 +98,22 @@ class _Cuts:
     rows: tuple[Row, ...]
     widest: int  # candidates that the most generous row looks at; 0 is all
     temperature: Tensor
-    top_k: Tensor
+    top_k: Tensor | None  # None where `widest` is every row's
     top_p: Tensor
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> _Cuts:
+        def column(values: list[float] | list[int]) -> Tensor:
+            return torch.tensor(values, device=device)[:, None]
+
         every = [row.params for row in rows]
-        # Temperature 0 is the likeliest id alone; switched off is a cut beyond everything.
+        # Temperature 0 is the likeliest id alone; a cut that is switched off lies beyond everything.
         top_k = [1 if params.temperature == 0 else params.top_k for params in every]
-        top_p = [params.top_p if params.top_p < 1 else 2.0 for params in every]
+        top_p = [max(params.top_p, LEAST) if params.top_p < 1 else 2.0 for params in every]
         return cls(
             rows=tuple(rows),
             widest=0 if 0 in top_k else max(top_k, default=0),
-            temperature=torch.tensor([params.temperature or 1.0 for params in every], device=device)[:, None],
-            top_k=torch.tensor([k or torch.iinfo(torch.int64).max for k in top_k], device=device)[:, None],
-            top_p=torch.tensor(top_p, device=device)[:, None],
+            temperature=column([max(params.temperature, COLDEST) for params in every]),
+            top_k=column([k or torch.iinfo(torch.int64).max for k in top_k]) if len(set(top_k)) > 1 else None,
+            top_p=column(top_p),
         )
-
-
-def _search(probabilities: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
-    """Find the id at which the cumulative probability passes each number in [0, 1)."""
-    reached = probabilities.cumsum(-1)
-    places = (reached <= numbers[:, None] * reached[:, -1:]).sum(-1)
-    # A number just below 1 may round up to it: the last candidate that may be drawn takes it.
-    last = ((probabilities > 0).sum(-1) - 1).clamp(min=0)
-    return ids.gather(-1, torch.minimum(places, last)[:, None])[:, 0]
