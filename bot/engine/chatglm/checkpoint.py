@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -177,7 +178,9 @@ class _PickleShard:
             with file.open("rb") as opened:
                 # The form before torch 1.6 is no zip archive and cannot be mapped.
                 is_zip = opened.read(2) == b"PK"
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+            # It warns of forms that it may refuse; if it does, we say so.
+            with warnings.catch_warnings(action="ignore"):
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
         except pickle.UnpicklingError as exc:
             raise CheckpointError(
                 f"{file} is damaged, or a pickle that holds more than tensors and could run code; it was not loaded: "

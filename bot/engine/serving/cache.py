@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from mmap import mmap
 from typing import NamedTuple
 
 import torch
@@ -35,9 +36,9 @@ class KeyValueCache:
         self.slots = slots
         self._before = 0 if prefix is None else prefix.shape[3]
         shape = (layers, slots, heads, self._before + context, head_dim)
-        # Zeros, because a masked key may be anything but NaN; unused ones take no memory on a CPU.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        # Zeros, because a masked key may be anything but NaN.
+        self.keys = _zeros(shape, dtype, device)
+        self.values = _zeros(shape, dtype, device)
         self._ends = [self._before] * slots
         if prefix is not None:
             keys, values = prefix.to(self.keys).unsqueeze(2).unbind(1)
@@ -68,6 +69,14 @@ class KeyValueCache:
         for slot, index in zip(slots, at, strict=True):
             self._ends[slot] = max(self._ends[slot], index + 1)
         return Decode(self.keys, self.values, slots, at)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes to all of it at once; what is mapped takes memory where it is used.
+    memory = mmap(-1, torch.Size(shape).numel() * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class Prefill:

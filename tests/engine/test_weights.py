@@ -1,0 +1,375 @@
+"""Checkpoints: every form loads to the same numbers, and whatever is wrong is one sentence."""
+
+import json
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bot.engine.chatglm.causal import ChatGLMForServing
+from bot.engine.chatglm.loading import load
+from bot.engine.serving.base import Batch
+from bot.errors import CheckpointError
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+PROMPT = (5, 75, 301, 641, 644)
+DENSE = "transformer.layers.2.mlp.dense_h_to_4h.weight"
+
+
+def tensors() -> dict[str, Tensor]:
+    merged: dict[str, Tensor] = {}
+    for shard in sorted(GOLDEN.glob("model-*.safetensors")):
+        merged |= load_file(shard)
+    return merged
+
+
+def logits(model: ChatGLMForServing) -> Tensor:
+    return model.forward(Batch((0,), (PROMPT,), (0,)))
+
+
+@pytest.fixture(scope="module")
+def expected() -> Tensor:
+    return logits(load(GOLDEN, dtype="float32", slots=1))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copyfile(GOLDEN / "config.json", tmp_path / "config.json")
+    return tmp_path
+
+
+def with_safetensors(folder: Path) -> None:
+    for path in GOLDEN.glob("model*"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def with_bins(folder: Path) -> None:
+    for path in GOLDEN.glob("pytorch_model*"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def with_one_file(folder: Path, **changed: Tensor | None) -> None:
+    """One model.safetensors, with some tensors others (`None`: gone); `__` in a name is a dot."""
+    content = tensors()
+    for name, tensor in changed.items():
+        if tensor is None:
+            del content[name.replace("__", ".")]
+        else:
+            content[name.replace("__", ".")] = tensor
+    save_file(content, folder / "model.safetensors")
+
+
+def with_one_bin(folder: Path, content: object | None = None) -> None:
+    torch.save(tensors() if content is None else content, folder / "pytorch_model.bin")
+
+
+def with_old_bin(folder: Path) -> None:
+    torch.save(tensors(), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def without_ignored(folder: Path) -> None:
+    kept = {name: tensor for name, tensor in tensors().items() if "inv_freq" not in name and "lm_head" not in name}
+    save_file(kept, folder / "model.safetensors")
+
+
+def with_another_head(folder: Path) -> None:
+    with_one_file(folder, lm_head__weight=torch.zeros(1024, 64))
+
+
+# What loads
+
+
+@pytest.mark.parametrize(
+    "put", [with_safetensors, with_bins, with_one_file, with_one_bin, with_old_bin, without_ignored, with_another_head]
+)
+def test_every_form_of_a_checkpoint_gives_the_same(put: Callable[[Path], None], folder: Path, expected: Tensor) -> None:
+    put(folder)
+    assert torch.equal(logits(load(folder, dtype="float32", slots=1)), expected)
+
+
+@pytest.mark.parametrize("name", ["int4", "int4-qe"])
+def test_a_quantised_checkpoint_is_recognised_also_if_its_config_does_not_say_so(name: str, tmp_path: Path) -> None:
+    shutil.copyfile(GOLDEN / "config.json", tmp_path / "config.json")
+    shutil.copyfile(GOLDEN / name / "pytorch_model.bin", tmp_path / "pytorch_model.bin")
+    silent, named = (load(place, slots=1) for place in (tmp_path, GOLDEN / name))
+    assert named.quantization == silent.quantization == "int4"
+    assert named.dtype == torch.bfloat16
+    assert torch.equal(logits(silent), logits(named))
+
+
+def test_an_int8_checkpoint_is_recognised(folder: Path) -> None:
+    save_file(int8_tensors(), folder / "model.safetensors")
+    assert load(folder, slots=1).quantization == "int8"
+
+
+def int8_tensors() -> dict[str, Tensor]:
+    from bot.engine.kernels.reference import Int8, quantise_rows
+
+    content = tensors()
+    for name in [name for name in content if ".layers." in name and content[name].dim() == 2]:
+        matrix = quantise_rows(content[name], 8)
+        assert isinstance(matrix, Int8)
+        content[name], content[f"{name}_scale"] = matrix.values, matrix.scale[:, 0].contiguous()
+    return content
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_progress_counts_the_bytes_up_to_all_of_them(quantization: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    load(GOLDEN, quantization=quantization, slots=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert len({total for _, total in seen}) == 1
+    assert seen[-1][0] == seen[-1][1] > 400_000
+
+
+def test_the_model_keeps_nothing_of_the_files(folder: Path, expected: Tensor) -> None:
+    with_bins(folder)
+    model = load(folder, dtype="float16", slots=1)
+    before = logits(model)
+    for path in folder.glob("*.bin"):
+        with path.open("r+b") as file:
+            file.write(b"\xff" * path.stat().st_size)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_prefix_inside_the_old_full_form_is_used(folder: Path) -> None:
+    prefix = torch.load(GOLDEN / "ptuning" / "no_projection" / "pytorch_model.bin", weights_only=True)
+    with_one_bin(folder, {**tensors(), **prefix})
+    apart = load(GOLDEN, dtype="float32", slots=1, ptuning=GOLDEN / "ptuning" / "no_projection")
+    for whole in (load(folder, dtype="float32", slots=1), load(GOLDEN, dtype="float32", slots=1, ptuning=folder)):
+        assert torch.equal(logits(whole), logits(apart))
+
+
+# What does not
+
+
+def edit_json(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return exec, ("raise SystemExit('ran')",)
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+def without_a_shard(folder: Path) -> None:
+    with_safetensors(folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+
+
+def with_an_empty_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def with_an_index_that_leads_away(folder: Path) -> None:
+    outside = str(GOLDEN / "model-00001-of-00003.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {DENSE: outside}}))
+
+
+def with_swapped_shards(folder: Path) -> None:
+    with_safetensors(folder)
+    first, second = folder / "model-00001-of-00003.safetensors", folder / "model-00002-of-00003.safetensors"
+    first.rename(folder / "x")
+    second.rename(first)
+    (folder / "x").rename(second)
+
+
+def with_a_tensor_twice(folder: Path) -> None:
+    with_safetensors(folder)
+    path = folder / "model-00003-of-00003.safetensors"
+    save_file({**load_file(path), DENSE: tensors()[DENSE]}, path)
+
+
+def with_a_cut_safetensors(folder: Path) -> None:
+    with_safetensors(folder)
+    cut(folder / "model-00002-of-00003.safetensors")
+
+
+def with_a_cut_bin(folder: Path) -> None:
+    with_bins(folder)
+    cut(folder / "pytorch_model-00002-of-00003.bin")
+
+
+def with_a_cut_old_bin(folder: Path) -> None:
+    with_old_bin(folder)
+    cut(folder / "pytorch_model.bin")
+
+
+def with_an_empty_bin(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+
+def with_changed_bytes(folder: Path) -> None:
+    with_bins(folder)
+    path = folder / "pytorch_model-00001-of-00003.bin"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def with_code(folder: Path) -> None:
+    with_one_bin(folder, {DENSE: Evil()})
+
+
+def with_bare_code(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+
+
+def quantised_differently(folder: Path) -> None:
+    shutil.copyfile(GOLDEN / "int4" / "pytorch_model.bin", folder / "pytorch_model.bin")
+    edit_json(folder / "config.json", quantization_bit=8)
+
+
+def with_a_short_scale(folder: Path) -> None:
+    content = int8_tensors()
+    content[f"{DENSE}_scale"] = content[f"{DENSE}_scale"][:-1].clone()
+    save_file(content, folder / "model.safetensors")
+
+
+def with_more_layers(folder: Path) -> None:
+    with_safetensors(folder)
+    edit_json(folder / "config.json", num_layers=5)
+
+
+def with_fewer_layers(folder: Path) -> None:
+    with_safetensors(folder)
+    edit_json(folder / "config.json", num_layers=3)
+
+
+def with_another_shape(folder: Path) -> None:
+    with_one_file(folder, **{DENSE.replace(".", "__"): torch.zeros(256, 32)})
+
+
+def with_a_flat_matrix(folder: Path) -> None:
+    with_one_file(folder, transformer__layers__0__attention__query_key_value__weight=torch.zeros(192 * 64))
+
+
+def with_integers(folder: Path) -> None:
+    with_one_file(folder, **{DENSE.replace(".", "__"): torch.zeros(256, 64, dtype=torch.int32)})
+
+
+def with_a_bare_int8(folder: Path) -> None:
+    with_one_file(folder, **{DENSE.replace(".", "__"): torch.zeros(256, 64, dtype=torch.int8)})
+
+
+def with_an_odd_kind(folder: Path) -> None:
+    with_one_file(folder, odd=torch.zeros(4, dtype=torch.complex64))
+
+
+def with_nan(folder: Path) -> None:
+    with_one_file(folder, **{DENSE.replace(".", "__"): torch.full((256, 64), torch.nan)})
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (nothing, "holds no weights: put model.safetensors or pytorch_model.bin there"),
+        (without_a_shard, "names the shard model-00002-of-00003.safetensors, which is missing"),
+        (with_an_empty_index, "model.safetensors.index.json has no weight_map"),
+        (with_an_index_that_leads_away, "model-00001-of-00003.safetensors, which is missing"),
+        (with_swapped_shards, "and it does not: these files are not of one download"),
+        (with_a_tensor_twice, f"model-00003-of-00003.safetensors holds the tensor {DENSE}, which"),
+        (with_a_cut_safetensors, "model-00002-of-00003.safetensors is damaged or was cut off"),
+        (with_a_cut_bin, "pytorch_model-00002-of-00003.bin is damaged or was cut off"),
+        (with_a_cut_old_bin, "pytorch_model.bin is damaged"),
+        (with_an_empty_bin, "pytorch_model.bin is damaged"),
+        (with_changed_bytes, "are not those once saved"),
+        (with_code, "could run code; it was not loaded"),
+        (with_bare_code, "could run code; it was not loaded"),
+        (lambda folder: with_one_bin(folder, [1, 2]), "holds a list, not tensors by name"),
+        (lambda folder: with_one_bin(folder, {"epoch": 3}), "holds 'epoch', which is no plain tensor"),
+        (quantised_differently, "holds int4 weights, but config.json beside it says quantization_bit 8"),
+        (with_a_short_scale, f"tensor {DENSE}_scale has the shape [255], and by config.json it must be [256]"),
+        (with_more_layers, "lacks the tensor transformer.layers.4.input_layernorm.weight and 11 more"),
+        (with_fewer_layers, "holds the tensor transformer.layers.3."),
+        (with_another_shape, f"tensor {DENSE} has the shape [256, 32], and by config.json it must be [256, 64]"),
+        (with_a_flat_matrix, "query_key_value.weight has the shape [12288]"),
+        (with_integers, f"tensor {DENSE} holds int32 numbers where floating-point ones belong"),
+        (with_a_bare_int8, f"tensor {DENSE} holds int8 numbers where floating-point ones belong"),
+        (with_an_odd_kind, "tensor odd is of an unknown kind"),
+        (with_nan, f"tensor {DENSE} holds values that are not finite numbers"),
+    ],
+    ids=lambda value: value.__name__.strip("<>") if callable(value) else "",
+)
+def test_a_wrong_checkpoint_is_one_sentence(damage: Callable[[Path], None], found: str, folder: Path) -> None:
+    damage(folder)
+    with pytest.raises(CheckpointError) as refused:
+        load(folder)
+    assert found in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert str(folder) in str(refused.value)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json is missing: name a folder"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("asked", ["int8", "int4"])
+def test_what_is_quantised_is_not_quantised_again(asked: Any) -> None:
+    with pytest.raises(CheckpointError) as refused:
+        load(GOLDEN / "int4", quantization=asked)
+    assert f"is quantised to int4 already and cannot be quantised to {asked}" in str(refused.value)
+
+
+def test_int4_of_an_int8_checkpoint_is_refused_also_if_its_config_does_not_say_so(folder: Path) -> None:
+    save_file(int8_tensors(), folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is quantised to int8 already and cannot be quantised to int4"):
+        load(folder, quantization="int4")
+
+
+@pytest.mark.parametrize("form", ["no_projection", "projection"])
+def test_a_prefix_of_another_model_is_refused(form: str, folder: Path) -> None:
+    content = torch.load(GOLDEN / "ptuning" / form / "pytorch_model.bin", weights_only=True)
+    name = "transformer.prefix_encoder.embedding.weight"
+    torch.save({**content, name: content[name][:, :-2].clone()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="this P-Tuning prefix was trained for another model"):
+        load(GOLDEN, ptuning=folder)
+
+
+def test_half_a_prefix_is_refused(folder: Path) -> None:
+    content = torch.load(GOLDEN / "ptuning" / "projection" / "pytorch_model.bin", weights_only=True)
+    del content["transformer.prefix_encoder.trans.2.bias"]
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"trans\.2\.bias is missing: this P-Tuning prefix"):
+        load(GOLDEN, ptuning=folder)
+
+
+def test_a_folder_without_a_prefix_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="holds no P-Tuning prefix"):
+        load(GOLDEN, ptuning=GOLDEN)
+
+
+def test_a_randomly_damaged_bin_is_refused_or_gives_the_same_numbers(folder: Path) -> None:
+    source = (GOLDEN / "int4" / "pytorch_model.bin").read_bytes()
+    shutil.copyfile(GOLDEN / "int4" / "config.json", folder / "config.json")
+    wanted = logits(load(GOLDEN / "int4", dtype="float32", slots=1))
+    chance = random.Random(28)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(source)
+        for _ in range(chance.choice([1, 1, 8, 64])):
+            content[chance.randrange(len(content))] = chance.randrange(256)
+        if chance.random() < 0.2:
+            del content[chance.randrange(len(content)) :]
+        (folder / "pytorch_model.bin").write_bytes(content)
+        try:
+            assert torch.equal(logits(load(folder, dtype="float32", slots=1)), wanted)
+        except CheckpointError:
+            refused += 1
+    assert refused > 40
