@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from random import Random
 
 import torch
 from torch import Tensor
@@ -34,9 +33,9 @@ def check_all(golden: Golden) -> None:
 
 def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
     """Probabilities of all ids, `[rows, vocab]`."""
-    rows = [Row(params, Random(0)) for _ in logits]
-    probabilities, ids = Sampler(logits.shape[1]).distribution(logits, rows)
-    return torch.zeros_like(logits).scatter(1, ids, probabilities)
+    ids, cumulative, kept = Sampler(logits.shape[1]).candidates(logits, [Row.of(params) for _ in logits])
+    each = cumulative.diff(dim=1, prepend=torch.zeros(len(logits), 1)) * kept
+    return torch.zeros_like(logits).scatter(1, ids, each / each.sum(1, keepdim=True))
 
 
 def _distributions(golden: Golden) -> None:
