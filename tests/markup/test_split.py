@@ -162,26 +162,26 @@ def test_the_rendered_length_counts_and_not_the_markdown() -> None:
     assert len(split(text, Plain(format))) > len(pieces)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(TEXT, st.integers(100, 400))
 @example("> 1. > ````py\n>    > x = 1\n>    > ```js\n>    > let a\n>    > ```\n>    > ````", 100)
 def test_every_piece_fits_and_is_balanced_and_nothing_is_lost(markdown: str, limit: int) -> None:
     assert all(is_balanced(text) for text in texts(markdown, limit))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(FLAT, st.integers(28, 100))
 def test_so_it_is_in_messages_of_28_characters(markdown: str, limit: int) -> None:
     assert all(is_balanced(text) for text in texts(markdown, limit))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(DOCUMENT, st.integers(300, 2000))
 def test_readers_see_what_the_whole_text_shows(markdown: str, limit: int) -> None:
     assert "".join(map(visible, texts(markdown, limit))) == visible(markdown)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(DOCUMENT, st.integers(28, 200), st.integers(1, 50))
 def test_a_growing_text_has_the_same_pieces_and_only_its_last_ones_change(markdown: str, limit: int, step: int) -> None:
     splitter = Splitter(MarkdownFormat(limit))

@@ -1,0 +1,118 @@
+"""What every platform's Messenger must do, the fake one included."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from bot.delivery import Messenger
+from bot.domain import Action, ChannelKey, Controls
+from bot.errors import MessageGone
+from tests.fakes import FakeMessenger, ManualClock
+
+NONE: Controls = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """A Messenger, and a look at the platform behind it; a real one is set up like this too."""
+
+    messenger: Messenger
+    channel: ChannelKey
+    question: str  # the id of a message there to reply to
+    shown: Callable[[], Awaitable[list[str]]]  # the texts of the channel, the question left out
+    delete: Callable[[str], Awaitable[None]]  # as somebody else would
+
+
+async def fake() -> AsyncIterator[Platform]:
+    messenger = FakeMessenger(ManualClock())
+    channel = ChannelKey("fake", "c1")
+
+    async def shown() -> list[str]:
+        return messenger.texts(channel)
+
+    async def delete(message_id: str) -> None:
+        del messenger.messages[message_id]
+
+    yield Platform(messenger, channel, "q1", shown, delete)
+
+
+PLATFORMS = {"fake": fake}
+
+
+@pytest.fixture(params=PLATFORMS)
+async def platform(request: pytest.FixtureRequest) -> AsyncIterator[Platform]:
+    async for opened in PLATFORMS[request.param]():
+        yield opened
+
+
+async def send(platform: Platform, text: str, nonce: str = "1.0.0", controls: Controls = NONE) -> str:
+    messenger = platform.messenger
+    rendered = messenger.format.render(text)
+    return await messenger.send(platform.channel, rendered, reply_to=platform.question, controls=controls, nonce=nonce)
+
+
+async def edit(platform: Platform, message_id: str, text: str, controls: Controls = NONE) -> None:
+    messenger = platform.messenger
+    await messenger.edit(platform.channel, message_id, messenger.format.render(text), controls=controls)
+
+
+async def test_what_is_sent_is_shown_in_its_order(platform: Platform) -> None:
+    first, second = await send(platform, "one", "1.0.0"), await send(platform, "two", "1.1.0")
+    assert first != second
+    assert await platform.shown() == ["one", "two"]
+
+
+async def test_an_edit_replaces_the_text(platform: Platform) -> None:
+    message = await send(platform, "…")
+    await edit(platform, message, "你好，世界 👩‍👩‍👧‍👦")
+    assert await platform.shown() == ["你好，世界 👩‍👩‍👧‍👦"]
+
+
+async def test_an_edit_may_change_the_controls_alone(platform: Platform) -> None:
+    message = await send(platform, "text", controls=frozenset({Action.STOP}))
+    await edit(platform, message, "text", controls=frozenset({Action.RETRY}))
+    await edit(platform, message, "text")
+    assert await platform.shown() == ["text"]
+
+
+async def test_an_edit_that_changes_nothing_is_no_error(platform: Platform) -> None:
+    message = await send(platform, "text")
+    await edit(platform, message, "text")
+    assert await platform.shown() == ["text"]
+
+
+async def test_a_message_as_long_as_the_limit_is_taken(platform: Platform) -> None:
+    longest = "字" * platform.messenger.format.limit
+    message = await send(platform, longest)
+    await edit(platform, message, "好" + longest[1:])
+    assert await platform.shown() == ["好" + longest[1:]]
+
+
+async def test_an_edit_of_a_deleted_message_tells_that_it_is_gone(platform: Platform) -> None:
+    message = await send(platform, "text")
+    await platform.delete(message)
+    with pytest.raises(MessageGone):
+        await edit(platform, message, "more text")
+
+
+async def test_a_message_is_taken_back_once(platform: Platform) -> None:
+    message = await send(platform, "text")
+    await platform.messenger.delete(platform.channel, message)
+    assert await platform.shown() == []
+    with pytest.raises(MessageGone):
+        await platform.messenger.delete(platform.channel, message)
+
+
+async def test_plain_words_fit_and_keep_every_word(platform: Platform) -> None:
+    format = platform.messenger.format
+    plain = format.plain("**bold** and `code`")
+    assert "bold" in plain.text
+    assert "code" in plain.text
+    assert plain.entities == ()
+    assert format.measure(plain) <= format.limit
+
+
+async def test_a_message_holds_at_least_28_characters(platform: Platform) -> None:
+    assert platform.messenger.format.limit >= 28
+    assert platform.messenger.edit_interval(platform.channel) > 0

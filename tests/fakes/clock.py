@@ -1,0 +1,91 @@
+"""Time that only moves when a test moves it."""
+
+import asyncio
+import heapq
+import time
+from collections.abc import Awaitable
+from itertools import count
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# More turns of the event loop than any chain of tasks in a test needs to come to rest.
+_TURNS = 50
+
+
+class ManualClock:
+    """A Clock moved by hand; sleepers wake in the order of their time."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self._now = now
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+
+    def now(self) -> float:
+        return self._now
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._now + seconds, next(self._numbers), waiter))
+        await waiter
+
+    @property
+    def next_wake(self) -> float | None:
+        """When the next sleeper wakes, or None if nobody sleeps."""
+        while self._sleepers and self._sleepers[0][2].done():
+            heapq.heappop(self._sleepers)
+        return self._sleepers[0][0] if self._sleepers else None
+
+    async def settle(self) -> None:
+        """Let every task run until all of them wait."""
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+
+    async def advance(self, seconds: float) -> None:
+        """Move on, stopping at each sleeper's time so that those it wakes can act then."""
+        end = self._now + seconds
+        await self.settle()
+        while (wake := self.next_wake) is not None and wake <= end:
+            self._now = wake
+            heapq.heappop(self._sleepers)[2].set_result(None)
+            await self.settle()
+        self._now = end
+
+    def jump(self, seconds: float) -> None:
+        """Move on where nobody sleeps."""
+        assert self.next_wake is None, "somebody sleeps: advance"
+        self._now += seconds
+
+    async def run(self, work: Awaitable[T], limit: float = 100_000.0) -> T:
+        """Do the work while time flies; it may take `limit` seconds of this clock."""
+        task = asyncio.ensure_future(work)
+        end = self._now + limit
+        try:
+            while not task.done():
+                await self.settle()
+                if task.done():
+                    break
+                wake = self.next_wake
+                assert wake is not None, "the work waits for something that is not time"
+                assert wake <= end, f"the work is not done after {limit:g} s"
+                await self.advance(wake - self._now)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return await task
+
+
+class FastClock:
+    """The real clock at `factor` times its speed, where threads and sockets take real time."""
+
+    def __init__(self, factor: float = 50.0) -> None:
+        self._factor = factor
+
+    def now(self) -> float:
+        return time.monotonic() * self._factor
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / self._factor)
