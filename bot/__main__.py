@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -24,6 +25,9 @@ with_config = click.option(
     type=click.Path(path_type=Path),
     help="The settings; if not given, ./config.toml where there is one, else the defaults.",
 )
+
+
+AT_LEAST_1 = click.IntRange(min=1)
 
 
 @click.group()
@@ -64,6 +68,37 @@ def migrate(path: Path | None) -> None:
     click.echo("The database is up to date.")
 
 
+@cli.command()
+@click.option("--model", help='"demo", a folder, or a hub name; if not given, demo.')
+@click.option(
+    "--random", "sizes", help="Made-up weights instead: hidden=1024,layers=8,heads=16,inner=4096,vocab=32768."
+)
+@click.option("--quantization", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cuda, cuda:1, mps or cpu.")
+@click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences that the network runs at once.")
+@click.option("--prompt", type=click.IntRange(min=3), default=128, show_default=True, help="Tokens of each prompt.")
+@click.option("--tokens", type=AT_LEAST_1, default=64, show_default=True, help="New tokens of each answer.")
+@click.option("--clients", type=AT_LEAST_1, default=8, show_default=True, help="Who ask the whole engine at once.")
+@click.option("--repeat", type=AT_LEAST_1, default=5, show_default=True, help="Measurements of each figure.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Of the processor; if not given, as when serving.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(model: str | None, sizes: str | None, as_json: bool, **chosen: Any) -> None:
+    """Measure how fast a model runs on this machine."""
+    from bot.bench.options import options_of
+
+    options = options_of(model=model, random=sizes, **chosen)
+    # After the options: torch takes seconds.
+    from bot.bench.measure import measure
+    from bot.bench.report import show, watching
+
+    with watching() as watch:
+        figures = measure(options, watch)
+    show(figures, as_json=as_json)
+
+
 def main() -> None:
     """Run the command line.
 
@@ -100,8 +135,9 @@ def _settings(path: Path | None) -> Config:
 @contextmanager
 def _loading_bar() -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while the model loads; nothing where that is no terminal."""
+    console = Console(stderr=True)
     columns = (TextColumn("Loading the model"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         loading = bar.add_task("", total=None)
 
         def report(done: int, total: int) -> None:

@@ -55,6 +55,11 @@ class Replies:
         task = asyncio.create_task(self._reply(exchange, earlier), name=f"reply {exchange.id}")
         self._growing[exchange.id] = task
 
+    async def finished(self) -> None:
+        """Wait until no reply grows any more."""
+        while self._growing:
+            await asyncio.wait(self._growing.values())
+
     async def _reply(self, exchange: Exchange, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
             # Two deliveries of one exchange would edit the same messages against each other.

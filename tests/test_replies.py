@@ -1,0 +1,89 @@
+"""Replies on a platform: one at a time per exchange, and none that takes the others down."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from bot.adapters.base import Replies
+from bot.domain import ChannelKey, Status
+from bot.errors import ChannelGone
+from tests.fakes import FakeMessenger, FastClock
+from tests.fakes.messenger import Failure
+from tests.house import House
+from tests.messages import CHANNEL, a_message
+
+
+@pytest.fixture
+def clock() -> FastClock:
+    return FastClock(1000)
+
+
+async def test_a_reply_grows_in_one_message_and_is_delivered(house: House, clock: FastClock) -> None:
+    house.engine.add(["Hello", " there"])
+    messenger = FakeMessenger(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        exchange = await house.accept(a_message("hi"))
+        replies.begin(exchange)
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["Hello there"]
+    assert messenger.violations == []
+    kept = await house.kept(exchange)
+    assert (kept.status, len(kept.parts)) == (Status.DELIVERED, 1)
+
+
+async def test_a_question_edited_while_its_reply_is_shown_is_answered_in_the_same_message(
+    house: House, clock: FastClock
+) -> None:
+    house.engine.add(["old answer", asyncio.Event()], "new answer")
+    messenger = FakeMessenger(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        question = a_message("quesiton")
+        replies.begin(await house.accept(question))
+        await house.engine.asked(1)
+        again = await house.dispatcher.edited(replace(question, text="question"))
+        assert again is not None
+        replies.begin(again)
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["new answer"]
+    assert messenger.violations == []
+
+
+async def test_a_channel_that_is_gone_ends_only_its_own_exchange(house: House, clock: FastClock) -> None:
+    gone = a_message("anybody?", channel=ChannelKey("discord", "gone"))
+    messenger = FakeMessenger(
+        clock, script=lambda number, verb: Failure(ChannelGone("no access")) if number == 0 else None
+    )
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        replies.begin(lost := await house.accept(gone))
+        await replies.finished()
+        replies.begin(await house.accept(a_message("hi")))
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await house.kept(lost)).status is Status.FAILED
+    assert await house.dispatcher.owed("discord") == []
+
+
+async def test_a_fault_of_ours_ends_its_exchange_for_good_and_no_other(house: House, clock: FastClock) -> None:
+    house.engine.add([ZeroDivisionError("a bug")])
+    messenger = FakeMessenger(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        replies.begin(broken := await house.accept(a_message("trigger it")))
+        await replies.finished()
+        replies.begin(await house.accept(a_message("hi")))
+        await replies.finished()
+    assert (await house.kept(broken)).status is Status.FAILED
+    assert "ok" in messenger.texts(CHANNEL)
+
+
+async def test_what_still_grows_when_the_adapter_ends_is_owed(house: House, clock: FastClock) -> None:
+    house.engine.add(["half", asyncio.Event()], "whole")
+    messenger = FakeMessenger(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        replies.begin(await house.accept(a_message("hi")))
+        await house.engine.asked(1)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        for exchange in await house.dispatcher.owed("discord"):
+            replies.begin(exchange)
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["whole"]
