@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import torch
 from torch import Tensor
 
-from bot.domain import ChatMessage, ChatRequest, EngineEvent, SamplingParams
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, SamplingParams
 from bot.engine.base import EngineInfo
 from bot.engine.serving.base import Batch, Detokenizer
 from bot.engine.serving.loop import Loaded, ServingEngine
@@ -144,3 +144,17 @@ def ask(text: str, user: str = "", channel: str = "", **params: object) -> ChatR
 
 async def events(engine: ServingEngine, request: ChatRequest) -> list[EngineEvent]:
     return [event async for event in engine.generate(request)]
+
+
+def text_of(seen: list[EngineEvent]) -> str:
+    return "".join(event.text for event in seen if isinstance(event, Delta))
+
+
+class Time:
+    """A monotonic clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds

@@ -1,0 +1,255 @@
+"""The serving loop when something goes wrong: who is told, and who does not notice."""
+
+import asyncio
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+
+from bot.domain import Delta
+from bot.engine.base import Progress
+from bot.engine.serving import loop, runner
+from bot.engine.serving.base import Batch
+from bot.engine.serving.loop import Loaded, ServingEngine
+from bot.errors import EngineFailed, EngineUnavailable
+from tests.engine.scripted import (
+    FOREVER,
+    START,
+    Gate,
+    ScriptedModel,
+    Time,
+    ask,
+    events,
+    loaded,
+    serving,
+    text_of,
+)
+
+
+async def test_a_prompt_that_fails_does_not_fail_those_beside_it() -> None:
+    def poison(batch: Batch) -> None:
+        if any(ord("!") in tokens for tokens in batch.tokens):
+            raise ValueError("cannot read this")
+
+    model, gate = ScriptedModel(), Gate()
+    model.before = gate
+    async with serving(model) as engine:
+        first = asyncio.create_task(events(engine, ask("first")))
+        await gate.arrival()
+        others = [asyncio.create_task(events(engine, ask(text))) for text in ("good", "bad!", "fine")]
+        await asyncio.sleep(0)
+        model.before = poison
+        gate.open()
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+    assert isinstance(results[2], EngineFailed)
+    assert "ValueError" in str(results[2])
+    assert [text_of(seen) for seen in results if isinstance(seen, list)] == ["first", "good", "fine"]
+    assert any(batch.is_prefill and len(batch) == 3 for batch in model.steps)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "not enough memory"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (RuntimeError("shapes"), "RuntimeError"),
+    ],
+)
+async def test_a_decode_that_fails_ends_its_rows_and_the_next_request_is_answered(error: Exception, words: str) -> None:
+    model = ScriptedModel()
+
+    def fail(batch: Batch) -> None:
+        if not batch.is_prefill:
+            raise error
+
+    model.before = fail
+    async with serving(model) as engine:
+        with pytest.raises(EngineFailed, match=words):
+            await events(engine, ask("hello"))
+        assert engine.load.running == 0
+        model.before = lambda batch: None
+        assert text_of(await events(engine, ask("hello"))) == "hello"
+
+
+async def test_memory_is_given_back_once_nothing_holds_the_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Big:
+        """Stands for the step's tensors."""
+
+    remains: list[Big | None] = []
+    step: list[weakref.ref[Big]] = []
+    model = ScriptedModel()
+
+    def fail(batch: Batch) -> None:
+        big = Big()
+        step.append(weakref.ref(big))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(runner.log, "disabled", True)  # the test's own log would keep the traceback
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: remains.append(step[0]()))
+    model.before = fail
+    async with serving(model) as engine:
+        with pytest.raises(EngineFailed, match="not enough memory"):
+            await events(engine, ask("hello"))
+        assert remains == [None]
+
+
+async def test_numbers_that_are_no_numbers_end_their_row_only() -> None:
+    model, gate = ScriptedModel(), Gate()
+
+    def break_second_row(batch: Batch, logits: Tensor) -> Tensor:
+        if len(batch) == 2 and not batch.is_prefill:
+            logits[1] = float("nan")
+        return logits
+
+    model.before, model.after = gate, break_second_row
+    async with serving(model) as engine:
+        tasks = [asyncio.create_task(events(engine, ask(text))) for text in ("hello", "world")]
+        await gate.arrival()
+        gate.open()
+        good, bad = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(good, list)
+    assert text_of(good) == "hello"
+    assert isinstance(bad, EngineFailed)
+    assert "NaN" in str(bad)
+
+
+async def test_text_comes_before_the_failure_that_ends_it() -> None:
+    model = ScriptedModel()
+
+    def break_later(batch: Batch, logits: Tensor) -> Tensor:
+        return logits * float("inf") if batch.starts[0] > 9 else logits
+
+    model.after = break_later
+    async with serving(model) as engine:
+        stream = engine.generate(ask("hello, world"))
+        assert await anext(stream) == Delta("h")
+        with pytest.raises(EngineFailed):
+            await anext(stream)
+
+
+async def test_an_id_that_cannot_become_text_ends_its_row_only() -> None:
+    def say_start(batch: Batch, logits: Tensor) -> Tensor:
+        if len(batch) == 2 and not batch.is_prefill:
+            logits[1, START] = 99.0
+        return logits
+
+    model, gate = ScriptedModel(), Gate()
+    model.before, model.after = gate, say_start
+    async with serving(model) as engine:
+        tasks = [asyncio.create_task(events(engine, ask(text))) for text in ("hello", "world")]
+        await gate.arrival()
+        gate.open()
+        good, bad = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(good, list)
+    assert text_of(good) == "hello"
+    assert isinstance(bad, EngineFailed)
+    assert "ValueError" in str(bad)
+
+
+async def test_a_worker_that_dies_fails_everyone_and_is_not_hidden() -> None:
+    model, gate = ScriptedModel(slots=1), Gate()
+    model.before = gate
+    time = Time()
+
+    async with serving(model, now=time) as engine:
+        tasks = [asyncio.create_task(events(engine, ask("hello"))) for _ in range(3)]
+        await gate.arrival()
+        del time.seconds  # the next look at the clock raises
+        gate.open()
+        for failure in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(failure, EngineFailed)
+        with pytest.raises(EngineFailed, match="died of AttributeError"):
+            await events(engine, ask("hello"))
+
+
+async def test_closing_the_engine_fails_what_runs_and_what_waits() -> None:
+    model, gate = ScriptedModel(slots=1), Gate()
+    model.before = gate
+    async with serving(model) as engine:
+        tasks = [asyncio.create_task(events(engine, ask(FOREVER))) for _ in range(3)]
+        await gate.arrival()
+        gate.open()
+    for failure in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(failure, EngineFailed)
+        assert str(failure) == "the engine was closed"
+    with pytest.raises(EngineFailed, match="closed"):
+        await events(engine, ask("hello"))
+
+
+async def test_a_step_that_never_ends_does_not_keep_the_program(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop, "CLOSING_SECONDS", 0.01)
+    model, gate = ScriptedModel(), Gate()
+    model.before = gate
+    engine = ServingEngine(lambda progress: loaded(model), max_waiting=1)
+    async with engine:
+        task = asyncio.create_task(events(engine, ask("hello")))
+        await gate.arrival()
+    assert "does not end" in caplog.text
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], EngineFailed)
+    gate.open()
+    for thread in threading.enumerate():
+        if thread.name == "engine":
+            thread.join()
+
+
+async def test_an_engine_that_is_not_entered_says_so() -> None:
+    engine = ServingEngine(lambda progress: loaded(ScriptedModel()), max_waiting=1)
+    with pytest.raises(EngineFailed, match="not running"):
+        await events(engine, ask("hello"))
+    with pytest.raises(EngineFailed, match="not running"):
+        engine.count_tokens(())
+    with pytest.raises(EngineFailed, match="not running"):
+        _ = engine.info
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (EngineUnavailable("no such device"), EngineUnavailable, "no such device"),
+        (OSError("disk on fire"), EngineFailed, "OSError: disk on fire"),
+        (MemoryError(), EngineUnavailable, "does not fit into memory"),
+    ],
+)
+async def test_what_goes_wrong_while_loading_is_raised_on_entering(
+    error: Exception, kind: type[Exception], words: str
+) -> None:
+    def load(progress: Progress) -> Loaded:
+        raise error
+
+    engine = ServingEngine(load, max_waiting=1)
+    with pytest.raises(kind, match=words):
+        await engine.__aenter__()
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("reports_again", [True, False])
+async def test_loading_reports_its_progress_and_stops_when_nobody_waits_for_it(reports_again: bool) -> None:
+    reports: list[tuple[int, int]] = []
+    reached, go_on = asyncio.Event(), threading.Event()
+    here = asyncio.get_running_loop()
+
+    def load(progress: Progress) -> Loaded:
+        progress(1, 2)
+        here.call_soon_threadsafe(reached.set)
+        assert go_on.wait(10)
+        if reports_again:
+            progress(2, 2)
+            raise AssertionError("loading went on")
+        return loaded(ScriptedModel())
+
+    engine = ServingEngine(load, max_waiting=1, progress=lambda done, total: reports.append((done, total)))
+    entering = asyncio.create_task(engine.__aenter__())
+    await reached.wait()
+    entering.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert reports == [(1, 2)]
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
