@@ -98,8 +98,6 @@ class Splitter:
                 self._settled.append(cut.piece)
                 self._opening = cut.next_opening
             opening, rest = cut.next_opening, rest[len(cut.piece.body) :]
-            if is_settled:
-                self._rest = rest
         self._rest = join(pieces[len(self._settled) :])
         return pieces
 
@@ -111,7 +109,6 @@ class _Cut:
         self._format = format
         self._opening = opening
         self._rest = rest
-        self._fenced = True
         self.next_opening = ""
         self.is_settled = False
         # However much a platform's rendering leaves out, a piece holds at most two
@@ -126,9 +123,7 @@ class _Cut:
             self._opening = ""
             self._reading = Reading(rest[:most])
             longest = self._longest(min(most, len(rest) - 1))
-        if longest == 0:
-            self._fenced = False
-            longest = max(1, self._longest(min(most, len(rest) - 1)))
+        longest = max(1, longest)
         ahead = longest + min(_AHEAD, longest)
         self.is_settled = len(rest) > ahead
         self._reading = Reading(self._opening + rest[:ahead])
@@ -154,12 +149,10 @@ class _Cut:
         return self._before_closing_line(fitting)
 
     def _head(self, at: int) -> Piece:
-        closing = self._reading.closing(len(self._opening) + at) if self._fenced else ""
+        closing = self._reading.closing(len(self._opening) + at)
         return Piece(self._rest[:at], self._opening, closing)
 
     def _next_opening(self, at: int) -> str:
-        if not self._fenced:
-            return ""
         return self._reading.opening(len(self._opening) + at, room=self._format.limit // 2)
 
     def _fits(self, at: int) -> bool:
@@ -171,7 +164,7 @@ class _Cut:
 
     def _before_closing_line(self, at: int) -> int:
         """Step back out of a line that closes a code block: half of it would count twice."""
-        fence = self._reading.fence(len(self._opening) + at) if self._fenced else None
+        fence = self._reading.fence(len(self._opening) + at)
         return at if fence is None else min(at, fence.closing - len(self._opening))
 
     def _best(self, longest: int) -> int:

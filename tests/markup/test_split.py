@@ -182,7 +182,7 @@ def test_readers_see_what_the_whole_text_shows(markdown: str, limit: int) -> Non
 
 
 @settings(max_examples=25, deadline=None)
-@given(DOCUMENT, st.integers(28, 200), st.integers(1, 50))
+@given(DOCUMENT, st.integers(60, 200), st.integers(10, 80))
 def test_a_growing_text_has_the_same_pieces_and_only_its_last_ones_change(markdown: str, limit: int, step: int) -> None:
     splitter = Splitter(MarkdownFormat(limit))
     before: list[Piece] = []
