@@ -161,13 +161,6 @@ class Conversations:
                             finished = event
                         case _:
                             assert_never(event)
-            if turn.is_late:
-                notices.append(
-                    say("I stopped here, for an answer may take {seconds} s.").format(
-                        seconds=round(self._answer_seconds)
-                    )
-                )
-                yield Notice(notices[-1])
         except (EngineError, StoreError) as error:
             log.warning("exchange failed", exchange=exchange.id, error=type(error).__name__)
             finished = Finished(FinishReason.ERROR)
@@ -208,8 +201,9 @@ class Conversations:
         finally:
             if timer is not None:
                 timer.cancel()
+        reason = FinishReason.LENGTH if turn.is_late else FinishReason.CANCELLED
         # The engine counts what it finishes; of what was stopped, a delta is about a token.
-        yield Finished(FinishReason.CANCELLED, Usage(self._engine.count_tokens(messages), deltas))
+        yield Finished(reason, Usage(self._engine.count_tokens(messages), deltas))
 
     async def _prompt(self, exchange: Exchange) -> tuple[tuple[ChatMessage, ...], int]:
         """The messages for the model, and how many older turns did not fit."""

@@ -366,16 +366,26 @@ class Delivery:
         return [text for text in texts if self._format.render(text).text.strip()]
 
     def _ending(self, is_empty: bool) -> list[str]:
-        say = self._say
-        match self._reason:
-            case FinishReason.CANCELLED:
-                return [say("(stopped)")]
-            case FinishReason.LENGTH:
-                return [say("(The answer was cut off here: it has reached its greatest length.)")]
-            case FinishReason.STOP | FinishReason.ERROR:
-                return [say("I have no answer to that. Please ask in other words.")] if is_empty else []
-            case _:
-                assert_never(self._reason)
+        if sentence := ending(self._reason, self._say):
+            return [sentence]
+        return [self._say("I have no answer to that. Please ask in other words.")] if is_empty else []
+
+
+def ending(reason: FinishReason, say: Say) -> str:
+    """What stands below an answer that is not whole; nothing below one that is.
+
+    >>> ending(FinishReason.CANCELLED, str), ending(FinishReason.STOP, str)
+    ('(stopped)', '')
+    """
+    match reason:
+        case FinishReason.CANCELLED:
+            return say("(stopped)")
+        case FinishReason.LENGTH:
+            return say("(The answer was cut off here: it became too long.)")
+        case FinishReason.STOP | FinishReason.ERROR:
+            return ""
+        case _:
+            assert_never(reason)
 
 
 def waiting(queued: Queued, say: Say) -> str:

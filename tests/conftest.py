@@ -1,11 +1,18 @@
 """What many tests need: a house on a database of its own."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.house import House, a_house
+
+# The same examples each time, so that a red run means a changed program; for a search
+# through new ones:  HYPOTHESIS_PROFILE=default make test
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 @pytest.fixture

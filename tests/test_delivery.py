@@ -181,7 +181,7 @@ async def test_no_text_is_older_than_two_intervals_while_it_flows() -> None:
 
 async def test_a_notice_never_stands_in_an_unfinished_code_block(world: World) -> None:
     await world.deliver(*answered("```py\nx = 1", reason=FinishReason.LENGTH))
-    assert world.texts == ["```py\nx = 1\n```\n\n(The answer was cut off here: it has reached its greatest length.)"]
+    assert world.texts == ["```py\nx = 1\n```\n\n(The answer was cut off here: it became too long.)"]
 
 
 async def test_a_notice_that_does_not_fit_below_is_a_message_of_its_own() -> None:

@@ -18,9 +18,9 @@ from rich.status import Status
 from bot.access import OPERATOR
 from bot.clock import Clock
 from bot.config import AdapterSection
-from bot.delivery import waiting
+from bot.delivery import ending, waiting
 from bot.dispatch import Dispatcher
-from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, IncomingMessage, Notice, Queued
+from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
 from bot.markup.clean import clean
 
 CHANNEL = ChannelKey("console", "terminal")
@@ -78,9 +78,9 @@ class ConsoleAdapter:
                             is_line_open = not event.text.endswith("\n")
                         case Notice():
                             notices.append(event.text)
-                        case Finished():
-                            if event.reason is FinishReason.CANCELLED:
-                                notices.append(say("(stopped)"))
+                        case Finished(reason):
+                            if sentence := ending(reason, say):
+                                notices.append(sentence)
                         case _:
                             assert_never(event)
         if is_line_open:
