@@ -17,6 +17,7 @@ from bot.engine.chatglm.loading import find_device, find_dtype, load_random
 from bot.engine.chatglm.model import ChatGLM, Rotation, WholeSequence
 from bot.engine.chatglm.weights import expected_shapes
 from bot.engine.serving.base import Batch
+from bot.engine.serving.cache import KeyValueCache
 from bot.errors import CheckpointError, EngineUnavailable
 from tests.golden.network import Recording
 from tests.golden.runs import run
@@ -259,6 +260,15 @@ def test_eight_rows_are_read_in_one_piece_only_if_their_slots_lie_side_by_side(m
     cache = model._cache
     assert len(cache.decode([0, 1, 2, 3], [5, 5, 6, 7])._runs) == 1
     assert [run.rows for run in cache.decode([0, 1, 4], [5, 5, 6])._runs] == [slice(0, 2), slice(2, 3)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_empty_cache_holds_zeros(device: str) -> None:
+    cache = KeyValueCache(
+        layers=2, slots=3, context=5, heads=2, head_dim=4, dtype=torch.bfloat16, device=torch.device(device)
+    )
+    assert cache.keys.shape == cache.values.shape == (2, 3, 2, 5, 4)
+    assert cache.keys.is_meta or not cache.keys.any()
 
 
 # Devices

@@ -342,6 +342,12 @@ def test_a_prefix_of_another_model_is_refused(form: str, folder: Path) -> None:
         load(GOLDEN, ptuning=folder)
 
 
+def test_an_empty_prefix_is_refused(folder: Path) -> None:
+    torch.save({"transformer.prefix_encoder.embedding.weight": torch.zeros(0, 512)}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"embedding\.weight has the shape \[0, 512\]"):
+        load(GOLDEN, ptuning=folder)
+
+
 def test_half_a_prefix_is_refused(folder: Path) -> None:
     content = torch.load(GOLDEN / "ptuning" / "projection" / "pytorch_model.bin", weights_only=True)
     del content["transformer.prefix_encoder.trans.2.bias"]

@@ -219,13 +219,14 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     table = tensors.get(f"{PREFIX}embedding.weight")
     if table is None:
         return None
+    length = max(1, *table.shape[:1])
     width = config.num_layers * 2 * config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {f"{PREFIX}embedding.weight": (*table.shape[:1], width)}
+    shapes: dict[str, tuple[int, ...]] = {f"{PREFIX}embedding.weight": (length, width)}
     inner = tensors.get(f"{PREFIX}trans.0.weight")
     if inner is not None:
         size = inner.shape[0] if inner.shape else 0
         shapes = {
-            f"{PREFIX}embedding.weight": (*table.shape[:1], config.hidden_size),
+            f"{PREFIX}embedding.weight": (length, config.hidden_size),
             f"{PREFIX}trans.0.weight": (size, config.hidden_size),
             f"{PREFIX}trans.0.bias": (size,),
             f"{PREFIX}trans.2.weight": (width, size),
