@@ -1,0 +1,154 @@
+"""Markdown for Telegram: every word arrives, and what is bold there is bold here."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.adapters.telegram_markup import EN_SPACE, MOST_ENTITIES, Entity, TelegramFormat
+from bot.markup.format import utf16_units
+from bot.markup.reading import visible
+from bot.markup.split import split
+
+FORMAT = TelegramFormat()
+
+SCRAPS = """
+    a 好 😀 مرحبا é \u2002 \t * ** *** _ __ ~~ ` `` ``` ~~~ # ## > - + 1. 2) [ ] ( ) ![ ]( https://x.y tg://user?id=1
+    <b> </b> <!channel> <!-- --> <br> || $ $$ \\( \\) \\ & &amp; | |--|--| --- === @everyone <@U1> <div> <https://a.b>
+"""
+MARKDOWN = st.lists(
+    st.sampled_from([*SCRAPS.split(), EN_SPACE, " ", "\t", "\n", "\n\n", "  \n", "    "]), max_size=60
+).map("".join)
+
+
+def words(text: str) -> str:
+    """The text without what the rendering added, and without any whitespace."""
+    return re.sub(r"\s+", "", re.sub(rf"\S*{EN_SPACE}", "", text))
+
+
+@given(MARKDOWN)
+@settings(max_examples=400, deadline=None)
+def test_every_visible_character_survives(markdown: str) -> None:
+    assert words(FORMAT.render(markdown).text) == visible(markdown)
+
+
+@given(MARKDOWN)
+@settings(max_examples=400, deadline=None)
+def test_entities_are_such_as_telegram_takes(markdown: str) -> None:
+    rendered = FORMAT.render(markdown)
+    refusal = refused(rendered.text, [entity for entity in rendered.entities if isinstance(entity, Entity)])
+    assert refusal is None, refusal
+
+
+def looks(markdown: str) -> list[tuple[str, str]]:
+    """What stands out in the rendered text, and how."""
+    rendered = FORMAT.render(markdown)
+    units = rendered.text.encode("utf-16-le")
+    return [
+        (entity.kind, units[2 * entity.offset : 2 * (entity.offset + entity.length)].decode("utf-16-le"))
+        for entity in rendered.entities
+        if isinstance(entity, Entity)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("**粗**体 😀 *斜* ~~删~~", [("bold", "粗"), ("italic", "斜"), ("strikethrough", "删")]),
+        ("# 标题\n正文", [("bold", "标题")]),
+        ("**a `b` c**", [("bold", "a "), ("code", "b"), ("bold", " c")]),
+        ("[a `b`](https://x.y)", [("text_link", "a b")]),
+        ("```py\n  x = 1\n```", [("pre", "  x = 1")]),
+        ("> 引用\n> > 又引\n\nend", [("blockquote", "引用\n又引")]),
+        ("- a\n\n      code", [("pre", "code")]),
+        ("![图](https://x.y/z.png)", [("text_link", "图")]),
+        ("| a | b |\n|---|---|\n| 一 | 二 |", [("pre", f"a  │{EN_SPACE}b\n───┼───{EN_SPACE}\n一 │{EN_SPACE}二")]),
+    ],
+)
+def test_markup_becomes_entities(markdown: str, expected: list[tuple[str, str]]) -> None:
+    assert looks(markdown) == expected
+
+
+def test_code_keeps_its_language() -> None:
+    (entity,) = FORMAT.render("```python title\nx\n```").entities
+    assert entity == Entity("pre", 0, 1, language="python")
+
+
+@pytest.mark.parametrize("address", ["tg://user?id=1", "tg://resolve?domain=x", "/relative", "mailto:a@b.c"])
+def test_only_links_to_the_web_become_links(address: str) -> None:
+    rendered = FORMAT.render(f"[Mei]({address})")
+    assert (rendered.text, rendered.entities) == ("Mei", ())
+
+
+def test_lists_show_their_marks_and_their_depth() -> None:
+    text = FORMAT.render("3. a\n4. b\n   - c\n   - d\n\nend").text.replace(EN_SPACE, " ")
+    assert text == "3. a\n4. b\n   • c\n   • d\n\nend"
+
+
+def test_blank_lines_stand_where_the_text_has_them() -> None:
+    assert FORMAT.render("a\n- b\n\nc\nd\n\n\n\ne").text.replace(EN_SPACE, " ") == "a\n• b\n\nc\nd\n\ne"
+
+
+def test_a_mark_without_words_is_not_shown() -> None:
+    assert FORMAT.render("- \n\n---\n\n> \n").text == ""
+
+
+def test_raw_html_is_shown_as_it_was_written() -> None:
+    assert FORMAT.render("<!channel> a<br>b <@U1> @everyone").text == "<!channel> a<br>b <@U1> @everyone"
+
+
+def test_of_too_many_entities_the_most_important_stay() -> None:
+    entities = FORMAT.render("**b** " * MOST_ENTITIES + "\n\n```\ncode\n```").entities
+    assert len(entities) == MOST_ENTITIES
+    assert isinstance(entities[-1], Entity)
+    assert entities[-1].kind == "pre"
+
+
+def test_lengths_are_counted_as_utf_16() -> None:
+    assert FORMAT.measure(FORMAT.render("**😀** 好")) == 4
+
+
+def test_plain_is_the_text_as_it_is() -> None:
+    assert FORMAT.plain("**a**").text == "**a**"
+    assert FORMAT.plain("**a**").entities == ()
+
+
+@given(MARKDOWN, st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_no_message_of_a_long_text_is_over_the_limit(markdown: str, times: int) -> None:
+    small = SmallFormat()
+    for piece in split(f"{markdown}\n\n" * times, small):
+        assert small.measure(small.render(piece.text)) <= small.limit
+
+
+def test_the_messages_of_a_long_answer_show_all_of_it() -> None:
+    step = "## 第一步\n\n**重点**：先看 `main.py`，再看[说明](https://x.y)。😀\n\n```py\nfor i in range(9):\n    print(i)\n```\n"
+    table = "| 名称 | 值 |\n|---|---|\n" + "| 一 | 二 |\n" * 40
+    answer = (step * 30 + table) * 3
+    pieces = [FORMAT.render(piece.text) for piece in split(answer, FORMAT)]
+    assert len(pieces) > 2
+    assert "".join(words(piece.text) for piece in pieces) == visible(answer)
+
+
+class SmallFormat(TelegramFormat):
+    limit = 64
+
+
+def refused(text: str, entities: list[Entity]) -> str | None:
+    """Why Telegram would not show these entities as they are."""
+    for number, entity in enumerate(entities):
+        if not 0 <= entity.offset < entity.offset + entity.length <= utf16_units(text):
+            return f"{entity} is out of bounds"
+        for other in entities[number + 1 :]:
+            overlap = min(entity.offset + entity.length, other.offset + other.length) - max(entity.offset, other.offset)
+            if overlap <= 0:
+                continue
+            if overlap < min(entity.length, other.length):
+                return f"{entity} and {other} cross"
+            kinds = {entity.kind, other.kind}
+            if kinds & {"pre", "code"} and "blockquote" not in kinds:
+                return f"{entity} and {other}: code stands alone"
+            if len(kinds) == 1:
+                return f"{entity} and {other}: twice the same"
+    return None
