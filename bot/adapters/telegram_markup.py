@@ -16,14 +16,12 @@ from markdown_it.token import Token
 from bot.markup.format import Rendered, utf16_units
 
 LIMIT = 4096  # UTF-16 code units: whichever way the server counts, this is not more
-MOST_ENTITIES = 100  # Telegram drops those beyond, so we choose which
+MOST_ENTITIES = 100  # Telegram drops those beyond
 EN_SPACE = "\N{EN SPACE}"
 
 _MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 _STYLES = {"strong_open": "bold", "em_open": "italic", "s_open": "strikethrough", "heading_open": "bold"}
 _CLOSING = {kind.replace("_open", "_close"): style for kind, style in _STYLES.items()}
-# What a reader would miss most comes first.
-_IMPORTANCE = ["pre", "text_link", "code", "blockquote", "bold", "italic", "strikethrough"]
 # tg:// addresses among others: a link to a person would call that person.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _LINK = re.compile(r"https?://", re.IGNORECASE)
@@ -41,7 +39,7 @@ class Entity:
 
 
 class TelegramFormat:
-    """A Format: lengths are UTF-16 code units of the text, entities do not count."""
+    """A Format; its lengths are UTF-16 code units of the text."""
 
     limit = LIMIT
 
@@ -58,7 +56,9 @@ class TelegramFormat:
         return Rendered(markdown)
 
     def measure(self, rendered: Rendered) -> int:
-        return utf16_units(rendered.text)
+        # A text with too many entities counts as too long: so it is cut, and keeps them.
+        excess = len(rendered.entities) - MOST_ENTITIES
+        return max(utf16_units(rendered.text), self.limit + excess if excess > 0 else 0)
 
 
 @dataclass(slots=True)
@@ -88,9 +88,9 @@ class _Writer:
 
     def rendered(self) -> Rendered:
         self._close_all()
-        chosen = sorted(self._entities, key=lambda entity: (_IMPORTANCE.index(entity.kind), entity.offset))
-        chosen = sorted(chosen[:MOST_ENTITIES], key=lambda entity: (entity.offset, -entity.length))
-        return Rendered("".join(self._text), tuple(chosen))
+        return Rendered(
+            "".join(self._text), tuple(sorted(self._entities, key=lambda each: (each.offset, -each.length)))
+        )
 
     def _write_blocks(self, tokens: list[Token]) -> None:
         table: list[list[str]] = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.adapters.telegram_markup import EN_SPACE, MOST_ENTITIES, Entity, TelegramFormat
+from bot.adapters.telegram_markup import EN_SPACE, Entity, TelegramFormat
 from bot.markup.format import utf16_units
 from bot.markup.reading import visible
 from bot.markup.split import split
@@ -98,11 +98,10 @@ def test_raw_html_is_shown_as_it_was_written() -> None:
     assert FORMAT.render("<!channel> a<br>b <@U1> @everyone").text == "<!channel> a<br>b <@U1> @everyone"
 
 
-def test_of_too_many_entities_the_most_important_stay() -> None:
-    entities = FORMAT.render("**b** " * MOST_ENTITIES + "\n\n```\ncode\n```").entities
-    assert len(entities) == MOST_ENTITIES
-    assert isinstance(entities[-1], Entity)
-    assert entities[-1].kind == "pre"
+def test_a_text_with_too_many_entities_is_cut_and_keeps_them() -> None:
+    answer = "**b** " * 350
+    pieces = [FORMAT.render(piece.text) for piece in split(answer, FORMAT)]
+    assert [len(piece.entities) for piece in pieces] == [100, 100, 100, 50]
 
 
 def test_lengths_are_counted_as_utf_16() -> None:
