@@ -124,6 +124,11 @@ class Dispatcher:
         """Whether the bot was spoken to here before: in a thread it then listens."""
         return await self._store.knows(channel)
 
+    async def moved(self, channel: ChannelKey, to: str) -> None:
+        """Take a channel's history along: its platform gave it another id."""
+        if count := await self._store.move(channel, to):
+            log.info("channel moved", channel=str(channel), to=to, exchanges=count)
+
     async def high_water(self, platform: str) -> dict[ChannelKey, str]:
         """The newest message known per channel: where catching up begins."""
         return await self._store.high_water(platform)

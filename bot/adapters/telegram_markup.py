@@ -88,9 +88,8 @@ class _Writer:
 
     def rendered(self) -> Rendered:
         self._close_all()
-        return Rendered(
-            "".join(self._text), tuple(sorted(self._entities, key=lambda each: (each.offset, -each.length)))
-        )
+        self._entities.sort(key=lambda entity: (entity.offset, -entity.length))
+        return Rendered("".join(self._text), tuple(self._entities))
 
     def _write_blocks(self, tokens: list[Token]) -> None:
         table: list[list[str]] = []

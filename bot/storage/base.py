@@ -101,6 +101,15 @@ class Store(Protocol):
         """The same for all that was said before this moment; what is still open is spared."""
         ...
 
+    async def move(self, channel: ChannelKey, to: str) -> int:
+        """Take the exchanges of a channel, its threads included, along to its new id.
+
+        The messages themselves stay behind: their ids, and those of the replies, get the
+        old channel in front, so that none is taken for a message of the new one.  Return
+        how many exchanges moved; once they have, there are none to move again.
+        """
+        ...
+
     async def owed(self, platform: str) -> list[Exchange]:
         """What a crash left open or undelivered, oldest first."""
         ...

@@ -214,6 +214,20 @@ class SqlStore:
         return await self._blank(exchanges.c.sent_at < before, exchanges.c.status != Status.OPEN)
 
     @shielded
+    async def move(self, channel: ChannelKey, to: str) -> int:
+        there = select(exchanges.c.id, exchanges.c.message, exchanges.c.parts).where(_within(channel))
+        async with self._writing() as tx:
+            rows = (await tx.execute(there.with_for_update())).all()
+            for row in rows:
+                values = {
+                    "channel": to,
+                    "message": f"{channel.channel}/{row.message}",
+                    "parts": [f"{channel.channel}/{part}" for part in row.parts],
+                }
+                await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
+        return len(rows)
+
+    @shielded
     async def owed(self, platform: str) -> list[Exchange]:
         query = (
             select(exchanges)

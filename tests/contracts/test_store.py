@@ -455,6 +455,31 @@ async def test_erasing_takes_one_exchange(store: Store) -> None:
     assert await found(store, kept) == kept
 
 
+async def test_a_channel_that_gets_another_id_keeps_its_history(store: Store) -> None:
+    await answered(store, message(1, "in the room"), "hi")
+    await answered(store, message(2, "in a thread", channel=THREAD))
+    stays = await answered(store, message(1, channel=ChannelKey("slack", "C2")))
+    assert await store.move(ROOM, "C9") == 2
+    assert await store.move(ROOM, "C9") == 0
+    now = await begun(store, message(3, channel=replace(ROOM, channel="C9")))
+    assert await texts_before(store, now) == ["in the room"]
+    in_thread = await begun(store, message(4, channel=replace(THREAD, channel="C9")))
+    assert await texts_before(store, in_thread) == ["in a thread"]
+    assert not await store.knows(ROOM)
+    assert await found(store, stays) == stays
+
+
+async def test_messages_of_the_old_channel_are_none_of_the_new_one(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    await store.placed(exchange.id, 0, "m1")
+    await store.move(ROOM, "C9")
+    new = replace(ROOM, channel="C9")
+    assert await store.showing(new, "m1") is None
+    assert await store.begin(message(1, channel=new), Kind.CHAT) is not None
+    (old, _) = await store.owed("slack")
+    assert (old.id, old.message.channel, old.message.id, old.parts) == (exchange.id, new, "C1/1", ("C1/m1",))
+
+
 # Life and death.
 
 
