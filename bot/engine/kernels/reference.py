@@ -116,20 +116,26 @@ def quantise_int4(weight: Tensor) -> Int4:
     """
     group = group_of(weight.shape[1])
     if group is None:
-        rows = quantise_rows(weight, 4)
-        assert isinstance(rows, Int4)
-        return rows
-    rows_at_once = max(1, _WEIGHTS_AT_ONCE[weight.device.type] // weight.shape[1])
+        whole_rows = quantise_rows(weight, 4)
+        assert isinstance(whole_rows, Int4)
+        return whole_rows
+    rows, columns = weight.shape
+    packed = weight.new_empty(rows, columns // 2, dtype=torch.int8)
+    scale = weight.new_empty(rows, columns // group, dtype=torch.bfloat16)
+    zero = torch.empty_like(scale)
+    rows_at_once = max(1, _WEIGHTS_AT_ONCE[weight.device.type] // columns)
 
-    def fit(rows: Tensor) -> Int4:
-        values, scale, zero = _fit_groups(rows.float().view(len(rows), -1, group))
-        return Int4(pack_int4(values.flatten(1)), scale.squeeze(-1).bfloat16(), zero.squeeze(-1).bfloat16())
+    def fit(first: int) -> None:
+        part = slice(first, first + rows_at_once)
+        # This is a thread of its own, and the caller may be in this mode.
+        with torch.inference_mode():
+            values, part_scale, part_zero = _fit_groups(weight[part].float().view(-1, columns // group, group))
+            packed[part] = pack_int4(values.flatten(1))
+            scale[part], zero[part] = part_scale.squeeze(-1), part_zero.squeeze(-1)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        parts = list(threads.map(fit, torch.split(weight, rows_at_once)))
-    packed, scale, zero = (
-        torch.cat(tensors) for tensors in zip(*((part.packed, part.scale, part.zero) for part in parts), strict=True)
-    )
+        for _ in threads.map(fit, range(0, rows, rows_at_once)):
+            pass  # what a thread raised is raised here
     return Int4(packed, scale, zero)
 
 
