@@ -16,7 +16,7 @@ from bot.adapters import SETTINGS
 from bot.config import Config
 from bot.config_sources import Loaded, load_with_origins
 from bot.engine import BACKENDS
-from bot.errors import BotError
+from bot.errors import BotError, EngineUnavailable
 from bot.logs import set_up
 
 with_config = click.option(
@@ -91,8 +91,15 @@ def bench(model: str | None, sizes: str | None, as_json: bool, **chosen: Any) ->
 
     options = options_of(model=model, random=sizes, **chosen)
     # After the options: torch takes seconds.
-    from bot.bench.measure import measure
-    from bot.bench.report import show, watching
+    try:
+        from bot.bench.measure import measure
+        from bot.bench.report import show, watching
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.startswith("bot."):
+            raise
+        raise EngineUnavailable(
+            f"bench needs the package {exc.name}, which is not installed: python -m pip install chatglm-bot brings it"
+        ) from exc
 
     with watching() as watch:
         figures = measure(options, watch)

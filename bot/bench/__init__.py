@@ -1,0 +1,1 @@
+"""What `python -m bot bench` does: measures how fast a model runs on this machine."""
