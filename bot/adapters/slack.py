@@ -1,0 +1,248 @@
+"""Slack: what is said to the bot comes in by Bolt, the answers go out over the Web API."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
+
+import aiohttp
+import structlog
+from pydantic import SecretStr
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.adapters.base import Finding, Replies
+from bot.adapters.slack_desk import Desk
+from bot.adapters.slack_errors import translated
+from bot.adapters.slack_history import missed
+from bot.adapters.slack_messages import PLATFORM, Me, People
+from bot.adapters.slack_messenger import SlackMessenger
+from bot.adapters.slack_settings import SlackSection
+from bot.adapters.slack_socket import requests, socket, ticket
+from bot.clock import Clock
+from bot.config import AdapterSection
+from bot.dispatch import Dispatcher
+from bot.domain import ChannelKey
+from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
+
+T = TypeVar("T")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+SCOPES = frozenset(
+    {
+        "app_mentions:read",
+        "channels:history",
+        "chat:write",
+        "commands",
+        "groups:history",
+        "im:history",
+        "mpim:history",
+        "users:read",
+    }
+)
+
+_CALL_SECONDS = 30.0
+# Seconds between tries of what failed: the first, and the longest.
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 60.0
+
+
+def open_adapter(settings: AdapterSection, clock: Clock) -> "SlackAdapter":
+    assert isinstance(settings, SlackSection)
+    return SlackAdapter(settings, clock)
+
+
+class SlackAdapter:
+    """One workspace, over a web socket or over HTTP."""
+
+    def __init__(self, settings: SlackSection, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    async def run(self, dispatcher: Dispatcher) -> None:
+        async with web_api(self._settings) as api:
+            me = await self._persist(lambda: introduction(api))
+            log.info("slack knows us", name=me.name, team=me.team)
+            messenger = SlackMessenger(api, self._settings.edit_interval)
+            people = People(api, self._clock)
+            async with Replies(dispatcher, messenger, self._clock) as replies:
+                desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies)
+                backlog = _Backlog(api, dispatcher, desk, messenger, replies, self._persist)
+                if self._settings.mode == "http":
+                    await self._serve(desk, backlog)
+                else:
+                    await self._stay_connected(api, desk, backlog)
+
+    async def _serve(self, desk: Desk, backlog: "_Backlog") -> None:
+        settings = self._settings
+        marks = await self._persist(backlog.marks)
+        async with requests(desk.app, settings.host, settings.port, settings.path):
+            await backlog.catch_up(marks)
+            await asyncio.Event().wait()
+
+    async def _stay_connected(self, api: AsyncWebClient, desk: Desk, backlog: "_Backlog") -> None:
+        token = _secret(self._settings.app_token)
+        failures = 0
+        while True:
+            began = self._clock.now()
+            try:
+                # Read before connecting: what comes in later would move the marks beyond what was missed.
+                marks = await backlog.marks()
+                async with socket(desk.app, token, api, self._clock) as line, _beside(backlog.catch_up(marks)):
+                    await line.lost()
+                error: BotError = PlatformUnavailable("the web socket was lost")
+            except (PlatformUnavailable, RateLimited, StoreError) as exc:
+                error = exc
+            lasted = self._clock.now() - began
+            failures = failures + 1 if lasted < _LONGEST_RETRY else 0
+            await self._wait(failures, error)
+
+    async def _persist(self, do: Callable[[], Awaitable[T]]) -> T:
+        """Do it until nothing is in the way that passes."""
+        failures = 0
+        while True:
+            try:
+                return await do()
+            except (PlatformUnavailable, RateLimited, StoreError) as error:
+                await self._wait(failures, error)
+                failures += 1
+
+    async def _wait(self, failures: int, error: BotError) -> None:
+        log.warning("slack: trying again", error=str(error))
+        longest = min(_FIRST_RETRY * 2.0 ** min(failures, 16), _LONGEST_RETRY)
+        jittered = longest * (1 + random.random()) / 2  # many bots that lost one Slack shall not come back together
+        await self._clock.sleep(error.seconds if isinstance(error, RateLimited) else jittered)
+
+
+class _Backlog:
+    """What was said to the bot while it was away, and what it owes."""
+
+    def __init__(
+        self,
+        api: AsyncWebClient,
+        dispatcher: Dispatcher,
+        desk: Desk,
+        messenger: SlackMessenger,
+        replies: Replies,
+        persist: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+    ) -> None:
+        self._api = api
+        self._dispatcher = dispatcher
+        self._desk = desk
+        self._messenger = messenger
+        self._replies = replies
+        self._persist = persist
+
+    async def marks(self) -> Mapping[ChannelKey, str]:
+        """The newest message known per thread; from here on the desk waits for `catch_up`."""
+        self._desk.is_open.clear()
+        return await self._dispatcher.high_water(PLATFORM)
+
+    async def catch_up(self, marks: Mapping[ChannelKey, str]) -> None:
+        """Keep what was missed, a channel after the other, and begin all that is owed."""
+        channels: dict[str, dict[str | None, str]] = {}
+        for key, newest in marks.items():
+            channels.setdefault(key.channel, {})[key.thread] = newest
+        try:
+            await self._persist(self._begin_owed)
+            for channel, known in channels.items():
+                await self._persist(partial(self._read, channel, known))
+        finally:
+            self._desk.is_open.set()
+
+    async def _read(self, channel: str, known: Mapping[str | None, str]) -> None:
+        try:
+            events = await missed(self._api, channel, known, datetime.now(UTC).timestamp())
+        except ChannelGone as gone:
+            log.info("a channel cannot be read any more", channel=channel, error=str(gone))
+            return
+        for event in events:
+            message = await self._desk.ears.heard({**event, "channel": channel})
+            if message is not None:
+                await self._dispatcher.keep(message)
+        await self._begin_owed()
+
+    async def _begin_owed(self) -> None:
+        for exchange in await self._dispatcher.owed(PLATFORM):
+            self._messenger.doubt(exchange)
+            self._replies.begin(exchange)
+
+
+@asynccontextmanager
+async def _beside(work: Awaitable[None]) -> AsyncIterator[None]:
+    """Let it go on while the block runs; what goes wrong with it is raised at the block's end."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+@asynccontextmanager
+async def web_api(settings: SlackSection) -> AsyncIterator[AsyncWebClient]:
+    """The Web API under one HTTP session."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS)) as session:
+        yield AsyncWebClient(
+            _secret(settings.bot_token),
+            base_url=settings.api_url,
+            session=session,
+            proxy=settings.proxy or None,
+            # By default a call whose connection broke is made again, though its work may be done.
+            retry_handlers=[],
+        )
+
+
+async def introduction(api: AsyncWebClient) -> Me:
+    """Ask whose the bot token is.
+
+    Raises:
+        LoginRefused: Nobody's.
+    """
+    try:
+        with translated():
+            told = await api.auth_test()
+    except LoginRefused as error:
+        raise LoginRefused(
+            f"{error}: adapters.slack.bot_token is wrong. Copy the Bot User OAuth Token (xoxb-…, under OAuth & "
+            "Permissions) into BOT_SLACK__BOT_TOKEN."
+        ) from error
+    return Me(user=told["user_id"] or "", bot=told["bot_id"] or "", team=told["team_id"] or "", name=told["user"] or "")
+
+
+async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
+    """What `check --online` tells: whose the tokens are, and which permissions they lack."""
+    async with web_api(settings) as api:
+        try:
+            me = await introduction(api)
+            with translated():
+                scopes = (await api.auth_test()).headers.get("x-oauth-scopes", "")
+        except PlatformError as error:
+            yield Finding(False, str(error))
+            return
+        yield Finding(True, f"Slack: the bot is @{me.name}, in the workspace {me.team}")
+        lacking = sorted(SCOPES - {scope.strip() for scope in scopes.split(",")})
+        if lacking:
+            yield Finding(
+                False,
+                f"Slack: the bot token lacks {', '.join(lacking)}. Add them under OAuth & Permissions (or paste "
+                "docs/slack-manifest.yaml anew), and reinstall the app.",
+            )
+        else:
+            yield Finding(True, "Slack: the bot token has all scopes")
+        if settings.mode == "socket":
+            try:
+                await ticket(api, _secret(settings.app_token))
+            except PlatformError as error:
+                yield Finding(False, str(error))
+            else:
+                yield Finding(True, "Slack: the app token opens web sockets")
+
+
+def _secret(token: SecretStr | None) -> str:
+    return token.get_secret_value() if token is not None else ""

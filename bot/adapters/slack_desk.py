@@ -1,0 +1,152 @@
+"""What comes in from Slack, in Bolt's hands until it is kept: only then is Slack told that it arrived."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from weakref import WeakValueDictionary
+
+import structlog
+from slack_bolt.async_app import AsyncApp
+from slack_bolt.authorization import AuthorizeResult
+from slack_bolt.context.ack.async_ack import AsyncAck
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.adapters.base import Replies
+from bot.adapters.slack_messages import PLATFORM, Ears, Event, Me, People, slash, text_of
+from bot.adapters.slack_messenger import SlackMessenger
+from bot.adapters.slack_settings import SlackSection
+from bot.dispatch import Dispatcher
+from bot.domain import Action, Author, ChannelKey, IncomingMessage
+from bot.errors import BotError, PlatformError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Slack waits 3 s for its acknowledgement, so nothing beside the database may take longer than this.
+_PATIENCE = 2.0
+
+
+class Desk:
+    """Bolt's listeners: each returns when what came in is kept, and fails if it is not.
+
+    Slack sends what is not acknowledged again.
+    """
+
+    def __init__(
+        self,
+        settings: SlackSection,
+        api: AsyncWebClient,
+        me: Me,
+        people: People,
+        dispatcher: Dispatcher,
+        messenger: SlackMessenger,
+        replies: Replies,
+    ) -> None:
+        self.ears = Ears(me, api, people, dispatcher.knows, threads=settings.threads)
+        # What was missed goes first: until it is kept, newer messages wait, if only for a moment.
+        self.is_open = asyncio.Event()
+        self._people = people
+        self._dispatcher = dispatcher
+        self._messenger = messenger
+        self._replies = replies
+        self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.app = self._bolt(settings, api, me)
+
+    def _bolt(self, settings: SlackSection, api: AsyncWebClient, me: Me) -> AsyncApp:
+        async def authorize() -> AuthorizeResult:
+            # Bolt's own way asks Slack at the first event, and acknowledges that event if it gets no answer.
+            return AuthorizeResult(enterprise_id=None, team_id=me.team, bot_user_id=me.user, bot_id=me.bot)
+
+        secret = settings.signing_secret
+        app = AsyncApp(
+            name="slack",
+            client=AsyncWebClient(base_url=api.base_url, session=api.session, proxy=api.proxy, retry_handlers=[]),
+            authorize=authorize,
+            signing_secret=secret.get_secret_value() if secret else "",
+            process_before_response=True,
+            attaching_conversation_kwargs_enabled=False,
+        )
+        app.event("app_mention")(self.on_message)
+        app.event("message")(self.on_message)
+        app.event(re.compile(""))(self.on_other)
+        app.command(settings.command)(self.on_command)
+        app.action(re.compile(""))(self.on_button)
+        app.error(self.on_error)
+        return app
+
+    async def on_message(self, event: Event) -> None:
+        await self._turn()
+        channel = text_of(event, "channel")
+        # Two listeners may run at once, and a name to look up must not change the order.
+        async with self._orders.setdefault(channel, asyncio.Lock()):
+            match text_of(event, "subtype"):
+                case "message_deleted":
+                    await self._deleted(channel, text_of(event, "deleted_ts"))
+                case "message_changed":
+                    await self._changed(channel, event)
+                case _:
+                    message = await self.ears.heard(event)
+                    if message is not None:
+                        await self._take(message)
+
+    async def on_other(self) -> None:
+        """Let events that we have no use for count as received."""
+
+    async def on_command(self, ack: AsyncAck, command: Mapping[str, Any]) -> None:
+        await self._turn()
+        user = text_of(command, "user_id")
+        person = await self._people.person(user)
+        message = slash(command, person)
+        self._messenger.expect_slash(message.id, text_of(command, "response_url"))
+        await self._take(message)
+        await ack()
+
+    async def on_button(self, ack: AsyncAck, body: Mapping[str, Any], action: Mapping[str, Any]) -> None:
+        channel = ChannelKey(PLATFORM, text_of(body["channel"], "id"), text_of(body["message"], "thread_ts") or None)
+        user = text_of(body["user"], "id")
+        by = Author(PLATFORM, user, text_of(body["user"], "name"))
+        pressed = await self._dispatcher.pressed(
+            channel, text_of(body["message"], "ts"), Action(action["action_id"]), by
+        )
+        if pressed.again is not None:
+            self._replies.begin(pressed.again)
+        if pressed.notice:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._messenger.whisper(channel, user, pressed.notice)
+            except (PlatformError, TimeoutError) as error:
+                log.warning("nobody was told why a button did nothing", error=str(error) or "no answer in time")
+        await ack()
+
+    async def on_error(self, error: Exception) -> None:
+        """Leave it to Slack to send again what could not be kept."""
+        if isinstance(error, BotError):
+            log.warning("an event was not taken; Slack sends it again", error=str(error))
+        else:
+            log.error("an event was not understood", exc_info=error)
+
+    async def _turn(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self.is_open.wait()
+
+    async def _take(self, message: IncomingMessage) -> None:
+        exchange = await self._dispatcher.accept(message)
+        if exchange is not None:
+            self._replies.begin(exchange)
+
+    async def _changed(self, channel: str, event: Event) -> None:
+        message = event["message"]
+        if text_of(message, "subtype") == "tombstone":  # what is left of a deleted message that had replies
+            await self._deleted(channel, text_of(message, "ts"))
+            return
+        if "edited" not in message:  # a link was unfurled, or a thread grew
+            return
+        edited = await self.ears.changed({**message, "channel": channel})
+        exchange = None if edited is None else await self._dispatcher.edited(edited)
+        if exchange is not None:
+            self._replies.begin(exchange)
+
+    async def _deleted(self, channel: str, ts: str) -> None:
+        await self._dispatcher.deleted(ChannelKey(PLATFORM, channel), ts)

@@ -1,0 +1,103 @@
+"""How Slack's events come in: over a web socket that we open, or by requests that Slack signs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from slack_bolt.adapter.socket_mode.aiohttp import AsyncSocketModeHandler
+from slack_bolt.async_app import AsyncApp
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.adapters.slack_errors import translated
+from bot.clock import Clock
+from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
+
+# Slack's socket is pinged this often, and lost after four pings without an answer.
+_PING_SECONDS = 5.0
+# Below a ping's interval: the library would try the same ticket again then, and it serves once.
+_CONNECT_SECONDS = 4.0
+
+# A socket that Slack asks us to replace is gone for a moment: this many looks, a second apart.
+_LOOKS = 3
+
+
+class Socket:
+    """One connection in socket mode, with the library's replacement when Slack refreshes it."""
+
+    def __init__(self, handler: AsyncSocketModeHandler, clock: Clock) -> None:
+        self._handler = handler
+        self._clock = clock
+
+    async def lost(self) -> None:
+        """Wait until it is of no use any more."""
+        missing = 0
+        while missing < _LOOKS:
+            await self._clock.sleep(1.0)
+            missing = 0 if await self._handler.client.is_connected() else missing + 1
+
+
+@asynccontextmanager
+async def socket(app: AsyncApp, app_token: str, api: AsyncWebClient, clock: Clock) -> AsyncIterator[Socket]:
+    """Connect with a new ticket; on leaving, disconnect.
+
+    Each connection has a handler of its own.  Left to itself, the library tries a ticket
+    that is used up for ever.
+
+    Raises:
+        LoginRefused: The app token is wrong.
+        PlatformUnavailable: There is no connection.
+    """
+    url = await ticket(api, app_token)
+    handler = AsyncSocketModeHandler(app, app_token, web_client=api, proxy=api.proxy, ping_interval=_PING_SECONDS)
+    # Whether a lost connection is made anew is decided here alone.
+    handler.client.auto_reconnect_enabled = handler.client.default_auto_reconnect_enabled = False
+    handler.client.wss_uri = url
+    try:
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await handler.connect_async()  # type: ignore[no-untyped-call]  # Bolt says nothing of it
+        except TimeoutError:
+            raise PlatformUnavailable("Slack's web socket cannot be opened") from None
+        yield Socket(handler, clock)
+    finally:
+        tasks = [handler.client.message_processor, handler.client.message_receiver]
+        tasks.append(handler.client.current_session_monitor)
+        await handler.close_async()  # type: ignore[no-untyped-call]  # Bolt says nothing of it
+        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+
+
+async def ticket(api: AsyncWebClient, app_token: str) -> str:
+    """Ask for the address of a web socket; it serves once.
+
+    Raises:
+        LoginRefused: The app token is wrong.
+    """
+    try:
+        with translated():
+            return str((await api.apps_connections_open(app_token=app_token))["url"])
+    except PlatformError as error:
+        if isinstance(error, LoginRefused) or "missing_scope" in str(error):
+            raise LoginRefused(
+                f"{error}: adapters.slack.app_token is wrong. Make one with the scope connections:write (Basic "
+                "Information, App-Level Tokens) and put it into BOT_SLACK__APP_TOKEN."
+            ) from error
+        raise
+
+
+@asynccontextmanager
+async def requests(app: AsyncApp, host: str, port: int, path: str) -> AsyncIterator[int]:
+    """Listen for Slack's requests; yield the port."""
+    runner = web.AppRunner(app.web_app(path=path, port=port), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise PlatformError(
+                f"adapters.slack cannot listen on {host}:{port} ({error.strerror}); choose another adapters.slack.port"
+            ) from error
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()

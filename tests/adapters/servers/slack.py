@@ -1,0 +1,460 @@
+"""A Slack workspace on this machine: the Web API and the events, over web sockets or signed requests."""
+
+import asyncio
+import json
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from aiohttp import web
+from slack_sdk.signature import SignatureVerifier
+
+from bot.adapters.base import Adapter
+from bot.adapters.slack import SCOPES, open_adapter
+from bot.adapters.slack_settings import SlackSection
+from bot.clock import Clock, MonotonicClock
+from bot.domain import Action
+from tests.adapters.platform import Script, Seen
+from tests.adapters.servers.slack_room import BOT, Room, RoomError
+
+BOT_TOKEN, APP_TOKEN, SIGNING_SECRET = "xoxb-loopback", "xapp-loopback", "loopback-secret"
+TEAM = "T01"
+JSON = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Envelope:
+    """What is sent until it is acknowledged; `kind` is Slack's name for it."""
+
+    kind: str
+    payload: JSON
+    id: str
+    acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class SlackServer:
+    """The workspace's server, and the people in it: a LoopbackPlatform.
+
+    `retries` are the seconds after which an event comes again; on Slack these are 0, 60
+    and 300, and `patience` is 3.
+    """
+
+    name = "slack"
+
+    def __init__(self, *, retries: tuple[float, ...] = (0.0, 0.1, 0.5), patience: float = 3.0, **settings: Any) -> None:
+        self.room = Room()
+        self.violations: list[str] = []
+        self.script: Script = lambda number, name: None
+        self.calls: list[str] = []
+        self.deliveries: list[str] = []  # the ids of all envelopes sent, in order
+        self.scopes = set(SCOPES)
+        self.tickets: set[str] = set()
+        self.refused: dict[str, str] = {}  # methods that answer with this error
+        self._retries = retries
+        self._patience = patience
+        self._settings = settings
+        self._clock: Clock = MonotonicClock()
+        self._not_before: dict[str, float] = {}
+        self._writes = count()
+        self._numbers = count(1)
+        self._sockets: list[web.WebSocketResponse] = []
+        self._envelopes: dict[str, Envelope] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._commands: dict[str, JSON] = {}
+        self._is_losing = False
+        self._changes = asyncio.Event()
+        self._port = 0
+        self._events_port = 0
+
+    # The server
+
+    async def __aenter__(self) -> Self:
+        app = web.Application()
+        app.router.add_route("*", "/api/{method}", self._call)
+        app.router.add_post("/respond/{trigger}", self._respond)
+        app.router.add_get("/link", self._link)
+        # A handler that a lost caller leaves behind shall end: the default waits for it for a minute.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        for line in list(self._sockets):
+            await line.close()
+        await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/api/"
+
+    @property
+    def sockets(self) -> int:
+        return len(self._sockets)
+
+    def settings(self) -> SlackSection:
+        values: JSON = {
+            "bot_token": BOT_TOKEN,
+            "app_token": APP_TOKEN,
+            "signing_secret": SIGNING_SECRET,
+            "api_url": self.url,
+            **self._settings,
+        }
+        if values.get("mode") == "http" and "port" not in values:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                values["port"] = free.getsockname()[1]
+            self._settings["port"] = values["port"]
+        self._events_port = values.get("port", 0)
+        return SlackSection.model_validate(values)
+
+    def adapter(self, clock: Clock) -> Adapter:
+        self._clock = clock
+        return open_adapter(self.settings(), clock)
+
+    # People
+
+    async def say(
+        self,
+        text: str,
+        *,
+        author: str = "Mei",
+        channel: str = "general",
+        thread: str | None = None,
+        direct: bool = False,
+        mention: bool = True,
+        reply_to: str | None = None,
+    ) -> str:
+        place = self.room.direct(author) if direct else self.room.channel(channel)
+        if reply_to is not None:
+            thread = self.room.messages[reply_to].root
+        if mention and not direct:
+            text = f"<@{BOT}> {text}"
+        message = self.room.post(place, self.room.user(author), text=text, thread=thread)
+        self.changed()
+        event = message.event()
+        self._emit_event({**event, "channel_type": "im" if direct else "channel"})
+        if mention and not direct:
+            self._emit_event({**event, "type": "app_mention"})
+        return message.ts
+
+    async def edit(self, message_id: str, text: str) -> None:
+        message = self.room.messages[message_id]
+        before = message.event()
+        mention = f"<@{BOT}> " if message.text.startswith(f"<@{BOT}>") else ""
+        message.text, message.is_edited = mention + text, True
+        self.changed()
+        self._emit_event(
+            {
+                "type": "message",
+                "subtype": "message_changed",
+                "channel": message.channel,
+                "ts": self.room.now(),
+                "message": message.event(),
+                "previous_message": before,
+            }
+        )
+
+    async def delete(self, message_id: str) -> None:
+        message = self.room.messages[message_id]
+        change: JSON = {"type": "message", "channel": message.channel, "ts": self.room.now()}
+        if self.room.replies(message_id):
+            message.subtype, message.user, message.text = "tombstone", "USLACKBOT", "This message was deleted."
+            change |= {"subtype": "message_changed", "message": message.event()}
+        else:
+            del self.room.messages[message_id]
+            change |= {"subtype": "message_deleted", "deleted_ts": message_id}
+        self.changed()
+        self._emit_event(change)
+
+    async def command(self, name: str, *, author: str = "Mei", channel: str = "general") -> None:
+        trigger = f"{next(self._numbers)}.738474920.8088930838d88f008e0"
+        payload = {
+            "command": self.settings().command,
+            "text": name,
+            "team_id": TEAM,
+            "user_id": self.room.user(author),
+            "user_name": author.lower(),
+            "channel_id": self.room.find(channel) or self.room.channel(channel),
+            "trigger_id": trigger,
+            "response_url": f"http://127.0.0.1:{self._port}/respond/{trigger}",
+        }
+        self._commands[trigger] = payload
+        self._emit("slash_commands", payload, retries=())
+
+    async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
+        message = self.room.messages[message_id]
+        assert action in message.actions, f"there is no such button under {message_id}"
+        payload = {
+            "type": "block_actions",
+            "team": {"id": TEAM},
+            "user": {"id": self.room.user(author), "name": author.lower()},
+            "channel": {"id": message.channel},
+            "container": {"type": "message", "message_ts": message_id, "channel_id": message.channel},
+            "message": message.event(),
+            "trigger_id": f"{next(self._numbers)}.1.1",
+            "actions": [{"type": "button", "block_id": "b", "action_id": action.value}],
+        }
+        self._emit("interactive", payload, retries=())
+
+    def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
+        place = self.room.find(channel)
+        return [] if place is None else self.room.seen(place, thread)
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self._changes.clear()
+                await self._changes.wait()
+
+    async def disconnect(self, *, resumable: bool = True) -> None:
+        """Close all sockets without a word; if not resumable, what is said until the next one is lost."""
+        self._is_losing = not resumable
+        for line in list(self._sockets):
+            await line.close()
+
+    async def refresh(self) -> None:
+        """Ask the client to replace its sockets, as Slack does about every hour."""
+        for line in list(self._sockets):
+            await line.send_json({"type": "disconnect", "reason": "refresh_requested"})
+
+    def changed(self) -> None:
+        self._changes.set()
+
+    # Events
+
+    def _emit_event(self, event: JSON) -> None:
+        payload = {
+            "type": "event_callback",
+            "team_id": TEAM,
+            "api_app_id": "A01",
+            "event": {"team": TEAM, "event_ts": event["ts"], **event},
+            "event_id": f"Ev{next(self._numbers):08}",
+            "event_time": int(time.time()),
+        }
+        self._emit("events_api", payload, retries=self._retries)
+
+    def _emit(self, kind: str, payload: JSON, retries: tuple[float, ...]) -> None:
+        if self._is_losing:
+            return
+        envelope = Envelope(kind, payload, f"envelope-{next(self._numbers)}")
+        self._envelopes[envelope.id] = envelope
+        task = asyncio.create_task(self._deliver(envelope, retries))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _deliver(self, envelope: Envelope, retries: tuple[float, ...]) -> None:
+        for attempt, delay in enumerate((0.0, *retries)):
+            await asyncio.sleep(delay)
+            if self._is_losing:
+                return
+            was_sent = await self._offer(envelope, attempt)
+            self.changed()
+            if envelope.acknowledged.is_set():
+                return
+        if was_sent and envelope.kind == "events_api":
+            self.violations.append(f"{envelope.payload['event']['type']} was never acknowledged")
+
+    async def _offer(self, envelope: Envelope, attempt: int) -> bool:
+        """Send it once and wait for the acknowledgement; say whether anybody was there."""
+        if self._settings.get("mode") == "http":
+            return await self._request(envelope, attempt)
+        if not self._sockets:
+            return False
+        line = random.choice(self._sockets)
+        self.deliveries.append(envelope.id)
+        sent = {"envelope_id": envelope.id, "type": envelope.kind, "payload": envelope.payload}
+        try:
+            await line.send_json({**sent, "accepts_response_payload": False, "retry_attempt": attempt})
+            async with asyncio.timeout(self._patience):
+                await envelope.acknowledged.wait()
+        except (ConnectionError, TimeoutError):
+            pass
+        return line in self._sockets
+
+    async def _request(self, envelope: Envelope, attempt: int) -> bool:
+        match envelope.kind:
+            case "events_api":
+                body, kind = json.dumps(envelope.payload), "application/json"
+            case "interactive":
+                body, kind = urlencode({"payload": json.dumps(envelope.payload)}), "application/x-www-form-urlencoded"
+            case _:
+                body, kind = urlencode(envelope.payload), "application/x-www-form-urlencoded"
+        status = await self.post(body, kind, {"X-Slack-Retry-Num": str(attempt)} if attempt else {})
+        if status == 200:
+            envelope.acknowledged.set()
+        return status is not None
+
+    async def post(self, body: str, kind: str, headers: dict[str, str], secret: str = SIGNING_SECRET) -> int | None:
+        """Send a signed request to the bot; None if nobody listens."""
+        stamp = str(int(time.time()))
+        signature = SignatureVerifier(secret).generate_signature(timestamp=stamp, body=body)
+        signed = {"Content-Type": kind, "X-Slack-Request-Timestamp": stamp, "X-Slack-Signature": signature or ""}
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._patience)) as session:
+                url = f"http://127.0.0.1:{self._events_port}/slack/events"
+                async with session.post(url, data=body, headers=signed | headers) as response:
+                    return response.status
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def _link(self, request: web.Request) -> web.StreamResponse:
+        ticket = request.query.get("ticket", "")
+        if ticket not in self.tickets:
+            return web.Response(status=403)
+        self.tickets.discard(ticket)  # it serves once
+        line = web.WebSocketResponse()
+        await line.prepare(request)
+        await line.send_json({"type": "hello", "num_connections": len(self._sockets) + 1})
+        self._sockets.append(line)
+        self._is_losing = False
+        self.changed()
+        try:
+            async for message in line:
+                envelope = self._envelopes.get(json.loads(message.data).get("envelope_id", ""))
+                if envelope is None:
+                    self.violations.append("an acknowledgement of nothing")
+                else:
+                    envelope.acknowledged.set()
+        finally:
+            self._sockets.remove(line)
+            self.changed()
+        return line
+
+    # The Web API
+
+    async def _call(self, request: web.Request) -> web.StreamResponse:
+        method = request.match_info["method"]
+        arguments = await _arguments(request)
+        self.calls.append(method)
+        token = APP_TOKEN if method == "apps.connections.open" else BOT_TOKEN
+        if request.headers.get("Authorization") != f"Bearer {token}":
+            return web.json_response({"ok": False, "error": "invalid_auth"})
+        if method in self.refused:
+            return web.json_response({"ok": False, "error": self.refused[method]})
+        does = _METHODS.get(method)
+        if does is None:
+            self.violations.append(f"there is no method {method}")
+            return web.json_response({"ok": False, "error": "unknown_method"})
+
+        async def do() -> web.Response:
+            try:
+                told = does(self, arguments)
+            except RoomError as error:
+                if error.is_violation:
+                    self.violations.append(f"{method}: {error}")
+                return web.json_response({"ok": False, "error": error.code})
+            return web.json_response({"ok": True, **told}, headers={"x-oauth-scopes": ",".join(sorted(self.scopes))})
+
+        if method.startswith("chat."):
+            return await self._written(request, method, str(arguments.get("channel")), do)
+        return await do()
+
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        command = self._commands[request.match_info["trigger"]]
+        body = await request.json()
+
+        async def do() -> web.Response:
+            self.room.whisper(command["channel_id"], command["user_id"], body)
+            return web.Response(text="ok")
+
+        return await self._written(request, "response_url", command["channel_id"], do)
+
+    async def _written(
+        self, request: web.Request, name: str, channel: str, do: Callable[[], Awaitable[web.Response]]
+    ) -> web.StreamResponse:
+        """Make a writing call as the script has it."""
+        if self._clock.now() < self._not_before.get(channel, 0.0):
+            self.violations.append(f"{name} before its Retry-After was over")
+        trouble = self.script(next(self._writes), name)
+        match trouble.kind if trouble else None:
+            case "429":
+                assert trouble is not None
+                self._not_before[channel] = self._clock.now() + trouble.seconds
+                answer = {"ok": False, "error": "ratelimited"}
+                return web.json_response(answer, status=429, headers={"Retry-After": f"{trouble.seconds:.0f}"})
+            case "500":
+                return web.Response(status=500, text="<html>", content_type="text/html")
+            case "timeout":
+                return _cut(request)
+            case "lost":
+                await do()
+                self.changed()
+                return _cut(request)
+        answered = await do()
+        self.changed()
+        return answered
+
+    def _auth_test(self, arguments: JSON) -> JSON:
+        return {"user_id": BOT, "bot_id": "B01", "user": "chatglm", "team_id": TEAM, "team": "Loopback"}
+
+    def _connections_open(self, arguments: JSON) -> JSON:
+        ticket = f"ticket-{next(self._numbers)}"
+        self.tickets.add(ticket)
+        return {"url": f"ws://127.0.0.1:{self._port}/link?ticket={ticket}"}
+
+    def _users_info(self, arguments: JSON) -> JSON:
+        return {"user": self.room.person(arguments["user"])}
+
+    def _post_message(self, arguments: JSON) -> JSON:
+        if arguments.get("unfurl_links") is not False or arguments.get("unfurl_media") is not False:
+            self.violations.append("chat.postMessage lets links unfurl")
+        return {"ts": self.room.bot_posts(arguments).ts}
+
+    def _update(self, arguments: JSON) -> JSON:
+        self.room.bot_updates(arguments)
+        return {"ts": arguments["ts"]}
+
+    def _delete(self, arguments: JSON) -> JSON:
+        del self.room.messages[self.room.own(arguments).ts]
+        return {}
+
+    def _post_ephemeral(self, arguments: JSON) -> JSON:
+        return {"message_ts": self.room.whisper(arguments["channel"], arguments["user"], arguments)}
+
+    def _history(self, arguments: JSON) -> JSON:
+        return self.room.history(arguments)
+
+    def _replies(self, arguments: JSON) -> JSON:
+        return self.room.thread(arguments)
+
+
+_METHODS: dict[str, Callable[[SlackServer, JSON], JSON]] = {
+    "auth.test": SlackServer._auth_test,
+    "apps.connections.open": SlackServer._connections_open,
+    "users.info": SlackServer._users_info,
+    "chat.postMessage": SlackServer._post_message,
+    "chat.update": SlackServer._update,
+    "chat.delete": SlackServer._delete,
+    "chat.postEphemeral": SlackServer._post_ephemeral,
+    "conversations.history": SlackServer._history,
+    "conversations.replies": SlackServer._replies,
+}
+
+
+async def _arguments(request: web.Request) -> JSON:
+    if request.content_type == "application/json":
+        arguments: JSON = await request.json()
+        return arguments
+    return {**request.query, **await request.post()}
+
+
+def _cut(request: web.Request) -> web.Response:
+    """End the connection where an answer was expected."""
+    if request.transport is not None:
+        request.transport.close()
+    return web.Response()
