@@ -41,7 +41,7 @@ class MemoryWatch:
 
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
-            torch.cuda.init()
+            torch.empty(0, device=self._device)  # nothing is counted before the first use
             torch.cuda.reset_peak_memory_stats(self._device)
         self._thread.start()
         return self
