@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from bot.adapters.slack import web_api
+from bot.adapters.slack_messenger import SlackMessenger
 from bot.delivery import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
+from tests.adapters.servers.slack import SlackServer
 from tests.fakes import FakeMessenger, ManualClock
 
 NONE: Controls = frozenset()
@@ -37,7 +40,21 @@ async def fake() -> AsyncIterator[Platform]:
     yield Platform(messenger, channel, "q1", shown, delete)
 
 
-PLATFORMS = {"fake": fake}
+async def slack() -> AsyncIterator[Platform]:
+    async with SlackServer() as server, web_api(server.settings()) as api:
+        question = await server.say("question")
+        channel = ChannelKey("slack", server.room.channel("general"), question)
+
+        async def shown() -> list[str]:
+            return [seen.markdown for seen in server.seen() if seen.author == "bot"]
+
+        async def delete(message_id: str) -> None:
+            del server.room.messages[message_id]
+
+        yield Platform(SlackMessenger(api, 1.3), channel, question, shown, delete)
+
+
+PLATFORMS = {"fake": fake, "slack": slack}
 
 
 @pytest.fixture(params=PLATFORMS)
