@@ -1,0 +1,183 @@
+"""Discord: stays connected, keeps what is said to the bot, and replies by messages that grow."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import discord
+import structlog
+
+from bot.adapters.base import Finding, Replies
+from bot.adapters.discord_client import BotClient
+from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, point_at, translated
+from bot.adapters.discord_inbox import Inbox
+from bot.adapters.discord_messages import PLATFORM
+from bot.adapters.discord_messenger import DiscordMessenger
+from bot.adapters.discord_settings import DiscordSection
+from bot.clock import Clock, MonotonicClock
+from bot.config import AdapterSection
+from bot.dispatch import Dispatcher
+from bot.errors import ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Seconds between two tries to connect: the first, and the longest.
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 60.0
+# Seconds without news of another server, after which all are known.
+_SERVER_SECONDS = 2.0
+_WRONG_TOKEN = 4004
+# Servers that an inspection looks at; each is a call.
+_INSPECTED = 20
+_PERMISSIONS = discord.Permissions(
+    view_channel=True,
+    send_messages=True,
+    send_messages_in_threads=True,
+    read_message_history=True,
+    use_external_emojis=True,
+)
+
+
+def open_adapter(settings: AdapterSection, clock: Clock) -> "DiscordAdapter":
+    assert isinstance(settings, DiscordSection), "config.py reads this table as a DiscordSection"
+    return DiscordAdapter(settings, clock)
+
+
+class DiscordAdapter:
+    """One bot on Discord.
+
+    A connection that breaks is resumed by the library, and then nothing is missed; one
+    that cannot be is begun anew here, and what was said meanwhile is read.
+    """
+
+    def __init__(self, settings: DiscordSection, clock: Clock, *, server_seconds: float = _SERVER_SECONDS) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._server_seconds = server_seconds
+
+    async def run(self, dispatcher: Dispatcher) -> None:
+        point_at(self._settings)
+        messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
+        replies = Replies(dispatcher, messenger, self._clock)
+        inbox = Inbox(dispatcher, replies, messenger, self._clock, threads=self._settings.threads)
+        # The connection is left last: a reply that is under way may end its call.
+        async with _running(self._stay_connected(inbox, messenger)) as connection, replies, _running(inbox.run()):
+            await asyncio.wait([connection])
+            connection.result()
+
+    async def _stay_connected(self, inbox: Inbox, messenger: DiscordMessenger) -> None:
+        refusals = Refusals(self._clock)
+        failures = 0
+        while True:
+            client = BotClient(self._settings, inbox, refusals, self._clock, self._server_seconds)
+            error: PlatformError | None = None
+            try:
+                async with client:
+                    messenger.client = client
+                    with _connecting(client):
+                        await client.start(_token(self._settings))
+            except (PlatformUnavailable, RateLimited) as exc:
+                error = exc
+            finally:
+                messenger.client = None
+            failures = 1 if client.was_ready else failures + 1
+            longest = min(_FIRST_RETRY * 2.0 ** min(failures - 1, 16), _LONGEST_RETRY)
+            seconds = longest * (1 + random.random()) / 2
+            if isinstance(error, RateLimited):
+                seconds = max(seconds, error.seconds)
+            log.warning("not connected to discord", seconds=round(seconds, 1), error=str(error))
+            await self._clock.sleep(seconds)
+
+
+async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
+    """Ask Discord what it knows of the bot, and tell what an operator has to change."""
+    point_at(settings)
+    client = discord.Client(
+        intents=discord.Intents.none(), proxy=settings.proxy or None, http_trace=Refusals(MonotonicClock()).trace
+    )
+    async with client:
+        try:
+            with translated():
+                await client.login(_token(settings))
+                application = await client.application_info()
+        except PlatformError as error:
+            yield Finding(False, str(error))
+            return
+        yield Finding(True, f"Discord knows the token; the bot is called {client.user}")
+        flags = application.flags
+        if flags.gateway_message_content or flags.gateway_message_content_limited:
+            yield Finding(True, "the Message Content intent is on: the bot can read along in its threads")
+        else:
+            yield Finding(
+                not settings.threads,
+                "the Message Content intent is off: in threads, only messages that mention the bot are answered. "
+                "Switch it on (Developer Portal, Bot, Privileged Gateway Intents), or set threads = false",
+            )
+        if application.interactions_endpoint_url is not None:
+            yield Finding(
+                False,
+                "an Interactions Endpoint URL is set, so commands and buttons go there and not to the bot: "
+                "remove it (Developer Portal, General Information)",
+            )
+        if application.bot_require_code_grant:
+            yield Finding(False, 'nobody can invite the bot: switch off "Requires OAuth2 Code Grant" (Bot)')
+        try:
+            with translated():
+                async for finding in _servers(client, application.id):
+                    yield finding
+        except PlatformError as error:
+            yield Finding(False, str(error))
+
+
+async def _servers(client: discord.Client, application_id: int) -> AsyncIterator[Finding]:
+    invitation = discord.utils.oauth_url(
+        application_id, permissions=_PERMISSIONS, scopes=("bot", "applications.commands")
+    )
+    servers = [server async for server in client.fetch_guilds(limit=_INSPECTED)]
+    if not servers:
+        yield Finding(False, f"the bot is in no server yet; invite it: {invitation}")
+    tree = discord.app_commands.CommandTree(client)
+    for server in servers:
+        try:
+            with translated():
+                await tree.fetch_commands(guild=server)
+            yield Finding(True, f"{server.name}: messages and slash commands")
+        except ChannelGone:
+            yield Finding(False, f"{server.name}: slash commands are not allowed; invite the bot again: {invitation}")
+
+
+def _token(settings: DiscordSection) -> str:
+    if settings.token is None:
+        raise LoginRefused(LOGIN_REFUSED)
+    return settings.token.get_secret_value()
+
+
+@contextmanager
+def _connecting(client: discord.Client) -> Iterator[None]:
+    """Tell what ends a connection for good from what is worth another one."""
+    try:
+        with translated():
+            yield
+    except discord.ConnectionClosed as exc:
+        if exc.code == _WRONG_TOKEN:
+            raise LoginRefused(LOGIN_REFUSED) from exc
+        raise PlatformUnavailable(f"Discord's gateway closed the connection ({exc.code})") from exc
+    except (discord.DiscordException, ChannelGone) as exc:
+        raise PlatformUnavailable(f"Discord refused the connection: {exc}") from exc
+    except AttributeError as exc:
+        # The library asks the connection that it failed to make where it left off.
+        if client.ws is not None:
+            raise
+        raise PlatformUnavailable(f"{PLATFORM}'s gateway cannot be reached") from exc
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """A task for as long as the block lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,87 @@
+"""What was said to the bot while it was away or a session was lost; Discord does not send that again."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import timedelta
+
+import discord
+import structlog
+
+from bot.adapters.discord_client import BotClient
+from bot.adapters.discord_http import translated
+from bot.adapters.discord_messages import incoming, is_spoken, target
+from bot.clock import Clock
+from bot.domain import ChannelKey, IncomingMessage
+from bot.errors import ChannelGone, MessageGone, RateLimited
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_Channel = discord.TextChannel | discord.VoiceChannel | discord.StageChannel | discord.Thread
+ForUs = Callable[[discord.Message], Awaitable[ChannelKey | None]]
+
+# Ids are times, but not every machine of Discord's has the same one.
+_MARGIN = timedelta(minutes=1)
+# Further back nobody waits for an answer, and reading busy channels would take hours.
+_FURTHEST = timedelta(days=7)
+
+
+async def missed(
+    client: BotClient, known: Mapping[ChannelKey, str], for_us: ForUs, clock: Clock
+) -> list[IncomingMessage]:
+    """Read what came after the newest message in `known`, in the order in which it was said.
+
+    All rows are written in that order, over all channels: so whatever is older than the
+    newest of them was seen, and channels in which the bot was never spoken to before are
+    read from there too.  Some of it may be known already.  (A first direct message that
+    came meanwhile cannot be found: Discord lists no direct channels.)
+    """
+    if not known:
+        return []
+    newest = discord.utils.snowflake_time(max(int(message_id) for message_id in known.values()))
+    since = max(newest - _MARGIN, discord.utils.utcnow() - _FURTHEST)
+    after = discord.Object(discord.utils.time_snowflake(since, high=False))
+    found: list[IncomingMessage] = []
+    async for channel in _spoken_in(client, known, after, clock):
+        for message in await _read(channel, after, clock):
+            key = await for_us(message) if is_spoken(message) else None
+            if key is not None:
+                found.append(incoming(message, client.me, key))
+    log.info("caught up with discord", since=since.isoformat(), found=len(found))
+    return sorted(found, key=lambda message: int(message.id))
+
+
+async def _spoken_in(
+    client: BotClient, known: Mapping[ChannelKey, str], after: discord.Object, clock: Clock
+) -> AsyncIterator[discord.abc.Messageable]:
+    seen: set[int] = set()
+    for guild in client.guilds:
+        channels: list[_Channel] = [*guild.text_channels, *guild.voice_channels, *guild.stage_channels, *guild.threads]
+        for channel in channels:
+            seen.add(channel.id)
+            if (channel.last_message_id or 0) > after.id and _is_readable(channel):
+                yield channel
+    # Direct channels, threads that were archived, and what is gone.
+    for channel_id in sorted({target(key) for key in known} - seen):
+        if await _read(client.get_partial_messageable(channel_id), after, clock, limit=1):
+            with translated():
+                found = await client.fetch_channel(channel_id)
+            if isinstance(found, discord.abc.Messageable):
+                yield found
+
+
+async def _read(
+    channel: discord.abc.Messageable, after: discord.Object, clock: Clock, limit: int | None = None
+) -> list[discord.Message]:
+    while True:
+        try:
+            with translated():
+                return [message async for message in channel.history(limit=limit, after=after)]
+        except RateLimited as limited:
+            await clock.sleep(limited.seconds)
+        except (ChannelGone, MessageGone):
+            return []
+
+
+def _is_readable(channel: _Channel) -> bool:
+    """Whether the bot may read what was said there; too many vain tries cost the bot its access."""
+    place = channel.parent if isinstance(channel, discord.Thread) else channel
+    return place is not None and place.permissions_for(channel.guild.me).read_message_history

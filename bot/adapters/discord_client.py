@@ -1,0 +1,149 @@
+"""The library's client with our events: what Discord tells it, handed on in the order in which it was told."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import discord
+import structlog
+from discord import app_commands
+
+from bot.adapters.discord_http import Refusals
+from bot.adapters.discord_messages import is_spoken
+from bot.adapters.discord_settings import DiscordSection
+from bot.clock import Clock
+from bot.commands import COMMANDS
+from bot.errors import RateLimited
+from bot.words import translator
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Seconds before a new session is begun, and the most where that goes wrong again and again:
+# 1000 sessions a day are allowed, and the library gives up after 60 s.
+_FIRST_WAIT = 5.0
+_LONGEST_WAIT = 40.0
+_CHINESE = frozenset({discord.Locale.chinese, discord.Locale.taiwan_chinese})
+
+# The bot has no voice, and nobody needs to be told at each start.
+discord.VoiceClient.warn_nacl = False
+discord.VoiceClient.warn_dave = False
+
+
+class Listener(Protocol):
+    """Who is told; each call returns at once."""
+
+    def connected(self, client: "BotClient") -> None:
+        """A new session began: what was said between the last one and it was not told."""
+        ...
+
+    def ready(self) -> None:
+        """The servers and channels of this session are known."""
+        ...
+
+    def said(self, message: discord.Message) -> None: ...
+
+    def edited(self, message: discord.Message) -> None: ...
+
+    def deleted(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None: ...
+
+    def commanded(self, interaction: discord.Interaction, name: str) -> None: ...
+
+    async def pressed(self, interaction: discord.Interaction) -> None: ...
+
+
+class BotClient(discord.Client):
+    """One connection: an object that was closed is not used again."""
+
+    def __init__(
+        self, settings: DiscordSection, listener: Listener, refusals: Refusals, clock: Clock, server_seconds: float
+    ) -> None:
+        # The intents are looked at when the session begins; `setup_hook` still adds to them.
+        self._wanted = discord.Intents(guilds=True, guild_messages=True, dm_messages=True)
+        super().__init__(
+            intents=self._wanted,
+            allowed_mentions=discord.AllowedMentions(everyone=False, roles=False, users=False, replied_user=True),
+            proxy=settings.proxy or None,
+            http_trace=refusals.trace,
+            # The library's shortest; it is for what it foresees, a refusal ends a call anyway.
+            max_ratelimit_timeout=30.0,
+            max_messages=None,
+            guild_ready_timeout=server_seconds,
+        )
+        self.was_ready = False
+        self._listener = listener
+        self._clock = clock
+        self._sessions = 0
+        self._tree = app_commands.CommandTree(self)
+        for command in COMMANDS.values():
+            self._tree.add_command(_announced(command.name, command.summary, listener))
+
+    @property
+    def me(self) -> discord.ClientUser:
+        assert self.user is not None, "events come after the login"
+        return self.user
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether Discord shows the text of messages that do not mention the bot."""
+        return self._wanted.message_content
+
+    async def setup_hook(self) -> None:
+        flags = self.application_flags
+        # Asked for without being allowed, it would cost the connection.
+        self._wanted.message_content = flags.gateway_message_content or flags.gateway_message_content_limited
+        await self._tree.set_translator(_Summaries())
+        try:
+            await self._tree.sync()
+        except (discord.HTTPException, RateLimited) as error:
+            log.warning("slash commands not announced; those of the last start stay", error=str(error))
+
+    async def before_identify_hook(self, shard_id: int | None, *, initial: bool = False) -> None:
+        if self._sessions:
+            await self._clock.sleep(min(_FIRST_WAIT * 2.0 ** min(self._sessions - 1, 16), _LONGEST_WAIT))
+        self._sessions += 1
+
+    async def on_connect(self) -> None:
+        self._listener.connected(self)
+
+    async def on_ready(self) -> None:
+        self.was_ready = True
+        self._sessions = 1
+        self._listener.ready()
+
+    async def on_message(self, message: discord.Message) -> None:
+        if is_spoken(message):
+            self._listener.said(message)
+
+    async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
+        # Without a time of its own the edit is Discord's: a link got its preview.
+        if event.message.edited_at is not None and is_spoken(event.message):
+            self._listener.edited(event.message)
+
+    async def on_raw_message_delete(self, event: discord.RawMessageDeleteEvent) -> None:
+        self._listener.deleted(event.guild_id, event.channel_id, [event.message_id])
+
+    async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
+        self._listener.deleted(event.guild_id, event.channel_id, sorted(event.message_ids))
+
+    async def on_interaction(self, interaction: discord.Interaction) -> None:
+        if interaction.type is discord.InteractionType.component:
+            await self._listener.pressed(interaction)
+
+
+class _Summaries(app_commands.Translator):
+    """What a command does, in the language of who reads the menu."""
+
+    async def translate(
+        self,
+        string: app_commands.locale_str,
+        locale: discord.Locale,
+        context: app_commands.TranslationContext[Any, Any],
+    ) -> str | None:
+        is_summary = context.location is app_commands.TranslationContextLocation.command_description
+        return translator("zh")(string.message) if is_summary and locale in _CHINESE else None
+
+
+def _announced(name: str, summary: str, listener: Listener) -> app_commands.Command[Any, ..., None]:
+    async def use(interaction: discord.Interaction) -> None:
+        listener.commanded(interaction, name)
+
+    return app_commands.Command(name=name, description=summary, callback=use)

@@ -1,0 +1,131 @@
+"""How discord.py reaches Discord: where to, and what happens when a call is refused.
+
+The library would wait out a 429 or a 5xx inside the call, for minutes, and then send
+the text of back then.  Here each call ends at once with an error of ours: who made it
+waits, and comes back with the text of that moment.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import aiohttp
+import discord
+import yarl
+from discord.gateway import DiscordWebSocket
+from discord.http import Route
+
+from bot.adapters.discord_settings import DiscordSection
+from bot.clock import Clock
+from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited
+
+LOGIN_REFUSED = (
+    "Discord does not know this token: make a new one (Developer Portal, your application, Bot, Reset Token) "
+    "and set BOT_DISCORD__TOKEN, or the secret file discord__token, to it"
+)
+
+# Discord's own codes: https://discord.com/developers/docs/topics/opcodes-and-status-codes#json
+_UNKNOWN_CHANNEL = 10003
+_MISSING_ACCESS = 50001
+_TOO_MANY_EDITS = 30046
+_ARCHIVED = 50083
+_LOCKED = 160005
+_GONE = frozenset({_UNKNOWN_CHANNEL, _MISSING_ACCESS, _ARCHIVED, _LOCKED})
+
+# Messages older than an hour bear about 3 edits in 20 s; the refusal does not always say so.
+_LONG_WAIT = 20.0
+
+
+def point_at(settings: DiscordSection) -> None:
+    """Set the servers to talk to.
+
+    discord.py knows them per process and not per client: two adapters of one process
+    talk to the same.
+    """
+    Route.BASE = settings.api_url.rstrip("/")
+    DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(settings.gateway_url)
+
+
+class Refusals:
+    """Ends each refused call at once, through the hooks of the library's HTTP session."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._nobody_until = clock.now()
+
+    @property
+    def trace(self) -> aiohttp.TraceConfig:
+        """For `http_trace` of a client."""
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(self._before)
+        trace.on_request_end.append(self._after)
+        return trace
+
+    async def _before(
+        self, session: aiohttp.ClientSession, context: SimpleNamespace, call: aiohttp.TraceRequestStartParams
+    ) -> None:
+        wait = self._nobody_until - self._clock.now()
+        if wait > 0 and _is_rest(call.url):
+            raise RateLimited(wait)
+
+    async def _after(
+        self, session: aiohttp.ClientSession, context: SimpleNamespace, call: aiohttp.TraceRequestEndParams
+    ) -> None:
+        response = call.response
+        if not _is_rest(call.url) or (response.status != 429 and response.status < 500):
+            return
+        body = await response.text()
+        if response.status != 429:
+            raise PlatformUnavailable(f"Discord answered {response.status}")
+        answer = _read(body)
+        wait = answer.get("retry_after", response.headers.get("Retry-After", _LONG_WAIT))
+        seconds = float(wait) if isinstance(wait, (int, float, str)) else _LONG_WAIT
+        # Without a "Via" the refusal is not of Discord's API but of what stands before it: it means all calls.
+        if answer.get("global") or "Via" not in response.headers:
+            self._nobody_until = max(self._nobody_until, self._clock.now() + seconds)
+        raise RateLimited(seconds)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Make an error of the library one of ours.
+
+    Raises:
+        RateLimited, PlatformUnavailable, LoginRefused, MessageGone, ChannelGone
+    """
+    try:
+        yield
+    except discord.RateLimited as exc:
+        raise RateLimited(exc.retry_after) from exc
+    except discord.LoginFailure as exc:
+        raise LoginRefused(LOGIN_REFUSED) from exc
+    except discord.HTTPException as exc:
+        if exc.status == 401 and exc.code == 0:
+            raise LoginRefused(LOGIN_REFUSED) from exc
+        if exc.code == _TOO_MANY_EDITS:
+            raise RateLimited(_LONG_WAIT) from exc
+        if exc.status == 403 or exc.code in _GONE:
+            raise ChannelGone(f"Discord lets the bot no longer write there ({exc.code}: {exc.text})") from exc
+        if exc.status == 404:
+            raise MessageGone(f"Discord does not know it any more ({exc.code}: {exc.text})") from exc
+        raise
+    except (aiohttp.ClientError, OSError, TimeoutError) as exc:
+        raise PlatformUnavailable(f"Discord cannot be reached: {str(exc) or type(exc).__name__}") from exc
+    except RuntimeError as exc:
+        if exc.args != ("Session is closed",):
+            raise
+        raise PlatformUnavailable("the connection to Discord was closed") from exc
+
+
+def _is_rest(url: yarl.URL) -> bool:
+    """Whether this is a call of the API and not the gateway's socket."""
+    return str(url).startswith(Route.BASE)
+
+
+def _read(body: str) -> dict[str, object]:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

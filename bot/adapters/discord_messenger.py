@@ -1,0 +1,126 @@
+"""The verbs that a growing reply needs, on Discord."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import discord
+
+from bot.adapters.discord_http import translated
+from bot.adapters.discord_messages import target
+from bot.domain import Action, ChannelKey, Controls
+from bot.errors import MessageGone, PlatformUnavailable
+from bot.markup.format import MarkdownFormat, Rendered, utf16_units
+
+# Discord says "2000 characters" and not which: counted so, no way of counting finds more.
+_FORMAT = MarkdownFormat(2000, utf16_units)
+# Signs and no words: the reader's language is not known where a button is made.
+_FACES = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
+# Commands are answered at once, and Discord takes an answer for 15 minutes: these are plenty.
+_COMMANDS = 256
+_BAD_WEBHOOK_TOKEN = 50027
+
+
+class DiscordMessenger:
+    """A Messenger over the client that is connected at the moment, if one is."""
+
+    def __init__(self, edit_seconds: float, call_seconds: float) -> None:
+        self.client: discord.Client | None = None
+        self._edit_seconds = edit_seconds
+        self._call_seconds = call_seconds
+        # Slash commands that wait for their reply, and those whose reply is shown, by its message.
+        self._asked: OrderedDict[str, discord.Interaction] = OrderedDict()
+        self._shown: OrderedDict[str, discord.Interaction] = OrderedDict()
+
+    @property
+    def format(self) -> MarkdownFormat:
+        return _FORMAT
+
+    def edit_interval(self, channel: ChannelKey) -> float:
+        return self._edit_seconds
+
+    def expect(self, interaction: discord.Interaction) -> None:
+        """Reply to this slash command in Discord's own way; "thinking" is shown already."""
+        _remember(self._asked, str(interaction.id), interaction)
+
+    async def send(
+        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+    ) -> str:
+        interaction = self._asked.get(reply_to or "")
+        if interaction is not None:
+            try:
+                return await self._respond(interaction, text)
+            except MessageGone:
+                # Too late for Discord, not for who asked: they get a message like any other.
+                self._asked.pop(reply_to or "", None)
+        reference = None
+        if reply_to is not None:
+            # Discord leaves the reference out where the question was deleted.
+            reference = discord.MessageReference(
+                message_id=int(reply_to), channel_id=target(channel), fail_if_not_exists=False
+            )
+        async with self._calling() as client:
+            message = await client.get_partial_messageable(target(channel)).send(
+                text.text,
+                reference=reference,  # type: ignore[arg-type]  # the library's own signature forbids its None
+                nonce=nonce,
+                suppress_embeds=True,
+                view=_buttons(controls),
+            )
+        return str(message.id)
+
+    async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
+        interaction = self._shown.get(message_id)
+        if interaction is not None and not interaction.is_expired():
+            await self._respond(interaction, text)
+            return
+        async with self._calling() as client:
+            message = client.get_partial_messageable(target(channel)).get_partial_message(int(message_id))
+            await message.edit(content=text.text, view=_buttons(controls))
+
+    async def delete(self, channel: ChannelKey, message_id: str) -> None:
+        interaction = self._shown.pop(message_id, None)
+        async with self._calling() as client:
+            if interaction is not None and not interaction.is_expired():
+                await interaction.delete_original_response()
+            else:
+                await client.get_partial_messageable(target(channel)).get_partial_message(int(message_id)).delete()
+
+    async def _respond(self, interaction: discord.Interaction, text: Rendered) -> str:
+        """Show the text as the response to a command; an edit, so trying again never says it twice."""
+        async with self._calling():
+            try:
+                message = await interaction.edit_original_response(content=text.text)
+            except discord.HTTPException as exc:
+                if exc.code == _BAD_WEBHOOK_TOKEN:
+                    raise MessageGone("Discord takes no response to this command any more") from exc
+                raise
+        _remember(self._shown, str(message.id), interaction)
+        return str(message.id)
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[discord.Client]:
+        client = self.client
+        if client is None or client.is_closed():
+            raise PlatformUnavailable("Discord is not connected")
+        with translated():
+            async with asyncio.timeout(self._call_seconds):
+                yield client
+
+
+def _buttons(controls: Controls) -> discord.ui.View:
+    """The buttons under a message; an empty view takes them away."""
+    view = discord.ui.View(timeout=None)
+    for action in sorted(controls):
+        view.add_item(discord.ui.Button(emoji=_FACES[action], custom_id=action.value))
+    # A view that was stopped is shown all the same, and not kept for ever by the library:
+    # presses are read by their custom id.
+    view.stop()
+    return view
+
+
+def _remember(where: OrderedDict[str, discord.Interaction], key: str, interaction: discord.Interaction) -> None:
+    where[key] = interaction
+    while len(where) > _COMMANDS:
+        where.popitem(last=False)

@@ -1,0 +1,497 @@
+"""Discord: the real library against a server of our own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from bot.adapters.discord import inspect
+from bot.commands import COMMANDS
+from bot.config import AccessSection, LimitsSection
+from bot.domain import Action, ChannelKey, Status
+from bot.errors import LoginRefused, StoreError
+from bot.markup.reading import is_balanced
+from bot.words import translator
+from tests.adapters.platform import Trouble
+from tests.adapters.servers.discord import BOT, BOT_ROLE, EPHEMERAL, GUILD, MESSAGE_CONTENT, DiscordPlatform
+from tests.fakes import FastClock, ScriptedEngine
+from tests.house import House, a_house
+
+FACTOR = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bot:
+    """The bot, running on a platform with people."""
+
+    platform: DiscordPlatform
+    house: House
+    running: asyncio.Task[None]
+
+    @property
+    def engine(self) -> ScriptedEngine:
+        return self.house.engine
+
+    def shown(self, channel: str = "general", thread: str | None = None) -> list[str]:
+        """What the bot says there."""
+        return [seen.markdown for seen in self.platform.seen(channel, thread) if seen.author == "bot"]
+
+    async def shows(self, *texts: str, channel: str = "general", thread: str | None = None) -> None:
+        """Wait until this is what the bot says there, and all of it is delivered."""
+        try:
+            await self.platform.until(lambda: self.shown(channel, thread) == list(texts))
+        except TimeoutError:
+            assert self.shown(channel, thread) == list(texts)
+
+
+@asynccontextmanager
+async def a_bot(
+    platform: DiscordPlatform, folder: Path, access: AccessSection | None = None, **settings: Any
+) -> AsyncIterator[Bot]:
+    limits = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0)
+    async with a_house(folder, today=datetime.now(UTC), limits=limits, access=access) as house:
+        running = asyncio.create_task(platform.adapter(FastClock(FACTOR), **settings).run(house.dispatcher))
+        await platform.until(lambda: platform.is_connected or running.done())
+        try:
+            yield Bot(platform, house, running)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+async def platform() -> AsyncIterator[DiscordPlatform]:
+    async with DiscordPlatform() as platform:
+        platform.channel("general")
+        yield platform
+    assert platform.violations == []
+
+
+@pytest.fixture
+async def bot(platform: DiscordPlatform, tmp_path: Path) -> AsyncIterator[Bot]:
+    async with a_bot(platform, tmp_path) as bot:
+        yield bot
+
+
+async def test_a_mention_is_answered_by_a_reply_that_grows(bot: Bot) -> None:
+    bot.engine.add("Hello, Mei!")
+    question = await bot.platform.say("hi")
+    await bot.shows("Hello, Mei!")
+    assert bot.platform.seen()[1].reply_to == question
+    assert bot.engine.requests[0].messages[-1].content == "Mei: hi"
+
+
+async def test_an_answer_is_shown_while_it_is_written(bot: Bot) -> None:
+    more = asyncio.Event()
+    bot.engine.add(["Once upon", more, " a time."])
+    await bot.platform.say("a tale")
+    await bot.shows("Once upon")
+    more.set()
+    await bot.shows("Once upon a time.")
+
+
+async def test_a_long_answer_goes_on_in_further_messages(bot: Bot) -> None:
+    code = "\n".join(f"line {number} = '值'" for number in range(300))
+    bot.engine.add(f"Here:\n```py\n{code}\n```\nDone.")
+    await bot.platform.say("code")
+    await bot.platform.until(lambda: bot.shown() != [] and bot.shown()[-1].endswith("Done."))
+    shown = bot.shown()
+    assert len(shown) > 2
+    assert all(is_balanced(text) for text in shown)
+    assert "".join(shown).count("'值'") == 300
+
+
+async def test_what_is_said_without_a_mention_is_left_alone(bot: Bot) -> None:
+    await bot.platform.say("not for you", mention=False)
+    await bot.platform.say("for another bot", author="other bot")
+    await bot.platform.say("a webhook's", webhook_id="5")
+    await bot.platform.say("joined", type=7)
+    await bot.platform.say("for you")
+    await bot.shows("ok")
+    assert len(bot.engine.requests) == 1
+
+
+async def test_a_direct_message_is_answered(bot: Bot) -> None:
+    await bot.platform.say("hello", direct=True)
+    await bot.shows("ok", channel="Mei")
+    assert bot.engine.requests[0].messages[-1].content == "hello"
+
+
+async def test_a_reply_to_the_bot_is_answered_with_its_history(bot: Bot) -> None:
+    await bot.platform.say("one")
+    await bot.shows("ok")
+    await bot.platform.say("two", reply_to=bot.platform.seen()[1].id)
+    await bot.shows("ok", "ok")
+    await bot.platform.say("three", reply_to=bot.platform.seen()[1].id, mention=False)
+    await bot.shows("ok", "ok", "ok")
+    assert [message.content for message in bot.engine.requests[2].messages][::2] == [
+        "Mei: one",
+        "Mei: two",
+        "Mei: three",
+    ]
+
+
+async def test_a_mention_in_a_reply_brings_the_quoted_text(bot: Bot) -> None:
+    quoted = await bot.platform.say("the earth is flat", author="Jo", mention=False)
+    await bot.platform.say("is that so?", reply_to=quoted)
+    await bot.shows("ok")
+    assert bot.engine.requests[0].messages[-1].content == "> the earth is flat\n\nMei: is that so?"
+
+
+async def test_ids_are_read_as_names(bot: Bot) -> None:
+    jo = bot.platform.person("Jo")
+    general = bot.platform.channel("general")
+    await bot.platform.say(
+        f"tell <@{BOT}> and <@!{jo['id']}> in <#{general}> about <@&{BOT_ROLE}>, <:blob:123> and <@777>",
+        mention=True,
+        mentions=[jo, bot.platform.bot],
+    )
+    await bot.shows("ok")
+    assert bot.engine.requests[0].messages[-1].content == "Mei: tell and @Jo in #general about , :blob: and <@777>"
+
+
+async def test_every_message_is_answered_in_a_thread_where_it_was_mentioned(bot: Bot) -> None:
+    await bot.platform.say("not yet", thread="tea", mention=False)
+    await bot.platform.say("one", thread="tea")
+    await bot.shows("ok", thread="tea")
+    await bot.platform.say("two", thread="tea", mention=False)
+    await bot.shows("ok", "ok", thread="tea")
+    assert bot.shown() == []
+    assert [message.content for message in bot.engine.requests[1].messages] == ["Mei: one", "ok", "Mei: two"]
+
+
+async def test_threads_can_be_left_alone(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with a_bot(platform, tmp_path, threads=False) as bot:
+        await platform.say("one", thread="tea")
+        await platform.say("two", thread="tea", mention=False)
+        await platform.say("three", thread="tea")
+        await bot.shows("ok", "ok", thread="tea")
+        assert len(bot.engine.requests) == 2
+
+
+async def test_without_the_intent_only_mentions_and_direct_messages_are_read(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    platform.allows_content = False
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("one", thread="tea")
+        await bot.shows("ok", thread="tea")
+        await platform.say("hidden", thread="tea", mention=False)
+        await platform.say("hidden", thread="tea", mention=False, reply_to=platform.seen("general", "tea")[1].id)
+        await platform.say("read", direct=True)
+        await bot.shows("ok", channel="Mei")
+        assert len(bot.engine.requests) == 2
+        assert platform.identified[0]["intents"] & MESSAGE_CONTENT == 0
+
+
+async def test_a_mention_of_the_bots_role_is_a_mention(bot: Bot) -> None:
+    await bot.platform.say(f"<@&{BOT_ROLE}> hi", mention=False, mention_roles=[str(BOT_ROLE)])
+    await bot.shows("ok")
+    assert bot.engine.requests[0].messages[-1].content == "Mei: hi"
+
+
+async def test_a_picture_gets_a_sentence(bot: Bot) -> None:
+    await bot.platform.say("")
+    await bot.platform.until(lambda: len(bot.shown()) == 1 and "only read text" in bot.shown()[0])
+    assert bot.engine.requests == []
+
+
+async def test_what_the_model_says_pings_nobody(bot: Bot) -> None:
+    bot.engine.add("@everyone <@&7001> `@here` https://example.org")
+    await bot.platform.say("call all")
+    await bot.shows("@everyone <@&7001> `@here` https://example.org")
+    # Any `parse` in allowed_mentions would be a violation.
+    sent = [body for name, body in bot.platform.attempts if name == "send"]
+    assert sent[0]["flags"] & 4, "links get no preview"
+    assert sent[0]["allowed_mentions"]["replied_user"] is True
+
+
+async def test_the_commands_are_announced_in_both_languages(bot: Bot) -> None:
+    assert {command["name"] for command in bot.platform.commands} == set(COMMANDS)
+    clear = next(command for command in bot.platform.commands if command["name"] == "clear")
+    assert clear["description"] == "Forget this conversation"
+    assert clear["description_localizations"]["zh-CN"] == translator("zh")("Forget this conversation")
+
+
+async def test_a_slash_command_is_answered_as_its_response(bot: Bot) -> None:
+    await bot.platform.say("remember")
+    await bot.shows("ok")
+    await bot.platform.command("clear")
+    await bot.shows("ok", "Forgotten: everything said here (1).")
+    # Found in the store like any other: answered once, and kept.
+    assert await bot.house.dispatcher.owed("discord") == []
+
+
+async def test_a_slash_command_speaks_the_language_of_who_used_it(bot: Bot) -> None:
+    bot.platform.locales["Mei"] = "zh-CN"
+    await bot.platform.command("clear", direct=True)
+    await bot.shows(translator("zh")("There was nothing to forget here."), channel="Mei")
+
+
+async def test_the_status_is_told_to_who_asked_alone(bot: Bot) -> None:
+    await bot.platform.command("status")
+    await bot.platform.until(lambda: "scripted" in "".join(bot.shown()))
+    assert bot.platform.messages[int(bot.platform.seen()[0].id)]["flags"] & EPHEMERAL
+
+
+async def test_retry_answers_the_question_again_in_place(bot: Bot) -> None:
+    bot.engine.add("first", "second")
+    await bot.platform.say("hi")
+    await bot.shows("first")
+    await bot.platform.command("retry")
+    await bot.shows("second", "I am answering the question again.")
+
+
+async def test_retry_without_a_question_says_so(bot: Bot) -> None:
+    await bot.platform.command("retry")
+    await bot.platform.until(lambda: "no question of yours" in "".join(bot.shown()))
+
+
+async def test_a_command_where_the_bot_does_not_answer_is_told_so(platform: DiscordPlatform, tmp_path: Path) -> None:
+    access = AccessSection(deny_users=("discord:101",))
+    async with a_bot(platform, tmp_path, access=access) as bot:
+        assert platform.person("Mei")["id"] == "101"
+        await platform.command("status")
+        await bot.shows("I do not answer here.")
+
+
+async def test_a_command_that_discord_no_longer_waits_for_is_answered_in_the_channel(bot: Bot) -> None:
+    bot.platform.script = lambda number, name: bot.platform.expire()
+    await bot.platform.command("clear")
+    await bot.shows("There was nothing to forget here.")
+    assert bot.platform.attempts[0][0] == "send"
+
+
+async def test_the_stop_button_ends_the_answer(bot: Bot) -> None:
+    bot.engine.add(["half an", asyncio.Event()])
+    await bot.platform.say("hi")
+    await bot.shows("half an")
+    await bot.platform.press(bot.platform.seen()[1].id, Action.STOP)
+    await bot.shows("half an\n\n(stopped)")
+
+
+async def test_the_retry_button_answers_anew_in_the_same_message(bot: Bot) -> None:
+    bot.engine.add("first", "second")
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY)
+    await bot.shows("second")
+
+
+async def test_only_the_asker_may_press(bot: Bot) -> None:
+    bot.engine.add("first")
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY, author="Jo")
+    await bot.shows("first", "Only the person who asked, and admins, may do that.")
+    assert bot.platform.messages[int(bot.platform.seen()[2].id)]["flags"] & EPHEMERAL
+
+
+async def test_an_edited_question_is_answered_anew_in_the_same_reply(bot: Bot) -> None:
+    bot.engine.add("Paris", "Rome")
+    question = await bot.platform.say("capital of France?")
+    await bot.shows("Paris")
+    await bot.platform.edit(question, "capital of Italy?")
+    await bot.shows("Rome")
+    assert bot.engine.requests[1].messages[-1].content == "Mei: capital of Italy?"
+
+
+async def test_a_preview_of_a_link_is_no_edit(bot: Bot) -> None:
+    question = await bot.platform.say("https://example.org")
+    await bot.shows("ok")
+    message = bot.platform.messages[int(question)]
+    bot.platform.tell("MESSAGE_UPDATE", {**message, "embeds": [{"type": "link"}]})
+    await bot.platform.say("next")
+    await bot.shows("ok", "ok")
+    assert len(bot.engine.requests) == 2
+
+
+async def test_a_deleted_question_is_stopped_and_forgotten(bot: Bot) -> None:
+    bot.engine.add(["half an", asyncio.Event()])
+    question = await bot.platform.say("my secret", thread="tea")
+    await bot.shows("half an", thread="tea")
+    await bot.platform.delete(question)
+    await bot.platform.until(lambda: len(bot.engine.closed) == 1)
+    await bot.platform.say("next", thread="tea")
+    await bot.platform.until(lambda: len(bot.engine.requests) == 2)
+    assert [message.content for message in bot.engine.requests[1].messages] == ["Mei: next"]
+
+
+async def test_questions_deleted_in_bulk_are_forgotten(bot: Bot) -> None:
+    first, second = await bot.platform.say("one"), await bot.platform.say("two")
+    await bot.shows("ok", "ok")
+    where = {"channel_id": str(bot.platform.channel("general")), "guild_id": str(GUILD)}
+    bot.platform.tell("MESSAGE_DELETE_BULK", {"ids": [first, second], **where})
+    await bot.platform.say("three")
+    await bot.shows("ok", "ok", "ok")
+    assert [message.content for message in bot.engine.requests[2].messages] == ["Mei: three"]
+
+
+async def test_a_connection_that_resumes_misses_nothing(bot: Bot) -> None:
+    await bot.platform.disconnect()
+    await bot.platform.say("are you there?")
+    await bot.shows("ok")
+    assert bot.platform.resumed == 1
+
+
+async def test_a_connection_that_does_not_resume_is_caught_up(bot: Bot) -> None:
+    await bot.platform.say("before")
+    await bot.platform.say("hello", direct=True)
+    await bot.platform.say("one", thread="tea")
+    await bot.shows("ok")
+    await bot.shows("ok", channel="Mei")
+    await bot.shows("ok", thread="tea")
+    await bot.platform.disconnect(resumable=False)
+    await bot.platform.say("missed")
+    await bot.platform.say("missed in a thread", thread="tea", mention=False)
+    await bot.platform.say("missed in private", direct=True)
+    await bot.platform.say("missed where it never was", channel="random")
+    await bot.platform.say("not for the bot", mention=False)
+    await bot.shows("ok", "ok")
+    await bot.shows("ok", "ok", channel="Mei")
+    await bot.shows("ok", "ok", thread="tea")
+    await bot.shows("ok", channel="random")
+    assert len(bot.engine.requests) == 7
+
+
+async def test_what_was_said_while_it_was_not_running_is_answered_at_the_next_start(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+    await platform.say("two")
+    await platform.say("three", author="Jo")
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok", "ok")
+        contents = [request.messages[-1].content for request in bot.engine.requests]
+        assert contents == ["Mei: two", "Jo: three"]
+        assert platform.seen()[-1].reply_to == platform.seen()[2].id
+
+
+async def test_a_reply_that_was_cut_off_is_edited_and_not_sent_again(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        bot.engine.add(["half an", asyncio.Event()])
+        await platform.say("one")
+        await bot.shows("half an")
+    async with a_bot(platform, tmp_path) as bot:
+        bot.engine.add("whole")
+        await bot.shows("whole")
+
+
+async def test_catching_up_passes_over_what_it_may_not_read(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await platform.say("hi", direct=True)
+        await bot.shows("ok", channel="Mei")
+        await bot.shows("ok")
+    await platform.say("two", channel="hidden")
+    await platform.say("three")
+    platform.forbidden |= {platform.channel("hidden"), platform.direct("Mei")}
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
+
+
+async def test_a_start_that_fails_is_tried_again(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.refusals = {"/users/@me": 2, "/applications/9001/commands": 1}
+    platform.silences = 2
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+
+
+async def test_a_wrong_token_ends_it_with_one_sentence(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.known_token = "another"
+    async with a_bot(platform, tmp_path) as bot:
+        with pytest.raises(LoginRefused, match="BOT_DISCORD__TOKEN"):
+            await bot.running
+
+
+async def test_a_token_that_is_changed_while_it_runs_ends_it_too(bot: Bot) -> None:
+    bot.platform.known_token = "another"
+    await bot.platform.disconnect(resumable=False)
+    with pytest.raises(LoginRefused):
+        await bot.running
+
+
+@pytest.mark.parametrize("kind", ["429", "500", "timeout", "lost"])
+async def test_every_second_call_fails_and_every_word_arrives_once(
+    platform: DiscordPlatform, tmp_path: Path, kind: Literal["429", "500", "timeout", "lost"]
+) -> None:
+    platform.script = lambda number, name: Trouble(kind, seconds=3.0) if number % 2 == 0 else None
+    words = [f"word{number} " * 40 for number in range(20)]
+    async with a_bot(platform, tmp_path, call_seconds=0.3) as bot:
+        bot.engine.add(list(words))
+        await platform.say("go on")
+        await platform.until(lambda: "".join(bot.shown()).count("word") == 800)
+        await platform.until(lambda: platform.seen()[-1].actions == {Action.RETRY})
+        assert "".join("".join(bot.shown()).split()) == "".join("".join(words).split())
+
+
+async def test_a_refusal_of_all_calls_holds_back_every_channel(bot: Bot) -> None:
+    bot.platform.is_global = True
+    bot.platform.script = lambda number, name: Trouble("429", seconds=20.0) if number == 0 else None
+    await bot.platform.say("one")
+    await bot.platform.until(lambda: bot.platform.writes == 1)
+    await bot.platform.say("two", channel="random")
+    await bot.shows("ok")
+    await bot.shows("ok", channel="random")
+
+
+async def test_a_channel_that_is_forbidden_ends_the_exchange(bot: Bot) -> None:
+    bot.platform.forbidden.add(bot.platform.channel("general"))
+    question = await bot.platform.say("hi")
+    await bot.platform.until(lambda: len(bot.engine.closed) + len(bot.engine.requests) > 0)
+    await bot.platform.say("hello", direct=True)
+    await bot.shows("ok", channel="Mei")
+    key = ChannelKey("discord", str(bot.platform.channel("general")))
+    exchange = await bot.house.store.find(key, question)
+    assert exchange is not None
+    assert exchange.status is Status.FAILED
+
+
+async def test_a_message_waits_until_the_database_can_keep_it(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, failures = bot.house.store.begin, [StoreError("locked")] * 3
+
+    async def failing(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await begin(*arguments)
+
+    monkeypatch.setattr(bot.house.store, "begin", failing)
+    await bot.platform.say("one")
+    await bot.platform.say("two")
+    await bot.shows("ok", "ok")
+    assert [request.messages[-1].content for request in bot.engine.requests] == ["Mei: one", "Mei: two"]
+
+
+async def test_two_hundred_mentions_at_once_are_all_answered(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        channels = [f"channel {number}" for number in range(50)]
+        for number in range(200):
+            await platform.say(f"question {number}", channel=channels[number % 50])
+        await platform.until(lambda: all(bot.shown(channel) == ["ok"] * 4 for channel in channels), seconds=30)
+
+
+async def test_an_inspection_tells_what_is_missing(platform: DiscordPlatform) -> None:
+    assert all([finding.is_ok async for finding in inspect(platform.settings())])
+    platform.allows_content = False
+    platform.application = {"interactions_endpoint_url": "https://example.org", "bot_require_code_grant": True}
+    platform.guilds_without_commands.add(GUILD)
+    wrong = [finding.text async for finding in inspect(platform.settings()) if not finding.is_ok]
+    assert [word for word in ["Intent", "Endpoint", "OAuth2", "scope=bot"] if word not in "".join(wrong)] == []
+    assert all(
+        [finding.is_ok or "Intent" not in finding.text async for finding in inspect(platform.settings(threads=False))]
+    )
+
+
+async def test_an_inspection_with_a_wrong_token_says_where_to_put_another(platform: DiscordPlatform) -> None:
+    platform.known_token = "another"
+    findings = [finding async for finding in inspect(platform.settings())]
+    assert [finding.is_ok for finding in findings] == [False]
+    assert "BOT_DISCORD__TOKEN" in findings[0].text
