@@ -1,0 +1,281 @@
+"""Telegram: messages by long polling, answers in messages that are edited."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+from telegram import Bot, BotCommand, CallbackQuery, Message, Update, User
+from telegram.error import InvalidToken
+
+from bot.adapters.base import Finding, Replies
+from bot.adapters.telegram_calls import UNREADABLE, open_bot, translated
+from bot.adapters.telegram_messages import PLATFORM, Addressee, Heard, author_from, channel_of, heard
+from bot.adapters.telegram_messenger import TelegramMessenger
+from bot.adapters.telegram_settings import TelegramSection
+from bot.clock import Clock
+from bot.commands import COMMANDS
+from bot.config import AdapterSection
+from bot.dispatch import Dispatcher
+from bot.domain import Action, ChannelKey
+from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
+from bot.words import translator
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# What is asked for; of the rest Telegram then tells nothing.
+_UPDATES = (Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY)
+# How long Telegram holds a poll open while nobody speaks.
+_POLL = timedelta(seconds=25)
+# Seconds between tries of what failed: the first, and the longest.
+_FIRST_RETRY = 1.0
+_LONGEST_RETRY = 30.0
+# Seconds in which another program's next poll would show.
+_SECOND_POLLER = 3.0
+
+_NOT_KNOWN = "Telegram does not know the bot's token: put the one that @BotFather shows for it into BOT_TELEGRAM__TOKEN"
+_PRIVACY = (
+    "privacy mode is on: in groups the bot hears commands and replies to it, and perhaps no plain mention; to change "
+    "that, send /setprivacy to @BotFather and choose Disable, then add the bot to the group anew"
+)
+
+
+def open_adapter(settings: AdapterSection, clock: Clock) -> "TelegramAdapter":
+    assert isinstance(settings, TelegramSection), "the settings of this platform"
+    return TelegramAdapter(settings, clock)
+
+
+class TelegramAdapter:
+    """One bot account.
+
+    The library's own loop is not used: it moves its offset on by itself, and an error
+    of ours in it would end it without a word.
+    """
+
+    def __init__(self, settings: TelegramSection, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    async def run(self, dispatcher: Dispatcher) -> None:
+        bot = open_bot(self._settings)
+        try:
+            me = await self._log_in(bot)
+            messenger = TelegramMessenger(bot, self._settings, dispatcher.moved)
+            async with Replies(dispatcher, messenger, self._clock) as replies:
+                listener = _Listener(bot, me, self._settings, dispatcher, replies)
+                await self._again_and_again(listener)
+        finally:
+            await bot.shutdown()
+
+    async def _log_in(self, bot: Bot) -> User:
+        pause = _Pause(self._clock)
+        while True:
+            try:
+                with translated():
+                    await _knowing_the_token(bot.initialize)
+                    # As long as a webhook is set nobody may poll; what waits there stays.
+                    await bot.delete_webhook(drop_pending_updates=False)
+                break
+            except PlatformError as error:
+                if isinstance(error, LoginRefused):
+                    raise
+                log.warning("telegram: not logged in yet", error=str(error))
+                await pause.after(error)
+        await _announce(bot)
+        me: User = bot.bot
+        log.info("telegram: logged in", bot=me.username)
+        if not me.can_read_all_group_messages:
+            log.info("telegram: %s", _PRIVACY)
+        return me
+
+    async def _again_and_again(self, listener: "_Listener") -> None:
+        pause = _Pause(self._clock)
+        while True:
+            try:
+                await listener.poll()
+                pause = _Pause(self._clock)
+            except (PlatformError, StoreError) as error:
+                if isinstance(error, LoginRefused):
+                    raise
+                log.warning("telegram: not listening just now", error=str(error))
+                listener.is_behind = True
+                await pause.after(error)
+
+
+class _Listener:
+    """Takes what Telegram tells, in its order, and keeps each message before the next poll confirms it."""
+
+    def __init__(self, bot: Bot, me: User, settings: TelegramSection, dispatcher: Dispatcher, replies: Replies) -> None:
+        self.is_behind = True  # messages may wait that were said while nobody listened
+        self._bot = bot
+        self._me = me
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._replies = replies
+        self._confirmed: int | None = None
+        self._album: str | None = None
+
+    async def poll(self) -> None:
+        """Ask once, and take what there is; what waited for long is answered only when all of it is known.
+
+        Raises:
+            LoginRefused: The token is no longer valid.
+            PlatformError: Telegram did not answer, or not with updates.
+            StoreError: A message could not be kept; it, and what follows it, comes again.
+        """
+        updates = await self._updates()
+        # What is confirmed is forgotten there.  Said once is enough: after a week without
+        # updates their numbers begin anew anywhere, also below the last one.
+        self._confirmed = None
+        for update in updates:
+            await self._take(update)
+            self._confirmed = update.update_id + 1
+        if self.is_behind and not updates:
+            for exchange in await self._dispatcher.owed(PLATFORM):
+                self._replies.begin(exchange)
+            self.is_behind = False
+
+    async def _updates(self) -> tuple[Update, ...]:
+        with translated():
+            try:
+                return await self._bot.get_updates(
+                    offset=self._confirmed,
+                    timeout=timedelta() if self.is_behind else _POLL,
+                    allowed_updates=_UPDATES,
+                )
+            except InvalidToken as error:
+                await _knowing_the_token(self._bot.get_me)
+                raise PlatformUnavailable("Telegram does not find the method getUpdates just now") from error
+
+    async def _take(self, update: Update) -> None:
+        try:
+            message = update.message or update.edited_message
+            if message is not None and (message.migrate_to_chat_id or message.migrate_from_chat_id):
+                await self._follow(message)
+                return
+            said = heard(message, self._me) if message is not None else None
+        except UNREADABLE as error:
+            log.warning("an update could not be read", update=update.update_id, error=type(error).__name__)
+            return
+        if update.message is not None and said is not None:
+            await self._hear(update.message, said)
+        elif said is not None and said.to is not Addressee.ANOTHER_BOT:
+            edited = await self._dispatcher.edited(said.message)
+            if edited is not None:
+                self._replies.begin(edited)
+        elif update.callback_query is not None:
+            await self._press(update.callback_query)
+
+    async def _hear(self, message: Message, said: Heard) -> None:
+        if said.to is Addressee.ANOTHER_BOT or self._is_more_of_an_album(message):
+            return
+        if said.to is Addressee.NOBODY and not await self._listens_to(said.message.channel):
+            return
+        if self.is_behind:
+            await self._dispatcher.keep(said.message)
+        elif (accepted := await self._dispatcher.accept(said.message)) is not None:
+            self._replies.begin(accepted)
+
+    async def _listens_to(self, channel: ChannelKey) -> bool:
+        return self._settings.threads and channel.thread is not None and await self._dispatcher.knows(channel)
+
+    def _is_more_of_an_album(self, message: Message) -> bool:
+        """Whether it is a picture that came with the last one: together they are one message."""
+        earlier, self._album = self._album, message.media_group_id
+        return self._album is not None and self._album == earlier and not message.caption
+
+    async def _follow(self, message: Message) -> None:
+        """Keep the history of a group that became a supergroup; both of them tell."""
+        here = message.chat.id
+        old, new = message.migrate_from_chat_id or here, message.migrate_to_chat_id or here
+        await self._dispatcher.moved(ChannelKey(PLATFORM, str(old)), str(new))
+
+    async def _press(self, query: CallbackQuery) -> None:
+        if query.message is None or query.data not in set(Action):
+            return
+        where = query.message
+        channel = channel_of(where) if isinstance(where, Message) else ChannelKey(PLATFORM, str(where.chat.id))
+        pressed = await self._dispatcher.pressed(
+            channel, str(where.message_id), Action(query.data), author_from(query.from_user)
+        )
+        if pressed.again is not None:
+            self._replies.begin(pressed.again)
+        try:
+            with translated():
+                await self._bot.answer_callback_query(query.id, pressed.notice or None)
+        except PlatformError as error:
+            log.info("a button was not answered", error=str(error))  # it was pressed long ago, say
+
+
+class _Pause:
+    """Waits longer after each failure, or as long as Telegram says."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seconds = _FIRST_RETRY
+
+    async def after(self, error: PlatformError | StoreError) -> None:
+        if isinstance(error, RateLimited):
+            await self._clock.sleep(error.seconds)
+            return
+        await self._clock.sleep(self._seconds)
+        self._seconds = min(2 * self._seconds, _LONGEST_RETRY)
+
+
+async def inspect(settings: TelegramSection) -> list[Finding]:
+    """Call Telegram and tell what stands in the bot's way there."""
+    bot = open_bot(settings)
+    try:
+        with translated():
+            await _knowing_the_token(bot.initialize)
+            webhook = await bot.get_webhook_info()
+    except PlatformError as error:
+        return [Finding(False, str(error))]
+    else:
+        me: User = bot.bot
+        findings = [Finding(True, f"the token is valid; the bot is @{me.username} ({me.full_name})")]
+        if me.can_read_all_group_messages:
+            findings.append(Finding(True, "privacy mode is off: in groups the bot hears everything"))
+        else:
+            findings.append(Finding(False, _PRIVACY))
+        if me.can_join_groups is False:
+            findings.append(
+                Finding(False, "the bot may not be added to groups; /setjoingroups at @BotFather changes that")
+            )
+        if webhook.url:
+            findings.append(
+                Finding(False, "a webhook is set, so another program may use this token; a start removes it")
+            )
+        else:
+            findings.append(await _second_poller(bot, settings.call_seconds))
+        return findings
+    finally:
+        await bot.shutdown()
+
+
+async def _second_poller(bot: Bot, seconds: float) -> Finding:
+    try:
+        with translated():
+            # Somebody else's next poll ends ours; a confirmed update would be theirs, so we confirm none.
+            await bot.get_updates(limit=1, timeout=int(min(_SECOND_POLLER, seconds)))
+    except PlatformError as error:
+        return Finding(False, str(error))
+    return Finding(True, "nobody else asks for this bot's messages")
+
+
+async def _knowing_the_token(get_me: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await get_me()
+    except InvalidToken:
+        raise LoginRefused(_NOT_KNOWN) from None  # the library's own message holds the token
+
+
+async def _announce(bot: Bot) -> None:
+    """Fill the menu of commands: in Chinese for whose app is Chinese, in English for all others."""
+    try:
+        with translated():
+            for language in (None, "zh"):
+                say = translator(language or "en")
+                commands = [BotCommand(each.name, say(each.summary)) for each in COMMANDS.values()]
+                await bot.set_my_commands(commands, language_code=language)
+    except PlatformError as error:
+        log.warning("telegram: the menu of commands was not set", error=str(error))
