@@ -351,7 +351,7 @@ class Delivery:
         words = list(self._notices)
         if self._is_complete:
             words += self._ending(is_empty=not texts and not words)
-        elif not texts:
+        elif not texts and not (words and self._exchange.kind is Kind.COMMAND):
             texts = [PLACEHOLDER if self._queued is None else waiting(self._queued, self._say)]
         if words:
             below = "\n\n".join(words)

@@ -211,6 +211,12 @@ async def test_a_command_has_no_controls(world: World) -> None:
     assert all(call.controls == NONE for call in world.messenger.calls)
 
 
+async def test_a_commands_words_are_whole_at_once(world: World) -> None:
+    world.exchange = replace(world.exchange, kind=Kind.COMMAND)
+    await world.deliver(Notice("Forgotten."), 60.0, Finished(FinishReason.STOP))
+    assert [call.text for call in world.messenger.calls] == ["…", "Forgotten."]
+
+
 async def test_a_long_answer_goes_on_in_further_messages() -> None:
     world = World(limit=60)
     text = "```py\n" + "print('hello')\n" * 20 + "```\nThat is all."
