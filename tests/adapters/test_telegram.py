@@ -35,7 +35,7 @@ async def running(telegram: TelegramPlatform, house: House) -> AsyncIterator[Non
 
 
 def replies(telegram: TelegramPlatform, channel: str = "general", thread: str | None = None) -> list[Seen]:
-    return [seen for seen in telegram.seen(channel, thread) if seen.author == BOT]
+    return [seen for seen in telegram.seen(channel, thread) if seen.author == "bot"]
 
 
 def texts(telegram: TelegramPlatform, channel: str = "general", thread: str | None = None) -> list[str]:

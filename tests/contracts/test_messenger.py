@@ -7,10 +7,13 @@ import pytest
 
 from bot.adapters.slack import web_api
 from bot.adapters.slack_messenger import SlackMessenger
+from bot.adapters.telegram_calls import open_bot
+from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.delivery import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
 from tests.adapters.servers.slack import SlackServer
+from tests.adapters.servers.telegram import TelegramPlatform
 from tests.fakes import FakeMessenger, ManualClock
 
 NONE: Controls = frozenset()
@@ -54,7 +57,21 @@ async def slack() -> AsyncIterator[Platform]:
         yield Platform(SlackMessenger(api, 1.3), channel, question, shown, delete)
 
 
-PLATFORMS = {"fake": fake, "slack": slack}
+async def telegram() -> AsyncIterator[Platform]:
+    async with TelegramPlatform() as server, open_bot(server.settings()) as bot:
+        question = await server.say("question")
+        channel = ChannelKey("telegram", str(server.group("general").id))
+
+        async def moved(channel: ChannelKey, to: str) -> None:
+            raise AssertionError("nobody moves")
+
+        async def shown() -> list[str]:
+            return [seen.visible for seen in server.seen() if seen.author == "bot"]
+
+        yield Platform(TelegramMessenger(bot, server.settings(), moved), channel, question, shown, server.delete)
+
+
+PLATFORMS = {"fake": fake, "telegram": telegram, "slack": slack}
 
 
 @pytest.fixture(params=PLATFORMS)

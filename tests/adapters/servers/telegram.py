@@ -189,7 +189,7 @@ class TelegramPlatform:
         return [
             Seen(
                 id=str(message.id),
-                author=message.author,
+                author="bot" if message.is_the_bots else message.author,
                 markdown=markdown(message.text, message.entities),
                 visible=re.sub(rf"\S*{EN_SPACE}", "", message.text),
                 actions=message.actions,
