@@ -10,7 +10,7 @@ import structlog
 
 from bot.adapters.base import Finding, Replies
 from bot.adapters.discord_client import BotClient
-from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, point_at, translated
+from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, caller, point_at, translated
 from bot.adapters.discord_inbox import Inbox
 from bot.adapters.discord_messages import PLATFORM
 from bot.adapters.discord_messenger import DiscordMessenger
@@ -93,10 +93,7 @@ class DiscordAdapter:
 async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
     """Ask Discord what it knows of the bot, and tell what an operator has to change."""
     point_at(settings)
-    client = discord.Client(
-        intents=discord.Intents.none(), proxy=settings.proxy or None, http_trace=Refusals(MonotonicClock()).trace
-    )
-    async with client:
+    async with caller(settings, MonotonicClock()) as client:
         try:
             with translated():
                 await client.login(_token(settings))

@@ -1,6 +1,6 @@
 """What was said to the bot while it was away or a session was lost; Discord does not send that again."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 
 import discord
@@ -8,15 +8,14 @@ import structlog
 
 from bot.adapters.discord_client import BotClient
 from bot.adapters.discord_http import translated
-from bot.adapters.discord_messages import incoming, is_spoken, target
+from bot.adapters.discord_messages import calls, is_spoken, speaks_to, target
 from bot.clock import Clock
-from bot.domain import ChannelKey, IncomingMessage
+from bot.domain import ChannelKey
 from bot.errors import ChannelGone, MessageGone, RateLimited
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _Channel = discord.TextChannel | discord.VoiceChannel | discord.StageChannel | discord.Thread
-ForUs = Callable[[discord.Message], Awaitable[ChannelKey | None]]
 
 # Ids are times, but not every machine of Discord's has the same one.
 _MARGIN = timedelta(minutes=1)
@@ -24,10 +23,8 @@ _MARGIN = timedelta(minutes=1)
 _FURTHEST = timedelta(days=7)
 
 
-async def missed(
-    client: BotClient, known: Mapping[ChannelKey, str], for_us: ForUs, clock: Clock
-) -> list[IncomingMessage]:
-    """Read what came after the newest message in `known`, in the order in which it was said.
+async def missed(client: BotClient, known: Mapping[ChannelKey, str], clock: Clock) -> list[discord.Message]:
+    """Read what may be for the bot since the newest message in `known`, in the order in which it was said.
 
     All rows are written in that order, over all channels: so whatever is older than the
     newest of them was seen, and channels in which the bot was never spoken to before are
@@ -39,14 +36,16 @@ async def missed(
     newest = discord.utils.snowflake_time(max(int(message_id) for message_id in known.values()))
     since = max(newest - _MARGIN, discord.utils.utcnow() - _FURTHEST)
     after = discord.Object(discord.utils.time_snowflake(since, high=False))
-    found: list[IncomingMessage] = []
+    found: list[discord.Message] = []
     async for channel in _spoken_in(client, known, after, clock):
-        for message in await _read(channel, after, clock):
-            key = await for_us(message) if is_spoken(message) else None
-            if key is not None:
-                found.append(incoming(message, client.me, key))
+        found += [message for message in await _read(channel, after, clock) if _may_concern(message, client.me)]
     log.info("caught up with discord", since=since.isoformat(), found=len(found))
-    return sorted(found, key=lambda message: int(message.id))
+    return sorted(found, key=lambda message: message.id)
+
+
+def _may_concern(message: discord.Message, me: discord.ClientUser) -> bool:
+    is_to_bot = calls(message, me) or speaks_to(message, me) or isinstance(message.channel, discord.Thread)
+    return is_spoken(message) and is_to_bot
 
 
 async def _spoken_in(

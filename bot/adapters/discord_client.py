@@ -7,7 +7,7 @@ import discord
 import structlog
 from discord import app_commands
 
-from bot.adapters.discord_http import Refusals
+from bot.adapters.discord_http import PINGS, Refusals
 from bot.adapters.discord_messages import is_spoken
 from bot.adapters.discord_settings import DiscordSection
 from bot.clock import Clock
@@ -60,7 +60,7 @@ class BotClient(discord.Client):
         self._wanted = discord.Intents(guilds=True, guild_messages=True, dm_messages=True)
         super().__init__(
             intents=self._wanted,
-            allowed_mentions=discord.AllowedMentions(everyone=False, roles=False, users=False, replied_user=True),
+            allowed_mentions=PINGS,
             proxy=settings.proxy or None,
             http_trace=refusals.trace,
             # The library's shortest; it is for what it foresees, a refusal ends a call anyway.

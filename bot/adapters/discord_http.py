@@ -25,6 +25,9 @@ LOGIN_REFUSED = (
     "and set BOT_DISCORD__TOKEN, or the secret file discord__token, to it"
 )
 
+# Whatever the model says, only who asked is told.
+PINGS = discord.AllowedMentions(everyone=False, roles=False, users=False, replied_user=True)
+
 # Discord's own codes: https://discord.com/developers/docs/topics/opcodes-and-status-codes#json
 _UNKNOWN_CHANNEL = 10003
 _MISSING_ACCESS = 50001
@@ -45,6 +48,16 @@ def point_at(settings: DiscordSection) -> None:
     """
     Route.BASE = settings.api_url.rstrip("/")
     DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(settings.gateway_url)
+
+
+def caller(settings: DiscordSection, clock: Clock) -> discord.Client:
+    """A client for calls alone: it hears nothing."""
+    return discord.Client(
+        intents=discord.Intents.none(),
+        allowed_mentions=PINGS,
+        proxy=settings.proxy or None,
+        http_trace=Refusals(clock).trace,
+    )
 
 
 class Refusals:

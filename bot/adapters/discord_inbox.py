@@ -172,8 +172,11 @@ class Inbox:
         """Keep what was said while nobody listened, then answer all that is owed."""
         await self._is_ready.wait()
         known = await self._dispatcher.high_water(PLATFORM)
-        for message in await missed(self._connection, known, self._for_us, self._clock):
-            await self._dispatcher.keep(message)
+        for message in await missed(self._connection, known, self._clock):
+            channel = await self._for_us(message)
+            # What came before the newest known message of its thread was heard, and was not for the bot then.
+            if channel and (calls(message, self._connection.me) or message.id > int(known.get(channel, 0))):
+                await self._dispatcher.keep(incoming(message, self._connection.me, channel))
         await self._begin_owed()
 
     async def _begin_owed(self) -> None:

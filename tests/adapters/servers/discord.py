@@ -23,7 +23,9 @@ from tests.adapters.servers import discord_payloads as payloads
 from tests.adapters.servers.discord_payloads import Json
 
 TOKEN = "the-token-of-the-bot"
-BOT, APPLICATION, GUILD, BOT_ROLE = 9000, 9001, 7000, 7001
+# As long as real ones: the library finds shorter ids in no text.
+_FIRST_ID = 100_000_000_000_000_000
+BOT, APPLICATION, GUILD, BOT_ROLE = (_FIRST_ID + number for number in range(4))
 MESSAGE_CONTENT = 1 << 15
 EPHEMERAL = 64
 _EPOCH = 1420070400000
@@ -223,7 +225,7 @@ class DiscordPlatform:
 
     def _id(self, *name: str) -> int:
         is_new = name not in self._ids
-        id = self._ids.setdefault(name, 100 + len(self._ids))
+        id = self._ids.setdefault(name, _FIRST_ID + 100 + len(self._ids))
         if is_new and name[0] == "channel":
             self.tell("CHANNEL_CREATE", self._channel(id))
         return id
@@ -546,12 +548,12 @@ class DiscordPlatform:
     async def _original(self, request: web.Request, token: str, method: str, body: Json) -> web.Response:
         interaction = self._interactions[token]
         message = self.messages.get(interaction.response or 0)
-        if interaction.is_expired:
-            return _error(401, 50027, "Invalid Webhook Token")
         if message is None:
             return _error(404, 10008, "Unknown Message")
 
         def work() -> web.Response:
+            if interaction.is_expired:
+                return _error(401, 50027, "Invalid Webhook Token")
             if method == "DELETE":
                 del self.messages[int(message["id"])]
                 return web.Response(status=204)
