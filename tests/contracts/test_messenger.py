@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from bot.adapters.discord_http import caller, point_at
+from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.slack import web_api
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.telegram_calls import open_bot
@@ -12,6 +14,7 @@ from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.delivery import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
+from tests.adapters.servers.discord import TOKEN, DiscordPlatform
 from tests.adapters.servers.slack import SlackServer
 from tests.adapters.servers.telegram import TelegramPlatform
 from tests.fakes import FakeMessenger, ManualClock
@@ -71,7 +74,23 @@ async def telegram() -> AsyncIterator[Platform]:
         yield Platform(TelegramMessenger(bot, server.settings(), moved), channel, question, shown, server.delete)
 
 
-PLATFORMS = {"fake": fake, "telegram": telegram, "slack": slack}
+async def discord() -> AsyncIterator[Platform]:
+    async with DiscordPlatform() as server:
+        point_at(server.settings())
+        question = await server.say("question")
+        messenger = DiscordMessenger(1.2, 30.0)
+
+        async def shown() -> list[str]:
+            return [seen.markdown for seen in server.seen() if seen.author == "bot"]
+
+        async with caller(server.settings(), ManualClock()) as messenger.client:
+            await messenger.client.login(TOKEN)
+            yield Platform(
+                messenger, ChannelKey("discord", str(server.channel("general"))), question, shown, server.delete
+            )
+
+
+PLATFORMS = {"fake": fake, "discord": discord, "telegram": telegram, "slack": slack}
 
 
 @pytest.fixture(params=PLATFORMS)
