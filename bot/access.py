@@ -31,6 +31,9 @@ class Access:
             (_channel_id(message.channel), self._access.allow_channels, self._access.deny_channels),
             (_server_id(message), self._access.allow_servers, self._access.deny_servers),
         )
+        roles = {f"{message.author.platform}:{role}" for role in message.author.roles}
+        if self._access.allow_roles and roles.isdisjoint(self._access.allow_roles):
+            return False
         return all(key not in denied and (not allowed or key in allowed) for key, allowed, denied in places)
 
     def is_admin(self, author: Author) -> bool:

@@ -92,8 +92,8 @@ class EngineSection(Section):
     quantization: Literal["none", "int8", "int4"] = Field(default="none", description="none, int8, int4")
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="auto, cuda, cuda:1 (the second one), mps, cpu",
+        pattern=r"^(auto|mps|cpu(,cpu)*|cuda|cuda:\d+(, ?cuda:\d+)*)$",
+        description='auto, cuda, cuda:1 (the second one), "cuda:0,cuda:1" (layers split), mps, cpu',
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto, float32, bfloat16, float16"
@@ -144,6 +144,9 @@ class AccessSection(Section):
     allow_servers: PlatformIds = Field(default=(), description="if not empty, only these servers are answered")
     allow_channels: PlatformIds = Field(default=(), description="if not empty, only these channels are answered")
     allow_users: PlatformIds = Field(default=(), description="if not empty, only these people are answered")
+    allow_roles: PlatformIds = Field(
+        default=(), description='if not empty, only people with one of these roles: "discord:5678"'
+    )
     deny_servers: PlatformIds = Field(default=(), description="never answered, whatever is allowed")
     deny_channels: PlatformIds = Field(default=(), description="never answered, whatever is allowed")
     deny_users: PlatformIds = Field(default=(), description="never answered, whatever is allowed")

@@ -50,6 +50,8 @@ def test_a_bot_is_never_answered(clock: ManualClock) -> None:
         (AccessSection(allow_channels=("discord:c2",)), False),
         (AccessSection(allow_servers=("discord:s1",)), True),
         (AccessSection(allow_servers=("discord:s2",)), False),
+        (AccessSection(allow_roles=("discord:staff",)), True),
+        (AccessSection(allow_roles=("discord:boss", "slack:staff")), False),
         (AccessSection(deny_users=("discord:1",)), False),
         (AccessSection(deny_channels=("discord:c1",), allow_users=("discord:1",)), False),
         (AccessSection(deny_servers=("discord:s1",)), False),
@@ -58,7 +60,8 @@ def test_a_bot_is_never_answered(clock: ManualClock) -> None:
 def test_lists_name_people_channels_and_servers_by_id(
     clock: ManualClock, section: AccessSection, admitted: bool
 ) -> None:
-    message = a_message(author=MEI, channel=ChannelKey("discord", "c1", "t9"), server="s1")
+    author = replace(MEI, roles=frozenset({"staff"}))
+    message = a_message(author=author, channel=ChannelKey("discord", "c1", "t9"), server="s1")
     assert an_access(clock, section).admits(message) is admitted
 
 

@@ -4,12 +4,18 @@ from importlib import import_module
 
 from bot.adapters.base import Adapter
 from bot.adapters.console_settings import ConsoleSection
+from bot.adapters.discord_settings import DiscordSection
+from bot.adapters.slack_settings import SlackSection
+from bot.adapters.telegram_settings import TelegramSection
 from bot.clock import Clock
 from bot.config import AdapterSection
 
 # The settings are known without importing any platform's library.
 SETTINGS: dict[str, type[AdapterSection]] = {
     "console": ConsoleSection,
+    "discord": DiscordSection,
+    "telegram": TelegramSection,
+    "slack": SlackSection,
 }
 
 
