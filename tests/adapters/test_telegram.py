@@ -1,16 +1,46 @@
 """Telegram from a person's message to the last edit: the real library against a Bot API of our own."""
 
 import asyncio
+import re
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bot.domain import Action
-from tests.adapters.platform import Seen
-from tests.adapters.servers.telegram import BOT, TelegramPlatform
+from bot.adapters.telegram import inspect
+from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Status
+from bot.errors import LoginRefused, StoreError
+from bot.markup.reading import is_balanced, visible
+from tests.adapters.platform import Seen, Trouble
+from tests.adapters.servers.telegram import BOT_ID, Refused, TelegramPlatform
 from tests.fakes.clock import FastClock
-from tests.house import House
+from tests.house import House, a_house
+
+ANSWER = """\
+## 第一步 😀
+
+**重点**：先看 `main.py`，再看[说明](https://example.org/x)。 مرحبا
+
+1. one
+   - two <br> `a|b`
+
+```py
+for number in range(9):
+    print(number)
+```
+
+| 名称 | 值 |
+|---|---|
+| 一 | two |
+
+> a quote, <!channel> and @everyone
+
+"""
 
 
 @pytest.fixture
@@ -40,6 +70,11 @@ def replies(telegram: TelegramPlatform, channel: str = "general", thread: str | 
 
 def texts(telegram: TelegramPlatform, channel: str = "general", thread: str | None = None) -> list[str]:
     return [seen.visible for seen in replies(telegram, channel, thread)]
+
+
+def shown(pieces: list[Seen]) -> str:
+    """All that stands in these messages, without any whitespace."""
+    return "".join(re.sub(r"\s", "", piece.visible) for piece in pieces)
 
 
 async def done(telegram: TelegramPlatform, *expected: str, channel: str = "general", thread: str | None = None) -> None:
@@ -72,3 +107,484 @@ async def test_every_direct_message_is_answered(telegram: TelegramPlatform, hous
         await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
     assert house.engine.requests[0].messages[-1].content == "hello"
+
+
+# When it answers.
+
+
+async def test_what_is_not_said_to_the_bot_is_not_answered(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("hello everybody", mention=False)
+        await telegram.say("@other_bot hello", mention=False)
+        await telegram.say("/weather", mention=False)
+        await telegram.say("/clear@other_bot", mention=False)
+        await telegram.say("/clear@other_bot", direct=True)
+        await telegram.say("the last word")
+        await done(telegram, "ok")
+    assert len(house.engine.requests) == 1
+
+
+async def test_bots_and_what_the_bot_said_itself_are_not_answered(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("hello", author="news_bot")
+        await telegram.say("hello", via_bot=telegram.person("inline_bot"))
+        await telegram.say(
+            "hello", sender_chat={"id": -1001, "type": "channel", "title": "News"}, is_automatic_forward=True
+        )
+        await telegram.say("the last word")
+        await done(telegram, "ok")
+
+
+async def test_who_speaks_as_the_group_is_answered(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say(
+            "hello", author="Anonymous_bot", sender_chat={"id": -100_7, "type": "supergroup", "title": "general"}
+        )
+        await done(telegram, "ok")
+    assert house.engine.requests[0].messages[-1].content == "general: hello"
+
+
+async def test_a_reply_to_one_of_its_messages_is_answered(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("first")
+        await done(telegram, "ok")
+        await telegram.say("second", mention=False, reply_to=replies(telegram)[0].id)
+        await done(telegram, "ok", "ok")
+    assert [message.content for message in house.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
+
+
+async def test_a_mention_may_stand_anywhere_and_is_taken_out(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("😀 tell me, @GLM_bot who is @mei_lin?", mention=False)
+        await done(telegram, "ok")
+    assert house.engine.requests[0].messages[-1].content == "Mei: 😀 tell me, who is @mei_lin?"
+
+
+async def test_a_mention_by_name_counts_too(telegram: TelegramPlatform, house: House) -> None:
+    named = [
+        {"type": "text_mention", "offset": 0, "length": 7, "user": {"id": BOT_ID, "is_bot": True, "first_name": "x"}}
+    ]
+    async with running(telegram, house):
+        await telegram.say("ChatGLM hello", mention=False, entities=named)
+        await done(telegram, "ok")
+    assert house.engine.requests[0].messages[-1].content == "Mei: hello"
+
+
+async def test_a_mention_brings_the_message_it_replies_to(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        news = await telegram.say("the moon is full", author="Ben", mention=False)
+        await telegram.say("is that so?", reply_to=news)
+        await telegram.say("and this?", reply_to=news, quote={"text": "moon", "position": 4})
+        await done(telegram, "ok", "ok")
+    asked = [request.messages[-1].content for request in house.engine.requests]
+    assert asked == ["> the moon is full\n\nMei: is that so?", "> moon\n\nMei: and this?"]
+
+
+async def test_a_topic_is_a_conversation_and_goes_on_without_mentions(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("not for the bot", thread="moon", mention=False)
+        await telegram.say("hello", thread="moon")
+        await done(telegram, "ok", thread="moon")
+        await telegram.say("and more", thread="moon", mention=False)
+        await done(telegram, "ok", "ok", thread="moon")
+        await telegram.say("elsewhere", thread="sun")
+        await done(telegram, "ok", thread="sun")
+    counts = [len(request.messages) for request in house.engine.requests]
+    assert counts == [1, 3, 1]
+
+
+async def test_a_topic_is_left_alone_where_the_operator_says_so(house: House) -> None:
+    async with TelegramPlatform(threads=False) as telegram, running(telegram, house):
+        await telegram.say("hello", thread="moon")
+        await done(telegram, "ok", thread="moon")
+        await telegram.say("and more", thread="moon", mention=False)
+        await telegram.say("again", thread="moon")
+        await done(telegram, "ok", "ok", thread="moon")
+        assert len(house.engine.requests) == 2
+
+
+async def test_an_attachment_gets_one_sentence_and_an_album_no_more(telegram: TelegramPlatform, house: House) -> None:
+    photo: dict[str, Any] = {"photo": [{"file_id": "f", "file_unique_id": "u", "width": 1, "height": 1}]}
+    async with running(telegram, house):
+        for _ in range(3):
+            await telegram.say("", direct=True, media_group_id="a1", **photo)
+        await telegram.say("", direct=True, **photo, caption="what is it?")
+        await telegram.until(lambda: "ok" in texts(telegram, "Mei"))
+    sentence, answer = texts(telegram, "Mei")
+    assert sentence.startswith("I can only read text")
+    assert answer == "ok"
+    assert house.engine.requests[0].messages[-1].content == "what is it?"
+
+
+async def test_what_nobody_said_is_not_answered(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("", direct=True, new_chat_title="new")
+        await telegram.say("hello", direct=True)
+        await done(telegram, "ok", channel="Mei")
+
+
+# Commands and buttons.
+
+
+async def test_start_greets_with_the_commands(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("/start ref123", direct=True)
+        await telegram.until(lambda: any("/clear" in text for text in texts(telegram, "Mei")))
+    assert house.engine.requests == []
+
+
+async def test_the_menu_of_commands_is_set_in_both_languages(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        pass
+    assert {each["command"] for each in telegram.menus[""]} == {"clear", "stop", "retry", "status", "help"}
+    assert {"command": "help", "description": "列出所有命令"} in telegram.menus["zh"]
+
+
+async def test_commands_in_a_group_are_for_the_bot_they_name(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await done(telegram, "ok")
+        await telegram.command("clear")
+        await done(telegram, "ok", "Forgotten: everything said here (1).")
+        await telegram.say("clear")
+        await done(telegram, "ok", "Forgotten: everything said here (1).", "There was nothing to forget here.")
+
+
+async def test_the_bots_own_words_are_in_the_language_of_the_askers_app(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    async with running(telegram, house):
+        telegram.language = "zh-hans"
+        await telegram.say("/stop", direct=True)
+        await done(telegram, "这里没有正在进行的回答。", channel="Mei")
+
+
+async def test_stop_keeps_what_was_said(telegram: TelegramPlatform, house: House) -> None:
+    house.engine.add(["half", asyncio.Event()])
+    async with running(telegram, house):
+        await telegram.say("hello", direct=True)
+        await telegram.until(lambda: texts(telegram, "Mei") == ["half"])
+        await telegram.press(replies(telegram, "Mei")[0].id, Action.STOP)
+        await done(telegram, "half\n\n(stopped)", channel="Mei")
+    assert list(telegram.answers.values()) == [""]
+
+
+async def test_regenerate_answers_anew_in_the_same_message(telegram: TelegramPlatform, house: House) -> None:
+    house.engine.add("one", "two")
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await done(telegram, "one")
+        await telegram.press(replies(telegram)[0].id, Action.RETRY)
+        await done(telegram, "two")
+
+
+async def test_who_did_not_ask_is_told_so(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await done(telegram, "ok")
+        await telegram.press(replies(telegram)[0].id, Action.RETRY, author="Ben")
+        await telegram.until(lambda: bool(telegram.answers))
+    assert list(telegram.answers.values()) == ["Only the person who asked, and admins, may do that."]
+    assert len(house.engine.requests) == 1
+
+
+async def test_a_button_that_waited_too_long_does_no_harm(telegram: TelegramPlatform, house: House) -> None:
+    house.engine.add("one", "two")
+    telegram.broken["answerCallbackQuery"] = Refused(400, "Bad Request: query is too old and response timeout expired")
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await done(telegram, "one")
+        await telegram.press(replies(telegram)[0].id, Action.RETRY)
+        await done(telegram, "two")
+
+
+# Edits.
+
+
+async def test_an_edited_question_is_answered_anew_in_the_same_message(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    house.engine.add("four", "six")
+    async with running(telegram, house):
+        question = await telegram.say("2 + 2?")
+        await done(telegram, "four")
+        await telegram.edit(question, "3 + 3?")
+        await done(telegram, "six")
+        await telegram.edit(question, "3 + 3?")
+        await telegram.say("unknown", mention=False)
+        await telegram.edit(await telegram.say("unknown", mention=False), "still unknown")
+        await telegram.say("the last word")
+        await done(telegram, "six", "ok")
+
+
+# What goes wrong.
+
+
+async def test_a_message_is_kept_before_it_is_confirmed(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.say("hello", direct=True)
+        await telegram.until(lambda: not telegram.pending)
+        (kept,) = await house.store.high_water("telegram")
+        assert kept == ChannelKey("telegram", str(telegram.private("Mei").id))
+
+
+async def test_a_message_that_cannot_be_kept_comes_again(
+    telegram: TelegramPlatform, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, failures = house.store.begin, iter(range(2))
+
+    async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
+        if next(failures, None) is not None:
+            raise StoreError("the disk is full")
+        return await begin(message, kind)
+
+    async with running(telegram, house):
+        monkeypatch.setattr(house.store, "begin", failing)
+        await telegram.say("one", direct=True)
+        await telegram.say("two", direct=True)
+        await done(telegram, "ok", "ok", channel="Mei")
+    assert [request.messages[-1].content for request in house.engine.requests] == ["one", "two"]
+
+
+async def test_what_was_said_meanwhile_is_answered_in_order_after_a_start(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    for number in range(3):
+        await telegram.say(f"question {number}", direct=True)
+    async with running(telegram, house):
+        await done(telegram, "ok", "ok", "ok", channel="Mei")
+    asked = [request.messages[-1].content for request in house.engine.requests]
+    assert asked == ["question 0", "question 1", "question 2"]
+
+
+async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, house: House) -> None:
+    telegram.now -= timedelta(hours=3)
+    for number in range(3):
+        await telegram.say(f"question {number}", direct=True)
+    async with running(telegram, house):
+        await telegram.until(lambda: len(texts(telegram, "Mei")) == 1)
+        await telegram.until(lambda: texts(telegram, "Mei")[0].startswith("I was away"))
+    assert house.engine.requests == []
+
+
+async def test_a_kill_in_the_middle_of_an_answer_is_made_good_in_the_same_message(
+    telegram: TelegramPlatform, tmp_path: Path
+) -> None:
+    async with a_house(tmp_path) as before, running(telegram, before):
+        before.engine.add(["half", asyncio.Event()])
+        await telegram.say("hello", direct=True)
+        await telegram.until(lambda: texts(telegram, "Mei") == ["half"])
+    async with a_house(tmp_path) as after, running(telegram, after):
+        after.engine.add("the whole answer")
+        await done(telegram, "the whole answer", channel="Mei")
+
+
+async def test_a_second_poller_is_named_and_polling_goes_on(
+    telegram: TelegramPlatform, house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running(telegram, house):
+        await inspect(telegram.settings())
+        await telegram.say("hello", direct=True)
+        await done(telegram, "ok", channel="Mei")
+    assert "another program asks Telegram for this bot's messages" in capsys.readouterr().out
+
+
+async def test_a_webhook_is_removed_and_what_waits_there_is_kept(telegram: TelegramPlatform, house: House) -> None:
+    telegram.webhook = "https://example.org"
+    await telegram.say("hello", direct=True)
+    async with running(telegram, house):
+        await done(telegram, "ok", channel="Mei")
+
+
+async def test_a_wrong_token_is_one_sentence_without_the_token(house: House) -> None:
+    async with TelegramPlatform(token="987654321:AAWrongWrongWrongWrongWrongWrongWro") as telegram:
+        with pytest.raises(LoginRefused, match="BOT_TELEGRAM__TOKEN") as refusal:
+            await telegram.adapter(FastClock()).run(house.dispatcher)
+    assert "987654321" not in "".join(traceback.format_exception(refusal.value))
+
+
+async def test_a_platform_that_is_down_at_the_start_is_tried_until_it_answers(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    telegram.broken["getMe"] = Refused(502, "Bad Gateway")
+    telegram.broken["setMyCommands"] = Refused(500, "Internal Server Error")
+    adapter = asyncio.create_task(telegram.adapter(FastClock()).run(house.dispatcher))
+    await telegram.until(lambda: len(telegram.calls) > 2)
+    del telegram.broken["getMe"]
+    await telegram.say("hello", direct=True)
+    await done(telegram, "ok", channel="Mei")
+    adapter.cancel()
+    await asyncio.gather(adapter, return_exceptions=True)
+
+
+@pytest.mark.parametrize("code", [404, 401, 429, 500])
+async def test_polling_survives_what_is_not_a_wrong_token(telegram: TelegramPlatform, house: House, code: int) -> None:
+    async with running(telegram, house):
+        parameters = {"retry_after": 1} if code == 429 else {}
+        telegram.broken["getUpdates"] = Refused(code, "Not just now", **parameters)
+        await telegram.disconnect()
+        calls = len(telegram.calls)
+        await telegram.until(lambda: len(telegram.calls) > calls + 3)
+        del telegram.broken["getUpdates"]
+        await telegram.say("hello", direct=True)
+        await done(telegram, "ok", channel="Mei")
+
+
+async def test_a_token_that_is_revoked_ends_the_adapter(telegram: TelegramPlatform, house: House) -> None:
+    adapter = asyncio.create_task(telegram.adapter(FastClock()).run(house.dispatcher))
+    await telegram.until(lambda: telegram.polls > 1)
+    telegram.broken |= {name: Refused(401, "Unauthorized") for name in ("getMe", "getUpdates")}
+    await telegram.disconnect()
+    with pytest.raises(LoginRefused):
+        await adapter
+
+
+async def test_a_cut_connection_is_made_again(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        for number in range(3):
+            await telegram.disconnect()
+            await telegram.say(str(number), direct=True)
+        await done(telegram, "ok", "ok", "ok", channel="Mei")
+
+
+async def test_every_character_arrives_whatever_is_refused_on_the_way(telegram: TelegramPlatform, house: House) -> None:
+    answer = ANSWER * 50
+    house.engine.add([answer[at : at + 400] for at in range(0, len(answer), 400)])
+    troubles = cycle([None, Trouble("429", 3), None, Trouble("500"), None, None, Trouble("timeout")])
+    telegram.script = lambda number, name: next(troubles)
+    async with running(telegram, house):
+        await telegram.say("tell me all")
+        await telegram.until(lambda: shown(replies(telegram)) == visible(answer), 20)
+    pieces = replies(telegram)
+    assert len(pieces) > 1
+    assert [piece.actions for piece in pieces] == [frozenset()] * (len(pieces) - 1) + [frozenset({Action.RETRY})]
+    assert all(is_balanced(piece.markdown) for piece in pieces)
+
+
+async def test_a_lost_answer_to_an_edit_is_no_error(telegram: TelegramPlatform, house: House) -> None:
+    telegram.script = lambda number, name: Trouble("lost") if name == "editMessageText" and number < 3 else None
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await done(telegram, "ok")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (403, "Forbidden: bot was kicked from the supergroup chat"),
+        (403, "Forbidden: bot was blocked by the user"),
+        (400, "Bad Request: not enough rights to send text messages to the chat"),
+        (400, "Bad Request: TOPIC_CLOSED"),
+    ],
+)
+async def test_where_nobody_can_be_reached_the_exchange_fails(
+    telegram: TelegramPlatform, house: House, code: int, said: str
+) -> None:
+    telegram.group("general").gone = (code, said)
+    async with running(telegram, house):
+        question = await telegram.say("hello")
+        await telegram.until(lambda: any(name == "sendMessage" for name, _ in telegram.calls))
+        await telegram.say("hello", direct=True)
+        await done(telegram, "ok", channel="Mei")
+        kept = await house.store.find(ChannelKey("telegram", str(telegram.group("general").id)), question)
+    assert kept is not None
+    assert kept.status is Status.FAILED
+
+
+async def test_a_question_that_was_deleted_is_answered_all_the_same(telegram: TelegramPlatform, house: House) -> None:
+    async with running(telegram, house):
+        await telegram.delete(await telegram.say("hello"))
+        await done(telegram, "ok")
+
+
+async def test_markup_that_is_refused_is_said_plain(telegram: TelegramPlatform, house: House) -> None:
+    telegram.refuses_entities = True
+    house.engine.add("**bold**")
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await done(telegram, "**bold**")
+
+
+async def test_a_group_that_becomes_a_supergroup_keeps_its_history(telegram: TelegramPlatform, house: House) -> None:
+    old = telegram.group("general", "group")
+    async with running(telegram, house):
+        await telegram.say("first")
+        await done(telegram, "ok")
+        telegram.tell_of_upgrade(old, telegram.upgrade("general"))
+        await telegram.say("second")
+        await done(telegram, "ok")
+    assert [message.content for message in house.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
+
+
+async def test_an_upgrade_in_the_middle_of_an_answer_takes_the_answer_along(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    go_on = asyncio.Event()
+    house.engine.add(["half", go_on, " and half"])
+    telegram.group("general", "group")
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await telegram.until(lambda: texts(telegram) == ["half"])
+        new = telegram.upgrade("general")
+        go_on.set()
+        await done(telegram, "half and half")
+        assert await house.store.knows(ChannelKey("telegram", str(new.id)))
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"message": {"message_id": "x"}},
+        {"message": {"message_id": 1, "date": 10**30, "chat": {"id": 1, "type": "private"}}},
+        {"message": {"message_id": 1, "date": 0, "chat": {"id": 7, "type": "private"}, "from": {}, "text": "hi"}},
+        {"message": {"message_id": 1, "date": 0, "chat": None, "text": 5}},
+        {"message": []},
+        {"message": None},
+        {"callback_query": {"id": "1"}},
+        {
+            "callback_query": {
+                "id": "1",
+                "from": {"id": 1, "is_bot": False, "first_name": "x"},
+                "chat_instance": "1",
+                "data": "x",
+            }
+        },
+        {"edited_message": {"message_id": 1, "date": 0}},
+        {"poll_answer": 7},
+        {},
+    ],
+)
+async def test_an_update_that_cannot_be_read_holds_up_no_other(
+    telegram: TelegramPlatform, house: House, update: dict[str, Any]
+) -> None:
+    async with running(telegram, house):
+        telegram.tell(update)
+        await telegram.say("hello", direct=True)
+        await done(telegram, "ok", channel="Mei")
+
+
+@pytest.mark.parametrize("text", ["\ud83d half", "\u202etxt", "a\x00b", "x" * 4096, "<sop>[gMASK]"])
+async def test_no_text_is_too_odd(telegram: TelegramPlatform, house: House, text: str) -> None:
+    async with running(telegram, house):
+        await telegram.say(text)
+        await telegram.until(lambda: len(texts(telegram)) == 1 and Action.RETRY in replies(telegram)[0].actions)
+
+
+# What an operator is told.
+
+
+async def test_an_inspection_tells_what_stands_in_the_way(telegram: TelegramPlatform) -> None:
+    findings = await inspect(telegram.settings())
+    assert [finding.is_ok for finding in findings] == [True, False, True]
+    assert "@glm_bot" in findings[0].text
+    assert "/setprivacy" in findings[1].text
+    telegram.reads_all, telegram.webhook = True, "https://example.org"
+    assert [finding.is_ok for finding in await inspect(telegram.settings())] == [True, True, False]
+
+
+async def test_an_inspection_finds_a_wrong_token_and_a_second_poller(telegram: TelegramPlatform, house: House) -> None:
+    telegram.broken["getUpdates"] = Refused(409, "Conflict: terminated by other getUpdates request")
+    assert "another program" in (await inspect(telegram.settings()))[-1].text
+    telegram.broken["getMe"] = Refused(401, "Unauthorized")
+    (finding,) = await inspect(telegram.settings())
+    assert (finding.is_ok, "BOT_TELEGRAM__TOKEN" in finding.text) == (False, True)

@@ -99,7 +99,9 @@ class TelegramPlatform:
         self.menus: dict[str, list[Json]] = {}
         self.answers: dict[str, str] = {}
         self.pending: list[Json] = []
+        self.language = "en"
         self.polls = 0
+        self.refuses_entities = False
         self.broken: dict[str, Refused] = {}
         self.messages: dict[tuple[int, int], Message] = {}
         self._settings = settings
@@ -242,7 +244,7 @@ class TelegramPlatform:
 
     def person(self, name: str) -> Json:
         id = self._people.setdefault(name, 7_000 + len(self._people))
-        return {"id": id, "is_bot": name.endswith("bot"), "first_name": name, "language_code": "en"}
+        return {"id": id, "is_bot": name.endswith("bot"), "first_name": name, "language_code": self.language}
 
     def upgrade(self, name: str) -> Chat:
         """Make a group a supergroup: it gets another id, and its messages stay behind."""
@@ -274,9 +276,9 @@ class TelegramPlatform:
             "date": int(self.now.timestamp()),
             "chat": message.chat.facts(),
             "from": author,
-            "text": message.text,
-            "entities": _found(message.text),
         }
+        if message.text:
+            facts |= {"text": message.text, "entities": _found(message.text)}
         if message.topic is not None:
             facts |= {"message_thread_id": message.topic, "is_topic_message": True}
         replied = self.messages.get((message.chat.id, message.reply_to or 0))
@@ -448,6 +450,8 @@ class TelegramPlatform:
             self.violations.append("a parse_mode")
         if "draft_id" not in form and not form.get("link_preview_options", {}).get("is_disabled"):
             self.violations.append("a link preview")
+        if self.refuses_entities and entities:
+            raise Refused(400, "Bad Request: ENTITY_BOUNDS_INVALID")
         if why := refused(said, entities):
             self.violations.append(why)
             raise Refused(400, f"Bad Request: can't parse entities: {why}")
