@@ -176,7 +176,8 @@ class Dispatcher:
         """Give a notice to the newest late question of a channel and settle the others with it."""
         oldest = self._today() - timedelta(minutes=self._settings.catch_up_minutes)
         late = [exchange for exchange in owed if exchange.answer is None and exchange.message.sent_at < oldest]
-        newest = {exchange.message.channel: exchange.id for exchange in late}
+        # Threads count with their channel: where each question has a thread of its own, a storm would come.
+        newest = {replace(exchange.message.channel, thread=None): exchange.id for exchange in late}
         remaining = []
         for exchange in owed:
             if exchange not in late:

@@ -177,6 +177,14 @@ async def test_what_is_in_hand_is_not_owed_until_it_is_let_go(house: House) -> N
     assert [owed.id for owed in await house.dispatcher.owed("discord")] == [exchange.id]
 
 
+async def test_a_channels_threads_share_the_one_notice_after_a_long_time_away(tmp_path: Path) -> None:
+    async with a_house(tmp_path) as before:
+        for number in range(3):
+            await before.dispatcher.keep(a_message(f"{number}", channel=ChannelKey("discord", "c1", f"t{number}")))
+    async with a_house(tmp_path, today=NOON + timedelta(hours=2)) as after:
+        assert [exchange.message.text for exchange in await after.dispatcher.owed("discord")] == ["2"]
+
+
 async def test_after_a_long_time_away_each_channel_gets_one_notice(tmp_path: Path) -> None:
     elsewhere = ChannelKey("discord", "c2")
     async with a_house(tmp_path) as before:
