@@ -25,7 +25,7 @@ from bot.clock import Clock
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey
-from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
+from bot.errors import BotError, LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
 
 T = TypeVar("T")
 
@@ -71,10 +71,13 @@ class SlackAdapter:
             async with Replies(dispatcher, messenger, self._clock) as replies:
                 desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies)
                 backlog = _Backlog(api, dispatcher, desk, messenger, replies, self._persist)
-                if self._settings.mode == "http":
-                    await self._serve(desk, backlog)
-                else:
-                    await self._stay_connected(api, desk, backlog)
+                try:
+                    if self._settings.mode == "http":
+                        await self._serve(desk, backlog)
+                    else:
+                        await self._stay_connected(api, desk, backlog)
+                finally:
+                    desk.close()
 
     async def _serve(self, desk: Desk, backlog: "_Backlog") -> None:
         settings = self._settings
@@ -156,8 +159,10 @@ class _Backlog:
     async def _read(self, channel: str, known: Mapping[str | None, str]) -> None:
         try:
             events = await missed(self._api, channel, known, datetime.now(UTC).timestamp())
-        except ChannelGone as gone:
-            log.info("a channel cannot be read any more", channel=channel, error=str(gone))
+        except (PlatformUnavailable, RateLimited):
+            raise
+        except PlatformError as error:
+            log.warning("a channel cannot be read; what was missed there stays so", channel=channel, error=str(error))
             return
         for event in events:
             message = await self._desk.ears.heard({**event, "channel": channel})

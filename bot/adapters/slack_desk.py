@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,14 +18,17 @@ from bot.adapters.base import Replies
 from bot.adapters.slack_messages import PLATFORM, Ears, Event, Me, People, slash, text_of
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
+from bot.commands import parse
 from bot.dispatch import Dispatcher
-from bot.domain import Action, Author, ChannelKey, IncomingMessage
+from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import BotError, PlatformError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Slack waits 3 s for its acknowledgement, so nothing beside the database may take longer than this.
 _PATIENCE = 2.0
+
+_REMEMBERED_THREADS = 10_000
 
 
 class Desk:
@@ -46,11 +50,13 @@ class Desk:
         self.ears = Ears(me, api, people, dispatcher.knows, threads=settings.threads)
         # What was missed goes first: until it is kept, newer messages wait, if only for a moment.
         self.is_open = asyncio.Event()
+        self._is_closed = False
         self._people = people
         self._dispatcher = dispatcher
         self._messenger = messenger
         self._replies = replies
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._threads: dict[tuple[str, str], ChannelKey] = {}  # where each person spoke last, by channel
         self.app = self._bolt(settings, api, me)
 
     def _bolt(self, settings: SlackSection, api: AsyncWebClient, me: Me) -> AsyncApp:
@@ -74,6 +80,10 @@ class Desk:
         app.action(re.compile(""))(self.on_button)
         app.error(self.on_error)
         return app
+
+    def close(self) -> None:
+        """Begin no reply any more: what a listener still keeps is owed."""
+        self._is_closed = True
 
     async def on_message(self, event: Event) -> None:
         await self._turn()
@@ -109,8 +119,7 @@ class Desk:
         pressed = await self._dispatcher.pressed(
             channel, text_of(body["message"], "ts"), Action(action["action_id"]), by
         )
-        if pressed.again is not None:
-            self._replies.begin(pressed.again)
+        self._begin(pressed.again)
         if pressed.notice:
             try:
                 async with asyncio.timeout(_PATIENCE):
@@ -132,9 +141,25 @@ class Desk:
                 await self.is_open.wait()
 
     async def _take(self, message: IncomingMessage) -> None:
-        exchange = await self._dispatcher.accept(message)
-        if exchange is not None:
+        self._begin(await self._dispatcher.accept(self._placed(message)))
+
+    def _begin(self, exchange: Exchange | None) -> None:
+        if exchange is not None and not self._is_closed:
             self._replies.begin(exchange)
+
+    def _placed(self, message: IncomingMessage) -> IncomingMessage:
+        """Let a stop or retry from outside a thread mean its author's last thread: no answer stands elsewhere."""
+        place = (message.channel.channel, message.author.id)
+        if message.channel.thread is not None:
+            self._threads.pop(place, None)
+            if len(self._threads) >= _REMEMBERED_THREADS:
+                del self._threads[next(iter(self._threads))]
+            self._threads[place] = message.channel
+            return message
+        called = parse(message.text)
+        if called is None or called[0].name not in {"stop", "retry"}:
+            return message
+        return replace(message, channel=self._threads.get(place, message.channel))
 
     async def _changed(self, channel: str, event: Event) -> None:
         message = event["message"]
@@ -144,9 +169,8 @@ class Desk:
         if "edited" not in message:  # a link was unfurled, or a thread grew
             return
         edited = await self.ears.changed({**message, "channel": channel})
-        exchange = None if edited is None else await self._dispatcher.edited(edited)
-        if exchange is not None:
-            self._replies.begin(exchange)
+        if edited is not None:
+            self._begin(await self._dispatcher.edited(edited))
 
     async def _deleted(self, channel: str, ts: str) -> None:
         await self._dispatcher.deleted(ChannelKey(PLATFORM, channel), ts)

@@ -147,7 +147,7 @@ class Ears:
             author=Author(PLATFORM, user, person.name, is_bot=person.is_bot),
             text=text,
             sent_at=datetime.fromtimestamp(float(ts), UTC),
-            server=text_of(event, "team") or self._me.team,
+            server=self._me.team,
             is_direct=is_direct,
             locale=person.locale,
         )

@@ -88,7 +88,8 @@ async def ticket(api: AsyncWebClient, app_token: str) -> str:
 @asynccontextmanager
 async def requests(app: AsyncApp, host: str, port: int, path: str) -> AsyncIterator[int]:
     """Listen for Slack's requests; yield the port."""
-    runner = web.AppRunner(app.web_app(path=path, port=port), access_log=None)
+    # Listeners end before Slack loses its patience; the default waits for them for a minute.
+    runner = web.AppRunner(app.web_app(path=path, port=port), access_log=None, shutdown_timeout=3.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)

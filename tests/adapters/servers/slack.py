@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import socket
 import time
@@ -57,8 +58,12 @@ class SlackServer:
         self.scopes = set(SCOPES)
         self.tickets: set[str] = set()
         self.refused: dict[str, str] = {}  # methods that answer with this error
+        self.links = 0  # how many web sockets were opened
+        self.refusals = 0  # how often the script made trouble
+        self.gone: set[str] = set()  # channels that the bot was removed from
+        self.dead_tickets = 0  # how many of the next tickets do not serve
         self._retries = retries
-        self._patience = patience
+        self.patience = patience
         self._settings = settings
         self._clock: Clock = MonotonicClock()
         self._not_before: dict[str, float] = {}
@@ -71,7 +76,7 @@ class SlackServer:
         self._is_losing = False
         self._changes = asyncio.Event()
         self._port = 0
-        self._events_port = 0
+        self.port = 0  # where the bot listens with mode = http
 
     # The server
 
@@ -106,6 +111,24 @@ class SlackServer:
     def sockets(self) -> int:
         return len(self._sockets)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all that happened was delivered, or given up."""
+        return not self._under_way
+
+    async def connected(self) -> None:
+        """Wait until the bot can hear."""
+        if self._settings.get("mode") != "http":
+            await self.until(lambda: self.sockets > 0)
+            return
+        async with asyncio.timeout(10):
+            while not self._is_listened_to():  # noqa: ASYNC110 - a port that opens tells nobody
+                await asyncio.sleep(0.01)
+
+    def _is_listened_to(self) -> bool:
+        with socket.socket() as line:
+            return self.port != 0 and line.connect_ex(("127.0.0.1", self.port)) == 0
+
     def settings(self) -> SlackSection:
         values: JSON = {
             "bot_token": BOT_TOKEN,
@@ -119,7 +142,7 @@ class SlackServer:
                 free.bind(("127.0.0.1", 0))
                 values["port"] = free.getsockname()[1]
             self._settings["port"] = values["port"]
-        self._events_port = values.get("port", 0)
+        self.port = values.get("port", 0)
         return SlackSection.model_validate(values)
 
     def adapter(self, clock: Clock) -> Adapter:
@@ -147,9 +170,9 @@ class SlackServer:
         message = self.room.post(place, self.room.user(author), text=text, thread=thread)
         self.changed()
         event = message.event()
-        self._emit_event({**event, "channel_type": "im" if direct else "channel"})
+        self.emit({**event, "channel_type": "im" if direct else "channel"})
         if mention and not direct:
-            self._emit_event({**event, "type": "app_mention"})
+            self.emit({**event, "type": "app_mention"})
         return message.ts
 
     async def edit(self, message_id: str, text: str) -> None:
@@ -158,7 +181,7 @@ class SlackServer:
         mention = f"<@{BOT}> " if message.text.startswith(f"<@{BOT}>") else ""
         message.text, message.is_edited = mention + text, True
         self.changed()
-        self._emit_event(
+        self.emit(
             {
                 "type": "message",
                 "subtype": "message_changed",
@@ -179,7 +202,7 @@ class SlackServer:
             del self.room.messages[message_id]
             change |= {"subtype": "message_deleted", "deleted_ts": message_id}
         self.changed()
-        self._emit_event(change)
+        self.emit(change)
 
     async def command(self, name: str, *, author: str = "Mei", channel: str = "general") -> None:
         trigger = f"{next(self._numbers)}.738474920.8088930838d88f008e0"
@@ -211,6 +234,12 @@ class SlackServer:
         }
         self._emit("interactive", payload, retries=())
 
+    def unfurl(self, message_id: str) -> None:
+        """Show the page behind a link in a message, which is told like an edit."""
+        message = self.room.messages[message_id]
+        change = {"type": "message", "subtype": "message_changed", "channel": message.channel, "ts": self.room.now()}
+        self.emit({**change, "message": message.event(), "previous_message": message.event()})
+
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
         place = self.room.find(channel)
         return [] if place is None else self.room.seen(place, thread)
@@ -237,7 +266,8 @@ class SlackServer:
 
     # Events
 
-    def _emit_event(self, event: JSON) -> None:
+    def emit(self, event: JSON) -> None:
+        """Send an event, whatever it is."""
         payload = {
             "type": "event_callback",
             "team_id": TEAM,
@@ -255,7 +285,11 @@ class SlackServer:
         self._envelopes[envelope.id] = envelope
         task = asyncio.create_task(self._deliver(envelope, retries))
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._delivered)
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self.changed()
 
     async def _deliver(self, envelope: Envelope, retries: tuple[float, ...]) -> None:
         for attempt, delay in enumerate((0.0, *retries)):
@@ -280,7 +314,7 @@ class SlackServer:
         sent = {"envelope_id": envelope.id, "type": envelope.kind, "payload": envelope.payload}
         try:
             await line.send_json({**sent, "accepts_response_payload": False, "retry_attempt": attempt})
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self.patience):
                 await envelope.acknowledged.wait()
         except (ConnectionError, TimeoutError):
             pass
@@ -305,8 +339,8 @@ class SlackServer:
         signature = SignatureVerifier(secret).generate_signature(timestamp=stamp, body=body)
         signed = {"Content-Type": kind, "X-Slack-Request-Timestamp": stamp, "X-Slack-Signature": signature or ""}
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._patience)) as session:
-                url = f"http://127.0.0.1:{self._events_port}/slack/events"
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.patience)) as session:
+                url = f"http://127.0.0.1:{self.port}/slack/events"
                 async with session.post(url, data=body, headers=signed | headers) as response:
                     return response.status
         except (aiohttp.ClientError, TimeoutError):
@@ -321,6 +355,7 @@ class SlackServer:
         await line.prepare(request)
         await line.send_json({"type": "hello", "num_connections": len(self._sockets) + 1})
         self._sockets.append(line)
+        self.links += 1
         self._is_losing = False
         self.changed()
         try:
@@ -341,11 +376,15 @@ class SlackServer:
         method = request.match_info["method"]
         arguments = await _arguments(request)
         self.calls.append(method)
+        self.changed()
         token = APP_TOKEN if method == "apps.connections.open" else BOT_TOKEN
         if request.headers.get("Authorization") != f"Bearer {token}":
             return web.json_response({"ok": False, "error": "invalid_auth"})
         if method in self.refused:
+            self.changed()
             return web.json_response({"ok": False, "error": self.refused[method]})
+        if arguments.get("channel") in self.gone:
+            return web.json_response({"ok": False, "error": "not_in_channel"})
         does = _METHODS.get(method)
         if does is None:
             self.violations.append(f"there is no method {method}")
@@ -381,12 +420,15 @@ class SlackServer:
         if self._clock.now() < self._not_before.get(channel, 0.0):
             self.violations.append(f"{name} before its Retry-After was over")
         trouble = self.script(next(self._writes), name)
+        self.refusals += trouble is not None
+        self.changed()
         match trouble.kind if trouble else None:
             case "429":
                 assert trouble is not None
-                self._not_before[channel] = self._clock.now() + trouble.seconds
+                seconds = math.ceil(trouble.seconds)  # Slack writes whole ones
+                self._not_before[channel] = self._clock.now() + seconds
                 answer = {"ok": False, "error": "ratelimited"}
-                return web.json_response(answer, status=429, headers={"Retry-After": f"{trouble.seconds:.0f}"})
+                return web.json_response(answer, status=429, headers={"Retry-After": str(seconds)})
             case "500":
                 return web.Response(status=500, text="<html>", content_type="text/html")
             case "timeout":
@@ -404,7 +446,10 @@ class SlackServer:
 
     def _connections_open(self, arguments: JSON) -> JSON:
         ticket = f"ticket-{next(self._numbers)}"
-        self.tickets.add(ticket)
+        if self.dead_tickets:
+            self.dead_tickets -= 1
+        else:
+            self.tickets.add(ticket)
         return {"url": f"ws://127.0.0.1:{self._port}/link?ticket={ticket}"}
 
     def _users_info(self, arguments: JSON) -> JSON:

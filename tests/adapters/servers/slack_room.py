@@ -79,6 +79,7 @@ class Room:
         self.messages: dict[str, Message] = {}
         self.pings: list[str] = []  # what the bot wrote that would have called people
         self.locales: dict[str, str] = {}  # by a person's name
+        self.refuses_markdown = False  # from its first letter on: a placeholder has none
         self._people: dict[str, str] = {}
         self._channels: dict[str, str] = {}
         self._last = 0
@@ -204,12 +205,14 @@ class Room:
             raise RoomError("msg_blocks_too_long", is_violation=True)
         if any(not words.strip() for words in markdown):
             raise RoomError("invalid_blocks", is_violation=True)
+        if self.refuses_markdown and any(re.search(r"\w", words) for words in markdown):
+            raise RoomError("invalid_blocks")
         for words in [*markdown, text or ""]:
             self.pings += _PING.findall(words)
         return {"text": text or "", "blocks": blocks, "attachments": attachments}
 
     def _shown(self, message: Message) -> Seen:
-        author = next((name for name, id in self._people.items() if id == message.user), "bot")
+        names = {id: name for name, id in self._people.items()} | {BOT: "bot"}
         markdown = message.markdown if message.user == BOT else message.text.replace(f"<@{BOT}>", "@bot")
         words = visible(markdown).replace("\u2060", "")
-        return Seen(message.ts, author, markdown, words, message.actions, message.thread)
+        return Seen(message.ts, names.get(message.user, message.user), markdown, words, message.actions, message.thread)
