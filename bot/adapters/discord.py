@@ -9,10 +9,9 @@ import discord
 import structlog
 
 from bot.adapters.base import Finding, Replies
-from bot.adapters.discord_client import BotClient
+from bot.adapters.discord_client import BotClient, Sessions
 from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, caller, point_at, translated
 from bot.adapters.discord_inbox import Inbox
-from bot.adapters.discord_messages import PLATFORM
 from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.discord_settings import DiscordSection
 from bot.clock import Clock, MonotonicClock
@@ -35,7 +34,6 @@ _PERMISSIONS = discord.Permissions(
     send_messages=True,
     send_messages_in_threads=True,
     read_message_history=True,
-    use_external_emojis=True,
 )
 
 
@@ -67,14 +65,13 @@ class DiscordAdapter:
             connection.result()
 
     async def _stay_connected(self, inbox: Inbox, messenger: DiscordMessenger) -> None:
-        refusals = Refusals(self._clock)
+        refusals, sessions = Refusals(self._clock), Sessions(self._clock)
         failures = 0
         while True:
-            client = BotClient(self._settings, inbox, refusals, self._clock, self._server_seconds)
+            client = BotClient(self._settings, inbox, refusals, sessions, self._server_seconds)
             error: PlatformError | None = None
             try:
                 async with client:
-                    messenger.client = client
                     with _connecting(client):
                         await client.start(_token(self._settings))
             except (PlatformUnavailable, RateLimited) as exc:
@@ -156,17 +153,20 @@ def _connecting(client: discord.Client) -> Iterator[None]:
     try:
         with translated():
             yield
+    except (LoginRefused, PlatformUnavailable, RateLimited):
+        raise
     except discord.ConnectionClosed as exc:
         if exc.code == _WRONG_TOKEN:
             raise LoginRefused(LOGIN_REFUSED) from exc
         raise PlatformUnavailable(f"Discord's gateway closed the connection ({exc.code})") from exc
-    except (discord.DiscordException, ChannelGone) as exc:
+    except (discord.DiscordException, PlatformError) as exc:
         raise PlatformUnavailable(f"Discord refused the connection: {exc}") from exc
-    except AttributeError as exc:
-        # The library asks the connection that it failed to make where it left off.
+    except Exception as exc:
         if client.ws is not None:
-            raise
-        raise PlatformUnavailable(f"{PLATFORM}'s gateway cannot be reached") from exc
+            log.exception("discord's connection broke off")
+        # Where the first connection fails, the library asks it where it left off, and there is none:
+        # what went wrong is the error before that.
+        raise PlatformUnavailable(f"Discord's gateway cannot be reached: {exc.__context__ or exc!r}") from exc
 
 
 @asynccontextmanager

@@ -1,6 +1,6 @@
 """The library's client with our events: what Discord tells it, handed on in the order in which it was told."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import discord
@@ -17,11 +17,13 @@ from bot.words import translator
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Seconds before a new session is begun, and the most where that goes wrong again and again:
-# 1000 sessions a day are allowed, and the library gives up after 60 s.
-_FIRST_WAIT = 5.0
+# Seconds between two beginnings of a session, of which Discord wants at least 5, and the most
+# where they fail again and again: 1000 a day are allowed, and the library gives up after 60 s.
+_FIRST_WAIT = 5.5
 _LONGEST_WAIT = 40.0
 _CHINESE = frozenset({discord.Locale.chinese, discord.Locale.taiwan_chinese})
+# What reading an event ends with that is not written as it should be.
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
 
 # The bot has no voice, and nobody needs to be told at each start.
 discord.VoiceClient.warn_nacl = False
@@ -50,11 +52,34 @@ class Listener(Protocol):
     async def pressed(self, interaction: discord.Interaction) -> None: ...
 
 
+class Sessions:
+    """When a session may begin; what one client leaves, the next one keeps to."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._next = clock.now()
+
+    async def turn(self) -> None:
+        while (wait := self._next - self._clock.now()) > 0:
+            await self._clock.sleep(wait)
+        self._next = self._clock.now() + min(_FIRST_WAIT * 2.0 ** min(self._failures, 16), _LONGEST_WAIT)
+        self._failures += 1
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+
 class BotClient(discord.Client):
     """One connection: an object that was closed is not used again."""
 
     def __init__(
-        self, settings: DiscordSection, listener: Listener, refusals: Refusals, clock: Clock, server_seconds: float
+        self,
+        settings: DiscordSection,
+        listener: Listener,
+        refusals: Refusals,
+        sessions: Sessions,
+        server_seconds: float,
     ) -> None:
         # The intents are looked at when the session begins; `setup_hook` still adds to them.
         self._wanted = discord.Intents(guilds=True, guild_messages=True, dm_messages=True)
@@ -70,8 +95,9 @@ class BotClient(discord.Client):
         )
         self.was_ready = False
         self._listener = listener
-        self._clock = clock
-        self._sessions = 0
+        self._sessions = sessions
+        # An event that the library cannot read would cost the connection.
+        self._connection.parsers = {name: _guarded(name, parse) for name, parse in self._connection.parsers.items()}
         self._tree = app_commands.CommandTree(self)
         for command in COMMANDS.values():
             self._tree.add_command(_announced(command.name, command.summary, listener))
@@ -97,16 +123,14 @@ class BotClient(discord.Client):
             log.warning("slash commands not announced; those of the last start stay", error=str(error))
 
     async def before_identify_hook(self, shard_id: int | None, *, initial: bool = False) -> None:
-        if self._sessions:
-            await self._clock.sleep(min(_FIRST_WAIT * 2.0 ** min(self._sessions - 1, 16), _LONGEST_WAIT))
-        self._sessions += 1
+        await self._sessions.turn()
 
     async def on_connect(self) -> None:
         self._listener.connected(self)
 
     async def on_ready(self) -> None:
         self.was_ready = True
-        self._sessions = 1
+        self._sessions.succeeded()
         self._listener.ready()
 
     async def on_message(self, message: discord.Message) -> None:
@@ -140,6 +164,17 @@ class _Summaries(app_commands.Translator):
     ) -> str | None:
         is_summary = context.location is app_commands.TranslationContextLocation.command_description
         return translator("zh")(string.message) if is_summary and locale in _CHINESE else None
+
+
+def _guarded(name: str, parse: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def attempt(data: Any) -> None:
+        try:
+            parse(data)
+        except _UNREADABLE as error:
+            # Without the traceback: it would cost more than the event, and who sends many could stop us so.
+            log.warning("discord sent an event that cannot be read", kind=name, error=type(error).__name__)
+
+    return attempt
 
 
 def _announced(name: str, summary: str, listener: Listener) -> app_commands.Command[Any, ..., None]:

@@ -30,11 +30,10 @@ PINGS = discord.AllowedMentions(everyone=False, roles=False, users=False, replie
 
 # Discord's own codes: https://discord.com/developers/docs/topics/opcodes-and-status-codes#json
 _UNKNOWN_CHANNEL = 10003
-_MISSING_ACCESS = 50001
 _TOO_MANY_EDITS = 30046
 _ARCHIVED = 50083
 _LOCKED = 160005
-_GONE = frozenset({_UNKNOWN_CHANNEL, _MISSING_ACCESS, _ARCHIVED, _LOCKED})
+_GONE = frozenset({_UNKNOWN_CHANNEL, _ARCHIVED, _LOCKED})
 
 # Messages older than an hour bear about 3 edits in 20 s; the refusal does not always say so.
 _LONG_WAIT = 20.0
@@ -91,11 +90,11 @@ class Refusals:
         body = await response.text()
         if response.status != 429:
             raise PlatformUnavailable(f"Discord answered {response.status}")
-        answer = _read(body)
-        wait = answer.get("retry_after", response.headers.get("Retry-After", _LONG_WAIT))
-        seconds = float(wait) if isinstance(wait, (int, float, str)) else _LONG_WAIT
-        # Without a "Via" the refusal is not of Discord's API but of what stands before it: it means all calls.
-        if answer.get("global") or "Via" not in response.headers:
+        refusal = _read(body)
+        seconds = _seconds(refusal.get("retry_after")) or _seconds(response.headers.get("Retry-After")) or _LONG_WAIT
+        # What is not written as Discord's API writes it comes from what stands before it, and means all calls.
+        is_for_all = refusal.get("global", "code" not in refusal and "retry_after" not in refusal)
+        if is_for_all:
             self._nobody_until = max(self._nobody_until, self._clock.now() + seconds)
         raise RateLimited(seconds)
 
@@ -118,6 +117,9 @@ def translated() -> Iterator[None]:
             raise LoginRefused(LOGIN_REFUSED) from exc
         if exc.code == _TOO_MANY_EDITS:
             raise RateLimited(_LONG_WAIT) from exc
+        if exc.status == 403 and exc.code == 0:
+            # Not of Discord's API but of what stands before it: it has nothing against this channel.
+            raise PlatformUnavailable("Discord refuses calls from this address (403)") from exc
         if exc.status == 403 or exc.code in _GONE:
             raise ChannelGone(f"Discord lets the bot no longer write there ({exc.code}: {exc.text})") from exc
         if exc.status == 404:
@@ -136,9 +138,17 @@ def _is_rest(url: yarl.URL) -> bool:
     return str(url).startswith(Route.BASE)
 
 
+def _seconds(value: object) -> float:
+    """A number of seconds however it is written; 0 where there is none."""
+    try:
+        return max(0.0, float(value)) if isinstance(value, (int, float, str)) else 0.0
+    except ValueError:  # Retry-After may be a date
+        return 0.0
+
+
 def _read(body: str) -> dict[str, object]:
     try:
-        answer = json.loads(body)
+        refusal = json.loads(body)
     except ValueError:
         return {}
-    return answer if isinstance(answer, dict) else {}
+    return refusal if isinstance(refusal, dict) else {}

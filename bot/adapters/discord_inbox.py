@@ -63,7 +63,7 @@ class Inbox:
 
     def connected(self, client: BotClient) -> None:
         self._is_ready.clear()
-        self._client = client
+        self._client = self._messenger.client = client
         self._work.put_nowait(self._catch_up)
 
     def ready(self) -> None:

@@ -23,7 +23,7 @@ _BAD_WEBHOOK_TOKEN = 50027
 
 
 class DiscordMessenger:
-    """A Messenger over the client that is connected at the moment, if one is."""
+    """A Messenger over `client`, the one that is connected at the moment, if one is."""
 
     def __init__(self, edit_seconds: float, call_seconds: float) -> None:
         self.client: discord.Client | None = None

@@ -20,7 +20,7 @@ class DiscordSection(AdapterSection):
     edit_seconds: float = Field(
         default=1.2, gt=0, description="seconds between two edits in a channel; Discord bears about 5 in 5 s"
     )
-    call_seconds: float = Field(default=30.0, gt=0, description="a call to Discord that takes longer is made again")
+    call_seconds: float = Field(default=10.0, gt=0, description="a call to Discord that takes longer is made again")
     api_url: str = Field(
         default="https://discord.com/api/v10", pattern=r"^https?://", description="or a REST proxy of your own"
     )

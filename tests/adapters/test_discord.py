@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import pytest
 
-from bot.adapters.discord import inspect
+from bot.adapters.discord import inspect, open_adapter
+from bot.adapters.discord_settings import DiscordSection
 from bot.commands import COMMANDS
 from bot.config import AccessSection, LimitsSection
-from bot.domain import Action, ChannelKey, Status
+from bot.domain import Action, ChannelKey, IncomingMessage, Kind, Status
 from bot.errors import LoginRefused, StoreError
 from bot.markup.reading import is_balanced
 from bot.words import translator
@@ -414,6 +415,7 @@ async def test_catching_up_passes_over_what_it_may_not_read(platform: DiscordPla
 async def test_a_start_that_fails_is_tried_again(platform: DiscordPlatform, tmp_path: Path) -> None:
     platform.refusals = {"/users/@me": 2, f"/applications/{APPLICATION}/commands": 1}
     platform.silences = 2
+    platform.closes_with = [4014, 4013]
     async with a_bot(platform, tmp_path) as bot:
         await platform.say("hi")
         await bot.shows("ok")
@@ -455,6 +457,115 @@ async def test_a_refusal_of_all_calls_holds_back_every_channel(bot: Bot) -> None
     await bot.platform.say("two", channel="random")
     await bot.shows("ok")
     await bot.shows("ok", channel="random")
+
+
+async def test_a_refusal_that_says_nothing_else_holds_back_every_channel(bot: Bot) -> None:
+    bot.platform.is_terse = True
+    bot.platform.script = lambda number, name: Trouble("429", seconds=10.0) if number == 0 else None
+    await bot.platform.say("one")
+    await bot.platform.until(lambda: bot.platform.writes == 1)
+    await bot.platform.say("two", channel="random")
+    await bot.shows("ok")
+    await bot.shows("ok", channel="random")
+
+
+async def test_an_answer_that_became_shorter_takes_messages_back(bot: Bot) -> None:
+    bot.engine.add("long " * 600, "short")
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: len(bot.shown()) == 2 and bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.press(bot.platform.seen()[2].id, Action.RETRY)
+    await bot.shows("short")
+
+
+async def test_a_message_of_the_bots_that_was_deleted_is_sent_anew(bot: Bot) -> None:
+    more = asyncio.Event()
+    bot.engine.add(["half", more, " and half"])
+    await bot.platform.say("hi")
+    await bot.shows("half")
+    await bot.platform.delete(bot.platform.seen()[1].id)
+    more.set()
+    await bot.shows("half and half")
+
+
+async def test_a_button_that_fails_is_left_to_discord_to_tell(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*arguments: Any) -> None:
+        raise StoreError("locked")
+
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    monkeypatch.setattr(bot.house.store, "showing", failing)
+    await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY)
+    await bot.platform.say("still there?")
+    await bot.shows("ok", "ok")
+    assert bot.platform.unanswered == 1
+    bot.platform.forget_interactions()
+
+
+async def test_a_button_that_is_not_ours_is_left_alone(bot: Bot) -> None:
+    await bot.platform.say("hi")
+    await bot.shows("ok")
+    message = bot.platform.messages[int(bot.platform.seen()[1].id)]
+    bot.platform.interact(3, {"custom_id": "other", "component_type": 2}, "Mei", "general", message=message)
+    await bot.platform.say("still there?")
+    await bot.shows("ok", "ok")
+    bot.platform.forget_interactions()
+
+
+async def test_an_event_that_cannot_be_read_costs_nothing(bot: Bot) -> None:
+    unreadable: list[object] = [{}, {"id": "x"}, {"author": 5, "content": None}, [], "text", None]
+    for broken in unreadable:
+        for name in ("MESSAGE_CREATE", "MESSAGE_UPDATE", "MESSAGE_DELETE", "INTERACTION_CREATE", "GUILD_CREATE", "X"):
+            bot.platform.tell(name, broken)
+    await bot.platform.say("hi")
+    await bot.shows("ok")
+    assert len(bot.platform.identified) == 1
+
+
+async def test_a_fault_of_ours_costs_one_message(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = bot.house.store.begin
+
+    async def failing(message: IncomingMessage, kind: Kind) -> Any:
+        if message.text == "bad":
+            raise ZeroDivisionError
+        return await begin(message, kind)
+
+    monkeypatch.setattr(bot.house.store, "begin", failing)
+    await bot.platform.say("bad")
+    await bot.platform.say("good")
+    await bot.shows("ok")
+
+
+async def test_a_thread_that_the_library_does_not_know_is_asked_for(bot: Bot) -> None:
+    bot.platform.is_quiet = True
+    await bot.platform.say("one", thread="tea")
+    await bot.shows("ok", thread="tea")
+    question = await bot.platform.say("two", thread="tea")
+    await bot.shows("ok", "ok", thread="tea")
+    await bot.platform.delete(question)
+    await bot.platform.say("three", thread="tea")
+    await bot.shows("ok", "ok", "ok", thread="tea")
+    assert [message.content for message in bot.engine.requests[2].messages] == ["Mei: one", "ok", "Mei: three"]
+    assert await bot.house.dispatcher.knows(
+        ChannelKey("discord", str(bot.platform.channel("general")), str(bot.platform.thread("general", "tea")))
+    )
+
+
+async def test_a_channel_that_is_gone_before_it_was_looked_at_is_passed_over(bot: Bot) -> None:
+    bot.platform.is_quiet = True
+    bot.platform.forbidden.add(bot.platform.thread("general", "tea"))
+    await bot.platform.say("one", thread="tea")
+    await bot.platform.say("two")
+    await bot.shows("ok")
+
+
+async def test_catching_up_waits_when_discord_says_so(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+    await platform.say("two")
+    platform.waits = {f"/channels/{platform.channel('general')}/messages": 2}
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
 
 
 async def test_a_channel_that_is_forbidden_ends_the_exchange(bot: Bot) -> None:
@@ -503,6 +614,22 @@ async def test_an_inspection_tells_what_is_missing(platform: DiscordPlatform) ->
     assert all(
         [finding.is_ok or "Intent" not in finding.text async for finding in inspect(platform.settings(threads=False))]
     )
+
+
+async def test_an_inspection_tells_how_to_invite_the_bot(platform: DiscordPlatform) -> None:
+    platform.is_alone = True
+    findings = [finding async for finding in inspect(platform.settings())]
+    assert [finding.is_ok for finding in findings] == [True, True, False]
+    assert "scope=bot" in findings[2].text
+    platform.refusals = {"/users/@me/guilds": 1}
+    findings = [finding async for finding in inspect(platform.settings())]
+    assert findings[2].text == "Discord answered 500"
+
+
+async def test_an_adapter_without_a_token_does_not_start(platform: DiscordPlatform, house: House) -> None:
+    adapter = open_adapter(DiscordSection(), FastClock(FACTOR))
+    with pytest.raises(LoginRefused, match="BOT_DISCORD__TOKEN"):
+        await adapter.run(house.dispatcher)
 
 
 async def test_an_inspection_with_a_wrong_token_says_where_to_put_another(platform: DiscordPlatform) -> None:

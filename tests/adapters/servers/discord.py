@@ -66,13 +66,18 @@ class DiscordPlatform:
         self.calls: list[str] = []
         self.allows_content = True
         self.is_global = False
+        self.is_terse = False  # a 429 says no more than that
         self.known_token = TOKEN
         self.commands: list[Json] = []
         self.locales: dict[str, str] = {}
         self.application: Json = {}
+        self.is_quiet = False  # new threads are not told of
+        self.is_alone = False  # the bot is on no server
+        self.waits: dict[str, int] = {}  # how often each of these paths still answers 429
         self.forbidden: set[int] = set()
         self.guilds_without_commands: set[int] = set()
         self.refusals: dict[str, int] = {}  # how often each of these paths still answers 500
+        self.closes_with: list[int] = []  # codes that the next IDENTIFYs are answered with
         self.silences = 0  # how many sockets are still closed without a word
         self.identified: list[Json] = []
         self.resumed = 0
@@ -155,6 +160,10 @@ class DiscordPlatform:
         data = {"custom_id": action.value, "component_type": 2}
         self._interact(3, data, author, int(message["channel_id"]), message=message)
 
+    def interact(self, kind: int, data: Json, author: str, channel: str, **more: Any) -> None:
+        """An interaction of any kind, in a channel."""
+        self._interact(kind, data, author, self.channel(channel), **more)
+
     def _interact(self, kind: int, data: Json, author: str, where: int, **more: Any) -> None:
         id = self._new_id()
         self._interactions[f"token-{id}"] = Interaction(where)
@@ -200,6 +209,11 @@ class DiscordPlatform:
     def is_connected(self) -> bool:
         return any(session.socket is not None for session in self._sessions.values())
 
+    @property
+    def unanswered(self) -> int:
+        """How many commands and buttons got no word of the bot's."""
+        return sum(not each.is_answered for each in self._interactions.values())
+
     def person(self, name: str) -> Json:
         return payloads.user(self._id("person", name), name, is_bot=name.endswith("bot"))
 
@@ -211,7 +225,8 @@ class DiscordPlatform:
         id = self._id("thread", channel, name)
         if is_new:
             self._threads[id] = self.channel(channel)
-            self.tell("THREAD_CREATE", self._channel(id))
+            if not self.is_quiet:
+                self.tell("THREAD_CREATE", self._channel(id))
         return id
 
     def direct(self, name: str) -> int:
@@ -246,6 +261,9 @@ class DiscordPlatform:
             return payloads.thread(id, GUILD, self._threads[id], name, BOT, last)
         return payloads.text_channel(id, GUILD, name, last)
 
+    def forget_interactions(self) -> None:
+        self._interactions.clear()
+
     def _guild(self) -> Json:
         rooms = [id for name, id in self._ids.items() if name[0] == "channel"]
         roles = [payloads.role(GUILD, "@everyone"), payloads.role(BOT_ROLE, "bot", {"bot_id": str(BOT)})]
@@ -265,15 +283,18 @@ class DiscordPlatform:
 
     # The gateway
 
-    def tell(self, name: str, data: Json) -> None:
+    def tell(self, name: str, data: Any) -> None:
+        """Let the bot hear of an event."""
         for session in self._sessions.values():
             self._event(session, name, self._for_session(session, name, data))
         self._changed.set()
 
-    def _for_session(self, session: Session, name: str, data: Json) -> Json:
-        if not name.startswith("MESSAGE_") or "author" not in data:
+    def _for_session(self, session: Session, name: str, data: Any) -> Any:
+        if not name.startswith("MESSAGE_") or not isinstance(data, dict) or "channel_id" not in data:
             return data
         where = int(data["channel_id"])
+        if "author" not in data:
+            return data
         shown = self._shown(data, bool(session.intents & MESSAGE_CONTENT))
         person = {} if where in self._directs else {"member": payloads.member([])}
         return {**shown, **self._of_guild(where), **person}
@@ -289,7 +310,7 @@ class DiscordPlatform:
             shown["referenced_message"] = self._shown(shown["referenced_message"], reads_all)
         return shown
 
-    def _event(self, session: Session, name: str, data: Json) -> None:
+    def _event(self, session: Session, name: str, data: Any) -> None:
         session.events.append(json.dumps({"op": 0, "t": name, "s": len(session.events) + 1, "d": data}))
         session.more.set()
 
@@ -343,16 +364,19 @@ class DiscordPlatform:
 
     async def _identify(self, socket: web.WebSocketResponse, said: Json) -> Session | None:
         self.identified.append(said)
+        now = self._clock.now()
+        if now < self._last_identify + 5:
+            self.violations.append("a second IDENTIFY within 5 s")
+        self._last_identify = now
+        if self.closes_with:
+            await socket.close(code=self.closes_with.pop(0))
+            return None
         if said["token"] != self.known_token:
             await socket.close(code=4004)
             return None
         if said["intents"] & MESSAGE_CONTENT and not self.allows_content:
             await socket.close(code=4014)
             return None
-        now = self._clock.now()
-        if now < self._last_identify + 5:
-            self.violations.append("a second IDENTIFY within 5 s")
-        self._last_identify = now
         session = Session(f"session-{len(self.identified)}", said["intents"], socket=socket)
         ready = {
             "v": 10,
@@ -380,6 +404,9 @@ class DiscordPlatform:
         if self.refusals.get(path):
             self.refusals[path] -= 1
             return _error(500, 0, "500: Internal Server Error")
+        if self.waits.get(path):
+            self.waits[path] -= 1
+            return _json({"message": "You are being rate limited.", "retry_after": 2.0, "global": False}, 429)
         is_public = path.startswith(("/interactions/", "/webhooks/"))
         if not is_public and request.headers.get("Authorization") != f"Bot {self.known_token}":
             return _error(401, 0, "401: Unauthorized")
@@ -394,7 +421,7 @@ class DiscordPlatform:
                 self.commands = [{**each, "id": "1", "application_id": "1", "version": "1"} for each in _rows(body)]
                 return _json(self.commands)
             case ["users", "@me", "guilds"], "GET":
-                return _json([self._guild()])
+                return _json([] if self.is_alone else [self._guild()])
             case ["applications", _, "guilds", guild, "commands"], "GET":
                 return _error(403, 50001, "Missing Access") if int(guild) in self.guilds_without_commands else _json([])
             case ["channels", channel], "GET":
@@ -455,8 +482,10 @@ class DiscordPlatform:
         if trouble.kind == "timeout":
             await self._closing.wait()
         if trouble.kind == "429":
-            self._not_before[0 if self.is_global else channel] = self._clock.now() + trouble.seconds
+            self._not_before[0 if self.is_global or self.is_terse else channel] = self._clock.now() + trouble.seconds
             body = {"message": "You are being rate limited.", "retry_after": trouble.seconds, "global": self.is_global}
+            if self.is_terse:
+                return web.Response(status=429, text="<html>", headers={"Retry-After": str(trouble.seconds)})
             return _json(body, 429, {"Retry-After": str(trouble.seconds), "Via": "1.1 google"})
         return _error(500, 0, "500: Internal Server Error")
 
@@ -587,9 +616,8 @@ class DiscordPlatform:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        unanswered = sum(not each.is_answered for each in self._interactions.values())
-        if unanswered:
-            self.violations.append(f"{unanswered} interactions without an answer")
+        if self.unanswered:
+            self.violations.append(f"{self.unanswered} interactions without an answer")
         self._closing.set()
         await self.disconnect(resumable=False)
         await self._runner.cleanup()
