@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 
-.PHONY: run test lint format words migration clean
+.PHONY: run test weights-test lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -23,6 +23,10 @@ lint: $(VENV)/test-installed
 format: $(VENV)/test-installed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# Checkpoints of the real size, made of random weights: 13 GB of disk, 10 minutes, memory held to a limit.
+weights-test: $(VENV)/test-installed
+	@$(BIN)/python -m tests.weights
 
 # The bot's own words: collect them from the code into the catalogues, and compile those.
 words: $(VENV)/test-installed
