@@ -161,7 +161,7 @@ def test_the_listing_says_where_the_mistakes_are(folder: Path) -> None:
         ("[engine]\nmax_batch_size = 0", "line 2, engine.max_batch_size: 0 is too small; the least is 1"),
         ("[engine]\nmax_batch_size = true", "line 2, engine.max_batch_size: true is not a number"),
         ("[engine]\nmax_batch_size = 1.5", "line 2, engine.max_batch_size: 1.5 is not a whole number"),
-        ("[engine]\ndevice = 'gpu'", "'gpu' is not one of auto, cuda, cuda:1 (the second one), mps, cpu"),
+        ("[engine]\ndevice = 'gpu'", "'gpu' is not one of auto, cuda, cuda:1 (the second one), \"cuda:0,cuda:1\""),
         ("[engine]\nbackend = 'llama'", "line 2, engine.backend: 'llama' is not one of chatglm, echo"),
         ("[storage]\nurl = 7", "line 2, storage.url: this is not a text"),
         ("[adapters.discord]\nproxy = '?'", "'?' does not fit: String should have at least 2 characters"),

@@ -13,9 +13,9 @@ from torch import Tensor
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, parse_config, read_config
 from bot.engine.chatglm.layout import layout_of
-from bot.engine.chatglm.loading import find_device, find_dtype, load_random
+from bot.engine.chatglm.loading import find_device, find_devices, find_dtype, load_random
 from bot.engine.chatglm.model import ChatGLM, Rotation, WholeSequence
-from bot.engine.chatglm.weights import expected_shapes
+from bot.engine.chatglm.weights import build_network, expected_shapes
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
 from bot.errors import CheckpointError, EngineUnavailable
@@ -238,18 +238,47 @@ def test_cached_steps_give_what_the_whole_sequence_gives(quantization: Any, dtyp
     torch.testing.assert_close(cached, whole.float(), atol=close, rtol=close)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_prompts_prefilled_together_give_what_each_gives_alone(dtype: Any) -> None:
+    model = load_random(CONFIG, dtype=dtype, slots=8)
+    apart = [model.forward(Batch((slot,), (tuple(prompt),), (0,))) for slot, prompt in enumerate(PROMPTS)]
+    keys = model._caches[0].keys.clone()
+    together = model.forward(Batch((0, 1, 2, 3, 4), tuple(map(tuple, PROMPTS)), (0,) * 5))
+    close = 1e-4 if dtype == "float32" else 0.1
+    torch.testing.assert_close(together, torch.cat(apart), atol=close, rtol=close)
+    torch.testing.assert_close(model._caches[0].keys, keys, atol=close, rtol=close)
+
+
+def test_a_prompt_without_its_marks_leaves_the_others_of_its_batch_as_they_were(model: ChatGLMForServing) -> None:
+    wanted = run(model, [PROMPTS[0]], 2, lambda *_: [5]).logits
+    with pytest.raises(ValueError, match="a prompt needs"):
+        model.forward(Batch((0, 1), (tuple(PROMPTS[1]), (5, 6)), (0, 0)))
+    assert torch.equal(run(model, [PROMPTS[0]], 2, lambda *_: [5]).logits, wanted)
+
+
+def test_a_prompt_that_gives_nan_touches_no_prompt_beside_it() -> None:
+    model = load_random(CONFIG, slots=2)
+    wanted = model.forward(Batch((0,), (tuple(PROMPTS[0]),), (0,)))
+    table = model.network.transformer.word_embeddings
+    lookup = table.forward
+    table.forward = lambda ids: lookup(ids).where(ids[..., None] != 70, torch.nan)
+    both = model.forward(Batch((0, 1), (tuple(PROMPTS[0]), (70, 91, 92)), (0, 0)))
+    torch.testing.assert_close(both[0], wanted[0])
+    assert both[1].isnan().all()
+
+
 def test_a_row_that_became_nan_touches_neither_its_neighbours_nor_its_slots_next_sequence() -> None:
     model = load_random(CONFIG, slots=3)
     wanted = alone(model, PROMPTS[2], 1)
     model.forward(Batch((0, 1, 2), tuple(tuple(PROMPTS[3]) for _ in range(3)), (0, 0, 0)))
     healthy = model.forward(Batch((0, 1, 2), ((5,), (5,), (5,)), (22, 22, 22)))
-    model._cache.keys[:, 1] = torch.nan
-    model._cache.values[:, 1] = torch.nan
+    model._caches[0].keys[:, 1] = torch.nan
+    model._caches[0].values[:, 1] = torch.nan
     sick = model.forward(Batch((0, 1, 2), ((5,), (5,), (5,)), (22, 22, 22)))
     assert sick[1].isnan().all()
     assert torch.equal(sick[[0, 2]], healthy[[0, 2]])
-    model._cache.keys[:, 1, :, 23:] = 0
-    model._cache.values[:, 1, :, 23:] = 0
+    model._caches[0].keys[:, 1, :, 23:] = 0
+    model._caches[0].values[:, 1, :, 23:] = 0
     after = model.forward(Batch((1,), (tuple(PROMPTS[2]),), (0,)))
     step = model.forward(Batch((1,), ((5,),), (3,)))
     torch.testing.assert_close(after, wanted)
@@ -257,7 +286,7 @@ def test_a_row_that_became_nan_touches_neither_its_neighbours_nor_its_slots_next
 
 
 def test_eight_rows_are_read_in_one_piece_only_if_their_slots_lie_side_by_side(model: ChatGLMForServing) -> None:
-    cache = model._cache
+    cache = model._caches[0]
     assert len(cache.decode([0, 1, 2, 3], [5, 5, 6, 7])._runs) == 1
     assert [run.rows for run in cache.decode([0, 1, 4], [5, 5, 6])._runs] == [slice(0, 2), slice(2, 3)]
 
@@ -282,6 +311,51 @@ def test_auto_finds_a_device_and_a_dtype_that_suit() -> None:
     assert find_dtype("auto", cpu, "int4") == torch.bfloat16
     assert find_dtype("auto", cuda, "int4") == torch.float16
     assert find_dtype("bfloat16", cuda, "none") == torch.bfloat16
+
+
+@pytest.mark.parametrize("devices", ["cpu,cpu", "cpu,cpu,cpu"])
+@pytest.mark.parametrize("quantization", ["none", "int4"])
+def test_layers_split_between_devices_give_the_same(devices: str, quantization: Any) -> None:
+    whole = load_random(CONFIG, quantization=quantization, slots=3)
+    split = load_random(CONFIG, quantization=quantization, slots=3, device=devices)
+    assert len(split.devices) == devices.count(",") + 1
+    for prompts in (PROMPTS[:1], PROMPTS[1:4]):
+        wanted, found = (run(model, prompts, 4, lambda *_: [7] * len(prompts)) for model in (whole, split))  # noqa: B023
+        assert torch.equal(found.logits, wanted.logits)
+
+
+def test_a_prefix_is_split_with_the_layers() -> None:
+    network = load_random(CONFIG).network
+    prefix = torch.randn(3, 2, 4, 5, 16, generator=torch.Generator().manual_seed(0))
+    whole, split = (ChatGLMForServing(network, slots=1, prefix=prefix, stretches=count) for count in (1, 2))
+    assert torch.equal(alone(split, PROMPTS[0], 3), alone(whole, PROMPTS[0], 3))
+
+
+def test_what_one_device_computes_moves_to_the_next() -> None:
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    shapes = expected_shapes(CONFIG)
+    network = build_network(
+        CONFIG,
+        lambda name: torch.zeros(shapes[name]),
+        lambda name: torch.zeros(shapes[name]),
+        dtype=torch.float32,
+        device=cpu,
+        more_devices=[meta],
+    )
+    assert [block.device for block in network.blocks] == [cpu, meta, meta]
+    model = ChatGLMForServing(network, slots=2, stretches=2)
+    assert model.devices == (cpu, meta)
+    ids, positions, mask = inputs(PROMPTS[0])
+    # On the meta device an operation with a tensor of the CPU would fail.
+    whole = network.hidden(ids, positions, model._attend(lambda cache: cache.prefill((1,), list(mask))))
+    step = network.hidden(ids[:, :1], positions[:, :1], model._attend(lambda cache: cache.decode((1,), (5,))))
+    assert (whole.device, whole.shape, step.device, step.shape) == (meta, (1, 5, 64), meta, (1, 1, 64))
+
+
+def test_more_devices_than_layers_are_refused() -> None:
+    assert find_devices("cpu, cpu", layers=2) == [torch.device("cpu")] * 2
+    with pytest.raises(EngineUnavailable, match='"cpu,cpu,cpu,cpu" names 4 devices, and the model has 3 layers'):
+        load_random(CONFIG, device="cpu,cpu,cpu,cpu")
 
 
 def test_auto_prefers_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

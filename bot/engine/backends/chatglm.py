@@ -51,7 +51,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             backend="chatglm",
             quantization=model.quantization,
             dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
+            device=",".join(map(str, model.devices)),
             context_length=model.context_length,
         )
         return Loaded(model, tokenizer, info)

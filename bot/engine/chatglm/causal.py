@@ -1,12 +1,17 @@
-"""ChatGLM as the serving loop asks for it: a prompt or one token a row in, logits out."""
+"""ChatGLM as the serving loop asks for it: whole prompts or one token a row in, logits out."""
 
 from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
 from bot.engine.chatglm.layout import Layout, layout_of
-from bot.engine.chatglm.model import ChatGLM
+from bot.engine.chatglm.model import Attend, ChatGLM
+from bot.engine.chatglm.weights import stretches_of
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
 
@@ -14,35 +19,52 @@ from bot.engine.serving.cache import KeyValueCache
 class ChatGLMForServing:
     """A `CausalLM`: the network with a cache of `slots` sequences.
 
-    `prefix` is a P-Tuning v2 prefix as in `WholeSequence`.
+    `prefix` is a P-Tuning v2 prefix as in `WholeSequence`.  `stretches` is how many
+    devices share the layers, each with a cache of its own.
     """
 
     def __init__(
-        self, network: ChatGLM, *, slots: int, quantization: str = "none", prefix: Tensor | None = None
+        self,
+        network: ChatGLM,
+        *,
+        slots: int,
+        quantization: str = "none",
+        prefix: Tensor | None = None,
+        stretches: int = 1,
     ) -> None:
         config = network.config
         self.network = network.eval()
-        self.device = network.device
         self.quantization = quantization
+        self.slots = slots
         self._layouts: dict[int, Layout] = {}
-        self._cache = KeyValueCache(
-            layers=config.num_layers,
-            slots=slots,
-            context=config.max_sequence_length,
-            heads=config.num_attention_heads,
-            head_dim=config.head_dim,
-            dtype=network.dtype,
-            device=self.device,
-            prefix=prefix,
-        )
+        self._stretches = stretches_of(config.num_layers, stretches)
+        self._caches = [
+            KeyValueCache(
+                layers=len(layers),
+                slots=slots,
+                context=config.max_sequence_length,
+                heads=config.num_attention_heads,
+                head_dim=config.head_dim,
+                dtype=network.dtype,
+                device=network.blocks[layers[0]].device,
+                prefix=None if prefix is None else prefix[layers.start : layers.stop],
+            )
+            for layers in self._stretches
+        ]
 
     @property
     def context_length(self) -> int:
         return self.network.config.max_sequence_length
 
     @property
-    def slots(self) -> int:
-        return self._cache.slots
+    def device(self) -> torch.device:
+        """The first of `devices`."""
+        return self.network.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Those that share the layers, in the layers' order."""
+        return tuple(cache.keys.device for cache in self._caches)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,14 +81,21 @@ class ChatGLMForServing:
         return self.network.logits(hidden).float()
 
     def _prefill(self, batch: Batch) -> Tensor:
-        # A prompt at a time: their lengths differ, and each is work enough for the device.
-        return torch.cat([self._prompt(slot, ids) for slot, ids in zip(batch.slots, batch.tokens, strict=True)])
+        """Run the prompts end to end as one long row: only attention knows where each ends.
 
-    def _prompt(self, slot: int, ids: tuple[int, ...]) -> Tensor:
-        layout = self._layouts[slot] = layout_of(ids, self.network.config)
-        attend = self._cache.prefill(slot, layout.mask(len(ids)))
-        positions = layout.positions(len(ids)).to(self.device)
-        return self.network.hidden(torch.tensor([ids], device=self.device), positions[None], attend)[:, -1]
+        Nothing is padded, so nothing but its own tokens can reach a prompt.
+        """
+        layouts = [layout_of(ids, self.network.config) for ids in batch.tokens]
+        self._layouts.update(zip(batch.slots, layouts, strict=True))
+        sizes = [len(ids) for ids in batch.tokens]
+        masks = [layout.mask(size) for layout, size in zip(layouts, sizes, strict=True)]
+        positions = torch.cat([layout.positions(size) for layout, size in zip(layouts, sizes, strict=True)])
+        hidden = self.network.hidden(
+            torch.tensor([[*chain(*batch.tokens)]], device=self.device),
+            positions[None].to(self.device),
+            self._attend(lambda cache: cache.prefill(batch.slots, masks)),
+        )
+        return hidden[0, [end - 1 for end in accumulate(sizes)]]
 
     def _decode(self, batch: Batch) -> Tensor:
         # Slots side by side are read without a copy: put the rows in the slots' order.
@@ -77,8 +106,23 @@ class ChatGLMForServing:
         hidden = self.network.hidden(
             torch.tensor([batch.tokens[row] for row in order], device=self.device),
             torch.tensor(positions, device=self.device),
-            self._cache.decode(slots, starts),
+            self._attend(lambda cache: cache.decode(slots, starts)),
         )[:, 0]
         if order == list(range(len(batch))):
             return hidden
-        return hidden[torch.tensor(order, device=self.device).argsort()]
+        return hidden[torch.tensor(order, device=hidden.device).argsort()]
+
+    def _attend(self, step: Callable[[KeyValueCache], Attend]) -> Attend:
+        attends = [step(cache) for cache in self._caches]
+        return attends[0] if len(attends) == 1 else _Spread(attends, [layers.start for layers in self._stretches])
+
+
+class _Spread:
+    """Attention of layers that are spread over caches; `firsts` are each one's first layer."""
+
+    def __init__(self, attends: Sequence[Attend], firsts: Sequence[int]) -> None:
+        self._attends, self._firsts = attends, firsts
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        which = bisect_right(self._firsts, layer) - 1
+        return self._attends[which](layer - self._firsts[which], query, key, value)

@@ -51,8 +51,8 @@ def load(
         CheckpointError: The folder misses something or holds something else.
         EngineUnavailable: There is no such device here.
     """
-    place = find_device(device)
     config = read_config(folder)
+    places = find_devices(device, config.num_layers)
     check_quantization(folder, config, quantization)
     checkpoint = Checkpoint(folder)
     config = stored_config(checkpoint, config)
@@ -62,12 +62,13 @@ def load(
         checkpoint,
         config,
         quantization=quantization,
-        dtype=find_dtype(dtype, place, kind),
-        device=place,
+        dtype=find_dtype(dtype, places[0], kind),
+        device=places[0],
+        more_devices=places[1:],
         half_angles=half_angles,
         progress=progress,
     )
-    return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=prefix)
+    return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=prefix, stretches=len(places))
 
 
 def load_random(
@@ -84,7 +85,7 @@ def load_random(
     Raises:
         EngineUnavailable: There is no such device here.
     """
-    place = find_device(device)
+    places = find_devices(device, config.num_layers)
     shapes = expected_shapes(config)
     random = torch.Generator().manual_seed(seed)
 
@@ -97,8 +98,15 @@ def load_random(
     def vector(name: str) -> Tensor:
         return torch.full(shapes[name], 1.0 if name.endswith("norm.weight") else 0.0)
 
-    network = build_network(config, matrix, vector, dtype=find_dtype(dtype, place, quantization), device=place)
-    return ChatGLMForServing(network, slots=slots, quantization=quantization)
+    network = build_network(
+        config,
+        matrix,
+        vector,
+        dtype=find_dtype(dtype, places[0], quantization),
+        device=places[0],
+        more_devices=places[1:],
+    )
+    return ChatGLMForServing(network, slots=slots, quantization=quantization, stretches=len(places))
 
 
 def random_quantised(rows: int, columns: int, kind: Quantization, random: torch.Generator) -> Quantised:
@@ -113,6 +121,20 @@ def random_quantised(rows: int, columns: int, kind: Quantization, random: torch.
     groups = columns // (group_of(columns) or columns)
     scale = torch.full((rows, groups), columns**-0.5 / 4.6, dtype=torch.bfloat16)
     return Int4(drawn(columns // 2), scale, scale / 2)
+
+
+def find_devices(names: str, layers: int) -> list[torch.device]:
+    """Turn `engine.device`, one name or several with commas between, into devices that share the layers.
+
+    Raises:
+        EngineUnavailable: One of them is not here, or they are more than the layers.
+    """
+    found = [find_device(name.strip()) for name in names.split(",")]
+    if len(found) > layers:
+        raise EngineUnavailable(
+            f'engine.device = "{names}" names {len(found)} devices, and the model has {layers} layers: name fewer'
+        )
+    return found
 
 
 def find_device(name: str) -> torch.device:

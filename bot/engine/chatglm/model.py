@@ -136,6 +136,10 @@ class Block(nn.Module):
         self.mlp = MLP(config, dtype)
         self._dtype = dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.input_layernorm.weight.device
+
     def forward(self, hidden: Tensor, layer: int, rotation: Rotation, attend: Attend) -> Tensor:
         normed = self.input_layernorm(hidden)
         mixed = self.attention(normed.to(self._dtype), layer, rotation, attend)
@@ -155,7 +159,8 @@ class ChatGLM(nn.Module):
     """The network; its parameters have the published names, and lm_head is the embedding.
 
     Products run in `dtype`, norms and residuals in float32 always.  `half_angles`
-    reproduces the fp16 rotation of the published code, for comparisons.
+    reproduces the fp16 rotation of the published code, for comparisons.  Layers may lie
+    on several devices: what goes from one to the next moves along.
     """
 
     def __init__(self, config: ChatGLMConfig, dtype: torch.dtype = torch.float32, *, half_angles: bool = False) -> None:
@@ -166,8 +171,13 @@ class ChatGLM(nn.Module):
         self.transformer = Transformer(config, dtype)
 
     @property
+    def blocks(self) -> list[Block]:
+        return [cast("Block", block) for block in self.transformer.layers]
+
+    @property
     def device(self) -> torch.device:
-        return self.transformer.final_layernorm.weight.device
+        """Where ids and positions are wanted, and logits come out: the embedding is there."""
+        return self.blocks[0].device
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, prefix: Tensor | None = None) -> Tensor:
         """Return the logits at every token, `[rows, tokens, vocab]`.
@@ -182,11 +192,16 @@ class ChatGLM(nn.Module):
         """Run the layers; return what the final norm makes of them, `[rows, tokens, hidden]`."""
         rotation = Rotation(positions, self.config.head_dim, self.half_angles)
         hidden = self.transformer.word_embeddings(ids).float()
-        for layer, block in enumerate(self.transformer.layers):
+        device = hidden.device
+        for layer, block in enumerate(self.blocks):
+            if block.device != device:
+                device = block.device
+                hidden = hidden.to(device)
+                rotation = Rotation(positions.to(device), self.config.head_dim, self.half_angles)
             hidden = block(hidden, layer, rotation, attend)
         return cast("Tensor", self.transformer.final_layernorm(hidden))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every word of the vocabulary; `[..., hidden]` to `[..., vocab]`."""
         table = cast("Embedding", self.transformer.word_embeddings)
-        return table.logits(hidden.to(self.dtype))
+        return table.logits(hidden.to(self.device, self.dtype))

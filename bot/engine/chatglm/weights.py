@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,7 @@ Progress = Callable[[int, int], None]
 
 EMBEDDING = "transformer.word_embeddings.weight"
 PREFIX = "transformer.prefix_encoder."
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 _BITS: Mapping[Quantization, int] = {"none": 0, "int8": 8, "int4": 4}
 _NAMES: Mapping[int, Quantization] = {bits: name for name, bits in _BITS.items()}
 
@@ -34,10 +37,13 @@ def read_network(
     quantization: Quantization,
     dtype: torch.dtype,
     device: torch.device,
+    more_devices: Sequence[torch.device] = (),
     half_angles: bool = False,
     progress: Progress | None = None,
 ) -> ChatGLM:
     """Read the weights, a tensor at a time; `config` is of `stored_config`.
+
+    Layers are split evenly between `device` and `more_devices`.
 
     Raises:
         CheckpointError: It holds something else than `config` and `quantization` need.
@@ -46,6 +52,7 @@ def read_network(
     shapes = expected_shapes(config)
     _check_tensors(checkpoint, config, shapes)
     tensors = checkpoint.tensors
+    place = _Places([device, *more_devices], config.num_layers)
     total = sum(tensors[name].bytes for name in shapes)
     done = 0
 
@@ -64,10 +71,12 @@ def read_network(
             weight = weight.clone()
             return Int4(weight, scale) if config.quantization_bit == 4 else Int8(weight, scale)
         if quantization != "none" and name != EMBEDDING:
-            return quantise(weight.to(device), _BITS[quantization])
+            return quantise(weight.to(place(name)), _BITS[quantization])
         return weight
 
-    return build_network(config, matrix, read, dtype=dtype, device=device, half_angles=half_angles)
+    return build_network(
+        config, matrix, read, dtype=dtype, device=device, more_devices=more_devices, half_angles=half_angles
+    )
 
 
 def build_network(
@@ -77,31 +86,58 @@ def build_network(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    more_devices: Sequence[torch.device] = (),
     half_angles: bool = False,
 ) -> ChatGLM:
     """Make the network of the tensors that `matrix` and `vector` return for each name."""
     with torch.device("meta"):
         network = ChatGLM(config, dtype, half_angles=half_angles)
+    place = _Places([device, *more_devices], config.num_layers)
 
-    def own(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    def own(path: str, kind: torch.dtype) -> Tensor:
         # A copy always: what a file holds must not change under us.
-        return tensor.to(device, kind, copy=True)
+        return vector(path).to(place(path), kind, copy=True)
 
-    def owned(weight: Tensor | Quantised) -> Tensor | Quantised:
-        return own(weight, dtype) if isinstance(weight, Tensor) else weight.to(device)
+    def owned(path: str) -> Tensor | Quantised:
+        weight = matrix(path)
+        return weight.to(place(path), dtype, copy=True) if isinstance(weight, Tensor) else weight.to(place(path))
 
     for path, module in list(network.named_modules()):
         parent, _, name = path.rpartition(".")
         match module:
             case nn.Linear():
-                linear = Linear(owned(matrix(f"{path}.weight")), own(vector(f"{path}.bias"), dtype), dtype)
+                linear = Linear(owned(f"{path}.weight"), own(f"{path}.bias", dtype), dtype)
                 setattr(network.get_submodule(parent), name, linear)
             case Embedding():
-                setattr(network.get_submodule(parent), name, TiedEmbedding(owned(matrix(f"{path}.weight")), dtype))
+                setattr(network.get_submodule(parent), name, TiedEmbedding(owned(f"{path}.weight"), dtype))
             case nn.LayerNorm():
-                module.weight = nn.Parameter(own(vector(f"{path}.weight"), torch.float32), requires_grad=False)
-                module.bias = nn.Parameter(own(vector(f"{path}.bias"), torch.float32), requires_grad=False)
+                module.weight = nn.Parameter(own(f"{path}.weight", torch.float32), requires_grad=False)
+                module.bias = nn.Parameter(own(f"{path}.bias", torch.float32), requires_grad=False)
     return network.eval()
+
+
+def stretches_of(layers: int, count: int) -> list[range]:
+    """Cut the layers into so many stretches, each about as long as the others.
+
+    >>> stretches_of(5, 2)
+    [range(0, 2), range(2, 5)]
+    """
+    ends = [layers * part // count for part in range(count + 1)]
+    return [range(first, end) for first, end in pairwise(ends)]
+
+
+class _Places:
+    """Which device a tensor belongs on: the embedding on the first, the final norm on the last."""
+
+    def __init__(self, devices: Sequence[torch.device], layers: int) -> None:
+        self._first, self._last = devices[0], devices[-1]
+        stretches = zip(devices, stretches_of(layers, len(devices)), strict=True)
+        self._of_layers = [device for device, stretch in stretches for _ in stretch]
+
+    def __call__(self, name: str) -> torch.device:
+        if found := _LAYER.search(name):
+            return self._of_layers[int(found[1])]
+        return self._first if name == EMBEDDING else self._last
 
 
 def stored_config(checkpoint: Checkpoint, config: ChatGLMConfig) -> ChatGLMConfig:

@@ -45,20 +45,28 @@ class KeyValueCache:
             self.keys[..., : self._before, :] = keys
             self.values[..., : self._before, :] = values
 
-    def prefill(self, slot: int, mask: Tensor) -> Prefill:
-        """Forget what the slot held; the next step fills it with a prompt.
+    def prefill(self, slots: Sequence[int], masks: Sequence[Tensor]) -> Prefill:
+        """Forget what the slots held; the next step, of one row, fills them with a prompt each.
 
-        `mask` is bool `[tokens, tokens]`, query by key: True is hidden.
+        Each mask is bool `[tokens, tokens]`, query by key: True is hidden.
         """
-        end, old_end = self._before + mask.shape[0], self._ends[slot]
+        prompts: list[_Prompt] = []
+        first = 0
+        for slot, mask in zip(slots, masks, strict=True):
+            prompts.append(self._prompt(slot, mask, slice(first, first + len(mask))))
+            first += len(mask)
+        return Prefill(prompts, self._before)
+
+    def _prompt(self, slot: int, mask: Tensor, tokens: slice) -> _Prompt:
+        end, old_end = self._before + len(mask), self._ends[slot]
         if end < old_end:
             # The last sequence may have died of NaN, and 0 * NaN is NaN.
             self.keys[:, slot, :, end:old_end] = 0
             self.values[:, slot, :, end:old_end] = 0
         self._ends[slot] = end
         mask = functional.pad(mask, (self._before, 0), value=False).to(self.keys.device)
-        bias = mask_bias(mask, self.keys.dtype)
-        return Prefill(self.keys[:, slot, :, :end], self.values[:, slot, :, :end], self._before, bias)
+        part = (slice(None), slot, slice(None), slice(end))
+        return _Prompt(tokens, self.keys[part], self.values[part], mask_bias(mask, self.keys.dtype))
 
     def decode(self, slots: Sequence[int], starts: Sequence[int]) -> Decode:
         """The next step appends one token to each slot, at `starts`.
@@ -79,19 +87,30 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-class Prefill:
-    """One prompt's tokens attend to each other, and are kept in a slot."""
+class _Prompt(NamedTuple):
+    """Where a prompt's tokens stand in the step's one row, and its slot up to its end."""
 
-    def __init__(self, keys: Tensor, values: Tensor, before: int, bias: Tensor) -> None:
-        self._keys, self._values = keys, values  # [layers, heads, tokens, head_dim]
+    tokens: slice
+    keys: Tensor  # [layers, heads, tokens, head_dim], like values
+    values: Tensor
+    bias: Tensor
+
+
+class Prefill:
+    """Each prompt's tokens attend to each other, and are kept in its slot."""
+
+    def __init__(self, prompts: Sequence[_Prompt], before: int) -> None:
+        self._prompts = prompts
         self._before = before
-        self._bias = bias
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, self._before :] = key[0]
-        values[:, self._before :] = value[0]
-        return attention(query, keys[None], values[None], self._bias)
+        mixed: list[Tensor] = []
+        for prompt in self._prompts:
+            keys, values = prompt.keys[layer], prompt.values[layer]
+            keys[:, self._before :] = key[0, :, prompt.tokens]
+            values[:, self._before :] = value[0, :, prompt.tokens]
+            mixed.append(attention(query[:, :, prompt.tokens], keys[None], values[None], prompt.bias))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
 
 
 class _Run(NamedTuple):
