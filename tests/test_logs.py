@@ -25,13 +25,14 @@ def _logging_is_as_before() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     names = ("bot", "bot.part", "bot.engine", "library")
     levels = [logging.getLogger(name).level for name in names]
+    configuration = structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, before in zip(names, levels, strict=True):
         logging.getLogger(name).setLevel(before)
     logging.captureWarnings(False)
-    structlog.reset_defaults()
+    structlog.configure(**configuration)
 
 
 class Terminal(io.StringIO):
