@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.adapters.telegram_markup import EN_SPACE, Entity, TelegramFormat
-from bot.markup.format import utf16_units
 from bot.markup.reading import visible
 from bot.markup.split import split
+from tests.adapters.servers.telegram_words import refused, words
 
 FORMAT = TelegramFormat()
 
@@ -22,15 +22,15 @@ MARKDOWN = st.lists(
 ).map("".join)
 
 
-def words(text: str) -> str:
-    """The text without what the rendering added, and without any whitespace."""
-    return re.sub(r"\s+", "", re.sub(rf"\S*{EN_SPACE}", "", text))
+def seen(markdown: str) -> str:
+    """What a reader sees of it, without what was added and without any whitespace."""
+    return re.sub(r"\s+", "", words(FORMAT.render(markdown).text))
 
 
 @given(MARKDOWN)
 @settings(max_examples=400, deadline=None)
 def test_every_visible_character_survives(markdown: str) -> None:
-    assert words(FORMAT.render(markdown).text) == visible(markdown)
+    assert seen(markdown) == visible(markdown)
 
 
 @given(MARKDOWN)
@@ -125,29 +125,10 @@ def test_the_messages_of_a_long_answer_show_all_of_it() -> None:
     step = "## 第一步\n\n**重点**：先看 `main.py`，再看[说明](https://x.y)。😀\n\n```py\nfor i in range(9):\n    print(i)\n```\n"
     table = "| 名称 | 值 |\n|---|---|\n" + "| 一 | 二 |\n" * 40
     answer = (step * 30 + table) * 3
-    pieces = [FORMAT.render(piece.text) for piece in split(answer, FORMAT)]
+    pieces = split(answer, FORMAT)
     assert len(pieces) > 2
-    assert "".join(words(piece.text) for piece in pieces) == visible(answer)
+    assert "".join(seen(piece.text) for piece in pieces) == visible(answer)
 
 
 class SmallFormat(TelegramFormat):
     limit = 64
-
-
-def refused(text: str, entities: list[Entity]) -> str | None:
-    """Why Telegram would not show these entities as they are."""
-    for number, entity in enumerate(entities):
-        if not 0 <= entity.offset < entity.offset + entity.length <= utf16_units(text):
-            return f"{entity} is out of bounds"
-        for other in entities[number + 1 :]:
-            overlap = min(entity.offset + entity.length, other.offset + other.length) - max(entity.offset, other.offset)
-            if overlap <= 0:
-                continue
-            if overlap < min(entity.length, other.length):
-                return f"{entity} and {other} cross"
-            kinds = {entity.kind, other.kind}
-            if kinds & {"pre", "code"} and "blockquote" not in kinds:
-                return f"{entity} and {other}: code stands alone"
-            if len(kinds) == 1:
-                return f"{entity} and {other}: twice the same"
-    return None

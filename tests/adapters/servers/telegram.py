@@ -16,12 +16,13 @@ from pydantic import SecretStr
 
 from bot.adapters.base import Adapter
 from bot.adapters.telegram import open_adapter
-from bot.adapters.telegram_markup import EN_SPACE, LIMIT, MOST_ENTITIES, Entity
+from bot.adapters.telegram_markup import LIMIT, MOST_ENTITIES, Entity
 from bot.adapters.telegram_settings import TelegramSection
 from bot.clock import Clock, MonotonicClock
 from bot.domain import Action
 from bot.markup.format import utf16_units
 from tests.adapters.platform import Script, Seen
+from tests.adapters.servers.telegram_words import fitted, markdown, refused, specials, words
 
 TOKEN = "123456789:AAExampleExampleExampleExampleExam"
 BOT_ID = 123456789
@@ -31,8 +32,6 @@ TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 Json = dict[str, Any]
 # What a bot says with these, people see; they are what a Script may trouble.
 WRITING = ("sendMessage", "editMessageText", "deleteMessage", "sendMessageDraft")
-
-_SPECIAL = re.compile(r"(?P<mention>@\w+)|(?:(?<=\s)|^)(?P<bot_command>/\w+(?:@\w+)?)", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -193,7 +192,7 @@ class TelegramPlatform:
                 id=str(message.id),
                 author="bot" if message.is_the_bots else message.author,
                 markdown=markdown(message.text, message.entities),
-                visible=re.sub(rf"\S*{EN_SPACE}", "", message.text),
+                visible=words(message.text),
                 actions=message.actions,
                 reply_to=None if message.reply_to is None else str(message.reply_to),
             )
@@ -278,7 +277,7 @@ class TelegramPlatform:
             "from": author,
         }
         if message.text:
-            facts |= {"text": message.text, "entities": _found(message.text)}
+            facts |= {"text": message.text, "entities": specials(message.text)}
         if message.topic is not None:
             facts |= {"message_thread_id": message.topic, "is_topic_message": True}
         replied = self.messages.get((message.chat.id, message.reply_to or 0))
@@ -465,7 +464,7 @@ class TelegramPlatform:
             raise Refused(400, "Bad Request: message is too long")
         if len(entities) > MOST_ENTITIES:
             self.violations.append(f"{len(entities)} entities")
-        return text, tuple(fitted for each in entities if (fitted := _fitted(each, left, length)))
+        return text, tuple(left_over for each in entities if (left_over := fitted(each, left, length)))
 
     def _change(self) -> None:
         watchers, self._watchers = self._watchers, []
@@ -479,80 +478,6 @@ class TelegramPlatform:
 
 
 _BOT: Json = {"id": BOT_ID, "is_bot": True, "first_name": "ChatGLM", "username": BOT}
-
-
-def refused(text: str, entities: list[Entity]) -> str | None:
-    """Why Telegram would not show these entities as they are."""
-    for number, entity in enumerate(entities):
-        if not 0 <= entity.offset < entity.offset + entity.length <= utf16_units(text):
-            return f"{entity} is out of bounds"
-        for other in entities[number + 1 :]:
-            overlap = min(entity.offset + entity.length, other.offset + other.length) - max(entity.offset, other.offset)
-            if overlap <= 0:
-                continue
-            if overlap < min(entity.length, other.length):
-                return f"{entity} and {other} cross"
-            kinds = {entity.kind, other.kind}
-            if kinds & {"pre", "code"} and "blockquote" not in kinds:
-                return f"{entity} and {other}: code stands alone"
-            if len(kinds) == 1:
-                return f"{entity} and {other}: twice the same"
-    return None
-
-
-def markdown(text: str, entities: tuple[Entity, ...]) -> str:
-    """Write a message as Markdown again."""
-    marks: list[tuple[int, int, str]] = []
-    for entity in entities:
-        before, after = _marks(entity, _units(text, entity.offset, entity.offset + entity.length))
-        # At one place what ends stands before what begins, and the inner before the outer.
-        marks.append((entity.offset, entity.length, before))
-        marks.append((entity.offset + entity.length, -1_000_000 + entity.length, after))
-    written, at = [], 0
-    for place, _, mark in sorted(marks, key=lambda mark: (mark[0], mark[1] if mark[1] < 0 else 1_000_000 - mark[1])):
-        written += [_units(text, at, place), mark]
-        at = place
-    return "".join([*written, _units(text, at, utf16_units(text))])
-
-
-def _marks(entity: Entity, words: str) -> tuple[str, str]:
-    match entity.kind:
-        case "pre":
-            fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", words)), default=0))
-            return f"{fence}{entity.language or ''}\n", f"\n{fence}"
-        case "code":
-            ticks = "`" * (1 + max((len(run) for run in re.findall("`+", words)), default=0))
-            return ticks, ticks
-        case "text_link":
-            return "[", f"]({entity.url})"
-        case "blockquote":
-            return "> ", ""
-        case _:
-            mark = {"bold": "**", "italic": "*", "strikethrough": "~~"}[entity.kind]
-            return mark, mark
-
-
-def _units(text: str, begin: int, end: int) -> str:
-    return text.encode("utf-16-le", "surrogatepass")[2 * begin : 2 * end].decode("utf-16-le", "surrogatepass")
-
-
-def _fitted(entity: Entity, left: int, length: int) -> Entity | None:
-    """An entity after the space around the text is gone."""
-    begin, end = max(0, entity.offset - left), min(length, entity.offset + entity.length - left)
-    return Entity(entity.kind, begin, end - begin, entity.url, entity.language) if begin < end else None
-
-
-def _found(text: str) -> list[Json]:
-    """The names and commands in what a person typed."""
-    return [
-        {
-            "type": match.lastgroup,
-            "offset": utf16_units(text[: match.start(match.lastgroup)]),
-            "length": match.end() - match.start(match.lastgroup),
-        }
-        for match in _SPECIAL.finditer(text)
-        if match.lastgroup
-    ]
 
 
 def _actions(form: Json) -> frozenset[Action]:
