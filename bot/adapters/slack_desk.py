@@ -76,7 +76,7 @@ class Desk:
         app.event("app_mention")(self.on_message)
         app.event("message")(self.on_message)
         app.event(re.compile(""))(self.on_other)
-        app.command(settings.command)(self.on_command)
+        app.command(re.compile(""))(self.on_command)
         app.action(re.compile(""))(self.on_button)
         app.error(self.on_error)
         return app

@@ -175,27 +175,39 @@ class Ears:
 
 
 def slash(command: Mapping[str, Any], person: Person) -> IncomingMessage:
-    """Make a message of a slash command: "/chat clear" becomes "/clear".
+    """Make a message of a slash command.
 
     It has no timestamp; who used it and Slack's name for this one use are its id.
     """
-    word, _, args = text_of(command, "text").strip().partition(" ")
-    known = word.lower().removeprefix("/")
-    if known in COMMANDS:
-        text = f"/{known} {args}".strip()
-    else:
-        text = f"/{known}" if known.isalpha() else "/help"
     user, channel = text_of(command, "user_id"), text_of(command, "channel_id")
     return IncomingMessage(
         id=f"/{user}/{text_of(command, 'trigger_id')}",
         channel=ChannelKey(PLATFORM, channel),
         author=Author(PLATFORM, user, person.name, is_bot=person.is_bot),
-        text=text,
+        text=spelled(text_of(command, "command"), text_of(command, "text")),
         sent_at=datetime.now(UTC),
         server=text_of(command, "team_id"),
         is_direct=channel.startswith("D"),
         locale=person.locale,
     )
+
+
+def spelled(name: str, text: str) -> str:
+    """Write a slash command as it is written everywhere else.
+
+    What it is called in the app's settings is free: one command for all, or one for each.
+
+    >>> spelled("/chat", "clear"), spelled("/glm-clear", ""), spelled("/stop", ""), spelled("/chat", "")
+    ('/clear', '/clear', '/stop', '/help')
+    """
+    word, _, args = text.strip().partition(" ")
+    called = re.split("[-_/]", name.lower())[-1]
+    if called in COMMANDS:
+        return f"/{called} {text}".strip()
+    called = word.lower().removeprefix("/")
+    if called in COMMANDS:
+        return f"/{called} {args}".strip()
+    return f"/{called}" if called.isalpha() else "/help"
 
 
 def text_of(event: Event, key: str) -> str:

@@ -31,11 +31,6 @@ class SlackSection(AdapterSection):
     path: str = Field(
         default="/slack/events", pattern=r"^/\S*$", description="the path of all three request URLs in Slack's settings"
     )
-    command: str = Field(
-        default="/chat",
-        pattern=r"^/[a-z0-9_-]{1,31}$",
-        description="the slash command, as in the app's settings: /chat clear, /chat help, or /chat and a question",
-    )
     threads: bool = Field(default=True, description="answer every message in a thread that the bot was mentioned in")
     edit_interval: float = Field(default=1.3, gt=0, description="seconds between two edits in a channel")
     api_url: str = Field(

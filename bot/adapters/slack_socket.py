@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 from slack_bolt.adapter.socket_mode.aiohttp import AsyncSocketModeHandler
 from slack_bolt.async_app import AsyncApp
+from slack_sdk.socket_mode.aiohttp import SocketModeClient
+from slack_sdk.socket_mode.request import SocketModeRequest
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.slack_errors import translated
@@ -20,6 +22,16 @@ _CONNECT_SECONDS = 4.0
 
 # A socket that Slack asks us to replace is gone for a moment: this many looks, a second apart.
 _LOOKS = 3
+
+
+class _Handler(AsyncSocketModeHandler):
+    """Bolt's handler; what cannot be acknowledged any more comes again, and is nothing to report."""
+
+    async def handle(  # type: ignore[override]  # as in Bolt's own, which narrows the client too
+        self, client: SocketModeClient, req: SocketModeRequest
+    ) -> None:
+        with suppress(ConnectionError):
+            await super().handle(client, req)
 
 
 class Socket:
@@ -49,7 +61,7 @@ async def socket(app: AsyncApp, app_token: str, api: AsyncWebClient, clock: Cloc
         PlatformUnavailable: There is no connection.
     """
     url = await ticket(api, app_token)
-    handler = AsyncSocketModeHandler(app, app_token, web_client=api, proxy=api.proxy, ping_interval=_PING_SECONDS)
+    handler = _Handler(app, app_token, web_client=api, proxy=api.proxy, ping_interval=_PING_SECONDS)
     # Whether a lost connection is made anew is decided here alone.
     handler.client.auto_reconnect_enabled = handler.client.default_auto_reconnect_enabled = False
     handler.client.wss_uri = url

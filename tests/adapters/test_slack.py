@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr, ValidationError
+from slack_sdk.errors import SlackApiError
 
-from bot.adapters.slack import inspect
+from bot.adapters.slack import SCOPES, inspect, web_api
+from bot.adapters.slack_errors import meaning, translated
+from bot.adapters.slack_messenger import SlackMessenger
+from bot.adapters.slack_settings import SlackSection
+from bot.commands import COMMANDS
 from bot.config import AccessSection
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Status
-from bot.errors import LoginRefused, PlatformError, StoreError
+from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, StoreError
+from bot.markup.format import Rendered
 from bot.markup.reading import is_balanced, visible
 from tests.adapters.platform import Seen, Trouble
 from tests.adapters.servers.slack import SlackServer
@@ -258,11 +265,11 @@ async def test_stop_and_retry_by_slash_mean_the_thread_one_spoke_in(house: House
         await answered(server, "whole", "Stopped.")
 
 
-async def test_the_commands_name_is_a_setting(house: House) -> None:
-    async with SlackServer(command="/glm") as server, running(house, server):
-        await server.command("status")
+async def test_each_command_may_have_a_slash_of_its_own(house: House, server: SlackServer) -> None:
+    server.slash = "/glm-status"
+    async with running(house, server):
+        await server.command("")
         await server.until(lambda: "scripted" in "".join(bots(server.seen())))
-        assert server.violations == []
 
 
 # Buttons, edits, deletions
@@ -295,6 +302,17 @@ async def test_only_the_asker_and_admins_may_press(tmp_path: Path, server: Slack
         assert server.room.messages[server.seen()[-1].id].for_user == server.room.user("Ben")
         await server.press(answer, Action.RETRY, author="Root")
         await server.until(lambda: bots(server.seen())[0] == "two")
+
+
+async def test_a_button_does_its_work_where_nobody_can_be_told(house: House, server: SlackServer) -> None:
+    server.refused["chat.postEphemeral"] = "user_not_in_channel"
+    async with running(house, server):
+        await server.say("hello")
+        await server.until(lambda: bool(server.seen()[1:]) and server.seen()[1].actions == {Action.RETRY})
+        await server.press(server.seen()[1].id, Action.RETRY, author="Ben")
+        await server.until(lambda: "chat.postEphemeral" in server.calls and server.is_quiet)
+        await server.press(server.seen()[1].id, Action.RETRY)
+        await server.until(lambda: len(house.engine.requests) == 2)
 
 
 async def test_an_edited_question_is_answered_anew_in_the_same_reply(house: House, server: SlackServer) -> None:
@@ -596,6 +614,40 @@ async def test_a_port_that_is_taken_is_named(house: House) -> None:
 
 
 # Setting up
+
+
+def test_tokens_are_asked_for_as_the_mode_needs_them() -> None:
+    assert SlackSection().missing() == ("bot_token", "app_token")
+    assert SlackSection(mode="http").missing() == ("bot_token", "signing_secret")
+    with pytest.raises(ValidationError):
+        SlackSection(bot_token=SecretStr("xoxb-1"))
+
+
+def test_the_manifest_asks_for_what_the_bot_uses() -> None:
+    manifest = Path("docs/slack-manifest.yaml").read_text(encoding="utf-8")
+    scopes = manifest.partition("    bot:\n")[2].partition("settings:")[0]
+    assert {line.strip("- ") for line in scopes.split("\n") if line.strip()} == SCOPES
+    assert all(name in manifest.partition("usage_hint:")[2].partition("\n")[0] for name in COMMANDS)
+
+
+@pytest.mark.parametrize("wait", ["soon", None])
+def test_a_wait_of_unknown_length_is_half_a_minute(wait: str | None) -> None:
+    assert str(meaning(429, "ratelimited", wait)) == "the platform asks to wait 30 s"
+
+
+def test_an_answer_that_is_no_json_passes() -> None:
+    with pytest.raises(PlatformUnavailable), translated():
+        raise SlackApiError("not JSON", object())  # type: ignore[no-untyped-call]  # the library says nothing of it
+
+
+async def test_what_slack_says_for_the_first_time_is_told_as_it_is(server: SlackServer) -> None:
+    server.refused["chat.postMessage"] = "moon_phase_wrong"
+    async with web_api(server.settings()) as api:
+        messenger = SlackMessenger(api, 1.0)
+        with pytest.raises(PlatformError, match="moon_phase_wrong"):
+            await messenger.send(
+                ChannelKey("slack", "C1"), Rendered("hi"), reply_to=None, controls=frozenset(), nonce="1.0.0"
+            )
 
 
 async def found(server: SlackServer) -> list[tuple[bool, str]]:

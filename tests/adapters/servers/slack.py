@@ -60,6 +60,7 @@ class SlackServer:
         self.refused: dict[str, str] = {}  # methods that answer with this error
         self.links = 0  # how many web sockets were opened
         self.refusals = 0  # how often the script made trouble
+        self.slash = "/chat"
         self.gone: set[str] = set()  # channels that the bot was removed from
         self.dead_tickets = 0  # how many of the next tickets do not serve
         self._retries = retries
@@ -207,7 +208,7 @@ class SlackServer:
     async def command(self, name: str, *, author: str = "Mei", channel: str = "general") -> None:
         trigger = f"{next(self._numbers)}.738474920.8088930838d88f008e0"
         payload = {
-            "command": self.settings().command,
+            "command": self.slash,
             "text": name,
             "team_id": TEAM,
             "user_id": self.room.user(author),
