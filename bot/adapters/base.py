@@ -1,6 +1,7 @@
 """What the program asks of a platform, and how all platforms with edits answer."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -10,7 +11,7 @@ import structlog
 from bot.clock import Clock
 from bot.delivery import Delivery, Messenger
 from bot.dispatch import Dispatcher
-from bot.domain import Exchange
+from bot.domain import Exchange, ReplyEvent
 from bot.errors import BotError, ChannelGone
 from bot.pacing import Pacer
 
@@ -37,15 +38,23 @@ class Adapter(Protocol):
         ...
 
 
+Events = AsyncGenerator[ReplyEvent, None]
+# Shows a reply while it grows, in a way that leaves nothing behind; returns the events, for its delivery.
+Preview = Callable[[Exchange, Events, Pacer], Awaitable[Events]]
+
+
 class Replies:
     """The replies that grow on one platform, each in a task, at most one per exchange.
 
     An async context manager: leaving it cancels what still grows, which is then owed.
     """
 
-    def __init__(self, dispatcher: Dispatcher, messenger: Messenger, clock: Clock) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, messenger: Messenger, clock: Clock, preview: Preview | None = None
+    ) -> None:
         self._dispatcher = dispatcher
         self._messenger = messenger
+        self._preview = preview
         self._pacer = Pacer(messenger.edit_interval, clock)
         self._growing: dict[int, asyncio.Task[None]] = {}
 
@@ -68,7 +77,10 @@ class Replies:
         say = self._dispatcher.say_to(exchange)
         delivery = Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, say)
         try:
-            await delivery.run(self._dispatcher.handle(exchange))
+            events = self._dispatcher.handle(exchange)
+            if self._preview is not None:
+                events = await self._preview(exchange, events, self._pacer)
+            await delivery.run(events)
             await self._dispatcher.delivered(exchange.id)
         except ChannelGone as gone:
             await self._dispatcher.failed(exchange.id, str(gone))

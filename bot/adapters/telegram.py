@@ -9,6 +9,7 @@ from telegram.error import InvalidToken
 
 from bot.adapters.base import Finding, Replies
 from bot.adapters.telegram_calls import UNREADABLE, open_bot, translated
+from bot.adapters.telegram_drafts import Drafts
 from bot.adapters.telegram_messages import PLATFORM, Addressee, Heard, author_from, channel_of, heard
 from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.adapters.telegram_settings import TelegramSection
@@ -60,7 +61,8 @@ class TelegramAdapter:
         try:
             me = await self._log_in(bot)
             messenger = TelegramMessenger(bot, self._settings, dispatcher.moved)
-            async with Replies(dispatcher, messenger, self._clock) as replies:
+            preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
+            async with Replies(dispatcher, messenger, self._clock, preview) as replies:
                 listener = _Listener(bot, me, self._settings, dispatcher, replies)
                 await self._again_and_again(listener)
         finally:

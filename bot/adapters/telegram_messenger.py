@@ -56,7 +56,7 @@ class TelegramMessenger:
             message = await self._bot.send_message(
                 chat,
                 text.text,
-                entities=_entities(text),
+                entities=entities_of(text),
                 message_thread_id=thread_id(channel),
                 reply_parameters=None
                 if question is None
@@ -73,7 +73,7 @@ class TelegramMessenger:
                     text.text,
                     chat,
                     _known(message_id),
-                    entities=_entities(text),
+                    entities=entities_of(text),
                     reply_markup=_buttons(controls),
                     link_preview_options=_NO_PREVIEW,
                 )
@@ -119,7 +119,7 @@ def _known(message_id: str) -> int:
     return number
 
 
-def _entities(text: Rendered) -> list[MessageEntity]:
+def entities_of(text: Rendered) -> list[MessageEntity]:
     return [
         MessageEntity(entity.kind, entity.offset, entity.length, url=entity.url, language=entity.language)
         for entity in text.entities

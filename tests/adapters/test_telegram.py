@@ -299,6 +299,64 @@ async def test_a_button_that_waited_too_long_does_no_harm(telegram: TelegramPlat
         await done(telegram, "two")
 
 
+# Drafts.
+
+
+async def test_a_draft_grows_in_a_private_chat_and_becomes_a_message(house: House) -> None:
+    go_on = asyncio.Event()
+    house.engine.add(["**half**", go_on, " and half"])
+    async with TelegramPlatform(drafts=True) as telegram, running(telegram, house):
+        mei = telegram.private("Mei").id
+        await telegram.say("hello", direct=True)
+        await telegram.until(lambda: telegram.drafts.get(mei, []) == ["", "half"])
+        assert replies(telegram, "Mei") == []
+        go_on.set()
+        await done(telegram, "half and half", channel="Mei")
+        assert telegram.drafts == {}
+
+
+async def test_a_draft_shows_the_end_of_a_long_answer_and_is_kept_alive(house: House) -> None:
+    house.engine.add(["a" * 4000 + "\n\n" + "b" * 4000, asyncio.Event()])
+    async with TelegramPlatform(drafts=True) as telegram, running(telegram, house):
+        mei = telegram.private("Mei").id
+        await telegram.say("hello", direct=True)
+        await telegram.until(lambda: telegram.drafts.get(mei, [])[-2:] == ["b" * 4000] * 2)
+
+
+@pytest.mark.parametrize("trouble", [Trouble("429", 2), Trouble("500"), Trouble("timeout")])
+async def test_a_draft_that_is_refused_becomes_no_edit(house: House, trouble: Trouble) -> None:
+    go_on = asyncio.Event()
+    house.engine.add(["half", go_on, " and half"])
+    async with TelegramPlatform(drafts=True) as telegram, running(telegram, house):
+        telegram.script = lambda number, name: trouble if name == "sendMessageDraft" and number == 1 else None
+        await telegram.say("hello", direct=True)
+        await house.engine.asked(1)
+        await telegram.until(lambda: sum(name == "sendMessageDraft" for name, _ in telegram.calls) >= 2)
+        assert not any(name in ("sendMessage", "editMessageText") for name, _ in telegram.calls)
+        go_on.set()
+        await done(telegram, "half and half", channel="Mei")
+        assert telegram.violations == []
+
+
+async def test_commands_and_groups_have_no_drafts(house: House) -> None:
+    async with TelegramPlatform(drafts=True) as telegram, running(telegram, house):
+        await telegram.say("/status", direct=True)
+        await telegram.say("hello")
+        await done(telegram, "ok")
+        await telegram.until(lambda: any("scripted" in text for text in texts(telegram, "Mei")))
+        assert not any(name == "sendMessageDraft" for name, _ in telegram.calls)
+
+
+async def test_a_kill_before_the_message_leaves_nothing_to_say_twice(tmp_path: Path) -> None:
+    async with TelegramPlatform(drafts=True) as telegram:
+        async with a_house(tmp_path) as before, running(telegram, before):
+            before.engine.add(["half", asyncio.Event()])
+            await telegram.say("hello", direct=True)
+            await telegram.until(lambda: bool(telegram.drafts))
+        async with a_house(tmp_path) as after, running(telegram, after):
+            await done(telegram, "ok", channel="Mei")
+
+
 # Edits.
 
 

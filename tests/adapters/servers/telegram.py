@@ -94,7 +94,7 @@ class TelegramPlatform:
         self.now = TODAY
         self.reads_all = False
         self.webhook = ""
-        self.drafts: dict[int, str] = {}
+        self.drafts: dict[int, list[str]] = {}  # the versions of the one that is shown
         self.menus: dict[str, list[Json]] = {}
         self.answers: dict[str, str] = {}
         self.pending: list[Json] = []
@@ -405,7 +405,7 @@ class TelegramPlatform:
             case "sendMessageDraft":
                 if chat.kind != "private" or not form["draft_id"]:
                     raise Refused(400, "Bad Request: TEXTDRAFT_PEER_INVALID")
-                self.drafts[chat.id], _ = self._text(form)
+                self.drafts.setdefault(chat.id, []).append(self._text(form)[0] if form["text"] else "")
                 return True
         raise AssertionError(method)
 
