@@ -141,8 +141,7 @@ class Inbox:
             await self._dispatcher.deleted(channel, str(message_id))
 
     async def _commanded(self, interaction: discord.Interaction, name: str) -> None:
-        if interaction.channel_id is None:
-            return
+        assert interaction.channel_id is not None, "Discord tells where a command is used"
         message = commanded(interaction, name, key_of(interaction.channel, interaction.channel_id))
         exchange = await self._dispatcher.accept(message)
         if exchange is None:
@@ -163,7 +162,7 @@ class Inbox:
             with translated():
                 async with asyncio.timeout(_PATIENCE):
                     await response
-        except PlatformError as error:
+        except (PlatformError, discord.HTTPException) as error:
             log.info("a word on a command or button came too late", error=str(error))
             return False
         return True

@@ -80,12 +80,8 @@ class DiscordMessenger:
             await message.edit(content=text.text, view=_buttons(controls))
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
-        interaction = self._shown.pop(message_id, None)
         async with self._calling() as client:
-            if interaction is not None and not interaction.is_expired():
-                await interaction.delete_original_response()
-            else:
-                await client.get_partial_messageable(target(channel)).get_partial_message(int(message_id)).delete()
+            await client.get_partial_messageable(target(channel)).get_partial_message(int(message_id)).delete()
 
     async def _respond(self, interaction: discord.Interaction, text: Rendered) -> str:
         """Show the text as the response to a command; an edit, so trying again never says it twice."""

@@ -6,28 +6,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
+import discord
 import pytest
 
 from bot.adapters.discord import inspect, open_adapter
+from bot.adapters.discord_http import translated
+from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.discord_settings import DiscordSection
 from bot.commands import COMMANDS
 from bot.config import AccessSection, LimitsSection
 from bot.domain import Action, ChannelKey, IncomingMessage, Kind, Status
-from bot.errors import LoginRefused, StoreError
+from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited, StoreError
 from bot.markup.reading import is_balanced
 from bot.words import translator
 from tests.adapters.platform import Trouble
-from tests.adapters.servers.discord import (
-    APPLICATION,
-    BOT,
-    BOT_ROLE,
-    EPHEMERAL,
-    GUILD,
-    MESSAGE_CONTENT,
-    DiscordPlatform,
-)
+from tests.adapters.servers.discord import DiscordPlatform
+from tests.adapters.servers.discord_gateway import MESSAGE_CONTENT
+from tests.adapters.servers.discord_town import APPLICATION, BOT, BOT_ROLE, EPHEMERAL, GUILD
 from tests.fakes import FastClock, ScriptedEngine
 from tests.house import House, a_house
 
@@ -278,6 +276,13 @@ async def test_a_command_that_discord_no_longer_waits_for_is_answered_in_the_cha
     assert bot.platform.attempts[0][0] == "send"
 
 
+async def test_a_command_that_comes_too_late_is_answered_in_the_channel(bot: Bot) -> None:
+    bot.platform.is_late = True
+    await bot.platform.command("help")
+    await bot.platform.until(lambda: "`/clear`" in "".join(bot.shown()))
+    assert bot.platform.attempts[0][0] == "send"
+
+
 async def test_the_stop_button_ends_the_answer(bot: Bot) -> None:
     bot.engine.add(["half an", asyncio.Event()])
     await bot.platform.say("hi")
@@ -421,6 +426,33 @@ async def test_a_start_that_fails_is_tried_again(platform: DiscordPlatform, tmp_
         await bot.shows("ok")
 
 
+async def test_a_start_that_is_told_to_wait_waits(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.waits = {"/users/@me": 1, f"/applications/{APPLICATION}/commands": 1}
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+        assert platform.commands == [], "those who only talk to it need not wait for the commands"
+
+
+async def test_a_connection_that_is_garbled_is_begun_anew(bot: Bot) -> None:
+    await bot.platform.say("one")
+    await bot.shows("ok")
+    bot.platform.garble()
+    await bot.platform.until(lambda: not bot.platform.is_connected)
+    await bot.platform.say("two")
+    await bot.shows("ok", "ok")
+
+
+async def test_everything_goes_through_the_proxy(platform: DiscordPlatform, tmp_path: Path) -> None:
+    elsewhere: dict[str, Any] = {
+        "api_url": "http://discord.invalid/api/v10",
+        "gateway_url": "ws://discord.invalid/gateway",
+    }
+    async with a_bot(platform, tmp_path, proxy=platform.url, **elsewhere) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+
+
 async def test_a_wrong_token_ends_it_with_one_sentence(platform: DiscordPlatform, tmp_path: Path) -> None:
     platform.known_token = "another"
     async with a_bot(platform, tmp_path) as bot:
@@ -459,8 +491,9 @@ async def test_a_refusal_of_all_calls_holds_back_every_channel(bot: Bot) -> None
     await bot.shows("ok", channel="random")
 
 
-async def test_a_refusal_that_says_nothing_else_holds_back_every_channel(bot: Bot) -> None:
-    bot.platform.is_terse = True
+@pytest.mark.parametrize("after", ["10", "Fri, 20 Nov 2026 12:00:10 GMT"])
+async def test_a_refusal_that_says_nothing_else_holds_back_every_channel(bot: Bot, after: str) -> None:
+    bot.platform.terse = after
     bot.platform.script = lambda number, name: Trouble("429", seconds=10.0) if number == 0 else None
     await bot.platform.say("one")
     await bot.platform.until(lambda: bot.platform.writes == 1)
@@ -602,6 +635,49 @@ async def test_eighty_mentions_at_once_are_all_answered(bot: Bot) -> None:
         lambda: sum(message["content"] == "ok" for message in bot.platform.messages.values()) == 80, seconds=30
     )
     assert all(bot.shown(channel) == ["ok"] * 4 for channel in channels)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (403, 50001, ChannelGone),
+        (403, 50007, ChannelGone),
+        (404, 10003, ChannelGone),
+        (400, 50083, ChannelGone),
+        (404, 10008, MessageGone),
+        (400, 30046, RateLimited),
+        (403, 0, PlatformUnavailable),
+        (401, 0, LoginRefused),
+        (400, 50035, discord.HTTPException),
+    ],
+)
+async def test_what_discord_refuses_has_a_name(status: int, code: int, expected: type[Exception]) -> None:
+    response = SimpleNamespace(status=status, reason="")
+    with pytest.raises(expected), translated():
+        raise discord.HTTPException(cast("Any", response), {"code": code, "message": "no"})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (discord.RateLimited(40.0), RateLimited),
+        (discord.LoginFailure(), LoginRefused),
+        (TimeoutError(), PlatformUnavailable),
+        (ConnectionResetError(54, "reset"), PlatformUnavailable),
+        (RuntimeError("Session is closed"), PlatformUnavailable),
+        (RuntimeError("another"), RuntimeError),
+    ],
+)
+async def test_what_the_library_raises_has_a_name(error: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected), translated():
+        raise error
+
+
+async def test_without_a_connection_there_is_nobody_to_send_to() -> None:
+    messenger = DiscordMessenger(1.2, 10.0)
+    channel, text = ChannelKey("discord", "1"), messenger.format.render("hi")
+    with pytest.raises(PlatformUnavailable):
+        await messenger.send(channel, text, reply_to=None, controls=frozenset(), nonce="1.0.0")
 
 
 async def test_an_inspection_tells_what_is_missing(platform: DiscordPlatform) -> None:
