@@ -14,7 +14,8 @@ from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.delivery import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
-from tests.adapters.servers.discord import TOKEN, DiscordPlatform
+from tests.adapters.servers.discord import DiscordPlatform
+from tests.adapters.servers.discord_gateway import TOKEN
 from tests.adapters.servers.slack import SlackServer
 from tests.adapters.servers.telegram import TelegramPlatform
 from tests.fakes import FakeMessenger, ManualClock
