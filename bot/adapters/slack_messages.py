@@ -29,8 +29,10 @@ _ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
 # Slack waits 3 s for its acknowledgement: a name or a quotation is not worth missing it.
 _LOOK_UP_SECONDS = 1.0
+_MOST_NAMES = 20
 # A changed name or language shows after an hour; ten thousand people weigh a few megabytes.
 _REMEMBERED_SECONDS = 3600.0
+_UNKNOWN_SECONDS = 60.0
 _REMEMBERED_PEOPLE = 10_000
 
 
@@ -52,7 +54,7 @@ class Person:
 
 
 class People:
-    """Names and languages of the workspace's people, asked for once in an hour."""
+    """Names and languages of the workspace's people, each asked for once in an hour."""
 
     def __init__(self, web: AsyncWebClient, clock: Clock) -> None:
         self._web = web
@@ -61,8 +63,8 @@ class People:
 
     async def person(self, user: str) -> Person:
         """Look somebody up; who cannot be found in time is called by their id."""
-        asked, known = self._known.get(user, (0.0, None))
-        if known is not None and self._clock.now() < asked + _REMEMBERED_SECONDS:
+        until, known = self._known.get(user, (0.0, None))
+        if known is not None and self._clock.now() < until:
             return known
         try:
             async with asyncio.timeout(_LOOK_UP_SECONDS):
@@ -70,15 +72,19 @@ class People:
                     response = await self._web.users_info(user=user, include_locale=True)
         except (PlatformError, TimeoutError) as error:
             log.warning("a person is unknown", error=str(error) or "no answer in time")
+            self._remember(user, known or Person(user), _UNKNOWN_SECONDS)
             return known or Person(user)
         told = response.get("user") or {}
         profile = told.get("profile") or {}
         name = profile.get("display_name") or profile.get("real_name") or told.get("name") or user
         person = Person(name, told.get("locale"), bool(told.get("is_bot")))
+        self._remember(user, person, _REMEMBERED_SECONDS)
+        return person
+
+    def _remember(self, user: str, person: Person, seconds: float) -> None:
         if len(self._known) >= _REMEMBERED_PEOPLE:
             del self._known[next(iter(self._known))]
-        self._known[user] = (self._clock.now(), person)
-        return person
+        self._known[user] = (self._clock.now() + seconds, person)
 
 
 class Ears:
@@ -166,11 +172,10 @@ class Ears:
 
     async def _plain(self, raw: str) -> str:
         """Write Slack's notation for people, channels and links as they are read."""
-        names: dict[str, str] = {}
-        for marked in _MARKED.findall(raw):
-            user = marked[1:].partition("|")[0]
-            if marked.startswith("@") and user not in names:
-                names[user] = (await self._people.person(user)).name
+        marks = [marked[1:].partition("|")[0] for marked in _MARKED.findall(raw) if marked.startswith("@")]
+        users = list(dict.fromkeys(marks))[:_MOST_NAMES]
+        people = await asyncio.gather(*map(self._people.person, users))
+        names = {user: person.name for user, person in zip(users, people, strict=True)}
         return _unescaped(_MARKED.sub(lambda found: _read(found[1], names), raw)).strip()
 
 

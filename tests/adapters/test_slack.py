@@ -21,7 +21,7 @@ from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Stat
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, StoreError
 from bot.markup.format import Rendered
 from bot.markup.reading import is_balanced, visible
-from tests.adapters.platform import Seen, Trouble
+from tests.adapters.platform import LoopbackPlatform, Seen, Trouble
 from tests.adapters.servers.slack import SlackServer
 from tests.fakes.clock import FastClock
 from tests.house import House, a_house
@@ -78,6 +78,11 @@ async def becomes(house: House, status: Status, channel: str, message_id: str) -
             exchange = await house.store.find(ChannelKey("slack", channel), message_id)
             if exchange is not None and exchange.status is status:
                 return exchange
+
+
+def test_the_workspace_is_a_platform_like_the_others() -> None:
+    platform: LoopbackPlatform = SlackServer()
+    assert platform.name == "slack"
 
 
 # Who is answered, and where
