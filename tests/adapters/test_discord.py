@@ -404,6 +404,21 @@ async def test_a_reply_that_was_cut_off_is_edited_and_not_sent_again(platform: D
         await bot.shows("whole")
 
 
+async def test_a_placeholder_whose_id_was_not_noted_is_not_sent_twice(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*arguments: Any) -> None:
+        raise StoreError("the power is gone")
+
+    async with a_bot(platform, tmp_path) as bot:
+        monkeypatch.setattr(bot.house.store, "placed", failing)
+        await platform.say("one")
+        await bot.shows("…")
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok")
+    assert len([name for name, _ in platform.attempts if name == "send"]) == 2
+
+
 async def test_catching_up_passes_over_what_it_may_not_read(platform: DiscordPlatform, tmp_path: Path) -> None:
     async with a_bot(platform, tmp_path) as bot:
         await platform.say("one")
