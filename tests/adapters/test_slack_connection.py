@@ -1,0 +1,207 @@
+"""Slack: being connected, being away, and being set up."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+from slack_sdk.errors import SlackApiError
+
+from bot.adapters.slack import SCOPES, inspect, web_api
+from bot.adapters.slack_errors import meaning, translated
+from bot.adapters.slack_messenger import SlackMessenger
+from bot.adapters.slack_settings import SlackSection
+from bot.commands import COMMANDS
+from bot.domain import Action, ChannelKey
+from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
+from bot.markup.format import Rendered
+from tests.adapters.servers.slack import SlackServer
+from tests.adapters.slack_house import answered, bots, running
+from tests.fakes.clock import FastClock
+from tests.house import House, a_house
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[SlackServer]:
+    async with SlackServer() as server:
+        yield server
+        assert server.violations == []
+
+
+# The connection
+
+
+async def test_what_was_said_while_the_bot_was_away_is_answered_in_order(tmp_path: Path, server: SlackServer) -> None:
+    async with a_house(tmp_path) as house, running(house, server):
+        thread = await server.say("first")
+        await server.say("direct", direct=True)
+        await answered(server, "ok")
+        await answered(server, "ok", channel="Mei")
+        await server.until(lambda: server.is_quiet)
+    await server.disconnect(resumable=False)
+    for number in range(5):
+        await server.say(f"missed {number}", channel="general", thread=thread if number % 2 else None)
+    await server.say("missed in a thread", thread=thread, mention=False)
+    called_in = await server.say("among people", mention=False)
+    await server.say("and you?", thread=called_in)
+    await server.say("missed", direct=True)
+    await server.say("a talk", mention=False)
+    async with a_house(tmp_path) as house, running(house, server):
+        await server.until(lambda: len(house.engine.requests) == 8)
+        await server.until(lambda: bots(server.seen()) == ["ok"] * 8 and bots(server.seen("Mei")) == ["ok"] * 2)
+        said = [request.messages[-1].content for request in house.engine.requests]
+    in_thread = ["Mei: missed 1", "Mei: missed 3", "Mei: missed in a thread"]
+    assert [text for text in said if text in in_thread] == in_thread
+    assert "> among people\n\nMei: and you?" in said
+    assert "Mei: a talk" not in said
+
+
+async def test_a_channel_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, server: SlackServer) -> None:
+    async with a_house(tmp_path) as house, running(house, server):
+        await server.say("hello")
+        await server.command("status", channel="other")
+        await server.until(lambda: bool(bots(server.seen())) and bool(bots(server.seen("other"))))
+        await server.until(lambda: server.is_quiet)
+    await server.disconnect(resumable=False)
+    await server.say("missed", channel="other")
+    server.gone.add(server.room.channel("general"))
+    async with a_house(tmp_path) as house, running(house, server):
+        await server.until(lambda: "ok" in bots(server.seen("other")))
+
+
+async def test_a_lost_socket_is_replaced_and_nothing_is_missed(house: House, server: SlackServer) -> None:
+    async with running(house, server):
+        await server.say("one", channel="a")
+        await answered(server, "ok", channel="a")
+        await server.disconnect(resumable=False)
+        await server.say("two", channel="a")
+        await answered(server, "ok", "ok", channel="a")
+        assert server.calls.count("apps.connections.open") == 2
+
+
+async def test_a_refreshed_socket_goes_on(house: House, server: SlackServer) -> None:
+    async with running(house, server):
+        await server.refresh()
+        await server.until(lambda: server.links == 2 and server.sockets == 1)
+        await server.say("hello")
+        await answered(server, "ok")
+
+
+async def test_a_ticket_that_is_dead_is_replaced(house: House, server: SlackServer, monkeypatch: Any) -> None:
+    monkeypatch.setattr("bot.adapters.slack_socket._CONNECT_SECONDS", 0.2)
+    server.dead_tickets = 2
+    async with running(house, server):
+        await server.say("hello")
+        await answered(server, "ok")
+    assert server.calls.count("apps.connections.open") == 3
+
+
+async def test_slack_may_be_down_at_the_start(house: House, server: SlackServer) -> None:
+    server.refused |= {"auth.test": "internal_error", "apps.connections.open": "ratelimited"}
+    task = asyncio.create_task(server.adapter(FastClock()).run(house.dispatcher))
+    await server.until(lambda: server.calls.count("auth.test") > 2)
+    del server.refused["auth.test"]
+    await server.until(lambda: server.calls.count("apps.connections.open") > 0)
+    server.refused.clear()
+    await server.until(lambda: server.sockets == 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"), [({"bot_token": "xoxb-no"}, "BOT_SLACK__BOT_TOKEN"), ({"app_token": "xapp-no"}, "APP_TOKEN")]
+)
+async def test_a_wrong_token_is_one_clear_sentence(house: House, settings: dict[str, Any], name: str) -> None:
+    async with SlackServer(**settings) as server:
+        with pytest.raises(LoginRefused, match=name):
+            async with running(house, server):
+                pass
+
+
+# HTTP
+
+
+async def test_events_commands_and_buttons_come_by_signed_requests(house: House) -> None:
+    async with SlackServer(mode="http") as server, running(house, server):
+        house.engine.add("one", "two")
+        await server.say("hello")
+        await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
+        await server.press(server.seen()[1].id, Action.RETRY)
+        await answered(server, "two")
+        await server.command("clear")
+        await answered(server, "two", "Forgotten: everything said here (1).")
+        assert server.violations == []
+
+
+async def test_a_request_with_a_wrong_signature_is_refused(house: House) -> None:
+    async with SlackServer(mode="http") as server, running(house, server):
+        body = '{"type": "event_callback", "event": {"type": "message", "channel": "D1", "user": "U1", "ts": "1.1"}}'
+        assert await server.post(body, "application/json", {}, secret="guessed") == 401
+    assert house.engine.requests == []
+
+
+async def test_a_port_that_is_taken_is_named(house: House) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        async with SlackServer(mode="http", port=taken.getsockname()[1]) as server:
+            with pytest.raises(PlatformError, match=r"adapters\.slack\.port"):
+                await server.adapter(FastClock()).run(house.dispatcher)
+
+
+# Setting up
+
+
+def test_tokens_are_asked_for_as_the_mode_needs_them() -> None:
+    assert SlackSection().missing() == ("bot_token", "app_token")
+    assert SlackSection(mode="http").missing() == ("bot_token", "signing_secret")
+    with pytest.raises(ValidationError):
+        SlackSection(bot_token=SecretStr("xoxb-1"))
+
+
+def test_the_manifest_asks_for_what_the_bot_uses() -> None:
+    manifest = Path("docs/slack-manifest.yaml").read_text(encoding="utf-8")
+    scopes = manifest.partition("    bot:\n")[2].partition("settings:")[0]
+    assert {line.strip("- ") for line in scopes.split("\n") if line.strip()} == SCOPES
+    assert all(name in manifest.partition("usage_hint:")[2].partition("\n")[0] for name in COMMANDS)
+
+
+@pytest.mark.parametrize("wait", ["soon", None])
+def test_a_wait_of_unknown_length_is_half_a_minute(wait: str | None) -> None:
+    assert str(meaning(429, "ratelimited", wait)) == "the platform asks to wait 30 s"
+
+
+def test_an_answer_that_is_no_json_passes() -> None:
+    with pytest.raises(PlatformUnavailable), translated():
+        raise SlackApiError("not JSON", object())  # type: ignore[no-untyped-call]  # the library says nothing of it
+
+
+async def test_what_slack_says_for_the_first_time_is_told_as_it_is(server: SlackServer) -> None:
+    server.refused["chat.postMessage"] = "moon_phase_wrong"
+    async with web_api(server.settings()) as api:
+        messenger = SlackMessenger(api, 1.0)
+        with pytest.raises(PlatformError, match="moon_phase_wrong"):
+            await messenger.send(
+                ChannelKey("slack", "C1"), Rendered("hi"), reply_to=None, controls=frozenset(), nonce="1.0.0"
+            )
+
+
+async def found(server: SlackServer) -> list[tuple[bool, str]]:
+    return [(finding.is_ok, finding.text) async for finding in inspect(server.settings())]
+
+
+async def test_check_online_tells_what_is_well(server: SlackServer) -> None:
+    findings = await found(server)
+    assert [is_ok for is_ok, _ in findings] == [True] * 3
+    assert "@chatglm" in findings[0][1]
+
+
+async def test_check_online_names_missing_scopes_and_wrong_tokens(server: SlackServer) -> None:
+    server.scopes -= {"users:read"}
+    server.refused["apps.connections.open"] = "missing_scope"
+    findings = await found(server)
+    assert [is_ok for is_ok, _ in findings] == [True, False, False]
+    assert "lacks users:read" in findings[1][1]
+    server.refused["auth.test"] = "account_inactive"
+    assert [is_ok for is_ok, _ in await found(server)] == [False]

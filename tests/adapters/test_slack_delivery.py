@@ -1,0 +1,163 @@
+"""Slack: how answers look there, and how they arrive whatever happens."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.domain import Action, Exchange, IncomingMessage, Kind, Status
+from bot.errors import StoreError
+from bot.markup.reading import is_balanced, visible
+from tests.adapters.servers.slack import SlackServer
+from tests.adapters.slack_house import answered, becomes, bots, running, trouble_at
+from tests.house import House, a_house
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[SlackServer]:
+    async with SlackServer() as server:
+        yield server
+        assert server.violations == []
+
+
+# What is shown
+
+
+async def test_an_answer_grows_by_edits_of_one_message(house: House, server: SlackServer) -> None:
+    go_on = asyncio.Event()
+    house.engine.add(["one ", go_on, "two"])
+    async with running(house, server):
+        await server.say("count")
+        await answered(server, "one ")
+        first = server.seen()[1].id
+        go_on.set()
+        await answered(server, "one two")
+    assert server.seen()[1].id == first
+    assert server.calls.count("chat.postMessage") == 1
+
+
+async def test_a_long_answer_goes_on_in_further_messages(house: House, server: SlackServer) -> None:
+    text = "第一段。\n\n```py\n" + "print('你好')\n" * 2000 + "```\n\n完了。"
+    house.engine.add(text)
+    async with running(house, server):
+        await server.say("a long one")
+        await server.until(lambda: "".join(map(visible, bots(server.seen()))) == visible(text))
+    assert len(bots(server.seen())) == 3
+    assert all(map(is_balanced, bots(server.seen())))
+
+
+PINGS = "All: <!channel> <!here|here> <!EVERYONE> <!subteam^S1> <@U001> <#C001> <!date^1^x|y> `<!channel>` x < y && <b>"
+
+
+async def test_what_the_model_says_calls_nobody(house: House, server: SlackServer) -> None:
+    house.engine.add(PINGS)
+    async with running(house, server):
+        await server.say("shout")
+        await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
+    assert server.room.pings == []
+    assert server.seen()[1].visible == visible(PINGS)
+
+
+async def test_refused_markup_is_sent_plain(house: House, server: SlackServer) -> None:
+    server.room.refuses_markdown = True
+    house.engine.add("**bold** & <!channel>")
+    async with running(house, server):
+        await server.say("hello")
+        await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
+    assert bots(server.seen()) == ["**bold** & <!channel>"]
+    assert server.room.messages[server.seen()[1].id].blocks == []
+    assert server.room.pings == []
+
+
+# Trouble on the way
+
+
+async def test_a_wait_is_obeyed_and_the_last_edit_lands(house: House, server: SlackServer) -> None:
+    house.engine.add([*"abcdef"])
+    server.script = trouble_at(0, 2, 3, kind="429", seconds=5)
+    async with running(house, server):
+        await server.say("spell")
+        await answered(server, "abcdef")
+
+
+@pytest.mark.parametrize("kind", ["500", "timeout", "lost"])
+@pytest.mark.parametrize("direct", [False, True])
+async def test_whatever_gets_lost_a_reply_is_sent_once(
+    house: House, server: SlackServer, kind: str, direct: bool
+) -> None:
+    server.script = trouble_at(0, 2, 4, kind=kind)
+    house.engine.add("字" * 15_000)
+    place = "Mei" if direct else "general"
+    async with running(house, server):
+        await server.say("long", direct=direct)
+        await server.until(lambda: len(server.seen(place)) > 2 and server.seen(place)[-1].actions == {Action.RETRY})
+        await server.until(lambda: "".join(bots(server.seen(place))) == "字" * 15_000)
+    assert len(bots(server.seen(place))) == 2
+
+
+async def test_a_message_sent_before_a_crash_is_found_again(tmp_path: Path, server: SlackServer) -> None:
+    async with a_house(tmp_path) as house:
+
+        async def crash(exchange: int, part: int, message_id: str) -> None:
+            raise StoreError("the disk is full")
+
+        house.dispatcher.placed = crash  # type: ignore[method-assign]  # the id is lost between send and store
+        async with running(house, server):
+            await server.say("some words before", mention=False)
+            await server.say("hello")
+            await answered(server, "…")
+    async with a_house(tmp_path) as house, running(house, server):
+        await answered(server, "ok")
+
+
+async def test_what_could_not_be_kept_comes_again(house: House, server: SlackServer) -> None:
+    begin, failures = house.store.begin, [StoreError("the database is locked")] * 2
+
+    async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
+        if failures:
+            raise failures.pop()
+        return await begin(message, kind)
+
+    house.store.begin = failing  # type: ignore[method-assign]  # a database that is locked for a moment
+    server.patience = 0.3
+    async with running(house, server):
+        await server.say("hello", direct=True)
+        await answered(server, "ok", channel="Mei")
+        await server.until(lambda: server.is_quiet)
+    assert len(server.deliveries) == 3
+    assert len(house.engine.requests) == 1
+
+
+async def test_a_channel_that_is_gone_ends_the_exchange(house: House, server: SlackServer) -> None:
+    server.refused["chat.postMessage"] = "is_archived"
+    async with running(house, server):
+        question = await server.say("hello")
+        await becomes(house, Status.FAILED, server.room.channel("general"), question)
+
+
+FUZZ: list[dict[str, Any]] = [
+    {"type": "message"},
+    {"type": "message", "subtype": "message_changed"},
+    {"type": "message", "subtype": "message_changed", "message": "?"},
+    {"type": "message", "subtype": "message_deleted", "channel": 7},
+    {"type": "message", "channel": "C001", "user": "U001", "ts": "yesterday", "text": "<@UBOT> hi"},
+    {"type": "message", "channel": "C001", "user": {"id": "U001"}, "ts": "1.1", "text": "<@UBOT> hi"},
+    {"type": "message", "channel": "C001", "user": "U001", "ts": "1.1", "text": None, "thread_ts": 5},
+    {"type": "message", "channel": "C001", "user": "UBOT", "ts": "1.1", "text": "<@UBOT> hi"},
+    {"type": "message", "channel": "C001", "subtype": "bot_message", "bot_id": "B9", "ts": "1.1", "text": "<@UBOT>"},
+    {"type": "message", "channel": "C001", "subtype": "channel_join", "user": "U001", "ts": "1.1", "text": "<@UBOT>"},
+    {"type": "reaction_added", "user": "U001"},
+]
+
+
+async def test_strange_events_do_no_harm(house: House) -> None:
+    async with SlackServer(retries=(), patience=0.3) as server:
+        async with running(house, server):
+            for event in FUZZ:
+                server.emit({"event_ts": "1.1", "ts": "1.1", **event})
+            await server.until(lambda: server.is_quiet)
+            await server.say("hello")
+            await answered(server, "ok")
+        assert len(house.engine.requests) == 1
