@@ -2,22 +2,23 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import assert_never
 
 import structlog
-from telegram import Bot, BotCommand, CallbackQuery, Message, Update, User
+from telegram import Bot, BotCommand, Update, User
 from telegram.error import InvalidToken
 
 from bot.adapters.base import Finding, Replies
 from bot.adapters.telegram_calls import UNREADABLE, open_bot, translated
 from bot.adapters.telegram_drafts import Drafts
-from bot.adapters.telegram_messages import PLATFORM, Addressee, Heard, author_from, channel_of, heard
+from bot.adapters.telegram_messages import PLATFORM, Addressee, Pressed, Said, Upgraded, read
 from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.adapters.telegram_settings import TelegramSection
 from bot.clock import Clock
 from bot.commands import COMMANDS
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
-from bot.domain import Action, ChannelKey
+from bot.domain import Exchange
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
 from bot.words import translator
 
@@ -133,7 +134,7 @@ class _Listener:
             self._confirmed = update.update_id + 1
         if self.is_behind and not updates:
             for exchange in await self._dispatcher.owed(PLATFORM):
-                self._replies.begin(exchange)
+                self._begin(exchange)
             self.is_behind = False
 
     async def _updates(self) -> tuple[Update, ...]:
@@ -150,62 +151,53 @@ class _Listener:
 
     async def _take(self, update: Update) -> None:
         try:
-            message = update.message or update.edited_message
-            if message is not None and (message.migrate_to_chat_id or message.migrate_from_chat_id):
-                await self._follow(message)
-                return
-            said = heard(message, self._me) if message is not None else None
+            told = read(update, self._me)
         except UNREADABLE as error:
             log.warning("an update could not be read", update=update.update_id, error=type(error).__name__)
             return
-        if update.message is not None and said is not None:
-            await self._hear(update.message, said)
-        elif said is not None and said.to is not Addressee.ANOTHER_BOT:
-            edited = await self._dispatcher.edited(said.message)
-            if edited is not None:
-                self._replies.begin(edited)
-        elif update.callback_query is not None:
-            await self._press(update.callback_query)
+        match told:
+            case Said():
+                await self._hear(told)
+            case Pressed():
+                await self._press(told)
+            case Upgraded():
+                await self._dispatcher.moved(told.channel, told.to)
+            case None:
+                pass
+            case _:
+                assert_never(told)
 
-    async def _hear(self, message: Message, said: Heard) -> None:
-        if said.to is Addressee.ANOTHER_BOT or self._is_more_of_an_album(message):
-            return
-        if said.to is Addressee.NOBODY and not await self._listens_to(said.message.channel):
-            return
-        if self.is_behind:
-            await self._dispatcher.keep(said.message)
-        elif (accepted := await self._dispatcher.accept(said.message)) is not None:
-            self._replies.begin(accepted)
+    async def _hear(self, said: Said) -> None:
+        if said.is_edit and said.to is not Addressee.ANOTHER_BOT:
+            self._begin(await self._dispatcher.edited(said.message))
+        elif not said.is_edit and await self._is_for_us(said):
+            if self.is_behind:
+                await self._dispatcher.keep(said.message)
+            else:
+                self._begin(await self._dispatcher.accept(said.message))
+            self._album = said.album
 
-    async def _listens_to(self, channel: ChannelKey) -> bool:
-        return self._settings.threads and channel.thread is not None and await self._dispatcher.knows(channel)
+    async def _is_for_us(self, said: Said) -> bool:
+        # Pictures that are sent together come one by one, and only one of them may say something.
+        if said.album is not None and said.album == self._album and not said.message.text:
+            return False
+        if said.to is Addressee.NOBODY:
+            channel = said.message.channel
+            return self._settings.threads and channel.thread is not None and await self._dispatcher.knows(channel)
+        return said.to is Addressee.US
 
-    def _is_more_of_an_album(self, message: Message) -> bool:
-        """Whether it is a picture that came with the last one: together they are one message."""
-        earlier, self._album = self._album, message.media_group_id
-        return self._album is not None and self._album == earlier and not message.caption
-
-    async def _follow(self, message: Message) -> None:
-        """Keep the history of a group that became a supergroup; both of them tell."""
-        here = message.chat.id
-        old, new = message.migrate_from_chat_id or here, message.migrate_to_chat_id or here
-        await self._dispatcher.moved(ChannelKey(PLATFORM, str(old)), str(new))
-
-    async def _press(self, query: CallbackQuery) -> None:
-        if query.message is None or query.data not in set(Action):
-            return
-        where = query.message
-        channel = channel_of(where) if isinstance(where, Message) else ChannelKey(PLATFORM, str(where.chat.id))
-        pressed = await self._dispatcher.pressed(
-            channel, str(where.message_id), Action(query.data), author_from(query.from_user)
-        )
-        if pressed.again is not None:
-            self._replies.begin(pressed.again)
+    async def _press(self, press: Pressed) -> None:
+        pressed = await self._dispatcher.pressed(press.channel, press.message_id, press.action, press.by)
+        self._begin(pressed.again)
         try:
             with translated():
-                await self._bot.answer_callback_query(query.id, pressed.notice or None)
+                await self._bot.answer_callback_query(press.query, pressed.notice or None)
         except PlatformError as error:
             log.info("a button was not answered", error=str(error))  # it was pressed long ago, say
+
+    def _begin(self, exchange: Exchange | None) -> None:
+        if exchange is not None:
+            self._replies.begin(exchange)
 
 
 class _Pause:

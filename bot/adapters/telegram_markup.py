@@ -7,7 +7,6 @@ space, which the words never hold: so a reader can tell the two apart.
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from markdown_it import MarkdownIt
@@ -87,7 +86,6 @@ class _Writer:
         self._write_blocks(_MARKDOWN.parse(markdown))
 
     def rendered(self) -> Rendered:
-        self._close_all()
         self._entities.sort(key=lambda entity: (entity.offset, -entity.length))
         return Rendered("".join(self._text), tuple(self._entities))
 
@@ -219,10 +217,6 @@ class _Writer:
         if style.begin is not None and is_needed and not any(other.kind == style.kind for other in self._open):
             self._entities.append(Entity(style.kind, style.begin, self._length - style.begin, url=style.url))
 
-    def _close_all(self) -> None:
-        while self._open:
-            self._finish(self._open.pop())
-
 
 def _content(token: Token) -> str:
     return token.content.replace(EN_SPACE, " ")
@@ -259,10 +253,8 @@ def _row(cells: list[str], widths: list[int]) -> str:
 
 def _width(text: str) -> int:
     """Columns of a terminal: a Chinese character takes two."""
-    return sum(_columns(text))
-
-
-def _columns(text: str) -> Iterator[int]:
-    for character in text:
-        if not unicodedata.combining(character):
-            yield 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return sum(
+        2 if unicodedata.east_asian_width(character) in "WF" else 1
+        for character in text
+        if not unicodedata.combining(character)
+    )

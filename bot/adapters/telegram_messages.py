@@ -1,19 +1,20 @@
-"""What Telegram tells of a message, in our words, and whether it was said to the bot."""
+"""What an update of Telegram tells, in our words: who said what to whom, or pressed what."""
 
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from telegram import Chat, Message, MessageEntity, User
+from telegram import CallbackQuery, Chat, Message, MessageEntity, Update, User
 
 from bot.commands import COMMANDS
-from bot.domain import Author, ChannelKey, IncomingMessage
+from bot.domain import Action, Author, ChannelKey, IncomingMessage
 
 PLATFORM = "telegram"
 
 _COMMAND = re.compile(r"/([A-Za-z0-9_]+)(?:@([A-Za-z0-9_]+))?(?=\s|$)")
 # Every chat with a bot begins with it; it greets, as /help does.
 _START = "start"
+_SPACE = " ".encode("utf-16-le")
 
 
 class Addressee(Enum):
@@ -25,46 +26,102 @@ class Addressee(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """A message of a person, without the bot's name in it."""
+class Said:
+    """A message of a person, without the bot's name in it; `album` is what pictures sent together have in common."""
 
     message: IncomingMessage
     to: Addressee
+    is_edit: bool = False
+    album: str | None = None
 
 
-def heard(message: Message, me: User) -> Heard | None:
-    """Read a message; None for what no person said: a pin, a new member, a bot's words."""
+@dataclass(frozen=True, slots=True)
+class Pressed:
+    """A button under one of the bot's messages; the press itself has the id `query`."""
+
+    query: str
+    channel: ChannelKey
+    message_id: str
+    action: Action
+    by: Author
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A group became a supergroup, which has another id; both of them tell."""
+
+    channel: ChannelKey
+    to: str
+
+
+def read(update: Update, me: User) -> Said | Pressed | Upgraded | None:
+    """Read an update; None for what no person did: a pin, a new member, a bot's words.
+
+    The library checks no types, so this may raise whatever wrong ones lead to
+    (`telegram_calls.UNREADABLE`); what it returns is sound.
+    """
+    if update.callback_query is not None:
+        return _pressed(update.callback_query)
+    message = update.message or update.edited_message
+    if message is None:
+        return None
+    if message.migrate_to_chat_id or message.migrate_from_chat_id:
+        here = message.chat.id
+        old, new = message.migrate_from_chat_id or here, message.migrate_to_chat_id or here
+        return Upgraded(ChannelKey(PLATFORM, str(int(old))), str(int(new)))
+    return _said(message, me, is_edit=update.message is None)
+
+
+def _said(message: Message, me: User, *, is_edit: bool) -> Said | None:
     author = _author(message)
     if author.is_bot or not _has_content(message):
         return None
+    is_direct = message.chat.type == Chat.PRIVATE
     text, is_mentioned = _without_mentions(message, me)
-    text, to = _addressed(text, me, is_direct=message.chat.type == Chat.PRIVATE)
+    text, to = _addressed(text, me, is_direct=is_direct)
     if to is Addressee.NOBODY and (is_mentioned or _answers_us(message, me)):
         to = Addressee.US
-    return Heard(
+    return Said(
         IncomingMessage(
-            id=str(message.message_id),
-            channel=channel_of(message),
+            id=str(int(message.message_id)),
+            channel=_channel(message),
             author=author,
             text=text,
             sent_at=message.date,
-            server=None if message.chat.type == Chat.PRIVATE else str(message.chat.id),
-            is_direct=message.chat.type == Chat.PRIVATE,
-            locale=message.from_user.language_code if message.from_user else None,
-            quoted=_quoted(message, me),
+            server=None if is_direct else str(message.chat.id),
+            is_direct=is_direct,
+            locale=_text(message.from_user.language_code) if message.from_user else None,
+            quoted=_text(_quoted(message, me)),
         ),
         to,
+        is_edit,
+        message.media_group_id,
     )
 
 
-def channel_of(message: Message) -> ChannelKey:
+def _pressed(query: CallbackQuery) -> Pressed | None:
+    where = query.message
+    if where is None or query.data not in list(Action):
+        return None
+    # Of an old message Telegram tells only where it is, and not in which topic; the store finds it by its id.
+    channel = _channel(where) if isinstance(where, Message) else ChannelKey(PLATFORM, str(int(where.chat.id)))
+    return Pressed(str(query.id), channel, str(where.message_id), Action(query.data), _person(query.from_user))
+
+
+def _channel(message: Message) -> ChannelKey:
     """Where it was said; a topic is a thread."""
     topic = str(message.message_thread_id) if message.is_topic_message else None
-    return ChannelKey(PLATFORM, str(message.chat.id), topic)
+    return ChannelKey(PLATFORM, str(int(message.chat.id)), topic)
 
 
-def author_from(user: User) -> Author:
+def _person(user: User) -> Author:
     return Author(PLATFORM, str(user.id), user.full_name, is_bot=user.is_bot)
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError("a text is none")
 
 
 def _author(message: Message) -> Author:
@@ -74,7 +131,7 @@ def _author(message: Message) -> Author:
         return Author(PLATFORM, str(message.sender_chat.id), message.sender_chat.title or "", is_bot=is_forwarded)
     if message.from_user is None or message.via_bot is not None:
         return Author(PLATFORM, "", "", is_bot=True)
-    return author_from(message.from_user)
+    return _person(message.from_user)
 
 
 def _has_content(message: Message) -> bool:
@@ -93,7 +150,7 @@ def _without_mentions(message: Message, me: User) -> tuple[str, bool]:
         words = units[begin:end].decode("utf-16-le", "replace")
         if begin >= at and _names(entity, words, me):
             kept.append(units[at:begin])
-            at = end + len(" ".encode("utf-16-le")) * (units[end : end + 2] == " ".encode("utf-16-le"))
+            at = end + 2 if units[end : end + 2] == _SPACE else end
             is_mentioned = True
     kept.append(units[at:])
     return b"".join(kept).decode("utf-16-le", "surrogatepass").strip(), is_mentioned
