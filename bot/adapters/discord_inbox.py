@@ -118,7 +118,7 @@ class Inbox:
                 break
         if failures:
             # Replies, too, were broken off by what failed here.
-            await self._begin_owed()
+            self._work.put_nowait(self._begin_owed)
 
     async def _said(self, message: discord.Message) -> None:
         channel = await self._for_us(message)
