@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from bot import __version__
-from bot.adapters import SETTINGS
+from bot.adapters import SETTINGS, inspect
 from bot.config import Config
 from bot.config_sources import Loaded, load_with_origins
 from bot.engine import BACKENDS
@@ -50,12 +50,16 @@ def run(path: Path | None) -> None:
 
 @cli.command()
 @with_config
-def check(path: Path | None) -> None:
+@click.option("--online", is_flag=True, help="Also ask each platform whether its bot can work there.")
+def check(path: Path | None, online: bool) -> None:
     """Print the settings in force against the defaults, or every mistake in them."""
     from bot.check import report
 
-    for line in report(_load(path)):
+    loaded = _load(path)
+    for line in report(loaded):
         click.echo(line)
+    if online and not asyncio.run(_inspect(loaded.config)):
+        sys.exit(1)
 
 
 @cli.command()
@@ -122,6 +126,19 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+
+
+async def _inspect(config: Config) -> bool:
+    """Print what each platform says of its bot; tell whether all is well."""
+    is_well = True
+    for name, settings in config.enabled_adapters.items():
+        if not settings.tokens:
+            continue  # nobody to ask: the console
+        click.echo(f"\n{name}:")
+        async for finding in inspect(name, settings):
+            click.echo(f"  {'ok ' if finding.is_ok else '!! '} {finding.text}")
+            is_well = is_well and finding.is_ok
+    return is_well
 
 
 def _load(path: Path | None) -> Loaded:

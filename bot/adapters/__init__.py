@@ -1,8 +1,9 @@
 """Finds an adapter by its name in config.toml; a new platform is a line here and two files."""
 
+from collections.abc import AsyncIterator
 from importlib import import_module
 
-from bot.adapters.base import Adapter
+from bot.adapters.base import Adapter, Finding
 from bot.adapters.console_settings import ConsoleSection
 from bot.adapters.discord_settings import DiscordSection
 from bot.adapters.slack_settings import SlackSection
@@ -17,6 +18,13 @@ SETTINGS: dict[str, type[AdapterSection]] = {
     "telegram": TelegramSection,
     "slack": SlackSection,
 }
+
+
+async def inspect(name: str, settings: AdapterSection) -> AsyncIterator[Finding]:
+    """Ask a platform about its bot: whether the token is valid, and what it still lacks."""
+    findings: AsyncIterator[Finding] = import_module(f"{__name__}.{name}").inspect(settings)
+    async for finding in findings:
+        yield finding
 
 
 def open_adapter(name: str, settings: AdapterSection, clock: Clock) -> Adapter:
