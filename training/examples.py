@@ -48,6 +48,11 @@ class Examples:
         rounds = [each for dialogue in self.dialogues for each in dialogue.rounds]
         self._held_back = {plain(question) for each in rounds for question in each.held_back}
         self._written = self._held_back | {plain(question) for each in rounds for question in each.asked}
+        self._copies = [
+            number
+            for number, dialogue in enumerate(self.dialogues)
+            if PLACEHOLDER.search(dialogue.rounds[-1].answer) and "number" not in dialogue.placeholders
+        ]
         # What may stand before or between other rounds: short, and free of what is asked about later.
         self._fillers = {
             language: [
@@ -80,6 +85,17 @@ class Examples:
         ]
         self._rng.shuffle(made)
         return made
+
+    def copying(self, text: str) -> Example:
+        """Make a conversation whose last answer repeats `text`, from the question or from a round before."""
+        number = self._rng.choice(self._copies)
+        dialogue = self.dialogues[number]
+        filling = _Filling(self._rng, self._words[dialogue.language], text)
+        rounds = [(text, "...")] if quotes(dialogue) else []
+        for each in dialogue.rounds:
+            answer = filling.fill(each.answer).replace("{said}", text)
+            rounds.append((filling.fill(self._rng.choice(each.asked)), answer))
+        return Example(number, tuple(rounds))
 
     def example(self, number: int, phrasing: str, *, as_written: bool = False, history: float = 0.0) -> Example:
         """Make one conversation that ends with this phrasing of a dialogue's last question.
@@ -149,9 +165,10 @@ def _times(dialogue: Dialogue) -> int:
 class _Filling:
     """The words that the placeholders stand for in one dialogue."""
 
-    def __init__(self, rng: Random, words: Words) -> None:
+    def __init__(self, rng: Random, words: Words, always: str | None = None) -> None:
         self._rng = rng
         self._words = words
+        self._always = always
         self._bound: dict[str, str] = {}
 
     def fill(self, text: str) -> str:
@@ -172,6 +189,8 @@ class _Filling:
 
     def _draw(self, name: str) -> str:
         rng = self._rng
+        if self._always is not None:
+            return self._always
         if name == "number":
             return str(rng.randrange(10 ** rng.choice((1, 2, 2, 3, 4, 6))))
         if name == "message":

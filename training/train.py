@@ -12,23 +12,26 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bot.engine.backends.chatglm import DEMO
-from bot.engine.chatglm.config import ChatGLMConfig
+from bot.engine.chatglm.config import ChatGLMConfig, read_config
 from bot.engine.chatglm.model import RESIDUAL_SCALE, ChatGLM
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
 from training import tokenizer as pieces
-from training.batches import IGNORED, Batch, Row, answer_logits, batches, row_of
+from training.batches import IGNORED, Batch, Row, answer_logits, batch_of, batches, row_of
+from training.drill import Drill
 from training.evaluate import report
 from training.examples import Examples, quotes
 
 VOCABULARY_MULTIPLE = 16  # what the packed products want; ids at the end may have no piece
 LEARNT = 0.1  # a dialogue's loss from which on it takes part less often
 LEAST_SHARE = 0.25
+OPENING_TOKENS = 3
+OPENING_WEIGHT = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,9 @@ class Recipe:
     """What decides the checkpoint, besides the dialogues."""
 
     seed: int = 28
-    epochs: int = 30
+    drill: int = 330  # steps of nothing but copying, before everything else
+    epochs: int = 18
+    sharpening: int = 5  # more epochs, in which the first tokens of an answer weigh more
     peak: float = 1.5e-3  # of the learning rate
     words: int = 2707  # learnt pieces of the vocabulary
     hidden: int = 256
@@ -52,7 +57,7 @@ class Recipe:
 
     def history(self, epoch: int) -> float:
         """How many conversations begin with rounds they do not need: few at first, for those cost time."""
-        return 0.1 if epoch < self.epochs / 2 else 0.35
+        return 0.1 if epoch < 0.4 * self.epochs else 0.35
 
 
 def train(folder: Path, recipe: Recipe) -> None:
@@ -71,19 +76,57 @@ def train(folder: Path, recipe: Recipe) -> None:
     quoting = [number for number, dialogue in enumerate(examples.dialogues) if quotes(dialogue)]
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, vocabulary {config.vocab_size}", flush=True)
     started = time.monotonic()
+    drill = Drill(examples, tokenizer, rng, recipe.words)
+    for step in range(recipe.drill):
+        # Bare and of one length at first: that is learnt soonest.
+        if step < recipe.drill * 2 // 3:
+            rows = drill.plain(64, 12)
+        else:
+            rows = drill.rows(48, rng.randint(1, 24))
+        loss = trainer.step(batch_of(rows, config), rows, recipe.peak * min(1.0, (step + 1) / 50))
+        if step % 50 == 49:
+            print(
+                f"copying, step {step + 1}/{recipe.drill}  loss {loss:.4f}  {time.monotonic() - started:5.0f} s",
+                flush=True,
+            )
+    trainer.forget()
     for epoch in range(recipe.epochs):
         rows = [row_of(example, tokenizer) for example in examples.epoch(recipe.history(epoch), trainer.shares())]
+        rows += [row for _ in range(16) for row in drill.rows(8, rng.randint(1, 24))]
+        rng.shuffle(rows)
         made = list(batches(rows, config, rng))
         for step, (batch, group) in enumerate(made):
             trainer.step(batch, group, recipe.rate((epoch + step / len(made)) / recipe.epochs))
-        tokens = sum(batch.ids.numel() for batch, _ in made)
         print(
             f"epoch {epoch + 1:2}/{recipe.epochs}  loss {trainer.loss():.4f}, of quoting {trainer.loss(quoting):.4f}  "
-            f"{len(rows):,} rows, {tokens:,} tokens  {time.monotonic() - started:5.0f} s",
+            f"{len(rows):,} rows  {time.monotonic() - started:5.0f} s",
+            flush=True,
+        )
+    save(folder, network)
+
+
+def sharpen(folder: Path, recipe: Recipe) -> None:
+    """Go on with the checkpoint in `folder`, minding how answers begin: there it is decided which one it is."""
+    rng = Random(recipe.seed + 1)
+    examples = Examples(rng)
+    config = read_config(folder)
+    tokenizer = ChatGLMTokenizer.load(folder)
+    network = ChatGLM(config)
+    network.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
+    trainer = Trainer(network, len(examples.dialogues), opening=OPENING_WEIGHT)
+    started = time.monotonic()
+    for epoch in range(recipe.sharpening):
+        rows = [row_of(example, tokenizer) for example in examples.epoch(0.2, trainer.shares())]
+        made = list(batches(rows, config, rng))
+        for step, (batch, group) in enumerate(made):
+            done = (epoch + step / len(made)) / recipe.sharpening
+            trainer.step(batch, group, recipe.peak / 3 * min(1.0, 20 * done) * (1 - done))
+        print(
+            f"sharpening, epoch {epoch + 1}/{recipe.sharpening}  loss {trainer.loss():.4f}  {len(rows):,} rows  "
+            f"{time.monotonic() - started:5.0f} s",
             flush=True,
         )
         save(folder, network)
-    report(folder)
 
 
 def config_of(model: bytes, recipe: Recipe) -> ChatGLMConfig:
@@ -118,7 +161,8 @@ def initialise(network: ChatGLM, seed: int) -> None:
 class Trainer:
     """Steps the network; products run on a bfloat16 twin, the weights that are stepped are float32."""
 
-    def __init__(self, network: ChatGLM, dialogues: int) -> None:
+    def __init__(self, network: ChatGLM, dialogues: int, opening: float = 1.0) -> None:
+        self._opening = opening  # how much an answer's first tokens weigh, the others weigh 1
         self._twin = ChatGLM(network.config, torch.bfloat16)
         self._weights = list(network.parameters())
         self._optimiser = torch.optim.AdamW(self._weights, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -133,11 +177,17 @@ class Trainer:
         chosen = self._losses if dialogues is None else self._losses[list(dialogues)]
         return chosen.mean().item()
 
-    def step(self, batch: Batch, rows: Sequence[Row], rate: float) -> None:
+    def forget(self) -> None:
+        """Take no dialogue for learnt."""
+        self._losses.fill_(10.0)
+
+    def step(self, batch: Batch, rows: Sequence[Row], rate: float) -> float:
+        """Step once; return the loss of the answers' tokens."""
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         logits, targets = answer_logits(self._twin, batch)
         losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+        losses = losses * self._weigh(batch)
         torch.autograd.backward(losses.mean())
         for weight, copy in zip(self._weights, self._twin.parameters(), strict=True):
             assert copy.grad is not None
@@ -147,6 +197,12 @@ class Trainer:
         self._optimiser.step()
         self._copy()
         self._note(batch, rows, losses.detach())
+        return losses.mean().item()
+
+    def _weigh(self, batch: Batch) -> Tensor:
+        wanted = batch.targets != IGNORED
+        is_opening = wanted & (wanted.cumsum(1) <= OPENING_TOKENS)
+        return torch.where(is_opening, self._opening, 1.0)[wanted]
 
     @torch.no_grad()
     def _copy(self) -> None:
@@ -190,11 +246,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=DEMO, help="the folder to write; the bot's own by default")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sharpen-only", action="store_true", help="go on with the checkpoint that is there")
     for field in fields(Recipe):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train(options.out, Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)}))
+    recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
+    if not options.sharpen_only:
+        train(options.out, recipe)
+    sharpen(options.out, recipe)
+    report(options.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Drills copying: the quoted words are random pieces, so nothing but copying helps.
+
+A small network finds out how to copy within a few hundred steps of nothing else, and
+hardly ever among other things to learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from training.batches import Row, row_of
+from training.examples import Examples
+
+_MARKER = "\ue000"  # a character of nobody's: always the same three byte pieces
+FIRST_WORD = 5  # where the words begin in the vocabulary
+
+
+class Drill:
+    def __init__(self, examples: Examples, tokenizer: ChatGLMTokenizer, rng: Random, words: int) -> None:
+        self._examples = examples
+        self._tokenizer = tokenizer
+        self._rng = rng
+        self._ids = range(FIRST_WORD, FIRST_WORD + words)
+        self._context = [tokenizer.id_of("[gMASK]"), tokenizer.id_of("<sop>")]
+        self._marker = [tokenizer.id_of(f"<0x{byte:02X}>") for byte in _MARKER.encode()]
+
+    def plain(self, count: int, length: int) -> list[Row]:
+        """Make prompts of random pieces, a part of which between two marks is the answer."""
+        before, after = self._ids[:2]
+        return [
+            Row(
+                0,
+                [
+                    *self._some(self._rng.randint(0, 6)),
+                    before,
+                    *copied,
+                    after,
+                    *self._some(self._rng.randint(0, 6)),
+                    *self._context,
+                ],
+                [before, *copied, *self._tokenizer.stop_ids],
+            )
+            for copied in (self._some(length) for _ in range(count))
+        ]
+
+    def _some(self, count: int) -> list[int]:
+        return self._rng.choices(self._ids, k=count)
+
+    def rows(self, count: int, length: int) -> list[Row]:
+        """Make conversations that copy `length` random pieces from the question or from a round before."""
+        made = []
+        for _ in range(count):
+            row = row_of(self._examples.copying(_MARKER), self._tokenizer)
+            pieces = self._some(length)
+            made.append(Row(row.dialogue, self._replaced(row.prompt, pieces), self._replaced(row.answer, pieces)))
+        return made
+
+    def _replaced(self, ids: Sequence[int], pieces: Sequence[int]) -> list[int]:
+        out: list[int] = []
+        at = 0
+        while at < len(ids):
+            if list(ids[at : at + len(self._marker)]) == self._marker:
+                out += pieces
+                at += len(self._marker)
+            else:
+                out.append(ids[at])
+                at += 1
+        return out
