@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum, auto
 
 from telegram import CallbackQuery, Chat, Message, MessageEntity, Update, User
@@ -68,7 +69,7 @@ def read(update: Update, me: User) -> Said | Pressed | Upgraded | None:
     if message.migrate_to_chat_id or message.migrate_from_chat_id:
         here = message.chat.id
         old, new = message.migrate_from_chat_id or here, message.migrate_to_chat_id or here
-        return Upgraded(ChannelKey(PLATFORM, str(int(old))), str(int(new)))
+        return Upgraded(ChannelKey(PLATFORM, str(_whole(old))), str(_whole(new)))
     return _said(message, me, is_edit=update.message is None)
 
 
@@ -83,11 +84,11 @@ def _said(message: Message, me: User, *, is_edit: bool) -> Said | None:
         to = Addressee.US
     return Said(
         IncomingMessage(
-            id=str(int(message.message_id)),
+            id=str(_whole(message.message_id)),
             channel=_channel(message),
             author=author,
             text=text,
-            sent_at=message.date,
+            sent_at=_moment(message.date),
             server=None if is_direct else str(message.chat.id),
             is_direct=is_direct,
             locale=_text(message.from_user.language_code) if message.from_user else None,
@@ -104,18 +105,18 @@ def _pressed(query: CallbackQuery) -> Pressed | None:
     if where is None or query.data not in list(Action):
         return None
     # Of an old message Telegram tells only where it is, and not in which topic; the store finds it by its id.
-    channel = _channel(where) if isinstance(where, Message) else ChannelKey(PLATFORM, str(int(where.chat.id)))
+    channel = _channel(where) if isinstance(where, Message) else ChannelKey(PLATFORM, str(_whole(where.chat.id)))
     return Pressed(str(query.id), channel, str(where.message_id), Action(query.data), _person(query.from_user))
 
 
 def _channel(message: Message) -> ChannelKey:
     """Where it was said; a topic is a thread."""
-    topic = str(message.message_thread_id) if message.is_topic_message else None
-    return ChannelKey(PLATFORM, str(int(message.chat.id)), topic)
+    topic = str(_whole(message.message_thread_id)) if message.is_topic_message else None
+    return ChannelKey(PLATFORM, str(_whole(message.chat.id)), topic)
 
 
 def _person(user: User) -> Author:
-    return Author(PLATFORM, str(user.id), user.full_name, is_bot=user.is_bot)
+    return Author(PLATFORM, str(user.id), _text(user.full_name) or "", is_bot=bool(user.is_bot))
 
 
 def _text(value: object) -> str | None:
@@ -124,11 +125,25 @@ def _text(value: object) -> str | None:
     raise TypeError("a text is none")
 
 
+def _whole(value: object) -> int:
+    if isinstance(value, int):
+        return value
+    raise TypeError("a number is none")
+
+
+def _moment(value: object) -> datetime:
+    if isinstance(value, datetime):
+        return value
+    raise TypeError("a moment is none")
+
+
 def _author(message: Message) -> Author:
     if message.sender_chat is not None:
         # An admin who speaks as the group, or somebody as their channel: the user is then a stand-in.
         is_forwarded = bool(message.is_automatic_forward)
-        return Author(PLATFORM, str(message.sender_chat.id), message.sender_chat.title or "", is_bot=is_forwarded)
+        return Author(
+            PLATFORM, str(message.sender_chat.id), _text(message.sender_chat.title) or "", is_bot=is_forwarded
+        )
     if message.from_user is None or message.via_bot is not None:
         return Author(PLATFORM, "", "", is_bot=True)
     return _person(message.from_user)

@@ -27,6 +27,7 @@ from tests.adapters.servers.telegram_words import fitted, markdown, refused, spe
 TOKEN = "123456789:AAExampleExampleExampleExampleExam"
 BOT_ID = 123456789
 BOT = "glm_bot"
+UNCHANGED = "an edit that changes nothing"
 TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 Json = dict[str, Any]
@@ -93,6 +94,8 @@ class TelegramPlatform:
         self.calls: list[tuple[str, Json]] = []
         self.now = TODAY
         self.reads_all = False
+        self.joins_groups = True
+        self.garbage: list[bytes] = []  # what the next calls are answered with
         self.webhook = ""
         self.drafts: dict[int, list[str]] = {}  # the versions of the one that is shown
         self.menus: dict[str, list[Json]] = {}
@@ -303,6 +306,8 @@ class TelegramPlatform:
             if request.match_info["token"] != TOKEN:
                 raise Refused(401, "Unauthorized")
             self.calls.append((method, form))
+            if self.garbage:
+                return web.Response(body=self.garbage.pop(0))
             if method in self.broken:
                 raise self.broken[method]
             result = await (
@@ -317,7 +322,7 @@ class TelegramPlatform:
     async def _do(self, request: web.Request, method: str, form: Json) -> object:
         match method:
             case "getMe":
-                return _BOT | {"can_read_all_group_messages": self.reads_all, "can_join_groups": True}
+                return _BOT | {"can_read_all_group_messages": self.reads_all, "can_join_groups": self.joins_groups}
             case "getUpdates":
                 return await self._get_updates(request, form)
             case "deleteWebhook":
@@ -392,7 +397,7 @@ class TelegramPlatform:
                 text, entities = self._text(form)
                 if (text, entities, _actions(form)) == (message.text, message.entities, message.actions):
                     if message.is_shown:
-                        self.violations.append("an edit that changes nothing")
+                        self.violations.append(UNCHANGED)
                     raise Refused(
                         400, "Bad Request: message is not modified: specified new message content is the same"
                     )
