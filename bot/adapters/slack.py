@@ -71,13 +71,10 @@ class SlackAdapter:
             async with Replies(dispatcher, messenger, self._clock) as replies:
                 desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies)
                 backlog = _Backlog(api, dispatcher, desk, messenger, replies, self._persist)
-                try:
-                    if self._settings.mode == "http":
-                        await self._serve(desk, backlog)
-                    else:
-                        await self._stay_connected(api, desk, backlog)
-                finally:
-                    desk.close()
+                if self._settings.mode == "http":
+                    await self._serve(desk, backlog)
+                else:
+                    await self._stay_connected(api, desk, backlog)
 
     async def _serve(self, desk: Desk, backlog: "_Backlog") -> None:
         settings = self._settings
@@ -94,8 +91,10 @@ class SlackAdapter:
             try:
                 # Read before connecting: what comes in later would move the marks beyond what was missed.
                 marks = await backlog.marks()
-                async with socket(desk.app, token, api, self._clock) as line, _beside(backlog.catch_up(marks)):
+                async with socket(desk.app, token, api, self._clock) as line, asyncio.TaskGroup() as tasks:
+                    catching_up = tasks.create_task(backlog.catch_up(marks))
                     await line.lost()
+                    catching_up.cancel()
                 error: BotError = PlatformUnavailable("the web socket was lost")
             except (PlatformUnavailable, RateLimited, StoreError) as exc:
                 error = exc
@@ -140,21 +139,20 @@ class _Backlog:
         self._persist = persist
 
     async def marks(self) -> Mapping[ChannelKey, str]:
-        """The newest message known per thread; from here on the desk waits for `catch_up`."""
-        self._desk.is_open.clear()
-        return await self._dispatcher.high_water(PLATFORM)
+        """The newest message known per thread; from here on those channels wait for `catch_up`."""
+        marks = await self._dispatcher.high_water(PLATFORM)
+        self._desk.shut({key.channel for key in marks})
+        return marks
 
     async def catch_up(self, marks: Mapping[ChannelKey, str]) -> None:
         """Keep what was missed, a channel after the other, and begin all that is owed."""
         channels: dict[str, dict[str | None, str]] = {}
         for key, newest in marks.items():
             channels.setdefault(key.channel, {})[key.thread] = newest
-        try:
-            await self._persist(self._begin_owed)
-            for channel, known in channels.items():
-                await self._persist(partial(self._read, channel, known))
-        finally:
-            self._desk.is_open.set()
+        await self._persist(self._begin_owed)
+        for channel, known in channels.items():
+            await self._persist(partial(self._read, channel, known))
+            self._desk.open(channel)
 
     async def _read(self, channel: str, known: Mapping[str | None, str]) -> None:
         try:
@@ -174,19 +172,6 @@ class _Backlog:
         for exchange in await self._dispatcher.owed(PLATFORM):
             self._messenger.doubt(exchange)
             self._replies.begin(exchange)
-
-
-@asynccontextmanager
-async def _beside(work: Awaitable[None]) -> AsyncIterator[None]:
-    """Let it go on while the block runs; what goes wrong with it is raised at the block's end."""
-    task = asyncio.ensure_future(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
 
 
 @asynccontextmanager

@@ -2,8 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,7 +20,7 @@ from bot.adapters.slack_settings import SlackSection
 from bot.commands import parse
 from bot.dispatch import Dispatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
-from bot.errors import BotError, PlatformError
+from bot.errors import BotError, PlatformError, PlatformUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,9 +47,7 @@ class Desk:
         replies: Replies,
     ) -> None:
         self.ears = Ears(me, api, people, dispatcher.knows, threads=settings.threads)
-        # What was missed goes first: until it is kept, newer messages wait, if only for a moment.
-        self.is_open = asyncio.Event()
-        self._is_closed = False
+        self._gates: dict[str, asyncio.Event] = {}
         self._people = people
         self._dispatcher = dispatcher
         self._messenger = messenger
@@ -81,13 +78,19 @@ class Desk:
         app.error(self.on_error)
         return app
 
-    def close(self) -> None:
-        """Begin no reply any more: what a listener still keeps is owed."""
-        self._is_closed = True
+    def shut(self, channels: Iterable[str]) -> None:
+        """Take nothing from these channels until they are opened: what was missed there goes first.
+
+        A newer message that is kept would move the mark beyond what was missed.
+        """
+        self._gates = {channel: asyncio.Event() for channel in channels}
+
+    def open(self, channel: str) -> None:
+        self._gates.pop(channel).set()
 
     async def on_message(self, event: Event) -> None:
-        await self._turn()
         channel = text_of(event, "channel")
+        await self._turn(channel)
         # Two listeners may run at once, and a name to look up must not change the order.
         async with self._orders.setdefault(channel, asyncio.Lock()):
             match text_of(event, "subtype"):
@@ -104,7 +107,6 @@ class Desk:
         """Let events that we have no use for count as received."""
 
     async def on_command(self, ack: AsyncAck, command: Mapping[str, Any]) -> None:
-        await self._turn()
         user = text_of(command, "user_id")
         person = await self._people.person(user)
         message = slash(command, person)
@@ -135,16 +137,20 @@ class Desk:
         else:
             log.error("an event was not understood", exc_info=error)
 
-    async def _turn(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                await self.is_open.wait()
+    async def _turn(self, channel: str) -> None:
+        gate = self._gates.get(channel)
+        if gate is not None:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await gate.wait()
+            except TimeoutError:
+                raise PlatformUnavailable("what was missed in its channel is not kept yet") from None
 
     async def _take(self, message: IncomingMessage) -> None:
         self._begin(await self._dispatcher.accept(self._placed(message)))
 
     def _begin(self, exchange: Exchange | None) -> None:
-        if exchange is not None and not self._is_closed:
+        if exchange is not None:
             self._replies.begin(exchange)
 
     def _placed(self, message: IncomingMessage) -> IncomingMessage:

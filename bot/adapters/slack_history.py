@@ -55,7 +55,7 @@ async def missed(
     async for page in pages(web, channel, None, oldest=f"{begin:.6f}"):
         for message in page:
             found[message["ts"]] = message
-            if float(message.get("latest_reply") or 0) > since:
+            if float(message.get("latest_reply") or 0) > since:  # of messages with a thread alone
                 threads.add(message["ts"])
     for thread in sorted(threads):
         async for page in pages(web, channel, thread, oldest=f"{since:.6f}"):

@@ -25,19 +25,41 @@ _LOOKS = 3
 
 
 class _Handler(AsyncSocketModeHandler):
-    """Bolt's handler; what cannot be acknowledged any more comes again, and is nothing to report."""
+    """Bolt's handler, which leaves no listener behind.
+
+    What cannot be acknowledged any more comes again, and is nothing to report.
+    """
+
+    def __init__(self, app: AsyncApp, app_token: str, api: AsyncWebClient) -> None:
+        super().__init__(app, app_token, web_client=api, proxy=api.proxy, ping_interval=_PING_SECONDS)
+        # Whether a lost connection is made anew is decided here alone.
+        self.client.auto_reconnect_enabled = self.client.default_auto_reconnect_enabled = False
+        self._listening: set[asyncio.Task[None]] = set()
 
     async def handle(  # type: ignore[override]  # as in Bolt's own, which narrows the client too
         self, client: SocketModeClient, req: SocketModeRequest
     ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._listening.add(task)
+        task.add_done_callback(self._listening.discard)
         with suppress(ConnectionError):
             await super().handle(client, req)
+
+    async def close(self) -> None:
+        """Disconnect, and end all that the library has begun: the database is closed next."""
+        client = self.client
+        tasks = [client.message_processor, client.message_receiver, client.current_session_monitor, *self._listening]
+        await self.close_async()  # type: ignore[no-untyped-call]  # Bolt says nothing of it
+        for task in self._listening:
+            task.cancel()
+        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
 
 
 class Socket:
     """One connection in socket mode, with the library's replacement when Slack refreshes it."""
 
-    def __init__(self, handler: AsyncSocketModeHandler, clock: Clock) -> None:
+    def __init__(self, handler: _Handler, clock: Clock) -> None:
         self._handler = handler
         self._clock = clock
 
@@ -61,9 +83,7 @@ async def socket(app: AsyncApp, app_token: str, api: AsyncWebClient, clock: Cloc
         PlatformUnavailable: There is no connection.
     """
     url = await ticket(api, app_token)
-    handler = _Handler(app, app_token, web_client=api, proxy=api.proxy, ping_interval=_PING_SECONDS)
-    # Whether a lost connection is made anew is decided here alone.
-    handler.client.auto_reconnect_enabled = handler.client.default_auto_reconnect_enabled = False
+    handler = _Handler(app, app_token, api)
     handler.client.wss_uri = url
     try:
         try:
@@ -73,10 +93,7 @@ async def socket(app: AsyncApp, app_token: str, api: AsyncWebClient, clock: Cloc
             raise PlatformUnavailable("Slack's web socket cannot be opened") from None
         yield Socket(handler, clock)
     finally:
-        tasks = [handler.client.message_processor, handler.client.message_receiver]
-        tasks.append(handler.client.current_session_monitor)
-        await handler.close_async()  # type: ignore[no-untyped-call]  # Bolt says nothing of it
-        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+        await handler.close()
 
 
 async def ticket(api: AsyncWebClient, app_token: str) -> str:

@@ -1,17 +1,27 @@
 """Slack: how answers look there, and how they arrive whatever happens."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bot.adapters.slack_messenger import SlackFormat
+from bot.config import LimitsSection
 from bot.domain import Action, Exchange, IncomingMessage, Kind, Status
 from bot.errors import StoreError
 from bot.markup.reading import is_balanced, visible
+from tests.adapters.platform import Trouble
 from tests.adapters.servers.slack import SlackServer
 from tests.adapters.slack_house import answered, becomes, bots, running, trouble_at
+from tests.fakes import ScriptedEngine
+from tests.fakes.clock import FastClock
 from tests.house import House, a_house
 
 
@@ -161,3 +171,44 @@ async def test_strange_events_do_no_harm(house: House) -> None:
             await server.say("hello")
             await answered(server, "ok")
         assert len(house.engine.requests) == 1
+
+
+UNLIMITED = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0)
+
+
+async def test_whenever_it_is_broken_off_each_question_is_answered_once(tmp_path: Path, server: SlackServer) -> None:
+    random = Random(4)
+    server.script = lambda number, name: Trouble("lost") if number % 5 == 4 else None
+    questions: list[str] = []
+
+    def echo() -> ScriptedEngine:
+        return ScriptedEngine(default=lambda request: ["echo ", request.messages[-1].content.removeprefix("Mei: ")])
+
+    def is_done() -> bool:
+        seen = [*bots(server.seen()), *bots(server.seen("Mei"))]
+        return sorted(seen) == sorted(f"echo {question}" for question in questions)
+
+    def is_enough(calls: int) -> bool:
+        return len(server.calls) >= calls or is_done()
+
+    for _ in range(15):
+        async with a_house(tmp_path, echo(), limits=UNLIMITED) as house:
+            # Not `running`: it may be broken off before it is connected.
+            task = asyncio.create_task(server.adapter(FastClock()).run(house.dispatcher))
+            for direct in (False, True):
+                questions.append(f"question {len(questions)}")
+                await server.say(questions[-1], direct=direct)
+            # The first are answered: from then on the places where people ask are known.
+            enough = len(server.calls) + (random.randrange(15) if len(questions) > 2 else 10**6)
+            await server.until(partial(is_enough, enough))
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    async with a_house(tmp_path, echo(), limits=UNLIMITED) as house, running(house, server):
+        await server.until(is_done)
+
+
+@given(st.text(alphabet="<>!@#&^|`*chanelrubtmpCU01 \n好", max_size=80))
+def test_neutralised_text_is_the_text_and_calls_nobody(text: str) -> None:
+    rendered = SlackFormat().render(f"{text}<!channel>")
+    assert rendered.text.replace("\u2060", "") == f"{text}<!channel>"
+    assert re.search(r"<(?:!(?:channel|here|subteam)|@[CU])", rendered.text) is None
