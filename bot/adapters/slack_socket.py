@@ -41,6 +41,8 @@ class _Handler(AsyncSocketModeHandler):
     ) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if client.closed:
+            return
         self._listening.add(task)
         task.add_done_callback(self._listening.discard)
         with suppress(ConnectionError):
@@ -48,11 +50,11 @@ class _Handler(AsyncSocketModeHandler):
 
     async def close(self) -> None:
         """Disconnect, and end all that the library has begun: the database is closed next."""
-        client = self.client
-        tasks = [client.message_processor, client.message_receiver, client.current_session_monitor, *self._listening]
         await self.close_async()  # type: ignore[no-untyped-call]  # Bolt says nothing of it
         for task in self._listening:
             task.cancel()
+        client = self.client
+        tasks = [client.message_processor, client.message_receiver, client.current_session_monitor, *self._listening]
         await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
 
 
