@@ -42,6 +42,7 @@ class Recipe:
     drill: int = 330  # steps of nothing but copying, before everything else
     epochs: int = 18
     sharpening: int = 5  # more epochs, in which the first tokens of an answer weigh more
+    again: int = 3  # and some more of those, with the rate risen once more
     peak: float = 1.5e-3  # of the learning rate
     words: int = 2707  # learnt pieces of the vocabulary
     hidden: int = 256
@@ -105,9 +106,9 @@ def train(folder: Path, recipe: Recipe) -> None:
     save(folder, network)
 
 
-def sharpen(folder: Path, recipe: Recipe) -> None:
+def sharpen(folder: Path, epochs: int, seed: int, peak: float) -> None:
     """Go on with the checkpoint in `folder`, minding how answers begin: there it is decided which one it is."""
-    rng = Random(recipe.seed + 1)
+    rng = Random(seed)
     examples = Examples(rng)
     config = read_config(folder)
     tokenizer = ChatGLMTokenizer.load(folder)
@@ -115,14 +116,14 @@ def sharpen(folder: Path, recipe: Recipe) -> None:
     network.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()})
     trainer = Trainer(network, len(examples.dialogues), opening=OPENING_WEIGHT)
     started = time.monotonic()
-    for epoch in range(recipe.sharpening):
+    for epoch in range(epochs):
         rows = [row_of(example, tokenizer) for example in examples.epoch(0.2, trainer.shares())]
         made = list(batches(rows, config, rng))
         for step, (batch, group) in enumerate(made):
-            done = (epoch + step / len(made)) / recipe.sharpening
-            trainer.step(batch, group, recipe.peak / 3 * min(1.0, 20 * done) * (1 - done))
+            done = (epoch + step / len(made)) / epochs
+            trainer.step(batch, group, peak * min(1.0, 20 * done) * (1 - done))
         print(
-            f"sharpening, epoch {epoch + 1}/{recipe.sharpening}  loss {trainer.loss():.4f}  {len(rows):,} rows  "
+            f"sharpening, epoch {epoch + 1}/{epochs}  loss {trainer.loss():.4f}  {len(rows):,} rows  "
             f"{time.monotonic() - started:5.0f} s",
             flush=True,
         )
@@ -246,15 +247,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=DEMO, help="the folder to write; the bot's own by default")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sharpen-only", action="store_true", help="go on with the checkpoint that is there")
     for field in fields(Recipe):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
-    if not options.sharpen_only:
-        train(options.out, recipe)
-    sharpen(options.out, recipe)
+    train(options.out, recipe)
+    for turn, epochs in enumerate((recipe.sharpening, recipe.again), start=1):
+        sharpen(options.out, epochs, recipe.seed + turn, recipe.peak / 3)
     report(options.out)
 
 
