@@ -1,6 +1,6 @@
 """Telegram: messages by long polling, answers in messages that are edited."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import assert_never
 
@@ -215,45 +215,37 @@ class _Pause:
         self._seconds = min(2 * self._seconds, _LONGEST_RETRY)
 
 
-async def inspect(settings: TelegramSection) -> list[Finding]:
+async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
     """Call Telegram and tell what stands in the bot's way there."""
     bot = open_bot(settings)
     try:
         with translated():
             await _knowing_the_token(bot.initialize)
+            me: User = bot.bot
+            yield Finding(True, f"the token is valid; the bot is @{me.username} ({me.full_name})")
+            if me.can_read_all_group_messages:
+                yield Finding(True, "privacy mode is off: in groups the bot hears everything")
+            else:
+                yield Finding(False, _PRIVACY)
+            if me.can_join_groups is False:
+                yield Finding(False, "nobody may add the bot to a group; /setjoingroups at @BotFather changes that")
             webhook = await bot.get_webhook_info()
+            if webhook.url:
+                yield Finding(
+                    False, "a webhook is set, so another program may use this token; a start of the bot removes it"
+                )
+            else:
+                await _wait_for_another_poller(bot, settings.call_seconds)
+                yield Finding(True, "nobody else asks for this bot's messages")
     except PlatformError as error:
-        return [Finding(False, str(error))]
-    else:
-        me: User = bot.bot
-        findings = [Finding(True, f"the token is valid; the bot is @{me.username} ({me.full_name})")]
-        if me.can_read_all_group_messages:
-            findings.append(Finding(True, "privacy mode is off: in groups the bot hears everything"))
-        else:
-            findings.append(Finding(False, _PRIVACY))
-        if me.can_join_groups is False:
-            findings.append(
-                Finding(False, "the bot may not be added to groups; /setjoingroups at @BotFather changes that")
-            )
-        if webhook.url:
-            findings.append(
-                Finding(False, "a webhook is set, so another program may use this token; a start removes it")
-            )
-        else:
-            findings.append(await _second_poller(bot, settings.call_seconds))
-        return findings
+        yield Finding(False, str(error))
     finally:
         await bot.shutdown()
 
 
-async def _second_poller(bot: Bot, seconds: float) -> Finding:
-    try:
-        with translated():
-            # Somebody else's next poll ends ours; a confirmed update would be theirs, so we confirm none.
-            await bot.get_updates(limit=1, timeout=int(min(_SECOND_POLLER, seconds)))
-    except PlatformError as error:
-        return Finding(False, str(error))
-    return Finding(True, "nobody else asks for this bot's messages")
+async def _wait_for_another_poller(bot: Bot, seconds: float) -> None:
+    """Poll as long as another program's next poll would take to end ours, and confirm nothing."""
+    await bot.get_updates(limit=1, timeout=int(min(_SECOND_POLLER, seconds)))
 
 
 async def _knowing_the_token(get_me: Callable[[], Awaitable[object]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from bot.adapters.base import Finding
 from bot.adapters.telegram import inspect
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Status
 from bot.errors import LoginRefused, StoreError
@@ -443,7 +444,7 @@ async def test_a_kill_in_the_middle_of_an_answer_is_made_good_in_the_same_messag
 async def test_a_second_poller_is_named_and_polling_goes_on(telegram: TelegramPlatform, house: House) -> None:
     async with running(telegram, house):
         with capture_logs() as logs:
-            await inspect(telegram.settings())
+            await found(telegram)
             await telegram.say("hello", direct=True)
             await done(telegram, "ok", channel="Mei")
     assert any("another program asks Telegram for this bot's messages" in entry.get("error", "") for entry in logs)
@@ -700,18 +701,23 @@ async def test_the_bots_own_name_is_not_told_apart_by_case_and_answers_go_to_the
 # What an operator is told.
 
 
-async def test_an_inspection_tells_what_stands_in_the_way(telegram: TelegramPlatform) -> None:
-    findings = await inspect(telegram.settings())
-    assert [finding.is_ok for finding in findings] == [True, False, True]
-    assert "@glm_bot" in findings[0].text
-    assert "/setprivacy" in findings[1].text
-    telegram.reads_all, telegram.joins_groups, telegram.webhook = True, False, "https://example.org"
-    assert [finding.is_ok for finding in await inspect(telegram.settings())] == [True, True, False, False]
+async def found(telegram: TelegramPlatform) -> list[Finding]:
+    return [finding async for finding in inspect(telegram.settings())]
+
+
+async def test_an_inspection_tells_what_stands_in_the_way() -> None:
+    async with TelegramPlatform(call_seconds=0.9) as telegram:
+        findings = await found(telegram)
+        assert [finding.is_ok for finding in findings] == [True, False, True]
+        assert "@glm_bot" in findings[0].text
+        assert "/setprivacy" in findings[1].text
+        telegram.reads_all, telegram.joins_groups, telegram.webhook = True, False, "https://example.org"
+        assert [finding.is_ok for finding in await found(telegram)] == [True, True, False, False]
 
 
 async def test_an_inspection_finds_a_wrong_token_and_a_second_poller(telegram: TelegramPlatform, house: House) -> None:
     telegram.broken["getUpdates"] = Refused(409, "Conflict: terminated by other getUpdates request")
-    assert "another program" in (await inspect(telegram.settings()))[-1].text
+    assert "another program" in (await found(telegram))[-1].text
     telegram.broken["getMe"] = Refused(401, "Unauthorized")
-    (finding,) = await inspect(telegram.settings())
+    (finding,) = await found(telegram)
     assert (finding.is_ok, "BOT_TELEGRAM__TOKEN" in finding.text) == (False, True)
