@@ -26,6 +26,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # What is asked for; of the rest Telegram then tells nothing.
 _UPDATES = (Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY)
+# The most updates that Telegram gives at once; fewer are all there are.
+_MOST_UPDATES = 100
 # How long Telegram holds a poll open while nobody speaks.
 _POLL = timedelta(seconds=25)
 # Seconds between tries of what failed: the first, and the longest.
@@ -132,7 +134,7 @@ class _Listener:
         for update in updates:
             await self._take(update)
             self._confirmed = update.update_id + 1
-        if self.is_behind and not updates:
+        if self.is_behind and len(updates) < _MOST_UPDATES:
             for exchange in await self._dispatcher.owed(PLATFORM):
                 self._begin(exchange)
             self.is_behind = False
@@ -142,6 +144,7 @@ class _Listener:
             try:
                 return await self._bot.get_updates(
                     offset=self._confirmed,
+                    limit=_MOST_UPDATES,
                     timeout=timedelta() if self.is_behind else _POLL,
                     allowed_updates=_UPDATES,
                 )

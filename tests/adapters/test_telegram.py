@@ -419,6 +419,19 @@ async def test_what_was_said_meanwhile_is_answered_in_order_after_a_start(
     assert asked == ["question 0", "question 1", "question 2"]
 
 
+async def test_a_backlog_of_many_polls_is_answered_once_all_of_it_is_known(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    telegram.now -= timedelta(hours=3)
+    for number in range(120):
+        await telegram.say(f"question {number}", direct=True)
+    telegram.now += timedelta(hours=3)
+    await telegram.say("and now?", direct=True)
+    async with running(telegram, house):
+        await telegram.until(lambda: len(texts(telegram, "Mei")) == 2 and "ok" in texts(telegram, "Mei"))
+    assert len(house.engine.requests) == 1
+
+
 async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, house: House) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(3):
