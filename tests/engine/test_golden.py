@@ -1,5 +1,7 @@
 """The published numbers, held against our model by the command that anyone can run on a set of their own."""
 
+import random
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.golden.__main__ import main
+from tests.golden.second import write
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+SECOND = GOLDEN.parent / "golden2"  # of our own: python -m tests.golden.second
 
 
 @pytest.fixture
@@ -42,6 +46,83 @@ def test_every_published_number_is_ours(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith(" passed, 0 failed")
     assert not [line for line in lines if line.startswith(("FAIL", "unknown", "skip"))]
+
+
+def test_every_number_of_a_slow_twin_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(SECOND)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "89 passed, 0 failed"
+    assert not [line for line in lines if line.startswith(("FAIL", "unknown", "skip"))]
+
+
+def test_the_second_set_is_what_its_script_makes(tmp_path: Path) -> None:
+    write(tmp_path)
+    for path in SECOND.rglob("*.*"):
+        made = tmp_path / path.relative_to(SECOND)
+        if path.name == "goldens.safetensors":
+            numbers = load_file(made)
+            for name, number in load_file(path).items():
+                torch.testing.assert_close(numbers[name], number, atol=1e-4, rtol=1e-4)
+        elif path.suffix != ".bin" and path.name != "goldens.json":
+            assert made.read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    return shutil.copytree(SECOND, tmp_path / "set")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_a_set_lacks_the_rest_is_checked(seed: int, second: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chance = random.Random(seed)
+    numbers = load_file(second / "goldens.safetensors")
+    kept = {name: number for name, number in numbers.items() if chance.random() < 0.6}
+    save_file(kept, second / "goldens.safetensors")
+    for name in ("int8", "int4", "int4-qe", "goldens.json", "tokenizer_golden.json", "chat_golden.json"):
+        if chance.random() < 0.5:
+            (shutil.rmtree if (second / name).is_dir() else Path.unlink)(second / name)
+    assert main([str(second)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith(" passed, 0 failed")
+    # Only what needs a prompt that is gone is left, and it is named.
+    unknown = [line.split()[1].rstrip(":") for line in lines if line.startswith("unknown")]
+    told = [line for line in lines if line.startswith("skip")]
+    for name in unknown:
+        assert told or f"{name.split('.')[0]}.input_ids" not in kept, name
+
+
+def test_other_names_for_other_layers_prompts_and_lengths_are_understood(
+    second: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = load_file(second / "goldens.safetensors")
+    numbers = {re.sub(r"^p1\.", "p17.", name): number for name, number in numbers.items()}
+    numbers["p17.greedy3"] = numbers["p17.greedy8"][:, :3]
+    numbers["variant.of_ours.input_ids"] = numbers["p17.input_ids"]
+    numbers["variant.of_ours.logits_last"] = numbers["p17.logits_last2"][0, -1]
+    save_file({name: number.clone() for name, number in numbers.items()}, second / "goldens.safetensors")
+    (second / "goldens.json").unlink()
+    (second / "tokenizer_golden.json").write_text('{"moods": []}')
+    assert main([str(second)]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "ok       p17.greedy3: 0",
+        "ok       variant.of_ours.logits_last: ",
+        "ok       p17.decode_step1_logits",
+    ):
+        assert line in out
+    assert "unknown  tokenizer_golden.json moods: nothing here knows what it is" in out
+
+
+def test_a_set_of_an_odd_form_fails_where_it_is_odd_and_nowhere_else(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(small, p0__attention_mask=torch.ones(3, dtype=torch.bool))
+    (small / "tokenizer_golden.json").write_text('{"cases": [7]}')
+    assert main([str(small)]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL     p0.attention_mask: [12, 12] is not [3]" in out
+    assert "FAIL     tokenizer: TypeError" in out
+    assert "ok       p0.logits: " in out
 
 
 def test_what_a_set_lacks_is_named_and_what_it_has_is_checked(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from tests.golden.runs import run
 
 
 def check_all(golden: Golden) -> None:
+    golden.run("checkpoint", partial(_forms, golden))
     for found in golden.names(r"(p\d+|long|variant\.\w+)\.input_ids"):
         golden.run(found[1], partial(_prompt, golden, found[1]))
     golden.run("forced", partial(_forced, golden))
@@ -33,10 +36,23 @@ def check_all(golden: Golden) -> None:
     for found in golden.names(r"first_release\.(\w+)\.input_ids"):
         golden.run(found[0], partial(_first_release, golden, found[1]))
     golden.run("ptuning", partial(_prefixes, golden))
-    golden.run("rotary64", partial(_rotation, golden))
+    golden.run("rotary", partial(_rotation, golden))
     golden.run("diag", partial(_diagnosis, golden))
     golden.run("fp16cpu", partial(_half, golden))
     golden.run("other dtypes", partial(_other_dtypes, golden))
+
+
+def _forms(golden: Golden) -> None:
+    """Weights that lie there as safetensors and as `.bin` are the same."""
+    bins = list(golden.folder.glob("pytorch_model*"))
+    if not bins or not list(golden.folder.glob("model*.safetensors")):
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for path in bins:
+            (Path(name) / path.name).symlink_to(path.resolve())
+        other = Checkpoint(Path(name))
+        names = sorted({*golden.checkpoint.tensors, *other.tensors})
+        golden.same("pytorch_model.bin", [(torch.equal(golden.checkpoint.read(n), other.read(n)), True) for n in names])
 
 
 def logits_of(network: ChatGLM, ids: list[int], prefix: Tensor | None = None) -> Tensor:
@@ -188,15 +204,16 @@ def _prefix(golden: Golden, name: str) -> None:
 
 
 def _rotation(golden: Golden) -> None:
-    positions = golden.need("rotary64.positions")
-    golden.note("rotary64.positions", "what is fed")
-    for half, kind in ((False, "float"), (True, "half")):
-        cos, sin = rotary_angles(positions, 64, half)
-        golden.close(f"rotary64.{kind}.cos", cos.clone, 1e-6)
-        golden.close(f"rotary64.{kind}.sin", sin.clone, 1e-6)
-    # At position 1 the float32 angle is the frequency itself.
-    cos, sin = rotary_angles(torch.tensor([1]), 64)
-    golden.close("rotary64.inv_freq_half", lambda: torch.atan2(sin, cos), 1e-6)
+    for name, size in [(found[1], int(found[2])) for found in golden.names(r"(rotary(\d+))\.positions")]:
+        positions = golden.need(f"{name}.positions")
+        golden.note(f"{name}.positions", "what is fed")
+        for half, kind in ((False, "float"), (True, "half")):
+            cos, sin = rotary_angles(positions, size, half)
+            golden.close(f"{name}.{kind}.cos", cos.clone, 1e-6)
+            golden.close(f"{name}.{kind}.sin", sin.clone, 1e-6)
+        # At position 1 the float32 angle is the frequency itself.
+        cos, sin = rotary_angles(torch.tensor([1]), size)
+        golden.close(f"{name}.inv_freq_half", partial(torch.atan2, sin, cos), 1e-6)
 
 
 def _diagnosis(golden: Golden) -> None:

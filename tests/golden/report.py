@@ -85,6 +85,9 @@ class Golden:
             self._out(f"skip     {label}: this set has no {missing}")
         except BotError as error:
             self.verdict(label, str(error), good=False)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            # A set of another kind than we know: the other checks go on.
+            self.verdict(label, f"{type(error).__name__}: {error}", good=False)
 
     def close(self, name: str, found: Callable[[], Tensor], tolerance: float = TOLERANCE, label: str = "") -> None:
         """Hold a tensor, if the set has it, against ours."""
@@ -117,7 +120,10 @@ class Golden:
         self._unseen.pop(name, None)
         self._out(f"note     {name}: {why}")
 
+    def unknown(self, name: str) -> None:
+        self._out(f"unknown  {name}: nothing here knows what it is")
+
     def finish(self) -> None:
         for name in self._unseen:
-            self._out(f"unknown  {name}: nothing here knows what it is")
+            self.unknown(name)
         self._out(f"{self.passed} passed, {self.failed} failed")
