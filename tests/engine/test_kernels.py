@@ -70,11 +70,11 @@ def test_groups_are_closer_than_the_bare_range_of_each(columns: int, rows: int, 
     assert squared_error(weight, quantised) <= (naive - groups).square().mean().item() * 1.02
 
 
-def test_groups_leave_at_most_two_fifths_of_the_published_schemes_squared_error() -> None:
+def test_groups_leave_at_most_a_little_over_a_third_of_the_published_schemes_squared_error() -> None:
     weight, hidden = normal(1024, 4096, seed=1) * 0.02, normal(8, 4096, seed=2)
     wanted = hidden @ weight.T
     ours, theirs = (linear(hidden, quantised) for quantised in (quantise_int4(weight), quantise_rows(weight.half(), 4)))
-    assert (ours - wanted).square().mean() <= 0.4 * (theirs - wanted).square().mean()
+    assert (ours - wanted).square().mean() <= 0.36 * (theirs - wanted).square().mean()
 
 
 def test_columns_that_no_group_divides_are_quantised_by_rows() -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# How much of a group's range the grid spans, below and above zero.  These ten leave 0.34 of the
-# squared error of whole-row rounding on normal weights (the bare range 0.40), at 18 ns a weight;
-# a search of 49 leaves 0.33 at 67 ns.
-_CLIPS = (1.0, 0.92, 0.84, 0.76)
-_SPANS = tuple((below, above) for below in _CLIPS for above in _CLIPS if abs(below - above) < 0.1)
+# How much of a group's range the grid spans, below and above zero, and how often the best of them
+# is refined.  These leave 0.334 of the squared error of whole-row rounding on normal weights (the
+# bare range 0.40) at 25 ns a weight; 64 spans leave 0.328 at 138 ns.
+_SPANS = ((1.0, 1.0), (0.96, 0.88), (0.88, 0.88), (0.88, 0.96), (0.8, 0.8))
+_REFINEMENTS = 4
 # What is tried several times over stays in a processor's cache, and torch does not split work so
 # small: its threads would wait for each other after each step.  A GPU wants more at once.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 24, "mps": 1 << 24}
@@ -154,7 +154,8 @@ def _fit_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     for below, above in _SPANS[1:]:
         take_if_better(_grid(low * below, high * above))
-    take_if_better(_least_squares(weight, scale, zero))
+    for _ in range(_REFINEMENTS):
+        take_if_better(_least_squares(weight, scale, zero))
     return _nearest(weight, scale, zero).to(torch.int8), scale, zero
 
 

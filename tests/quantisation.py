@@ -1,0 +1,132 @@
+"""Print what int4 costs, in the published scheme and in ours: `python -m tests.quantisation`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bot.engine.chatglm.checkpoint import Checkpoint
+from bot.engine.chatglm.config import read_config
+from bot.engine.chatglm.loading import load
+from bot.engine.chatglm.model import ChatGLM
+from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.chatglm.weights import EMBEDDING, build_network
+from bot.engine.kernels.reference import dequantise, quantise_int4, quantise_rows
+from tests.golden.network import logits_of
+from tests.golden.report import Golden
+from training.batches import Row, answer_logits, batches, row_of
+from training.evaluate import questions
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "bot" / "engine" / "demo"
+GOLDEN = ROOT / "tests" / "data" / "golden"
+
+Scheme = Callable[[Tensor], Tensor]
+Ask = Callable[[ChatGLM], Tensor]
+
+
+def published(weight: Tensor) -> Tensor:
+    """Round whole rows to -7..7, as the published int4 checkpoints are."""
+    return dequantise(quantise_rows(weight.half(), 4))
+
+
+def ours(weight: Tensor) -> Tensor:
+    return dequantise(quantise_int4(weight))
+
+
+def divergence(found: Tensor, wanted: Tensor) -> float:
+    """KL divergence from `wanted` to `found`, mean of the rows of logits, in nats."""
+    exact, rounded = (logits.double().log_softmax(-1) for logits in (wanted, found))
+    return float((exact.exp() * (exact - rounded)).sum(-1).mean())
+
+
+def agreement(found: Tensor, wanted: Tensor) -> float:
+    return float((found.argmax(-1) == wanted.argmax(-1)).double().mean())
+
+
+def network_of(folder: Path, scheme: Scheme | None) -> ChatGLM:
+    """Read a float checkpoint into float32; a scheme changes the matrices of its layers."""
+    checkpoint, config = Checkpoint(folder), read_config(folder)
+
+    def matrix(name: str) -> Tensor:
+        weight = checkpoint.read(name)
+        return weight if scheme is None or name == EMBEDDING else scheme(weight)
+
+    return build_network(config, matrix, checkpoint.read, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def held_back() -> list[Row]:
+    """Make the questions that the demo model was not trained on, with their written answers."""
+    tokenizer = ChatGLMTokenizer.load(DEMO)
+    return [row_of(question.example, tokenizer) for question in questions() if question.kind.startswith("held back")]
+
+
+@torch.inference_mode()
+def answers(network: ChatGLM, rows: Sequence[Row]) -> Tensor:
+    """Score every token of the written answers: `[tokens, vocab]`, always in the same order."""
+    each = batches(rows, network.config, Random(0))
+    return torch.cat([answer_logits(network, batch)[0].float() for batch, _ in each])
+
+
+@torch.inference_mode()
+def golden_prompts(network: ChatGLM) -> Tensor:
+    golden = Golden(GOLDEN, lambda _: None)
+    prompts = [golden.prompt(found[1]) for found in golden.names(r"(p\d+)\.input_ids")]
+    return torch.cat([logits_of(network, ids).float() for ids in prompts])
+
+
+def product_error(scheme: Scheme, seed: int = 28) -> float:
+    """Mean squared error of a random product, relative to the mean square of what is right.
+
+    The weights are normal and 4096 x 4096; 256 rows of normal numbers are multiplied with them.
+    """
+    random = torch.Generator().manual_seed(seed)
+    weight, hidden = (torch.randn(rows, 4096, generator=random) for rows in (4096, 256))
+    # The error of a product is the product with the weights' errors.
+    error = functional.linear(hidden, scheme(weight) - weight)
+    return float(error.square().mean() / functional.linear(hidden, weight).square().mean())
+
+
+def lines() -> list[str]:
+    """Make the table, as Markdown."""
+    rows = held_back()
+    table = [
+        "| | published scheme | ours | ours / published |",
+        "|---|---|---|---|",
+    ]
+
+    def line(label: str, theirs: float, found: float) -> None:
+        table.append(f"| {label} | {theirs:.5f} | {found:.5f} | **{found / theirs:.3f}** |")
+
+    cases: list[tuple[str, Path, Ask]] = [
+        ("demo, held-back questions", DEMO, lambda network: answers(network, rows)),
+        ("goldens p0 to p4, for information", GOLDEN, golden_prompts),
+    ]
+    for label, folder, ask in cases:
+        exact, theirs, found = (ask(network_of(folder, scheme)) for scheme in (None, published, ours))
+        line(f"KL to float32, nats: {label}", divergence(theirs, exact), divergence(found, exact))
+        table.append(
+            f"| likeliest token the same: {label} | {agreement(theirs, exact):.2%} | {agreement(found, exact):.2%} | |"
+        )
+        served = ask(load(folder, quantization="int4").network)
+        table.append(
+            f"| as served, in bfloat16: {label} | | KL {divergence(served, exact):.5f}, {agreement(served, exact):.2%} | |"
+        )
+    squares = product_error(published), product_error(ours)
+    line("random 4096 x 4096 product: squared error, relative", *squares)
+    line("random 4096 x 4096 product: its root", *(square**0.5 for square in squares))
+    return table
+
+
+def main() -> None:
+    for text in lines():
+        print(text)  # noqa: T201  # it is a command
+
+
+if __name__ == "__main__":
+    main()
