@@ -19,7 +19,7 @@ MOST_ENTITIES = 100  # Telegram drops those beyond
 EN_SPACE = "\N{EN SPACE}"
 
 _MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-_STYLES = {"strong_open": "bold", "em_open": "italic", "s_open": "strikethrough", "heading_open": "bold"}
+_STYLES = {"strong_open": "bold", "em_open": "italic", "s_open": "strikethrough"}
 _CLOSING = {kind.replace("_open", "_close"): style for kind, style in _STYLES.items()}
 # tg:// addresses among others: a link to a person would call that person.
 _LINE_END = re.compile(r"\r\n|\r|\n")

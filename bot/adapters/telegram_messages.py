@@ -79,8 +79,8 @@ def _said(message: Message, me: User, *, is_edit: bool) -> Said | None:
         return None
     is_direct = message.chat.type == Chat.PRIVATE
     text, is_mentioned = _without_mentions(message, me)
-    text, to = _addressed(text, me, is_direct=is_direct)
-    if to is Addressee.NOBODY and (is_mentioned or _answers_us(message, me)):
+    text, to = _addressed(text, me, is_named=is_direct or is_mentioned)
+    if to is Addressee.NOBODY and _answers_us(message, me):
         to = Addressee.US
     return Said(
         IncomingMessage(
@@ -177,16 +177,16 @@ def _names(entity: MessageEntity, words: str, me: User) -> bool:
     return entity.type == MessageEntity.MENTION and words.lower() == f"@{me.username}".lower()
 
 
-def _addressed(text: str, me: User, *, is_direct: bool) -> tuple[str, Addressee]:
+def _addressed(text: str, me: User, *, is_named: bool) -> tuple[str, Addressee]:
     """Take the bot's name out of a command, and tell whom the message is said to."""
     command = _COMMAND.match(text)
     if command is None:
-        return text, Addressee.US if is_direct else Addressee.NOBODY
+        return text, Addressee.US if is_named else Addressee.NOBODY
     name, bot = command.group(1).lower(), command.group(2)
     rest = text[command.end() :]
     if bot is not None and bot.lower() != (me.username or "").lower():
         return text, Addressee.ANOTHER_BOT
-    if bot is None and not is_direct and name not in COMMANDS and name != _START:
+    if bot is None and not is_named and name not in COMMANDS and name != _START:
         return text, Addressee.ANOTHER_BOT  # several bots may sit in a group, and it is none of our commands
     return ("/help" if name == _START else f"/{name}{rest}"), Addressee.US
 

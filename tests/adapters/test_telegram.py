@@ -9,7 +9,7 @@ import pytest
 
 from bot.domain import Action
 from tests.adapters.platform import Trouble
-from tests.adapters.servers.telegram import BOT_ID, Refused, TelegramPlatform
+from tests.adapters.servers.telegram import BOT, BOT_ID, Refused, TelegramPlatform
 from tests.adapters.telegram_house import done, replies, running, texts
 from tests.house import House, a_house
 
@@ -177,6 +177,14 @@ async def test_commands_in_a_group_are_for_the_bot_they_name(telegram: TelegramP
         await done(telegram, "ok", "Forgotten: everything said here (1).")
         await telegram.say("clear")
         await done(telegram, "ok", "Forgotten: everything said here (1).", "There was nothing to forget here.")
+
+
+async def test_an_unknown_command_is_answered_where_it_is_said_to_the_bot(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    async with running(telegram, house):
+        await telegram.say(f"@{BOT} /halp", mention=False)
+        await done(telegram, "There is no command /halp; did you mean /help?")
 
 
 async def test_the_bots_own_words_are_in_the_language_of_the_askers_app(
