@@ -222,6 +222,39 @@ def with_changed_bytes(folder: Path) -> None:
     path.write_bytes(content)
 
 
+def with_changed_names(folder: Path) -> None:
+    """Layer 1's tensors are called layer 2's and the other way round, behind the archive's back."""
+    with_bins(folder)
+    for path in folder.glob("*.bin"):
+        content = path.read_bytes()
+        swapped = content.replace(b"layers.1.", b"layers.x.").replace(b"layers.2.", b"layers.1.")
+        path.write_bytes(swapped.replace(b"layers.x.", b"layers.2."))
+
+
+def with_a_shard_of_a_larger_model(folder: Path) -> None:
+    with_safetensors(folder)
+    path = folder / "model-00002-of-00003.safetensors"
+    larger = {name: torch.cat([part] * min(2, part.dim())) for name, part in load_file(path).items()}
+    save_file(larger, path)
+
+
+def with_a_shard_of_an_int4_checkpoint(folder: Path) -> None:
+    with_safetensors(folder)
+    int4 = torch.load(GOLDEN / "int4" / "pytorch_model.bin", weights_only=True)
+    path = folder / "model-00002-of-00003.safetensors"
+    save_file({name: int4[name].clone() for name in load_file(path)}, path)
+
+
+def with_other_heads(folder: Path) -> None:
+    with_safetensors(folder)
+    edit_json(folder / "config.json", num_attention_heads=2)
+
+
+def with_the_vocabulary_of_the_first_release(folder: Path) -> None:
+    with_safetensors(folder)
+    edit_json(folder / "config.json", vocab_size=150528)
+
+
 def with_code(folder: Path) -> None:
     with_one_bin(folder, {DENSE: Evil()})
 
@@ -289,6 +322,17 @@ def with_nan(folder: Path) -> None:
         (with_a_cut_old_bin, "pytorch_model.bin is damaged"),
         (with_an_empty_bin, "pytorch_model.bin is damaged"),
         (with_changed_bytes, "are not those once saved"),
+        (with_changed_names, "/data.pkl has changed): download it again"),
+        (with_a_shard_of_a_larger_model, "00002-of-00003.safetensors: tensor transformer.layers."),
+        (with_a_shard_of_an_int4_checkpoint, "00002-of-00003.safetensors: tensor transformer.layers."),
+        (
+            with_other_heads,
+            "rotary_emb.inv_freq has the shape [4], and by config.json beside it (num_attention_heads 2",
+        ),
+        (
+            with_the_vocabulary_of_the_first_release,
+            "word_embeddings.weight has the shape [1024, 64], and by config.json",
+        ),
         (with_code, "could run code; it was not loaded"),
         (with_bare_code, "could run code; it was not loaded"),
         (lambda folder: with_one_bin(folder, [1, 2]), "holds a list, not tensors by name"),

@@ -208,12 +208,28 @@ class _PickleShard:
 
 
 def _records(file: Path) -> set[tuple[int, int]]:
-    """Sizes and check sums of a zip archive's records; mapping it into memory does not check them."""
-    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(file) as archive:
+    """Sizes and check sums of a zip archive's records; mapping it into memory does not check them.
+
+    The records that say which tensor is where are checked at once.
+    """
+    with suppress(OSError, ValueError, NotImplementedError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
         records = {(record.file_size, record.CRC) for record in archive.infolist() if "/data/" in record.filename}
         # torch can be told to write none; then all are 0.
-        return records if any(crc for _, crc in records) else set()
+        if not any(crc for _, crc in records):
+            return set()
+        for record in archive.infolist():
+            if "/data/" not in record.filename and not _is_whole(archive, record):
+                raise CheckpointError(f"{file} is damaged or was cut off (its {record.filename} has changed): {AGAIN}")
+        return records
     return set()
+
+
+def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    try:
+        archive.read(record)
+    except (*_DAMAGED, NotImplementedError, zlib.error):
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

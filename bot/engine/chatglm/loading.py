@@ -16,6 +16,7 @@ from bot.engine.chatglm.weights import (
     Progress,
     Quantization,
     build_network,
+    check_heads,
     check_quantization,
     expected_shapes,
     read_network,
@@ -56,6 +57,7 @@ def load(
     check_quantization(folder, config, quantization)
     checkpoint = Checkpoint(folder)
     config = stored_config(checkpoint, config)
+    check_heads(checkpoint, config)
     kind = quantization if quantization != "none" else stored_quantization(config)
     prefix = _prefix(checkpoint if ptuning is None else Checkpoint(ptuning), config, needed=ptuning is not None)
     network = read_network(

@@ -162,6 +162,24 @@ def stored_config(checkpoint: Checkpoint, config: ChatGLMConfig) -> ChatGLMConfi
     return replace(config, quantization_bit=bits, quantization_embeddings=table.dtype == torch.int8)
 
 
+def check_heads(checkpoint: Checkpoint, config: ChatGLMConfig) -> None:
+    """Hold what config.json says about heads against the rotation that was saved, should there be one.
+
+    Its numbers are computed anew, but nothing else in a checkpoint depends on how many heads there are.
+
+    Raises:
+        CheckpointError: They are not of one model.
+    """
+    wanted = (config.head_dim // config.channels // 2,)
+    for name, found in checkpoint.tensors.items():
+        if name.endswith("rotary_emb.inv_freq") and found.shape != wanted:
+            raise CheckpointError(
+                f"{found.file}: tensor {name} has the shape {list(found.shape)}, and by config.json beside it "
+                f"(num_attention_heads {config.num_attention_heads}, position_encoding_2d "
+                f"{str(config.position_encoding_2d).lower()}) it must be {list(wanted)}: these files are not of one model"
+            )
+
+
 def check_quantization(folder: Path, config: ChatGLMConfig, asked: Quantization) -> None:
     """Refuse to quantise what is quantised."""
     if config.quantization_bit and asked != "none":
