@@ -185,7 +185,7 @@ class _PickleShard:
                 "take it from its publisher, as safetensors if there are any"
             ) from exc
         except _DAMAGED as exc:
-            raise CheckpointError(f"{file} is damaged or was cut off ({_first_line(exc)}): {AGAIN}") from exc
+            raise CheckpointError(f"{file} is damaged or was cut off ({_first_sentence(exc)}): {AGAIN}") from exc
         if not isinstance(content, dict):
             raise CheckpointError(f"{file} holds a {type(content).__name__}, not tensors by name: {AGAIN}")
         self._content: dict[str, Tensor] = {}
@@ -232,5 +232,5 @@ def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
     return True
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _first_sentence(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
