@@ -1,0 +1,169 @@
+"""The bot on a loopback platform: the real adapter, library and store; what is measured asks it and watches."""
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.access import Access
+from bot.adapters.discord_messenger import DiscordMessenger
+from bot.adapters.discord_settings import DiscordSection
+from bot.adapters.slack_messenger import SlackFormat
+from bot.adapters.slack_settings import SlackSection
+from bot.adapters.telegram_markup import Entity, TelegramFormat
+from bot.adapters.telegram_settings import TelegramSection
+from bot.clock import Clock
+from bot.config import AccessSection, ConversationSection, LimitsSection
+from bot.conversations import Conversations
+from bot.dispatch import Dispatcher
+from bot.domain import Exchange, IncomingMessage, ReplyEvent, SamplingParams
+from bot.engine.base import Engine
+from bot.markup.format import Format, Rendered
+from bot.storage.base import Store
+from bot.storage.sql import SqlStore
+from tests.adapters.platform import LoopbackPlatform, Seen
+from tests.adapters.servers.discord import DiscordPlatform
+from tests.adapters.servers.slack import SlackServer
+from tests.adapters.servers.telegram import TelegramPlatform
+from tests.adapters.servers.telegram_words import markdown
+
+# Nobody is refused for asking much.
+_NO_LIMITS = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What differs between the platforms, as far as measuring goes.
+
+    `edit_interval` is that of a channel with many people, in seconds; `written` is
+    what `Seen.markdown` has of a message, up to whitespace: the Markdown that was sent
+    where the platform `takes_markdown`.
+    """
+
+    open: Callable[[], LoopbackPlatform]
+    is_connected: Callable[[Any], bool]
+    format: Format
+    edit_interval: float
+    takes_markdown: bool = True
+    written: Callable[[Rendered], str] = lambda rendered: rendered.text
+
+
+def _telegram_markdown(rendered: Rendered) -> str:
+    return markdown(rendered.text, tuple(each for each in rendered.entities if isinstance(each, Entity)))
+
+
+PROFILES = {
+    "discord": Profile(
+        DiscordPlatform,
+        lambda platform: platform.is_connected,
+        DiscordMessenger(edit_seconds=1.0, call_seconds=1.0).format,
+        DiscordSection().edit_seconds,
+    ),
+    "telegram": Profile(
+        TelegramPlatform,
+        lambda platform: platform.polls > 1,
+        TelegramFormat(),
+        TelegramSection().edit_interval_group,
+        takes_markdown=False,
+        written=_telegram_markdown,
+    ),
+    "slack": Profile(SlackServer, lambda platform: platform.sockets > 0, SlackFormat(), SlackSection().edit_interval),
+}
+
+
+class WatchedDispatcher(Dispatcher):
+    """Tells who asks for it when a question, known by its text, is settled."""
+
+    def __init__(self, access: Access, conversations: Conversations, engine: Engine, store: Store) -> None:
+        super().__init__(access, conversations, engine, store, ConversationSection())
+        self._kept_in = store
+        self._questions: dict[int, IncomingMessage] = {}
+        self._settled: dict[str, asyncio.Future[Exchange]] = {}
+
+    def settled(self, question: str) -> asyncio.Future[Exchange]:
+        """The exchange as it stands in the store, once it is delivered or has failed."""
+        return self._settled.setdefault(question, asyncio.get_running_loop().create_future())
+
+    def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
+        self._questions[exchange.id] = exchange.message
+        return super().handle(exchange)
+
+    async def delivered(self, exchange: int) -> None:
+        await super().delivered(exchange)
+        await self._tell(exchange)
+
+    async def failed(self, exchange: int, why: str) -> None:
+        await super().failed(exchange, why)
+        await self._tell(exchange)
+
+    async def _tell(self, id: int) -> None:
+        question = self._questions[id]
+        exchange = await self._kept_in.find(question.channel, question.id)
+        assert exchange is not None, "what is settled is in the store"
+        waiting = self.settled(question.text)
+        if not waiting.done():
+            waiting.set_result(exchange)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A bot that listens, and the platform it listens to."""
+
+    platform: LoopbackPlatform
+    profile: Profile
+    clock: Clock
+    dispatcher: WatchedDispatcher
+
+    async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
+        """Mention the bot and wait until it has answered, or been given up; no two questions are alike.
+
+        Raises:
+            TimeoutError: The answer was not there after so many seconds.
+        """
+        settled = self.dispatcher.settled(question)
+        if direct:
+            await self.platform.say(question, author=channel, direct=True)
+        else:
+            await self.platform.say(question, channel=channel)
+        async with asyncio.timeout(seconds):
+            return await settled
+
+    def replies(self, channel: str) -> list[Seen]:
+        return [seen for seen in self.platform.seen(channel) if seen.author == "bot"]
+
+
+@asynccontextmanager
+async def a_bench(
+    name: str, engine: Engine, clock: Clock, params: SamplingParams | None = None
+) -> AsyncIterator[Bench]:
+    """Start the bot on this platform; an adapter that ends before the block does is an error."""
+    profile = PROFILES[name]
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
+        async with profile.open() as platform, SqlStore(url) as store, engine:
+            conversations = Conversations(
+                engine,
+                store,
+                ConversationSection(),
+                params or SamplingParams(),
+                answer_seconds=_NO_LIMITS.answer_seconds,
+            )
+            access = Access(AccessSection(), _NO_LIMITS, clock)
+            dispatcher = WatchedDispatcher(access, conversations, engine, store)
+            adapter = asyncio.create_task(platform.adapter(clock).run(dispatcher))
+            try:
+                await platform.until(lambda: profile.is_connected(platform) or adapter.done())
+                yield Bench(platform, profile, clock, dispatcher)
+            finally:
+                if adapter.done():
+                    adapter.result()
+                adapter.cancel()
+                await asyncio.gather(adapter, return_exceptions=True)
+
+
+def without_spaces(text: str) -> str:
+    return re.sub(r"\s+", "", text)

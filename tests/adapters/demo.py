@@ -1,0 +1,167 @@
+"""`python -m tests.adapters.demo PLATFORM`: the real bot with the demo model, talking to a person on a loopback server."""
+
+import argparse
+import asyncio
+import logging
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from bot.config import EngineSection
+from bot.domain import Action, SamplingParams
+from bot.engine import open_engine
+from tests.adapters.bench import PROFILES, Bench, a_bench
+from tests.adapters.platform import Seen
+from tests.fakes import FastClock
+
+# The demo model writes its longest answer in seconds: at this pace it is still seen to grow.
+FACTOR = 20.0
+_PERSON, _CHANNEL = "Mei", "general"
+_BUTTONS = {Action.STOP: "[Stop]", Action.RETRY: "[Regenerate]"}
+_WIDTH = 72
+# A model of this size on a busy machine.
+_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What a person does, and what they see of it: each new message, and each one that changes."""
+
+    bench: Bench
+    say: Callable[[str], None]
+    _shown: dict[str, Seen] = field(default_factory=dict)
+    _first: str | None = None
+
+    async def ask(self, text: str) -> str:
+        """Say something to the bot and wait for the whole answer; return the question's id."""
+        before = self._replies()
+        id = await self._question(text)
+        await self._until(lambda: self._is_answered(before))
+        return id
+
+    async def ask_and_stop(self, text: str) -> None:
+        """Press Stop once some of the answer can be read."""
+        before = self._replies()
+        await self._question(text)
+
+        def is_long() -> bool:
+            return any(len(seen.markdown) > _WIDTH for seen in self._new(before))
+
+        await self._until(is_long)
+        self.say(f"{_PERSON} presses Stop")
+        await self.bench.platform.press(self._new(before)[-1].id, Action.STOP, author=_PERSON)
+        await self._until(lambda: self._is_answered(before))
+
+    async def edit(self, id: str, text: str) -> None:
+        """Edit the last question and wait until its reply is another one."""
+        reply = self.bench.replies(_CHANNEL)[-1]
+        self.say(f"{_PERSON} edits the question")
+        await self.bench.platform.edit(id, text)
+
+        def is_answered_anew() -> bool:
+            now = next(seen for seen in self.bench.replies(_CHANNEL) if seen.id == reply.id)
+            return now.markdown != reply.markdown and Action.RETRY in now.actions
+
+        await self._until(is_answered_anew)
+
+    async def command(self, name: str) -> None:
+        before = self._replies()
+        self.say(f"{_PERSON} uses the command {name}")
+        await self.bench.platform.command(name, author=_PERSON, channel=_CHANNEL)
+        await self._until(lambda: any(seen.markdown.strip(" …") for seen in self._new(before)))
+
+    def begin_anew(self) -> None:
+        """Say the next thing where no conversation goes on."""
+        self._first = None
+
+    def show_all(self) -> None:
+        for seen in self.bench.platform.seen(_CHANNEL):
+            self._show(seen, in_full=True)
+
+    async def _question(self, text: str) -> str:
+        # On Slack each mention opens a thread, and a conversation goes on in its own.
+        thread = self._first if self.bench.platform.name == "slack" else None
+        id = await self.bench.platform.say(text, author=_PERSON, channel=_CHANNEL, thread=thread)
+        self._first = self._first or id
+        return id
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        def looked() -> bool:
+            self._look()
+            return is_so()
+
+        await self.bench.platform.until(looked, _SECONDS)
+
+    def _look(self) -> None:
+        now = {seen.id: seen for seen in self.bench.platform.seen(_CHANNEL)}
+        for id, seen in now.items():
+            if self._shown.get(id) != seen:
+                self._show(seen, in_full=Action.STOP not in seen.actions, is_edit=id in self._shown)
+        for id in self._shown.keys() - now.keys():
+            self._show(self._shown[id], mark="deleted")
+        self._shown = now
+
+    def _show(self, seen: Seen, *, in_full: bool = False, is_edit: bool = False, mark: str = "") -> None:
+        text = re.sub(r"<@\w+>|@glm_bot", "@bot", seen.markdown)
+        if not in_full and len(text) > _WIDTH:
+            text = f"… {text[-_WIDTH:]}  ({len(text)} characters)".replace("\n", " ")
+        buttons = " ".join(_BUTTONS[action] for action in sorted(seen.actions))
+        head = f"{seen.author:<4} {mark or ('edited' if is_edit else ''):<7} "
+        lines = [*text.split("\n"), *([buttons] if buttons else [])]
+        self.say(f"\n{' ' * len(head)}".join([f"{head}{lines[0]}", *lines[1:]]))
+
+    def _replies(self) -> set[str]:
+        return {seen.id for seen in self.bench.replies(_CHANNEL)}
+
+    def _new(self, before: set[str]) -> list[Seen]:
+        return [seen for seen in self.bench.replies(_CHANNEL) if seen.id not in before]
+
+    def _is_answered(self, before: set[str]) -> bool:
+        return any(Action.RETRY in seen.actions for seen in self._new(before))
+
+
+async def play(platform: str, say: Callable[[str], None]) -> None:
+    """The whole conversation on one platform; `say` is told each line of the transcript."""
+    engine = open_engine(EngineSection())
+    # The likeliest words, so that it goes the same way each time.
+    async with a_bench(platform, engine, FastClock(FACTOR), SamplingParams(temperature=0)) as bench:
+        person = Conversation(bench, say)
+        say(f"— {platform}: a mention")
+        await person.ask("Hello")
+        say("— a follow-up")
+        await person.ask("What did I just say?")
+        say("— the conversation is forgotten")
+        await person.command("clear")
+        person.begin_anew()
+        await person.ask("What did I just say?")
+        say("— a long answer, stopped")
+        await person.ask_and_stop("Tell me everything about this bot")
+        say("— a question that is edited")
+        id = await person.ask("say blue whale")
+        await person.edit(id, "say red panda")
+        say("— what stands there in the end")
+        person.show_all()
+    for violation in bench.platform.violations:
+        say(f"not allowed on {platform}: {violation}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.adapters.demo", description=__doc__)
+    parser.add_argument("platform", choices=list(PROFILES))
+    options = parser.parse_args()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(play(options.platform, _say))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201  # it is a command
+
+
+if __name__ == "__main__":
+    main()

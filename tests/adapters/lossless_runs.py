@@ -1,0 +1,317 @@
+"""The runs of `make lossless`: answers while every fourth call is refused, and times where none is."""
+
+import asyncio
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bot.domain import Action, ChatRequest, Exchange, Status
+from bot.markup.reading import is_balanced, visible
+from bot.markup.split import join, split
+from tests.adapters.bench import Bench, a_bench, without_spaces
+from tests.adapters.lossless_cases import Case
+from tests.adapters.platform import Seen, Trouble
+from tests.fakes import FastClock, ScriptedEngine
+from tests.fakes.engine import Item, Script
+
+# How much faster than the platforms' own time; Retry-After and intervals are scaled with it.
+FACTOR = 50.0
+# Conversations under way at once while calls are refused.
+_AT_ONCE = 24
+# Where the age of a text is measured: a fiftieth of an interval is no longer than the calls themselves.
+AGE_FACTOR = 10.0
+# Real seconds between two deltas of an answer.
+_DELTA_SECONDS = 0.005
+
+_KINDS: tuple[Literal["429", "500", "timeout", "lost"], ...] = ("429", "timeout", "500", "lost")
+Progress = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class Refusals:
+    """A Script that refuses every fourth call, each time in another way."""
+
+    chance: random.Random
+    calls: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, number: int, name: str) -> Trouble | None:
+        self.calls += 1
+        if number % 4 != 3:
+            return None
+        kind = _KINDS[number // 4 % len(_KINDS)]
+        self.refused[kind] += 1
+        # R9 of the reliability figures: from 1 to 30 seconds.
+        return Trouble(kind, self.chance.uniform(1, 30) if kind == "429" else 0.0)
+
+
+@dataclass(slots=True)
+class Delivered:
+    """What became of the answers; `faults` are sentences by the number of the case."""
+
+    refusals: Refusals
+    cases: int = 0
+    characters: int = 0
+    messages: int = 0
+    left_behind: int = 0  # "…" whose id we never heard
+    faults: dict[int, list[str]] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def without(self, kind: str) -> int:
+        """How many cases do not have this fault."""
+        return self.cases - sum(any(fault.startswith(kind) for fault in faults) for faults in self.faults.values())
+
+
+# How each kind of fault begins.
+NOT_EXACT, NOT_VISIBLE, NOT_BALANCED, NOT_LANDED, TWICE = (
+    "characters:",
+    "visible text:",
+    "fences:",
+    "last edit:",
+    "said twice:",
+)
+
+
+async def deliver(name: str, cases: Sequence[Case], seed: int, progress: Progress = lambda done: None) -> Delivered:
+    """Have each answer given in a conversation of its own while every fourth call is refused."""
+    answers = {question(case): case for case in cases}
+    engine = ScriptedEngine(
+        default=lambda request: flowing(answers[asked(request)].deltas),
+        context_length=1_000_000,
+        max_batch_size=_AT_ONCE,
+        max_waiting=len(cases) + 1,
+    )
+    result = Delivered(refusals=Refusals(random.Random(seed)))
+    began = time.monotonic()
+    async with a_bench(name, engine, FastClock(FACTOR)) as bench:
+        bench.platform.script = result.refusals
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(case: Case) -> None:
+            async with room:
+                faults = await _delivered(bench, case, result)
+            result.cases += 1
+            result.characters += len(case.answer)
+            if faults:
+                result.faults[case.number] = faults
+            progress(result.cases)
+
+        async with asyncio.TaskGroup() as tasks:
+            for case in cases:
+                tasks.create_task(one(case))
+        result.violations = list(bench.platform.violations)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+async def _delivered(bench: Bench, case: Case, result: Delivered) -> list[str]:
+    is_direct = case.number % 3 == 2
+    channel = f"Mei{case.number}" if is_direct else f"room{case.number}"
+    try:
+        exchange = await bench.ask(question(case), channel, direct=is_direct)
+    except TimeoutError:
+        return [f"{NOT_LANDED} not delivered in time"]
+    replies = bench.replies(channel)
+    shown = {seen.id: seen for seen in replies}
+    parts = [shown[id] for id in exchange.parts if id in shown]
+    others = [seen for seen in replies if seen.id not in exchange.parts]
+    result.messages += len(parts)
+    result.left_behind += len(others)
+    return list(_faults(bench, case, exchange, parts, others))
+
+
+def _faults(bench: Bench, case: Case, exchange: Exchange, parts: list[Seen], others: list[Seen]) -> Iterator[str]:
+    format = bench.profile.format
+    pieces = split(case.answer, format)
+    if join(pieces) != case.answer:
+        yield f"{NOT_EXACT} the pieces joined are not the answer"
+    rendered = [look for piece in pieces if (look := format.render(piece.text)).text.strip()]
+    expected = [without_spaces(bench.profile.written(look)) for look in rendered]
+    standing = [without_spaces(seen.markdown) for seen in parts]
+    if standing != expected:
+        yield f"{NOT_EXACT} {len(standing)} messages that are not the {len(expected)} pieces"
+    seen_text = "".join(without_spaces(seen.visible) for seen in parts).replace(_JOINER, "")
+    wanted_text = visible(case.answer).replace(_JOINER, "")
+    if seen_text != wanted_text:
+        yield f"{NOT_VISIBLE} {len(seen_text)} characters where {len(wanted_text)} are meant: {_first_difference(seen_text, wanted_text)}"
+    sent = [piece.text for piece in pieces]
+    for number, text in enumerate([*sent, *(seen.markdown for seen in parts if bench.profile.takes_markdown)]):
+        if not is_balanced(text):
+            yield f"{NOT_BALANCED} message {number % len(sent)}"
+    if exchange.status is not Status.DELIVERED or not parts:
+        yield f"{NOT_LANDED} the exchange is {exchange.status}"
+    if [seen.actions for seen in parts] != [frozenset()] * (len(parts) - 1) + [frozenset({Action.RETRY})]:
+        yield f"{NOT_LANDED} the buttons are those of an answer that still grows"
+    for seen in others:
+        if seen.markdown != "…" or bench.platform.name != "telegram":
+            yield f"{TWICE} {seen.markdown[:60]!r}"
+
+
+# Stands behind the "<" of what Slack would read as a ping: the one neutralisation that adds a sign.
+_JOINER = "\u2060"
+
+
+def _first_difference(a: str, b: str) -> str:
+    at = next((at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+    return f"at {at} {a[at : at + 20]!r}, not {b[at : at + 20]!r}"
+
+
+def question(case: Case) -> str:
+    return f"case {case.number}"
+
+
+def asked(request: ChatRequest) -> str:
+    """The question without the name of who asked it."""
+    return request.messages[-1].content.rpartition(": ")[2]
+
+
+def flowing(deltas: Iterable[str], seconds: float = _DELTA_SECONDS) -> Script:
+    """Deltas with time between them, as a model's come."""
+
+    def items() -> Iterator[Item]:
+        for delta in deltas:
+            yield delta
+            pause = asyncio.Event()
+            asyncio.get_running_loop().call_later(seconds, pause.set)
+            yield pause
+
+    return items()
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of real time, as they were measured."""
+
+    values: tuple[float, ...]
+
+    def percentile(self, percent: float) -> float:
+        ordered = sorted(self.values)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+async def placeholders(name: str, count: int = 100) -> Times:
+    """From a mention to the first message of the reply, each time in a quiet channel."""
+    took = []
+    async with a_bench(name, ScriptedEngine(context_length=1_000_000), FastClock(FACTOR)) as bench:
+        for number in range(count):
+            channel = f"room{number}"
+            began = time.monotonic()
+            answering = asyncio.create_task(bench.ask(f"question {number}", channel))
+            await bench.platform.until(lambda channel=channel: bool(bench.replies(channel)))  # type: ignore[misc]
+            took.append(time.monotonic() - began)
+            await answering
+    return Times(tuple(took))
+
+
+async def ages(name: str, count: int = 3, deltas: int = 600) -> Times:
+    """How old each delta of 20 characters was when it could be read, while answers flow one by one."""
+    took: list[float] = []
+    said: list[float] = []
+
+    def answer(request: ChatRequest) -> Script:
+        said.clear()
+
+        def items() -> Iterator[Item]:
+            for item in flowing([f"{number:05} 一些文字 text " for number in range(deltas)]):
+                if isinstance(item, str):
+                    said.append(time.monotonic())
+                yield item
+
+        return items()
+
+    async with a_bench(name, ScriptedEngine(default=answer, context_length=1_000_000), FastClock(AGE_FACTOR)) as bench:
+        for number in range(count):
+            channel = f"room{number}"
+            read = 0
+
+            def has_landed(channel: str = channel) -> bool:
+                nonlocal read
+                numbers = _NUMBER.findall("".join(seen.markdown for seen in bench.replies(channel)[-2:]))
+                now = time.monotonic()
+                while numbers and read <= int(numbers[-1]):
+                    took.append(now - said[read])
+                    read += 1
+                return read == deltas
+
+            answering = asyncio.create_task(bench.ask(f"question {number}", channel))
+            await bench.platform.until(has_landed, 60)
+            await answering
+    return Times(tuple(took))
+
+
+_NUMBER = re.compile(r"\b\d{5}\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Many mentions at once: how late the event loop was, before and meanwhile, and who was not answered once."""
+
+    mentions: int
+    seconds: float
+    idle: Times
+    busy: Times
+    faults: tuple[str, ...]
+
+
+async def load(
+    name: str,
+    mentions: int = 200,
+    channels: int = 50,
+    *,
+    sentences: int = 60,
+    idle_seconds: float = 3.0,
+    factor: float = 1.0,
+) -> Load:
+    """Ask in all channels at once, at the platform's own intervals; bot and platform share one event loop."""
+    tail = [f" 第{number}句 word" for number in range(sentences)]
+
+    def answer(request: ChatRequest) -> Script:
+        return flowing([f"answer to {asked(request)}:", *tail], 0.05)
+
+    engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=channels, max_waiting=mentions)
+    async with a_bench(name, engine, FastClock(factor)) as bench:
+        async with _lateness() as idle:
+            await asyncio.sleep(idle_seconds)
+        began = time.monotonic()
+        async with _lateness() as busy, asyncio.TaskGroup() as tasks:
+            asking = [
+                tasks.create_task(bench.ask(f"mention {number}", f"room{number % channels}"))
+                for number in range(mentions)
+            ]
+        seconds = time.monotonic() - began
+        shown = Counter(seen.markdown for channel in range(channels) for seen in bench.replies(f"room{channel}"))
+        faults = [
+            f"{task.result().message.text}: {task.result().status}"
+            for task in asking
+            if task.result().status is not Status.DELIVERED
+        ]
+        wanted = Counter("".join([f"answer to mention {number}:", *tail]) for number in range(mentions))
+        faults += [
+            f"said {count} times: {text[:40]!r}" for text, count in ((shown - wanted) | (wanted - shown)).items()
+        ]
+        return Load(mentions, seconds, Times(tuple(idle)), Times(tuple(busy)), (*faults, *bench.platform.violations))
+
+
+@asynccontextmanager
+async def _lateness(every: float = 0.005) -> AsyncIterator[list[float]]:
+    """How much later than it wished a task is woken that sleeps again and again."""
+    late: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            due = time.monotonic() + every
+            await asyncio.sleep(every)
+            late.append(time.monotonic() - due)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield late
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
