@@ -75,11 +75,20 @@ async def _retention(store: Store, days: int, clock: Clock) -> AsyncIterator[Non
 
 
 async def serve(config: Config, progress: Progress) -> None:
-    """`run`, ended in good order by SIGTERM: what is not answered by then stays owed."""
+    """`run`, ended in good order by SIGTERM: what is not answered by then stays owed.
+
+    A second SIGTERM ends the process where it stands; nothing is lost by that either.
+    """
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def stop() -> None:
+        log.info("stopping")
+        loop.remove_signal_handler(signal.SIGTERM)
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
     try:
         await run(config, progress)
     except asyncio.CancelledError:

@@ -76,6 +76,28 @@ async def test_a_fault_of_ours_ends_its_exchange_for_good_and_no_other(house: Ho
     assert "ok" in messenger.texts(CHANNEL)
 
 
+async def test_what_is_nearly_done_when_the_adapter_ends_is_finished(house: House, clock: FastClock) -> None:
+    go_on = asyncio.Event()
+    house.engine.add(["half", go_on, " and half"])
+    messenger = FakeMessenger(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        replies.begin(exchange := await house.accept(a_message("hi")))
+        await house.engine.asked(1)
+        asyncio.get_running_loop().call_soon(go_on.set)
+    assert messenger.texts(CHANNEL) == ["half and half"]
+    assert (await house.kept(exchange)).status is Status.DELIVERED
+
+
+async def test_what_comes_while_the_adapter_ends_is_owed(house: House, clock: FastClock) -> None:
+    messenger = FakeMessenger(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        pass
+    late = await house.accept(a_message("too late"))
+    replies.begin(late)
+    assert messenger.calls == []
+    assert [exchange.id for exchange in await house.dispatcher.owed("discord")] == [late.id]
+
+
 async def test_what_still_grows_when_the_adapter_ends_is_owed(house: House, clock: FastClock) -> None:
     house.engine.add(["half", asyncio.Event()], "whole")
     messenger = FakeMessenger(clock)

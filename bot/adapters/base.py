@@ -38,6 +38,10 @@ class Adapter(Protocol):
         ...
 
 
+# Seconds for replies under way when the program is told to stop: what stops containers
+# waits 10 s before it kills.
+GRACE = 6.0
+
 Events = AsyncGenerator[ReplyEvent, None]
 # Shows a reply while it grows, in a way that leaves nothing behind; returns the events, for its delivery.
 Preview = Callable[[Exchange, Events, Pacer], Awaitable[Events]]
@@ -46,7 +50,8 @@ Preview = Callable[[Exchange, Events, Pacer], Awaitable[Events]]
 class Replies:
     """The replies that grow on one platform, each in a task, at most one per exchange.
 
-    An async context manager: leaving it cancels what still grows, which is then owed.
+    An async context manager: leaving it takes up nothing new, gives what grows `GRACE`
+    seconds to end, and cancels the rest, which is then owed.
     """
 
     def __init__(
@@ -56,10 +61,15 @@ class Replies:
         self._messenger = messenger
         self._preview = preview
         self._pacer = Pacer(messenger.edit_interval, clock)
+        self._clock = clock
         self._growing: dict[int, asyncio.Task[None]] = {}
+        self._is_closing = False
 
     def begin(self, exchange: Exchange) -> None:
         """Show the reply to `exchange`: new, edited, retried and owed ones alike."""
+        if self._is_closing:
+            self._dispatcher.let_go(exchange.id)
+            return
         earlier = self._growing.get(exchange.id)
         task = asyncio.create_task(self._reply(exchange, earlier), name=f"reply {exchange.id}")
         self._growing[exchange.id] = task
@@ -101,7 +111,20 @@ class Replies:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        growing = list(self._growing.values())
-        for task in growing:
-            task.cancel()
-        await asyncio.gather(*growing, return_exceptions=True)
+        self._is_closing = True
+        try:
+            await self._grace()
+        finally:
+            growing = list(self._growing.values())
+            for task in growing:
+                task.cancel()
+            await asyncio.gather(*growing, return_exceptions=True)
+
+    async def _grace(self) -> None:
+        ending = asyncio.ensure_future(self.finished())
+        over = asyncio.ensure_future(self._clock.sleep(GRACE))
+        try:
+            await asyncio.wait([ending, over], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            over.cancel()
