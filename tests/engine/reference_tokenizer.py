@@ -58,7 +58,8 @@ class ReferenceTokenizer:
 
     def ids_without_dummy_prefix(self, text: str) -> list[int]:
         """Encode behind a newline, and drop what stands for it."""
-        return self.ours.encode("<n>" + text)[2:]
+        ids = self.ours.encode("<n>" + text)
+        return ids[ids.index(self.ours.id_of("<n>")) + 1 :]
 
     def input_ids(self, text: str, pair: str | None = None, max_length: int | None = None) -> list[int]:
         ids = self.ids(text)
