@@ -121,7 +121,7 @@ class Golden:
         self._out(f"note     {name}: {why}")
 
     def unknown(self, name: str) -> None:
-        self._out(f"unknown  {name}: nothing here knows what it is")
+        self._out(f"unknown  {name}: nothing here knows what it is, or this set lacks what it is computed from")
 
     def finish(self) -> None:
         for name in self._unseen:
