@@ -9,16 +9,15 @@ import re
 import unicodedata
 from dataclasses import dataclass, replace
 
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from bot.markup.format import Rendered, utf16_units
+from bot.markup.reading import WHOLE
 
 LIMIT = 4096  # UTF-16 code units: whichever way the server counts, this is not more
 MOST_ENTITIES = 100  # Telegram drops those beyond
 EN_SPACE = "\N{EN SPACE}"
 
-_MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 _STYLES = {"strong_open": "bold", "em_open": "italic", "s_open": "strikethrough"}
 _CLOSING = {kind.replace("_open", "_close"): style for kind, style in _STYLES.items()}
 # tg:// addresses among others: a link to a person would call that person.
@@ -83,7 +82,7 @@ class _Writer:
         self._additions: list[str] = []
         self._lists: list[int | None] = []
         self._quotes = 0
-        self._write_blocks(_MARKDOWN.parse(markdown))
+        self._write_blocks(WHOLE.parse(markdown))
 
     def rendered(self) -> Rendered:
         self._entities.sort(key=lambda entity: (entity.offset, -entity.length))

@@ -8,8 +8,11 @@ from functools import cached_property
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from bot.markup.emphasis import emphasis_beside_chinese
+
 _BLOCKS = MarkdownIt("commonmark").enable("table").disable("inline")
-_WHOLE = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+# How a whole message is read, on platforms that do not read it themselves.
+WHOLE = MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(emphasis_beside_chinese)
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SPACES = re.compile(r"\s+")
@@ -195,7 +198,7 @@ def visible(markdown: str) -> str:
     >>> visible("**Bold** and [a link](https://example.org)")
     'Boldandalink'
     """
-    return _SPACES.sub("", "".join(_words(_WHOLE.parse(markdown))))
+    return _SPACES.sub("", "".join(_words(WHOLE.parse(markdown))))
 
 
 def _words(tokens: list[Token]) -> list[str]:
