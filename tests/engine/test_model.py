@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
+from bot.config import EngineSection
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, parse_config, read_config
 from bot.engine.chatglm.layout import layout_of
@@ -350,6 +352,19 @@ def test_what_one_device_computes_moves_to_the_next() -> None:
     whole = network.hidden(ids, positions, model._attend(lambda cache: cache.prefill((1,), list(mask))))
     step = network.hidden(ids[:, :1], positions[:, :1], model._attend(lambda cache: cache.decode((1,), (5,))))
     assert (whole.device, whole.shape, step.device, step.shape) == (meta, (1, 5, 64), meta, (1, 1, 64))
+
+
+@pytest.mark.parametrize(
+    "device", ["auto", "cuda", "cuda:1", "mps", "cpu", "cpu,cpu", "cuda:0,cuda:1", "cuda:0, cuda:3"]
+)
+def test_the_settings_take_one_device_or_several_of_a_kind(device: str) -> None:
+    assert EngineSection(device=device).device == device
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda,cuda:1", "cuda:0,cpu", "cuda:0;cuda:1", "auto,cpu", "cuda:0,"])
+def test_the_settings_refuse_other_devices(device: str) -> None:
+    with pytest.raises(ValidationError, match="device"):
+        EngineSection(device=device)
 
 
 def test_more_devices_than_layers_are_refused() -> None:
