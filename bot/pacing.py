@@ -53,6 +53,9 @@ class Pacer:
     async def call(self, channel: ChannelKey, do: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
         """Do it as soon as the channel bears it; an urgent call waits for no interval.
 
+        Nor does it put off an edit that waits: where a reply goes on in another message,
+        text that two messages have to show would be older than two intervals.
+
         Raises:
             RateLimited: As `do` raised it; the channel is then paused for all.
         """
@@ -71,7 +74,9 @@ class Pacer:
             async with lane.call:
                 if due() > self.clock.now():
                     continue  # another call was made while this one waited for it
-                lane.next_edit = self.clock.now() + self._interval(channel)
+                now = self.clock.now()
+                if lane.next_edit <= now:
+                    lane.next_edit = now + self._interval(channel)
                 try:
                     return await do()
                 except RateLimited as limited:

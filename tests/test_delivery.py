@@ -125,6 +125,18 @@ async def test_edits_are_merged_and_paced(world: World) -> None:
     assert world.messenger.violations == []
 
 
+async def test_text_is_never_older_than_two_intervals_when_it_goes_on_in_another_message() -> None:
+    world = World(limit=500)
+    events: list[ReplyEvent | float] = []
+    for number in range(300):
+        events += [Delta(f"word{number:03} and so on\n"), 0.13]
+    await world.deliver(*events, Finished(FinishReason.STOP))
+    edits = [call for call in world.messenger.calls if call.verb == "edit"]
+    first_shown = [next(call.at for call in edits if f"word{number:03}" in call.text) for number in range(300)]
+    assert max(at - 0.13 * number for number, at in enumerate(first_shown)) <= 2.0
+    assert all(later.at - earlier.at >= 0.999 for earlier, later in pairwise(edits))
+
+
 async def test_a_slow_platform_does_not_hold_back_the_model(world: World) -> None:
     world.messenger.seconds_per_call = 30.0
     ended = []
