@@ -28,7 +28,6 @@ from bot.domain import (
     Status,
 )
 from bot.engine.base import Engine
-from bot.logs import bound
 from bot.markup.clean import clean
 from bot.storage.base import Store
 from bot.words import Say, say_to
@@ -135,8 +134,8 @@ class Dispatcher:
 
     async def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
         """The reply to an exchange as it grows; it is kept before `Finished` is told."""
-        with bound(exchange=exchange.id):
-            log.info("exchange begins", kind=exchange.kind.value, channel=str(exchange.message.channel))
+        channel = str(exchange.message.channel)
+        log.info("exchange begins", exchange=exchange.id, kind=exchange.kind.value, channel=channel)
         async with aclosing(self._reply(exchange)) as events:
             async for event in events:
                 if isinstance(event, Finished):

@@ -13,6 +13,7 @@ from bot.delivery import Delivery, Messenger
 from bot.dispatch import Dispatcher
 from bot.domain import Exchange, ReplyEvent
 from bot.errors import BotError, ChannelGone
+from bot.logs import bound
 from bot.pacing import Pacer
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -84,6 +85,17 @@ class Replies:
             # Two deliveries of one exchange would edit the same messages against each other.
             earlier.cancel()
             await asyncio.wait([earlier])
+        with bound(exchange=exchange.id):
+            try:
+                await self._show(exchange)
+            except BotError as error:
+                log.error("reply broken off; it is owed", error=str(error))
+            finally:
+                if self._growing.get(exchange.id) is asyncio.current_task():
+                    del self._growing[exchange.id]
+                    self._dispatcher.let_go(exchange.id)
+
+    async def _show(self, exchange: Exchange) -> None:
         say = self._dispatcher.say_to(exchange)
         delivery = Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, say)
         try:
@@ -94,16 +106,12 @@ class Replies:
             await self._dispatcher.delivered(exchange.id)
         except ChannelGone as gone:
             await self._dispatcher.failed(exchange.id, str(gone))
-        except BotError as error:
-            log.error("reply broken off; it is owed", exchange=exchange.id, error=str(error))
+        except BotError:
+            raise
         except Exception:
             # A fault of ours in this one reply: others go on, and it must not meet us again at each start.
-            log.exception("reply failed", exchange=exchange.id)
+            log.exception("reply failed")
             await self._dispatcher.failed(exchange.id, "internal error")
-        finally:
-            if self._growing.get(exchange.id) is asyncio.current_task():
-                del self._growing[exchange.id]
-                self._dispatcher.let_go(exchange.id)
 
     async def __aenter__(self) -> Self:
         return self
