@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 
-.PHONY: run test weights-test lint format words migration clean
+.PHONY: run test lossless weights-test lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -23,6 +23,11 @@ lint: $(VENV)/test-installed
 format: $(VENV)/test-installed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# Long answers on each platform while calls are refused, and how soon they are seen: docs/LOSSLESS.md.
+# make lossless ARGS="slack --cases 30"
+lossless: $(VENV)/test-installed
+	@$(BIN)/python -m tests.adapters.lossless $(ARGS)
 
 # Checkpoints of the real size, made of random weights: 13 GB of disk, 10 minutes, memory held to a limit.
 weights-test: $(VENV)/test-installed

@@ -21,7 +21,7 @@ def test_an_answer_depends_on_its_number_and_the_seed_alone() -> None:
 
 
 def test_answers_are_of_all_lengths_and_come_in_pieces() -> None:
-    answers = cases(range(40), 4)
+    answers = cases(range(24), 4)
     lengths = [len(case.answer) for case in answers]
     assert min(lengths) < 100
     assert max(lengths) == LONGEST
@@ -30,16 +30,16 @@ def test_answers_are_of_all_lengths_and_come_in_pieces() -> None:
 
 @every_platform
 async def test_while_every_fourth_call_is_refused_every_character_arrives_once(platform: str) -> None:
-    delivered = await deliver(platform, cases(range(8), 11), seed=11)
+    delivered = await deliver(platform, cases(range(5), 11), seed=11)
     assert delivered.faults == {}
     assert delivered.violations == []
-    assert delivered.refusals.refused.total() > 8
+    assert delivered.refusals.refused.total() >= 5
 
 
 @every_platform
 async def test_who_is_kept_waiting_sees_the_text_grow(platform: str) -> None:
     assert len((await placeholders(platform, 3)).values) == 3
-    assert len((await ages(platform, 1, deltas=40)).values) == 40
+    assert len((await ages(platform, 1, deltas=40, factor=50)).values) == 40
 
 
 @every_platform
