@@ -85,8 +85,15 @@ class _Writer:
         self._write_blocks(WHOLE.parse(markdown))
 
     def rendered(self) -> Rendered:
-        self._entities.sort(key=lambda entity: (entity.offset, -entity.length))
-        return Rendered("".join(self._text), tuple(self._entities))
+        # Telegram drops whitespace at the end: what differs in that alone is one text there.
+        text = "".join(self._text).rstrip()
+        length = utf16_units(text)
+        entities = [
+            replace(entity, length=min(entity.length, length - entity.offset))
+            for entity in sorted(self._entities, key=lambda entity: (entity.offset, -entity.length))
+            if entity.offset < length
+        ]
+        return Rendered(text, tuple(entities))
 
     def _write_blocks(self, tokens: list[Token]) -> None:
         table: list[list[str]] = []

@@ -41,6 +41,13 @@ def test_entities_are_such_as_telegram_takes(markdown: str) -> None:
     assert refusal is None, refusal
 
 
+def test_whitespace_at_the_end_is_dropped_as_telegram_drops_it() -> None:
+    grown, before = FORMAT.render("好\n```py\na\n  \n"), FORMAT.render("好\n```py\na")
+    assert grown == before
+    assert grown.text == "好\na"
+    assert grown.entities == (Entity("pre", 2, 1, language="py"),)
+
+
 def looks(markdown: str) -> list[tuple[str, str]]:
     """What stands out in the rendered text, and how."""
     rendered = FORMAT.render(markdown)
