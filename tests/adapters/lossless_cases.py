@@ -25,10 +25,31 @@ class Case:
 
 
 @st.composite
+def _long_block(draw: st.DrawFn) -> str:
+    """A code block, maybe around another one, or a table: longer than a message, or in a list or a quote."""
+    count = draw(st.integers(20, 150))
+    match draw(st.sampled_from(["code", "nested", "table"])):
+        case "code":
+            lines = ["```py", *(f"line_{number} = '第 {number} 行'  # 注释" for number in range(count)), "```"]
+        case "nested":
+            inner = ["```sh", "echo 你好 | cat", "```", ""]
+            lines = ["~~~~md", *(line for number in range(count // 4) for line in [*inner, f"Step {number}."]), "~~~~"]
+        case _:
+            rows = (f"| {number} | 第 {number} 格 😀 |" for number in range(count))
+            lines = ["| a | b |", "|---|:-:|", *rows]
+    match draw(st.sampled_from(["alone", "alone", "list", "quote"])):
+        case "list":
+            lines = ["1. First:", "", *(f"   {line}" for line in lines)]
+        case "quote":
+            lines = [f"> {line}" for line in lines]
+    return "\n".join(lines)
+
+
+@st.composite
 def _of_length(draw: st.DrawFn, lengths: st.SearchStrategy[int]) -> str:
     """Blocks that come again in another order; the end may stand anywhere, in a code block too."""
     length = draw(lengths)
-    blocks = draw(st.lists(st.one_of(BLOCK, PARAGRAPH), min_size=2, max_size=8))
+    blocks = draw(st.lists(st.one_of(BLOCK, PARAGRAPH, _long_block()), min_size=2, max_size=8))
     chance = random.Random(draw(st.integers(0, 2**32)))
     text = ""
     for number in cycle(range(1, 1000)):

@@ -4,12 +4,15 @@ import random
 
 import pytest
 
+from bot.markup.format import MarkdownFormat
 from bot.markup.reading import visible
+from bot.markup.split import join, split
 from tests.adapters.bench import PROFILES
 from tests.adapters.demo import play
 from tests.adapters.lossless import Report, report_delivered, table
 from tests.adapters.lossless_cases import LONGEST, cases
-from tests.adapters.lossless_runs import NOT_EXACT, Delivered, Refusals, ages, deliver, load, placeholders
+from tests.adapters.lossless_runs import NOT_EXACT, Delivered, Refusals, ages, cut_like, deliver, load, placeholders
+from tests.adapters.platform import Seen
 
 every_platform = pytest.mark.parametrize("platform", PROFILES)
 
@@ -46,6 +49,17 @@ async def test_who_is_kept_waiting_sees_the_text_grow(platform: str) -> None:
 async def test_all_who_ask_at_once_are_answered_once(platform: str) -> None:
     measured = await load(platform, mentions=12, channels=4, sentences=5, idle_seconds=0.05, factor=50)
     assert measured.faults == ()
+
+
+def test_messages_that_are_cut_elsewhere_are_known_to_be_the_answer_and_others_not() -> None:
+    code = "".join(f"line_{number} = '值'\n" for number in range(120))
+    answer = f"First **this**.\n\n```py\n{code}```\n\nThen that."
+    pieces = split(answer, MarkdownFormat(500))
+    parts = [Seen(str(number), "bot", piece.text, visible(piece.text)) for number, piece in enumerate(pieces)]
+    assert join(cut_like(parts, answer, PROFILES["discord"])) == answer
+    assert join(cut_like(parts[:-1], answer, PROFILES["discord"])) != answer
+    assert join(cut_like([*parts[:2], *parts[3:]], answer, PROFILES["discord"])) != answer
+    assert join(cut_like([parts[0], *parts], answer, PROFILES["discord"])) != answer
 
 
 def test_what_went_wrong_is_told_with_the_command_that_repeats_it() -> None:
