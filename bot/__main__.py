@@ -86,6 +86,9 @@ def migrate(path: Path | None) -> None:
 @click.option("--prompt", type=click.IntRange(min=3), default=128, show_default=True, help="Tokens of each prompt.")
 @click.option("--tokens", type=AT_LEAST_1, default=64, show_default=True, help="New tokens of each answer.")
 @click.option("--clients", type=AT_LEAST_1, default=8, show_default=True, help="Who ask the whole engine at once.")
+@click.option(
+    "--question", type=click.IntRange(min=3), default=24, show_default=True, help="Tokens of what each client asks."
+)
 @click.option("--repeat", type=AT_LEAST_1, default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of the processor; if not given, as when serving.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

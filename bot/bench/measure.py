@@ -83,12 +83,13 @@ class _Worker:
         self._watch = watch
         self._folder = None if options.random else find_folder(options.model)
         self._config = read_config(self._folder) if self._folder else made_up(options.random or Dimensions())
-        length, context = options.prompt + options.tokens, self._config.max_sequence_length
-        if length > context:
-            raise OptionError(
-                f"--prompt {options.prompt} and --tokens {options.tokens}: together they are more than the {context} "
-                "tokens of this model's context"
-            )
+        context = self._config.max_sequence_length
+        for name, length in (("prompt", options.prompt), ("question", options.question)):
+            if length + options.tokens > context:
+                raise OptionError(
+                    f"--{name} {length} and --tokens {options.tokens}: together they are more than the {context} "
+                    "tokens of this model's context"
+                )
 
     def __call__(self, report: Progress) -> Loaded:
         options = self._options
@@ -124,7 +125,7 @@ class _Worker:
             context_length=model.context_length,
         )
         self.found = _Found(info, describe(device), load_seconds, memory.peak, network)
-        return Loaded(model, FixedLength(prompt, words), info)
+        return Loaded(model, FixedLength(random_prompt(self._config, options.question), words), info)
 
     def _load(self, report: Progress) -> tuple[ChatGLMForServing, Words]:
         options = self._options

@@ -80,7 +80,8 @@ class Options:
     """What to measure.
 
     `batch` sequences, each with a prompt of `prompt` tokens, are given `tokens` new ones by
-    the network alone; then `clients` ask the engine at once.  All of it `repeat` times.
+    the network alone; then `clients` ask the engine at once, each a question of
+    `question` tokens.  All of it `repeat` times.
     """
 
     model: str = "demo"
@@ -92,6 +93,7 @@ class Options:
     prompt: int = 128
     tokens: int = 64
     clients: int = 8
+    question: int = 24  # what a line in a chat comes to
     repeat: int = 5
     threads: int | None = None  # of the processor; None leaves the choice to torch
 
