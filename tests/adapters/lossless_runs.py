@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bot.domain import Action, ChatRequest, Exchange, Status
@@ -166,30 +166,46 @@ def _faults(name: str, case: Case, found: Arrived) -> Iterator[str]:
 
 
 def cut_like(parts: Sequence[Seen], answer: str, profile: Profile) -> list[Piece]:
-    """Cut the answer where these messages do; less than all of it where they are not its pieces."""
-    pieces: list[Piece] = []
-    opening, rest = "", answer
-    for seen in _texts(parts):
-        window = rest[: 2 * profile.format.limit]
-        reading = Reading(opening + window)
-
-        def piece(at: int, opening: str = opening, window: str = window, reading: Reading = reading) -> Piece:
-            return Piece(window[:at], opening, reading.closing(len(opening) + at))
-
-        ends = range(1, len(window) + 1)
-        near = bisect.bisect_left(ends, len(seen), key=lambda at: len(_standing(profile, piece(at))))
-        # Whitespace and marks make many places alike; the last of them leaves the least behind.
-        fitting = [at for at in ends[max(0, near - _NEAR) : near + _NEAR] if _standing(profile, piece(at)) == seen]
-        if not fitting:
-            break
-        pieces.append(piece(fitting[-1]))
-        opening = reading.opening(len(opening) + fitting[-1], room=profile.format.limit // 2)
-        rest = rest[fitting[-1] :]
-    if pieces and not rest.strip():
-        pieces[-1] = replace(pieces[-1], body=pieces[-1].body + rest)
-    return pieces
+    """Cut the answer where these messages do; empty where they are not its pieces."""
+    return next(_cuts(_texts(parts), "", answer, profile, set()), [])
 
 
+def _cuts(
+    standing: Sequence[str], opening: str, rest: str, profile: Profile, tried: set[tuple[int, str]]
+) -> Iterator[list[Piece]]:
+    if not standing:
+        if not rest.strip():
+            yield [Piece(rest)] if rest else []
+        return
+    if (place := (len(rest.lstrip()), opening)) in tried:
+        return
+    tried.add(place)
+    window = rest[: 2 * profile.format.limit]
+    reading = Reading(opening + window)
+
+    def piece(at: int) -> Piece:
+        return Piece(window[:at], opening, reading.closing(len(opening) + at))
+
+    beginning = _standing(profile, Piece(window[:_BEGINNING], opening))
+    if not all(one == other for one, other in zip(_letters(beginning), _letters(standing[0]), strict=False)):
+        return
+    ends = range(1, len(window) + 1)
+    near = bisect.bisect_left(ends, len(standing[0]), key=lambda at: len(_standing(profile, piece(at))))
+    fitting = [at for at in ends[max(0, near - _NEAR) : near + _NEAR] if _standing(profile, piece(at)) == standing[0]]
+    # Whitespace and marks make many places alike; a cut stands at the begin of a line where it can.
+    for at in sorted(fitting, key=lambda at: (not reading.is_line_start(len(opening) + at), -at)):
+        following = reading.opening(len(opening) + at, room=profile.format.limit // 2)
+        for others in _cuts(standing[1:], following, rest[at:], profile, tried):
+            yield [piece(at), *others]
+
+
+def _letters(text: str) -> list[str]:
+    """The first few: enough to know a message by, and few enough to leave marks aside that go on for long."""
+    return [character for character in text if character.isalnum()][:12]
+
+
+# Characters of Markdown that hold so many letters, but for answers that are nearly all marks.
+_BEGINNING = 400
 # How far from the place that a message's length tells its end is looked for.
 _NEAR = 100
 

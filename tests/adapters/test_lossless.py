@@ -33,10 +33,10 @@ def test_answers_are_of_all_lengths_and_come_in_pieces() -> None:
 
 @every_platform
 async def test_while_every_fourth_call_is_refused_every_character_arrives_once(platform: str) -> None:
-    delivered = await deliver(platform, cases(range(5), 11), seed=11)
+    delivered = await deliver(platform, cases(range(4), 11), seed=11)
     assert delivered.faults == {}
     assert delivered.violations == []
-    assert delivered.refusals.refused.total() >= 5
+    assert delivered.refusals.refused.total() >= 4
 
 
 @every_platform
