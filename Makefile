@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
-PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
 .PHONY: run test lossless weights-test lint format words migration clean
 
@@ -60,5 +60,5 @@ $(BIN)/python:
 	    $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 	    $$python -m venv $(VENV) </dev/null >&2 && exit 0; \
 	done; \
-	echo "No Python 3.11 or newer with venv was found. Install one (Debian, Ubuntu: apt install python3-venv)," >&2; \
-	echo "or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1
+	echo "No Python 3.11 or newer with venv is among: $(PYTHONS). Install one (Debian, Ubuntu:" >&2; \
+	echo "apt install python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1

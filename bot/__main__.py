@@ -1,23 +1,25 @@
 """The command line: run · check · migrate · bench; errors become exit codes."""
 
+from __future__ import annotations
+
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from bot import __version__
-from bot.adapters import SETTINGS, inspect
-from bot.config import Config
-from bot.config_sources import Loaded, load_with_origins
-from bot.engine import BACKENDS
 from bot.errors import BotError, EngineUnavailable
-from bot.logs import set_up
+
+if TYPE_CHECKING:
+    from bot.config import Config
+    from bot.config_sources import Loaded
+
+# What a function needs is imported in it: `bot --help` does not wait for it, and Ctrl-C
+# while it is imported is handled like any other.
 
 with_config = click.option(
     "--config",
@@ -40,7 +42,6 @@ def cli() -> None:
 @with_config
 def run(path: Path | None) -> None:
     """Serve the platforms in config.toml; this terminal if there are none."""
-    # What a command needs is imported in it, so that `bot --help` does not wait for the rest.
     from bot.app import serve
 
     config = _settings(path)
@@ -133,6 +134,8 @@ def main() -> None:
 
 async def _inspect(config: Config) -> bool:
     """Print what each platform says of its bot; tell whether all is well."""
+    from bot.adapters import inspect
+
     is_well = True
     for name, settings in config.enabled_adapters.items():
         if not settings.tokens:
@@ -145,11 +148,17 @@ async def _inspect(config: Config) -> bool:
 
 
 def _load(path: Path | None) -> Loaded:
+    from bot.adapters import SETTINGS
+    from bot.config_sources import load_with_origins
+    from bot.engine import BACKENDS
+
     return load_with_origins(path, SETTINGS, BACKENDS)
 
 
 def _settings(path: Path | None) -> Config:
     """The settings, with the logs set up by them."""
+    from bot.logs import set_up
+
     loaded = _load(path)
     logs = loaded.config.logs
     if "console" in loaded.config.enabled_adapters and sys.stderr.isatty() and ("logs", "level") not in loaded.origins:
@@ -162,13 +171,16 @@ def _settings(path: Path | None) -> Config:
 @contextmanager
 def _loading_bar() -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while the model loads; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
     console = Console(stderr=True)
     columns = (TextColumn("Loading the model"), BarColumn(), DownloadColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        loading = bar.add_task("", total=None)
+        loading = bar.add_task("", total=None, visible=False)
 
         def report(done: int, total: int) -> None:
-            bar.update(loading, completed=done, total=total)
+            bar.update(loading, completed=done, total=total, visible=done < total)
             if done >= total:
                 bar.stop()
 

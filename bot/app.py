@@ -82,8 +82,11 @@ async def serve(config: Config, progress: Progress) -> None:
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
+    is_told = False
 
     def stop() -> None:
+        nonlocal is_told
+        is_told = True
         log.info("stopping")
         loop.remove_signal_handler(signal.SIGTERM)
         task.cancel()
@@ -92,6 +95,8 @@ async def serve(config: Config, progress: Progress) -> None:
     try:
         await run(config, progress)
     except asyncio.CancelledError:
+        if not is_told:  # Ctrl-C, which whoever runs the event loop hears of
+            raise
         log.info("stopped")
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

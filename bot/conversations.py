@@ -219,9 +219,14 @@ class Conversations:
         def without(oldest: int) -> tuple[ChatMessage, ...]:
             return (*opening, *(message for turn in turns[oldest:] for message in turn), question)
 
-        room = self._engine.info.context_length - self._settings.answer_tokens
+        context = self._engine.info.context_length
+        # A small context is shared evenly, however much is asked for the answer.
+        room = context - min(self._settings.answer_tokens, context // 2)
 
         def fewest_left_out() -> int:
+            needed = self._engine.count_tokens(without(len(turns)))
+            if needed >= context:
+                raise PromptTooLong(needed, context)
             return bisect.bisect_left(
                 range(len(turns)), True, key=lambda oldest: self._engine.count_tokens(without(oldest)) <= room
             )

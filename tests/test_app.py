@@ -79,6 +79,18 @@ async def test_sigterm_ends_it_without_an_error(config: Config, monkeypatch: pyt
     await app.serve(config, silent)
 
 
+async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting:
+        async def run(self, dispatcher: Dispatcher) -> None:
+            task.cancel()  # as the event loop does on SIGINT
+            await asyncio.Event().wait()
+
+    standing_in(monkeypatch, Waiting())
+    task = asyncio.create_task(app.serve(config, silent))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_texts_are_deleted_once_they_are_too_old(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,8 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from bot.adapters.console import CHANNEL, ConsoleAdapter
-from bot.domain import Queued
+from bot.domain import Exchange, IncomingMessage, Kind, Queued
+from bot.errors import PlatformUnavailable, StoreError
 from tests.house import House
 from tests.messages import a_message
 
@@ -95,6 +96,37 @@ async def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(house: House) -> N
     latest = await house.store.latest(CHANNEL)
     assert latest is not None
     assert [message.content for message in house.engine.requests[1].messages] == ["hi", "half an ", "and now?"]
+
+
+async def test_a_database_in_trouble_is_told_and_the_chat_goes_on(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, calls = house.store.begin, 0
+
+    async def locked_once(message: IncomingMessage, kind: Kind) -> Exchange | None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise StoreError("data/bot.db is locked by another program")
+        return await begin(message, kind)
+
+    monkeypatch.setattr(house.store, "begin", locked_once)
+    assert await piped(house, "one\ntwo\n") == "data/bot.db is locked by another program\nok\n"
+
+
+async def test_a_screen_that_takes_nothing_is_one_sentence(house: House) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(PlatformUnavailable, match="No space left"):
+        await ConsoleAdapter(io.StringIO("hi\n"), Full()).run(house.dispatcher)
+
+
+async def test_on_a_terminal_ctrl_c_empties_a_line_before_it_leaves(house: House, keyboard: PipeInput) -> None:
+    keyboard.send_text("half a lin\x03whole\r\x03")
+    await ConsoleAdapter(Terminal(), Terminal()).run(house.dispatcher)
+    assert [request.messages[-1].content for request in house.engine.requests] == ["whole"]
 
 
 async def test_on_a_terminal_one_types_and_reads(house: House, keyboard: PipeInput) -> None:

@@ -21,6 +21,7 @@ from bot.config import AdapterSection
 from bot.delivery import ending, waiting
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
+from bot.errors import PlatformUnavailable, StoreError
 from bot.markup.clean import clean
 
 CHANNEL = ChannelKey("console", "terminal")
@@ -32,7 +33,8 @@ def open_adapter(settings: AdapterSection, clock: Clock) -> "ConsoleAdapter":
         # What is not UTF-8 shall not end the chat.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    return ConsoleAdapter(sys.stdin, sys.stdout)
+    # Python has none where the shell closed it (<&-): that is the end of the input.
+    return ConsoleAdapter(sys.stdin or io.StringIO(), sys.stdout)
 
 
 class ConsoleAdapter:
@@ -51,13 +53,19 @@ class ConsoleAdapter:
         for exchange in await dispatcher.owed(CHANNEL.platform):
             self._print(f"> {exchange.message.text}", style="dim")
             await self._answer(dispatcher, exchange)
+        if self._source.isatty():
+            self._print("/help lists the commands; Ctrl-C stops an answer; stop leaves.", style="dim")
         async with aclosing(self._lines()) as lines:
             async for line in lines:
                 if line.strip().lower() in LEAVE:
                     return
-                accepted = await dispatcher.accept(_message(line))
-                if accepted is not None:
-                    await self._answer(dispatcher, accepted)
+                try:
+                    accepted = await dispatcher.accept(_message(line))
+                    if accepted is not None:
+                        await self._answer(dispatcher, accepted)
+                except StoreError as error:
+                    # It may pass: the operator, who sits here, reads why, and asks again.
+                    self._print(str(error), style="dim")
 
     async def _answer(self, dispatcher: Dispatcher, exchange: Exchange) -> None:
         """Print the reply as it grows: the model's words, then the bot's own below them."""
@@ -91,7 +99,12 @@ class ConsoleAdapter:
         dispatcher.let_go(exchange.id)
 
     def _print(self, text: str, *, end: str = "\n", style: str | None = None) -> None:
-        self._screen.print(clean(text), end=end, style=style, markup=False)
+        try:
+            self._screen.print(clean(text), end=end, style=style, markup=False)
+        except BrokenPipeError:
+            raise  # whoever read has seen enough
+        except OSError as error:
+            raise PlatformUnavailable(f"standard output cannot be written to: {error.strerror}") from error
 
     def _sign_of_life(self) -> AbstractContextManager[Status | None]:
         if self._screen.is_terminal:
@@ -104,8 +117,11 @@ class ConsoleAdapter:
             while True:
                 try:
                     yield await session.prompt_async("> ")
-                except (EOFError, KeyboardInterrupt):
+                except EOFError:
                     return
+                except KeyboardInterrupt:
+                    if not session.default_buffer.text:
+                        return
         else:
             loop = asyncio.get_running_loop()
             read: asyncio.Queue[str] = asyncio.Queue()
