@@ -142,6 +142,8 @@ def config_of(model: bytes, recipe: Recipe) -> ChatGLMConfig:
         eos_token_id=processor.piece_to_id("<eop>"),
         mask_token_id=processor.piece_to_id("[MASK]"),
         gmask_token_id=processor.piece_to_id("[gMASK]"),
+        # About five rounds before the question: with more of them it gets confused.
+        max_sequence_length=640,
     )
 
 
