@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
-.PHONY: run test lossless weights-test lint format words migration clean
+.PHONY: run test lossless reliability weights-test lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -28,6 +28,10 @@ format: $(VENV)/test-installed
 # make lossless ARGS="slack --cases 30"
 lossless: $(VENV)/test-installed
 	@$(BIN)/python -m tests.adapters.lossless $(ARGS)
+
+# The whole bot is killed at random points on each platform: docs/RELIABILITY.md.
+reliability: $(VENV)/test-installed
+	@$(BIN)/python -m tests.reliability.kills $(ARGS)
 
 # Checkpoints of the real size, made of random weights: 13 GB of disk, 10 minutes, memory held to a limit.
 weights-test: $(VENV)/test-installed
