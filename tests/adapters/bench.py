@@ -40,8 +40,8 @@ class Profile:
     """What differs between the platforms, as far as measuring goes.
 
     `edit_interval` is that of a channel with many people, in seconds; `written` is
-    what `Seen.markdown` has of a message, up to whitespace: the Markdown that was sent
-    where the platform `takes_markdown`.
+    what `Seen.markdown` has of a message: the Markdown that was sent where the platform
+    `takes_markdown`, elsewhere the same up to whitespace.
     """
 
     open: Callable[[], LoopbackPlatform]

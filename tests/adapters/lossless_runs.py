@@ -142,7 +142,7 @@ async def _arrived(bench: Bench, case: Case) -> Arrived | None:
 def _faults(name: str, case: Case, found: Arrived) -> Iterator[str]:
     profile, parts = PROFILES[name], found.parts
     pieces = split(case.answer, profile.format)
-    if [_standing(profile, piece) for piece in pieces if _standing(profile, piece)] != _texts(parts):
+    if [_standing(profile, piece) for piece in pieces if _standing(profile, piece)] != _texts(profile, parts):
         # A text that grew may have been cut elsewhere, where a longer one takes less room.
         pieces = cut_like(parts, case.answer, profile)
     if join(pieces) != case.answer:
@@ -167,7 +167,7 @@ def _faults(name: str, case: Case, found: Arrived) -> Iterator[str]:
 
 def cut_like(parts: Sequence[Seen], answer: str, profile: Profile) -> list[Piece]:
     """Cut the answer where these messages do; empty where they are not its pieces."""
-    return next(_cuts(_texts(parts), "", answer, profile, set()), [])
+    return next(_cuts(_texts(profile, parts), "", answer, profile, set()), [])
 
 
 def _cuts(
@@ -213,11 +213,16 @@ _NEAR = 100
 def _standing(profile: Profile, piece: Piece) -> str:
     """What stands on the platform of a piece; nothing of one that nobody would see."""
     rendered = profile.format.render(piece.text)
-    return without_spaces(profile.written(rendered)) if rendered.text.strip() else ""
+    return _compared(profile, profile.written(rendered)) if rendered.text.strip() else ""
 
 
-def _texts(parts: Sequence[Seen]) -> list[str]:
-    return [without_spaces(seen.markdown) for seen in parts]
+def _texts(profile: Profile, parts: Sequence[Seen]) -> list[str]:
+    return [_compared(profile, seen.markdown) for seen in parts]
+
+
+def _compared(profile: Profile, text: str) -> str:
+    """To the character where the Markdown itself is sent; elsewhere whitespace is the platform's."""
+    return text if profile.takes_markdown else without_spaces(text)
 
 
 # Stands behind the "<" of what Slack would read as a ping: the one neutralisation that adds a sign.
