@@ -13,13 +13,18 @@ SENTENCES = {
     sqlite3.SQLITE_BUSY: "is locked by another program: close that (a second bot on the same file?) and try again",
     sqlite3.SQLITE_LOCKED: "is locked by another program: close that (a second bot on the same file?) and try again",
     sqlite3.SQLITE_READONLY: "cannot be written: give the user that runs the bot the right to write it and its folder",
-    sqlite3.SQLITE_IOERR: "cannot be read or written, the disk reports an error: check the disk",
+    # Not only a faulty disk: on a full one SQLite says this of the files it keeps beside the database.
+    sqlite3.SQLITE_IOERR: "cannot be read or written, the disk reports an error, or is full: free some space, "
+    "or check the disk",
     sqlite3.SQLITE_CORRUPT: "is damaged: put a backup in its place, or save what can be read with sqlite3's .recover",
-    sqlite3.SQLITE_FULL: "cannot grow, the disk is full: free some space, and the bot goes on by itself",
+    sqlite3.SQLITE_FULL: "cannot grow, the disk is full: free some space; a bot that runs then goes on by itself, "
+    "one that has ended must be started again",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: it must be a file, and the user that runs the bot must be allowed to "
     "read and write it and its folder",
     sqlite3.SQLITE_NOTADB: "is not a SQLite database: name another file in storage.url, or move this one away",
 }
+
+RESTORE = "put a backup in its place, or name another database in storage.url"
 
 
 @contextmanager
@@ -36,12 +41,13 @@ def translated(place: str) -> Iterator[None]:
     except OSError as exc:
         raise StoreError(f"{place} {SENTENCES[sqlite3.SQLITE_CANTOPEN]} ({exc.strerror})") from exc
     except SQLAlchemyError as exc:
-        raise StoreError(f"{place} cannot be used: {str(exc).splitlines()[0]}") from exc
+        raise StoreError(f"{place} cannot be used ({str(exc).splitlines()[0]}): {RESTORE}") from exc
 
 
 def sentence(place: str, error: BaseException | None) -> str:
     if isinstance(error, sqlite3.Error):
         known = SENTENCES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-        return f"{place} {known}" if known else f"{place} cannot be used: {error}"
+        return f"{place} {known or f'cannot be used ({error}): {RESTORE}'}"
     # A PostgreSQL message may quote what was being stored; the name of its class never does.
-    return f"{place} cannot be used ({type(error).__name__}): is its server running, and are its rights in order?"
+    name = type(error).__name__
+    return f"{place} cannot be used ({name}): is its server running, and are its rights in order? If so, {RESTORE}"

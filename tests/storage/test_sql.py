@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import sqlite3
 import tempfile
 import traceback
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from structlog.testing import capture_logs
@@ -47,6 +49,17 @@ def write_locked(path: Path) -> Iterator[None]:
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
+
+
+@contextmanager
+def no_file_grows_beyond(size: int) -> Iterator[None]:
+    """Refuse this process more bytes in a file, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names_in(folder: Path) -> list[str]:
@@ -256,12 +269,42 @@ async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path
         async with temporary_store(tmp_path) as store:
             first = await store.begin(message(1, "x" * 50_000), Kind.CHAT)
             assert first is not None
-            with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space"):
+            with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a bot that runs"):
                 await store.begin(message(2, "y" * 200_000), Kind.CHAT)
             assert await store.find(ROOM, "2") is None
             assert await store.answer(first.id, Answer("short"))
             await store.clear(ROOM)
             assert await store.begin(message(2, "y" * 50_000), Kind.CHAT) is not None
+
+
+async def test_a_disk_too_full_for_the_files_beside_the_database_is_reported(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.begin(message(1), Kind.CHAT)
+    # SQLite keeps its index of the log (-shm) in a file of 32 KiB at least.
+    with no_file_grows_beyond(16 * 1024), pytest.raises(StoreError, match=r"the disk .* is full: free some space"):
+        async with temporary_store(tmp_path):
+            pass
+    async with temporary_store(tmp_path) as store:
+        assert await store.find(ROOM, "1") is not None
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        ("DELETE FROM alembic_version", "table exchanges already exists"),
+        ("DROP TABLE exchanges", "no such table: exchanges"),
+    ],
+)
+async def test_a_database_that_lacks_something_wants_a_backup(tmp_path: Path, damage: str, complaint: str) -> None:
+    async with temporary_store(tmp_path):
+        pass
+    with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
+        other.execute(damage)
+    with pytest.raises(
+        StoreError, match=rf"cannot be used \({complaint}\): put a backup in its place, or name another"
+    ):
+        async with temporary_store(tmp_path) as store:
+            await store.owed("slack")
 
 
 async def test_an_error_shows_nothing_of_what_people_wrote(tmp_path: Path) -> None:
@@ -279,10 +322,14 @@ def test_a_pool_that_stays_empty_is_reported() -> None:
 
 
 def test_errors_without_a_sentence_of_their_own_still_name_the_database() -> None:
-    assert sentence("bot.db", sqlite3.OperationalError("no such table")) == "bot.db cannot be used: no such table"
-    assert sentence("db.example", OSError("what somebody wrote")).startswith("db.example cannot be used (OSError): ")
-    with pytest.raises(StoreError, match=r"bot\.db cannot be used: broken"), translated("bot.db"):
-        raise sqlite3.OperationalError("broken")
+    advice = "put a backup in its place, or name another database in storage.url"
+    assert sentence("bot.db", sqlite3.OperationalError("odd")) == f"bot.db cannot be used (odd): {advice}"
+    on_a_server = sentence("db.example", OSError("what somebody wrote"))
+    assert on_a_server.startswith("db.example cannot be used (OSError): is its server running")
+    assert on_a_server.endswith(advice)
+    for error in sqlite3.OperationalError("broken"), InvalidRequestError("broken"):
+        with pytest.raises(StoreError, match=rf"^bot\.db cannot be used \(broken\): {advice}$"), translated("bot.db"):
+            raise error
 
 
 # Cancellation, and transactions that last.
