@@ -134,6 +134,13 @@ class StorageSection(Section):
     )
     retention_days: int = Field(default=0, ge=0, description="texts older than this are deleted; 0 = kept for ever")
 
+    @field_validator("url")
+    @classmethod
+    def _known_database(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("sqlite+aiosqlite:///", "postgresql+psycopg://")):
+            raise ValueError("it must begin with sqlite+aiosqlite:/// (a file) or postgresql+psycopg:// (a server)")
+        return url
+
 
 class AccessSection(Section):
     """Who may do what; people, servers and channels are written "platform:id"."""

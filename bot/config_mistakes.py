@@ -37,7 +37,7 @@ def _setting(error: ErrorDetails, known: Mapping[Key, FieldInfo]) -> Key:
 def _sentence(key: Key, errors: Sequence[ErrorDetails], known: Mapping[Key, FieldInfo]) -> str:
     error, field = errors[0], known.get(key)
     context = error.get("ctx", {})
-    if field is not None and is_secret(field):
+    if field is not None and is_secret(field) and error["type"] != "value_error":  # that is a sentence of our own
         return "this is not a text"  # what it is instead is not shown
     value = _shown(error["input"])
     if options := [word for each in errors for word in _options(each)]:

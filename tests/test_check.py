@@ -57,7 +57,7 @@ def test_a_setting_that_repeats_its_default_is_not_marked_but_has_its_place(fold
 
 
 def test_secrets_are_shown_only_as_set(folder: Path) -> None:
-    shown = lines(folder, BOT_DISCORD__TOKEN="canary-1", BOT_STORAGE__URL="postgresql://u:canary-2@h/d")
+    shown = lines(folder, BOT_DISCORD__TOKEN="canary-1", BOT_STORAGE__URL="postgresql+psycopg://u:canary-2@h/d")
     assert "canary" not in "\n".join(shown)
     assert "* token = (set)                               # BOT_DISCORD__TOKEN; default: (not set)" in shown
     assert any(line.startswith("* url = (set) ") for line in shown)

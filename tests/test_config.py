@@ -228,14 +228,31 @@ def test_a_database_without_a_password_may_stand_in_the_file(folder: Path) -> No
 
 
 def test_a_secret_is_in_no_repr_and_no_traceback(folder: Path) -> None:
-    variables = {"BOT_DISCORD__TOKEN": CANARY, "BOT_STORAGE__URL": f"postgresql://u:{CANARY}@h/d"}
+    variables = {"BOT_DISCORD__TOKEN": CANARY, "BOT_STORAGE__URL": f"postgresql+psycopg://u:{CANARY}@h/d"}
     config = load(**variables)
     assert CANARY not in repr(config)
     assert CANARY not in str(config)
-    assert config.secrets == (f"postgresql://u:{CANARY}@h/d", CANARY)
+    assert config.secrets == (f"postgresql+psycopg://u:{CANARY}@h/d", CANARY)
     with pytest.raises(ConfigError) as caught:
         load(f"[adapters.slack]\nbot_token = ['{CANARY}']\n[engine]\nx = '{CANARY}'", **variables, BOT_X__Y=CANARY)
     assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url", ["", "garbage", "mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "postgresql://h/d", "/data/bot.db"]
+)
+def test_a_database_of_no_known_kind_is_a_mistake_like_any_other(folder: Path, url: str) -> None:
+    assert mistakes(f"[engine]\nmax_wait = 3\n[storage]\nurl = '{url}'") == (
+        "line 2, engine.max_wait: there is no such setting; did you mean engine.max_waiting?",
+        "line 4, storage.url: it must begin with sqlite+aiosqlite:/// (a file) or postgresql+psycopg:// (a server)",
+    )
+
+
+def test_a_wrong_url_is_refused_without_its_password(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"BOT_STORAGE__URL: it must begin with sqlite\+aiosqlite:///") as caught:
+        load(BOT_STORAGE__URL=f"mysql://u:{CANARY}@h/d")
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+    assert CANARY not in mistake(f"[storage]\nurl = 'mysql://u:{CANARY}@h/d'")
 
 
 def test_the_url_of_a_database_without_a_password_is_no_secret(folder: Path) -> None:
