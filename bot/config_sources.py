@@ -26,6 +26,7 @@ from bot.config import (
     Config,
     EngineSection,
     Key,
+    PlatformId,
     Section,
     has_password,
     is_secret,
@@ -295,13 +296,10 @@ def _validated(
                 InitSettingsSource(settings_cls, tables),
             )
 
-    def known_platforms(access: AccessSection) -> AccessSection:
-        for name, value in access:
-            for one in value if isinstance(value, tuple) else ():
-                if one.partition(":")[0] not in adapters:
-                    why = f"{one!r} is on no platform that this program knows: {', '.join(adapters)}"
-                    raise PydanticCustomError("one_setting", "see the context", {"setting": name, "why": why})
-        return access
+    def known_platform(one: str) -> str:
+        if one.partition(":")[0] not in adapters:
+            raise ValueError(f"{one!r} is on no platform that this program knows: {', '.join(adapters)}")
+        return one
 
     def known_backend(engine: EngineSection) -> EngineSection:
         if backends and engine.backend not in backends:
@@ -312,7 +310,15 @@ def _validated(
     sections: dict[str, Any] = {
         name: (field.annotation, field) for name, field in Config.model_fields.items() if name != "adapters"
     }
-    sections["access"] = (Annotated[AccessSection, AfterValidator(known_platforms)], AccessSection())
+    # Checked one by one, so that no mistake hides another.
+    known: Any = Annotated[PlatformId, AfterValidator(known_platform)]
+    lists: dict[str, Any] = {
+        name: (Annotated[tuple[known, ...], *field.metadata], field.default)
+        for name, field in AccessSection.model_fields.items()
+        if field.annotation == tuple[PlatformId, ...]
+    }
+    access: Any = create_model("Access", __base__=AccessSection, **lists)
+    sections["access"] = (Annotated[access, AfterValidator(lambda found: AccessSection(**dict(found)))], access())
     sections["engine"] = (Annotated[EngineSection, AfterValidator(known_backend)], EngineSection())
     platforms: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in adapters.items()}
     table = create_model("Adapters", __base__=Section, **platforms)

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError
 from bot.adapters import SETTINGS
 from bot.config import AdapterSection, Config, known_settings
 from bot.config_sources import load_config, load_with_origins
+from bot.engine import BACKENDS
 from bot.errors import ConfigError
 
 CANARY = "canary-7f3a91"
@@ -257,6 +258,24 @@ def test_a_wrong_url_is_refused_without_its_password(folder: Path) -> None:
 
 def test_the_url_of_a_database_without_a_password_is_no_secret(folder: Path) -> None:
     assert load().secrets == ()
+
+
+def test_every_unknown_platform_in_the_rights_is_told_beside_their_other_mistakes(folder: Path) -> None:
+    Path("config.toml").write_text(
+        '[access]\nadmins = ["foo:12", "discord:7", "Discord:5", "12"]\nclear_by = "all"\ndeny_users = ["tele:1"]'
+    )
+    environ = {"BOT_SECRETS_DIR": "secrets", "BOT_ACCESS__ALLOW_ROLES": "Slack:U01"}
+    with pytest.raises(ConfigError) as caught:
+        load_with_origins(Path("config.toml"), SETTINGS, BACKENDS, environ)  # as `bot check` does
+    no_platform = "is on no platform that this program knows: console, discord, telegram, slack"
+    assert sorted(caught.value.mistakes) == [
+        f"BOT_ACCESS__ALLOW_ROLES: 'Slack:U01' {no_platform}",
+        'line 2, access.admins: \'12\' is not written "platform:id", as in "discord:1234"',
+        f"line 2, access.admins: 'Discord:5' {no_platform}",
+        f"line 2, access.admins: 'foo:12' {no_platform}",
+        "line 3, access.clear_by: 'all' is not one of everyone, admins",
+        f"line 4, access.deny_users: 'tele:1' {no_platform}",
+    ]
 
 
 def test_secret_files_of_others_are_left_alone(folder: Path) -> None:
