@@ -41,7 +41,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> Engine:
             raise
         raise EngineUnavailable(
             f'engine.backend = "{name}" needs the package {exc.name}, which is not installed: '
-            f'python -m pip install "chatglm-bot[{name}]" brings it, or set engine.backend = "echo"'
+            'python -m pip install chatglm-bot brings it, or set engine.backend = "echo"'
         ) from exc
     opener: Callable[[EngineSection, Progress], Engine] = module.open_engine
     return opener(options, progress)

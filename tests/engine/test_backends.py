@@ -72,7 +72,7 @@ def test_without_torch_echo_runs_and_chatglm_says_what_to_install() -> None:
     assert said == (
         "echo\n"
         'engine.backend = "chatglm" needs the package torch, which is not installed: '
-        'python -m pip install "chatglm-bot[chatglm]" brings it, or set engine.backend = "echo"\n'
+        'python -m pip install chatglm-bot brings it, or set engine.backend = "echo"\n'
     )
 
 
