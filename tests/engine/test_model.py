@@ -118,10 +118,16 @@ def test_the_first_releases_config_names_no_masks() -> None:
         ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, 'another model (model_type "llama", archit'),
         ({"model_type": None}, "another model (model_type null"),
         ({"architectures": ["GPT2LMHeadModel"]}, "another model"),
-        ({"padded_vocab_size": 65024, "ffn_hidden_size": 13696}, "ChatGLM2 or ChatGLM3"),
+        ({"padded_vocab_size": 65024, "ffn_hidden_size": 13696}, "ChatGLM2, ChatGLM3 or GLM-4"),
         ({"hidden_size": None}, "hidden_size = null, where a whole number"),
         ({"num_layers": 0}, "num_layers = 0"),
         ({"num_layers": True}, "num_layers = true"),
+        ({"num_layers": 10**9}, "num_layers = 1000000000, where a whole number from 1 to 512 belongs"),
+        ({"hidden_size": 10**9}, "hidden_size = 1000000000, where a whole number from 1 to 65536"),
+        ({"inner_hidden_size": 10**9}, "inner_hidden_size = 1000000000, where a whole number from 1 to 262144"),
+        ({"vocab_size": 10**9}, "vocab_size = 1000000000, where a whole number from 1 to 1000000"),
+        ({"max_sequence_length": 10**8}, "max_sequence_length = 100000000, where a whole number from 1 to 131072"),
+        ({"pre_seq_len": 10**9}, "pre_seq_len = 1000000000, where a whole number from 0 to 65536"),
         ({"vocab_size": "many"}, 'vocab_size = "many"'),
         ({"layernorm_epsilon": 1}, "layernorm_epsilon = 1"),
         ({"num_attention_heads": 3}, "3 heads cannot share"),
@@ -135,6 +141,12 @@ def test_a_config_of_something_else_is_one_sentence(fields: dict[str, Any], foun
         parse_config({**CONFIG.as_json(), **fields}, PLACE)
     assert found in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("fields", [{"model_type": "llama"}, {"multi_query_attention": True}], ids=str)
+def test_who_has_another_model_is_told_what_to_name(fields: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"name a ChatGLM-6B checkpoint in engine\.model$"):
+        parse_config({**CONFIG.as_json(), **fields}, PLACE)
 
 
 def test_a_field_that_is_missing_is_named() -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: every form loads to the same numbers, and whatever is wrong is one sentence."""
 
+import errno
 import json
 import pickle
 import random
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.loading import load
+from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.serving.base import Batch
 from bot.errors import CheckpointError
 
@@ -357,6 +359,50 @@ def test_a_wrong_checkpoint_is_one_sentence(damage: Callable[[Path], None], foun
     assert found in str(refused.value)
     assert "\n" not in str(refused.value)
     assert str(folder) in str(refused.value)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+FILES = ["config.json", "model.safetensors", "pytorch_model.bin", "ice_text.model"]
+
+
+def use(folder: Path) -> None:
+    load(folder)
+    ChatGLMTokenizer.load(folder)
+
+
+@pytest.fixture
+def whole(folder: Path) -> Path:
+    """A folder of which each form of the weights is enough."""
+    with_one_file(folder)
+    shutil.copyfile(GOLDEN / "ice_text.model", folder / "ice_text.model")
+    return folder
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_git_lfs_pointer_is_called_one(name: str, whole: Path) -> None:
+    if name == "pytorch_model.bin":
+        (whole / "model.safetensors").unlink()
+    (whole / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer and not the file itself: run `git lfs"):
+        use(whole)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_may_not_be_read_is_not_to_be_downloaded_again(
+    name: str, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "pytorch_model.bin":
+        (whole / "model.safetensors").rename(whole / name)
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path == whole / name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)  # whoever runs this may read everything, maybe
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(Permission denied\): let the bot's user"):
+        use(whole)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

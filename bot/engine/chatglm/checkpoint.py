@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bot.engine.chatglm.config import read_json
+from bot.engine.chatglm.config import check_file, read_json
 from bot.errors import CheckpointError
 
 AGAIN = "download it again"
@@ -152,6 +152,7 @@ class _SafetensorsShard:
         self.tensors: dict[str, TensorInfo] = {}
         opened: Any = safe_open  # the package types it in part only
         try:
+            check_file(file)
             self._open = opened(file, framework="pt")
             for name in self._open.keys():  # noqa: SIM118  # it is no dict
                 part = self._open.get_slice(name)
@@ -173,6 +174,7 @@ class _PickleShard:
         self.file = file
         self._records = _records(file)
         try:
+            check_file(file)
             with file.open("rb") as opened:
                 # The form before torch 1.6 is no zip archive and cannot be mapped.
                 is_zip = opened.read(2) == b"PK"

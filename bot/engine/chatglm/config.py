@@ -11,6 +11,17 @@ from typing import Any
 from bot.errors import CheckpointError
 
 _FIRST_RELEASE_VOCABULARY = 150528
+_POINTER = b"version https://git-lfs"
+
+# Far beyond any ChatGLM, and small enough that what is counted by them ends at once.
+_MOST = {
+    "vocab_size": 1_000_000,
+    "hidden_size": 65_536,
+    "inner_hidden_size": 262_144,
+    "num_layers": 512,
+    "max_sequence_length": 131_072,
+    "pre_seq_len": 65_536,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +80,28 @@ def read_config(folder: Path) -> ChatGLMConfig:
     return parse_config(read_json(folder / "config.json"), folder / "config.json")
 
 
+def check_file(path: Path) -> None:
+    """Refuse a file that is there and whose content is not to be had.
+
+    Raises:
+        CheckpointError: The bot's user may not read it, or it is a Git LFS pointer.
+        OSError: It cannot be opened for another reason.
+    """
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_POINTER)) == _POINTER
+    except PermissionError as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc.strerror}): let the bot's user read it") from exc
+    if is_pointer:
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` in that folder, or download it "
+            "from the hub"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
+        check_file(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise CheckpointError(
@@ -95,9 +126,10 @@ def parse_config(fields: Mapping[str, Any], place: Path) -> ChatGLMConfig:
         value = fields.get(name, default)
         if value is None and default is not None:
             value = default
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST.get(name, value):
             found = f"{name} = {json.dumps(value)}" if name in fields else f"no {name}"
-            raise CheckpointError(f"{place} has {found}, where a whole number of at least {least} belongs")
+            bounds = f"from {least} to {_MOST[name]}" if name in _MOST else f"of at least {least}"
+            raise CheckpointError(f"{place} has {found}, where a whole number {bounds} belongs")
         return value
 
     bos = number("bos_token_id", least=0)
@@ -135,16 +167,12 @@ def _refuse_other_architectures(fields: Mapping[str, Any], place: Path) -> None:
     named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
     kind = fields.get("model_type")
     found = f"model_type {json.dumps(kind)}" + (f", architecture {named}" if named else "")
-    advice = "this backend runs ChatGLM-6B only"
+    advice = "this bot runs ChatGLM-6B only; name a ChatGLM-6B checkpoint in engine.model"
     if kind != "chatglm" or (named and "ChatGLM" not in named):
-        raise CheckpointError(
-            f'{place} describes another model ({found}): {advice}; try engine.backend = "transformers"'
-        )
-    # ChatGLM2 and 3 share the name, but count and name their sizes differently.
+        raise CheckpointError(f"{place} describes another model ({found}): {advice}")
+    # ChatGLM2, ChatGLM3 and GLM-4 share the name, but count and name their sizes differently.
     if "padded_vocab_size" in fields or "ffn_hidden_size" in fields or "multi_query_attention" in fields:
-        raise CheckpointError(
-            f'{place} describes ChatGLM2 or ChatGLM3 ({found}): {advice}; try engine.backend = "transformers"'
-        )
+        raise CheckpointError(f"{place} describes ChatGLM2, ChatGLM3 or GLM-4 ({found}): {advice}")
 
 
 def _refuse_impossible_numbers(config: ChatGLMConfig, place: Path) -> None:

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 
 from bot.domain import ChatMessage
 from bot.engine.chatglm import prompt
-from bot.engine.chatglm.config import read_json
+from bot.engine.chatglm.config import check_file, read_json
 from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerStream, clean_up, expand, respond
 from bot.errors import CheckpointError
 
@@ -131,6 +131,7 @@ class ChatGLMTokenizer:
 
 def _read_model(path: Path) -> SentencePieceProcessor:
     try:
+        check_file(path)
         content = path.read_bytes()
     except OSError as exc:
         raise CheckpointError(
