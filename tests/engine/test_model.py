@@ -314,6 +314,15 @@ def test_an_empty_cache_holds_zeros(device: str) -> None:
     assert cache.keys.is_meta or not cache.keys.any()
 
 
+def test_a_cache_that_no_memory_holds_is_one_sentence() -> None:
+    with pytest.raises(EngineUnavailable) as refused:
+        ChatGLMForServing(load_random(CONFIG).network, slots=10**10)  # beyond any address space
+    assert str(refused.value) == (
+        "the cache for engine.max_batch_size = 10000000000 needs 915527.3 GiB of memory, and there is not as much: "
+        "lower engine.max_batch_size"
+    )
+
+
 # Devices
 
 

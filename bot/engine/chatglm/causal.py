@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, chain
 
 import torch
@@ -14,6 +15,8 @@ from bot.engine.chatglm.model import Attend, ChatGLM
 from bot.engine.chatglm.weights import stretches_of
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
+from bot.engine.serving.runner import is_out_of_memory
+from bot.errors import EngineUnavailable
 
 
 class ChatGLMForServing:
@@ -21,6 +24,9 @@ class ChatGLMForServing:
 
     `prefix` is a P-Tuning v2 prefix as in `WholeSequence`.  `stretches` is how many
     devices share the layers, each with a cache of its own.
+
+    Raises:
+        EngineUnavailable: There is not enough memory for the cache.
     """
 
     def __init__(
@@ -38,19 +44,22 @@ class ChatGLMForServing:
         self.slots = slots
         self._layouts: dict[int, Layout] = {}
         self._stretches = stretches_of(config.num_layers, stretches)
-        self._caches = [
-            KeyValueCache(
-                layers=len(layers),
-                slots=slots,
-                context=config.max_sequence_length,
-                heads=config.num_attention_heads,
-                head_dim=config.head_dim,
-                dtype=network.dtype,
-                device=network.blocks[layers[0]].device,
-                prefix=None if prefix is None else prefix[layers.start : layers.stop],
-            )
-            for layers in self._stretches
-        ]
+        before = 0 if prefix is None else prefix.shape[3]
+        numbers = 2 * config.num_layers * slots * config.hidden_size * (before + config.max_sequence_length)
+        with _explained(slots, numbers * network.dtype.itemsize):
+            self._caches = [
+                KeyValueCache(
+                    layers=len(layers),
+                    slots=slots,
+                    context=config.max_sequence_length,
+                    heads=config.num_attention_heads,
+                    head_dim=config.head_dim,
+                    dtype=network.dtype,
+                    device=network.blocks[layers[0]].device,
+                    prefix=None if prefix is None else prefix[layers.start : layers.stop],
+                )
+                for layers in self._stretches
+            ]
 
     @property
     def context_length(self) -> int:
@@ -115,6 +124,20 @@ class ChatGLMForServing:
     def _attend(self, step: Callable[[KeyValueCache], Attend]) -> Attend:
         attends = [step(cache) for cache in self._caches]
         return attends[0] if len(attends) == 1 else _Spread(attends, [layers.start for layers in self._stretches])
+
+
+@contextmanager
+def _explained(slots: int, needed: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as exc:
+        # What is mapped fails as an OSError, what torch allocates in its own ways.
+        if not isinstance(exc, OSError) and not is_out_of_memory(exc):
+            raise
+        raise EngineUnavailable(
+            f"the cache for engine.max_batch_size = {slots} needs {needed / 2**30:.1f} GiB of memory, and there is not "
+            "as much: lower engine.max_batch_size"
+        ) from exc
 
 
 class _Spread:
