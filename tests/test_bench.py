@@ -92,6 +92,12 @@ def test_it_measures_a_checkpoint_and_tells_what_it_does_on_standard_error() -> 
     ]
 
 
+def test_it_measures_a_model_whose_layers_several_devices_share() -> None:
+    ran = bench("--random", TINY, "--device", "cpu,cpu", "--json", *FEW)
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["machine"]["device"] == "cpu"
+
+
 def test_small_networks_run_with_one_thread_as_when_serving() -> None:
     ran = bench("--random", TINY, "--json", *FEW[:-2])
     assert json.loads(ran.stdout)["machine"]["threads"] == 1

@@ -18,7 +18,7 @@ from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
 from bot.engine.base import EngineInfo, Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, read_config
-from bot.engine.chatglm.loading import find_device, load, load_random
+from bot.engine.chatglm.loading import find_devices, load, load_random
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.serving.loop import Loaded, ServingEngine
 
@@ -103,7 +103,8 @@ class _Worker:
             torch.set_num_threads(options.threads)
         elif self._config.hidden_size <= ONE_THREAD_WIDTH:
             torch.set_num_threads(1)  # as the backend does
-        device = find_device(options.device)
+        # The first one's name, memory and bandwidth stand for those that share the layers.
+        device, *_ = find_devices(options.device, self._config.num_layers)
         step("Loading the model", 0, 1)
         with MemoryWatch(device) as memory:
             began = time.perf_counter()
@@ -121,7 +122,7 @@ class _Worker:
             backend="chatglm",
             quantization=model.quantization,
             dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
+            device=",".join(map(str, model.devices)),
             context_length=model.context_length,
         )
         self.found = _Found(info, describe(device), load_seconds, memory.peak, network)
