@@ -168,6 +168,12 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
         chatglm.find_folder(str(tmp_path), revision="v1.1.0")
 
 
+def test_a_folder_may_be_named_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert chatglm.find_folder("~/model") == tmp_path / "model"
+
+
 def test_a_name_that_is_nothing_says_what_could_be_named() -> None:
     with pytest.raises(CheckpointError, match='no such folder; name one, or a model of the hub as "owner/name"'):
         chatglm.find_folder("no/such/folder")
