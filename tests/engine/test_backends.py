@@ -174,6 +174,11 @@ def test_a_folder_may_be_named_from_home(tmp_path: Path, monkeypatch: pytest.Mon
     assert chatglm.find_folder("~/model") == tmp_path / "model"
 
 
+def test_a_home_that_nobody_has_is_one_sentence() -> None:
+    with pytest.raises(CheckpointError, match='"~nobody-of-this-name/model" cannot be looked up'):
+        chatglm.find_folder("~nobody-of-this-name/model")
+
+
 def test_a_name_that_is_nothing_says_what_could_be_named() -> None:
     with pytest.raises(CheckpointError, match='no such folder; name one, or a model of the hub as "owner/name"'):
         chatglm.find_folder("no/such/folder")

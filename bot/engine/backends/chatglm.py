@@ -68,8 +68,14 @@ def find_folder(model: str, revision: str = "") -> Path:
         CheckpointError: There is nothing of this name.
         EngineUnavailable: It cannot be downloaded now.
     """
-    folder = DEMO if model == "demo" else Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = DEMO if model == "demo" else Path(model).expanduser()
+        is_folder = folder.is_dir()
+    except (PermissionError, RuntimeError) as exc:  # RuntimeError: the ~ of nobody
+        raise CheckpointError(
+            f'engine.model = "{model}" cannot be looked up ({exc}): name a folder that the bot\'s user can read'
+        ) from exc
+    if is_folder:
         if revision:
             raise CheckpointError(
                 f'engine.revision = "{revision}" is for hub names only, and engine.model = "{model}" is a folder: '
