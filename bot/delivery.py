@@ -1,7 +1,6 @@
 """A reply that grows on a platform with edits: merged, paced, split, and in the end always whole."""
 
 import asyncio
-import math
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing, suppress
@@ -26,7 +25,7 @@ from bot.errors import MarkupRefused, MessageGone, PlatformUnavailable, RateLimi
 from bot.markup.format import Format, Plain, Remembering, Rendered, fits
 from bot.markup.split import Splitter, join, split
 from bot.pacing import Pacer as Pacer
-from bot.words import Say
+from bot.words import Say, ending, waiting
 
 T = TypeVar("T")
 Placed = Callable[[int, int, str], Awaitable[None]]
@@ -369,40 +368,6 @@ class Delivery:
         if sentence := ending(self._reason, self._say):
             return [sentence]
         return [self._say("I have no answer to that. Please ask in other words.")] if is_empty else []
-
-
-def ending(reason: FinishReason, say: Say) -> str:
-    """What stands below an answer that is not whole; nothing below one that is.
-
-    >>> ending(FinishReason.CANCELLED, str), ending(FinishReason.STOP, str)
-    ('(stopped)', '')
-    """
-    match reason:
-        case FinishReason.CANCELLED:
-            return say("(stopped)")
-        case FinishReason.LENGTH:
-            return say("(The answer was cut off here: it became too long.)")
-        case FinishReason.STOP | FinishReason.ERROR:
-            return ""
-        case _:
-            assert_never(reason)
-
-
-def waiting(queued: Queued, say: Say) -> str:
-    """What an asker reads who waits.
-
-    >>> waiting(Queued(2, 12.3), str), waiting(Queued(3, 600), str)
-    ('Waiting: number 2 in the queue, about 13 s.', 'Waiting: number 3 in the queue, about 10 min.')
-    """
-    if queued.wait is None:
-        return say("Waiting: number {position} in the queue.").format(position=queued.position)
-    if queued.wait <= 90:
-        return say("Waiting: number {position} in the queue, about {seconds} s.").format(
-            position=queued.position, seconds=math.ceil(queued.wait)
-        )
-    return say("Waiting: number {position} in the queue, about {minutes} min.").format(
-        position=queued.position, minutes=math.ceil(queued.wait / 60)
-    )
 
 
 async def _to_its_end(work: Coroutine[None, None, None]) -> None:

@@ -1,13 +1,14 @@
 """The bot's own words, in the asker's language: English as written in the code, Chinese from bot/locale."""
 
 import gettext
+import math
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
-from bot.domain import IncomingMessage
+from bot.domain import FinishReason, IncomingMessage, Queued
 
 Language = Literal["en", "zh"]
 Say = Callable[[str], str]
@@ -50,3 +51,37 @@ def language_for(setting: str, locale: str | None, text: str) -> Language:
     if locale:
         return _LANGUAGES.get(re.split("[-_]", locale.lower())[0], "en")
     return "zh" if _HAN.search(text) and not _KANA.search(text) else "en"
+
+
+def ending(reason: FinishReason, say: Say) -> str:
+    """What stands below an answer that is not whole; nothing below one that is.
+
+    >>> ending(FinishReason.CANCELLED, str), ending(FinishReason.STOP, str)
+    ('(stopped)', '')
+    """
+    match reason:
+        case FinishReason.CANCELLED:
+            return say("(stopped)")
+        case FinishReason.LENGTH:
+            return say("(The answer was cut off here: it became too long.)")
+        case FinishReason.STOP | FinishReason.ERROR:
+            return ""
+        case _:
+            assert_never(reason)
+
+
+def waiting(queued: Queued, say: Say) -> str:
+    """What an asker reads who waits.
+
+    >>> waiting(Queued(2, 12.3), str), waiting(Queued(3, 600), str)
+    ('Waiting: number 2 in the queue, about 13 s.', 'Waiting: number 3 in the queue, about 10 min.')
+    """
+    if queued.wait is None:
+        return say("Waiting: number {position} in the queue.").format(position=queued.position)
+    if queued.wait <= 90:
+        return say("Waiting: number {position} in the queue, about {seconds} s.").format(
+            position=queued.position, seconds=math.ceil(queued.wait)
+        )
+    return say("Waiting: number {position} in the queue, about {minutes} min.").format(
+        position=queued.position, minutes=math.ceil(queued.wait / 60)
+    )

@@ -18,11 +18,11 @@ from rich.status import Status
 from bot.access import OPERATOR
 from bot.clock import Clock
 from bot.config import AdapterSection
-from bot.delivery import ending, waiting
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
 from bot.errors import PlatformUnavailable, StoreError
 from bot.markup.clean import clean
+from bot.words import ending, waiting
 
 CHANNEL = ChannelKey("console", "terminal")
 LEAVE = frozenset({"stop", "exit", "quit"})
