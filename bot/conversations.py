@@ -90,11 +90,11 @@ class Conversations:
 
     def stop(self, exchange: Exchange) -> bool:
         """End its generation, running or still waiting; the partial answer is kept."""
-        for turn in self._lines.get(exchange.message.channel, ()):
-            if turn.exchange.id == exchange.id:
-                turn.stop()
-                return True
-        return False
+        turn = self._find(exchange)
+        if turn is None:
+            return False
+        turn.stop()
+        return True
 
     async def clear(self, channel: ChannelKey) -> int:
         """Forget what was said here, a channel's threads included; return how much.
@@ -110,11 +110,10 @@ class Conversations:
 
     async def reopen(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
         """Open an exchange again, to be answered anew, or with a new text; None if it was cleared."""
-        for turn in self._lines.get(exchange.message.channel, ()):
-            if turn.exchange.id == exchange.id:
-                turn.stop()
-                await turn.left.wait()
-                break
+        turn = self._find(exchange)
+        if turn is not None:
+            turn.stop()
+            await turn.left.wait()
         return await self._store.reopen(exchange.id, text)
 
     async def erase(self, exchange: Exchange) -> None:
@@ -122,9 +121,14 @@ class Conversations:
         await self._store.erase(exchange.id)
         self.stop(exchange)
 
+    def _find(self, exchange: Exchange) -> "Turn | None":
+        line = self._lines.get(exchange.message.channel, ())
+        return next((turn for turn in line if turn.exchange.id == exchange.id), None)
+
     def _turn(self, exchange: Exchange) -> "Turn":
-        line = self._lines[exchange.message.channel]
-        return next(turn for turn in line if turn.exchange.id == exchange.id)
+        turn = self._find(exchange)
+        assert turn is not None, "an exchange is expected before it is answered or dismissed"
+        return turn
 
     def _leave(self, turn: "Turn") -> None:
         channel = turn.exchange.message.channel

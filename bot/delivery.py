@@ -24,7 +24,7 @@ from bot.domain import (
 from bot.errors import MarkupRefused, MessageGone, PlatformUnavailable, RateLimited, StoreError
 from bot.markup.format import Format, Plain, Remembering, Rendered, fits
 from bot.markup.split import Splitter, join, split
-from bot.pacing import Pacer as Pacer
+from bot.pacing import Pacer
 from bot.words import Say, ending, waiting
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.delivery import Delivery, Pacer
+from bot.delivery import Delivery
 from bot.domain import (
     Action,
     Controls,
@@ -34,6 +34,7 @@ from bot.errors import (
 from bot.markup.format import MarkdownFormat, Rendered
 from bot.markup.reading import is_balanced
 from bot.markup.split import split
+from bot.pacing import Pacer
 from tests.fakes import Failure, FakeMessenger, ManualClock
 from tests.fakes.messenger import Verb
 from tests.markup.texts import TEXT
