@@ -29,9 +29,10 @@ format: $(VENV)/test-installed
 lossless: $(VENV)/test-installed
 	@$(BIN)/python -m tests.adapters.lossless $(ARGS)
 
-# The whole bot is killed at random points on each platform: docs/RELIABILITY.md.
+# What is killed, cut off and refused on purpose, and what it cost: docs/RELIABILITY.md.  One of them:
+# make reliability ARGS="R4 --seed 3"
 reliability: $(VENV)/test-installed
-	@$(BIN)/python -m tests.reliability.kills $(ARGS)
+	@$(BIN)/python -m tests.reliability $(ARGS)
 
 # Checkpoints of the real size, made of random weights: 13 GB of disk, 10 minutes, memory held to a limit.
 weights-test: $(VENV)/test-installed

@@ -1,13 +1,10 @@
 """R1: the whole bot on a loopback platform, killed at random points while people talk to it.
 
-    python -m tests.reliability.kills [discord] [telegram] [slack] [--kills 200] [--seed 1]
-
 Each life of the bot is a process of its own, as `bot run` starts it; people speak before,
 during and after it, and it is killed (-9) at a random moment.  The last life is left alone
 until all is answered.  Then each question must have one answer, whole.
 """
 
-import argparse
 import asyncio
 import os
 import random
@@ -15,7 +12,6 @@ import signal
 import sqlite3
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +25,9 @@ from tests.adapters.platform import LoopbackPlatform
 from tests.adapters.servers.discord import DiscordPlatform
 from tests.adapters.servers.slack import SlackServer
 from tests.adapters.servers.telegram import TelegramPlatform
+from tests.reliability.figure import Row, Scale
+
+NAME = "R1"
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS: dict[str, Callable[[], LoopbackPlatform]] = {
@@ -189,22 +188,7 @@ def _count(platform: LoopbackPlatform, toll: Toll) -> None:
                 toll.torn.append(number)
 
 
-def main() -> None:
-    """Run the figure for each platform named, and print a row each."""
-    parser = argparse.ArgumentParser(description="R1: kill -9 at random points")
-    parser.add_argument("platforms", nargs="*", default=list(PLATFORMS))
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    failed = 0
-    for name in options.platforms:
-        began = time.monotonic()
-        toll = asyncio.run(toll_of(name, options.kills, options.seed))
-        failed += not toll.is_passed
-        print(f"R1 {name:<9} {toll}, {time.monotonic() - began:.0f} s, seed {options.seed}", flush=True)
-    print(f"{len(options.platforms) - failed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()
+async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
+    for name in PLATFORMS:
+        toll = await toll_of(name, 200 if scale == "full" else 3, seed)
+        yield Row(name, str(toll), toll.is_passed)
