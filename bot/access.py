@@ -21,6 +21,24 @@ class Access:
         self._asked_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
         self._asked_in_channel = SlidingWindow(limits.requests_per_minute_channel, 60.0, clock)
         self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock)
+        self._is_paused = False
+
+    @property
+    def limits(self) -> LimitsSection:
+        return self._limits
+
+    @property
+    def is_paused(self) -> bool:
+        return self._is_paused
+
+    def pause(self) -> None:
+        """Turn new questions away until `resume`; what was taken up before goes on."""
+        self._is_paused = True
+
+    def resume(self) -> bool:
+        """Take questions again; False if it was not paused."""
+        was_paused, self._is_paused = self._is_paused, False
+        return was_paused
 
     def admits(self, message: IncomingMessage) -> bool:
         """Whether this message is for us at all; one that is not gets no reply."""
@@ -48,6 +66,8 @@ class Access:
 
     def refusal(self, message: IncomingMessage, say: Say) -> str | None:
         """One sentence why this question is not answered, or None; then it counts."""
+        if self._is_paused:
+            return say("I am paused just now: an admin will let me go on. Please ask again later.")
         if not message.text.strip():
             return say("I can only read text, and there was none in your message: what would you like to ask?")
         if len(message.text) > self._limits.max_message_chars:

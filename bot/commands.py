@@ -2,9 +2,11 @@
 
 import difflib
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import wraps
 
-from bot import __version__
+from bot import __version__, process
 from bot.access import Access
 from bot.conversations import Conversations
 from bot.domain import Exchange, Notice, ReplyEvent
@@ -23,6 +25,10 @@ class Call:
     conversations: Conversations
     engine: Engine
 
+    @property
+    def is_by_admin(self) -> bool:
+        return self.access.is_admin(self.exchange.message.author)
+
 
 Run = Callable[[Call], AsyncGenerator[ReplyEvent, None]]
 
@@ -34,19 +40,38 @@ class Command:
     name: str
     summary: str
     run: Run
+    is_for_admins: bool = False
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def command(name: str, summary: str) -> Callable[[Run], Run]:
-    """Make a function the command `/name`."""
+def command(name: str, summary: str, *, for_admins: bool = False) -> Callable[[Run], Run]:
+    """Make a function the command `/name`; one for admins does nothing for anybody else."""
 
     def register(run: Run) -> Run:
-        COMMANDS[name] = Command(name, summary, run)
+        COMMANDS[name] = Command(name, summary, _guarded(run) if for_admins else run, for_admins)
         return run
 
     return register
+
+
+def _guarded(run: Run) -> Run:
+    @wraps(run)
+    async def guarded(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+        if not call.is_by_admin:
+            yield Notice(call.say("Only admins may do that."))
+            return
+        async with aclosing(run(call)) as events:
+            async for event in events:
+                yield event
+
+    return guarded
+
+
+def menu() -> list[Command]:
+    """Those that a platform shows everybody; an admin types the others as a message."""
+    return [command for command in COMMANDS.values() if not command.is_for_admins]
 
 
 def say_later(text: str) -> str:
@@ -132,13 +157,39 @@ async def status(call: Call) -> AsyncGenerator[ReplyEvent, None]:
     if load.tokens_per_second is not None:
         lines.append(call.say("Speed: {speed} tokens/s").format(speed=round(load.tokens_per_second)))
     lines.append(call.say("Version: {version}").format(version=__version__))
+    if call.is_by_admin:
+        if call.access.is_paused:
+            lines.append(call.say("Paused: new questions are turned away."))
+        lines.append(call.say("Memory: {mebibytes} MiB").format(mebibytes=process.memory() >> 20))
+        lines.append(call.say("Up for: {uptime}").format(uptime=process.uptime()))
+        lines.append(call.say("Runs on: {versions}").format(versions=", ".join(process.versions())))
     yield Notice("\n".join(f"- {line}" for line in lines))
 
 
 @command("help", say_later("List the commands"))
 async def help_(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    lines = [f"- `/{each.name}` – {call.say(each.summary)}" for each in COMMANDS.values()]
+    offered = COMMANDS.values() if call.is_by_admin else menu()
+    lines = [f"- `/{each.name}` – {call.say(each.summary)}" for each in offered]
     yield Notice("\n".join([call.say("Ask me anything, or use a command:"), "", *lines]))
+
+
+@command("pause", say_later("Turn new questions away"), for_admins=True)
+async def pause(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    call.access.pause()
+    yield Notice(
+        call.say("Paused: answers under way go on, new questions are turned away, until /resume or a restart.")
+    )
+
+
+@command("resume", say_later("Take questions again"), for_admins=True)
+async def resume(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    yield Notice(call.say("I take questions again.") if call.access.resume() else call.say("I was not paused."))
+
+
+@command("limits", say_later("Tell which limits are in force"), for_admins=True)
+async def limits(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    lines = [f"- `{name} = {value}`" for name, value in call.access.limits]
+    yield Notice("\n".join([call.say("From config.toml, [limits]; 0 is no limit:"), "", *lines]))
 
 
 def _unknown(name: str) -> Command:

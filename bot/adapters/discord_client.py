@@ -11,7 +11,7 @@ from bot.adapters.discord_http import PINGS, Refusals
 from bot.adapters.discord_messages import is_spoken
 from bot.adapters.discord_settings import DiscordSection
 from bot.clock import Clock
-from bot.commands import COMMANDS
+from bot.commands import menu
 from bot.errors import RateLimited
 from bot.words import translator
 
@@ -99,7 +99,7 @@ class BotClient(discord.Client):
         # An event that the library cannot read would cost the connection.
         self._connection.parsers = {name: _guarded(name, parse) for name, parse in self._connection.parsers.items()}
         self._tree = app_commands.CommandTree(self)
-        for command in COMMANDS.values():
+        for command in menu():
             self._tree.add_command(_announced(command.name, command.summary, listener))
 
     @property

@@ -15,7 +15,7 @@ from bot.adapters.telegram_messages import PLATFORM, Addressee, Pressed, Said, U
 from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.adapters.telegram_settings import TelegramSection
 from bot.clock import Clock
-from bot.commands import COMMANDS
+from bot.commands import menu
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.domain import Exchange
@@ -264,7 +264,7 @@ async def _announce(bot: Bot) -> None:
         with translated():
             for language in (None, "zh"):
                 say = translator(language or "en")
-                commands = [BotCommand(each.name, say(each.summary)) for each in COMMANDS.values()]
+                commands = [BotCommand(each.name, say(each.summary)) for each in menu()]
                 await bot.set_my_commands(commands, language_code=language)
     except PlatformError as error:
         log.warning("telegram: the menu of commands was not set", error=str(error))

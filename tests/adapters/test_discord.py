@@ -16,7 +16,7 @@ from bot.adapters.discord import inspect, open_adapter
 from bot.adapters.discord_http import translated
 from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.discord_settings import DiscordSection
-from bot.commands import COMMANDS
+from bot.commands import menu
 from bot.config import AccessSection, LimitsSection
 from bot.domain import Action, ChannelKey, IncomingMessage, Kind, Status
 from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited, StoreError
@@ -227,7 +227,7 @@ async def test_what_the_model_says_pings_nobody(bot: Bot) -> None:
 
 
 async def test_the_commands_are_announced_in_both_languages(bot: Bot) -> None:
-    assert {command["name"] for command in bot.platform.commands} == set(COMMANDS)
+    assert {command["name"] for command in bot.platform.commands} == {command.name for command in menu()}
     clear = next(command for command in bot.platform.commands if command["name"] == "clear")
     assert clear["description"] == "Forget this conversation"
     assert clear["description_localizations"]["zh-CN"] == translator("zh")("Forget this conversation")

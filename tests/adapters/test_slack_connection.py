@@ -14,7 +14,7 @@ from bot.adapters.slack import SCOPES, inspect, web_api
 from bot.adapters.slack_errors import meaning, translated
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
-from bot.commands import COMMANDS
+from bot.commands import menu
 from bot.domain import Action, ChannelKey
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.markup.format import Rendered
@@ -164,7 +164,7 @@ def test_the_manifest_asks_for_what_the_bot_uses() -> None:
     manifest = Path("docs/slack-manifest.yaml").read_text(encoding="utf-8")
     scopes = manifest.partition("    bot:\n")[2].partition("settings:")[0]
     assert {line.strip("- ") for line in scopes.split("\n") if line.strip()} == SCOPES
-    assert all(name in manifest.partition("usage_hint:")[2].partition("\n")[0] for name in COMMANDS)
+    assert all(each.name in manifest.partition("usage_hint:")[2].partition("\n")[0] for each in menu())
 
 
 @pytest.mark.parametrize("wait", ["soon", None])

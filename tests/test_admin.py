@@ -1,0 +1,115 @@
+"""What only admins may do, whoever asks, wherever and however it is spelled."""
+
+from pathlib import Path
+
+import pytest
+
+from bot.access import OPERATOR
+from bot.commands import COMMANDS, menu
+from bot.config import AccessSection
+from bot.domain import Author, ChannelKey, FinishReason
+from tests.house import House, a_house, notice_of, text_of
+from tests.messages import a_message
+
+PLATFORMS = ("discord", "telegram", "slack", "console")
+ADMIN_ID = "9"
+FOR_ADMINS = [command.name for command in COMMANDS.values() if command.is_for_admins]
+ADMINS = AccessSection(admins=tuple(f"{platform}:{ADMIN_ID}" for platform in PLATFORMS[:3]))
+
+
+def role(name: str, platform: str) -> Author:
+    """Somebody on this platform: each is nearly an admin but for the last two."""
+    others = {"discord": "telegram", "telegram": "slack", "slack": "discord", "console": "discord"}
+    return {
+        "member": Author(platform, "1", "Mei"),
+        "namesake": Author(platform, "1", ADMIN_ID),
+        "role": Author(platform, "1", "Mei", roles=frozenset({ADMIN_ID, "admin", f"{platform}:{ADMIN_ID}"})),
+        "spaces": Author(platform, f" {ADMIN_ID}", "Ada"),
+        "longer": Author(platform, f"{ADMIN_ID}9", "Ada"),
+        "prefixed": Author(platform, f"{others[platform]}:{ADMIN_ID}", "Ada"),
+        "named operator": Author(platform, OPERATOR.name if platform != "console" else "1", OPERATOR.name),
+        "admin": Author(platform, ADMIN_ID, "Ada"),
+        "operator": OPERATOR,
+    }[name]
+
+
+def may(name: str, platform: str) -> bool:
+    return name == "operator" or (name == "admin" and platform != "console")
+
+
+ROLES = ("member", "namesake", "role", "spaces", "longer", "prefixed", "named operator", "admin", "operator")
+
+
+async def effect_of(house: House, text: str, author: Author, platform: str) -> str:
+    """What the bot says to it."""
+    return notice_of(await house.ask(a_message(text, author=author, channel=ChannelKey(platform, "general"))))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ROLES)
+async def test_a_command_for_admins_does_nothing_for_anybody_else(tmp_path: Path, name: str, platform: str) -> None:
+    author = role(name, platform)
+    async with a_house(tmp_path, access=ADMINS) as house:
+        for command in FOR_ADMINS:
+            for text in (f"/{command}", f"/{command.upper()}", f"/{command}@our_bot", command, f"  /{command} now "):
+                house.access.pause() if command == "resume" else house.access.resume()
+                paused = house.access.is_paused
+
+                said = await effect_of(house, text, author, platform)
+
+                assert ("Only admins" in said) is not may(name, platform), text
+                if not may(name, platform):
+                    assert house.access.is_paused is paused, text
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ROLES)
+async def test_everybody_may_use_the_other_commands(tmp_path: Path, name: str, platform: str) -> None:
+    async with a_house(tmp_path, access=ADMINS) as house:
+        for command in menu():
+            assert "Only admins" not in await effect_of(house, f"/{command.name}", role(name, platform), platform)
+
+
+@pytest.mark.parametrize("name", ROLES)
+async def test_help_and_status_tell_admins_more(tmp_path: Path, name: str) -> None:
+    async with a_house(tmp_path, access=ADMINS) as house:
+        listed = await effect_of(house, "/help", role(name, "discord"), "discord")
+        status = await effect_of(house, "/status", role(name, "discord"), "discord")
+
+    assert all((f"`/{command}`" in listed) is may(name, "discord") for command in FOR_ADMINS)
+    assert all((word in status) is may(name, "discord") for word in ("Memory: ", "Up for: ", "Python 3.", "torch "))
+
+
+async def test_no_edit_makes_a_question_a_command(tmp_path: Path) -> None:
+    async with a_house(tmp_path, access=ADMINS) as house:
+        question = a_message("hi", author=role("member", "discord"))
+        await house.ask(question)
+        edited = await house.dispatcher.edited(a_message("/pause", id=question.id, author=role("admin", "discord")))
+        assert edited is not None
+        await house.replied(edited)
+        assert not house.access.is_paused
+
+
+async def test_while_paused_questions_are_turned_away_and_what_runs_goes_on(tmp_path: Path) -> None:
+    async with a_house(tmp_path, access=ADMINS) as house:
+        admin = role("admin", "discord")
+        running = house.dispatcher.handle(await house.accept(a_message("before")))
+        await anext(running)
+        assert "until /resume" in await effect_of(house, "/pause", admin, "discord")
+        assert [event async for event in running]
+
+        events = await house.ask(a_message("while"))
+
+        assert ("paused" in notice_of(events), text_of(events)) == (True, "")
+        assert events[-1].reason is FinishReason.ERROR  # type: ignore[union-attr]  # the last is Finished
+        assert "Paused" in await effect_of(house, "/status", admin, "discord")
+        assert "again" in await effect_of(house, "/resume", admin, "discord")
+        assert "not paused" in await effect_of(house, "/resume", admin, "discord")
+        assert text_of(await house.ask(a_message("after"))) == "ok"
+
+
+async def test_limits_shows_those_in_force(tmp_path: Path) -> None:
+    async with a_house(tmp_path, access=ADMINS) as house:
+        said = await effect_of(house, "/limits", role("admin", "discord"), "discord")
+
+    assert all(f"`{name} = {value}`" in said for name, value in house.access.limits)
