@@ -41,16 +41,17 @@ class Command:
     summary: str
     run: Run
     is_for_admins: bool = False
+    argument: str = ""  # the one word that it may take
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def command(name: str, summary: str, *, for_admins: bool = False) -> Callable[[Run], Run]:
+def command(name: str, summary: str, *, for_admins: bool = False, argument: str = "") -> Callable[[Run], Run]:
     """Make a function the command `/name`; one for admins does nothing for anybody else."""
 
     def register(run: Run) -> Run:
-        COMMANDS[name] = Command(name, summary, _guarded(run) if for_admins else run, for_admins)
+        COMMANDS[name] = Command(name, summary, _guarded(run) if for_admins else run, for_admins, argument)
         return run
 
     return register
@@ -82,14 +83,16 @@ def say_later(text: str) -> str:
 def parse(text: str) -> tuple[Command, str] | None:
     """Find the command a message calls, and the rest of its text.
 
-    A message that is nothing but a command's name is that command too: where slash
-    commands cannot be typed, "@bot clear" can.
+    A message that is nothing but a command's name (and its argument, if it has one) is
+    that command too: where slash commands cannot be typed, "@bot clear" can.
 
     >>> called, args = parse("/help@our_bot clear")
     >>> called.name, args
     ('help', 'clear')
     >>> parse("Clear")[0].name
     'clear'
+    >>> parse("forget me")[0].name
+    'forget'
     >>> parse("clear the table, please"), parse("/etc/hosts is what?"), parse("")
     (None, None, None)
     """
@@ -98,8 +101,16 @@ def parse(text: str) -> tuple[Command, str] | None:
         name = first[1:].partition("@")[0]
         called = COMMANDS.get(name.lower()) or (_unknown(name) if name.isalpha() and not rest else None)
     else:
-        called = None if rest else COMMANDS.get(first.lower())
+        called = COMMANDS.get(first.lower())
+        if called and rest.strip().lower() not in ("", called.argument):
+            called = None
     return (called, rest.strip()) if called else None
+
+
+def is_forget(exchange: Exchange) -> bool:
+    """Whether this message asks to forget its author: no trace of it stays either."""
+    called = parse(exchange.message.text)
+    return called is not None and called[0].name == "forget" and called[1].lower() == called[0].argument
 
 
 def is_retry(exchange: Exchange) -> bool:
@@ -113,11 +124,28 @@ async def clear(call: Call) -> AsyncGenerator[ReplyEvent, None]:
     if not call.access.may_clear(call.exchange.message.author):
         yield Notice(call.say("Only admins may make me forget a conversation."))
         return
-    count = await call.conversations.clear(call.exchange.message.channel)
+    count = await call.conversations.clear(call.exchange.message.channel, call.exchange)
     if count:
         yield Notice(call.say("Forgotten: everything said here ({count}).").format(count=count))
     else:
         yield Notice(call.say("There was nothing to forget here."))
+
+
+@command("forget", say_later("Forget all that you ever said to me, everywhere: /forget me"), argument="me")
+async def forget(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+    if not is_forget(call.exchange):
+        yield Notice(
+            call.say(
+                "`/forget me` deletes all that you ever said to me, in every channel, and my answers to it. "
+                "`/clear` forgets this conversation only."
+            )
+        )
+        return
+    count = await call.conversations.forget(call.exchange)
+    if count:
+        yield Notice(call.say("Forgotten: all that you ever said to me ({count}), and my answers.").format(count=count))
+    else:
+        yield Notice(call.say("I remember nothing that you said to me."))
 
 
 @command("stop", say_later("Stop the answer that is being written"))

@@ -2,8 +2,8 @@
 
 import asyncio
 import bisect
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import assert_never
 
@@ -53,6 +53,10 @@ class Conversations:
         self._params = params
         self._answer_seconds = answer_seconds
         self._lines: dict[ChannelKey, list[Turn]] = {}
+        self._deletions = 0  # ever begun
+        self._deleting = 0  # under way
+        self._nothing_is_deleted = asyncio.Event()
+        self._nothing_is_deleted.set()
 
     def expect(self, exchange: Exchange) -> None:
         """Take a place in the channel's line; `reply` or `dismiss` must follow.
@@ -96,17 +100,29 @@ class Conversations:
         turn.stop()
         return True
 
-    async def clear(self, channel: ChannelKey) -> int:
+    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         """Forget what was said here, a channel's threads included; return how much.
 
-        What is being answered is stopped and not kept.
+        With `before`, only what was said before that exchange.  What is being answered is
+        stopped and not kept.
         """
-        cleared = await self._store.clear(channel)
-        for key, line in self._lines.items():
-            if key == channel or (channel.thread is None and replace(key, thread=None) == channel):
-                for turn in line:
-                    turn.stop()
-        return cleared
+
+        def goes(exchange: Exchange) -> bool:
+            key = exchange.message.channel
+            is_here = key == channel or (channel.thread is None and replace(key, thread=None) == channel)
+            return is_here and (before is None or exchange.id < before.id)
+
+        async with self._deletion(goes):
+            return await self._store.clear(channel, before)
+
+    async def forget(self, by: Exchange) -> int:
+        """Forget all that its author said before this exchange, wherever; return how much.
+
+        What is being answered to them is stopped and not kept.
+        """
+        author = by.message.author
+        async with self._deletion(lambda past: past.message.author.key == author.key and past.id < by.id):
+            return await self._store.forget(author, by)
 
     async def reopen(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
         """Open an exchange again, to be answered anew, or with a new text; None if it was cleared."""
@@ -118,8 +134,25 @@ class Conversations:
 
     async def erase(self, exchange: Exchange) -> None:
         """Forget one exchange: its message was deleted."""
-        await self._store.erase(exchange.id)
-        self.stop(exchange)
+        async with self._deletion(lambda past: past.id == exchange.id):
+            await self._store.erase(exchange.id)
+
+    @asynccontextmanager
+    async def _deletion(self, goes: Callable[[Exchange], bool]) -> AsyncIterator[None]:
+        """Stop answering what goes; until it is gone, no prompt is made that could still hold it."""
+        self._deletions += 1
+        self._deleting += 1
+        self._nothing_is_deleted.clear()
+        for line in self._lines.values():
+            for turn in line:
+                if goes(turn.exchange):
+                    turn.stop()
+        try:
+            yield
+        finally:
+            self._deleting -= 1
+            if not self._deleting:
+                self._nothing_is_deleted.set()
 
     def _find(self, exchange: Exchange) -> "Turn | None":
         line = self._lines.get(exchange.message.channel, ())
@@ -147,7 +180,7 @@ class Conversations:
         notices: list[str] = []
         finished = Finished(FinishReason.CANCELLED)
         try:
-            messages, left_out = await self._prompt(exchange)
+            messages, left_out = await self._prompt_without_deleted(turn)
             if left_out:
                 notices.append(
                     say("The oldest turns of this conversation were left out: {count}.").format(count=left_out)
@@ -209,9 +242,23 @@ class Conversations:
         # The engine counts what it finishes; of what was stopped, a delta is about a token.
         yield Finished(reason, Usage(self._engine.count_tokens(messages), deltas))
 
-    async def _prompt(self, exchange: Exchange) -> tuple[tuple[ChatMessage, ...], int]:
-        """The messages for the model, and how many older turns did not fit."""
+    async def _prompt_without_deleted(self, turn: "Turn") -> tuple[tuple[ChatMessage, ...], int]:
+        """A prompt that no deletion overtook: one made while something was deleted may hold it."""
+        while True:
+            await self._nothing_is_deleted.wait()
+            deletions = self._deletions
+            prompt = await self._prompt(turn)
+            if deletions == self._deletions:
+                return prompt
+
+    async def _prompt(self, turn: "Turn") -> tuple[tuple[ChatMessage, ...], int]:
+        """The messages for the model, and how many older turns did not fit; stops the turn if it was cleared."""
+        exchange = turn.exchange
         history = await self._store.history(exchange, self._settings.history_turns)
+        if history.is_cleared:
+            # It was kept before a deletion, and took its place in the line after it.
+            turn.stop()
+            return (), 0
         opening = [ChatMessage("system", self._settings.system_prompt)] if self._settings.system_prompt else []
         turns = [
             (ChatMessage("user", self._spoken(past.message)), ChatMessage("assistant", past.answer.text))

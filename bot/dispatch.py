@@ -9,7 +9,7 @@ from typing import assert_never
 import structlog
 
 from bot.access import Access
-from bot.commands import Call, is_retry, parse
+from bot.commands import Call, is_forget, is_retry, parse
 from bot.config import ConversationSection
 from bot.conversations import Conversations
 from bot.domain import (
@@ -62,6 +62,7 @@ class Dispatcher:
         self._settings = settings
         self._today = today
         self._in_hand: set[int] = set()
+        self._without_trace: set[int] = set()
 
     async def accept(self, message: IncomingMessage) -> Exchange | None:
         """Keep the message; None if it is a duplicate or not for us.
@@ -136,6 +137,8 @@ class Dispatcher:
         """The reply to an exchange as it grows; it is kept before `Finished` is told."""
         channel = str(exchange.message.channel)
         log.info("exchange begins", exchange=exchange.id, kind=exchange.kind.value, channel=channel)
+        if exchange.kind is Kind.COMMAND and is_forget(exchange):
+            self._without_trace.add(exchange.id)
         async with aclosing(self._reply(exchange)) as events:
             async for event in events:
                 if isinstance(event, Finished):
@@ -151,14 +154,22 @@ class Dispatcher:
         await self._store.placed(exchange, part, message_id)
 
     async def delivered(self, exchange: int) -> None:
-        await self._store.delivered(exchange)
+        if exchange in self._without_trace:
+            # At once instead of afterwards: a crash in between would leave it for ever.
+            await self._store.erase(exchange)
+        else:
+            await self._store.delivered(exchange)
 
     async def failed(self, exchange: int, why: str) -> None:
-        await self._store.fail(exchange, why)
+        if exchange in self._without_trace:
+            await self._store.erase(exchange)
+        else:
+            await self._store.fail(exchange, why)
 
     def let_go(self, exchange: int) -> None:
         """Nobody works on it any more; if it is not done, it is owed again."""
         self._in_hand.discard(exchange)
+        self._without_trace.discard(exchange)
 
     def say_to(self, exchange: Exchange) -> Say:
         """The bot's own words in the asker's language."""
@@ -174,7 +185,12 @@ class Dispatcher:
     async def _without_late(self, owed: list[Exchange]) -> list[Exchange]:
         """Give a notice to the newest late question of a channel and settle the others with it."""
         oldest = self._today() - timedelta(minutes=self._settings.catch_up_minutes)
-        late = [exchange for exchange in owed if exchange.answer is None and exchange.message.sent_at < oldest]
+        late = [
+            exchange
+            for exchange in owed
+            # Who asked to be forgotten need not ask again.
+            if exchange.answer is None and exchange.message.sent_at < oldest and not is_forget(exchange)
+        ]
         # Threads count with their channel: where each question has a thread of its own, a storm would come.
         newest = {replace(exchange.message.channel, thread=None): exchange.id for exchange in late}
         remaining = []

@@ -41,7 +41,7 @@ def test_every_setting_stands_there_with_its_default(readme: Path) -> None:
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
 def test_every_command_stands_there(readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
-    assert all(f"`/{name}`" in text for name in COMMANDS)
+    assert all(f"`/{each.name} {each.argument}".rstrip() + "`" in text for each in COMMANDS.values())
 
 
 @pytest.mark.parametrize("page", [*READMES, *(ROOT / "docs").rglob("*.md")], ids=lambda path: path.name)

@@ -10,10 +10,14 @@ from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Ki
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A channel's answered exchanges, oldest first, and how many older ones there are."""
+    """A channel's answered exchanges, oldest first, and how many older ones there are.
+
+    `is_cleared` says that the exchange before which it stands was itself deleted meanwhile.
+    """
 
     exchanges: tuple[Exchange, ...]
     older: int = 0
+    is_cleared: bool = False
 
 
 class Store(Protocol):
@@ -77,8 +81,11 @@ class Store(Protocol):
         """The channel's newest chat (of this author), to retry it; never a cleared one."""
         ...
 
-    async def clear(self, channel: ChannelKey) -> int:
+    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         """Delete what was said here, in a channel without thread in its threads too.
+
+        With `before`, only what came before that exchange: who writes on while `/clear`
+        is carried out is not cleared with the rest.
 
         Texts and names are blanked, keys stay: a message that comes again is not
         answered again.  When this returns, no byte of the text is left in the
@@ -89,8 +96,11 @@ class Store(Protocol):
         """
         ...
 
-    async def forget(self, author: Author) -> int:
-        """The same for all that one person said, everywhere, and the answers to it."""
+    async def forget(self, author: Author, before: Exchange | None = None) -> int:
+        """The same for all that one person said, everywhere, and the answers to it.
+
+        With `before`, their open commands go too: it names the one that forgets, which stays.
+        """
         ...
 
     async def erase(self, exchange: int) -> None:

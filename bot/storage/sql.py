@@ -169,7 +169,10 @@ class SqlStore:
         async with self._reading() as tx:
             rows = (await tx.execute(newest)).all()
             count = (await tx.execute(select(func.count()).select_from(exchanges).where(answered))).scalar_one()
-        return History(tuple(to_exchange(row) for row in reversed(rows)), older=count - len(rows))
+            status = (await tx.execute(select(exchanges.c.status).where(exchanges.c.id == before.id))).scalar()
+        return History(
+            tuple(to_exchange(row) for row in reversed(rows)), count - len(rows), is_cleared=status == Status.CLEARED
+        )
 
     @shielded
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
@@ -179,10 +182,13 @@ class SqlStore:
 
     @shielded
     async def showing(self, channel: ChannelKey, message_id: str) -> Exchange | None:
-        # A button is pressed seldom: the channel's rows are few enough to look through.
-        return await self._first(
-            _within(channel), cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
-        )
+        # A button is pressed seldom: the channel's rows are few enough to look through.  LIKE takes
+        # a for A and cannot tell an id from the end of another, so it only narrows the search.
+        likely = cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
+        query = select(exchanges).where(_within(channel), likely).order_by(exchanges.c.id.desc())
+        async with self._reading() as tx:
+            found = [to_exchange(row) for row in await tx.execute(query)]
+        return next((exchange for exchange in found if message_id in exchange.parts), None)
 
     @shielded
     async def knows(self, channel: ChannelKey) -> bool:
@@ -198,12 +204,13 @@ class SqlStore:
         )
 
     @shielded
-    async def clear(self, channel: ChannelKey) -> int:
-        return await self._blank(_exactly(channel) if channel.thread is not None else _within(channel), _NOT_ASKING)
+    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
+        here = _exactly(channel) if channel.thread is not None else _within(channel)
+        return await self._blank(here, _NOT_ASKING, *_earlier(before))
 
     @shielded
-    async def forget(self, author: Author) -> int:
-        return await self._blank(_by(author), _NOT_ASKING)
+    async def forget(self, author: Author, before: Exchange | None = None) -> int:
+        return await self._blank(_by(author), *(_earlier(before) or [_NOT_ASKING]))
 
     @shielded
     async def erase(self, exchange: int) -> None:
@@ -375,6 +382,10 @@ def _within(channel: ChannelKey) -> ColumnElement[bool]:
 def _exactly(channel: ChannelKey) -> ColumnElement[bool]:
     thread = exchanges.c.thread
     return and_(_within(channel), thread.is_(None) if channel.thread is None else thread == channel.thread)
+
+
+def _earlier(before: Exchange | None) -> list[ColumnElement[bool]]:
+    return [] if before is None else [exchanges.c.id < before.id]
 
 
 def _by(author: Author) -> ColumnElement[bool]:
