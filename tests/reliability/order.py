@@ -31,7 +31,7 @@ _NO_LIMITS = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0,
 # Messages that are worked on at once; a channel's next one then often comes before its last is answered.
 _AT_ONCE = 500
 # In memory where there is such a folder: this is about order, and 100,000 commits wait for a disk for minutes.
-_MEMORY = Path("/dev/shm")  # noqa: S108  # a folder of our own is made in it
+_MEMORY = Path("/dev/shm")  # a folder of our own is made in it
 # What each question holds and nothing else does: its channel and its number there.
 _MARK = re.compile(r"channel (\d+) question (\d+)\.")
 
