@@ -136,8 +136,8 @@ async def forget(call: Call) -> AsyncGenerator[ReplyEvent, None]:
     if not is_forget(call.exchange):
         yield Notice(
             call.say(
-                "`/forget me` deletes all that you ever said to me, in every channel, and my answers to it. "
-                "`/clear` forgets this conversation only."
+                "Say `forget me` to me, and I delete all that you ever said to me, in every channel, and my answers "
+                "to it. `/clear` forgets this conversation only."
             )
         )
         return

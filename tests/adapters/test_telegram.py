@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bot.commands import menu
 from bot.domain import Action
 from tests.adapters.platform import Trouble
 from tests.adapters.servers.telegram import BOT, BOT_ID, Refused, TelegramPlatform
@@ -165,7 +166,7 @@ async def test_start_greets_with_the_commands(telegram: TelegramPlatform, house:
 async def test_the_menu_of_commands_is_set_in_both_languages(telegram: TelegramPlatform, house: House) -> None:
     async with running(telegram, house):
         pass
-    assert {each["command"] for each in telegram.menus[""]} == {"clear", "stop", "retry", "status", "help"}
+    assert {each["command"] for each in telegram.menus[""]} == {command.name for command in menu()}
     assert {"command": "help", "description": "列出所有命令"} in telegram.menus["zh"]
 
 
