@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +10,7 @@ import structlog
 
 from bot.access import Access
 from bot.adapters import open_adapter
+from bot.adapters.base import Adapter
 from bot.clock import Clock, MonotonicClock
 from bot.config import Config
 from bot.conversations import Conversations
@@ -17,6 +18,8 @@ from bot.dispatch import Dispatcher
 from bot.domain import SamplingParams
 from bot.engine import Progress, open_engine
 from bot.errors import BotError, StoreError
+from bot.health import Health, Parts
+from bot.operations import application, serving
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 
@@ -29,29 +32,52 @@ async def run(config: Config, progress: Progress) -> None:
     Raises:
         BotError: A part cannot start, or an adapter cannot go on.
     """
-    clock = MonotonicClock()
-    async with (
-        SqlStore(config.storage.url.get_secret_value(), clock) as store,
-        open_engine(config.engine, progress) as engine,
-    ):
-        params = SamplingParams(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p)
-        conversations = Conversations(
-            engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds
-        )
-        access = Access(config.access, config.limits, clock)
-        dispatcher = Dispatcher(access, conversations, engine, store, config.conversation)
-        adapters = [open_adapter(name, settings, clock) for name, settings in config.enabled_adapters.items()]
-        log.info("ready", adapters=list(config.enabled_adapters), model=engine.info.model, device=engine.info.device)
-        try:
-            async with _retention(store, config.storage.retention_days, clock), asyncio.TaskGroup() as tasks:
-                for adapter in adapters:
-                    tasks.create_task(adapter.run(dispatcher))
-        except ExceptionGroup as failures:
-            expected, unexpected = failures.split(BotError)
-            if expected is None or unexpected is not None:
-                raise
-            # A wrong token, say: one sentence is enough, the others were cancelled for it.
-            raise expected.exceptions[0] from None
+    clock, parts = MonotonicClock(), Parts()
+    async with _operations(config, parts, clock), SqlStore(config.storage.url.get_secret_value(), clock) as store:
+        parts.store = store
+        # In a thread, for what it imports takes seconds, in which /livez shall answer.
+        async with await asyncio.to_thread(open_engine, config.engine, progress) as engine:
+            parts.engine = engine
+            params = SamplingParams(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p)
+            conversations = Conversations(
+                engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds
+            )
+            access = Access(config.access, config.limits, clock)
+            dispatcher = Dispatcher(access, conversations, engine, store, config.conversation)
+            adapters = {name: open_adapter(name, each, clock) for name, each in config.enabled_adapters.items()}
+            parts.adapters = adapters
+            log.info("ready", adapters=list(adapters), model=engine.info.model, device=engine.info.device)
+            async with _retention(store, config.storage.retention_days, clock):
+                await _run(adapters.values(), dispatcher, parts)
+
+
+async def _run(adapters: Iterable[Adapter], dispatcher: Dispatcher, parts: Parts) -> None:
+    """Serve all platforms until each has ended, or one cannot go on."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(adapter.run(dispatcher)) for adapter in adapters]
+            try:
+                if running:
+                    await asyncio.wait(running)
+            finally:
+                parts.is_stopping = True
+    except ExceptionGroup as failures:
+        expected, unexpected = failures.split(BotError)
+        if expected is None or unexpected is not None:
+            raise
+        # A wrong token, say: one sentence is enough, the others were cancelled for it.
+        raise expected.exceptions[0] from None
+
+
+@asynccontextmanager
+async def _operations(config: Config, parts: Parts, clock: Clock) -> AsyncIterator[None]:
+    """Tell who asks how the parts are, from before the first is opened until after the last is closed."""
+    if not config.serves_operations:
+        yield
+        return
+    health = Health(parts, config.operations.stalled_seconds, clock)
+    async with serving(config.operations, application(health)):
+        yield
 
 
 @asynccontextmanager

@@ -174,6 +174,19 @@ class LogsSection(Section):
     )
 
 
+class OperationsSection(Section):
+    """What a machine asks this program: /livez and /readyz; nobody is asked for a password there."""
+
+    enabled: Literal["auto"] | bool = Field(
+        default="auto", description="auto (on when a platform other than the terminal is served), true, false"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="where it listens; 0.0.0.0 in a container")
+    port: int = Field(default=9464, ge=0, le=65535, description="0 = any free one, which the log tells")
+    stalled_seconds: float = Field(
+        default=60.0, gt=0, description="a step of the model that takes longer makes /readyz say no"
+    )
+
+
 class AdapterSection(Section):
     """What all platforms have in common; each adds its own settings and secrets.
 
@@ -213,6 +226,7 @@ class Config(BaseModel):
     storage: StorageSection = StorageSection()
     access: AccessSection = AccessSection()
     logs: LogsSection = LogsSection()
+    operations: OperationsSection = OperationsSection()
     adapters: Mapping[str, AdapterSection] = Field(default_factory=dict)
 
     @property
@@ -239,6 +253,13 @@ class Config(BaseModel):
         return chosen or {
             name: section for name, section in self.adapters.items() if section.enabled == "auto" and not section.tokens
         }
+
+    @property
+    def serves_operations(self) -> bool:
+        """Whether the operations server runs; "auto" means beside a platform that needs a token."""
+        if self.operations.enabled == "auto":
+            return any(section.tokens for section in self.enabled_adapters.values())
+        return self.operations.enabled
 
 
 Key = tuple[str, ...]  # a table and the setting in it: ("engine", "quantization")

@@ -9,6 +9,7 @@
     │   ├── PromptTooLong       the messages do not fit the model's context
     │   └── EngineFailed        this request died; others live
     ├── StoreError              the database cannot be used
+    ├── AddressUnavailable      the operations server cannot listen where it shall
     └── PlatformError
         ├── LoginRefused        a wrong token: the program ends
         ├── PlatformUnavailable a passing fault: try again
@@ -78,6 +79,10 @@ class EngineFailed(EngineError):
 
 class StoreError(BotError):
     """The database cannot be used: too new, locked, read-only, full or damaged."""
+
+
+class AddressUnavailable(BotError):
+    """The operations server cannot listen where it shall: the port is taken, or the host is not ours."""
 
 
 class PlatformError(BotError):

@@ -4,11 +4,14 @@ import asyncio
 import io
 import os
 import signal
+import socket
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
+import aiohttp
 import pytest
 from pydantic import SecretStr
 
@@ -16,11 +19,12 @@ from bot import app
 from bot.adapters.base import Adapter
 from bot.adapters.console_settings import ConsoleSection
 from bot.clock import Clock
-from bot.config import AdapterSection, Config, EngineSection, StorageSection
+from bot.config import AdapterSection, Config, EngineSection, OperationsSection, StorageSection
 from bot.dispatch import Dispatcher
 from bot.engine.base import silent
-from bot.errors import LoginRefused
+from bot.errors import AddressUnavailable, LoginRefused
 from bot.storage.sql import SqlStore
+from tests.fakes import ScriptedEngine
 from tests.house import a_house
 from tests.messages import a_message
 
@@ -41,6 +45,10 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, adapter: Adapter) -> None:
     monkeypatch.setattr(app, "open_adapter", open_adapter)
 
 
+class Connected:
+    is_connected = True
+
+
 async def test_it_serves_until_its_adapters_have_ended(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
@@ -50,7 +58,7 @@ async def test_it_serves_until_its_adapters_have_ended(config: Config, monkeypat
 
 
 async def test_a_refused_token_ends_it_with_that_one_error(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refused:
+    class Refused(Connected):
         async def run(self, dispatcher: Dispatcher) -> None:
             raise LoginRefused("Discord does not know this token")
 
@@ -60,7 +68,7 @@ async def test_a_refused_token_ends_it_with_that_one_error(config: Config, monke
 
 
 async def test_a_fault_of_ours_is_not_hidden(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
+    class Broken(Connected):
         async def run(self, dispatcher: Dispatcher) -> None:
             raise ZeroDivisionError
 
@@ -70,7 +78,7 @@ async def test_a_fault_of_ours_is_not_hidden(config: Config, monkeypatch: pytest
 
 
 async def test_sigterm_ends_it_without_an_error(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Waiting:
+    class Waiting(Connected):
         async def run(self, dispatcher: Dispatcher) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.Event().wait()
@@ -80,7 +88,7 @@ async def test_sigterm_ends_it_without_an_error(config: Config, monkeypatch: pyt
 
 
 async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Waiting:
+    class Waiting(Connected):
         async def run(self, dispatcher: Dispatcher) -> None:
             task.cancel()  # as the event loop does on SIGINT
             await asyncio.Event().wait()
@@ -91,6 +99,71 @@ async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPat
         await task
 
 
+def watched(config: Config) -> tuple[Config, str]:
+    """The same with an operations server, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    operations = OperationsSection(enabled=True, port=port)
+    return config.model_copy(update={"operations": operations}), f"http://127.0.0.1:{port}"
+
+
+async def test_it_can_be_watched_from_the_first_moment_to_the_last(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(ScriptedEngine):
+        async def __aenter__(self) -> Self:
+            loading.set()
+            await loaded.wait()
+            return self
+
+    class Draining(Connected):
+        async def run(self, dispatcher: Dispatcher) -> None:
+            serving.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopping.set()
+                await drained.wait()
+
+    async def ready() -> tuple[int, dict[str, str]]:
+        async with http.get(f"{address}/livez") as answer:
+            assert answer.status == 200
+        async with http.get(f"{address}/readyz") as answer:
+            body = await answer.json()
+            parts: dict[str, str] = body["parts"]
+            return answer.status, parts
+
+    loading, loaded, serving, stopping, drained = (asyncio.Event() for _ in range(5))
+    standing_in(monkeypatch, Draining())
+    monkeypatch.setattr(app, "open_engine", lambda options, progress: Slow())
+    config, address = watched(config)
+    running = asyncio.create_task(app.run(config, silent))
+    async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+        await loading.wait()
+        assert await ready() == (503, {"program": "ok", "store": "ok", "engine": "loading"})
+        loaded.set()
+        await serving.wait()
+        assert await ready() == (200, {"program": "ok", "store": "ok", "engine": "ok", "console": "ok"})
+        running.cancel()
+        await stopping.wait()
+        assert await ready() == (503, {"program": "stopping", "store": "ok", "engine": "ok", "console": "ok"})
+        drained.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await ready()
+
+
+async def test_a_taken_port_ends_it_before_anything_is_opened(config: Config, tmp_path: Path) -> None:
+    config, _ = watched(config)
+    with (
+        socket.create_server((config.operations.host, config.operations.port)),
+        pytest.raises(AddressUnavailable, match="choose another"),
+    ):
+        await app.run(config, silent)
+    assert not (tmp_path / "bot.db").exists()
+
+
 async def test_texts_are_deleted_once_they_are_too_old(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -99,7 +172,7 @@ async def test_texts_are_deleted_once_they_are_too_old(
         await house.ask(replace(a_message("lately"), sent_at=datetime.now(UTC) - timedelta(days=6)))
     gone = asyncio.Event()
 
-    class Waiting:
+    class Waiting(Connected):
         async def run(self, dispatcher: Dispatcher) -> None:
             await gone.wait()
 

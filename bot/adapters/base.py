@@ -30,6 +30,11 @@ class Finding:
 class Adapter(Protocol):
     """One platform: translate, `accept`, acknowledge, `begin`."""
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether, as far as we know, what is said there reaches us now."""
+        ...
+
     async def run(self, dispatcher: Dispatcher) -> None:
         """Serve until cancelled; once connected, first answer what is `owed`.
 

@@ -49,6 +49,10 @@ class ConsoleAdapter:
         # highlight would colour numbers in the answers; soft_wrap leaves lines to the terminal.
         self._screen = Console(file=target, highlight=False, soft_wrap=True)
 
+    @property
+    def is_connected(self) -> bool:
+        return True
+
     async def run(self, dispatcher: Dispatcher) -> None:
         for exchange in await dispatcher.owed(CHANNEL.platform):
             self._print(f"> {exchange.message.text}", style="dim")

@@ -53,6 +53,11 @@ class DiscordAdapter:
         self._settings = settings
         self._clock = clock
         self._server_seconds = server_seconds
+        self._client: BotClient | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
 
     async def run(self, dispatcher: Dispatcher) -> None:
         point_at(self._settings)
@@ -68,7 +73,7 @@ class DiscordAdapter:
         refusals, sessions = Refusals(self._clock), Sessions(self._clock)
         failures = 0
         while True:
-            client = BotClient(self._settings, inbox, refusals, sessions, self._server_seconds)
+            client = self._client = BotClient(self._settings, inbox, refusals, sessions, self._server_seconds)
             error: PlatformError | None = None
             try:
                 async with client:
@@ -77,7 +82,7 @@ class DiscordAdapter:
             except (PlatformUnavailable, RateLimited) as exc:
                 error = exc
             finally:
-                messenger.client = None
+                messenger.client = self._client = None
             failures = 1 if client.was_ready else failures + 1
             longest = min(_FIRST_RETRY * 2.0 ** min(failures - 1, 16), _LONGEST_RETRY)
             seconds = longest * (1 + random.random()) / 2

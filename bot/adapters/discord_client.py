@@ -94,6 +94,7 @@ class BotClient(discord.Client):
             guild_ready_timeout=server_seconds,
         )
         self.was_ready = False
+        self.is_connected = False  # a session that tells us what is said; the library's `is_ready` stays true
         self._listener = listener
         self._sessions = sessions
         # An event that the library cannot read would cost the connection.
@@ -128,8 +129,14 @@ class BotClient(discord.Client):
     async def on_connect(self) -> None:
         self._listener.connected(self)
 
+    async def on_disconnect(self) -> None:
+        self.is_connected = False
+
+    async def on_resumed(self) -> None:
+        self.is_connected = True
+
     async def on_ready(self) -> None:
-        self.was_ready = True
+        self.was_ready = self.is_connected = True
         self._sessions.succeeded()
         self._listener.ready()
 

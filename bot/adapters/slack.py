@@ -61,6 +61,12 @@ class SlackAdapter:
     def __init__(self, settings: SlackSection, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
+        self._is_connected = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a web socket; with mode = "http", whether we listen: Slack calls or does not."""
+        return self._is_connected
 
     async def run(self, dispatcher: Dispatcher) -> None:
         async with web_api(self._settings) as api:
@@ -80,6 +86,7 @@ class SlackAdapter:
         settings = self._settings
         marks = await self._persist(backlog.marks)
         async with requests(desk.app, settings.host, settings.port, settings.path):
+            self._is_connected = True
             await backlog.catch_up(marks)
             await asyncio.Event().wait()
 
@@ -92,12 +99,14 @@ class SlackAdapter:
                 # Read before connecting: what comes in later would move the marks beyond what was missed.
                 marks = await backlog.marks()
                 async with socket(desk.app, token, api, self._clock) as line, asyncio.TaskGroup() as tasks:
+                    self._is_connected = True
                     catching_up = tasks.create_task(backlog.catch_up(marks))
                     await line.lost()
                     catching_up.cancel()
                 error: BotError = PlatformUnavailable("the web socket was lost")
             except (PlatformUnavailable, RateLimited, StoreError) as exc:
                 error = exc
+            self._is_connected = False
             lasted = self._clock.now() - began
             failures = failures + 1 if lasted < _LONGEST_RETRY else 0
             await self._wait(failures, error)

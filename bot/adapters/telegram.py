@@ -58,6 +58,12 @@ class TelegramAdapter:
     def __init__(self, settings: TelegramSection, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
+        self._is_connected = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the last poll was answered."""
+        return self._is_connected
 
     async def run(self, dispatcher: Dispatcher) -> None:
         bot = open_bot(self._settings)
@@ -98,7 +104,9 @@ class TelegramAdapter:
             try:
                 await listener.poll()
                 pause = _Pause(self._clock)
+                self._is_connected = True
             except (PlatformError, StoreError) as error:
+                self._is_connected = isinstance(error, StoreError)
                 if isinstance(error, LoginRefused):
                     raise
                 log.warning("telegram: not listening just now", error=str(error))

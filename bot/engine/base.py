@@ -29,11 +29,17 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine is now."""
+    """How busy the engine is now, and whether it goes on.
+
+    `since_progress` is the age in seconds of the last step's end, or of the work after an
+    idle time; 0 while there is nothing to do.  `down` says why it will never answer again.
+    """
 
     running: int
     waiting: int
     tokens_per_second: float | None = None  # measured lately, all requests together
+    since_progress: float = 0.0
+    down: str | None = None
 
 
 class Engine(Protocol):

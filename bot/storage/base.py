@@ -128,6 +128,10 @@ class Store(Protocol):
         """The newest message known per channel: where catching up begins."""
         ...
 
+    async def check(self) -> None:
+        """Find out whether a message could be kept now, and change nothing."""
+        ...
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(

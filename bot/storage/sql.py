@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -254,6 +254,16 @@ class SqlStore:
         query = select(exchanges.c.channel, exchanges.c.thread, exchanges.c.message).where(exchanges.c.id.in_(newest))
         async with self._reading() as tx:
             return {ChannelKey(platform, row.channel, row.thread): row.message for row in await tx.execute(query)}
+
+    @shielded
+    async def check(self) -> None:
+        async with self._writing() as tx:
+            if self._location.path is None:
+                await tx.execute(update(exchanges).where(false()).values(status=Status.OPEN))
+            else:
+                # A transaction that writes nothing succeeds on a full disk; this writes a page.
+                deletions = (await tx.exec_driver_sql("PRAGMA user_version")).scalar_one()
+                await tx.exec_driver_sql(f"PRAGMA user_version={deletions}")
 
     async def _first(self, *conditions: ColumnElement[bool]) -> Exchange | None:
         query = select(exchanges).where(*conditions).order_by(exchanges.c.id.desc()).limit(1)

@@ -142,6 +142,11 @@ async def test_the_info_is_known_once_it_is_entered(subject: Subject) -> None:
     assert subject.engine.info.context_length == CONTEXT
 
 
+async def test_an_engine_without_work_is_neither_down_nor_stuck(subject: Subject) -> None:
+    await events(subject.engine, ask())
+    assert (subject.engine.load.since_progress, subject.engine.load.down) == (0, None)
+
+
 async def test_longer_chats_are_more_tokens(subject: Subject) -> None:
     short = (ChatMessage("user", "hello"),)
     long = (*short, ChatMessage("assistant", "hello to you"), ChatMessage("user", "and again"))

@@ -58,6 +58,12 @@ async def texts_before(store: Store, exchange: Exchange, limit: int = 100) -> li
     return [past.message.text for past in (await store.history(exchange, limit)).exchanges]
 
 
+async def test_a_check_of_a_store_that_works_changes_nothing(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    await store.check()
+    assert await found(store, exchange) == exchange
+
+
 # Opening an exchange.
 
 

@@ -226,19 +226,44 @@ async def test_speed_and_progress_are_measured() -> None:
         time.seconds += 1000
         await events(engine, ask("hello"))
         assert engine.load.tokens_per_second == pytest.approx(2)
-        assert engine.last_progress == 1100 + 6 * 0.5
 
 
-async def test_work_after_an_idle_time_counts_as_progress() -> None:
+async def test_the_age_of_progress_is_that_of_the_last_step_and_of_nothing_while_idle() -> None:
     time, gate, model = Time(), Gate(), ScriptedModel()
     model.before = gate
     async with serving(model, now=time) as engine:
         time.seconds += 1000
+        assert engine.load.since_progress == 0
         task = asyncio.create_task(events(engine, ask("hello")))
         await gate.arrival()
-        assert engine.last_progress == time.seconds
+        assert engine.load.since_progress == 0
+        time.seconds += 7
+        assert engine.load.since_progress == 7
+        await gate.step()
+        assert engine.load.since_progress == 0
+        time.seconds += 3
+        assert engine.load.since_progress == 3
         gate.open()
         await task
+        time.seconds += 1000
+        assert engine.load.since_progress == 0
+
+
+async def test_a_step_that_is_stuck_is_told_also_when_all_who_asked_have_gone() -> None:
+    time, gate, model = Time(), Gate(), ScriptedModel()
+    model.before = gate
+    async with serving(model, now=time) as engine:
+        asked = asyncio.create_task(events(engine, ask("hello")))
+        await gate.arrival()
+        time.seconds += 7
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert (engine.load.running, engine.load.since_progress) == (0, 7)
+        another = asyncio.create_task(events(engine, ask("hello")))
+        await asyncio.sleep(0)
+        assert (engine.load.running, engine.load.since_progress) == (1, 7)
+        gate.open()
+        assert text_of(await another) == "hello"
 
 
 @pytest.mark.parametrize("seed", range(5))

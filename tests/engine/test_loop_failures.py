@@ -164,6 +164,7 @@ async def test_a_worker_that_dies_fails_everyone_and_is_not_hidden() -> None:
             assert isinstance(failure, EngineFailed)
         with pytest.raises(EngineFailed, match="died of AttributeError"):
             await events(engine, ask("hello"))
+        assert "died of AttributeError" in (engine.load.down or "")
 
 
 async def test_closing_the_engine_fails_what_runs_and_what_waits() -> None:

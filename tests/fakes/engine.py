@@ -30,7 +30,7 @@ class ScriptedEngine:
 
         engine.go_on.clear()  ...  engine.go_on.set()
 
-    A token is a character.
+    A token is a character.  `since_progress` and `down` are what `load` tells: a test sets them.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class ScriptedEngine:
     ) -> None:
         self.requests: list[ChatRequest] = []
         self.closed: list[ChatRequest] = []
+        self.since_progress = 0.0
+        self.down: str | None = None
         self._came = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -64,7 +66,12 @@ class ScriptedEngine:
 
     @property
     def load(self) -> EngineLoad:
-        return EngineLoad(running=self._turns.running, waiting=self._turns.waiting)
+        return EngineLoad(
+            running=self._turns.running,
+            waiting=self._turns.waiting,
+            since_progress=self.since_progress,
+            down=self.down,
+        )
 
     def add(self, *answers: Answer) -> None:
         """Write down what the next requests get."""

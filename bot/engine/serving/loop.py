@@ -79,6 +79,7 @@ class ServingEngine:
         self._known: _Known | None = None
         self._down: str | None = NOT_ENTERED
         self._closing = False
+        self._is_in_step = False
         self._last_progress = now()
 
     @property
@@ -92,15 +93,9 @@ class ServingEngine:
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
                 tokens_per_second=self._speed.tokens_per_second,
+                since_progress=self._now() - self._last_progress if self._is_at_work() else 0.0,
+                down=self._down,
             )
-
-    @property
-    def last_progress(self) -> float:
-        """When the last step ended, or the work after an idle time began; on the monotonic clock.
-
-        While something runs, the age of this says whether the engine is stuck.
-        """
-        return self._last_progress
 
     def count_tokens(self, messages: Many[ChatMessage]) -> int:
         return len(self._entered().tokenizer.prompt(messages))
@@ -166,7 +161,7 @@ class ServingEngine:
             waiting = len(self._scheduler.waiting)
             if not self._scheduler.free and waiting >= self._max_waiting:
                 raise EngineBusy(waiting, self._max_waiting)
-            if not self._scheduler.running:
+            if not self._is_at_work():
                 self._last_progress = self._now()
             self._streams[sequence] = stream
             self._scheduler.add(sequence)
@@ -200,6 +195,7 @@ class ServingEngine:
         finally:
             return_memory()
             with self._lock:
+                self._is_in_step = False
                 self._abandon(str(failure))
             self._call(self._end, failure)
 
@@ -227,6 +223,7 @@ class ServingEngine:
         with self._lock:
             self._lock.wait_for(lambda: self._closing or self._scheduler.running)
             step = None if self._closing else self._scheduler.step()
+            self._is_in_step = step is not None
             if step is not None and step.is_prefill:
                 for sequence in step.jobs:
                     sequence.started = self._now()
@@ -235,6 +232,7 @@ class ServingEngine:
     def _pass_on(self, outcomes: Mapping[Sequence, Outcome], seconds: float) -> None:
         news: list[tuple[Stream, StreamItem]] = []
         with self._lock:
+            self._is_in_step = False
             self._last_progress = self._now()
             self._speed.step(len(outcomes), seconds)
             for sequence, outcome in outcomes.items():
@@ -253,6 +251,10 @@ class ServingEngine:
             self._tell(news + self._moved())
 
     # On both sides, with the lock held.
+
+    def _is_at_work(self) -> bool:
+        # A step that is stuck stays so when all who waited for it have gone.
+        return self._is_in_step or bool(self._scheduler.running)
 
     def _leave(self, sequence: Sequence) -> None:
         del self._streams[sequence]

@@ -1,0 +1,92 @@
+"""The operations server: /livez and /readyz, for whatever watches over this program."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from bot.config import OperationsSection
+from bot.errors import AddressUnavailable
+from bot.health import Health
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Seconds for answers under way when the program ends.
+_GRACE = 1
+_NOT_KEPT = {"Cache-Control": "no-store"}
+
+
+def application(health: Health) -> Starlette:
+    """The pages of the operations server."""
+
+    async def livez(request: Request) -> Response:
+        return PlainTextResponse("alive\n", headers=_NOT_KEPT)
+
+    async def readyz(request: Request) -> Response:
+        findings = await health.findings()
+        is_ready = all(finding.why_not is None for finding in findings)
+        body = {"ready": is_ready, "parts": {finding.part: finding.why_not or "ok" for finding in findings}}
+        return JSONResponse(body, status_code=200 if is_ready else 503, headers=_NOT_KEPT)
+
+    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz)])
+
+
+@asynccontextmanager
+async def serving(settings: OperationsSection, app: Starlette) -> AsyncIterator[int]:
+    """Serve these pages as long as the block lasts; yield the port.
+
+    Raises:
+        AddressUnavailable: The port is taken, or the host is no address of this machine.
+    """
+    with _listening(settings) as listener:
+        port: int = listener.getsockname()[1]
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=_GRACE,
+            )
+        )
+        task = asyncio.create_task(server.serve(sockets=[listener]), name="operations")
+        log.info("operations server listens", host=settings.host, port=port)
+        try:
+            yield port
+        finally:
+            server.should_exit = True
+            await asyncio.wait([task])
+            task.result()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: how the program ends is decided elsewhere."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _listening(settings: OperationsSection) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise AddressUnavailable(
+            f"the operations server cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose "
+            "another operations.port (0 is any free one) or operations.host, or set operations.enabled = false"
+        ) from error
+    with listener:
+        yield listener

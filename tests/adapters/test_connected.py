@@ -1,0 +1,33 @@
+"""Each adapter knows whether what is said on its platform reaches it."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.adapters.bench import PROFILES
+from tests.fakes import FastClock
+from tests.house import a_house
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # an adapter tells nobody when that changes
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+async def test_it_is_connected_from_the_login_on_and_notices_when_it_is_cut_off(name: str, tmp_path: Path) -> None:
+    async with a_house(tmp_path) as house, PROFILES[name].open() as platform:
+        adapter = platform.adapter(FastClock(20.0))
+        assert not adapter.is_connected
+        running = asyncio.create_task(adapter.run(house.dispatcher))
+        try:
+            await until(lambda: adapter.is_connected and PROFILES[name].is_connected(platform))
+            await platform.disconnect()
+            await until(lambda: not adapter.is_connected)
+            await until(lambda: adapter.is_connected)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

@@ -1,0 +1,151 @@
+"""Ready is every part at its work; each that is not says why."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bot.clock import Clock
+from bot.engine.base import EngineLoad
+from bot.errors import StoreError
+from bot.health import CHECK_LASTS, Finding, Health, Parts, engine_fault
+from bot.storage.sql import SqlStore
+from tests.fakes import ManualClock, ScriptedEngine
+from tests.storage import temporary_store
+
+AGE = 60.0
+
+
+class Platform:
+    is_connected = True
+
+
+class FaultyStore(SqlStore):
+    """Counts its checks, and fails or hangs as a test says."""
+
+    fault: StoreError | None = None
+    checks = 0
+    go_on: asyncio.Event | None = None
+
+    async def check(self) -> None:
+        self.checks += 1
+        if self.go_on is not None:
+            await self.go_on.wait()
+        if self.fault is not None:
+            raise self.fault
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[FaultyStore]:
+    async with FaultyStore(f"sqlite+aiosqlite:///{tmp_path / 'bot.db'}") as store:
+        yield store
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def parts(store: FaultyStore, engine: ScriptedEngine) -> Parts:
+    return Parts(store, engine, {"discord": Platform(), "slack": Platform()})
+
+
+async def faults(parts: Parts, clock: Clock) -> dict[str, str]:
+    return {each.part: each.why_not for each in await Health(parts, AGE, clock).findings() if each.why_not is not None}
+
+
+async def test_nothing_is_wrong_with_a_program_whose_parts_are_at_work(parts: Parts, clock: Clock) -> None:
+    found = await Health(parts, AGE, clock).findings()
+    assert found == [Finding(name, None) for name in ("program", "store", "engine", "discord", "slack")]
+
+
+async def test_what_is_not_there_yet_is_opening_or_loading(clock: Clock) -> None:
+    assert await faults(Parts(), clock) == {"store": "opening", "engine": "loading"}
+
+
+@pytest.mark.parametrize(
+    ("load", "fault"),
+    [
+        (None, "loading"),
+        (EngineLoad(0, 0), None),
+        (EngineLoad(1, 0, since_progress=59.9), None),
+        (EngineLoad(1, 0, since_progress=60.0), "no step has ended for 60 s"),
+        (EngineLoad(0, 0, down="its worker died"), "its worker died"),
+    ],
+)
+def test_an_engine_is_well_unless_it_loads_died_or_stands_still(load: EngineLoad | None, fault: str | None) -> None:
+    assert engine_fault(load, AGE) == fault
+
+
+async def test_a_platform_that_is_cut_off_is_named(parts: Parts, clock: Clock) -> None:
+    gone = Platform()
+    gone.is_connected = False
+    parts.adapters = {**parts.adapters, "telegram": gone}
+    assert await faults(parts, clock) == {"telegram": "not connected"}
+
+
+async def test_a_program_that_ends_is_not_ready_any_more(parts: Parts, clock: Clock) -> None:
+    parts.is_stopping = True
+    assert await faults(parts, clock) == {"program": "stopping"}
+
+
+async def test_what_the_store_says_is_told_for_some_seconds_and_then_asked_again(
+    parts: Parts, store: FaultyStore, clock: ManualClock
+) -> None:
+    health = Health(parts, AGE, clock)
+
+    async def why_not() -> str | None:
+        return {each.part: each.why_not for each in await health.findings()}["store"]
+
+    store.fault = StoreError("the disk is full")
+    assert [await why_not() for _ in range(3)] == ["the disk is full"] * 3
+    assert store.checks == 1
+    store.fault = None
+    await clock.advance(CHECK_LASTS)
+    assert await why_not() is None
+    assert store.checks == 2
+
+
+async def test_many_who_ask_at_once_are_one_check(parts: Parts, store: FaultyStore, clock: ManualClock) -> None:
+    health = Health(parts, AGE, clock)
+    store.go_on = asyncio.Event()
+    asking = [asyncio.create_task(health.findings()) for _ in range(10)]
+    await clock.settle()
+    store.go_on.set()
+    await asyncio.gather(*asking)
+    assert store.checks == 1
+
+
+async def test_a_store_that_does_not_answer_is_not_waited_for(
+    parts: Parts, store: FaultyStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.health.CHECK_SECONDS", 0.01)
+    store.go_on = asyncio.Event()
+    assert await faults(parts, clock) == {"store": "it did not take a write within 0.01 s"}
+
+
+async def test_a_check_writes_to_the_file(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        log = tmp_path / "bot.db-wal"
+        before = log.stat().st_size
+        await store.check()
+        assert log.stat().st_size > before
+
+
+async def test_a_database_that_cannot_be_written_fails_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "bot.db"
+    async with SqlStore(f"sqlite+aiosqlite:///{path}", busy_timeout=0.05) as store:
+        another = sqlite3.connect(path, isolation_level=None)
+        another.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="lock"):
+            await store.check()
+        another.close()
+        await store.check()

@@ -1,0 +1,108 @@
+"""The operations server: who asks it, over a real connection, is told the truth at once."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from bot.config import OperationsSection
+from bot.errors import AddressUnavailable
+from bot.health import Health, Parts
+from bot.operations import application, serving
+from tests.fakes import ManualClock, ScriptedEngine
+from tests.storage import temporary_store
+
+ANY_PORT = OperationsSection(port=0)
+
+
+class Asker:
+    """What Kubernetes or a person with curl does."""
+
+    def __init__(self, http: aiohttp.ClientSession, port: int) -> None:
+        self._http = http
+        self.port = port
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with self._http.get(f"http://127.0.0.1:{self.port}{path}") as answer:
+            return answer.status, await answer.text()
+
+    async def ready(self) -> tuple[int, dict[str, str]]:
+        async with self._http.get(f"http://127.0.0.1:{self.port}/readyz") as answer:
+            body = await answer.json()
+            assert body["ready"] is (answer.status == 200)
+            parts: dict[str, str] = body["parts"]
+            return answer.status, parts
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return Parts()
+
+
+@pytest.fixture
+async def asker(parts: Parts) -> AsyncIterator[Asker]:
+    app = application(Health(parts, 60.0, ManualClock()))
+    async with serving(ANY_PORT, app) as port, aiohttp.ClientSession() as http:
+        yield Asker(http, port)
+
+
+async def test_while_the_model_loads_it_is_alive_and_not_ready(asker: Asker) -> None:
+    assert await asker.get("/livez") == (200, "alive\n")
+    assert await asker.ready() == (503, {"program": "ok", "store": "opening", "engine": "loading"})
+
+
+async def test_it_is_ready_when_all_parts_are(asker: Asker, parts: Parts, tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        parts.store, parts.engine = store, ScriptedEngine()
+        assert await asker.ready() == (200, {"program": "ok", "store": "ok", "engine": "ok"})
+
+
+async def test_a_stuck_engine_is_not_ready_but_alive(asker: Asker, parts: Parts, tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    engine.since_progress = 61.0
+    async with temporary_store(tmp_path) as store:
+        parts.store, parts.engine = store, engine
+        status, said = await asker.ready()
+        assert (status, said["engine"]) == (503, "no step has ended for 61 s")
+        assert (await asker.get("/livez"))[0] == 200
+
+
+async def test_there_is_nothing_else(asker: Asker) -> None:
+    assert (await asker.get("/"))[0] == 404
+
+
+async def test_a_taken_port_is_one_sentence(parts: Parts) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        app = application(Health(parts, 60.0, ManualClock()))
+        with pytest.raises(AddressUnavailable, match=rf"127\.0\.0\.1:{port} .*operations\.port") as caught:
+            async with serving(OperationsSection(port=port), app):
+                raise AssertionError("it listens where somebody else does")
+    assert "\n" not in str(caught.value)
+
+
+async def test_it_listens_on_ipv6_too(parts: Parts) -> None:
+    app = application(Health(parts, 60.0, ManualClock()))
+    async with (
+        serving(OperationsSection(host="::1", port=0), app) as port,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://[::1]:{port}/livez") as answer,
+    ):
+        assert answer.status == 200
+
+
+async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hold_it_up(parts: Parts) -> None:
+    app = application(Health(parts, 60.0, ManualClock()))
+    async with asyncio.timeout(5):
+        async with serving(ANY_PORT, app) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /livez HTTP/1.1\r\n")  # and the rest never comes
+            await writer.drain()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+    with socket.create_server(("127.0.0.1", port)):
+        pass
