@@ -14,27 +14,9 @@ from bot.health import Health, Parts
 from bot.operations import application, serving
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.storage import temporary_store
+from tests.watching import Watcher
 
 ANY_PORT = OperationsSection(port=0)
-
-
-class Asker:
-    """What Kubernetes or a person with curl does."""
-
-    def __init__(self, http: aiohttp.ClientSession, port: int) -> None:
-        self._http = http
-        self.port = port
-
-    async def get(self, path: str) -> tuple[int, str]:
-        async with self._http.get(f"http://127.0.0.1:{self.port}{path}") as answer:
-            return answer.status, await answer.text()
-
-    async def ready(self) -> tuple[int, dict[str, str]]:
-        async with self._http.get(f"http://127.0.0.1:{self.port}/readyz") as answer:
-            body = await answer.json()
-            assert body["ready"] is (answer.status == 200)
-            parts: dict[str, str] = body["parts"]
-            return answer.status, parts
 
 
 @pytest.fixture
@@ -43,35 +25,35 @@ def parts() -> Parts:
 
 
 @pytest.fixture
-async def asker(parts: Parts) -> AsyncIterator[Asker]:
+async def watcher(parts: Parts) -> AsyncIterator[Watcher]:
     app = application(Health(parts, 60.0, ManualClock()))
     async with serving(ANY_PORT, app) as port, aiohttp.ClientSession() as http:
-        yield Asker(http, port)
+        yield Watcher(http, port)
 
 
-async def test_while_the_model_loads_it_is_alive_and_not_ready(asker: Asker) -> None:
-    assert await asker.get("/livez") == (200, "alive\n")
-    assert await asker.ready() == (503, {"program": "ok", "store": "opening", "engine": "loading"})
+async def test_while_the_model_loads_it_is_alive_and_not_ready(watcher: Watcher) -> None:
+    assert await watcher.get("/livez") == (200, "alive\n")
+    assert await watcher.ready() == (503, {"program": "ok", "store": "opening", "engine": "loading"})
 
 
-async def test_it_is_ready_when_all_parts_are(asker: Asker, parts: Parts, tmp_path: Path) -> None:
+async def test_it_is_ready_when_all_parts_are(watcher: Watcher, parts: Parts, tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         parts.store, parts.engine = store, ScriptedEngine()
-        assert await asker.ready() == (200, {"program": "ok", "store": "ok", "engine": "ok"})
+        assert await watcher.ready() == (200, {"program": "ok", "store": "ok", "engine": "ok"})
 
 
-async def test_a_stuck_engine_is_not_ready_but_alive(asker: Asker, parts: Parts, tmp_path: Path) -> None:
+async def test_a_stuck_engine_is_not_ready_but_alive(watcher: Watcher, parts: Parts, tmp_path: Path) -> None:
     engine = ScriptedEngine()
     engine.since_progress = 61.0
     async with temporary_store(tmp_path) as store:
         parts.store, parts.engine = store, engine
-        status, said = await asker.ready()
+        status, said = await watcher.ready()
         assert (status, said["engine"]) == (503, "no step has ended for 61 s")
-        assert (await asker.get("/livez"))[0] == 200
+        assert (await watcher.get("/livez"))[0] == 200
 
 
-async def test_there_is_nothing_else(asker: Asker) -> None:
-    assert (await asker.get("/"))[0] == 404
+async def test_there_is_nothing_else(watcher: Watcher) -> None:
+    assert (await watcher.get("/"))[0] == 404
 
 
 async def test_a_taken_port_is_one_sentence(parts: Parts) -> None:
