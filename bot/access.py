@@ -2,25 +2,37 @@
 
 import math
 from collections import deque
+from collections.abc import Hashable
 
 from bot.clock import Clock
 from bot.config import AccessSection, LimitsSection
-from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, Usage
+from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, Standing, Usage
 from bot.words import Say
 
 # Who sits at the console is the operator: no id of a platform can equal this one.
 OPERATOR = Author("console", "operator", "operator")
+_FIRST = Standing()
 
 
 class Access:
-    """The rules of [access] and [limits]; people are told apart by id, never by name."""
+    """The rules of [access] and [limits]; people are told apart by id, never by name.
+
+    A channel counts with its threads: where each question opens one, a limit per thread
+    would be none.  Edits, retries and buttons count as questions, commands count by
+    themselves: who may ask no more can still stop and clear.
+
+    What was used is remembered here alone, so a restart forgives it: nobody who asks can
+    bring one about, and what the database knows could be cleared away by who spent it.
+    """
 
     def __init__(self, access: AccessSection, limits: LimitsSection, clock: Clock) -> None:
         self._access = access
         self._limits = limits
         self._asked_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
         self._asked_in_channel = SlidingWindow(limits.requests_per_minute_channel, 60.0, clock)
+        self._commanded_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
         self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock)
+        self._tokens_in_channel = SlidingWindow(limits.tokens_per_hour_channel, 3600.0, clock)
         self._is_paused = False
 
     @property
@@ -64,7 +76,7 @@ class Access:
     def may_clear(self, author: Author) -> bool:
         return self._access.clear_by == "everyone" or self.is_admin(author)
 
-    def refusal(self, message: IncomingMessage, say: Say) -> str | None:
+    def refusal(self, message: IncomingMessage, say: Say, standing: Standing = _FIRST) -> str | None:
         """One sentence why this question is not answered, or None; then it counts."""
         if self._is_paused:
             return say("I am paused just now: an admin will let me go on. Please ask again later.")
@@ -74,7 +86,39 @@ class Access:
             return say("Your message has {count} characters, and I read at most {limit}. Please shorten it.").format(
                 count=len(message.text), limit=self._limits.max_message_chars
             )
-        user, channel = message.author.key, str(message.channel)
+        size = len(message.text) + len(message.quoted or "")
+        if size > self._limits.max_message_chars:
+            return say(
+                "Your message and what it quotes have {count} characters, and I read at most {limit}. Please shorten it."
+            ).format(count=size, limit=self._limits.max_message_chars)
+        return self._too_much(message, say, standing)
+
+    def command_refusal(self, message: IncomingMessage, say: Say) -> str | None:
+        """One sentence why this command is not carried out, or None; then it counts."""
+        if wait := self._commanded_by_user.wait(message.author.key):
+            return say("You have used many commands just now. Please try again in {seconds} s.").format(
+                seconds=math.ceil(wait)
+            )
+        self._commanded_by_user.add(message.author.key)
+        return None
+
+    def spend(self, message: IncomingMessage, usage: Usage) -> None:
+        """Count what an answer took against the asker's hour, and the channel's."""
+        tokens = usage.prompt_tokens + usage.completion_tokens
+        self._tokens_of_user.add(message.author.key, tokens)
+        self._tokens_in_channel.add(_channel_id(message.channel), tokens)
+
+    def _too_much(self, message: IncomingMessage, say: Say, standing: Standing) -> str | None:
+        user, channel = message.author.key, _channel_id(message.channel)
+        if 0 < self._limits.waiting_per_user <= standing.of_author:
+            return say(
+                "Questions of yours that wait for an answer: {count}. Please ask again when one of them has it."
+            ).format(count=standing.of_author)
+        if 0 < self._limits.waiting_per_channel <= standing.in_channel:
+            return say(
+                "Questions that wait for an answer in this channel: {count}. "
+                "Please ask again when some of them have it."
+            ).format(count=standing.in_channel)
         if wait := self._asked_by_user.wait(user):
             return say("You have asked a lot just now. Please ask again in {seconds} s.").format(
                 seconds=math.ceil(wait)
@@ -87,13 +131,13 @@ class Access:
             return say("This channel has asked a lot just now. Please ask again in {seconds} s.").format(
                 seconds=math.ceil(wait)
             )
+        if wait := self._tokens_in_channel.wait(channel):
+            return say("This channel's share of this hour is used up. Please ask again in {minutes} min.").format(
+                minutes=math.ceil(wait / 60)
+            )
         self._asked_by_user.add(user)
         self._asked_in_channel.add(channel)
         return None
-
-    def spend(self, author: Author, usage: Usage) -> None:
-        """Count what an answer took against the asker's hour."""
-        self._tokens_of_user.add(author.key, usage.prompt_tokens + usage.completion_tokens)
 
 
 class SlidingWindow:
@@ -107,13 +151,13 @@ class SlidingWindow:
         self._limit = limit
         self._seconds = seconds
         self._clock = clock
-        self._spent: dict[str, deque[tuple[float, int]]] = {}
+        self._spent: dict[Hashable, deque[tuple[float, int]]] = {}
 
     def __len__(self) -> int:
         """How many keys it remembers."""
         return len(self._spent)
 
-    def wait(self, key: str) -> float:
+    def wait(self, key: Hashable) -> float:
         """Seconds until one more is allowed; 0 when it is allowed now."""
         spent = self._current(key)
         over = sum(weight for _, weight in spent) - self._limit
@@ -125,7 +169,7 @@ class SlidingWindow:
                 return at + self._seconds - self._clock.now()
         raise AssertionError("what was spent cannot exceed the limit once all of it is taken off")
 
-    def add(self, key: str, weight: int = 1) -> None:
+    def add(self, key: Hashable, weight: int = 1) -> None:
         if not self._limit or not weight:
             return
         # In the order of their last use, so that those to forget stand in front: keys
@@ -136,7 +180,7 @@ class SlidingWindow:
         while not self._current(oldest := next(iter(self._spent))):
             del self._spent[oldest]
 
-    def _current(self, key: str) -> deque[tuple[float, int]]:
+    def _current(self, key: Hashable) -> deque[tuple[float, int]]:
         spent = self._spent.get(key, deque())
         while spent and spent[0][0] <= self._clock.now() - self._seconds:
             spent.popleft()

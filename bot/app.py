@@ -38,7 +38,12 @@ async def run(config: Config, progress: Progress) -> None:
         # In a thread, for what it imports takes seconds, in which /livez shall answer.
         async with await asyncio.to_thread(open_engine, config.engine, progress) as engine:
             parts.engine = engine
-            params = SamplingParams(config.sampling.temperature, config.sampling.top_k, config.sampling.top_p)
+            params = SamplingParams(
+            config.sampling.temperature,
+            config.sampling.top_k,
+            config.sampling.top_p,
+            config.limits.max_answer_tokens or None,
+        )
             conversations = Conversations(
                 engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds
             )

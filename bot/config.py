@@ -114,14 +114,22 @@ class SamplingSection(Section):
 
 
 class LimitsSection(Section):
-    """How much one may ask; 0 switches a limit per minute or hour off."""
+    """How much one may ask; 0 switches a limit off where it says so."""
 
     requests_per_minute: int = Field(default=20, ge=0, description="per user; 0 = no limit")
     requests_per_minute_channel: int = Field(default=60, ge=0, description="per channel; 0 = no limit")
     tokens_per_hour: int = Field(
         default=50_000, ge=0, description="per user, prompts and answers together; 0 = no limit"
     )
+    tokens_per_hour_channel: int = Field(default=500_000, ge=0, description="the same per channel; 0 = no limit")
+    waiting_per_user: int = Field(
+        default=3, ge=0, description="questions of one person that wait or are being answered; 0 = no limit"
+    )
+    waiting_per_channel: int = Field(default=20, ge=0, description="the same per channel; 0 = no limit")
     max_message_chars: int = Field(default=8_000, ge=1, description="a longer message is refused")
+    max_answer_tokens: int = Field(
+        default=0, ge=0, description="a longer answer is cut off there; 0 = as long as the context allows"
+    )
     answer_seconds: float = Field(default=600.0, gt=0, description="an answer that takes longer is cut off there")
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import bisect
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from itertools import count
 from typing import assert_never
 
 import structlog
@@ -25,6 +27,7 @@ from bot.domain import (
     Queued,
     ReplyEvent,
     SamplingParams,
+    Standing,
     Usage,
 )
 from bot.engine.base import Engine
@@ -53,6 +56,7 @@ class Conversations:
         self._params = params
         self._answer_seconds = answer_seconds
         self._lines: dict[ChannelKey, list[Turn]] = {}
+        self._numbers = count()
         self._deletions = 0  # ever begun
         self._deleting = 0  # under way
         self._nothing_is_deleted = asyncio.Event()
@@ -64,7 +68,7 @@ class Conversations:
         Places go by the row, not by who comes to `reply` first.
         """
         line = self._lines.setdefault(exchange.message.channel, [])
-        bisect.insort(line, Turn(exchange), key=lambda turn: turn.exchange.id)
+        bisect.insort(line, Turn(exchange, next(self._numbers)), key=lambda turn: turn.exchange.id)
 
     def dismiss(self, exchange: Exchange) -> None:
         """Give the place up."""
@@ -73,6 +77,23 @@ class Conversations:
     def active(self, channel: ChannelKey) -> list[Exchange]:
         """The exchanges here that wait or are being answered, in order."""
         return [turn.exchange for turn in self._lines.get(channel, ())]
+
+    def standing(self, exchange: Exchange) -> Standing:
+        """What came before this exchange and is not answered yet; a retry comes when it is asked for."""
+        own, message = self._find(exchange), exchange.message
+        others = [
+            turn.exchange.message
+            for line in self._lines.values()
+            for turn in line
+            if turn is not own and (own is None or turn.number < own.number)
+        ]
+        return Standing(
+            of_author=sum(other.author.key == message.author.key for other in others),
+            in_channel=sum(
+                (other.channel.platform, other.channel.channel) == (message.channel.platform, message.channel.channel)
+                for other in others
+            ),
+        )
 
     async def reply(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
         """Answer an expected exchange: keep the answer, then tell that it is finished.
@@ -298,10 +319,11 @@ class Conversations:
 
 
 class Turn:
-    """An exchange's place in the line of its channel."""
+    """An exchange's place in the line of its channel; by its `number` those of all lines came one after the other."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, number: int) -> None:
         self.exchange = exchange
+        self.number = number
         self.is_stopped = False
         self.is_late = False
         self.left = asyncio.Event()
@@ -347,7 +369,9 @@ class Turn:
 def _sentence(error: EngineError | StoreError, say: Say) -> str:
     match error:
         case EngineBusy():
-            return say("Too many people are waiting for me just now. Please ask again in a minute.")
+            return say("Too many people are waiting for me just now. Please ask again in {minutes} min.").format(
+                minutes=max(1, math.ceil((error.wait or 0) / 60))
+            )
         case PromptTooLong():
             return say("Your message takes {tokens} tokens, and I can read {limit}. Please shorten it.").format(
                 tokens=error.tokens, limit=error.limit

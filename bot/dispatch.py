@@ -63,6 +63,7 @@ class Dispatcher:
         self._today = today
         self._in_hand: set[int] = set()
         self._without_trace: set[int] = set()
+        self._counted: set[int] = set()  # retries that were let through before their old answer was given up
 
     async def accept(self, message: IncomingMessage) -> Exchange | None:
         """Keep the message; None if it is a duplicate or not for us.
@@ -115,6 +116,8 @@ class Dispatcher:
                 self._conversations.stop(exchange)
                 return Pressed()
             case Action.RETRY:
+                if refusal := self._retry_refusal(exchange):
+                    return Pressed(notice=refusal)
                 reopened = await self._conversations.reopen(exchange)
                 return Pressed() if reopened is None else Pressed(again=await self._taken_up(reopened))
             case _:
@@ -142,7 +145,8 @@ class Dispatcher:
         async with aclosing(self._reply(exchange)) as events:
             async for event in events:
                 if isinstance(event, Finished):
-                    self._access.spend(exchange.message.author, event.usage)
+                    if exchange.answer is None:  # else it was counted when it was made
+                        self._access.spend(exchange.message, event.usage)
                     log.info("exchange answered", exchange=exchange.id, reason=event.reason.value)
                 yield event
 
@@ -211,29 +215,45 @@ class Dispatcher:
     async def _taken_up(self, exchange: Exchange) -> Exchange:
         """Its place in the line; for a retry, that of the question it calls back."""
         if exchange.kind is Kind.COMMAND and exchange.answer is None and is_retry(exchange):
-            exchange = await self._called_back(exchange) or exchange
+            exchange = await self._called_back(exchange)
         if exchange.kind is Kind.CHAT and exchange.answer is None:
             self._conversations.expect(exchange)
         self._in_hand.add(exchange.id)
         return exchange
 
-    async def _called_back(self, retry: Exchange) -> Exchange | None:
-        """The reopened exchange that a retry stands for; None if there is none to reopen."""
+    async def _called_back(self, retry: Exchange) -> Exchange:
+        """The reopened exchange that a retry stands for; the retry itself if there is none to reopen."""
         author, channel = retry.message.author, retry.message.channel
         latest = await self._store.latest(channel, None if self._access.is_admin(author) else author)
+        if latest is not None and (refusal := self._retry_refusal(latest)):
+            answer = Answer("", refusal, FinishReason.ERROR)
+            await self._store.answer(retry.id, answer)
+            return replace(retry, status=Status.ANSWERED, answer=answer)
         reopened = latest and await self._conversations.reopen(latest)
         if reopened:
             # The answer is the other reply, edited; the command itself says nothing.
             await self._store.answer(retry.id, Answer(""))
             await self._store.delivered(retry.id)
-        return reopened
+        return reopened or retry
+
+    def _retry_refusal(self, exchange: Exchange) -> str | None:
+        """Why it is not answered again; asked before its answer is given up, for a refusal is no better one."""
+        refusal = self._access.refusal(exchange.message, self.say_to(exchange), self._conversations.standing(exchange))
+        if refusal is None:
+            self._counted.add(exchange.id)
+        return refusal
 
     def _reply(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
         if exchange.answer is not None:
             return _again(exchange.answer)
+        say = self.say_to(exchange)
         if exchange.kind is Kind.COMMAND:
-            return self._command(exchange)
-        refusal = self._access.refusal(exchange.message, self.say_to(exchange))
+            refusal = self._access.command_refusal(exchange.message, say)
+            return self._command(exchange) if refusal is None else self._refused(exchange, refusal)
+        if exchange.id in self._counted:
+            self._counted.discard(exchange.id)
+            return self._conversations.reply(exchange)
+        refusal = self._access.refusal(exchange.message, say, self._conversations.standing(exchange))
         if refusal is None:
             return self._conversations.reply(exchange)
         self._conversations.dismiss(exchange)

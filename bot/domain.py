@@ -182,6 +182,14 @@ class Exchange:
     parts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How many questions stand before one, waiting or being answered: of its author anywhere, of all in its channel."""
+
+    of_author: int = 0
+    in_channel: int = 0
+
+
 class Action(StrEnum):
     """What a button under a reply does."""
 

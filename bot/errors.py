@@ -56,11 +56,15 @@ class CheckpointError(EngineError):
 
 
 class EngineBusy(EngineError):
-    """The queue is full: `waiting` requests of at most `limit`."""
+    """The queue is full: `waiting` requests of at most `limit`.
 
-    def __init__(self, waiting: int, limit: int) -> None:
+    `wait` estimates, from measured speed, the seconds until those have been served.
+    """
+
+    def __init__(self, waiting: int, limit: int, wait: float | None = None) -> None:
         self.waiting = waiting
         self.limit = limit
+        self.wait = wait
         super().__init__(f"{waiting} requests are waiting already, and engine.max_waiting is {limit}")
 
 

@@ -110,9 +110,9 @@ def test_a_channel_has_a_limit_of_its_own(clock: ManualClock) -> None:
 
 def test_tokens_are_counted_by_the_hour(clock: ManualClock) -> None:
     access = an_access(clock, limits=LimitsSection(tokens_per_hour=100))
-    access.spend(MEI, Usage(60, 39))
+    access.spend(a_message(author=MEI), Usage(60, 39))
     assert access.refusal(a_message(author=MEI), unchanged) is None
-    access.spend(MEI, Usage(0, 1))
+    access.spend(a_message(author=MEI), Usage(0, 1))
     assert "60 min" in (access.refusal(a_message(author=MEI), unchanged) or "")
     clock.jump(3600)
     assert access.refusal(a_message(author=MEI), unchanged) is None

@@ -160,7 +160,7 @@ class ServingEngine:
                 raise EngineFailed(self._down)
             waiting = len(self._scheduler.waiting)
             if not self._scheduler.free and waiting >= self._max_waiting:
-                raise EngineBusy(waiting, self._max_waiting)
+                raise EngineBusy(waiting, self._max_waiting, self._speed.wait(waiting, self._scheduler.slots))
             if not self._is_at_work():
                 self._last_progress = self._now()
             self._streams[sequence] = stream
