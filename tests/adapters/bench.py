@@ -4,7 +4,7 @@ import asyncio
 import re
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,15 @@ from tests.adapters.servers.slack import SlackServer
 from tests.adapters.servers.telegram import TelegramPlatform
 from tests.adapters.servers.telegram_words import markdown
 
+# What is done to a platform before the bot comes, for as long as it is there.
+Around = Callable[[Any], AbstractAsyncContextManager[object]]
+
 # Nobody is refused for asking much.
-_NO_LIMITS = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0)
+_NO_LIMITS = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0)
+
+
+def _left_alone(platform: object) -> AbstractAsyncContextManager[object]:
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +145,16 @@ class Bench:
 
 @asynccontextmanager
 async def a_bench(
-    name: str, engine: Engine, clock: Clock, params: SamplingParams | None = None
+    name: str, engine: Engine, clock: Clock, params: SamplingParams | None = None, *, around: Around = _left_alone
 ) -> AsyncIterator[Bench]:
-    """Start the bot on this platform; an adapter that ends before the block does is an error."""
+    """Start the bot on this platform; an adapter that ends before the block does is an error.
+
+    `around` is entered when the platform is there and the bot is not.
+    """
     profile = PROFILES[name]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
-        async with profile.open() as platform, SqlStore(url) as store, engine:
+        async with profile.open() as platform, around(platform), SqlStore(url) as store, engine:
             conversations = Conversations(
                 engine,
                 store,
@@ -156,7 +166,7 @@ async def a_bench(
             dispatcher = WatchedDispatcher(access, conversations, engine, store)
             adapter = asyncio.create_task(platform.adapter(clock).run(dispatcher))
             try:
-                await platform.until(lambda: profile.is_connected(platform) or adapter.done())
+                await platform.until(lambda: profile.is_connected(platform) or adapter.done(), 60.0)
                 yield Bench(platform, profile, clock, dispatcher)
             finally:
                 if adapter.done():

@@ -20,6 +20,7 @@ from tests.adapters.servers.discord_gateway import TOKEN
 from tests.adapters.servers.discord_payloads import Json
 from tests.adapters.servers.discord_rest import DiscordRest, Interaction
 from tests.adapters.servers.discord_town import APPLICATION, BOT
+from tests.adapters.servers.gate import Gate
 
 
 class DiscordPlatform(DiscordRest):
@@ -29,6 +30,9 @@ class DiscordPlatform(DiscordRest):
 
     def __init__(self) -> None:
         super().__init__()
+        self.gate = Gate()
+        self.served_at = 0  # the port
+        self.call_seconds = 0.5  # a call that takes longer is given up by the bot
         self.locales: dict[str, str] = {}
         self.is_late = False  # commands and buttons come to the bot when it is too late to answer them
 
@@ -42,7 +46,7 @@ class DiscordPlatform(DiscordRest):
                 "token": SecretStr(TOKEN),
                 "api_url": f"{self.url}/api/v10",
                 "gateway_url": f"{self.url.replace('http', 'ws')}/gateway",
-                "call_seconds": 0.5,
+                "call_seconds": self.call_seconds,
                 **more,
             }
         )
@@ -134,7 +138,7 @@ class DiscordPlatform(DiscordRest):
                     await asyncio.wait_for(self.changed.wait(), 0.02)
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
+        app = self.gate.app()
         app.router.add_get("/gateway", self.gateway)
         app.router.add_get("/gateway/", self.gateway)
         app.router.add_route("*", "/api/v10/{path:.*}", self.rest)
@@ -142,9 +146,13 @@ class DiscordPlatform(DiscordRest):
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
-        host, port = self._runner.addresses[0][:2]
-        self.url = f"http://{host}:{port}"
+        port = self._runner.addresses[0][1]
+        self.reached_at(port)
         return self
+
+    def reached_at(self, port: int) -> None:
+        """Let the bot come by another port: what listens there hands on what it hears."""
+        self.served_at, self.url = port, f"http://127.0.0.1:{port}"
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

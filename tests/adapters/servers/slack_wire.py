@@ -20,6 +20,7 @@ from slack_sdk.signature import SignatureVerifier
 from bot.adapters.slack import SCOPES
 from bot.clock import Clock, MonotonicClock
 from tests.adapters.platform import Script
+from tests.adapters.servers.gate import Gate
 from tests.adapters.servers.slack_room import BOT, Room, RoomError
 
 BOT_TOKEN, APP_TOKEN, SIGNING_SECRET = "xoxb-loopback", "xapp-loopback", "loopback-secret"
@@ -45,6 +46,7 @@ class SlackWire:
     """
 
     def __init__(self, *, retries: tuple[float, ...] = (0.0, 0.1, 0.5), patience: float = 3.0, **settings: Any) -> None:
+        self.gate = Gate()
         self.room = Room()
         self.violations: list[str] = []
         self.script: Script = lambda number, name: None
@@ -77,7 +79,7 @@ class SlackWire:
     # The server
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
+        app = self.gate.app()
         app.router.add_route("*", "/api/{method}", self._call)
         app.router.add_post("/respond/{trigger}", self._respond)
         app.router.add_get("/link", self._link)
@@ -86,8 +88,12 @@ class SlackWire:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
-        self._port = self._runner.addresses[0][1]
+        self.reached_at(self._runner.addresses[0][1])
         return self
+
+    def reached_at(self, port: int) -> None:
+        """Let the bot come by another port: what listens there hands on what it hears."""
+        self._port = port
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -98,6 +104,10 @@ class SlackWire:
         for line in list(self._sockets):
             await line.close()
         await self._runner.cleanup()
+
+    @property
+    def served_at(self) -> int:
+        return self._port
 
     @property
     def url(self) -> str:

@@ -22,6 +22,7 @@ from bot.clock import Clock, MonotonicClock
 from bot.domain import Action
 from bot.markup.format import utf16_units
 from tests.adapters.platform import Script, Seen
+from tests.adapters.servers.gate import Gate
 from tests.adapters.servers.telegram_words import fitted, markdown, refused, specials, words
 
 TOKEN = "123456789:AAExampleExampleExampleExampleExam"
@@ -89,6 +90,7 @@ class TelegramPlatform:
     name = "telegram"
 
     def __init__(self, **settings: Any) -> None:
+        self.gate = Gate()
         self.violations: list[str] = []
         self.script: Script = lambda number, name: None
         self.calls: list[tuple[str, Json]] = []
@@ -116,6 +118,7 @@ class TelegramPlatform:
         self._polling: web.Request | None = None
         self._watchers: list[asyncio.Future[None]] = []
         self._clock: Clock = MonotonicClock()
+        self.served_at = 0  # the port
         self._url = ""
 
     # What tests, the demo and the lossless script ask of any platform.
@@ -215,15 +218,18 @@ class TelegramPlatform:
             _cut(self._polling)
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
+        app = self.gate.app()
         app.router.add_route("*", "/bot{token}/{method}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
-        host, port = self._runner.addresses[0][:2]
-        self._url = f"http://{host}:{port}"
+        self.reached_at(self._runner.addresses[0][1])
         return self
+
+    def reached_at(self, port: int) -> None:
+        """Let the bot come by another port: what listens there hands on what it hears."""
+        self.served_at, self._url = port, f"http://127.0.0.1:{port}"
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
