@@ -73,7 +73,7 @@ class DiscordRest(DiscordGateway):
         is_public = path.startswith(("/interactions/", "/webhooks/"))
         if not is_public and request.headers.get("Authorization") != f"Bot {self.known_token}":
             return _error(401, 0, "401: Unauthorized")
-        body: Json = await request.json() if request.can_read_body else {}
+        body: Json = await request.json() if request.body_exists else {}
         match path[1:].split("/"), request.method:
             case ["users", "@me"], "GET":
                 return _json(self.bot)
