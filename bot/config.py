@@ -86,7 +86,7 @@ class ConversationSection(Section):
 class EngineSection(Section):
     """Which model answers, and how it runs."""
 
-    backend: str = Field(default="chatglm", description="chatglm, or echo: no model, to try things out")
+    backend: str = Field(default="chatglm", description="chatglm, transformers: other chat models, echo: none")
     model: str = Field(default="demo", description='"demo", a folder, or a hub name: "THUDM/chatglm-6b"')
     revision: str = Field(default="", description='of a hub name, e.g. "v1.1.0"')
     quantization: Literal["none", "int8", "int4"] = Field(default="none", description="none, int8, int4")
@@ -97,6 +97,9 @@ class EngineSection(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto, float32, bfloat16, float16"
+    )
+    context_length: int = Field(
+        default=0, ge=0, description="tokens of prompt and answer, for transformers; 0 = the model's, 8192 at most"
     )
     max_batch_size: int = Field(default=8, ge=1, description="requests answered together; 1 = strictly one at a time")
     max_waiting: int = Field(default=64, ge=1, description="requests that may wait; more are refused with a reason")
