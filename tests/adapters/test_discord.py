@@ -65,7 +65,9 @@ class Bot:
 async def a_bot(
     platform: DiscordPlatform, folder: Path, access: AccessSection | None = None, **settings: Any
 ) -> AsyncIterator[Bot]:
-    limits = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0)
+    limits = LimitsSection(
+        requests_per_minute=0, requests_per_minute_channel=0, waiting_per_user=0, waiting_per_channel=0
+    )
     async with a_house(folder, today=datetime.now(UTC), limits=limits, access=access) as house:
         running = asyncio.create_task(platform.adapter(FastClock(FACTOR), **settings).run(house.dispatcher))
         await platform.until(lambda: platform.is_connected or running.done())

@@ -173,7 +173,9 @@ async def test_strange_events_do_no_harm(house: House) -> None:
         assert len(house.engine.requests) == 1
 
 
-UNLIMITED = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0)
+UNLIMITED = LimitsSection(
+    requests_per_minute=0, requests_per_minute_channel=0, waiting_per_user=0, waiting_per_channel=0
+)
 
 
 async def test_whenever_it_is_broken_off_each_question_is_answered_once(tmp_path: Path, server: SlackServer) -> None:

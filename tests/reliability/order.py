@@ -27,7 +27,9 @@ from tests.reliability.figure import Row, Scale
 
 NAME = "R2"
 
-_NO_LIMITS = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0)
+_NO_LIMITS = LimitsSection(
+    requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0
+)
 # Messages that are worked on at once; a channel's next one then often comes before its last is answered.
 _AT_ONCE = 500
 # In memory where there is such a folder: this is about order, and 100,000 commits wait for a disk for minutes.
