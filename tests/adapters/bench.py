@@ -35,7 +35,9 @@ from tests.adapters.servers.telegram_words import markdown
 Around = Callable[[Any], AbstractAsyncContextManager[object]]
 
 # Nobody is refused for asking much.
-_NO_LIMITS = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0)
+_NO_LIMITS = LimitsSection(
+    requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0
+)
 
 
 def _left_alone(platform: object) -> AbstractAsyncContextManager[object]:
