@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bot.domain import Delta
+from bot.domain import Delta, EngineEvent
 from bot.engine.base import Progress
 from bot.engine.serving import loop, runner
 from bot.engine.serving.base import Batch
@@ -74,6 +74,81 @@ async def test_a_decode_that_fails_ends_its_rows_and_the_next_request_is_answere
         assert text_of(await events(engine, ask("hello"))) == "hello"
 
 
+async def test_a_shortage_that_passes_when_memory_is_given_back_harms_nobody() -> None:
+    def fail(batch: Batch) -> None:
+        if len(model.steps) % 2:
+            raise torch.OutOfMemoryError
+
+    model = ScriptedModel()
+    model.before = fail
+    async with serving(model) as engine:
+        assert text_of(await events(engine, ask("hello"))) == "hello"
+
+
+async def whole_batch(model: ScriptedModel, texts: list[str]) -> list[list[EngineEvent] | BaseException]:
+    """Ask all at once, so that they share the steps from the first prefill on."""
+    before, gate = model.before, Gate()
+    model.before = gate
+    async with serving(model) as engine:
+        asking = [asyncio.create_task(events(engine, ask(text))) for text in ("x", *texts)]
+        await gate.arrival()
+        model.before = before
+        gate.open()
+        return (await asyncio.gather(*asking, return_exceptions=True))[1:]
+
+
+async def test_only_the_row_that_asks_for_too_much_is_ended() -> None:
+    def fail(batch: Batch) -> None:
+        if any(slot == 2 and start >= 8 for slot, start in zip(batch.slots, batch.starts, strict=True)):
+            raise torch.OutOfMemoryError
+
+    model = ScriptedModel()
+    model.before = fail
+    first, victim, last = await whole_batch(model, ["hello", "world", "there"])
+    assert isinstance(victim, EngineFailed)
+    assert [text_of(seen) for seen in (first, last) if isinstance(seen, list)] == ["hello", "there"]
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_a_step_that_is_too_much_for_all_together_is_made_in_parts(is_written: bool) -> None:
+    def fail(batch: Batch) -> None:
+        if len(batch) > 1 and not batch.is_prefill:
+            raise torch.OutOfMemoryError
+
+    def fail_late(batch: Batch, logits: Tensor) -> Tensor:
+        fail(batch)
+        return logits
+
+    model = ScriptedModel()
+    if is_written:  # the keys and values stand there already when it runs out
+        model.after = fail_late
+    else:
+        model.before = fail
+    texts = ["hello", "world", "there"]
+    answers = await whole_batch(model, texts)
+    assert [text_of(seen) for seen in answers if isinstance(seen, list)] == texts
+    failed = [batch for batch in model.steps if len(batch) > 1 and not batch.is_prefill]
+    assert len(failed) < len("hello"), "it is not tried together again at each step"
+
+
+async def test_after_a_calm_while_rows_are_decoded_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "CALM", 4)
+    is_short = True
+
+    def fail(batch: Batch) -> None:
+        nonlocal is_short
+        if is_short and len(batch) > 1 and not batch.is_prefill:
+            is_short = False
+            raise MemoryError
+
+    model = ScriptedModel()
+    model.before = fail
+    answers = await whole_batch(model, ["a long answer", "another one", "and the last"])
+    assert all(isinstance(seen, list) for seen in answers)
+    sizes = [len(batch) for batch in model.steps if not batch.is_prefill]
+    assert sizes.count(4) + sizes.count(3) > 2, "together before the shortage, and again after it"
+
+
 async def test_memory_is_given_back_once_nothing_holds_the_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
     class Big:
         """Stands for the step's tensors."""
@@ -94,7 +169,7 @@ async def test_memory_is_given_back_once_nothing_holds_the_failed_step(monkeypat
     async with serving(model) as engine:
         with pytest.raises(EngineFailed, match="not enough memory"):
             await events(engine, ask("hello"))
-        assert remains == [None]
+        assert remains == [None, None], "after each of both tries"
 
 
 async def test_numbers_that_are_no_numbers_end_their_row_only() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -21,26 +22,59 @@ T = TypeVar("T")
 
 Outcome = str | EngineFailed  # the text that the step completed, often ''; or why the row ends
 
+# Steps that go well before twice as many rows are decoded together again: each failure
+# costs a collection of garbage, and a traceback in the log.
+CALM = 200
+
 
 class Runner:
-    """Feeds steps to the model, and what the model says back to the sequences."""
+    """Feeds steps to the model, and what the model says back to the sequences.
+
+    Where a step of several rows fails, one may have failed the others, or all together
+    were too much: its halves are tried, until the rows that fail alone are found.  A step
+    that is run again writes the same keys and values to the same places.  A decode that
+    was too much for the memory is made in smaller parts for a while.
+    """
 
     def __init__(self, model: CausalLM, vocabulary: int) -> None:
         self._model = model
         self._sampler = Sampler(vocabulary)
+        self._most_rows = model.slots
+        self._calm = 0
 
     def run(self, step: Step[Sequence]) -> dict[Sequence, Outcome]:
         """Give each of the step's sequences its next token, or the reason why it gets none."""
-        tokens = _guarded(lambda: self._tokens(step.jobs))
+        outcomes: dict[Sequence, Outcome] = {}
+        for part in _parts(step, len(step.jobs) if step.is_prefill else self._most_rows):
+            outcomes |= self._run(part)
+        return outcomes
+
+    def _run(self, step: Step[Sequence]) -> dict[Sequence, Outcome]:
+        jobs = step.jobs
+        tokens = _guarded(lambda: self._tokens(jobs))
+        if isinstance(tokens, _MemoryIsFull) and len(jobs) == 1:
+            tokens = _guarded(lambda: self._tokens(jobs))  # with what was given back there may be enough
         if not isinstance(tokens, EngineFailed):
-            return {sequence: _take(sequence, token) for sequence, token in zip(step.jobs, tokens, strict=True)}
-        if step.is_prefill and len(step.jobs) > 1:
-            # One prompt may have failed the others, or all together were too much: one by one.
-            outcomes: dict[Sequence, Outcome] = {}
-            for sequence, slot in step.jobs.items():
-                outcomes |= self.run(Step({sequence: slot}, is_prefill=True))
-            return outcomes
-        return {sequence: EngineFailed(str(tokens)) for sequence in step.jobs}
+            self._note_success()
+            return {sequence: _take(sequence, token) for sequence, token in zip(jobs, tokens, strict=True)}
+        if len(jobs) == 1:
+            return dict.fromkeys(jobs, tokens)
+        half = (len(jobs) + 1) // 2
+        outcomes: dict[Sequence, Outcome] = {}
+        for part in _parts(step, half):
+            outcomes |= self._run(part)
+        if (
+            isinstance(tokens, _MemoryIsFull)
+            and not step.is_prefill
+            and not any(isinstance(each, EngineFailed) for each in outcomes.values())
+        ):
+            self._most_rows, self._calm = min(half, self._most_rows), 0
+        return outcomes
+
+    def _note_success(self) -> None:
+        self._calm += 1
+        if self._calm >= CALM:
+            self._most_rows, self._calm = min(2 * self._most_rows, self._model.slots), 0
 
     @torch.inference_mode()
     def _tokens(self, jobs: Mapping[Sequence, int]) -> list[int | None]:
@@ -50,6 +84,17 @@ class Runner:
             starts=tuple(sequence.cached for sequence in jobs),
         )
         return self._sampler.draw(self._model.forward(batch), [sequence.row for sequence in jobs])
+
+
+class _MemoryIsFull(EngineFailed):
+    """There was no memory for a step."""
+
+
+def _parts(step: Step[Sequence], rows: int) -> Iterator[Step[Sequence]]:
+    """Cut a step into steps of at most so many rows."""
+    every = iter(step.jobs.items())
+    while part := dict(islice(every, rows)):
+        yield Step(part, step.is_prefill)
 
 
 def _take(sequence: Sequence, token: int | None) -> Outcome:
@@ -64,11 +109,12 @@ def _guarded(work: Callable[[], T]) -> T | EngineFailed:
     except Exception as error:
         # Whatever a model or a device raises, the loop has others to serve.
         log.exception("a step of the model failed")
-        memory_is_full = is_out_of_memory(error)
-        failure = EngineFailed(_sentence(error))
+        failure = (_MemoryIsFull if is_out_of_memory(error) else EngineFailed)(_sentence(error))
     # Outside the handler: inside it the traceback still holds the failed step's tensors.
-    if memory_is_full:
-        gc.collect()
+    if isinstance(failure, _MemoryIsFull):
+        # The young: what a step leaves behind is young, and to look at all there is would stop the event
+        # loop for half a second.
+        gc.collect(1)
         return_memory()
     return failure
 

@@ -55,13 +55,13 @@ class Sampler:
         answer can be replayed from its seed alone.
         """
         logits = logits[:, : self._vocabulary].float()
-        numbers = [min(row.random.random(), BELOW_ONE) for row in rows]
         if all(row.params.temperature == 0 for row in rows):
             ids = logits.argmax(-1)
+            _numbers(rows)
         else:
             candidates, cumulative, kept = self.candidates(logits, rows)
             total = (cumulative * kept).amax(-1, keepdim=True)
-            sought = torch.tensor(numbers, device=logits.device)[:, None] * total
+            sought = torch.tensor(_numbers(rows), device=logits.device)[:, None] * total
             places = ((cumulative <= sought) & kept).sum(-1, keepdim=True)
             ids = candidates.gather(-1, places)[:, 0]
         # A sum is finite only where every logit is.  One tensor carries both answers,
@@ -89,6 +89,11 @@ class Sampler:
         probabilities = scores.softmax(-1)
         cumulative = probabilities.cumsum(-1)
         return ids, cumulative, cumulative - probabilities < cuts.top_p
+
+
+def _numbers(rows: Sequence[Row]) -> list[float]:
+    """Draw a number for each row; after all that may run out of memory, for a step that failed is run again."""
+    return [min(row.random.random(), BELOW_ONE) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
