@@ -148,8 +148,9 @@ class StorageSection(Section):
     @field_validator("url")
     @classmethod
     def _known_database(cls, url: SecretStr) -> SecretStr:
-        if not url.get_secret_value().startswith(("sqlite+aiosqlite:///", "postgresql+psycopg://")):
-            raise ValueError("it must begin with sqlite+aiosqlite:/// (a file) or postgresql+psycopg:// (a server)")
+        known = ("sqlite+aiosqlite:///", "postgresql://", "postgres://", "postgresql+psycopg://")
+        if not url.get_secret_value().startswith(known):
+            raise ValueError("it must begin with sqlite+aiosqlite:/// (a file) or postgresql:// (a server)")
         return url
 
 

@@ -1,7 +1,7 @@
 """What many tests need: a house on a database of its own."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import structlog
 from hypothesis import settings
 
 from tests.house import House, a_house
+from tests.storage.postgres import MISSING, PostgresServer, programs
 
 # The same examples each time, so that a red run means a changed program; for a search
 # through new ones:  HYPOTHESIS_PROFILE=default make test
@@ -21,6 +22,17 @@ structlog.configure(
     logger_factory=structlog.stdlib.LoggerFactory(),
     wrapper_class=structlog.stdlib.BoundLogger,
 )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One server for the whole run; without one, what asks for it is skipped."""
+    folder = programs()
+    if folder is None:
+        # .ci/run sets this: there, not testing something is a fault.
+        (pytest.fail if os.environ.get("REQUIRE_POSTGRES") else pytest.skip)(MISSING)
+    with PostgresServer(folder) as server:
+        yield server
 
 
 @pytest.fixture

@@ -223,8 +223,9 @@ def test_a_secret_in_the_file_is_refused_with_where_to_put_it(folder: Path, toml
     assert CANARY not in "".join(found)
 
 
-def test_a_database_without_a_password_may_stand_in_the_file(folder: Path) -> None:
-    url = "postgresql+psycopg://bot@db/bot"
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_a_database_without_a_password_may_stand_in_the_file(folder: Path, scheme: str) -> None:
+    url = f"{scheme}://bot@db/bot"
     assert load(f"[storage]\nurl = '{url}'").storage.url.get_secret_value() == url
 
 
@@ -240,12 +241,13 @@ def test_a_secret_is_in_no_repr_and_no_traceback(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "garbage", "mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "postgresql://h/d", "/data/bot.db"]
+    "url",
+    ["", "garbage", "mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "postgresql+asyncpg://h/d", "/data/bot.db"],
 )
 def test_a_database_of_no_known_kind_is_a_mistake_like_any_other(folder: Path, url: str) -> None:
     assert mistakes(f"[engine]\nmax_wait = 3\n[storage]\nurl = '{url}'") == (
         "line 2, engine.max_wait: there is no such setting; did you mean engine.max_waiting?",
-        "line 4, storage.url: it must begin with sqlite+aiosqlite:/// (a file) or postgresql+psycopg:// (a server)",
+        "line 4, storage.url: it must begin with sqlite+aiosqlite:/// (a file) or postgresql:// (a server)",
     )
 
 

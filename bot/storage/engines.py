@@ -14,7 +14,19 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from bot.errors import StoreError
 
-BUSY_TIMEOUT = 5.0  # seconds that SQLite waits for another program's lock
+BUSY_TIMEOUT = 5.0  # seconds that another program's lock is waited for
+STATEMENT_TIMEOUT = 60.0  # seconds that a server may take over one statement
+READERS = 4
+
+# When a server counts as gone, in libpq's words, seconds and milliseconds.  Where a network swallows
+# everything, a call would otherwise hang for a quarter of an hour.
+PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,41 +44,59 @@ def locate(url: str) -> Location:
     >>> locate("sqlite+aiosqlite:///data/bot.db").name
     'data/bot.db'
 
+    >>> locate("postgres://bot:secret@db.example/bot").name
+    'postgresql://bot@db.example/bot'
+
     Raises:
         StoreError: It names no database that this program can use.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as exc:
+    except (ArgumentError, ValueError):
+        # What it was is not told, not even by a traceback: half a password may be taken for a port.
         raise StoreError(
-            "storage.url is not a database URL: write for example sqlite+aiosqlite:///data/bot.db"
-        ) from exc
+            "storage.url is not a database URL: write for example sqlite+aiosqlite:///data/bot.db, or "
+            "postgresql://user:password@host/database; in a password, @ is written %40, : %3A, / %2F and % %25"
+        ) from None
     match parsed.drivername:
         case "sqlite+aiosqlite":
             if parsed.database in {None, "", ":memory:"} or parsed.query:
                 raise StoreError("storage.url must name a plain file: sqlite+aiosqlite:///data/bot.db")
             return Location(parsed, str(parsed.database), Path(str(parsed.database)))
-        case "postgresql+psycopg":
+        # The first two are what providers hand out.
+        case "postgresql" | "postgres" | "postgresql+psycopg":
             if find_spec("psycopg") is None:
                 raise StoreError("PostgreSQL needs one more package: pip install 'chatglm-bot[postgres]'")
-            return Location(parsed, parsed.render_as_string(hide_password=True))
+            # Its query may hold a password as well.
+            public = URL.create(
+                "postgresql", parsed.username, None, parsed.host, parsed.port, parsed.database or parsed.username
+            )
+            return Location(parsed.set(drivername="postgresql+psycopg"), public.render_as_string())
         case other:
             raise StoreError(
                 f"storage.url begins with {other}: write sqlite+aiosqlite:///… for a file, "
-                "or postgresql+psycopg://… for a server"
+                "or postgresql://… for a server"
             )
 
 
 def writer(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> AsyncEngine:
-    """Open what changes things: on SQLite one connection, which takes its turn at once.
+    """Open what changes things: one connection, so that rows are numbered in the order of the calls.
 
-    A transaction that reads first and then wants to write fails at once with "database
-    is locked" when another one wrote in between, whatever the busy timeout: 92 % of
-    them with 64 tasks.  One connection with BEGIN IMMEDIATE fails none.
+    On SQLite it also takes its turn at once.  A transaction that reads first and then
+    wants to write fails at once with "database is locked" when another one wrote in
+    between, whatever the busy timeout: 92 % of them with 64 tasks.  One connection with
+    BEGIN IMMEDIATE fails none.
     """
     # Parameters are what people wrote: they belong in no error message.
     if location.path is None:
-        return create_async_engine(location.url, hide_parameters=True, pool_pre_ping=True)
+        return create_async_engine(
+            location.url,
+            hide_parameters=True,
+            pool_size=1,
+            max_overflow=0,
+            pool_pre_ping=True,  # a server may have been started anew meanwhile
+            connect_args=_session(location.url, busy_timeout),
+        )
     engine = create_async_engine(location.url, hide_parameters=True, pool_size=1, max_overflow=0)
     _settle(engine.sync_engine, "BEGIN IMMEDIATE", busy_timeout)
     return engine
@@ -75,8 +105,18 @@ def writer(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> AsyncEngin
 def reader(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> AsyncEngine:
     """Open what only looks, beside the writer and never in its way."""
     if location.path is None:
-        return create_async_engine(location.url, hide_parameters=True, pool_pre_ping=True)
-    engine = create_async_engine(location.url, hide_parameters=True, pool_size=4, max_overflow=0)
+        return create_async_engine(
+            location.url,
+            hide_parameters=True,
+            pool_size=READERS,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args=_session(location.url, busy_timeout),
+            # What a transaction reads first and last is of one moment, as on SQLite.
+            isolation_level="REPEATABLE READ",
+            execution_options={"postgresql_readonly": True},
+        )
+    engine = create_async_engine(location.url, hide_parameters=True, pool_size=READERS, max_overflow=0)
     _settle(engine.sync_engine, "BEGIN", busy_timeout, query_only=True)
     return engine
 
@@ -84,7 +124,7 @@ def reader(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> AsyncEngin
 def migrator(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     """Open it for a migration: one plain connection, for a thread that may wait."""
     if location.path is None:
-        return create_engine(location.url, poolclass=NullPool)
+        return create_engine(location.url, poolclass=NullPool, connect_args=_session(location.url, busy_timeout))
     engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
     _settle(engine, "BEGIN IMMEDIATE", busy_timeout)
     return engine
@@ -93,7 +133,7 @@ def migrator(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
 def inspector(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     """Open it to look only: no setting of the file is changed, and no file is made beside it."""
     if location.path is None:
-        return create_engine(location.url, poolclass=NullPool)
+        return create_engine(location.url, poolclass=NullPool, connect_args=_session(location.url, busy_timeout))
     # Without a log beside it nobody is at work on the file.  Then SQLite need not make a
     # log either, which might belong to another user than the one that runs the bot.
     at_work = any(Path(f"{location.path}{suffix}").exists() for suffix in ("-wal", "-journal"))
@@ -101,6 +141,24 @@ def inspector(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     return create_engine(
         "sqlite://", creator=lambda: sqlite3.connect(uri, uri=True, timeout=busy_timeout), poolclass=NullPool
     )
+
+
+def _session(url: URL, busy_timeout: float) -> dict[str, str]:
+    """What a connection to a server is opened with; what the URL itself says comes first."""
+    settings = {
+        "lock_timeout": milliseconds(busy_timeout),
+        "statement_timeout": milliseconds(STATEMENT_TIMEOUT),
+        # A bot that stands still must not keep others from the rows it changes.
+        "idle_in_transaction_session_timeout": milliseconds(STATEMENT_TIMEOUT),
+        "timezone": "UTC",
+    }
+    options = [f"-c {name}={value}" for name, value in settings.items()]
+    return {
+        **{name: value for name, value in PATIENCE.items() if name not in url.query},
+        "client_encoding": "utf8",
+        "application_name": str(url.query.get("application_name", "chatglm-bot")),
+        "options": " ".join([*options, str(url.query.get("options", ""))]).rstrip(),
+    }
 
 
 def _settle(engine: Engine, begin: str, busy_timeout: float, *, query_only: bool = False) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, inspect, text
 
 from bot.errors import StoreError
 from bot.storage.engines import BUSY_TIMEOUT, Location, inspector, locate, migrator
@@ -45,12 +45,15 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
         if current is not None and current not in known:
             raise StoreError(
                 f"{location.name} was written by a newer version of this program (revision {current}; this one "
-                f"knows {known[0]}): update the program, or name another file in storage.url"
+                f"knows {known[0]}), or by another program: update the program, or name another database in storage.url"
             )
         engine = migrator(location, busy_timeout)
-        # On SQLite the transaction begins with the write lock.  Should another process
-        # have been faster, Alembic finds nothing left to do.
+        # On SQLite the transaction begins with the write lock, on a server with a lock
+        # that migrations/env.py takes.  Should another process have been faster, Alembic
+        # finds nothing left to do.
         with translated(location.name), engine.begin() as connection:
+            if location.path is None:
+                _check_encoding(connection, location)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
@@ -81,6 +84,16 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\0":
             raise StoreError(f"{path} {SENTENCES[sqlite3.SQLITE_NOTADB]}")
+
+
+def _check_encoding(connection: Connection, location: Location) -> None:
+    """Refuse a database that cannot keep what people write."""
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        raise StoreError(
+            f"{location.name} keeps text as {encoding}, which lacks most of the world's characters: make another one "
+            "with createdb --encoding=UTF8 --template=template0 NAME, and name it in storage.url"
+        )
 
 
 def head() -> str:

@@ -27,8 +27,18 @@ class Scrubber:
     written in their transactions, so a crash forgets none.
     """
 
-    def __init__(self, engine: AsyncEngine, name: str, clock: Clock, *, busy_timeout: float, patience: float) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        turns: asyncio.Lock,
+        name: str,
+        clock: Clock,
+        *,
+        busy_timeout: float,
+        patience: float,
+    ) -> None:
         self._engine = engine
+        self._turns = turns
         self._name = name
         self._clock = clock
         self._busy_timeout = busy_timeout
@@ -54,7 +64,7 @@ class Scrubber:
                 await connection.exec_driver_sql("VACUUM")
             await self._empty_log()
             with translated(self._name):
-                async with self._engine.begin() as tx:
+                async with self._turns, self._engine.begin() as tx:
                     if await _deletions(tx) == deletions:  # else there are new ones
                         await tx.exec_driver_sql("PRAGMA user_version=0")
 
@@ -82,7 +92,7 @@ class Scrubber:
     async def _outside(self) -> AsyncIterator[AsyncConnection]:
         """The writing connection without a transaction."""
         with translated(self._name):
-            async with self._engine.connect() as connection:
+            async with self._turns, self._engine.connect() as connection:
                 await connection.execution_options(outside=True)
                 yield connection
 

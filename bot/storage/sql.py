@@ -24,6 +24,7 @@ from bot.storage.faults import translated
 from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
 from bot.storage.schema import exchanges
 from bot.storage.scrub import Scrubber
+from bot.storage.tasks import result_of, to_the_end
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -32,6 +33,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A command that is being carried out may be the very one that deletes: it is still owed its reply.
 _NOT_ASKING = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
+
+_NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
 
 
 def shielded(
@@ -46,7 +49,7 @@ def shielded(
 
     @wraps(method)
     async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return await store._finish(store._start(method(store, *args, **kwargs), method.__name__))
+        return await result_of(store._start(method(store, *args, **kwargs), method.__name__))
 
     return call
 
@@ -54,14 +57,16 @@ def shielded(
 class SqlStore:
     """A Store on the database that `url` names.
 
-    On SQLite two engines share the file: one connection writes, a few others read.
-    After clear, forget and erase the file is scrubbed (scrub.py).  That waits for
+    One connection writes, a few others read.  Writers take turns in the order they came,
+    so rows are numbered in the order of the calls.
+
+    After clear, forget and erase a SQLite file is scrubbed (scrub.py).  That waits for
     whoever else reads it; after more than `patience` seconds StoreError says so: the
     rows are blank then, and the next clear, forget or erase scrubs again, as does the
     next start.
 
-    `busy_timeout` is how long another program's lock is waited for; a transaction older
-    than `suspicious` is reported.  All in seconds.
+    `busy_timeout` is how long another program's lock is waited for, `queue_timeout` how
+    long one's turn; a transaction older than `suspicious` is reported.  All in seconds.
     """
 
     def __init__(
@@ -70,21 +75,25 @@ class SqlStore:
         clock: Clock | None = None,
         *,
         busy_timeout: float = engines.BUSY_TIMEOUT,
+        queue_timeout: float = 30.0,
         patience: float = 10.0,
         suspicious: float = 10.0,
     ) -> None:
         self._url = url
         self._location = engines.locate(url)
         self._busy_timeout = busy_timeout
+        self._queue_timeout = queue_timeout
         self._suspicious = suspicious
         self._under_way: set[asyncio.Task[Any]] = set()
         self._writer = engines.writer(self._location, busy_timeout)
         self._reader = engines.reader(self._location, busy_timeout)
+        self._turns = asyncio.Lock()
         # On a server the operator's VACUUM, logs and backups decide.
         self._scrubber: Scrubber | None = None
         if self._location.path is not None:
             self._scrubber = Scrubber(
                 self._writer,
+                self._turns,
                 self._location.name,
                 clock or MonotonicClock(),
                 busy_timeout=busy_timeout,
@@ -93,16 +102,16 @@ class SqlStore:
 
     async def __aenter__(self) -> Self:
         try:
-            await _to_the_end(self._start(self._open(), "open"))
+            await to_the_end(self._start(self._open(), "open"))
         except asyncio.CancelledError:
-            await _to_the_end(asyncio.create_task(self._close()))
+            await to_the_end(asyncio.create_task(self._close()))
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _to_the_end(asyncio.create_task(self._close()))
+        await to_the_end(asyncio.create_task(self._close()))
 
     @shielded
     async def begin(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
@@ -259,7 +268,7 @@ class SqlStore:
     async def check(self) -> None:
         async with self._writing() as tx:
             if self._location.path is None:
-                await tx.execute(update(exchanges).where(false()).values(status=Status.OPEN))
+                await tx.execute(_NO_CHANGE)
             else:
                 # A transaction that writes nothing succeeds on a full disk; this writes a page.
                 deletions = (await tx.exec_driver_sql("PRAGMA user_version")).scalar_one()
@@ -300,8 +309,17 @@ class SqlStore:
             await self._scrubber.scrub()
         return kinds.count(Kind.CHAT)
 
-    def _writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._transaction(self._writer)
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[AsyncConnection]:
+        # The pool has one connection, but lets a newcomer pass those that wait for it; the lock does not.
+        with translated(self._location.name):
+            async with asyncio.timeout(self._queue_timeout):
+                await self._turns.acquire()
+        try:
+            async with self._transaction(self._writer) as tx:
+                yield tx
+        finally:
+            self._turns.release()
 
     def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         return self._transaction(self._reader)
@@ -325,9 +343,10 @@ class SqlStore:
     async def _open(self) -> None:
         await asyncio.to_thread(migrate.upgrade, self._url, self._busy_timeout)
         try:
-            # Whether one may write here shows with a transaction, not with opening.
-            async with self._writing():
-                pass
+            # Whether one may write here shows with a transaction, on a server with a change.
+            async with self._writing() as tx:
+                if self._location.path is None:
+                    await tx.execute(_NO_CHANGE)
         except StoreError:
             await self._dispose()
             raise
@@ -352,33 +371,6 @@ class SqlStore:
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return task
-
-    async def _finish(self, task: asyncio.Task[Result]) -> Result:
-        try:
-            await asyncio.wait([task])  # unlike `await task`, this passes no cancellation on
-        except asyncio.CancelledError:
-            task.add_done_callback(_report_failure)
-            raise
-        return task.result()
-
-
-def _report_failure(task: asyncio.Task[Any]) -> None:
-    """Say what went wrong, now that the caller is gone."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a cancelled call has failed", call=task.get_name(), error=str(error))
-
-
-async def _to_the_end(task: asyncio.Task[None]) -> None:
-    """Wait for the task even if cancelled meanwhile; be cancelled afterwards."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    task.result()
-    if cancelled is not None:
-        raise cancelled
 
 
 def _new_seed() -> int:

@@ -18,16 +18,18 @@ from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, Incom
 from bot.errors import StoreError
 from bot.storage.base import Store
 from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message, temporary_store
+from tests.storage.postgres import PostgresServer
 
 Reopened = Callable[[], AbstractAsyncContextManager[Store]]
 
-# Each opens the same database again when it is called again.
-IMPLEMENTATIONS: dict[str, Callable[[Path], AbstractAsyncContextManager[Store]]] = {"sqlite": temporary_store}
 
-
-@pytest.fixture(params=IMPLEMENTATIONS)
+@pytest.fixture(params=["sqlite", "postgresql"])
 def reopened(request: pytest.FixtureRequest, tmp_path: Path) -> Reopened:
-    return partial(IMPLEMENTATIONS[request.param], tmp_path)
+    """Opens the same database again when it is called again."""
+    if request.param == "sqlite":
+        return partial(temporary_store, tmp_path)
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return partial(server.store, server.database())
 
 
 @pytest.fixture
@@ -128,6 +130,18 @@ async def test_exchanges_are_numbered_in_the_order_they_began(store: Store) -> N
     assert ids == sorted(ids)
 
 
+async def test_messages_are_numbered_in_the_order_they_came_however_many_wait(store: Store) -> None:
+    dice = random.Random(3)
+    calls = []
+    for number in range(200):
+        calls.append(asyncio.create_task(store.begin(message(number), Kind.CHAT)))
+        if dice.random() < 0.3:
+            # Others end meanwhile, and what they held comes free: a newcomer must not take it.
+            await store.find(ROOM, "nothing")
+    ids = [exchange.id for exchange in await asyncio.gather(*calls) if exchange is not None]
+    assert ids == sorted(ids)
+
+
 async def test_texts_of_a_megabyte_are_kept(store: Store) -> None:
     text = "长🙂" * 150_000
     exchange = await answered(store, message(1, text), answer=text)
@@ -145,6 +159,29 @@ async def test_any_text_is_kept(store: Store, text: str) -> None:
 async def test_halves_of_characters_are_replaced(store: Store) -> None:
     exchange = await begun(store, message(1, "a\ud83db\0c\ud83d\ude42"))
     assert exchange.message.text == "a\ufffdb\ufffdc🙂"
+
+
+async def test_what_no_database_takes_breaks_nothing_wherever_it_stands(store: Store) -> None:
+    odd = "\0\ud83d'\"\\%_"
+    channel = ChannelKey("slack", odd, odd)
+    author = Author("slack", odd, odd, frozenset({odd}))
+    asked = replace(message(odd, odd, channel, author), server=odd, locale=odd, quoted=odd)
+    exchange = await answered(store, asked, odd)
+    assert await store.begin(asked, Kind.CHAT) is None
+    await store.placed(exchange.id, 0, odd)
+    shown = await store.showing(channel, odd)
+    assert shown is not None
+    assert shown.parts == (odd,)
+    assert shown.message.author.roles == {odd}
+    await store.fail(exchange.id, odd)
+    assert await store.forget(author) == 1
+
+
+# Where the test's server stands, in Shanghai, clocks were 8:05:43 ahead in 1900.
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00Z", "1900-01-01T04:00Z", "9999-12-31T23:59:59.999999Z"])
+async def test_no_moment_is_too_odd(store: Store, moment: str) -> None:
+    asked = replace(message(1), sent_at=datetime.fromisoformat(moment))
+    assert (await begun(store, asked)).message == asked
 
 
 # The way of an exchange.

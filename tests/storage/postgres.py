@@ -1,0 +1,176 @@
+"""A PostgreSQL server of the tests' own: in a temporary folder, on a free loopback port."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+from psycopg import sql
+
+from bot.storage import migrate
+from bot.storage.sql import SqlStore
+from tests.storage import JumpingClock
+
+USER, PASSWORD = "bot", "open sesame/@:%?#"
+TEMPLATE = "migrated"
+PATIENCE = 30  # seconds that a start or a stop may take
+
+MISSING = (
+    "PostgreSQL's server is not installed, so the Store is not tested on it: "
+    "apt-get install postgresql (Debian, Ubuntu) or brew install postgresql brings it"
+)
+
+
+def programs() -> Path | None:
+    """The folder of initdb and postgres, the newest if there are several; None if there is none."""
+    on_path = shutil.which("initdb")
+    if on_path is not None:
+        return Path(on_path).resolve().parent
+    # Debian keeps the server's programs off the path.
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    return found[-1].parent if found else None
+
+
+class PostgresServer:
+    """Runs from `with` to its end; `store`, `database` and `run` use it, `stop` and `start` interrupt it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._programs = folder
+        self._names = (f"test_{number}" for number in count(1))
+        with closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        # Not pytest's folder: that is closed to the user that the server runs as.  And short: it holds a socket.
+        self.folder = Path(tempfile.mkdtemp(prefix="bot-pg-"))
+        try:
+            self._initialise()
+            self.start()
+            self.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+            migrate.upgrade(self.url(TEMPLATE))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(signal.SIGQUIT)  # nothing need be written any more
+        shutil.rmtree(self.folder)
+
+    def url(self, database: str, *, user: str = USER, password: str | None = PASSWORD) -> str:
+        """What storage.url would be."""
+        escaped = "" if password is None else ":" + "".join(f"%{byte:02X}" for byte in password.encode())
+        return f"postgresql+psycopg://{user}{escaped}@127.0.0.1:{self.port}/{database}"
+
+    def database(self) -> str:
+        """Make a new database with all the tables; return its name."""
+        name = next(self._names)
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        self.run(create.format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
+        return name
+
+    @asynccontextmanager
+    async def store(self, database: str) -> AsyncIterator[SqlStore]:
+        async with SqlStore(self.url(database), JumpingClock()) as store:
+            yield store
+
+    @contextmanager
+    def connected(self, database: str = "postgres") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A connection beside the store's; without its own transaction, each statement is one."""
+        with psycopg.connect(
+            host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=database, autocommit=True
+        ) as connection:
+            yield connection
+
+    def run(self, statement: str | sql.Composed, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement; return its rows."""
+        query = statement.encode() if isinstance(statement, str) else statement
+        with self.connected(database) as connection:
+            cursor = connection.execute(query)
+            return cursor.fetchall() if cursor.description else []
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [self._programs / "postgres", "-D", self._data],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **_as_user(),
+            )
+        waiting = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1"]
+        for _ in range(PATIENCE * 20):
+            if subprocess.run(waiting, check=False).returncode == 0:
+                return
+            try:
+                self._process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        raise RuntimeError((self.folder / "log").read_text(errors="replace"))
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it: SIGINT breaks off what runs, SIGQUIT is a crash."""
+        process = getattr(self, "_process", None)
+        if process is not None:
+            process.send_signal(how)
+            process.wait(PATIENCE)
+            self._process = None
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    def _initialise(self) -> None:
+        password = self.folder / "password"
+        password.write_text(PASSWORD + "\n")
+        if (user := _server_user()) is not None:
+            for path in (self.folder, password):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        subprocess.run(
+            [
+                self._programs / "initdb",
+                *("--pgdata", self._data, "--username", USER, "--pwfile", password),
+                *("--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale", "--no-sync"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            **_as_user(),
+        )
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": self.folder,
+            "max_connections": 40,
+            # Nothing here outlives the tests.
+            "fsync": "off",
+            "full_page_writes": "off",
+            # A zone that is not UTC, and that had whims: moments must not depend on it.
+            "timezone": "Asia/Shanghai",
+        }
+        with (self._data / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+
+def _server_user() -> pwd.struct_passwd | None:
+    """Whom the server runs as when we are root, which it refuses to be."""
+    if os.geteuid() != 0:
+        return None
+    names = {user.pw_name for user in pwd.getpwall()}
+    return pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+
+
+def _as_user() -> dict[str, Any]:
+    user = _server_user()
+    return {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
