@@ -28,6 +28,7 @@ from bot.domain import (
     ReplyEvent,
     SamplingParams,
     Standing,
+    Status,
     Usage,
 )
 from bot.engine.base import Engine
@@ -274,9 +275,9 @@ class Conversations:
 
     async def _prompt(self, turn: "Turn") -> tuple[tuple[ChatMessage, ...], int]:
         """The messages for the model, and how many older turns did not fit; stops the turn if it was cleared."""
-        exchange = turn.exchange
-        history = await self._store.history(exchange, self._settings.history_turns)
-        if history.is_cleared:
+        history = await self._store.history(turn.exchange, self._settings.history_turns)
+        exchange = history.now
+        if exchange.status is Status.CLEARED:
             # It was kept before a deletion, and took its place in the line after it.
             turn.stop()
             return (), 0

@@ -12,12 +12,13 @@ from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Ki
 class History:
     """A channel's answered exchanges, oldest first, and how many older ones there are.
 
-    `is_cleared` says that the exchange before which it stands was itself deleted meanwhile.
+    `now` is the exchange before which it stands, as it is kept by now: it may be cleared,
+    or have lost what it quoted.
     """
 
     exchanges: tuple[Exchange, ...]
-    older: int = 0
-    is_cleared: bool = False
+    older: int
+    now: Exchange
 
 
 class Store(Protocol):
@@ -59,7 +60,7 @@ class Store(Protocol):
         ...
 
     async def history(self, before: Exchange, limit: int) -> History:
-        """The channel's last `limit` chats with an answer of the model, before this one.
+        """The channel's last `limit` chats with an answer of the model, before this one, which must exist.
 
         Exchanges whose answer is only a notice, or ended in an error, do not count.
         """
@@ -100,11 +101,12 @@ class Store(Protocol):
         """The same for all that one person said, everywhere, and the answers to it.
 
         With `before`, their open commands go too: it names the one that forgets, which stays.
+        Whoever quoted it in its channel keeps their own words and loses the quotation.
         """
         ...
 
     async def erase(self, exchange: int) -> None:
-        """The same for one exchange: its message was deleted."""
+        """The same for one exchange, quotations included: its message was deleted."""
         ...
 
     async def expire(self, before: datetime) -> int:
@@ -115,7 +117,8 @@ class Store(Protocol):
         """Take the exchanges of a channel, its threads included, along to its new id.
 
         The messages themselves stay behind: their ids, and those of the replies, get the
-        old channel in front, so that none is taken for a message of the new one.  Return
+        old channel in front (more than once if that id is taken), so that none is taken for
+        a message of the new one.  Return
         how many exchanges moved; once they have, there are none to move again.
         """
         ...

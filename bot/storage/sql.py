@@ -21,6 +21,7 @@ from bot.errors import StoreError
 from bot.storage import engines, migrate
 from bot.storage.base import History
 from bot.storage.faults import translated
+from bot.storage.quotations import spoken, unquote
 from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
 from bot.storage.schema import exchanges
 from bot.storage.scrub import Scrubber
@@ -178,10 +179,8 @@ class SqlStore:
         async with self._reading() as tx:
             rows = (await tx.execute(newest)).all()
             count = (await tx.execute(select(func.count()).select_from(exchanges).where(answered))).scalar_one()
-            status = (await tx.execute(select(exchanges.c.status).where(exchanges.c.id == before.id))).scalar()
-        return History(
-            tuple(to_exchange(row) for row in reversed(rows)), count - len(rows), is_cleared=status == Status.CLEARED
-        )
+            now = (await tx.execute(select(exchanges).where(exchanges.c.id == before.id))).one()
+        return History(tuple(to_exchange(row) for row in reversed(rows)), count - len(rows), to_exchange(now))
 
     @shielded
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
@@ -219,11 +218,11 @@ class SqlStore:
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
-        return await self._blank(_by(author), *(_earlier(before) or [_NOT_ASKING]))
+        return await self._blank(_by(author), *(_earlier(before) or [_NOT_ASKING]), with_quotations=True)
 
     @shielded
     async def erase(self, exchange: int) -> None:
-        await self._blank(exchanges.c.id == exchange)
+        await self._blank(exchanges.c.id == exchange, with_quotations=True)
 
     @shielded
     async def expire(self, before: datetime) -> int:
@@ -234,10 +233,16 @@ class SqlStore:
         there = select(exchanges.c.id, exchanges.c.message, exchanges.c.parts).where(_within(channel))
         async with self._writing() as tx:
             rows = (await tx.execute(there.with_for_update())).all()
+            goal = _within(ChannelKey(channel.platform, to))
+            taken = set((await tx.execute(select(exchanges.c.message).where(goal))).scalars())
             for row in rows:
+                message = f"{channel.channel}/{row.message}"
+                while message in taken:
+                    message = f"{channel.channel}/{message}"
+                taken.add(message)
                 values = {
                     "channel": to,
-                    "message": f"{channel.channel}/{row.message}",
+                    "message": message,
                     "parts": [f"{channel.channel}/{part}" for part in row.parts],
                 }
                 await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
@@ -293,7 +298,7 @@ class SqlStore:
             moved = await tx.execute(move)
         return moved.rowcount == 1
 
-    async def _blank(self, *which: ColumnElement[bool]) -> int:
+    async def _blank(self, *which: ColumnElement[bool], with_quotations: bool = False) -> int:
         """Delete text and names for good; return how many chats had some."""
         blank = (
             update(exchanges)
@@ -302,9 +307,11 @@ class SqlStore:
             .returning(exchanges.c.kind)
         )
         async with self._writing() as tx:
+            said = (await tx.execute(spoken(*which))).all() if with_quotations else []
             kinds: list[str] = list((await tx.execute(blank)).scalars())
             if kinds and self._scrubber is not None:
                 await self._scrubber.mark(tx)
+            await unquote(tx, said)
         if self._scrubber is not None:
             await self._scrubber.scrub()
         return kinds.count(Kind.CHAT)
