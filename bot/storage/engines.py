@@ -66,7 +66,7 @@ def locate(url: str) -> Location:
         # The first two are what providers hand out.
         case "postgresql" | "postgres" | "postgresql+psycopg":
             if find_spec("psycopg") is None:
-                raise StoreError("PostgreSQL needs one more package: pip install 'chatglm-bot[postgres]'")
+                raise StoreError("PostgreSQL needs one more package: python -m pip install 'psycopg[binary]>=3.3'")
             # Its query may hold a password as well.
             public = URL.create(
                 "postgresql", parsed.username, None, parsed.host, parsed.port, parsed.database or parsed.username

@@ -169,7 +169,7 @@ async def test_a_server_that_does_not_answer_is_reported() -> None:
 
 def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "find_spec", lambda _name: None)
-    with pytest.raises(StoreError, match=r"pip install 'chatglm-bot\[postgres\]'"):
+    with pytest.raises(StoreError, match=r"pip install 'psycopg\[binary\]"):
         engines.locate("postgresql+psycopg://db.example/bot")
 
 
