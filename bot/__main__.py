@@ -42,6 +42,9 @@ def cli() -> None:
 @with_config
 def run(path: Path | None) -> None:
     """Serve the platforms in config.toml; this terminal if there are none."""
+    from bot.ending import nothing_to_end
+
+    nothing_to_end()  # before the imports that follow: they take seconds
     from bot.app import serve
 
     config = _settings(path)

@@ -16,6 +16,7 @@ from bot.config import Config
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
 from bot.domain import SamplingParams
+from bot.ending import Ending
 from bot.engine import Progress, open_engine
 from bot.errors import BotError, StoreError
 from bot.health import Health, Parts
@@ -105,29 +106,34 @@ async def _retention(store: Store, days: int, clock: Clock) -> AsyncIterator[Non
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def serve(config: Config, progress: Progress) -> None:
-    """`run`, ended in good order by SIGTERM: what is not answered by then stays owed.
-
-    A second SIGTERM ends the process where it stands; nothing is lost by that either.
-    """
+async def serve(config: Config, progress: Progress, ending: Ending | None = None) -> None:
+    """`run`, ended by SIGTERM or Ctrl-C as `ending` has it: what is not answered by then stays owed."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    is_told = False
+    is_terminated = False
 
-    def stop() -> None:
-        nonlocal is_told
-        is_told = True
-        log.info("stopping")
-        loop.remove_signal_handler(signal.SIGTERM)
+    def terminate() -> None:
+        nonlocal is_terminated
+        is_terminated = True
         task.cancel()
 
-    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    running = asyncio.create_task(run(config, progress))
     try:
-        await run(config, progress)
+        await asyncio.wait([running])
     except asyncio.CancelledError:
-        if not is_told:  # Ctrl-C, which whoever runs the event loop hears of
+        loop.remove_signal_handler(signal.SIGTERM)
+        (ending or Ending()).begin()
+        log.info("stopping")
+        running.cancel()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.result()
+        if not is_terminated:  # Ctrl-C, which whoever runs the event loop hears of
             raise
         log.info("stopped")
+    else:
+        running.result()
     finally:
         loop.remove_signal_handler(signal.SIGTERM)

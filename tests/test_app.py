@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +18,12 @@ import pytest
 from pydantic import SecretStr
 
 from bot import app
-from bot.adapters.base import Adapter
+from bot.adapters.base import Adapter, Meter
 from bot.adapters.console_settings import ConsoleSection
 from bot.clock import Clock
 from bot.config import AdapterSection, Config, EngineSection, OperationsSection, StorageSection
 from bot.dispatch import Dispatcher
+from bot.ending import Ending
 from bot.engine.base import silent
 from bot.errors import AddressUnavailable, LoginRefused
 from bot.storage.sql import SqlStore
@@ -39,7 +42,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def standing_in(monkeypatch: pytest.MonkeyPatch, adapter: Adapter) -> None:
-    def open_adapter(name: str, settings: AdapterSection, clock: Clock) -> Adapter:
+    def open_adapter(name: str, settings: AdapterSection, clock: Clock, meter: Meter) -> Adapter:
         return adapter
 
     monkeypatch.setattr(app, "open_adapter", open_adapter)
@@ -47,6 +50,17 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, adapter: Adapter) -> None:
 
 class Connected:
     is_connected = True
+
+
+@contextmanager
+def signals_given_back() -> Iterator[None]:
+    """A process that ends takes SIGTERM and SIGINT over for good; this one goes on."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def test_it_serves_until_its_adapters_have_ended(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +98,8 @@ async def test_sigterm_ends_it_without_an_error(config: Config, monkeypatch: pyt
             await asyncio.Event().wait()
 
     standing_in(monkeypatch, Waiting())
-    await app.serve(config, silent)
+    with signals_given_back():
+        await app.serve(config, silent, Ending(leave=int))
 
 
 async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +109,8 @@ async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPat
             await asyncio.Event().wait()
 
     standing_in(monkeypatch, Waiting())
-    task = asyncio.create_task(app.serve(config, silent))
-    with pytest.raises(asyncio.CancelledError):
+    task = asyncio.create_task(app.serve(config, silent, Ending(leave=int)))
+    with signals_given_back(), pytest.raises(asyncio.CancelledError):
         await task
 
 
