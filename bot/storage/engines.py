@@ -1,5 +1,6 @@
 """Connections to the database that storage.url names, and the settings each one needs."""
 
+import os
 import sqlite3
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -97,6 +98,9 @@ def writer(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> AsyncEngin
             pool_pre_ping=True,  # a server may have been started anew meanwhile
             connect_args=_session(location.url, busy_timeout),
         )
+    # What VACUUM puts aside is as large as the file: where that one lies there is room, and in a
+    # container nowhere else may be written to.
+    os.environ.setdefault("SQLITE_TMPDIR", str(location.path.parent.absolute()))
     engine = create_async_engine(location.url, hide_parameters=True, pool_size=1, max_overflow=0)
     _settle(engine.sync_engine, "BEGIN IMMEDIATE", busy_timeout)
     return engine

@@ -61,7 +61,12 @@ class Scrubber:
                 deletions = await _deletions(connection)
                 if deletions == 0:
                     return
-                await connection.exec_driver_sql("VACUUM")
+                # In memory its copy would take as much as the whole file.
+                await connection.exec_driver_sql("PRAGMA temp_store=FILE")
+                try:
+                    await connection.exec_driver_sql("VACUUM")
+                finally:
+                    await connection.exec_driver_sql("PRAGMA temp_store=MEMORY")
             await self._empty_log()
             with translated(self._name):
                 async with self._turns, self._engine.begin() as tx:

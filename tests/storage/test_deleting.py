@@ -203,3 +203,19 @@ async def test_ids_do_not_come_back_after_rows_were_deleted(store: SqlStore, tmp
     exchange = await store.begin(message("new"), Kind.CHAT)
     assert exchange is not None
     assert exchange.id == last + 1
+
+
+async def test_scrubbing_takes_no_memory_for_a_copy_of_the_file(store: SqlStore) -> None:
+    await talk(store)
+    said: list[str] = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def listen(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        said.append(statement)
+
+    try:
+        await store.clear(ROOM)
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+    at = said.index("VACUUM")
+    assert said[at - 1 : at + 2] == ["PRAGMA temp_store=FILE", "VACUUM", "PRAGMA temp_store=MEMORY"]
