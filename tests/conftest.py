@@ -24,6 +24,12 @@ structlog.configure(
 )
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell once why tests were skipped, not once for each of them."""
+    for reason in sorted({skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", ())}):
+        terminalreporter.write_line(reason)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """One server for the whole run; without one, what asks for it is skipped."""

@@ -89,8 +89,9 @@ class Store(Protocol):
         is carried out is not cleared with the rest.
 
         Texts and names are blanked, keys stay: a message that comes again is not
-        answered again.  When this returns, no byte of the text is left in the
-        database's files.  Return how many chats had text; commands are not counted.
+        answered again.  When this returns, no byte of the text is left in a SQLite
+        database's files; on a server no row holds it, and what else does is its operator's.
+        Return how many chats had text; commands are not counted.
 
         A command that is still open stays: it may be the very one that clears, and is
         owed its reply.
