@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import Any
+from collections import OrderedDict
+from typing import Any, TypeVar
 
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.webhook.async_client import AsyncWebhookClient
@@ -13,6 +14,8 @@ from bot.domain import Action, ChannelKey, Controls, Exchange
 from bot.errors import PlatformUnavailable
 from bot.markup.format import Rendered
 
+T = TypeVar("T")
+
 # A `markdown` block takes 12,000 characters, all blocks together about 13,100; chat.update takes
 # 4,000 characters of text.  What we add (buttons, escapes) has room below that.
 _MARKDOWN_LIMIT = 11_500
@@ -22,6 +25,10 @@ _PREVIEW = 150
 
 # Ours is the only metadata of this type: a message is found again by the nonce in it.
 _EVENT_TYPE = "chatglm_reply"
+
+# Messages that may have been sent before, and slash commands that wait for their reply: more than
+# are under way at once.
+_REMEMBERED = 10_000
 
 # What Slack turns into a ping or a name, also within Markdown.  Only these: a word joiner behind
 # every "<" would spoil code that people copy.
@@ -61,19 +68,21 @@ class SlackMessenger:
         self.format = SlackFormat()
         self._web = web
         self._edit_interval = edit_interval
-        self._doubtful: set[str] = set()
-        self._response_urls: dict[str, str] = {}
+        # Some of either are never asked for again: what was owed needed no other message, or the
+        # command was not for us.
+        self._doubtful: OrderedDict[str, None] = OrderedDict()
+        self._response_urls: OrderedDict[str, str] = OrderedDict()
 
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._edit_interval
 
     def doubt(self, exchange: Exchange) -> None:
         """Expect that the next message of this reply was sent before, and its id not noted."""
-        self._doubtful.add(f"{exchange.id}.{len(exchange.parts)}.0")
+        _remember(self._doubtful, f"{exchange.id}.{len(exchange.parts)}.0", None)
 
     def expect_slash(self, message_id: str, response_url: str) -> None:
         """Remember where Slack wants the reply to this slash command; it works where the bot is no member."""
-        self._response_urls[message_id] = response_url
+        _remember(self._response_urls, message_id, response_url)
 
     async def send(
         self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
@@ -83,7 +92,7 @@ class SlackMessenger:
         thread = _thread(channel, reply_to)
         if nonce in self._doubtful:
             found = await self._sent_before(channel, thread, reply_to, nonce)
-            self._doubtful.discard(nonce)
+            self._doubtful.pop(nonce, None)
             if found is not None:
                 return found
         try:
@@ -97,7 +106,7 @@ class SlackMessenger:
                     **_content(text, controls),
                 )
         except PlatformUnavailable:
-            self._doubtful.add(nonce)
+            _remember(self._doubtful, nonce, None)
             raise
         return str(response["ts"])
 
@@ -135,7 +144,7 @@ class SlackMessenger:
             response = await hook.send(response_type="ephemeral", **_content(text, frozenset()))
         if response.status_code != 200:
             raise meaning(response.status_code, response.body, response.headers.get("Retry-After"))
-        del self._response_urls[message_id]
+        self._response_urls.pop(message_id, None)
 
     async def _sent_before(
         self, channel: ChannelKey, thread: str | None, reply_to: str | None, nonce: str
@@ -148,6 +157,12 @@ class SlackMessenger:
             if thread is None and reply_to is None:
                 break  # the newest messages come first, and ours would be among them
         return None
+
+
+def _remember(where: OrderedDict[str, T], key: str, value: T) -> None:
+    where[key] = value
+    while len(where) > _REMEMBERED:
+        where.popitem(last=False)
 
 
 def escaped(text: str) -> str:

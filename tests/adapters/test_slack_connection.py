@@ -187,6 +187,18 @@ async def test_what_slack_says_for_the_first_time_is_told_as_it_is(server: Slack
             )
 
 
+async def test_of_commands_that_nobody_answers_the_oldest_are_forgotten(server: SlackServer) -> None:
+    asker, place = server.room.user("Mei"), server.room.channel("general")
+    async with web_api(server.settings()) as api:
+        messenger = SlackMessenger(api, 1.0)
+        for number in range(10_001):
+            messenger.expect_slash(f"/{asker}/{number}", f"{server.url}/nowhere")
+        # Without its own address the reply goes the other way.
+        await messenger.edit(ChannelKey("slack", place), f"/{asker}/0", Rendered("hi"), controls=frozenset())
+    assert [seen.visible for seen in server.seen()] == ["hi"]
+    assert server.calls == ["chat.postEphemeral"]
+
+
 async def found(server: SlackServer) -> list[tuple[bool, str]]:
     return [(finding.is_ok, finding.text) async for finding in inspect(server.settings())]
 
