@@ -19,6 +19,9 @@ __all__ = ["BACKENDS", "Progress", "open_engine"]
 
 BACKENDS = tuple(module.name for module in pkgutil.iter_modules(backends.__path__))
 
+# Backends whose packages are installed only on request, under this name.
+EXTRAS = frozenset({"transformers"})
+
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> Engine:
     """Make the engine that `options` describe; entering it loads the model.
@@ -39,9 +42,10 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> Engine:
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.startswith("bot."):
             raise
+        wanted = f'"chatglm-bot[{name}]"' if name in EXTRAS else "chatglm-bot"
         raise EngineUnavailable(
             f'engine.backend = "{name}" needs the package {exc.name}, which is not installed: '
-            'python -m pip install chatglm-bot brings it, or set engine.backend = "echo"'
+            f'python -m pip install {wanted} brings it, or set engine.backend = "echo"'
         ) from exc
     opener: Callable[[EngineSection, Progress], Engine] = module.open_engine
     return opener(options, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -59,9 +59,10 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
 
 
-def find_folder(model: str, revision: str = "") -> Path:
+def find_folder(model: str, revision: str = "", download: Callable[[str, str], Path] | None = None) -> Path:
     """Find the checkpoint that `engine.model` names: "demo", a folder, or one from the hub.
 
+    `download` fetches what a model of its kind needs, for a name and a revision.
     What was downloaded before is taken from the hub's cache, without a network too.
 
     Raises:
@@ -87,7 +88,7 @@ def find_folder(model: str, revision: str = "") -> Path:
             f'engine.model = "{model}": there is no such folder; name one, or a model of the hub as "owner/name", or "demo"'
         )
     try:
-        return _download(model, revision)
+        return (download or _download)(model, revision)
     except RepositoryNotFoundError as exc:
         raise CheckpointError(
             f'engine.model = "{model}": there is no such folder here, and no such model on the hub (or it is private)'

@@ -1,0 +1,85 @@
+"""Any chat model that the transformers library knows, in the serving loop that ChatGLM has."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers.utils import logging as library
+
+from bot.config import EngineSection
+from bot.engine.backends.chatglm import find_folder
+from bot.engine.base import EngineInfo, Progress, silent
+from bot.engine.chatglm.loading import find_device
+from bot.engine.pretrained.causal import PretrainedForServing
+from bot.engine.pretrained.loading import (
+    context_of,
+    dtype_of,
+    load_network,
+    load_tokenizer,
+    read_config,
+    stored_quantization,
+)
+from bot.engine.serving.loop import Loaded, ServingEngine
+from bot.errors import CheckpointError, EngineUnavailable
+
+
+def open_engine(options: EngineSection, progress: Progress = silent) -> ServingEngine:
+    """Make the engine; entering it finds, downloads if need be, and loads `options.model`."""
+
+    def load_model(report: Progress) -> Loaded:
+        _log_as_others_do()
+        if options.ptuning:
+            raise CheckpointError('engine.ptuning is for engine.backend = "chatglm" only: set it to ""')
+        if "," in options.device:
+            raise EngineUnavailable(
+                f'engine.device = "{options.device}": engine.backend = "transformers" runs on one device, so name one'
+            )
+        device = find_device(options.device)
+        folder = find_folder(options.model, options.revision, _download)
+        config = read_config(folder)
+        quantization = stored_quantization(config) or options.quantization
+        tokenizer = load_tokenizer(folder, config)
+        network = load_network(
+            folder,
+            config,
+            quantization=options.quantization,
+            dtype=dtype_of(config, options.dtype, device, quantization),
+            device=device,
+            progress=report,
+        )
+        model = PretrainedForServing(
+            network, slots=options.max_batch_size, context_length=context_of(config, options.context_length)
+        )
+        info = EngineInfo(
+            model=options.model,
+            backend="transformers",
+            quantization=quantization,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            context_length=model.context_length,
+        )
+        return Loaded(model, tokenizer, info)
+
+    return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
+
+
+def _download(model: str, revision: str) -> Path:
+    # Some models come twice, the second time as their authors' own programs read them.
+    return Path(
+        snapshot_download(
+            model,
+            revision=revision or None,
+            allow_patterns=["*.json", "*.jinja", "*.model", "*.txt", "*.safetensors"],
+            ignore_patterns=["original/*", "consolidated*"],
+        )
+    )
+
+
+def _log_as_others_do() -> None:
+    """Let the program's own logging show what the library says, in its form and from its level on."""
+    library.disable_default_handler()
+    library.enable_propagation()
+    # At each of its products it tells that int8 casts to float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,302 @@
+"""The backend for other chat models: from a folder to answers, and what folders cannot be used."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from bot.config import EngineSection
+from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, SamplingParams
+from bot.engine import open_engine
+from bot.engine.backends import transformers as backend
+from bot.engine.backends.chatglm import find_folder
+from bot.engine.base import EngineInfo, Progress, silent
+from bot.engine.pretrained import loading
+from bot.engine.pretrained.loading import context_of, dtype_of
+from bot.engine.serving.loop import ServingEngine
+from bot.errors import CheckpointError, EngineError, EngineFailed, EngineUnavailable
+from tests.engine.pretrained import CONFIGS, VOCABULARY, change, generate, make_folder, make_tokenizer
+
+# What bitsandbytes packs on a CPU is cut into blocks of 64.
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+
+
+def options(folder: Path | str, **changes: object) -> EngineSection:
+    return EngineSection.model_validate({"backend": "transformers", "model": str(folder), "device": "cpu"} | changes)
+
+
+def ask(text: str, **params: object) -> ChatRequest:
+    sampling = SamplingParams(**{"temperature": 0, "max_tokens": 24} | params)  # type: ignore[arg-type]  # real fields
+    return ChatRequest((ChatMessage("user", text),), sampling)
+
+
+async def answer(engine: ServingEngine, request: ChatRequest) -> tuple[str, Finished]:
+    *deltas, end = [event async for event in engine.generate(request)]
+    assert isinstance(end, Finished)
+    return "".join(event.text for event in deltas if isinstance(event, Delta)), end
+
+
+def opened(options: EngineSection, progress: Progress = silent) -> ServingEngine:
+    engine = open_engine(options, progress)
+    assert isinstance(engine, ServingEngine)
+    return engine
+
+
+def expected(network: PreTrainedModel, text: str, tokens: int) -> str:
+    tokenizer = make_tokenizer()
+    prompt = f"<|user|>\n{text}<|assistant|>\n"
+    ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
+    network.set_attn_implementation("sdpa")
+    # We never draw what has no text.
+    said = generate(network, ids, max_new_tokens=tokens, suppress_tokens=[*range(len(tokenizer), VOCABULARY)])
+    spoken = tokenizer.decode(said[ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(spoken, str)
+    return spoken.lstrip()
+
+
+async def refusal(options: EngineSection, kind: type[EngineError] = CheckpointError) -> str:
+    with pytest.raises(kind) as caught:
+        await opened(options).__aenter__()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["glm", "glm4", "llama", "qwen2", "qwen3"])
+async def test_channels_answered_at_once_get_what_generate_says(tmp_path: Path, kind: str) -> None:
+    network = make_folder(tmp_path, kind)
+    reports: list[tuple[int, int]] = []
+    async with opened(options(tmp_path), lambda done, total: reports.append((done, total))) as engine:
+        assert engine.info == EngineInfo(str(tmp_path), "transformers", "none", "float32", "cpu", 128)
+        texts = ["hello", "你好，😀", "tell me something about this" * 2]
+        answers = await asyncio.gather(*(answer(engine, ask(text)) for text in texts))
+    assert [said for said, _ in answers] == [expected(network, text, 24) for text in texts]
+    done, total = zip(*reports, strict=True)
+    assert list(done) == sorted(done)
+    assert len(set(done)) > 10
+    assert set(total) == {done[-1]} == {(tmp_path / "model.safetensors").stat().st_size}
+
+
+async def test_an_answer_ends_with_any_of_the_ends_that_the_checkpoint_names(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    async with opened(options(tmp_path)) as engine:
+        _, end = await answer(engine, ask("hello"))
+        assert end.reason is FinishReason.LENGTH
+    change(tmp_path, "generation_config.json", eos_token_id=list(range(290)))
+    async with opened(options(tmp_path)) as engine:
+        said, end = await answer(engine, ask("hello"))
+    assert (said, end.reason, end.usage.completion_tokens) == ("", FinishReason.STOP, 1)
+    (tmp_path / "generation_config.json").unlink()
+    change(tmp_path, eos_token_id=[*range(5, 290)])
+    async with opened(options(tmp_path)) as engine:
+        assert (await answer(engine, ask("hello")))[1].reason is FinishReason.STOP
+
+
+async def test_seeds_stop_strings_and_the_context_are_kept(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    async with opened(options(tmp_path, context_length=48)) as engine:
+        assert engine.info.context_length == 48
+        drawn = [await answer(engine, ask("hello", temperature=1.0, seed=7)) for _ in range(2)]
+        assert drawn[0] == drawn[1]
+        whole, end = await answer(engine, ask("hello", max_tokens=None))
+        assert end.reason is FinishReason.LENGTH
+        assert end.usage.prompt_tokens + end.usage.completion_tokens == 48
+        stop = whole[4:6]
+        cut, end = await answer(engine, ask("hello", stop=(stop,), max_tokens=None))
+        assert (cut, end.reason) == (whole[: whole.index(stop)], FinishReason.STOP)
+
+
+async def test_a_cancelled_answer_frees_its_slot(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    async with opened(options(tmp_path, max_batch_size=1)) as engine:
+        async with aclosing(engine.generate(ask("hello", max_tokens=None))) as stream:
+            assert isinstance(await anext(stream), Delta)
+            assert engine.load.running == 1
+        assert engine.load.running == 0
+        assert (await answer(engine, ask("and now?")))[1].reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+async def test_weights_are_quantised_while_they_load(tmp_path: Path, quantization: str) -> None:
+    make_folder(tmp_path, "glm4", sizes=WIDE)
+    async with opened(options(tmp_path, quantization=quantization)) as engine:
+        assert (engine.info.quantization, engine.info.dtype) == (quantization, "bfloat16")
+        together = await asyncio.gather(*(answer(engine, ask("hello")) for _ in range(3)))
+    assert {end.reason for _, end in together} == {FinishReason.LENGTH}
+
+
+async def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(tmp_path: Path) -> None:
+    make_folder(tmp_path / "whole", "llama", sizes=WIDE)
+    config = loading.read_config(tmp_path / "whole")
+    device = torch.device("cpu")
+    small = loading.load_network(tmp_path / "whole", config, quantization="int8", dtype=torch.bfloat16, device=device)
+    small.save_pretrained(tmp_path / "small")
+    make_tokenizer().save_pretrained(tmp_path / "small")
+    async with opened(options(tmp_path / "small")) as engine:
+        assert (engine.info.quantization, engine.info.dtype) == ("bitsandbytes", "bfloat16")
+        assert (await answer(engine, ask("hello")))[1].reason is FinishReason.LENGTH
+    said = await refusal(options(tmp_path / "small", quantization="int4"))
+    assert 'is quantised already (bitsandbytes), so engine.quantization = "int4" cannot be' in said
+
+
+async def test_without_bitsandbytes_the_sentence_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path)
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    said = await refusal(options(tmp_path, quantization="int4"), EngineUnavailable)
+    assert 'needs the package bitsandbytes: python -m pip install "chatglm-bot[transformers]"' in said
+
+
+def test_without_transformers_the_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "bot.engine.backends.transformers")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers.utils", None)
+    with pytest.raises(EngineUnavailable, match=r'python -m pip install "chatglm-bot\[transformers\]" brings it'):
+        open_engine(EngineSection(backend="transformers"))
+
+
+async def test_what_is_for_other_backends_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    assert "engine.ptuning is for" in await refusal(options(tmp_path, ptuning="a/folder"))
+    assert "runs on one device" in await refusal(options(tmp_path, device="cpu,cpu"), EngineUnavailable)
+    assert 'holds a ChatGLM: set engine.backend = "chatglm"' in await refusal(options("demo"))
+
+
+async def test_folders_that_hold_no_such_model_are_one_sentence(tmp_path: Path) -> None:
+    assert "has no config.json" in await refusal(options(tmp_path))
+    make_folder(tmp_path)
+    for changes, sentence in (
+        ({"model_type": None}, "has the model_type None, which"),
+        (
+            {"model_type": "of-tomorrow"},
+            "has the model_type 'of-tomorrow', which the transformers library here does not",
+        ),
+        (
+            {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Model"}},
+            "code of a checkpoint is never run",
+        ),
+        ({"model_type": "vit"}, 'a model of the type "vit", which writes no text'),
+        ({"model_type": "qwen3_next"}, "whose layers of the kind linear_attention cannot be served"),
+        ({"num_hidden_layers": "two"}, "cannot be loaded"),
+        ({"num_hidden_layers": 3}, "lacks 9 of the model's tensors, model.layers.2.input_layernorm.weight for one"),
+        ({"hidden_size": 40}, "cannot be loaded"),
+    ):
+        broken = tmp_path / "broken"
+        shutil.copytree(tmp_path, broken, ignore=shutil.ignore_patterns("broken"))
+        change(broken, **changes)
+        assert sentence in await refusal(options(broken)), sentence
+        shutil.rmtree(broken)
+
+
+async def test_folders_with_other_files_than_they_should_have_are_one_sentence(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "cannot be loaded" in await refusal(options(tmp_path))
+    save_file({name: tensor for name, tensor in tensors.items() if "norm" not in name}, weights)
+    assert "lacks 5 of the model's tensors" in await refusal(options(tmp_path))
+    weights.rename(tmp_path / "pytorch_model.bin")
+    assert "holds only pickles (.bin), which may hold code" in await refusal(options(tmp_path))
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert "holds no weights" in await refusal(options(tmp_path))
+    config.write_text("[]")
+    assert "config.json holds no table" in await refusal(options(tmp_path))
+    config.write_text("{")
+    assert "config.json cannot be read" in await refusal(options(tmp_path))
+
+
+async def test_a_folder_without_a_tokenizer_or_its_template_is_one_sentence(tmp_path: Path) -> None:
+    make_folder(tmp_path, template=None)
+    assert "has no chat template" in await refusal(options(tmp_path))
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    assert "cannot be loaded" in await refusal(options(tmp_path))
+
+
+async def test_a_package_that_a_checkpoint_needs_is_told(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    change(tmp_path, quantization_config={"quant_method": "hqq"})
+    assert "cannot be loaded here" in await refusal(options(tmp_path), EngineUnavailable)
+
+
+async def test_code_of_a_checkpoint_is_not_run_though_the_model_is_known(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    remote = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model", "AutoTokenizer": ["mine.T", "mine.T"]}
+    change(tmp_path, auto_map=remote)
+    change(tmp_path, "tokenizer_config.json", auto_map=remote)
+    async with opened(options(tmp_path)) as engine:
+        await answer(engine, ask("hello"))
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_closing_while_it_loads_ends_the_loading(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    reports: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        reports.append(done)
+        if len(reports) == 3:
+            raise EngineFailed("the engine was closed while it loaded")
+
+    await_loading = opened(options(tmp_path), progress)
+    with pytest.raises(EngineFailed, match="closed while it loaded"):
+        await await_loading.__aenter__()
+    assert len(reports) == 3
+
+
+async def test_memory_that_is_full_while_it_loads_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path)
+
+    def full(*args: object, **options: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    assert "does not fit into memory" in await refusal(options(tmp_path), EngineUnavailable)
+
+
+def test_a_hub_name_is_downloaded_without_pickles_and_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def snapshot_download(name: str, **options: object) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(backend, "snapshot_download", snapshot_download)
+    assert find_folder("zai-org/glm-4-9b-chat-hf", "main", backend._download) == tmp_path
+    assert (asked["name"], asked["revision"]) == ("zai-org/glm-4-9b-chat-hf", "main")
+    assert "*.safetensors" in str(asked["allow_patterns"])
+    assert ".bin" not in str(asked["allow_patterns"])
+    assert asked["ignore_patterns"] == ["original/*", "consolidated*"]
+
+
+def test_the_context_is_what_is_wanted_and_the_model_can() -> None:
+    long = LlamaConfig(max_position_embeddings=131072)
+    assert [context_of(long), context_of(long, 20_000), context_of(long, 200_000)] == [8192, 20_000, 131072]
+    assert context_of(CONFIGS["llama"]) == 128
+    stretched = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 4096}
+    assert context_of(LlamaConfig(max_position_embeddings=16384, rope_parameters=stretched)) == 4096
+
+
+def test_auto_is_a_dtype_that_the_model_and_the_device_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cpu, cuda = LlamaConfig(dtype=torch.bfloat16), torch.device("cpu"), torch.device("cuda")
+    assert dtype_of(config, "auto", cpu, "none") == torch.float32
+    assert dtype_of(config, "auto", cpu, "int4") == torch.bfloat16
+    assert dtype_of(config, "float16", cpu, "none") == torch.float16
+    for can, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, can=can: can)
+        assert dtype_of(config, "auto", cuda, "none") == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert dtype_of(LlamaConfig(dtype=torch.float16), "auto", cuda, "none") == torch.float16
