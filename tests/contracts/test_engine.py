@@ -19,9 +19,12 @@ from bot.engine.base import Engine, EngineInfo
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load_random
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.pretrained.causal import PretrainedForServing
+from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.base import Batch, CausalLM
 from bot.engine.serving.loop import Loaded, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
+from tests.engine.pretrained import make_network, make_tokenizer
 from tests.fakes.engine import ScriptedEngine
 
 SLOTS, MAX_WAITING, CONTEXT = 2, 3, 128
@@ -99,7 +102,23 @@ async def chatglm() -> AsyncIterator[Subject]:
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
-@pytest.fixture(params=[echo, scripted, chatglm], ids=lambda make: make.__name__)
+@asynccontextmanager
+async def transformers() -> AsyncIterator[Subject]:
+    tokenizer = ChatTokenizer(make_tokenizer(), frozenset([0]), "a folder")
+    model = HeldModel(PretrainedForServing(make_network("glm4"), slots=SLOTS, context_length=CONTEXT))
+    info = EngineInfo("random", "transformers", "none", "float32", "cpu", CONTEXT)
+
+    @asynccontextmanager
+    async def held() -> AsyncIterator[None]:
+        model.go_on.clear()
+        yield
+        model.go_on.set()
+
+    async with ServingEngine(lambda progress: Loaded(model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
+        yield Subject(engine, held)
+
+
+@pytest.fixture(params=[echo, scripted, chatglm, transformers], ids=lambda make: make.__name__)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
     async with asyncio.timeout(30), make() as made:
