@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,9 +49,9 @@ def run(path: Path | None) -> None:
     nothing_to_end()  # before the imports that follow: they take seconds
     from bot.app import serve
 
-    config = _settings(path)
-    with _loading_bar() as progress:
-        asyncio.run(serve(config, progress))
+    loaded = _load(path)
+    with _discreet(loaded), _loading_bar() as progress:
+        asyncio.run(serve(loaded.config, progress))
 
 
 @cli.command()
@@ -62,8 +64,10 @@ def check(path: Path | None, online: bool) -> None:
     loaded = _load(path)
     for line in report(loaded):
         click.echo(line)
-    if online and not asyncio.run(_inspect(loaded.config)):
-        sys.exit(1)
+    if online:
+        with _discreet(loaded) as redact:
+            is_well = asyncio.run(_inspect(loaded.config, redact))
+        sys.exit(0 if is_well else 1)
 
 
 @cli.command()
@@ -72,7 +76,9 @@ def migrate(path: Path | None) -> None:
     """Bring the database up to date without starting the bot."""
     from bot.storage.migrate import upgrade
 
-    upgrade(_settings(path).storage.url.get_secret_value())
+    loaded = _load(path)
+    with _discreet(loaded):
+        upgrade(loaded.config.storage.url.get_secret_value())
     click.echo("The database is up to date.")
 
 
@@ -135,7 +141,7 @@ def main() -> None:
         sys.exit(130)
 
 
-async def _inspect(config: Config) -> bool:
+async def _inspect(config: Config, redact: Callable[[str], str]) -> bool:
     """Print what each platform says of its bot; tell whether all is well."""
     from bot.adapters import inspect
 
@@ -145,7 +151,7 @@ async def _inspect(config: Config) -> bool:
             continue  # nobody to ask: the console
         click.echo(f"\n{name}:")
         async for finding in inspect(name, settings):
-            click.echo(f"  {'ok ' if finding.is_ok else '!! '} {finding.text}")
+            click.echo(f"  {'ok ' if finding.is_ok else '!! '} {redact(finding.text)}")
             is_well = is_well and finding.is_ok
     return is_well
 
@@ -158,17 +164,29 @@ def _load(path: Path | None) -> Loaded:
     return load_with_origins(path, SETTINGS, BACKENDS)
 
 
-def _settings(path: Path | None) -> Config:
-    """The settings, with the logs set up by them."""
-    from bot.logs import set_up
+@contextmanager
+def _discreet(loaded: Loaded) -> Iterator[Callable[[str], str]]:
+    """Set the logs up, and blot secrets out of them and of what goes wrong inside.
 
-    loaded = _load(path)
+    Libraries put addresses into their errors, and with them tokens and passwords.
+    """
+    from bot.config import foreign_secrets
+    from bot.logs import Redaction, set_up
+
+    secrets = (*loaded.config.secrets, *foreign_secrets(os.environ))
+    redact = Redaction(secrets)
     logs = loaded.config.logs
     if "console" in loaded.config.enabled_adapters and sys.stderr.isatty() and ("logs", "level") not in loaded.origins:
         # Nobody wants log lines between the lines of a chat, unless they asked for them.
         logs = logs.model_copy(update={"level": "warning"})
-    set_up(logs, loaded.config.secrets)
-    return loaded.config
+    set_up(logs, secrets)
+    # For a fault of ours: what no `except` here knows ends as a traceback.
+    sys.excepthook = lambda kind, error, trace: click.echo(redact("".join(traceback.format_exception(error))), err=True)
+    try:
+        yield redact
+    except BotError as error:
+        click.echo(f"bot: {redact(str(error))}", err=True)
+        sys.exit(error.exit_code)
 
 
 @contextmanager

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterator
 
 from pydantic import SecretStr
+from pydantic.fields import FieldInfo
 
-from bot.config import AdapterSection, Config, Key, Section, has_password
+from bot.config import AdapterSection, Config, Key, Section, has_password, is_address
 from bot.config_sources import Loaded
 
 
@@ -15,11 +16,11 @@ def report(loaded: Loaded) -> Iterator[str]:
     for table, section, default in _tables(loaded.config):
         yield f"[{'.'.join(table)}]"
         for (name, value), (_, standard) in zip(section, default, strict=True):
-            key = (*table, name)
+            key, field = (*table, name), type(section).model_fields[name]
             differs = value != standard
             changed += differs
-            line = f"{'*' if differs else ' '} {name} = {_shown(key, value)}"
-            remarks = [loaded.origins.get(key, ""), f"default: {_shown(key, standard)}" if differs else ""]
+            line = f"{'*' if differs else ' '} {name} = {_shown(field, value)}"
+            remarks = [loaded.origins.get(key, ""), f"default: {_shown(field, standard)}" if differs else ""]
             remark = "; ".join(filter(None, remarks))
             yield f"{line:<44}  # {remark}" if remark else line
         yield ""
@@ -37,11 +38,11 @@ def _tables(config: Config) -> Iterator[tuple[Key, Section, Section]]:
         yield ("adapters", name), adapter, standard
 
 
-def _shown(key: Key, value: object) -> str:
+def _shown(field: FieldInfo, value: object) -> str:
     """Write a value as config.toml would, and a secret not at all."""
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
-        return _toml(secret) if key == ("storage", "url") and not has_password(secret) else "(set)"
+        return _toml(secret) if is_address(field) and not has_password(secret) else "(set)"
     return "(not set)" if value is None else _toml(value)
 
 

@@ -1,8 +1,9 @@
 """What an operator may set: config.toml, the environment and secret files as frozen values."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self, get_args
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -51,6 +52,17 @@ def _identified(value: str) -> str:
 
 PlatformId = Annotated[str, AfterValidator(_identified)]
 PlatformIds = Annotated[tuple[PlatformId, ...], BeforeValidator(_listed)]
+
+
+def _is_http(url: SecretStr) -> SecretStr:
+    if not re.match(r"(https?://\S+)?$", url.get_secret_value()):
+        raise ValueError('it must begin with http:// or https://, as in "http://proxy:3128"')
+    return url
+
+
+# An address that may hold a password: a secret if it does, and shown if it does not.
+Proxy = Annotated[SecretStr, AfterValidator(_is_http)]
+NO_PROXY = SecretStr("")
 
 
 class Section(BaseModel):
@@ -244,11 +256,14 @@ class Config(BaseModel):
     @property
     def secrets(self) -> tuple[str, ...]:
         """All that must never be shown, for the logs to blot out."""
-        fields = (value for section in (self.storage, *self.adapters.values()) for _, value in section)
-        found = [value.get_secret_value() for value in fields if isinstance(value, SecretStr)]
-        return tuple(
-            secret for secret in found if secret != self.storage.url.get_secret_value() or has_password(secret)
-        )
+        sections = (self.storage, *self.adapters.values())
+        fields = [(type(section).model_fields[name], value) for section in sections for name, value in section]
+        secrets: list[str] = []
+        for field, value in fields:
+            if isinstance(value, SecretStr):
+                secret = value.get_secret_value()
+                secrets += [secret] if not is_address(field) else passwords(secret)
+        return tuple(secrets)
 
     @property
     def enabled_adapters(self) -> dict[str, AdapterSection]:
@@ -311,16 +326,44 @@ def is_secret(field: FieldInfo) -> bool:
     return field.annotation is SecretStr or SecretStr in get_args(field.annotation)
 
 
+def is_address(field: FieldInfo) -> bool:
+    """Tell whether this setting is an address, which is a secret only if there is a password in it."""
+    return field.annotation is SecretStr
+
+
+def foreign_secrets(environ: Mapping[str, str]) -> list[str]:
+    """What libraries read from the environment by themselves: the hub's token, passwords of proxies and databases."""
+    named = [environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PGPASSWORD")]
+    proxies = [word for name, value in environ.items() if name.lower().endswith("_proxy") for word in passwords(value)]
+    return [secret for secret in [*named, *proxies] if secret]
+
+
 def has_password(url: str) -> bool:
-    """Tell whether a database's URL holds a password.
+    """Tell whether a database's or a proxy's URL holds a password.
 
     >>> has_password("postgresql+psycopg://bot:secret@db/bot"), has_password("sqlite+aiosqlite:///data/bot.db")
+    (True, False)
+    >>> has_password("postgresql://bot:sec/ret@db/bot"), has_password("http://proxy:3128")
     (True, False)
     >>> has_password("postgresql://[no address")
     True
     """
+    return bool(passwords(url))
+
+
+def passwords(url: str) -> list[str]:
+    """What must not be shown of a URL: itself, and the passwords in it as they are written and as they are meant.
+
+    >>> passwords("http://me:p%40ss@proxy:3128")
+    ['http://me:p%40ss@proxy:3128', 'me:p%40ss', 'p%40ss', 'me:p@ss', 'p@ss']
+    """
     try:
-        parts = urlsplit(url)
-        return parts.password is not None or "password" in parse_qs(parts.query)
+        named = [word for name, words in parse_qs(urlsplit(url).query).items() if "pass" in name for word in words]
     except ValueError:  # no URL at all: whatever it is, it is not to be shown
-        return True
+        return [url]
+    # Up to the last @, and not as urlsplit has it: drivers take passwords with a / in them.
+    user, at, _ = url.partition("://")[2].rpartition("@")
+    if not (at and ":" in user):
+        return [url, *named] if named else []
+    written = [user, user.partition(":")[2]]
+    return list(dict.fromkeys([url, *written, *map(unquote, written), *named]))

@@ -29,6 +29,7 @@ from bot.config import (
     PlatformId,
     Section,
     has_password,
+    is_address,
     is_secret,
     known_settings,
     secret_file,
@@ -148,7 +149,7 @@ class _File:
 def _taken(table: dict[str, Any], parent: Key, known: Mapping[Key, FieldInfo]) -> Iterator[Key]:
     for name, value in list(table.items()):
         key = (*parent, name)
-        if key == ("storage", "url"):
+        if key in known and is_address(known[key]):
             found = isinstance(value, str) and has_password(value)
         else:
             found = bool(_SECRET_NAME.search(name)) or (key in known and is_secret(known[key]))
@@ -165,7 +166,7 @@ def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
     """Find the setting that a secret in config.toml was meant for."""
     if key in known or (key[0] == "adapters" and len(key) == 3):
         return key
-    secrets = {variable(k): k for k, field in known.items() if k[0] == "adapters" and is_secret(field)}
+    secrets = {variable(k): k for k, field in known.items() if k[0] == "adapters" and is_secret(field) and not is_address(field)}
     near = get_close_matches(variable(key), secrets, n=1, cutoff=0.4)
     return secrets[near[0]] if near else ("adapters", "discord", "token")
 

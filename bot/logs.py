@@ -1,5 +1,6 @@
 """Logs on standard error: events with ids, never a secret, never what people wrote."""
 
+import base64
 import json
 import logging
 import re
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
+from urllib.parse import quote, quote_plus
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -59,7 +61,7 @@ def set_up(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | 
     """
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
-    handler.setFormatter(_formatter(settings, _Redaction(secrets), target))
+    handler.setFormatter(_formatter(settings, Redaction(secrets), target))
     root = logging.getLogger()
     root.handlers = [handler]
     for name, level in _levels(settings).items():
@@ -147,14 +149,20 @@ def _inert(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     return {key: value.replace("\x1b", "\\x1b") if isinstance(value, str) else value for key, value in event.items()}
 
 
-class _Redaction:
-    """Blots secrets out of a finished line, in whatever field or traceback they stand."""
+class Redaction:
+    """Blots secrets out of a finished line, in whatever field or traceback they stand.
+
+    >>> Redaction(["a secret/1"])("said a%20secret%2F1 and YSBzZWNyZXQvMQ==")
+    'said (secret) and (secret)'
+    """
 
     def __init__(self, secrets: Iterable[str]) -> None:
         # A shorter one is no token, but may be a common word.
         long = [secret for secret in secrets if len(secret) >= 6]
-        # A line may hold it as Python quotes it, as JSON does, or as both do.
-        quoted = {form for secret in long for form in (secret, repr(secret)[1:-1])}
+        # A line may hold it as Python quotes it, as JSON does, or as both do; as URLs and headers have it.
+        encoded = [base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode() for secret in long]
+        escaped = [form for secret in long for form in (quote(secret, safe=""), quote(secret), quote_plus(secret))]
+        quoted = {form for secret in [*long, *encoded, *escaped] for form in (secret, repr(secret)[1:-1])}
         forms = quoted | {json.dumps(form, ensure_ascii=False)[1:-1] for form in quoted}
         longest_first = sorted(forms, key=len, reverse=True)
         self._known = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

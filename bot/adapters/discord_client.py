@@ -86,7 +86,7 @@ class BotClient(discord.Client):
         super().__init__(
             intents=self._wanted,
             allowed_mentions=PINGS,
-            proxy=settings.proxy or None,
+            proxy=settings.proxy.get_secret_value() or None,
             http_trace=refusals.trace,
             # The library's shortest; it is for what it foresees, a refusal ends a call anyway.
             max_ratelimit_timeout=30.0,

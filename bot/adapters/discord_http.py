@@ -54,7 +54,7 @@ def caller(settings: DiscordSection, clock: Clock) -> discord.Client:
     return discord.Client(
         intents=discord.Intents.none(),
         allowed_mentions=PINGS,
-        proxy=settings.proxy or None,
+        proxy=settings.proxy.get_secret_value() or None,
         http_trace=Refusals(clock).trace,
     )
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field, SecretStr
 
-from bot.config import AdapterSection
+from bot.config import NO_PROXY, AdapterSection, Proxy
 
 
 class DiscordSection(AdapterSection):
@@ -27,4 +27,7 @@ class DiscordSection(AdapterSection):
     gateway_url: str = Field(
         default="wss://gateway.discord.gg/", pattern=r"^wss?://", description="or a gateway of your own"
     )
-    proxy: str = Field(default="", pattern=r"^(https?://.+)?$", description='for both, as in "http://proxy:3128"')
+    proxy: Proxy = Field(
+        default=NO_PROXY,
+        description='for both, as in "http://proxy:3128"; one with a password goes into BOT_DISCORD__PROXY',
+    )

@@ -191,7 +191,7 @@ async def web_api(settings: SlackSection) -> AsyncIterator[AsyncWebClient]:
             _secret(settings.bot_token),
             base_url=settings.api_url,
             session=session,
-            proxy=settings.proxy or None,
+            proxy=settings.proxy.get_secret_value() or None,
             # By default a call whose connection broke is made again, though its work may be done.
             retry_handlers=[],
         )

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr
 
-from bot.config import AdapterSection
+from bot.config import NO_PROXY, AdapterSection, Proxy
 
 
 class SlackSection(AdapterSection):
@@ -36,7 +36,10 @@ class SlackSection(AdapterSection):
     api_url: str = Field(
         default="https://slack.com/api/", pattern=r"^https?://", description="of GovSlack: https://slack-gov.com/api/"
     )
-    proxy: str = Field(default="", description="http://host:port; empty: as HTTPS_PROXY says")
+    proxy: Proxy = Field(
+        default=NO_PROXY,
+        description="http://host:port; empty: as HTTPS_PROXY says; one with a password goes into BOT_SLACK__PROXY",
+    )
 
     def missing(self) -> tuple[str, ...]:
         needed = self.tokens if self.mode == "socket" else ("bot_token", "signing_secret")

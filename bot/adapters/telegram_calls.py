@@ -69,7 +69,7 @@ def open_bot(settings: TelegramSection) -> Bot:
         "write_timeout": seconds,
         "connect_timeout": seconds,
         "pool_timeout": seconds,
-        "proxy": settings.proxy or None,
+        "proxy": settings.proxy.get_secret_value() or None,
     }
     return Bot(
         settings.token.get_secret_value(),

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field, SecretStr
 
-from bot.config import AdapterSection
+from bot.config import NO_PROXY, AdapterSection, Proxy
 
 
 class TelegramSection(AdapterSection):
@@ -22,4 +22,7 @@ class TelegramSection(AdapterSection):
     api_url: str = Field(
         default="https://api.telegram.org", pattern=r"^https?://", description="of a Bot API server of one's own"
     )
-    proxy: str = Field(default="", description="http://host:port; empty: as HTTPS_PROXY says")
+    proxy: Proxy = Field(
+        default=NO_PROXY,
+        description="http://host:port; empty: as HTTPS_PROXY says; one with a password goes into BOT_TELEGRAM__PROXY",
+    )
