@@ -14,6 +14,7 @@ from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, caller, point_at,
 from bot.adapters.discord_inbox import Inbox
 from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.discord_settings import DiscordSection
+from bot.adapters.unreadable import told_of
 from bot.clock import Clock, MonotonicClock
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
@@ -167,11 +168,10 @@ def _connecting(client: discord.Client) -> Iterator[None]:
     except (discord.DiscordException, PlatformError) as exc:
         raise PlatformUnavailable(f"Discord refused the connection: {exc}") from exc
     except Exception as exc:
-        if client.ws is not None:
-            log.exception("discord's connection broke off")
         # Where the first connection fails, the library asks it where it left off, and there is none:
-        # what went wrong is the error before that.
-        raise PlatformUnavailable(f"Discord's gateway cannot be reached: {exc.__context__ or exc!r}") from exc
+        # what went wrong is the error before that.  Later it is a frame that cannot be read.
+        what = told_of(exc if client.ws is not None else exc.__context__ or exc)
+        raise PlatformUnavailable(f"Discord's gateway broke off: {what['error']} at {what['at']}") from exc
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """The library's client with our events: what Discord tells it, handed on in the order in which it was told."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import discord
@@ -10,6 +11,7 @@ from discord import app_commands
 from bot.adapters.discord_http import PINGS, Refusals
 from bot.adapters.discord_messages import is_spoken
 from bot.adapters.discord_settings import DiscordSection
+from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.clock import Clock
 from bot.commands import menu
 from bot.errors import RateLimited
@@ -22,8 +24,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _FIRST_WAIT = 5.5
 _LONGEST_WAIT = 40.0
 _CHINESE = frozenset({discord.Locale.chinese, discord.Locale.taiwan_chinese})
-# What reading an event ends with that is not written as it should be.
-_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
 
 # The bot has no voice, and nobody needs to be told at each start.
 discord.VoiceClient.warn_nacl = False
@@ -99,9 +99,9 @@ class BotClient(discord.Client):
         self._sessions = sessions
         # An event that the library cannot read would cost the connection.
         self._connection.parsers = {name: _guarded(name, parse) for name, parse in self._connection.parsers.items()}
-        self._tree = app_commands.CommandTree(self)
+        self._tree = _Menu(self)
         for command in menu():
-            self._tree.add_command(_announced(command.name, command.summary, listener))
+            self._tree.add_command(_announced(command.name, command.summary))
 
     @property
     def me(self) -> discord.ClientUser:
@@ -158,6 +158,30 @@ class BotClient(discord.Client):
     async def on_interaction(self, interaction: discord.Interaction) -> None:
         if interaction.type is discord.InteractionType.component:
             await self._listener.pressed(interaction)
+        elif interaction.type is discord.InteractionType.application_command and interaction.channel_id is not None:
+            data: Mapping[str, Any] = interaction.data or {}
+            for command in menu():
+                if command.name == data.get("name"):
+                    self._listener.commanded(interaction, command.name)
+
+    async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
+        """Note what a listener of ours raised: of an event half read, the library hands on what it has."""
+        error = sys.exc_info()[1]
+        if isinstance(error, UNREADABLE):
+            log.warning("discord sent an event that cannot be read", kind=event_method, **told_of(error))
+        else:
+            log.error("an event from discord was dropped", kind=event_method, exc_info=error)
+
+
+class _Menu(app_commands.CommandTree[BotClient]):
+    """Announces the commands; who uses one is heard by `on_interaction`, like all that is said.
+
+    The library would look for the command in a task that nobody waits for, and that dies of
+    what it cannot read.
+    """
+
+    async def interaction_check(self, interaction: discord.Interaction[BotClient], /) -> bool:
+        return False
 
 
 class _Summaries(app_commands.Translator):
@@ -177,15 +201,14 @@ def _guarded(name: str, parse: Callable[[Any], Any]) -> Callable[[Any], None]:
     def attempt(data: Any) -> None:
         try:
             parse(data)
-        except _UNREADABLE as error:
-            # Without the traceback: it would cost more than the event, and who sends many could stop us so.
-            log.warning("discord sent an event that cannot be read", kind=name, error=type(error).__name__)
+        except UNREADABLE as error:
+            log.warning("discord sent an event that cannot be read", kind=name, **told_of(error))
 
     return attempt
 
 
-def _announced(name: str, summary: str, listener: Listener) -> app_commands.Command[Any, ..., None]:
+def _announced(name: str, summary: str) -> app_commands.Command[Any, ..., None]:
     async def use(interaction: discord.Interaction) -> None:
-        listener.commanded(interaction, name)
+        """Is never called: see `_Menu`."""
 
     return app_commands.Command(name=name, description=summary, callback=use)

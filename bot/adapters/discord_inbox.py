@@ -13,6 +13,7 @@ from bot.adapters.discord_client import BotClient
 from bot.adapters.discord_http import translated
 from bot.adapters.discord_messages import PLATFORM, calls, commanded, incoming, key_of, presser, speaks_to
 from bot.adapters.discord_messenger import DiscordMessenger
+from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.clock import Clock
 from bot.dispatch import Dispatcher
 from bot.domain import Action, ChannelKey
@@ -57,8 +58,10 @@ class Inbox:
             work = await self._work.get()
             try:
                 await self._persist(work)
+            except UNREADABLE as error:
+                log.warning("discord sent an event that cannot be read", **told_of(error))
             except Exception:
-                # A fault of ours, or an event that the library cannot read: the next one may be better.
+                # A fault of ours: the next one may be better.
                 log.exception("an event from discord was dropped")
 
     def connected(self, client: BotClient) -> None:

@@ -81,7 +81,7 @@ def presser(interaction: discord.Interaction) -> Author:
 
 def _author(user: discord.User | discord.Member) -> Author:
     roles = user.roles if isinstance(user, discord.Member) else []
-    return Author(PLATFORM, str(user.id), user.display_name, frozenset(str(role.id) for role in roles), user.bot)
+    return Author(PLATFORM, str(user.id), user.display_name, frozenset(str(role.id) for role in roles), bool(user.bot))
 
 
 def _replied_to(message: discord.Message) -> discord.Message | None:

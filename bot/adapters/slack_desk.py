@@ -11,12 +11,14 @@ import structlog
 from slack_bolt.async_app import AsyncApp
 from slack_bolt.authorization import AuthorizeResult
 from slack_bolt.context.ack.async_ack import AsyncAck
+from slack_bolt.error import BoltUnhandledRequestError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.base import Replies
-from bot.adapters.slack_messages import PLATFORM, Ears, Event, Me, People, slash, text_of
+from bot.adapters.slack_messages import PLATFORM, Ears, Event, Me, People, id_of, slash, text_of
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
+from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.commands import parse
 from bot.dispatch import Dispatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
@@ -69,6 +71,8 @@ class Desk:
             signing_secret=secret.get_secret_value() if secret else "",
             process_before_response=True,
             attaching_conversation_kwargs_enabled=False,
+            # By default Bolt logs what nobody listens to, people's words included.
+            raise_error_for_unhandled_request=True,
         )
         app.event("app_mention")(self.on_message)
         app.event("message")(self.on_message)
@@ -89,7 +93,7 @@ class Desk:
         self._gates.pop(channel).set()
 
     async def on_message(self, event: Event) -> None:
-        channel = text_of(event, "channel")
+        channel = id_of(event, "channel")
         await self._turn(channel)
         # Two listeners may run at once, and a name to look up must not change the order.
         async with self._orders.setdefault(channel, asyncio.Lock()):
@@ -107,7 +111,9 @@ class Desk:
         """Let events that we have no use for count as received."""
 
     async def on_command(self, ack: AsyncAck, command: Mapping[str, Any]) -> None:
-        user = text_of(command, "user_id")
+        user = id_of(command, "user_id")
+        if not (user and id_of(command, "channel_id") and id_of(command, "trigger_id")):
+            raise ValueError("a command that nobody used anywhere")
         person = await self._people.person(user)
         message = slash(command, person)
         self._messenger.expect_slash(message.id, text_of(command, "response_url"))
@@ -115,8 +121,8 @@ class Desk:
         await ack()
 
     async def on_button(self, ack: AsyncAck, body: Mapping[str, Any], action: Mapping[str, Any]) -> None:
-        channel = ChannelKey(PLATFORM, text_of(body["channel"], "id"), text_of(body["message"], "thread_ts") or None)
-        user = text_of(body["user"], "id")
+        channel = ChannelKey(PLATFORM, id_of(body["channel"], "id"), text_of(body["message"], "thread_ts") or None)
+        user = id_of(body["user"], "id")
         by = Author(PLATFORM, user, text_of(body["user"], "name"))
         pressed = await self._dispatcher.pressed(
             channel, text_of(body["message"], "ts"), Action(action["action_id"]), by
@@ -134,6 +140,8 @@ class Desk:
         """Leave it to Slack to send again what could not be kept."""
         if isinstance(error, BotError):
             log.warning("an event was not taken; Slack sends it again", error=str(error))
+        elif isinstance(error, (*UNREADABLE, BoltUnhandledRequestError)):
+            log.warning("slack sent an event that cannot be read", **told_of(error))
         else:
             log.error("an event was not understood", exc_info=error)
 

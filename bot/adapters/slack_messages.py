@@ -24,6 +24,7 @@ Event = Mapping[str, Any]
 # All other subtypes tell of joins, topics, pins, and what other bots say.
 _SPOKEN = frozenset({"", "file_share", "thread_broadcast", "me_message"})
 _TIMESTAMP = re.compile(r"\d{1,12}\.\d{1,9}")
+_ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _MARKED = re.compile(r"<([^<>]*)>")
 _ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
@@ -132,7 +133,7 @@ class Ears:
 
     def _said(self, event: Event) -> tuple[str, str | None, str, str] | None:
         """Channel, thread, timestamp and text of what a person said."""
-        channel, ts, user = (text_of(event, key) for key in ("channel", "ts", "user"))
+        channel, ts, user = id_of(event, "channel"), text_of(event, "ts"), id_of(event, "user")
         is_spoken = text_of(event, "subtype") in _SPOKEN and not event.get("bot_id")
         if not (is_spoken and channel and is_timestamp(ts) and user and user != self._me.user):
             return None
@@ -173,7 +174,7 @@ class Ears:
     async def _plain(self, raw: str) -> str:
         """Write Slack's notation for people, channels and links as they are read."""
         marks = [marked[1:].partition("|")[0] for marked in _MARKED.findall(raw) if marked.startswith("@")]
-        users = list(dict.fromkeys(marks))[:_MOST_NAMES]
+        users = [mark for mark in dict.fromkeys(marks) if _ID.fullmatch(mark)][:_MOST_NAMES]
         people = await asyncio.gather(*map(self._people.person, users))
         names = {user: person.name for user, person in zip(users, people, strict=True)}
         return _unescaped(_MARKED.sub(lambda found: _read(found[1], names), raw)).strip()
@@ -184,9 +185,9 @@ def slash(command: Mapping[str, Any], person: Person) -> IncomingMessage:
 
     It has no timestamp; who used it and Slack's name for this one use are its id.
     """
-    user, channel = text_of(command, "user_id"), text_of(command, "channel_id")
+    user, channel = id_of(command, "user_id"), id_of(command, "channel_id")
     return IncomingMessage(
-        id=f"/{user}/{text_of(command, 'trigger_id')}",
+        id=f"/{user}/{id_of(command, 'trigger_id')}",
         channel=ChannelKey(PLATFORM, channel),
         author=Author(PLATFORM, user, person.name, is_bot=person.is_bot),
         text=spelled(text_of(command, "command"), text_of(command, "text")),
@@ -219,6 +220,12 @@ def text_of(event: Event, key: str) -> str:
     """A field that should be a text, and is not always."""
     value = event.get(key)
     return value if isinstance(value, str) else ""
+
+
+def id_of(event: Event, key: str) -> str:
+    """A field that should name a person, a channel or an interaction; ids stand in logs, and texts may not."""
+    value = text_of(event, key)
+    return value if _ID.fullmatch(value) else ""
 
 
 def is_timestamp(text: str) -> bool:

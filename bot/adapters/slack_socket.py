@@ -1,9 +1,11 @@
 """How Slack's events come in: over a web socket that we open, or by requests that Slack signs."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import structlog
 from aiohttp import web
 from slack_bolt.adapter.socket_mode.aiohttp import AsyncSocketModeHandler
 from slack_bolt.async_app import AsyncApp
@@ -12,8 +14,11 @@ from slack_sdk.socket_mode.request import SocketModeRequest
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.slack_errors import translated
+from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.clock import Clock
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Slack's socket is pinged this often, and lost after four pings without an answer.
 _PING_SECONDS = 5.0
@@ -34,6 +39,8 @@ class _Handler(AsyncSocketModeHandler):
         super().__init__(app, app_token, web_client=api, proxy=api.proxy, ping_interval=_PING_SECONDS)
         # Whether a lost connection is made anew is decided here alone.
         self.client.auto_reconnect_enabled = self.client.default_auto_reconnect_enabled = False
+        self._enqueue = self.client.enqueue_message
+        self.client.enqueue_message = self._take  # type: ignore[method-assign, assignment]  # the one place before its own reading
         self._listening: set[asyncio.Task[None]] = set()
 
     async def handle(  # type: ignore[override]  # as in Bolt's own, which narrows the client too
@@ -45,8 +52,21 @@ class _Handler(AsyncSocketModeHandler):
             return
         self._listening.add(task)
         task.add_done_callback(self._listening.discard)
-        with suppress(ConnectionError):
-            await super().handle(client, req)
+        try:
+            with suppress(ConnectionError):
+                await super().handle(client, req)
+        except UNREADABLE as error:
+            log.warning("slack sent an event that cannot be read", **told_of(error))
+
+    async def _take(self, message: str) -> None:
+        """Pass on what is an envelope, and what has none: of all else the library makes errors in its log."""
+        try:
+            told = json.loads(message)
+        except (ValueError, RecursionError) as error:
+            log.warning("slack sent a frame that cannot be read", **told_of(error))
+            return
+        if isinstance(told, dict) and isinstance(told.get("payload", {}), dict):
+            await self._enqueue(message)
 
     async def close(self) -> None:
         """Disconnect, and end all that the library has begun: the database is closed next."""

@@ -9,11 +9,12 @@ from telegram import Bot, BotCommand, Update, User
 from telegram.error import InvalidToken
 
 from bot.adapters.base import Finding, Replies
-from bot.adapters.telegram_calls import UNREADABLE, open_bot, translated
+from bot.adapters.telegram_calls import open_bot, translated
 from bot.adapters.telegram_drafts import Drafts
 from bot.adapters.telegram_messages import PLATFORM, Addressee, Pressed, Said, Upgraded, read
 from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.adapters.telegram_settings import TelegramSection
+from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.clock import Clock
 from bot.commands import menu
 from bot.config import AdapterSection
@@ -164,7 +165,7 @@ class _Listener:
         try:
             told = read(update, self._me)
         except UNREADABLE as error:
-            log.warning("an update could not be read", update=update.update_id, error=type(error).__name__)
+            log.warning("an update could not be read", update=update.update_id, **told_of(error))
             return
         match told:
             case Said():

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -13,6 +14,7 @@ from telegram.error import BadRequest, Conflict, Forbidden, RetryAfter, Telegram
 from telegram.request import HTTPXRequest
 
 from bot.adapters.telegram_settings import TelegramSection
+from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.errors import (
     ChannelGone,
     MarkupRefused,
@@ -23,9 +25,6 @@ from bot.errors import (
 )
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-# What reading an update raises that is not built as the library expects.
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 
 # Calls under way at once; one channel has at most one.
 _CONNECTIONS = 64
@@ -132,6 +131,13 @@ class _Request(HTTPXRequest):
             raise TelegramError("the answer is none of the Bot API")
         return answer
 
+    async def do_request(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        """Believe the answer and not its status: a refusal that comes with 200 has no result to read."""
+        status, payload = await super().do_request(*args, **kwargs)
+        if status == HTTPStatus.OK and "result" not in _Request.parse_json_payload(payload):
+            return HTTPStatus.BAD_GATEWAY, payload
+        return status, payload
+
 
 class _UpdatesRequest(_Request):
     """Empties updates that the library cannot read, or the first of them would hold up all that follow."""
@@ -139,8 +145,10 @@ class _UpdatesRequest(_Request):
     @staticmethod
     def parse_json_payload(payload: bytes) -> dict[str, Any]:
         answer = _Request.parse_json_payload(payload)
-        updates = answer.get("result")
-        if isinstance(updates, list):
+        if "result" in answer:
+            updates = answer["result"]
+            if not isinstance(updates, list):
+                raise TelegramError("the answer holds no updates")
             answer["result"] = [_readable(update) for update in updates if _has_id(update)]
         return answer
 
@@ -153,6 +161,6 @@ def _readable(update: dict[str, Any]) -> dict[str, Any]:
     try:
         Update.de_json(dict(update), None)
     except UNREADABLE as error:
-        log.warning("an update could not be read", update=update["update_id"], error=type(error).__name__)
+        log.warning("an update could not be read", update=update["update_id"], **told_of(error))
         return {"update_id": update["update_id"]}
     return update

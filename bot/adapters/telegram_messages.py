@@ -59,7 +59,7 @@ def read(update: Update, me: User) -> Said | Pressed | Upgraded | None:
     """Read an update; None for what no person did: a pin, a new member, a bot's words.
 
     The library checks no types, so this may raise whatever wrong ones lead to
-    (`telegram_calls.UNREADABLE`); what it returns is sound.
+    (`UNREADABLE`); what it returns is sound.
     """
     if update.callback_query is not None:
         return _pressed(update.callback_query)
@@ -126,7 +126,7 @@ def _text(value: object) -> str | None:
 
 
 def _whole(value: object) -> int:
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise TypeError("a number is none")
 

@@ -22,7 +22,7 @@ class Session:
 
     id: str
     intents: int
-    events: list[str] = field(default_factory=list)
+    events: list[str | bytes] = field(default_factory=list)  # what is bytes is sent as it is
     more: asyncio.Event = field(default_factory=asyncio.Event)
     socket: web.WebSocketResponse | None = None
 
@@ -88,8 +88,10 @@ class DiscordGateway(DiscordTown):
             return socket
         deflate = zlib.compressobj() if request.query.get("compress") == "zlib-stream" else None
 
-        async def send(text: str) -> None:
-            if deflate is None:
+        async def send(text: str | bytes) -> None:
+            if isinstance(text, bytes):
+                await socket.send_bytes(text)
+            elif deflate is None:
                 await socket.send_str(text)
             else:
                 await socket.send_bytes(deflate.compress(text.encode()) + deflate.flush(zlib.Z_SYNC_FLUSH))
@@ -111,7 +113,7 @@ class DiscordGateway(DiscordTown):
                             telling = asyncio.create_task(_tell_all(session, send, 0))
                     case 6:
                         session = self._sessions.get(said["d"]["session_id"])
-                        if session is None or session.socket is not None:
+                        if session is None or session.socket is not None or not _is_known(session, said["d"]["seq"]):
                             session = None
                             await send(json.dumps({"op": 9, "d": False}))
                             continue
@@ -157,6 +159,10 @@ class DiscordGateway(DiscordTown):
         self._sessions[session.id] = session
         self.changed.set()
         return session
+
+
+def _is_known(session: Session, seq: object) -> bool:
+    return isinstance(seq, int) and 0 <= seq <= len(session.events)
 
 
 async def _tell_all(session: Session, send: Any, told: int) -> None:

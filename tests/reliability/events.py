@@ -1,0 +1,140 @@
+"""R3: events that are none, through each platform's real library: wrong, torn, huge, doubled.
+
+Real events with one to three things wrong in them (a field gone, a null, a list, a wrong
+type, half an emoji, a megabyte), and frames that hold no event.  Among them people ask
+real questions, each of which must have one answer; nothing may end a task with an error
+that nobody expected, and nothing of the junk may stand in a log.
+"""
+
+import asyncio
+import random
+import re
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bot.access import Access
+from bot.config import AccessSection, ConversationSection, LimitsSection
+from bot.conversations import Conversations
+from bot.domain import ChatRequest, SamplingParams
+from bot.storage.sql import SqlStore
+from tests.adapters.bench import PROFILES, WatchedDispatcher
+from tests.fakes.clock import FastClock
+from tests.fakes.engine import ScriptedEngine
+from tests.reliability.besiegers import BESIEGERS, Besieger, people_talk, wrong
+from tests.reliability.figure import Row, Scale
+from tests.reliability.junk import MARK, huge
+from tests.reliability.witness import Witness, a_witness
+
+NAME = "R3"
+
+CHANNELS = ("general", "random", "运维")
+_COUNTS: dict[Scale, int] = {"full": 10_000, "short": 150}
+_BATCH = 250
+# Of all events; each is a megabyte.
+_HUGE = 0.005
+_QUESTION = re.compile(r"\bq\d+e\b")
+_NO_LIMITS = LimitsSection(
+    requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0
+)
+
+
+async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
+    """One row per platform."""
+    for name in BESIEGERS:
+        yield await besieged(name, _COUNTS[scale], seed)
+
+
+async def besieged(name: str, count: int, seed: int) -> Row:
+    """Send so many wrong events to the bot, and real questions among them."""
+    chance = random.Random(f"{seed} {name}")
+    questions: list[str] = []
+    unanswered: list[str] = []
+    raws = 0
+
+    async with a_bot(name) as (platform, dispatcher, witness, adapter):
+        await people_talk(platform)
+        templates = platform.real
+
+        async def ask() -> None:
+            """Ask in each channel, and wait until all are answered."""
+            asked = [f"q{len(questions) + number}e" for number in range(len(CHANNELS))]
+            questions.extend(asked)
+            for question, channel in zip(asked, CHANNELS, strict=True):
+                await platform.say(question, author=f"Asker {question[1:-1]}", channel=channel)
+            for question in asked:
+                either: list[asyncio.Future[Any]] = [dispatcher.settled(question), adapter]
+                await asyncio.wait(either, timeout=60.0, return_when=asyncio.FIRST_COMPLETED)
+            unanswered.extend(each for each in asked if not dispatcher.settled(each).done())
+
+        for sent in range(count):
+            if chance.random() < platform.raw_share:
+                raws += 1
+                await platform.send_raw(chance)
+            elif chance.random() < _HUGE:
+                await platform.send_wrong(_with(chance.choice(templates), huge(chance)))
+            else:
+                await platform.send_wrong(wrong(platform, templates, chance))
+            if sent % _BATCH == _BATCH // 2:
+                await ask()
+                if unanswered or adapter.done():
+                    break
+        await ask()
+        texts = platform.texts()
+        has_ended = adapter.done()
+        if has_ended and adapter.exception() is not None:
+            witness.unhandled.append(f"the adapter ended: {adapter.exception()!r}")
+    shown = [found for said in texts for found in _QUESTION.findall(said)]
+    lost = [question for question in questions if shown.count(question) == 0]
+    twice = [question for question in questions if shown.count(question) > 1]
+    crashes, leaks = witness.crashes, witness.leaks(MARK)
+    told = (
+        f"{count:,} events ({raws} raw), {len(questions)} questions among them: lost {len(lost)}, answered twice "
+        f"{len(twice)}, crashes {crashes.total() + has_ended}, unhandled {len(witness.unhandled)}, "
+        f"lines of log with junk {len(leaks)}"
+    )
+    for why in [*crashes.most_common(5), *witness.unhandled[:5], *leaks[:5]]:
+        told += f"\n     {str(why)[:300]}"
+    return Row(name, told, not (lost or twice or crashes or has_ended or witness.unhandled or leaks))
+
+
+@asynccontextmanager
+async def a_bot(
+    name: str,
+) -> AsyncIterator[tuple[Besieger, WatchedDispatcher, Witness, asyncio.Task[None]]]:
+    """The bot with a quick clock on a platform that besieges it."""
+    clock = FastClock(500.0)
+    engine = ScriptedEngine(default=_answer, max_batch_size=64, max_waiting=1_000_000)
+    with tempfile.TemporaryDirectory() as folder, a_witness() as witness:
+        async with BESIEGERS[name]() as platform, SqlStore(f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}") as store:
+            conversations = Conversations(
+                engine, store, ConversationSection(history_turns=0), SamplingParams(), answer_seconds=600.0
+            )
+            dispatcher = WatchedDispatcher(Access(AccessSection(), _NO_LIMITS, clock), conversations, engine, store)
+            adapter = asyncio.create_task(platform.adapter(clock).run(dispatcher))
+            try:
+                await platform.until(lambda: PROFILES[name].is_connected(platform) or adapter.done())
+                yield platform, dispatcher, witness, adapter
+            finally:
+                adapter.cancel()
+                await asyncio.gather(adapter, return_exceptions=True)
+
+
+def _answer(request: ChatRequest) -> str:
+    return " ".join(["ok", *_QUESTION.findall(request.messages[-1].content)])
+
+
+def _with(event: object, words: str) -> object:
+    """The event with all its texts so long."""
+    match event:
+        case dict():
+            return {
+                key: words if key in ("content", "text") and isinstance(value, str) else _with(value, words)
+                for key, value in event.items()
+            }
+        case list():
+            return [_with(each, words) for each in event]
+        case _:
+            return event
