@@ -13,6 +13,7 @@ from tests.adapters.servers import discord_payloads as payloads
 from tests.adapters.servers.discord_gateway import DiscordGateway
 from tests.adapters.servers.discord_payloads import Json
 from tests.adapters.servers.discord_town import APPLICATION, BOT, EPHEMERAL
+from tests.adapters.servers.gate import is_heard
 
 
 @dataclass(eq=False)
@@ -130,7 +131,7 @@ class DiscordRest(DiscordGateway):
             self.violations.append(f"{name} before Retry-After")
         trouble = self.script(self.writes, name)
         self.writes += 1
-        refused = await self._refused(trouble, channel)
+        refused = await self._refused(request, trouble, channel)
         if refused is not None:
             return refused
         response = self._unreachable(channel) or work()
@@ -139,13 +140,15 @@ class DiscordRest(DiscordGateway):
             request.transport.close()
         return response
 
-    async def _refused(self, trouble: Trouble | None, channel: int) -> web.Response | None:
+    async def _refused(self, request: web.Request, trouble: Trouble | None, channel: int) -> web.Response | None:
         if trouble is None or trouble.kind == "lost":
             return None
         if trouble.kind == "timeout":
             await self.closing.wait()
         if trouble.kind == "429":
-            self._not_before[0 if self.is_global or self.terse else channel] = self.clock.now() + trouble.seconds
+            if await is_heard(request):
+                lane = 0 if self.is_global or self.terse else channel
+                self._not_before[lane] = self.clock.now() + trouble.seconds
             body = {"message": "You are being rate limited.", "retry_after": trouble.seconds, "global": self.is_global}
             if self.terse:
                 return web.Response(status=429, text="<html>", headers={"Retry-After": self.terse})
