@@ -60,7 +60,7 @@ class SlackWire:
         self.slash = "/chat"
         self.gone: set[str] = set()  # channels that the bot was removed from
         self.dead_tickets = 0  # how many of the next tickets do not serve
-        self._retries = retries
+        self.retries = retries
         self.patience = patience
         self._settings = settings
         self._clock: Clock = MonotonicClock()
@@ -156,7 +156,7 @@ class SlackWire:
             "event_id": f"Ev{next(self._numbers):08}",
             "event_time": int(time.time()),
         }
-        self._emit("events_api", payload, retries=self._retries)
+        self._emit("events_api", payload, retries=self.retries)
 
     def _emit(self, kind: str, payload: JSON, retries: tuple[float, ...]) -> None:
         if self._is_losing:
