@@ -5,10 +5,10 @@ import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 
-from bot.access import Access
 from bot.adapters import open_adapter
 from bot.adapters.base import Adapter
 from bot.clock import Clock, MonotonicClock
@@ -20,6 +20,16 @@ from bot.ending import Ending
 from bot.engine import Progress, open_engine
 from bot.errors import BotError, StoreError
 from bot.health import Health, Parts
+from bot.metering import (
+    MeteredAccess,
+    MeteredDispatcher,
+    MeteredEngine,
+    MeteredMessenger,
+    MeteredStore,
+    PartsCollector,
+    watch_the_loop,
+)
+from bot.metrics import Metrics
 from bot.operations import application, serving
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
@@ -33,11 +43,13 @@ async def run(config: Config, progress: Progress) -> None:
     Raises:
         BotError: A part cannot start, or an adapter cannot go on.
     """
-    clock, parts = MonotonicClock(), Parts()
-    async with _operations(config, parts, clock), SqlStore(config.storage.url.get_secret_value(), clock) as store:
+    clock, parts, metrics = MonotonicClock(), Parts(), Metrics()
+    database = SqlStore(config.storage.url.get_secret_value(), clock)
+    async with _operations(config, parts, metrics, clock), MeteredStore(database, metrics, clock) as store:
         parts.store = store
         # In a thread, for what it imports takes seconds, in which /livez shall answer.
-        async with await asyncio.to_thread(open_engine, config.engine, progress) as engine:
+        model = await asyncio.to_thread(open_engine, config.engine, progress)
+        async with MeteredEngine(model, metrics, clock) as engine:
             parts.engine = engine
             params = SamplingParams(
             config.sampling.temperature,
@@ -48,9 +60,10 @@ async def run(config: Config, progress: Progress) -> None:
             conversations = Conversations(
                 engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds
             )
-            access = Access(config.access, config.limits, clock)
-            dispatcher = Dispatcher(access, conversations, engine, store, config.conversation)
-            adapters = {name: open_adapter(name, each, clock) for name, each in config.enabled_adapters.items()}
+            access = MeteredAccess(config.access, config.limits, clock, metrics)
+            dispatcher = MeteredDispatcher(access, conversations, engine, store, config.conversation, metrics)
+            meter = partial(MeteredMessenger, metrics=metrics, clock=clock)
+            adapters = {name: open_adapter(name, each, clock, meter) for name, each in config.enabled_adapters.items()}
             parts.adapters = adapters
             log.info("ready", adapters=list(adapters), model=engine.info.model, device=engine.info.device)
             async with _retention(store, config.storage.retention_days, clock):
@@ -76,14 +89,20 @@ async def _run(adapters: Iterable[Adapter], dispatcher: Dispatcher, parts: Parts
 
 
 @asynccontextmanager
-async def _operations(config: Config, parts: Parts, clock: Clock) -> AsyncIterator[None]:
+async def _operations(config: Config, parts: Parts, metrics: Metrics, clock: Clock) -> AsyncIterator[None]:
     """Tell who asks how the parts are, from before the first is opened until after the last is closed."""
     if not config.serves_operations:
         yield
         return
+    metrics.registry.register(PartsCollector(parts))
     health = Health(parts, config.operations.stalled_seconds, clock)
-    async with serving(config.operations, application(health)):
-        yield
+    async with serving(config.operations, application(health, metrics.registry)):
+        watching = asyncio.create_task(watch_the_loop(metrics, clock))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 @asynccontextmanager

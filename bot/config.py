@@ -199,7 +199,7 @@ class LogsSection(Section):
 
 
 class OperationsSection(Section):
-    """What a machine asks this program: /livez and /readyz; nobody is asked for a password there."""
+    """What a machine asks this program: /livez, /readyz and /metrics, without a password."""
 
     enabled: Literal["auto"] | bool = Field(
         default="auto", description="auto (on when a platform other than the terminal is served), true, false"

@@ -1,4 +1,4 @@
-"""The operations server: /livez and /readyz, for whatever watches over this program."""
+"""The operations server: /livez, /readyz and /metrics, for whatever watches over this program."""
 
 import asyncio
 import socket
@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -23,7 +25,7 @@ _GRACE = 1
 _NOT_KEPT = {"Cache-Control": "no-store"}
 
 
-def application(health: Health) -> Starlette:
+def application(health: Health, figures: CollectorRegistry) -> Starlette:
     """The pages of the operations server."""
 
     async def livez(request: Request) -> Response:
@@ -35,7 +37,11 @@ def application(health: Health) -> Starlette:
         body = {"ready": is_ready, "parts": {finding.part: finding.why_not or "ok" for finding in findings}}
         return JSONResponse(body, status_code=200 if is_ready else 503, headers=_NOT_KEPT)
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz)])
+    async def metrics(request: Request) -> Response:
+        write, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return Response(write(figures), headers={"Content-Type": content_type})
+
+    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bot.config import OperationsSection
 from bot.errors import AddressUnavailable
@@ -26,7 +27,7 @@ def parts() -> Parts:
 
 @pytest.fixture
 async def watcher(parts: Parts) -> AsyncIterator[Watcher]:
-    app = application(Health(parts, 60.0, ManualClock()))
+    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with serving(ANY_PORT, app) as port, aiohttp.ClientSession() as http:
         yield Watcher(http, port)
 
@@ -59,7 +60,7 @@ async def test_there_is_nothing_else(watcher: Watcher) -> None:
 async def test_a_taken_port_is_one_sentence(parts: Parts) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        app = application(Health(parts, 60.0, ManualClock()))
+        app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
         with pytest.raises(AddressUnavailable, match=rf"127\.0\.0\.1:{port} .*operations\.port") as caught:
             async with serving(OperationsSection(port=port), app):
                 raise AssertionError("it listens where somebody else does")
@@ -67,7 +68,7 @@ async def test_a_taken_port_is_one_sentence(parts: Parts) -> None:
 
 
 async def test_it_listens_on_ipv6_too(parts: Parts) -> None:
-    app = application(Health(parts, 60.0, ManualClock()))
+    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with (
         serving(OperationsSection(host="::1", port=0), app) as port,
         aiohttp.ClientSession() as http,
@@ -77,7 +78,7 @@ async def test_it_listens_on_ipv6_too(parts: Parts) -> None:
 
 
 async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hold_it_up(parts: Parts) -> None:
-    app = application(Health(parts, 60.0, ManualClock()))
+    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with asyncio.timeout(5):
         async with serving(ANY_PORT, app) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

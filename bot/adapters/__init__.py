@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from importlib import import_module
 
-from bot.adapters.base import Adapter, Finding
+from bot.adapters.base import Adapter, Finding, Meter, unmetered
 from bot.adapters.console_settings import ConsoleSection
 from bot.adapters.discord_settings import DiscordSection
 from bot.adapters.slack_settings import SlackSection
@@ -27,7 +27,7 @@ async def inspect(name: str, settings: AdapterSection) -> AsyncIterator[Finding]
         yield finding
 
 
-def open_adapter(name: str, settings: AdapterSection, clock: Clock) -> Adapter:
-    """Import `bot.adapters.<name>` and make its adapter."""
-    adapter: Adapter = import_module(f"{__name__}.{name}").open_adapter(settings, clock)
+def open_adapter(name: str, settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> Adapter:
+    """Import `bot.adapters.<name>` and make its adapter; what it sends and edits passes the meter."""
+    adapter: Adapter = import_module(f"{__name__}.{name}").open_adapter(settings, clock, meter)
     return adapter

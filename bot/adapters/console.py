@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.status import Status
 
 from bot.access import OPERATOR
+from bot.adapters.base import Meter, unmetered
 from bot.clock import Clock
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
@@ -28,7 +29,7 @@ CHANNEL = ChannelKey("console", "terminal")
 LEAVE = frozenset({"stop", "exit", "quit"})
 
 
-def open_adapter(settings: AdapterSection, clock: Clock) -> "ConsoleAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "ConsoleAdapter":
     for stream in (sys.stdin, sys.stdout):
         # What is not UTF-8 shall not end the chat.
         if isinstance(stream, io.TextIOWrapper):

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import discord
 import structlog
 
-from bot.adapters.base import Finding, Replies
+from bot.adapters.base import Finding, Meter, Replies, unmetered
 from bot.adapters.discord_client import BotClient, Sessions
 from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, caller, point_at, translated
 from bot.adapters.discord_inbox import Inbox
@@ -38,9 +38,9 @@ _PERMISSIONS = discord.Permissions(
 )
 
 
-def open_adapter(settings: AdapterSection, clock: Clock) -> "DiscordAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "DiscordAdapter":
     assert isinstance(settings, DiscordSection), "config.py reads this table as a DiscordSection"
-    return DiscordAdapter(settings, clock)
+    return DiscordAdapter(settings, clock, meter)
 
 
 class DiscordAdapter:
@@ -50,9 +50,17 @@ class DiscordAdapter:
     that cannot be is begun anew here, and what was said meanwhile is read.
     """
 
-    def __init__(self, settings: DiscordSection, clock: Clock, *, server_seconds: float = _SERVER_SECONDS) -> None:
+    def __init__(
+        self,
+        settings: DiscordSection,
+        clock: Clock,
+        meter: Meter = unmetered,
+        *,
+        server_seconds: float = _SERVER_SECONDS,
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._meter = meter
         self._server_seconds = server_seconds
         self._client: BotClient | None = None
 
@@ -63,7 +71,7 @@ class DiscordAdapter:
     async def run(self, dispatcher: Dispatcher) -> None:
         point_at(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
-        replies = Replies(dispatcher, messenger, self._clock)
+        replies = Replies(dispatcher, self._meter(messenger), self._clock)
         inbox = Inbox(dispatcher, replies, messenger, self._clock, threads=self._settings.threads)
         # The connection is left last: a reply that is under way may end its call.
         async with _running(self._stay_connected(inbox, messenger)) as connection, replies, _running(inbox.run()):

@@ -13,7 +13,7 @@ import structlog
 from pydantic import SecretStr
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.adapters.base import Finding, Replies
+from bot.adapters.base import Finding, Meter, Replies, unmetered
 from bot.adapters.slack_desk import Desk
 from bot.adapters.slack_errors import translated
 from bot.adapters.slack_history import missed
@@ -50,17 +50,18 @@ _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 
 
-def open_adapter(settings: AdapterSection, clock: Clock) -> "SlackAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "SlackAdapter":
     assert isinstance(settings, SlackSection)
-    return SlackAdapter(settings, clock)
+    return SlackAdapter(settings, clock, meter)
 
 
 class SlackAdapter:
     """One workspace, over a web socket or over HTTP."""
 
-    def __init__(self, settings: SlackSection, clock: Clock) -> None:
+    def __init__(self, settings: SlackSection, clock: Clock, meter: Meter = unmetered) -> None:
         self._settings = settings
         self._clock = clock
+        self._meter = meter
         self._is_connected = False
 
     @property
@@ -74,7 +75,7 @@ class SlackAdapter:
             log.info("slack knows us", name=me.name, team=me.team)
             messenger = SlackMessenger(api, self._settings.edit_interval)
             people = People(api, self._clock)
-            async with Replies(dispatcher, messenger, self._clock) as replies:
+            async with Replies(dispatcher, self._meter(messenger), self._clock) as replies:
                 desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies)
                 backlog = _Backlog(api, dispatcher, desk, messenger, replies, self._persist)
                 if self._settings.mode == "http":

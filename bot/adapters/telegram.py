@@ -8,7 +8,7 @@ import structlog
 from telegram import Bot, BotCommand, Update, User
 from telegram.error import InvalidToken
 
-from bot.adapters.base import Finding, Replies
+from bot.adapters.base import Finding, Meter, Replies, unmetered
 from bot.adapters.telegram_calls import open_bot, translated
 from bot.adapters.telegram_drafts import Drafts
 from bot.adapters.telegram_messages import PLATFORM, Addressee, Pressed, Said, Upgraded, read
@@ -44,9 +44,9 @@ _PRIVACY = (
 )
 
 
-def open_adapter(settings: AdapterSection, clock: Clock) -> "TelegramAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "TelegramAdapter":
     assert isinstance(settings, TelegramSection), "the settings of this platform"
-    return TelegramAdapter(settings, clock)
+    return TelegramAdapter(settings, clock, meter)
 
 
 class TelegramAdapter:
@@ -56,9 +56,10 @@ class TelegramAdapter:
     of ours in it would end it without a word.
     """
 
-    def __init__(self, settings: TelegramSection, clock: Clock) -> None:
+    def __init__(self, settings: TelegramSection, clock: Clock, meter: Meter = unmetered) -> None:
         self._settings = settings
         self._clock = clock
+        self._meter = meter
         self._is_connected = False
 
     @property
@@ -72,7 +73,7 @@ class TelegramAdapter:
             me = await self._log_in(bot)
             messenger = TelegramMessenger(bot, self._settings, dispatcher.moved)
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
-            async with Replies(dispatcher, messenger, self._clock, preview) as replies:
+            async with Replies(dispatcher, self._meter(messenger), self._clock, preview) as replies:
                 listener = _Listener(bot, me, self._settings, dispatcher, replies)
                 await self._again_and_again(listener)
         finally:

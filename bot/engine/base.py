@@ -40,6 +40,14 @@ class EngineLoad:
     tokens_per_second: float | None = None  # measured lately, all requests together
     since_progress: float = 0.0
     down: str | None = None
+    slots: int = 0  # requests that run at once at most
+    device_bytes: int = 0  # held on devices that are not the processor, lately
+
+    # Since it was entered:
+    tokens: int = 0  # made, all requests together
+    steps: int = 0
+    started: int = 0  # requests that left the queue
+    waited: float = 0.0  # seconds that those spent there, all together
 
 
 class Engine(Protocol):

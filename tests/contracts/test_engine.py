@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from bot.clock import MonotonicClock
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Queued, SamplingParams
 from bot.engine.backends.echo import EchoEngine
 from bot.engine.base import Engine, EngineInfo
@@ -24,6 +25,8 @@ from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.base import Batch, CausalLM
 from bot.engine.serving.loop import Loaded, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
+from bot.metering import MeteredEngine
+from bot.metrics import Metrics
 from tests.engine.pretrained import make_network, make_tokenizer
 from tests.fakes.engine import ScriptedEngine
 
@@ -67,6 +70,12 @@ async def scripted() -> AsyncIterator[Subject]:
 
     async with engine:
         yield Subject(engine, held)
+
+
+@asynccontextmanager
+async def metered() -> AsyncIterator[Subject]:
+    async with scripted() as subject:
+        yield replace(subject, engine=MeteredEngine(subject.engine, Metrics(), MonotonicClock()))
 
 
 class HeldModel:
@@ -118,7 +127,7 @@ async def transformers() -> AsyncIterator[Subject]:
         yield Subject(engine, held)
 
 
-@pytest.fixture(params=[echo, scripted, chatglm, transformers], ids=lambda make: make.__name__)
+@pytest.fixture(params=[echo, scripted, metered, chatglm, transformers], ids=lambda make: make.__name__)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
     async with asyncio.timeout(30), make() as made:

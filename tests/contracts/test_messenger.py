@@ -1,7 +1,7 @@
 """What every platform's Messenger must do, the fake one included."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -14,6 +14,8 @@ from bot.adapters.telegram_messenger import TelegramMessenger
 from bot.delivery import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
+from bot.metering import MeteredMessenger
+from bot.metrics import Metrics
 from tests.adapters.servers.discord import DiscordPlatform
 from tests.adapters.servers.discord_gateway import TOKEN
 from tests.adapters.servers.slack import SlackServer
@@ -91,7 +93,12 @@ async def discord() -> AsyncIterator[Platform]:
             )
 
 
-PLATFORMS = {"fake": fake, "discord": discord, "telegram": telegram, "slack": slack}
+async def metered() -> AsyncIterator[Platform]:
+    async for platform in fake():
+        yield replace(platform, messenger=MeteredMessenger(platform.messenger, Metrics(), ManualClock()))
+
+
+PLATFORMS = {"fake": fake, "metered": metered, "discord": discord, "telegram": telegram, "slack": slack}
 
 
 @pytest.fixture(params=PLATFORMS)

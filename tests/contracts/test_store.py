@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bot.clock import MonotonicClock
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status, Usage
 from bot.errors import StoreError
+from bot.metering import MeteredStore
+from bot.metrics import Metrics
 from bot.storage.base import Store
 from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message, temporary_store
 from tests.storage.postgres import PostgresServer
@@ -23,11 +26,19 @@ from tests.storage.postgres import PostgresServer
 Reopened = Callable[[], AbstractAsyncContextManager[Store]]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@asynccontextmanager
+async def metered_store(folder: Path) -> AsyncIterator[Store]:
+    async with temporary_store(folder) as store:
+        yield MeteredStore(store, Metrics(), MonotonicClock())
+
+
+@pytest.fixture(params=["sqlite", "metered", "postgresql"])
 def reopened(request: pytest.FixtureRequest, tmp_path: Path) -> Reopened:
     """Opens the same database again when it is called again."""
     if request.param == "sqlite":
         return partial(temporary_store, tmp_path)
+    if request.param == "metered":
+        return partial(metered_store, tmp_path)
     server: PostgresServer = request.getfixturevalue("postgres")
     return partial(server.store, server.database())
 

@@ -71,6 +71,7 @@ class ScriptedEngine:
             waiting=self._turns.waiting,
             since_progress=self.since_progress,
             down=self.down,
+            slots=self._turns.slots,
         )
 
     def add(self, *answers: Answer) -> None:

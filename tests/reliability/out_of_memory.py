@@ -236,7 +236,7 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
             for kind in SHORTAGES:
                 toll = Toll()
                 house.model.failures, house.model.hoards = toll.failures, []
-                for _ in range(100 if scale == "full" else 4):
+                for _ in range(60 if scale == "full" else 4):
                     await a_round(house, kind, dice, undisturbed, toll)
                 toll.held = sum(hoard() is not None for hoard in house.model.hoards)
                 yield Row(kind, str(toll), toll.is_kept, toll.slowest_next <= SECONDS)

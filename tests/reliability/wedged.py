@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from prometheus_client import CollectorRegistry
 
 from bot.clock import MonotonicClock
 from bot.config import OperationsSection
@@ -172,7 +173,7 @@ async def a_scene(age: float) -> AsyncIterator[Scene]:
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
         async with SqlStore(url) as store, engine:
-            app = application(Health(Parts(store, engine), age, clock))
+            app = application(Health(Parts(store, engine), age, clock), CollectorRegistry())
             async with serving(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
                 yield Scene(engine, wedge, Watcher(http, port), Toll(age))
 

@@ -43,7 +43,9 @@ class EchoEngine:
     @property
     def load(self) -> EngineLoad:
         # It goes on whenever it is read: there is no step that could be stuck.
-        return EngineLoad(running=self._turns.running, waiting=self._turns.waiting, since_progress=0.0)
+        return EngineLoad(
+            running=self._turns.running, waiting=self._turns.waiting, since_progress=0.0, slots=self._turns.slots
+        )
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return sum(1 + len(list(_tokens(message.content))) for message in messages)

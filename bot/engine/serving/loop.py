@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Self, TypeVarTuple
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, Queued
 from bot.engine.base import EngineInfo, EngineLoad, Progress, silent
 from bot.engine.serving.base import CausalLM, Tokenizer
-from bot.engine.serving.runner import Outcome, Runner, is_out_of_memory, return_memory
+from bot.engine.serving.runner import Outcome, Runner, device_memory, is_out_of_memory, return_memory
 from bot.engine.serving.scheduler import Scheduler, Step
 from bot.engine.serving.sequence import Sequence
 from bot.engine.serving.speed import Speed
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 # A step under way cannot be interrupted.  After this the program ends without it: the
 # thread is a daemon, and whoever stops the program waits 8 s in all.
 CLOSING_SECONDS = 5.0
+
+# Between two looks at the devices' memory.
+LOOK_SECONDS = 1.0
 
 Ts = TypeVarTuple("Ts")
 
@@ -81,6 +85,8 @@ class ServingEngine:
         self._closing = False
         self._is_in_step = False
         self._last_progress = now()
+        self._device_bytes = self._tokens = self._steps = self._started = 0
+        self._waited = 0.0
 
     @property
     def info(self) -> EngineInfo:
@@ -95,6 +101,12 @@ class ServingEngine:
                 tokens_per_second=self._speed.tokens_per_second,
                 since_progress=self._now() - self._last_progress if self._is_at_work() else 0.0,
                 down=self._down,
+                slots=self._scheduler.slots,
+                device_bytes=self._device_bytes,
+                tokens=self._tokens,
+                steps=self._steps,
+                started=self._started,
+                waited=self._waited,
             )
 
     def count_tokens(self, messages: Many[ChatMessage]) -> int:
@@ -155,6 +167,7 @@ class ServingEngine:
         if len(prompt) >= known.context:
             raise PromptTooLong(len(prompt), known.context)
         sequence, stream = Sequence.of(request, prompt, known.tokenizer, known.context), Stream()
+        sequence.asked = self._now()
         with self._lock:
             if self._down is not None:
                 raise EngineFailed(self._down)
@@ -209,9 +222,13 @@ class ServingEngine:
             self._scheduler = Scheduler(slots)
             self._down = None
         self._call(self._start)
+        looked = -math.inf
         while (step := self._next_step()) is not None:
             began = self._now()
             outcomes = runner.run(step)
+            if began - looked >= LOOK_SECONDS:
+                # Asked here, and not by who wants to know: a device that hangs may hold up the answer.
+                looked, self._device_bytes = began, device_memory()
             self._pass_on(outcomes, self._now() - began)
 
     def _report(self, done: int, total: int) -> None:
@@ -227,6 +244,8 @@ class ServingEngine:
             if step is not None and step.is_prefill:
                 for sequence in step.jobs:
                     sequence.started = self._now()
+                    self._started += 1
+                    self._waited += sequence.started - sequence.asked
             return step
 
     def _pass_on(self, outcomes: Mapping[Sequence, Outcome], seconds: float) -> None:
@@ -234,6 +253,8 @@ class ServingEngine:
         with self._lock:
             self._is_in_step = False
             self._last_progress = self._now()
+            self._steps += 1
+            self._tokens += len(outcomes)
             self._speed.step(len(outcomes), seconds)
             for sequence, outcome in outcomes.items():
                 stream = self._streams.get(sequence)

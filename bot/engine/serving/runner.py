@@ -119,6 +119,13 @@ def _guarded(work: Callable[[], T]) -> T | EngineFailed:
     return failure
 
 
+def device_memory() -> int:
+    """Bytes that torch holds on CUDA devices, its reserve included."""
+    if not torch.cuda.is_available():
+        return 0
+    return sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count()))
+
+
 def return_memory() -> None:
     """Give back to the device what torch keeps in reserve."""
     if torch.cuda.is_available():

@@ -14,8 +14,9 @@ from bot.engine.serving.sampler import Row
 class Sequence:
     """What the worker knows of a request.
 
-    `limit` is how many tokens the answer may have; `position` and `started` are the
-    loop's notes: the place in the queue that was told last, and when the prefill began.
+    `limit` is how many tokens the answer may have; `position`, `asked` and `started` are
+    the loop's notes: the place in the queue that was told last, when the request came, and
+    when the prefill began.
     """
 
     user: str
@@ -29,6 +30,7 @@ class Sequence:
     last: int = -1
     reason: FinishReason | None = None
     position: int = 0
+    asked: float = 0.0
     started: float | None = None
 
     @classmethod

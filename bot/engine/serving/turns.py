@@ -35,6 +35,10 @@ class Turns:
         self._scheduler: Scheduler[Turn] = Scheduler(slots)
 
     @property
+    def slots(self) -> int:
+        return self._scheduler.slots
+
+    @property
     def running(self) -> int:
         return len(self._scheduler.running)
 
