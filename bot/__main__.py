@@ -1,4 +1,4 @@
-"""The command line: run · check · migrate · bench; errors become exit codes."""
+"""The command line: run · check · health · migrate · bench; errors become exit codes."""
 
 from __future__ import annotations
 
@@ -68,6 +68,18 @@ def check(path: Path | None, online: bool) -> None:
         with _discreet(loaded) as redact:
             is_well = asyncio.run(_inspect(loaded.config, redact))
         sys.exit(0 if is_well else 1)
+
+
+@cli.command()
+@with_config
+def health(path: Path | None) -> None:
+    """Ask the bot that runs with these settings whether it is ready; exit code 0 is yes."""
+    from bot.operations import asked
+
+    is_ready, said = asked(_load(path).config.operations)
+    click.echo(said)
+    if not is_ready:
+        sys.exit(1)
 
 
 @cli.command()

@@ -1,9 +1,12 @@
 """The operations server: /livez, /readyz and /metrics, for whatever watches over this program."""
 
 import asyncio
+import http.client
+import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
 
 import structlog
 import uvicorn
@@ -22,6 +25,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds for answers under way when the program ends.
 _GRACE = 1
+# Seconds that a running bot has to say whether it is ready; it takes one at most.
+_PATIENCE = 4.0
 _NOT_KEPT = {"Cache-Control": "no-store"}
 
 
@@ -74,6 +79,22 @@ async def serving(settings: OperationsSection, app: Starlette) -> AsyncIterator[
             server.should_exit = True
             await asyncio.wait([task])
             task.result()
+
+
+def asked(settings: OperationsSection) -> tuple[bool, str]:
+    """Ask the server of a running bot whether it is ready; return that, and what it says of each part."""
+    # Where it listens everywhere, it is asked here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    connection = http.client.HTTPConnection(host, settings.port, timeout=_PATIENCE)
+    try:
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        parts: dict[str, str] = json.load(reply)["parts"]
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return False, f"no bot answers on {host}:{settings.port}: it does not run, or operations.enabled is off"
+    finally:
+        connection.close()
+    return reply.status == HTTPStatus.OK, "\n".join(f"{part}: {state}" for part, state in parts.items())
 
 
 class _Server(uvicorn.Server):

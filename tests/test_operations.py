@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from bot.config import OperationsSection
 from bot.errors import AddressUnavailable
 from bot.health import Health, Parts
-from bot.operations import application, serving
+from bot.operations import application, asked, serving
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.storage import temporary_store
 from tests.watching import Watcher
@@ -89,3 +89,29 @@ async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hol
         await writer.wait_closed()
     with socket.create_server(("127.0.0.1", port)):
         pass
+
+
+async def test_another_process_learns_whether_it_is_ready(parts: Parts, tmp_path: Path) -> None:
+    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+    async with serving(ANY_PORT, app) as port, temporary_store(tmp_path) as store:
+        here = OperationsSection(host="0.0.0.0", port=port)
+        parts.store = store
+        assert await asyncio.to_thread(asked, here) == (False, "program: ok\nstore: ok\nengine: loading")
+        parts.engine = ScriptedEngine()
+        assert await asyncio.to_thread(asked, here) == (True, "program: ok\nstore: ok\nengine: ok")
+
+
+async def test_where_no_bot_answers_that_is_said(unused_tcp_port: int) -> None:
+    is_ready, said = await asyncio.to_thread(asked, OperationsSection(port=unused_tcp_port))
+    assert (is_ready, f"no bot answers on 127.0.0.1:{unused_tcp_port}" in said) == (False, True)
+
+
+async def test_what_is_no_bot_is_not_ready() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail here\r\n")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert not (await asyncio.to_thread(asked, OperationsSection(port=port)))[0]
