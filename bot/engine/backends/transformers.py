@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from huggingface_hub import snapshot_download
 from transformers.utils import logging as library
 
 from bot.config import EngineSection
-from bot.engine.backends.chatglm import find_folder
+from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
 from bot.engine.base import EngineInfo, Progress, silent
 from bot.engine.chatglm.loading import find_device
 from bot.engine.pretrained.causal import PretrainedForServing
@@ -40,6 +41,8 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
         folder = find_folder(options.model, options.revision, _download)
         config = read_config(folder)
         quantization = stored_quantization(config) or options.quantization
+        if config.get_text_config().hidden_size <= ONE_THREAD_WIDTH:
+            torch.set_num_threads(1)  # for the thread that calls it, which is the model's
         tokenizer = load_tokenizer(folder, config)
         network = load_network(
             folder,

@@ -44,7 +44,10 @@ def read_config(folder: Path) -> PretrainedConfig:
     numbers = _json(folder, "config.json")
     kind = numbers.get("model_type")
     if kind == "chatglm":
-        raise CheckpointError(f'{folder} holds a ChatGLM: set engine.backend = "chatglm"')
+        raise CheckpointError(
+            f'{folder} holds a ChatGLM: set engine.backend = "chatglm" for ChatGLM-6B; of GLM-4 there is a form that the '
+            "transformers library knows, whose name ends in -hf"
+        )
     if kind not in CONFIG_MAPPING:
         if "auto_map" in numbers:
             raise CheckpointError(
