@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import FrameType
 
 import structlog
 
@@ -130,20 +131,23 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
+    ending = ending or Ending()
     is_terminated = False
 
-    def terminate() -> None:
+    # Not by way of the event loop: its time runs from the signal on, however busy the loop is.
+    def terminate(number: int, frame: FrameType | None) -> None:
         nonlocal is_terminated
         is_terminated = True
-        task.cancel()
+        ending.begin()
+        loop.call_soon_threadsafe(task.cancel)
 
-    loop.add_signal_handler(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     running = asyncio.create_task(run(config, progress))
     try:
         await asyncio.wait([running])
     except asyncio.CancelledError:
-        loop.remove_signal_handler(signal.SIGTERM)
-        (ending or Ending()).begin()
+        if not is_terminated:
+            ending.begin()
         log.info("stopping")
         running.cancel()
         await asyncio.wait([running])
@@ -153,6 +157,5 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
             raise
         log.info("stopped")
     else:
+        signal.signal(signal.SIGTERM, before)
         running.result()
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)

@@ -9,7 +9,7 @@ from types import FrameType
 
 # What stops containers waits 10 s and then kills.  By this time replies have had their
 # grace; what still hangs waits for somebody who does not answer, and is owed.
-_LONGEST = 7.5
+_LONGEST = 7.0
 
 
 @dataclass(frozen=True, slots=True)
