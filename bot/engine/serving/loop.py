@@ -167,7 +167,6 @@ class ServingEngine:
         if len(prompt) >= known.context:
             raise PromptTooLong(len(prompt), known.context)
         sequence, stream = Sequence.of(request, prompt, known.tokenizer, known.context), Stream()
-        sequence.asked = self._now()
         with self._lock:
             if self._down is not None:
                 raise EngineFailed(self._down)
@@ -176,6 +175,7 @@ class ServingEngine:
                 raise EngineBusy(waiting, self._max_waiting, self._speed.wait(waiting, self._scheduler.slots))
             if not self._is_at_work():
                 self._last_progress = self._now()
+            sequence.asked = self._now()
             self._streams[sequence] = stream
             self._scheduler.add(sequence)
             self._tell(self._moved())
