@@ -138,7 +138,7 @@ class LimitsSection(Section):
     )
     tokens_per_hour_channel: int = Field(default=500_000, ge=0, description="the same per channel; 0 = no limit")
     waiting_per_user: int = Field(
-        default=3, ge=0, description="questions of one person that wait or are being answered; 0 = no limit"
+        default=2, ge=0, description="questions of one person that wait or are being answered; 0 = no limit"
     )
     waiting_per_channel: int = Field(default=20, ge=0, description="the same per channel; 0 = no limit")
     max_message_chars: int = Field(default=8_000, ge=1, description="a longer message is refused")

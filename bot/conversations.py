@@ -33,6 +33,7 @@ from bot.domain import (
 )
 from bot.engine.base import Engine
 from bot.errors import EngineBusy, EngineError, PromptTooLong, StoreError
+from bot.markup.clean import encodable
 from bot.storage.base import Store
 from bot.words import Say, say_to
 
@@ -212,8 +213,9 @@ class Conversations:
                 async for event in events:
                     match event:
                         case Delta():
-                            text.append(event.text)
-                            yield event
+                            said = encodable(event.text)
+                            text.append(said)
+                            yield Delta(said)
                         case Queued():
                             yield event
                         case Finished():

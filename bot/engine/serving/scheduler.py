@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -67,8 +67,9 @@ class Rotation(Generic[J]):
         self._users.setdefault(job.user, OrderedDict()).setdefault(job.channel, deque()).append(job)
         self._size += 1
 
-    def pop(self) -> J:
-        user, channels = next(iter(self._users.items()))
+    def pop(self, running: Mapping[str, int] = MappingProxyType({})) -> J:
+        """Take the next job of those users of whom the fewest are `running`."""
+        user, channels = min(self._users.items(), key=lambda item: running.get(item[0], 0))
         channel, line = next(iter(channels.items()))
         job = line[0]
         channels.move_to_end(channel)
@@ -103,7 +104,7 @@ class Scheduler(Generic[J]):
     """Gives slots to jobs and steps to slots.
 
     A job gets a slot as soon as one is free, so while any job waits all slots are
-    taken.  Prefills and decodes alternate, so that answers keep flowing while others
+    taken.  Whose jobs hold slots already lets those pass whose jobs hold fewer.  Prefills and decodes alternate, so that answers keep flowing while others
     come in.
     """
 
@@ -159,7 +160,7 @@ class Scheduler(Generic[J]):
 
     def _admit(self) -> None:
         while self._free and self._waiting:
-            job = self._waiting.pop()
+            job = self._waiting.pop(Counter(job.user for job in self._running))
             self._running[job] = heappop(self._free)
             self._new.append(job)
 
