@@ -156,6 +156,8 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
         if not is_terminated:  # Ctrl-C, which whoever runs the event loop hears of
             raise
         log.info("stopped")
+        # All is closed.  Taking the interpreter down as well took 2.8 s on a busy machine.
+        ending.leave(0)
     else:
         signal.signal(signal.SIGTERM, before)
         running.result()

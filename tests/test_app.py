@@ -98,8 +98,10 @@ async def test_sigterm_ends_it_without_an_error(config: Config, monkeypatch: pyt
             await asyncio.Event().wait()
 
     standing_in(monkeypatch, Waiting())
+    codes: list[int] = []
     with signals_given_back():
-        await app.serve(config, silent, Ending(leave=int))
+        await app.serve(config, silent, Ending(leave=codes.append))
+    assert codes == [0]
 
 
 async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
