@@ -1,5 +1,6 @@
 """The library's client with our events: what Discord tells it, handed on in the order in which it was told."""
 
+import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -8,13 +9,13 @@ import discord
 import structlog
 from discord import app_commands
 
-from bot.adapters.discord_http import PINGS, Refusals
+from bot.adapters.discord_http import PINGS, Refusals, translated
 from bot.adapters.discord_messages import is_spoken
 from bot.adapters.discord_settings import DiscordSection
 from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.clock import Clock
 from bot.commands import menu
-from bot.errors import RateLimited
+from bot.errors import PlatformError, PlatformUnavailable, RateLimited
 from bot.words import translator
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -23,6 +24,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # where they fail again and again: 1000 a day are allowed, and the library gives up after 60 s.
 _FIRST_WAIT = 5.5
 _LONGEST_WAIT = 40.0
+# Seconds until commands are announced again where Discord could not be reached.
+_ANNOUNCE_AGAIN = 60.0
 _CHINESE = frozenset({discord.Locale.chinese, discord.Locale.taiwan_chinese})
 
 # The bot has no voice, and nobody needs to be told at each start.
@@ -56,14 +59,14 @@ class Sessions:
     """When a session may begin; what one client leaves, the next one keeps to."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self.clock = clock
         self._failures = 0
         self._next = clock.now()
 
     async def turn(self) -> None:
-        while (wait := self._next - self._clock.now()) > 0:
-            await self._clock.sleep(wait)
-        self._next = self._clock.now() + min(_FIRST_WAIT * 2.0 ** min(self._failures, 16), _LONGEST_WAIT)
+        while (wait := self._next - self.clock.now()) > 0:
+            await self.clock.sleep(wait)
+        self._next = self.clock.now() + min(_FIRST_WAIT * 2.0 ** min(self._failures, 16), _LONGEST_WAIT)
         self._failures += 1
 
     def succeeded(self) -> None:
@@ -95,6 +98,7 @@ class BotClient(discord.Client):
         )
         self.was_ready = False
         self.is_connected = False  # a session that tells us what is said; the library's `is_ready` stays true
+        self._announcing: asyncio.Task[None] | None = None
         self._listener = listener
         self._sessions = sessions
         # An event that the library cannot read would cost the connection.
@@ -118,10 +122,35 @@ class BotClient(discord.Client):
         # Asked for without being allowed, it would cost the connection.
         self._wanted.message_content = flags.gateway_message_content or flags.gateway_message_content_limited
         await self._tree.set_translator(_Summaries())
+        wait = await self._announce()
+        if wait is not None:
+            self._announcing = asyncio.create_task(self._announce_after(wait))
+
+    async def close(self) -> None:
+        if self._announcing is not None:
+            self._announcing.cancel()
+            await asyncio.gather(self._announcing, return_exceptions=True)
+        await super().close()
+
+    async def _announce(self) -> float | None:
+        """Tell Discord the commands; return after how many seconds to try again, if that may help."""
         try:
-            await self._tree.sync()
-        except (discord.HTTPException, RateLimited) as error:
+            with translated():
+                await self._tree.sync()
+        except RateLimited as limited:
+            return limited.seconds
+        except PlatformUnavailable as error:
+            log.warning("slash commands not announced yet", error=str(error))
+            return _ANNOUNCE_AGAIN
+        except (discord.DiscordException, PlatformError) as error:
             log.warning("slash commands not announced; those of the last start stay", error=str(error))
+        return None
+
+    async def _announce_after(self, seconds: float) -> None:
+        wait: float | None = seconds
+        while wait is not None:
+            await self._sessions.clock.sleep(wait)
+            wait = await self._announce()
 
     async def before_identify_hook(self, shard_id: int | None, *, initial: bool = False) -> None:
         await self._sessions.turn()

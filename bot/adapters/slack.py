@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.base import Finding, Meter, Replies, unmetered
+from bot.adapters.slack_calls import PatientWebClient
 from bot.adapters.slack_desk import Desk
 from bot.adapters.slack_errors import translated
 from bot.adapters.slack_history import missed
@@ -21,7 +22,7 @@ from bot.adapters.slack_messages import PLATFORM, Me, People
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
 from bot.adapters.slack_socket import requests, socket, ticket
-from bot.clock import Clock
+from bot.clock import Clock, MonotonicClock
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey
@@ -70,7 +71,7 @@ class SlackAdapter:
         return self._is_connected
 
     async def run(self, dispatcher: Dispatcher) -> None:
-        async with web_api(self._settings) as api:
+        async with web_api(self._settings, self._clock) as api:
             me = await self._persist(lambda: introduction(api))
             log.info("slack knows us", name=me.name, team=me.team)
             messenger = SlackMessenger(api, self._settings.edit_interval)
@@ -185,10 +186,11 @@ class _Backlog:
 
 
 @asynccontextmanager
-async def web_api(settings: SlackSection) -> AsyncIterator[AsyncWebClient]:
+async def web_api(settings: SlackSection, clock: Clock | None = None) -> AsyncIterator[AsyncWebClient]:
     """The Web API under one HTTP session."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS)) as session:
-        yield AsyncWebClient(
+        yield PatientWebClient(
+            clock or MonotonicClock(),
             _secret(settings.bot_token),
             base_url=settings.api_url,
             session=session,

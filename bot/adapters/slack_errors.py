@@ -70,13 +70,17 @@ def translated() -> Iterator[None]:
     try:
         yield
     except SlackApiError as error:
-        response = error.response
-        if not isinstance(response, AsyncSlackResponse) or not isinstance(response.data, dict):
-            raise PlatformUnavailable("Slack's answer cannot be read") from error
-        said = str(response.data.get("error", ""))
-        raise meaning(response.status_code, said, response.headers.get("Retry-After")) from error
+        raise of_response(error.response) from error
     except (aiohttp.ClientError, TimeoutError) as error:
         raise PlatformUnavailable(f"Slack cannot be reached: {type(error).__name__}") from error
+
+
+def of_response(response: object) -> PlatformError:
+    """The error that the Web API's answer stands for, if it is one of its answers."""
+    if not isinstance(response, AsyncSlackResponse) or not isinstance(response.data, dict):
+        return PlatformUnavailable("Slack's answer cannot be read")
+    said = str(response.data.get("error", ""))
+    return meaning(response.status_code, said, response.headers.get("Retry-After"))
 
 
 def meaning(status: int, said: str, retry_after: str | None) -> PlatformError:

@@ -1,5 +1,6 @@
 """Telegram: messages by long polling, answers in messages that are edited."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import assert_never
@@ -69,14 +70,19 @@ class TelegramAdapter:
 
     async def run(self, dispatcher: Dispatcher) -> None:
         bot = open_bot(self._settings)
+        announcing: asyncio.Task[None] | None = None
         try:
             me = await self._log_in(bot)
+            announcing = asyncio.create_task(_announce(bot, self._clock))
             messenger = TelegramMessenger(bot, self._settings, dispatcher.moved)
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
             async with Replies(dispatcher, self._meter(messenger), self._clock, preview) as replies:
                 listener = _Listener(bot, me, self._settings, dispatcher, replies)
                 await self._again_and_again(listener)
         finally:
+            if announcing is not None:
+                announcing.cancel()
+                await asyncio.gather(announcing, return_exceptions=True)
             await bot.shutdown()
 
     async def _log_in(self, bot: Bot) -> User:
@@ -93,7 +99,6 @@ class TelegramAdapter:
                     raise
                 log.warning("telegram: not logged in yet", error=str(error))
                 await pause.after(error)
-        await _announce(bot)
         me: User = bot.bot
         log.info("telegram: logged in", bot=me.username)
         if not me.can_read_all_group_messages:
@@ -268,13 +273,19 @@ async def _knowing_the_token(get_me: Callable[[], Awaitable[object]]) -> None:
         raise LoginRefused(_NOT_KNOWN) from None  # the library's own message holds the token
 
 
-async def _announce(bot: Bot) -> None:
+async def _announce(bot: Bot, clock: Clock) -> None:
     """Fill the menu of commands: in Chinese for whose app is Chinese, in English for all others."""
-    try:
-        with translated():
-            for language in (None, "zh"):
-                say = translator(language or "en")
-                commands = [BotCommand(each.name, say(each.summary)) for each in menu()]
-                await bot.set_my_commands(commands, language_code=language)
-    except PlatformError as error:
-        log.warning("telegram: the menu of commands was not set", error=str(error))
+    pause = _Pause(clock)
+    languages = [None, "zh"]
+    while languages:
+        say = translator(languages[0] or "en")
+        commands = [BotCommand(each.name, say(each.summary)) for each in menu()]
+        try:
+            with translated():
+                await bot.set_my_commands(commands, language_code=languages[0])
+            del languages[0]
+        except (PlatformUnavailable, RateLimited) as error:
+            await pause.after(error)
+        except PlatformError as error:
+            log.warning("telegram: the menu of commands was not set", error=str(error))
+            return
