@@ -153,7 +153,10 @@ class Conversations:
         if turn is not None:
             turn.stop()
             await turn.left.wait()
-        return await self._store.reopen(exchange.id, text)
+        if text is None:
+            return await self._store.reopen(exchange.id)
+        async with self._deletion(lambda past: past.id == exchange.id):
+            return await self._store.reopen(exchange.id, text)
 
     async def erase(self, exchange: Exchange) -> None:
         """Forget one exchange: its message was deleted."""

@@ -178,7 +178,7 @@ def _connecting(client: discord.Client) -> Iterator[None]:
     except Exception as exc:
         # Where the first connection fails, the library asks it where it left off, and there is none:
         # what went wrong is the error before that.  Later it is a frame that cannot be read.
-        what = told_of(exc if client.ws is not None else exc.__context__ or exc)
+        what = told_of(exc if client.was_ready else exc.__context__ or exc)
         raise PlatformUnavailable(f"Discord's gateway broke off: {what['error']} at {what['at']}") from exc
 
 

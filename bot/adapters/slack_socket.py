@@ -40,7 +40,7 @@ class _Handler(AsyncSocketModeHandler):
         # Whether a lost connection is made anew is decided here alone.
         self.client.auto_reconnect_enabled = self.client.default_auto_reconnect_enabled = False
         self._enqueue = self.client.enqueue_message
-        self.client.enqueue_message = self._take  # type: ignore[method-assign, assignment]  # the one place before its own reading
+        self.client.enqueue_message = self._take  # type: ignore[method-assign]  # the one place before its own reading
         self._listening: set[asyncio.Task[None]] = set()
 
     async def handle(  # type: ignore[override]  # as in Bolt's own, which narrows the client too

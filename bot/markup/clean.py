@@ -15,4 +15,13 @@ def clean(text: str) -> str:
     'a\nb[2Jc d\ufffd 你好'
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _LONE_SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
+    return encodable(_CONTROLS.sub("", text))
+
+
+def encodable(text: str) -> str:
+    r"""Mark halves of characters: no library sends them, and no database keeps them.
+
+    >>> encodable("a\ud800b")
+    'a\ufffdb'
+    """
+    return _LONE_SURROGATES.sub("\ufffd", text)

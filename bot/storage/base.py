@@ -55,7 +55,8 @@ class Store(Protocol):
     async def reopen(self, exchange: int, text: str | None = None) -> Exchange | None:
         """Open it again with a new seed, its answer forgotten, its parts kept.
 
-        For a retry, or with `text` for an edited message.  None if it was cleared.
+        For a retry, or with `text` for an edited message: what others quoted of the old
+        words goes with them.  None if it was cleared.
         """
         ...
 

@@ -162,7 +162,9 @@ class SqlStore:
             .returning(*exchanges.c)
         )
         async with self._writing() as tx:
+            said = [] if text is None else (await tx.execute(spoken(exchanges.c.id == exchange))).all()
             row = (await tx.execute(again)).first()
+            await unquote(tx, said)
         return None if row is None else to_exchange(row)
 
     @shielded

@@ -23,6 +23,7 @@ from bot.storage.sql import SqlStore
 from tests.adapters.bench import PROFILES, WatchedDispatcher
 from tests.fakes.clock import FastClock
 from tests.fakes.engine import ScriptedEngine
+from tests.reliability import replies
 from tests.reliability.besiegers import BESIEGERS, Besieger, people_talk, wrong
 from tests.reliability.figure import Row, Scale
 from tests.reliability.junk import MARK, huge
@@ -42,9 +43,11 @@ _NO_LIMITS = LimitsSection(
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
-    """One row per platform."""
+    """Two rows per platform: what comes in, and what goes out."""
     for name in BESIEGERS:
         yield await besieged(name, _COUNTS[scale], seed)
+    async for row in replies.rows(scale, seed):
+        yield row
 
 
 async def besieged(name: str, count: int, seed: int) -> Row:
