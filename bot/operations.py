@@ -111,8 +111,9 @@ def _listening(settings: OperationsSection) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]  # without the address, in Python's own form
         raise AddressUnavailable(
-            f"the operations server cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose "
+            f"the operations server cannot listen on {settings.host}:{settings.port} ({reason}); choose "
             "another operations.port (0 is any free one) or operations.host, or set operations.enabled = false"
         ) from error
     with listener:

@@ -61,7 +61,9 @@ async def test_a_taken_port_is_one_sentence(parts: Parts) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
-        with pytest.raises(AddressUnavailable, match=rf"127\.0\.0\.1:{port} .*operations\.port") as caught:
+        with pytest.raises(
+            AddressUnavailable, match=rf"127\.0\.0\.1:{port} \(Address already in use\); .*operations\.port"
+        ) as caught:
             async with serving(OperationsSection(port=port), app):
                 raise AssertionError("it listens where somebody else does")
     assert "\n" not in str(caught.value)
