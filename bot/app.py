@@ -4,7 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from types import FrameType
 
@@ -12,7 +12,7 @@ import structlog
 
 from bot.adapters import open_adapter
 from bot.adapters.base import Adapter
-from bot.clock import Clock, MonotonicClock
+from bot.clock import Calendar, Clock, MonotonicClock
 from bot.config import Config
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
@@ -109,11 +109,12 @@ async def _operations(config: Config, parts: Parts, metrics: Metrics, clock: Clo
 @asynccontextmanager
 async def _retention(store: Store, days: int, clock: Clock) -> AsyncIterator[None]:
     """Delete texts once they are older than so many days; 0 keeps them."""
+    calendar = Calendar(clock)
 
     async def expire() -> None:
         while True:
             try:
-                await store.expire(datetime.now(UTC) - timedelta(days=days))
+                await store.expire(calendar.today() - timedelta(days=days))
             except StoreError as error:
                 log.warning("old texts not deleted", error=str(error))
             await clock.sleep(3600)

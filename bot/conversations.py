@@ -11,6 +11,7 @@ from typing import assert_never
 
 import structlog
 
+from bot.clock import Clock, MonotonicClock
 from bot.config import ConversationSection
 from bot.domain import (
     Answer,
@@ -35,6 +36,7 @@ from bot.engine.base import Engine
 from bot.errors import EngineBusy, EngineError, PromptTooLong, StoreError
 from bot.markup.clean import encodable
 from bot.storage.base import Store
+from bot.storage.patience import kept
 from bot.words import Say, say_to
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -51,12 +53,14 @@ class Conversations:
         params: SamplingParams,
         *,
         answer_seconds: float,
+        clock: Clock | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._settings = settings
         self._params = params
         self._answer_seconds = answer_seconds
+        self._clock = clock or MonotonicClock()
         self._lines: dict[ChannelKey, list[Turn]] = {}
         self._numbers = count()
         self._deletions = 0  # ever begun
@@ -230,13 +234,8 @@ class Conversations:
             finished = Finished(FinishReason.ERROR)
             notices.append(_sentence(error, say))
             yield Notice(notices[-1])
-        try:
-            await self._store.answer(
-                exchange.id, Answer("".join(text), "\n\n".join(notices), finished.reason, finished.usage)
-            )
-        except StoreError as error:
-            log.error("answer not kept", exchange=exchange.id, error=str(error))
-            yield Notice(say("My database has a problem: I will not remember this answer."))
+        answer = Answer("".join(text), "\n\n".join(notices), finished.reason, finished.usage)
+        await kept(lambda: self._store.answer(exchange.id, answer), self._clock)
         yield finished
 
     async def _generate(self, turn: "Turn", messages: tuple[ChatMessage, ...]) -> AsyncGenerator[EngineEvent, None]:

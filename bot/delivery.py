@@ -36,8 +36,6 @@ _NO_CONTROLS: Controls = frozenset()
 # Seconds between tries of what failed: the first, and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
-# A database that cannot note a message's id for about a minute is given up.
-_STORE_TRIES = 8
 
 
 class Messenger(Protocol):
@@ -148,7 +146,6 @@ class Delivery:
 
         Raises:
             ChannelGone: Nobody can be reached there any more.
-            StoreError: The ids of the messages could not be noted.
         """
         reading = asyncio.create_task(self._read(events))
         reading.add_done_callback(lambda _: self._changed.set())
@@ -200,12 +197,9 @@ class Delivery:
                 failures = 0
             except RateLimited:
                 continue  # the pacer lets nobody through before its time
-            except PlatformUnavailable:
+            except (PlatformUnavailable, StoreError):
+                # Nor is a database given up on: only we know the id that it does not take.
                 failures += 1
-            except StoreError:
-                failures += 1
-                if failures >= _STORE_TRIES:
-                    raise
             if failures:
                 longest = min(_FIRST_RETRY * 2.0 ** min(failures - 1, 16), _LONGEST_RETRY)
                 await self._pacer.clock.sleep(longest * (1 + self._jitter.random()) / 2)

@@ -9,6 +9,7 @@ from typing import assert_never
 import structlog
 
 from bot.access import Access
+from bot.clock import Calendar, Clock, MonotonicClock
 from bot.commands import Call, is_forget, is_retry, parse
 from bot.config import ConversationSection
 from bot.conversations import Conversations
@@ -28,8 +29,10 @@ from bot.domain import (
     Status,
 )
 from bot.engine.base import Engine
+from bot.errors import StoreError
 from bot.markup.clean import clean
 from bot.storage.base import Store
+from bot.storage.patience import kept
 from bot.words import Say, say_to
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -54,13 +57,15 @@ class Dispatcher:
         store: Store,
         settings: ConversationSection,
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Clock | None = None,
     ) -> None:
         self._access = access
         self._conversations = conversations
         self._engine = engine
         self._store = store
         self._settings = settings
-        self._today = today
+        self._clock = clock or MonotonicClock()
+        self._calendar = Calendar(self._clock, today)
         self._in_hand: set[int] = set()
         self._without_trace: set[int] = set()
         self._counted: set[int] = set()  # retries that were let through before their old answer was given up
@@ -74,6 +79,10 @@ class Dispatcher:
         """
         exchange = await self._kept(message)
         return None if exchange is None else await self._taken_up(exchange)
+
+    def admits(self, message: IncomingMessage) -> bool:
+        """Whether the message is for us; one that is not gets no reply of any kind."""
+        return self._access.admits(message)
 
     async def keep(self, message: IncomingMessage) -> None:
         """Keep a message that was missed; `owed` then returns it with all the others."""
@@ -160,15 +169,15 @@ class Dispatcher:
     async def delivered(self, exchange: int) -> None:
         if exchange in self._without_trace:
             # At once instead of afterwards: a crash in between would leave it for ever.
-            await self._store.erase(exchange)
+            await kept(lambda: self._store.erase(exchange), self._clock)
         else:
-            await self._store.delivered(exchange)
+            await kept(lambda: self._store.delivered(exchange), self._clock)
 
     async def failed(self, exchange: int, why: str) -> None:
         if exchange in self._without_trace:
-            await self._store.erase(exchange)
+            await kept(lambda: self._store.erase(exchange), self._clock)
         else:
-            await self._store.fail(exchange, why)
+            await kept(lambda: self._store.fail(exchange, why), self._clock)
 
     def let_go(self, exchange: int) -> None:
         """Nobody works on it any more; if it is not done, it is owed again."""
@@ -177,7 +186,10 @@ class Dispatcher:
 
     def say_to(self, exchange: Exchange) -> Say:
         """The bot's own words in the asker's language."""
-        return say_to(exchange.message, self._settings.language)
+        return self.say_to_author(exchange.message)
+
+    def say_to_author(self, message: IncomingMessage) -> Say:
+        return say_to(message, self._settings.language)
 
     async def _kept(self, message: IncomingMessage) -> Exchange | None:
         message = _cleaned(message)
@@ -188,7 +200,7 @@ class Dispatcher:
 
     async def _without_late(self, owed: list[Exchange]) -> list[Exchange]:
         """Give a notice to the newest late question of a channel and settle the others with it."""
-        oldest = self._today() - timedelta(minutes=self._settings.catch_up_minutes)
+        oldest = self._calendar.today() - timedelta(minutes=self._settings.catch_up_minutes)
         late = [
             exchange
             for exchange in owed
@@ -224,16 +236,18 @@ class Dispatcher:
     async def _called_back(self, retry: Exchange) -> Exchange:
         """The reopened exchange that a retry stands for; the retry itself if there is none to reopen."""
         author, channel = retry.message.author, retry.message.channel
-        latest = await self._store.latest(channel, None if self._access.is_admin(author) else author)
+        asker = None if self._access.is_admin(author) else author
+        # The row of the retry stands already: whoever gave up here would not come again.
+        latest = await kept(lambda: self._store.latest(channel, asker), self._clock)
         if latest is not None and (refusal := self._retry_refusal(latest)):
             answer = Answer("", refusal, FinishReason.ERROR)
-            await self._store.answer(retry.id, answer)
+            await kept(lambda: self._store.answer(retry.id, answer), self._clock)
             return replace(retry, status=Status.ANSWERED, answer=answer)
-        reopened = latest and await self._conversations.reopen(latest)
+        reopened = latest and await kept(lambda: self._conversations.reopen(latest), self._clock)
         if reopened:
             # The answer is the other reply, edited; the command itself says nothing.
-            await self._store.answer(retry.id, Answer(""))
-            await self._store.delivered(retry.id)
+            await kept(lambda: self._store.answer(retry.id, Answer("")), self._clock)
+            await kept(lambda: self._store.delivered(retry.id), self._clock)
         return reopened or retry
 
     def _retry_refusal(self, exchange: Exchange) -> str | None:
@@ -265,17 +279,23 @@ class Dispatcher:
         command, args = called
         call = Call(exchange, args, self.say_to(exchange), self._access, self._conversations, self._engine)
         notices: list[str] = []
-        async with aclosing(command.run(call)) as events:
-            async for event in events:
-                if isinstance(event, Notice):
-                    notices.append(event.text)
-                yield event
-        await self._store.answer(exchange.id, Answer("", "\n\n".join(notices)))
+        try:
+            async with aclosing(command.run(call)) as events:
+                async for event in events:
+                    if isinstance(event, Notice):
+                        notices.append(event.text)
+                    yield event
+        except StoreError as error:
+            log.warning("command failed", exchange=exchange.id, error=str(error))
+            notices.append(call.say("My database has a problem, so I cannot answer now. Please try again later."))
+            yield Notice(notices[-1])
+        answer = Answer("", "\n\n".join(notices))
+        await kept(lambda: self._store.answer(exchange.id, answer), self._clock)
         yield Finished(FinishReason.STOP)
 
     async def _refused(self, exchange: Exchange, why: str) -> AsyncGenerator[ReplyEvent, None]:
         yield Notice(why)
-        await self._store.answer(exchange.id, Answer("", why, FinishReason.ERROR))
+        await kept(lambda: self._store.answer(exchange.id, Answer("", why, FinishReason.ERROR)), self._clock)
         yield Finished(FinishReason.ERROR)
 
 

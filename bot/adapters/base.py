@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
+from zlib import crc32
 
 import structlog
 
 from bot.clock import Clock
 from bot.delivery import Delivery, Messenger
 from bot.dispatch import Dispatcher
-from bot.domain import Exchange, ReplyEvent
-from bot.errors import BotError, ChannelGone
+from bot.domain import ChannelKey, Exchange, IncomingMessage, ReplyEvent
+from bot.errors import BotError, ChannelGone, PlatformError, StoreError
 from bot.logs import bound
 from bot.pacing import Pacer
 
@@ -57,6 +59,9 @@ class Adapter(Protocol):
 # waits 10 s before it kills.
 GRACE = 6.0
 
+# A channel is not told again for so long, in seconds, that its messages wait for the database.
+_EXCUSED_SECONDS = 600.0
+
 Events = AsyncGenerator[ReplyEvent, None]
 # Shows a reply while it grows, in a way that leaves nothing behind; returns the events, for its delivery.
 Preview = Callable[[Exchange, Events, Pacer], Awaitable[Events]]
@@ -79,6 +84,8 @@ class Replies:
         self._clock = clock
         self._growing: dict[int, asyncio.Task[None]] = {}
         self._is_closing = False
+        self._excused: dict[ChannelKey, float] = {}
+        self._excuses: set[asyncio.Task[None]] = set()
 
     def begin(self, exchange: Exchange) -> None:
         """Show the reply to `exchange`: new, edited, retried and owed ones alike."""
@@ -88,6 +95,47 @@ class Replies:
         earlier = self._growing.get(exchange.id)
         task = asyncio.create_task(self._reply(exchange, earlier), name=f"reply {exchange.id}")
         self._growing[exchange.id] = task
+
+    async def take(self, message: IncomingMessage) -> None:
+        """Accept a message and show the reply to it.
+
+        Raises:
+            StoreError: It could not be kept, so it must not be acknowledged; who asked is told.
+        """
+        try:
+            exchange = await self._dispatcher.accept(message)
+        except StoreError:
+            self.excuse(message)
+            raise
+        if exchange is not None:
+            self.begin(exchange)
+
+    def excuse(self, message: IncomingMessage) -> None:
+        """Tell who asked that this has to wait for the database: one sentence, a channel's first."""
+        place, now = message.channel, self._clock.now()
+        self._excused = {each: until for each, until in self._excused.items() if until > now}
+        if self._is_closing or place in self._excused or not self._dispatcher.admits(message):
+            return
+        self._excused[place] = now + _EXCUSED_SECONDS
+        task = asyncio.create_task(self._tell(message), name="excuse")
+        self._excuses.add(task)
+        task.add_done_callback(self._excuses.discard)
+
+    async def _tell(self, message: IncomingMessage) -> None:
+        say = self._dispatcher.say_to_author(message)
+        words = say("I cannot write anything down just now. Your message waits, and I answer it as soon as I can.")
+        send = partial(
+            self._messenger.send,
+            message.channel,
+            self._messenger.format.plain(words),
+            reply_to=message.id,
+            controls=frozenset(),
+            nonce=f"w{crc32(str((message.channel, message.id)).encode())}",
+        )
+        try:
+            await self._pacer.call(message.channel, send, urgent=True)
+        except PlatformError as error:
+            log.info("nobody was told that a message has to wait", error=str(error))
 
     async def finished(self) -> None:
         """Wait until no reply grows any more."""
@@ -137,7 +185,7 @@ class Replies:
         try:
             await self._grace()
         finally:
-            growing = list(self._growing.values())
+            growing = [*self._growing.values(), *self._excuses]
             for task in growing:
                 task.cancel()
             await asyncio.gather(*growing, return_exceptions=True)

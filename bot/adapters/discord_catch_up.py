@@ -33,8 +33,10 @@ async def missed(client: BotClient, known: Mapping[ChannelKey, str], clock: Cloc
     """
     if not known:
         return []
-    newest = discord.utils.snowflake_time(max(int(message_id) for message_id in known.values()))
-    since = max(newest - _MARGIN, discord.utils.utcnow() - _FURTHEST)
+    newest = max(int(message_id) for message_id in known.values())
+    # The time of the last message anywhere, by Discord's clock: ours may be wrong.
+    last = max([newest, *(channel.last_message_id or 0 for guild in client.guilds for channel in _channels(guild))])
+    since = max(discord.utils.snowflake_time(newest) - _MARGIN, discord.utils.snowflake_time(last) - _FURTHEST)
     after = discord.Object(discord.utils.time_snowflake(since, high=False))
     found: list[discord.Message] = []
     async for channel in _spoken_in(client, known, after, clock):
@@ -53,8 +55,7 @@ async def _spoken_in(
 ) -> AsyncIterator[discord.abc.Messageable]:
     seen: set[int] = set()
     for guild in client.guilds:
-        channels: list[_Channel] = [*guild.text_channels, *guild.voice_channels, *guild.stage_channels, *guild.threads]
-        for channel in channels:
+        for channel in _channels(guild):
             seen.add(channel.id)
             if (channel.last_message_id or 0) > after.id and _is_readable(channel):
                 yield channel
@@ -65,6 +66,10 @@ async def _spoken_in(
                 found = await client.fetch_channel(channel_id)
             if isinstance(found, discord.abc.Messageable):
                 yield found
+
+
+def _channels(guild: discord.Guild) -> list[_Channel]:
+    return [*guild.text_channels, *guild.voice_channels, *guild.stage_channels, *guild.threads]
 
 
 async def _read(

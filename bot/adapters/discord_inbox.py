@@ -1,6 +1,7 @@
 """What came from Discord, worked off one by one: so that rows stand in the order in which people spoke."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -50,6 +51,7 @@ class Inbox:
         self._clock = clock
         self._threads = threads
         self._work: asyncio.Queue[Work] = asyncio.Queue()
+        self._waiting: deque[discord.Message] = deque()  # said, and not kept yet
         self._client: BotClient | None = None
         self._is_ready = asyncio.Event()
 
@@ -73,7 +75,9 @@ class Inbox:
         self._is_ready.set()
 
     def said(self, message: discord.Message) -> None:
+        self._waiting.append(message)
         self._work.put_nowait(partial(self._said, message))
+        self._work.put_nowait(self._heard)
 
     def edited(self, message: discord.Message) -> None:
         self._work.put_nowait(partial(self._edited, message))
@@ -115,6 +119,8 @@ class Inbox:
                 delay = min(_FIRST_RETRY * 2.0 ** min(failures - 1, 16), _LONGEST_RETRY)
                 seconds = error.seconds if isinstance(error, RateLimited) else delay
                 log.warning("an event from discord waits", seconds=seconds, error=str(error))
+                if isinstance(error, StoreError):
+                    self._excuse()
                 await self._clock.sleep(seconds)
             except (ChannelGone, MessageGone) as gone:
                 log.info("an event from discord came too late", error=str(gone))
@@ -123,12 +129,21 @@ class Inbox:
             # Replies, too, were broken off by what failed here.
             self._work.put_nowait(self._begin_owed)
 
+    def _excuse(self) -> None:
+        """Tell all who wait, and not only who stands in front, that the database keeps them waiting."""
+        for message in self._waiting:
+            if calls(message, self._connection.me):
+                key = key_of(message.channel, message.channel.id)
+                self._replies.excuse(incoming(message, self._connection.me, key))
+
+    async def _heard(self) -> None:
+        """The work before this one was a message, and it does not wait any more."""
+        self._waiting.popleft()
+
     async def _said(self, message: discord.Message) -> None:
         channel = await self._for_us(message)
         if channel is not None:
-            exchange = await self._dispatcher.accept(incoming(message, self._connection.me, channel))
-            if exchange is not None:
-                self._replies.begin(exchange)
+            await self._replies.take(incoming(message, self._connection.me, channel))
 
     async def _edited(self, message: discord.Message) -> None:
         channel = await self._for_us(message)

@@ -77,7 +77,7 @@ class SlackAdapter:
             messenger = SlackMessenger(api, self._settings.edit_interval)
             people = People(api, self._clock)
             async with Replies(dispatcher, self._meter(messenger), self._clock) as replies:
-                desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies)
+                desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies, self._clock)
                 backlog = _Backlog(api, dispatcher, desk, messenger, replies, self._persist)
                 if self._settings.mode == "http":
                     await self._serve(desk, backlog)

@@ -19,10 +19,12 @@ from bot.adapters.slack_messages import PLATFORM, Ears, Event, Me, People, id_of
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
 from bot.adapters.unreadable import UNREADABLE, told_of
+from bot.clock import Clock
 from bot.commands import parse
 from bot.dispatch import Dispatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import BotError, PlatformError, PlatformUnavailable
+from bot.storage.patience import kept
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -47,6 +49,7 @@ class Desk:
         dispatcher: Dispatcher,
         messenger: SlackMessenger,
         replies: Replies,
+        clock: Clock,
     ) -> None:
         self.ears = Ears(me, api, people, dispatcher.knows, threads=settings.threads)
         self._gates: dict[str, asyncio.Event] = {}
@@ -54,6 +57,7 @@ class Desk:
         self._dispatcher = dispatcher
         self._messenger = messenger
         self._replies = replies
+        self._clock = clock
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads: dict[tuple[str, str], ChannelKey] = {}  # where each person spoke last, by channel
         self.app = self._bolt(settings, api, me)
@@ -155,7 +159,9 @@ class Desk:
                 raise PlatformUnavailable("what was missed in its channel is not kept yet") from None
 
     async def _take(self, message: IncomingMessage) -> None:
-        self._begin(await self._dispatcher.accept(self._placed(message)))
+        placed = self._placed(message)
+        # Slack does not send for ever what is not acknowledged, a command not even twice: here it waits.
+        await kept(lambda: self._replies.take(placed), self._clock)
 
     def _begin(self, exchange: Exchange | None) -> None:
         if exchange is not None:
@@ -184,7 +190,7 @@ class Desk:
             return
         edited = await self.ears.changed({**message, "channel": channel})
         if edited is not None:
-            self._begin(await self._dispatcher.edited(edited))
+            self._begin(await kept(lambda: self._dispatcher.edited(edited), self._clock))
 
     async def _deleted(self, channel: str, ts: str) -> None:
-        await self._dispatcher.deleted(ChannelKey(PLATFORM, channel), ts)
+        await kept(lambda: self._dispatcher.deleted(ChannelKey(PLATFORM, channel), ts), self._clock)

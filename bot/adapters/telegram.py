@@ -1,7 +1,8 @@
 """Telegram: messages by long polling, answers in messages that are edited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import assert_never
 
@@ -146,8 +147,12 @@ class _Listener:
         # What is confirmed is forgotten there.  Said once is enough: after a week without
         # updates their numbers begin anew anywhere, also below the last one.
         self._confirmed = None
-        for update in updates:
-            await self._take(update)
+        for number, update in enumerate(updates):
+            try:
+                await self._take(update)
+            except StoreError:
+                self._excuse(updates[number:])
+                raise
             self._confirmed = update.update_id + 1
         if self.is_behind and len(updates) < _MOST_UPDATES:
             for exchange in await self._dispatcher.owed(PLATFORM):
@@ -166,6 +171,14 @@ class _Listener:
             except InvalidToken as error:
                 await _knowing_the_token(self._bot.get_me)
                 raise PlatformUnavailable("Telegram does not find the method getUpdates just now") from error
+
+    def _excuse(self, updates: Sequence[Update]) -> None:
+        """Tell all who wait, and not only who stands in front, that the database keeps them waiting."""
+        for update in updates:
+            with suppress(*UNREADABLE):
+                told = read(update, self._me)
+                if isinstance(told, Said) and told.to is Addressee.US and not told.is_edit:
+                    self._replies.excuse(told.message)
 
     async def _take(self, update: Update) -> None:
         try:

@@ -24,6 +24,7 @@ from bot.domain import Exchange, IncomingMessage, ReplyEvent, SamplingParams
 from bot.engine.base import Engine
 from bot.markup.format import Format, Rendered
 from bot.storage.base import Store
+from bot.storage.engines import BUSY_TIMEOUT
 from bot.storage.sql import SqlStore
 from tests.adapters.platform import LoopbackPlatform, Seen
 from tests.adapters.servers.discord import DiscordPlatform
@@ -42,6 +43,10 @@ _NO_LIMITS = LimitsSection(
 
 def _left_alone(platform: object) -> AbstractAsyncContextManager[object]:
     return nullcontext()
+
+
+# The platforms' clocks stand still, somewhere in the past.
+_NEVER_LATE = ConversationSection(catch_up_minutes=10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class WatchedDispatcher(Dispatcher):
     """Tells who asks for it when a question, known by its text, is settled."""
 
     def __init__(self, access: Access, conversations: Conversations, engine: Engine, store: Store) -> None:
-        super().__init__(access, conversations, engine, store, ConversationSection())
+        super().__init__(access, conversations, engine, store, _NEVER_LATE)
         self._kept_in = store
         self._questions: dict[int, IncomingMessage] = {}
         self._settled: dict[str, asyncio.Future[Exchange]] = {}
@@ -126,6 +131,7 @@ class Bench:
     profile: Profile
     clock: Clock
     dispatcher: WatchedDispatcher
+    database: Path
 
     async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
         """Mention the bot and wait until it has answered, or been given up; no two questions are alike.
@@ -147,7 +153,13 @@ class Bench:
 
 @asynccontextmanager
 async def a_bench(
-    name: str, engine: Engine, clock: Clock, params: SamplingParams | None = None, *, around: Around = _left_alone
+    name: str,
+    engine: Engine,
+    clock: Clock,
+    params: SamplingParams | None = None,
+    *,
+    around: Around = _left_alone,
+    busy_timeout: float = BUSY_TIMEOUT,
 ) -> AsyncIterator[Bench]:
     """Start the bot on this platform; an adapter that ends before the block does is an error.
 
@@ -155,8 +167,9 @@ async def a_bench(
     """
     profile = PROFILES[name]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
-        url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
-        async with profile.open() as platform, around(platform), SqlStore(url) as store, engine:
+        database = Path(folder) / "bot.db"
+        store = SqlStore(f"sqlite+aiosqlite:///{database}", busy_timeout=busy_timeout)
+        async with profile.open() as platform, around(platform), store, engine:
             conversations = Conversations(
                 engine,
                 store,
@@ -169,7 +182,7 @@ async def a_bench(
             adapter = asyncio.create_task(platform.adapter(clock).run(dispatcher))
             try:
                 await platform.until(lambda: profile.is_connected(platform) or adapter.done(), 60.0)
-                yield Bench(platform, profile, clock, dispatcher)
+                yield Bench(platform, profile, clock, dispatcher, database)
             finally:
                 if adapter.done():
                     adapter.result()

@@ -75,7 +75,8 @@ async def test_a_message_that_cannot_be_kept_comes_again(
         monkeypatch.setattr(house.store, "begin", failing)
         await telegram.say("one", direct=True)
         await telegram.say("two", direct=True)
-        await done(telegram, "ok", "ok", channel="Mei")
+        waits = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+        await done(telegram, waits, "ok", "ok", channel="Mei")
     assert [request.messages[-1].content for request in house.engine.requests] == ["one", "two"]
 
 
