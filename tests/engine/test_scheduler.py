@@ -30,6 +30,11 @@ def rotation(*jobs: Job) -> Rotation[Job]:
     return queue
 
 
+def test_who_holds_a_slot_lets_those_pass_who_hold_none() -> None:
+    queue = rotation(Job("a1", "a"), Job("b1", "b"), Job("c1", "c"))
+    assert [queue.pop({"a": 2, "b": 1}).name for _ in range(3)] == ["c1", "b1", "a1"]
+
+
 def test_users_take_turns_whatever_the_order_they_came_in() -> None:
     queue = rotation(Job("a1", "a"), Job("a2", "a"), Job("a3", "a"), Job("b1", "b"), Job("c1", "c"), Job("b2", "b"))
     assert names(queue) == ["a1", "b1", "c1", "a2", "b2", "a3"]

@@ -1,0 +1,125 @@
+"""/forget me, and what else is deleted while others work on it: no byte of it stays."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from bot.config import LimitsSection
+from bot.domain import Action, Author, ChannelKey, Status
+from tests.house import House, a_house, notice_of, text_of
+from tests.messages import CHANNEL, MEI, a_message
+from tests.storage import bytes_in
+
+TOM = Author("discord", "2", "Tom")
+ELSEWHERE = ChannelKey("discord", "c2", "t1")
+
+
+async def test_who_asks_to_be_forgotten_leaves_no_byte_anywhere(house: House, tmp_path: Path) -> None:
+    mei = replace(MEI, id="id-of-hers", name="Mei Zhang")
+    house.engine.add("swordfish it is", "swordfish, too", "for Tom")
+    await house.ask(a_message("my password", author=mei))
+    await house.ask(a_message("my other password", author=mei, channel=ELSEWHERE))
+    await house.ask(a_message("what did she say?", author=TOM, quoted="my  password"))
+    assert "2" in notice_of(await house.ask(a_message("/forget me", author=mei)))
+    content = bytes_in(tmp_path)
+    assert [word for word in (b"swordfish", b"password", b"id-of-hers", b"Mei Zhang") if word in content] == []
+    assert b"for Tom" in content, "others are remembered"
+
+
+async def test_what_was_forgotten_is_not_answered_when_it_comes_again(house: House) -> None:
+    question, command = a_message("hi"), a_message("forget me")
+    await house.ask(question)
+    await house.ask(command)
+    assert await house.dispatcher.accept(question) is None
+    assert await house.dispatcher.accept(command) is None
+
+
+async def test_forget_alone_explains_itself_and_forgets_nothing(house: House) -> None:
+    await house.ask(a_message("one"))
+    assert "`forget me`" in notice_of(await house.ask(a_message("/forget")))
+    await house.ask(a_message("two"))
+    assert len(house.engine.requests[-1].messages) == 3
+
+
+async def test_forgetting_ends_what_is_being_answered_wherever_and_keeps_nothing(house: House, tmp_path: Path) -> None:
+    house.engine.add(["half a secret", asyncio.Event()])
+    growing = asyncio.create_task(house.ask(a_message("tell", channel=ELSEWHERE)))
+    await house.engine.asked(1)
+    waiting = asyncio.create_task(house.ask(a_message("and tell on", channel=ELSEWHERE)))
+    await house.clock.settle()
+    await house.ask(a_message("/forget me"))
+    await growing
+    await waiting
+    assert len(house.engine.requests) == 1
+    assert b"secret" not in bytes_in(tmp_path)
+    assert b"tell" not in bytes_in(tmp_path)
+
+
+async def test_a_forgetting_that_a_crash_interrupted_is_carried_out_and_leaves_no_trace(tmp_path: Path) -> None:
+    mei = replace(MEI, id="id-of-hers")
+    async with a_house(tmp_path) as before:
+        await before.ask(a_message("my secret", author=mei))
+        exchange = await before.accept(a_message("/forget me", author=mei))
+        async for _ in before.dispatcher.handle(exchange):
+            pass  # killed before it was delivered
+    async with a_house(tmp_path) as after:
+        (owed,) = await after.dispatcher.owed("discord")
+        assert "1" in notice_of(await after.replied(owed))
+        assert await after.dispatcher.owed("discord") == []
+        assert b"id-of-hers" not in bytes_in(tmp_path)
+
+
+async def test_what_is_said_after_a_clear_is_not_cleared_with_the_rest(house: House) -> None:
+    await house.ask(a_message("before"))
+    clear, after = await house.accept(a_message("/clear")), await house.accept(a_message("after"))
+    assert "1" in notice_of(await house.replied(clear))
+    assert text_of(await house.replied(after)) == "ok"
+
+
+async def test_what_was_kept_before_a_clear_and_expected_after_it_is_not_asked(house: House) -> None:
+    exchange = await house.accept(a_message("hi"))
+    await house.store.clear(CHANNEL)
+    await house.replied(exchange)
+    assert house.engine.requests == []
+    assert (await house.kept(exchange)).status is Status.CLEARED
+
+
+async def test_a_retry_that_is_refused_costs_no_answer(tmp_path: Path) -> None:
+    async with a_house(tmp_path, limits=LimitsSection(requests_per_minute=1)) as house:
+        exchange = await house.accept(a_message("hi"))
+        await house.dispatcher.placed(exchange.id, 0, "m1")
+        await house.replied(exchange)
+        pressed = await house.dispatcher.pressed(CHANNEL, "m1", Action.RETRY, MEI)
+        assert "60 s" in pressed.notice
+        assert "60 s" in notice_of(await house.ask(a_message("/retry")))
+        kept = await house.kept(exchange)
+        assert kept.answer is not None
+        assert kept.answer.text == "ok"
+
+
+async def test_no_thread_and_no_other_channel_gets_round_the_limits(tmp_path: Path) -> None:
+    async with a_house(tmp_path, limits=LimitsSection(waiting_per_user=2)) as house:
+        house.engine.go_on.clear()
+        places = [ChannelKey("discord", "c1", f"t{number}") for number in range(2)]
+        asked = [asyncio.create_task(house.ask(a_message(channel=place))) for place in places]
+        await house.engine.asked(2)
+        assert "answer: 2" in notice_of(await house.ask(a_message(channel=ELSEWHERE)))
+        house.engine.go_on.set()
+        await asyncio.gather(*asked)
+    async with a_house(tmp_path, limits=LimitsSection(requests_per_minute_channel=1)) as house:
+        await house.ask(a_message(channel=places[0]))
+        assert "60 s" in notice_of(await house.ask(a_message(author=TOM, channel=places[1])))
+
+
+async def test_a_channels_tokens_and_a_persons_commands_are_counted(tmp_path: Path) -> None:
+    async with a_house(tmp_path, limits=LimitsSection(requests_per_minute=1, tokens_per_hour_channel=1)) as house:
+        await house.ask(a_message("hi"))
+        assert "60 min" in notice_of(await house.ask(a_message("hi", author=TOM)))
+        await house.ask(a_message("/help"))
+        assert "60 s" in notice_of(await house.ask(a_message("/help")))
+
+
+async def test_a_quotation_counts_with_the_message(tmp_path: Path) -> None:
+    async with a_house(tmp_path, limits=LimitsSection(max_message_chars=10)) as house:
+        assert "11 characters" in notice_of(await house.ask(a_message("12345", quoted="123456")))
+        assert house.engine.requests == []
