@@ -1,0 +1,92 @@
+"""What is done to a database from outside: another process that locks it, a disk that has no room left."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiosqlite
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+_LOCKER = """
+import sqlite3, sys
+other = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+other.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@asynccontextmanager
+async def locked_by_another(path: Path) -> AsyncIterator[None]:
+    """Let another process hold the database's lock as long as the block lasts."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _LOCKER, str(path), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"locked\n", "the other process did not get the lock"
+        yield
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+@dataclass
+class Disk:
+    """The room that a database has."""
+
+    connections: list[aiosqlite.Connection]
+
+    async def limit(self, pages: int) -> None:
+        """Let the file have so many pages of 4 KiB; fewer than it has means no more than it has."""
+        for connection in self.connections:
+            with suppress(ValueError):  # it was closed meanwhile
+                await connection.execute(f"PRAGMA max_page_count={pages}")
+
+
+@contextmanager
+def a_limited_disk() -> Iterator[Disk]:
+    """Get hold of the connections that are opened meanwhile."""
+    disk = Disk([])
+
+    def opened(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        driver = getattr(connection, "driver_connection", None)
+        if isinstance(driver, aiosqlite.Connection):
+            disk.connections.append(driver)
+
+    event.listen(Pool, "connect", opened)
+    try:
+        yield disk
+    finally:
+        event.remove(Pool, "connect", opened)
+
+
+def percentile(values: list[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+@asynccontextmanager
+async def lateness(every: float = 0.005) -> AsyncIterator[list[float]]:
+    """How much later than it wished, in seconds, a task is woken that sleeps again and again."""
+    late: list[float] = []
+
+    async def watch() -> None:
+        while True:
+            due = time.monotonic() + every
+            await asyncio.sleep(every)
+            late.append(time.monotonic() - due)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield late
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
