@@ -53,11 +53,11 @@ async def run(config: Config, progress: Progress) -> None:
         async with MeteredEngine(model, metrics, clock) as engine:
             parts.engine = engine
             params = SamplingParams(
-            config.sampling.temperature,
-            config.sampling.top_k,
-            config.sampling.top_p,
-            config.limits.max_answer_tokens or None,
-        )
+                config.sampling.temperature,
+                config.sampling.top_k,
+                config.sampling.top_p,
+                config.limits.max_answer_tokens or None,
+            )
             conversations = Conversations(
                 engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds
             )
