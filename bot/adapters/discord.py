@@ -162,7 +162,7 @@ def _token(settings: DiscordSection) -> str:
 
 
 @contextmanager
-def _connecting(client: discord.Client) -> Iterator[None]:
+def _connecting(client: BotClient) -> Iterator[None]:
     """Tell what ends a connection for good from what is worth another one."""
     try:
         with translated():
