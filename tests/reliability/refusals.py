@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -200,6 +201,8 @@ async def outcome_of(
         platform.gate.guard = refuser
         # A call that the bot gave up may be refused all the same, and then nobody hears of it.
         platform.call_seconds = call_seconds
+        if platform.name == "telegram":
+            platform.now = datetime.now(UTC)  # what waits there shall not be too old to be answered
         yield
 
     limit = PROFILES[name].format.limit
