@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
-.PHONY: run test lossless reliability weights-test lint format words migration clean
+.PHONY: run test lossless reliability weights-test image image-test lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -37,6 +37,14 @@ reliability: $(VENV)/test-installed
 # Checkpoints of the real size, made of random weights: 13 GB of disk, 10 minutes, memory held to a limit.
 weights-test: $(VENV)/test-installed
 	@$(BIN)/python -m tests.weights
+
+# The container image, with docker or podman and buildah; CPU build: make image ARGS="--build-arg TORCH_INDEX=…"
+image: $(VENV)/test-installed
+	@$(BIN)/python -m tests.image $(ARGS)
+
+# The same, then started hardened, asked, stopped, started again, and put in bad situations.
+image-test: $(VENV)/test-installed
+	@$(BIN)/python -m tests.image --test $(ARGS)
 
 # The bot's own words: collect them from the code into the catalogues, and compile those.
 words: $(VENV)/test-installed

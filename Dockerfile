@@ -1,0 +1,61 @@
+# The bot as a container service:  make image, or docker build -t chatglm-bot .
+#
+# BASE          any Debian with Python 3.11 or newer and its venv module
+# TORCH_INDEX   where pip finds torch as well; "" is PyPI alone, whose build for Linux is the CUDA one. For the CPU build, give the
+#               address that PyTorch's "Get started" page names for it.
+# EXTRAS        of the package: postgres, transformers
+# REVISION      of the sources, for the label
+
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+ARG TORCH_INDEX=""
+ARG EXTRAS="postgres,transformers"
+RUN python3 -m venv /opt/bot
+ENV PATH=/opt/bot/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+WORKDIR /src
+# What changes least comes first: torch, then the other packages, then the bot.  A pip.conf, where the builder
+# gives one, is there for these lines only and stays in no layer.
+COPY constraints.txt pyproject.toml ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    version=$(grep '^torch==' constraints.txt) && \
+    if [ -n "$TORCH_INDEX" ]; then set -- --extra-index-url "$TORCH_INDEX"; fi && \
+    pip install "$@" --constraint constraints.txt "$version"
+COPY bot/__init__.py bot/__init__.py
+COPY README.md LICENSE ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    mkdir migrations && pip install --constraint constraints.txt ".[$EXTRAS]" && pip uninstall --yes chatglm-bot
+COPY . .
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    pip install --constraint constraints.txt --no-deps . && \
+    pip uninstall --yes pip && \
+    find /opt/bot -depth \( -name tests -path '*/torch/*' -o -name test -path '*/torch/*' \) -type d -exec rm -r {} + && \
+    rm -rf /opt/bot/lib/python3*/site-packages/torch/include && \
+    install -d -o 10001 -g 10001 /data
+
+
+FROM ${BASE}
+ARG REVISION=""
+LABEL org.opencontainers.image.title="chatglm-bot" \
+      org.opencontainers.image.description="A self-hosted chat bot for Discord, Telegram and Slack that serves one ChatGLM-6B" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=build /opt/bot /opt/bot
+COPY --from=build --chown=10001:10001 /data /data
+COPY config.toml /etc/bot/config.toml
+# The database, and models that are downloaded, outlive the container in /data; models of the operator's lie in /models.
+ENV PATH=/opt/bot/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/data \
+    HF_HOME=/data/hub \
+    BOT_STORAGE__URL=sqlite+aiosqlite:////data/bot.db \
+    BOT_OPERATIONS__ENABLED=true
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 9464
+# A large model takes minutes to load; until then the bot is alive and not yet ready.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 CMD ["bot", "health", "--config", "/etc/bot/config.toml"]
+ENTRYPOINT ["bot"]
+CMD ["run", "--config", "/etc/bot/config.toml"]

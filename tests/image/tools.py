@@ -1,0 +1,135 @@
+"""Whatever builds and runs containers here: docker, or podman with buildah, which need no daemon."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BASE = "python:3.11-slim-bookworm"
+# What stands in where no registry can be reached: the same Debian, from its own archive.
+LOCAL_BASE = "localhost/debian-python:bookworm"
+
+
+class ImageFault(Exception):
+    """What went wrong, for whoever ran the command."""
+
+
+def told(*command: str | Path, stdin: str | None = None) -> str:
+    """Run a command quietly; return what it printed.
+
+    Raises:
+        ImageFault: It failed; with the end of what it said.
+    """
+    done = subprocess.run([str(word) for word in command], input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ImageFault(f"{' '.join(map(str, command[:3]))} … ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def find_tool() -> str:
+    """Choose docker where its engine answers, else podman.
+
+    Raises:
+        ImageFault: There is neither.
+    """
+    if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0:
+        return "docker"
+    if shutil.which("podman") and shutil.which("buildah"):
+        return "podman"
+    raise ImageFault(
+        "there is neither a docker that answers nor podman with buildah: install one "
+        "(Debian, Ubuntu: apt install buildah podman runc debootstrap)"
+    )
+
+
+def find_base(tool: str) -> str:
+    """Choose what to build on: the official image if it is here or can be had, else one made from Debian's archive."""
+    for command in (["image", "inspect", BASE], ["pull", "--quiet", BASE]):
+        if subprocess.run([tool, *command], capture_output=True, check=False).returncode == 0:
+            return BASE
+    if subprocess.run([tool, "image", "inspect", LOCAL_BASE], capture_output=True, check=False).returncode:
+        print(f"{BASE} cannot be had: making {LOCAL_BASE} with debootstrap", flush=True)
+        _bootstrap(tool)
+    return LOCAL_BASE
+
+
+def _bootstrap(tool: str) -> None:
+    if os.geteuid() != 0 or not shutil.which("debootstrap"):
+        raise ImageFault(f"{BASE} cannot be pulled, and making a base needs debootstrap and root: name one with --base")
+    # On the disk that holds /var: /tmp may be memory.
+    folder = Path(told("mktemp", "--directory", "/var/tmp/base.XXXXXX").strip())
+    try:
+        told(
+            "debootstrap",
+            "--variant=minbase",
+            "--include=python3,python3-venv,ca-certificates",
+            "bookworm",
+            folder / "root",
+        )
+        for inside in ("proc", "sys"):
+            subprocess.run(["umount", folder / "root" / inside], capture_output=True, check=False)
+        # Packages and lists are not needed any more.
+        told("tar", "--one-file-system", "--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*",
+             "-C", folder / "root", "-cf", folder / "base.tar", ".")  # fmt: skip
+        told(tool, "import", folder / "base.tar", LOCAL_BASE)
+    finally:
+        shutil.rmtree(folder)
+
+
+def build(tool: str, base: str, image: str, arguments: Sequence[str]) -> None:
+    """Build the Dockerfile; what it prints goes to standard error.
+
+    What pip is told on this machine (an index of one's own, its certificate) holds for
+    the build too, and stays in no layer.
+    """
+    command = ["docker", "build"] if tool == "docker" else ["buildah", "bud", "--layers", "--format", "docker"]
+    command += ["--tag", image, "--build-arg", f"BASE={base}", "--build-arg", f"REVISION={revision()}"]
+    for argument in arguments:
+        command += ["--build-arg", argument]
+    command += _pip_of_this_machine(tool)
+    done = subprocess.run([*command, str(ROOT)], stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise ImageFault(f"{command[0]} ended with {done.returncode}; what it said stands above")
+
+
+def _pip_of_this_machine(tool: str) -> list[str]:
+    settings = _pip_settings()
+    if not settings:
+        return []
+    config = ROOT / "dist" / "pip.conf"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()), encoding="utf-8")
+    flags = ["--secret", f"id=pip.conf,src={config}"]
+    if tool == "podman":
+        # Folders of wheels and a certificate are on this machine: docker's builder cannot see them, buildah can.
+        flags += ["--network", "host"]
+        places = {Path(word.removeprefix("file://")) for value in settings.values() for word in value.split()}
+        # An index in a folder names files beside it.
+        places = {place.parent if place.name == "simple" else place for place in places}
+        for place in sorted(place for place in places if place.is_absolute() and place.exists()):
+            flags += ["--volume", f"{place}:{place}:ro"]
+    return flags
+
+
+def _pip_settings() -> dict[str, str]:
+    """What pip is configured with here, environment over files."""
+    found: dict[str, str] = {}
+    for line in told(sys.executable, "-m", "pip", "config", "list").splitlines():
+        key, _, value = line.partition("=")
+        found[key.strip(":").split(".")[-1]] = value.strip("'")
+    return {key: found[key] for key in ("index-url", "extra-index-url", "find-links", "cert") if key in found}
+
+
+def inspect(tool: str, what: str) -> dict[str, Any]:
+    [found] = json.loads(told(tool, "inspect", what))
+    return dict(found)
+
+
+def revision() -> str:
+    done = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
