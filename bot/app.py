@@ -59,10 +59,10 @@ async def run(config: Config, progress: Progress) -> None:
                 config.limits.max_answer_tokens or None,
             )
             conversations = Conversations(
-                engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds
+                engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds, clock=clock
             )
             access = MeteredAccess(config.access, config.limits, clock, metrics)
-            dispatcher = MeteredDispatcher(access, conversations, engine, store, config.conversation, metrics)
+            dispatcher = MeteredDispatcher(access, conversations, engine, store, config.conversation, metrics, clock)
             meter = partial(MeteredMessenger, metrics=metrics, clock=clock)
             adapters = {name: open_adapter(name, each, clock, meter) for name, each in config.enabled_adapters.items()}
             parts.adapters = adapters

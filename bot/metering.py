@@ -282,8 +282,9 @@ class MeteredDispatcher(Dispatcher):
         store: Store,
         settings: ConversationSection,
         metrics: Metrics,
+        clock: Clock,
     ) -> None:
-        super().__init__(access, conversations, engine, store, settings)
+        super().__init__(access, conversations, engine, store, settings, clock=clock)
         self._metrics = metrics
 
     async def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
