@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.commands import COMMANDS, menu, parse
+from bot.commands import menu, parse
 from bot.config import AccessSection
 from bot.domain import Author, ChannelKey, Kind, Status
 from tests.house import House, a_house, notice_of, text_of

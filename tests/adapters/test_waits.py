@@ -51,12 +51,11 @@ async def test_of_slacks_new_messages_only_those_in_the_channel_that_must_wait_d
     async with SlackServer() as server, web_api(server.settings(), clock) as api:
         busy, quiet = server.room.channel("busy"), server.room.channel("quiet")
         server.gate.guard = refusing_once("/chat.postMessage", refusal, heard)
-        words = {"text": "hello", "unfurl_links": False, "unfurl_media": False}
 
         for _ in range(2):
             with pytest.raises(RateLimited), translated():
-                await api.chat_postMessage(channel=busy, **words)
-        assert (await api.chat_postMessage(channel=quiet, **words))["ok"]
+                await api.chat_postMessage(channel=busy, text="hello", unfurl_links=False, unfurl_media=False)
+        assert (await api.chat_postMessage(channel=quiet, text="hello", unfurl_links=False, unfurl_media=False))["ok"]
         assert len(heard) == 2
 
 
