@@ -98,7 +98,7 @@ async def a_house(folder: Path, limits: LimitsSection | None = None) -> AsyncIte
         conversations = Conversations(model, store, settings, SamplingParams(), answer_seconds=bounds.answer_seconds)
         parts = Parts(store, model, {"fake": Platform()})
         metrics.registry.register(PartsCollector(parts))
-        dispatcher = MeteredDispatcher(access, conversations, model, store, settings, metrics, ManualClock())
+        dispatcher = MeteredDispatcher(access, conversations, model, store, settings, metrics, clock)
         yield House(clock, metrics, engine, FakeMessenger(clock), dispatcher, parts)
 
 
