@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -19,7 +19,7 @@ from bot.dispatch import Dispatcher
 from bot.domain import SamplingParams
 from bot.ending import Ending
 from bot.engine import Progress, open_engine
-from bot.errors import BotError, StoreError
+from bot.errors import BotError, StoreError, StoreInUse
 from bot.health import Health, Parts
 from bot.metering import (
     MeteredAccess,
@@ -33,9 +33,13 @@ from bot.metering import (
 from bot.metrics import Metrics
 from bot.operations import application, serving
 from bot.storage.base import Store
+from bot.storage.claim import Claim
 from bot.storage.sql import SqlStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Seconds between two looks at whether the database is still ours alone.
+_CLAIM_LASTS = 15.0
 
 
 async def run(config: Config, progress: Progress) -> None:
@@ -45,8 +49,12 @@ async def run(config: Config, progress: Progress) -> None:
         BotError: A part cannot start, or an adapter cannot go on.
     """
     clock, parts, metrics = MonotonicClock(), Parts(), Metrics()
-    database = SqlStore(config.storage.url.get_secret_value(), clock)
-    async with _operations(config, parts, metrics, clock), MeteredStore(database, metrics, clock) as store:
+    url = config.storage.url.get_secret_value()
+    async with (
+        _claimed(url) as claim,
+        _operations(config, parts, metrics, clock),
+        MeteredStore(SqlStore(url, clock), metrics, clock) as store,
+    ):
         parts.store = store
         # In a thread, for what it imports takes seconds, in which /livez shall answer.
         model = await asyncio.to_thread(open_engine, config.engine, progress)
@@ -68,25 +76,52 @@ async def run(config: Config, progress: Progress) -> None:
             parts.adapters = adapters
             log.info("ready", adapters=list(adapters), model=engine.info.model, device=engine.info.device)
             async with _retention(store, config.storage.retention_days, clock):
-                await _run(adapters.values(), dispatcher, parts)
+                await _run(adapters.values(), dispatcher, parts, _keep(claim, clock))
 
 
-async def _run(adapters: Iterable[Adapter], dispatcher: Dispatcher, parts: Parts) -> None:
-    """Serve all platforms until each has ended, or one cannot go on."""
+async def _run(
+    adapters: Iterable[Adapter], dispatcher: Dispatcher, parts: Parts, keeping: Coroutine[None, None, None]
+) -> None:
+    """Serve all platforms until each has ended, or one cannot go on; `keeping` runs beside them."""
     try:
         async with asyncio.TaskGroup() as tasks:
+            beside = tasks.create_task(keeping)
             running = [tasks.create_task(adapter.run(dispatcher)) for adapter in adapters]
             try:
                 if running:
                     await asyncio.wait(running)
             finally:
                 parts.is_stopping = True
+                beside.cancel()
     except ExceptionGroup as failures:
         expected, unexpected = failures.split(BotError)
         if expected is None or unexpected is not None:
             raise
         # A wrong token, say: one sentence is enough, the others were cancelled for it.
         raise expected.exceptions[0] from None
+
+
+@asynccontextmanager
+async def _claimed(url: str) -> AsyncIterator[Claim]:
+    """Be the only bot on this database; in threads, for it may take seconds."""
+    claim = await asyncio.to_thread(Claim, url)
+    await asyncio.to_thread(claim.__enter__)
+    try:
+        yield claim
+    finally:
+        await asyncio.to_thread(claim.__exit__, None, None, None)
+
+
+async def _keep(claim: Claim, clock: Clock) -> None:
+    """Look after the claim: a server that is started anew forgets it."""
+    while True:
+        await clock.sleep(_CLAIM_LASTS)
+        try:
+            await asyncio.to_thread(claim.renew)
+        except StoreInUse:
+            raise
+        except StoreError as error:
+            log.warning("nobody keeps other bots off the database just now", error=str(error))
 
 
 @asynccontextmanager

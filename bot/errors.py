@@ -9,6 +9,7 @@
     │   ├── PromptTooLong       the messages do not fit the model's context
     │   └── EngineFailed        this request died; others live
     ├── StoreError              the database cannot be used
+    │   └── StoreInUse          by another bot: one at a time
     ├── AddressUnavailable      the operations server cannot listen where it shall
     └── PlatformError
         ├── LoginRefused        a wrong token: the program ends
@@ -85,6 +86,10 @@ class StoreError(BotError):
     """The database cannot be used: too new, locked, read-only, full or damaged."""
 
 
+class StoreInUse(StoreError):
+    """Another bot runs on this database; two would answer everything twice."""
+
+
 class AddressUnavailable(BotError):
     """The operations server cannot listen where it shall: the port is taken, or the host is not ours."""
 
@@ -94,7 +99,9 @@ class PlatformError(BotError):
 
 
 class LoginRefused(PlatformError):
-    """The platform does not know this token."""
+    """The platform does not know this token: a mistake in the settings, which no restart cures."""
+
+    exit_code = 2
 
 
 class PlatformUnavailable(PlatformError):

@@ -35,7 +35,7 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
             the file is as it was.
     """
     location = locate(url)
-    _make_folder(location)
+    make_folder(location)
     with _one_at_a_time:
         config = _config()
         current = revision_of(url, busy_timeout)
@@ -135,7 +135,7 @@ def _folder() -> Path:
     return shipped if shipped.is_dir() else here.parent.parent / "migrations"
 
 
-def _make_folder(location: Location) -> None:
+def make_folder(location: Location) -> None:
     if location.path is None:
         return
     parent = location.path.parent

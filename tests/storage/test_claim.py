@@ -1,0 +1,178 @@
+"""One bot at a time on a database, and nothing left in the way once it is gone, however it went."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot.errors import StoreError, StoreInUse
+from bot.storage.claim import Claim
+from tests.storage import url_of
+from tests.storage.postgres import PostgresServer
+
+HOLDER = """
+import sys
+from bot.storage.claim import Claim
+with Claim(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def held_elsewhere(url: str) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return url_of(tmp_path / "data" / "bot.db")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.url(server.database())
+
+
+def test_a_second_one_is_told_and_comes_in_once_the_first_has_left(url: str) -> None:
+    with (
+        Claim(url),
+        pytest.raises(StoreInUse, match=r"is in use by another bot.*stop that one"),
+        Claim(url, patience=0),
+    ):
+        pass
+    with Claim(url, patience=0):
+        pass
+
+
+def test_it_waits_for_one_that_is_about_to_end(url: str) -> None:
+    first = Claim(url)
+    first.__enter__()
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            first.__exit__(None, None, None)
+
+    with Claim(url, sleep=sleep):
+        assert len(waits) == 3
+
+
+def test_a_process_that_is_killed_leaves_nothing_in_the_way(url: str) -> None:
+    with held_elsewhere(url) as holder:
+        with pytest.raises(StoreInUse), Claim(url, patience=0):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with Claim(url):
+        pass
+
+
+def test_renewing_what_is_held_changes_nothing(url: str) -> None:
+    with Claim(url) as claim:
+        claim.renew()
+        with pytest.raises(StoreInUse), Claim(url, patience=0):
+            pass
+
+
+def test_two_databases_do_not_know_each_other(tmp_path: Path) -> None:
+    with Claim(url_of(tmp_path / "a.db")), Claim(url_of(tmp_path / "b.db"), patience=0):
+        pass
+
+
+def test_a_file_is_one_database_under_all_its_names(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with (
+        Claim(url_of(tmp_path / "data" / "bot.db")),
+        pytest.raises(StoreInUse),
+        Claim(url_of(tmp_path / "link" / "bot.db"), patience=0),
+    ):
+        pass
+
+
+def test_who_has_a_file_is_told(tmp_path: Path) -> None:
+    with (
+        Claim(url_of(tmp_path / "bot.db")),
+        pytest.raises(StoreInUse, match=rf"another bot \(process {os.getpid()} on \S+\): stop"),
+        Claim(url_of(tmp_path / "bot.db"), patience=0),
+    ):
+        pass
+
+
+def test_a_damaged_note_of_who_has_it_is_no_matter(tmp_path: Path) -> None:
+    with Claim(url_of(tmp_path / "bot.db")):
+        (tmp_path / "bot.db.lock").write_bytes(b"\xff")
+        with pytest.raises(StoreInUse, match="another bot: stop"), Claim(url_of(tmp_path / "bot.db"), patience=0):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(StoreError, match=r"must be allowed to read and write it.*Permission denied"):
+        Claim(url_of(tmp_path / "bot.db")).__enter__()
+
+
+def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "bot.db.lock").mkdir()
+    with pytest.raises(StoreError, match=r"bot\.db cannot be opened.*Is a directory"):
+        Claim(url_of(tmp_path / "bot.db")).__enter__()
+
+
+def test_a_server_that_has_forgotten_it_is_asked_again(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    with Claim(postgres.url(database)) as claim:
+        end_sessions(postgres, database)
+        with pytest.raises(StoreError, match="broken off the connection"):
+            claim.renew()
+        claim.renew()
+        with pytest.raises(StoreInUse), Claim(postgres.url(database), patience=0):
+            pass
+
+
+def test_a_bot_that_was_faster_after_that_is_told_of(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    with Claim(postgres.url(database)) as claim:
+        end_sessions(postgres, database)
+        with pytest.raises(StoreError):
+            claim.renew()
+        with Claim(postgres.url(database)), pytest.raises(StoreInUse):
+            claim.renew()
+
+
+def test_a_server_notices_a_machine_that_vanished(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    with Claim(postgres.url(database)) as claim:
+        session = claim._lock._session  # type: ignore[attr-defined]  # there is no other way to see it
+        shown = [
+            session.exec_driver_sql(f"SHOW tcp_keepalives_{each}").scalar() for each in ("idle", "interval", "count")
+        ]
+    assert shown == ["15", "5", "3"]
+
+
+def test_a_server_that_is_away_is_one_sentence() -> None:
+    with pytest.raises(StoreError, match="cannot be reached"):
+        Claim("postgresql://bot@127.0.0.1:1/bot").__enter__()
+
+
+def test_two_schemas_of_one_database_are_two_places(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    postgres.run("CREATE SCHEMA other", database)
+    url = postgres.url(database)
+    with Claim(url), Claim(f"{url}?options=-c%20search_path%3Dother", patience=0):
+        pass
+
+
+def end_sessions(postgres: PostgresServer, database: str) -> None:
+    with postgres.connected() as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [database]
+        )
