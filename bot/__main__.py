@@ -1,4 +1,4 @@
-"""The command line: run · check · health · migrate · bench; errors become exit codes."""
+"""The command line: run · check · health · migrate · backup · export · copy · bench; errors become exit codes."""
 
 from __future__ import annotations
 
@@ -86,12 +86,71 @@ def health(path: Path | None) -> None:
 @with_config
 def migrate(path: Path | None) -> None:
     """Bring the database up to date without starting the bot."""
-    from bot.storage.migrate import upgrade
+    from bot.storage.claim import Claim
+    from bot.storage.migrate import head, revision_of, upgrade
+
+    loaded = _load(path)
+    url = loaded.config.storage.url.get_secret_value()
+    with _discreet(loaded):
+        if revision_of(url) != head():
+            with Claim(url):  # an older bot that still runs would find tables that it does not know
+                upgrade(url)
+    click.echo("The database is up to date.")
+
+
+@cli.command()
+@with_config
+@click.argument("file", type=click.Path(path_type=Path))
+def backup(path: Path | None, file: Path) -> None:
+    """Copy the SQLite database into FILE, a new one; the bot may run meanwhile."""
+    from bot.storage.backup import back_up
 
     loaded = _load(path)
     with _discreet(loaded):
-        upgrade(loaded.config.storage.url.get_secret_value())
-    click.echo("The database is up to date.")
+        size = back_up(loaded.config.storage.url.get_secret_value(), file)
+    click.echo(f"{file} holds the database, {size / 1e6:.1f} MB, and was looked through.")
+
+
+@cli.command()
+@with_config
+@click.argument("channel", required=False)
+def export(path: Path | None, channel: str | None) -> None:
+    """Print what was said in CHANNEL as JSON; without it, list the channels and their number of exchanges.
+
+    CHANNEL is written as it is listed: discord:1234, slack:C01 (threads included), slack:C01:1718.2 (one thread).
+    """
+    from bot.storage.export import channels
+    from bot.storage.export import export as exported
+
+    loaded = _load(path)
+    url = loaded.config.storage.url.get_secret_value()
+    with _discreet(loaded):
+        if channel is None:
+            for key, count in channels(url).items():
+                click.echo(f"{count:>8}  {key}")
+        else:
+            for line in exported(url, channel):
+                click.echo(line, nl=False)
+
+
+@cli.command()
+@with_config
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    envvar="BOT_COPY_TO",
+    help="postgresql://… or sqlite+aiosqlite:///…, as storage.url; one with a password goes into BOT_COPY_TO.",
+)
+def copy(path: Path | None, target: str) -> None:
+    """Copy all that is kept into another database, which must be empty; no bot may run on either."""
+    from bot.storage.engines import locate
+    from bot.storage.transfer import transfer
+
+    loaded = _load(path)
+    with _discreet(loaded, target):
+        count = transfer(loaded.config.storage.url.get_secret_value(), target)
+        click.echo(f"{locate(target).name} holds all {count} exchanges. Name it in storage.url, and start the bot.")
 
 
 @cli.command()
@@ -139,7 +198,8 @@ def main() -> None:
     """Run the command line.
 
     Exit codes: 0 done; 1 something cannot be used, and its message says what; 2 mistakes
-    in the settings or on the command line; 130 interrupted.
+    in the settings or on the command line, a token that a platform refuses among them: no
+    restart cures those; 130 interrupted.
     """
     try:
         cli(standalone_mode=False)
@@ -151,6 +211,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    except BrokenPipeError:
+        # Who read our output has enough of it.  Python would try to write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 async def _inspect(config: Config, redact: Callable[[str], str]) -> bool:
@@ -177,15 +241,16 @@ def _load(path: Path | None) -> Loaded:
 
 
 @contextmanager
-def _discreet(loaded: Loaded) -> Iterator[Callable[[str], str]]:
-    """Set the logs up, and blot secrets out of them and of what goes wrong inside.
+def _discreet(loaded: Loaded, *urls: str) -> Iterator[Callable[[str], str]]:
+    """Set the logs up, and blot secrets, those of `urls` too, out of them and of what goes wrong inside.
 
     Libraries put addresses into their errors, and with them tokens and passwords.
     """
-    from bot.config import foreign_secrets
+    from bot.config import foreign_secrets, passwords
     from bot.logs import Redaction, set_up
 
-    secrets = (*loaded.config.secrets, *foreign_secrets(os.environ))
+    named = [word for url in urls for word in passwords(url)]
+    secrets = (*loaded.config.secrets, *named, *foreign_secrets(os.environ))
     redact = Redaction(secrets)
     logs = loaded.config.logs
     if "console" in loaded.config.enabled_adapters and sys.stderr.isatty() and ("logs", "level") not in loaded.origins:

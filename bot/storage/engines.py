@@ -147,6 +147,21 @@ def inspector(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     )
 
 
+def onlooker(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
+    """Open it to read at length, beside a bot that may start or end meanwhile: its locks are kept."""
+    if location.path is None:
+        return create_engine(
+            location.url,
+            poolclass=NullPool,
+            connect_args=_session(location.url, busy_timeout),
+            isolation_level="REPEATABLE READ",
+            execution_options={"postgresql_readonly": True},
+        )
+    engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
+    _settle(engine, "BEGIN", busy_timeout, query_only=True)
+    return engine
+
+
 def _session(url: URL, busy_timeout: float) -> dict[str, str]:
     """What a connection to a server is opened with; what the URL itself says comes first."""
     settings = {

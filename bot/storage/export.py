@@ -1,0 +1,136 @@
+"""What was said in a channel as JSON: for who asks what is kept of them, or takes it elsewhere."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+
+from bot.domain import ChannelKey, Exchange
+from bot.errors import StoreError
+from bot.storage import migrate
+from bot.storage.engines import locate, onlooker
+from bot.storage.faults import translated
+from bot.storage.rows import to_exchange
+from bot.storage.schema import exchanges
+
+BATCH = 500
+
+
+def channels(url: str) -> dict[ChannelKey, int]:
+    """Count the exchanges of every channel and thread that anything is kept of, the busiest first.
+
+    Raises:
+        StoreError: The database cannot be read, or is not up to date.
+    """
+    with looking(url) as connection:
+        return _channels(connection)
+
+
+def export(url: str, name: str) -> Iterator[str]:
+    """Yield one JSON object in lines: the exchanges of the channel that `str(ChannelKey)` writes as `name`.
+
+    One without a thread brings its threads along, as `/clear` does.
+
+    Raises:
+        StoreError: The database cannot be read, or knows no such channel.
+    """
+    with looking(url) as connection:
+        here = _named(name, _channels(connection), locate(url).name)
+        yield f'{{"channel": {_json(name)}, "exchanges": ['
+        comma, last = "", 0
+        while rows := connection.execute(_after(last, here)).all():
+            for row in rows:
+                yield comma + _json(_told(to_exchange(row)))
+                comma, last = ",\n", row.id
+        yield "\n]}\n"
+
+
+@contextmanager
+def looking(url: str) -> Iterator[Connection]:
+    """A connection on which all that is read is of one moment, with a bot at work beside it or without.
+
+    Raises:
+        StoreError: There is no database, or it is not of this program's revision.
+    """
+    location = locate(url)
+    revision, head = migrate.revision_of(url), migrate.head()
+    if revision is None:
+        raise StoreError(f"there is no database {location.name} yet: nothing was ever said")
+    if revision != head:
+        raise StoreError(
+            f"{location.name} has revision {revision}, and this program reads {head}: bring it up to date with "
+            "bot migrate, or update the program"
+        )
+    with translated(location.name), onlooker(location).begin() as connection:
+        yield connection
+
+
+def _channels(connection: Connection) -> dict[ChannelKey, int]:
+    place = (exchanges.c.platform, exchanges.c.channel, exchanges.c.thread)
+    count = func.count().label("number")
+    query = select(*place, count).group_by(*place).order_by(count.desc(), *place)
+    return {ChannelKey(row.platform, row.channel, row.thread): row.number for row in connection.execute(query)}
+
+
+def _named(name: str, known: Mapping[ChannelKey, int], place: str) -> ColumnElement[bool]:
+    """The condition for all that this name means; ids may hold colons, so it is compared and not read."""
+    whole = {(key.platform, key.channel) for key in known if str(ChannelKey(key.platform, key.channel)) == name}
+    threads = {key for key in known if str(key) == name and (key.platform, key.channel) not in whole}
+    if not (whole or threads):
+        near = get_close_matches(name, map(str, known), n=1, cutoff=0.3)
+        hint = f", did you mean {near[0]}?" if near else ":"
+        raise StoreError(f"{place} holds nothing of {name}{hint} bot export, without a name, lists what there is")
+    return or_(
+        *(and_(exchanges.c.platform == platform, exchanges.c.channel == channel) for platform, channel in whole),
+        *(
+            and_(
+                exchanges.c.platform == key.platform,
+                exchanges.c.channel == key.channel,
+                exchanges.c.thread == key.thread,
+            )
+            for key in threads
+        ),
+    )
+
+
+def _after(last: int, here: ColumnElement[bool]) -> Any:
+    return select(exchanges).where(here, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+
+
+def _told(exchange: Exchange) -> dict[str, Any]:
+    message, answer = exchange.message, exchange.answer
+    return {
+        "id": exchange.id,
+        "thread": message.channel.thread,
+        "message": message.id,
+        "kind": exchange.kind,
+        "status": exchange.status,
+        "sent_at": message.sent_at.isoformat(),
+        "server": message.server,
+        "is_direct": message.is_direct,
+        "locale": message.locale,
+        "author": {
+            "id": message.author.key if message.author.id else "",
+            "name": message.author.name,
+            "roles": sorted(message.author.roles),
+            "is_bot": message.author.is_bot,
+        },
+        "quoted": message.quoted,
+        "text": message.text,
+        "answer": answer
+        and {
+            "text": answer.text,
+            "notice": answer.notice,
+            "reason": answer.reason,
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "completion_tokens": answer.usage.completion_tokens,
+        },
+        "parts": exchange.parts,
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

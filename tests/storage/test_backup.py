@@ -1,0 +1,116 @@
+"""A backup: whole, private, without what was deleted, made beside a bot; and put back."""
+
+import os
+import shutil
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from bot.domain import Answer, Kind
+from bot.errors import StoreError
+from bot.storage import backup, migrate
+from bot.storage.backup import back_up
+from tests.storage import ROOM, message, temporary_store, url_of
+
+
+async def test_it_is_made_while_the_bot_runs_and_holds_what_was_said_until_then(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        first = await store.begin(message(1, "before"), Kind.CHAT)
+        assert first is not None
+        await store.answer(first.id, Answer("yes"))
+        size = back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+        await store.begin(message(2, "after"), Kind.CHAT)
+    assert size == (tmp_path / "backup.db").stat().st_size
+    (tmp_path / "restored").mkdir()
+    shutil.copy(tmp_path / "backup.db", tmp_path / "restored" / "bot.db")
+    async with temporary_store(tmp_path / "restored") as store:
+        assert (found := await store.find(ROOM, "1")) is not None
+        assert found.answer == Answer("yes")
+        assert await store.find(ROOM, "2") is None
+        later = await store.begin(message(3), Kind.CHAT)
+        assert later is not None
+        assert later.id > first.id
+
+
+async def test_what_was_deleted_is_not_in_it(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.begin(message(1, "swordfish"), Kind.CHAT)
+        await store.clear(ROOM)
+        back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    assert b"swordfish" not in (tmp_path / "backup.db").read_bytes()
+
+
+def test_only_its_owner_may_read_it_whatever_the_umask(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    before = os.umask(0)
+    try:
+        back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "backup.db").stat().st_mode) == 0o600
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    (tmp_path / "backup.db").write_bytes(b"precious")
+    with pytest.raises(StoreError, match="exists already: a backup overwrites nothing"):
+        back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    assert (tmp_path / "backup.db").read_bytes() == b"precious"
+
+
+def test_what_an_earlier_one_left_when_it_was_killed_is_no_matter(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    (tmp_path / "backup.db.partial").write_bytes(b"half of it")
+    back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    assert {path.name for path in tmp_path.iterdir()} == {"bot.db", "backup.db"}
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    with pytest.raises(StoreError, match=r"cannot be written \(No such file or directory\): name another file"):
+        back_up(url_of(tmp_path / "bot.db"), tmp_path / "absent" / "backup.db")
+
+
+def test_a_database_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no database"):
+        back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["source", "copy"])
+def test_a_damaged_database_makes_no_backup(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "bot.db"
+    migrate.upgrade(url_of(file))
+    if damage == "source":
+        with file.open("r+b") as pages:
+            pages.seek(4096)
+            pages.write(b"\xff" * 4096 * 3)
+    else:
+
+        def connect(*args: object, **kwargs: object) -> sqlite3.Connection:
+            if "partial" in str(args[0]):  # what the disk gives back is not what it was given
+                partial = tmp_path / "backup.db.partial"
+                content = bytearray(partial.read_bytes())
+                content[4096 + 8 : 4096 + 40] = b"\xff" * 32
+                partial.write_bytes(content)
+            return real(*args, **kwargs)  # type: ignore[call-overload,no-any-return]  # passed on as it came
+
+        real = sqlite3.connect
+        monkeypatch.setattr(backup.sqlite3, "connect", connect)  # type: ignore[attr-defined]  # the module's own import
+    with pytest.raises(StoreError, match="damaged"):
+        back_up(url_of(file), tmp_path / "backup.db")
+    assert not (tmp_path / "backup.db").exists()
+    assert not (tmp_path / "backup.db.partial").exists()
+
+
+def test_a_file_name_that_a_uri_would_misread_is_none_the_worse(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "why not #1.db"))
+    back_up(url_of(tmp_path / "why not #1.db"), tmp_path / "to?here#%41.db")
+    assert {path.name for path in tmp_path.iterdir()} == {"why not #1.db", "to?here#%41.db"}
+
+
+def test_on_a_server_it_names_the_servers_own_program(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"pg_dump --format=custom --file=\S+ postgresql://bot@db/bot$"):
+        back_up("postgresql://bot:secret@db/bot", tmp_path / "backup.db")

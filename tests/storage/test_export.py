@@ -1,0 +1,125 @@
+"""What was said in a channel as JSON, and which channels there are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.domain import Answer, ChannelKey, FinishReason, Kind, Usage
+from bot.errors import StoreError
+from bot.storage import export as module
+from bot.storage.export import channels, export
+from tests.storage import BEN, ROOM, THREAD, message, temporary_store, url_of
+from tests.storage.postgres import PostgresServer
+
+OTHER = ChannelKey("discord", "1234")
+
+
+async def a_database(folder: Path) -> str:
+    async with temporary_store(folder) as store:
+        first = await store.begin(message(1, "is it “so”?\n你好"), Kind.CHAT)
+        assert first is not None
+        await store.placed(first.id, 0, "p1")
+        await store.answer(first.id, Answer("It is.", "cut off", FinishReason.LENGTH, Usage(7, 3)))
+        await store.begin(message(2, channel=OTHER), Kind.CHAT)
+        await store.begin(message(3, "in the thread", THREAD, BEN), Kind.COMMAND)
+        await store.begin(message(4), Kind.CHAT)
+    return url_of(folder / "bot.db")
+
+
+def read(url: str, name: str) -> Any:
+    return json.loads("".join(export(url, name)))
+
+
+async def test_all_that_is_kept_of_an_exchange_is_told(tmp_path: Path) -> None:
+    told = read(await a_database(tmp_path), "slack:C1")
+    assert told["channel"] == "slack:C1"
+    assert told["exchanges"][0] == {
+        "id": 1,
+        "thread": None,
+        "message": "1",
+        "kind": "chat",
+        "status": "answered",
+        "sent_at": "2026-01-02T12:00:00+00:00",
+        "server": None,
+        "is_direct": False,
+        "locale": None,
+        "author": {"id": "slack:U1", "name": "Mei", "roles": ["staff", "运维"], "is_bot": False},
+        "quoted": None,
+        "text": "is it “so”?\n你好",
+        "answer": {
+            "text": "It is.",
+            "notice": "cut off",
+            "reason": "length",
+            "prompt_tokens": 7,
+            "completion_tokens": 3,
+        },
+        "parts": ["p1"],
+    }
+
+
+async def test_a_channel_brings_its_threads_along_and_a_thread_stands_alone(tmp_path: Path) -> None:
+    url = await a_database(tmp_path)
+    assert [each["message"] for each in read(url, "slack:C1")["exchanges"]] == ["1", "3", "4"]
+    assert [each["message"] for each in read(url, "slack:C1:17.1")["exchanges"]] == ["3"]
+    assert [each["message"] for each in read(url, "discord:1234")["exchanges"]] == ["2"]
+
+
+async def test_a_long_history_is_told_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    async with temporary_store(tmp_path) as store:
+        for number in range(10):
+            await store.begin(message(number), Kind.CHAT)
+    found = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"]
+    assert [each["message"] for each in found] == [str(number) for number in range(10)]
+
+
+async def test_ids_may_hold_colons(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.begin(message(1, channel=ChannelKey("x", "a:b")), Kind.CHAT)
+        await store.begin(message(2, channel=ChannelKey("x", "a", "b")), Kind.CHAT)
+    assert len(read(url_of(tmp_path / "bot.db"), "x:a:b")["exchanges"]) == 2
+
+
+async def test_who_spoke_is_not_told_of_what_was_cleared(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.begin(message(1, "swordfish"), Kind.CHAT)
+        await store.clear(ROOM)
+    told = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"][0]
+    assert (told["status"], told["text"], told["author"]["id"], told["answer"]) == ("cleared", "", "", None)
+
+
+async def test_channels_are_listed_with_their_numbers_of_exchanges(tmp_path: Path) -> None:
+    assert channels(await a_database(tmp_path)) == {ROOM: 2, OTHER: 1, THREAD: 1}
+
+
+async def test_an_unknown_channel_is_told_with_the_nearest(tmp_path: Path) -> None:
+    url = await a_database(tmp_path)
+    with pytest.raises(StoreError, match=r"nothing of discord:1243, did you mean discord:1234\? bot export, without"):
+        read(url, "discord:1243")
+    with pytest.raises(StoreError, match=r"nothing of @@: bot export, without a name, lists what there is$"):
+        read(url, "@@")
+
+
+async def test_a_database_of_another_revision_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = await a_database(tmp_path)
+    monkeypatch.setattr(module.migrate, "head", lambda: "9999")  # type: ignore[attr-defined]  # the module's own import
+    with pytest.raises(StoreError, match="has revision 0001, and this program reads 9999: bring it up to date"):
+        channels(url)
+
+
+def test_a_database_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no database"):
+        channels(url_of(tmp_path / "bot.db"))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_server_is_read_alike(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    async with postgres.store(database) as store:
+        await store.begin(message(1, "hello"), Kind.CHAT)
+        url = postgres.url(database)
+        assert channels(url) == {ROOM: 1}
+        (only,) = read(url, "slack:C1")["exchanges"]
+    assert (only["text"], only["sent_at"]) == ("hello", "2026-01-02T12:00:00+00:00")
