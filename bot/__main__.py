@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 with_config = click.option(
     "--config",
     "path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # what cannot be read is told as other mistakes are
     help="The settings; if not given, ./config.toml where there is one, else the defaults.",
 )
 
@@ -210,7 +210,10 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
+        # Not by sys.exit: all is closed, and taking the interpreter down takes seconds on a busy machine.
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(130)
     except BrokenPipeError:
         # Who read our output has enough of it.  Python would try to write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -183,7 +183,7 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
         await asyncio.wait([running])
     except asyncio.CancelledError:
         if not is_terminated:
-            ending.begin()
+            ending.begin(128 + signal.SIGINT)
         log.info("stopping")
         running.cancel()
         await asyncio.wait([running])

@@ -22,8 +22,11 @@ class Ending:
     seconds: float = _LONGEST
     leave: Callable[[int], object] = os._exit
 
-    def begin(self) -> None:
-        """Take the signals over, and let the time run; nothing of this is taken back."""
+    def begin(self, code: int = 0) -> None:
+        """Take the signals over, and let the time run; nothing of this is taken back.
+
+        `code` is the process's exit code if it runs out.
+        """
 
         def leave(number: int, frame: FrameType | None) -> None:
             self.leave(128 + number)
@@ -32,7 +35,7 @@ class Ending:
             signal.signal(number, leave)
         # A thread, for the event loop may be what hangs; it also outlives the loop, whose
         # closing waits for other threads.
-        timer = threading.Timer(self.seconds, self.leave, [0])
+        timer = threading.Timer(self.seconds, self.leave, [code])
         timer.daemon = True
         timer.start()
 

@@ -37,7 +37,7 @@ async def test_an_end_that_takes_too_long_is_cut_off() -> None:
         codes.append(code)
         loop.call_soon_threadsafe(over.set)
 
-    Ending(seconds=0.01, leave=leave).begin()
+    Ending(seconds=0.01, leave=leave).begin(130)
     async with asyncio.timeout(10):
         await over.wait()
-    assert codes == [0]
+    assert codes == [130]
