@@ -26,6 +26,7 @@ from bot.domain import (
     Kind,
     Notice,
     ReplyEvent,
+    Standing,
     Status,
 )
 from bot.engine.base import Engine
@@ -67,6 +68,7 @@ class Dispatcher:
         self._clock = clock or MonotonicClock()
         self._calendar = Calendar(self._clock, today)
         self._in_hand: set[int] = set()
+        self._owed: set[int] = set()
         self._without_trace: set[int] = set()
         self._counted: set[int] = set()  # retries that were let through before their old answer was given up
 
@@ -95,7 +97,9 @@ class Dispatcher:
         channel the newest gets a notice, which settles them all.
         """
         owed = [exchange for exchange in await self._store.owed(platform) if exchange.id not in self._in_hand]
-        return [await self._taken_up(exchange) for exchange in await self._without_late(owed)]
+        remaining = [await self._taken_up(exchange) for exchange in await self._without_late(owed)]
+        self._owed.update(exchange.id for exchange in remaining)
+        return remaining
 
     async def edited(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a question; return the exchange to be answered anew, in place."""
@@ -182,6 +186,7 @@ class Dispatcher:
     def let_go(self, exchange: int) -> None:
         """Nobody works on it any more; if it is not done, it is owed again."""
         self._in_hand.discard(exchange)
+        self._owed.discard(exchange)
         self._without_trace.discard(exchange)
 
     def say_to(self, exchange: Exchange) -> Say:
@@ -267,7 +272,9 @@ class Dispatcher:
         if exchange.id in self._counted:
             self._counted.discard(exchange.id)
             return self._conversations.reply(exchange)
-        refusal = self._access.refusal(exchange.message, say, self._conversations.standing(exchange))
+        # That several wait is not their fault who asked while we were away.
+        standing = Standing() if exchange.id in self._owed else self._conversations.standing(exchange)
+        refusal = self._access.refusal(exchange.message, say, standing)
         if refusal is None:
             return self._conversations.reply(exchange)
         self._conversations.dismiss(exchange)

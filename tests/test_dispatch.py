@@ -60,6 +60,15 @@ async def test_questions_left_open_are_answered_in_their_order(tmp_path: Path) -
     assert asked == ["question 0", "question 1", "question 2"]
 
 
+async def test_what_was_asked_meanwhile_is_not_refused_for_being_much(tmp_path: Path) -> None:
+    async with a_house(tmp_path, limits=LimitsSection(waiting_per_user=1)) as house:
+        for number in range(3):
+            await house.dispatcher.keep(a_message(f"question {number}"))
+        owed = await house.dispatcher.owed("discord")
+        answers = await asyncio.gather(*(house.replied(exchange) for exchange in owed))
+        assert [text_of(events) for events in answers] == ["ok"] * 3
+
+
 async def test_a_retry_that_a_crash_interrupted_is_owed(tmp_path: Path) -> None:
     async with a_house(tmp_path) as before:
         before.engine.add("first")

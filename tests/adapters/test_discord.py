@@ -644,7 +644,8 @@ async def test_a_message_waits_until_the_database_can_keep_it(bot: Bot, monkeypa
     monkeypatch.setattr(bot.house.store, "begin", failing)
     await bot.platform.say("one")
     await bot.platform.say("two")
-    await bot.shows("ok", "ok")
+    waits = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+    await bot.shows(waits, "ok", "ok")
     assert [request.messages[-1].content for request in bot.engine.requests] == ["Mei: one", "Mei: two"]
 
 

@@ -104,8 +104,8 @@ class Scheduler(Generic[J]):
     """Gives slots to jobs and steps to slots.
 
     A job gets a slot as soon as one is free, so while any job waits all slots are
-    taken.  Whose jobs hold slots already lets those pass whose jobs hold fewer.  Prefills and decodes alternate, so that answers keep flowing while others
-    come in.
+    taken.  Whose jobs hold slots already lets those pass whose jobs hold fewer.  Prefills
+    and decodes alternate, so that answers keep flowing while others come in.
     """
 
     def __init__(self, slots: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
