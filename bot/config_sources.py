@@ -127,9 +127,9 @@ class _File:
         except FileNotFoundError:
             if path is None:
                 return cls(str(where), {}, {})
-            raise ConfigError(str(where), ["there is no such file"]) from None
+            raise ConfigError(str(where), ["there is no such file; name another one, or go without --config"]) from None
         except OSError as error:
-            raise ConfigError(str(where), [f"it cannot be read: {error.strerror}"]) from None
+            raise ConfigError(str(where), [f"it cannot be read ({error.strerror}); name a file that can"]) from None
         except UnicodeDecodeError as error:
             raise ConfigError(str(where), [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
         except tomllib.TOMLDecodeError as error:
@@ -166,7 +166,11 @@ def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
     """Find the setting that a secret in config.toml was meant for."""
     if key in known or (key[0] == "adapters" and len(key) == 3):
         return key
-    secrets = {variable(k): k for k, field in known.items() if k[0] == "adapters" and is_secret(field) and not is_address(field)}
+    secrets = {
+        variable(k): k
+        for k, field in known.items()
+        if k[0] == "adapters" and is_secret(field) and not is_address(field)
+    }
     near = get_close_matches(variable(key), secrets, n=1, cutoff=0.4)
     return secrets[near[0]] if near else ("adapters", "discord", "token")
 

@@ -25,7 +25,8 @@ from bot.config import AdapterSection, Config, EngineSection, OperationsSection,
 from bot.dispatch import Dispatcher
 from bot.ending import Ending
 from bot.engine.base import silent
-from bot.errors import AddressUnavailable, LoginRefused
+from bot.errors import AddressUnavailable, LoginRefused, StoreError, StoreInUse
+from bot.storage.claim import Claim
 from bot.storage.sql import SqlStore
 from tests.fakes import ScriptedEngine
 from tests.house import a_house
@@ -206,3 +207,32 @@ async def test_texts_are_deleted_once_they_are_too_old(
     files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"long ago" not in files
     assert b"lately" in files
+
+
+class Forever(Connected):
+    async def run(self, dispatcher: Dispatcher) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_second_one_on_the_same_database_opens_nothing(config: Config, tmp_path: Path) -> None:
+    with Claim(config.storage.url.get_secret_value()):
+        with pytest.raises(StoreInUse):
+            await app.run(config, silent)
+        assert not (tmp_path / "bot.db").exists()
+
+
+async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
+    config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcomes = iter([None, StoreError("the server is away"), StoreInUse("another bot was faster")])
+
+    def renew(claim: Claim) -> None:
+        if (outcome := next(outcomes)) is not None:
+            raise outcome
+
+    monkeypatch.setattr(Claim, "renew", renew)
+    monkeypatch.setattr(app, "_CLAIM_LASTS", 0.0)
+    standing_in(monkeypatch, Forever())
+    with pytest.raises(StoreInUse, match="was faster"):
+        await app.run(config, silent)
+    assert [each.levelname for each in caplog.records if "keeps other bots off" in each.message] == ["WARNING"]
