@@ -73,6 +73,18 @@ class Sessions:
         self._failures = 0
 
 
+def sparing(remaining: int, total: int, reset_after: float) -> float:
+    """Seconds to wait before one of the sessions that Discord still lets a bot begin today is used.
+
+    Who uses up all of them loses the token.  The first half is free; the other one is spread
+    over the seconds until they are counted anew, for a bot that somebody restarts again and again.
+
+    >>> sparing(999, 1000, 80_000.0), sparing(400, 1000, 80_000.0), sparing(0, 1000, 80_000.0)
+    (0.0, 200.0, 80000.0)
+    """
+    return 0.0 if 2 * remaining > total else reset_after / max(remaining, 1)
+
+
 class BotClient(discord.Client):
     """One connection: an object that was closed is not used again."""
 
@@ -118,6 +130,7 @@ class BotClient(discord.Client):
         return self._wanted.message_content
 
     async def setup_hook(self) -> None:
+        await self._spare_sessions()
         flags = self.application_flags
         # Asked for without being allowed, it would cost the connection.
         self._wanted.message_content = flags.gateway_message_content or flags.gateway_message_content_limited
@@ -125,6 +138,17 @@ class BotClient(discord.Client):
         wait = await self._announce()
         if wait is not None:
             self._announcing = asyncio.create_task(self._announce_after(wait))
+
+    async def _spare_sessions(self) -> None:
+        try:
+            with translated():
+                _, _, limit = await self.http.get_bot_gateway()
+            wait = sparing(limit["remaining"], limit["total"], limit["reset_after"] / 1000)
+        except (discord.GatewayNotFound, *UNREADABLE):
+            return  # what stands between us and Discord does not tell
+        if wait > 0:
+            log.warning("waiting, for few sessions are left today", seconds=round(wait), left=limit["remaining"])
+            await self._sessions.clock.sleep(wait)
 
     async def close(self) -> None:
         if self._announcing is not None:

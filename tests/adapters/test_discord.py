@@ -1,6 +1,7 @@
 """Discord: the real library against a server of our own."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -479,6 +480,25 @@ async def test_a_wrong_token_ends_it_with_one_sentence(platform: DiscordPlatform
     async with a_bot(platform, tmp_path) as bot:
         with pytest.raises(LoginRefused, match="BOT_DISCORD__TOKEN"):
             await bot.running
+
+
+async def test_a_bot_that_is_restarted_again_and_again_uses_not_all_sessions_of_the_day_up(
+    platform: DiscordPlatform, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    platform.sessions_left = {"total": 1000, "remaining": 2, "reset_after": 60_000, "max_concurrency": 1}
+    before = time.monotonic()
+    async with a_bot(platform, tmp_path):
+        assert time.monotonic() - before >= 30.0 / FACTOR
+        assert len(platform.identified) == 1
+    assert [each.__dict__["seconds"] for each in caplog.records if "few sessions" in each.message] == [30]
+
+
+async def test_a_count_of_sessions_that_nobody_can_read_keeps_no_bot_away(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    platform.sessions_left = None
+    async with a_bot(platform, tmp_path):
+        assert len(platform.identified) == 1
 
 
 async def test_a_token_that_is_changed_while_it_runs_ends_it_too(bot: Bot) -> None:

@@ -33,6 +33,12 @@ class DiscordRest(DiscordGateway):
         super().__init__()
         self.script: Script = lambda number, name: None
         self.calls: list[str] = []
+        self.sessions_left: Json | None = {
+            "total": 1000,
+            "remaining": 999,
+            "reset_after": 60_000_000,
+            "max_concurrency": 1,
+        }
         self.writes = 0
         self.attempts: list[tuple[str, Json]] = []
         self.is_global = False
@@ -84,6 +90,8 @@ class DiscordRest(DiscordGateway):
             case ["applications", _, "commands"], "PUT":
                 self.commands = [{**each, "id": "1", "application_id": "1", "version": "1"} for each in _rows(body)]
                 return _json(self.commands)
+            case ["gateway", "bot"], "GET":
+                return _json({"url": "wss://gateway.invalid", "shards": 1, "session_start_limit": self.sessions_left})
             case ["users", "@me", "guilds"], "GET":
                 return _json([] if self.is_alone else [self._guild()])
             case ["applications", _, "guilds", guild, "commands"], "GET":
