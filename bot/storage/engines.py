@@ -189,6 +189,9 @@ def _settle(engine: Engine, begin: str, busy_timeout: float, *, query_only: bool
         "secure_delete=ON",  # what is deleted is overwritten
         "temp_store=MEMORY",
         "journal_size_limit=67108864",
+        # KiB of pages that a connection keeps.  With SQLite's own 2000, five of them came to hold 10 MB;
+        # a long history, read from the system's cache, then takes 9 ms instead of 7.
+        "cache_size=-512",
         *(["query_only=ON"] if query_only else []),
     ]
 

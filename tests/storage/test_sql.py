@@ -80,6 +80,7 @@ async def test_the_settings_of_the_connections_are_those_that_keep_what_is_promi
         "secure_delete": 1,
         "temp_store": 2,
         "journal_size_limit": 67108864,
+        "cache_size": -512,
     }
     for engine, query_only in [(engines.writer(location), 0), (engines.reader(location), 1)]:
         async with engine.connect() as connection:
