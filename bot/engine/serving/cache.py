@@ -12,6 +12,10 @@ from torch.nn import functional
 
 from bot.engine.kernels.attention import attention, attention_of_one, mask_bias
 
+# Products of a size that is new cost a CPU 0.2 ms each, to make code for it; a sequence
+# grows by one with every step, and what it reads by so many at once.
+_STRIDE = 64
+
 
 class KeyValueCache:
     """The cache of one model; what `prefill` and `decode` return is how a step's layers attend.
@@ -126,10 +130,11 @@ class Decode:
     """Each row's one token joins its slot and attends to all that is there."""
 
     def __init__(self, keys: Tensor, values: Tensor, slots: Sequence[int], at: Sequence[int]) -> None:
-        device = keys.device
         self._keys, self._values = keys, values
-        heads = torch.arange(keys.shape[2], device=device)
-        self._index = (torch.tensor(slots, device=device)[:, None], heads, torch.tensor(at, device=device)[:, None])
+        heads, capacity = keys.shape[2], keys.shape[3]
+        # Where each row's heads are written, in a layer laid out as [slots * heads * capacity, head_dim].
+        lines = torch.tensor(slots, device=keys.device)[:, None] * heads + torch.arange(heads, device=keys.device)
+        self._places = (lines * capacity + torch.tensor(at, device=keys.device)[:, None]).flatten()
         self._runs: list[_Run] = []
         first = 0
         for row in range(1, len(slots) + 1):
@@ -139,7 +144,8 @@ class Decode:
             first = row
 
     def _run(self, slot: int, at: Sequence[int], rows: slice) -> _Run:
-        tokens, heads = max(at) + 1, self._keys.shape[2]
+        heads, capacity = self._keys.shape[2], self._keys.shape[3]
+        tokens = min(-(-(max(at) + 1) // _STRIDE) * _STRIDE, capacity)
         part = slice(slot, slot + len(at))
         keys, values = (everything[:, part].flatten(1, 2)[:, :, :tokens] for everything in (self._keys, self._values))
         index = torch.arange(tokens, device=keys.device)
@@ -148,8 +154,8 @@ class Decode:
         return _Run(rows, keys, values, bias)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        self._keys[layer].index_put_(self._index, key[:, :, 0])
-        self._values[layer].index_put_(self._index, value[:, :, 0])
+        for kept, new in ((self._keys, key), (self._values, value)):
+            kept[layer].flatten(0, 2).index_copy_(0, self._places, new.flatten(0, 2))
         mixed = [
             attention_of_one(query[run.rows].flatten(0, 1), run.keys[layer], run.values[layer], run.bias)
             for run in self._runs
