@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
-.PHONY: run test lossless reliability weights-test image image-test lint format words migration clean
+.PHONY: run test lossless reliability weights-test image image-test release sbom lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -46,6 +46,21 @@ image: $(VENV)/test-installed
 image-test: $(VENV)/test-installed
 	@$(BIN)/python -m tests.image --test $(ARGS)
 
+# Wheel, sources, bill of materials and their checksums in dist/; the same commit makes the same bytes.
+release: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+release: sbom
+	@rm -f dist/*.whl dist/*.tar.gz dist/SHA256SUMS
+	@$(BIN)/python -m build --no-isolation --outdir dist . >&2
+	@cd dist && { command -v sha256sum >/dev/null && sha256sum *.whl *.tar.gz sbom.cdx.json || \
+	    shasum -a 256 *.whl *.tar.gz sbom.cdx.json; } >SHA256SUMS
+	@cat dist/SHA256SUMS
+
+# What the bot brings along, with versions and licences, as CycloneDX: of what is installed in .venv, without its tests.
+sbom: $(VENV)/release-installed
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible | \
+	    $(BIN)/python -m release.sbom >dist/sbom.cdx.json.part && mv dist/sbom.cdx.json.part dist/sbom.cdx.json
+
 # The bot's own words: collect them from the code into the catalogues, and compile those.
 words: $(VENV)/test-installed
 	@$(BIN)/python -m bot.locale.update
@@ -66,6 +81,11 @@ $(VENV)/run-installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the bot and its tests need into $(VENV) …" >&2
 	@$(PIP) --editable '.[postgres,test]' </dev/null >&2
+	@touch $@ $(VENV)/run-installed
+
+$(VENV)/release-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what a release needs into $(VENV) …" >&2
+	@$(PIP) --editable '.[postgres,transformers,release]' </dev/null >&2
 	@touch $@ $(VENV)/run-installed
 
 $(BIN)/python:
