@@ -5,7 +5,7 @@ import bisect
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import assert_never
 
@@ -210,13 +210,7 @@ class Conversations:
         notices: list[str] = []
         finished = Finished(FinishReason.CANCELLED)
         try:
-            messages, left_out = await self._prompt_without_deleted(turn)
-            if left_out:
-                notices.append(
-                    say("The oldest turns of this conversation were left out: {count}.").format(count=left_out)
-                )
-                yield Notice(notices[-1])
-            async with aclosing(self._generate(turn, messages)) as events:
+            async with aclosing(self._generated(turn)) as events:
                 async for event in events:
                     match event:
                         case Delta():
@@ -225,6 +219,11 @@ class Conversations:
                             yield Delta(said)
                         case Queued():
                             yield event
+                        case LeftOut(count):
+                            notices.append(
+                                say("The oldest turns of this conversation were left out: {count}.").format(count=count)
+                            )
+                            yield Notice(notices[-1])
                         case Finished():
                             finished = event
                         case _:
@@ -237,6 +236,23 @@ class Conversations:
         answer = Answer("".join(text), "\n\n".join(notices), finished.reason, finished.usage)
         await kept(lambda: self._store.answer(exchange.id, answer), self._clock)
         yield finished
+
+    async def _generated(self, turn: "Turn") -> AsyncGenerator["EngineEvent | LeftOut", None]:
+        """The events of a prompt made for the model that answers it, even if that is another by then."""
+        while True:
+            messages, left_out = await self._prompt_without_deleted(turn)
+            info = self._engine.info
+            try:
+                async with aclosing(self._generate(turn, messages)) as events:
+                    async for event in events:
+                        if left_out and not isinstance(event, Queued):
+                            yield LeftOut(left_out)
+                            left_out = 0
+                        yield event
+                return
+            except PromptTooLong:
+                if self._engine.info == info:
+                    raise
 
     async def _generate(self, turn: "Turn", messages: tuple[ChatMessage, ...]) -> AsyncGenerator[EngineEvent, None]:
         """The engine's events until they end, or until the turn is stopped; always one `Finished`."""
@@ -321,6 +337,13 @@ class Conversations:
             quoted = "\n".join(f"> {line}" for line in message.quoted.splitlines())
             text = f"{quoted}\n\n{text}"
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """So many of the oldest turns did not fit the prompt."""
+
+    count: int
 
 
 class Turn:

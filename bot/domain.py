@@ -109,10 +109,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Still waiting: `position` 1 is next; `wait` in seconds, from measured speed."""
+    """Still waiting: `position` 1 is next; `wait` in seconds, from measured speed.
+
+    With `is_model_changing` it is another model that is waited for, and `wait` is how long that takes.
+    """
 
     position: int
     wait: float | None = None
+    is_model_changing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

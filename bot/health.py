@@ -49,6 +49,8 @@ def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
     """
     if load is None:
         return "loading"
+    if load.is_changing:
+        return "changing the model"
     if load.down is not None:
         return load.down
     if load.since_progress >= stalled_seconds:

@@ -75,7 +75,11 @@ def waiting(queued: Queued, say: Say) -> str:
 
     >>> waiting(Queued(2, 12.3), str), waiting(Queued(3, 600), str)
     ('Waiting: number 2 in the queue, about 13 s.', 'Waiting: number 3 in the queue, about 10 min.')
+    >>> waiting(Queued(1, 39.5, is_model_changing=True), str)
+    'I am changing the model, about 40 s.'
     """
+    if queued.is_model_changing:
+        return say("I am changing the model, about {seconds} s.").format(seconds=math.ceil(queued.wait or 1))
     if queued.wait is None:
         return say("Waiting: number {position} in the queue.").format(position=queued.position)
     if queued.wait <= 90:

@@ -165,7 +165,7 @@ async def test_a_waiting_question_can_be_stopped(house: House) -> None:
     first, second = await house.accept(a_message("first")), await house.accept(a_message("second"))
     running = asyncio.create_task(house.replied(first))
     waiting = asyncio.create_task(house.replied(second))
-    await house.clock.settle()
+    await house.engine.asked(1)
     assert house.dispatcher.stop(second)
     # It still leaves the line in its turn: the answer to the first stands above.
     assert (await waiting)[-1] == Finished(FinishReason.CANCELLED, Usage())

@@ -40,7 +40,9 @@ class EngineLoad:
     tokens_per_second: float | None = None  # measured lately, all requests together
     since_progress: float = 0.0
     down: str | None = None
+    is_changing: bool = False  # another model takes this one's place, and who asks waits for it
     slots: int = 0  # requests that run at once at most
+    wait: float | None = None  # seconds until those who wait now will have been served, from measured speed
     device_bytes: int = 0  # held on devices that are not the processor, lately
 
     # Since it was entered:

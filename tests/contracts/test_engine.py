@@ -14,9 +14,10 @@ import pytest
 from torch import Tensor
 
 from bot.clock import MonotonicClock
+from bot.config import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Queued, SamplingParams
 from bot.engine.backends.echo import EchoEngine
-from bot.engine.base import Engine, EngineInfo
+from bot.engine.base import Engine, EngineInfo, Progress
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load_random
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
@@ -24,6 +25,7 @@ from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.base import Batch, CausalLM
 from bot.engine.serving.loop import Loaded, ServingEngine
+from bot.engine.switch import EngineSwitch
 from bot.errors import EngineBusy, PromptTooLong
 from bot.metering import MeteredEngine
 from bot.metrics import Metrics
@@ -78,6 +80,36 @@ async def metered() -> AsyncIterator[Subject]:
         yield replace(subject, engine=MeteredEngine(subject.engine, Metrics(), MonotonicClock()))
 
 
+@asynccontextmanager
+async def switched() -> AsyncIterator[Subject]:
+    """One whose engine has taken another's place."""
+    opened: list[ScriptedEngine] = []
+
+    def open_engine(options: EngineSection, progress: Progress) -> ScriptedEngine:
+        opened.append(
+            ScriptedEngine(
+                default=list("a scripted answer"),
+                max_batch_size=options.max_batch_size,
+                max_waiting=options.max_waiting,
+                context_length=CONTEXT,
+            )
+        )
+        return opened[-1]
+
+    section = EngineSection(max_batch_size=SLOTS, max_waiting=MAX_WAITING)
+
+    @asynccontextmanager
+    async def held() -> AsyncIterator[None]:
+        opened[-1].go_on.clear()
+        yield
+        opened[-1].go_on.set()
+
+    async with EngineSwitch(section, open_engine, MonotonicClock()) as engine:
+        assert await engine.change(section.model_copy(update={"quantization": "int8"})) is None
+        assert len(opened) == 2
+        yield Subject(engine, held)
+
+
 class HeldModel:
     """A model whose steps can be held, so that a test need not race it."""
 
@@ -127,7 +159,7 @@ async def transformers() -> AsyncIterator[Subject]:
         yield Subject(engine, held)
 
 
-@pytest.fixture(params=[echo, scripted, metered, chatglm, transformers], ids=lambda make: make.__name__)
+@pytest.fixture(params=[echo, scripted, metered, switched, chatglm, transformers], ids=lambda make: make.__name__)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
     async with asyncio.timeout(30), make() as made:

@@ -14,8 +14,9 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from bot.config import EngineSection
 from bot.engine.base import EngineInfo, Progress, silent
 from bot.engine.chatglm.config import read_config
-from bot.engine.chatglm.loading import load
+from bot.engine.chatglm.loading import find_devices, load
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
+from bot.engine.chatglm.weights import check_quantization
 from bot.engine.serving.loop import Loaded, ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
 
@@ -57,6 +58,19 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
         return Loaded(model, tokenizer, info)
 
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
+
+
+def preflight(options: EngineSection) -> None:
+    """Look at what can be seen without loading; what must be downloaded is downloaded.
+
+    Raises:
+        CheckpointError: There is no such model, or it cannot be quantised so.
+        EngineUnavailable: There is no such device here, or no network to download it.
+    """
+    folder = find_folder(options.model, options.revision)
+    config = read_config(folder)
+    check_quantization(folder, config, options.quantization)
+    find_devices(options.device, config.num_layers)
 
 
 def find_folder(model: str, revision: str = "", download: Callable[[str, str], Path] | None = None) -> Path:

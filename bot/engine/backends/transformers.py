@@ -31,13 +31,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
 
     def load_model(report: Progress) -> Loaded:
         _log_as_others_do()
-        if options.ptuning:
-            raise CheckpointError('engine.ptuning is for engine.backend = "chatglm" only: set it to ""')
-        if "," in options.device:
-            raise EngineUnavailable(
-                f'engine.device = "{options.device}": engine.backend = "transformers" runs on one device, so name one'
-            )
-        device = find_device(options.device)
+        device = _device_of(options)
         folder = find_folder(options.model, options.revision, _download)
         config = read_config(folder)
         quantization = stored_quantization(config) or options.quantization
@@ -66,6 +60,27 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
         return Loaded(model, tokenizer, info)
 
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
+
+
+def preflight(options: EngineSection) -> None:
+    """Look at what can be seen without loading; what must be downloaded is downloaded.
+
+    Raises:
+        CheckpointError: There is no such model, or it cannot be served here.
+        EngineUnavailable: There is no such device here, or no network to download it.
+    """
+    _device_of(options)
+    read_config(find_folder(options.model, options.revision, _download))
+
+
+def _device_of(options: EngineSection) -> torch.device:
+    if options.ptuning:
+        raise CheckpointError('engine.ptuning is for engine.backend = "chatglm" only: set it to ""')
+    if "," in options.device:
+        raise EngineUnavailable(
+            f'engine.device = "{options.device}": engine.backend = "transformers" runs on one device, so name one'
+        )
+    return find_device(options.device)
 
 
 def _download(model: str, revision: str) -> Path:

@@ -102,6 +102,7 @@ class ServingEngine:
                 since_progress=self._now() - self._last_progress if self._is_at_work() else 0.0,
                 down=self._down,
                 slots=self._scheduler.slots,
+                wait=self._speed.wait(len(self._scheduler.waiting), self._scheduler.slots),
                 device_bytes=self._device_bytes,
                 tokens=self._tokens,
                 steps=self._steps,

@@ -32,11 +32,11 @@ class Speed:
         return self._tokens / self._seconds if self._seconds > 0 else None
 
     def wait(self, position: int, slots: int) -> float | None:
-        """Estimate the seconds until `position` slots have become free; None before the first answer.
+        """Estimate the seconds until `position` slots have become free; None where that is not known yet.
 
         >>> speed = Speed()
         >>> speed.answer(6.0)
         >>> speed.wait(position=2, slots=4)
         3.0
         """
-        return position * self._held / self._answers / slots if self._answers else None
+        return position * self._held / self._answers / slots if self._answers and slots else None
