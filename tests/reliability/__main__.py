@@ -8,13 +8,13 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 import structlog
 
-from tests.reliability.figure import Figure, Row, Scale, figures, title
+from tests.reliability.figure import Figure, Row, Scale, figures, number_of, title
 
 BEGIN, END = "<!-- figures begin -->\n", "<!-- figures end -->\n"
 
@@ -30,25 +30,31 @@ async def measured(figure: Figure, scale: Scale, seed: int) -> list[Row]:
     return rows
 
 
-def table(measured: Sequence[tuple[Figure, Row]]) -> str:
-    """The rows as a table in Markdown."""
-    lines = ["| | broken | where | counted | |", "|---|---|---|---|---|"]
-    told = None
-    for figure, row in measured:
-        name, broken = (figure.NAME, title(figure)) if told != figure.NAME else ("", "")
-        told = figure.NAME
+def lines_of(figure: Figure, rows: Sequence[Row], seconds: float, seed: int) -> list[str]:
+    """One figure's lines of the table in Markdown: what is broken, then a row per subject."""
+    lines = [f"| **{figure.NAME}** | | {title(figure)} | seed {seed}, {seconds:.0f} s |"]
+    for row in rows:
         verdict = "ok" if row.is_kept and row.is_in_time else "**missed**"
-        lines.append(f"| {name} | {broken} | {row.subject} | {row.told.replace('|', '/')} | {verdict} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| {figure.NAME} | {row.subject} | {row.told.replace('|', '/')} | {verdict} |")
+    return lines
 
 
-def write(path: Path, text: str) -> None:
-    """Put the table between its two marks."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        sys.exit(f"{path} has no place for the table: the lines {BEGIN.strip()} and {END.strip()}")
-    path.write_text(f"{before}{BEGIN}{text}{END}{after}", encoding="utf-8")
+def written(text: str, new: Mapping[str, list[str]]) -> str:
+    """The text with these figures' lines in its table; those of other figures stay as they are.
+
+    Raises:
+        ValueError: It has no place for a table.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    old, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"there is no place for the table: the lines {BEGIN.strip()} and {END.strip()}")
+    kept: dict[str, list[str]] = {}
+    for line in old.splitlines()[2:]:
+        kept.setdefault(line.split("|")[1].strip(" *"), []).append(line)
+    kept |= new
+    lines = [line for name in sorted(kept, key=number_of) for line in kept[name]]
+    return before + BEGIN + "\n".join(["| | where | counted | |", "|---|---|---|---|", *lines, ""]) + END + after
 
 
 def main() -> None:
@@ -58,22 +64,26 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(known), help=", ".join(known))
     parser.add_argument("--short", action="store_true", help="the size that `make test` runs")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--write", type=Path, help="put the table into this file, between its marks")
+    parser.add_argument("--write", type=Path, help="put the rows into the table of this file, between its marks")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"there is no figure {unknown[0]}; there are {', '.join(known)}")
     # Whatever is broken is logged, a thousand times: only the rows are read here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    done: list[tuple[Figure, Row]] = []
+    done: list[Row] = []
     scale: Scale = "short" if options.short else "full"
     for name in options.names:
         began = time.monotonic()
         print(f"\n{name}: {title(known[name])}", flush=True)
-        done += [(known[name], row) for row in asyncio.run(measured(known[name], scale, options.seed))]
-        print(f"     {time.monotonic() - began:.0f} s, seed {options.seed}", flush=True)
-    if options.write:
-        write(options.write, table(done))
-    failed = sum(not (row.is_kept and row.is_in_time) for _, row in done)
+        rows = asyncio.run(measured(known[name], scale, options.seed))
+        seconds = time.monotonic() - began
+        print(f"     {seconds:.0f} s, seed {options.seed}", flush=True)
+        done += rows
+        if options.write:  # at once: the next figure may take twenty minutes
+            text = options.write.read_text(encoding="utf-8")
+            new = {name: lines_of(known[name], rows, seconds, options.seed)}
+            options.write.write_text(written(text, new), encoding="utf-8")
+    failed = sum(not (row.is_kept and row.is_in_time) for row in done)
     print(f"\n{len(done) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 

@@ -46,7 +46,16 @@ def figures() -> dict[str, Figure]:
     names = [module.name for module in pkgutil.iter_modules(tests.reliability.__path__)]
     modules = [importlib.import_module(f"tests.reliability.{name}") for name in names if not name.startswith("__")]
     found = {module.NAME: cast(Figure, module) for module in modules if hasattr(module, "NAME")}
-    return dict(sorted(found.items(), key=lambda pair: int(pair[0].removeprefix("R"))))
+    return {name: found[name] for name in sorted(found, key=number_of)}
+
+
+def number_of(name: str) -> int:
+    """Where a figure stands among the others.
+
+    >>> number_of("R15")
+    15
+    """
+    return int(name.removeprefix("R"))
 
 
 def title(figure: Figure) -> str:
