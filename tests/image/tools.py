@@ -88,7 +88,8 @@ def build(tool: str, base: str, image: str, arguments: Sequence[str]) -> None:
     the build too, and stays in no layer.
     """
     command = ["docker", "build"] if tool == "docker" else ["buildah", "bud", "--layers", "--format", "docker"]
-    command += ["--tag", image, "--build-arg", f"BASE={base}", "--build-arg", f"REVISION={revision()}"]
+    latest = image.rpartition(":")[0] + ":latest"
+    command += ["--tag", image, "--tag", latest, "--build-arg", f"BASE={base}", "--build-arg", f"REVISION={revision()}"]
     for argument in arguments:
         command += ["--build-arg", argument]
     command += _pip_of_this_machine(tool)
