@@ -19,6 +19,9 @@ from bot.domain import Answer, Author, ChatMessage, ChatRequest, Delta, Exchange
 # What a library writes at "debug" is raw traffic: messages, and headers with tokens.
 _LEAST_OF_LIBRARIES = logging.INFO
 
+# What everybody looks for in a line stands at the same place in each.
+_FIRST = ("timestamp", "level", "logger", "event", "exchange")
+
 _PEOPLES_WORDS = frozenset(
     {
         "answer",
@@ -119,7 +122,8 @@ def _formatter(
         stamp = structlog.processors.TimeStamper(fmt="iso")
 
     def redacted(logger: WrappedLogger, method: str, event: EventDict) -> str:
-        return redact(str(render(logger, method, event)))
+        first = {key: event[key] for key in _FIRST if key in event}
+        return redact(str(render(logger, method, {**first, **event})))
 
     return structlog.stdlib.ProcessorFormatter(
         processors=[

@@ -22,6 +22,7 @@ from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
 from bot.errors import PlatformUnavailable, StoreError
+from bot.logs import bound
 from bot.markup.clean import clean
 from bot.words import ending, waiting
 
@@ -73,6 +74,10 @@ class ConsoleAdapter:
                     self._print(str(error), style="dim")
 
     async def _answer(self, dispatcher: Dispatcher, exchange: Exchange) -> None:
+        with bound(exchange=exchange.id):
+            await self._show(dispatcher, exchange)
+
+    async def _show(self, dispatcher: Dispatcher, exchange: Exchange) -> None:
         """Print the reply as it grows: the model's words, then the bot's own below them."""
         say = dispatcher.say_to(exchange)
         notices: list[str] = []

@@ -73,7 +73,7 @@ class SlackAdapter:
     async def run(self, dispatcher: Dispatcher) -> None:
         async with web_api(self._settings, self._clock) as api:
             me = await self._persist(lambda: introduction(api))
-            log.info("slack knows us", name=me.name, team=me.team)
+            log.info("slack knows us", bot=me.name, team=me.team)
             messenger = SlackMessenger(api, self._settings.edit_interval)
             people = People(api, self._clock)
             async with Replies(dispatcher, self._meter(messenger), self._clock) as replies:
