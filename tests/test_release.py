@@ -66,7 +66,8 @@ def test_everything_that_is_asked_for_is_locked() -> None:
 
 
 def test_the_same_sources_make_the_same_wheel(tmp_path: Path) -> None:
-    sources, sums = tmp_path / "sources", set()
+    sources = tmp_path / "sources"
+    sums: set[str] = set()
     for folder in ("bot", "migrations"):
         shutil.copytree(ROOT / folder, sources / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
