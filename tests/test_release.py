@@ -72,11 +72,11 @@ def test_the_same_sources_make_the_same_wheel(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, sources / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, sources)
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(sources)]
+    for target in (tmp_path / "a", tmp_path / "b"):
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(sources)]
         environment = {"PATH": "/usr/bin:/bin", "SOURCE_DATE_EPOCH": "1700000000"}
         subprocess.run(build, check=True, capture_output=True, timeout=120, env=environment)
-        (wheel,) = folder.glob("*.whl")
+        (wheel,) = target.glob("*.whl")
         assert f"-{__version__}-" in wheel.name
         with zipfile.ZipFile(wheel) as archive:
             assert not any(name.startswith("release") for name in archive.namelist())
