@@ -10,10 +10,9 @@ from typing import Any, Self
 
 from bot.bench.options import Options
 from bot.engine.chatglm.config import ChatGLMConfig
-from bot.engine.chatglm.weights import EMBEDDING, expected_shapes
+from bot.engine.chatglm.weights import EMBEDDING, bits_of, expected_shapes
 from bot.engine.kernels.reference import group_of
 
-_BITS = {"int8": 8, "int4": 4}
 _SCALE_BYTES = 4  # one float32, or a scale and a zero in bfloat16
 
 
@@ -128,15 +127,22 @@ def step_bytes(config: ChatGLMConfig, quantization: str, itemsize: int) -> int:
     total = 0
     for name, shape in expected_shapes(floating).items():
         size = prod(shape)
-        quantised = len(shape) == 2 and (name != EMBEDDING or config.quantization_embeddings)
-        if quantised and quantization != "none":
-            total += size * _BITS[quantization] // 8 + _SCALE_BYTES * shape[0] * _scales(shape[1], quantization, config)
+        bits = _bits(name, quantization, config) if len(shape) == 2 else 0
+        if bits:
+            total += size * bits // 8 + _SCALE_BYTES * shape[0] * _scales(shape[1], bits, config)
         else:
             total += size * (4 if "norm" in name else itemsize)
     return total
 
 
-def _scales(columns: int, quantization: str, config: ChatGLMConfig) -> int:
+def _bits(matrix: str, quantization: str, config: ChatGLMConfig) -> int:
+    """How many bits a matrix has; those of a checkpoint that came quantised are as it has them."""
+    if config.quantization_bit:
+        return config.quantization_bit if matrix != EMBEDDING or config.quantization_embeddings else 0
+    return bits_of(matrix, quantization)
+
+
+def _scales(columns: int, bits: int, config: ChatGLMConfig) -> int:
     """Count a row's scales: published checkpoints have one."""
-    group = group_of(columns) if quantization == "int4" and not config.quantization_bit else None
+    group = group_of(columns) if bits == 4 and not config.quantization_bit else None
     return 1 if group is None else columns // group

@@ -14,6 +14,7 @@ from bot.engine.kernels.reference import (
     linear,
     pack_int4,
     quantise_int4,
+    quantise_int8,
     quantise_rows,
     unpack_int4,
 )
@@ -75,6 +76,15 @@ def test_groups_leave_at_most_a_little_over_a_third_of_the_published_schemes_squ
     wanted = hidden @ weight.T
     ours, theirs = (linear(hidden, quantised) for quantised in (quantise_int4(weight), quantise_rows(weight.half(), 4)))
     assert (ours - wanted).square().mean() <= 0.36 * (theirs - wanted).square().mean()
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (700, 100), (3, 70_000)], ids=str)
+def test_a_few_rows_at_a_time_are_quantised_as_all_at_once(shape: tuple[int, int]) -> None:
+    weight = normal(*shape).bfloat16()
+    found, wanted = quantise_int8(weight), quantise_rows(weight, 8, torch.float32)
+    assert isinstance(wanted, Int8)
+    assert torch.equal(found.values, wanted.values)
+    assert torch.equal(found.scale, wanted.scale)
 
 
 def test_columns_that_no_group_divides_are_quantised_by_rows() -> None:

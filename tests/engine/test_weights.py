@@ -17,6 +17,7 @@ from torch import Tensor
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.loading import load
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.kernels.reference import Int8, dequantise, quantise_int8, quantise_rows
 from bot.engine.serving.base import Batch
 from bot.errors import CheckpointError
 
@@ -112,14 +113,20 @@ def test_an_int8_checkpoint_is_recognised(folder: Path) -> None:
 
 
 def int8_tensors() -> dict[str, Tensor]:
-    from bot.engine.kernels.reference import Int8, quantise_rows
-
     content = tensors()
     for name in [name for name in content if ".layers." in name and content[name].dim() == 2]:
         matrix = quantise_rows(content[name], 8)
         assert isinstance(matrix, Int8)
         content[name], content[f"{name}_scale"] = matrix.values, matrix.scale[:, 0].contiguous()
     return content
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_the_table_of_the_words_is_int8_once_the_model_is_quantised(quantization: Any) -> None:
+    table = quantise_int8(tensors()["transformer.word_embeddings.weight"])
+    model = load(GOLDEN, quantization=quantization, slots=1)
+    rows = model.network.transformer.word_embeddings(torch.tensor([0, 7, 1023]))
+    assert torch.equal(rows, dequantise(table)[[0, 7, 1023]])
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])

@@ -15,6 +15,7 @@ from bot.engine.chatglm.weights import (
     PREFIX,
     Progress,
     Quantization,
+    bits_of,
     build_network,
     check_heads,
     check_quantization,
@@ -93,9 +94,10 @@ def load_random(
 
     def matrix(name: str) -> Tensor | Quantised:
         rows, columns = shapes[name]
-        if quantization == "none" or "word_embeddings" in name:
+        bits = bits_of(name, quantization)
+        if bits == 0:
             return torch.randn(rows, columns, generator=random).mul_(columns**-0.5)
-        return random_quantised(rows, columns, quantization, random)
+        return random_quantised(rows, columns, bits, random)
 
     def vector(name: str) -> Tensor:
         return torch.full(shapes[name], 1.0 if name.endswith("norm.weight") else 0.0)
@@ -111,14 +113,14 @@ def load_random(
     return ChatGLMForServing(network, slots=slots, quantization=quantization, stretches=len(places))
 
 
-def random_quantised(rows: int, columns: int, kind: Quantization, random: torch.Generator) -> Quantised:
+def random_quantised(rows: int, columns: int, bits: int, random: torch.Generator) -> Quantised:
     """Draw a matrix as if quantised from normal weights with a variance of 1 / columns."""
 
     def drawn(width: int) -> Tensor:
         return torch.randint(-128, 128, (rows, width), dtype=torch.int8, generator=random)
 
     # Bytes and nibbles drawn evenly vary by 74 and by 4.6 steps.
-    if kind == "int8":
+    if bits == 8:
         return Int8(drawn(columns), torch.full((rows, 1), columns**-0.5 / 74))
     groups = columns // (group_of(columns) or columns)
     scale = torch.full((rows, groups), columns**-0.5 / 4.6, dtype=torch.bfloat16)

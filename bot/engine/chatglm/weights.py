@@ -26,8 +26,8 @@ Progress = Callable[[int, int], None]
 EMBEDDING = "transformer.word_embeddings.weight"
 PREFIX = "transformer.prefix_encoder."
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-_BITS: Mapping[Quantization, int] = {"none": 0, "int8": 8, "int4": 4}
-_NAMES: Mapping[int, Quantization] = {bits: name for name, bits in _BITS.items()}
+_BITS: Mapping[str, int] = {"none": 0, "int8": 8, "int4": 4}
+_NAMES: Mapping[int, Quantization] = {0: "none", 8: "int8", 4: "int4"}
 
 
 def read_network(
@@ -70,9 +70,8 @@ def read_network(
             scale = read(f"{name}_scale").clone()[:, None]
             weight = weight.clone()
             return Int4(weight, scale) if config.quantization_bit == 4 else Int8(weight, scale)
-        if quantization != "none" and name != EMBEDDING:
-            return quantise(weight.to(place(name)), _BITS[quantization])
-        return weight
+        bits = bits_of(name, quantization)
+        return quantise(weight.to(place(name)), bits) if bits else weight
 
     return build_network(
         config, matrix, read, dtype=dtype, device=device, more_devices=more_devices, half_angles=half_angles
@@ -187,6 +186,14 @@ def check_quantization(folder: Path, config: ChatGLMConfig, asked: Quantization)
             f"{folder} is quantised to {_kind(config.quantization_bit)} already and cannot be quantised to {asked}: set "
             'engine.quantization = "none" to use it as it is, or take the float16 checkpoint'
         )
+
+
+def bits_of(matrix: str, quantization: str) -> int:
+    """How many bits we quantise a matrix to; 0 is floating.
+
+    The table of the words has 8 always: it scores every word, and in 4 it would score some wrongly.
+    """
+    return 8 if quantization == "int4" and matrix == EMBEDDING else _BITS[quantization]
 
 
 def stored_quantization(config: ChatGLMConfig) -> Quantization:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bot.engine.kernels import cpu, reference
-from bot.engine.kernels.reference import Int4, Int8, Quantised, quantise_int4, quantise_rows
+from bot.engine.kernels.reference import Int4, Int8, Quantised, quantise_int4, quantise_int8
 
 __all__ = ["Int4", "Int8", "Linear", "Quantised", "TiedEmbedding", "quantise"]
 
@@ -17,7 +17,7 @@ _PACKED_TABLE_BYTES = 1 << 28
 
 def quantise(weight: Tensor, bits: int) -> Quantised:
     """Quantise a floating matrix: rows to int8, groups to int4."""
-    return quantise_rows(weight.float(), 8, torch.float32) if bits == 8 else quantise_int4(weight)
+    return quantise_int8(weight) if bits == 8 else quantise_int4(weight)
 
 
 class Linear(nn.Module):

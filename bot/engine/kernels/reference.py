@@ -100,6 +100,20 @@ def quantise_rows(weight: Tensor, bits: int, scale_dtype: torch.dtype = torch.fl
     return Int8(values, scale) if bits == 8 else Int4(pack_int4(values), scale)
 
 
+def quantise_int8(weight: Tensor) -> Int8:
+    """Quantise to int8 as `quantise_rows` does in float32, a few rows at a time: a table of words is large."""
+    rows, columns = weight.shape
+    values = weight.new_empty(rows, columns, dtype=torch.int8)
+    scale = weight.new_empty(rows, 1, dtype=torch.float32)
+    rows_at_once = max(1, _WEIGHTS_AT_ONCE[weight.device.type] // columns)
+    for first in range(0, rows, rows_at_once):
+        part = slice(first, first + rows_at_once)
+        rounded = quantise_rows(weight[part], 8, torch.float32)
+        assert isinstance(rounded, Int8)
+        values[part], scale[part] = rounded.values, rounded.scale
+    return Int8(values, scale)
+
+
 def group_of(columns: int) -> int | None:
     """Pick how many of a row's columns share a scale; None where 32 do not divide them.
 
