@@ -48,10 +48,12 @@ def run(path: Path | None) -> None:
 
     nothing_to_end()  # before the imports that follow: they take seconds
     from bot.app import serve
+    from bot.settings import Source
 
     loaded = _load(path)
     with _discreet(loaded), _loading_bar() as progress:
-        asyncio.run(serve(loaded.config, progress))
+        source = Source(path or Path("config.toml"), lambda: _quiet(_load(path)))
+        asyncio.run(serve(_quiet(loaded), progress, source=source))
 
 
 @cli.command()
@@ -243,6 +245,14 @@ def _load(path: Path | None) -> Loaded:
     return load_with_origins(path, SETTINGS, BACKENDS)
 
 
+def _quiet(loaded: Loaded) -> Config:
+    """Nobody wants log lines between the lines of a chat, unless they asked for them."""
+    config = loaded.config
+    if "console" in config.enabled_adapters and sys.stderr.isatty() and ("logs", "level") not in loaded.origins:
+        return config.model_copy(update={"logs": config.logs.model_copy(update={"level": "warning"})})
+    return config
+
+
 @contextmanager
 def _discreet(loaded: Loaded, *urls: str) -> Iterator[Callable[[str], str]]:
     """Set the logs up, and blot secrets, those of `urls` too, out of them and of what goes wrong inside.
@@ -255,11 +265,7 @@ def _discreet(loaded: Loaded, *urls: str) -> Iterator[Callable[[str], str]]:
     named = [word for url in urls for word in passwords(url)]
     secrets = (*loaded.config.secrets, *named, *foreign_secrets(os.environ))
     redact = Redaction(secrets)
-    logs = loaded.config.logs
-    if "console" in loaded.config.enabled_adapters and sys.stderr.isatty() and ("logs", "level") not in loaded.origins:
-        # Nobody wants log lines between the lines of a chat, unless they asked for them.
-        logs = logs.model_copy(update={"level": "warning"})
-    set_up(logs, secrets)
+    set_up(_quiet(loaded).logs, secrets)
     # For a fault of ours: what no `except` here knows ends as a traceback.
     sys.excepthook = lambda kind, error, trace: click.echo(redact("".join(traceback.format_exception(error))), err=True)
     try:

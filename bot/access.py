@@ -35,6 +35,16 @@ class Access:
         self._tokens_in_channel = SlidingWindow(limits.tokens_per_hour_channel, 3600.0, clock)
         self._is_paused = False
 
+    def use(self, access: AccessSection, limits: LimitsSection) -> None:
+        """Go by these rules from now on; what was used counts on."""
+        self._access = access
+        self._limits = limits
+        self._asked_by_user.limit = limits.requests_per_minute
+        self._asked_in_channel.limit = limits.requests_per_minute_channel
+        self._commanded_by_user.limit = limits.requests_per_minute
+        self._tokens_of_user.limit = limits.tokens_per_hour
+        self._tokens_in_channel.limit = limits.tokens_per_hour_channel
+
     @property
     def limits(self) -> LimitsSection:
         return self._limits
@@ -145,10 +155,11 @@ class SlidingWindow:
 
     Strict, unlike a leaky bucket, which lets twice as many through at the border of
     two stretches; and on the monotonic clock, which the `limits` library is not.
+    `limit` may be set anew at any time; while it is 0, nothing is remembered.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
-        self._limit = limit
+        self.limit = limit
         self._seconds = seconds
         self._clock = clock
         self._spent: dict[Hashable, deque[tuple[float, int]]] = {}
@@ -160,8 +171,8 @@ class SlidingWindow:
     def wait(self, key: Hashable) -> float:
         """Seconds until one more is allowed; 0 when it is allowed now."""
         spent = self._current(key)
-        over = sum(weight for _, weight in spent) - self._limit
-        if not self._limit or over < 0:
+        over = sum(weight for _, weight in spent) - self.limit
+        if not self.limit or over < 0:
             return 0.0
         for at, weight in spent:
             over -= weight
@@ -170,7 +181,7 @@ class SlidingWindow:
         raise AssertionError("what was spent cannot exceed the limit once all of it is taken off")
 
     def add(self, key: Hashable, weight: int = 1) -> None:
-        if not self._limit or not weight:
+        if not self.limit or not weight:
             return
         # In the order of their last use, so that those to forget stand in front: keys
         # come from outside and would pile up over a year.

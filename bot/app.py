@@ -2,9 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from functools import partial
 from types import FrameType
 
@@ -12,15 +11,17 @@ import structlog
 
 from bot.adapters import open_adapter
 from bot.adapters.base import Adapter
-from bot.clock import Calendar, Clock, MonotonicClock
+from bot.clock import Clock, MonotonicClock
 from bot.config import Config
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
 from bot.domain import SamplingParams
 from bot.ending import Ending
-from bot.engine import Progress, open_engine
+from bot.engine import Progress, open_engine, preflight
+from bot.engine.switch import EngineSwitch
 from bot.errors import BotError, StoreError, StoreInUse
 from bot.health import Health, Parts
+from bot.logs import use_levels
 from bot.metering import (
     MeteredAccess,
     MeteredDispatcher,
@@ -32,8 +33,9 @@ from bot.metering import (
 )
 from bot.metrics import Metrics
 from bot.operations import application, serving
-from bot.storage.base import Store
+from bot.settings import LiveSettings, Source
 from bot.storage.claim import Claim
+from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -42,11 +44,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _CLAIM_LASTS = 15.0
 
 
-async def run(config: Config, progress: Progress) -> None:
-    """Serve until every adapter has ended or the process is told to stop.
+async def run(config: Config, progress: Progress, source: Source | None = None) -> None:
+    """Serve until every adapter has ended or the process is told to stop; follow `source` meanwhile.
 
     Raises:
-        BotError: A part cannot start, or an adapter cannot go on.
+        BotError: A part cannot start, or an adapter cannot go on, or a changed model has left none that runs.
     """
     clock, parts, metrics = MonotonicClock(), Parts(), Metrics()
     url = config.storage.url.get_secret_value()
@@ -56,49 +58,90 @@ async def run(config: Config, progress: Progress) -> None:
         MeteredStore(SqlStore(url, clock), metrics, clock) as store,
     ):
         parts.store = store
-        # In a thread, for what it imports takes seconds, in which /livez shall answer.
-        model = await asyncio.to_thread(open_engine, config.engine, progress)
-        async with MeteredEngine(model, metrics, clock) as engine:
+        switch = EngineSwitch(config.engine, open_engine, clock, check=preflight, progress=progress)
+        async with MeteredEngine(switch, metrics, clock) as engine:
             parts.engine = engine
-            params = SamplingParams(
-                config.sampling.temperature,
-                config.sampling.top_k,
-                config.sampling.top_p,
-                config.limits.max_answer_tokens or None,
-            )
             conversations = Conversations(
-                engine, store, config.conversation, params, answer_seconds=config.limits.answer_seconds, clock=clock
+                engine,
+                store,
+                config.conversation,
+                _params(config),
+                answer_seconds=config.limits.answer_seconds,
+                clock=clock,
             )
             access = MeteredAccess(config.access, config.limits, clock, metrics)
-            dispatcher = MeteredDispatcher(access, conversations, engine, store, config.conversation, metrics, clock)
+            live = None if source is None else LiveSettings(config, source, clock)
+            dispatcher = MeteredDispatcher(
+                access, conversations, engine, store, config.conversation, metrics, clock, live
+            )
             meter = partial(MeteredMessenger, metrics=metrics, clock=clock)
             adapters = {name: open_adapter(name, each, clock, meter) for name, each in config.enabled_adapters.items()}
             parts.adapters = adapters
             log.info("ready", adapters=list(adapters), model=engine.info.model, device=engine.info.device)
-            async with _retention(store, config.storage.retention_days, clock):
-                await _run(adapters.values(), dispatcher, parts, _keep(claim, clock))
+            async with Retention(store, config.storage.retention_days, clock) as retention:
+
+                def take(config: Config) -> None:
+                    conversations.use(config.conversation, _params(config), answer_seconds=config.limits.answer_seconds)
+                    dispatcher.use(config.conversation)
+                    access.use(config.access, config.limits)
+                    retention.use(config.storage.retention_days)
+
+                beside = [_keep(claim, clock)]
+                if live is not None:
+                    beside.append(_followed(live, config, take, switch))
+                await _run(adapters.values(), dispatcher, parts, beside)
+
+
+def _params(config: Config) -> SamplingParams:
+    return SamplingParams(
+        config.sampling.temperature,
+        config.sampling.top_k,
+        config.sampling.top_p,
+        config.limits.max_answer_tokens or None,
+    )
+
+
+async def _followed(live: LiveSettings, config: Config, take: Callable[[Config], None], switch: EngineSwitch) -> None:
+    """Let what changes in the settings take effect, also when SIGHUP asks for it."""
+    logs = config.logs
+
+    def take_all(config: Config) -> None:
+        nonlocal logs
+        if config.logs != logs:
+            use_levels(config.logs, logs)
+            logs = config.logs
+        take(config)
+
+    # A terminal that is closed sends it too, and ends what was begun there.
+    if "console" not in config.enabled_adapters:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, live.look_now)
+    await live.follow(take_all, switch.change)
 
 
 async def _run(
-    adapters: Iterable[Adapter], dispatcher: Dispatcher, parts: Parts, keeping: Coroutine[None, None, None]
+    adapters: Iterable[Adapter], dispatcher: Dispatcher, parts: Parts, beside: Iterable[Coroutine[None, None, None]]
 ) -> None:
-    """Serve all platforms until each has ended, or one cannot go on; `keeping` runs beside them."""
+    """Serve all platforms until each has ended, or one cannot go on; what is `beside` runs as long."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            beside = tasks.create_task(keeping)
+            helping = [tasks.create_task(work) for work in beside]
             running = [tasks.create_task(adapter.run(dispatcher)) for adapter in adapters]
             try:
                 if running:
                     await asyncio.wait(running)
             finally:
                 parts.is_stopping = True
-                beside.cancel()
+                for task in helping:
+                    task.cancel()
     except ExceptionGroup as failures:
         expected, unexpected = failures.split(BotError)
         if expected is None or unexpected is not None:
             raise
         # A wrong token, say: one sentence is enough, the others were cancelled for it.
-        raise expected.exceptions[0] from None
+        first: Exception = expected
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 @asynccontextmanager
@@ -141,28 +184,7 @@ async def _operations(config: Config, parts: Parts, metrics: Metrics, clock: Clo
             await asyncio.gather(watching, return_exceptions=True)
 
 
-@asynccontextmanager
-async def _retention(store: Store, days: int, clock: Clock) -> AsyncIterator[None]:
-    """Delete texts once they are older than so many days; 0 keeps them."""
-    calendar = Calendar(clock)
-
-    async def expire() -> None:
-        while True:
-            try:
-                await store.expire(calendar.today() - timedelta(days=days))
-            except StoreError as error:
-                log.warning("old texts not deleted", error=str(error))
-            await clock.sleep(3600)
-
-    task = asyncio.create_task(expire() if days else asyncio.sleep(0))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def serve(config: Config, progress: Progress, ending: Ending | None = None) -> None:
+async def serve(config: Config, progress: Progress, ending: Ending | None = None, source: Source | None = None) -> None:
     """`run`, ended by SIGTERM or Ctrl-C as `ending` has it: what is not answered by then stays owed."""
     task = asyncio.current_task()
     assert task is not None
@@ -178,7 +200,7 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
         loop.call_soon_threadsafe(task.cancel)
 
     before = signal.signal(signal.SIGTERM, terminate)
-    running = asyncio.create_task(run(config, progress))
+    running = asyncio.create_task(run(config, progress, source))
     try:
         await asyncio.wait([running])
     except asyncio.CancelledError:

@@ -1,7 +1,7 @@
 """The slash commands: one async generator each, the same on every platform."""
 
 import difflib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import wraps
@@ -11,6 +11,7 @@ from bot.access import Access
 from bot.conversations import Conversations
 from bot.domain import Exchange, Notice, ReplyEvent
 from bot.engine.base import Engine
+from bot.settings import LiveSettings
 from bot.words import Say
 
 
@@ -24,6 +25,7 @@ class Call:
     access: Access
     conversations: Conversations
     engine: Engine
+    live: LiveSettings | None = None
 
     @property
     def is_by_admin(self) -> bool:
@@ -182,6 +184,8 @@ async def status(call: Call) -> AsyncGenerator[ReplyEvent, None]:
         ),
         call.say("Answering: {running}, waiting: {waiting}").format(running=load.running, waiting=load.waiting),
     ]
+    if load.is_changing:
+        lines.append(call.say("The model is being changed; new questions wait for the next one."))
     if load.tokens_per_second is not None:
         lines.append(call.say("Speed: {speed} tokens/s").format(speed=round(load.tokens_per_second)))
     lines.append(call.say("Version: {version}").format(version=__version__))
@@ -191,7 +195,24 @@ async def status(call: Call) -> AsyncGenerator[ReplyEvent, None]:
         lines.append(call.say("Memory: {mebibytes} MiB").format(mebibytes=process.memory() >> 20))
         lines.append(call.say("Up for: {uptime}").format(uptime=process.uptime()))
         lines.append(call.say("Runs on: {versions}").format(versions=", ".join(process.versions())))
+        lines += _reread(call)
     yield Notice("\n".join(f"- {line}" for line in lines))
+
+
+def _reread(call: Call) -> Iterator[str]:
+    """What came of the last change of config.toml."""
+    last = call.live.last if call.live is not None else None
+    if last is None:
+        return
+    yield call.say("Settings read again: {time}").format(time=f"{last.at:%Y-%m-%d %H:%M:%S} UTC")
+    if last.changed:
+        yield call.say("Changed by that: {settings}").format(settings=", ".join(last.changed))
+    if last.needs_restart:
+        yield call.say("Needs a restart: {settings}").format(settings=", ".join(last.needs_restart))
+    if last.refused:
+        yield call.say("Refused, so the old settings stay: {mistakes}").format(mistakes="; ".join(last.refused))
+    if last.failure is not None:
+        yield call.say("The model was not changed: {why}").format(why=last.failure)
 
 
 @command("help", say_later("List the commands"))

@@ -68,6 +68,12 @@ class Conversations:
         self._nothing_is_deleted = asyncio.Event()
         self._nothing_is_deleted.set()
 
+    def use(self, settings: ConversationSection, params: SamplingParams, *, answer_seconds: float) -> None:
+        """Answer by these settings from the next prompt on."""
+        self._settings = settings
+        self._params = params
+        self._answer_seconds = answer_seconds
+
     def expect(self, exchange: Exchange) -> None:
         """Take a place in the channel's line; `reply` or `dismiss` must follow.
 

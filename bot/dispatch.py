@@ -32,6 +32,7 @@ from bot.domain import (
 from bot.engine.base import Engine
 from bot.errors import StoreError
 from bot.markup.clean import clean
+from bot.settings import LiveSettings
 from bot.storage.base import Store
 from bot.storage.patience import kept
 from bot.words import Say, say_to
@@ -59,18 +60,24 @@ class Dispatcher:
         settings: ConversationSection,
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Clock | None = None,
+        live: LiveSettings | None = None,
     ) -> None:
         self._access = access
         self._conversations = conversations
         self._engine = engine
         self._store = store
         self._settings = settings
+        self._live = live
         self._clock = clock or MonotonicClock()
         self._calendar = Calendar(self._clock, today)
         self._in_hand: set[int] = set()
         self._owed: set[int] = set()
         self._without_trace: set[int] = set()
         self._counted: set[int] = set()  # retries that were let through before their old answer was given up
+
+    def use(self, settings: ConversationSection) -> None:
+        """Go by these settings from now on."""
+        self._settings = settings
 
     async def accept(self, message: IncomingMessage) -> Exchange | None:
         """Keep the message; None if it is a duplicate or not for us.
@@ -284,7 +291,7 @@ class Dispatcher:
         called = parse(exchange.message.text)
         assert called is not None, "an exchange of kind command calls one"
         command, args = called
-        call = Call(exchange, args, self.say_to(exchange), self._access, self._conversations, self._engine)
+        call = Call(exchange, args, self.say_to(exchange), self._access, self._conversations, self._engine, self._live)
         notices: list[str] = []
         try:
             async with aclosing(command.run(call)) as events:

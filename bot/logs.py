@@ -81,6 +81,14 @@ def set_up(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | 
     )
 
 
+def use_levels(settings: LogsSection, before: LogsSection) -> None:
+    """Log from other levels on than `before`; form and place stay."""
+    for name in before.levels:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    for name, level in _levels(settings).items():
+        logging.getLogger(name).setLevel(level)
+
+
 @contextmanager
 def bound(**ids: object) -> Iterator[None]:
     """Put these ids into every line that is logged inside, whoever logs it.

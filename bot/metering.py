@@ -46,6 +46,7 @@ from bot.errors import (
 from bot.health import Parts
 from bot.markup.format import Format, Rendered
 from bot.metrics import PREFIX, Metrics
+from bot.settings import LiveSettings
 from bot.storage.base import History, Store
 from bot.words import Say
 
@@ -283,8 +284,9 @@ class MeteredDispatcher(Dispatcher):
         settings: ConversationSection,
         metrics: Metrics,
         clock: Clock,
+        live: LiveSettings | None = None,
     ) -> None:
-        super().__init__(access, conversations, engine, store, settings, clock=clock)
+        super().__init__(access, conversations, engine, store, settings, clock=clock, live=live)
         self._metrics = metrics
 
     async def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:

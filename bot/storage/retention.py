@@ -1,0 +1,64 @@
+"""Deletes texts once they are older than the operator wants to keep them."""
+
+import asyncio
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from bot.clock import Calendar, Clock
+from bot.errors import StoreError
+from bot.storage.base import Store
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 3600.0
+
+
+class Retention:
+    """Works while it is entered; 0 days keeps all."""
+
+    def __init__(self, store: Store, days: int, clock: Clock) -> None:
+        self._store = store
+        self._days = days
+        self._clock = clock
+        self._calendar = Calendar(clock)
+        self._changed = asyncio.Event()
+
+    def use(self, days: int) -> None:
+        """Keep texts for so many days from now on."""
+        if days != self._days:
+            self._days = days
+            self._changed.set()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="retention")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            if self._days:
+                await self._expire()
+            wake = [
+                asyncio.ensure_future(self._changed.wait()),
+                asyncio.ensure_future(self._clock.sleep(_LOOK_SECONDS)),
+            ]
+            try:
+                await asyncio.wait(wake, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in wake:
+                    each.cancel()
+
+    async def _expire(self) -> None:
+        try:
+            await self._store.expire(self._calendar.today() - timedelta(days=self._days))
+        except StoreError as error:
+            log.warning("old texts not deleted", error=str(error))
