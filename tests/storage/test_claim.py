@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -112,13 +111,6 @@ def test_a_damaged_note_of_who_has_it_is_no_matter(tmp_path: Path) -> None:
         (tmp_path / "bot.db.lock").write_bytes(b"\xff")
         with pytest.raises(StoreInUse, match="another bot: stop"), Claim(url_of(tmp_path / "bot.db"), patience=0):
             pass
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(StoreError, match=r"must be allowed to read and write it.*Permission denied"):
-        Claim(url_of(tmp_path / "bot.db")).__enter__()
 
 
 def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
