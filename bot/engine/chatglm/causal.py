@@ -10,11 +10,14 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
+from bot.engine.chatglm.decoding import Decoder, padding
 from bot.engine.chatglm.layout import Layout, layout_of
 from bot.engine.chatglm.model import Attend, ChatGLM
 from bot.engine.chatglm.weights import stretches_of
+from bot.engine.kernels import cuda, plain
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
+from bot.engine.serving.replay import CudaGraphs, Record, Replay
 from bot.engine.serving.runner import is_out_of_memory
 from bot.errors import EngineUnavailable
 
@@ -23,7 +26,8 @@ class ChatGLMForServing:
     """A `CausalLM`: the network with a cache of `slots` sequences.
 
     `prefix` is a P-Tuning v2 prefix as in `WholeSequence`.  `stretches` is how many
-    devices share the layers, each with a cache of its own.
+    devices share the layers, each with a cache of its own.  `record` makes decoding steps
+    of fixed sizes that can be replayed; None is what suits the device.
 
     Raises:
         EngineUnavailable: There is not enough memory for the cache.
@@ -37,6 +41,7 @@ class ChatGLMForServing:
         quantization: str = "none",
         prefix: Tensor | None = None,
         stretches: int = 1,
+        record: Record | None = None,
     ) -> None:
         config = network.config
         self.network = network.eval()
@@ -60,6 +65,25 @@ class ChatGLMForServing:
                 )
                 for layers in self._stretches
             ]
+        self._replay = self._recorded(record)
+
+    def _recorded(self, record: Record | None) -> Replay | None:
+        """Prepare for steps that are replayed; None where steps are not made like that."""
+        config = self.network.config
+        if len(self._caches) > 1:
+            return None  # what goes from device to device is not one graph
+        if record is None:
+            suits = self.device.type == "cuda" and cuda.has_parts(config.head_dim, config.channels, self.dtype)
+            if not suits:
+                return None
+            record = CudaGraphs()
+        return Replay(
+            Decoder(self.network, self._caches[0], cuda.parts() if self.device.type == "cuda" else plain),
+            padding=padding(config.channels),
+            most=self.slots,
+            device=self.device,
+            record=record,
+        )
 
     @property
     def context_length(self) -> int:
@@ -86,8 +110,19 @@ class ChatGLMForServing:
         Raises:
             ValueError: A prompt without `<sop>` or [gMASK].
         """
+        if self._replay is not None and not batch.is_prefill:
+            with torch.cuda.device_of(self._caches[0].keys):  # graphs and Triton know the current device only
+                # A copy: a replay writes to the same memory each time.
+                return self._replay(self._rows(batch)).to(torch.float32, copy=True)
         hidden = self._prefill(batch) if batch.is_prefill else self._decode(batch)
         return self.network.logits(hidden).float()
+
+    def _rows(self, batch: Batch) -> list[tuple[int, ...]]:
+        places = self._caches[0].places(batch.slots, batch.starts)
+        return [
+            (token, slot, place, *self._layouts[slot].position(start))
+            for (token,), slot, place, start in zip(batch.tokens, batch.slots, places, batch.starts, strict=True)
+        ]
 
     def _prefill(self, batch: Batch) -> Tensor:
         """Run the prompts end to end as one long row: only attention knows where each ends.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bot.engine.kernels import cpu, reference
+from bot.engine.kernels import cpu, cuda, reference
 from bot.engine.kernels.reference import Int4, Int8, Quantised, quantise_int4, quantise_int8
 
 __all__ = ["Int4", "Int8", "Linear", "Quantised", "TiedEmbedding", "quantise"]
@@ -20,6 +23,15 @@ def quantise(weight: Tensor, bits: int) -> Quantised:
     return quantise_int8(weight) if bits == 8 else quantise_int4(weight)
 
 
+@runtime_checkable
+class WithGelu(Protocol):
+    """A product that can end with a GELU."""
+
+    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+    def with_gelu(self, hidden: Tensor) -> Tensor: ...
+
+
 class Linear(nn.Module):
     """Stands where an `nn.Linear` would, for activations of one `dtype`; it cannot be trained.
 
@@ -28,7 +40,7 @@ class Linear(nn.Module):
 
     def __init__(self, weight: Tensor | Quantised, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        packed = cpu.pack(weight, bias, dtype) if _is_on_cpu(weight) else None
+        packed = _pack(weight, bias, dtype)
         # The plain form is let go where there is a packed one.
         self._product = _Plain(weight, bias) if packed is None else packed
 
@@ -39,6 +51,12 @@ class Linear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Multiply `[..., columns]`; return `[..., rows]` in the same dtype."""
         return self._product(hidden)
+
+    def gelu(self, hidden: Tensor) -> Tensor:
+        """The same with the tanh form of GELU after it, in one where there is a kernel for both."""
+        if isinstance(self._product, WithGelu):
+            return self._product.with_gelu(hidden)
+        return functional.gelu(self._product(hidden), approximate="tanh")
 
 
 class TiedEmbedding(nn.Module):
@@ -70,5 +88,10 @@ class _Plain:
         return reference.linear(hidden, self._weight, self._bias)
 
 
-def _is_on_cpu(weight: Tensor | Quantised) -> bool:
-    return (weight if isinstance(weight, Tensor) else weight.scale).device.type == "cpu"
+def _pack(weight: Tensor | Quantised, bias: Tensor | None, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    match (weight if isinstance(weight, Tensor) else weight.scale).device.type:
+        case "cpu":
+            return cpu.pack(weight, bias, dtype)
+        case "cuda" if not isinstance(weight, Tensor):
+            return cuda.pack(weight, bias, dtype)
+    return None

@@ -77,10 +77,14 @@ class KeyValueCache:
 
         It is fastest where `slots` ascend without gaps.
         """
+        return Decode(self.keys, self.values, slots, self.places(slots, starts))
+
+    def places(self, slots: Sequence[int], starts: Sequence[int]) -> list[int]:
+        """Note that one token is appended to each slot, at `starts`; say at which index of `keys` it belongs."""
         at = [self._before + start for start in starts]
         for slot, index in zip(slots, at, strict=True):
             self._ends[slot] = max(self._ends[slot], index + 1)
-        return Decode(self.keys, self.values, slots, at)
+        return at
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
