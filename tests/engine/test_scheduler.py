@@ -60,6 +60,34 @@ def test_a_job_that_is_not_there_is_discarded_without_effect() -> None:
     assert len(queue) == 1
 
 
+def test_short_prompts_wait_for_one_long_one_at_most_and_go_together() -> None:
+    scheduler: Scheduler[Job] = Scheduler(slots=8, prefill_tokens=100)
+    sizes = {"long1": 900, "long2": 900, "short1": 40, "long3": 900, "short2": 40, "short3": 40}
+    for name, size in sizes.items():
+        scheduler.add(Job(name, user=name, prompt_tokens=size))
+    steps = [step for _ in range(9) if (step := scheduler.step()) is not None and step.is_prefill]
+    assert [names(step.jobs) for step in steps] == [["long1"], ["short1", "short2"], ["short3"], ["long2"], ["long3"]]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60))
+def test_a_long_prompt_is_prefilled_however_many_short_ones_keep_coming(sizes: list[int]) -> None:
+    scheduler: Scheduler[Job] = Scheduler(slots=5, prefill_tokens=40)
+    long_one = Job(prompt_tokens=50)
+    scheduler.add(Job(prompt_tokens=45))
+    scheduler.add(long_one)
+    prefills = 0
+    while long_one in scheduler.running:
+        while scheduler.free:
+            scheduler.add(Job(prompt_tokens=sizes[prefills % len(sizes)]))
+        step = scheduler.step()
+        assert step is not None
+        prefills += step.is_prefill
+        if step.is_prefill:
+            for job in step.jobs:
+                scheduler.remove(job)
+        assert prefills <= 6
+
+
 keys = st.sampled_from("abcd")
 
 
@@ -103,6 +131,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.present: list[Job] = []
         self.prefilled: list[Job] = []
         self.was_prefill = False
+        self.long_ones: Counter[Job] = Counter()  # that went before a short one since it has its slot
+        self.short_ones: Counter[Job] = Counter()  # steps that went before a long one, of those that came later
 
     @rule(user=keys, channel=keys, tokens=st.integers(1, 60))
     def somebody_comes(self, user: str, channel: str, tokens: int) -> None:
@@ -132,7 +162,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(running[job] == slot for job, slot in step.jobs.items())
         if step.is_prefill:
             assert set(step.jobs) <= set(new)
-            assert len(step.jobs) == 1 or len(step.jobs) * max(job.prompt_tokens for job in step.jobs) <= 40
+            assert len(step.jobs) == 1 or sum(job.prompt_tokens for job in step.jobs) <= 40
+            left = [job for job in new if job not in step.jobs]
+            if any(job.prompt_tokens > 40 for job in step.jobs):
+                self.long_ones.update(job for job in left if job.prompt_tokens <= 40)
+            assert all(self.long_ones[job] <= 1 for job in left), "a short prompt waits for one long one at most"
+            self.short_ones.update(job for job in left if job.prompt_tokens > 40)
+            assert all(count <= 2 * 3 for count in self.short_ones.values()), "a long prompt's turn comes"
             assert not (self.was_prefill and self.prefilled), "running answers get a step between two prefills"
             self.prefilled += step.jobs
         else:

@@ -9,8 +9,8 @@ from heapq import heappop, heappush
 from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
-# Prompts are prefilled together while their padded rectangle stays below this many
-# tokens: more rows make short prompts cheaper, but every running answer waits meanwhile.
+# Prompts are prefilled together while they have no more tokens than this: more of them make
+# short ones cheaper, but every running answer waits meanwhile.
 PREFILL_TOKENS = 512
 
 
@@ -115,6 +115,7 @@ class Scheduler(Generic[J]):
         self._waiting: Rotation[J] = Rotation()
         self._running: dict[J, int] = {}
         self._new: deque[J] = deque()  # have a slot, their prompts are not in it yet
+        self._held_up: set[J] = set()  # of these, the short ones that a long one went before
         self._was_prefill = False
 
     @property
@@ -146,6 +147,7 @@ class Scheduler(Generic[J]):
         heappush(self._free, self._running.pop(job))
         if job in self._new:
             self._new.remove(job)
+            self._held_up.discard(job)
         self._admit()
         return True
 
@@ -165,11 +167,28 @@ class Scheduler(Generic[J]):
             self._new.append(job)
 
     def _prompts(self) -> list[J]:
-        jobs = [self._new.popleft()]
-        longest = jobs[0].prompt_tokens
-        while self._new:
-            longest = max(longest, self._new[0].prompt_tokens)
-            if longest * (len(jobs) + 1) > self._prefill_tokens:
-                break
-            jobs.append(self._new.popleft())
+        """Take the next prompts: a long one alone, or short ones together.
+
+        They go in the order they came, but no short one waits for two long ones.  A long one
+        is passed only by those that the last long one held up, so it does not wait for ever.
+        """
+        first = next((job for job in self._new if job in self._held_up), self._new[0])
+        jobs = [first]
+        if self._is_long(first):
+            self._held_up.update(job for job in self._new if not self._is_long(job))
+        else:
+            # Those that were held up first; a sort leaves the others in their order.
+            others = (job for job in self._new if job is not first and not self._is_long(job))
+            tokens = first.prompt_tokens
+            for job in sorted(others, key=lambda job: job not in self._held_up):
+                tokens += job.prompt_tokens
+                if tokens > self._prefill_tokens:
+                    break
+                jobs.append(job)
+        for job in jobs:
+            self._new.remove(job)
+            self._held_up.discard(job)
         return jobs
+
+    def _is_long(self, job: J) -> bool:
+        return job.prompt_tokens > self._prefill_tokens
