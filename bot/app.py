@@ -2,8 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
 
@@ -112,10 +112,22 @@ async def _followed(live: LiveSettings, config: Config, take: Callable[[Config],
             logs = config.logs
         take(config)
 
-    # A terminal that is closed sends it too, and ends what was begun there.
-    if "console" not in config.enabled_adapters:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, live.look_now)
-    await live.follow(take_all, switch.change)
+    with _on_hangup(config, live.look_now):
+        await live.follow(take_all, switch.change)
+
+
+@contextmanager
+def _on_hangup(config: Config, look: Callable[[], None]) -> Iterator[None]:
+    """Let SIGHUP call `look`; where the bot talks on a terminal, that sends it when it is closed, and it ends the bot."""
+    if "console" in config.enabled_adapters:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, look)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 async def _run(

@@ -25,7 +25,8 @@ from bot.config import AdapterSection, Config, EngineSection, OperationsSection,
 from bot.dispatch import Dispatcher
 from bot.ending import Ending
 from bot.engine.base import silent
-from bot.errors import AddressUnavailable, LoginRefused, StoreError, StoreInUse
+from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse
+from bot.settings import Source
 from bot.storage.claim import Claim
 from bot.storage.sql import SqlStore
 from tests.fakes import ScriptedEngine
@@ -236,3 +237,66 @@ async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
     with pytest.raises(StoreInUse, match="was faster"):
         await app.run(config, silent)
     assert [each.levelname for each in caplog.records if "keeps other bots off" in each.message] == ["WARNING"]
+
+
+class Serving(Connected):
+    """Says when it serves, and does so until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+
+    async def run(self, dispatcher: Dispatcher) -> None:
+        self.begun.set()
+        await asyncio.Event().wait()
+
+
+def source_of(config: Config, path: Path, changed: EngineSection) -> Source:
+    """Where another model is asked for, once it is read again."""
+    return Source(path, lambda: config.model_copy(update={"engine": changed}))
+
+
+async def test_a_hangup_reads_the_settings_again_and_without_any_model_it_ends(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Lost(ScriptedEngine):
+        async def __aenter__(self) -> Self:
+            raise EngineUnavailable("no memory")
+
+    adapter, opened = Serving(), iter([ScriptedEngine(), Lost(), Lost()])
+    standing_in(monkeypatch, adapter)
+    monkeypatch.setattr(app, "open_engine", lambda options, progress: next(opened))
+    config = config.model_copy(update={"adapters": {"elsewhere": AdapterSection(enabled=True)}})
+    source = source_of(config, tmp_path / "config.toml", config.engine.model_copy(update={"max_batch_size": 2}))
+    running = asyncio.create_task(app.run(config, silent, source))
+    async with asyncio.timeout(20):
+        await adapter.begun.wait()
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(EngineUnavailable, match="the model before it does not come back: no memory"):
+            await running
+
+
+async def test_sigterm_ends_it_while_the_model_is_changed(
+    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Slow(ScriptedEngine):
+        async def __aenter__(self) -> Self:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+            return self
+
+    opened = iter([ScriptedEngine(), Slow()])
+    monkeypatch.setattr(app, "open_engine", lambda options, progress: next(opened))
+
+    class Asking(Serving):
+        async def run(self, dispatcher: Dispatcher) -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+            await super().run(dispatcher)
+
+    standing_in(monkeypatch, Asking())
+    config = config.model_copy(update={"adapters": {"elsewhere": AdapterSection(enabled=True)}})
+    source = source_of(config, tmp_path / "config.toml", config.engine.model_copy(update={"max_batch_size": 2}))
+    codes: list[int] = []
+    with signals_given_back():
+        async with asyncio.timeout(20):
+            await app.serve(config, silent, Ending(leave=codes.append), source)
+    assert codes == [0]

@@ -79,6 +79,7 @@ async def test_what_is_not_there_yet_is_opening_or_loading(clock: Clock) -> None
         (EngineLoad(1, 0, since_progress=59.9), None),
         (EngineLoad(1, 0, since_progress=60.0), "no step has ended for 60 s"),
         (EngineLoad(0, 0, down="its worker died"), "its worker died"),
+        (EngineLoad(0, 0, down="the engine was closed", is_changing=True), "changing the model"),
     ],
 )
 def test_an_engine_is_well_unless_it_loads_died_or_stands_still(load: EngineLoad | None, fault: str | None) -> None:
