@@ -5,11 +5,13 @@
 compares schema.py with the migrations and puts what is missing into a new one.
 """
 
+import os
 import sqlite3
 import sys
 import tempfile
 import threading
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 from alembic import command
@@ -36,6 +38,7 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
     """
     location = locate(url)
     make_folder(location)
+    _make_file(location)
     with _one_at_a_time:
         config = _config()
         current = revision_of(url, busy_timeout)
@@ -146,6 +149,13 @@ def make_folder(location: Location) -> None:
             f"the folder {parent} for the database cannot be made ({exc.strerror}): make it, or name another "
             "file in storage.url"
         ) from exc
+
+
+def _make_file(location: Location) -> None:
+    """Make it as a file that nobody else on this machine may read; SQLite makes those beside it like it."""
+    if location.path is not None:
+        with suppress(OSError):  # opening it says better what is wrong
+            os.close(os.open(location.path, os.O_WRONLY | os.O_CREAT, 0o600))
 
 
 def main(arguments: list[str]) -> int:

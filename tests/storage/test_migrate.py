@@ -16,10 +16,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine
 
+from bot.domain import Kind
 from bot.errors import StoreError
 from bot.storage import engines, migrate
 from bot.storage.schema import metadata
-from tests.storage import url_of
+from tests.messages import a_message
+from tests.storage import temporary_store, url_of
 
 MIGRATIONS = Path(migrate.__file__).parents[2] / "migrations"
 
@@ -47,6 +49,14 @@ def test_a_new_database_is_at_the_newest_revision(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()  # looking makes nothing
     migrate.upgrade(url)
     assert migrate.revision_of(url) == migrate.head()
+
+
+async def test_nobody_else_on_the_machine_may_read_it_nor_the_files_beside_it(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.begin(a_message("a secret"), Kind.CHAT)
+        modes = {file.name: file.stat().st_mode & 0o077 for file in tmp_path.iterdir() if "lock" not in file.name}
+        assert len(modes) >= 2, "the log stands beside it"
+        assert set(modes.values()) == {0}, modes
 
 
 def test_an_empty_file_counts_as_a_new_database(tmp_path: Path) -> None:
