@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,7 +17,9 @@ from bot.clock import MonotonicClock
 from bot.config import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, Queued
 from bot.engine import open_engine
-from bot.engine.base import Progress
+from bot.engine.backends.chatglm import DEMO
+from bot.engine.base import Engine, Progress
+from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.switch import STALLED_SECONDS, STUCK_SECONDS, SUPERSEDED, EngineSwitch
 from bot.errors import CheckpointError, EngineBusy, EngineFailed, EngineUnavailable
 from tests.fakes import ManualClock, ScriptedEngine
@@ -432,6 +436,26 @@ async def test_how_many_may_wait_changes_without_another_model(garage: Garage) -
         await anext(garage.switch.generate(ask("one too many")))
     garage.models[0].go_on.set()
     assert [await asker.text() for asker in askers] == ["old"] * 3
+
+
+async def test_when_a_model_is_loaded_no_other_is_in_memory(tmp_path: Path) -> None:
+    for file in DEMO.iterdir():
+        content = file.read_bytes()
+        (tmp_path / file.name).write_bytes(content[:-1000] if file.suffix == ".safetensors" else content)
+    living: list[int] = []
+
+    def open_alone(section: EngineSection, progress: Progress) -> Engine:
+        living.append(sum(type(each) is ChatGLMForServing for each in gc.get_objects()))
+        return open_engine(section, progress)
+
+    section = EngineSection(model="demo")
+    async with EngineSwitch(section, open_alone, MonotonicClock()) as switch:
+        assert [event async for event in switch.generate(ask("hello"))]
+        assert await switch.change(section.model_copy(update={"quantization": "int8"})) is None
+        failure = await switch.change(section.model_copy(update={"model": str(tmp_path)}))
+        assert "model.safetensors" in (failure or "")
+        assert switch.info.quantization == "int8"
+    assert living == [0, 0, 0, 0]
 
 
 async def test_what_was_counted_goes_on_with_the_next_model() -> None:
