@@ -226,6 +226,7 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
         if not is_terminated:  # Ctrl-C, which whoever runs the event loop hears of
             raise
         log.info("stopped")
+        progress(1, 1)  # a bar that still stands has hidden the cursor of its terminal
         # All is closed.  Taking the interpreter down as well took 2.8 s on a busy machine.
         ending.leave(0)
     else:
