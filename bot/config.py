@@ -111,7 +111,7 @@ class EngineSection(Section):
         default="auto", description="auto, float32, bfloat16, float16"
     )
     context_length: int = Field(
-        default=0, ge=0, description="tokens of prompt and answer, for transformers; 0 = the model's, 8192 at most"
+        default=0, ge=0, description="tokens of prompt and answer; 0 = the model's, 8192 at most"
     )
     max_batch_size: int = Field(default=8, ge=1, description="requests answered together; 1 = strictly one at a time")
     max_waiting: int = Field(default=64, ge=1, description="requests that may wait; more are refused with a reason")

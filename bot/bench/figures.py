@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from bot.bench.options import Options
 from bot.engine.chatglm.config import ChatGLMConfig
-from bot.engine.chatglm.weights import EMBEDDING, bits_of, expected_shapes
+from bot.engine.chatglm.weights import bits_of, expected_shapes
 from bot.engine.kernels.reference import group_of
 
 _SCALE_BYTES = 4  # one float32, or a scale and a zero in bfloat16
@@ -127,19 +127,12 @@ def step_bytes(config: ChatGLMConfig, quantization: str, itemsize: int) -> int:
     total = 0
     for name, shape in expected_shapes(floating).items():
         size = prod(shape)
-        bits = _bits(name, quantization, config) if len(shape) == 2 else 0
+        bits = bits_of(config, name, quantization) if len(shape) == 2 else 0
         if bits:
             total += size * bits // 8 + _SCALE_BYTES * shape[0] * _scales(shape[1], bits, config)
         else:
             total += size * (4 if "norm" in name else itemsize)
     return total
-
-
-def _bits(matrix: str, quantization: str, config: ChatGLMConfig) -> int:
-    """How many bits a matrix has; those of a checkpoint that came quantised are as it has them."""
-    if config.quantization_bit:
-        return config.quantization_bit if matrix != EMBEDDING or config.quantization_embeddings else 0
-    return bits_of(matrix, quantization)
 
 
 def _scales(columns: int, bits: int, config: ChatGLMConfig) -> int:

@@ -14,9 +14,8 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from bot.config import EngineSection
 from bot.engine.base import EngineInfo, Progress, silent
 from bot.engine.chatglm.config import read_config
-from bot.engine.chatglm.loading import find_devices, load
+from bot.engine.chatglm.loading import load, look
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
-from bot.engine.chatglm.weights import check_quantization
 from bot.engine.serving.loop import Loaded, ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
 
@@ -44,7 +43,9 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             dtype=options.dtype,
             device=options.device,
             slots=options.max_batch_size,
-            ptuning=Path(options.ptuning).expanduser() if options.ptuning else None,
+            ptuning=_ptuning(options),
+            context=options.context_length,
+            name=options.model,
             progress=report,
         )
         info = EngineInfo(
@@ -65,12 +66,23 @@ def preflight(options: EngineSection) -> None:
 
     Raises:
         CheckpointError: There is no such model, or it cannot be quantised so.
-        EngineUnavailable: There is no such device here, or no network to download it.
+        EngineUnavailable: There is no such device here, not enough memory even without the
+            model that has it now, or no network to download it.
     """
-    folder = find_folder(options.model, options.revision)
-    config = read_config(folder)
-    check_quantization(folder, config, options.quantization)
-    find_devices(options.device, config.num_layers)
+    look(
+        find_folder(options.model, options.revision),
+        quantization=options.quantization,
+        dtype=options.dtype,
+        device=options.device,
+        slots=options.max_batch_size,
+        ptuning=_ptuning(options),
+        context=options.context_length,
+        name=options.model,
+    )
+
+
+def _ptuning(options: EngineSection) -> Path | None:
+    return Path(options.ptuning).expanduser() if options.ptuning else None
 
 
 def find_folder(model: str, revision: str = "", download: Callable[[str, str], Path] | None = None) -> Path:

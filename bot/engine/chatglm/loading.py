@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bot.engine.chatglm import memory
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.checkpoint import Checkpoint
 from bot.engine.chatglm.config import ChatGLMConfig, read_config
@@ -20,14 +23,18 @@ from bot.engine.chatglm.weights import (
     check_heads,
     check_quantization,
     expected_shapes,
+    prefix_length,
     read_network,
     read_prefix,
     stored_config,
     stored_quantization,
 )
+from bot.engine.free import free_bytes
 from bot.engine.kernels import Int4, Int8, Quantised
 from bot.engine.kernels.reference import group_of
 from bot.errors import CheckpointError, EngineUnavailable
+
+log = logging.getLogger(__name__)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,25 +49,26 @@ def load(
     slots: int = 8,
     ptuning: Path | None = None,
     half_angles: bool = False,
+    context: int = 0,
+    name: str = "",
     progress: Progress | None = None,
 ) -> ChatGLMForServing:
     """Load a checkpoint folder; `progress` is called with the bytes read and the bytes there are.
 
     A checkpoint that is int8 or int4 already is recognised by itself and wants
-    `quantization` "none".  `ptuning` is a folder with a P-Tuning v2 prefix for it.
+    `quantization` "none".  `ptuning` is a folder with a P-Tuning v2 prefix for it.  A
+    `context` shorter than the model's needs less memory; 0 is the model's.  `name` is what
+    people call the model, if not by its folder.
 
     Raises:
         CheckpointError: The folder misses something or holds something else.
-        EngineUnavailable: There is no such device here.
+        EngineUnavailable: There is no such device here, or it has not enough memory.
     """
-    config = read_config(folder)
-    places = find_devices(device, config.num_layers)
-    check_quantization(folder, config, quantization)
-    checkpoint = Checkpoint(folder)
-    config = stored_config(checkpoint, config)
-    check_heads(checkpoint, config)
+    checkpoint, config, places = _opened(folder, quantization, device, context)
     kind = quantization if quantization != "none" else stored_quantization(config)
     prefix = _prefix(checkpoint if ptuning is None else Checkpoint(ptuning), config, needed=ptuning is not None)
+    tokens = 0 if prefix is None else prefix.shape[3]
+    log.info("%s", _check_memory(name or folder.name, config, quantization, dtype, places, slots, tokens, free_bytes))
     network = read_network(
         checkpoint,
         config,
@@ -72,6 +80,60 @@ def load(
         progress=progress,
     )
     return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=prefix, stretches=len(places))
+
+
+def look(
+    folder: Path,
+    *,
+    quantization: Quantization,
+    dtype: DType,
+    device: str,
+    slots: int,
+    ptuning: Path | None,
+    context: int,
+    name: str,
+) -> None:
+    """Find out whether `load` could work once the model that runs now is gone, without reading tensors.
+
+    Raises:
+        As `load`, for what can be seen without them.
+    """
+    checkpoint, config, places = _opened(folder, quantization, device, context)
+    prefix = prefix_length(checkpoint if ptuning is None else Checkpoint(ptuning))
+    _check_memory(
+        name, config, quantization, dtype, places, slots, prefix, lambda device: free_bytes(device, as_if_alone=True)
+    )
+
+
+def _opened(
+    folder: Path, quantization: Quantization, device: str, context: int
+) -> tuple[Checkpoint, ChatGLMConfig, list[torch.device]]:
+    config = read_config(folder)
+    places = find_devices(device, config.num_layers)
+    check_quantization(folder, config, quantization)
+    checkpoint = Checkpoint(folder)
+    config = stored_config(checkpoint, config)
+    check_heads(checkpoint, config)
+    if context:
+        config = replace(config, max_sequence_length=min(context, config.max_sequence_length))
+    return checkpoint, config, places
+
+
+def _check_memory(
+    name: str,
+    config: ChatGLMConfig,
+    quantization: Quantization,
+    dtype: DType,
+    places: list[torch.device],
+    slots: int,
+    prefix: int,
+    free: memory.Free,
+) -> str:
+    def setup(kind: Quantization) -> memory.Setup:
+        held = kind if kind != "none" else stored_quantization(config)
+        return memory.Setup(config, kind, find_dtype(dtype, places[0], held), tuple(places), slots, prefix)
+
+    return memory.check(setup(quantization), name, free, setup)
 
 
 def load_random(
@@ -94,7 +156,7 @@ def load_random(
 
     def matrix(name: str) -> Tensor | Quantised:
         rows, columns = shapes[name]
-        bits = bits_of(name, quantization)
+        bits = bits_of(config, name, quantization)
         if bits == 0:
             return torch.randn(rows, columns, generator=random).mul_(columns**-0.5)
         return random_quantised(rows, columns, bits, random)

@@ -52,7 +52,7 @@ def read_network(
     shapes = expected_shapes(config)
     _check_tensors(checkpoint, config, shapes)
     tensors = checkpoint.tensors
-    place = _Places([device, *more_devices], config.num_layers)
+    place = Places([device, *more_devices], config.num_layers)
     total = sum(tensors[name].bytes for name in shapes)
     done = 0
 
@@ -70,7 +70,7 @@ def read_network(
             scale = read(f"{name}_scale").clone()[:, None]
             weight = weight.clone()
             return Int4(weight, scale) if config.quantization_bit == 4 else Int8(weight, scale)
-        bits = bits_of(name, quantization)
+        bits = bits_of(config, name, quantization)
         return quantise(weight.to(place(name)), bits) if bits else weight
 
     return build_network(
@@ -91,7 +91,7 @@ def build_network(
     """Make the network of the tensors that `matrix` and `vector` return for each name."""
     with torch.device("meta"):
         network = ChatGLM(config, dtype, half_angles=half_angles)
-    place = _Places([device, *more_devices], config.num_layers)
+    place = Places([device, *more_devices], config.num_layers)
 
     def own(path: str, kind: torch.dtype) -> Tensor:
         # A copy always: what a file holds must not change under us.
@@ -125,7 +125,7 @@ def stretches_of(layers: int, count: int) -> list[range]:
     return [range(first, end) for first, end in pairwise(ends)]
 
 
-class _Places:
+class Places:
     """Which device a tensor belongs on: the embedding on the first, the final norm on the last."""
 
     def __init__(self, devices: Sequence[torch.device], layers: int) -> None:
@@ -188,11 +188,14 @@ def check_quantization(folder: Path, config: ChatGLMConfig, asked: Quantization)
         )
 
 
-def bits_of(matrix: str, quantization: str) -> int:
-    """How many bits we quantise a matrix to; 0 is floating.
+def bits_of(config: ChatGLMConfig, matrix: str, quantization: str) -> int:
+    """How many bits a matrix has when it is loaded; 0 is floating.  `config` is of `stored_config`.
 
-    The table of the words has 8 always: it scores every word, and in 4 it would score some wrongly.
+    What comes quantised stays as it is.  The table of the words has 8 always where we
+    quantise: it scores every word, and in 4 it would score some wrongly.
     """
+    if config.quantization_bit:
+        return config.quantization_bit if matrix != EMBEDDING or config.quantization_embeddings else 0
     return 8 if quantization == "int4" and matrix == EMBEDDING else _BITS[quantization]
 
 
@@ -267,6 +270,12 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(("lm_head.", PREFIX)) or name.endswith("rotary_emb.inv_freq")
 
 
+def prefix_length(checkpoint: Checkpoint) -> int:
+    """How many tokens the P-Tuning v2 prefix of a checkpoint has; 0 if there is none."""
+    table = checkpoint.tensors.get(f"{PREFIX}embedding.weight")
+    return 0 if table is None else max(1, *table.shape[:1])
+
+
 def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     """Read a P-Tuning v2 prefix, with or without projection; None if there is none.
 
@@ -280,7 +289,7 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     table = tensors.get(f"{PREFIX}embedding.weight")
     if table is None:
         return None
-    length = max(1, *table.shape[:1])
+    length = prefix_length(checkpoint)
     width = config.num_layers * 2 * config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {f"{PREFIX}embedding.weight": (length, width)}
     inner = tensors.get(f"{PREFIX}trans.0.weight")

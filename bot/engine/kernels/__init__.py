@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bot.engine.kernels import cpu, cuda, reference
+from bot.engine.kernels import cpu, cuda, reference, sizes
 from bot.engine.kernels.reference import Int4, Int8, Quantised, quantise_int4, quantise_int8
 
 __all__ = ["Int4", "Int8", "Linear", "Quantised", "TiedEmbedding", "quantise"]
-
-# A packed copy beside the table's rows costs memory: it is made for small tables only.
-_PACKED_TABLE_BYTES = 1 << 28
 
 
 def quantise(weight: Tensor, bits: int) -> Quantised:
@@ -65,7 +62,7 @@ class TiedEmbedding(nn.Module):
     def __init__(self, weight: Tensor | Quantised, dtype: torch.dtype) -> None:
         super().__init__()
         self._rows = weight
-        pack = not isinstance(weight, Tensor) or weight.nbytes <= _PACKED_TABLE_BYTES
+        pack = not isinstance(weight, Tensor) or weight.nbytes <= sizes.PACKED_TABLE_BYTES
         self._product = Linear(weight, None, dtype) if pack else _Plain(weight, None)
 
     def forward(self, ids: Tensor) -> Tensor:

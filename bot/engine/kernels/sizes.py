@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from bot.engine.kernels.cpu import can_pack
 from bot.engine.kernels.reference import group_of
 
 # A packed copy beside the table's rows costs memory: it is made for small tables only.
@@ -36,11 +35,14 @@ def linear_bytes(shape: Shape, dtype: torch.dtype, device: str, *, has_bias: boo
     if shape.bits == 0:
         return rows * columns * dtype.itemsize + bias
     values = rows * columns * shape.bits // 8
-    if device == "cpu" and (groups := _packed_groups(shape, dtype)):
+    if device == "cpu" and _is_packed(shape, dtype):
         # A float32 bias always; ones where the row's scale is applied to the sums.
         if shape.bits == 8:
             return values + rows * (4 + 4 + 2)
-        return values + rows * (4 + 4 * groups + (4 if shape.groups == 1 and not _has_zero(shape) else 0))
+        groups = shape.groups
+        if not _has_zero(shape):
+            groups = columns // next(group for group in (256, 128, 64, 32) if columns % group == 0)
+        return values + rows * (4 + 4 * groups + (0 if _has_zero(shape) else 4))
     if shape.bits == 8:
         return values + rows * (4 if device == "cuda" or not shape.is_published else 2) + bias
     return values + rows * shape.groups * (4 if _has_zero(shape) else 2) + bias
@@ -52,8 +54,13 @@ def table_bytes(shape: Shape, dtype: torch.dtype, device: str) -> int:
     if device != "cpu" or shape.bits == 8:
         return held  # both read the same
     if shape.bits == 4:
-        return held + (linear_bytes(shape, dtype, "", has_bias=False) if _packed_groups(shape, dtype) else 0)
-    return 2 * held if held <= PACKED_TABLE_BYTES and can_pack(dtype) else held
+        return held + (linear_bytes(shape, dtype, "", has_bias=False) if _is_packed(shape, dtype) else 0)
+    return 2 * held if held <= PACKED_TABLE_BYTES and dtype != torch.float16 else held
+
+
+def _is_packed(shape: Shape, dtype: torch.dtype) -> bool:
+    multiple = 16 if shape.bits == 8 else 32
+    return dtype == torch.bfloat16 and shape.rows % 16 == 0 and shape.columns % multiple == 0
 
 
 def _has_zero(shape: Shape) -> bool:

@@ -1,0 +1,385 @@
+"""The guard counts what is really held, and says in one sentence what fits."""
+
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bot.config import EngineSection
+from bot.engine import free, preflight
+from bot.engine.chatglm import loading, memory
+from bot.engine.chatglm.config import ChatGLMConfig
+from bot.engine.chatglm.loading import find_dtype, load, load_random
+from bot.engine.chatglm.memory import Need, Setup, needs
+from bot.engine.chatglm.weights import Quantization
+from bot.engine.serving.base import Batch
+from bot.errors import EngineUnavailable
+
+GOLDEN = Path(__file__).parent.parent / "data" / "golden"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GIB = 2**30
+
+PUBLISHED = ChatGLMConfig(
+    vocab_size=130528,
+    hidden_size=4096,
+    inner_hidden_size=16384,
+    num_layers=28,
+    num_attention_heads=32,
+    mask_token_id=130000,
+    gmask_token_id=130001,
+    bos_token_id=130004,
+    eos_token_id=130005,
+)
+
+
+def small(hidden: int = 128, layers: int = 2, inner: int = 256, vocab: int = 320, context: int = 64) -> ChatGLMConfig:
+    return replace(
+        PUBLISHED,
+        vocab_size=vocab,
+        hidden_size=hidden,
+        inner_hidden_size=inner,
+        num_layers=layers,
+        num_attention_heads=2,
+        max_sequence_length=context,
+        mask_token_id=vocab - 4,
+        gmask_token_id=vocab - 3,
+        bos_token_id=vocab - 2,
+        eos_token_id=vocab - 1,
+    )
+
+
+def setup_for(quantization: Quantization, device: torch.device = CUDA, slots: int = 1) -> Setup:
+    return Setup(PUBLISHED, quantization, find_dtype("auto", device, quantization), (device,), slots)
+
+
+# What is held
+
+
+def tensors_in(thing: object, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor that is reached from a model through its parts."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    match thing:
+        case Tensor():
+            yield thing
+        case dict():
+            for each in thing.values():
+                yield from tensors_in(each, seen)
+        case list() | tuple():
+            for each in thing:
+                yield from tensors_in(each, seen)
+        case _ if is_dataclass(thing):
+            for field in fields(thing):
+                yield from tensors_in(getattr(thing, field.name), seen)
+        case _ if isinstance(thing, nn.Module) or type(thing).__module__.startswith("bot."):
+            yield from tensors_in(vars(thing), seen)
+
+
+def bytes_in(*things: object) -> int:
+    storages: dict[int, int] = {}
+    for tensor in tensors_in(list(things), set()):
+        if tensor.is_mkldnn:  # it has no storage to be asked
+            storages[id(tensor)] = tensor.numel() * tensor.itemsize
+        else:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    quantization=st.sampled_from(get_args(Quantization)),
+    dtype=st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+    hidden=st.sampled_from([64, 128, 160, 256]),
+    layers=st.integers(1, 3),
+    inner=st.sampled_from([96, 256, 512]),
+    vocab=st.sampled_from([320, 336, 500]),
+    slots=st.integers(1, 5),
+    context=st.integers(16, 128),
+)
+def test_weights_and_cache_are_those_of_a_loaded_model(
+    quantization: Quantization, dtype: Any, hidden: int, layers: int, inner: int, vocab: int, slots: int, context: int
+) -> None:
+    config = small(hidden, layers, inner, vocab, context)
+    model = load_random(config, quantization=quantization, dtype=dtype, device="cpu", slots=slots)
+    found = needs(Setup(config, quantization, model.dtype, (CPU,), slots))[CPU]
+    assert found.weights == pytest.approx(bytes_in(model.network), rel=0.01)
+    assert found.cache == bytes_in([(cache.keys, cache.values) for cache in model._caches])
+    assert found.weights + found.cache == pytest.approx(bytes_in(model), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int4-qe"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_published_checkpoints_are_counted_as_they_are(kind: str, dtype: Any) -> None:
+    model = load(GOLDEN / kind, dtype=dtype, slots=2, device="cpu")
+    found = needs(Setup(model.network.config, "none", model.dtype, (CPU,), 2))[CPU]
+    assert found.weights == pytest.approx(bytes_in(model.network), rel=0.01)
+
+
+def test_a_prefix_takes_room_in_every_slot() -> None:
+    folder = GOLDEN / "ptuning" / "no_projection"
+    model = load(GOLDEN, dtype="float32", slots=3, device="cpu", ptuning=folder)
+    config = model.network.config
+    tokens = model._caches[0].keys.shape[3] - config.max_sequence_length
+    assert tokens > 0
+    assert needs(Setup(config, "none", torch.float32, (CPU,), 3, tokens))[CPU].cache == bytes_in(
+        [(cache.keys, cache.values) for cache in model._caches]
+    )
+
+
+def test_devices_that_share_the_layers_share_the_bytes() -> None:
+    config, other = small(layers=3), torch.device("cuda:1")
+    whole = needs(Setup(config, "int4", torch.float16, (CUDA,), 2))[CUDA]
+    split = needs(Setup(config, "int4", torch.float16, (CUDA, other), 2))
+    assert split[CUDA].weights + split[other].weights == whole.weights
+    assert split[other].cache == 2 * split[CUDA].cache
+    assert split[CUDA].cache + split[other].cache == whole.cache
+    assert needs(Setup(config, "int4", torch.float16, (CUDA, CUDA), 2)) == {CUDA: whole}
+
+
+# What a step takes
+
+
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
+    """Notes how many bytes were alive at once, at most, of tensors made while it is entered: not those of `model`."""
+
+    def __init__(self, model: object) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
+        self.now = self.most = 0
+        self._tensors: Counter[int] = Counter()  # of each storage
+        self._known = {each.untyped_storage().data_ptr() for each in tensors_in(model, set()) if not each.is_mkldnn}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(result, set()):
+            storage = tensor.untyped_storage()
+            place, size = storage.data_ptr(), storage.nbytes()
+            if place in self._known:
+                continue
+            self.now += 0 if self._tensors[place] else size
+            self._tensors[place] += 1
+            weakref.finalize(tensor, self._gone, place, size)
+        self.most = max(self.most, self.now)
+        return result
+
+    def _gone(self, place: int, size: int) -> None:
+        self._tensors[place] -= 1
+        self.now -= 0 if self._tensors[place] else size
+
+
+@pytest.mark.parametrize(("quantization", "dtype"), [("none", "float32"), ("int8", "bfloat16"), ("int4", "bfloat16")])
+def test_a_step_takes_no_more_than_its_workspace(quantization: Quantization, dtype: Any) -> None:
+    config = small(hidden=256, inner=1024, vocab=2048, context=640)
+    slots = 4
+    model = load_random(config, quantization=quantization, dtype=dtype, device="cpu", slots=slots)
+    counted = needs(Setup(config, quantization, model.dtype, (CPU,), slots))[CPU].workspace - memory._RESERVE
+    prompt = (*range(5, 5 + 637), config.gmask_token_id, config.bos_token_id)
+    with Living(model) as prefill:
+        model.forward(Batch((0,), (prompt,), (0,)))
+    assert counted / 2.5 < prefill.most <= counted
+    rows = tuple(range(slots))
+    for slot in rows:
+        model.forward(Batch((slot,), (prompt[-20:],), (0,)))
+    with Living(model) as decode:
+        model.forward(Batch(rows, ((7,),) * slots, (20,) * slots))
+    assert 0 < decode.most <= counted
+
+
+# The published size
+
+
+def test_int4_with_one_long_conversation_fits_a_card_of_6_gb() -> None:
+    need = needs(setup_for("int4"))[CUDA]
+    assert need.total <= 5.0e9
+    assert 3.5e9 < need.weights < 3.6e9, "the table of the words in int8"
+    assert need.cache == 2 * 28 * 4096 * 2048 * 2
+
+
+@given(
+    quantization=st.sampled_from(get_args(Quantization)),
+    slots=st.integers(1, 64),
+    there=st.integers(0, 80 * GIB),
+    device=st.sampled_from([CPU, CUDA]),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_advised_fits_and_is_the_most_that_does(
+    quantization: Quantization, slots: int, there: int, device: torch.device
+) -> None:
+    setup = setup_for(quantization, device, slots)
+    batch = memory.largest_batch(setup, {device: there})
+    assert batch == slots or needs(replace(setup, slots=batch + 1))[device].total > there
+    assert batch == 0 or needs(replace(setup, slots=batch))[device].total <= there
+
+
+def refusal(there: float, quantization: Quantization = "none", slots: int = 8) -> str:
+    with pytest.raises(EngineUnavailable) as refused:
+        memory.check(
+            setup_for(quantization, CUDA, slots),
+            "chatglm-6b",
+            lambda _: int(there * GIB),
+            lambda kind: setup_for(kind, CUDA, slots),
+        )
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_what_does_not_fit_is_one_sentence_with_what_would() -> None:
+    assert refusal(5.6) == (
+        "chatglm-6b as float16 needs 18.9 GiB (weights 11.5, cache 7.0 for 8 sequences, workspace 0.4), and cuda has "
+        '5.6 GiB free: engine.quantization = "int4" with max_batch_size = 2 fits'
+    )
+
+
+@pytest.mark.parametrize(
+    ("there", "quantization", "slots", "advice"),
+    [
+        (16, "none", 8, 'engine.max_batch_size = 4, or engine.quantization = "int8" fits'),
+        (8, "int4", 8, "engine.max_batch_size = 4 fits"),
+        (8, "none", 1, 'engine.quantization = "int8" fits'),
+        (3.9, "int4", 8, "engine.max_batch_size = 1 and context_length = 768 fit"),
+        (1, "int8", 1, "nothing smaller than 4.6 GiB is possible with this model; free memory, or name another device"),
+    ],
+)
+def test_the_advice_keeps_near_to_what_was_asked(
+    there: float, quantization: Quantization, slots: int, advice: str
+) -> None:
+    assert refusal(there, quantization, slots).partition(" free: ")[2] == advice
+
+
+def test_the_sums_are_a_line_for_the_log() -> None:
+    line = memory.check(setup_for("int4"), "chatglm-6b", lambda _: 8 * GIB, setup_for)
+    assert line == (
+        "chatglm-6b as int4: cuda 4.6 GiB (weights 3.3, cache 0.9 for 1 sequence, workspace 0.4) of 8.0 GiB free"
+    )
+    assert memory.check(setup_for("int4"), "x", lambda _: None, setup_for).endswith("of what is free")
+
+
+def test_parts_of_a_model_on_one_device_take_turns() -> None:
+    assert Need(1, 2, 3) + Need(10, 20, 5) == Need(11, 22, 5)
+    assert Need(1, 2, 3).total == 6
+
+
+# In the program
+
+
+def sees(there: dict[str, int]) -> Any:
+    return lambda device, as_if_alone=False: there["alone" if as_if_alone else "now"]
+
+
+def test_loading_refuses_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "free_bytes", sees({"now": 1000}))
+    with pytest.raises(EngineUnavailable, match=r"^my-model as float32 needs 0\.0 GiB .* and cpu has 0\.0 GiB free: "):
+        load(GOLDEN, device="cpu", name="my-model", progress=lambda done, total: pytest.fail("it reads"))
+
+
+def test_the_sums_are_logged_before_loading(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger=loading.__name__):
+        load(GOLDEN, device="cpu", slots=1)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("golden as float32: cpu 0.0 GiB (weights 0.0, cache 0.0 for 1 sequence")
+
+
+def test_a_shorter_context_is_used_and_needs_less() -> None:
+    assert load(GOLDEN, device="cpu", slots=1, context=50).context_length == 50
+    assert load(GOLDEN, device="cpu", slots=1, context=10**6).context_length == 128
+    whole = needs(setup_for("int4"))[CUDA]
+    shorter = replace(setup_for("int4"), config=replace(PUBLISHED, max_sequence_length=1024))
+    assert needs(shorter)[CUDA].cache * 2 == whole.cache
+
+
+def test_before_a_change_the_memory_of_the_model_that_runs_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = EngineSection(model=str(GOLDEN), device="cpu", max_batch_size=2)
+    monkeypatch.setattr(loading, "free_bytes", sees({"now": 0, "alone": GIB}))
+    preflight(section)
+    monkeypatch.setattr(loading, "free_bytes", sees({"now": GIB, "alone": 0}))
+    with pytest.raises(EngineUnavailable, match="GiB free: nothing smaller than"):
+        preflight(section)
+
+
+def test_a_prefix_counts_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Setup] = []
+    monkeypatch.setattr(memory, "check", lambda setup, *_: seen.append(setup))
+    preflight(EngineSection(model=str(GOLDEN), device="cpu", ptuning=str(GOLDEN / "ptuning" / "no_projection")))
+    preflight(EngineSection(model=str(GOLDEN), device="cpu"))
+    assert [setup.prefix > 0 for setup in seen] == [True, False]
+
+
+# What is free
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with 8 GiB available, and control groups and a process to be written by the test."""
+    monkeypatch.setattr(free, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(free, "_OURS", tmp_path / "ours")
+    monkeypatch.setattr(free, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
+    (tmp_path / "cgroup").mkdir()
+    return tmp_path
+
+
+def group(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_what_the_machine_has_is_free_where_nothing_limits_us(machine: Path) -> None:
+    assert free.free_bytes(CPU) == 8 * GIB
+    (machine / "ours").write_text("0::/\n")
+    group(machine / "cgroup", memory__max="max", memory__current=5, memory__stat="inactive_file 1")
+    assert free.free_bytes(CPU) == 8 * GIB
+    assert free.free_bytes(torch.device("meta")) is None
+
+
+def test_a_containers_limit_counts_without_the_files_it_has_read(machine: Path) -> None:
+    (machine / "ours").write_text("0::/\n")
+    group(machine / "cgroup", memory__max=4 * GIB, memory__current=3 * GIB, memory__stat=f"anon 7\ninactive_file {GIB}")
+    assert free.free_bytes(CPU) == 2 * GIB
+
+
+def test_the_least_of_all_groups_above_us_counts(machine: Path) -> None:
+    (machine / "ours").write_text("0::/system.slice/bot.service\n")
+    group(machine / "cgroup" / "system.slice", memory__max=3 * GIB, memory__current=GIB, memory__stat="anon 1")
+    own = machine / "cgroup" / "system.slice" / "bot.service"
+    group(own, memory__max=6 * GIB, memory__current=GIB, memory__stat="anon 1")
+    assert free.free_bytes(CPU) == 2 * GIB
+
+
+def test_the_first_version_of_control_groups_is_understood_and_a_path_of_the_host_too(machine: Path) -> None:
+    (machine / "ours").write_text("5:cpu:/x\n4:memory:/docker/0123\n0::/\n")
+    group(
+        machine / "cgroup" / "memory",
+        memory__limit_in_bytes=GIB,
+        memory__usage_in_bytes=2 * GIB,
+        memory__stat="total_inactive_file 0",
+    )
+    assert free.free_bytes(CPU) == 0
+
+
+def test_as_if_alone_is_with_what_a_model_of_ours_holds(machine: Path) -> None:
+    (machine / "status").write_text(f"Name:\tpython\nRssAnon:\t{3 * GIB // 1024} kB\n")
+    assert free.free_bytes(CPU, as_if_alone=True) == 8 * GIB + 3 * GIB - free.PROGRAM_BYTES
+    (machine / "status").write_text("RssAnon:\t1024 kB\n")
+    assert free.free_bytes(CPU, as_if_alone=True) == 8 * GIB
+    (machine / "status").unlink()
+    assert (free.free_bytes(CPU, as_if_alone=True) or 0) >= 8 * GIB
+
+
+def test_on_a_gpu_what_torch_keeps_for_us_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (5, 100))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 60)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 40)
+    assert free.free_bytes(CUDA) == 25
+    assert free.free_bytes(CUDA, as_if_alone=True) == 65
