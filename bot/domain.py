@@ -46,7 +46,10 @@ class Author:
 
 @dataclass(frozen=True, slots=True)
 class IncomingMessage:
-    """What somebody said to the bot, free of a platform's notation."""
+    """What somebody said to the bot, free of a platform's notation.
+
+    Its `id` is the platform's own; like a channel's it has no space.
+    """
 
     id: str
     channel: ChannelKey

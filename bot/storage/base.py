@@ -119,9 +119,9 @@ class Store(Protocol):
         """Take the exchanges of a channel, its threads included, along to its new id.
 
         The messages themselves stay behind: their ids, and those of the replies, get the
-        old channel in front (more than once if that id is taken), so that none is taken for
-        a message of the new one.  Return
-        how many exchanges moved; once they have, there are none to move again.
+        old channel and a space in front (more than once if that id is taken), so that none
+        is taken for a message of the new one.  Return how many exchanges moved; once they
+        have, there are none to move again.
         """
         ...
 

@@ -238,14 +238,15 @@ class SqlStore:
             goal = _within(ChannelKey(channel.platform, to))
             taken = set((await tx.execute(select(exchanges.c.message).where(goal))).scalars())
             for row in rows:
-                message = f"{channel.channel}/{row.message}"
+                # No id of a platform has a space, so no message that is yet to come can be meant.
+                message = f"{channel.channel} {row.message}"
                 while message in taken:
-                    message = f"{channel.channel}/{message}"
+                    message = f"{channel.channel} {message}"
                 taken.add(message)
                 values = {
                     "channel": to,
                     "message": message,
-                    "parts": [f"{channel.channel}/{part}" for part in row.parts],
+                    "parts": [f"{channel.channel} {part}" for part in row.parts],
                 }
                 await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
         return len(rows)

@@ -531,7 +531,16 @@ async def test_messages_of_the_old_channel_are_none_of_the_new_one(store: Store)
     assert await store.showing(new, "m1") is None
     assert await store.begin(message(1, channel=new), Kind.CHAT) is not None
     (old, _) = await store.owed("slack")
-    assert (old.id, old.message.channel, old.message.id, old.parts) == (exchange.id, new, "C1/1", ("C1/m1",))
+    assert (old.id, old.message.channel, old.message.id, old.parts) == (exchange.id, new, "C1 1", ("C1 m1",))
+
+
+async def test_no_message_to_come_is_taken_for_one_that_moved(store: Store) -> None:
+    moved = await begun(store, message(1))
+    await store.move(ROOM, "C9")
+    new = replace(ROOM, channel="C9")
+    for id in ("1", "C1/1", "C1:1"):
+        assert await store.find(new, id) is None
+        assert (await begun(store, replace(message(2), id=id, channel=new))).id != moved.id
 
 
 # Life and death.
