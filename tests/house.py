@@ -15,6 +15,16 @@ from bot.storage.sql import SqlStore
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.messages import NOON
 
+# Nobody is refused for asking much.
+NO_LIMITS = LimitsSection(
+    requests_per_minute=0,
+    requests_per_minute_channel=0,
+    tokens_per_hour=0,
+    tokens_per_hour_channel=0,
+    waiting_per_user=0,
+    waiting_per_channel=0,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class House:

@@ -17,7 +17,7 @@ from bot.adapters.slack_settings import SlackSection
 from bot.adapters.telegram_markup import Entity, TelegramFormat
 from bot.adapters.telegram_settings import TelegramSection
 from bot.clock import Clock
-from bot.config import AccessSection, ConversationSection, LimitsSection
+from bot.config import AccessSection, ConversationSection
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
 from bot.domain import Exchange, IncomingMessage, ReplyEvent, SamplingParams
@@ -31,14 +31,10 @@ from tests.adapters.servers.discord import DiscordPlatform
 from tests.adapters.servers.slack import SlackServer
 from tests.adapters.servers.telegram import TelegramPlatform
 from tests.adapters.servers.telegram_words import markdown
+from tests.house import NO_LIMITS
 
 # What is done to a platform before the bot comes, for as long as it is there.
 Around = Callable[[Any], AbstractAsyncContextManager[object]]
-
-# Nobody is refused for asking much.
-_NO_LIMITS = LimitsSection(
-    requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0
-)
 
 
 def _left_alone(platform: object) -> AbstractAsyncContextManager[object]:
@@ -175,9 +171,9 @@ async def a_bench(
                 store,
                 ConversationSection(),
                 params or SamplingParams(),
-                answer_seconds=_NO_LIMITS.answer_seconds,
+                answer_seconds=NO_LIMITS.answer_seconds,
             )
-            access = Access(AccessSection(), _NO_LIMITS, clock)
+            access = Access(AccessSection(), NO_LIMITS, clock)
             dispatcher = WatchedDispatcher(access, conversations, engine, store)
             adapter = asyncio.create_task(platform.adapter(clock).run(dispatcher))
             try:

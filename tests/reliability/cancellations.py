@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from bot.config import LimitsSection
 from bot.domain import Answer, ChannelKey, ChatRequest, Exchange, IncomingMessage, Kind
 from tests.fakes import ScriptedEngine
-from tests.house import House, a_house
+from tests.house import NO_LIMITS, House, a_house
 from tests.messages import MEI, NOON, a_message
 from tests.reliability.figure import Row, Scale
 from tests.reliability.trouble import locked_by_another
@@ -26,9 +25,6 @@ from tests.reliability.trouble import locked_by_another
 NAME = "R4"
 
 _CHANNELS = tuple(ChannelKey("discord", f"c{number}") for number in range(6))
-_NO_LIMITS = LimitsSection(
-    requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, max_message_chars=100_000
-)
 # Long enough for several pages of the database: a row that is torn would show.
 _TEXT = "一些文字 and words " * 400
 # Cancelled after at most so many turns of the event loop and so many seconds.
@@ -145,7 +141,7 @@ async def toll_of(cancellations: int, seed: int) -> Toll:
     engine = ScriptedEngine(default=_answer, context_length=10_000_000, max_waiting=10_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with a_house(folder, engine, limits=_NO_LIMITS) as house:
+        async with a_house(folder, engine, limits=NO_LIMITS) as house:
             first = await house.accept(a_message("first", channel=_CHANNELS[0]))
             house.conversations.dismiss(first)
             known = [first]

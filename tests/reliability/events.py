@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from bot.access import Access
-from bot.config import AccessSection, ConversationSection, LimitsSection
+from bot.config import AccessSection, ConversationSection
 from bot.conversations import Conversations
 from bot.domain import ChatRequest, SamplingParams
 from bot.storage.sql import SqlStore
 from tests.adapters.bench import PROFILES, WatchedDispatcher
 from tests.fakes.clock import FastClock
 from tests.fakes.engine import ScriptedEngine
+from tests.house import NO_LIMITS
 from tests.reliability import replies
 from tests.reliability.besiegers import BESIEGERS, Besieger, people_talk, wrong
 from tests.reliability.figure import Row, Scale
@@ -37,9 +38,6 @@ _BATCH = 250
 # Of all events; each is a megabyte.
 _HUGE = 0.005
 _QUESTION = re.compile(r"\bq\d+e\b")
-_NO_LIMITS = LimitsSection(
-    requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0
-)
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
@@ -115,7 +113,7 @@ async def a_bot(
             conversations = Conversations(
                 engine, store, ConversationSection(history_turns=0), SamplingParams(), answer_seconds=600.0
             )
-            dispatcher = WatchedDispatcher(Access(AccessSection(), _NO_LIMITS, clock), conversations, engine, store)
+            dispatcher = WatchedDispatcher(Access(AccessSection(), NO_LIMITS, clock), conversations, engine, store)
             adapter = asyncio.create_task(platform.adapter(clock).run(dispatcher))
             try:
                 await platform.until(lambda: PROFILES[name].is_connected(platform) or adapter.done())

@@ -16,20 +16,18 @@ from pathlib import Path
 
 from bot.access import Access
 from bot.adapters.base import Replies
-from bot.config import AccessSection, ConversationSection, LimitsSection
+from bot.config import AccessSection, ConversationSection
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
 from bot.domain import Author, ChannelKey, ChatRequest, IncomingMessage, SamplingParams
 from bot.storage.sql import SqlStore
 from tests.fakes import FakeMessenger, FastClock, ScriptedEngine
+from tests.house import NO_LIMITS
 from tests.messages import a_message
 from tests.reliability.figure import Row, Scale
 
 NAME = "R2"
 
-_NO_LIMITS = LimitsSection(
-    requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, waiting_per_user=0, waiting_per_channel=0
-)
 # Messages that are worked on at once; a channel's next one then often comes before its last is answered.
 _AT_ONCE = 500
 # In memory where there is such a folder: this is about order, and 100,000 commits wait for a disk for minutes.
@@ -124,7 +122,7 @@ async def _a_bot(folder: Path) -> AsyncIterator[_Bot]:
     engine = ScriptedEngine(default=_answer, context_length=1_000_000, max_batch_size=_AT_ONCE)
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
         conversations = Conversations(engine, store, settings, SamplingParams(), answer_seconds=600)
-        access = Access(AccessSection(), _NO_LIMITS, clock)
+        access = Access(AccessSection(), NO_LIMITS, clock)
         dispatcher = _Dispatcher(access, conversations, engine, store, settings)
         dispatcher.room = asyncio.Semaphore(_AT_ONCE)
         messenger = FakeMessenger(clock)
