@@ -174,8 +174,13 @@ def copy(path: Path | None, target: str) -> None:
 )
 @click.option("--repeat", type=AT_LEAST_1, default=5, show_default=True, help="Measurements of each figure.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of the processor; if not given, as when serving.")
+@click.option(
+    "--suite",
+    type=click.Choice(["cpu", "cuda"]),
+    help="All that such a device should reach, each beside its goal; of the other options only --repeat and --json count.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def bench(model: str | None, sizes: str | None, as_json: bool, **chosen: Any) -> None:
+def bench(model: str | None, sizes: str | None, suite: str | None, as_json: bool, **chosen: Any) -> None:
     """Measure how fast a model runs on this machine."""
     from bot.bench.options import options_of
 
@@ -184,6 +189,8 @@ def bench(model: str | None, sizes: str | None, as_json: bool, **chosen: Any) ->
     try:
         from bot.bench.measure import measure
         from bot.bench.report import show, watching
+        from bot.bench.suite import PLANS, measure_suite
+        from bot.bench.suite_report import show_suite
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.startswith("bot."):
             raise
@@ -191,6 +198,11 @@ def bench(model: str | None, sizes: str | None, as_json: bool, **chosen: Any) ->
             f"bench needs the package {exc.name}, which is not installed: python -m pip install chatglm-bot brings it"
         ) from exc
 
+    if suite is not None:
+        with watching() as watch:
+            table = measure_suite(PLANS[suite], options.repeat, watch)
+        show_suite(table, as_json=as_json)
+        return
     with watching() as watch:
         figures = measure(options, watch)
     show(figures, as_json=as_json)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from bot.bench.figures import Served, Spread
@@ -60,6 +61,7 @@ class Round:
 
     tokens_per_second: float
     first_text_seconds: tuple[float, ...]
+    gap_seconds: tuple[float, ...] = ()  # between one piece of an answer and the next, of all answers
 
 
 async def one_round(engine: Engine, clients: int, options: Options) -> Round:
@@ -67,8 +69,12 @@ async def one_round(engine: Engine, clients: int, options: Options) -> Round:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_ask(engine, number, options.tokens)) for number in range(clients)]
     seconds = time.perf_counter() - began
-    tokens = [task.result()[0] for task in tasks]
-    return Round(sum(tokens) / seconds, tuple(task.result()[1] for task in tasks))
+    answers = [task.result() for task in tasks]
+    return Round(
+        sum(tokens for tokens, _ in answers) / seconds,
+        tuple(times[0] for _, times in answers),
+        tuple(later - earlier for _, times in answers for earlier, later in pairwise(times)),
+    )
 
 
 async def measure_clients(engine: Engine, options: Options, watch: Callable[[int], None]) -> tuple[Served, Served]:
@@ -93,17 +99,17 @@ def _summary(clients: int, rounds: Sequence[Round]) -> Served:
     )
 
 
-async def _ask(engine: Engine, number: int, tokens: int) -> tuple[int, float]:
-    """Ask one question; return how many tokens came, and after how many seconds the first text."""
+async def _ask(engine: Engine, number: int, tokens: int) -> tuple[int, list[float]]:
+    """Ask one question; return how many tokens came, and after how many seconds each piece of text."""
     params = SamplingParams(max_tokens=tokens, seed=number)
     name = f"client {number}"
     request = ChatRequest((ChatMessage("user", name),), params, channel=name, user=name)
-    began, first = time.perf_counter(), None
+    began = time.perf_counter()
+    times: list[float] = []
     async with aclosing(engine.generate(request)) as events:
         async for event in events:
-            if first is None and isinstance(event, Delta | Finished):
-                first = time.perf_counter() - began
+            if isinstance(event, Delta) or (isinstance(event, Finished) and not times):
+                times.append(time.perf_counter() - began)
             if isinstance(event, Finished):
-                assert first is not None
-                return event.usage.completion_tokens, first
+                return event.usage.completion_tokens, times
     raise AssertionError("an engine's stream ends with Finished")

@@ -18,6 +18,7 @@ from bot.bench.figures import Machine, Memory
 
 # Larger than the caches of a processor, so that every read comes from memory.
 BUFFER_BYTES = 1 << 29
+MATRIX_SIZES = {"cpu": 2048, "cuda": 8192}
 _TIMES = 4
 _SAMPLING_SECONDS = 0.01
 
@@ -104,6 +105,22 @@ def bandwidth(device: torch.device, threads: int) -> float:
     with torch_threads(threads):
         read()  # a warm-up
         return max(passes * buffer.nbytes / _seconds(work) for work in (read, copy) for _ in range(_TIMES))
+
+
+def matrix_rate(device: torch.device, threads: int, dtype: torch.dtype = torch.bfloat16) -> float:
+    """Measure how many multiplications and additions a second a product of large square matrices makes: the best of several."""
+    size = MATRIX_SIZES[device.type]
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    passes = 1 if device.type == "cpu" else 16
+
+    def multiply() -> None:
+        for _ in range(passes):
+            product = left @ right
+        product[-1, -1].item()  # a GPU is done when it answers
+
+    with torch_threads(threads):
+        multiply()  # a warm-up
+        return max(passes * 2 * size**3 / _seconds(multiply) for _ in range(_TIMES))
 
 
 @contextmanager

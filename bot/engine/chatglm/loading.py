@@ -152,13 +152,13 @@ def load_random(
     """
     places = find_devices(device, config.num_layers)
     shapes = expected_shapes(config)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(places[0]).manual_seed(seed)
 
     def matrix(name: str) -> Tensor | Quantised:
         rows, columns = shapes[name]
         bits = bits_of(config, name, quantization)
         if bits == 0:
-            return torch.randn(rows, columns, generator=random).mul_(columns**-0.5)
+            return torch.randn(rows, columns, generator=random, device=random.device).mul_(columns**-0.5)
         return random_quantised(rows, columns, bits, random)
 
     def vector(name: str) -> Tensor:
@@ -176,16 +176,18 @@ def load_random(
 
 
 def random_quantised(rows: int, columns: int, bits: int, random: torch.Generator) -> Quantised:
-    """Draw a matrix as if quantised from normal weights with a variance of 1 / columns."""
+    """Draw a matrix as if quantised from normal weights with a variance of 1 / columns, on the device of `random`."""
+
+    device = random.device
 
     def drawn(width: int) -> Tensor:
-        return torch.randint(-128, 128, (rows, width), dtype=torch.int8, generator=random)
+        return torch.randint(-128, 128, (rows, width), dtype=torch.int8, generator=random, device=device)
 
     # Bytes and nibbles drawn evenly vary by 74 and by 4.6 steps.
     if bits == 8:
-        return Int8(drawn(columns), torch.full((rows, 1), columns**-0.5 / 74))
+        return Int8(drawn(columns), torch.full((rows, 1), columns**-0.5 / 74, device=device))
     groups = columns // (group_of(columns) or columns)
-    scale = torch.full((rows, groups), columns**-0.5 / 4.6, dtype=torch.bfloat16)
+    scale = torch.full((rows, groups), columns**-0.5 / 4.6, dtype=torch.bfloat16, device=device)
     return Int4(drawn(columns // 2), scale, scale / 2)
 
 
