@@ -9,6 +9,7 @@ in the end no byte of a deleted word may be in the database's files.
 import asyncio
 import re
 import shutil
+import sys
 import tempfile
 import traceback
 from collections import Counter
@@ -16,8 +17,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from inspect import getcoroutinelocals
 from pathlib import Path
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, ClassVar, Self
 
 from hypothesis import HealthCheck, Phase, settings
@@ -119,6 +121,8 @@ class Witness:
 
 class Machine(RuleBasedStateMachine):
     counted: ClassVar[Counter[str]] = Counter()
+    # Kept here: of a race that another run wins, hypothesis only says that the runs are not alike.
+    failures: ClassVar[list[tuple[BaseException, list[str]]]] = []
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,12 +135,21 @@ class Machine(RuleBasedStateMachine):
         self.violations: list[str] = []
         self.replies: set[asyncio.Task[None]] = set()
         self.minutes = 0
+        self.steps: list[tuple[str, dict[str, Any]]] = []
         self.counted["examples"] += 1
         self.run(self._open())
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        self.runner.run(work)
-        assert self.violations == [], self.violations
+        assert isinstance(work, CoroutineType)
+        given = {name: value for name, value in getcoroutinelocals(work).items() if value is not self}
+        self.steps.append((work.__name__, given))
+        error = self.runner.run(_failure(work))
+        if error is None and self.violations:
+            error = AssertionError("; ".join(self.violations))
+        if error is not None:
+            told = [f"{name}({', '.join(f'{k}={v!r}' for k, v in given.items())})" for name, given in self.steps]
+            self.failures.append((error, told))
+            raise error
 
     # What happens
 
@@ -184,10 +197,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4))
     def go_on(self, count: int) -> None:
-        for _ in range(count):
-            if self.engine.held:
-                self.engine.held.pop(0).set()
-        self.run(asyncio.sleep(0.003))
+        self.run(self._go_on(count))
 
     @rule()
     def restart(self) -> None:
@@ -299,6 +309,12 @@ class Machine(RuleBasedStateMachine):
             if (word.home.platform, word.home.channel) == (channel.platform, channel.channel):
                 word.home = replace(word.home, channel=to)
 
+    async def _go_on(self, count: int) -> None:
+        for _ in range(count):
+            if self.engine.held:
+                self.engine.held.pop(0).set()
+        await asyncio.sleep(0.003)
+
     async def _restart(self) -> None:
         for task in self.replies:
             task.cancel()
@@ -395,16 +411,21 @@ def _is_within(home: ChannelKey, channel: ChannelKey) -> bool:
     return home == channel or (channel.thread is None and replace(home, thread=None) == channel)
 
 
+async def _failure(work: Coroutine[Any, Any, None]) -> BaseException | None:
+    task = asyncio.ensure_future(work)
+    await asyncio.wait([task])
+    return task.exception()
+
+
 def _found(error: BaseException) -> str:
     """What a failure says of itself, and the line here that it came from."""
-    if isinstance(error, BaseExceptionGroup):  # it failed once, and not when it was tried again
-        return f"{type(error).__name__} of {_found(error.exceptions[0])}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
     return f"{type(error).__name__} at line {lines[-1] if lines else '?'}: {error}"
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     Machine.counted.clear()
+    Machine.failures.clear()
     sized = settings(
         max_examples=1000 if scale == "full" else 20,
         stateful_step_count=STEPS,
@@ -422,6 +443,7 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     )
     error = tried.exception()
     if error is not None:
-        traceback.print_exception(error)  # with the steps that led to it
+        error, steps = Machine.failures[0] if Machine.failures else (error, [])
+        print("".join(traceback.format_exception(error)), *steps, sep="\n", file=sys.stderr)
         counts += f"; {_found(error)}"
     yield Row("all", counts, error is None)
