@@ -184,7 +184,7 @@ def bench(model: str | None, sizes: str | None, suite: str | None, as_json: bool
     """Measure how fast a model runs on this machine."""
     from bot.bench.options import options_of
 
-    options = options_of(model=model, random=sizes, **chosen)
+    options = options_of(model=model, random=sizes, suite=suite, **chosen)
     # After the options: torch takes seconds.
     try:
         from bot.bench.measure import measure

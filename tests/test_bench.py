@@ -119,6 +119,7 @@ def test_small_networks_run_with_one_thread_as_when_serving() -> None:
         (("--random", "inner=7"), "--random: inner = 7 is odd: int4 packs two columns into a byte"),
         (("--random", "vocab=5"), "--random: vocab = 5 is too small"),
         (("--random", TINY, "--model", "demo"), "--model and --random: there can be one of them"),
+        (("--suite", "cpu", "--model", "demo"), "--suite cpu has a model of its own: leave --model and --random out"),
         (("--random", TINY, "--prompt", "2048"), "--prompt 2048 and --tokens 64: together they are more than the 2048"),
     ],
 )

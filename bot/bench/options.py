@@ -102,7 +102,7 @@ class Options:
         return self.model if self.random is None else str(self.random)
 
 
-def options_of(*, model: str | None, random: str | None, **chosen: Any) -> Options:
+def options_of(*, model: str | None, random: str | None, suite: str | None = None, **chosen: Any) -> Options:
     """Take the options of the command line as they were typed; those not given are None.
 
     Raises:
@@ -110,5 +110,7 @@ def options_of(*, model: str | None, random: str | None, **chosen: Any) -> Optio
     """
     if model is not None and random is not None:
         raise OptionError("--model and --random: there can be one of them, a checkpoint or made-up weights")
+    if suite is not None and (model is not None or random is not None):
+        raise OptionError(f"--suite {suite} has a model of its own: leave --model and --random out")
     sizes = None if random is None else Dimensions.parse(random)
     return Options(model=model or "demo", random=sizes, **chosen)
