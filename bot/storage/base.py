@@ -92,7 +92,8 @@ class Store(Protocol):
         Texts and names are blanked, keys stay: a message that comes again is not
         answered again.  When this returns, no byte of the text is left in a SQLite
         database's files; on a server no row holds it, and what else does is its operator's.
-        Return how many chats had text; commands are not counted.
+        Whoever quoted it, in another thread or since, keeps their own words and loses the
+        quotation.  Return how many chats had text; commands are not counted.
 
         A command that is still open stays: it may be the very one that clears, and is
         owed its reply.
@@ -103,16 +104,18 @@ class Store(Protocol):
         """The same for all that one person said, everywhere, and the answers to it.
 
         With `before`, their open commands go too: it names the one that forgets, which stays.
-        Whoever quoted it in its channel keeps their own words and loses the quotation.
         """
         ...
 
     async def erase(self, exchange: int) -> None:
-        """The same for one exchange, quotations included: its message was deleted."""
+        """The same for one exchange: its message was deleted."""
         ...
 
     async def expire(self, before: datetime) -> int:
-        """The same for all that was said before this moment; what is still open is spared."""
+        """The same for all that was said before this moment; what is still open is spared.
+
+        A quotation is as old as the message that it stands in.
+        """
         ...
 
     async def move(self, channel: ChannelKey, to: str) -> int:

@@ -216,7 +216,7 @@ class SqlStore:
     @shielded
     async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         here = _exactly(channel) if channel.thread is not None else _within(channel)
-        return await self._blank(here, _NOT_ASKING, *_earlier(before))
+        return await self._blank(here, _NOT_ASKING, *_earlier(before), with_quotations=True)
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:

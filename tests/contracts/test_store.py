@@ -466,6 +466,23 @@ async def test_clearing_a_thread_leaves_its_channel_alone(store: Store) -> None:
     assert await found(store, another) == another
 
 
+async def test_what_is_quoted_of_a_cleared_thread_goes_with_it(store: Store) -> None:
+    await answered(store, message(1, "the password is 1234", channel=THREAD))
+    beside = await begun(store, replace(message(2, "is that so?"), quoted="password is  1234"))
+    other = await begun(store, replace(message(3, "and that?"), quoted="never said here"))
+    await store.clear(THREAD)
+    assert await found(store, beside) == replace(beside, message=replace(beside.message, quoted=None))
+    assert await found(store, other) == other
+
+
+async def test_what_is_quoted_of_a_cleared_channel_goes_with_it_also_after_the_command(store: Store) -> None:
+    await answered(store, message(1, "secret"))
+    command = await begun(store, message(2, "/clear"), Kind.COMMAND)
+    later = await begun(store, replace(message(3, "and that?"), quoted="secret"))
+    assert await store.clear(ROOM, command) == 1
+    assert await found(store, later) == replace(later, message=replace(later.message, quoted=None))
+
+
 async def test_an_answer_to_what_was_cleared_meanwhile_is_not_kept(store: Store) -> None:
     exchange = await begun(store, message(1))
     await store.clear(ROOM)
