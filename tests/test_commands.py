@@ -34,7 +34,9 @@ def test_a_command_is_found(text: str, name: str, args: str) -> None:
     assert (called[0].name, called[1]) == (name, args)
 
 
-@pytest.mark.parametrize("text", ["", "/", "//", "/usr/bin is where?", "/etc/hosts", "stop it", "forget me not", "how do I /clear?"])
+@pytest.mark.parametrize(
+    "text", ["", "/", "//", "/usr/bin is where?", "/etc/hosts", "stop it", "forget me not", "how do I /clear?"]
+)
 def test_a_question_is_no_command(text: str) -> None:
     assert parse(text) is None
 
