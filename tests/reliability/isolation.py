@@ -241,7 +241,11 @@ class Machine(RuleBasedStateMachine):
 
     async def _ask(self, channel: ChannelKey, id: str, person: str, quote: bool) -> None:
         key = (channel.platform, channel.channel, id)
-        near = [word for word in self.words.values() if word.key[:2] == key[:2] and not word.is_gone]
+        near = [
+            word
+            for word in self.words.values()
+            if (word.home.platform, word.home.channel) == key[:2] and not word.is_gone
+        ]
         quoted = near[-1] if quote and near else None
         secret = self._secret()
         message = self._message(channel, id, person, secret, quoted)
