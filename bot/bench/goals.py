@@ -61,10 +61,12 @@ def prefill_operations(config: ChatGLMConfig, tokens: int) -> int:
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The sample that so many of all do not exceed.
+    """The sample that so many of all do not exceed; 0 where there is none.
 
-    >>> percentile([5, 1, 2, 3, 4], 0.8)
-    4
+    >>> percentile([5, 1, 2, 3, 4], 0.8), percentile([], 0.8)
+    (4, 0.0)
     """
+    if not samples:  # answers so short, or a machine so busy, that each came in one piece
+        return 0.0
     ordered = sorted(samples)
     return ordered[max(0, -(-int(len(ordered) * share * 1000) // 1000) - 1)]
