@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 import structlog
+import torch
 from hypothesis import settings
 
 from tests.house import House, a_house
 from tests.storage.postgres import MISSING, PostgresServer, programs
+
+# Triton decides at its import whether kernels are interpreted, and other libraries import it too.  Where there is a
+# GPU they run on it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples each time, so that a red run means a changed program; for a search
 # through new ones:  HYPOTHESIS_PROFILE=default make test
