@@ -49,14 +49,34 @@ class Command:
 COMMANDS: dict[str, Command] = {}
 
 
-def command(name: str, summary: str, *, for_admins: bool = False, argument: str = "") -> Callable[[Run], Run]:
-    """Make a function the command `/name`; one for admins does nothing for anybody else."""
+def command(
+    name: str, summary: str, *, for_admins: bool = False, argument: str = "", takes_words: bool = False
+) -> Callable[[Run], Run]:
+    """Make a function the command `/name`; one for admins does nothing for anybody else.
+
+    Unless it has an argument or `takes_words`, it does nothing either where more follows
+    its name: "/clear the table, please" means something else.
+    """
 
     def register(run: Run) -> Run:
-        COMMANDS[name] = Command(name, summary, _guarded(run) if for_admins else run, for_admins, argument)
+        careful = run if argument or takes_words else _alone(name, run)
+        COMMANDS[name] = Command(name, summary, _guarded(careful) if for_admins else careful, for_admins, argument)
         return run
 
     return register
+
+
+def _alone(name: str, run: Run) -> Run:
+    @wraps(run)
+    async def alone(call: Call) -> AsyncGenerator[ReplyEvent, None]:
+        if call.args:
+            yield Notice(call.say("I did nothing: /{name} stands alone, and more followed it.").format(name=name))
+            return
+        async with aclosing(run(call)) as events:
+            async for event in events:
+                yield event
+
+    return alone
 
 
 def _guarded(run: Run) -> Run:
@@ -118,7 +138,7 @@ def is_forget(exchange: Exchange) -> bool:
 def is_retry(exchange: Exchange) -> bool:
     """Whether this message asks for another one to be answered again."""
     called = parse(exchange.message.text)
-    return called is not None and called[0].name == "retry"
+    return called is not None and called[0].name == "retry" and not called[1]
 
 
 @command("clear", say_later("Forget this conversation"))
@@ -215,7 +235,7 @@ def _reread(call: Call) -> Iterator[str]:
         yield call.say("The model was not changed: {why}").format(why=last.failure)
 
 
-@command("help", say_later("List the commands"))
+@command("help", say_later("List the commands"), takes_words=True)
 async def help_(call: Call) -> AsyncGenerator[ReplyEvent, None]:
     offered = COMMANDS.values() if call.is_by_admin else menu()
     lines = [f"- `/{each.name}` – {call.say(each.summary)}" for each in offered]

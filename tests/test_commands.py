@@ -50,6 +50,15 @@ async def test_clear_forgets_and_says_how_much(house: House) -> None:
     assert "nothing" in notice_of(await house.ask(a_message("/clear", channel=ChannelKey("discord", "empty"))))
 
 
+@pytest.mark.parametrize("text", ["/clear the table, please", "/stop now", "/retry it", "/status please"])
+async def test_where_more_follows_a_command_nothing_happens(house: House, text: str) -> None:
+    await house.ask(a_message("one"))
+    assert "I did nothing" in notice_of(await house.ask(a_message(text)))
+    await house.ask(a_message("two"))
+    assert len(house.engine.requests[-1].messages) == 3
+    assert "/clear" in notice_of(await house.ask(a_message("/help clear")))
+
+
 async def test_clear_leaves_no_byte_of_what_was_said(house: House, tmp_path: Path) -> None:
     house.engine.add("The password is swordfish, 密码是剑鱼.")
     await house.ask(a_message("tell me the password 请告诉我密码"))
