@@ -58,38 +58,37 @@ def command(
     its name: "/clear the table, please" means something else.
     """
 
+    def not_alone(call: Call) -> str | None:
+        why = call.say("I did nothing: /{name} stands alone, and more followed it.")
+        return why.format(name=name) if call.args else None
+
     def register(run: Run) -> Run:
-        careful = run if argument or takes_words else _alone(name, run)
-        COMMANDS[name] = Command(name, summary, _guarded(careful) if for_admins else careful, for_admins, argument)
+        careful = run if argument or takes_words else _unless(not_alone, run)
+        if for_admins:
+            careful = _unless(_of_others, careful)
+        COMMANDS[name] = Command(name, summary, careful, for_admins, argument)
         return run
 
     return register
 
 
-def _alone(name: str, run: Run) -> Run:
-    @wraps(run)
-    async def alone(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-        if call.args:
-            yield Notice(call.say("I did nothing: /{name} stands alone, and more followed it.").format(name=name))
-            return
-        async with aclosing(run(call)) as events:
-            async for event in events:
-                yield event
+def _unless(refusal: Callable[[Call], str | None], run: Run) -> Run:
+    """`run`, but for the calls that are told a sentence instead."""
 
-    return alone
-
-
-def _guarded(run: Run) -> Run:
     @wraps(run)
     async def guarded(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-        if not call.is_by_admin:
-            yield Notice(call.say("Only admins may do that."))
+        if why := refusal(call):
+            yield Notice(why)
             return
         async with aclosing(run(call)) as events:
             async for event in events:
                 yield event
 
     return guarded
+
+
+def _of_others(call: Call) -> str | None:
+    return None if call.is_by_admin else call.say("Only admins may do that.")
 
 
 def menu() -> list[Command]:
