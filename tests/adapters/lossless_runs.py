@@ -355,10 +355,10 @@ async def load(
 
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=channels, max_waiting=mentions)
     async with a_bench(name, engine, FastClock(factor)) as bench:
-        async with _lateness() as idle:
+        async with lateness() as idle:
             await asyncio.sleep(idle_seconds)
         began = time.monotonic()
-        async with _lateness() as busy, asyncio.TaskGroup() as tasks:
+        async with lateness() as busy, asyncio.TaskGroup() as tasks:
             asking = [
                 tasks.create_task(bench.ask(f"mention {number}", f"room{number % channels}"))
                 for number in range(mentions)
@@ -378,8 +378,8 @@ async def load(
 
 
 @asynccontextmanager
-async def _lateness(every: float = 0.005) -> AsyncIterator[list[float]]:
-    """How much later than it wished a task is woken that sleeps again and again."""
+async def lateness(every: float = 0.005) -> AsyncIterator[list[float]]:
+    """How much later than it wished, in seconds, a task is woken that sleeps again and again."""
     late: list[float] = []
 
     async def watch() -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from bot.domain import ChatRequest
 from tests.adapters.bench import PROFILES, Bench, a_bench, without_spaces
-from tests.adapters.lossless_runs import asked, flowing
+from tests.adapters.lossless_runs import asked, flowing, lateness
 from tests.fakes import FastClock, ScriptedEngine
 from tests.fakes.engine import Script
 from tests.reliability.figure import Row, Scale
-from tests.reliability.trouble import lateness, locked_by_another, percentile
+from tests.reliability.trouble import locked_by_another, percentile
 
 NAME = "R7"
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -71,22 +70,3 @@ def a_limited_disk() -> Iterator[Disk]:
 def percentile(values: list[float], percent: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
-
-
-@asynccontextmanager
-async def lateness(every: float = 0.005) -> AsyncIterator[list[float]]:
-    """How much later than it wished, in seconds, a task is woken that sleeps again and again."""
-    late: list[float] = []
-
-    async def watch() -> None:
-        while True:
-            due = time.monotonic() + every
-            await asyncio.sleep(every)
-            late.append(time.monotonic() - due)
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield late
-    finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
