@@ -2,9 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from bot.config import NO_PROXY, AdapterSection, Proxy
+
+# How the tokens begin that Slack shows on one page or the next.  Others are let through: one of
+# rotated tokens begins with xoxe.xoxb-, and Slack may come to make new kinds.
+_KINDS = {"xoxb-": "a bot token", "xapp-": "an app token", "xoxp-": "a user token"}
+_BEGINNINGS = {"bot_token": "xoxb-", "app_token": "xapp-"}
 
 
 class SlackSection(AdapterSection):
@@ -40,6 +45,15 @@ class SlackSection(AdapterSection):
         default=NO_PROXY,
         description="http://host:port; empty: as HTTPS_PROXY says; one with a password goes into BOT_SLACK__PROXY",
     )
+
+    @field_validator("bot_token", "app_token")
+    @classmethod
+    def _is_of_its_kind(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        wanted = _BEGINNINGS[str(info.field_name)]
+        begins = "" if token is None else token.get_secret_value()[: len(wanted)]
+        if begins in _KINDS and begins != wanted:
+            raise ValueError(f"this is {_KINDS[begins]} ({begins}…), and here belongs {_KINDS[wanted]} ({wanted}…)")
+        return token
 
     def missing(self) -> tuple[str, ...]:
         needed = self.tokens if self.mode == "socket" else ("bot_token", "signing_secret")

@@ -1,8 +1,9 @@
 """`[adapters.telegram]`: the bot's token, where its server is, and how it behaves."""
 
+import re
 from typing import ClassVar
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from bot.config import NO_PROXY, AdapterSection, Proxy
 
@@ -26,3 +27,13 @@ class TelegramSection(AdapterSection):
         default=NO_PROXY,
         description="http://host:port; empty: as HTTPS_PROXY says; one with a password goes into BOT_TELEGRAM__PROXY",
     )
+
+    @field_validator("token")
+    @classmethod
+    def _is_a_token(cls, token: SecretStr | None) -> SecretStr | None:
+        # No more than that is documented: how long the second half is, Telegram does not promise.
+        if token is not None and not re.fullmatch(r"\d+:\S+", token.get_secret_value()):
+            raise ValueError(
+                "this is no token of Telegram's: @BotFather shows it as 123456:ABC-…, digits and colon included"
+            )
+        return token
