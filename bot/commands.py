@@ -256,7 +256,7 @@ async def resume(call: Call) -> AsyncGenerator[ReplyEvent, None]:
 
 @command("limits", say_later("Tell which limits are in force"), for_admins=True)
 async def limits(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    lines = [f"- `{name} = {value}`" for name, value in call.access.limits]
+    lines = [f"- `{name} = {int(value) if value == int(value) else value}`" for name, value in call.access.limits]
     yield Notice("\n".join([call.say("From config.toml, [limits]; 0 is no limit:"), "", *lines]))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bot.access import OPERATOR
 from bot.commands import COMMANDS, menu
-from bot.config import AccessSection
+from bot.config import AccessSection, LimitsSection
 from bot.domain import Author, ChannelKey, FinishReason
 from tests.house import House, a_house, notice_of, text_of
 from tests.messages import a_message
@@ -112,4 +112,14 @@ async def test_limits_shows_those_in_force(tmp_path: Path) -> None:
     async with a_house(tmp_path, access=ADMINS) as house:
         said = await effect_of(house, "/limits", role("admin", "discord"), "discord")
 
-    assert all(f"`{name} = {value}`" in said for name, value in house.access.limits)
+    assert all(f"- `{name} = " in said for name, _ in house.access.limits)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(600.0, "600"), (0.5, "0.5"), (1_000_000.0, "1000000")])
+async def test_limits_writes_numbers_as_people_do(tmp_path: Path, seconds: float, shown: str) -> None:
+    limits = LimitsSection(answer_seconds=seconds, tokens_per_hour_channel=2_000_000)
+    async with a_house(tmp_path, access=ADMINS, limits=limits) as house:
+        said = await effect_of(house, "/limits", role("admin", "discord"), "discord")
+
+    assert f"`answer_seconds = {shown}`" in said
+    assert "`tokens_per_hour_channel = 2000000`" in said
