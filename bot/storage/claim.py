@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -99,8 +100,8 @@ class _FileLock:
         self._location = location
         assert location.path is not None
         # What is one file under two names has one lock.
-        database = location.path.resolve()
-        self._path = database.with_name(f"{database.name}.lock")
+        self._database = location.path.resolve()
+        self._path = self._database.with_name(f"{self._database.name}.lock")
         self._file: int | None = None
         self._is_ours = False
 
@@ -110,7 +111,9 @@ class _FileLock:
         with translated(self._location.name):
             if self._file is None:
                 make_folder(self._location)
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+                with suppress(OSError):  # it belongs to somebody else, who shares it with us
+                    os.fchmod(self._file, self._rights())
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -126,6 +129,13 @@ class _FileLock:
             if who := self._path.read_text(encoding="utf-8").strip():
                 return f" ({who})"
         return ""
+
+    def _rights(self) -> int:
+        """Those of the database: who may open the file may take its lock too, and keep the bot out."""
+        try:
+            return 0o600 | stat.S_IMODE(self._database.stat().st_mode) & 0o666
+        except FileNotFoundError:
+            return 0o600
 
     def leave(self) -> None:
         # The file stays: removed, one could hold its lock while another takes that of a new one.

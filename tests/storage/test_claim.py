@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,27 @@ def test_a_damaged_note_of_who_has_it_is_no_matter(tmp_path: Path) -> None:
         (tmp_path / "bot.db.lock").write_bytes(b"\xff")
         with pytest.raises(StoreInUse, match="another bot: stop"), Claim(url_of(tmp_path / "bot.db"), patience=0):
             pass
+
+
+def rights_of_the_lock(database: Path) -> int:
+    with Claim(url_of(database)):
+        return stat.S_IMODE(database.with_name("bot.db.lock").stat().st_mode)
+
+
+def test_nobody_else_may_open_the_lock_of_a_new_database(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert rights_of_the_lock(tmp_path / "bot.db") == 0o600
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(("database", "lock"), [(0o600, 0o600), (0o660, 0o660), (0o440, 0o640), (0o700, 0o600)])
+def test_a_lock_that_is_there_may_be_opened_by_whom_the_database_may(tmp_path: Path, database: int, lock: int) -> None:
+    for name, mode in {"bot.db": database, "bot.db.lock": 0o644}.items():
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    assert rights_of_the_lock(tmp_path / "bot.db") == lock
 
 
 def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
