@@ -4,7 +4,7 @@ import asyncio
 import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -12,7 +12,7 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from bot.adapters.console import CHANNEL, ConsoleAdapter
-from bot.domain import Exchange, IncomingMessage, Kind, Queued
+from bot.domain import Answer, Exchange, IncomingMessage, Kind, Queued
 from bot.errors import PlatformUnavailable, StoreError
 from tests.house import House
 from tests.messages import a_message
@@ -29,6 +29,13 @@ class Terminal(io.StringIO):
 def keyboard() -> Iterator[PipeInput]:
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         yield keyboard
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Let the tasks and threads run until it is so."""
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - a terminal and the database's threads tell nobody
+            await asyncio.sleep(0.01)
 
 
 async def piped(house: House, lines: str) -> str:
@@ -98,20 +105,94 @@ async def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(house: House) -> N
     assert [message.content for message in house.engine.requests[1].messages] == ["hi", "half an ", "and now?"]
 
 
-async def test_a_database_in_trouble_is_told_and_the_chat_goes_on(
+FULL = "data/bot.db cannot grow, the disk is full"
+LOCKED = "data/bot.db is locked by another program"
+WAITS = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+
+
+class Reluctant:
+    """The store's `begin`, refused with one reason after the other; the last one stays if it is `for_ever`."""
+
+    def __init__(self, house: House, *reasons: str, for_ever: bool = False) -> None:
+        self._begin = house.store.begin
+        self._reasons = list(reasons)
+        self._for_ever = for_ever
+        self.tries = 0
+
+    async def begin(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
+        self.tries += 1
+        if self._reasons:
+            raise StoreError(self._reasons[0] if self._for_ever else self._reasons.pop(0))
+        return await self._begin(message, kind)
+
+
+async def test_a_question_that_the_database_does_not_take_waits_until_it_does(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, calls = house.store.begin, 0
+    house.engine.add("answered", "next")
+    monkeypatch.setattr(house.store, "begin", Reluctant(house, LOCKED, FULL, FULL, FULL).begin)
+    screen = io.StringIO()
+    chat = asyncio.create_task(ConsoleAdapter(io.StringIO("one\ntwo\n"), screen, house.clock).run(house.dispatcher))
+    while not chat.done():
+        await until(lambda: chat.done() or house.clock.next_wake is not None)
+        await house.clock.advance((house.clock.next_wake or house.clock.now()) - house.clock.now())
+    await chat
+    assert screen.getvalue().splitlines() == [WAITS, LOCKED, FULL, "answered", "next"]
+    assert house.clock.now() == 0.5 + 1 + 2 + 4
 
-    async def locked_once(message: IncomingMessage, kind: Kind) -> Exchange | None:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise StoreError("data/bot.db is locked by another program")
-        return await begin(message, kind)
 
-    monkeypatch.setattr(house.store, "begin", locked_once)
-    assert await piped(house, "one\ntwo\n") == "data/bot.db is locked by another program\nok\n"
+async def test_a_database_that_stays_away_is_asked_every_ten_seconds(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Reluctant(house, FULL, for_ever=True)
+    monkeypatch.setattr(house.store, "begin", store.begin)
+    chat = asyncio.create_task(ConsoleAdapter(io.StringIO("one\n"), io.StringIO(), house.clock).run(house.dispatcher))
+    try:
+        await until(lambda: store.tries > 0)
+        await house.clock.advance(3600)
+        assert 360 <= store.tries < 370
+    finally:
+        chat.cancel()
+        await asyncio.gather(chat, return_exceptions=True)
+
+
+async def test_on_a_terminal_ctrl_c_gives_up_a_question_that_waits(
+    house: House, keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Reluctant(house, FULL, for_ever=True)
+    monkeypatch.setattr(house.store, "begin", store.begin)
+    screen = Terminal()
+    keyboard.send_text("one\r")
+    chat = asyncio.create_task(ConsoleAdapter(Terminal(), screen, house.clock).run(house.dispatcher))
+    await until(lambda: FULL in screen.getvalue())
+    monkeypatch.undo()
+    os.kill(os.getpid(), signal.SIGINT)
+    keyboard.send_text("two\r\x04")
+    await chat
+    assert [request.messages[-1].content for request in house.engine.requests] == ["two"]
+
+
+async def test_a_second_ctrl_c_leaves_while_an_answer_cannot_be_written_down(
+    house: House, keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def refuse(exchange: int, answer: Answer) -> None:
+        nonlocal tries
+        tries += 1
+        raise StoreError(FULL)
+
+    monkeypatch.setattr(house.store, "answer", refuse)
+    keyboard.send_text("one\r")
+    chat = asyncio.create_task(ConsoleAdapter(Terminal(), Terminal(), house.clock).run(house.dispatcher))
+    await until(lambda: tries > 0)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        await house.clock.settle()
+    with pytest.raises(asyncio.CancelledError):
+        await chat
+    monkeypatch.undo()
+    assert [exchange.message.text for exchange in await house.store.owed("console")] == ["one"]
 
 
 async def test_a_screen_that_takes_nothing_is_one_sentence(house: House) -> None:

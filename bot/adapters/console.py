@@ -17,7 +17,7 @@ from rich.status import Status
 
 from bot.access import OPERATOR
 from bot.adapters.base import Meter, unmetered
-from bot.clock import Clock
+from bot.clock import Clock, MonotonicClock
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
@@ -29,6 +29,10 @@ from bot.words import ending, waiting
 CHANNEL = ChannelKey("console", "terminal")
 LEAVE = frozenset({"stop", "exit", "quit"})
 
+# Seconds between two tries to write a question down: the first, and the longest.
+_FIRST_RETRY = 0.5
+_LONGEST_RETRY = 10.0
+
 
 def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "ConsoleAdapter":
     for stream in (sys.stdin, sys.stdout):
@@ -36,7 +40,7 @@ def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetere
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     # Python has none where the shell closed it (<&-): that is the end of the input.
-    return ConsoleAdapter(sys.stdin or io.StringIO(), sys.stdout)
+    return ConsoleAdapter(sys.stdin or io.StringIO(), sys.stdout, clock)
 
 
 class ConsoleAdapter:
@@ -46,8 +50,9 @@ class ConsoleAdapter:
     plain, so that it can be scripted.
     """
 
-    def __init__(self, source: TextIO, target: TextIO) -> None:
+    def __init__(self, source: TextIO, target: TextIO, clock: Clock | None = None) -> None:
         self._source = source
+        self._clock = clock or MonotonicClock()
         # highlight would colour numbers in the answers; soft_wrap leaves lines to the terminal.
         self._screen = Console(file=target, highlight=False, soft_wrap=True)
 
@@ -65,13 +70,41 @@ class ConsoleAdapter:
             async for line in lines:
                 if line.strip().lower() in LEAVE:
                     return
+                accepted = await self._accepted(dispatcher, _message(line))
+                if accepted is not None:
+                    await self._answer(dispatcher, accepted)
+
+    async def _accepted(self, dispatcher: Dispatcher, message: IncomingMessage) -> Exchange | None:
+        """Keep it as soon as the database takes it; None if Ctrl-C gives it up before."""
+        say, told, seconds = dispatcher.say_to_author(message), "", _FIRST_RETRY
+        given_up = asyncio.Event()
+        # In a pipe nobody can ask again: there Ctrl-C ends the program.
+        with _on_interrupt(given_up.set) if self._source.isatty() else nullcontext():
+            while not given_up.is_set():
                 try:
-                    accepted = await dispatcher.accept(_message(line))
-                    if accepted is not None:
-                        await self._answer(dispatcher, accepted)
+                    return await dispatcher.accept(message)
                 except StoreError as error:
-                    # It may pass: the operator, who sits here, reads why, and asks again.
-                    self._print(str(error), style="dim")
+                    if not told:
+                        self._print(
+                            say(
+                                "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+                            ),
+                            style="dim",
+                        )
+                    if str(error) != told:  # the operator, who sits here, can do something about it
+                        told = str(error)
+                        self._print(told, style="dim")
+                await self._pause(seconds, given_up)
+                seconds = min(2 * seconds, _LONGEST_RETRY)
+        return None
+
+    async def _pause(self, seconds: float, given_up: asyncio.Event) -> None:
+        waiting = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(given_up.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
 
     async def _answer(self, dispatcher: Dispatcher, exchange: Exchange) -> None:
         with bound(exchange=exchange.id):
@@ -154,9 +187,15 @@ def _read(source: TextIO, loop: asyncio.AbstractEventLoop, read: "asyncio.Queue[
 
 @contextmanager
 def _on_interrupt(stop: Callable[[], object]) -> Iterator[None]:
-    """Let Ctrl-C end the answer and not the program."""
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, stop)
+    """Let Ctrl-C end the answer and not the program; another one, where that takes its time, leaves."""
+    loop, chat = asyncio.get_running_loop(), asyncio.current_task()
+    assert chat is not None
+
+    def interrupted() -> None:
+        loop.add_signal_handler(signal.SIGINT, chat.cancel)
+        stop()
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
     try:
         yield
     finally:
