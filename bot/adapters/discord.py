@@ -25,6 +25,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Seconds between two tries to connect: the first, and the longest.
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
+# Seconds that a broken connection may take until it is resumed; then it is begun anew.
+_CUT_OFF_SECONDS = 60.0
 # Seconds without news of another server, after which all are known.
 _SERVER_SECONDS = 2.0
 _WRONG_TOKEN = 4004
@@ -47,7 +49,7 @@ class DiscordAdapter:
     """One bot on Discord.
 
     A connection that breaks is resumed by the library, and then nothing is missed; one
-    that cannot be is begun anew here, and what was said meanwhile is read.
+    that cannot be, or not soon, is begun anew here, and what was said meanwhile is read.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class DiscordAdapter:
         meter: Meter = unmetered,
         *,
         server_seconds: float = _SERVER_SECONDS,
+        cut_off_seconds: float = _CUT_OFF_SECONDS,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._meter = meter
         self._server_seconds = server_seconds
+        self._cut_off_seconds = cut_off_seconds
         self._client: BotClient | None = None
 
     @property
@@ -82,7 +86,9 @@ class DiscordAdapter:
         refusals, sessions = Refusals(self._clock), Sessions(self._clock)
         failures = 0
         while True:
-            client = self._client = BotClient(self._settings, inbox, refusals, sessions, self._server_seconds)
+            client = self._client = BotClient(
+                self._settings, inbox, refusals, sessions, self._server_seconds, self._cut_off_seconds
+            )
             error: PlatformError | None = None
             try:
                 async with client:

@@ -95,6 +95,7 @@ class BotClient(discord.Client):
         refusals: Refusals,
         sessions: Sessions,
         server_seconds: float,
+        cut_off_seconds: float,
     ) -> None:
         # The intents are looked at when the session begins; `setup_hook` still adds to them.
         self._wanted = discord.Intents(guilds=True, guild_messages=True, dm_messages=True)
@@ -110,6 +111,8 @@ class BotClient(discord.Client):
         )
         self.was_ready = False
         self.is_connected = False  # a session that tells us what is said; the library's `is_ready` stays true
+        self._cut_off_seconds = cut_off_seconds
+        self._patience: asyncio.Timeout | None = None
         self._announcing: asyncio.Task[None] | None = None
         self._listener = listener
         self._sessions = sessions
@@ -150,6 +153,20 @@ class BotClient(discord.Client):
             log.warning("waiting, for few sessions are left today", seconds=round(wait), left=limit["remaining"])
             await self._sessions.clock.sleep(wait)
 
+    async def connect(self, *, reconnect: bool = True) -> None:
+        """Stay connected; where that fails for `cut_off_seconds`, another client does better.
+
+        After each failure the library waits longer, up to 17 minutes, and nothing wakes it.  But it
+        resumes sessions, and its first tries come soon: so it is left alone until then.
+        """
+        try:
+            async with asyncio.timeout(None) as self._patience:
+                await super().connect(reconnect=reconnect)
+        except TimeoutError as exc:
+            raise PlatformUnavailable(f"Discord's gateway was out of reach for {self._cut_off_seconds:g} s") from exc
+        finally:
+            self._patience = None
+
     async def close(self) -> None:
         if self._announcing is not None:
             self._announcing.cancel()
@@ -180,13 +197,22 @@ class BotClient(discord.Client):
         await self._sessions.turn()
 
     async def on_connect(self) -> None:
+        self._be_patient_until(None)
         self._listener.connected(self)
 
     async def on_disconnect(self) -> None:
         self.is_connected = False
+        # Told of each try that fails; the time runs from the first.
+        if self._patience is not None and self._patience.when() is None:
+            self._be_patient_until(asyncio.get_running_loop().time() + self._cut_off_seconds)
 
     async def on_resumed(self) -> None:
+        self._be_patient_until(None)
         self.is_connected = True
+
+    def _be_patient_until(self, when: float | None) -> None:
+        if self._patience is not None:
+            self._patience.reschedule(when)
 
     async def on_ready(self) -> None:
         self.was_ready = self.is_connected = True

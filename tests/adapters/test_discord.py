@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import discord
 import pytest
+from discord.backoff import ExponentialBackoff
 
 from bot.adapters.discord import inspect, open_adapter
 from bot.adapters.discord_http import translated
@@ -385,6 +386,51 @@ async def test_a_connection_that_does_not_resume_is_caught_up(bot: Bot) -> None:
     await bot.shows("ok", channel="random")
     await bot.shows("ok", "ok", thread="new")
     assert len(bot.engine.requests) == 9
+
+
+def let_the_library_wait(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """After a connection that failed; else it draws the time, and it comes to 17 minutes."""
+    monkeypatch.setattr(ExponentialBackoff, "delay", lambda backoff: seconds)
+
+
+async def test_after_a_short_outage_the_session_is_resumed(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_the_library_wait(monkeypatch, 0.01)
+    bot.platform.is_away = True
+    await bot.platform.disconnect()
+    await bot.platform.say("are you there?")
+    await bot.platform.until(lambda: bot.platform.turned_away > 3)
+    bot.platform.is_away = False
+    await bot.shows("ok")
+    assert (bot.platform.resumed, len(bot.platform.identified)) == (1, 1)
+
+
+async def test_after_a_long_outage_a_session_is_begun_however_long_the_library_would_wait(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_the_library_wait(monkeypatch, 1000.0)
+    platform.cut_off_seconds = 0.1
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("before")
+        await bot.shows("ok")
+        platform.is_away = True
+        await platform.disconnect()
+        await platform.say("meanwhile")
+        # The library tries once; who comes after that is another client.
+        await platform.until(lambda: platform.turned_away > 2)
+        platform.is_away = False
+        await bot.shows("ok", "ok")
+        assert (platform.resumed, len(platform.identified)) == (0, 2)
+
+
+async def test_a_session_that_was_resumed_in_time_is_left_alone(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.cut_off_seconds = 0.2
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.disconnect()
+        await platform.until(lambda: platform.resumed == 1)
+        await asyncio.sleep(0.3)  # until the time would be up
+        await platform.say("hi")
+        await bot.shows("ok")
+        assert (platform.resumed, len(platform.identified)) == (1, 1)
 
 
 async def test_what_was_said_while_it_was_not_running_is_answered_at_the_next_start(

@@ -33,12 +33,15 @@ class DiscordPlatform(DiscordRest):
         self.gate = Gate()
         self.served_at = 0  # the port
         self.call_seconds = 0.5  # a call that takes longer is given up by the bot
+        self.cut_off_seconds = 60.0  # a connection that cannot be resumed for so long is begun anew
         self.locales: dict[str, str] = {}
         self.is_late = False  # commands and buttons come to the bot when it is too late to answer them
 
     def adapter(self, clock: Clock, **settings: Any) -> DiscordAdapter:
         self.clock = clock
-        return DiscordAdapter(self.settings(**settings), clock, server_seconds=0.05)
+        return DiscordAdapter(
+            self.settings(**settings), clock, server_seconds=0.05, cut_off_seconds=self.cut_off_seconds
+        )
 
     def settings(self, **more: Any) -> DiscordSection:
         return DiscordSection(

@@ -35,6 +35,8 @@ class DiscordGateway(DiscordTown):
         self.known_token = TOKEN
         self.url = ""
         self.closes_with: list[int] = []  # codes that the next IDENTIFYs are answered with
+        self.is_away = False  # nobody gets through to it
+        self.turned_away = 0
         self.silences = 0  # how many sockets are still closed without a word
         self.identified: list[Json] = []
         self.resumed = 0
@@ -80,6 +82,9 @@ class DiscordGateway(DiscordTown):
             session.more.set()
 
     async def gateway(self, request: web.Request) -> web.WebSocketResponse:
+        if self.is_away:
+            self.turned_away += 1
+            raise web.HTTPServiceUnavailable
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         if self.silences:
