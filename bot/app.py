@@ -18,8 +18,9 @@ from bot.dispatch import Dispatcher
 from bot.domain import SamplingParams
 from bot.ending import Ending
 from bot.engine import Progress, open_engine, preflight
+from bot.engine.base import Engine
 from bot.engine.switch import EngineSwitch
-from bot.errors import BotError, StoreError, StoreInUse
+from bot.errors import BotError, EngineUnavailable, StoreError, StoreInUse
 from bot.health import Health, Parts
 from bot.logs import use_levels
 from bot.metering import (
@@ -43,12 +44,15 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Seconds between two looks at whether the database is still ours alone.
 _CLAIM_LASTS = 15.0
 
+# Seconds between two looks at whether the model still answers.
+_ENGINE_LOOK = 1.0
+
 
 async def run(config: Config, progress: Progress, source: Source | None = None) -> None:
     """Serve until every adapter has ended or the process is told to stop; follow `source` meanwhile.
 
     Raises:
-        BotError: A part cannot start, or an adapter cannot go on, or a changed model has left none that runs.
+        BotError: A part cannot start, or an adapter cannot go on, or there is no model any more that runs.
     """
     clock, parts, metrics = MonotonicClock(), Parts(), Metrics()
     url = config.storage.url.get_secret_value()
@@ -86,7 +90,7 @@ async def run(config: Config, progress: Progress, source: Source | None = None) 
                     access.use(config.access, config.limits)
                     retention.use(config.storage.retention_days)
 
-                beside = [_keep(claim, clock)]
+                beside = [_keep(claim, clock), _end_without(engine, clock)]
                 if live is not None:
                     beside.append(_followed(live, config, take, switch))
                 await _run(adapters.values(), dispatcher, parts, beside)
@@ -177,6 +181,20 @@ async def _keep(claim: Claim, clock: Clock) -> None:
             raise
         except StoreError as error:
             log.warning("nobody keeps other bots off the database just now", error=str(error))
+
+
+async def _end_without(engine: Engine, clock: Clock) -> None:
+    """End the program once the engine is down: what starts it again starts the engine with it.
+
+    The engine alone is not started again: what its worker died of, a broken device or a fault of
+    ours, would still be in the process.
+
+    Raises:
+        EngineUnavailable: It is.
+    """
+    while (load := engine.load).down is None or load.is_changing:
+        await clock.sleep(_ENGINE_LOOK)
+    raise EngineUnavailable(f"the model answers no more, and has to be started again: {load.down}")
 
 
 @asynccontextmanager

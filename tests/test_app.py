@@ -24,12 +24,12 @@ from bot.clock import Clock
 from bot.config import AdapterSection, Config, EngineSection, OperationsSection, StorageSection
 from bot.dispatch import Dispatcher
 from bot.ending import Ending
-from bot.engine.base import silent
+from bot.engine.base import EngineLoad, silent
 from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse
 from bot.settings import Source
 from bot.storage.claim import Claim
 from bot.storage.sql import SqlStore
-from tests.fakes import ScriptedEngine
+from tests.fakes import ManualClock, ScriptedEngine
 from tests.house import a_house
 from tests.messages import a_message
 
@@ -239,6 +239,42 @@ async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
     with pytest.raises(StoreInUse, match="was faster"):
         await app.run(config, silent)
     assert [each.levelname for each in caplog.records if "keeps other bots off" in each.message] == ["WARNING"]
+
+
+async def test_a_bot_whose_model_answers_no_more_ends_for_what_starts_it_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Losing(Forever):
+        async def run(self, dispatcher: Dispatcher) -> None:
+            engine.down = "its worker died"
+            await super().run(dispatcher)
+
+    engine = ScriptedEngine()
+    monkeypatch.setattr(app, "open_engine", lambda options, progress: engine)
+    standing_in(monkeypatch, Losing())
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineUnavailable, match="its worker died") as end:
+            await app.run(config, silent)
+    assert end.value.exit_code == 1
+
+
+async def test_a_model_is_not_missed_while_it_is_changed() -> None:
+    class Changing(ScriptedEngine):
+        is_changing = True
+
+        @property
+        def load(self) -> EngineLoad:
+            return replace(super().load, is_changing=self.is_changing)
+
+    engine, clock = Changing(), ManualClock()
+    engine.down = "the engine was closed"
+    watching = asyncio.create_task(app._end_without(engine, clock))
+    await clock.advance(60)
+    assert not watching.done()
+    engine.is_changing = False
+    await clock.advance(60)
+    with pytest.raises(EngineUnavailable, match="was closed"):
+        await watching
 
 
 class Serving(Connected):
