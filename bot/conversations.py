@@ -6,7 +6,6 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import assert_never
 
 import structlog
@@ -34,6 +33,7 @@ from bot.domain import (
 )
 from bot.engine.base import Engine
 from bot.errors import EngineBusy, EngineError, PromptTooLong, StoreError
+from bot.lines import Lines, Turn
 from bot.markup.clean import encodable
 from bot.storage.base import Store
 from bot.storage.patience import kept
@@ -61,8 +61,7 @@ class Conversations:
         self._params = params
         self._answer_seconds = answer_seconds
         self._clock = clock or MonotonicClock()
-        self._lines: dict[ChannelKey, list[Turn]] = {}
-        self._numbers = count()
+        self._lines = Lines()
         self._deletions = 0  # ever begun
         self._deleting = 0  # under way
         self._nothing_is_deleted = asyncio.Event()
@@ -79,33 +78,19 @@ class Conversations:
 
         Places go by the row, not by who comes to `reply` first.
         """
-        line = self._lines.setdefault(exchange.message.channel, [])
-        bisect.insort(line, Turn(exchange, next(self._numbers)), key=lambda turn: turn.exchange.id)
+        self._lines.join(exchange)
 
     def dismiss(self, exchange: Exchange) -> None:
         """Give the place up."""
-        self._leave(self._turn(exchange))
+        self._lines.leave(self._lines.turn(exchange))
 
     def active(self, channel: ChannelKey) -> list[Exchange]:
         """The exchanges here that wait or are being answered, in order."""
-        return [turn.exchange for turn in self._lines.get(channel, ())]
+        return [turn.exchange for turn in self._lines.of(channel)]
 
     def standing(self, exchange: Exchange) -> Standing:
         """What came before this exchange and is not answered yet; a retry comes when it is asked for."""
-        own, message = self._find(exchange), exchange.message
-        others = [
-            turn.exchange.message
-            for line in self._lines.values()
-            for turn in line
-            if turn is not own and (own is None or turn.number < own.number)
-        ]
-        return Standing(
-            of_author=sum(other.author.key == message.author.key for other in others),
-            in_channel=sum(
-                (other.channel.platform, other.channel.channel) == (message.channel.platform, message.channel.channel)
-                for other in others
-            ),
-        )
+        return self._lines.standing(exchange)
 
     async def reply(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
         """Answer an expected exchange: keep the answer, then tell that it is finished.
@@ -113,21 +98,20 @@ class Conversations:
         What goes wrong on the way becomes a sentence for the asker.  Whoever closes
         the generator early leaves the exchange open: it is owed, not answered.
         """
-        turn = self._turn(exchange)
+        turn = self._lines.turn(exchange)
         try:
-            line = self._lines[exchange.message.channel]
-            while (position := line.index(turn)) and not turn.is_stopped:
+            while (position := self._lines.position(turn)) and not turn.is_stopped:
                 yield Queued(position)
                 await turn.movement()
             async with aclosing(self._answer(turn)) as events:
                 async for event in events:
                     yield event
         finally:
-            self._leave(turn)
+            self._lines.leave(turn)
 
     def stop(self, exchange: Exchange) -> bool:
         """End its generation, running or still waiting; the partial answer is kept."""
-        turn = self._find(exchange)
+        turn = self._lines.find(exchange)
         if turn is None:
             return False
         turn.stop()
@@ -159,7 +143,7 @@ class Conversations:
 
     async def reopen(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
         """Open an exchange again, to be answered anew, or with a new text; None if it was cleared."""
-        turn = self._find(exchange)
+        turn = self._lines.find(exchange)
         if turn is not None:
             turn.stop()
             await turn.left.wait()
@@ -179,10 +163,9 @@ class Conversations:
         self._deletions += 1
         self._deleting += 1
         self._nothing_is_deleted.clear()
-        for line in self._lines.values():
-            for turn in line:
-                if goes(turn.exchange):
-                    turn.stop()
+        for turn in self._lines:
+            if goes(turn.exchange):
+                turn.stop()
         try:
             yield
         finally:
@@ -190,26 +173,7 @@ class Conversations:
             if not self._deleting:
                 self._nothing_is_deleted.set()
 
-    def _find(self, exchange: Exchange) -> "Turn | None":
-        line = self._lines.get(exchange.message.channel, ())
-        return next((turn for turn in line if turn.exchange.id == exchange.id), None)
-
-    def _turn(self, exchange: Exchange) -> "Turn":
-        turn = self._find(exchange)
-        assert turn is not None, "an exchange is expected before it is answered or dismissed"
-        return turn
-
-    def _leave(self, turn: "Turn") -> None:
-        channel = turn.exchange.message.channel
-        line = self._lines[channel]
-        line.remove(turn)
-        turn.left.set()
-        for other in line:
-            other.move()
-        if not line:
-            del self._lines[channel]
-
-    async def _answer(self, turn: "Turn") -> AsyncGenerator[ReplyEvent, None]:
+    async def _answer(self, turn: Turn) -> AsyncGenerator[ReplyEvent, None]:
         exchange = turn.exchange
         say = say_to(exchange.message, self._settings.language)
         text: list[str] = []
@@ -243,7 +207,7 @@ class Conversations:
         await kept(lambda: self._store.answer(exchange.id, answer), self._clock)
         yield finished
 
-    async def _generated(self, turn: "Turn") -> AsyncGenerator["EngineEvent | LeftOut", None]:
+    async def _generated(self, turn: Turn) -> AsyncGenerator["EngineEvent | LeftOut", None]:
         """The events of a prompt made for the model that answers it, even if that is another by then."""
         while True:
             messages, left_out = await self._prompt_without_deleted(turn)
@@ -260,7 +224,7 @@ class Conversations:
                 if self._engine.info == info:
                     raise
 
-    async def _generate(self, turn: "Turn", messages: tuple[ChatMessage, ...]) -> AsyncGenerator[EngineEvent, None]:
+    async def _generate(self, turn: Turn, messages: tuple[ChatMessage, ...]) -> AsyncGenerator[EngineEvent, None]:
         """The engine's events until they end, or until the turn is stopped; always one `Finished`."""
         if turn.is_stopped:  # while it waited for its turn
             yield Finished(FinishReason.CANCELLED)
@@ -290,7 +254,7 @@ class Conversations:
         # The engine counts what it finishes; of what was stopped, a delta is about a token.
         yield Finished(reason, Usage(self._engine.count_tokens(messages), deltas))
 
-    async def _prompt_without_deleted(self, turn: "Turn") -> tuple[tuple[ChatMessage, ...], int]:
+    async def _prompt_without_deleted(self, turn: Turn) -> tuple[tuple[ChatMessage, ...], int]:
         """A prompt that no deletion overtook: one made while something was deleted may hold it."""
         while True:
             await self._nothing_is_deleted.wait()
@@ -299,7 +263,7 @@ class Conversations:
             if deletions == self._deletions:
                 return prompt
 
-    async def _prompt(self, turn: "Turn") -> tuple[tuple[ChatMessage, ...], int]:
+    async def _prompt(self, turn: Turn) -> tuple[tuple[ChatMessage, ...], int]:
         """The messages for the model, and how many older turns did not fit; stops the turn if it was cleared."""
         history = await self._store.history(turn.exchange, self._settings.history_turns)
         exchange = history.now
@@ -350,54 +314,6 @@ class LeftOut:
     """So many of the oldest turns did not fit the prompt."""
 
     count: int
-
-
-class Turn:
-    """An exchange's place in the line of its channel; by its `number` those of all lines came one after the other."""
-
-    def __init__(self, exchange: Exchange, number: int) -> None:
-        self.exchange = exchange
-        self.number = number
-        self.is_stopped = False
-        self.is_late = False
-        self.left = asyncio.Event()
-        self._moved = asyncio.Event()
-        self._step: asyncio.Future[EngineEvent] | None = None
-
-    def move(self) -> None:
-        """Tell that the line moved up."""
-        self._moved.set()
-
-    async def movement(self) -> None:
-        """Wait until the line moved up or the turn was stopped."""
-        await self._moved.wait()
-        self._moved.clear()
-
-    def stop(self) -> None:
-        self.is_stopped = True
-        self._moved.set()
-        if self._step is not None:
-            self._step.cancel()
-
-    def time_out(self) -> None:
-        self.is_late = True
-        self.stop()
-
-    async def unless_stopped(self, events: AsyncGenerator[EngineEvent, None]) -> EngineEvent | None:
-        """The next event, or None once the turn is stopped, however long that event takes."""
-        if self.is_stopped:
-            return None
-        self._step = asyncio.ensure_future(anext(events))
-        try:
-            return await self._step
-        except asyncio.CancelledError:
-            # Two may cancel here: `stop` this step, or somebody the task that waits for it.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return None
-        finally:
-            self._step = None
 
 
 def _sentence(error: EngineError | StoreError, say: Say) -> str:
