@@ -161,8 +161,13 @@ class StorageSection(Section):
     @classmethod
     def _known_database(cls, url: SecretStr) -> SecretStr:
         known = ("sqlite+aiosqlite:///", "postgresql://", "postgres://", "postgresql+psycopg://")
-        if not url.get_secret_value().startswith(known):
+        written = url.get_secret_value()
+        if not written.startswith(known):
             raise ValueError("it must begin with sqlite+aiosqlite:/// (a file) or postgresql:// (a server)")
+        # It is taken apart at the first @: the rest of the password would be a host, which messages name.
+        login = _login(written.rpartition("?")[0] or written)
+        if written.startswith("postgres") and ":" in login and "@" in login:
+            raise ValueError("it has more than one @: in a password @ is written %40, : %3A, / %2F and % %25")
         return url
 
 
@@ -361,9 +366,16 @@ def passwords(url: str) -> list[str]:
         named = [word for name, words in parse_qs(urlsplit(url).query).items() if "pass" in name for word in words]
     except ValueError:  # no URL at all: whatever it is, it is not to be shown
         return [url]
-    # Up to the last @, and not as urlsplit has it: drivers take passwords with a / in them.
-    user, at, _ = url.partition("://")[2].rpartition("@")
-    if not (at and ":" in user):
+    user = _login(url)
+    if ":" not in user:
         return [url, *named] if named else []
     written = [user, user.partition(":")[2]]
     return list(dict.fromkeys([url, *written, *map(unquote, written), *named]))
+
+
+def _login(url: str) -> str:
+    """User and password as they are written, or nothing.
+
+    Up to the last @, and not as urlsplit has it: drivers take passwords with a / in them.
+    """
+    return url.partition("://")[2].rpartition("@")[0]

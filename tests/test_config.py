@@ -223,6 +223,26 @@ def test_a_secret_in_the_file_is_refused_with_where_to_put_it(folder: Path, toml
     assert CANARY not in "".join(found)
 
 
+def test_an_at_sign_in_a_databases_password_is_told_of_and_shows_no_part_of_it(folder: Path) -> None:
+    assert mistake(BOT_STORAGE__URL="postgresql://bot:p@ss/word@h/d?sslmode=require") == (
+        "BOT_STORAGE__URL: it has more than one @: in a password @ is written %40, : %3A, / %2F and % %25"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bot:p%40ss@h/d",
+        "postgresql://bot:sec/ret@h/d",
+        "postgresql://bot:secret@h/d?application_name=me@home",
+        "postgresql://bot@h/d@e",
+        "sqlite+aiosqlite:///data/a:b@c@d.db",
+    ],
+)
+def test_any_other_at_sign_in_a_databases_address_is_let_through(folder: Path, url: str) -> None:
+    assert load(BOT_STORAGE__URL=url).storage.url.get_secret_value() == url
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_a_database_without_a_password_may_stand_in_the_file(folder: Path, scheme: str) -> None:
     url = f"{scheme}://bot@db/bot"
