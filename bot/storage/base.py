@@ -90,8 +90,9 @@ class Store(Protocol):
         is carried out is not cleared with the rest.
 
         Texts and names are blanked, keys stay: a message that comes again is not
-        answered again.  When this returns, no byte of the text is left in a SQLite
-        database's files; on a server no row holds it, and what else does is its operator's.
+        answered again.  When this returns, no row holds the text, and no byte of it is left in
+        a SQLite database's files; of a large file the unused parts may hold some until it is
+        rewritten, which it is by itself.  What else a server keeps is its operator's.
         Whoever quoted it, in another thread or since, keeps their own words and loses the
         quotation.  Return how many chats had text; commands are not counted.
 

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from functools import wraps
 from types import TracebackType
@@ -13,19 +12,18 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import structlog
 from sqlalchemy import ColumnElement, Text, and_, cast, false, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from bot.clock import Clock, MonotonicClock
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
 from bot.errors import StoreError
 from bot.storage import engines, migrate
 from bot.storage.base import History
-from bot.storage.faults import translated
 from bot.storage.quotations import spoken, unquote
 from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
 from bot.storage.schema import exchanges
 from bot.storage.scrub import Scrubber
 from bot.storage.tasks import result_of, to_the_end
+from bot.storage.transactions import Transactions
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -50,7 +48,7 @@ def shielded(
 
     @wraps(method)
     async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return await result_of(store._start(method(store, *args, **kwargs), method.__name__))
+        return await result_of(store._transactions.start(method(store, *args, **kwargs), method.__name__))
 
     return call
 
@@ -58,13 +56,11 @@ def shielded(
 class SqlStore:
     """A Store on the database that `url` names.
 
-    One connection writes, a few others read.  Writers take turns in the order they came,
-    so rows are numbered in the order of the calls.
+    Writers take turns in the order they came, so rows are numbered in the order of the calls.
 
-    After clear, forget and erase a SQLite file is scrubbed (scrub.py).  That waits for
-    whoever else reads it; after more than `patience` seconds StoreError says so: the
-    rows are blank then, and the next clear, forget or erase scrubs again, as does the
-    next start.
+    After clear, forget, erase and expire a SQLite file is scrubbed (scrub.py), at once or as
+    soon as that is not too dear.  It waits for whoever else reads the file; after more than
+    `patience` seconds StoreError says so: the rows are blank then, and it is tried again.
 
     `busy_timeout` is how long another program's lock is waited for, `queue_timeout` how
     long one's turn; a transaction older than `suspicious` is reported.  All in seconds.
@@ -83,18 +79,15 @@ class SqlStore:
         self._url = url
         self._location = engines.locate(url)
         self._busy_timeout = busy_timeout
-        self._queue_timeout = queue_timeout
-        self._suspicious = suspicious
-        self._under_way: set[asyncio.Task[Any]] = set()
-        self._writer = engines.writer(self._location, busy_timeout)
-        self._reader = engines.reader(self._location, busy_timeout)
-        self._turns = asyncio.Lock()
+        self._transactions = Transactions(
+            self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, suspicious=suspicious
+        )
         # On a server the operator's VACUUM, logs and backups decide.
         self._scrubber: Scrubber | None = None
         if self._location.path is not None:
             self._scrubber = Scrubber(
-                self._writer,
-                self._turns,
+                self._transactions.writer,
+                self._transactions.turns,
                 self._location.name,
                 clock or MonotonicClock(),
                 busy_timeout=busy_timeout,
@@ -103,7 +96,7 @@ class SqlStore:
 
     async def __aenter__(self) -> Self:
         try:
-            await to_the_end(self._start(self._open(), "open"))
+            await to_the_end(self._transactions.start(self._open(), "open"))
         except asyncio.CancelledError:
             await to_the_end(asyncio.create_task(self._close()))
             raise
@@ -124,13 +117,13 @@ class SqlStore:
             .on_conflict_do_nothing(index_elements=["platform", "channel", "message"])
             .returning(*exchanges.c)
         )
-        async with self._writing() as tx:
+        async with self._transactions.writing() as tx:
             row = (await tx.execute(new)).first()
         return None if row is None else to_exchange(row)
 
     @shielded
     async def placed(self, exchange: int, part: int, message_id: str) -> None:
-        async with self._writing() as tx:
+        async with self._transactions.writing() as tx:
             query = select(exchanges.c.parts).where(exchanges.c.id == exchange).with_for_update()
             parts: list[str] | None = (await tx.execute(query)).scalar()
             if parts is None or part > len(parts):
@@ -161,11 +154,17 @@ class SqlStore:
             .values(values)
             .returning(*exchanges.c)
         )
-        async with self._writing() as tx:
+        async with self._transactions.writing() as tx:
             said = [] if text is None else (await tx.execute(spoken(exchanges.c.id == exchange))).all()
             row = (await tx.execute(again)).first()
+            if row is None:
+                return None
             await unquote(tx, said)
-        return None if row is None else to_exchange(row)
+            if said and self._scrubber is not None:
+                await self._scrubber.mark(tx)
+        if said and self._scrubber is not None:
+            self._scrubber.scrub_later()  # who edited waits for the new answer, nobody for this
+        return to_exchange(row)
 
     @shielded
     async def history(self, before: Exchange, limit: int) -> History:
@@ -178,7 +177,7 @@ class SqlStore:
             exchanges.c.reason != FinishReason.ERROR,
         )
         newest = select(exchanges).where(answered).order_by(exchanges.c.id.desc()).limit(limit)
-        async with self._reading() as tx:
+        async with self._transactions.reading() as tx:
             rows = (await tx.execute(newest)).all()
             count = (await tx.execute(select(func.count()).select_from(exchanges).where(answered))).scalar_one()
             now = (await tx.execute(select(exchanges).where(exchanges.c.id == before.id))).one()
@@ -196,7 +195,7 @@ class SqlStore:
         # a for A and cannot tell an id from the end of another, so it only narrows the search.
         likely = cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
         query = select(exchanges).where(_within(channel), likely).order_by(exchanges.c.id.desc())
-        async with self._reading() as tx:
+        async with self._transactions.reading() as tx:
             found = [to_exchange(row) for row in await tx.execute(query)]
         return next((exchange for exchange in found if message_id in exchange.parts), None)
 
@@ -233,7 +232,7 @@ class SqlStore:
     @shielded
     async def move(self, channel: ChannelKey, to: str) -> int:
         there = select(exchanges.c.id, exchanges.c.message, exchanges.c.parts).where(_within(channel))
-        async with self._writing() as tx:
+        async with self._transactions.writing() as tx:
             rows = (await tx.execute(there.with_for_update())).all()
             goal = _within(ChannelKey(channel.platform, to))
             taken = set((await tx.execute(select(exchanges.c.message).where(goal))).scalars())
@@ -258,7 +257,7 @@ class SqlStore:
             .where(exchanges.c.platform == platform, exchanges.c.status.in_([Status.OPEN, Status.ANSWERED]))
             .order_by(exchanges.c.id)
         )
-        async with self._reading() as tx:
+        async with self._transactions.reading() as tx:
             return [to_exchange(row) for row in await tx.execute(query)]
 
     @shielded
@@ -269,12 +268,12 @@ class SqlStore:
             .group_by(exchanges.c.channel, exchanges.c.thread)
         )
         query = select(exchanges.c.channel, exchanges.c.thread, exchanges.c.message).where(exchanges.c.id.in_(newest))
-        async with self._reading() as tx:
+        async with self._transactions.reading() as tx:
             return {ChannelKey(platform, row.channel, row.thread): row.message for row in await tx.execute(query)}
 
     @shielded
     async def check(self) -> None:
-        async with self._writing() as tx:
+        async with self._transactions.writing() as tx:
             if self._location.path is None:
                 await tx.execute(_NO_CHANGE)
             else:
@@ -284,7 +283,7 @@ class SqlStore:
 
     async def _first(self, *conditions: ColumnElement[bool]) -> Exchange | None:
         query = select(exchanges).where(*conditions).order_by(exchanges.c.id.desc()).limit(1)
-        async with self._reading() as tx:
+        async with self._transactions.reading() as tx:
             row = (await tx.execute(query)).first()
         return None if row is None else to_exchange(row)
 
@@ -297,7 +296,7 @@ class SqlStore:
             .where(exchanges.c.id == exchange, exchanges.c.status.in_(origins))
             .values(status=status, **(values or {}))
         )
-        async with self._writing() as tx:
+        async with self._transactions.writing() as tx:
             moved = await tx.execute(move)
         return moved.rowcount == 1
 
@@ -309,7 +308,7 @@ class SqlStore:
             .values(**BLANK, **UNANSWERED)
             .returning(exchanges.c.kind)
         )
-        async with self._writing() as tx:
+        async with self._transactions.writing() as tx:
             said = (await tx.execute(spoken(*which))).all() if with_quotations else []
             kinds: list[str] = list((await tx.execute(blank)).scalars())
             if kinds and self._scrubber is not None:
@@ -319,68 +318,27 @@ class SqlStore:
             await self._scrubber.scrub()
         return kinds.count(Kind.CHAT)
 
-    @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[AsyncConnection]:
-        # The pool has one connection, but lets a newcomer pass those that wait for it; the lock does not.
-        with translated(self._location.name):
-            async with asyncio.timeout(self._queue_timeout):
-                await self._turns.acquire()
-        try:
-            async with self._transaction(self._writer) as tx:
-                yield tx
-        finally:
-            self._turns.release()
-
-    def _reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return self._transaction(self._reader)
-
-    @asynccontextmanager
-    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        task = asyncio.current_task()
-        assert task is not None
-        assert task in self._under_way, "a transaction belongs into a shielded method"
-        with translated(self._location.name):
-            async with engine.begin() as connection:
-                watchdog = asyncio.get_running_loop().call_later(self._suspicious, self._report, task.get_name())
-                try:
-                    yield connection
-                finally:
-                    watchdog.cancel()
-
-    def _report(self, name: str) -> None:
-        log.warning("a transaction is still open", transaction=name, seconds=self._suspicious)
-
     async def _open(self) -> None:
         await asyncio.to_thread(migrate.upgrade, self._url, self._busy_timeout)
         try:
             # Whether one may write here shows with a transaction, on a server with a change.
-            async with self._writing() as tx:
+            async with self._transactions.writing() as tx:
                 if self._location.path is None:
                     await tx.execute(_NO_CHANGE)
         except StoreError:
-            await self._dispose()
+            await self._transactions.dispose()
             raise
         if self._scrubber is not None:
             try:
                 await self._scrubber.scrub()  # a crash may have come in between
             except StoreError as error:
-                log.warning("deleted text could not be scrubbed", error=str(error))
+                log.warning("deleted text could not be scrubbed; trying again", error=str(error))
 
     async def _close(self) -> None:
-        while self._under_way:
-            await asyncio.wait(self._under_way)
-        await self._dispose()
-
-    async def _dispose(self) -> None:
-        with translated(self._location.name):
-            await self._reader.dispose()
-            await self._writer.dispose()
-
-    def _start(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
-        task = asyncio.create_task(work, name=name)
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        return task
+        await self._transactions.settled()
+        if self._scrubber is not None:
+            await self._scrubber.close()
+        await self._transactions.dispose()
 
 
 def _new_seed() -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,9 @@ from structlog.testing import capture_logs
 
 from bot.domain import Answer, Author, ChannelKey, Kind
 from bot.errors import StoreError
+from bot.storage.scrub import AGAIN, SAVED, SHARE, Allowance
 from bot.storage.sql import SqlStore
+from tests.fakes.clock import ManualClock
 from tests.storage import MEI, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
 
 # Each stands in another column, and long ones fill pages of their own.
@@ -142,35 +144,204 @@ async def test_a_crash_before_the_file_was_scrubbed_is_made_up_for_at_the_next_s
 
 
 async def test_text_that_cannot_be_scrubbed_at_the_start_is_reported(tmp_path: Path) -> None:
-    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"):
             with pytest.raises(StoreError):
                 await store.clear(ROOM)
             with capture_logs() as logs:
-                async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0):
+                async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0):
                     pass
-    assert [line["event"] for line in logs] == ["deleted text could not be scrubbed"]
+    assert [line["event"] for line in logs] == [
+        "deleted text could not be scrubbed; trying again",
+        "deleted text could not be scrubbed; the next start tries again",
+    ]
+    async with temporary_store(tmp_path):
+        assert traces(tmp_path) == []
+
+
+@contextmanager
+def rewriting(takes: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
+    """Count how often a file is rewritten meanwhile, and let each time take long."""
+    rewritten: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement == "VACUUM":
+            rewritten.append(statement)
+            takes()
+
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        yield rewritten
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
 
 
 async def test_many_deletions_at_once_are_scrubbed_together(store: SqlStore, tmp_path: Path) -> None:
-    rewritten = 0
-
-    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        nonlocal rewritten
-        rewritten += statement == "VACUUM"
-
     begun = [await store.begin(message(number, f"secret {number}"), Kind.CHAT) for number in range(50)]
-    event.listen(Engine, "before_cursor_execute", count)
-    try:
+    with rewriting() as rewritten:
         await asyncio.gather(*[store.erase(exchange.id) for exchange in begun if exchange is not None])
         assert b"secret" not in bytes_in(tmp_path)
-        assert 1 <= rewritten <= 10
-        before = rewritten
+        assert 1 <= len(rewritten) <= 10
+        before = len(rewritten)
         assert await store.clear(ROOM) == 0  # nothing is left to be scrubbed
-        assert rewritten == before
-    finally:
-        event.remove(Engine, "before_cursor_execute", count)
+        assert len(rewritten) == before
+
+
+# A large file: rewriting it takes long, and others wait for it.
+
+
+class Laden(ManualClock):
+    """Time for a file that takes three seconds to rewrite."""
+
+    seconds = 3.0
+
+    def pass_by(self) -> None:
+        self._now += self.seconds
+
+
+async def scrubbed() -> None:
+    """Wait for what the store does by itself once its time has come."""
+    await asyncio.wait([task for task in asyncio.all_tasks() if task.get_name() == "scrub"])
+
+
+async def secrets_of(store: SqlStore, count: int) -> list[int]:
+    begun = [await store.begin(message(number, f"secret {number}!"), Kind.CHAT) for number in range(count)]
+    return [exchange.id for exchange in begun if exchange is not None]
+
+
+async def test_a_large_file_is_rewritten_for_all_deletions_that_come_together(tmp_path: Path) -> None:
+    clock = Laden()
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
+        ids = await secrets_of(store, 20)
+        with rewriting(clock.pass_by) as rewritten:
+            await store.erase(ids[0])
+            assert len(rewritten) == 1
+            assert b"secret 0!" not in bytes_in(tmp_path)
+            for each in ids[1:]:
+                await store.erase(each)  # nobody waits for it
+            assert len(rewritten) == 1
+            assert await store.owed("slack") == []
+            # A second of the three was saved up; the others are 2 % of a hundred.
+            await clock.advance(99)
+            assert len(rewritten) == 1
+            await clock.advance(2)
+            await scrubbed()
+            assert len(rewritten) == 2
+        assert b"secret" not in bytes_in(tmp_path)
+
+
+async def test_what_is_deleted_while_a_large_file_is_rewritten_is_not_forgotten(tmp_path: Path) -> None:
+    clock = Laden()
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
+        ids = await secrets_of(store, 20)
+        with rewriting(clock.pass_by) as rewritten:
+            await asyncio.gather(*[store.erase(each) for each in ids])
+            while b"secret" in bytes_in(tmp_path):
+                await clock.advance(151)
+                await scrubbed()
+            assert len(rewritten) <= 3
+
+
+async def test_the_words_before_an_edit_go_by_themselves(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock()) as store:
+        [exchange] = await secrets_of(store, 1)
+        with rewriting() as rewritten:
+            assert await store.reopen(exchange, "harmless") is not None
+            await scrubbed()
+            assert b"secret" not in bytes_in(tmp_path)
+            await store.reopen(exchange)
+            assert len(rewritten) == 1  # a retry deletes nothing that somebody took back
+
+
+async def test_what_a_large_file_still_owes_at_a_crash_is_made_up_for_at_the_next_start(tmp_path: Path) -> None:
+    clock = Laden()
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
+        ids = await secrets_of(store, 3)
+        with rewriting(clock.pass_by):
+            for each in ids:
+                await store.erase(each)
+        for name in ("bot.db", "bot.db-wal"):
+            (crashed / name).write_bytes((tmp_path / name).read_bytes())
+    assert b"secret 2!" in bytes_in(crashed)
+    async with temporary_store(crashed):
+        assert b"secret" not in bytes_in(crashed)
+
+
+@pytest.mark.parametrize(("seconds", "is_clean"), [(3.0, False), (0.9, True)])
+async def test_when_the_bot_ends_it_does_what_it_owes_if_that_is_a_matter_of_a_moment(
+    tmp_path: Path, seconds: float, is_clean: bool
+) -> None:
+    clock = Laden()
+    clock.seconds = seconds
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
+        ids = await secrets_of(store, 3)
+        with rewriting(clock.pass_by) as rewritten:
+            for each in ids:
+                await store.erase(each)
+            assert len(rewritten) == (1 if seconds > 1 else 2)
+    assert owes(tmp_path / "bot.db") is not is_clean
+    async with temporary_store(tmp_path):
+        assert b"secret" not in bytes_in(tmp_path)
+    assert not owes(tmp_path / "bot.db")
+
+
+def owes(path: Path) -> bool:
+    with closing(sqlite3.connect(path)) as other:
+        return bool(other.execute("PRAGMA user_version").fetchone()[0])
+
+
+async def test_what_another_program_was_in_the_way_of_is_tried_again_without_another_rewriting(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
+        await talk(store)
+        with rewriting() as rewritten:
+            with being_read(tmp_path / "bot.db"), pytest.raises(StoreError):
+                await store.clear(ROOM)
+            assert traces(tmp_path)
+            await clock.advance(AGAIN)
+            await scrubbed()
+            assert traces(tmp_path) == []
+            assert len(rewritten) == 1
+    assert not owes(tmp_path / "bot.db")
+
+
+async def test_another_program_that_stays_in_the_way_is_reported_each_minute(tmp_path: Path) -> None:
+    class Noting(ManualClock):
+        async def sleep(self, seconds: float) -> None:
+            asleep.set()
+            await super().sleep(seconds)
+
+    clock, asleep = Noting(), asyncio.Event()
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
+        await talk(store)
+        with being_read(tmp_path / "bot.db"):
+            with pytest.raises(StoreError):
+                await store.clear(ROOM)
+            await asleep.wait()
+            with capture_logs() as logs:
+                for _ in range(2):
+                    asleep.clear()
+                    await clock.advance(AGAIN)
+                    await asleep.wait()
+    assert [line["event"] for line in logs] == ["deleted text could not be scrubbed; trying again"] * 2
+    assert traces(tmp_path) == []
+
+
+def test_an_allowance_is_a_small_share_of_the_time() -> None:
+    clock = JumpingClock()
+    allowance, spent = Allowance(clock), 0.0
+    dice = random.Random(7)
+    while clock.time < 100_000:
+        if allowance.wait() == 0:
+            seconds = dice.choice([0.001, 0.02, 0.5, 3.0, 15.0])
+            clock.time += seconds
+            allowance.spend(seconds)
+            spent += seconds
+        clock.time += max(allowance.wait(), dice.choice([0.0, 0.1, 10.0]))
+    assert spent <= SHARE * clock.time + SAVED + 15.0
 
 
 # SQLite's secure_delete alone leaves text of these seeds in the file.

@@ -1,0 +1,127 @@
+"""Transactions of the store: writers one after the other, readers beside them, and none that a cancellation tears."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from bot.storage import engines
+from bot.storage.engines import Location
+from bot.storage.faults import translated
+
+Result = TypeVar("Result")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Turns:
+    """A lock that is had in the order in which it was asked for; whoever is in a `hurry` passes the others."""
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._hurrying: deque[asyncio.Future[None]] = deque()
+
+    @asynccontextmanager
+    async def turn(self, *, within: float | None = None, hurry: bool = False) -> AsyncIterator[None]:
+        """Wait for it, `within` so many seconds: else raise TimeoutError."""
+        async with asyncio.timeout(within):
+            await self._take(self._hurrying if hurry else self._waiting)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _take(self, queue: deque[asyncio.Future[None]]) -> None:
+        if not self._is_taken:
+            self._is_taken = True
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # it was ours already
+                self._pass_on()
+            with suppress(ValueError):
+                queue.remove(place)
+            raise
+
+    def _pass_on(self) -> None:
+        for queue in (self._hurrying, self._waiting):
+            while queue:
+                place = queue.popleft()
+                if not place.done():  # else whoever waited was cancelled
+                    place.set_result(None)
+                    return
+        self._is_taken = False
+
+
+class Transactions:
+    """One connection writes, a few others read; each transaction runs in a task of its own, which nobody cancels.
+
+    `busy_timeout` is how long another program's lock is waited for, `queue_timeout` how
+    long one's turn; a transaction older than `suspicious` is reported.  All in seconds.
+    """
+
+    def __init__(self, location: Location, *, busy_timeout: float, queue_timeout: float, suspicious: float) -> None:
+        self.turns = Turns()
+        self.writer = engines.writer(location, busy_timeout)
+        self._reader = engines.reader(location, busy_timeout)
+        # SQLite then commits a statement with its own end: one way to the connection's thread instead of three.
+        self._statement = self.writer.execution_options(outside=True)
+        self._name = location.name
+        self._queue_timeout = queue_timeout
+        self._suspicious = suspicious
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
+        """Begin what makes transactions; `close` waits for it."""
+        task = asyncio.create_task(work, name=name)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
+    @asynccontextmanager
+    async def writing(self, *, at_once: bool = False) -> AsyncIterator[AsyncConnection]:
+        """Change something, in turn; `at_once`, with a single statement, before all others that wait."""
+        # The pool has one connection, but lets a newcomer pass those that wait for it; the turns do not.
+        turn = self.turns.turn(within=self._queue_timeout, hurry=at_once)
+        with translated(self._name):
+            async with turn, self._transaction(self._statement if at_once else self.writer) as tx:
+                yield tx
+
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Look at something as it is at one moment."""
+        return self._transaction(self._reader)
+
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        task = asyncio.current_task()
+        assert task is not None
+        assert task in self._under_way, "a transaction belongs into a shielded method"
+        with translated(self._name):
+            async with engine.begin() as connection:
+                watchdog = asyncio.get_running_loop().call_later(self._suspicious, self._report, task.get_name())
+                try:
+                    yield connection
+                finally:
+                    watchdog.cancel()
+
+    def _report(self, name: str) -> None:
+        log.warning("a transaction is still open", transaction=name, seconds=self._suspicious)
+
+    async def settled(self) -> None:
+        """Wait until nothing is under way."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def dispose(self) -> None:
+        """Let the connections go."""
+        with translated(self._name):
+            await self._reader.dispose()
+            await self.writer.dispose()
