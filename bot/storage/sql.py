@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Text, and_, cast, false, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, false, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bot.clock import Clock, MonotonicClock
@@ -32,6 +32,14 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A command that is being carried out may be the very one that deletes: it is still owed its reply.
 _NOT_ASKING = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
+
+# The list of parts with one of them in its place, or at its end.
+_WITH_PART = text("json_set(parts, '$[' || :part || ']', json(:written))")
+_WITH_PART_ON_A_SERVER = text(
+    # Not as jsonb, which takes less than json does.
+    "(SELECT array_to_json(each[1 \\: CAST(:part AS int)] || CAST(:written AS json) || each[CAST(:part AS int) + 2 \\:]) "
+    "FROM (SELECT ARRAY(SELECT json_array_elements(parts)) AS each) AS parted)"
+)
 
 _NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
 
@@ -123,13 +131,18 @@ class SqlStore:
 
     @shielded
     async def placed(self, exchange: int, part: int, message_id: str) -> None:
-        async with self._transactions.writing() as tx:
-            query = select(exchanges.c.parts).where(exchanges.c.id == exchange).with_for_update()
-            parts: list[str] | None = (await tx.execute(query)).scalar()
-            if parts is None or part > len(parts):
-                raise StoreError(f"exchange {exchange} does not exist, or its part {part} comes before an earlier one")
-            parts = [*parts[:part], message_id, *parts[part + 1 :]]
-            await tx.execute(update(exchanges).where(exchanges.c.id == exchange).values(parts=parts))
+        # Killed before this is kept, the bot sends that message again: so it waits for nobody,
+        # and is one statement.
+        with_part = _WITH_PART if self._location.path is not None else _WITH_PART_ON_A_SERVER
+        note = (
+            update(exchanges)
+            .where(exchanges.c.id == exchange, func.json_array_length(exchanges.c.parts) >= part)
+            .values(parts=with_part.bindparams(part=part, written=json.dumps(message_id)))
+        )
+        async with self._transactions.writing(at_once=True) as tx:
+            noted = await tx.execute(note)
+        if noted.rowcount != 1:
+            raise StoreError(f"exchange {exchange} does not exist, or its part {part} comes before an earlier one")
 
     @shielded
     async def answer(self, exchange: int, answer: Answer) -> bool:

@@ -6,7 +6,7 @@ import resource
 import sqlite3
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bot.storage import engines
 from bot.storage.faults import sentence, translated
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
+from bot.storage.transactions import Turns
 from tests.storage import MEI, ROOM, JumpingClock, message, temporary_store, url_of
 
 
@@ -396,3 +397,77 @@ async def test_a_transaction_that_stays_open_is_reported(tmp_path: Path) -> None
         "transaction": "begin",
         "seconds": 0,
     } in logs
+
+
+# Turns.
+
+
+async def test_what_was_sent_is_noted_before_all_others_that_wait_to_write(tmp_path: Path) -> None:
+    committed: list[str] = []
+    async with temporary_store(tmp_path) as store:
+        exchange = await store.begin(message(0), Kind.CHAT)
+        assert exchange is not None
+
+        async def write(name: str, writing: Awaitable[object]) -> None:
+            await writing
+            committed.append(name)
+
+        await asyncio.gather(
+            *[write(f"begin {number}", store.begin(message(number), Kind.CHAT)) for number in range(1, 20)],
+            write("placed", store.placed(exchange.id, 0, "m0")),
+        )
+        assert committed.index("placed") <= 1  # one may have been under way
+        assert [name for name in committed if name != "placed"] == [f"begin {number}" for number in range(1, 20)]
+
+
+async def test_what_was_sent_is_noted_in_one_statement(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        said.append(statement.split()[0])
+
+    async with temporary_store(tmp_path) as store:
+        exchange = await store.begin(message(0), Kind.CHAT)
+        assert exchange is not None
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            await store.placed(exchange.id, 0, "m0")
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    assert said == ["UPDATE"]
+
+
+async def test_whoever_gives_up_waiting_for_a_turn_holds_up_nobody() -> None:
+    turns, had = Turns(), list[str]()
+
+    async def have(name: str, *, hurry: bool = False) -> None:
+        async with turns.turn(hurry=hurry):
+            had.append(name)
+            await asyncio.sleep(0)
+
+    waiting = [asyncio.create_task(have(name, hurry=name == "c")) for name in "abcd"]
+    await asyncio.sleep(0)
+    assert had == ["a"]
+    waiting[1].cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert had == ["a", "c"]
+    await asyncio.gather(*waiting, return_exceptions=True)
+    async with turns.turn():
+        waiting = [asyncio.create_task(have(name)) for name in "ef"]
+        await asyncio.sleep(0)
+    waiting[0].cancel()  # it is its turn, which it has not taken yet
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert had == ["a", "c", "d", "f"]
+    async with asyncio.timeout(1), turns.turn():
+        pass
+
+
+async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
+    turns = Turns()
+    async with turns.turn():
+        with pytest.raises(TimeoutError):
+            async with turns.turn(within=0.01):
+                pass
+    async with turns.turn():
+        pass
