@@ -116,7 +116,8 @@ def test_weights_and_cache_are_those_of_a_loaded_model(
     found = needs(Setup(config, quantization, model.dtype, (CPU,), slots))[CPU]
     assert found.weights == pytest.approx(bytes_in(model.network), rel=0.01)
     assert found.cache == bytes_in([(cache.keys, cache.values) for cache in model._caches])
-    assert found.weights + found.cache == pytest.approx(bytes_in(model), rel=0.01)
+    computing = bytes_in(model) - bytes_in(model.network) - found.cache  # what decoding holds between steps
+    assert 0 <= computing < memory._RESERVE / 8
 
 
 @pytest.mark.parametrize("kind", ["int4", "int4-qe"])

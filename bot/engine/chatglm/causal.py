@@ -13,8 +13,10 @@ from torch import Tensor
 from bot.engine.chatglm.decoding import Decoder, padding
 from bot.engine.chatglm.layout import Layout, layout_of
 from bot.engine.chatglm.model import Attend, ChatGLM
+from bot.engine.chatglm.native import native_decoder
 from bot.engine.chatglm.weights import stretches_of
 from bot.engine.kernels import cuda, plain
+from bot.engine.kernels.native.products import MOST_ROWS
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
 from bot.engine.serving.replay import CudaGraphs, Record, Replay
@@ -66,6 +68,7 @@ class ChatGLMForServing:
                 for layers in self._stretches
             ]
         self._replay = self._recorded(record)
+        self._native = None if len(self._caches) > 1 else native_decoder(self.network, self._caches[0])
 
     def _recorded(self, record: Record | None) -> Replay | None:
         """Prepare for steps that are replayed; None where steps are not made like that."""
@@ -114,6 +117,8 @@ class ChatGLMForServing:
             with torch.cuda.device_of(self._caches[0].keys):  # graphs and Triton know the current device only
                 # A copy: a replay writes to the same memory each time.
                 return self._replay(self._rows(batch)).to(torch.float32, copy=True)
+        if self._native is not None and not batch.is_prefill and len(batch) <= MOST_ROWS:
+            return self._native(self._rows(batch)).float()
         hidden = self._prefill(batch) if batch.is_prefill else self._decode(batch)
         return self.network.logits(hidden).float()
 

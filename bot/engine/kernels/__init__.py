@@ -42,6 +42,11 @@ class Linear(nn.Module):
         self._product = _Plain(weight, bias) if packed is None else packed
 
     @property
+    def product(self) -> Callable[[Tensor], Tensor]:
+        """What multiplies: where a part of the network is done in one go, it reads the weights there."""
+        return self._product
+
+    @property
     def is_packed(self) -> bool:
         return not isinstance(self._product, _Plain)
 

@@ -1,4 +1,4 @@
-"""Fast products on a CPU, through the packed kernels that torch has built in."""
+"""Fast products on a CPU: our own in C where they could be compiled, else the packed kernels that torch has built in."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bot.engine.kernels.native import products as native
 from bot.engine.kernels.reference import Int4, Int8, Quantised, unpack_int4
 
 # With quantised weights, activations in float32 or float16 are up to 50 times as slow.
@@ -101,12 +102,14 @@ def packed_group(weight: Int4) -> int:
 
 def pack(
     weight: Tensor | Quantised, bias: Tensor | None, dtype: torch.dtype
-) -> PackedFloat | PackedInt8 | PackedInt4 | None:
+) -> PackedFloat | PackedInt8 | PackedInt4 | native.Product | None:
     """Prepare a matrix for activations of `dtype`; None where no fast kernel suits it."""
     if isinstance(weight, Tensor):
         return PackedFloat(weight, bias) if _reorders(dtype) else None
     if dtype != _QUANTISED_DTYPE or weight.shape[0] % _ROW_MULTIPLE:
         return None
+    if (product := native.pack(weight, bias)) is not None:
+        return product
     if isinstance(weight, Int8):
         return PackedInt8(weight, bias) if weight.shape[1] % _INT8_COLUMN_MULTIPLE == 0 else None
     return PackedInt4(weight, bias) if packed_group(weight) else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bot.engine.kernels.native import products as native
 from bot.engine.kernels.reference import group_of
 
 # A packed copy beside the table's rows costs memory: it is made for small tables only.
@@ -35,6 +36,9 @@ def linear_bytes(shape: Shape, dtype: torch.dtype, device: str, *, has_bias: boo
     if shape.bits == 0:
         return rows * columns * dtype.itemsize + bias
     values = rows * columns * shape.bits // 8
+    if device == "cpu" and _is_native(shape, dtype):
+        # A float32 bias always, and as many bytes of scales, or of scales and zeros of groups.
+        return values + rows * (4 + 4 * shape.groups)
     if device == "cpu" and _is_packed(shape, dtype):
         # A float32 bias always; ones where the row's scale is applied to the sums.
         if shape.bits == 8:
@@ -53,9 +57,15 @@ def table_bytes(shape: Shape, dtype: torch.dtype, device: str) -> int:
     held = linear_bytes(shape, dtype, device, has_bias=False)
     if device != "cpu" or shape.bits == 8:
         return held  # both read the same
+    if shape.bits == 4 and _is_native(shape, dtype):
+        return held + shape.rows * shape.groups * (4 if _has_zero(shape) else 2)  # scales and zeros of the rows
     if shape.bits == 4:
         return held + (linear_bytes(shape, dtype, "", has_bias=False) if _is_packed(shape, dtype) else 0)
     return 2 * held if held <= PACKED_TABLE_BYTES and dtype != torch.float16 else held
+
+
+def _is_native(shape: Shape, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and native.suits(shape.rows, shape.columns, shape.bits, shape.groups)
 
 
 def _is_packed(shape: Shape, dtype: torch.dtype) -> bool:

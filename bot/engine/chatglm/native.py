@@ -1,0 +1,59 @@
+"""Decoding steps on a CPU whose layers are one call: what `Decoder` is on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bot.engine.chatglm.model import RESIDUAL_SCALE, Block, ChatGLM, rotary_angles
+from bot.engine.kernels import Linear
+from bot.engine.kernels.native.layers import Layer, Layers, suits
+from bot.engine.kernels.native.products import Product
+from bot.engine.serving.cache import KeyValueCache
+
+
+class NativeDecoder:
+    """Feeds up to `MOST_ROWS` rows one token each, and returns the logits of the next, `[rows, vocab]`."""
+
+    def __init__(self, network: ChatGLM, cache: KeyValueCache, layers: Sequence[Layer]) -> None:
+        config = network.config
+        # A block's positions begin with 1: there is one more than there are tokens.
+        positions = torch.arange(config.max_sequence_length + 1)
+        cosine, sine = rotary_angles(positions, config.head_dim // config.channels, network.half_angles)
+        self._network = network
+        self._layers = Layers(
+            layers,
+            network.transformer.final_layernorm,
+            cache.keys,
+            cache.values,
+            (cosine.float().contiguous(), sine.float().contiguous()),
+            channels=config.channels,
+            alpha=RESIDUAL_SCALE,
+        )
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Run one step; a row is an id, its slot, its token's place in the slot's cache, and the token's positions."""
+        numbers = torch.tensor([*zip(*rows, strict=True)])
+        ids, slots, at = numbers[:3].unbind()
+        hidden = self._layers(self._network.transformer.word_embeddings(ids), slots, at, numbers[3:])
+        return self._network.logits(hidden)
+
+
+def native_decoder(network: ChatGLM, cache: KeyValueCache) -> NativeDecoder | None:
+    """Make one for a network all of whose layers are products of `kernels.native`; None for others."""
+    layers = [_layer(block) for block in network.blocks]
+    if not suits(cache.keys) or any(layer is None for layer in layers):
+        return None
+    return NativeDecoder(network, cache, [layer for layer in layers if layer is not None])
+
+
+def _layer(block: Block) -> Layer | None:
+    attention, mlp = block.attention, block.mlp
+    linear = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
+    products = [each.product for each in linear if isinstance(each, Linear) and isinstance(each.product, Product)]
+    if len(products) < len(linear):
+        return None
+    query_key_value, dense, up, down = products
+    return Layer(block.input_layernorm, query_key_value, dense, block.post_attention_layernorm, up, down)

@@ -1,0 +1,421 @@
+/* ChatGLM's layers on a CPU, a token a row: all of a step in one call, in which each weight is read once.
+
+   `kernels.reference` defines the weights, `chatglm.model` the network.  Sums are float32; keys and values are bfloat16.
+   Sizes are multiples of LANES, in 4 bits those of groups of 2 * LANES: who calls sees to it. */
+
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+enum {
+    LANES = 16,
+    TOKENS = 8,    /* rows of input whose sums are kept in registers, for each of up to 4 rows of weights */
+    BLOCK = 32,    /* rows of weights that stay in the cache while the next TOKENS come */
+    LINE = 64      /* bytes of memory that are fetched at once */
+};
+
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* In 8 bits, and in 4 bits without groups, `scale` has a number for each row.  With groups `grid` has a scale and a
+   zero for each, side by side in bfloat16. */
+struct matrix {
+    int64_t bits, rows, columns, groups;
+    const int8_t *values;
+    const float *scale;
+    const uint16_t *grid;
+    const float *bias;
+};
+
+struct norm {
+    const float *weight, *bias;
+};
+
+struct layer {
+    struct norm input, post;
+    struct matrix query_key_value, dense, up, down;
+    uint16_t *keys, *values; /* [slots, heads, capacity, head_dim] */
+};
+
+struct network {
+    int64_t layers, hidden, inner, heads, head_dim, channels, capacity, threads;
+    float epsilon, alpha;
+    const struct layer *layer;
+    struct norm last;
+    const float *cosine, *sine; /* [positions, head_dim / channels / 2] */
+    /* Where a step computes: [rows, hidden] twice, [rows, 3 * hidden or inner], [rows, hidden], [threads, scratch_size] */
+    float *state, *normed, *wide, *mixed, *scratch;
+    int64_t scratch_size;
+};
+
+/* The tokens of a step: each one's slot, its place there, and its positions, [channels, rows]. */
+struct tokens {
+    int64_t rows;
+    const int64_t *slots, *at, *positions;
+};
+
+INLINE floats load(const float *from) { return *(const floats *)from; }
+INLINE void store(float *to, floats numbers) { *(floats *)to = numbers; }
+INLINE floats as_floats(ints numbers) { return __builtin_convertvector(numbers, floats); }
+
+INLINE ints load_bytes(const int8_t *from)
+{
+#ifdef __AVX512F__
+    /* What gcc 12 makes of the other line is a quarter as fast. */
+    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+#else
+    return __builtin_convertvector(*(const bytes *)from, ints);
+#endif
+}
+
+INLINE floats load_bfloat16(const uint16_t *from)
+{
+#ifdef __AVX512F__
+    return (floats)((ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)) << 16);
+#else
+    return (floats)(__builtin_convertvector(*(const halves *)from, ints) << 16);
+#endif
+}
+
+INLINE float from_bfloat16(uint16_t number)
+{
+    uint32_t bits = (uint32_t)number << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+INLINE uint16_t to_bfloat16(float number)
+{
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)(number == number ? rounded : 0x7fc0);
+}
+
+INLINE float total(floats numbers)
+{
+    typedef float eight __attribute__((vector_size(32)));
+    typedef float four __attribute__((vector_size(16)));
+    union { floats all; eight half[2]; } a = {.all = numbers};
+    union { eight all; four half[2]; } b = {.all = a.half[0] + a.half[1]};
+    four c = b.half[0] + b.half[1];
+    return (c[0] + c[1]) + (c[2] + c[3]);
+}
+
+INLINE floats at_least(floats low, floats numbers)
+{
+    ints less = numbers < low;
+    return (floats)(((ints)low & less) | ((ints)numbers & ~less));
+}
+
+/* e to these powers, within 3e-7 of it: Cody and Waite's reduction to |rest| <= ln(2) / 2, then Taylor's series. */
+INLINE floats exponential(floats power)
+{
+    const floats none = {0};
+    power = at_least(none - 87.0f, power);
+    power = -at_least(none - 88.0f, -power);
+    floats whole = (power * 1.44269504f + 12582912.0f) - 12582912.0f;
+    floats rest = power - whole * 0.693145752f - whole * 1.42860677e-6f;
+    floats sum = rest * (1.0f / 720) + 1.0f / 120;
+    sum = sum * rest + 1.0f / 24;
+    sum = sum * rest + 1.0f / 6;
+    sum = sum * rest + 0.5f;
+    sum = sum * rest + 1.0f;
+    sum = sum * rest + 1.0f;
+    return sum * (floats)((__builtin_convertvector(whole, ints) + 127) << 23);
+}
+
+/* This thread's part of `count`, in whole blocks. */
+INLINE void share(int64_t count, int64_t block, int64_t *first, int64_t *end)
+{
+    int64_t blocks = (count + block - 1) / block, threads = omp_get_num_threads(), thread = omp_get_thread_num();
+    *first = blocks * thread / threads * block;
+    *end = blocks * (thread + 1) / threads * block;
+    if (*end > count) *end = count;
+}
+
+/* Lay rows out as they are read: a block of each after the other; for nibbles even columns before odd ones. */
+static void interleave(const float *input, int64_t rows, int64_t columns, int64_t bits, float *blocks)
+{
+    int64_t size = bits == 4 ? 2 * LANES : LANES;
+    for (int64_t j = 0; j < rows; j++)
+        for (int64_t k = 0; k < columns; k += size) {
+            const float *from = input + j * columns + k;
+            float *to = blocks + k * rows + j * size;
+            if (bits == 4)
+                for (int i = 0; i < LANES; i++) to[i] = from[2 * i], to[LANES + i] = from[2 * i + 1];
+            else
+                store(to, load(from));
+        }
+}
+
+/* The processor's own guesses end with each row: fetch what comes after the rows at hand. */
+INLINE void fetch_ahead(const int8_t *values, int64_t width, int64_t k, const int together)
+{
+    if (k % LINE == 0)
+        for (int r = 0; r < together; r++) __builtin_prefetch(values + (together + r) * width + k);
+}
+
+INLINE void int8_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
+                      const int together, const int tokens)
+{
+    for (int64_t row = first; row < end; row += together) {
+        const int8_t *values = m->values + row * m->columns;
+        floats sum[4][TOKENS] = {0};
+        for (int64_t k = 0; k < m->columns; k += LANES) {
+            floats weight[4];
+            fetch_ahead(values, m->columns, k, together);
+            UNROLL for (int r = 0; r < together; r++) weight[r] = as_floats(load_bytes(values + r * m->columns + k));
+            UNROLL for (int j = 0; j < tokens; j++) {
+                floats x = load(blocks + k * tokens + j * LANES);
+                UNROLL for (int r = 0; r < together; r++) sum[r][j] += weight[r] * x;
+            }
+        }
+        UNROLL for (int r = 0; r < together; r++)
+            UNROLL for (int j = 0; j < tokens; j++)
+                output[j * m->rows + row + r] = total(sum[r][j]) * m->scale[row + r] + m->bias[row + r];
+    }
+}
+
+/* What the lowest four bits of each number stand for. */
+INLINE floats on_grid(ints nibbles, floats grid, float scale, float zero)
+{
+#ifdef __AVX512F__
+    (void)scale, (void)zero;
+    return (floats)_mm512_permutexvar_ps((__m512i)nibbles, (__m512)grid);
+#else
+    (void)grid;
+    return as_floats(nibbles << 28 >> 28) * scale + zero;
+#endif
+}
+
+INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
+                      const int together, const int tokens)
+{
+    const floats steps = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+    int64_t width = m->columns / 2, groups = m->groups ? m->groups : 1, group = width / groups;
+    for (int64_t row = first; row < end; row += together) {
+        const int8_t *values = m->values + row * width;
+        floats sum[4][TOKENS] = {0};
+        for (int64_t g = 0; g < groups; g++) {
+            float scale[4], zero[4];
+            floats grid[4];
+            UNROLL for (int r = 0; r < together; r++) {
+                const uint16_t *pair = m->grid + 2 * ((row + r) * groups + g);
+                scale[r] = m->groups ? from_bfloat16(pair[0]) : m->scale[row + r];
+                zero[r] = m->groups ? from_bfloat16(pair[1]) : 0;
+                grid[r] = steps * scale[r] + zero[r];
+            }
+            for (int64_t k = g * group; k < (g + 1) * group; k += LANES) {
+                floats even[4], odd[4];
+                fetch_ahead(values, width, k, together);
+                UNROLL for (int r = 0; r < together; r++) {
+                    ints both = load_bytes(values + r * width + k);
+                    even[r] = on_grid(both >> 4, grid[r], scale[r], zero[r]);
+                    odd[r] = on_grid(both, grid[r], scale[r], zero[r]);
+                }
+                UNROLL for (int j = 0; j < tokens; j++) {
+                    const float *pair = blocks + 2 * (k * tokens + j * LANES);
+                    floats x = load(pair), y = load(pair + LANES);
+                    UNROLL for (int r = 0; r < together; r++) sum[r][j] += even[r] * x, sum[r][j] += odd[r] * y;
+                }
+            }
+        }
+        UNROLL for (int r = 0; r < together; r++)
+            UNROLL for (int j = 0; j < tokens; j++)
+                output[j * m->rows + row + r] = total(sum[r][j]) + m->bias[row + r];
+    }
+}
+
+/* Loops over tokens are made for each number of them: sums stay in registers then. */
+static void some_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output, int tokens)
+{
+#define CASE(N, TOGETHER)                                                                                               \
+    case N:                                                                                                             \
+        if (m->bits == 8) int8_rows(m, first, end, blocks, output, TOGETHER, N);                                        \
+        else int4_rows(m, first, end, blocks, output, TOGETHER, N);                                                     \
+        break;
+    switch (tokens) {
+        CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 2) CASE(6, 2) CASE(7, 2) CASE(8, 2)
+    }
+#undef CASE
+}
+
+/* This thread's part of a product, [rows, columns] to [rows, m->rows]; `first` and `end` say which numbers of each row. */
+static void product(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch,
+                    int64_t *first, int64_t *end)
+{
+    int64_t count[(rows + TOKENS - 1) / TOKENS];
+    for (int64_t j = 0; j < rows; j += TOKENS) {
+        count[j / TOKENS] = rows - j < TOKENS ? rows - j : TOKENS;
+        interleave(input + j * m->columns, count[j / TOKENS], m->columns, m->bits, scratch + j * m->columns);
+    }
+    share(m->rows, LANES, first, end);
+    for (int64_t row = *first; row < *end; row += BLOCK)
+        for (int64_t j = 0; j < rows; j += TOKENS)
+            some_rows(m, row, row + BLOCK < *end ? row + BLOCK : *end, scratch + j * m->columns, output + j * m->rows,
+                      (int)count[j / TOKENS]);
+}
+
+static void gelu(float *numbers, int64_t count)
+{
+    /* The tanh form: tanh(u) is 1 - 2 / (e^2u + 1). */
+    for (int64_t k = 0; k < count; k += LANES) {
+        floats x = load(numbers + k);
+        store(numbers + k, x / (1 + exponential((x + 0.044715f * x * x * x) * -1.5957691216f)));
+    }
+}
+
+static void normalise(const struct network *n, const struct norm *norm, int64_t rows)
+{
+    int64_t first, end, size = n->hidden;
+    share(rows, 1, &first, &end);
+    for (int64_t j = first; j < end; j++) {
+        const float *from = n->state + j * size;
+        floats sum = {0}, squares = {0};
+        for (int64_t k = 0; k < size; k += LANES) sum += load(from + k);
+        float mean = total(sum) / size;
+        for (int64_t k = 0; k < size; k += LANES) squares += (load(from + k) - mean) * (load(from + k) - mean);
+        float factor = 1 / __builtin_sqrtf(total(squares) / size + n->epsilon);
+        for (int64_t k = 0; k < size; k += LANES)
+            store(n->normed + j * size + k,
+                  (load(from + k) - mean) * factor * load(norm->weight + k) + load(norm->bias + k));
+    }
+}
+
+static void add_residual(const struct network *n, int64_t rows, int64_t first, int64_t end)
+{
+    for (int64_t j = 0; j < rows; j++)
+        for (int64_t k = j * n->hidden + first; k < j * n->hidden + end; k += LANES)
+            store(n->state + k, load(n->state + k) + n->alpha * load(n->normed + k));
+}
+
+/* Each part of the head has its own position, and pairs (i, i + size / 2). */
+static void rotate(const struct network *n, const struct tokens *t, int64_t row, float *head)
+{
+    int64_t size = n->head_dim / n->channels, pairs = size / 2;
+    for (int64_t c = 0; c < n->channels; c++, head += size) {
+        int64_t angles = t->positions[c * t->rows + row] * pairs;
+        for (int64_t k = 0; k < pairs; k++) {
+            float a = head[k], b = head[pairs + k], cosine = n->cosine[angles + k], sine = n->sine[angles + k];
+            head[k] = a * cosine - b * sine;
+            head[pairs + k] = b * cosine + a * sine;
+        }
+    }
+}
+
+/* One head of one token: its key and value join the slot, its query meets all that is there. */
+static void attend(const struct network *n, const struct layer *layer, const struct tokens *t, int64_t row, int64_t head,
+                   float *scores)
+{
+    int64_t size = n->head_dim, at = t->at[row], count = at + 1;
+    float *query = n->wide + (row * n->heads + head) * 3 * size, *key = query + size, *value = key + size;
+    int64_t slot = (t->slots[row] * n->heads + head) * n->capacity * size;
+    uint16_t *keys = layer->keys + slot, *values = layer->values + slot;
+
+    rotate(n, t, row, query);
+    rotate(n, t, row, key);
+    for (int64_t k = 0; k < size; k++) {
+        keys[at * size + k] = to_bfloat16(key[k]);
+        values[at * size + k] = to_bfloat16(value[k]);
+    }
+
+    const float none = -3.4e38f;
+    float scale = 1 / __builtin_sqrtf((float)size), most = none;
+    for (int64_t i = 0; i < count; i++) {
+        floats sum = {0};
+        for (int64_t k = 0; k < size; k += LANES) sum += load(query + k) * load_bfloat16(keys + i * size + k);
+        scores[i] = total(sum) * scale;
+        most = scores[i] <= most ? most : scores[i]; /* NaN wins, and is seen in the logits */
+    }
+    for (int64_t i = count; i % LANES; i++) scores[i] = none;
+    floats sum = {0};
+    for (int64_t i = 0; i < count; i += LANES) {
+        floats shares = exponential(load(scores + i) - most);
+        store(scores + i, shares);
+        sum += shares;
+    }
+
+    float factor = 1 / total(sum);
+    for (int64_t k = 0; k < size; k += LANES) {
+        floats mix = {0};
+        for (int64_t i = 0; i < count; i++) mix += scores[i] * load_bfloat16(values + i * size + k);
+        store(n->mixed + (row * n->heads + head) * size + k, mix * factor);
+    }
+}
+
+/* Run all layers on `state`; what the last norm makes of it is in `normed` then. */
+void run_layers(const struct network *n, const struct tokens *t)
+{
+#pragma omp parallel num_threads(n->threads)
+    {
+        float *scratch = n->scratch + omp_get_thread_num() * n->scratch_size;
+        int64_t rows = t->rows, first, end;
+        for (const struct layer *layer = n->layer; layer < n->layer + n->layers; layer++) {
+            normalise(n, &layer->input, rows);
+#pragma omp barrier
+            product(&layer->query_key_value, n->normed, rows, n->wide, scratch, &first, &end);
+#pragma omp barrier
+            share(rows * n->heads, 1, &first, &end);
+            for (int64_t i = first; i < end; i++) attend(n, layer, t, i / n->heads, i % n->heads, scratch);
+#pragma omp barrier
+            product(&layer->dense, n->mixed, rows, n->state, scratch, &first, &end);
+            add_residual(n, rows, first, end);
+#pragma omp barrier
+            normalise(n, &layer->post, rows);
+#pragma omp barrier
+            product(&layer->up, n->normed, rows, n->wide, scratch, &first, &end);
+            for (int64_t j = 0; j < rows; j++) gelu(n->wide + j * n->inner + first, end - first);
+#pragma omp barrier
+            product(&layer->down, n->wide, rows, n->state, scratch, &first, &end);
+            add_residual(n, rows, first, end);
+#pragma omp barrier
+        }
+        normalise(n, &n->last, rows);
+    }
+}
+
+/* Multiply [rows, columns] by a matrix; `scratch` has rows * columns numbers for each thread. */
+void multiply(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch, int64_t threads)
+{
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, end;
+        product(m, input, rows, output, scratch + omp_get_thread_num() * rows * m->columns, &first, &end);
+    }
+}
+
+/* Weights as bfloat16, [rows, columns]; where a row has one scale, without it. */
+void convert(const struct matrix *m, uint16_t *output, int64_t threads)
+{
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, end, width = m->columns / 2, group = m->groups ? width / m->groups : width;
+        share(m->rows, 1, &first, &end);
+        for (int64_t row = first; row < end; row++) {
+            uint16_t *to = output + row * m->columns;
+            if (m->bits == 8) {
+                for (int64_t k = 0; k < m->columns; k++) to[k] = to_bfloat16(m->values[row * m->columns + k]);
+                continue;
+            }
+            for (int64_t k = 0; k < width; k += group) {
+                const uint16_t *pair = m->grid + 2 * (row * m->groups + k / group);
+                float scale = m->groups ? from_bfloat16(pair[0]) : 1, zero = m->groups ? from_bfloat16(pair[1]) : 0;
+                const int8_t *from = m->values + row * width + k;
+                for (int64_t i = 0; i < group; i++) {
+                    to[2 * (k + i)] = to_bfloat16((float)(from[i] >> 4) * scale + zero);
+                    to[2 * (k + i) + 1] = to_bfloat16((float)((int8_t)(from[i] << 4) >> 4) * scale + zero);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+"""Products and layers in C against their plain twins; skipped where nothing can compile them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bot.engine.chatglm.config import ChatGLMConfig
+from bot.engine.chatglm.loading import load_random
+from bot.engine.kernels import Quantised, quantise
+from bot.engine.kernels.native import build, products
+from bot.engine.kernels.reference import Int4, dequantise, linear, quantise_rows
+from bot.engine.serving.base import Batch
+
+needs_library = pytest.mark.skipif(build.library() is None, reason="no C compiler is here")
+
+# Sums of float32 in another order: each of the numbers added may be off by its rounding.
+SUM_ERROR = 2.0**-23
+BFLOAT16_ERROR = 2.0**-8
+
+KINDS = ["int8", "int4", "int4 a scale a row"]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quantised(kind: str, weight: Tensor) -> Quantised:
+    return quantise_rows(weight, 4) if kind == KINDS[2] else quantise(weight, int(kind[3:]))
+
+
+def product_of(weight: Quantised, bias: Tensor | None) -> products.Product:
+    product = products.pack(weight, bias)
+    assert product is not None
+    return product
+
+
+def largest_sum(hidden: Tensor, weight: Quantised) -> float:
+    return (hidden.abs() @ dequantise(weight).abs().T).max().item()
+
+
+# Products
+
+
+@needs_library
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 7).map(lambda blocks: 16 * blocks),
+    columns=st.integers(1, 11).map(lambda blocks: 32 * blocks),
+    tokens=st.integers(1, products.MOST_ROWS),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_few_rows_are_multiplied_without_rounding_a_weight(
+    kind: str, rows: int, columns: int, tokens: int, has_bias: bool, seed: int
+) -> None:
+    weight = quantised(kind, normal(rows, columns, seed=seed))
+    bias = normal(rows, seed=seed + 1) if has_bias else None
+    hidden = normal(tokens, columns, seed=seed + 2)
+    found = product_of(weight, bias)(hidden)
+    error = (found - linear(hidden, weight, bias)).abs().max().item()
+    assert error <= columns * SUM_ERROR * (largest_sum(hidden, weight) + 4)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [products.MOST_ROWS + 1, 70])
+def test_many_rows_are_multiplied_as_bfloat16(kind: str, tokens: int) -> None:
+    weight, bias = quantised(kind, normal(48, 160, seed=1)), normal(48, seed=2)
+    hidden = normal(tokens, 160, seed=3).bfloat16()
+    found = product_of(weight, bias)(hidden)
+    assert found.dtype == torch.bfloat16
+    error = (found.float() - linear(hidden.float(), weight, bias)).abs().max().item()
+    assert error <= 2 * BFLOAT16_ERROR * largest_sum(hidden.float(), weight)
+
+
+@needs_library
+def test_a_product_keeps_the_shape_before_the_columns() -> None:
+    product = product_of(quantise(normal(32, 64), 8), None)
+    assert product(normal(2, 3, 64).bfloat16()).shape == (2, 3, 32)
+    assert product(normal(64).bfloat16()).shape == (32,)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(kind: str, wrong: float) -> None:
+    product = product_of(quantised(kind, normal(16, 64)), None)
+    hidden = normal(3, 64)
+    hidden[1, 5] = wrong
+    found = product(hidden)
+    assert not found[1].isfinite().any()
+    assert found[[0, 2]].isfinite().all()
+
+
+@needs_library
+def test_sizes_that_do_not_suit_are_left_to_others() -> None:
+    assert products.pack(quantise(normal(24, 64), 8), None) is None
+    assert products.pack(quantise(normal(32, 72), 8), None) is None
+    assert products.pack(quantise_rows(normal(32, 80), 4), None) is None
+
+
+@needs_library
+def test_groups_without_zeros_are_multiplied_too() -> None:
+    weight = quantise(normal(16, 256), 4)
+    assert isinstance(weight, Int4)
+    without = Int4(weight.packed, weight.scale)
+    hidden = normal(2, 256, seed=1)
+    torch.testing.assert_close(product_of(without, None)(hidden), linear(hidden, without), rtol=1e-4, atol=1e-4)
+
+
+# Layers
+
+# Two kinds of heads, a vocabulary that products suit, and prompts of several lengths.
+SIZES: list[dict[str, Any]] = [
+    {"hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 160, "num_layers": 3},
+    {"hidden_size": 128, "num_attention_heads": 2, "inner_hidden_size": 96, "num_layers": 1},
+]
+
+
+def config_of(sizes: dict[str, Any]) -> ChatGLMConfig:
+    return ChatGLMConfig(
+        vocab_size=160,
+        max_sequence_length=64,
+        layernorm_epsilon=1e-5,
+        mask_token_id=155,
+        gmask_token_id=156,
+        bos_token_id=157,
+        eos_token_id=158,
+        pad_token_id=159,
+        **sizes,
+    )
+
+
+def prompt(words: int, seed: int) -> tuple[int, ...]:
+    return (*(5 + (7 * seed + 3 * word) % 140 for word in range(words)), 156, 157)
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_steps_of_one_call_give_what_the_parts_give(sizes: dict[str, Any], kind: Any) -> None:
+    config = config_of(sizes)
+    lengths = (1, 9, 30, 4, 17, 6, 2, 12, 20)
+    model, plain = (load_random(config, quantization=kind, slots=len(lengths)) for _ in range(2))
+    assert model._native is not None
+    plain._native = None
+    prompts = tuple(prompt(words, seed) for seed, words in enumerate(lengths))
+    slots = tuple(range(len(lengths)))
+    for each in (model, plain):
+        each.forward(Batch(slots, prompts, (0,) * len(slots)))
+    starts = [len(tokens) for tokens in prompts]
+    # Rows come in any order, and not all in every step.
+    for step, rows in enumerate(([*slots], [5], [7, 2, 8], [*reversed(slots)], [0, 1])):
+        batch = Batch(
+            tuple(rows), tuple((5 + (step * 11 + row) % 140,) for row in rows), tuple(starts[row] for row in rows)
+        )
+        found, wanted = model.forward(batch), plain.forward(batch)
+        assert found.shape == wanted.shape
+        # The parts round to bfloat16 between them, layer by layer.
+        apart = (found - wanted).norm() / wanted.norm()
+        assert apart < 0.02, step
+        for row in rows:
+            starts[row] += 1
+
+
+@needs_library
+def test_a_slot_that_is_no_number_leaves_the_others_as_they_are() -> None:
+    model = load_random(config_of(SIZES[0]), quantization="int8", slots=3)
+    prompts = tuple(prompt(words, words) for words in (4, 8, 5))
+    model.forward(Batch((0, 1, 2), prompts, (0, 0, 0)))
+    starts = tuple(len(tokens) for tokens in prompts)
+    batch = Batch((0, 1, 2), ((6,), (7,), (8,)), starts)
+    wanted = model.forward(batch)
+    model._caches[0].keys[1, 1, :, 2] = float("nan")
+    found = model.forward(batch)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], wanted[[0, 2]])
+
+
+@needs_library
+def test_more_rows_than_one_call_takes_are_decoded_in_parts_of_torch() -> None:
+    slots = products.MOST_ROWS + 2
+    model = load_random(config_of(SIZES[0]), quantization="int8", slots=slots)
+    rows = tuple(range(slots))
+    prompts = tuple(prompt(3 + row % 4, row) for row in rows)
+    model.forward(Batch(rows, prompts, (0,) * slots))
+    starts = tuple(len(tokens) for tokens in prompts)
+    together = model.forward(Batch(rows, ((9,),) * slots, starts))
+    alone = model.forward(Batch(rows[:4], ((9,),) * 4, starts[:4]))
+    assert (together[:4] - alone).norm() / alone.norm() < 0.02
+
+
+# Compiling
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["AVX512", "AVX2", "DEFAULT"])
+def test_every_kind_of_processor_gets_a_file_of_its_own(kind: str, tmp_path: Path) -> None:
+    made = build.compile_for(kind, tmp_path)
+    assert made.parent == tmp_path
+    assert [each.name for each in tmp_path.iterdir()] == [made.name]
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["AVX2", "DEFAULT"])
+def test_older_processors_code_gives_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "AVX2" and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor does not know AVX2")
+    older = build._load(build.compile_for(kind, tmp_path))
+    for name in KINDS:
+        product, hidden = product_of(quantised(name, normal(48, 192)), normal(48)), normal(11, 192, seed=3)
+        wanted, many = product(hidden), product(normal(30, 192).bfloat16())
+        with monkeypatch.context() as patched:
+            patched.setattr(products, "_library", lambda: older)
+            torch.testing.assert_close(product(hidden), wanted, rtol=1e-5, atol=1e-4)
+            assert torch.equal(product(normal(30, 192).bfloat16()), many)
+
+
+def test_without_a_compiler_torchs_products_are_used_and_the_log_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(build, "_name", lambda kind: "not-there.so")
+    with caplog.at_level(logging.WARNING):
+        assert build.library.__wrapped__() is None
+    assert "apt install gcc libc6-dev" in caplog.text
+
+
+def test_a_compiler_that_fails_is_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'no omp.h here' >&2\nexit 3\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr(build, "_name", lambda kind: "not-there.so")
+    with caplog.at_level(logging.WARNING):
+        assert build.library.__wrapped__() is None
+    assert "no omp.h here" in caplog.text
