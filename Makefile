@@ -12,7 +12,7 @@ run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
 
 test: lint
-	@$(BIN)/python -m pytest --cov --cov-fail-under=90
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-fail-under=90
 
 lint: $(VENV)/test-installed
 	@$(BIN)/ruff format --check .

@@ -1,6 +1,11 @@
 """What many tests need: a house on a database of its own."""
 
 import os
+
+# Before torch is imported: matrices this small are done before a second thread wakes up, and the other cores have
+# other tests to run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -28,6 +33,11 @@ structlog.configure(
     logger_factory=structlog.stdlib.LoggerFactory(),
     wrapper_class=structlog.stdlib.BoundLogger,
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `make test` shares the tests among: one waits while the others keep the cores busy."""
+    return min(1 + (os.cpu_count() or 1), 8)  # each holds 0.7 GB
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

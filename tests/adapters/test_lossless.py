@@ -36,7 +36,7 @@ async def test_while_every_fourth_call_is_refused_every_character_arrives_once(p
     delivered = await deliver(platform, cases(range(4), 11), seed=11)
     assert delivered.faults == {}
     assert delivered.violations == []
-    assert delivered.refusals.refused.total() >= 4
+    assert delivered.refusals.refused.total() == delivered.refusals.calls // 4 > 0
 
 
 @every_platform

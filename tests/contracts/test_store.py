@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -33,14 +33,16 @@ async def metered_store(folder: Path) -> AsyncIterator[Store]:
 
 
 @pytest.fixture(params=["sqlite", "metered", "postgresql"])
-def reopened(request: pytest.FixtureRequest, tmp_path: Path) -> Reopened:
+def reopened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopened]:
     """Opens the same database again when it is called again."""
     if request.param == "sqlite":
-        return partial(temporary_store, tmp_path)
-    if request.param == "metered":
-        return partial(metered_store, tmp_path)
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return partial(server.store, server.database())
+        yield partial(temporary_store, tmp_path)
+    elif request.param == "metered":
+        yield partial(metered_store, tmp_path)
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres")
+        with server.lent() as database:
+            yield partial(server.store, database)
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         self._programs = folder
         self._names = (f"test_{number}" for number in count(1))
+        self._spare: list[str] = []
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -78,6 +79,14 @@ class PostgresServer:
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         self.run(create.format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
         return name
+
+    @contextmanager
+    def lent(self) -> Iterator[str]:
+        """A database whose tables stay as they are, which is quicker than a new one: its rows go afterwards."""
+        name = self._spare.pop() if self._spare else self.database()
+        yield name
+        self.run("TRUNCATE exchanges RESTART IDENTITY", name)
+        self._spare.append(name)
 
     @asynccontextmanager
     async def store(self, database: str) -> AsyncIterator[SqlStore]:
