@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import discord
 
@@ -20,6 +21,8 @@ _FACES = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
 # Commands are answered at once, and Discord takes an answer for 15 minutes: these are plenty.
 _COMMANDS = 256
 _BAD_WEBHOOK_TOKEN = 50027
+# What Discord's API calls the response to an interaction, whose id is not known before it is shown.
+_RESPONSE: Any = "@original"
 
 
 class DiscordMessenger:
@@ -84,10 +87,15 @@ class DiscordMessenger:
             await client.get_partial_messageable(target(channel)).get_partial_message(int(message_id)).delete()
 
     async def _respond(self, interaction: discord.Interaction, text: Rendered) -> str:
-        """Show the text as the response to a command; an edit, so trying again never says it twice."""
-        async with self._calling():
+        """Show the text as the response to a command; an edit, so trying again never says it twice.
+
+        The interaction's own call would go out by the client that heard the command, which may be closed by now.
+        """
+        async with self._calling() as client:
+            webhook = discord.Webhook.partial(interaction.application_id, interaction.token, client=client)
+            webhook.proxy = client.http.proxy
             try:
-                message = await interaction.edit_original_response(content=text.text)
+                message = await webhook.edit_message(_RESPONSE, content=text.text)
             except discord.HTTPException as exc:
                 if exc.code == _BAD_WEBHOOK_TOKEN:
                     raise MessageGone("Discord takes no response to this command any more") from exc

@@ -284,6 +284,16 @@ async def test_a_command_that_discord_no_longer_waits_for_is_answered_in_the_cha
     assert bot.platform.attempts[0][0] == "send"
 
 
+async def test_a_command_whose_connection_was_replaced_is_answered_as_its_response(bot: Bot) -> None:
+    bot.platform.script = lambda number, name: Trouble("429", seconds=20.0) if number == 0 else None
+    await bot.platform.command("status")
+    await bot.platform.until(lambda: bot.platform.writes == 1)
+    bot.platform.garble()
+    await bot.platform.until(lambda: len(bot.platform.identified) == 2)
+    await bot.platform.until(lambda: "scripted" in "".join(bot.shown()))
+    assert bot.platform.messages[int(bot.platform.seen()[0].id)]["flags"] & EPHEMERAL
+
+
 async def test_a_command_that_comes_too_late_is_answered_in_the_channel(bot: Bot) -> None:
     bot.platform.is_late = True
     await bot.platform.command("help")
@@ -519,6 +529,8 @@ async def test_everything_goes_through_the_proxy(platform: DiscordPlatform, tmp_
     async with a_bot(platform, tmp_path, proxy=platform.url, **elsewhere) as bot:
         await platform.say("hi")
         await bot.shows("ok")
+        await platform.command("clear")
+        await bot.shows("ok", "Forgotten: everything said here (1).")
 
 
 async def test_a_wrong_token_ends_it_with_one_sentence(platform: DiscordPlatform, tmp_path: Path) -> None:
@@ -778,6 +790,13 @@ async def test_an_inspection_tells_what_is_missing(platform: DiscordPlatform) ->
     assert all(
         [finding.is_ok or "Intent" not in finding.text async for finding in inspect(platform.settings(threads=False))]
     )
+
+
+async def test_an_inspection_is_not_mixed_with_warnings_of_the_library(
+    platform: DiscordPlatform, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert all([finding.is_ok async for finding in inspect(platform.settings())])
+    assert caplog.messages == []
 
 
 async def test_an_inspection_tells_how_to_invite_the_bot(platform: DiscordPlatform) -> None:
