@@ -52,7 +52,7 @@ def point_at(settings: DiscordSection) -> None:
 def caller(settings: DiscordSection, clock: Clock) -> discord.Client:
     """A client for calls alone: it hears nothing."""
     return discord.Client(
-        intents=discord.Intents.none(),
+        intents=discord.Intents(guilds=True),  # it warns of a client without; nobody connects this one
         allowed_mentions=PINGS,
         proxy=settings.proxy.get_secret_value() or None,
         http_trace=Refusals(clock).trace,
