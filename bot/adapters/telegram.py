@@ -153,6 +153,9 @@ class _Listener:
             except StoreError:
                 self._excuse(updates[number:])
                 raise
+            except Exception:
+                # A fault of ours: the next one may be better.
+                log.exception("an update from telegram was dropped", update=update.update_id)
             self._confirmed = update.update_id + 1
         if self.is_behind and len(updates) < _MOST_UPDATES:
             for exchange in await self._dispatcher.owed(PLATFORM):

@@ -80,6 +80,25 @@ async def test_a_message_that_cannot_be_kept_comes_again(
     assert [request.messages[-1].content for request in house.engine.requests] == ["one", "two"]
 
 
+async def test_a_fault_of_ours_costs_one_message(
+    telegram: TelegramPlatform, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = house.store.begin
+
+    async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
+        if message.text == "bad":
+            raise ZeroDivisionError
+        return await begin(message, kind)
+
+    monkeypatch.setattr(house.store, "begin", failing)
+    async with running(telegram, house):
+        await telegram.say("bad", direct=True)
+        await telegram.say("good", direct=True)
+        await done(telegram, "ok", channel="Mei")
+        await telegram.until(lambda: not telegram.pending)
+    assert [request.messages[-1].content for request in house.engine.requests] == ["good"]
+
+
 async def test_what_was_said_meanwhile_is_answered_in_order_after_a_start(
     telegram: TelegramPlatform, house: House
 ) -> None:
