@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar, assert_never
+from typing import Any, Protocol, TypeVar, assert_never
 
 from bot.domain import (
     Action,
@@ -92,7 +92,7 @@ class _Look:
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """One message of the reply; `shown` is None while we do not know what it shows."""
 
     id: str | None = None
@@ -102,14 +102,34 @@ class _Part:
     copies: int = 0  # how many messages stood here that are gone
     is_plain: bool = False
 
+    def lose(self) -> None:
+        """The message is gone; another one may take its place."""
+        self.id = self.shown = None
+        self.is_noted = False
+        self.copies += 1
+
+    def hand_over(self) -> None:
+        """What the next delivery does not know: a call that was cut off may have arrived."""
+        self.shown = None
+        self.touched = 0
+        self.is_plain = False
+
+
+def parts_of(exchange: Exchange) -> list[Part]:
+    """What a former run of the program has placed."""
+    return [Part(id, is_noted=True) for id in exchange.parts]
+
 
 class Delivery:
     """One growing reply.
 
     Drains the events in a task of its own, so that a platform's "wait" never holds
     back the model or the store.  Each message of the reply is first sent as "…", its
-    id is `placed`, and only then it is edited; what a former run has placed is edited
+    id is `placed`, and only then it is edited; what stands there already is edited
     and never sent again.  The last text wins, and it always lands.
+
+    `parts` is one list for all the deliveries of an exchange, which follow one another:
+    each goes on with the messages that the one before it has sent, noted or not.
     """
 
     def __init__(
@@ -118,6 +138,7 @@ class Delivery:
         exchange: Exchange,
         placed: Placed,
         pacer: Pacer,
+        parts: list[Part],
         say: Say = str,
     ) -> None:
         self._messenger = messenger
@@ -135,7 +156,10 @@ class Delivery:
         self._has_begun = False
         self._is_complete = False
         self._changed = asyncio.Event()
-        self._parts = [_Part(id, is_noted=True) for id in exchange.parts]
+        self._parts = parts
+        for part in parts:
+            part.hand_over()
+        self._stands_already = any(part.id is not None for part in parts)
         self._calls = 0
         self._texts: list[str] | None = None
         # Replies that fail together shall not come back together.
@@ -206,7 +230,7 @@ class Delivery:
 
     def _due(self) -> int | None:
         """The part to act on: one to send, or else of those to edit the one left alone longest."""
-        if self._exchange.parts and not self._has_begun:
+        if self._stands_already and not self._has_begun:
             return None  # a reply that is shown anew keeps its old text until there is another
         wanted = self._wanted()
         waiting = [number for number, part in enumerate(self._parts) if self._differs(part, number, wanted)]
@@ -224,7 +248,7 @@ class Delivery:
         is_new = number == len(self._parts) or self._parts[number].id is None
         return is_new and not (self._is_complete and any(part.id is not None for part in self._parts))
 
-    def _differs(self, part: _Part, number: int, wanted: list[_Look]) -> bool:
+    def _differs(self, part: Part, number: int, wanted: list[_Look]) -> bool:
         if part.id is not None and not part.is_noted:
             return True
         if number >= len(wanted):
@@ -246,12 +270,12 @@ class Delivery:
     async def _act_on(self, number: int) -> None:
         wanted = self._wanted()
         if number == len(self._parts):
-            self._parts.append(_Part())
+            self._parts.append(Part())
         part = self._parts[number]
         self._calls += 1
         part.touched = self._calls
         if part.id is None:
-            await _to_its_end(self._place(part, number, self._placeholder(wanted[number].controls)))
+            await to_its_end(self._place(part, number, self._placeholder(wanted[number].controls)))
         elif not part.is_noted:
             await self._note(part, number)
         elif number < len(wanted):
@@ -261,7 +285,7 @@ class Delivery:
         else:
             await self._edit(part, number, self._placeholder())
 
-    async def _place(self, part: _Part, number: int, look: _Look) -> None:
+    async def _place(self, part: Part, number: int, look: _Look) -> None:
         try:
             part.id = await self._messenger.send(
                 self._channel,
@@ -278,32 +302,30 @@ class Delivery:
         part.shown = look
         await self._note(part, number)
 
-    async def _note(self, part: _Part, number: int) -> None:
+    async def _note(self, part: Part, number: int) -> None:
         assert part.id is not None, "only what was sent is noted"
         await self._placed(self._exchange.id, number, part.id)
         part.is_noted = True
 
-    async def _edit(self, part: _Part, number: int, look: _Look) -> None:
+    async def _edit(self, part: Part, number: int, look: _Look) -> None:
         assert part.id is not None, "only what was sent is edited"
         try:
             await self._messenger.edit(self._channel, part.id, look.text, controls=look.controls)
             part.shown = look
         except MessageGone:
-            part.id = part.shown = None
-            part.is_noted = False
-            part.copies += 1
+            part.lose()
         except MarkupRefused:
             if part.is_plain or isinstance(self._format, Plain):
                 raise
             self._go_plain(part, number)
 
-    async def _take_back(self, part: _Part) -> None:
+    async def _take_back(self, part: Part) -> None:
         assert part.id is not None, "only what was sent is taken back"
         with suppress(MessageGone):
             await self._messenger.delete(self._channel, part.id)
-        part.id = part.shown = None
+        part.lose()
 
-    def _go_plain(self, part: _Part, number: int) -> None:
+    def _go_plain(self, part: Part, number: int) -> None:
         """Say the same words plain: here, or everywhere if they then need more messages."""
         plain = Plain(self._format)
         texts = self._messages()
@@ -364,10 +386,10 @@ class Delivery:
         return [self._say("I have no answer to that. Please ask in other words.")] if is_empty else []
 
 
-async def _to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Let a call that has begun end before we are cancelled.
+async def to_its_end(work: Coroutine[Any, Any, object]) -> None:
+    """Let what has begun end before we are cancelled.
 
-    Cut off in the middle, we would not know whether the platform has our message.
+    Cut off in the middle of a call, we would not know whether the platform has our message.
     """
     task = asyncio.create_task(work)
     try:

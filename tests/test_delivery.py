@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.delivery import Delivery
+from bot.delivery import Delivery, parts_of
 from bot.domain import (
     Action,
     Controls,
@@ -64,7 +64,7 @@ class World:
         self.exchange = replace(self.exchange, parts=tuple(parts))
 
     def delivery(self) -> Delivery:
-        return Delivery(self.messenger, self.exchange, self.placed, self.pacer)
+        return Delivery(self.messenger, self.exchange, self.placed, self.pacer, parts_of(self.exchange))
 
     async def deliver(self, *events: ReplyEvent | float) -> None:
         await self.clock.run(self.delivery().run(self.stream(*events)))
@@ -251,7 +251,7 @@ async def test_every_part_is_placed_before_it_is_edited() -> None:
         await placed(exchange, part, message_id)
         assert world.messenger.messages[message_id].text == "…"
 
-    delivery = Delivery(world.messenger, world.exchange, noting, world.pacer)
+    delivery = Delivery(world.messenger, world.exchange, noting, world.pacer, [])
     await world.clock.run(delivery.run(world.stream(*answered("word " * 50))))
     assert seen == list(world.messenger.messages)
 
@@ -438,7 +438,7 @@ async def test_replies_in_one_channel_share_its_pace_fairly(world: World) -> Non
         async with asyncio.TaskGroup() as tasks:
             for number in range(4):
                 exchange = replace(world.exchange, id=number, message=a_message())
-                delivery = Delivery(world.messenger, exchange, world.placed, world.pacer)
+                delivery = Delivery(world.messenger, exchange, world.placed, world.pacer, parts_of(exchange))
                 tasks.create_task(delivery.run(words(str(number))))
 
     await world.clock.run(all_of_them())

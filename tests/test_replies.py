@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from bot.adapters.base import Replies
-from bot.domain import ChannelKey, Status
-from bot.errors import ChannelGone
+from bot.adapters.base import GRACE, Replies
+from bot.domain import Answer, ChannelKey, Controls, Status
+from bot.errors import ChannelGone, StoreError
+from bot.markup.format import Rendered
 from tests.fakes import FakeMessenger, FastClock
 from tests.fakes.messenger import Failure
 from tests.house import House
@@ -17,6 +18,23 @@ from tests.messages import CHANNEL, a_message
 @pytest.fixture
 def clock() -> FastClock:
     return FastClock(1000)
+
+
+class SlowPlatform(FakeMessenger):
+    """Knows no nonces, as Telegram; has the first message long before its answer, until `answers`, reaches us."""
+
+    def __init__(self, clock: FastClock) -> None:
+        super().__init__(clock, knows_nonces=False)
+        self.has_it = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    async def send(
+        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+    ) -> str:
+        message_id = await super().send(channel, text, reply_to=reply_to, controls=controls, nonce=nonce)
+        self.has_it.set()
+        await self.answers.wait()
+        return message_id
 
 
 async def test_a_reply_grows_in_one_message_and_is_delivered(house: House, clock: FastClock) -> None:
@@ -47,6 +65,83 @@ async def test_a_question_edited_while_its_reply_is_shown_is_answered_in_the_sam
         await replies.finished()
     assert messenger.texts(CHANNEL) == ["new answer"]
     assert messenger.violations == []
+
+
+async def test_a_question_edited_while_the_first_message_is_on_its_way_is_answered_in_that_message(
+    house: House, clock: FastClock
+) -> None:
+    messenger = SlowPlatform(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        question = a_message("quesiton")
+        replies.begin(await house.accept(question))
+        await messenger.has_it.wait()
+        again = await house.dispatcher.edited(replace(question, text="question"))
+        assert again is not None
+        assert again.parts == ()
+        replies.begin(again)
+        await asyncio.sleep(0)
+        messenger.answers.set()
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await house.kept(again)).parts == ("m1",)
+
+
+async def test_a_message_that_the_database_did_not_take_note_of_is_edited_by_the_next_answer(
+    house: House, clock: FastClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed, refused = house.store.placed, asyncio.Event()
+
+    async def refuse(exchange: int, part: int, message_id: str) -> None:
+        refused.set()
+        raise StoreError("the database is locked")
+
+    monkeypatch.setattr(house.store, "placed", refuse)
+    messenger = FakeMessenger(clock, knows_nonces=False)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        question = a_message("quesiton")
+        replies.begin(await house.accept(question))
+        await refused.wait()
+        again = await house.dispatcher.edited(replace(question, text="question"))
+        assert again is not None
+        monkeypatch.setattr(house.store, "placed", placed)
+        replies.begin(again)
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await house.kept(again)).parts == ("m1",)
+
+
+async def test_of_three_replies_to_one_question_the_last_waits_for_the_first(house: House, clock: FastClock) -> None:
+    messenger = SlowPlatform(clock)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        question = await house.accept(a_message("hi"))
+        replies.begin(question)
+        await messenger.has_it.wait()
+        for _ in range(2):
+            replies.begin(replace(question, answer=Answer("ok")))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        messenger.answers.set()
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["ok"]
+
+
+async def test_an_adapter_that_ends_waits_for_the_message_that_is_on_its_way(house: House, clock: FastClock) -> None:
+    messenger = SlowPlatform(clock)
+
+    async def serve() -> None:
+        async with Replies(house.dispatcher, messenger, clock) as replies:
+            replies.begin(exchange)
+            await messenger.has_it.wait()
+            replies.begin(exchange)
+
+    exchange = await house.accept(a_message("hi"))
+    serving = asyncio.create_task(serve())
+    await messenger.has_it.wait()
+    await clock.sleep(10 * GRACE)
+    assert not serving.done()
+    messenger.answers.set()
+    await serving
+    assert (await house.kept(exchange)).parts == ("m1",)
 
 
 async def test_a_channel_that_is_gone_ends_only_its_own_exchange(house: House, clock: FastClock) -> None:

@@ -11,7 +11,7 @@ from zlib import crc32
 import structlog
 
 from bot.clock import Clock
-from bot.delivery import Delivery, Messenger
+from bot.delivery import Delivery, Messenger, Part, parts_of, to_its_end
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey, Exchange, IncomingMessage, ReplyEvent
 from bot.errors import BotError, ChannelGone, PlatformError, StoreError
@@ -67,6 +67,14 @@ Events = AsyncGenerator[ReplyEvent, None]
 Preview = Callable[[Exchange, Events, Pacer], Awaitable[Events]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Growing:
+    """A reply: the task that shows it, and its messages, which outlive a task that another takes the place of."""
+
+    task: asyncio.Task[None]
+    parts: list[Part]
+
+
 class Replies:
     """The replies that grow on one platform, each in a task, at most one per exchange.
 
@@ -82,7 +90,7 @@ class Replies:
         self._preview = preview
         self._pacer = Pacer(messenger.edit_interval, clock)
         self._clock = clock
-        self._growing: dict[int, asyncio.Task[None]] = {}
+        self._growing: dict[int, _Growing] = {}
         self._is_closing = False
         self._excused: dict[ChannelKey, float] = {}
         self._excuses: set[asyncio.Task[None]] = set()
@@ -93,8 +101,11 @@ class Replies:
             self._dispatcher.let_go(exchange.id)
             return
         earlier = self._growing.get(exchange.id)
-        task = asyncio.create_task(self._reply(exchange, earlier), name=f"reply {exchange.id}")
-        self._growing[exchange.id] = task
+        # The row, and so this exchange, may not know yet what the earlier one is just sending.
+        parts = parts_of(exchange) if earlier is None else earlier.parts
+        before = None if earlier is None else earlier.task
+        task = asyncio.create_task(self._reply(exchange, parts, before), name=f"reply {exchange.id}")
+        self._growing[exchange.id] = _Growing(task, parts)
 
     async def take(self, message: IncomingMessage) -> None:
         """Accept a message and show the reply to it.
@@ -140,26 +151,27 @@ class Replies:
     async def finished(self) -> None:
         """Wait until no reply grows any more."""
         while self._growing:
-            await asyncio.wait(self._growing.values())
+            await asyncio.wait([growing.task for growing in self._growing.values()])
 
-    async def _reply(self, exchange: Exchange, earlier: asyncio.Task[None] | None) -> None:
-        if earlier is not None:
-            # Two deliveries of one exchange would edit the same messages against each other.
-            earlier.cancel()
-            await asyncio.wait([earlier])
+    async def _reply(self, exchange: Exchange, parts: list[Part], earlier: asyncio.Task[None] | None) -> None:
         with bound(exchange=exchange.id):
             try:
-                await self._show(exchange)
+                if earlier is not None:
+                    # Two deliveries of one exchange would edit the same messages against each other;
+                    # so whoever takes our place has to wait for it as well.
+                    earlier.cancel()
+                    await to_its_end(asyncio.wait([earlier]))
+                await self._show(exchange, parts)
             except BotError as error:
                 log.error("reply broken off; it is owed", error=str(error))
             finally:
-                if self._growing.get(exchange.id) is asyncio.current_task():
+                if self._growing[exchange.id].task is asyncio.current_task():
                     del self._growing[exchange.id]
                     self._dispatcher.let_go(exchange.id)
 
-    async def _show(self, exchange: Exchange) -> None:
+    async def _show(self, exchange: Exchange, parts: list[Part]) -> None:
         say = self._dispatcher.say_to(exchange)
-        delivery = Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, say)
+        delivery = Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, parts, say)
         try:
             events = self._dispatcher.handle(exchange)
             if self._preview is not None:
@@ -185,7 +197,7 @@ class Replies:
         try:
             await self._grace()
         finally:
-            growing = [*self._growing.values(), *self._excuses]
+            growing = [*(each.task for each in self._growing.values()), *self._excuses]
             for task in growing:
                 task.cancel()
             await asyncio.gather(*growing, return_exceptions=True)

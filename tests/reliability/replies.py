@@ -18,7 +18,7 @@ from bot.adapters.slack import web_api
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.telegram_calls import open_bot
 from bot.adapters.telegram_messenger import TelegramMessenger
-from bot.delivery import Delivery, Messenger
+from bot.delivery import Delivery, Messenger, parts_of
 from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, Kind, Notice, ReplyEvent, Status, Usage
 from bot.markup.clean import clean, encodable
 from bot.markup.reading import visible
@@ -116,7 +116,7 @@ async def _row(name: str, stage: Stage, count: int, seed: int) -> Row:
         exchange = Exchange(number + 1, message, Kind.CHAT, Status.OPEN, 0)
         try:
             async with asyncio.timeout(10):
-                await Delivery(stage.messenger, exchange, placed, pacer).run(events())
+                await Delivery(stage.messenger, exchange, placed, pacer, parts_of(exchange)).run(events())
         except Exception as error:  # noqa: BLE001 - to count them all is what this is for
             crashes += 1
             why.append(f"{error!r} at {said[:80]!r}")
