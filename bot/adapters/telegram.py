@@ -1,10 +1,11 @@
 """Telegram: messages by long polling, answers in messages that are edited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import assert_never
+from types import TracebackType
+from typing import Self, assert_never
 
 import structlog
 from telegram import Bot, BotCommand, Update, User
@@ -71,19 +72,16 @@ class TelegramAdapter:
 
     async def run(self, dispatcher: Dispatcher) -> None:
         bot = open_bot(self._settings)
-        announcing: asyncio.Task[None] | None = None
         try:
             me = await self._log_in(bot)
-            announcing = asyncio.create_task(_announce(bot, self._clock))
             messenger = TelegramMessenger(bot, self._settings, dispatcher.moved)
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
-            async with Replies(dispatcher, self._meter(messenger), self._clock, preview) as replies:
-                listener = _Listener(bot, me, self._settings, dispatcher, replies)
+            replies = Replies(dispatcher, self._meter(messenger), self._clock, preview)
+            async with _Errands() as errands, replies:
+                errands.begin(_announce(bot, self._clock))
+                listener = _Listener(bot, me, self._settings, dispatcher, replies, errands)
                 await self._again_and_again(listener)
         finally:
-            if announcing is not None:
-                announcing.cancel()
-                await asyncio.gather(announcing, return_exceptions=True)
             await bot.shutdown()
 
     async def _log_in(self, bot: Bot) -> User:
@@ -125,13 +123,22 @@ class TelegramAdapter:
 class _Listener:
     """Takes what Telegram tells, in its order, and keeps each message before the next poll confirms it."""
 
-    def __init__(self, bot: Bot, me: User, settings: TelegramSection, dispatcher: Dispatcher, replies: Replies) -> None:
+    def __init__(
+        self,
+        bot: Bot,
+        me: User,
+        settings: TelegramSection,
+        dispatcher: Dispatcher,
+        replies: Replies,
+        errands: "_Errands",
+    ) -> None:
         self.is_behind = True  # messages may wait that were said while nobody listened
         self._bot = bot
         self._me = me
         self._settings = settings
         self._dispatcher = dispatcher
         self._replies = replies
+        self._errands = errands
         self._confirmed: int | None = None
         self._album: str | None = None
 
@@ -223,15 +230,41 @@ class _Listener:
     async def _press(self, press: Pressed) -> None:
         pressed = await self._dispatcher.pressed(press.channel, press.message_id, press.action, press.by)
         self._begin(pressed.again)
+        self._errands.begin(self._answer(press, pressed.notice))
+
+    async def _answer(self, press: Pressed, notice: str) -> None:
         try:
             with translated():
-                await self._bot.answer_callback_query(press.query, pressed.notice or None)
+                await self._bot.answer_callback_query(press.query, notice or None)
         except PlatformError as error:
             log.info("a button was not answered", error=str(error))  # it was pressed long ago, say
 
     def _begin(self, exchange: Exchange | None) -> None:
         if exchange is not None:
             self._replies.begin(exchange)
+
+
+class _Errands:
+    """Calls that nobody waits for, beside all that is listened to; leaving cancels those under way."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Pause:

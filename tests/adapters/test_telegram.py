@@ -236,6 +236,33 @@ async def test_a_button_that_waited_too_long_does_no_harm(telegram: TelegramPlat
         await done(telegram, "two")
 
 
+async def test_a_press_whose_answer_is_slow_holds_up_nobody(telegram: TelegramPlatform, house: House) -> None:
+    telegram.answering.clear()
+    house.engine.add("one", ["half", asyncio.Event()])
+    async with running(telegram, house):
+        await telegram.say("hello", direct=True)
+        await done(telegram, "one", channel="Mei")
+        await telegram.say("hello")
+        await telegram.until(lambda: texts(telegram) == ["half"])
+        await telegram.press(replies(telegram, "Mei")[0].id, Action.RETRY, author="Ben")
+        await telegram.press(replies(telegram)[0].id, Action.STOP)
+        await done(telegram, "half\n\n(stopped)")
+        assert telegram.answers == {}
+        telegram.answering.set()
+        await telegram.until(lambda: len(telegram.answers) == 2)
+
+
+async def test_the_bot_ends_though_an_answer_to_a_press_is_under_way(telegram: TelegramPlatform, house: House) -> None:
+    telegram.answering.clear()
+    async with running(telegram, house):
+        await telegram.say("hello")
+        await done(telegram, "ok")
+        await telegram.press(replies(telegram)[0].id, Action.RETRY, author="Ben")
+        await telegram.until(lambda: any(name == "answerCallbackQuery" for name, _ in telegram.calls))
+    telegram.answering.set()
+    assert telegram.answers == {}
+
+
 # Drafts.
 
 

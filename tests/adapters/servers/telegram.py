@@ -102,6 +102,8 @@ class TelegramPlatform:
         self.drafts: dict[int, list[str]] = {}  # the versions of the one that is shown
         self.menus: dict[str, list[Json]] = {}
         self.answers: dict[str, str] = {}
+        self.answering = asyncio.Event()  # cleared, what the bot says to a press waits
+        self.answering.set()
         self.pending: list[Json] = []
         self.language = "en"
         self.polls = 0
@@ -342,6 +344,8 @@ class TelegramPlatform:
                 self.menus[form.get("language_code", "")] = form["commands"]
                 return True
             case "answerCallbackQuery":
+                self._change()
+                await self.answering.wait()
                 self.answers[str(form["callback_query_id"])] = form.get("text", "")
                 return True
         raise Refused(404, "Not Found")
