@@ -1,14 +1,16 @@
 # The bot as a container service:  make image, or docker build -t chatglm-bot .
 #
 # BASE          any Debian with Python 3.11 or newer and its venv module
+# BUILD_BASE    the same with a C compiler, for what a CPU computes with; without one that runs at half the speed
 # TORCH_INDEX   where pip finds torch as well; "" is PyPI alone, whose build for Linux is the CUDA one. For the CPU build, give the
 #               address that PyTorch's "Get started" page names for it.
 # EXTRAS        of the package: postgres, transformers
 # REVISION      of the sources, for the label
 
 ARG BASE=python:3.11-slim-bookworm
+ARG BUILD_BASE=python:3.11-bookworm
 
-FROM ${BASE} AS build
+FROM ${BUILD_BASE} AS build
 ARG TORCH_INDEX=""
 ARG EXTRAS="postgres,transformers"
 RUN python3 -m venv /opt/bot
@@ -29,6 +31,7 @@ COPY . .
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --constraint constraints.txt --no-deps . && \
     pip uninstall --yes pip && \
+    if command -v cc; then cd / && python3 -m bot.engine.kernels.native.build; fi && \
     find /opt/bot -depth \( -name tests -path '*/torch/*' -o -name test -path '*/torch/*' \) -type d -exec rm -r {} + && \
     rm -rf /opt/bot/lib/python3*/site-packages/torch/include && \
     install -d -o 10001 -g 10001 /data

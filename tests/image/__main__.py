@@ -10,7 +10,7 @@ import sys
 import time
 
 from bot import __version__
-from tests.image.tools import ROOT, ImageFault, build, find_base, find_tool, inspect, told
+from tests.image.tools import BASES, ROOT, ImageFault, build, find_bases, find_tool, inspect, told
 from tests.image.trial import Trial, check_contents
 
 # Megabytes of the CPU build, torch included.
@@ -29,7 +29,7 @@ def main() -> None:
     """Build, and with --test lint and try."""
     parser = argparse.ArgumentParser(description="Build the container image, and try it.")
     parser.add_argument("--test", action="store_true", help="also lint the Dockerfile and try the image")
-    parser.add_argument("--base", help="the image to build on")
+    parser.add_argument("--base", help="the image to build on; with a C compiler in it the CPU build is faster")
     parser.add_argument("--tag", default=f"chatglm-bot:{__version__}")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="for the Dockerfile")
     options = parser.parse_args()
@@ -39,7 +39,8 @@ def main() -> None:
             lint()
             print("Dockerfile: hadolint finds nothing", flush=True)
         began = time.monotonic()
-        build(tool, options.base or find_base(tool), options.tag, options.build_arg)
+        bases = dict.fromkeys(BASES, options.base) if options.base else find_bases(tool)
+        build(tool, bases, options.tag, options.build_arg)
         size = int(inspect(tool, options.tag)["Size"]) / 1e6
         print(f"{options.tag}: {size:,.0f} MB, built with {tool} in {time.monotonic() - began:.0f} s", flush=True)
         if options.test:

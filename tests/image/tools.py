@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-BASE = "python:3.11-slim-bookworm"
-# What stands in where no registry can be reached: the same Debian, from its own archive.
-LOCAL_BASE = "localhost/debian-python:bookworm"
+# The Dockerfile's arguments; what stands in where no registry can be reached is the same Debian, from its own archive.
+BASES = {"BASE": "python:3.11-slim-bookworm", "BUILD_BASE": "python:3.11-bookworm"}
+LOCAL_BASES = {"BASE": "localhost/debian-python:bookworm", "BUILD_BASE": "localhost/debian-python-build:bookworm"}
+PACKAGES = {"BASE": "python3,python3-venv,ca-certificates"}
+PACKAGES["BUILD_BASE"] = PACKAGES["BASE"] + ",gcc,libc6-dev"
 
 
 class ImageFault(Exception):
@@ -47,27 +49,32 @@ def find_tool() -> str:
     )
 
 
-def find_base(tool: str) -> str:
-    """Choose what to build on: the official image if it is here or can be had, else one made from Debian's archive."""
-    for command in (["image", "inspect", BASE], ["pull", "--quiet", BASE]):
+def find_bases(tool: str) -> dict[str, str]:
+    """Choose what to build on: official images if they are here or can be had, else some made from Debian's archive."""
+    return {argument: _find_base(tool, argument) for argument in BASES}
+
+
+def _find_base(tool: str, argument: str) -> str:
+    official, local = BASES[argument], LOCAL_BASES[argument]
+    for command in (["image", "inspect", official], ["pull", "--quiet", official]):
         if subprocess.run([tool, *command], capture_output=True, check=False).returncode == 0:
-            return BASE
-    if subprocess.run([tool, "image", "inspect", LOCAL_BASE], capture_output=True, check=False).returncode:
-        print(f"{BASE} cannot be had: making {LOCAL_BASE} with debootstrap", flush=True)
-        _bootstrap(tool)
-    return LOCAL_BASE
+            return official
+    if subprocess.run([tool, "image", "inspect", local], capture_output=True, check=False).returncode:
+        print(f"{official} cannot be had: making {local} with debootstrap", flush=True)
+        _bootstrap(tool, local, PACKAGES[argument])
+    return local
 
 
-def _bootstrap(tool: str) -> None:
+def _bootstrap(tool: str, image: str, packages: str) -> None:
     if os.geteuid() != 0 or not shutil.which("debootstrap"):
-        raise ImageFault(f"{BASE} cannot be pulled, and making a base needs debootstrap and root: name one with --base")
+        raise ImageFault("no base can be pulled, and making one needs debootstrap and root: name one with --base")
     # On the disk that holds /var: /tmp may be memory.
     folder = Path(told("mktemp", "--directory", "/var/tmp/base.XXXXXX").strip())
     try:
         told(
             "debootstrap",
             "--variant=minbase",
-            "--include=python3,python3-venv,ca-certificates",
+            f"--include={packages}",
             "bookworm",
             folder / "root",
         )
@@ -76,12 +83,12 @@ def _bootstrap(tool: str) -> None:
         # Packages and lists are not needed any more.
         told("tar", "--one-file-system", "--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*",
              "-C", folder / "root", "-cf", folder / "base.tar", ".")  # fmt: skip
-        told(tool, "import", folder / "base.tar", LOCAL_BASE)
+        told(tool, "import", folder / "base.tar", image)
     finally:
         shutil.rmtree(folder)
 
 
-def build(tool: str, base: str, image: str, arguments: Sequence[str]) -> None:
+def build(tool: str, bases: dict[str, str], image: str, arguments: Sequence[str]) -> None:
     """Build the Dockerfile; what it prints goes to standard error.
 
     What pip is told on this machine (an index of one's own, its certificate) holds for
@@ -89,8 +96,8 @@ def build(tool: str, base: str, image: str, arguments: Sequence[str]) -> None:
     """
     command = ["docker", "build"] if tool == "docker" else ["buildah", "bud", "--layers", "--format", "docker"]
     latest = image.rpartition(":")[0] + ":latest"
-    command += ["--tag", image, "--tag", latest, "--build-arg", f"BASE={base}", "--build-arg", f"REVISION={revision()}"]
-    for argument in arguments:
+    command += ["--tag", image, "--tag", latest, "--build-arg", f"REVISION={revision()}"]
+    for argument in (*(f"{name}={base}" for name, base in bases.items()), *arguments):
         command += ["--build-arg", argument]
     command += _pip_of_this_machine(tool)
     done = subprocess.run([*command, str(ROOT)], stdout=sys.stderr, check=False)

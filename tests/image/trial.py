@@ -44,6 +44,11 @@ def check_contents(tool: str, image: str) -> None:
         *running(tool), "--rm", "--entrypoint", "sh", image, "-c",
         "ls -A /etc/pip.conf /root/.cache /data 2>/dev/null; find /opt/bot /tmp -name '*.whl' -o -path '*/pip/*'",
     )  # fmt: skip
+    compiled = told(
+        *running(tool), "--rm", "--entrypoint", "python3", image, "-c",
+        "from bot.engine.kernels.native.build import library; print(library()._name)",
+    )  # fmt: skip
+    check("/site-packages/" in compiled, f"the CPU's products are compiled: {compiled.rpartition('/')[2].strip()}")
     check(not left.strip().replace("/data:", ""), f"no cache and no configuration of the build in it {left.split()}")
 
 
