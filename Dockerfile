@@ -31,7 +31,7 @@ COPY . .
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --constraint constraints.txt --no-deps . && \
     pip uninstall --yes pip && \
-    if command -v cc; then cd / && python3 -m bot.engine.kernels.native.build; fi && \
+    if command -v cc; then python3 -P -m bot.engine.kernels.native.build; fi && \
     find /opt/bot -depth \( -name tests -path '*/torch/*' -o -name test -path '*/torch/*' \) -type d -exec rm -r {} + && \
     rm -rf /opt/bot/lib/python3*/site-packages/torch/include && \
     install -d -o 10001 -g 10001 /data
