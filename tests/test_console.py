@@ -25,6 +25,12 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def terminal_of_no_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def keyboard() -> Iterator[PipeInput]:
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
@@ -60,6 +66,23 @@ async def test_commands_work_with_and_without_the_slash(house: House) -> None:
     out = await piped(house, "remember\nclear\n/status\n")
     assert "Forgotten" in out
     assert "- Model: scripted" in out
+
+
+@pytest.mark.parametrize(
+    ("variables", "text", "words"),
+    [
+        ({"LANG": "zh_CN.UTF-8"}, "/stop", "这里没有正在进行的回答。"),
+        ({"LANG": "en_US.UTF-8", "LC_MESSAGES": "zh_TW.UTF-8"}, "/stop", "这里没有正在进行的回答。"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "/stop", "Nothing is being answered here."),
+        ({"LANG": "en_US.UTF-8"}, "/停", "没有 /停 这个命令；输入 /help 可查看所有命令。"),
+    ],
+)
+async def test_the_bots_own_words_are_in_the_language_of_the_terminal_or_of_what_is_typed(
+    house: House, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], text: str, words: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert await piped(house, f"{text}\n") == f"{words}\n"
 
 
 @pytest.mark.parametrize("word", ["stop", "exit", "QUIT"])

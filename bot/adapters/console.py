@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import signal
 import sys
 import threading
@@ -210,4 +211,14 @@ def _message(line: str) -> IncomingMessage:
         text=line.rstrip("\n"),
         sent_at=datetime.now(UTC),
         is_direct=True,
+        locale=_locale(),
     )
+
+
+def _locale() -> str | None:
+    """Chinese, where the terminal is set to it; else each message shows its language by its script.
+
+    English is no answer: most servers are set to it, whoever sits there.
+    """
+    named = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
+    return "zh" if named.lower().startswith("zh") else None
