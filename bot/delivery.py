@@ -3,10 +3,12 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar, assert_never
+
+import structlog
 
 from bot.domain import (
     Action,
@@ -21,11 +23,22 @@ from bot.domain import (
     Queued,
     ReplyEvent,
 )
-from bot.errors import MarkupRefused, MessageGone, PlatformUnavailable, RateLimited, StoreError
+from bot.errors import (
+    ChannelGone,
+    LoginRefused,
+    MarkupRefused,
+    MessageGone,
+    PlatformError,
+    PlatformUnavailable,
+    RateLimited,
+    StoreError,
+)
 from bot.markup.format import Format, Plain, Remembering, Rendered, fits
 from bot.markup.split import Splitter, join, split
 from bot.pacing import Pacer
 from bot.words import Say, ending, waiting
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Placed = Callable[[int, int, str], Awaitable[None]]
@@ -170,6 +183,7 @@ class Delivery:
 
         Raises:
             ChannelGone: Nobody can be reached there any more.
+            PlatformError: The platform refuses it, and would again.
         """
         reading = asyncio.create_task(self._read(events))
         reading.add_done_callback(lambda _: self._changed.set())
@@ -253,7 +267,7 @@ class Delivery:
             return True
         if number >= len(wanted):
             # The old messages of a reply that became shorter: emptied now, taken back at the end.
-            return part.id is not None and (self._is_complete or part.shown != self._placeholder())
+            return part.id is not None and (self._is_complete or part.shown != self._placeholder(part))
         return part.shown != wanted[number]
 
     async def _act(self, is_urgent: bool) -> None:
@@ -274,16 +288,21 @@ class Delivery:
         part = self._parts[number]
         self._calls += 1
         part.touched = self._calls
-        if part.id is None:
-            await to_its_end(self._place(part, number, self._placeholder(wanted[number].controls)))
-        elif not part.is_noted:
-            await self._note(part, number)
-        elif number < len(wanted):
-            await self._edit(part, number, wanted[number])
-        elif self._is_complete:
-            await self._take_back(part)
-        else:
-            await self._edit(part, number, self._placeholder())
+        try:
+            if part.id is None:
+                await to_its_end(self._place(part, number, self._placeholder(part, wanted[number].controls)))
+            elif not part.is_noted:
+                await self._note(part, number)
+            elif number < len(wanted):
+                await self._edit(part, wanted[number])
+            elif self._is_complete:
+                await self._take_back(part)
+            else:
+                await self._edit(part, self._placeholder(part))
+        except MarkupRefused:
+            if part.is_plain or isinstance(self._format, Plain):
+                raise
+            self._go_plain(part, number)
 
     async def _place(self, part: Part, number: int, look: _Look) -> None:
         try:
@@ -307,22 +326,23 @@ class Delivery:
         await self._placed(self._exchange.id, number, part.id)
         part.is_noted = True
 
-    async def _edit(self, part: Part, number: int, look: _Look) -> None:
+    async def _edit(self, part: Part, look: _Look) -> None:
         assert part.id is not None, "only what was sent is edited"
         try:
             await self._messenger.edit(self._channel, part.id, look.text, controls=look.controls)
             part.shown = look
         except MessageGone:
             part.lose()
-        except MarkupRefused:
-            if part.is_plain or isinstance(self._format, Plain):
-                raise
-            self._go_plain(part, number)
 
     async def _take_back(self, part: Part) -> None:
         assert part.id is not None, "only what was sent is taken back"
-        with suppress(MessageGone):
+        try:
             await self._messenger.delete(self._channel, part.id)
+        except (RateLimited, PlatformUnavailable, ChannelGone, LoginRefused):
+            raise
+        except PlatformError as error:
+            # It is gone, or stays: the reply is whole in the messages before it.
+            log.info("a message is not taken back", message=part.id, error=str(error))
         part.lose()
 
     def _go_plain(self, part: Part, number: int) -> None:
@@ -342,8 +362,7 @@ class Delivery:
         texts = self._messages()
         looks = []
         for number, text in enumerate(texts):
-            is_plain = number < len(self._parts) and self._parts[number].is_plain
-            rendered = self._format.plain(text) if is_plain else self._format.render(text)
+            rendered = self._rendered(self._parts[number] if number < len(self._parts) else None, text)
             looks.append(_Look(rendered, self._controls() if number == len(texts) - 1 else _NO_CONTROLS))
         return looks
 
@@ -352,8 +371,11 @@ class Delivery:
             return _NO_CONTROLS
         return frozenset({Action.RETRY if self._is_complete else Action.STOP})
 
-    def _placeholder(self, controls: Controls = _NO_CONTROLS) -> _Look:
-        return _Look(self._format.render(PLACEHOLDER), controls)
+    def _placeholder(self, part: Part, controls: Controls = _NO_CONTROLS) -> _Look:
+        return _Look(self._rendered(part, PLACEHOLDER), controls)
+
+    def _rendered(self, part: Part | None, text: str) -> Rendered:
+        return self._format.plain(text) if part is not None and part.is_plain else self._format.render(text)
 
     def _messages(self) -> list[str]:
         """The whole reply as it is now, a Markdown text for each message."""

@@ -351,6 +351,28 @@ async def test_plain_words_that_are_longer_than_their_markup_are_split_anew(worl
     assert world.messenger.violations == []
 
 
+async def test_a_first_message_that_is_refused_is_sent_plain(world: World) -> None:
+    class Marked(MarkdownFormat):
+        def plain(self, markdown: str) -> Rendered:
+            return Rendered(f"plain {markdown}")
+
+    world.messenger.format = Marked(2000)
+    world.messenger.script = lambda number, verb: Failure(MarkupRefused("no blocks here")) if number == 0 else None
+    await world.deliver(1.0, *answered("hello"))
+    assert [call.text for call in world.messenger.calls] == ["…", "plain …", "hello"]
+    assert world.texts == ["hello"]
+
+
+async def test_a_reply_is_whole_though_a_message_too_many_may_not_be_taken_back() -> None:
+    world = World(limit=100)
+    world.messenger.script = lambda number, verb: Failure(PlatformError("no")) if verb == "delete" else None
+    await world.deliver(*answered("word " * 30))
+    await world.deliver(Delta("short"), 5.0, Finished(FinishReason.STOP))
+    assert world.texts[0] == "short"
+    assert world.controls[0] == RETRY
+    assert set(world.texts[1:]) == {"…"}
+
+
 async def test_a_platform_that_refuses_plain_words_is_a_mistake(world: World) -> None:
     world.fail({number: MarkupRefused("no") for number in range(1, 9)})
     with pytest.raises(MarkupRefused):

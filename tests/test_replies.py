@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 
 from bot.adapters.base import GRACE, Replies
-from bot.domain import Answer, ChannelKey, Controls, Status
-from bot.errors import ChannelGone, StoreError
+from bot.domain import Action, Answer, ChannelKey, Controls, Status
+from bot.errors import ChannelGone, LoginRefused, MarkupRefused, PlatformError, StoreError
 from bot.markup.format import Rendered
 from tests.fakes import FakeMessenger, FastClock
 from tests.fakes.messenger import Failure
 from tests.house import House
-from tests.messages import CHANNEL, a_message
+from tests.messages import CHANNEL, MEI, a_message
+
+SORRY = "Something went wrong while I was answering. Please try again."
 
 
 @pytest.fixture
@@ -168,7 +170,58 @@ async def test_a_fault_of_ours_ends_its_exchange_for_good_and_no_other(house: Ho
         replies.begin(await house.accept(a_message("hi")))
         await replies.finished()
     assert (await house.kept(broken)).status is Status.FAILED
-    assert "ok" in messenger.texts(CHANNEL)
+    assert messenger.texts(CHANNEL) == [SORRY, "ok"]
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"), [("trigger it", SORRY), ("触发它", "回答时出了点问题，请再试一次。")], ids=["en", "zh"]
+)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), PlatformError("Slack says what_is_this")], ids=["ours", "its"]
+)
+async def test_who_asked_reads_why_a_reply_cannot_be_shown_and_may_ask_for_another(
+    house: House, clock: FastClock, error: Exception, question: str, sentence: str
+) -> None:
+    messenger = FakeMessenger(clock, script=lambda number, verb: Failure(error) if number == 1 else None)
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        replies.begin(broken := await house.accept(a_message(question)))
+        await replies.finished()
+        assert (await house.kept(broken)).status is Status.FAILED
+        assert await house.dispatcher.owed("discord") == []
+        (shown,) = messenger.messages.values()
+        assert (shown.text, shown.controls) == (sentence, frozenset({Action.RETRY}))
+        pressed = await house.dispatcher.pressed(CHANNEL, "m1", Action.RETRY, MEI)
+        assert pressed.again is not None
+        replies.begin(pressed.again)
+        await replies.finished()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await house.kept(broken)).status is Status.DELIVERED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MarkupRefused("Bad Request: what is this?"), PlatformError("Slack says what_is_this")],
+    ids=["Telegram", "Slack"],
+)
+async def test_a_reply_of_which_nothing_may_be_sent_fails_and_is_owed_no_more(
+    house: House, clock: FastClock, error: PlatformError
+) -> None:
+    messenger = FakeMessenger(clock, script=lambda number, verb: Failure(error))
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        replies.begin(refused := await house.accept(a_message("hi")))
+        await replies.finished()
+    assert (await house.kept(refused)).status is Status.FAILED
+    assert await house.dispatcher.owed("discord") == []
+    assert len(messenger.calls) <= 4
+
+
+async def test_a_reply_that_waits_for_a_login_stays_owed(house: House, clock: FastClock) -> None:
+    messenger = FakeMessenger(clock, script=lambda number, verb: Failure(LoginRefused("the token was revoked")))
+    async with Replies(house.dispatcher, messenger, clock) as replies:
+        replies.begin(exchange := await house.accept(a_message("hi")))
+        await replies.finished()
+    assert [owed.id for owed in await house.dispatcher.owed("discord")] == [exchange.id]
+    assert len(messenger.calls) == 1
 
 
 async def test_what_is_nearly_done_when_the_adapter_ends_is_finished(house: House) -> None:

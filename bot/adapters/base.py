@@ -13,8 +13,8 @@ import structlog
 from bot.clock import Clock
 from bot.delivery import Delivery, Messenger, Part, parts_of, to_its_end
 from bot.dispatch import Dispatcher
-from bot.domain import ChannelKey, Exchange, IncomingMessage, ReplyEvent
-from bot.errors import BotError, ChannelGone, PlatformError, StoreError
+from bot.domain import ChannelKey, Exchange, Finished, FinishReason, IncomingMessage, Notice, ReplyEvent
+from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, StoreError
 from bot.logs import bound
 from bot.pacing import Pacer
 
@@ -162,30 +162,40 @@ class Replies:
                     earlier.cancel()
                     await to_its_end(asyncio.wait([earlier]))
                 await self._show(exchange, parts)
-            except BotError as error:
-                log.error("reply broken off; it is owed", error=str(error))
+            except LoginRefused as error:
+                log.error("reply broken off; it is owed to a bot that may log in", error=str(error))
             finally:
                 if self._growing[exchange.id].task is asyncio.current_task():
                     del self._growing[exchange.id]
                     self._dispatcher.let_go(exchange.id)
 
     async def _show(self, exchange: Exchange, parts: list[Part]) -> None:
-        say = self._dispatcher.say_to(exchange)
-        delivery = Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, parts, say)
         try:
-            events = self._dispatcher.handle(exchange)
-            if self._preview is not None:
-                events = await self._preview(exchange, events, self._pacer)
-            await delivery.run(events)
-            await self._dispatcher.delivered(exchange.id)
+            fault = await _fault_of(self._answer(exchange, parts))
+            if fault is not None:
+                await _fault_of(self._apologise(exchange, parts))
         except ChannelGone as gone:
-            await self._dispatcher.failed(exchange.id, str(gone))
-        except BotError:
-            raise
-        except Exception:
-            # A fault of ours in this one reply: others go on, and it must not meet us again at each start.
-            log.exception("reply failed")
-            await self._dispatcher.failed(exchange.id, "internal error")
+            fault = str(gone)
+        if fault is not None:
+            await self._dispatcher.failed(exchange.id, fault)
+
+    async def _answer(self, exchange: Exchange, parts: list[Part]) -> None:
+        events = self._dispatcher.handle(exchange)
+        if self._preview is not None:
+            events = await self._preview(exchange, events, self._pacer)
+        await self._deliver(exchange, parts, events)
+        await self._dispatcher.delivered(exchange.id)
+
+    async def _apologise(self, exchange: Exchange, parts: list[Part]) -> None:
+        """Say in the reply's place that there is none; its own text may be what was refused."""
+        say = self._dispatcher.say_to(exchange)
+        await self._deliver(
+            exchange, parts, _said(say("Something went wrong while I was answering. Please try again."))
+        )
+
+    async def _deliver(self, exchange: Exchange, parts: list[Part], events: Events) -> None:
+        say = self._dispatcher.say_to(exchange)
+        await Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, parts, say).run(events)
 
     async def __aenter__(self) -> Self:
         return self
@@ -210,3 +220,29 @@ class Replies:
         finally:
             ending.cancel()
             over.cancel()
+
+
+async def _said(words: str) -> Events:
+    yield Notice(words)
+    yield Finished(FinishReason.ERROR)
+
+
+async def _fault_of(showing: Awaitable[None]) -> str | None:
+    """Why this one reply cannot be shown, now or later; None once it is.
+
+    Raises:
+        ChannelGone: Nor can any other there.
+        LoginRefused: Nor can any other.
+    """
+    try:
+        await showing
+    except (ChannelGone, LoginRefused):
+        raise
+    except BotError as error:
+        log.error("reply refused", error=str(error))
+        return str(error)
+    except Exception:
+        # A fault of ours in this one reply: others go on, and it must not meet us again at each start.
+        log.exception("reply failed")
+        return "internal error"
+    return None
