@@ -4,6 +4,7 @@ import difflib
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
 
 from bot import __version__, process
@@ -212,10 +213,20 @@ async def status(call: Call) -> AsyncGenerator[ReplyEvent, None]:
         if call.access.is_paused:
             lines.append(call.say("Paused: new questions are turned away."))
         lines.append(call.say("Memory: {mebibytes} MiB").format(mebibytes=process.memory() >> 20))
-        lines.append(call.say("Up for: {uptime}").format(uptime=process.uptime()))
+        lines.append(call.say("Up for: {uptime}").format(uptime=_lasting(process.uptime(), call.say)))
         lines.append(call.say("Runs on: {versions}").format(versions=", ".join(process.versions())))
         lines += _reread(call)
     yield Notice("\n".join(f"- {line}" for line in lines))
+
+
+def _lasting(time: timedelta, say: Say) -> str:
+    """Write it in the reader's language: Python would name the days in English.
+
+    >>> _lasting(timedelta(hours=26), str), _lasting(timedelta(seconds=2), str)
+    ('1 d 2:00:00', '0:00:02')
+    """
+    hours = str(timedelta(seconds=time.seconds))
+    return say("{days} d {hours}").format(days=time.days, hours=hours) if time.days else hours
 
 
 def _reread(call: Call) -> Iterator[str]:

@@ -1,12 +1,15 @@
 """What only admins may do, whoever asks, wherever and however it is spelled."""
 
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from bot import process
 from bot.access import OPERATOR
 from bot.commands import COMMANDS, menu
-from bot.config import AccessSection, LimitsSection
+from bot.config import AccessSection, ConversationSection, LimitsSection
 from bot.domain import Author, ChannelKey, FinishReason
 from tests.house import House, a_house, notice_of, text_of
 from tests.messages import a_message
@@ -123,3 +126,12 @@ async def test_limits_writes_numbers_as_people_do(tmp_path: Path, seconds: float
 
     assert f"`answer_seconds = {shown}`" in said
     assert "`tokens_per_hour_channel = 2000000`" in said
+
+
+@pytest.mark.parametrize(("language", "shown"), [("en", "Up for: 3 d 1:00:00"), ("zh", "已运行：3 天 1:00:00")])
+async def test_days_are_told_in_the_readers_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: Literal["en", "zh"], shown: str
+) -> None:
+    monkeypatch.setattr(process, "uptime", lambda: timedelta(days=3, hours=1))
+    async with a_house(tmp_path, access=ADMINS, conversation=ConversationSection(language=language)) as house:
+        assert shown in await effect_of(house, "/status", role("admin", "discord"), "discord")
