@@ -159,7 +159,7 @@ async def test_it_can_be_watched_from_the_first_moment_to_the_last(
     monkeypatch.setattr(app, "open_engine", lambda options, progress: Slow())
     config, address = watched(config)
     running = asyncio.create_task(app.run(config, silent))
-    async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as http:
         await loading.wait()
         assert await ready() == (503, {"program": "ok", "store": "ok", "engine": "loading"})
         loaded.set()
@@ -252,7 +252,7 @@ async def test_a_bot_whose_model_answers_no_more_ends_for_what_starts_it_again(
     engine = ScriptedEngine()
     monkeypatch.setattr(app, "open_engine", lambda options, progress: engine)
     standing_in(monkeypatch, Losing())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with pytest.raises(EngineUnavailable, match="its worker died") as end:
             await app.run(config, silent)
     assert end.value.exit_code == 1
@@ -306,7 +306,7 @@ async def test_a_hangup_reads_the_settings_again_and_without_any_model_it_ends(
     config = config.model_copy(update={"adapters": {"elsewhere": AdapterSection(enabled=True)}})
     source = source_of(config, tmp_path / "config.toml", config.engine.model_copy(update={"max_batch_size": 2}))
     running = asyncio.create_task(app.run(config, silent, source))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await adapter.begun.wait()
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(EngineUnavailable, match="the model before it does not come back: no memory"):
@@ -335,6 +335,6 @@ async def test_sigterm_ends_it_while_the_model_is_changed(
     source = source_of(config, tmp_path / "config.toml", config.engine.model_copy(update={"max_batch_size": 2}))
     codes: list[int] = []
     with signals_given_back():
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await app.serve(config, silent, Ending(leave=codes.append), source)
     assert codes == [0]

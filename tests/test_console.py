@@ -39,7 +39,7 @@ def keyboard() -> Iterator[PipeInput]:
 
 async def until(is_so: Callable[[], bool]) -> None:
     """Let the tasks and threads run until it is so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_so():  # noqa: ASYNC110 - a terminal and the database's threads tell nobody
             await asyncio.sleep(0.01)
 

@@ -81,7 +81,7 @@ async def test_it_listens_on_ipv6_too(parts: Parts) -> None:
 
 async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hold_it_up(parts: Parts) -> None:
     app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         async with serving(ANY_PORT, app) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /livez HTTP/1.1\r\n")  # and the rest never comes

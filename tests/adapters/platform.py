@@ -9,6 +9,9 @@ from bot.adapters.base import Adapter
 from bot.clock import Clock
 from bot.domain import Action
 
+# Seconds in which all that is waited for has come, on a machine with other work.
+PATIENCE = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -92,7 +95,7 @@ class LoopbackPlatform(Protocol):
         """What stands in a channel (or the direct channel named after a person), from the top."""
         ...
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Wait until the condition holds, looking after each change on the server; fail after `seconds`."""
         ...
 

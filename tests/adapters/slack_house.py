@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bot.domain import ChannelKey, Exchange, Status
-from tests.adapters.platform import Seen, Trouble
+from tests.adapters.platform import PATIENCE, Seen, Trouble
 from tests.adapters.servers.slack import SlackServer
 from tests.fakes.clock import FastClock
 from tests.house import House
@@ -51,7 +51,7 @@ def trouble_at(*numbers: int, kind: Any = "lost", seconds: float = 0.0) -> Calla
 
 async def becomes(house: House, status: Status, channel: str, message_id: str) -> Exchange:
     """Wait until the store has this status of a message."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
             exchange = await house.store.find(ChannelKey("slack", channel), message_id)
             if exchange is not None and exchange.status is status:

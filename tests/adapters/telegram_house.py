@@ -49,6 +49,6 @@ async def done(telegram: TelegramPlatform, *expected: str, channel: str = "gener
         )
 
     try:
-        await telegram.until(is_done, 5)
+        await telegram.until(is_done)
     except TimeoutError:
         raise AssertionError(f"{texts(telegram, channel, thread)} instead of {list(expected)}") from None

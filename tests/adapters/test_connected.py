@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.bench import PROFILES
+from tests.adapters.platform import PATIENCE
 from tests.fakes import FastClock
 from tests.house import a_house
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  # an adapter tells nobody when that changes
             await asyncio.sleep(0)
 

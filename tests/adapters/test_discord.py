@@ -24,7 +24,7 @@ from bot.domain import Action, ChannelKey, IncomingMessage, Kind, Status
 from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited, StoreError
 from bot.markup.reading import is_balanced
 from bot.words import translator
-from tests.adapters.platform import Trouble
+from tests.adapters.platform import PATIENCE, Trouble
 from tests.adapters.servers.discord import DiscordPlatform
 from tests.adapters.servers.discord_gateway import MESSAGE_CONTENT
 from tests.adapters.servers.discord_town import APPLICATION, BOT, BOT_ROLE, EPHEMERAL, GUILD
@@ -58,7 +58,7 @@ class Bot:
             assert self.shown(channel, thread) == list(texts)
 
     async def all_is_delivered(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while await self.house.store.owed("discord"):
                 pass
 

@@ -219,7 +219,7 @@ async def test_every_character_arrives_whatever_is_refused_on_the_way(telegram: 
     telegram.script = lambda number, name: next(troubles)
     async with running(telegram, house):
         await telegram.say("tell me all")
-        await telegram.until(lambda: shown(replies(telegram)) == visible(answer), 20)
+        await telegram.until(lambda: shown(replies(telegram)) == visible(answer))
     pieces = replies(telegram)
     assert len(pieces) > 1
     assert [piece.actions for piece in pieces] == [frozenset()] * (len(pieces) - 1) + [frozenset({Action.RETRY})]

@@ -100,11 +100,11 @@ class Gate:
     def __call__(self, batch: Batch) -> None:
         self._arrived.release()
         if not self._is_open:
-            assert self._go.acquire(timeout=10), "the test forgot to open the gate"
+            assert self._go.acquire(timeout=60), "the test forgot to open the gate"
 
     async def arrival(self) -> None:
         """Wait until the model stands before the next step."""
-        assert await asyncio.to_thread(self._arrived.acquire, timeout=10)
+        assert await asyncio.to_thread(self._arrived.acquire, timeout=60)
 
     async def step(self) -> None:
         """Let the model run the step it stands before, and wait until it stands before the next."""
@@ -134,7 +134,7 @@ async def serving(
 ) -> AsyncIterator[ServingEngine]:
     """Enter an engine around the model; when it is left, nothing may be left of it."""
     engine = ServingEngine(lambda progress: loaded(model), max_waiting=max_waiting, now=now)
-    async with asyncio.timeout(20), engine:
+    async with asyncio.timeout(60), engine:
         yield engine
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 

@@ -115,7 +115,7 @@ async def _row(name: str, stage: Stage, count: int, seed: int) -> Row:
         message = a_message(said, id=stage.question, channel=stage.channel)
         exchange = Exchange(number + 1, message, Kind.CHAT, Status.OPEN, 0)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await Delivery(stage.messenger, exchange, placed, pacer, parts_of(exchange)).run(events())
         except Exception as error:  # noqa: BLE001 - to count them all is what this is for
             crashes += 1

@@ -14,7 +14,7 @@ from bot.adapters.discord_settings import DiscordSection
 from bot.clock import Clock
 from bot.domain import Action
 from bot.markup.reading import visible
-from tests.adapters.platform import LoopbackPlatform, Seen
+from tests.adapters.platform import PATIENCE, LoopbackPlatform, Seen
 from tests.adapters.servers import discord_payloads as payloads
 from tests.adapters.servers.discord_gateway import TOKEN
 from tests.adapters.servers.discord_payloads import Json
@@ -132,7 +132,7 @@ class DiscordPlatform(DiscordRest):
             if message["channel_id"] == str(where) and message["content"]
         ]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 self.changed.clear()

@@ -19,7 +19,7 @@ from slack_sdk.signature import SignatureVerifier
 
 from bot.adapters.slack import SCOPES
 from bot.clock import Clock, MonotonicClock
-from tests.adapters.platform import Script
+from tests.adapters.platform import PATIENCE, Script
 from tests.adapters.servers.gate import Gate
 from tests.adapters.servers.slack_room import BOT, Room, RoomError
 
@@ -127,7 +127,7 @@ class SlackWire:
         if self._settings.get("mode") != "http":
             await self.until(lambda: self.sockets > 0)
             return
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not self._is_listened_to():  # noqa: ASYNC110 - a port that opens tells nobody
                 await asyncio.sleep(0.01)
 
@@ -135,7 +135,7 @@ class SlackWire:
         with socket.socket() as line:
             return self.port != 0 and line.connect_ex(("127.0.0.1", self.port)) == 0
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 self._changes.clear()

@@ -21,7 +21,7 @@ from bot.adapters.telegram_settings import TelegramSection
 from bot.clock import Clock, MonotonicClock
 from bot.domain import Action
 from bot.markup.format import utf16_units
-from tests.adapters.platform import Script, Seen
+from tests.adapters.platform import PATIENCE, Script, Seen
 from tests.adapters.servers.gate import Gate
 from tests.adapters.servers.telegram_words import fitted, markdown, refused, specials, words
 
@@ -208,7 +208,7 @@ class TelegramPlatform:
             if message.chat is chat and message.topic == topic
         ]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
