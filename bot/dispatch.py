@@ -1,5 +1,6 @@
 """The front door of every adapter: what is kept, and who answers it."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class Dispatcher:
         self._clock = clock or MonotonicClock()
         self._calendar = Calendar(self._clock, today)
         self._in_hand: set[int] = set()
+        self._one_at_a_time = asyncio.Lock()
         self._owed: set[int] = set()
         self._without_trace: set[int] = set()
         self._counted: set[int] = set()  # retries that were let through before their old answer was given up
@@ -87,7 +89,9 @@ class Dispatcher:
         returned: a retry returns the exchange that is to be answered again.
         """
         exchange = await self._kept(message)
-        return None if exchange is None else await self._taken_up(exchange)
+        if exchange is None:
+            return None
+        return await self._called_back(exchange) if _calls_back(exchange) else self._taken_up(exchange)
 
     def admits(self, message: IncomingMessage) -> bool:
         """Whether the message is for us; one that is not gets no reply of any kind."""
@@ -103,10 +107,12 @@ class Dispatcher:
         Questions older than `catch_up_minutes` are not answered any more: in each
         channel the newest gets a notice, which settles them all.
         """
-        owed = [exchange for exchange in await self._store.owed(platform) if exchange.id not in self._in_hand]
-        remaining = [await self._taken_up(exchange) for exchange in await self._without_late(owed)]
-        self._owed.update(exchange.id for exchange in remaining)
-        return remaining
+        async with self._one_at_a_time:
+            await self._settle(await self._unattended(platform))
+            # All that has to be waited for is done: from the rows to their places in the line it is one step.
+            owed = [self._taken_up(exchange) for exchange in await self._unattended(platform)]
+            self._owed.update(exchange.id for exchange in owed)
+            return owed
 
     async def edited(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a question; return the exchange to be answered anew, in place."""
@@ -115,7 +121,7 @@ class Dispatcher:
         if exchange is None or exchange.kind is not Kind.CHAT or exchange.message.text == message.text:
             return None
         reopened = await self._conversations.reopen(exchange, message.text)
-        return None if reopened is None else await self._taken_up(reopened)
+        return None if reopened is None else self._taken_up(reopened)
 
     async def deleted(self, channel: ChannelKey, message_id: str) -> None:
         """Forget a message that its author took back, and stop answering it."""
@@ -139,7 +145,7 @@ class Dispatcher:
                 if refusal := self._retry_refusal(exchange):
                     return Pressed(notice=refusal)
                 reopened = await self._conversations.reopen(exchange)
-                return Pressed() if reopened is None else Pressed(again=await self._taken_up(reopened))
+                return Pressed() if reopened is None else Pressed(again=self._taken_up(reopened))
             case _:
                 assert_never(action)
 
@@ -210,57 +216,90 @@ class Dispatcher:
         kind = Kind.COMMAND if parse(message.text) else Kind.CHAT
         return await self._store.begin(message, kind)
 
-    async def _without_late(self, owed: list[Exchange]) -> list[Exchange]:
-        """Give a notice to the newest late question of a channel and settle the others with it."""
+    async def _unattended(self, platform: str) -> list[Exchange]:
+        """What is owed and nobody works on."""
+        return [exchange for exchange in await self._store.owed(platform) if exchange.id not in self._in_hand]
+
+    async def _settle(self, owed: list[Exchange]) -> None:
+        """Bring to an end what gets no reply or another one than it asked for; the rows say what is left.
+
+        While nothing of it has a place in the line, a retry can wait for the answer that it calls back.
+        """
+        late = self._late(owed)
+        await self._settle_late(late)
+        for exchange in owed:
+            if exchange not in late and _calls_back(exchange):
+                await self._settle_retry(exchange)
+
+    def _late(self, owed: list[Exchange]) -> list[Exchange]:
         oldest = self._calendar.today() - timedelta(minutes=self._settings.catch_up_minutes)
-        late = [
+        return [
             exchange
             for exchange in owed
             # Who asked to be forgotten need not ask again.
             if exchange.answer is None and exchange.message.sent_at < oldest and not is_forget(exchange)
         ]
+
+    async def _settle_late(self, late: list[Exchange]) -> None:
+        """Give a notice to the newest late question of a channel and settle the others with it."""
         # Threads count with their channel: where each question has a thread of its own, a storm would come.
         newest = {replace(exchange.message.channel, thread=None): exchange.id for exchange in late}
-        remaining = []
-        for exchange in owed:
-            if exchange not in late:
-                remaining.append(exchange)
-            elif exchange.parts or exchange.id in newest.values():
+        for exchange in late:
+            if exchange.parts or exchange.id in newest.values():
                 say = self.say_to(exchange)
                 notice = say("I was away, and this was some time ago. Please ask again if you like.")
-                answer = Answer("", notice, FinishReason.ERROR)
-                await self._store.answer(exchange.id, answer)
-                remaining.append(replace(exchange, status=Status.ANSWERED, answer=answer))
+                await self._store.answer(exchange.id, Answer("", notice, FinishReason.ERROR))
             else:
                 await self._store.answer(exchange.id, Answer("", reason=FinishReason.ERROR))
                 await self._store.delivered(exchange.id)
-        return remaining
 
-    async def _taken_up(self, exchange: Exchange) -> Exchange:
-        """Its place in the line; for a retry, that of the question it calls back."""
-        if exchange.kind is Kind.COMMAND and exchange.answer is None and is_retry(exchange):
-            exchange = await self._called_back(exchange)
+    async def _settle_retry(self, retry: Exchange) -> None:
+        """Have what it means answered again, once, together with all that is owed."""
+        latest = await self._latest(retry)
+        if latest is None:
+            return  # then it says so itself
+        if latest.status is Status.OPEN:
+            await self._settle_silently(retry)  # it is yet to be answered
+        else:
+            # Whoever still shows the old answer ends without it.
+            self.let_go((await self._answered_again(retry, latest)).id)
+
+    async def _called_back(self, retry: Exchange) -> Exchange:
+        """The exchange that a retry reopens, in its place in the line; the retry itself if there is none to reopen."""
+        latest = await self._latest(retry)
+        return self._taken_up(retry if latest is None else await self._answered_again(retry, latest))
+
+    async def _latest(self, retry: Exchange) -> Exchange | None:
+        """The exchange that a retry means."""
+        author, channel = retry.message.author, retry.message.channel
+        asker = None if self._access.is_admin(author) else author
+        # The row of the retry stands already: whoever gave up here would not come again.
+        return await kept(lambda: self._store.latest(channel, asker), self._clock)
+
+    async def _answered_again(self, retry: Exchange, latest: Exchange) -> Exchange:
+        """The reopened exchange; the retry if that is refused, or if `latest` was cleared meanwhile."""
+        if refusal := self._retry_refusal(latest):
+            answer = Answer("", refusal, FinishReason.ERROR)
+            await kept(lambda: self._store.answer(retry.id, answer), self._clock)
+            return replace(retry, status=Status.ANSWERED, answer=answer)
+        reopened = await kept(lambda: self._conversations.reopen(latest), self._clock)
+        if reopened is None:
+            return retry
+        # The answer is the other reply, edited; the command itself says nothing.
+        await self._settle_silently(retry)
+        return reopened
+
+    async def _settle_silently(self, exchange: Exchange) -> None:
+        await kept(lambda: self._store.answer(exchange.id, Answer("")), self._clock)
+        await kept(lambda: self._store.delivered(exchange.id), self._clock)
+        self.let_go(exchange.id)
+
+    def _taken_up(self, exchange: Exchange) -> Exchange:
+        """Put it into somebody's hands, and a question into its place in the line."""
         if exchange.kind is Kind.CHAT and exchange.answer is None:
             self._conversations.expect(exchange)
         self._in_hand.add(exchange.id)
         return exchange
-
-    async def _called_back(self, retry: Exchange) -> Exchange:
-        """The reopened exchange that a retry stands for; the retry itself if there is none to reopen."""
-        author, channel = retry.message.author, retry.message.channel
-        asker = None if self._access.is_admin(author) else author
-        # The row of the retry stands already: whoever gave up here would not come again.
-        latest = await kept(lambda: self._store.latest(channel, asker), self._clock)
-        if latest is not None and (refusal := self._retry_refusal(latest)):
-            answer = Answer("", refusal, FinishReason.ERROR)
-            await kept(lambda: self._store.answer(retry.id, answer), self._clock)
-            return replace(retry, status=Status.ANSWERED, answer=answer)
-        reopened = latest and await kept(lambda: self._conversations.reopen(latest), self._clock)
-        if reopened:
-            # The answer is the other reply, edited; the command itself says nothing.
-            await kept(lambda: self._store.answer(retry.id, Answer("")), self._clock)
-            await kept(lambda: self._store.delivered(retry.id), self._clock)
-        return reopened or retry
 
     def _retry_refusal(self, exchange: Exchange) -> str | None:
         """Why it is not answered again; asked before its answer is given up, for a refusal is no better one."""
@@ -320,6 +359,11 @@ async def _again(answer: Answer) -> AsyncGenerator[ReplyEvent, None]:
     if answer.notice:
         yield Notice(answer.notice)
     yield Finished(answer.reason, answer.usage)
+
+
+def _calls_back(exchange: Exchange) -> bool:
+    """Whether it is a retry that nothing has come of yet."""
+    return exchange.kind is Kind.COMMAND and exchange.answer is None and is_retry(exchange)
 
 
 def _cleaned(message: IncomingMessage) -> IncomingMessage:
