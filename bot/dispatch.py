@@ -117,6 +117,8 @@ class Dispatcher:
     async def edited(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a question; return the exchange to be answered anew, in place."""
         message = _cleaned(message)
+        if not self._access.admits(message):
+            return None
         exchange = await self._store.find(message.channel, message.id)
         if exchange is None or exchange.kind is not Kind.CHAT or exchange.message.text == message.text:
             return None
@@ -132,7 +134,7 @@ class Dispatcher:
     async def pressed(self, channel: ChannelKey, message_id: str, action: Action, by: Author) -> Pressed:
         """Do what a button under one of the bot's messages says, if its presser may."""
         exchange = await self._store.showing(channel, message_id)
-        if exchange is None:
+        if exchange is None or not self._access.admits(replace(exchange.message, author=by)):
             return Pressed()
         say = self.say_to(exchange)
         if not self._access.may_control(by, exchange):
@@ -225,9 +227,16 @@ class Dispatcher:
 
         While nothing of it has a place in the line, a retry can wait for the answer that it calls back.
         """
-        late = self._late(owed)
-        await self._settle_late(late)
+        admitted = []
         for exchange in owed:
+            # Who asked to be forgotten is, also if they were denied since.
+            if self._access.admits(exchange.message) or is_forget(exchange):
+                admitted.append(exchange)
+            else:
+                await self._store.fail(exchange.id, "not admitted any more")
+        late = self._late(admitted)
+        await self._settle_late(late)
+        for exchange in admitted:
             if exchange not in late and _calls_back(exchange):
                 await self._settle_retry(exchange)
 
