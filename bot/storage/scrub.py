@@ -16,7 +16,8 @@ from bot.storage.transactions import Turns
 
 ASIDE = 0.1  # seconds that one try to empty the log may keep the writers waiting
 PAUSE = 0.05  # seconds between two tries
-AGAIN = 60.0  # seconds after which what another program was in the way of is tried again
+# Seconds after which what failed is tried again by itself: at first, and at most.
+AGAIN, AT_MOST = 60.0, 3600.0
 
 SHARE = 0.02  # of the time that scrubbing may keep the writers waiting
 SAVED = 1.0  # seconds of it that are saved up while nothing is deleted
@@ -132,7 +133,7 @@ class Scrubber:
                 # Cancelled in the middle, the connection would stay as it is just then.
                 await result_of(asyncio.create_task(self._scrub_if_due(), name="scrub"))
             except StoreError as error:
-                log.warning("deleted text could not be scrubbed; trying again", seconds=AGAIN, error=str(error))
+                log.warning("deleted text could not be scrubbed; trying again", seconds=self._pause, error=str(error))
 
     async def _scrub_if_due(self) -> None:
         async with self._one_at_a_time:
@@ -141,7 +142,6 @@ class Scrubber:
 
     async def _rewrite(self) -> None:
         self._is_owed = False  # what is deleted from here on is owed anew
-        self._pause = 0.0
         try:
             async with self._outside() as connection:
                 deletions = await _deletions(connection)
@@ -153,8 +153,10 @@ class Scrubber:
                 await self._unmark(deletions)
         except StoreError:
             self._is_owed = True
-            self._pause = AGAIN
+            # A try writes as much as the whole file, on a disk that may be full.
+            self._pause = min(max(AGAIN, 2 * self._pause), AT_MOST)
             raise
+        self._pause = 0.0
 
     async def _vacuum(self, connection: AsyncConnection) -> None:
         began = self._clock.now()
@@ -181,7 +183,8 @@ class Scrubber:
             if self._clock.now() - began >= self._patience:
                 raise StoreError(
                     f"the text is deleted, but {self._name}-wal still holds it, because another program keeps "
-                    "reading the database: close that, and the bot clears the file within minutes, or at its next start"
+                    "reading the database: close that, and the bot empties it by itself within the hour, or when it "
+                    "next starts"
                 )
             await self._clock.sleep(PAUSE)
 
