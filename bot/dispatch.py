@@ -32,6 +32,7 @@ from bot.domain import (
 )
 from bot.engine.base import Engine
 from bot.errors import StoreError
+from bot.hands import Hands
 from bot.markup.clean import clean
 from bot.settings import LiveSettings
 from bot.storage.base import Store
@@ -71,7 +72,7 @@ class Dispatcher:
         self._live = live
         self._clock = clock or MonotonicClock()
         self._calendar = Calendar(self._clock, today)
-        self._in_hand: set[int] = set()
+        self._hands = Hands()
         self._one_at_a_time = asyncio.Lock()
         self._owed: set[int] = set()
         self._without_trace: set[int] = set()
@@ -88,10 +89,11 @@ class Dispatcher:
         happens next, it is answered or it is owed.  `handle` must follow for what is
         returned: a retry returns the exchange that is to be answered again.
         """
-        exchange = await self._kept(message)
-        if exchange is None:
-            return None
-        return await self._called_back(exchange) if _calls_back(exchange) else self._taken_up(exchange)
+        with self._hands.reaching(message):
+            exchange = await self._kept(message)
+            if exchange is None:
+                return None
+            return await self._called_back(exchange) if _calls_back(exchange) else self._taken_up(exchange)
 
     def admits(self, message: IncomingMessage) -> bool:
         """Whether the message is for us; one that is not gets no reply of any kind."""
@@ -108,9 +110,9 @@ class Dispatcher:
         channel the newest gets a notice, which settles them all.
         """
         async with self._one_at_a_time:
-            await self._settle(await self._unattended(platform))
+            await self._settle(await self._hands.free(self._store.owed(platform)))
             # All that has to be waited for is done: from the rows to their places in the line it is one step.
-            owed = [self._taken_up(exchange) for exchange in await self._unattended(platform)]
+            owed = [self._taken_up(exchange) for exchange in await self._hands.free(self._store.owed(platform))]
             self._owed.update(exchange.id for exchange in owed)
             return owed
 
@@ -122,8 +124,9 @@ class Dispatcher:
         exchange = await self._store.find(message.channel, message.id)
         if exchange is None or exchange.kind is not Kind.CHAT or exchange.message.text == message.text:
             return None
-        reopened = await self._conversations.reopen(exchange, message.text)
-        return None if reopened is None else self._taken_up(reopened)
+        with self._hands.reaching(message):
+            reopened = await self._conversations.reopen(exchange, message.text)
+            return None if reopened is None else self._taken_up(reopened)
 
     async def deleted(self, channel: ChannelKey, message_id: str) -> None:
         """Forget a message that its author took back, and stop answering it."""
@@ -146,8 +149,9 @@ class Dispatcher:
             case Action.RETRY:
                 if refusal := self._retry_refusal(exchange):
                     return Pressed(notice=refusal)
-                reopened = await self._conversations.reopen(exchange)
-                return Pressed() if reopened is None else Pressed(again=self._taken_up(reopened))
+                with self._hands.reaching(exchange.message):
+                    reopened = await self._conversations.reopen(exchange)
+                    return Pressed() if reopened is None else Pressed(again=self._taken_up(reopened))
             case _:
                 assert_never(action)
 
@@ -200,7 +204,7 @@ class Dispatcher:
 
     def let_go(self, exchange: int) -> None:
         """Nobody works on it any more; if it is not done, it is owed again."""
-        self._in_hand.discard(exchange)
+        self._hands.let_go(exchange)
         self._owed.discard(exchange)
         self._without_trace.discard(exchange)
 
@@ -217,10 +221,6 @@ class Dispatcher:
             return None
         kind = Kind.COMMAND if parse(message.text) else Kind.CHAT
         return await self._store.begin(message, kind)
-
-    async def _unattended(self, platform: str) -> list[Exchange]:
-        """What is owed and nobody works on."""
-        return [exchange for exchange in await self._store.owed(platform) if exchange.id not in self._in_hand]
 
     async def _settle(self, owed: list[Exchange]) -> None:
         """Bring to an end what gets no reply or another one than it asked for; the rows say what is left.
@@ -276,7 +276,10 @@ class Dispatcher:
     async def _called_back(self, retry: Exchange) -> Exchange:
         """The exchange that a retry reopens, in its place in the line; the retry itself if there is none to reopen."""
         latest = await self._latest(retry)
-        return self._taken_up(retry if latest is None else await self._answered_again(retry, latest))
+        if latest is None:
+            return self._taken_up(retry)
+        with self._hands.reaching(latest.message):
+            return self._taken_up(await self._answered_again(retry, latest))
 
     async def _latest(self, retry: Exchange) -> Exchange | None:
         """The exchange that a retry means."""
@@ -307,7 +310,7 @@ class Dispatcher:
         """Put it into somebody's hands, and a question into its place in the line."""
         if exchange.kind is Kind.CHAT and exchange.answer is None:
             self._conversations.expect(exchange)
-        self._in_hand.add(exchange.id)
+        self._hands.take(exchange.id)
         return exchange
 
     def _retry_refusal(self, exchange: Exchange) -> str | None:

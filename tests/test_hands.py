@@ -1,0 +1,141 @@
+"""What is owed is taken up by one alone, whatever happens while its rows travel."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import ParamSpec, TypeVar
+
+import pytest
+
+from bot.domain import Action, Exchange
+from bot.hands import Hands
+from tests.house import House
+from tests.messages import CHANNEL, MEI, a_message
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Slow:
+    """Lets what a database call brings arrive late: on a busy machine, or from a server far away."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, house: House, method: str) -> None:
+        self.is_done = asyncio.Event()
+        self.may_arrive = asyncio.Event()
+        patch.setattr(house.store, method, self._late(getattr(house.store, method)))
+
+    def _late(self, call: Callable[Arguments, Awaitable[Result]]) -> Callable[Arguments, Awaitable[Result]]:
+        async def late(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            result = await call(*args, **kwargs)
+            self.is_done.set()
+            await self.may_arrive.wait()
+            return result
+
+        return late
+
+
+async def answered(house: House, text: str = "question") -> Exchange:
+    exchange = await house.accept(a_message(text))
+    await house.dispatcher.placed(exchange.id, 0, "m1")
+    await house.replied(exchange)
+    house.dispatcher.let_go(exchange.id)
+    return exchange
+
+
+async def test_what_is_delivered_while_the_rows_travel_is_not_owed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = await house.accept(a_message("question"))
+    reading = Slow(monkeypatch, house, "owed")
+    owed = asyncio.create_task(house.dispatcher.owed("discord"))
+    await reading.is_done.wait()
+    await house.replied(exchange)
+    house.dispatcher.let_go(exchange.id)
+    reading.may_arrive.set()
+    assert await owed == []
+
+
+async def test_a_message_whose_row_is_there_before_it_is_taken_up_is_not_owed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning = Slow(monkeypatch, house, "begin")
+    accepting = asyncio.create_task(house.accept(a_message("question")))
+    await beginning.is_done.wait()
+    assert await house.dispatcher.owed("discord") == []
+    beginning.may_arrive.set()
+    await house.replied(await accepting)
+    assert len(house.engine.requests) == 1
+
+
+async def test_what_was_accepted_and_done_while_the_rows_travel_is_not_owed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning = Slow(monkeypatch, house, "begin")
+    accepting = asyncio.create_task(house.accept(a_message("question")))
+    await beginning.is_done.wait()
+    reading = Slow(monkeypatch, house, "owed")
+    owed = asyncio.create_task(house.dispatcher.owed("discord"))
+    await reading.is_done.wait()
+    beginning.may_arrive.set()
+    exchange = await accepting
+    await house.replied(exchange)
+    house.dispatcher.let_go(exchange.id)
+    reading.may_arrive.set()
+    assert await owed == []
+
+
+@pytest.mark.parametrize("way", ["edit", "button", "retry"])
+async def test_what_is_reopened_is_not_owed_before_it_is_taken_up(
+    house: House, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    exchange = await answered(house)
+    reopening = Slow(monkeypatch, house, "reopen")
+
+    async def again() -> Exchange | None:
+        match way:
+            case "edit":
+                return await house.dispatcher.edited(replace(exchange.message, text="another question"))
+            case "button":
+                return (await house.dispatcher.pressed(CHANNEL, "m1", Action.RETRY, MEI)).again
+            case _:
+                return await house.accept(a_message("/retry"))
+
+    reopened = asyncio.create_task(again())
+    await reopening.is_done.wait()
+    assert await house.dispatcher.owed("discord") == []
+    reopening.may_arrive.set()
+    taken_up = await reopened
+    assert taken_up is not None
+    assert taken_up.id == exchange.id
+    await house.replied(taken_up)
+    house.dispatcher.let_go(taken_up.id)
+    assert await house.dispatcher.owed("discord") == []
+
+
+async def test_who_asks_twice_at_once_what_is_owed_gets_it_once(house: House) -> None:
+    await house.dispatcher.keep(a_message("question"))
+    first, second = await asyncio.gather(house.dispatcher.owed("discord"), house.dispatcher.owed("discord"))
+    assert len(first) + len(second) == 1
+
+
+async def test_a_reply_that_is_broken_off_is_owed_again(house: House) -> None:
+    exchange = await house.accept(a_message("question"))
+    assert await house.dispatcher.owed("discord") == []
+    house.conversations.dismiss(exchange)
+    house.dispatcher.let_go(exchange.id)
+    assert [owed.id for owed in await house.dispatcher.owed("discord")] == [exchange.id]
+
+
+async def test_a_row_of_what_was_held_or_came_and_went_on_its_way_is_not_free(house: House) -> None:
+    hands = Hands()
+    held, passing, free = [await answered(house, f"question {number}") for number in range(3)]
+    hands.take(held.id)
+
+    async def rows() -> list[Exchange]:
+        hands.take(passing.id)
+        for exchange in (held, passing):
+            hands.let_go(exchange.id)
+        return [held, passing, free]
+
+    assert await hands.free(rows()) == [free]
+    assert await hands.free(asyncio.sleep(0, [held, passing, free])) == [held, passing, free]
