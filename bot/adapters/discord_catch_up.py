@@ -1,7 +1,11 @@
 """What was said to the bot while it was away or a session was lost; Discord does not send that again."""
 
-from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 import discord
 import structlog
@@ -15,34 +19,128 @@ from bot.errors import ChannelGone, MessageGone, RateLimited
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 _Channel = discord.TextChannel | discord.VoiceChannel | discord.StageChannel | discord.Thread
 
 # Ids are times, but not every machine of Discord's has the same one.
 _MARGIN = timedelta(minutes=1)
 # Further back nobody waits for an answer, and reading busy channels would take hours.
 _FURTHEST = timedelta(days=7)
+# Places that are asked about at once, and the seconds each of them takes at least: 40 calls a second
+# of the 50 that Discord allows, so that replies go on.
+_AT_ONCE = 4
+_SECONDS_EACH = 0.1
 
 
-async def missed(client: BotClient, known: Mapping[ChannelKey, str], clock: Clock) -> list[discord.Message]:
-    """Read what may be for the bot since the newest message in `known`, in the order in which it was said.
+class Backlog:
+    """Reads what was missed; remembers from one session to the next which places are gone."""
 
-    All rows are written in that order, over all channels: so whatever is older than the
-    newest of them was seen, and channels in which the bot was never spoken to before are
-    read from there too.  Some of it may be known already.  (A first direct message that
-    came meanwhile cannot be found: Discord lists no direct channels.)
-    """
-    if not known:
-        return []
-    newest = max(int(message_id) for message_id in known.values())
-    # The time of the last message anywhere, by Discord's clock: ours may be wrong.
-    last = max([newest, *(channel.last_message_id or 0 for guild in client.guilds for channel in _channels(guild))])
-    since = max(discord.utils.snowflake_time(newest) - _MARGIN, discord.utils.snowflake_time(last) - _FURTHEST)
-    after = discord.Object(discord.utils.time_snowflake(since, high=False))
-    found: list[discord.Message] = []
-    async for channel in _spoken_in(client, known, after, clock):
-        found += [message for message in await _read(channel, after, clock) if _may_concern(message, client.me)]
-    log.info("caught up with discord", since=since.isoformat(), found=len(found))
-    return sorted(found, key=lambda message: message.id)
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        # Each with its newest known message: where there is a newer one, the place is there again.
+        self._gone: set[tuple[ChannelKey, str]] = set()
+
+    async def missed(self, client: BotClient, known: Mapping[ChannelKey, str]) -> list[discord.Message]:
+        """Read what may be for the bot since the newest message in `known`, in the order in which it was said.
+
+        All rows are written in that order, over all channels: so whatever is older than the
+        newest of them was seen, and channels in which the bot was never spoken to before are
+        read from there too.  Some of it may be known already.  (A first direct message that
+        came meanwhile cannot be found: Discord lists no direct channels.)
+        """
+        if not known:
+            return []
+        newest = max(int(message_id) for message_id in known.values())
+        channels = [channel for guild in client.guilds for channel in _channels(guild)]
+        # The time of the last message anywhere, by Discord's clock: ours may be wrong.
+        last = max([newest, *(channel.last_message_id or 0 for channel in channels)])
+        furthest = discord.utils.snowflake_time(last) - _FURTHEST
+        since = max(discord.utils.snowflake_time(newest) - _MARGIN, furthest)
+        after = _at(since)
+        places: list[discord.abc.Messageable] = [
+            channel for channel in channels if (channel.last_message_id or 0) > after.id and _is_readable(channel)
+        ]
+        listed = {channel.id for channel in channels}
+        unlisted = {key: mark for key, mark in known.items() if target(key) not in listed}
+        places += await self._spoken_in(client, unlisted, after, asleep_before=_at(furthest))
+        found: list[discord.Message] = []
+        for place in places:
+            with suppress(ChannelGone, MessageGone):
+                read = await self._told(partial(_read, place, after))
+                found += [message for message in read if _may_concern(message, client.me)]
+        log.info("caught up with discord", since=since.isoformat(), found=len(found))
+        return sorted(found, key=lambda message: message.id)
+
+    async def _spoken_in(
+        self,
+        client: BotClient,
+        unlisted: Mapping[ChannelKey, str],
+        after: discord.Object,
+        asleep_before: discord.Object,
+    ) -> list[discord.abc.Messageable]:
+        """Ask about direct channels, threads that were archived, and what is gone.
+
+        A thread in which the bot was not spoken to for long is left out: if it was spoken to
+        meanwhile, it is listed, unless it was archived again.  Direct channels are never listed.
+        """
+        asked = iter(
+            (key, mark)
+            for key, mark in unlisted.items() - self._gone
+            if key.thread is None or int(mark) > asleep_before.id
+        )
+        found: list[discord.abc.Messageable] = []
+        readers = [asyncio.create_task(self._ask(client, asked, after, found)) for _ in range(_AT_ONCE)]
+        try:
+            await asyncio.gather(*readers)
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+        return found
+
+    async def _ask(
+        self,
+        client: BotClient,
+        asked: Iterator[tuple[ChannelKey, str]],
+        after: discord.Object,
+        found: list[discord.abc.Messageable],
+    ) -> None:
+        for key, mark in asked:
+            until = self._clock.now() + _SECONDS_EACH
+            try:
+                place = await self._place(client, target(key), after)
+            except (ChannelGone, MessageGone):
+                self._gone.add((key, mark))
+            else:
+                found += [place] if place is not None else []
+            await self._clock.sleep(max(0.0, until - self._clock.now()))
+
+    async def _place(self, client: BotClient, channel_id: int, after: discord.Object) -> discord.abc.Messageable | None:
+        """The channel with this id, if anything was said there."""
+        if not await self._told(partial(_read, client.get_partial_messageable(channel_id), after, limit=1)):
+            return None
+        place = await self._told(partial(client.fetch_channel, channel_id))
+        return place if isinstance(place, discord.abc.Messageable) else None
+
+    async def _told(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What Discord answers, however long it makes us wait."""
+        while True:
+            try:
+                with translated():
+                    return await ask()
+            except RateLimited as limited:
+                await self._clock.sleep(limited.seconds)
+
+
+async def _read(
+    channel: discord.abc.Messageable, after: discord.Object, limit: int | None = None
+) -> list[discord.Message]:
+    return [message async for message in channel.history(limit=limit, after=after)]
+
+
+def _at(time: datetime) -> discord.Object:
+    return discord.Object(discord.utils.time_snowflake(time, high=False))
 
 
 def _may_concern(message: discord.Message, me: discord.ClientUser) -> bool:
@@ -50,39 +148,8 @@ def _may_concern(message: discord.Message, me: discord.ClientUser) -> bool:
     return is_spoken(message) and is_to_bot
 
 
-async def _spoken_in(
-    client: BotClient, known: Mapping[ChannelKey, str], after: discord.Object, clock: Clock
-) -> AsyncIterator[discord.abc.Messageable]:
-    seen: set[int] = set()
-    for guild in client.guilds:
-        for channel in _channels(guild):
-            seen.add(channel.id)
-            if (channel.last_message_id or 0) > after.id and _is_readable(channel):
-                yield channel
-    # Direct channels, threads that were archived, and what is gone.
-    for channel_id in sorted({target(key) for key in known} - seen):
-        if await _read(client.get_partial_messageable(channel_id), after, clock, limit=1):
-            with translated():
-                found = await client.fetch_channel(channel_id)
-            if isinstance(found, discord.abc.Messageable):
-                yield found
-
-
 def _channels(guild: discord.Guild) -> list[_Channel]:
     return [*guild.text_channels, *guild.voice_channels, *guild.stage_channels, *guild.threads]
-
-
-async def _read(
-    channel: discord.abc.Messageable, after: discord.Object, clock: Clock, limit: int | None = None
-) -> list[discord.Message]:
-    while True:
-        try:
-            with translated():
-                return [message async for message in channel.history(limit=limit, after=after)]
-        except RateLimited as limited:
-            await clock.sleep(limited.seconds)
-        except (ChannelGone, MessageGone):
-            return []
 
 
 def _is_readable(channel: _Channel) -> bool:

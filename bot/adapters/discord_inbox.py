@@ -9,7 +9,7 @@ import discord
 import structlog
 
 from bot.adapters.base import Replies
-from bot.adapters.discord_catch_up import missed
+from bot.adapters.discord_catch_up import Backlog
 from bot.adapters.discord_client import BotClient
 from bot.adapters.discord_http import translated
 from bot.adapters.discord_messages import PLATFORM, calls, commanded, incoming, key_of, presser, speaks_to
@@ -50,6 +50,7 @@ class Inbox:
         self._messenger = messenger
         self._clock = clock
         self._threads = threads
+        self._backlog = Backlog(clock)
         self._work: asyncio.Queue[Work] = asyncio.Queue()
         self._waiting: deque[discord.Message] = deque()  # said, and not kept yet
         self._client: BotClient | None = None
@@ -189,7 +190,7 @@ class Inbox:
         """Keep what was said while nobody listened, then answer all that is owed."""
         await self._is_ready.wait()
         known = await self._dispatcher.high_water(PLATFORM)
-        for message in await missed(self._connection, known, self._clock):
+        for message in await self._backlog.missed(self._connection, known):
             channel = await self._for_us(message)
             # What came before the newest known message of its thread was heard, and was not for the bot then.
             if channel and (calls(message, self._connection.me) or message.id > int(known.get(channel, 0))):

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
@@ -30,6 +30,7 @@ from tests.adapters.servers.discord_gateway import MESSAGE_CONTENT
 from tests.adapters.servers.discord_town import APPLICATION, BOT, BOT_ROLE, EPHEMERAL, GUILD
 from tests.fakes import FastClock, ScriptedEngine
 from tests.house import House, a_house
+from tests.messages import a_message
 
 FACTOR = 50.0
 
@@ -493,6 +494,80 @@ async def test_catching_up_passes_over_what_it_may_not_read(platform: DiscordPla
     platform.forbidden |= {platform.channel("hidden"), platform.direct("Mei")}
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok")
+
+
+def readings(platform: DiscordPlatform, *channels: int) -> int:
+    """How often the bot read what was said in these channels."""
+    return sum(platform.calls.count(f"GET /channels/{channel}/messages") for channel in channels)
+
+
+async def test_places_that_nothing_is_known_of_are_read_a_few_at_a_time(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    names = [f"person {number}" for number in range(7)]
+    async with a_bot(platform, tmp_path) as bot:
+        for name in names:
+            await platform.say("one", author=name, direct=True)
+            await bot.shows("ok", channel=name)
+    directs = [platform.direct(name) for name in names]
+    for name in names:
+        await platform.say("two", author=name, direct=True)
+    platform.reading.clear()
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.until(lambda: readings(platform, *directs) > 1)
+        await asyncio.sleep(0.05)  # for more than may come at once
+        assert readings(platform, *directs) == 4
+        platform.reading.set()
+        for name in names:
+            await bot.shows("ok", "ok", channel=name)
+
+
+async def test_a_thread_that_was_archived_is_caught_up(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("one", thread="tea")
+        await bot.shows("ok", thread="tea")
+    await platform.say("two", thread="tea", mention=False)
+    platform.archived.add(platform.thread("general", "tea"))
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok", thread="tea")
+
+
+async def test_of_old_places_only_direct_channels_are_asked_about(platform: DiscordPlatform, tmp_path: Path) -> None:
+    thread, direct = platform.thread("general", "tea"), platform.direct("Jo")
+    old = str(discord.utils.time_snowflake(datetime.now(UTC) - timedelta(days=8)))
+    async with a_bot(platform, tmp_path) as bot:
+        for place in (
+            ChannelKey("discord", str(platform.channel("general")), str(thread)),
+            ChannelKey("discord", str(direct)),
+        ):
+            kept = await bot.house.store.begin(a_message("long ago", id=old, channel=place), Kind.CHAT)
+            assert kept is not None
+            await bot.house.store.fail(kept.id, "long ago")
+        await platform.say("one")
+        await bot.shows("ok")
+    platform.archived.add(thread)
+    await platform.say("here I am again", author="Jo", direct=True)
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", channel="Jo")
+    assert readings(platform, thread) == 0
+
+
+async def test_a_place_that_is_gone_is_asked_about_once_and_again_when_it_is_back(bot: Bot) -> None:
+    direct = bot.platform.direct("Mei")
+    await bot.platform.say("one", direct=True)
+    await bot.shows("ok", channel="Mei")
+    bot.platform.forbidden.add(direct)
+    for number in range(1, 4):
+        await bot.platform.disconnect(resumable=False)
+        await bot.platform.say(str(number))
+        await bot.shows(*["ok"] * number)
+    assert readings(bot.platform, direct) == 1
+    bot.platform.forbidden.clear()
+    await bot.platform.say("two", direct=True)
+    await bot.shows("ok", "ok", channel="Mei")
+    await bot.platform.disconnect(resumable=False)
+    await bot.platform.say("three", direct=True)
+    await bot.shows("ok", "ok", "ok", channel="Mei")
 
 
 async def test_a_start_that_fails_is_tried_again(platform: DiscordPlatform, tmp_path: Path) -> None:

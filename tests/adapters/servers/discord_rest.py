@@ -51,6 +51,8 @@ class DiscordRest(DiscordGateway):
         self.refusals: dict[str, int] = {}  # how often each of these paths still answers 500
         self.waits: dict[str, int] = {}  # how often each of these paths still answers 429
         self.closing = asyncio.Event()
+        self.reading = asyncio.Event()  # cleared, who reads what was said waits
+        self.reading.set()
         self._nonces: dict[str, int] = {}
         self._not_before: dict[int, float] = {}
         self._interactions: dict[str, Interaction] = {}
@@ -99,6 +101,7 @@ class DiscordRest(DiscordGateway):
             case ["channels", channel], "GET":
                 return self._unreachable(int(channel)) or _json(self._channel(int(channel)))
             case ["channels", channel, "messages"], "GET":
+                await self.reading.wait()
                 return self._unreachable(int(channel)) or self._history(int(channel), request.query)
             case ["channels", channel, "messages"], "POST":
                 return await self._write(request, "send", int(channel), lambda: self._send(int(channel), body))

@@ -25,6 +25,7 @@ class DiscordTown:
         self.violations: list[str] = []
         self.allows_content = True
         self.is_quiet = False  # new threads are not told of
+        self.archived: set[int] = set()  # threads that are not listed
         self.messages: dict[int, Json] = {}
         self.clock: Clock = MonotonicClock()
         self.changed = asyncio.Event()
@@ -92,7 +93,7 @@ class DiscordTown:
             GUILD,
             "A server",
             [self._channel(id) for id in rooms],
-            [self._channel(id) for id in self._threads],
+            [self._channel(id) for id in self._threads if id not in self.archived],
             roles,
             me,
         )
