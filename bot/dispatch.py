@@ -76,7 +76,7 @@ class Dispatcher:
         self._one_at_a_time = asyncio.Lock()
         self._owed: set[int] = set()
         self._without_trace: set[int] = set()
-        self._counted: set[int] = set()  # retries that were let through before their old answer was given up
+        self._counted: set[int] = set()  # what was let through before its old answer was given up
 
     def use(self, settings: ConversationSection) -> None:
         """Go by these settings from now on."""
@@ -118,15 +118,9 @@ class Dispatcher:
 
     async def edited(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a question; return the exchange to be answered anew, in place."""
-        message = _cleaned(message)
-        if not self._access.admits(message):
-            return None
-        exchange = await self._store.find(message.channel, message.id)
-        if exchange is None or exchange.kind is not Kind.CHAT or exchange.message.text == message.text:
-            return None
         with self._hands.reaching(message):
-            reopened = await self._conversations.reopen(exchange, message.text)
-            return None if reopened is None else self._taken_up(reopened)
+            changed = await self._changed(message)
+            return None if changed is None else self._taken_up(changed)
 
     async def deleted(self, channel: ChannelKey, message_id: str) -> None:
         """Forget a message that its author took back, and stop answering it."""
@@ -147,7 +141,7 @@ class Dispatcher:
                 self._conversations.stop(exchange)
                 return Pressed()
             case Action.RETRY:
-                if refusal := self._retry_refusal(exchange):
+                if refusal := self._why_not_again(exchange):
                     return Pressed(notice=refusal)
                 with self._hands.reaching(exchange.message):
                     reopened = await self._conversations.reopen(exchange)
@@ -222,6 +216,23 @@ class Dispatcher:
         kind = Kind.COMMAND if parse(message.text) else Kind.CHAT
         return await self._store.begin(message, kind)
 
+    async def _changed(self, message: IncomingMessage) -> Exchange | None:
+        """The reopened exchange of an edited question; answered as before, with a sentence why, if it is refused."""
+        message = _cleaned(message)
+        if not self._access.admits(message):
+            return None
+        exchange = await self._store.find(message.channel, message.id)
+        if exchange is None or exchange.kind is not Kind.CHAT or exchange.message.text == message.text:
+            return None
+        refusal = self._why_not_again(replace(exchange, message=replace(exchange.message, text=message.text)))
+        # Even so the old words go: whoever takes them out may have a reason.
+        reopened = await self._conversations.reopen(exchange, message.text)
+        if reopened is None or refusal is None or exchange.answer is None:
+            return reopened  # without an answer to lose it is refused as a new question is
+        answer = replace(exchange.answer, notice=refusal)
+        await kept(lambda: self._store.answer(exchange.id, answer), self._clock)
+        return replace(reopened, status=Status.ANSWERED, answer=answer)
+
     async def _settle(self, owed: list[Exchange]) -> None:
         """Bring to an end what gets no reply or another one than it asked for; the rows say what is left.
 
@@ -290,7 +301,7 @@ class Dispatcher:
 
     async def _answered_again(self, retry: Exchange, latest: Exchange) -> Exchange:
         """The reopened exchange; the retry if that is refused, or if `latest` was cleared meanwhile."""
-        if refusal := self._retry_refusal(latest):
+        if refusal := self._why_not_again(latest):
             answer = Answer("", refusal, FinishReason.ERROR)
             await kept(lambda: self._store.answer(retry.id, answer), self._clock)
             return replace(retry, status=Status.ANSWERED, answer=answer)
@@ -313,7 +324,7 @@ class Dispatcher:
         self._hands.take(exchange.id)
         return exchange
 
-    def _retry_refusal(self, exchange: Exchange) -> str | None:
+    def _why_not_again(self, exchange: Exchange) -> str | None:
         """Why it is not answered again; asked before its answer is given up, for a refusal is no better one."""
         refusal = self._access.refusal(exchange.message, self.say_to(exchange), self._conversations.standing(exchange))
         if refusal is None:

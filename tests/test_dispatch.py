@@ -213,3 +213,50 @@ async def test_after_a_long_time_away_each_channel_gets_one_notice(tmp_path: Pat
         assert text_of(await after.replied(owed[3])) == "ok"
         assert len(after.engine.requests) == 1
         assert await after.dispatcher.owed("discord") == []
+
+
+async def test_an_edit_that_is_refused_keeps_the_answer_and_says_why(house: House) -> None:
+    house.engine.add("four")
+    question = a_message("2 + 2? my pin is 1234")
+    exchange = await house.accept(question)
+    await house.replied(exchange)
+    house.access.pause()
+    refused = await house.dispatcher.edited(replace(question, text="2 + 2?"))
+    assert refused is not None
+    events = await house.replied(refused)
+    assert text_of(events) == "four"
+    assert "I am paused" in notice_of(events)
+    kept = await house.kept(exchange)
+    assert (kept.status, kept.message.text) == (Status.DELIVERED, "2 + 2?")
+    assert kept.answer is not None
+    assert kept.answer.text == "four"
+    house.access.resume()
+    await house.ask(a_message("and then?"))
+    assert [message.content for message in house.engine.requests[1].messages] == ["2 + 2?", "four", "and then?"]
+
+
+async def test_an_edit_that_is_refused_while_the_answer_grows_is_refused_like_a_new_question(house: House) -> None:
+    house.engine.add(["wrong", asyncio.Event()])
+    question = a_message("quesiton")
+    growing = asyncio.create_task(house.ask(question))
+    await house.engine.asked(1)
+    house.access.pause()
+    refused = await house.dispatcher.edited(replace(question, text="question"))
+    await growing
+    assert refused is not None
+    events = await house.replied(refused)
+    assert text_of(events) == ""
+    assert "I am paused" in notice_of(events)
+
+
+async def test_an_edit_counts_as_one_question(tmp_path: Path) -> None:
+    async with a_house(tmp_path, limits=LimitsSection(requests_per_minute=3)) as house:
+        question = a_message("one")
+        await house.ask(question)
+        for text, answer in (("two", "ok"), ("three", "ok"), ("four", "ok")):
+            again = await house.dispatcher.edited(replace(question, text=text))
+            assert again is not None
+            events = await house.replied(again)
+            assert text_of(events) == answer
+        assert "You have asked a lot" in notice_of(events)
+    assert len(house.engine.requests) == 3
