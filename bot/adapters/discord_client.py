@@ -168,9 +168,11 @@ class BotClient(discord.Client):
             self._patience = None
 
     async def close(self) -> None:
-        if self._announcing is not None:
-            self._announcing.cancel()
-            await asyncio.gather(self._announcing, return_exceptions=True)
+        # The library leaves the wait for the first servers behind, which would fail on a client that is closed.
+        waiting = [task for task in (self._announcing, self._connection._ready_task) if task is not None]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
         await super().close()
 
     async def _announce(self) -> float | None:

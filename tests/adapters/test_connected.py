@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from bot.adapters.discord import DiscordAdapter
 from tests.adapters.bench import PROFILES
 from tests.adapters.platform import PATIENCE
+from tests.adapters.servers.discord import DiscordPlatform
 from tests.fakes import FastClock
 from tests.house import a_house
 
@@ -32,3 +34,16 @@ async def test_it_is_connected_from_the_login_on_and_notices_when_it_is_cut_off(
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_discord_client_that_is_closed_no_longer_waits_for_its_servers(tmp_path: Path) -> None:
+    def is_waiting() -> bool:
+        return any("_delay_ready" in repr(task.get_coro()) for task in asyncio.all_tasks())
+
+    async with a_house(tmp_path) as house, DiscordPlatform() as platform:
+        adapter = DiscordAdapter(platform.settings(), FastClock(20.0), server_seconds=PATIENCE)
+        running = asyncio.create_task(adapter.run(house.dispatcher))
+        await until(is_waiting)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert not is_waiting()
