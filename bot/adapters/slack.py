@@ -17,8 +17,8 @@ from bot.adapters.base import Finding, Meter, Replies, unmetered
 from bot.adapters.slack_calls import PatientWebClient
 from bot.adapters.slack_desk import Desk
 from bot.adapters.slack_errors import translated
-from bot.adapters.slack_history import missed
-from bot.adapters.slack_messages import PLATFORM, Me, People
+from bot.adapters.slack_history import missed, stamps
+from bot.adapters.slack_messages import PLATFORM, Event, Me, People
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
 from bot.adapters.slack_socket import requests, socket, ticket
@@ -156,12 +156,16 @@ class _Backlog:
         return marks
 
     async def catch_up(self, marks: Mapping[ChannelKey, str]) -> None:
-        """Keep what was missed, a channel after the other, and begin all that is owed."""
+        """Keep what was missed, a channel after the other, and begin all that is owed.
+
+        Slack bears about one such call a second.  Where people spoke last they most likely did again: those
+        channels come first.
+        """
         channels: dict[str, dict[str | None, str]] = {}
         for key, newest in marks.items():
             channels.setdefault(key.channel, {})[key.thread] = newest
         await self._persist(self._begin_owed)
-        for channel, known in channels.items():
+        for channel, known in sorted(channels.items(), key=_last_spoken_in, reverse=True):
             await self._persist(partial(self._read, channel, known))
             self._desk.open(channel)
 
@@ -174,15 +178,29 @@ class _Backlog:
             log.warning("a channel cannot be read; what was missed there stays so", channel=channel, error=str(error))
             return
         for event in events:
-            message = await self._desk.ears.heard({**event, "channel": channel})
+            await self._keep({**event, "channel": channel})
+        await self._begin_owed()
+
+    async def _keep(self, event: Event) -> None:
+        try:
+            message = await self._desk.ears.heard(event)
             if message is not None:
                 await self._dispatcher.keep(message)
-        await self._begin_owed()
+        except BotError:
+            raise
+        except Exception:
+            # A fault of ours: the next one may be better, and this one must not meet us again at each start.
+            log.exception("a message that was missed on slack was dropped")
 
     async def _begin_owed(self) -> None:
         for exchange in await self._dispatcher.owed(PLATFORM):
             self._messenger.doubt(exchange)
             self._replies.begin(exchange)
+
+
+def _last_spoken_in(channel: tuple[str, Mapping[str | None, str]]) -> float:
+    _, known = channel
+    return max(stamps(known).values(), default=0.0)
 
 
 @asynccontextmanager

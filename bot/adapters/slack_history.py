@@ -39,6 +39,11 @@ async def pages(
             return
 
 
+def stamps(known: Mapping[str | None, str]) -> dict[str | None, float]:
+    """When the newest message of each thread was said; slash commands do not tell."""
+    return {thread: float(id) for thread, id in known.items() if not id.startswith("/")}
+
+
 async def missed(
     web: AsyncWebClient, channel: str, known: Mapping[str | None, str], now: float
 ) -> list[dict[str, Any]]:
@@ -47,11 +52,11 @@ async def missed(
     `known` has the newest id per thread.  `now` is the time of day, for a channel of which
     only slash commands are known: they have no timestamp.
     """
-    stamps = {thread: float(id) for thread, id in known.items() if not id.startswith("/")}
-    since = max(stamps.values(), default=now - _THREAD_AGE)
+    last = stamps(known)
+    since = max(last.values(), default=now - _THREAD_AGE)
     begin = since - _THREAD_AGE
     found: dict[str, dict[str, Any]] = {}
-    threads = {thread for thread, last in stamps.items() if thread and float(thread) <= begin < last}
+    threads = {thread for thread, stamp in last.items() if thread and float(thread) <= begin < stamp}
     async for page in pages(web, channel, None, oldest=f"{begin:.6f}"):
         for message in page:
             found[message["ts"]] = message

@@ -15,7 +15,7 @@ from bot.adapters.slack_errors import meaning, translated
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
 from bot.commands import menu
-from bot.domain import Action, ChannelKey
+from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.markup.format import Rendered
 from tests.adapters.servers.slack import SlackServer
@@ -70,6 +70,43 @@ async def test_a_channel_that_cannot_be_read_does_not_stop_the_others(tmp_path: 
     server.gone.add(server.room.channel("general"))
     async with a_house(tmp_path) as house, running(house, server):
         await server.until(lambda: "ok" in bots(server.seen("other")))
+
+
+async def test_channels_that_were_used_last_are_caught_up_with_first(tmp_path: Path, server: SlackServer) -> None:
+    async with a_house(tmp_path) as house, running(house, server):
+        await server.command("status", channel="d")
+        for channel in ("a", "b", "c", "a"):
+            await server.say("hello", channel=channel)
+            await server.until(lambda: server.is_quiet)
+        await server.until(lambda: len(house.engine.requests) == 4 and server.is_quiet)
+    await server.disconnect(resumable=False)
+    async with a_house(tmp_path) as house, running(house, server):
+        await server.until(lambda: len(server.histories) == 4)
+    assert server.histories == [server.room.channel(channel) for channel in "acbd"]
+
+
+async def test_a_fault_of_ours_costs_one_message_of_those_that_were_missed(
+    tmp_path: Path, server: SlackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_house(tmp_path) as house, running(house, server):
+        await server.say("hello", direct=True)
+        await answered(server, "ok", channel="Mei")
+        await server.until(lambda: server.is_quiet)
+    await server.disconnect(resumable=False)
+    await server.say("bad", direct=True)
+    await server.say("good", direct=True)
+    async with a_house(tmp_path) as house:
+        begin = house.store.begin
+
+        async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
+            if message.text == "bad":
+                raise ZeroDivisionError
+            return await begin(message, kind)
+
+        monkeypatch.setattr(house.store, "begin", failing)
+        async with running(house, server):
+            await answered(server, "ok", "ok", channel="Mei")
+    assert [request.messages[-1].content for request in house.engine.requests] == ["good"]
 
 
 async def test_a_lost_socket_is_replaced_and_nothing_is_missed(house: House, server: SlackServer) -> None:

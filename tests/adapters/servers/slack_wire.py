@@ -51,6 +51,7 @@ class SlackWire:
         self.violations: list[str] = []
         self.script: Script = lambda number, name: None
         self.calls: list[str] = []
+        self.histories: list[str] = []  # the channels whose messages were asked for
         self.deliveries: list[str] = []  # the ids of all envelopes sent, in order
         self.scopes = set(SCOPES)
         self.tickets: set[str] = set()
@@ -352,6 +353,7 @@ class SlackWire:
         return {"message_ts": self.room.whisper(arguments["channel"], arguments["user"], arguments)}
 
     def _history(self, arguments: JSON) -> JSON:
+        self.histories.append(arguments["channel"])
         return self.room.history(arguments)
 
     def _replies(self, arguments: JSON) -> JSON:
