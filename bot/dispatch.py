@@ -122,6 +122,13 @@ class Dispatcher:
             changed = await self._changed(message)
             return None if changed is None else self._taken_up(changed)
 
+    async def keep_edit(self, message: IncomingMessage) -> None:
+        """Keep the new text of a question while others may be missing; `owed` then returns it in its place."""
+        with self._hands.reaching(message):
+            changed = await self._changed(message)
+            if changed is not None:
+                self.let_go(changed.id)  # a reply that still grows is that to the old text
+
     async def deleted(self, channel: ChannelKey, message_id: str) -> None:
         """Forget a message that its author took back, and stop answering it."""
         exchange = await self._store.find(channel, message_id)
@@ -252,12 +259,15 @@ class Dispatcher:
                 await self._settle_retry(exchange)
 
     def _late(self, owed: list[Exchange]) -> list[Exchange]:
+        """Those that nobody waits for any more; for one that was let through just now somebody does."""
         oldest = self._calendar.today() - timedelta(minutes=self._settings.catch_up_minutes)
         return [
             exchange
             for exchange in owed
-            # Who asked to be forgotten need not ask again.
-            if exchange.answer is None and exchange.message.sent_at < oldest and not is_forget(exchange)
+            if exchange.answer is None
+            and exchange.message.sent_at < oldest
+            and exchange.id not in self._counted
+            and not is_forget(exchange)  # who asked for that need not ask again
         ]
 
     async def _settle_late(self, late: list[Exchange]) -> None:

@@ -90,3 +90,30 @@ async def test_a_retry_of_an_answer_that_is_still_shown_is_owed(house: House) ->
     await said_while_away(house, "/retry")
     (exchange,) = await owed(house)
     assert (exchange.id, exchange.answer) == (shown.id, None)
+
+
+async def test_an_edit_while_others_may_be_missing_waits_for_its_place(house: House) -> None:
+    _, second = await said_while_away(house, "first", "secnod")
+    await house.dispatcher.keep_edit(replace(second, text="second"))
+    await house.dispatcher.keep_edit(replace(second, text="second"))  # which changes nothing
+    assert [exchange.message.text for exchange in await owed(house)] == ["first", "second"]
+
+
+async def test_an_edit_of_an_answer_that_still_grows_is_owed_too(house: House) -> None:
+    house.engine.add(["wrong", asyncio.Event()], "right")
+    question = a_message("quesiton")
+    growing = asyncio.create_task(house.ask(question))
+    await house.engine.asked(1)
+    await house.dispatcher.keep_edit(replace(question, text="question"))
+    await growing
+    (exchange,) = await owed(house)
+    assert text_of(await house.replied(exchange)) == "right"
+
+
+async def test_an_old_question_that_was_edited_just_now_is_not_late(tmp_path: Path) -> None:
+    async with a_house(tmp_path, today=NOON + timedelta(hours=2)) as house:
+        question = a_message("quesiton")
+        await house.ask(question)
+        await house.dispatcher.keep_edit(replace(question, text="question"))
+        (exchange,) = await owed(house)
+        assert text_of(await house.replied(exchange)) == "ok"

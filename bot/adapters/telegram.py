@@ -209,9 +209,14 @@ class _Listener:
                 assert_never(told)
 
     async def _hear(self, said: Said) -> None:
-        if said.is_edit and said.to is not Addressee.ANOTHER_BOT:
-            self._begin(await self._dispatcher.edited(said.message))
-        elif not said.is_edit and await self._is_for_us(said):
+        if said.is_edit:
+            if said.to is Addressee.ANOTHER_BOT:
+                return
+            if self.is_behind:
+                await self._dispatcher.keep_edit(said.message)
+            else:
+                self._begin(await self._dispatcher.edited(said.message))
+        elif await self._is_for_us(said):
             if self.is_behind:
                 await self._dispatcher.keep(said.message)
             else:

@@ -123,6 +123,15 @@ async def test_a_backlog_of_many_polls_is_answered_once_all_of_it_is_known(
     assert len(house.engine.requests) == 1
 
 
+async def test_an_edit_made_while_the_bot_was_away_overtakes_nothing(telegram: TelegramPlatform, house: House) -> None:
+    await telegram.say("first", direct=True)
+    question = await telegram.say("secnod", direct=True)
+    await telegram.edit(question, "second")
+    async with running(telegram, house):
+        await done(telegram, "ok", "ok", channel="Mei")
+    assert [request.messages[-1].content for request in house.engine.requests] == ["first", "second"]
+
+
 async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, house: House) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(3):
