@@ -55,7 +55,8 @@ class EngineLoad:
 class Engine(Protocol):
     """Answers chat requests; safe to call from many tasks at once.
 
-    An async context manager: entering loads the model, leaving frees it.
+    An async context manager: entering loads the model, leaving frees it.  Leaving returns
+    when the memory is free, however long a step takes; who does not wait so long cancels it.
     """
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -24,8 +24,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # A model that reads nothing for so long, in seconds, does not load any more.  Quantising one
 # matrix of a 6B model, or its first token on a slow processor, takes seconds.
 STALLED_SECONDS = 180.0
-# Answers under way are not waited for when no step has ended for so long.
+# When no step has ended for so long, answers under way are not waited for any more; nor is
+# a model that shall go, and then no other is loaded.
 STUCK_SECONDS = 60.0
+# When the program ends, a model that shall go is waited for so long: whoever stops it waits 8 s in all.
+CLOSING_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 
 _TRIAL = ChatRequest((ChatMessage("user", "hello"),), SamplingParams(temperature=0, max_tokens=1))
@@ -70,6 +73,7 @@ class EngineSwitch:
         self._progress = progress
         self._engine: Engine | None = None  # the latest: after it was left it still knows its info and tokens
         self._is_entered = False
+        self._leaving: asyncio.Task[object] | None = None  # an engine's way out, which frees its memory
         self._slots = 0
         self._former = EngineLoad(0, 0)  # what the engines before this one have counted
         self._guests: dict[_Guest, None] = {}  # in the order they came
@@ -152,7 +156,8 @@ class EngineSwitch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._leave()
+        if not await self._has_left(CLOSING_SECONDS):
+            log.error("the model's step does not end; the program ends without it")
 
     # The requests.
 
@@ -240,7 +245,8 @@ class EngineSwitch:
 
     async def _exchange(self, section: EngineSection) -> str | None:
         """Put it in the place of the engine there is; return why that failed, or None."""
-        await _to_its_end(self._leave())
+        if not await self._has_left(STUCK_SECONDS):
+            return f"a step of the last model has not ended for {STUCK_SECONDS:.0f} s, and it holds the memory"
         gc.collect()  # an exception of a load that failed may still hold tensors, in a circle
         self._last_progress = self._loading_since = self._clock.now()
         self._tell_all()  # about how long it takes is known better now
@@ -256,7 +262,8 @@ class EngineSwitch:
         finally:
             self._loading_since = None
             loading.cancel()
-            await asyncio.wait([loading])
+            # What does not even read its next tensor is given up: it makes no whole model any more.
+            await _first_of(asyncio.wait([loading]), self._clock.sleep(STUCK_SECONDS))
         return None
 
     async def _enter(self, section: EngineSection, *, try_it: bool = False) -> None:
@@ -269,7 +276,7 @@ class EngineSwitch:
                     async for _ in events:
                         self._last_progress = self._clock.now()
             except BaseException:
-                await _to_its_end(engine.__aexit__(None, None, None))
+                self._leave(engine)
                 raise
         # From here on without a pause: cancelled, it is either in or out.
         self._note_counts()
@@ -277,10 +284,21 @@ class EngineSwitch:
         self._slots = engine.load.slots
         self._loading_took = self._clock.now() - began
 
-    async def _leave(self) -> None:
+    def _leave(self, engine: Engine) -> None:
+        self._is_entered = False
+        self._leaving = asyncio.create_task(engine.__aexit__(None, None, None), name="a model leaves")
+
+    async def _has_left(self, seconds: float) -> bool:
+        """Let the engine that there is go; whether it, or one that goes already, is gone within so many seconds."""
         if self._is_entered:
-            self._is_entered = False
-            await self._latest().__aexit__(None, None, None)
+            self._leave(self._latest())
+        if self._leaving is not None:
+            await _first_of(asyncio.wait([self._leaving]), self._clock.sleep(seconds))
+            if not self._leaving.done():
+                return False
+            leaving, self._leaving = self._leaving, None
+            leaving.result()
+        return True
 
     def _note_progress(self, done: int, total: int) -> None:
         self._last_progress = self._clock.now()
@@ -359,13 +377,3 @@ async def _first_of(one: Awaitable[object], other: Awaitable[object]) -> None:
         for each in both:
             each.cancel()
         await asyncio.gather(*both, return_exceptions=True)
-
-
-async def _to_its_end(work: Coroutine[None, None, None]) -> None:
-    """Let it end before we are cancelled: a model that is half gone still holds its memory."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

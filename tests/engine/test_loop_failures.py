@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bot.domain import Delta, EngineEvent
 from bot.engine.base import Progress
-from bot.engine.serving import loop, runner
+from bot.engine.serving import runner
 from bot.engine.serving.base import Batch
 from bot.engine.serving.loop import Loaded, ServingEngine
 from bot.errors import EngineFailed, EngineUnavailable
@@ -256,22 +256,19 @@ async def test_closing_the_engine_fails_what_runs_and_what_waits() -> None:
         await events(engine, ask("hello"))
 
 
-async def test_a_step_that_never_ends_does_not_keep_the_program(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(loop, "CLOSING_SECONDS", 0.01)
+async def test_an_engine_has_gone_only_when_its_step_has_ended() -> None:
     model, gate = ScriptedModel(), Gate()
     model.before = gate
     engine = ServingEngine(lambda progress: loaded(model), max_waiting=1)
-    async with engine:
-        task = asyncio.create_task(events(engine, ask("hello")))
-        await gate.arrival()
-    assert "does not end" in caplog.text
+    await engine.__aenter__()
+    task = asyncio.create_task(events(engine, ask("hello")))
+    await gate.arrival()
+    going = asyncio.create_task(engine.__aexit__(None, None, None))
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], EngineFailed)
+    assert not going.done()
     gate.open()
-    for thread in threading.enumerate():
-        if thread.name == "engine":
-            thread.join()
+    await going
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
 async def test_an_engine_that_is_not_entered_says_so() -> None:

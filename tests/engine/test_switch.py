@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from structlog.testing import capture_logs
 
 from bot.clock import MonotonicClock
 from bot.config import EngineSection
@@ -20,7 +21,7 @@ from bot.engine import open_engine
 from bot.engine.backends.chatglm import DEMO
 from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
-from bot.engine.switch import STALLED_SECONDS, STUCK_SECONDS, SUPERSEDED, EngineSwitch
+from bot.engine.switch import CLOSING_SECONDS, STALLED_SECONDS, STUCK_SECONDS, SUPERSEDED, EngineSwitch
 from bot.errors import CheckpointError, EngineBusy, EngineFailed, EngineUnavailable
 from tests.fakes import ManualClock, ScriptedEngine
 
@@ -393,23 +394,106 @@ async def test_a_change_that_is_cancelled_before_the_old_model_went_changes_noth
     await stopped(reader.task)
 
 
+class Door:
+    """On its way out a model stands in it until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached, self._opened = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.reached.set()
+        await self._opened.wait()
+
+    def open(self) -> None:
+        self._opened.set()
+
+
 async def test_an_end_while_a_model_goes_lets_it_go(garage: Garage) -> None:
-    going, gone = asyncio.Event(), asyncio.Event()
-
-    async def go() -> None:
-        going.set()
-        await gone.wait()
-
-    garage.goings["old"] = go
+    door = garage.goings["old"] = Door()
     change = asyncio.create_task(garage.switch.change(NEW))
-    await going.wait()
-    change.cancel()
+    await door.reached.wait()
+    await stopped(change)
+    end = asyncio.create_task(garage.switch.__aexit__(None, None, None))
     await garage.clock.settle()
-    assert not change.done()
-    gone.set()
-    await asyncio.wait([change])
-    assert change.cancelled()
-    garage.goings.clear()
+    assert not end.done()
+    door.open()
+    await end
+
+
+async def test_the_next_model_is_not_loaded_before_a_long_step_of_the_last_has_ended(garage: Garage) -> None:
+    door = garage.goings["old"] = Door()
+    change = asyncio.create_task(garage.switch.change(NEW))
+    await door.reached.wait()
+    await garage.clock.advance(STUCK_SECONDS - 1)
+    assert garage.diary == ["old comes", "old goes"]
+    door.open()
+    assert await change is None
+    assert await Asker(garage).text() == "new"
+
+
+async def test_a_newer_change_waits_as_well_for_the_model_that_goes(garage: Garage) -> None:
+    door = garage.goings["old"] = Door()
+    first = asyncio.create_task(garage.switch.change(NEW))
+    await door.reached.wait()
+    second = asyncio.create_task(garage.switch.change(NEWER))
+    assert await first == SUPERSEDED
+    await garage.clock.advance(1)
+    assert garage.diary == ["old comes", "old goes"]
+    door.open()
+    assert await second is None
+
+
+async def test_a_step_that_never_ends_is_an_error_instead_of_a_second_model_in_memory(garage: Garage) -> None:
+    door = garage.goings["old"] = Door()
+    change = asyncio.create_task(garage.switch.change(NEW))
+    await door.reached.wait()
+    await garage.clock.advance(2 * STUCK_SECONDS)
+    with pytest.raises(EngineUnavailable, match=r"a step of the last model has not ended for 60 s, and it holds"):
+        await change
+    assert garage.diary == ["old comes", "old goes"]
+    door.open()
+
+
+async def test_the_old_model_does_not_come_back_before_the_one_that_failed_has_gone(garage: Garage) -> None:
+    door = garage.goings["new"] = Door()
+    garage.prepare = lambda model: model.add([EngineFailed("it is broken")]) if model.name == "new" else None
+    change = asyncio.create_task(garage.switch.change(NEW))
+    await door.reached.wait()
+    await garage.clock.advance(STUCK_SECONDS - 1)
+    assert garage.diary == ["old comes", "old goes", "new comes", "new goes"]
+    door.open()
+    assert await change == "it is broken"
+    assert await Asker(garage).text() == "old"
+
+
+async def test_a_load_that_does_not_even_end_is_given_up_all_the_same(garage: Garage) -> None:
+    never = asyncio.Event()
+
+    async def hang() -> None:
+        try:
+            await never.wait()
+        finally:
+            await never.wait()
+
+    garage.comings["new"] = hang
+    garage.diary.append("new goes")
+    change = asyncio.create_task(garage.switch.change(NEW))
+    await garage.written("new comes")
+    await garage.clock.advance(STALLED_SECONDS + STUCK_SECONDS + 1)
+    assert "does not go on loading" in (await change or "")
+    assert await Asker(garage).text() == "old"
+    never.set()
+
+
+async def test_a_step_that_never_ends_does_not_keep_the_program(garage: Garage) -> None:
+    door = garage.goings["old"] = Door()
+    end = asyncio.create_task(garage.switch.__aexit__(None, None, None))
+    await door.reached.wait()
+    with capture_logs() as logs:
+        await garage.clock.advance(CLOSING_SECONDS)
+    assert end.done()
+    assert [line["event"] for line in logs] == ["the model's step does not end; the program ends without it"]
+    door.open()
 
 
 async def test_a_model_that_is_stuck_is_not_waited_for(garage: Garage) -> None:

@@ -26,10 +26,6 @@ from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable,
 
 log = logging.getLogger(__name__)
 
-# A step under way cannot be interrupted.  After this the program ends without it: the
-# thread is a daemon, and whoever stops the program waits 8 s in all.
-CLOSING_SECONDS = 5.0
-
 # Between two looks at the devices' memory.
 LOOK_SECONDS = 1.0
 
@@ -59,6 +55,10 @@ class ServingEngine:
 
     `load` runs in the worker thread and calls the progress it is given; `progress` is called from that
     thread.  Closing the engine ends what is running or waiting with EngineFailed.
+
+    Only when that returns is the memory free: a step under way, or a tensor that is being
+    read, cannot be interrupted.  Whoever does not wait so long cancels it; the thread is a
+    daemon, and the program may end without it.
     """
 
     # The worker holds the lock between two steps and never during one, so the event
@@ -147,13 +147,8 @@ class ServingEngine:
             self._closing = True
             self._abandon("the engine was closed")
             self._lock.notify()
-        try:
-            async with asyncio.timeout(CLOSING_SECONDS):
-                await self._ended.wait()
-        except TimeoutError:
-            log.error("the model's step does not end; the program ends without it")
-        else:
-            self._thread.join()
+        await self._ended.wait()
+        self._thread.join()
 
     # On the event loop.
 
