@@ -12,9 +12,10 @@
 
 enum {
     LANES = 16,
-    TOKENS = 8,    /* rows of input whose sums are kept in registers, for each of up to 4 rows of weights */
-    BLOCK = 32,    /* rows of weights that stay in the cache while the next TOKENS come */
-    LINE = 64      /* bytes of memory that are fetched at once */
+    TOKENS = 4,   /* rows of input at once, and */
+    TOGETHER = 4, /* rows of weights: the sums of all pairs stay in registers */
+    BLOCK = 32,   /* rows of weights that stay in the cache while the next TOKENS come */
+    LINE = 64     /* bytes of memory that are fetched at once */
 };
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -23,7 +24,7 @@ typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 4")
 
 /* In 8 bits, and in 4 bits without groups, `scale` has a number for each row.  With groups `grid` has a scale and a
    zero for each, side by side in bfloat16. */
@@ -151,36 +152,39 @@ static void interleave(const float *input, int64_t rows, int64_t columns, int64_
         for (int64_t k = 0; k < columns; k += size) {
             const float *from = input + j * columns + k;
             float *to = blocks + k * rows + j * size;
-            if (bits == 4)
-                for (int i = 0; i < LANES; i++) to[i] = from[2 * i], to[LANES + i] = from[2 * i + 1];
-            else
+            if (bits == 4) {
+                floats a = load(from), b = load(from + LANES);
+                store(to, __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
+                store(to + LANES, __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+            } else {
                 store(to, load(from));
+            }
         }
 }
 
 /* The processor's own guesses end with each row: fetch what comes after the rows at hand. */
-INLINE void fetch_ahead(const int8_t *values, int64_t width, int64_t k, const int together)
+INLINE void fetch_ahead(const int8_t *values, int64_t width, int64_t k)
 {
     if (k % LINE == 0)
-        for (int r = 0; r < together; r++) __builtin_prefetch(values + (together + r) * width + k);
+        for (int r = 0; r < TOGETHER; r++) __builtin_prefetch(values + (TOGETHER + r) * width + k);
 }
 
 INLINE void int8_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
-                      const int together, const int tokens)
+                      const int tokens)
 {
-    for (int64_t row = first; row < end; row += together) {
+    for (int64_t row = first; row < end; row += TOGETHER) {
         const int8_t *values = m->values + row * m->columns;
-        floats sum[4][TOKENS] = {0};
+        floats sum[TOGETHER][TOKENS] = {0};
         for (int64_t k = 0; k < m->columns; k += LANES) {
-            floats weight[4];
-            fetch_ahead(values, m->columns, k, together);
-            UNROLL for (int r = 0; r < together; r++) weight[r] = as_floats(load_bytes(values + r * m->columns + k));
+            floats weight[TOGETHER];
+            fetch_ahead(values, m->columns, k);
+            UNROLL for (int r = 0; r < TOGETHER; r++) weight[r] = as_floats(load_bytes(values + r * m->columns + k));
             UNROLL for (int j = 0; j < tokens; j++) {
                 floats x = load(blocks + k * tokens + j * LANES);
-                UNROLL for (int r = 0; r < together; r++) sum[r][j] += weight[r] * x;
+                UNROLL for (int r = 0; r < TOGETHER; r++) sum[r][j] += weight[r] * x;
             }
         }
-        UNROLL for (int r = 0; r < together; r++)
+        UNROLL for (int r = 0; r < TOGETHER; r++)
             UNROLL for (int j = 0; j < tokens; j++)
                 output[j * m->rows + row + r] = total(sum[r][j]) * m->scale[row + r] + m->bias[row + r];
     }
@@ -199,26 +203,26 @@ INLINE floats on_grid(ints nibbles, floats grid, float scale, float zero)
 }
 
 INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
-                      const int together, const int tokens)
+                      const int tokens)
 {
     const floats steps = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
     int64_t width = m->columns / 2, groups = m->groups ? m->groups : 1, group = width / groups;
-    for (int64_t row = first; row < end; row += together) {
+    for (int64_t row = first; row < end; row += TOGETHER) {
         const int8_t *values = m->values + row * width;
-        floats sum[4][TOKENS] = {0};
+        floats sum[TOGETHER][TOKENS] = {0};
         for (int64_t g = 0; g < groups; g++) {
-            float scale[4], zero[4];
-            floats grid[4];
-            UNROLL for (int r = 0; r < together; r++) {
+            float scale[TOGETHER], zero[TOGETHER];
+            floats grid[TOGETHER];
+            UNROLL for (int r = 0; r < TOGETHER; r++) {
                 const uint16_t *pair = m->grid + 2 * ((row + r) * groups + g);
                 scale[r] = m->groups ? from_bfloat16(pair[0]) : m->scale[row + r];
                 zero[r] = m->groups ? from_bfloat16(pair[1]) : 0;
                 grid[r] = steps * scale[r] + zero[r];
             }
             for (int64_t k = g * group; k < (g + 1) * group; k += LANES) {
-                floats even[4], odd[4];
-                fetch_ahead(values, width, k, together);
-                UNROLL for (int r = 0; r < together; r++) {
+                floats even[TOGETHER], odd[TOGETHER];
+                fetch_ahead(values, width, k);
+                UNROLL for (int r = 0; r < TOGETHER; r++) {
                     ints both = load_bytes(values + r * width + k);
                     even[r] = on_grid(both >> 4, grid[r], scale[r], zero[r]);
                     odd[r] = on_grid(both, grid[r], scale[r], zero[r]);
@@ -226,11 +230,11 @@ INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const 
                 UNROLL for (int j = 0; j < tokens; j++) {
                     const float *pair = blocks + 2 * (k * tokens + j * LANES);
                     floats x = load(pair), y = load(pair + LANES);
-                    UNROLL for (int r = 0; r < together; r++) sum[r][j] += even[r] * x, sum[r][j] += odd[r] * y;
+                    UNROLL for (int r = 0; r < TOGETHER; r++) sum[r][j] += even[r] * x, sum[r][j] += odd[r] * y;
                 }
             }
         }
-        UNROLL for (int r = 0; r < together; r++)
+        UNROLL for (int r = 0; r < TOGETHER; r++)
             UNROLL for (int j = 0; j < tokens; j++)
                 output[j * m->rows + row + r] = total(sum[r][j]) + m->bias[row + r];
     }
@@ -239,13 +243,13 @@ INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const 
 /* Loops over tokens are made for each number of them: sums stay in registers then. */
 static void some_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output, int tokens)
 {
-#define CASE(N, TOGETHER)                                                                                               \
-    case N:                                                                                                             \
-        if (m->bits == 8) int8_rows(m, first, end, blocks, output, TOGETHER, N);                                        \
-        else int4_rows(m, first, end, blocks, output, TOGETHER, N);                                                     \
+#define CASE(N)                                                           \
+    case N:                                                               \
+        if (m->bits == 8) int8_rows(m, first, end, blocks, output, N);    \
+        else int4_rows(m, first, end, blocks, output, N);                 \
         break;
     switch (tokens) {
-        CASE(1, 4) CASE(2, 4) CASE(3, 4) CASE(4, 4) CASE(5, 2) CASE(6, 2) CASE(7, 2) CASE(8, 2)
+        CASE(1) CASE(2) CASE(3) CASE(4)
     }
 #undef CASE
 }
@@ -346,10 +350,14 @@ static void attend(const struct network *n, const struct layer *layer, const str
     }
 
     float factor = 1 / total(sum);
-    for (int64_t k = 0; k < size; k += LANES) {
-        floats mix = {0};
-        for (int64_t i = 0; i < count; i++) mix += scores[i] * load_bfloat16(values + i * size + k);
-        store(n->mixed + (row * n->heads + head) * size + k, mix * factor);
+    float *mixed = n->mixed + (row * n->heads + head) * size;
+    for (int64_t k = 0; k < size; k += 4 * LANES) {
+        floats mix[4] = {0};
+        int parts = (int)(size - k < 4 * LANES ? (size - k) / LANES : 4);
+        for (int64_t i = 0; i < count; i++)
+            UNROLL for (int p = 0; p < 4; p++)
+                if (p < parts) mix[p] += scores[i] * load_bfloat16(values + i * size + k + p * LANES);
+        for (int p = 0; p < parts; p++) store(mixed + k + p * LANES, mix[p] * factor);
     }
 }
 
