@@ -71,7 +71,7 @@ migration: $(VENV)/test-installed
 	@$(BIN)/ruff format --quiet migrations && $(BIN)/ruff check --quiet --fix migrations
 
 clean:
-	@rm -rf $(VENV) dist .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/run-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the bot needs into $(VENV) (on Linux with a GPU build of torch: gigabytes) …" >&2
