@@ -41,10 +41,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(1 + (os.cpu_count() or 1), 8)  # each holds 0.7 GB
 
 
+def pytest_collection() -> None:
+    """Spare the garbage collector what is imported: half a million objects, looked through again and again."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what was imported: half a million objects, looked through again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
