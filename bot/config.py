@@ -164,9 +164,7 @@ class StorageSection(Section):
         written = url.get_secret_value()
         if not written.startswith(known):
             raise ValueError("it must begin with sqlite+aiosqlite:/// (a file) or postgresql:// (a server)")
-        # It is taken apart at the first @: the rest of the password would be a host, which messages name.
-        login = _login(written.rpartition("?")[0] or written)
-        if written.startswith("postgres") and ":" in login and "@" in login:
+        if shows_password(written):
             raise ValueError("it has more than one @: in a password @ is written %40, : %3A, / %2F and % %25")
         return url
 
@@ -371,6 +369,12 @@ def passwords(url: str) -> list[str]:
         return [url, *named] if named else []
     written = [user, user.partition(":")[2]]
     return list(dict.fromkeys([url, *written, *map(unquote, written), *named]))
+
+
+def shows_password(url: str) -> bool:
+    """Whether a raw @ in a server's password would make the rest of it a host, which messages name."""
+    login = _login(url.rpartition("?")[0] or url)
+    return url.startswith("postgres") and ":" in login and "@" in login
 
 
 def _login(url: str) -> str:

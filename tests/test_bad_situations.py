@@ -163,6 +163,10 @@ def test_a_password_of_where_it_is_copied_to_is_not_shown(tmp_path: Path) -> Non
     assert (code, said.count("\n")) == (1, 1), said
     assert "postgresql://bot@127.0.0.1:1/bot cannot be reached" in said
     assert "hush" not in said
+    code, said = start(tmp_path, "copy", BOT_COPY_TO="postgresql://bot:p@hush-hush@127.0.0.1:1/bot")
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "@ is written %40" in said
+    assert "hush" not in said
 
 
 def test_a_reader_that_has_enough_of_an_export_is_no_fault(tmp_path: Path) -> None:

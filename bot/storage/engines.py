@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
+from bot.config import shows_password
 from bot.errors import StoreError
 
 BUSY_TIMEOUT = 5.0  # seconds that another program's lock is waited for
@@ -52,6 +53,8 @@ def locate(url: str) -> Location:
         StoreError: It names no database that this program can use.
     """
     try:
+        if shows_password(url):
+            raise ValueError
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         # What it was is not told, not even by a traceback: half a password may be taken for a port.
