@@ -334,15 +334,17 @@ static void attend(const struct network *n, const struct layer *layer, const str
     }
 
     const float none = -3.4e38f;
-    float scale = 1 / __builtin_sqrtf((float)size), most = none;
+    float scale = 1 / __builtin_sqrtf((float)size);
     for (int64_t i = 0; i < count; i++) {
         floats sum = {0};
         for (int64_t k = 0; k < size; k += LANES) sum += load(query + k) * load_bfloat16(keys + i * size + k);
         scores[i] = total(sum) * scale;
-        most = scores[i] <= most ? most : scores[i]; /* NaN wins, and is seen in the logits */
     }
     for (int64_t i = count; i % LANES; i++) scores[i] = none;
-    floats sum = {0};
+    floats sum = {0}, largest = sum + none;
+    for (int64_t i = 0; i < count; i += LANES) largest = at_least(largest, load(scores + i));
+    float most = none;
+    for (int i = 0; i < LANES; i++) most = largest[i] > most ? largest[i] : most;
     for (int64_t i = 0; i < count; i += LANES) {
         floats shares = exponential(load(scores + i) - most);
         store(scores + i, shares);
