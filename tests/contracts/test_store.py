@@ -477,6 +477,15 @@ async def test_what_is_quoted_of_a_cleared_thread_goes_with_it(store: Store) -> 
     assert await found(store, other) == other
 
 
+async def test_a_short_message_that_is_deleted_takes_no_quotation_of_other_words(store: Store) -> None:
+    short = await begun(store, message(1, "no"))
+    whole = await begun(store, replace(message(2, "is that so?"), quoted="no"))
+    other = await begun(store, replace(message(3, "nothing?"), quoted="I know nothing"))
+    await store.erase(short.id)
+    assert (await found(store, whole)).message.quoted is None
+    assert await found(store, other) == other
+
+
 async def test_what_is_quoted_of_a_cleared_channel_goes_with_it_also_after_the_command(store: Store) -> None:
     await answered(store, message(1, "secret"))
     command = await begun(store, message(2, "/clear"), Kind.COMMAND)
