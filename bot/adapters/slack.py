@@ -78,7 +78,7 @@ class SlackAdapter:
             people = People(api, self._clock)
             async with Replies(dispatcher, self._meter(messenger), self._clock) as replies:
                 desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies, self._clock)
-                backlog = _Backlog(api, dispatcher, desk, messenger, replies, self._persist)
+                backlog = _Backlog(api, dispatcher, desk, self._persist)
                 if self._settings.mode == "http":
                     await self._serve(desk, backlog)
                 else:
@@ -138,15 +138,11 @@ class _Backlog:
         api: AsyncWebClient,
         dispatcher: Dispatcher,
         desk: Desk,
-        messenger: SlackMessenger,
-        replies: Replies,
         persist: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
     ) -> None:
         self._api = api
         self._dispatcher = dispatcher
         self._desk = desk
-        self._messenger = messenger
-        self._replies = replies
         self._persist = persist
 
     async def marks(self) -> Mapping[ChannelKey, str]:
@@ -164,7 +160,7 @@ class _Backlog:
         channels: dict[str, dict[str | None, str]] = {}
         for key, newest in marks.items():
             channels.setdefault(key.channel, {})[key.thread] = newest
-        await self._persist(self._begin_owed)
+        await self._persist(self._desk.begin_owed)
         for channel, known in sorted(channels.items(), key=_last_spoken_in, reverse=True):
             await self._persist(partial(self._read, channel, known))
             self._desk.open(channel)
@@ -179,7 +175,7 @@ class _Backlog:
             return
         for event in events:
             await self._keep({**event, "channel": channel})
-        await self._begin_owed()
+        await self._desk.begin_owed()
 
     async def _keep(self, event: Event) -> None:
         try:
@@ -191,11 +187,6 @@ class _Backlog:
         except Exception:
             # A fault of ours: the next one may be better, and this one must not meet us again at each start.
             log.exception("a message that was missed on slack was dropped")
-
-    async def _begin_owed(self) -> None:
-        for exchange in await self._dispatcher.owed(PLATFORM):
-            self._messenger.doubt(exchange)
-            self._replies.begin(exchange)
 
 
 def _last_spoken_in(channel: tuple[str, Mapping[str | None, str]]) -> float:

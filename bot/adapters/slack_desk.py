@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import structlog
@@ -23,8 +23,10 @@ from bot.clock import Clock
 from bot.commands import parse
 from bot.dispatch import Dispatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
-from bot.errors import BotError, PlatformError, PlatformUnavailable
+from bot.errors import BotError, PlatformError, PlatformUnavailable, StoreError
 from bot.storage.patience import kept
+
+T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -96,6 +98,16 @@ class Desk:
     def open(self, channel: str) -> None:
         self._gates.pop(channel).set()
 
+    async def begin_owed(self) -> None:
+        """Begin all that is owed and that nobody works on.
+
+        Raises:
+            StoreError: It cannot be read.
+        """
+        for exchange in await self._dispatcher.owed(PLATFORM):
+            self._messenger.doubt(exchange)
+            self._replies.begin(exchange)
+
     async def on_message(self, event: Event) -> None:
         channel = id_of(event, "channel")
         await self._turn(channel)
@@ -160,8 +172,25 @@ class Desk:
 
     async def _take(self, message: IncomingMessage) -> None:
         placed = self._placed(message)
-        # Slack does not send for ever what is not acknowledged, a command not even twice: here it waits.
-        await kept(lambda: self._replies.take(placed), self._clock)
+        await self._kept(lambda: self._replies.take(placed))
+
+    async def _kept(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write it down: Slack does not send for ever what is not acknowledged, a command not even twice."""
+        failures = 0
+
+        async def tried() -> T:
+            nonlocal failures
+            try:
+                return await write()
+            except StoreError:
+                failures += 1
+                raise
+
+        written = await kept(tried, self._clock)
+        if failures:
+            # Where only the database's answer was lost, the next try found it written and nothing to begin.
+            await kept(self.begin_owed, self._clock)
+        return written
 
     def _begin(self, exchange: Exchange | None) -> None:
         if exchange is not None:
@@ -190,7 +219,7 @@ class Desk:
             return
         edited = await self.ears.changed({**message, "channel": channel})
         if edited is not None:
-            self._begin(await kept(lambda: self._dispatcher.edited(edited), self._clock))
+            self._begin(await self._kept(lambda: self._dispatcher.edited(edited)))
 
     async def _deleted(self, channel: str, ts: str) -> None:
         await kept(lambda: self._dispatcher.deleted(ChannelKey(PLATFORM, channel), ts), self._clock)

@@ -141,6 +141,35 @@ async def test_what_could_not_be_kept_waits_and_who_asked_is_told(house: House, 
     assert len(house.engine.requests) == 1
 
 
+async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(house: House, server: SlackServer) -> None:
+    begin, reopen, losses = house.store.begin, house.store.reopen, [StoreError("the connection broke")]
+
+    async def begun(message: IncomingMessage, kind: Kind) -> Exchange | None:
+        exchange = await begin(message, kind)
+        if losses:
+            raise losses.pop()
+        return exchange
+
+    async def reopened(exchange: int, text: str | None = None) -> Exchange | None:
+        again = await reopen(exchange, text)
+        if losses:
+            raise losses.pop()
+        return again
+
+    # The COMMIT arrives, and the word that it did not.
+    house.store.begin, house.store.reopen = begun, reopened  # type: ignore[method-assign]  # one answer of each is lost
+    async with running(house, server):
+        question = await server.say("hello", direct=True)
+        await answered(server, WAITS, "ok", channel="Mei")
+        await server.until(lambda: server.is_quiet)
+        losses.append(StoreError("the connection broke"))
+        house.engine.add("better")
+        await server.edit(question, "good morning")
+        await answered(server, WAITS, "better", channel="Mei")
+        await server.until(lambda: server.is_quiet)
+    assert len(house.engine.requests) == 2
+
+
 async def test_a_channel_that_is_gone_ends_the_exchange(house: House, server: SlackServer) -> None:
     server.refused["chat.postMessage"] = "is_archived"
     async with running(house, server):
