@@ -172,6 +172,55 @@ async def test_memory_is_given_back_once_nothing_holds_the_failed_step(monkeypat
         assert remains == [None, None], "after each of both tries"
 
 
+class Device:
+    """A GPU of which torch holds memory, beside one that another program uses; once broken it raises at each call."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_broken = False
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: device * 1024)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.call)
+        monkeypatch.setattr(torch.cuda, "empty_cache", self.call)
+
+    def call(self, device: int = 1) -> None:
+        assert device == 1, "a call alone would take memory there"
+        if self.is_broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+async def test_a_device_that_fails_for_good_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, device = ScriptedModel(), Device(monkeypatch)
+
+    def fail(batch: Batch) -> None:
+        device.is_broken = True
+        device.call()
+
+    async with serving(model) as engine:
+        assert text_of(await events(engine, ask("hello"))) == "hello"
+        model.before = fail
+        with pytest.raises(EngineFailed, match="died of RuntimeError: CUDA error"):
+            await events(engine, ask("hello"))
+        assert "CUDA error" in (engine.load.down or "")
+
+
+async def test_a_step_that_fails_on_a_device_that_is_well_ends_its_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScriptedModel()
+    Device(monkeypatch)
+
+    def fail(batch: Batch) -> None:
+        raise RuntimeError("CUDA error: invalid configuration argument")
+
+    model.before = fail
+    async with serving(model) as engine:
+        with pytest.raises(EngineFailed, match="a step of the model failed"):
+            await events(engine, ask("hello"))
+        model.before = lambda batch: None
+        assert text_of(await events(engine, ask("hello"))) == "hello"
+        assert engine.load.down is None
+        assert engine.load.device_bytes == 1024
+
+
 async def test_numbers_that_are_no_numbers_end_their_row_only() -> None:
     model, gate = ScriptedModel(), Gate()
 

@@ -202,7 +202,8 @@ class ServingEngine:
             else:
                 failure = EngineFailed(f"the engine's worker died of {type(error).__name__}: {error}")
         finally:
-            return_memory()
+            with suppress(RuntimeError):  # a broken device takes nothing back
+                return_memory()
             with self._lock:
                 self._is_in_step = False
                 self._abandon(str(failure))

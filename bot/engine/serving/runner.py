@@ -33,7 +33,8 @@ class Runner:
     Where a step of several rows fails, one may have failed the others, or all together
     were too much: its halves are tried, until the rows that fail alone are found.  A step
     that is run again writes the same keys and values to the same places.  A decode that
-    was too much for the memory is made in smaller parts for a while.
+    was too much for the memory is made in smaller parts for a while.  What a broken device
+    raises ends the worker: none of its steps will go well again.
     """
 
     def __init__(self, model: CausalLM, vocabulary: int) -> None:
@@ -116,14 +117,26 @@ def _guarded(work: Callable[[], T]) -> T | EngineFailed:
         # loop for half a second.
         gc.collect(1)
         return_memory()
+    else:
+        _raise_if_broken()
     return failure
+
+
+def _raise_if_broken() -> None:
+    """Ask the devices whether the failure is theirs: after some errors CUDA raises at each call until the process ends."""
+    for device in _reserved():
+        torch.cuda.synchronize(device)
 
 
 def device_memory() -> int:
     """Bytes that torch holds on CUDA devices, its reserve included."""
-    if not torch.cuda.is_available():
-        return 0
-    return sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count()))
+    return sum(_reserved().values())
+
+
+def _reserved() -> dict[int, int]:
+    """Bytes by device; one that we hold nothing of is not spoken to, for that alone would take memory there."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return {device: held for device in devices if (held := torch.cuda.memory_reserved(device))}
 
 
 def return_memory() -> None:
