@@ -135,8 +135,13 @@ class Dispatcher:
         if exchange is not None:
             await self._conversations.erase(exchange)
 
-    async def pressed(self, channel: ChannelKey, message_id: str, action: Action, by: Author) -> Pressed:
-        """Do what a button under one of the bot's messages says, if its presser may."""
+    async def pressed(
+        self, channel: ChannelKey, message_id: str, action: Action, by: Author, *, later: bool = False
+    ) -> Pressed:
+        """Do what a button under one of the bot's messages says, if its presser may.
+
+        With `later`, while others may be missing, what is to be answered anew is for `owed` to return.
+        """
         exchange = await self._store.showing(channel, message_id)
         if exchange is None or not self._access.admits(replace(exchange.message, author=by)):
             return Pressed()
@@ -152,6 +157,9 @@ class Dispatcher:
                     return Pressed(notice=refusal)
                 with self._hands.reaching(exchange.message):
                     reopened = await self._conversations.reopen(exchange)
+                    if reopened is not None and later:
+                        self.let_go(reopened.id)  # whoever still shows the old answer ends without it
+                        return Pressed()
                     return Pressed() if reopened is None else Pressed(again=self._taken_up(reopened))
             case _:
                 assert_never(action)

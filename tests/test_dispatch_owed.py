@@ -5,9 +5,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-from bot.domain import Exchange, IncomingMessage, Status
+from bot.dispatch import Pressed
+from bot.domain import Action, Exchange, IncomingMessage, Status
 from tests.house import House, a_house, notice_of, text_of
-from tests.messages import CHANNEL, NOON, a_message
+from tests.messages import CHANNEL, MEI, NOON, a_message
 
 
 async def owed(house: House) -> list[Exchange]:
@@ -117,3 +118,14 @@ async def test_an_old_question_that_was_edited_just_now_is_not_late(tmp_path: Pa
         await house.dispatcher.keep_edit(replace(question, text="question"))
         (exchange,) = await owed(house)
         assert text_of(await house.replied(exchange)) == "ok"
+
+
+async def test_a_retry_pressed_while_others_may_be_missing_waits_for_its_place(house: House) -> None:
+    await said_while_away(house, "first")
+    second = await house.accept(a_message("second"))
+    await house.dispatcher.placed(second.id, 0, "m1")
+    await house.replied(second)
+    house.dispatcher.let_go(second.id)
+    pressed = await house.dispatcher.pressed(CHANNEL, "m1", Action.RETRY, MEI, later=True)
+    assert pressed == Pressed()
+    assert [exchange.message.text for exchange in await owed(house)] == ["first", "second"]

@@ -233,7 +233,9 @@ class _Listener:
         return said.to is Addressee.US
 
     async def _press(self, press: Pressed) -> None:
-        pressed = await self._dispatcher.pressed(press.channel, press.message_id, press.action, press.by)
+        pressed = await self._dispatcher.pressed(
+            press.channel, press.message_id, press.action, press.by, later=self.is_behind
+        )
         self._begin(pressed.again)
         self._errands.begin(self._answer(press, pressed.notice))
 

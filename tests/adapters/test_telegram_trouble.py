@@ -132,6 +132,20 @@ async def test_an_edit_made_while_the_bot_was_away_overtakes_nothing(telegram: T
     assert [request.messages[-1].content for request in house.engine.requests] == ["first", "second"]
 
 
+async def test_a_retry_pressed_while_the_bot_was_away_is_answered_in_its_place(
+    telegram: TelegramPlatform, house: House
+) -> None:
+    house.engine.add("wrong", "right")
+    async with running(telegram, house):
+        await telegram.say("first", direct=True)
+        await done(telegram, "wrong", channel="Mei")
+    await telegram.say("second", direct=True)
+    await telegram.press(replies(telegram, "Mei")[0].id, Action.RETRY)
+    async with running(telegram, house):
+        await done(telegram, "right", "ok", channel="Mei")
+    assert [request.messages[-1].content for request in house.engine.requests] == ["first", "first", "second"]
+
+
 async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, house: House) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(3):
