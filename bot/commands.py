@@ -1,7 +1,7 @@
 """The slash commands: one async generator each, the same on every platform."""
 
 import difflib
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +12,7 @@ from bot.access import Access
 from bot.conversations import Conversations
 from bot.domain import Exchange, Notice, ReplyEvent
 from bot.engine.base import Engine
+from bot.errors import NotScrubbed
 from bot.settings import LiveSettings
 from bot.words import Say
 
@@ -146,9 +147,9 @@ async def clear(call: Call) -> AsyncGenerator[ReplyEvent, None]:
     if not call.access.may_clear(call.exchange.message.author):
         yield Notice(call.say("Only admins may make me forget a conversation."))
         return
-    count = await call.conversations.clear(call.exchange.message.channel, call.exchange)
+    count, rest = await _deleted(call, call.conversations.clear(call.exchange.message.channel, call.exchange))
     if count:
-        yield Notice(call.say("Forgotten: everything said here ({count}).").format(count=count))
+        yield Notice(call.say("Forgotten: everything said here ({count}).").format(count=count) + rest)
     else:
         yield Notice(call.say("There was nothing to forget here."))
 
@@ -163,11 +164,24 @@ async def forget(call: Call) -> AsyncGenerator[ReplyEvent, None]:
             )
         )
         return
-    count = await call.conversations.forget(call.exchange)
+    count, rest = await _deleted(call, call.conversations.forget(call.exchange))
     if count:
-        yield Notice(call.say("Forgotten: all that you ever said to me ({count}), and my answers.").format(count=count))
+        said = call.say("Forgotten: all that you ever said to me ({count}), and my answers.").format(count=count)
+        yield Notice(said + rest)
     else:
         yield Notice(call.say("I remember nothing that you said to me."))
+
+
+async def _deleted(call: Call, deletion: Awaitable[int]) -> tuple[int, str]:
+    """How much it deleted, and what is still to be said about that."""
+    try:
+        return await deletion, ""
+    except NotScrubbed as error:
+        rest = call.say(
+            "No answer of mine will use it again, but the file of my database still holds the words: another program is "
+            "using it, or the disk is full. I remove them by myself as soon as I can."
+        )
+        return error.count, f"\n\n{rest}"
 
 
 @command("stop", say_later("Stop the answer that is being written"))

@@ -10,6 +10,7 @@
     │   └── EngineFailed        this request died; others live
     ├── StoreError              the database cannot be used
     │   └── StoreInUse          by another bot: one at a time
+    ├── NotScrubbed             what was deleted is in no row any more, but still in the file
     ├── AddressUnavailable      the operations server cannot listen where it shall
     └── PlatformError
         ├── LoginRefused        a wrong token: the program ends
@@ -88,6 +89,17 @@ class StoreError(BotError):
 
 class StoreInUse(StoreError):
     """Another bot runs on this database; two would answer everything twice."""
+
+
+class NotScrubbed(BotError):
+    """What was deleted, `count` chats, is in no row any more, but the database's file still holds it.
+
+    Another program is in the way, or the disk is full.  The store tries again by itself.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__("what was deleted is in no row any more, but the database's file still holds it for now")
 
 
 class AddressUnavailable(BotError):

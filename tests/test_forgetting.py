@@ -1,8 +1,12 @@
 """/forget me, and what else is deleted while others work on it: no byte of it stays."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from bot.config import LimitsSection
 from bot.domain import Action, Author, ChannelKey, Status
@@ -24,6 +28,21 @@ async def test_who_asks_to_be_forgotten_leaves_no_byte_anywhere(house: House, tm
     content = bytes_in(tmp_path)
     assert [word for word in (b"swordfish", b"password", b"id-of-hers", b"Mei Zhang") if word in content] == []
     assert b"for Tom" in content, "others are remembered"
+
+
+@pytest.mark.parametrize("command", ["/clear", "/forget me"])
+async def test_who_deletes_while_another_program_reads_the_file_is_told_that_it_still_holds_the_words(
+    house: House, tmp_path: Path, command: str
+) -> None:
+    await house.ask(a_message("my password"))
+    (file,) = tmp_path.glob("*.db")
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM exchanges").fetchone()
+        said = notice_of(await house.ask(a_message(command)))
+        assert "1" in said
+        assert "still holds the words" in said
+        assert "password" not in "".join(row[0] for row in sqlite3.connect(file).execute("SELECT text FROM exchanges"))
 
 
 async def test_what_was_forgotten_is_not_answered_when_it_comes_again(house: House) -> None:

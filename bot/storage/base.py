@@ -93,11 +93,19 @@ class Store(Protocol):
         answered again.  When this returns, no row holds the text, and no byte of it is left in
         a SQLite database's files; of a large file the unused parts may hold some until it is
         rewritten, which it is by itself.  What else a server keeps is its operator's.
+
+        Another program that reads the file, or a full disk, keeps the bytes there longer.
+        Nobody waits for that for more than a moment, nothing fails, and it is tried again:
+        whoever clears or forgets is told by NotScrubbed, with the same count.
+
         Whoever quoted it, in another thread or since, keeps their own words and loses the
         quotation.  Return how many chats had text; commands are not counted.
 
         A command that is still open stays: it may be the very one that clears, and is
         owed its reply.
+
+        Raises:
+            NotScrubbed: All that is done, but for the bytes in the file.
         """
         ...
 
@@ -105,17 +113,20 @@ class Store(Protocol):
         """The same for all that one person said, everywhere, and the answers to it.
 
         With `before`, their open commands go too: it names the one that forgets, which stays.
+
+        Raises:
+            NotScrubbed: All that is done, but for the bytes in the file.
         """
         ...
 
     async def erase(self, exchange: int) -> None:
-        """The same for one exchange: its message was deleted."""
+        """The same for one exchange: its message was deleted.  It does not raise NotScrubbed."""
         ...
 
     async def expire(self, before: datetime) -> int:
         """The same for all that was said before this moment; what is still open is spared.
 
-        A quotation is as old as the message that it stands in.
+        A quotation is as old as the message that it stands in.  It does not raise NotScrubbed.
         """
         ...
 

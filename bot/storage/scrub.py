@@ -91,21 +91,21 @@ class Scrubber:
         """Note, in the transaction that deletes something, that it did."""
         await tx.exec_driver_sql(f"PRAGMA user_version={await _deletions(tx) + 1}")
 
+    @property
+    def is_hindered(self) -> bool:
+        """Whether the last try failed: another program was in the way, or the disk was full."""
+        return self._pause > 0
+
     async def scrub(self) -> None:
         """Make good on all that was marked, by whomever: now if that is due, else as soon as it is.
 
-        Nothing to do takes no time.
-
-        Raises:
-            StoreError: Another program is in the way.  The marks stay, and it is tried
-                again by itself.
+        Nothing to do takes no time.  What cannot be done now stays owed, and is tried again
+        by itself: `is_hindered` tells.
         """
         self._is_owed = True
-        try:
-            await self._scrub_if_due()
-        finally:
-            if self._is_owed:
-                self.scrub_later()
+        await self._scrub_if_due()
+        if self._is_owed:
+            self.scrub_later()
 
     def scrub_later(self) -> None:
         """Do so as soon as it is due, with nobody waiting for it."""
@@ -129,16 +129,17 @@ class Scrubber:
     async def _scrub_when_due(self) -> None:
         while self._is_owed:
             await self._clock.sleep(max(self._pause, self._allowance.wait()))
-            try:
-                # Cancelled in the middle, the connection would stay as it is just then.
-                await result_of(asyncio.create_task(self._scrub_if_due(), name="scrub"))
-            except StoreError as error:
-                log.warning("deleted text could not be scrubbed; trying again", seconds=self._pause, error=str(error))
+            # Cancelled in the middle, the connection would stay as it is just then.
+            await result_of(asyncio.create_task(self._scrub_if_due(), name="scrub"))
 
     async def _scrub_if_due(self) -> None:
         async with self._one_at_a_time:
-            if not self._allowance.wait():
+            if self._allowance.wait():
+                return
+            try:
                 await self._rewrite()
+            except StoreError as error:
+                log.warning("deleted text could not be scrubbed; trying again", seconds=self._pause, error=str(error))
 
     async def _rewrite(self) -> None:
         self._is_owed = False  # what is deleted from here on is owed anew

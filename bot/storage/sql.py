@@ -9,13 +9,12 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-import structlog
 from sqlalchemy import ColumnElement, Text, and_, cast, false, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bot.clock import Clock, MonotonicClock
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
-from bot.errors import StoreError
+from bot.errors import NotScrubbed, StoreError
 from bot.storage import engines, migrate
 from bot.storage.base import History
 from bot.storage.quotations import spoken, unquote
@@ -27,8 +26,6 @@ from bot.storage.transactions import Transactions
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A command that is being carried out may be the very one that deletes: it is still owed its reply.
 _NOT_ASKING = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
@@ -67,8 +64,9 @@ class SqlStore:
     Writers take turns in the order they came, so rows are numbered in the order of the calls.
 
     After clear, forget, erase and expire a SQLite file is scrubbed (scrub.py), at once or as
-    soon as that is not too dear.  It waits for whoever else reads the file; after more than
-    `patience` seconds StoreError says so: the rows are blank then, and it is tried again.
+    soon as that is not too dear.  It waits up to `patience` seconds for whoever else reads the
+    file, and is tried again by itself if that was not enough: the rows are blank then, and
+    clear and forget say so with NotScrubbed.
 
     `busy_timeout` is how long another program's lock is waited for, `queue_timeout` how
     long one's turn; a transaction older than `suspicious` is reported.  All in seconds.
@@ -81,7 +79,7 @@ class SqlStore:
         *,
         busy_timeout: float = engines.BUSY_TIMEOUT,
         queue_timeout: float = 30.0,
-        patience: float = 10.0,
+        patience: float = 1.0,
         suspicious: float = 10.0,
     ) -> None:
         self._url = url
@@ -228,11 +226,11 @@ class SqlStore:
     @shielded
     async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         here = _exactly(channel) if channel.thread is not None else _within(channel)
-        return await self._blank(here, _NOT_ASKING, *_earlier(before), with_quotations=True)
+        return self._told(await self._blank(here, _NOT_ASKING, *_earlier(before), with_quotations=True))
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
-        return await self._blank(_by(author), *(_earlier(before) or [_NOT_ASKING]), with_quotations=True)
+        return self._told(await self._blank(_by(author), *(_earlier(before) or [_NOT_ASKING]), with_quotations=True))
 
     @shielded
     async def erase(self, exchange: int) -> None:
@@ -331,6 +329,12 @@ class SqlStore:
             await self._scrubber.scrub()
         return kinds.count(Kind.CHAT)
 
+    def _told(self, count: int) -> int:
+        """The count, unless whoever deleted so much is to know that the file still holds it."""
+        if count and self._scrubber is not None and self._scrubber.is_hindered:
+            raise NotScrubbed(count)
+        return count
+
     async def _open(self) -> None:
         await asyncio.to_thread(migrate.upgrade, self._url, self._busy_timeout)
         try:
@@ -342,10 +346,7 @@ class SqlStore:
             await self._transactions.dispose()
             raise
         if self._scrubber is not None:
-            try:
-                await self._scrubber.scrub()  # a crash may have come in between
-            except StoreError as error:
-                log.warning("deleted text could not be scrubbed; trying again", error=str(error))
+            await self._scrubber.scrub()  # a crash may have come in between
 
     async def _close(self) -> None:
         await self._transactions.settled()

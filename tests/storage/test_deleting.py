@@ -3,21 +3,25 @@
 import asyncio
 import random
 import sqlite3
+import sys
+import time
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
 from structlog.testing import capture_logs
 
-from bot.domain import Answer, Author, ChannelKey, Kind
-from bot.errors import StoreError
+from bot.domain import Answer, Author, ChannelKey, Exchange, Kind
+from bot.errors import NotScrubbed
 from bot.storage.scrub import AGAIN, SAVED, SHARE, Allowance
 from bot.storage.sql import SqlStore
 from tests.fakes.clock import ManualClock
-from tests.storage import MEI, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
+from tests.storage import MEI, NOON, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
 
 # Each stands in another column, and long ones fill pages of their own.
 TEXTS = [
@@ -106,17 +110,63 @@ def being_read(path: Path) -> Iterator[sqlite3.Connection]:
         yield other
 
 
-async def test_while_another_program_reads_clearing_waits_and_then_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["clear", "forget"])
+async def test_while_another_program_reads_clearing_is_done_but_for_the_file_and_says_so(
+    tmp_path: Path, what: str
+) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0.1) as store:
         await talk(store)
-        with (
-            being_read(tmp_path / "bot.db"),
-            pytest.raises(StoreError, match=r"bot\.db-wal still holds it.*close that"),
-        ):
-            await store.clear(ROOM)
+        with being_read(tmp_path / "bot.db"), capture_logs() as logs:
+            with pytest.raises(NotScrubbed, match="still holds it") as told:
+                await (store.clear(ROOM) if what == "clear" else store.forget(WROTE))
+            assert told.value.count == 3
+            assert await store.clear(ROOM) == 0  # no row has it
+        assert "bot.db-wal still holds it" in logs[0]["error"]
         assert traces(tmp_path)
         assert await store.clear(ROOM) == 0
         assert traces(tmp_path) == []
+
+
+async def test_while_another_program_reads_what_is_erased_edited_or_too_old_goes_at_once(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0) as store:
+        erased, edited, old = await secrets_of(store, 3)
+        with being_read(tmp_path / "bot.db"):
+            await store.erase(erased)
+            assert await store.reopen(edited, "harmless") is not None
+            await store.fail(edited, "nobody was there")
+            await store.fail(old, "nobody was there")
+            assert await store.expire(NOON + timedelta(days=1)) == 2
+            texts = [row.message.text for row in await rows_of(store, 3)]
+            assert texts == [""] * 3
+            assert await store.begin(message(9), Kind.CHAT) is not None
+        assert owes(tmp_path / "bot.db")
+
+
+async def rows_of(store: SqlStore, count: int) -> list[Exchange]:
+    found = [await store.find(ROOM, str(number)) for number in range(count)]
+    return [exchange for exchange in found if exchange is not None]
+
+
+async def test_who_deletes_while_another_program_reads_waits_no_longer_than_a_moment(tmp_path: Path) -> None:
+    async with SqlStore(url_of(tmp_path / "bot.db")) as store:
+        ids = await secrets_of(store, 30)
+        reader = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN'); "
+        reader += "c.execute('SELECT * FROM exchanges').fetchone(); print('reading', flush=True); sys.stdin.read()"
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", reader, str(tmp_path / "bot.db"), stdin=PIPE, stdout=PIPE
+        )
+        try:
+            assert other.stdout is not None
+            assert await other.stdout.readline() == b"reading\n"
+            began = time.monotonic()
+            for each in ids:
+                await store.erase(each)
+            took = time.monotonic() - began
+            assert b"secret" in bytes_in(tmp_path)
+        finally:
+            await other.communicate(b"")
+        assert took < 5, "each of them waited"
+    assert b"secret" not in bytes_in(tmp_path)
 
 
 async def test_clearing_succeeds_once_the_other_program_has_read(tmp_path: Path) -> None:
@@ -137,7 +187,7 @@ async def test_clearing_succeeds_once_the_other_program_has_read(tmp_path: Path)
 async def test_a_crash_before_the_file_was_scrubbed_is_made_up_for_at_the_next_start(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0) as store:
         await talk(store)
-        with being_read(tmp_path / "bot.db"), pytest.raises(StoreError):
+        with being_read(tmp_path / "bot.db"), pytest.raises(NotScrubbed):
             await store.clear(ROOM)
         # What is in the files now is what a crash would leave.
         crashed = tmp_path / "crashed"
@@ -153,7 +203,7 @@ async def test_text_that_cannot_be_scrubbed_at_the_start_is_reported(tmp_path: P
     async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"):
-            with pytest.raises(StoreError):
+            with pytest.raises(NotScrubbed):
                 await store.clear(ROOM)
             with capture_logs() as logs:
                 async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0):
@@ -299,7 +349,7 @@ async def test_what_another_program_was_in_the_way_of_is_tried_again_without_ano
     async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
         await talk(store)
         with rewriting() as rewritten:
-            with being_read(tmp_path / "bot.db"), pytest.raises(StoreError):
+            with being_read(tmp_path / "bot.db"), pytest.raises(NotScrubbed):
                 await store.clear(ROOM)
             assert traces(tmp_path)
             await clock.advance(AGAIN)
@@ -319,7 +369,7 @@ async def test_another_program_that_stays_in_the_way_is_reported_now_and_then(tm
     async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
         await secrets_of(store, 1)
         with being_read(tmp_path / "bot.db"):
-            with pytest.raises(StoreError):
+            with pytest.raises(NotScrubbed):
                 await store.clear(ROOM)
             await asleep.wait()
             with capture_logs() as logs:
