@@ -25,15 +25,20 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("layers.c")
 # Numbers may be infinite or none at all, but nobody asks what a product raised or which of errno's codes it left.
 _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
-# What torch calls this processor, and gcc (from 11 on) and clang (from 12 on).
-_KINDS = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3", "DEFAULT": "x86-64"}
+# Kinds of processors of PCs, as torch tells them apart, for gcc (from 11 on) and clang (from 12 on).
+_KINDS = {
+    "AVX512_BF16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "AVX512": ("-march=x86-64-v4",),
+    "AVX2": ("-march=x86-64-v3",),
+    "DEFAULT": ("-march=x86-64",),
+}
 _SECONDS = 120
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """Load the library for this processor, compiling it where that was not done yet; None where it cannot be had."""
-    kind = torch.backends.cpu.get_cpu_capability()
+    kind = kind_of_processor()
     name = _name(kind)
     for folder in (SOURCE.parent, _cache()):
         if (folder / name).is_file():
@@ -43,6 +48,12 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("quantised models run at about half their speed on this CPU: %s", error)
         return None
+
+
+def kind_of_processor() -> str:
+    """Name what the library is compiled for here."""
+    kind: str = torch.backends.cpu.get_cpu_capability()
+    return "AVX512_BF16" if kind == "AVX512" and torch.cpu._is_avx512_bf16_supported() else kind
 
 
 def compile_for(kind: str, folder: Path) -> Path:
@@ -76,7 +87,7 @@ def compile_for(kind: str, folder: Path) -> Path:
 
 
 def _arguments(kind: str) -> tuple[str, ...]:
-    return (*_FLAGS, f"-march={_KINDS[kind]}") if kind in _KINDS and _is_x86() else _FLAGS
+    return (*_FLAGS, *_KINDS.get(kind, ())) if _is_x86() else _FLAGS
 
 
 def _name(kind: str) -> str:
@@ -100,5 +111,5 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 if __name__ == "__main__":
-    for each in _KINDS if _is_x86() else (torch.backends.cpu.get_cpu_capability(),):
+    for each in _KINDS if _is_x86() else (kind_of_processor(),):
         sys.stdout.write(f"{compile_for(each, SOURCE.parent)}\n")

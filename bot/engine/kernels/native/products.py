@@ -34,9 +34,10 @@ class Matrix(ctypes.Structure):
 
 
 class Product:
-    """A quantised matrix as it is stored, ready for activations in bfloat16, and in float32 where they are few.
+    """A quantised matrix as it is stored, ready for activations in bfloat16.
 
-    Up to `MOST_ROWS` rows no weight is rounded, and sums are float32.
+    Up to `MOST_ROWS` rows no weight is rounded, and sums are float32; so may the activations be, which some processors
+    round to bfloat16.
     """
 
     def __init__(self, weight: Quantised, bias: Tensor | None) -> None:
