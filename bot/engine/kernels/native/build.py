@@ -1,4 +1,4 @@
-"""Gets layers.c compiled, once for each kind of processor, and loads what came of it.
+"""Gets layers.c and the products it includes compiled, once for each kind of processor, and loads what came of it.
 
 `python -m bot.engine.kernels.native.build` compiles beside the source for every kind that this machine's family knows:
 for an image, whose containers have no compiler.
@@ -23,6 +23,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("layers.c")
+_HEADER = Path(__file__).with_name("products.h")
 # Numbers may be infinite or none at all, but nobody asks what a product raised or which of errno's codes it left.
 _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
 # Kinds of processors of PCs, as torch tells them apart, for gcc (from 11 on) and clang (from 12 on).
@@ -91,7 +92,7 @@ def _arguments(kind: str) -> tuple[str, ...]:
 
 
 def _name(kind: str) -> str:
-    made_of = SOURCE.read_bytes() + " ".join(_arguments(kind)).encode()
+    made_of = SOURCE.read_bytes() + _HEADER.read_bytes() + " ".join(_arguments(kind)).encode()
     return f"layers-{platform.machine()}-{kind.lower()}-{hashlib.sha256(made_of).hexdigest()[:12]}.so"
 
 

@@ -1,4 +1,4 @@
-"""int8 and int4 weights times bfloat16 activations, through layers.c."""
+"""int8 and int4 weights times bfloat16 activations, through products.h."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LANES = 16
 
 
 class Matrix(ctypes.Structure):
-    """`struct matrix`."""
+    """`struct matrix` of products.h."""
 
     _fields_ = (
         ("bits", c_int64),
