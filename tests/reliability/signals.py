@@ -241,6 +241,8 @@ def _told(outcomes: list[Outcome]) -> str:
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
+    # What a shell starts in the background ignores SIGINT, and so would the bots.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     gate = asyncio.Semaphore(AT_A_TIME)
 
     async def outcome(name: str, case: str, number: int) -> Outcome:
