@@ -97,7 +97,7 @@ class Embedding(nn.Module):
         return functional.embedding(ids, self.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, self.weight)
+        return functional.linear(hidden.to(self.weight.dtype), self.weight)
 
 
 class SelfAttention(nn.Module):
@@ -204,4 +204,4 @@ class ChatGLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every word of the vocabulary; `[..., hidden]` to `[..., vocab]`."""
         table = cast("Embedding", self.transformer.word_embeddings)
-        return table.logits(hidden.to(self.device, self.dtype))
+        return table.logits(hidden.to(self.device))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bot.engine.kernels import cpu, cuda, reference, sizes
+from bot.engine.kernels.native.products import Product as NativeProduct
 from bot.engine.kernels.reference import Int4, Int8, Quantised, quantise_int4, quantise_int8
 
 __all__ = ["Int4", "Int8", "Linear", "Quantised", "TiedEmbedding", "quantise"]
@@ -67,8 +68,10 @@ class TiedEmbedding(nn.Module):
     def __init__(self, weight: Tensor | Quantised, dtype: torch.dtype) -> None:
         super().__init__()
         self._rows = weight
+        self._dtype = dtype
         pack = not isinstance(weight, Tensor) or weight.nbytes <= sizes.PACKED_TABLE_BYTES
         self._product = Linear(weight, None, dtype) if pack else _Plain(weight, None)
+        self._takes_float32 = isinstance(self._product, Linear) and isinstance(self._product.product, NativeProduct)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look rows up; those of a quantised table come as float32."""
@@ -77,7 +80,8 @@ class TiedEmbedding(nn.Module):
         return reference.dequantise(self._rows, rows=ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._product(hidden)
+        """Score every word; in float32 where the product can, for what is rounded here is rounded last."""
+        return self._product(hidden if self._takes_float32 else hidden.to(self._dtype))
 
 
 class _Plain:

@@ -34,7 +34,7 @@ class Matrix(ctypes.Structure):
 
 
 class Product:
-    """A quantised matrix as it is stored, ready for activations in bfloat16.
+    """A quantised matrix as it is stored, ready for activations in bfloat16 or float32; what comes out is of their dtype.
 
     Up to `MOST_ROWS` rows no weight is rounded, and sums are float32; so may the activations be, which some processors
     round to bfloat16.
@@ -66,7 +66,7 @@ class Product:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, self.columns)
-        sums = self._few(flat.float()) if flat.shape[0] <= MOST_ROWS else self._many(flat)
+        sums = self._few(flat.float()) if flat.shape[0] <= MOST_ROWS else self._many(flat.bfloat16())
         return sums.to(hidden.dtype).view(*hidden.shape[:-1], -1)
 
     def _few(self, hidden: Tensor) -> Tensor:
