@@ -350,6 +350,7 @@ class Machine(RuleBasedStateMachine):
             for platform in PLATFORMS:
                 owed = await self.house.dispatcher.owed(platform)
                 assert owed == [], f"all was delivered, and still owed: {owed}"
+            await self.stack.aclose()  # of a file that was rewritten a moment ago the rest goes at the end
             content = b"".join(path.read_bytes() for path in self.folder.iterdir())
             left = [word.text for word in self.words.values() if word.is_erased and word.text.encode() in content]
             assert left == [], f"deleted, and still in the files: {left}"
