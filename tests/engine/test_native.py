@@ -222,7 +222,7 @@ def test_older_processors_code_gives_the_same(kind: str, tmp_path: Path, monkeyp
         product = product_of(quantised(name, normal(48, 256)), normal(48))
         wanted = product(few.float()), product(many)
         with monkeypatch.context() as patched:
-            patched.setattr(products, "_library", lambda: older)
+            patched.setattr(products, "present", lambda: older)
             torch.testing.assert_close(product(few.float()), wanted[0], rtol=1e-5, atol=1e-4)
             assert torch.equal(product(many), wanted[1])
 
@@ -237,6 +237,18 @@ def test_without_a_compiler_torchs_products_are_used_and_the_log_says_what_to_in
     with caplog.at_level(logging.WARNING):
         assert build.library.__wrapped__() is None
     assert "apt install gcc libc6-dev" in caplog.text
+
+
+def test_a_file_that_is_no_library_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "_name", lambda kind: "torn.so")
+    (tmp_path / "chatglm-bot").mkdir()
+    (tmp_path / "chatglm-bot" / "torn.so").write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        assert build.library.__wrapped__() is None
+    assert "torn.so" in caplog.text
 
 
 def test_a_compiler_that_fails_is_quoted(

@@ -41,14 +41,22 @@ def library() -> ctypes.CDLL | None:
     """Load the library for this processor, compiling it where that was not done yet; None where it cannot be had."""
     kind = kind_of_processor()
     name = _name(kind)
-    for folder in (SOURCE.parent, _cache()):
-        if (folder / name).is_file():
-            return _load(folder / name)
     try:
+        for folder in (SOURCE.parent, _cache()):
+            if (folder / name).is_file():
+                return _load(folder / name)
         return _load(compile_for(kind, _cache()))
+    # A home that nobody has is a RuntimeError, a file that is no library an OSError.
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("quantised models run at about half their speed on this CPU: %s", error)
         return None
+
+
+def present() -> ctypes.CDLL:
+    """The library, for what is only made where there is one."""
+    found = library()
+    assert found is not None, "a product was made without it"
+    return found
 
 
 def kind_of_processor() -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bot.engine.kernels.native.build import library
+from bot.engine.kernels.native.build import present
 from bot.engine.kernels.native.products import MOST_ROWS, Matrix, Product
 
 _LANES = 16
@@ -120,9 +120,7 @@ class Layers:
         rows = hidden.shape[0]
         self._state[:rows] = hidden
         tokens = _Tokens(rows=rows, slots=slots.data_ptr(), at=at.data_ptr(), positions=positions.data_ptr())
-        found = library()
-        assert found is not None, "products were made without it"
-        found.run_layers(ctypes.byref(self._network), ctypes.byref(tokens))
+        present().run_layers(ctypes.byref(self._network), ctypes.byref(tokens))
         return self._normed[:rows]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bot.engine.kernels.native.build import library
+from bot.engine.kernels.native.build import library, present
 from bot.engine.kernels.reference import Int8, Quantised
 
 # From more activations on, weights are turned to bfloat16 for each product, and oneDNN does the rest.  For 4096 x 4096
@@ -74,7 +74,7 @@ class Product:
         hidden = hidden.contiguous()
         sums = torch.empty(rows, self.rows)
         scratch = torch.empty(threads, rows, self.columns)
-        _library().multiply(
+        present().multiply(
             ctypes.byref(self.matrix),
             c_void_p(hidden.data_ptr()),
             c_int64(rows),
@@ -86,7 +86,7 @@ class Product:
 
     def _many(self, hidden: Tensor) -> Tensor:
         weight = torch.empty(self.rows, self.columns, dtype=torch.bfloat16)
-        _library().convert(ctypes.byref(self.matrix), c_void_p(weight.data_ptr()), c_int64(torch.get_num_threads()))
+        present().convert(ctypes.byref(self.matrix), c_void_p(weight.data_ptr()), c_int64(torch.get_num_threads()))
         sums = functional.linear(hidden, weight).float()
         return sums + self._bias if self._row_scale is None else torch.addcmul(self._bias, sums, self._row_scale)
 
@@ -100,9 +100,3 @@ def pack(weight: Quantised, bias: Tensor | None) -> Product | None:
     """Prepare a matrix for activations in bfloat16; None where there is no product for it."""
     bits, groups = (8, 1) if isinstance(weight, Int8) else (4, weight.scale.shape[1])
     return Product(weight, bias) if suits(*weight.shape, bits, groups) else None
-
-
-def _library() -> ctypes.CDLL:
-    found = library()
-    assert found is not None, "a product was made without it"
-    return found
