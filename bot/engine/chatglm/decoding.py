@@ -10,7 +10,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from bot.engine.chatglm.model import RESIDUAL_SCALE, ChatGLM, rotary_angles
+from bot.engine.chatglm.model import RESIDUAL_SCALE, ChatGLM, all_angles
 from bot.engine.kernels import Linear, TiedEmbedding
 from bot.engine.serving.cache import KeyValueCache
 
@@ -48,12 +48,8 @@ class Decoder:
     """
 
     def __init__(self, network: ChatGLM, cache: KeyValueCache, parts: Parts) -> None:
-        config = network.config
         self._network, self._cache, self._parts = network, cache, parts
-        # A block's positions begin with 1: there is one more than there are tokens.
-        positions = torch.arange(config.max_sequence_length + 1, device=network.device)
-        self._angles = rotary_angles(positions, config.head_dim // config.channels, network.half_angles)
-        self._angles = (self._angles[0].float().contiguous(), self._angles[1].float().contiguous())
+        self._angles = all_angles(network.config, network.device, network.half_angles)
 
     def __call__(self, numbers: Tensor) -> Tensor:
         """Run a step on int64 `[numbers of a row, rows]`."""

@@ -64,6 +64,14 @@ def rotary_angles(positions: Tensor, dim: int, half: bool = False) -> tuple[Tens
     return angles.cos(), angles.sin()
 
 
+def all_angles(config: ChatGLMConfig, device: torch.device, half: bool = False) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position there is, float32 `[positions, head_dim / channels / 2]`."""
+    # A block's positions begin with 1: there is one more than there are tokens.
+    positions = torch.arange(config.max_sequence_length + 1, device=device)
+    cos, sin = rotary_angles(positions, config.head_dim // config.channels, half)
+    return cos.float().contiguous(), sin.float().contiguous()
+
+
 class Rotation:
     """One step's rotation of queries and keys, the same for all layers.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bot.engine.chatglm.model import RESIDUAL_SCALE, Block, ChatGLM, rotary_angles
+from bot.engine.chatglm.model import RESIDUAL_SCALE, Block, ChatGLM, all_angles
 from bot.engine.kernels import Linear
 from bot.engine.kernels.native.layers import Layer, Layers, suits
 from bot.engine.kernels.native.products import Product
@@ -18,18 +18,14 @@ class NativeDecoder:
     """Feeds up to `MOST_ROWS` rows one token each, and returns the logits of the next, `[rows, vocab]`."""
 
     def __init__(self, network: ChatGLM, cache: KeyValueCache, layers: Sequence[Layer]) -> None:
-        config = network.config
-        # A block's positions begin with 1: there is one more than there are tokens.
-        positions = torch.arange(config.max_sequence_length + 1)
-        cosine, sine = rotary_angles(positions, config.head_dim // config.channels, network.half_angles)
         self._network = network
         self._layers = Layers(
             layers,
             network.transformer.final_layernorm,
             cache.keys,
             cache.values,
-            (cosine.float().contiguous(), sine.float().contiguous()),
-            channels=config.channels,
+            all_angles(network.config, network.device, network.half_angles),
+            channels=network.config.channels,
             alpha=RESIDUAL_SCALE,
         )
 
