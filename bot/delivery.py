@@ -36,6 +36,7 @@ from bot.errors import (
 from bot.markup.format import Format, Plain, Remembering, Rendered, fits
 from bot.markup.split import Splitter, join, split
 from bot.pacing import Pacer
+from bot.waits import Backoff
 from bot.words import Say, ending, waiting
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -176,7 +177,7 @@ class Delivery:
         self._calls = 0
         self._texts: list[str] | None = None
         # Replies that fail together shall not come back together.
-        self._jitter = random.Random(exchange.id)
+        self._wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.Random(exchange.id).random)
 
     async def run(self, events: AsyncGenerator[ReplyEvent, None]) -> None:
         """Show the reply until its last edit has landed; closes the events.
@@ -220,7 +221,6 @@ class Delivery:
         self._changed.set()
 
     async def _show(self, reading: asyncio.Task[None]) -> None:
-        failures = 0
         while True:
             number = self._due()
             if number is None:
@@ -232,15 +232,13 @@ class Delivery:
             is_urgent = self._is_urgent(number)
             try:
                 await self._pacer.call(self._channel, partial(self._act, is_urgent), urgent=is_urgent)
-                failures = 0
             except RateLimited:
                 continue  # the pacer lets nobody through before its time
             except (PlatformUnavailable, StoreError):
                 # Nor is a database given up on: only we know the id that it does not take.
-                failures += 1
-            if failures:
-                longest = min(_FIRST_RETRY * 2.0 ** min(failures - 1, 16), _LONGEST_RETRY)
-                await self._pacer.clock.sleep(longest * (1 + self._jitter.random()) / 2)
+                await self._pacer.clock.sleep(self._wait.after_failure())
+            else:
+                self._wait.succeeded()
 
     def _due(self) -> int | None:
         """The part to act on: one to send, or else of those to edit the one left alone longest."""

@@ -11,6 +11,7 @@ import structlog
 from bot.clock import Clock
 from bot.config import Config, EngineSection, Section
 from bot.errors import ConfigError
+from bot.waits import first_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -94,12 +95,7 @@ class LiveSettings:
 
     async def _pause(self) -> bool:
         """Wait until it is time to look again; whether somebody asked for it."""
-        waiting = [asyncio.ensure_future(self._asked.wait()), asyncio.ensure_future(self._clock.sleep(_LOOK_SECONDS))]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waiting:
-                each.cancel()
+        await first_of(self._asked.wait(), self._clock.sleep(_LOOK_SECONDS))
         is_asked = self._asked.is_set()
         self._asked.clear()
         return is_asked

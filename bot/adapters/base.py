@@ -17,6 +17,7 @@ from bot.domain import ChannelKey, Exchange, Finished, FinishReason, IncomingMes
 from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, StoreError
 from bot.logs import bound
 from bot.pacing import Pacer
+from bot.waits import first_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -205,21 +206,12 @@ class Replies:
     ) -> None:
         self._is_closing = True
         try:
-            await self._grace()
+            await first_of(self.finished(), self._clock.sleep(GRACE))
         finally:
             growing = [*(each.task for each in self._growing.values()), *self._excuses]
             for task in growing:
                 task.cancel()
             await asyncio.gather(*growing, return_exceptions=True)
-
-    async def _grace(self) -> None:
-        ending = asyncio.ensure_future(self.finished())
-        over = asyncio.ensure_future(self._clock.sleep(GRACE))
-        try:
-            await asyncio.wait([ending, over], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ending.cancel()
-            over.cancel()
 
 
 async def _said(words: str) -> Events:

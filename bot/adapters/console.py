@@ -25,6 +25,7 @@ from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, N
 from bot.errors import PlatformUnavailable, StoreError
 from bot.logs import bound
 from bot.markup.clean import clean
+from bot.waits import Backoff, first_of
 from bot.words import ending, waiting
 
 CHANNEL = ChannelKey("console", "terminal")
@@ -77,7 +78,7 @@ class ConsoleAdapter:
 
     async def _accepted(self, dispatcher: Dispatcher, message: IncomingMessage) -> Exchange | None:
         """Keep it as soon as the database takes it; None if Ctrl-C gives it up before."""
-        say, told, seconds = dispatcher.say_to_author(message), "", _FIRST_RETRY
+        say, told, wait = dispatcher.say_to_author(message), "", Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         given_up = asyncio.Event()
         # In a pipe nobody can ask again: there Ctrl-C ends the program.
         with _on_interrupt(given_up.set) if self._source.isatty() else nullcontext():
@@ -95,17 +96,8 @@ class ConsoleAdapter:
                     if str(error) != told:  # the operator, who sits here, can do something about it
                         told = str(error)
                         self._print(told, style="dim")
-                await self._pause(seconds, given_up)
-                seconds = min(2 * seconds, _LONGEST_RETRY)
+                await first_of(self._clock.sleep(wait.after_failure()), given_up.wait())
         return None
-
-    async def _pause(self, seconds: float, given_up: asyncio.Event) -> None:
-        waiting = [asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(given_up.wait())]
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waiting:
-                each.cancel()
 
     async def _answer(self, dispatcher: Dispatcher, exchange: Exchange) -> None:
         with bound(exchange=exchange.id):

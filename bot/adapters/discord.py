@@ -19,6 +19,7 @@ from bot.clock import Clock, MonotonicClock
 from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.errors import ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
+from bot.waits import Backoff
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -84,12 +85,12 @@ class DiscordAdapter:
 
     async def _stay_connected(self, inbox: Inbox, messenger: DiscordMessenger) -> None:
         refusals, sessions = Refusals(self._clock), Sessions(self._clock)
-        failures = 0
+        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
         while True:
             client = self._client = BotClient(
                 self._settings, inbox, refusals, sessions, self._server_seconds, self._cut_off_seconds
             )
-            error: PlatformError | None = None
+            error: PlatformError = PlatformUnavailable("the connection was closed")
             try:
                 async with client:
                     with _connecting(client):
@@ -98,11 +99,9 @@ class DiscordAdapter:
                 error = exc
             finally:
                 messenger.client = self._client = None
-            failures = 1 if client.was_ready else failures + 1
-            longest = min(_FIRST_RETRY * 2.0 ** min(failures - 1, 16), _LONGEST_RETRY)
-            seconds = longest * (1 + random.random()) / 2
-            if isinstance(error, RateLimited):
-                seconds = max(seconds, error.seconds)
+            if client.was_ready:
+                wait.succeeded()
+            seconds = wait.after(error)
             log.warning("not connected to discord", seconds=round(seconds, 1), error=str(error))
             await self._clock.sleep(seconds)
 

@@ -16,6 +16,7 @@ from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.clock import Clock
 from bot.commands import menu
 from bot.errors import PlatformError, PlatformUnavailable, RateLimited
+from bot.waits import Backoff
 from bot.words import translator
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -60,17 +61,16 @@ class Sessions:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self._failures = 0
+        self._wait = Backoff(_FIRST_WAIT, _LONGEST_WAIT)
         self._next = clock.now()
 
     async def turn(self) -> None:
         while (wait := self._next - self.clock.now()) > 0:
             await self.clock.sleep(wait)
-        self._next = self.clock.now() + min(_FIRST_WAIT * 2.0 ** min(self._failures, 16), _LONGEST_WAIT)
-        self._failures += 1
+        self._next = self.clock.now() + self._wait.after_failure()
 
     def succeeded(self) -> None:
-        self._failures = 0
+        self._wait.succeeded()
 
 
 def sparing(remaining: int, total: int, reset_after: float) -> float:

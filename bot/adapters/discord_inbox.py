@@ -19,6 +19,7 @@ from bot.clock import Clock
 from bot.dispatch import Dispatcher
 from bot.domain import Action, ChannelKey
 from bot.errors import ChannelGone, MessageGone, PlatformError, PlatformUnavailable, RateLimited, StoreError
+from bot.waits import Backoff
 from bot.words import Say, language_for, translator
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -110,15 +111,13 @@ class Inbox:
             await self._answered(interaction.response.defer())
 
     async def _persist(self, work: Work) -> None:
-        failures = 0
+        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         while True:
             try:
                 await work()
                 break
             except (StoreError, PlatformUnavailable, RateLimited) as error:
-                failures += 1
-                delay = min(_FIRST_RETRY * 2.0 ** min(failures - 1, 16), _LONGEST_RETRY)
-                seconds = error.seconds if isinstance(error, RateLimited) else delay
+                seconds = wait.after(error)
                 log.warning("an event from discord waits", seconds=seconds, error=str(error))
                 if isinstance(error, StoreError):
                     self._excuse()
@@ -126,7 +125,7 @@ class Inbox:
             except (ChannelGone, MessageGone) as gone:
                 log.info("an event from discord came too late", error=str(gone))
                 break
-        if failures:
+        if wait.failures:
             # Replies, too, were broken off by what failed here.
             self._work.put_nowait(self._begin_owed)
 

@@ -27,6 +27,7 @@ from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey
 from bot.errors import BotError, LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
+from bot.waits import Backoff
 
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ class SlackAdapter:
 
     async def _stay_connected(self, api: AsyncWebClient, desk: Desk, backlog: "_Backlog") -> None:
         token = _secret(self._settings.app_token)
-        failures = 0
+        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
         while True:
             began = self._clock.now()
             try:
@@ -109,25 +110,23 @@ class SlackAdapter:
             except (PlatformUnavailable, RateLimited, StoreError) as exc:
                 error = exc
             self._is_connected = False
-            lasted = self._clock.now() - began
-            failures = failures + 1 if lasted < _LONGEST_RETRY else 0
-            await self._wait(failures, error)
+            if self._clock.now() - began >= _LONGEST_RETRY:
+                wait.succeeded()
+            await self._sleep(wait, error)
 
     async def _persist(self, do: Callable[[], Awaitable[T]]) -> T:
         """Do it until nothing is in the way that passes."""
-        failures = 0
+        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
         while True:
             try:
                 return await do()
             except (PlatformUnavailable, RateLimited, StoreError) as error:
-                await self._wait(failures, error)
-                failures += 1
+                await self._sleep(wait, error)
 
-    async def _wait(self, failures: int, error: BotError) -> None:
-        log.warning("slack: trying again", error=str(error))
-        longest = min(_FIRST_RETRY * 2.0 ** min(failures, 16), _LONGEST_RETRY)
-        jittered = longest * (1 + random.random()) / 2  # many bots that lost one Slack shall not come back together
-        await self._clock.sleep(error.seconds if isinstance(error, RateLimited) else jittered)
+    async def _sleep(self, wait: Backoff, error: BotError) -> None:
+        seconds = wait.after(error)
+        log.warning("slack: trying again", seconds=round(seconds, 1), error=str(error))
+        await self._clock.sleep(seconds)
 
 
 class _Backlog:

@@ -24,6 +24,7 @@ from bot.config import AdapterSection
 from bot.dispatch import Dispatcher
 from bot.domain import Exchange
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
+from bot.waits import Backoff
 from bot.words import translator
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -85,7 +86,7 @@ class TelegramAdapter:
             await bot.shutdown()
 
     async def _log_in(self, bot: Bot) -> User:
-        pause = _Pause(self._clock)
+        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         while True:
             try:
                 with translated():
@@ -97,7 +98,7 @@ class TelegramAdapter:
                 if isinstance(error, LoginRefused):
                     raise
                 log.warning("telegram: not logged in yet", error=str(error))
-                await pause.after(error)
+                await self._clock.sleep(wait.after(error))
         me: User = bot.bot
         log.info("telegram: logged in", bot=me.username)
         if not me.can_read_all_group_messages:
@@ -105,11 +106,11 @@ class TelegramAdapter:
         return me
 
     async def _again_and_again(self, listener: "_Listener") -> None:
-        pause = _Pause(self._clock)
+        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         while True:
             try:
                 await listener.poll()
-                pause = _Pause(self._clock)
+                wait.succeeded()
                 self._is_connected = True
             except (PlatformError, StoreError) as error:
                 self._is_connected = isinstance(error, StoreError)
@@ -117,7 +118,7 @@ class TelegramAdapter:
                     raise
                 log.warning("telegram: not listening just now", error=str(error))
                 listener.is_behind = True
-                await pause.after(error)
+                await self._clock.sleep(wait.after(error))
 
 
 class _Listener:
@@ -274,21 +275,6 @@ class _Errands:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Pause:
-    """Waits longer after each failure, or as long as Telegram says."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._seconds = _FIRST_RETRY
-
-    async def after(self, error: PlatformError | StoreError) -> None:
-        if isinstance(error, RateLimited):
-            await self._clock.sleep(error.seconds)
-            return
-        await self._clock.sleep(self._seconds)
-        self._seconds = min(2 * self._seconds, _LONGEST_RETRY)
-
-
 async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
     """Call Telegram and tell what stands in the bot's way there."""
     bot = open_bot(settings)
@@ -331,7 +317,7 @@ async def _knowing_the_token(get_me: Callable[[], Awaitable[object]]) -> None:
 
 async def _announce(bot: Bot, clock: Clock) -> None:
     """Fill the menu of commands: in Chinese for whose app is Chinese, in English for all others."""
-    pause = _Pause(clock)
+    wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
     languages = [None, "zh"]
     while languages:
         say = translator(languages[0] or "en")
@@ -341,7 +327,7 @@ async def _announce(bot: Bot, clock: Clock) -> None:
                 await bot.set_my_commands(commands, language_code=languages[0])
             del languages[0]
         except (PlatformUnavailable, RateLimited) as error:
-            await pause.after(error)
+            await clock.sleep(wait.after(error))
         except PlatformError as error:
             log.warning("telegram: the menu of commands was not set", error=str(error))
             return

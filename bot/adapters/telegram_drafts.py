@@ -17,6 +17,7 @@ from bot.errors import PlatformError, RateLimited
 from bot.markup.format import Rendered
 from bot.markup.split import Splitter
 from bot.pacing import Pacer
+from bot.waits import first_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -78,15 +79,7 @@ class Drafts:
                 except PlatformError as error:
                     log.info("no draft is shown", exchange=exchange.id, error=str(error))
                     return
-            await self._nap(is_over)
-
-    async def _nap(self, is_over: asyncio.Event) -> None:
-        waits = [asyncio.ensure_future(self._clock.sleep(self._interval)), asyncio.ensure_future(is_over.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            await first_of(self._clock.sleep(self._interval), is_over.wait())
 
     async def _call(self, exchange: Exchange, text: Rendered) -> None:
         channel = exchange.message.channel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -18,6 +18,7 @@ from bot.config import EngineSection
 from bot.domain import ChatMessage, ChatRequest, EngineEvent, Finished, Queued, SamplingParams
 from bot.engine.base import Engine, EngineInfo, EngineLoad, Progress, silent
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable
+from bot.waits import first_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -241,7 +242,7 @@ class EngineSwitch:
             if load.down is not None or load.since_progress >= STUCK_SECONDS:
                 return
             self._someone_left.clear()
-            await _first_of(self._someone_left.wait(), self._clock.sleep(_LOOK_SECONDS))
+            await first_of(self._someone_left.wait(), self._clock.sleep(_LOOK_SECONDS))
 
     async def _exchange(self, section: EngineSection) -> str | None:
         """Put it in the place of the engine there is; return why that failed, or None."""
@@ -253,7 +254,7 @@ class EngineSwitch:
         loading = asyncio.create_task(self._enter(section, try_it=True), name="loading")
         try:
             while not loading.done():
-                await _first_of(asyncio.wait([loading]), self._clock.sleep(_LOOK_SECONDS))
+                await first_of(asyncio.wait([loading]), self._clock.sleep(_LOOK_SECONDS))
                 if not loading.done() and self._clock.now() - self._last_progress >= STALLED_SECONDS:
                     return f"nothing of the model was read for {STALLED_SECONDS:.0f} s: it does not go on loading"
             loading.result()
@@ -263,7 +264,7 @@ class EngineSwitch:
             self._loading_since = None
             loading.cancel()
             # What does not even read its next tensor is given up: it makes no whole model any more.
-            await _first_of(asyncio.wait([loading]), self._clock.sleep(STUCK_SECONDS))
+            await first_of(asyncio.wait([loading]), self._clock.sleep(STUCK_SECONDS))
         return None
 
     async def _enter(self, section: EngineSection, *, try_it: bool = False) -> None:
@@ -293,7 +294,7 @@ class EngineSwitch:
         if self._is_entered:
             self._leave(self._latest())
         if self._leaving is not None:
-            await _first_of(asyncio.wait([self._leaving]), self._clock.sleep(seconds))
+            await first_of(asyncio.wait([self._leaving]), self._clock.sleep(seconds))
             if not self._leaving.done():
                 return False
             leaving, self._leaving = self._leaving, None
@@ -366,14 +367,3 @@ class _Guest:
 
 def _as_loaded(section: EngineSection) -> EngineSection:
     return section.model_copy(update={"max_waiting": sys.maxsize})
-
-
-async def _first_of(one: Awaitable[object], other: Awaitable[object]) -> None:
-    """Wait until one of the two is done, and leave the other."""
-    both = [asyncio.ensure_future(one), asyncio.ensure_future(other)]
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in both:
-            each.cancel()
-        await asyncio.gather(*both, return_exceptions=True)

@@ -7,6 +7,7 @@ import structlog
 
 from bot.clock import Clock
 from bot.errors import StoreError
+from bot.waits import Backoff
 
 T = TypeVar("T")
 
@@ -23,11 +24,11 @@ async def kept(write: Callable[[], Awaitable[T]], clock: Clock) -> T:
     For what people have seen already: an answer that stands in a channel and is not in
     the database would be given a second time.
     """
-    seconds = _FIRST_RETRY
+    wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
     while True:
         try:
             return await write()
         except StoreError as error:
+            seconds = wait.after_failure()
             log.warning("the database takes nothing now; trying again", seconds=seconds, error=str(error))
         await clock.sleep(seconds)
-        seconds = min(2 * seconds, _LONGEST_RETRY)

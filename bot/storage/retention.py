@@ -10,6 +10,7 @@ import structlog
 from bot.clock import Calendar, Clock
 from bot.errors import StoreError
 from bot.storage.base import Store
+from bot.waits import first_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -47,15 +48,7 @@ class Retention:
             self._changed.clear()
             if self._days:
                 await self._expire()
-            wake = [
-                asyncio.ensure_future(self._changed.wait()),
-                asyncio.ensure_future(self._clock.sleep(_LOOK_SECONDS)),
-            ]
-            try:
-                await asyncio.wait(wake, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for each in wake:
-                    each.cancel()
+            await first_of(self._changed.wait(), self._clock.sleep(_LOOK_SECONDS))
 
     async def _expire(self) -> None:
         try:
