@@ -2,11 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar, assert_never
+from typing import Protocol, TypeVar, assert_never
 
 import structlog
 
@@ -272,12 +272,12 @@ class Delivery:
         """Make the call for what is wanted at this moment."""
         number = self._due()
         if number is not None and self._is_urgent(number):
-            await self._act_on(number)
+            await to_its_end(self._act_on(number))
             if is_urgent:
                 return
             number = self._due()  # what needed no turn of its own leaves this one to an edit
         if number is not None and not is_urgent:
-            await self._act_on(number)
+            await to_its_end(self._act_on(number))
 
     async def _act_on(self, number: int) -> None:
         wanted = self._wanted()
@@ -288,7 +288,7 @@ class Delivery:
         part.touched = self._calls
         try:
             if part.id is None:
-                await to_its_end(self._place(part, number, self._placeholder(part, wanted[number].controls)))
+                await self._place(part, number, self._placeholder(part, wanted[number].controls))
             elif not part.is_noted:
                 await self._note(part, number)
             elif number < len(wanted):
@@ -406,12 +406,13 @@ class Delivery:
         return [self._say("I have no answer to that. Please ask in other words.")] if is_empty else []
 
 
-async def to_its_end(work: Coroutine[Any, Any, object]) -> None:
-    """Let what has begun end before we are cancelled.
+async def to_its_end(work: Awaitable[object]) -> None:
+    """Let what has begun end before we are cancelled; whoever cancels again breaks it off.
 
-    Cut off in the middle of a call, we would not know whether the platform has our message.
+    Cut off in the middle of a call, we would not know whether the platform has our message,
+    and an edit could land after the next one, with the text of before.
     """
-    task = asyncio.create_task(work)
+    task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

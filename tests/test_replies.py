@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from bot.adapters.base import GRACE, Replies
+from bot.adapters.base import GRACE, LAST_CALLS, Replies
+from bot.clock import Clock
 from bot.domain import Action, Answer, ChannelKey, Controls, Status
 from bot.errors import ChannelGone, LoginRefused, MarkupRefused, PlatformError, StoreError
 from bot.markup.format import Rendered
-from tests.fakes import FakeMessenger, FastClock
+from tests.fakes import FakeMessenger, FastClock, ManualClock
 from tests.fakes.messenger import Failure
 from tests.house import House
 from tests.messages import CHANNEL, MEI, a_message
@@ -25,7 +26,7 @@ def clock() -> FastClock:
 class SlowPlatform(FakeMessenger):
     """Knows no nonces, as Telegram; has the first message long before its answer, until `answers`, reaches us."""
 
-    def __init__(self, clock: FastClock) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__(clock, knows_nonces=False)
         self.has_it = asyncio.Event()
         self.answers = asyncio.Event()
@@ -127,7 +128,11 @@ async def test_of_three_replies_to_one_question_the_last_waits_for_the_first(hou
     assert messenger.texts(CHANNEL) == ["ok"]
 
 
-async def test_an_adapter_that_ends_waits_for_the_message_that_is_on_its_way(house: House, clock: FastClock) -> None:
+@pytest.mark.parametrize("is_answered", [True, False], ids=["answered", "hanging"])
+async def test_an_adapter_that_ends_waits_a_while_for_the_message_that_is_on_its_way(
+    house: House, *, is_answered: bool
+) -> None:
+    clock = ManualClock()
     messenger = SlowPlatform(clock)
 
     async def serve() -> None:
@@ -139,11 +144,15 @@ async def test_an_adapter_that_ends_waits_for_the_message_that_is_on_its_way(hou
     exchange = await house.accept(a_message("hi"))
     serving = asyncio.create_task(serve())
     await messenger.has_it.wait()
-    await clock.sleep(10 * GRACE)
+    await clock.advance(GRACE + 0.9 * LAST_CALLS)
     assert not serving.done()
-    messenger.answers.set()
+    if is_answered:
+        messenger.answers.set()
+    else:
+        await clock.advance(0.2 * LAST_CALLS)
     await serving
-    assert (await house.kept(exchange)).parts == ("m1",)
+    assert (await house.kept(exchange)).parts == (("m1",) if is_answered else ())
+    assert [owed.id for owed in await house.dispatcher.owed("discord")] == [exchange.id]
 
 
 async def test_a_channel_that_is_gone_ends_only_its_own_exchange(house: House, clock: FastClock) -> None:

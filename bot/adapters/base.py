@@ -56,9 +56,10 @@ class Adapter(Protocol):
         ...
 
 
-# Seconds for replies under way when the program is told to stop: what stops containers
-# waits 10 s before it kills.
+# Seconds for replies under way when the program is told to stop, and then for the calls that
+# each of them is just making: what stops containers waits 10 s before it kills.
 GRACE = 6.0
+LAST_CALLS = 2.0
 
 # A channel is not told again for so long, in seconds, that its messages wait for the database.
 _EXCUSED_SECONDS = 600.0
@@ -80,7 +81,8 @@ class Replies:
     """The replies that grow on one platform, each in a task, at most one per exchange.
 
     An async context manager: leaving it takes up nothing new, gives what grows `GRACE`
-    seconds to end, and cancels the rest, which is then owed.
+    seconds to end, and cancels the rest, which is then owed; calls that are under way have
+    `LAST_CALLS` seconds more.
     """
 
     def __init__(
@@ -161,7 +163,7 @@ class Replies:
                     # Two deliveries of one exchange would edit the same messages against each other;
                     # so whoever takes our place has to wait for it as well.
                     earlier.cancel()
-                    await to_its_end(asyncio.wait([earlier]))
+                    await to_its_end(asyncio.gather(earlier, return_exceptions=True))
                 await self._show(exchange, parts)
             except LoginRefused as error:
                 log.error("reply broken off; it is owed to a bot that may log in", error=str(error))
@@ -211,7 +213,9 @@ class Replies:
             growing = [*(each.task for each in self._growing.values()), *self._excuses]
             for task in growing:
                 task.cancel()
-            await asyncio.gather(*growing, return_exceptions=True)
+            ended = asyncio.gather(*growing, return_exceptions=True)
+            # It cancels what has not ended by then once more.
+            await first_of(ended, self._clock.sleep(LAST_CALLS))
 
 
 async def _said(words: str) -> Events:

@@ -109,8 +109,14 @@ class DiscordMessenger:
         if client is None or client.is_closed():
             raise PlatformUnavailable("Discord is not connected")
         with translated():
-            async with asyncio.timeout(self._call_seconds):
-                yield client
+            try:
+                async with asyncio.timeout(self._call_seconds):
+                    yield client
+            except (TimeoutError, asyncio.CancelledError):
+                # Broken off just while the library takes note of it, a call leaves its channel's limit used
+                # up for good, and every later one waits for that in vain: so the library counts anew.
+                client.http._buckets.clear()
+                raise
 
 
 def _buttons(controls: Controls) -> discord.ui.View:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ import pytest
 from discord.backoff import ExponentialBackoff
 
 from bot.adapters.discord import inspect, open_adapter
-from bot.adapters.discord_http import translated
+from bot.adapters.discord_http import caller, point_at, translated
 from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.discord_settings import DiscordSection
 from bot.commands import menu
@@ -26,7 +26,7 @@ from bot.markup.reading import is_balanced
 from bot.words import translator
 from tests.adapters.platform import PATIENCE, Trouble
 from tests.adapters.servers.discord import DiscordPlatform
-from tests.adapters.servers.discord_gateway import MESSAGE_CONTENT
+from tests.adapters.servers.discord_gateway import MESSAGE_CONTENT, TOKEN
 from tests.adapters.servers.discord_town import APPLICATION, BOT, BOT_ROLE, EPHEMERAL, GUILD
 from tests.fakes import FastClock, ScriptedEngine
 from tests.house import House, a_house
@@ -853,6 +853,30 @@ async def test_without_a_connection_there_is_nobody_to_send_to() -> None:
     channel, text = ChannelKey("discord", "1"), messenger.format.render("hi")
     with pytest.raises(PlatformUnavailable):
         await messenger.send(channel, text, reply_to=None, controls=frozenset(), nonce="1.0.0")
+
+
+async def test_a_call_that_is_broken_off_at_any_moment_holds_up_none_after_it(platform: DiscordPlatform) -> None:
+    settings = platform.settings()
+    point_at(settings)
+    messenger = DiscordMessenger(1.2, 5.0)
+    channel, controls = ChannelKey("discord", str(platform.channel("general"))), frozenset[Action]()
+    async with caller(settings, FastClock(FACTOR)) as messenger.client:
+        await messenger.client.login(TOKEN)
+        said = await messenger.send(
+            channel, messenger.format.render("…"), reply_to=None, controls=controls, nonce="1.0.0"
+        )
+
+        def edit(text: str) -> Coroutine[None, None, None]:
+            return messenger.edit(channel, said, messenger.format.render(text), controls=controls)
+
+        for number in range(200):
+            call = asyncio.create_task(edit("broken off"))
+            for _ in range(number % 20):  # more turns of the event loop than a call takes
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            await edit(f"after {number}")
+    assert sum(body["content"].startswith("after") for _, body in platform.attempts) == 200
 
 
 async def test_an_inspection_tells_what_is_missing(platform: DiscordPlatform) -> None:

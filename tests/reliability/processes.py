@@ -101,6 +101,7 @@ def environment(platforms: Mapping[str, LoopbackPlatform], folder: Path) -> dict
         "BOT_LIMITS__WAITING_PER_USER": "0",
         "BOT_LIMITS__WAITING_PER_CHANNEL": "0",
         "BOT_LIMITS__TOKENS_PER_HOUR": "0",
+        "BOT_LIMITS__TOKENS_PER_HOUR_CHANNEL": "0",
         "BOT_CONVERSATION__HISTORY_TURNS": "0",
         # The servers' clocks stand still, somewhere in the past.
         "BOT_CONVERSATION__CATCH_UP_MINUTES": "10000000",

@@ -139,7 +139,8 @@ class Room:
         self.toll.longest_wait = max(self.toll.longest_wait, time.monotonic() - began)
         if is_answered:
             return True
-        self.toll.lost.append(f"{self.platform.name} {number}")
+        shown = [seen.visible[:60] for seen in self._replies()]
+        self.toll.lost.append(f"{self.platform.name} {self.name} {number}, where the bot says {shown[-2:]}")
         return False
 
     async def _seen(self, condition: Callable[[], bool]) -> bool:
