@@ -59,7 +59,7 @@ class Adapter(Protocol):
 # Seconds for replies under way when the program is told to stop, and then for the calls that
 # each of them is just making: what stops containers waits 10 s before it kills.
 GRACE = 6.0
-LAST_CALLS = 2.0
+LAST_CALLS = 1.0
 
 # A channel is not told again for so long, in seconds, that its messages wait for the database.
 _EXCUSED_SECONDS = 600.0
