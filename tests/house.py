@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import pytest
+
 from bot.access import Access
 from bot.config import AccessSection, ConversationSection, LimitsSection
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
-from bot.domain import Delta, Exchange, IncomingMessage, Notice, ReplyEvent, SamplingParams
+from bot.domain import Delta, Exchange, IncomingMessage, Kind, Notice, ReplyEvent, SamplingParams
 from bot.storage.sql import SqlStore
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.messages import NOON
@@ -55,6 +57,17 @@ class House:
         found = await self.store.find(exchange.message.channel, exchange.message.id)
         assert found is not None
         return found
+
+    def stumble_over(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let a fault of ours meet whoever keeps a message with this text."""
+        begin = self.store.begin
+
+        async def stumbling(message: IncomingMessage, kind: Kind) -> Exchange | None:
+            if message.text == text:
+                raise ZeroDivisionError
+            return await begin(message, kind)
+
+        monkeypatch.setattr(self.store, "begin", stumbling)
 
 
 @asynccontextmanager

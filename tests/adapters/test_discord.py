@@ -20,7 +20,7 @@ from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.discord_settings import DiscordSection
 from bot.commands import menu
 from bot.config import AccessSection, LimitsSection
-from bot.domain import Action, ChannelKey, IncomingMessage, Kind, Status
+from bot.domain import Action, ChannelKey, Kind, Status
 from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited, StoreError
 from bot.markup.reading import is_balanced
 from bot.words import translator
@@ -729,14 +729,7 @@ async def test_an_event_that_cannot_be_read_costs_nothing(bot: Bot) -> None:
 
 
 async def test_a_fault_of_ours_costs_one_message(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = bot.house.store.begin
-
-    async def failing(message: IncomingMessage, kind: Kind) -> Any:
-        if message.text == "bad":
-            raise ZeroDivisionError
-        return await begin(message, kind)
-
-    monkeypatch.setattr(bot.house.store, "begin", failing)
+    bot.house.stumble_over("bad", monkeypatch)
     await bot.platform.say("bad")
     await bot.platform.say("good")
     await bot.shows("ok")

@@ -15,7 +15,7 @@ from bot.adapters.slack_errors import meaning, translated
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
 from bot.commands import menu
-from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind
+from bot.domain import Action, ChannelKey
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.markup.format import Rendered
 from tests.adapters.servers.slack import SlackServer
@@ -96,14 +96,7 @@ async def test_a_fault_of_ours_costs_one_message_of_those_that_were_missed(
     await server.say("bad", direct=True)
     await server.say("good", direct=True)
     async with a_house(tmp_path) as house:
-        begin = house.store.begin
-
-        async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
-            if message.text == "bad":
-                raise ZeroDivisionError
-            return await begin(message, kind)
-
-        monkeypatch.setattr(house.store, "begin", failing)
+        house.stumble_over("bad", monkeypatch)
         async with running(house, server):
             await answered(server, "ok", "ok", channel="Mei")
     assert [request.messages[-1].content for request in house.engine.requests] == ["good"]

@@ -83,14 +83,7 @@ async def test_a_message_that_cannot_be_kept_comes_again(
 async def test_a_fault_of_ours_costs_one_message(
     telegram: TelegramPlatform, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = house.store.begin
-
-    async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
-        if message.text == "bad":
-            raise ZeroDivisionError
-        return await begin(message, kind)
-
-    monkeypatch.setattr(house.store, "begin", failing)
+    house.stumble_over("bad", monkeypatch)
     async with running(telegram, house):
         await telegram.say("bad", direct=True)
         await telegram.say("good", direct=True)
