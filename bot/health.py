@@ -34,7 +34,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Readiness:
     """One part, and why it cannot do its work; None where it can."""
 
     part: str
@@ -69,17 +69,17 @@ class Health:
         self._checked_at: float | None = None
         self._store_fault: str | None = None
 
-    async def findings(self) -> list[Finding]:
+    async def readiness(self) -> list[Readiness]:
         """Every part with what is wrong with it; the program is ready when nothing is."""
         parts = self._parts
         load = None if parts.engine is None else parts.engine.load
         found = [
-            Finding("program", "stopping" if parts.is_stopping else None),
-            Finding("store", await self._find_store_fault()),
-            Finding("engine", engine_fault(load, self._stalled_seconds)),
+            Readiness("program", "stopping" if parts.is_stopping else None),
+            Readiness("store", await self._find_store_fault()),
+            Readiness("engine", engine_fault(load, self._stalled_seconds)),
         ]
         for name, adapter in parts.adapters.items():
-            found.append(Finding(name, None if adapter.is_connected else "not connected"))
+            found.append(Readiness(name, None if adapter.is_connected else "not connected"))
         return found
 
     async def _find_store_fault(self) -> str | None:

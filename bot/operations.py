@@ -37,9 +37,9 @@ def application(health: Health, figures: CollectorRegistry) -> Starlette:
         return PlainTextResponse("alive\n", headers=_NOT_KEPT)
 
     async def readyz(request: Request) -> Response:
-        findings = await health.findings()
-        is_ready = all(finding.why_not is None for finding in findings)
-        body = {"ready": is_ready, "parts": {finding.part: finding.why_not or "ok" for finding in findings}}
+        parts = await health.readiness()
+        is_ready = all(part.why_not is None for part in parts)
+        body = {"ready": is_ready, "parts": {part.part: part.why_not or "ok" for part in parts}}
         return JSONResponse(body, status_code=200 if is_ready else 503, headers=_NOT_KEPT)
 
     async def metrics(request: Request) -> Response:

@@ -10,7 +10,7 @@ import pytest
 from bot.clock import Clock
 from bot.engine.base import EngineLoad
 from bot.errors import StoreError
-from bot.health import CHECK_LASTS, Finding, Health, Parts, engine_fault
+from bot.health import CHECK_LASTS, Health, Parts, Readiness, engine_fault
 from bot.storage.sql import SqlStore
 from tests.fakes import ManualClock, ScriptedEngine
 from tests.storage import temporary_store
@@ -59,12 +59,12 @@ def parts(store: FaultyStore, engine: ScriptedEngine) -> Parts:
 
 
 async def faults(parts: Parts, clock: Clock) -> dict[str, str]:
-    return {each.part: each.why_not for each in await Health(parts, AGE, clock).findings() if each.why_not is not None}
+    return {each.part: each.why_not for each in await Health(parts, AGE, clock).readiness() if each.why_not is not None}
 
 
 async def test_nothing_is_wrong_with_a_program_whose_parts_are_at_work(parts: Parts, clock: Clock) -> None:
-    found = await Health(parts, AGE, clock).findings()
-    assert found == [Finding(name, None) for name in ("program", "store", "engine", "discord", "slack")]
+    found = await Health(parts, AGE, clock).readiness()
+    assert found == [Readiness(name, None) for name in ("program", "store", "engine", "discord", "slack")]
 
 
 async def test_what_is_not_there_yet_is_opening_or_loading(clock: Clock) -> None:
@@ -104,7 +104,7 @@ async def test_what_the_store_says_is_told_for_some_seconds_and_then_asked_again
     health = Health(parts, AGE, clock)
 
     async def why_not() -> str | None:
-        return {each.part: each.why_not for each in await health.findings()}["store"]
+        return {each.part: each.why_not for each in await health.readiness()}["store"]
 
     store.fault = StoreError("the disk is full")
     assert [await why_not() for _ in range(3)] == ["the disk is full"] * 3
@@ -118,7 +118,7 @@ async def test_what_the_store_says_is_told_for_some_seconds_and_then_asked_again
 async def test_many_who_ask_at_once_are_one_check(parts: Parts, store: FaultyStore, clock: ManualClock) -> None:
     health = Health(parts, AGE, clock)
     store.go_on = asyncio.Event()
-    asking = [asyncio.create_task(health.findings()) for _ in range(10)]
+    asking = [asyncio.create_task(health.readiness()) for _ in range(10)]
     await clock.settle()
     store.go_on.set()
     await asyncio.gather(*asking)

@@ -12,7 +12,7 @@ from bot.errors import StoreError
 from bot.storage.engines import milliseconds
 from bot.storage.faults import translated
 from bot.storage.tasks import result_of
-from bot.storage.transactions import Turns
+from bot.storage.transactions import FairLock
 
 ASIDE = 0.1  # seconds that one try to empty the log may keep the writers waiting
 PAUSE = 0.05  # seconds between two tries
@@ -66,7 +66,7 @@ class Scrubber:
     def __init__(
         self,
         engine: AsyncEngine,
-        turns: Turns,
+        lock: FairLock,
         name: str,
         clock: Clock,
         *,
@@ -74,7 +74,7 @@ class Scrubber:
         patience: float,
     ) -> None:
         self._engine = engine
-        self._turns = turns
+        self._lock = lock
         self._name = name
         self._clock = clock
         self._busy_timeout = busy_timeout
@@ -173,7 +173,7 @@ class Scrubber:
 
     async def _unmark(self, deletions: int) -> None:
         with translated(self._name):
-            async with self._turns.turn(), self._engine.begin() as tx:
+            async with self._lock.turn(), self._engine.begin() as tx:
                 if await _deletions(tx) == deletions:  # else there are new ones
                     await tx.exec_driver_sql("PRAGMA user_version=0")
                     self._rewritten = 0
@@ -203,7 +203,7 @@ class Scrubber:
     async def _outside(self) -> AsyncIterator[AsyncConnection]:
         """The writing connection without a transaction, while all others wait for it."""
         with translated(self._name):
-            async with self._turns.turn():
+            async with self._lock.turn():
                 began = self._clock.now()
                 try:
                     async with self._engine.connect() as connection:

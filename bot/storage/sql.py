@@ -93,7 +93,7 @@ class SqlStore:
         if self._location.path is not None:
             self._scrubber = Scrubber(
                 self._transactions.writer,
-                self._transactions.turns,
+                self._transactions.lock,
                 self._location.name,
                 clock or MonotonicClock(),
                 busy_timeout=busy_timeout,

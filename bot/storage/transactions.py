@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class Turns:
+class FairLock:
     """A lock that is had in the order in which it was asked for; whoever is in a `hurry` passes the others."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Transactions:
     """
 
     def __init__(self, location: Location, *, busy_timeout: float, queue_timeout: float, suspicious: float) -> None:
-        self.turns = Turns()
+        self.lock = FairLock()
         self.writer = engines.writer(location, busy_timeout)
         self._reader = engines.reader(location, busy_timeout)
         # SQLite then commits a statement with its own end: one way to the connection's thread instead of three.
@@ -89,8 +89,8 @@ class Transactions:
     @asynccontextmanager
     async def writing(self, *, at_once: bool = False) -> AsyncIterator[AsyncConnection]:
         """Change something, in turn; `at_once`, with a single statement, before all others that wait."""
-        # The pool has one connection, but lets a newcomer pass those that wait for it; the turns do not.
-        turn = self.turns.turn(within=self._queue_timeout, hurry=at_once)
+        # The pool has one connection, but lets a newcomer pass those that wait for it; the lock does not.
+        turn = self.lock.turn(within=self._queue_timeout, hurry=at_once)
         with translated(self._name):
             async with turn, self._transaction(self._statement if at_once else self.writer) as tx:
                 yield tx

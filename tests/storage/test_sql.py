@@ -24,7 +24,7 @@ from bot.storage import engines
 from bot.storage.faults import sentence, translated
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
-from bot.storage.transactions import Turns
+from bot.storage.transactions import FairLock
 from tests.storage import MEI, ROOM, JumpingClock, message, temporary_store, url_of
 
 
@@ -438,10 +438,10 @@ async def test_what_was_sent_is_noted_in_one_statement(tmp_path: Path) -> None:
 
 
 async def test_whoever_gives_up_waiting_for_a_turn_holds_up_nobody() -> None:
-    turns, had = Turns(), list[str]()
+    lock, had = FairLock(), list[str]()
 
     async def have(name: str, *, hurry: bool = False) -> None:
-        async with turns.turn(hurry=hurry):
+        async with lock.turn(hurry=hurry):
             had.append(name)
             await asyncio.sleep(0)
 
@@ -453,21 +453,21 @@ async def test_whoever_gives_up_waiting_for_a_turn_holds_up_nobody() -> None:
     await asyncio.sleep(0)
     assert had == ["a", "c"]
     await asyncio.gather(*waiting, return_exceptions=True)
-    async with turns.turn():
+    async with lock.turn():
         waiting = [asyncio.create_task(have(name)) for name in "ef"]
         await asyncio.sleep(0)
     waiting[0].cancel()  # it is its turn, which it has not taken yet
     await asyncio.gather(*waiting, return_exceptions=True)
     assert had == ["a", "c", "d", "f"]
-    async with asyncio.timeout(30), turns.turn():
+    async with asyncio.timeout(30), lock.turn():
         pass
 
 
 async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
-    turns = Turns()
-    async with turns.turn():
+    lock = FairLock()
+    async with lock.turn():
         with pytest.raises(TimeoutError):
-            async with turns.turn(within=0.01):
+            async with lock.turn(within=0.01):
                 pass
-    async with turns.turn():
+    async with lock.turn():
         pass
