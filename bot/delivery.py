@@ -6,13 +6,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar, assert_never
+from typing import assert_never
 
 import structlog
 
 from bot.domain import (
     Action,
-    ChannelKey,
     Controls,
     Delta,
     Exchange,
@@ -35,13 +34,13 @@ from bot.errors import (
 )
 from bot.markup.format import Format, Plain, Remembering, Rendered, fits
 from bot.markup.split import Splitter, join, split
+from bot.messenger import Messenger
 from bot.pacing import Pacer
-from bot.waits import Backoff
+from bot.waits import Backoff, to_its_end
 from bot.words import Say, ending, waiting
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-T = TypeVar("T")
 Placed = Callable[[int, int, str], Awaitable[None]]
 
 PLACEHOLDER = "…"
@@ -50,51 +49,6 @@ _NO_CONTROLS: Controls = frozenset()
 # Seconds between tries of what failed: the first, and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
-
-
-class Messenger(Protocol):
-    """The verbs delivery needs of a platform; ids are the platform's own.
-
-    Every verb may raise RateLimited, PlatformUnavailable and ChannelGone.
-    """
-
-    @property
-    def format(self) -> Format: ...
-
-    def edit_interval(self, channel: ChannelKey) -> float:
-        """Seconds between two edits there: a group may bear fewer than a DM."""
-        ...
-
-    async def send(
-        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
-    ) -> str:
-        """Send a message and return its id.
-
-        Each try at the same message has the same `nonce` (at most 25 characters), also
-        after a restart: a platform that knows nonces then has it once.
-
-        Raises:
-            MarkupRefused: The text could not be read as markup.
-            MessageGone: The message to reply to was deleted.
-        """
-        ...
-
-    async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
-        """Show this instead; that nothing changed is no error.
-
-        Raises:
-            MarkupRefused: The text could not be read as markup.
-            MessageGone: There is no such message to edit.
-        """
-        ...
-
-    async def delete(self, channel: ChannelKey, message_id: str) -> None:
-        """Take a message of the bot's own back.
-
-        Raises:
-            MessageGone: It is gone already, or may no longer be deleted.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,17 +358,3 @@ class Delivery:
         if sentence := ending(self._reason, self._say):
             return [sentence]
         return [self._say("I have no answer to that. Please ask in other words.")] if is_empty else []
-
-
-async def to_its_end(work: Awaitable[object]) -> None:
-    """Let what has begun end before we are cancelled; whoever cancels again breaks it off.
-
-    Cut off in the middle of a call, we would not know whether the platform has our message,
-    and an edit could land after the next one, with the text of before.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise

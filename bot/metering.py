@@ -13,7 +13,6 @@ from bot.access import Access
 from bot.clock import Clock
 from bot.config import AccessSection, ConversationSection, LimitsSection
 from bot.conversations import Conversations
-from bot.delivery import Messenger
 from bot.dispatch import Dispatcher
 from bot.domain import (
     Answer,
@@ -45,6 +44,7 @@ from bot.errors import (
 )
 from bot.health import Parts
 from bot.markup.format import Format, Rendered
+from bot.messenger import Messenger
 from bot.metrics import PREFIX, Metrics
 from bot.settings import LiveSettings
 from bot.storage.base import History, Store

@@ -1,4 +1,4 @@
-"""How the program waits: for the first of two things, and longer after each failure."""
+"""How the program waits: for the first of two things, for the end of a call, and longer after each failure."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,6 +18,20 @@ async def first_of(one: Awaitable[object], other: Awaitable[object]) -> None:
         for each in both:
             each.cancel()
         await asyncio.gather(*both, return_exceptions=True)
+
+
+async def to_its_end(work: Awaitable[object]) -> None:
+    """Let what has begun end before we are cancelled; whoever cancels again breaks it off.
+
+    Cut off in the middle of a call, we would not know whether the platform has our message,
+    and an edit could land after the next one, with the text of before.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _as_it_is() -> float:

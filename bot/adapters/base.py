@@ -11,13 +11,14 @@ from zlib import crc32
 import structlog
 
 from bot.clock import Clock
-from bot.delivery import Delivery, Messenger, Part, parts_of, to_its_end
+from bot.delivery import Delivery, Part, parts_of
 from bot.dispatch import Dispatcher
 from bot.domain import ChannelKey, Exchange, Finished, FinishReason, IncomingMessage, Notice, ReplyEvent
 from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, StoreError
 from bot.logs import bound
+from bot.messenger import Messenger
 from bot.pacing import Pacer
-from bot.waits import first_of
+from bot.waits import first_of, to_its_end
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -11,9 +11,9 @@ from bot.adapters.slack import web_api
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.telegram_calls import open_bot
 from bot.adapters.telegram_messenger import TelegramMessenger
-from bot.delivery import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
+from bot.messenger import Messenger
 from bot.metering import MeteredMessenger
 from bot.metrics import Metrics
 from tests.adapters.servers.discord import DiscordPlatform

@@ -18,10 +18,11 @@ from bot.adapters.slack import web_api
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.telegram_calls import open_bot
 from bot.adapters.telegram_messenger import TelegramMessenger
-from bot.delivery import Delivery, Messenger, parts_of
+from bot.delivery import Delivery, parts_of
 from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, Kind, Notice, ReplyEvent, Status, Usage
 from bot.markup.clean import clean, encodable
 from bot.markup.reading import visible
+from bot.messenger import Messenger
 from bot.pacing import Pacer
 from tests.adapters.servers.discord import DiscordPlatform
 from tests.adapters.servers.discord_gateway import TOKEN
