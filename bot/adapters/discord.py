@@ -10,7 +10,7 @@ import structlog
 
 from bot.adapters.base import Finding, Meter, Replies, unmetered
 from bot.adapters.discord_client import BotClient, Sessions
-from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, caller, point_at, translated
+from bot.adapters.discord_http import LOGIN_REFUSED, Refusals, caller, point_at, translated, within
 from bot.adapters.discord_inbox import Inbox
 from bot.adapters.discord_messenger import DiscordMessenger
 from bot.adapters.discord_settings import DiscordSection
@@ -31,6 +31,7 @@ _CUT_OFF_SECONDS = 60.0
 # Seconds without news of another server, after which all are known.
 _SERVER_SECONDS = 2.0
 _WRONG_TOKEN = 4004
+_LOGIN_CALLS = 3  # who it is, what it may, and its commands
 # Servers that an inspection looks at; each is a call.
 _INSPECTED = 20
 _PERMISSIONS = discord.Permissions(
@@ -77,7 +78,7 @@ class DiscordAdapter:
         point_at(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
         replies = Replies(dispatcher, self._meter(messenger), self._clock)
-        inbox = Inbox(dispatcher, replies, messenger, self._clock, threads=self._settings.threads)
+        inbox = Inbox(dispatcher, replies, messenger, self._clock, self._settings)
         # The connection is left last: a reply that is under way may end its call.
         async with _running(self._stay_connected(inbox, messenger)) as connection, replies, _running(inbox.run()):
             await asyncio.wait([connection])
@@ -94,7 +95,9 @@ class DiscordAdapter:
             try:
                 async with client:
                     with _connecting(client):
-                        await client.start(_token(self._settings))
+                        async with within(_LOGIN_CALLS * self._settings.call_seconds, client):
+                            await client.login(_token(self._settings))
+                        await client.connect()
             except (PlatformUnavailable, RateLimited) as exc:
                 error = exc
             finally:

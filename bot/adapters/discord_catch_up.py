@@ -11,7 +11,7 @@ import discord
 import structlog
 
 from bot.adapters.discord_client import BotClient
-from bot.adapters.discord_http import translated
+from bot.adapters.discord_http import within
 from bot.adapters.discord_messages import calls, is_spoken, speaks_to, target
 from bot.clock import Clock
 from bot.domain import ChannelKey
@@ -36,8 +36,9 @@ _SECONDS_EACH = 0.1
 class Backlog:
     """Reads what was missed; remembers from one session to the next which places are gone."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, call_seconds: float) -> None:
         self._clock = clock
+        self._call_seconds = call_seconds
         # Each with its newest known message: where there is a newer one, the place is there again.
         self._gone: set[tuple[ChannelKey, str]] = set()
 
@@ -67,7 +68,7 @@ class Backlog:
         found: list[discord.Message] = []
         for place in places:
             with suppress(ChannelGone, MessageGone):
-                read = await self._told(partial(_read, place, after))
+                read = await self._told(partial(self._read, client, place, after))
                 found += [message for message in read if _may_concern(message, client.me)]
         log.info("caught up with discord", since=since.isoformat(), found=len(found))
         return sorted(found, key=lambda message: message.id)
@@ -118,25 +119,33 @@ class Backlog:
 
     async def _place(self, client: BotClient, channel_id: int, after: discord.Object) -> discord.abc.Messageable | None:
         """The channel with this id, if anything was said there."""
-        if not await self._told(partial(_read, client.get_partial_messageable(channel_id), after, limit=1)):
+        if not await self._told(partial(self._read, client, client.get_partial_messageable(channel_id), after, 1)):
             return None
-        place = await self._told(partial(client.fetch_channel, channel_id))
+        place = await self._told(partial(self._fetch, client, channel_id))
         return place if isinstance(place, discord.abc.Messageable) else None
+
+    async def _fetch(self, client: BotClient, channel_id: int) -> object:
+        async with within(self._call_seconds, client):
+            return await client.fetch_channel(channel_id)
+
+    async def _read(
+        self, client: BotClient, place: discord.abc.Messageable, after: discord.Object, limit: int | None = None
+    ) -> list[discord.Message]:
+        messages, found = aiter(place.history(limit=limit, after=after)), list[discord.Message]()
+        while True:
+            async with within(self._call_seconds, client):  # a hundred of them come with a call
+                message = await anext(messages, None)
+            if message is None:
+                return found
+            found.append(message)
 
     async def _told(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What Discord answers, however long it makes us wait."""
         while True:
             try:
-                with translated():
-                    return await ask()
+                return await ask()
             except RateLimited as limited:
                 await self._clock.sleep(limited.seconds)
-
-
-async def _read(
-    channel: discord.abc.Messageable, after: discord.Object, limit: int | None = None
-) -> list[discord.Message]:
-    return [message async for message in channel.history(limit=limit, after=after)]
 
 
 def _at(time: datetime) -> discord.Object:

@@ -9,7 +9,7 @@ import discord
 import structlog
 from discord import app_commands
 
-from bot.adapters.discord_http import PINGS, Refusals, translated
+from bot.adapters.discord_http import PINGS, Refusals, within
 from bot.adapters.discord_messages import is_spoken
 from bot.adapters.discord_settings import DiscordSection
 from bot.adapters.unreadable import UNREADABLE, told_of
@@ -111,6 +111,7 @@ class BotClient(discord.Client):
         )
         self.was_ready = False
         self.is_connected = False  # a session that tells us what is said; the library's `is_ready` stays true
+        self._call_seconds = settings.call_seconds
         self._cut_off_seconds = cut_off_seconds
         self._patience: asyncio.Timeout | None = None
         self._announcing: asyncio.Task[None] | None = None
@@ -133,7 +134,6 @@ class BotClient(discord.Client):
         return self._wanted.message_content
 
     async def setup_hook(self) -> None:
-        await self._spare_sessions()
         flags = self.application_flags
         # Asked for without being allowed, it would cost the connection.
         self._wanted.message_content = flags.gateway_message_content or flags.gateway_message_content_limited
@@ -144,7 +144,7 @@ class BotClient(discord.Client):
 
     async def _spare_sessions(self) -> None:
         try:
-            with translated():
+            async with within(self._call_seconds, self):
                 _, _, limit = await self.http.get_bot_gateway()
             wait = sparing(limit["remaining"], limit["total"], limit["reset_after"] / 1000)
         except (discord.GatewayNotFound, *UNREADABLE):
@@ -159,6 +159,7 @@ class BotClient(discord.Client):
         After each failure the library waits longer, up to 17 minutes, and nothing wakes it.  But it
         resumes sessions, and its first tries come soon: so it is left alone until then.
         """
+        await self._spare_sessions()
         try:
             async with asyncio.timeout(None) as self._patience:
                 await super().connect(reconnect=reconnect)
@@ -178,7 +179,7 @@ class BotClient(discord.Client):
     async def _announce(self) -> float | None:
         """Tell Discord the commands; return after how many seconds to try again, if that may help."""
         try:
-            with translated():
+            async with within(self._call_seconds, self):
                 await self._tree.sync()
         except RateLimited as limited:
             return limited.seconds

@@ -5,9 +5,10 @@ the text of back then.  Here each call ends at once with an error of ours: who m
 waits, and comes back with the text of that moment.
 """
 
+import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 
 import aiohttp
@@ -97,6 +98,24 @@ class Refusals:
         if is_for_all:
             self._nobody_until = max(self._nobody_until, self._clock.now() + seconds)
         raise RateLimited(seconds)
+
+
+@asynccontextmanager
+async def within(seconds: float, client: discord.Client) -> AsyncIterator[None]:
+    """Give a call up after so many seconds; the library would wait for five minutes.
+
+    Raises:
+        PlatformUnavailable: That was so; and whatever `translated` does.
+    """
+    with translated():
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except (TimeoutError, asyncio.CancelledError):
+            # Broken off just while the library takes note of it, a call leaves its channel's limit used
+            # up for good, and every later one waits for that in vain: so the library counts anew.
+            client.http._buckets.clear()
+            raise
 
 
 @contextmanager

@@ -11,9 +11,10 @@ import structlog
 from bot.adapters.base import Replies
 from bot.adapters.discord_catch_up import Backlog
 from bot.adapters.discord_client import BotClient
-from bot.adapters.discord_http import translated
+from bot.adapters.discord_http import translated, within
 from bot.adapters.discord_messages import PLATFORM, calls, commanded, incoming, key_of, presser, speaks_to
 from bot.adapters.discord_messenger import DiscordMessenger
+from bot.adapters.discord_settings import DiscordSection
 from bot.adapters.unreadable import UNREADABLE, told_of
 from bot.clock import Clock
 from bot.dispatch import Dispatcher
@@ -44,14 +45,20 @@ class Inbox:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, replies: Replies, messenger: DiscordMessenger, clock: Clock, *, threads: bool
+        self,
+        dispatcher: Dispatcher,
+        replies: Replies,
+        messenger: DiscordMessenger,
+        clock: Clock,
+        settings: DiscordSection,
     ) -> None:
         self._dispatcher = dispatcher
         self._replies = replies
         self._messenger = messenger
         self._clock = clock
-        self._threads = threads
-        self._backlog = Backlog(clock)
+        self._threads = settings.threads
+        self._call_seconds = settings.call_seconds
+        self._backlog = Backlog(clock, settings.call_seconds)
         self._work: asyncio.Queue[Work] = asyncio.Queue()
         self._waiting: deque[discord.Message] = deque()  # said, and not kept yet
         self._client: BotClient | None = None
@@ -214,7 +221,7 @@ class Inbox:
     async def _key(self, channel: object, channel_id: int, *, is_direct: bool) -> ChannelKey:
         """Ask Discord about a channel of a server that the library does not know: it may be a thread."""
         if not is_direct and (channel is None or isinstance(channel, discord.PartialMessageable)):
-            with translated():
+            async with within(self._call_seconds, self._connection):
                 channel = await self._connection.fetch_channel(channel_id)
         return key_of(channel, channel_id)
 

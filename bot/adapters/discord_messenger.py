@@ -1,6 +1,5 @@
 """The verbs that a growing reply needs, on Discord."""
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +7,7 @@ from typing import Any
 
 import discord
 
-from bot.adapters.discord_http import translated
+from bot.adapters.discord_http import within
 from bot.adapters.discord_messages import target
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone, PlatformUnavailable
@@ -108,15 +107,8 @@ class DiscordMessenger:
         client = self.client
         if client is None or client.is_closed():
             raise PlatformUnavailable("Discord is not connected")
-        with translated():
-            try:
-                async with asyncio.timeout(self._call_seconds):
-                    yield client
-            except (TimeoutError, asyncio.CancelledError):
-                # Broken off just while the library takes note of it, a call leaves its channel's limit used
-                # up for good, and every later one waits for that in vain: so the library counts anew.
-                client.http._buckets.clear()
-                raise
+        async with within(self._call_seconds, client):
+            yield client
 
 
 def _buttons(controls: Controls) -> discord.ui.View:

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 import discord
 import pytest
+from aiohttp import web
 from discord.backoff import ExponentialBackoff
 
 from bot.adapters.discord import inspect, open_adapter
@@ -577,6 +578,28 @@ async def test_a_start_that_fails_is_tried_again(platform: DiscordPlatform, tmp_
     async with a_bot(platform, tmp_path) as bot:
         await platform.say("hi")
         await bot.shows("ok")
+
+
+@pytest.mark.parametrize("ending", ["/users/@me", "/messages"], ids=["login", "catching up"])
+async def test_a_call_that_discord_never_answers_is_made_again(
+    platform: DiscordPlatform, tmp_path: Path, ending: str
+) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("hello")
+        await bot.shows("ok")
+    await platform.say("are you there?")
+    hanging: list[str] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.method == "GET" and request.path.endswith(ending) and not hanging:
+            hanging.append(request.path)
+            await platform.closing.wait()
+        return None
+
+    platform.gate.guard = guard
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
+    assert hanging
 
 
 async def test_a_start_that_is_told_to_wait_waits(platform: DiscordPlatform, tmp_path: Path) -> None:
