@@ -205,6 +205,8 @@ class Inbox:
 
     async def _begin_owed(self) -> None:
         for exchange in await self._dispatcher.owed(PLATFORM):
+            if not exchange.parts:
+                self._messenger.doubt(exchange)
             self._replies.begin(exchange)
 
     async def _for_us(self, message: discord.Message) -> ChannelKey | None:

@@ -2,23 +2,25 @@
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 import discord
 
 from bot.adapters.discord_http import within
 from bot.adapters.discord_messages import target
-from bot.domain import Action, ChannelKey, Controls
-from bot.errors import MessageGone, PlatformUnavailable
+from bot.domain import Action, ChannelKey, Controls, Exchange
+from bot.errors import ChannelGone, MessageGone, PlatformUnavailable
 from bot.markup.format import MarkdownFormat, Rendered, utf16_units
+
+T = TypeVar("T")
 
 # Discord says "2000 characters" and not which: counted so, no way of counting finds more.
 _FORMAT = MarkdownFormat(2000, utf16_units)
 # Signs and no words: the reader's language is not known where a button is made.
 _FACES = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
-# Commands are answered at once, and Discord takes an answer for 15 minutes: these are plenty.
-_COMMANDS = 256
+# Commands, and messages that may have been sent before: more than are under way at once.
+_REMEMBERED = 512
 _BAD_WEBHOOK_TOKEN = 50027
 # What Discord's API calls the response to an interaction, whose id is not known before it is shown.
 _RESPONSE: Any = "@original"
@@ -34,6 +36,7 @@ class DiscordMessenger:
         # Slash commands that wait for their reply, and those whose reply is shown, by its message.
         self._asked: OrderedDict[str, discord.Interaction] = OrderedDict()
         self._shown: OrderedDict[str, discord.Interaction] = OrderedDict()
+        self._doubtful: OrderedDict[str, None] = OrderedDict()
 
     @property
     def format(self) -> MarkdownFormat:
@@ -45,6 +48,10 @@ class DiscordMessenger:
     def expect(self, interaction: discord.Interaction) -> None:
         """Reply to this slash command in Discord's own way; "thinking" is shown already."""
         _remember(self._asked, str(interaction.id), interaction)
+
+    def doubt(self, exchange: Exchange) -> None:
+        """Expect that the first message of this reply was sent before: Discord forgets nonces after minutes."""
+        _remember(self._doubtful, f"{exchange.id}.0.0", None)
 
     async def send(
         self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
@@ -58,6 +65,11 @@ class DiscordMessenger:
                 self._asked.pop(reply_to or "", None)
         reference = None
         if reply_to is not None:
+            if nonce in self._doubtful:
+                found = await self._sent_before(channel, text, reply_to)
+                if found is not None:
+                    self._doubtful.pop(nonce, None)
+                    return found
             # Discord leaves the reference out where the question was deleted.
             reference = discord.MessageReference(
                 message_id=int(reply_to), channel_id=target(channel), fail_if_not_exists=False
@@ -70,6 +82,7 @@ class DiscordMessenger:
                 suppress_embeds=True,
                 view=_buttons(controls),
             )
+        self._doubtful.pop(nonce, None)
         return str(message.id)
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
@@ -84,6 +97,21 @@ class DiscordMessenger:
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         async with self._calling() as client:
             await client.get_partial_messageable(target(channel)).get_partial_message(int(message_id)).delete()
+
+    async def _sent_before(self, channel: ChannelKey, text: Rendered, reply_to: str) -> str | None:
+        """The id of our reply to this message that still shows the text it was sent with, if it can be read.
+
+        The text tells it from the excuse for a database that cannot be written to, which is a reply as well.
+        """
+        question = discord.Object(int(reply_to))
+        # Whether we may write there is for the send to find out.
+        with suppress(ChannelGone, MessageGone):
+            async with self._calling() as client:
+                async for message in client.get_partial_messageable(target(channel)).history(limit=100, after=question):
+                    is_reply = message.reference is not None and message.reference.message_id == question.id
+                    if is_reply and message.author == client.user and message.content == text.text:
+                        return str(message.id)
+        return None
 
     async def _respond(self, interaction: discord.Interaction, text: Rendered) -> str:
         """Show the text as the response to a command; an edit, so trying again never says it twice.
@@ -122,7 +150,7 @@ def _buttons(controls: Controls) -> discord.ui.View:
     return view
 
 
-def _remember(where: OrderedDict[str, discord.Interaction], key: str, interaction: discord.Interaction) -> None:
-    where[key] = interaction
-    while len(where) > _COMMANDS:
+def _remember(where: OrderedDict[str, T], key: str, value: T) -> None:
+    where[key] = value
+    while len(where) > _REMEMBERED:
         where.popitem(last=False)

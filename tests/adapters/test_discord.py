@@ -469,19 +469,84 @@ async def test_a_reply_that_was_cut_off_is_edited_and_not_sent_again(platform: D
         await bot.shows("whole")
 
 
-async def test_a_placeholder_whose_id_was_not_noted_is_not_sent_twice(
-    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def a_placeholder_that_is_not_noted(
+    platform: DiscordPlatform, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The question that it replies to; the bot was killed before it could write its id down."""
+
     async def failing(*arguments: Any) -> None:
         raise StoreError("the power is gone")
 
-    async with a_bot(platform, tmp_path) as bot:
+    async with a_bot(platform, folder) as bot:
         monkeypatch.setattr(bot.house.store, "placed", failing)
-        await platform.say("one")
+        question = await platform.say("one")
         await bot.shows("…")
+    return question
+
+
+def sends(platform: DiscordPlatform) -> int:
+    return len([name for name, _ in platform.attempts if name == "send"])
+
+
+async def test_a_placeholder_whose_id_was_not_noted_is_found_when_its_nonce_is_forgotten(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await a_placeholder_that_is_not_noted(platform, tmp_path, monkeypatch)
+    platform.forget_nonces()
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok")
-    assert len([name for name, _ in platform.attempts if name == "send"]) == 2
+    assert sends(platform) == 1
+
+
+async def test_a_placeholder_is_looked_for_until_discord_answers(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = await a_placeholder_that_is_not_noted(platform, tmp_path, monkeypatch)
+    platform.forget_nonces()
+    refusals = [web.Response(status=500), web.Response(status=429, headers={"Retry-After": "1"})]
+
+    async def guard(request: web.Request) -> web.Response | None:
+        return refusals.pop() if request.query.get("after") == question and refusals else None
+
+    platform.gate.guard = guard
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok")
+    assert refusals == []
+    assert sends(platform) == 1
+
+
+async def test_where_nothing_may_be_read_a_placeholder_is_told_by_its_nonce(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await a_placeholder_that_is_not_noted(platform, tmp_path, monkeypatch)
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.method == "GET" and request.path.endswith("/messages"):
+            return web.Response(status=403, body=b'{"code": 50001}', content_type="application/json")
+        return None
+
+    platform.gate.guard = guard
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok")
+    assert sends(platform) == 2
+
+
+async def test_an_excuse_is_not_taken_for_the_reply(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*arguments: Any) -> None:
+        raise StoreError("the disk is full")
+
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+        await bot.all_is_delivered()
+        monkeypatch.setattr(bot.house.store, "begin", failing)
+        await platform.say("two")
+        await platform.until(lambda: len(bot.shown()) == 2)
+        before = bot.shown()
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows(*before, "ok")
 
 
 async def test_catching_up_passes_over_what_it_may_not_read(platform: DiscordPlatform, tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ class DiscordRest(DiscordGateway):
     def forget_interactions(self) -> None:
         self._interactions.clear()
 
+    def forget_nonces(self) -> None:
+        """Discord remembers them for a few minutes."""
+        self._nonces.clear()
+
     def expire(self) -> None:
         """Let all commands be too old to be responded to."""
         for interaction in self._interactions.values():
