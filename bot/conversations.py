@@ -84,6 +84,10 @@ class Conversations:
         """Give the place up."""
         self._lines.leave(self._lines.turn(exchange))
 
+    def awaits(self, exchange: Exchange) -> bool:
+        """Whether it has a place in its line."""
+        return self._lines.find(exchange) is not None
+
     def active(self, channel: ChannelKey) -> list[Exchange]:
         """The exchanges here that wait or are being answered, in order."""
         return [turn.exchange for turn in self._lines.of(channel)]

@@ -226,12 +226,12 @@ class Delivery:
         """Make the call for what is wanted at this moment."""
         number = self._due()
         if number is not None and self._is_urgent(number):
-            await to_its_end(self._act_on(number))
+            await self._act_on(number)
             if is_urgent:
                 return
             number = self._due()  # what needed no turn of its own leaves this one to an edit
         if number is not None and not is_urgent:
-            await to_its_end(self._act_on(number))
+            await self._act_on(number)
 
     async def _act_on(self, number: int) -> None:
         wanted = self._wanted()
@@ -242,7 +242,7 @@ class Delivery:
         part.touched = self._calls
         try:
             if part.id is None:
-                await self._place(part, number, self._placeholder(part, wanted[number].controls))
+                await to_its_end(self._place(part, number, self._placeholder(part, wanted[number].controls)))
             elif not part.is_noted:
                 await self._note(part, number)
             elif number < len(wanted):
@@ -270,6 +270,9 @@ class Delivery:
                 raise
             self._reply_to = None
             return
+        except RateLimited as limited:
+            self._pacer.pause(self._channel, limited.seconds)
+            raise
         part.shown = look
         await self._note(part, number)
 

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -76,6 +77,7 @@ class Dispatcher:
         self._one_at_a_time = asyncio.Lock()
         self._owed: set[int] = set()
         self._without_trace: set[int] = set()
+        self._reopening: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._counted: set[int] = set()  # what was let through before its old answer was given up
 
     def use(self, settings: ConversationSection) -> None:
@@ -106,8 +108,8 @@ class Dispatcher:
     async def owed(self, platform: str) -> list[Exchange]:
         """What a crash or a time away left undone; `handle` must follow for each.
 
-        Questions older than `catch_up_minutes` are not answered any more: in each
-        channel the newest gets a notice, which settles them all.
+        Questions older than `catch_up_minutes` whose reply had not begun are not answered any
+        more: in each channel the newest gets a notice, which settles them all.
         """
         async with self._one_at_a_time:
             await self._settle(await self._hands.free(self._store.owed(platform)))
@@ -119,15 +121,12 @@ class Dispatcher:
     async def edited(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a question; return the exchange to be answered anew, in place."""
         with self._hands.reaching(message):
-            changed = await self._changed(message)
-            return None if changed is None else self._taken_up(changed)
+            return await self._changed(message, self._taken_up)
 
     async def keep_edit(self, message: IncomingMessage) -> None:
         """Keep the new text of a question while others may be missing; `owed` then returns it in its place."""
         with self._hands.reaching(message):
-            changed = await self._changed(message)
-            if changed is not None:
-                self.let_go(changed.id)  # a reply that still grows is that to the old text
+            await self._changed(message, self._freed)
 
     async def deleted(self, channel: ChannelKey, message_id: str) -> None:
         """Forget a message that its author took back, and stop answering it."""
@@ -156,11 +155,12 @@ class Dispatcher:
                 if refusal := self._why_not_again(exchange):
                     return Pressed(notice=refusal)
                 with self._hands.reaching(exchange.message):
-                    reopened = await self._conversations.reopen(exchange)
-                    if reopened is not None and later:
-                        self.let_go(reopened.id)  # whoever still shows the old answer ends without it
-                        return Pressed()
-                    return Pressed() if reopened is None else Pressed(again=self._taken_up(reopened))
+                    async with self._alone_with(exchange):
+                        reopened = await self._conversations.reopen(exchange)
+                        if reopened is not None and later:
+                            self._freed(reopened)
+                            return Pressed()
+                        return Pressed() if reopened is None else Pressed(again=self._taken_up(reopened))
             case _:
                 assert_never(action)
 
@@ -195,6 +195,11 @@ class Dispatcher:
         """End its generation; the partial answer is kept."""
         return self._conversations.stop(exchange)
 
+    async def row(self, exchange: Exchange) -> Exchange | None:
+        """The exchange as it is kept now; None if its channel has got another name."""
+        message = exchange.message
+        return await kept(lambda: self._store.find(message.channel, message.id), self._clock)
+
     async def placed(self, exchange: int, part: int, message_id: str) -> None:
         await self._store.placed(exchange, part, message_id)
 
@@ -211,11 +216,11 @@ class Dispatcher:
         else:
             await kept(lambda: self._store.fail(exchange, why), self._clock)
 
-    def let_go(self, exchange: int) -> None:
-        """Nobody works on it any more; if it is not done, it is owed again."""
-        self._hands.let_go(exchange)
-        self._owed.discard(exchange)
-        self._without_trace.discard(exchange)
+    def let_go(self, exchange: Exchange) -> None:
+        """Who took this up works on it no more; if it is not done nor taken up anew, it is owed again."""
+        if self._hands.let_go(exchange):
+            self._owed.discard(exchange.id)
+            self._without_trace.discard(exchange.id)
 
     def say_to(self, exchange: Exchange) -> Say:
         """The bot's own words in the asker's language."""
@@ -231,14 +236,25 @@ class Dispatcher:
         kind = Kind.COMMAND if parse(message.text) else Kind.CHAT
         return await self._store.begin(message, kind)
 
-    async def _changed(self, message: IncomingMessage) -> Exchange | None:
-        """The reopened exchange of an edited question; answered as before, with a sentence why, if it is refused."""
+    async def _changed(self, message: IncomingMessage, then: Callable[[Exchange], Exchange]) -> Exchange | None:
+        """Reopen the exchange of an edited question, and do `then` with it before anybody else reopens it."""
         message = _cleaned(message)
-        if not self._access.admits(message):
+        known = await self._store.find(message.channel, message.id) if self._access.admits(message) else None
+        if known is None or known.kind is not Kind.CHAT:
             return None
+        async with self._alone_with(known):
+            changed = await self._reopened(message)
+            return None if changed is None else then(changed)
+
+    async def _reopened(self, message: IncomingMessage) -> Exchange | None:
+        """The exchange with its new text; answered as before, with a sentence why, if that is refused."""
         exchange = await self._store.find(message.channel, message.id)
-        if exchange is None or exchange.kind is not Kind.CHAT or exchange.message.text == message.text:
+        if exchange is None:
             return None
+        if exchange.message.text == message.text:
+            # Written down already by one who was told that it was not: nobody answers it yet.
+            is_left = exchange.status is Status.OPEN and not self._conversations.awaits(exchange)
+            return exchange if is_left else None
         refusal = self._why_not_again(replace(exchange, message=replace(exchange.message, text=message.text)))
         # Even so the old words go: whoever takes them out may have a reason.
         reopened = await self._conversations.reopen(exchange, message.text)
@@ -267,12 +283,17 @@ class Dispatcher:
                 await self._settle_retry(exchange)
 
     def _late(self, owed: list[Exchange]) -> list[Exchange]:
-        """Those that nobody waits for any more; for one that was let through just now somebody does."""
+        """Those that nobody waits for any more; for one that was let through just now somebody does.
+
+        A reply that stands in the channel already is finished however late: it may be one that is
+        made anew for somebody, and an edit disturbs nobody.
+        """
         oldest = self._calendar.today() - timedelta(minutes=self._settings.catch_up_minutes)
         return [
             exchange
             for exchange in owed
             if exchange.answer is None
+            and not exchange.parts
             and exchange.message.sent_at < oldest
             and exchange.id not in self._counted
             and not is_forget(exchange)  # who asked for that need not ask again
@@ -283,7 +304,7 @@ class Dispatcher:
         # Threads count with their channel: where each question has a thread of its own, a storm would come.
         newest = {replace(exchange.message.channel, thread=None): exchange.id for exchange in late}
         for exchange in late:
-            if exchange.parts or exchange.id in newest.values():
+            if exchange.id in newest.values():
                 say = self.say_to(exchange)
                 notice = say("I was away, and this was some time ago. Please ask again if you like.")
                 await self._store.answer(exchange.id, Answer("", notice, FinishReason.ERROR))
@@ -299,8 +320,8 @@ class Dispatcher:
         if latest.status is Status.OPEN:
             await self._settle_silently(retry)  # it is yet to be answered
         else:
-            # Whoever still shows the old answer ends without it.
-            self.let_go((await self._answered_again(retry, latest)).id)
+            async with self._alone_with(latest):
+                self._freed(await self._answered_again(retry, latest))
 
     async def _called_back(self, retry: Exchange) -> Exchange:
         """The exchange that a retry reopens, in its place in the line; the retry itself if there is none to reopen."""
@@ -308,7 +329,8 @@ class Dispatcher:
         if latest is None:
             return self._taken_up(retry)
         with self._hands.reaching(latest.message):
-            return self._taken_up(await self._answered_again(retry, latest))
+            async with self._alone_with(latest):
+                return self._taken_up(await self._answered_again(retry, latest))
 
     async def _latest(self, retry: Exchange) -> Exchange | None:
         """The exchange that a retry means."""
@@ -333,14 +355,25 @@ class Dispatcher:
     async def _settle_silently(self, exchange: Exchange) -> None:
         await kept(lambda: self._store.answer(exchange.id, Answer("")), self._clock)
         await kept(lambda: self._store.delivered(exchange.id), self._clock)
-        self.let_go(exchange.id)
+        self._freed(exchange)
 
     def _taken_up(self, exchange: Exchange) -> Exchange:
         """Put it into somebody's hands, and a question into its place in the line."""
         if exchange.kind is Kind.CHAT and exchange.answer is None:
             self._conversations.expect(exchange)
-        self._hands.take(exchange.id)
+        self._hands.take(exchange)
         return exchange
+
+    def _freed(self, exchange: Exchange) -> Exchange:
+        """Take it out of all hands: whoever still shows an older answer ends without it."""
+        self._hands.free_up(exchange.id)
+        self._owed.discard(exchange.id)
+        self._without_trace.discard(exchange.id)
+        return exchange
+
+    def _alone_with(self, exchange: Exchange) -> asyncio.Lock:
+        """For whoever opens an exchange again, until it has its place in the line: else it could have two."""
+        return self._reopening.setdefault(exchange.id, asyncio.Lock())
 
     def _why_not_again(self, exchange: Exchange) -> str | None:
         """Why it is not answered again; asked before its answer is given up, for a refusal is no better one."""

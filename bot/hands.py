@@ -14,15 +14,24 @@ class Hands:
     """
 
     def __init__(self) -> None:
-        self._held: set[int] = set()
+        self._held: dict[int, Exchange] = {}
         self._reaching: list[tuple[str, str, str]] = []
         self._looks: dict[object, set[int]] = {}  # what was let go during each look that has not ended
 
-    def take(self, exchange: int) -> None:
-        self._held.add(exchange)
+    def take(self, exchange: Exchange) -> None:
+        """Work on it in the place of whoever took it before."""
+        self._held[exchange.id] = exchange
 
-    def let_go(self, exchange: int) -> None:
-        self._held.discard(exchange)
+    def let_go(self, exchange: Exchange) -> bool:
+        """It is done with; taken anew meanwhile, it stays in those other hands, and this is False."""
+        if self._held.get(exchange.id) is not exchange:
+            return False
+        self.free_up(exchange.id)
+        return True
+
+    def free_up(self, exchange: int) -> None:
+        """Take it out of all hands: whoever still works on it ends without it."""
+        self._held.pop(exchange, None)
         for let_go in self._looks.values():
             let_go.add(exchange)
 
@@ -44,7 +53,7 @@ class Hands:
             arrived = await rows
         finally:
             del self._looks[look]
-        busy = self._held | let_go
+        busy = self._held.keys() | let_go
         return [row for row in arrived if row.id not in busy and _place(row.message) not in self._reaching]
 
 

@@ -80,8 +80,13 @@ class Pacer:
                 try:
                     return await do()
                 except RateLimited as limited:
-                    lane.paused_until = max(lane.paused_until, self.clock.now() + limited.seconds)
+                    self.pause(channel, limited.seconds)
                     raise
+
+    def pause(self, channel: ChannelKey, seconds: float) -> None:
+        """Let nobody call there for so long: for a call that was told to wait when its caller had gone."""
+        lane = self._lane(channel)
+        lane.paused_until = max(lane.paused_until, self.clock.now() + seconds)
 
     def _lane(self, channel: ChannelKey) -> _Lane:
         key = self._lane_of(channel)

@@ -1,7 +1,8 @@
 """How the program waits: for the first of two things, for the end of a call, and longer after each failure."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from bot.errors import BotError, RateLimited
 
@@ -20,13 +21,12 @@ async def first_of(one: Awaitable[object], other: Awaitable[object]) -> None:
         await asyncio.gather(*both, return_exceptions=True)
 
 
-async def to_its_end(work: Awaitable[object]) -> None:
-    """Let what has begun end before we are cancelled; whoever cancels again breaks it off.
+async def to_its_end(work: Coroutine[Any, Any, object]) -> None:
+    """Let what has begun end before we are cancelled.
 
-    Cut off in the middle of a call, we would not know whether the platform has our message,
-    and an edit could land after the next one, with the text of before.
+    Cut off in the middle of a call, we would not know whether the platform has our message.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.create_task(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -53,18 +53,17 @@ class Backoff:
         self._first = first
         self._longest = longest
         self._chance = chance
-        self.failures = 0  # one after the other
+        self._failures = 0  # one after the other
 
     def after_failure(self) -> float:
         # Doubled for months, the number would be too large for a float.
-        seconds = min(self._first * 2.0 ** min(self.failures, _DOUBLINGS), self._longest)
-        self.failures += 1
+        seconds = min(self._first * 2.0 ** min(self._failures, _DOUBLINGS), self._longest)
+        self._failures += 1
         return seconds * (1 + self._chance()) / 2
 
     def after(self, error: BotError) -> float:
-        """As long as the platform said, where it did."""
-        seconds = self.after_failure()
-        return error.seconds if isinstance(error, RateLimited) else seconds
+        """As long as the platform said, where it did: that is no failure."""
+        return error.seconds if isinstance(error, RateLimited) else self.after_failure()
 
     def succeeded(self) -> None:
-        self.failures = 0
+        self._failures = 0

@@ -196,7 +196,7 @@ async def test_a_reply_that_nobody_reads_on_is_owed(house: House) -> None:
         await anext(events)
     assert (await house.kept(exchange)).status is Status.OPEN
     assert house.engine.closed, "the model works on"
-    house.dispatcher.let_go(exchange.id)
+    house.dispatcher.let_go(exchange)
     (owed,) = await house.dispatcher.owed("discord")
     assert text_of(await house.replied(owed)) == "again"
     assert house.engine.requests[0].params.seed == house.engine.requests[1].params.seed == exchange.seed

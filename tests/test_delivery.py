@@ -449,26 +449,17 @@ async def test_a_send_that_has_begun_is_noted_even_if_the_delivery_is_cancelled(
     assert world.exchange.parts == ("m1",)
 
 
-async def test_an_edit_that_has_begun_lands_even_if_the_delivery_is_cancelled(world: World) -> None:
+async def test_a_send_that_was_told_to_wait_when_its_delivery_had_gone_holds_back_the_next(world: World) -> None:
     world.messenger.seconds_per_call = 5.0
+    world.messenger.script = lambda number, verb: Failure(RateLimited(60.0)) if number == 0 else None
     run = asyncio.create_task(world.delivery().run(world.stream(*answered("hello"))))
-    await world.clock.advance(7.0)
-    assert world.verbs == ["send", "edit"]
+    await world.clock.advance(1.0)
     run.cancel()
     await world.clock.advance(10.0)
     assert run.cancelled()
+    await world.deliver(*answered("hello"))
+    assert world.messenger.violations == []
     assert world.texts == ["hello"]
-
-
-async def test_a_call_that_hangs_is_broken_off_by_whoever_cancels_twice(world: World) -> None:
-    world.messenger.seconds_per_call = 1e9
-    run = asyncio.create_task(world.delivery().run(world.stream(*answered("hello"))))
-    for _ in range(2):
-        await world.clock.advance(7.0)
-        assert not run.done()
-        run.cancel()
-    await world.clock.settle()
-    assert run.cancelled()
 
 
 async def test_replies_in_one_channel_share_its_pace_fairly(world: World) -> None:

@@ -5,8 +5,11 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from bot.dispatch import Pressed
 from bot.domain import Action, Exchange, IncomingMessage, Status
+from bot.errors import StoreError
 from tests.house import House, a_house, notice_of, text_of
 from tests.messages import CHANNEL, MEI, NOON, a_message
 
@@ -120,12 +123,49 @@ async def test_an_old_question_that_was_edited_just_now_is_not_late(tmp_path: Pa
         assert text_of(await house.replied(exchange)) == "ok"
 
 
+async def test_an_edit_that_was_written_down_and_told_to_have_failed_is_answered_by_the_next_try(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = a_message("quesiton")
+    await house.ask(question)
+    reopen = house.store.reopen
+
+    async def losing_the_answer(exchange: int, text: str | None = None) -> Exchange | None:
+        await reopen(exchange, text)
+        raise StoreError("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.store, "reopen", losing_the_answer)
+        with pytest.raises(StoreError):
+            await house.dispatcher.edited(replace(question, text="question"))
+    again = await house.dispatcher.edited(replace(question, text="question"))
+    assert again is not None
+    assert text_of(await house.replied(again)) == "ok"
+    assert await house.dispatcher.edited(replace(question, text="question")) is None
+
+
+@pytest.mark.parametrize("is_edit", [False, True], ids=["retry", "edit"])
+async def test_an_old_question_that_was_to_be_answered_anew_before_a_crash_is(tmp_path: Path, *, is_edit: bool) -> None:
+    question = a_message("what is it?")
+    async with a_house(tmp_path, today=NOON + timedelta(hours=2)) as house:
+        exchange = await house.accept(question)
+        await house.dispatcher.placed(exchange.id, 0, "m1")
+        await house.replied(exchange)
+        if is_edit:
+            assert await house.dispatcher.edited(replace(question, text="what is that?"))
+        else:
+            assert (await house.dispatcher.pressed(CHANNEL, "m1", Action.RETRY, MEI)).again
+    async with a_house(tmp_path, today=NOON + timedelta(hours=2)) as house:
+        (exchange,) = await owed(house)
+        assert text_of(await house.replied(exchange)) == "ok"
+
+
 async def test_a_retry_pressed_while_others_may_be_missing_waits_for_its_place(house: House) -> None:
     await said_while_away(house, "first")
     second = await house.accept(a_message("second"))
     await house.dispatcher.placed(second.id, 0, "m1")
     await house.replied(second)
-    house.dispatcher.let_go(second.id)
+    house.dispatcher.let_go(second)
     pressed = await house.dispatcher.pressed(CHANNEL, "m1", Action.RETRY, MEI, later=True)
     assert pressed == Pressed()
     assert [exchange.message.text for exchange in await owed(house)] == ["first", "second"]

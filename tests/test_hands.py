@@ -38,7 +38,7 @@ async def answered(house: House, text: str = "question") -> Exchange:
     exchange = await house.accept(a_message(text))
     await house.dispatcher.placed(exchange.id, 0, "m1")
     await house.replied(exchange)
-    house.dispatcher.let_go(exchange.id)
+    house.dispatcher.let_go(exchange)
     return exchange
 
 
@@ -50,7 +50,7 @@ async def test_what_is_delivered_while_the_rows_travel_is_not_owed(
     owed = asyncio.create_task(house.dispatcher.owed("discord"))
     await reading.is_done.wait()
     await house.replied(exchange)
-    house.dispatcher.let_go(exchange.id)
+    house.dispatcher.let_go(exchange)
     reading.may_arrive.set()
     assert await owed == []
 
@@ -79,7 +79,7 @@ async def test_what_was_accepted_and_done_while_the_rows_travel_is_not_owed(
     beginning.may_arrive.set()
     exchange = await accepting
     await house.replied(exchange)
-    house.dispatcher.let_go(exchange.id)
+    house.dispatcher.let_go(exchange)
     reading.may_arrive.set()
     assert await owed == []
 
@@ -108,7 +108,7 @@ async def test_what_is_reopened_is_not_owed_before_it_is_taken_up(
     assert taken_up is not None
     assert taken_up.id == exchange.id
     await house.replied(taken_up)
-    house.dispatcher.let_go(taken_up.id)
+    house.dispatcher.let_go(taken_up)
     assert await house.dispatcher.owed("discord") == []
 
 
@@ -122,19 +122,19 @@ async def test_a_reply_that_is_broken_off_is_owed_again(house: House) -> None:
     exchange = await house.accept(a_message("question"))
     assert await house.dispatcher.owed("discord") == []
     house.conversations.dismiss(exchange)
-    house.dispatcher.let_go(exchange.id)
+    house.dispatcher.let_go(exchange)
     assert [owed.id for owed in await house.dispatcher.owed("discord")] == [exchange.id]
 
 
 async def test_a_row_of_what_was_held_or_came_and_went_on_its_way_is_not_free(house: House) -> None:
     hands = Hands()
     held, passing, free = [await answered(house, f"question {number}") for number in range(3)]
-    hands.take(held.id)
+    hands.take(held)
 
     async def rows() -> list[Exchange]:
-        hands.take(passing.id)
+        hands.take(passing)
         for exchange in (held, passing):
-            hands.let_go(exchange.id)
+            hands.let_go(exchange)
         return [held, passing, free]
 
     assert await hands.free(rows()) == [free]

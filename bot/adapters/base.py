@@ -57,10 +57,9 @@ class Adapter(Protocol):
         ...
 
 
-# Seconds for replies under way when the program is told to stop, and then for the calls that
-# each of them is just making: what stops containers waits 10 s before it kills.
+# Seconds for replies under way when the program is told to stop: what stops containers
+# waits 10 s before it kills.
 GRACE = 6.0
-LAST_CALLS = 1.0
 
 # A channel is not told again for so long, in seconds, that its messages wait for the database.
 _EXCUSED_SECONDS = 600.0
@@ -82,8 +81,7 @@ class Replies:
     """The replies that grow on one platform, each in a task, at most one per exchange.
 
     An async context manager: leaving it takes up nothing new, gives what grows `GRACE`
-    seconds to end, and cancels the rest, which is then owed; calls that are under way have
-    `LAST_CALLS` seconds more.
+    seconds to end, and cancels the rest, which is then owed.
     """
 
     def __init__(
@@ -96,13 +94,15 @@ class Replies:
         self._clock = clock
         self._growing: dict[int, _Growing] = {}
         self._is_closing = False
+        self._refusal: LoginRefused | None = None
+        self._is_refused = asyncio.Event()
         self._excused: dict[ChannelKey, float] = {}
         self._excuses: set[asyncio.Task[None]] = set()
 
     def begin(self, exchange: Exchange) -> None:
         """Show the reply to `exchange`: new, edited, retried and owed ones alike."""
         if self._is_closing:
-            self._dispatcher.let_go(exchange.id)
+            self._dispatcher.let_go(exchange)
             return
         earlier = self._growing.get(exchange.id)
         # The row, and so this exchange, may not know yet what the earlier one is just sending.
@@ -152,6 +152,18 @@ class Replies:
         except PlatformError as error:
             log.info("nobody was told that a message has to wait", error=str(error))
 
+    async def unless_refused(self, work: Awaitable[None]) -> None:
+        """Listen until a reply is refused because of the login, where who listens is not told of that.
+
+        Raises:
+            LoginRefused: That was so, and no other reply can be shown either.
+        """
+        listening = asyncio.ensure_future(work)
+        await first_of(listening, self._is_refused.wait())
+        if self._refusal is not None:
+            raise self._refusal
+        listening.result()
+
     async def finished(self) -> None:
         """Wait until no reply grows any more."""
         while self._growing:
@@ -164,14 +176,20 @@ class Replies:
                     # Two deliveries of one exchange would edit the same messages against each other;
                     # so whoever takes our place has to wait for it as well.
                     earlier.cancel()
-                    await to_its_end(asyncio.gather(earlier, return_exceptions=True))
+                    await to_its_end(asyncio.wait([earlier]))
+                if all(part.is_noted for part in parts):
+                    # An earlier one, which ended before this began, may have noted more since the row was read.
+                    row = await self._dispatcher.row(exchange)
+                    parts[:] = parts if row is None else parts_of(row)
                 await self._show(exchange, parts)
             except LoginRefused as error:
                 log.error("reply broken off; it is owed to a bot that may log in", error=str(error))
+                self._refusal = error
+                self._is_refused.set()
             finally:
                 if self._growing[exchange.id].task is asyncio.current_task():
                     del self._growing[exchange.id]
-                    self._dispatcher.let_go(exchange.id)
+                    self._dispatcher.let_go(exchange)
 
     async def _show(self, exchange: Exchange, parts: list[Part]) -> None:
         try:
@@ -214,9 +232,7 @@ class Replies:
             growing = [*(each.task for each in self._growing.values()), *self._excuses]
             for task in growing:
                 task.cancel()
-            ended = asyncio.gather(*growing, return_exceptions=True)
-            # It cancels what has not ended by then once more.
-            await first_of(ended, self._clock.sleep(LAST_CALLS))
+            await asyncio.gather(*growing, return_exceptions=True)
 
 
 async def _said(words: str) -> Events:

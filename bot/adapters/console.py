@@ -132,7 +132,7 @@ class ConsoleAdapter:
         for notice in notices:
             self._print(notice, style="dim")
         await dispatcher.delivered(exchange.id)
-        dispatcher.let_go(exchange.id)
+        dispatcher.let_go(exchange)
 
     def _print(self, text: str, *, end: str = "\n", style: str | None = None) -> None:
         try:

@@ -104,7 +104,9 @@ class DiscordAdapter:
                 messenger.client = self._client = None
             if client.was_ready:
                 wait.succeeded()
-            seconds = wait.after(error)
+            seconds = wait.after_failure()
+            if isinstance(error, RateLimited):
+                seconds = max(seconds, error.seconds)
             log.warning("not connected to discord", seconds=round(seconds, 1), error=str(error))
             await self._clock.sleep(seconds)
 

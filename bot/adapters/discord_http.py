@@ -16,6 +16,7 @@ import discord
 import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
+from discord.webhook.async_ import async_context
 
 from bot.adapters.discord_settings import DiscordSection
 from bot.clock import Clock
@@ -113,8 +114,10 @@ async def within(seconds: float, client: discord.Client) -> AsyncIterator[None]:
                 yield
         except (TimeoutError, asyncio.CancelledError):
             # Broken off just while the library takes note of it, a call leaves its channel's limit used
-            # up for good, and every later one waits for that in vain: so the library counts anew.
+            # up for good, or a command's lock taken, and every later one waits for that in vain: so the
+            # library counts anew.
             client.http._buckets.clear()
+            async_context.get()._locks.clear()
             raise
 
 

@@ -118,13 +118,13 @@ class Inbox:
             await self._answered(interaction.response.defer())
 
     async def _persist(self, work: Work) -> None:
-        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        wait, has_failed = Backoff(_FIRST_RETRY, _LONGEST_RETRY), False
         while True:
             try:
                 await work()
                 break
             except (StoreError, PlatformUnavailable, RateLimited) as error:
-                seconds = wait.after(error)
+                seconds, has_failed = wait.after(error), True
                 log.warning("an event from discord waits", seconds=seconds, error=str(error))
                 if isinstance(error, StoreError):
                     self._excuse()
@@ -132,7 +132,7 @@ class Inbox:
             except (ChannelGone, MessageGone) as gone:
                 log.info("an event from discord came too late", error=str(gone))
                 break
-        if wait.failures:
+        if has_failed:
             # Replies, too, were broken off by what failed here.
             self._work.put_nowait(self._begin_owed)
 
@@ -175,9 +175,11 @@ class Inbox:
             return
         if exchange.message.id != message.id:
             say = self._dispatcher.say_to(exchange)
+            self._replies.begin(exchange)
             words = say("I am answering the question again.")
             await self._answered(interaction.response.send_message(words, ephemeral=True))
-        elif await self._answered(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True)):
+            return
+        if await self._answered(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True)):
             self._messenger.expect(interaction)
         self._replies.begin(exchange)
 
@@ -187,7 +189,7 @@ class Inbox:
             with translated():
                 async with asyncio.timeout(_PATIENCE):
                     await response
-        except (PlatformError, discord.HTTPException) as error:
+        except (PlatformError, discord.HTTPException, *UNREADABLE) as error:
             log.info("a word on a command or button came too late", error=str(error))
             return False
         return True

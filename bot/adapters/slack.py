@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.base import Finding, Meter, Replies, unmetered
+from bot.adapters.errands import Errands
 from bot.adapters.slack_calls import PatientWebClient
 from bot.adapters.slack_desk import Desk
 from bot.adapters.slack_errors import translated
@@ -77,13 +78,12 @@ class SlackAdapter:
             log.info("slack knows us", bot=me.name, team=me.team)
             messenger = SlackMessenger(api, self._settings.edit_interval)
             people = People(api, self._clock)
-            async with Replies(dispatcher, self._meter(messenger), self._clock) as replies:
-                desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies, self._clock)
+            async with Replies(dispatcher, self._meter(messenger), self._clock) as replies, Errands() as errands:
+                desk = Desk(self._settings, api, me, people, dispatcher, messenger, replies, errands, self._clock)
                 backlog = _Backlog(api, dispatcher, desk, self._persist)
-                if self._settings.mode == "http":
-                    await self._serve(desk, backlog)
-                else:
-                    await self._stay_connected(api, desk, backlog)
+                is_called = self._settings.mode == "http"
+                listening = self._serve(desk, backlog) if is_called else self._stay_connected(api, desk, backlog)
+                await replies.unless_refused(listening)
 
     async def _serve(self, desk: Desk, backlog: "_Backlog") -> None:
         settings = self._settings
@@ -99,6 +99,7 @@ class SlackAdapter:
         while True:
             began = self._clock.now()
             try:
+                await introduction(api)  # the socket has a token of its own, and tells nothing of the bot's
                 # Read before connecting: what comes in later would move the marks beyond what was missed.
                 marks = await backlog.marks()
                 async with socket(desk.app, token, api, self._clock) as line, asyncio.TaskGroup() as tasks:
@@ -109,6 +110,8 @@ class SlackAdapter:
                 error: BotError = PlatformUnavailable("the web socket was lost")
             except (PlatformUnavailable, RateLimited, StoreError) as exc:
                 error = exc
+            except ExceptionGroup as of_one:
+                raise of_one.exceptions[0] from None
             self._is_connected = False
             if self._clock.now() - began >= _LONGEST_RETRY:
                 wait.succeeded()
@@ -167,7 +170,7 @@ class _Backlog:
     async def _read(self, channel: str, known: Mapping[str | None, str]) -> None:
         try:
             events = await missed(self._api, channel, known, datetime.now(UTC).timestamp())
-        except (PlatformUnavailable, RateLimited):
+        except (PlatformUnavailable, RateLimited, LoginRefused):
             raise
         except PlatformError as error:
             log.warning("a channel cannot be read; what was missed there stays so", channel=channel, error=str(error))

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -15,6 +15,7 @@ from slack_bolt.error import BoltUnhandledRequestError
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.base import Replies
+from bot.adapters.errands import Errands
 from bot.adapters.slack_messages import PLATFORM, Ears, Event, Me, People, id_of, slash, text_of
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
@@ -25,6 +26,7 @@ from bot.dispatch import Dispatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import BotError, PlatformError, PlatformUnavailable, StoreError
 from bot.storage.patience import kept
+from bot.storage.tasks import result_of
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ class Desk:
         dispatcher: Dispatcher,
         messenger: SlackMessenger,
         replies: Replies,
+        errands: Errands,
         clock: Clock,
     ) -> None:
         self.ears = Ears(me, api, people, dispatcher.knows, threads=settings.threads)
@@ -59,6 +62,7 @@ class Desk:
         self._dispatcher = dispatcher
         self._messenger = messenger
         self._replies = replies
+        self._errands = errands
         self._clock = clock
         self._orders: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads: dict[tuple[str, str], ChannelKey] = {}  # where each person spoke last, by channel
@@ -109,6 +113,9 @@ class Desk:
             self._replies.begin(exchange)
 
     async def on_message(self, event: Event) -> None:
+        await self._surely(self._heard(event))
+
+    async def _heard(self, event: Event) -> None:
         channel = id_of(event, "channel")
         await self._turn(channel)
         # Two listeners may run at once, and a name to look up must not change the order.
@@ -133,24 +140,28 @@ class Desk:
         person = await self._people.person(user)
         message = slash(command, person)
         self._messenger.expect_slash(message.id, text_of(command, "response_url"))
-        await self._take(message)
+        await self._surely(self._take(message))
         await ack()
 
     async def on_button(self, ack: AsyncAck, body: Mapping[str, Any], action: Mapping[str, Any]) -> None:
         channel = ChannelKey(PLATFORM, id_of(body["channel"], "id"), text_of(body["message"], "thread_ts") or None)
         user = id_of(body["user"], "id")
         by = Author(PLATFORM, user, text_of(body["user"], "name"))
-        pressed = await self._dispatcher.pressed(
-            channel, text_of(body["message"], "ts"), Action(action["action_id"]), by
+        notice = await self._surely(
+            self._pressed(channel, text_of(body["message"], "ts"), Action(action["action_id"]), by)
         )
-        self._begin(pressed.again)
-        if pressed.notice:
+        if notice:
             try:
                 async with asyncio.timeout(_PATIENCE):
-                    await self._messenger.whisper(channel, user, pressed.notice)
+                    await self._messenger.whisper(channel, user, notice)
             except (PlatformError, TimeoutError) as error:
                 log.warning("nobody was told why a button did nothing", error=str(error) or "no answer in time")
         await ack()
+
+    async def _pressed(self, channel: ChannelKey, message_id: str, action: Action, by: Author) -> str:
+        pressed = await self._dispatcher.pressed(channel, message_id, action, by)
+        self._begin(pressed.again)
+        return pressed.notice
 
     async def on_error(self, error: Exception) -> None:
         """Leave it to Slack to send again what could not be kept."""
@@ -169,6 +180,13 @@ class Desk:
                     await gate.wait()
             except TimeoutError:
                 raise PlatformUnavailable("what was missed in its channel is not kept yet") from None
+
+    async def _surely(self, work: Coroutine[Any, Any, T]) -> T:
+        """Go on though the connection that brought it be lost meanwhile, and its listener ended.
+
+        What still waited to be written then is written after the next connection has asked what is owed.
+        """
+        return await result_of(self._errands.begin(work))
 
     async def _take(self, message: IncomingMessage) -> None:
         placed = self._placed(message)

@@ -1,17 +1,16 @@
 """Telegram: messages by long polling, answers in messages that are edited."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from types import TracebackType
-from typing import Self, assert_never
+from typing import assert_never
 
 import structlog
 from telegram import Bot, BotCommand, Update, User
 from telegram.error import InvalidToken
 
 from bot.adapters.base import Finding, Meter, Replies, unmetered
+from bot.adapters.errands import Errands
 from bot.adapters.telegram_calls import open_bot, translated
 from bot.adapters.telegram_drafts import Drafts
 from bot.adapters.telegram_messages import PLATFORM, Addressee, Pressed, Said, Upgraded, read
@@ -78,7 +77,7 @@ class TelegramAdapter:
             messenger = TelegramMessenger(bot, self._settings, dispatcher.moved)
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
             replies = Replies(dispatcher, self._meter(messenger), self._clock, preview)
-            async with _Errands() as errands, replies:
+            async with Errands() as errands, replies:
                 errands.begin(_announce(bot, self._clock))
                 listener = _Listener(bot, me, self._settings, dispatcher, replies, errands)
                 await self._again_and_again(listener)
@@ -131,7 +130,7 @@ class _Listener:
         settings: TelegramSection,
         dispatcher: Dispatcher,
         replies: Replies,
-        errands: "_Errands",
+        errands: Errands,
     ) -> None:
         self.is_behind = True  # messages may wait that were said while nobody listened
         self._bot = bot
@@ -250,29 +249,6 @@ class _Listener:
     def _begin(self, exchange: Exchange | None) -> None:
         if exchange is not None:
             self._replies.begin(exchange)
-
-
-class _Errands:
-    """Calls that nobody waits for, beside all that is listened to; leaving cancels those under way."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def begin(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:

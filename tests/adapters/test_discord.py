@@ -1,6 +1,7 @@
 """Discord: the real library against a server of our own."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -294,6 +295,33 @@ async def test_a_command_whose_connection_was_replaced_is_answered_as_its_respon
     await bot.platform.until(lambda: len(bot.platform.identified) == 2)
     await bot.platform.until(lambda: "scripted" in "".join(bot.shown()))
     assert bot.platform.messages[int(bot.platform.seen()[0].id)]["flags"] & EPHEMERAL
+
+
+async def test_a_command_of_which_discord_answers_what_nobody_can_read_is_answered_in_the_channel(bot: Bot) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        return web.Response(text="hello") if request.path.endswith("/callback") else None
+
+    bot.platform.gate.guard = guard
+    await bot.platform.command("clear")
+    await bot.shows("There was nothing to forget here.")
+    bot.platform.forget_interactions()
+
+
+async def test_a_command_that_was_broken_off_in_a_wait_of_the_librarys_is_answered_as_its_response(bot: Bot) -> None:
+    waiting: list[str] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/@original") or waiting:
+            return None
+        waiting.append(request.path)
+        shown = next(reversed(bot.platform.messages.values()))
+        limits = {"X-Ratelimit-Remaining": "0", "X-Ratelimit-Reset-After": "600", "X-Ratelimit-Reset": "0"}
+        return web.Response(body=json.dumps(shown).encode(), content_type="application/json", headers=limits)
+
+    bot.platform.gate.guard = guard
+    await bot.platform.command("clear")
+    await bot.shows("There was nothing to forget here.")
+    assert len(waiting) == 1
 
 
 async def test_a_command_that_comes_too_late_is_answered_in_the_channel(bot: Bot) -> None:

@@ -15,9 +15,10 @@ from bot.adapters.slack_errors import meaning, translated
 from bot.adapters.slack_messenger import SlackMessenger
 from bot.adapters.slack_settings import SlackSection
 from bot.commands import menu
-from bot.domain import Action, ChannelKey
+from bot.domain import Action, ChannelKey, Exchange
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.markup.format import Rendered
+from tests.adapters.platform import PATIENCE
 from tests.adapters.servers.slack import SlackServer
 from tests.adapters.slack_house import answered, bots, running
 from tests.fakes.clock import FastClock
@@ -110,6 +111,46 @@ async def test_a_lost_socket_is_replaced_and_nothing_is_missed(house: House, ser
         await server.say("two", channel="a")
         await answered(server, "ok", "ok", channel="a")
         assert server.calls.count("apps.connections.open") == 2
+
+
+async def test_an_edit_that_is_written_only_after_its_socket_was_lost_is_answered(
+    house: House, server: SlackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reopen, is_slow, may_go_on = house.store.reopen, asyncio.Event(), asyncio.Event()
+
+    async def slowly(exchange: int, text: str | None = None) -> Exchange | None:
+        is_slow.set()
+        await may_go_on.wait()
+        return await reopen(exchange, text)
+
+    house.engine.add("old", "new")
+    async with running(house, server):
+        question = await server.say("quesiton")
+        await answered(server, "old")
+        monkeypatch.setattr(house.store, "reopen", slowly)
+        await server.edit(question, "question")
+        await is_slow.wait()
+        await server.disconnect()
+        await server.until(lambda: server.links == 2 and server.sockets == 1)
+        may_go_on.set()
+        await answered(server, "new")
+
+
+@pytest.mark.parametrize("method", ["auth.test", "chat.postMessage", "conversations.history"])
+async def test_a_bot_token_that_is_revoked_while_it_runs_ends_it(
+    house: House, server: SlackServer, method: str
+) -> None:
+    task = asyncio.create_task(server.adapter(FastClock()).run(house.dispatcher))
+    await server.connected()
+    await server.say("hello")
+    await answered(server, "ok")
+    server.refused[method] = "token_revoked"
+    await server.say("are you there?")
+    if method != "chat.postMessage":  # only who connects anew calls the others
+        await server.disconnect(resumable=False)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(LoginRefused, match="token_revoked"):
+            await task
 
 
 async def test_a_refreshed_socket_goes_on(house: House, server: SlackServer) -> None:

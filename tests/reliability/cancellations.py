@@ -88,7 +88,7 @@ def _work(house: House, chance: random.Random, number: int, known: list[Exchange
                     await asyncio.sleep(0)
             await house.dispatcher.delivered(exchange.id)
         finally:
-            house.dispatcher.let_go(exchange.id)
+            house.dispatcher.let_go(exchange)
 
     def begun() -> Awaitable[object]:
         return store.begin(_message(number, chance), Kind.CHAT)

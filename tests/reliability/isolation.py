@@ -269,7 +269,7 @@ class Machine(RuleBasedStateMachine):
                 go_on.set()
         await self._shown(exchange)
         await self.house.dispatcher.delivered(exchange.id)
-        self.house.dispatcher.let_go(exchange.id)
+        self.house.dispatcher.let_go(exchange)
         self._gone(gone)
 
     async def _edit(self, word: Word) -> None:
@@ -368,7 +368,7 @@ class Machine(RuleBasedStateMachine):
                     await self.house.dispatcher.placed(exchange.id, 0, part)
             await self._shown(exchange)
             await self.house.dispatcher.delivered(exchange.id)
-            self.house.dispatcher.let_go(exchange.id)
+            self.house.dispatcher.let_go(exchange)
 
         task = asyncio.create_task(reply())
         self.replies.add(task)

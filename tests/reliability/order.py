@@ -19,7 +19,7 @@ from bot.adapters.base import Replies
 from bot.config import AccessSection, ConversationSection
 from bot.conversations import Conversations
 from bot.dispatch import Dispatcher
-from bot.domain import Author, ChannelKey, ChatRequest, IncomingMessage, SamplingParams
+from bot.domain import Author, ChannelKey, ChatRequest, Exchange, IncomingMessage, SamplingParams
 from bot.storage.sql import SqlStore
 from tests.fakes import FakeMessenger, FastClock, ScriptedEngine
 from tests.house import NO_LIMITS
@@ -41,7 +41,7 @@ class _Dispatcher(Dispatcher):
 
     room: asyncio.Semaphore
 
-    def let_go(self, exchange: int) -> None:
+    def let_go(self, exchange: Exchange) -> None:
         super().let_go(exchange)
         self.room.release()
 

@@ -147,7 +147,7 @@ class House:
         assert exchange is not None, "nobody is refused here"
         events = [event async for event in self.dispatcher.handle(exchange)]
         await self.dispatcher.delivered(exchange.id)
-        self.dispatcher.let_go(exchange.id)
+        self.dispatcher.let_go(exchange)
         end = events[-1]
         assert isinstance(end, Finished)
         return Reply(
