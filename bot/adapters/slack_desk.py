@@ -113,11 +113,11 @@ class Desk:
             self._replies.begin(exchange)
 
     async def on_message(self, event: Event) -> None:
-        await self._surely(self._heard(event))
-
-    async def _heard(self, event: Event) -> None:
         channel = id_of(event, "channel")
         await self._turn(channel)
+        await self._surely(self._heard(channel, event))
+
+    async def _heard(self, channel: str, event: Event) -> None:
         # Two listeners may run at once, and a name to look up must not change the order.
         async with self._orders.setdefault(channel, asyncio.Lock()):
             match text_of(event, "subtype"):
