@@ -1,9 +1,9 @@
 """What was said to the bot while it was away or a session was lost; Discord does not send that again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -52,7 +52,7 @@ class Backlog:
         """
         if not known:
             return []
-        newest = max(int(message_id) for message_id in known.values())
+        newest = _newest(known.values())
         channels = [channel for guild in client.guilds for channel in _channels(guild)]
         # The time of the last message anywhere, by Discord's clock: ours may be wrong.
         last = max([newest, *(channel.last_message_id or 0 for channel in channels)])
@@ -146,6 +146,13 @@ class Backlog:
                 return await ask()
             except RateLimited as limited:
                 await self._clock.sleep(limited.seconds)
+
+
+def _newest(message_ids: Iterable[str]) -> int:
+    """The newest of these messages; one of the far future, which no honest event has, shall not hide all others."""
+    ids = [int(message_id) for message_id in message_ids]
+    tomorrow = _at(datetime.now(UTC) + timedelta(days=1)).id
+    return max([id for id in ids if id < tomorrow] or ids)  # where all are, our clock is wrong
 
 
 def _at(time: datetime) -> discord.Object:

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -872,6 +872,21 @@ async def test_a_channel_that_is_gone_before_it_was_looked_at_is_passed_over(bot
     await bot.platform.say("one", thread="tea")
     await bot.platform.say("two")
     await bot.shows("ok")
+
+
+async def test_a_message_of_the_far_future_does_not_hide_what_is_missed(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with a_bot(platform, tmp_path) as bot:
+        await platform.say("hello")
+        await bot.shows("ok")
+        forged = replace(
+            a_message("q", channel=ChannelKey("discord", str(platform.channel("random")))), id=str(1 << 62)
+        )
+        await bot.house.ask(forged)
+    await platform.say("are you there?")
+    async with a_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
 
 
 async def test_catching_up_waits_when_discord_says_so(platform: DiscordPlatform, tmp_path: Path) -> None:

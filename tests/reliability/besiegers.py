@@ -66,14 +66,16 @@ class BesiegingDiscord(DiscordPlatform):
             {"op": op, "d": chance.choice([None, True, False]), "s": None, "t": None} for op in (1, 7, 9, 11, 99)
         ]
         frames: list[str | bytes] = [raw(chance), garbage(chance), json.dumps(chance.choice(control))]
-        self._tell(chance.choice(frames))
+        self._tell(chance.choice(frames), fleeting=True)
 
     def texts(self) -> list[str]:
         return [each["content"] for each in self.messages.values() if each["author"]["id"] == self.bot["id"]]
 
-    def _tell(self, frame: str | bytes) -> None:
+    def _tell(self, frame: str | bytes, *, fleeting: bool = False) -> None:
         for session in self._sessions.values():
             if session.socket is not None:
+                if fleeting:
+                    session.fleeting.add(len(session.events))
                 session.events.append(frame)
                 session.more.set()
 

@@ -70,7 +70,8 @@ async def besieged(name: str, count: int, seed: int) -> Row:
                 await asyncio.wait(either, timeout=60.0, return_when=asyncio.FIRST_COMPLETED)
             unanswered.extend(each for each in asked if not dispatcher.settled(each).done())
 
-        for sent in range(count):
+        sent = 0
+        for sent in range(1, count + 1):
             if chance.random() < platform.raw_share:
                 raws += 1
                 await platform.send_raw(chance)
@@ -78,7 +79,7 @@ async def besieged(name: str, count: int, seed: int) -> Row:
                 await platform.send_wrong(_with(chance.choice(templates), huge(chance)))
             else:
                 await platform.send_wrong(wrong(platform, templates, chance))
-            if sent % _BATCH == _BATCH // 2:
+            if sent % _BATCH == 1 + _BATCH // 2:
                 await ask()
                 if unanswered or adapter.done():
                     break
@@ -92,13 +93,13 @@ async def besieged(name: str, count: int, seed: int) -> Row:
     twice = [question for question in questions if shown.count(question) > 1]
     crashes, leaks = witness.crashes, witness.leaks(MARK)
     told = (
-        f"{count:,} events ({raws} raw), {len(questions)} questions among them: lost {len(lost)}, answered twice "
-        f"{len(twice)}, crashes {crashes.total() + has_ended}, unhandled {len(witness.unhandled)}, "
+        f"{sent:,} events ({raws} raw), {len(questions)} questions among them: lost {len(lost)}, late {len(unanswered)}, "
+        f"answered twice {len(twice)}, crashes {crashes.total() + has_ended}, unhandled {len(witness.unhandled)}, "
         f"lines of log with junk {len(leaks)}"
     )
     for why in [*crashes.most_common(5), *witness.unhandled[:5], *leaks[:5]]:
         told += f"\n     {str(why)[:300]}"
-    return Row(name, told, not (lost or twice or crashes or has_ended or witness.unhandled or leaks))
+    return Row(name, told, not (lost or unanswered or twice or crashes or has_ended or witness.unhandled or leaks))
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from tests.adapters.servers.discord_town import APPLICATION, GUILD, DiscordTown
 
 TOKEN = "the-token-of-the-bot"
 MESSAGE_CONTENT = 1 << 15
+_NOTHING = json.dumps({"op": 11, "d": None})
 
 
 @dataclass(eq=False)
@@ -24,6 +25,7 @@ class Session:
     intents: int
     events: list[str | bytes] = field(default_factory=list)  # what is bytes is sent as it is
     more: asyncio.Event = field(default_factory=asyncio.Event)
+    fleeting: set[int] = field(default_factory=set)  # where among them stands what is no event: it is not told again
     socket: web.WebSocketResponse | None = None
 
 
@@ -173,7 +175,10 @@ def _is_known(session: Session, seq: object) -> bool:
 async def _tell_all(session: Session, send: Any, told: int) -> None:
     while True:
         while told < len(session.events):
-            await send(session.events[told])
+            frame = session.events[told]
+            if told in session.fleeting:
+                session.events[told] = _NOTHING
+            await send(frame)
             told += 1
         session.more.clear()
         await session.more.wait()
