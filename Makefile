@@ -63,7 +63,7 @@ sbom: $(VENV)/release-installed
 
 # The bot's own words: collect them from the code into the catalogues, and compile those.
 words: $(VENV)/test-installed
-	@$(BIN)/python -m bot.locale.update
+	@$(BIN)/python -m bot.chat.locale.update
 
 # A new migration from what schema.py says now:  make migration NAME="what it does"
 migration: $(VENV)/test-installed

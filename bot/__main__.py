@@ -17,8 +17,8 @@ from bot import __version__
 from bot.errors import BotError, EngineUnavailable
 
 if TYPE_CHECKING:
-    from bot.config import Config
-    from bot.config_sources import Loaded
+    from bot.config.schema import Config
+    from bot.config.sources import Loaded
 
 # What a function needs is imported in it: `bot --help` does not wait for it, and Ctrl-C
 # while it is imported is handled like any other.
@@ -44,11 +44,11 @@ def cli() -> None:
 @with_config
 def run(path: Path | None) -> None:
     """Serve the platforms in config.toml; this terminal if there are none."""
-    from bot.ending import nothing_to_end
+    from bot.util.shutdown import nothing_to_end
 
     nothing_to_end()  # before the imports that follow: they take seconds
     from bot.app import serve
-    from bot.settings import Source
+    from bot.config.reload import Source
 
     loaded = _load(path)
     with _discreet(loaded), _loading_bar() as progress:
@@ -61,7 +61,7 @@ def run(path: Path | None) -> None:
 @click.option("--online", is_flag=True, help="Also ask each platform whether its bot can work there.")
 def check(path: Path | None, online: bool) -> None:
     """Print the settings in force against the defaults, or every mistake in them."""
-    from bot.check import report
+    from bot.config.report import report
 
     loaded = _load(path)
     for line in report(loaded):
@@ -76,7 +76,7 @@ def check(path: Path | None, online: bool) -> None:
 @with_config
 def health(path: Path | None) -> None:
     """Ask the bot that runs with these settings whether it is ready; exit code 0 is yes."""
-    from bot.operations import asked
+    from bot.observability.http import asked
 
     is_ready, said = asked(_load(path).config.operations)
     click.echo(said)
@@ -88,14 +88,14 @@ def health(path: Path | None) -> None:
 @with_config
 def migrate(path: Path | None) -> None:
     """Bring the database up to date without starting the bot."""
-    from bot.storage.claim import Claim
+    from bot.storage.instance_lock import InstanceLock
     from bot.storage.migrate import head, revision_of, upgrade
 
     loaded = _load(path)
     url = loaded.config.storage.url.get_secret_value()
     with _discreet(loaded):
         if revision_of(url) != head():
-            with Claim(url):  # an older bot that still runs would find tables that it does not know
+            with InstanceLock(url):  # an older bot that still runs would find tables that it does not know
                 upgrade(url)
     click.echo("The database is up to date.")
 
@@ -146,8 +146,8 @@ def export(path: Path | None, channel: str | None) -> None:
 )
 def copy(path: Path | None, target: str) -> None:
     """Copy all that is kept into another database, which must be empty; no bot may run on either."""
-    from bot.storage.engines import locate
-    from bot.storage.transfer import transfer
+    from bot.storage.connections import locate
+    from bot.storage.copy import transfer
 
     loaded = _load(path)
     with _discreet(loaded, target):
@@ -182,15 +182,15 @@ def copy(path: Path | None, target: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(model: str | None, sizes: str | None, suite: str | None, as_json: bool, **chosen: Any) -> None:
     """Measure how fast a model runs on this machine."""
-    from bot.bench.options import options_of
+    from benchmarks.options import options_of
 
     options = options_of(model=model, random=sizes, suite=suite, **chosen)
     # After the options: torch takes seconds.
     try:
-        from bot.bench.measure import measure
-        from bot.bench.report import show, watching
-        from bot.bench.suite import PLANS, measure_suite
-        from bot.bench.suite_report import show_suite
+        from benchmarks.measure import measure
+        from benchmarks.report import show, watching
+        from benchmarks.suite import PLANS, measure_suite
+        from benchmarks.suite_report import show_suite
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.startswith("bot."):
             raise
@@ -251,7 +251,7 @@ async def _inspect(config: Config, redact: Callable[[str], str]) -> bool:
 
 def _load(path: Path | None) -> Loaded:
     from bot.adapters import SETTINGS
-    from bot.config_sources import load_with_origins
+    from bot.config.sources import load_with_origins
     from bot.engine import BACKENDS
 
     return load_with_origins(path, SETTINGS, BACKENDS)
@@ -271,8 +271,8 @@ def _discreet(loaded: Loaded, *urls: str) -> Iterator[Callable[[str], str]]:
 
     Libraries put addresses into their errors, and with them tokens and passwords.
     """
-    from bot.config import foreign_secrets, passwords
-    from bot.logs import Redaction, set_up
+    from bot.config.schema import foreign_secrets, passwords
+    from bot.observability.logging import Redaction, set_up
 
     named = [word for url in urls for word in passwords(url)]
     secrets = (*loaded.config.secrets, *named, *foreign_secrets(os.environ))

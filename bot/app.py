@@ -11,33 +11,33 @@ import structlog
 
 from bot.adapters import open_adapter
 from bot.adapters.base import Adapter
-from bot.clock import Clock, MonotonicClock
-from bot.config import Config
-from bot.conversations import Conversations
-from bot.dispatch import Dispatcher
+from bot.chat.conversation import Conversations
+from bot.chat.intake import Intake
+from bot.config.reload import ConfigWatcher, Source
+from bot.config.schema import Config
 from bot.domain import SamplingParams
-from bot.ending import Ending
 from bot.engine import Progress, open_engine, preflight
 from bot.engine.base import Engine
-from bot.engine.switch import EngineSwitch
+from bot.engine.hot_swap import HotSwapEngine
 from bot.errors import BotError, EngineUnavailable, StoreError, StoreInUse
-from bot.health import Health, Parts
-from bot.logs import use_levels
-from bot.metering import (
+from bot.observability.health import Components, Health
+from bot.observability.http import application, serving
+from bot.observability.logging import use_levels
+from bot.observability.metering import (
     MeteredAccess,
-    MeteredDispatcher,
     MeteredEngine,
+    MeteredIntake,
     MeteredMessenger,
     MeteredStore,
     PartsCollector,
     watch_the_loop,
 )
-from bot.metrics import Metrics
-from bot.operations import application, serving
-from bot.settings import LiveSettings, Source
-from bot.storage.claim import Claim
+from bot.observability.metrics import Metrics
+from bot.storage.instance_lock import InstanceLock
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
+from bot.util.clock import Clock, MonotonicClock
+from bot.util.shutdown import Ending
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ async def run(config: Config, progress: Progress, source: Source | None = None) 
     Raises:
         BotError: A part cannot start, or an adapter cannot go on, or there is no model any more that runs.
     """
-    clock, parts, metrics = MonotonicClock(), Parts(), Metrics()
+    clock, parts, metrics = MonotonicClock(), Components(), Metrics()
     url = config.storage.url.get_secret_value()
     async with (
         _claimed(url) as claim,
@@ -62,7 +62,7 @@ async def run(config: Config, progress: Progress, source: Source | None = None) 
         MeteredStore(SqlStore(url, clock), metrics, clock) as store,
     ):
         parts.store = store
-        switch = EngineSwitch(config.engine, open_engine, clock, check=preflight, progress=progress)
+        switch = HotSwapEngine(config.engine, open_engine, clock, check=preflight, progress=progress)
         async with MeteredEngine(switch, metrics, clock) as engine:
             parts.engine = engine
             conversations = Conversations(
@@ -74,10 +74,8 @@ async def run(config: Config, progress: Progress, source: Source | None = None) 
                 clock=clock,
             )
             access = MeteredAccess(config.access, config.limits, clock, metrics)
-            live = None if source is None else LiveSettings(config, source, clock)
-            dispatcher = MeteredDispatcher(
-                access, conversations, engine, store, config.conversation, metrics, clock, live
-            )
+            live = None if source is None else ConfigWatcher(config, source, clock)
+            intake = MeteredIntake(access, conversations, engine, store, config.conversation, metrics, clock, live)
             meter = partial(MeteredMessenger, metrics=metrics, clock=clock)
             adapters = {name: open_adapter(name, each, clock, meter) for name, each in config.enabled_adapters.items()}
             parts.adapters = adapters
@@ -85,15 +83,17 @@ async def run(config: Config, progress: Progress, source: Source | None = None) 
             async with Retention(store, config.storage.retention_days, clock) as retention:
 
                 def take(config: Config) -> None:
-                    conversations.use(config.conversation, _params(config), answer_seconds=config.limits.answer_seconds)
-                    dispatcher.use(config.conversation)
-                    access.use(config.access, config.limits)
-                    retention.use(config.storage.retention_days)
+                    conversations.reconfigure(
+                        config.conversation, _params(config), answer_seconds=config.limits.answer_seconds
+                    )
+                    intake.reconfigure(config.conversation)
+                    access.reconfigure(config.access, config.limits)
+                    retention.reconfigure(config.storage.retention_days)
 
                 beside = [_keep(claim, clock), _end_without(engine, clock)]
                 if live is not None:
                     beside.append(_followed(live, config, take, switch))
-                await _run(adapters.values(), dispatcher, parts, beside)
+                await _run(adapters.values(), intake, parts, beside)
 
 
 def _params(config: Config) -> SamplingParams:
@@ -105,7 +105,7 @@ def _params(config: Config) -> SamplingParams:
     )
 
 
-async def _followed(live: LiveSettings, config: Config, take: Callable[[Config], None], switch: EngineSwitch) -> None:
+async def _followed(live: ConfigWatcher, config: Config, take: Callable[[Config], None], switch: HotSwapEngine) -> None:
     """Let what changes in the settings take effect, also when SIGHUP asks for it."""
     logs = config.logs
 
@@ -116,7 +116,7 @@ async def _followed(live: LiveSettings, config: Config, take: Callable[[Config],
             logs = config.logs
         take(config)
 
-    with _on_hangup(config, live.look_now):
+    with _on_hangup(config, live.reload_now):
         await live.follow(take_all, switch.change)
 
 
@@ -135,13 +135,13 @@ def _on_hangup(config: Config, look: Callable[[], None]) -> Iterator[None]:
 
 
 async def _run(
-    adapters: Iterable[Adapter], dispatcher: Dispatcher, parts: Parts, beside: Iterable[Coroutine[None, None, None]]
+    adapters: Iterable[Adapter], intake: Intake, parts: Components, beside: Iterable[Coroutine[None, None, None]]
 ) -> None:
     """Serve all platforms until each has ended, or one cannot go on; what is `beside` runs as long."""
     try:
         async with asyncio.TaskGroup() as tasks:
             helping = [tasks.create_task(work) for work in beside]
-            running = [tasks.create_task(adapter.run(dispatcher)) for adapter in adapters]
+            running = [tasks.create_task(adapter.run(intake)) for adapter in adapters]
             try:
                 if running:
                     await asyncio.wait(running)
@@ -161,9 +161,9 @@ async def _run(
 
 
 @asynccontextmanager
-async def _claimed(url: str) -> AsyncIterator[Claim]:
+async def _claimed(url: str) -> AsyncIterator[InstanceLock]:
     """Be the only bot on this database; in threads, for it may take seconds."""
-    claim = await asyncio.to_thread(Claim, url)
+    claim = await asyncio.to_thread(InstanceLock, url)
     await asyncio.to_thread(claim.__enter__)
     try:
         yield claim
@@ -171,7 +171,7 @@ async def _claimed(url: str) -> AsyncIterator[Claim]:
         await asyncio.to_thread(claim.__exit__, None, None, None)
 
 
-async def _keep(claim: Claim, clock: Clock) -> None:
+async def _keep(claim: InstanceLock, clock: Clock) -> None:
     """Look after the claim: a server that is started anew forgets it."""
     while True:
         await clock.sleep(_CLAIM_LASTS)
@@ -198,7 +198,7 @@ async def _end_without(engine: Engine, clock: Clock) -> None:
 
 
 @asynccontextmanager
-async def _operations(config: Config, parts: Parts, metrics: Metrics, clock: Clock) -> AsyncIterator[None]:
+async def _operations(config: Config, parts: Components, metrics: Metrics, clock: Clock) -> AsyncIterator[None]:
     """Tell who asks how the parts are, from before the first is opened until after the last is closed."""
     if not config.serves_operations:
         yield

@@ -190,11 +190,11 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class QueueDepth:
     """How many questions stand before one, waiting or being answered: of its author anywhere, of all in its channel."""
 
-    of_author: int = 0
-    in_channel: int = 0
+    author: int = 0
+    channel: int = 0
 
 
 class Action(StrEnum):

@@ -91,7 +91,7 @@ class StoreInUse(StoreError):
     """Another bot runs on this database; two would answer everything twice."""
 
 
-class NotScrubbed(BotError):
+class NotErased(BotError):
     """What was deleted, `count` chats, is in no row any more, but the database's file still holds it.
 
     Another program is in the way, or the disk is full.  The store tries again by itself.

@@ -1,4 +1,4 @@
-"""What many tests need: a house on a database of its own."""
+"""What many tests need: a harness on a database of its own."""
 
 import os
 
@@ -15,8 +15,8 @@ import structlog
 import torch
 from hypothesis import settings
 
-from tests.house import House, a_house
-from tests.storage.postgres import MISSING, PostgresServer, programs
+from tests.harness.harness import Harness, make_harness
+from tests.harness.postgres import MISSING, PostgresServer, programs
 
 # Triton decides at its import whether kernels are interpreted, and other libraries import it too.  Where there is a
 # GPU they run on it.
@@ -70,6 +70,6 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with a_house(tmp_path) as house:
-        yield house
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with make_harness(tmp_path) as harness:
+        yield harness

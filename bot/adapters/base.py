@@ -10,15 +10,15 @@ from zlib import crc32
 
 import structlog
 
-from bot.clock import Clock
-from bot.delivery import Delivery, Part, parts_of
-from bot.dispatch import Dispatcher
+from bot.chat.intake import Intake
+from bot.delivery.messenger import Messenger
+from bot.delivery.pacer import Pacer
+from bot.delivery.sender import Delivery, Part, parts_of
 from bot.domain import ChannelKey, Exchange, Finished, FinishReason, IncomingMessage, Notice, ReplyEvent
 from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, StoreError
-from bot.logs import bound
-from bot.messenger import Messenger
-from bot.pacing import Pacer
-from bot.waits import first_of, to_its_end
+from bot.observability.logging import bound
+from bot.util.aio import finish_before_cancel, race
+from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class Adapter(Protocol):
         """Whether, as far as we know, what is said there reaches us now."""
         ...
 
-    async def run(self, dispatcher: Dispatcher) -> None:
+    async def run(self, intake: Intake) -> None:
         """Serve until cancelled; once connected, first answer what is `owed`.
 
         Raises:
@@ -84,10 +84,8 @@ class Replies:
     seconds to end, and cancels the rest, which is then owed.
     """
 
-    def __init__(
-        self, dispatcher: Dispatcher, messenger: Messenger, clock: Clock, preview: Preview | None = None
-    ) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, intake: Intake, messenger: Messenger, clock: Clock, preview: Preview | None = None) -> None:
+        self._intake = intake
         self._messenger = messenger
         self._preview = preview
         self._pacer = Pacer(messenger.edit_interval, clock)
@@ -99,10 +97,10 @@ class Replies:
         self._excused: dict[ChannelKey, float] = {}
         self._excuses: set[asyncio.Task[None]] = set()
 
-    def begin(self, exchange: Exchange) -> None:
+    def start(self, exchange: Exchange) -> None:
         """Show the reply to `exchange`: new, edited, retried and owed ones alike."""
         if self._is_closing:
-            self._dispatcher.let_go(exchange)
+            self._intake.release(exchange)
             return
         earlier = self._growing.get(exchange.id)
         # The row, and so this exchange, may not know yet what the earlier one is just sending.
@@ -111,25 +109,25 @@ class Replies:
         task = asyncio.create_task(self._reply(exchange, parts, before), name=f"reply {exchange.id}")
         self._growing[exchange.id] = _Growing(task, parts)
 
-    async def take(self, message: IncomingMessage) -> None:
+    async def accept_and_reply(self, message: IncomingMessage) -> None:
         """Accept a message and show the reply to it.
 
         Raises:
             StoreError: It could not be kept, so it must not be acknowledged; who asked is told.
         """
         try:
-            exchange = await self._dispatcher.accept(message)
+            exchange = await self._intake.accept(message)
         except StoreError:
-            self.excuse(message)
+            self.notify_delayed(message)
             raise
         if exchange is not None:
-            self.begin(exchange)
+            self.start(exchange)
 
-    def excuse(self, message: IncomingMessage) -> None:
+    def notify_delayed(self, message: IncomingMessage) -> None:
         """Tell who asked that this has to wait for the database: one sentence, a channel's first."""
         place, now = message.channel, self._clock.now()
         self._excused = {each: until for each, until in self._excused.items() if until > now}
-        if self._is_closing or place in self._excused or not self._dispatcher.admits(message):
+        if self._is_closing or place in self._excused or not self._intake.admits(message):
             return
         self._excused[place] = now + _EXCUSED_SECONDS
         task = asyncio.create_task(self._tell(message), name="excuse")
@@ -137,8 +135,10 @@ class Replies:
         task.add_done_callback(self._excuses.discard)
 
     async def _tell(self, message: IncomingMessage) -> None:
-        say = self._dispatcher.say_to_author(message)
-        words = say("I cannot write anything down just now. Your message waits, and I answer it as soon as I can.")
+        translate = self._intake.translator_for_author(message)
+        words = translate(
+            "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+        )
         send = partial(
             self._messenger.send,
             message.channel,
@@ -152,19 +152,19 @@ class Replies:
         except PlatformError as error:
             log.info("nobody was told that a message has to wait", error=str(error))
 
-    async def unless_refused(self, work: Awaitable[None]) -> None:
+    async def run_until_unauthorised(self, work: Awaitable[None]) -> None:
         """Listen until a reply is refused because of the login, where who listens is not told of that.
 
         Raises:
             LoginRefused: That was so, and no other reply can be shown either.
         """
         listening = asyncio.ensure_future(work)
-        await first_of(listening, self._is_refused.wait())
+        await race(listening, self._is_refused.wait())
         if self._refusal is not None:
             raise self._refusal
         listening.result()
 
-    async def finished(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no reply grows any more."""
         while self._growing:
             await asyncio.wait([growing.task for growing in self._growing.values()])
@@ -176,10 +176,10 @@ class Replies:
                     # Two deliveries of one exchange would edit the same messages against each other;
                     # so whoever takes our place has to wait for it as well.
                     earlier.cancel()
-                    await to_its_end(asyncio.wait([earlier]))
+                    await finish_before_cancel(asyncio.wait([earlier]))
                 if all(part.is_noted for part in parts):
                     # An earlier one, which ended before this began, may have noted more since the row was read.
-                    row = await self._dispatcher.row(exchange)
+                    row = await self._intake.reload(exchange)
                     parts[:] = parts if row is None else parts_of(row)
                 await self._show(exchange, parts)
             except LoginRefused as error:
@@ -189,7 +189,7 @@ class Replies:
             finally:
                 if self._growing[exchange.id].task is asyncio.current_task():
                     del self._growing[exchange.id]
-                    self._dispatcher.let_go(exchange)
+                    self._intake.release(exchange)
 
     async def _show(self, exchange: Exchange, parts: list[Part]) -> None:
         try:
@@ -199,25 +199,25 @@ class Replies:
         except ChannelGone as gone:
             fault = str(gone)
         if fault is not None:
-            await self._dispatcher.failed(exchange.id, fault)
+            await self._intake.fail(exchange.id, fault)
 
     async def _answer(self, exchange: Exchange, parts: list[Part]) -> None:
-        events = self._dispatcher.handle(exchange)
+        events = self._intake.handle(exchange)
         if self._preview is not None:
             events = await self._preview(exchange, events, self._pacer)
         await self._deliver(exchange, parts, events)
-        await self._dispatcher.delivered(exchange.id)
+        await self._intake.complete(exchange.id)
 
     async def _apologise(self, exchange: Exchange, parts: list[Part]) -> None:
         """Say in the reply's place that there is none; its own text may be what was refused."""
-        say = self._dispatcher.say_to(exchange)
+        translate = self._intake.translator_for(exchange)
         await self._deliver(
-            exchange, parts, _said(say("Something went wrong while I was answering. Please try again."))
+            exchange, parts, _said(translate("Something went wrong while I was answering. Please try again."))
         )
 
     async def _deliver(self, exchange: Exchange, parts: list[Part], events: Events) -> None:
-        say = self._dispatcher.say_to(exchange)
-        await Delivery(self._messenger, exchange, self._dispatcher.placed, self._pacer, parts, say).run(events)
+        translate = self._intake.translator_for(exchange)
+        await Delivery(self._messenger, exchange, self._intake.record_part, self._pacer, parts, translate).run(events)
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,7 +227,7 @@ class Replies:
     ) -> None:
         self._is_closing = True
         try:
-            await first_of(self.finished(), self._clock.sleep(GRACE))
+            await race(self.wait_idle(), self._clock.sleep(GRACE))
         finally:
             growing = [*(each.task for each in self._growing.values()), *self._excuses]
             for task in growing:

@@ -14,7 +14,7 @@ from bot.engine.base import Engine, Progress, silent
 from bot.errors import EngineUnavailable
 
 if TYPE_CHECKING:
-    from bot.config import EngineSection
+    from bot.config.schema import EngineSection
 
 __all__ = ["BACKENDS", "Progress", "open_engine", "preflight"]
 

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from bot.errors import StoreError
 from bot.storage import migrate
-from bot.storage.engines import BUSY_TIMEOUT, locate
-from bot.storage.faults import translated
+from bot.storage.connections import BUSY_TIMEOUT, locate
+from bot.storage.errors import map_errors
 
 
 def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
@@ -42,7 +42,7 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
         # Neither "immutable" nor read-only: a bot may start meanwhile.
         source = f"file:{quote(str(location.path))}?mode=rw"
         with (
-            translated(f"{location.name}, or its backup {target},"),
+            map_errors(f"{location.name}, or its backup {target},"),
             closing(sqlite3.connect(source, uri=True, timeout=busy_timeout, isolation_level=None)) as connection,
         ):
             connection.execute("VACUUM INTO ?", (str(partial),))
@@ -61,7 +61,7 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
 
 def _check(file: Path) -> None:
     """Read all of it: a backup that cannot be put back is none."""
-    with translated(str(file)), closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+    with map_errors(str(file)), closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
         found = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if found != "ok":
         raise StoreError(f"the backup is damaged ({found}), and the database may be: look at the disk, then try again")

@@ -28,15 +28,15 @@ class Store(Protocol):
     leaving closes it.  Every method may raise StoreError.
     """
 
-    async def begin(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
+    async def enqueue(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
         """Open an exchange, or return None if this message was seen before."""
         ...
 
-    async def placed(self, exchange: int, part: int, message_id: str) -> None:
+    async def record_part(self, exchange: int, part: int, message_id: str) -> None:
         """Note the platform message that will become this part (0, 1, …) of the reply."""
         ...
 
-    async def answer(self, exchange: int, answer: Answer) -> bool:
+    async def record_answer(self, exchange: int, answer: Answer) -> bool:
         """Keep the answer; from now on it is owed to the platform.
 
         Return False, and keep nothing, if the exchange is no longer open: it was
@@ -44,7 +44,7 @@ class Store(Protocol):
         """
         ...
 
-    async def delivered(self, exchange: int) -> None:
+    async def complete(self, exchange: int) -> None:
         """Note that the answered exchange has reached its platform whole."""
         ...
 
@@ -52,7 +52,7 @@ class Store(Protocol):
         """Give up: nobody can be reached there any more."""
         ...
 
-    async def reopen(self, exchange: int, text: str | None = None) -> Exchange | None:
+    async def requeue(self, exchange: int, text: str | None = None) -> Exchange | None:
         """Open it again with a new seed, its answer forgotten, its parts kept.
 
         For a retry, or with `text` for an edited message: what others quoted of the old
@@ -71,11 +71,11 @@ class Store(Protocol):
         """The exchange that this message began."""
         ...
 
-    async def showing(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+    async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
         """The exchange whose reply this platform message carries a part of."""
         ...
 
-    async def knows(self, channel: ChannelKey) -> bool:
+    async def has_history(self, channel: ChannelKey) -> bool:
         """Whether anybody ever spoke to the bot here, cleared or not."""
         ...
 
@@ -130,7 +130,7 @@ class Store(Protocol):
         """
         ...
 
-    async def move(self, channel: ChannelKey, to: str) -> int:
+    async def rename_channel(self, channel: ChannelKey, to: str) -> int:
         """Take the exchanges of a channel, its threads included, along to its new id.
 
         The messages themselves stay behind: their ids, and those of the replies, get the
@@ -144,7 +144,7 @@ class Store(Protocol):
         """What a crash left open or undelivered, oldest first."""
         ...
 
-    async def high_water(self, platform: str) -> dict[ChannelKey, str]:
+    async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
         """The newest message known per channel: where catching up begins."""
         ...
 

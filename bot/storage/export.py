@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 from bot.domain import ChannelKey, Exchange
 from bot.errors import StoreError
 from bot.storage import migrate
-from bot.storage.engines import locate, onlooker
-from bot.storage.faults import translated
+from bot.storage.connections import locate, snapshot_reader
+from bot.storage.errors import map_errors
 from bot.storage.rows import to_exchange
 from bot.storage.schema import exchanges
 
@@ -64,7 +64,7 @@ def looking(url: str) -> Iterator[Connection]:
             f"{location.name} has revision {revision}, and this program reads {head}: bring it up to date with "
             "bot migrate, or update the program"
         )
-    with translated(location.name), onlooker(location).begin() as connection:
+    with map_errors(location.name), snapshot_reader(location).begin() as connection:
         yield connection
 
 

@@ -20,8 +20,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 from bot.errors import StoreError
-from bot.storage.engines import BUSY_TIMEOUT, Location, inspector, locate, migrator
-from bot.storage.faults import SENTENCES, translated
+from bot.storage.connections import BUSY_TIMEOUT, Location, inspector, locate, migrator
+from bot.storage.errors import SENTENCES, map_errors
 
 # Alembic keeps the migration that is running in variables of its modules.
 _one_at_a_time = threading.Lock()
@@ -54,7 +54,7 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
         # On SQLite the transaction begins with the write lock, on a server with a lock
         # that migrations/env.py takes.  Should another process have been faster, Alembic
         # finds nothing left to do.
-        with translated(location.name), engine.begin() as connection:
+        with map_errors(location.name), engine.begin() as connection:
             if location.path is None:
                 _check_encoding(connection, location)
             config.attributes["connection"] = connection
@@ -68,7 +68,7 @@ def revision_of(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
         StoreError: It cannot be read, or is not a database of this program.
     """
     location = locate(url)
-    with translated(location.name):
+    with map_errors(location.name):
         if location.path is not None:
             if not location.path.exists() or location.path.stat().st_size == 0:
                 return None

@@ -7,10 +7,10 @@ from typing import Self
 
 import structlog
 
-from bot.clock import Calendar, Clock
 from bot.errors import StoreError
 from bot.storage.base import Store
-from bot.waits import first_of
+from bot.util.aio import race
+from bot.util.clock import Calendar, Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ class Retention:
         self._calendar = Calendar(clock)
         self._changed = asyncio.Event()
 
-    def use(self, days: int) -> None:
+    def reconfigure(self, days: int) -> None:
         """Keep texts for so many days from now on."""
         if days != self._days:
             self._days = days
@@ -48,7 +48,7 @@ class Retention:
             self._changed.clear()
             if self._days:
                 await self._expire()
-            await first_of(self._changed.wait(), self._clock.sleep(_LOOK_SECONDS))
+            await race(self._changed.wait(), self._clock.sleep(_LOOK_SECONDS))
 
     async def _expire(self) -> None:
         try:

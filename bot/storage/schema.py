@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 
 
-class Words(TypeDecorator[str]):
+class SafeText(TypeDecorator[str]):
     """Text that every database takes.
 
     Halves of a character pair that stand alone are no UTF-8, and PostgreSQL keeps no
@@ -39,7 +39,7 @@ class Words(TypeDecorator[str]):
         )
 
 
-class Moment(TypeDecorator[datetime]):
+class UtcDateTime(TypeDecorator[datetime]):
     """A moment with its time zone; SQLite keeps it as UTC, without saying so."""
 
     impl = DateTime(timezone=True)
@@ -70,34 +70,34 @@ exchanges = Table(
     metadata,
     # SQLite counts only an INTEGER up by itself.
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    Column("platform", Words, nullable=False),
-    Column("channel", Words, nullable=False),
-    Column("thread", Words),
-    Column("message", Words, nullable=False),
-    Column("kind", Words, nullable=False),
-    Column("status", Words, nullable=False),
+    Column("platform", SafeText, nullable=False),
+    Column("channel", SafeText, nullable=False),
+    Column("thread", SafeText),
+    Column("message", SafeText, nullable=False),
+    Column("kind", SafeText, nullable=False),
+    Column("status", SafeText, nullable=False),
     Column("seed", BigInteger, nullable=False),
-    Column("author_platform", Words, nullable=False),
-    Column("author", Words, nullable=False),
-    Column("author_name", Words, nullable=False),
+    Column("author_platform", SafeText, nullable=False),
+    Column("author", SafeText, nullable=False),
+    Column("author_name", SafeText, nullable=False),
     Column("author_roles", JSON, nullable=False),
     Column("author_is_bot", Boolean, nullable=False),
-    Column("text", Words, nullable=False),
-    Column("quoted", Words),
-    Column("sent_at", Moment, nullable=False),
-    Column("server", Words),
+    Column("text", SafeText, nullable=False),
+    Column("quoted", SafeText),
+    Column("sent_at", UtcDateTime, nullable=False),
+    Column("server", SafeText),
     Column("is_direct", Boolean, nullable=False),
-    Column("locale", Words),
+    Column("locale", SafeText),
     # What the message got; `reason` is null until there is an answer.
-    Column("answer", Words),
-    Column("notice", Words),
-    Column("reason", Words),
+    Column("answer", SafeText),
+    Column("notice", SafeText),
+    Column("reason", SafeText),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
     # A list in the row and not a table of its own: it is only ever read and written
     # whole, with its exchange.
     Column("parts", JSON, nullable=False),
-    Column("failure", Words),
+    Column("failure", SafeText),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
     Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, high_water

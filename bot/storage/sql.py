@@ -12,17 +12,18 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from sqlalchemy import ColumnElement, Text, and_, cast, false, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from bot.clock import Clock, MonotonicClock
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
-from bot.errors import NotScrubbed, StoreError
-from bot.storage import engines, migrate
+from bot.errors import NotErased, StoreError
+from bot.storage import connections as engines
+from bot.storage import migrate
 from bot.storage.base import History
-from bot.storage.quotations import spoken, unquote
+from bot.storage.quoted_text import spoken, unquote
 from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
 from bot.storage.schema import exchanges
-from bot.storage.scrub import Scrubber
-from bot.storage.tasks import result_of, to_the_end
 from bot.storage.transactions import Transactions
+from bot.storage.vacuum import Vacuum
+from bot.util.aio import detach_on_cancel, join_task
+from bot.util.clock import Clock, MonotonicClock
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -53,7 +54,7 @@ def shielded(
 
     @wraps(method)
     async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return await result_of(store._transactions.start(method(store, *args, **kwargs), method.__name__))
+        return await detach_on_cancel(store._transactions.start(method(store, *args, **kwargs), method.__name__))
 
     return call
 
@@ -89,9 +90,9 @@ class SqlStore:
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, suspicious=suspicious
         )
         # On a server the operator's VACUUM, logs and backups decide.
-        self._scrubber: Scrubber | None = None
+        self._scrubber: Vacuum | None = None
         if self._location.path is not None:
-            self._scrubber = Scrubber(
+            self._scrubber = Vacuum(
                 self._transactions.writer,
                 self._transactions.lock,
                 self._location.name,
@@ -102,19 +103,19 @@ class SqlStore:
 
     async def __aenter__(self) -> Self:
         try:
-            await to_the_end(self._transactions.start(self._open(), "open"))
+            await join_task(self._transactions.start(self._open(), "open"))
         except asyncio.CancelledError:
-            await to_the_end(asyncio.create_task(self._close()))
+            await join_task(asyncio.create_task(self._close()))
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await to_the_end(asyncio.create_task(self._close()))
+        await join_task(asyncio.create_task(self._close()))
 
     @shielded
-    async def begin(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
+    async def enqueue(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
         # The dialects' own inserts, alike but for their module.
         insert = sqlite.insert if self._location.path is not None else postgresql.insert
         new = (
@@ -128,7 +129,7 @@ class SqlStore:
         return None if row is None else to_exchange(row)
 
     @shielded
-    async def placed(self, exchange: int, part: int, message_id: str) -> None:
+    async def record_part(self, exchange: int, part: int, message_id: str) -> None:
         # Killed before this is kept, the bot sends that message again: so it waits for nobody,
         # and is one statement.
         with_part = _WITH_PART if self._location.path is not None else _WITH_PART_ON_A_SERVER
@@ -143,11 +144,11 @@ class SqlStore:
             raise StoreError(f"exchange {exchange} does not exist, or its part {part} comes before an earlier one")
 
     @shielded
-    async def answer(self, exchange: int, answer: Answer) -> bool:
+    async def record_answer(self, exchange: int, answer: Answer) -> bool:
         return await self._move(exchange, {Status.OPEN}, Status.ANSWERED, answer_values(answer))
 
     @shielded
-    async def delivered(self, exchange: int) -> None:
+    async def complete(self, exchange: int) -> None:
         await self._move(exchange, {Status.ANSWERED}, Status.DELIVERED)
 
     @shielded
@@ -155,7 +156,7 @@ class SqlStore:
         await self._move(exchange, {Status.OPEN, Status.ANSWERED}, Status.FAILED, {"failure": why})
 
     @shielded
-    async def reopen(self, exchange: int, text: str | None = None) -> Exchange | None:
+    async def requeue(self, exchange: int, text: str | None = None) -> Exchange | None:
         values = {"status": Status.OPEN, "seed": _new_seed(), "failure": None, **UNANSWERED}
         if text is not None:
             values["text"] = text
@@ -201,7 +202,7 @@ class SqlStore:
         return await self._first(_within(channel), exchanges.c.message == message_id)
 
     @shielded
-    async def showing(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+    async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
         # A button is pressed seldom: the channel's rows are few enough to look through.  LIKE takes
         # a for A and cannot tell an id from the end of another, so it only narrows the search.
         likely = cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
@@ -211,7 +212,7 @@ class SqlStore:
         return next((exchange for exchange in found if message_id in exchange.parts), None)
 
     @shielded
-    async def knows(self, channel: ChannelKey) -> bool:
+    async def has_history(self, channel: ChannelKey) -> bool:
         return await self._first(_exactly(channel)) is not None
 
     @shielded
@@ -241,7 +242,7 @@ class SqlStore:
         return await self._blank(exchanges.c.sent_at < before, exchanges.c.status != Status.OPEN)
 
     @shielded
-    async def move(self, channel: ChannelKey, to: str) -> int:
+    async def rename_channel(self, channel: ChannelKey, to: str) -> int:
         there = select(exchanges.c.id, exchanges.c.message, exchanges.c.parts).where(_within(channel))
         async with self._transactions.writing() as tx:
             rows = (await tx.execute(there.with_for_update())).all()
@@ -272,7 +273,7 @@ class SqlStore:
             return [to_exchange(row) for row in await tx.execute(query)]
 
     @shielded
-    async def high_water(self, platform: str) -> dict[ChannelKey, str]:
+    async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
         newest = (
             select(func.max(exchanges.c.id))
             .where(exchanges.c.platform == platform)
@@ -332,7 +333,7 @@ class SqlStore:
     def _told(self, count: int) -> int:
         """The count, unless whoever deleted so much is to know that the file still holds it."""
         if count and self._scrubber is not None and self._scrubber.is_hindered:
-            raise NotScrubbed(count)
+            raise NotErased(count)
         return count
 
     async def _open(self) -> None:

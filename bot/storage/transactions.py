@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from bot.storage import engines
-from bot.storage.engines import Location
-from bot.storage.faults import translated
+from bot.storage import connections as engines
+from bot.storage.connections import Location
+from bot.storage.errors import map_errors
 
 Result = TypeVar("Result")
 
@@ -91,7 +91,7 @@ class Transactions:
         """Change something, in turn; `at_once`, with a single statement, before all others that wait."""
         # The pool has one connection, but lets a newcomer pass those that wait for it; the lock does not.
         turn = self.lock.turn(within=self._queue_timeout, hurry=at_once)
-        with translated(self._name):
+        with map_errors(self._name):
             async with turn, self._transaction(self._statement if at_once else self.writer) as tx:
                 yield tx
 
@@ -104,7 +104,7 @@ class Transactions:
         task = asyncio.current_task()
         assert task is not None
         assert task in self._under_way, "a transaction belongs into a shielded method"
-        with translated(self._name):
+        with map_errors(self._name):
             async with engine.begin() as connection:
                 watchdog = asyncio.get_running_loop().call_later(self._suspicious, self._report, task.get_name())
                 try:
@@ -122,6 +122,6 @@ class Transactions:
 
     async def dispose(self) -> None:
         """Let the connections go."""
-        with translated(self._name):
+        with map_errors(self._name):
             await self._reader.dispose()
             await self.writer.dispose()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from tests.adapters.bench import PROFILES
 from tests.adapters.lossless_cases import cases
 from tests.adapters.lossless_runs import (
     NOT_BALANCED,
@@ -25,6 +24,7 @@ from tests.adapters.lossless_runs import (
     load,
     placeholders,
 )
+from tests.harness.platform_bench import PROFILES
 
 # What the figures must be, in milliseconds.
 _PLACEHOLDER = 300.0
@@ -157,15 +157,15 @@ def main() -> int:
         asyncio.run(measure(name, numbers, options.seed, with_times=options.case is None))
         for name in options.platforms or PROFILES
     ]
-    _say(table(reports))
+    _translate(table(reports))
     failures = [failure for report in reports for failure in report.failures]
     for failure in failures:
-        _say(f"FAILED {failure}")
-    _say(f"{sum(report.passed for report in reports)} passed, {len(failures)} failed")
+        _translate(f"FAILED {failure}")
+    _translate(f"{sum(report.passed for report in reports)} passed, {len(failures)} failed")
     return 1 if failures else 0
 
 
-def _say(line: str) -> None:
+def _translate(line: str) -> None:
     print(line, flush=True)  # noqa: T201  # it is a command
 
 

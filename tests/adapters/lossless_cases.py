@@ -8,9 +8,9 @@ from itertools import cycle
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from bot.markup.clean import clean
-from bot.markup.reading import visible
-from tests.markup.texts import BLOCK, DOCUMENT, PARAGRAPH, SOUP
+from bot.delivery.markdown.blocks import visible
+from bot.util.text import clean
+from tests.delivery.markdown.texts import BLOCK, DOCUMENT, PARAGRAPH, SOUP
 
 LONGEST = 20_000
 

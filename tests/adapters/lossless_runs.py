@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from bot.delivery.markdown.blocks import Reading, is_balanced, visible
+from bot.delivery.markdown.split import Piece, join, split
 from bot.domain import Action, ChatRequest, Exchange, Status
-from bot.markup.reading import Reading, is_balanced, visible
-from bot.markup.split import Piece, join, split
-from tests.adapters.bench import PROFILES, Bench, Profile, a_bench, without_spaces
 from tests.adapters.lossless_cases import Case
-from tests.adapters.platform import Seen, Trouble
-from tests.fakes import FastClock, ScriptedEngine
-from tests.fakes.engine import Item, Script
+from tests.harness.fakes import FastClock, ScriptedEngine
+from tests.harness.fakes.engine import Item, Script
+from tests.harness.platform import Seen, Trouble
+from tests.harness.platform_bench import PROFILES, Bench, Profile, a_bench, without_spaces
 
 # How much faster than the platforms' own time; Retry-After and intervals are scaled with it.
 FACTOR = 50.0

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bot.adapters.discord import DiscordAdapter
-from tests.adapters.bench import PROFILES
-from tests.adapters.platform import PATIENCE
-from tests.adapters.servers.discord import DiscordPlatform
-from tests.fakes import FastClock
-from tests.house import a_house
+from bot.adapters.discord.adapter import DiscordAdapter
+from tests.harness.fakes import FastClock
+from tests.harness.harness import make_harness
+from tests.harness.platform import PATIENCE
+from tests.harness.platform_bench import PROFILES
+from tests.harness.servers.discord import DiscordPlatform
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -22,10 +22,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 async def test_it_is_connected_from_the_login_on_and_notices_when_it_is_cut_off(name: str, tmp_path: Path) -> None:
-    async with a_house(tmp_path) as house, PROFILES[name].open() as platform:
+    async with make_harness(tmp_path) as harness, PROFILES[name].open() as platform:
         adapter = platform.adapter(FastClock(20.0))
         assert not adapter.is_connected
-        running = asyncio.create_task(adapter.run(house.dispatcher))
+        running = asyncio.create_task(adapter.run(harness.intake))
         try:
             await until(lambda: adapter.is_connected and PROFILES[name].is_connected(platform))
             await platform.disconnect()
@@ -40,9 +40,9 @@ async def test_a_discord_client_that_is_closed_no_longer_waits_for_its_servers(t
     def is_waiting() -> bool:
         return any("_delay_ready" in repr(task.get_coro()) for task in asyncio.all_tasks())
 
-    async with a_house(tmp_path) as house, DiscordPlatform() as platform:
+    async with make_harness(tmp_path) as harness, DiscordPlatform() as platform:
         adapter = DiscordAdapter(platform.settings(), FastClock(20.0), server_seconds=PATIENCE)
-        running = asyncio.create_task(adapter.run(house.dispatcher))
+        running = asyncio.create_task(adapter.run(harness.intake))
         await until(is_waiting)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

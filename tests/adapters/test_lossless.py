@@ -4,15 +4,15 @@ import random
 
 import pytest
 
-from bot.markup.format import MarkdownFormat
-from bot.markup.reading import visible
-from bot.markup.split import join, split
-from tests.adapters.bench import PROFILES
+from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.format import MarkdownFormat
+from bot.delivery.markdown.split import join, split
 from tests.adapters.demo import play
 from tests.adapters.lossless import Report, report_delivered, table
 from tests.adapters.lossless_cases import LONGEST, cases
 from tests.adapters.lossless_runs import NOT_EXACT, Delivered, Refusals, ages, cut_like, deliver, load, placeholders
-from tests.adapters.platform import Seen
+from tests.harness.platform import Seen
+from tests.harness.platform_bench import PROFILES
 
 every_platform = pytest.mark.parametrize("platform", PROFILES)
 

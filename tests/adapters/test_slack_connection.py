@@ -10,19 +10,19 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from slack_sdk.errors import SlackApiError
 
-from bot.adapters.slack import SCOPES, inspect, web_api
-from bot.adapters.slack_errors import meaning, translated
-from bot.adapters.slack_messenger import SlackMessenger
-from bot.adapters.slack_settings import SlackSection
-from bot.commands import menu
+from bot.adapters.slack.adapter import SCOPES, inspect, web_api
+from bot.adapters.slack.errors import map_errors, meaning
+from bot.adapters.slack.messenger import SlackMessenger
+from bot.adapters.slack.settings import SlackSection
+from bot.chat.commands import menu
+from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Exchange
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
-from bot.markup.format import Rendered
-from tests.adapters.platform import PATIENCE
-from tests.adapters.servers.slack import SlackServer
-from tests.adapters.slack_house import answered, bots, running
-from tests.fakes.clock import FastClock
-from tests.house import House, a_house
+from tests.harness.fakes.clock import FastClock
+from tests.harness.harness import Harness, make_harness
+from tests.harness.platform import PATIENCE
+from tests.harness.servers.slack import SlackServer
+from tests.harness.slack_harness import answered, bots, running
 
 
 @pytest.fixture
@@ -36,24 +36,24 @@ async def server() -> AsyncIterator[SlackServer]:
 
 
 async def test_what_was_said_while_the_bot_was_away_is_answered_in_order(tmp_path: Path, server: SlackServer) -> None:
-    async with a_house(tmp_path) as house, running(house, server):
-        thread = await server.say("first")
-        await server.say("direct", direct=True)
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        thread = await server.translate("first")
+        await server.translate("direct", direct=True)
         await answered(server, "ok")
         await answered(server, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
     await server.disconnect(resumable=False)
     for number in range(5):
-        await server.say(f"missed {number}", channel="general", thread=thread if number % 2 else None)
-    await server.say("missed in a thread", thread=thread, mention=False)
-    called_in = await server.say("among people", mention=False)
-    await server.say("and you?", thread=called_in)
-    await server.say("missed", direct=True)
-    await server.say("a talk", mention=False)
-    async with a_house(tmp_path) as house, running(house, server):
-        await server.until(lambda: len(house.engine.requests) == 8)
+        await server.translate(f"missed {number}", channel="general", thread=thread if number % 2 else None)
+    await server.translate("missed in a thread", thread=thread, mention=False)
+    called_in = await server.translate("among people", mention=False)
+    await server.translate("and you?", thread=called_in)
+    await server.translate("missed", direct=True)
+    await server.translate("a talk", mention=False)
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await server.until(lambda: len(harness.engine.requests) == 8)
         await server.until(lambda: bots(server.seen()) == ["ok"] * 8 and bots(server.seen("Mei")) == ["ok"] * 2)
-        said = [request.messages[-1].content for request in house.engine.requests]
+        said = [request.messages[-1].content for request in harness.engine.requests]
     in_thread = ["Mei: missed 1", "Mei: missed 3", "Mei: missed in a thread"]
     assert [text for text in said if text in in_thread] == in_thread
     assert "> among people\n\nMei: and you?" in said
@@ -61,27 +61,27 @@ async def test_what_was_said_while_the_bot_was_away_is_answered_in_order(tmp_pat
 
 
 async def test_a_channel_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, server: SlackServer) -> None:
-    async with a_house(tmp_path) as house, running(house, server):
-        await server.say("hello")
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await server.translate("hello")
         await server.command("status", channel="other")
         await server.until(lambda: bool(bots(server.seen())) and bool(bots(server.seen("other"))))
         await server.until(lambda: server.is_quiet)
     await server.disconnect(resumable=False)
-    await server.say("missed", channel="other")
+    await server.translate("missed", channel="other")
     server.gone.add(server.room.channel("general"))
-    async with a_house(tmp_path) as house, running(house, server):
+    async with make_harness(tmp_path) as harness, running(harness, server):
         await server.until(lambda: "ok" in bots(server.seen("other")))
 
 
 async def test_channels_that_were_used_last_are_caught_up_with_first(tmp_path: Path, server: SlackServer) -> None:
-    async with a_house(tmp_path) as house, running(house, server):
+    async with make_harness(tmp_path) as harness, running(harness, server):
         await server.command("status", channel="d")
         for channel in ("a", "b", "c", "a"):
-            await server.say("hello", channel=channel)
+            await server.translate("hello", channel=channel)
             await server.until(lambda: server.is_quiet)
-        await server.until(lambda: len(house.engine.requests) == 4 and server.is_quiet)
+        await server.until(lambda: len(harness.engine.requests) == 4 and server.is_quiet)
     await server.disconnect(resumable=False)
-    async with a_house(tmp_path) as house, running(house, server):
+    async with make_harness(tmp_path) as harness, running(harness, server):
         await server.until(lambda: len(server.histories) == 4)
     assert server.histories == [server.room.channel(channel) for channel in "acbd"]
 
@@ -89,45 +89,45 @@ async def test_channels_that_were_used_last_are_caught_up_with_first(tmp_path: P
 async def test_a_fault_of_ours_costs_one_message_of_those_that_were_missed(
     tmp_path: Path, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with a_house(tmp_path) as house, running(house, server):
-        await server.say("hello", direct=True)
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await server.translate("hello", direct=True)
         await answered(server, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
     await server.disconnect(resumable=False)
-    await server.say("bad", direct=True)
-    await server.say("good", direct=True)
-    async with a_house(tmp_path) as house:
-        house.stumble_over("bad", monkeypatch)
-        async with running(house, server):
+    await server.translate("bad", direct=True)
+    await server.translate("good", direct=True)
+    async with make_harness(tmp_path) as harness:
+        harness.raise_on("bad", monkeypatch)
+        async with running(harness, server):
             await answered(server, "ok", "ok", channel="Mei")
-    assert [request.messages[-1].content for request in house.engine.requests] == ["good"]
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["good"]
 
 
-async def test_a_lost_socket_is_replaced_and_nothing_is_missed(house: House, server: SlackServer) -> None:
-    async with running(house, server):
-        await server.say("one", channel="a")
+async def test_a_lost_socket_is_replaced_and_nothing_is_missed(harness: Harness, server: SlackServer) -> None:
+    async with running(harness, server):
+        await server.translate("one", channel="a")
         await answered(server, "ok", channel="a")
         await server.disconnect(resumable=False)
-        await server.say("two", channel="a")
+        await server.translate("two", channel="a")
         await answered(server, "ok", "ok", channel="a")
         assert server.calls.count("apps.connections.open") == 2
 
 
 async def test_an_edit_that_is_written_only_after_its_socket_was_lost_is_answered(
-    house: House, server: SlackServer, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reopen, is_slow, may_go_on = house.store.reopen, asyncio.Event(), asyncio.Event()
+    reopen, is_slow, may_go_on = harness.store.requeue, asyncio.Event(), asyncio.Event()
 
     async def slowly(exchange: int, text: str | None = None) -> Exchange | None:
         is_slow.set()
         await may_go_on.wait()
         return await reopen(exchange, text)
 
-    house.engine.add("old", "new")
-    async with running(house, server):
-        question = await server.say("quesiton")
+    harness.engine.add("old", "new")
+    async with running(harness, server):
+        question = await server.translate("quesiton")
         await answered(server, "old")
-        monkeypatch.setattr(house.store, "reopen", slowly)
+        monkeypatch.setattr(harness.store, "requeue", slowly)
         await server.edit(question, "question")
         await is_slow.wait()
         await server.disconnect()
@@ -138,14 +138,14 @@ async def test_an_edit_that_is_written_only_after_its_socket_was_lost_is_answere
 
 @pytest.mark.parametrize("method", ["auth.test", "chat.postMessage", "conversations.history"])
 async def test_a_bot_token_that_is_revoked_while_it_runs_ends_it(
-    house: House, server: SlackServer, method: str
+    harness: Harness, server: SlackServer, method: str
 ) -> None:
-    task = asyncio.create_task(server.adapter(FastClock()).run(house.dispatcher))
+    task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
     await server.connected()
-    await server.say("hello")
+    await server.translate("hello")
     await answered(server, "ok")
     server.refused[method] = "token_revoked"
-    await server.say("are you there?")
+    await server.translate("are you there?")
     if method != "chat.postMessage":  # only who connects anew calls the others
         await server.disconnect(resumable=False)
     async with asyncio.timeout(PATIENCE):
@@ -153,26 +153,26 @@ async def test_a_bot_token_that_is_revoked_while_it_runs_ends_it(
             await task
 
 
-async def test_a_refreshed_socket_goes_on(house: House, server: SlackServer) -> None:
-    async with running(house, server):
+async def test_a_refreshed_socket_goes_on(harness: Harness, server: SlackServer) -> None:
+    async with running(harness, server):
         await server.refresh()
         await server.until(lambda: server.links == 2 and server.sockets == 1)
-        await server.say("hello")
+        await server.translate("hello")
         await answered(server, "ok")
 
 
-async def test_a_ticket_that_is_dead_is_replaced(house: House, server: SlackServer, monkeypatch: Any) -> None:
-    monkeypatch.setattr("bot.adapters.slack_socket._CONNECT_SECONDS", 0.2)
+async def test_a_ticket_that_is_dead_is_replaced(harness: Harness, server: SlackServer, monkeypatch: Any) -> None:
+    monkeypatch.setattr("bot.adapters.slack.connection._CONNECT_SECONDS", 0.2)
     server.dead_tickets = 2
-    async with running(house, server):
-        await server.say("hello")
+    async with running(harness, server):
+        await server.translate("hello")
         await answered(server, "ok")
     assert server.calls.count("apps.connections.open") == 3
 
 
-async def test_slack_may_be_down_at_the_start(house: House, server: SlackServer) -> None:
+async def test_slack_may_be_down_at_the_start(harness: Harness, server: SlackServer) -> None:
     server.refused |= {"auth.test": "internal_error", "apps.connections.open": "ratelimited"}
-    task = asyncio.create_task(server.adapter(FastClock()).run(house.dispatcher))
+    task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
     await server.until(lambda: server.calls.count("auth.test") > 2)
     del server.refused["auth.test"]
     await server.until(lambda: server.calls.count("apps.connections.open") > 0)
@@ -185,20 +185,20 @@ async def test_slack_may_be_down_at_the_start(house: House, server: SlackServer)
 @pytest.mark.parametrize(
     ("settings", "name"), [({"bot_token": "xoxb-no"}, "BOT_SLACK__BOT_TOKEN"), ({"app_token": "xapp-no"}, "APP_TOKEN")]
 )
-async def test_a_wrong_token_is_one_clear_sentence(house: House, settings: dict[str, Any], name: str) -> None:
+async def test_a_wrong_token_is_one_clear_sentence(harness: Harness, settings: dict[str, Any], name: str) -> None:
     async with SlackServer(**settings) as server:
         with pytest.raises(LoginRefused, match=name):
-            async with running(house, server):
+            async with running(harness, server):
                 pass
 
 
 # HTTP
 
 
-async def test_events_commands_and_buttons_come_by_signed_requests(house: House) -> None:
-    async with SlackServer(mode="http") as server, running(house, server):
-        house.engine.add("one", "two")
-        await server.say("hello")
+async def test_events_commands_and_buttons_come_by_signed_requests(harness: Harness) -> None:
+    async with SlackServer(mode="http") as server, running(harness, server):
+        harness.engine.add("one", "two")
+        await server.translate("hello")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
         await server.press(server.seen()[1].id, Action.RETRY)
         await answered(server, "two")
@@ -207,18 +207,18 @@ async def test_events_commands_and_buttons_come_by_signed_requests(house: House)
         assert server.violations == []
 
 
-async def test_a_request_with_a_wrong_signature_is_refused(house: House) -> None:
-    async with SlackServer(mode="http") as server, running(house, server):
+async def test_a_request_with_a_wrong_signature_is_refused(harness: Harness) -> None:
+    async with SlackServer(mode="http") as server, running(harness, server):
         body = '{"type": "event_callback", "event": {"type": "message", "channel": "D1", "user": "U1", "ts": "1.1"}}'
         assert await server.post(body, "application/json", {}, secret="guessed") == 401
-    assert house.engine.requests == []
+    assert harness.engine.requests == []
 
 
-async def test_a_port_that_is_taken_is_named(house: House) -> None:
+async def test_a_port_that_is_taken_is_named(harness: Harness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         async with SlackServer(mode="http", port=taken.getsockname()[1]) as server:
             with pytest.raises(PlatformError, match=r"adapters\.slack\.port"):
-                await server.adapter(FastClock()).run(house.dispatcher)
+                await server.adapter(FastClock()).run(harness.intake)
 
 
 # Setting up
@@ -244,7 +244,7 @@ def test_a_wait_of_unknown_length_is_half_a_minute(wait: str | None) -> None:
 
 
 def test_an_answer_that_is_no_json_passes() -> None:
-    with pytest.raises(PlatformUnavailable), translated():
+    with pytest.raises(PlatformUnavailable), map_errors():
         raise SlackApiError("not JSON", object())  # type: ignore[no-untyped-call]  # the library says nothing of it
 
 

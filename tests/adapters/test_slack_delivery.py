@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.adapters.slack_messenger import SlackFormat
-from bot.config import LimitsSection
+from bot.adapters.slack.messenger import SlackFormat
+from bot.config.schema import LimitsSection
+from bot.delivery.markdown.blocks import is_balanced, visible
 from bot.domain import Action, Exchange, IncomingMessage, Kind, Status
 from bot.errors import StoreError
-from bot.markup.reading import is_balanced, visible
-from tests.adapters.platform import Trouble
-from tests.adapters.servers.slack import SlackServer
-from tests.adapters.slack_house import answered, becomes, bots, running, trouble_at
-from tests.fakes import ScriptedEngine
-from tests.fakes.clock import FastClock
-from tests.house import House, a_house
+from tests.harness.fakes import ScriptedEngine
+from tests.harness.fakes.clock import FastClock
+from tests.harness.harness import Harness, make_harness
+from tests.harness.platform import Trouble
+from tests.harness.servers.slack import SlackServer
+from tests.harness.slack_harness import answered, becomes, bots, running, trouble_at
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ async def server() -> AsyncIterator[SlackServer]:
 # What is shown
 
 
-async def test_an_answer_grows_by_edits_of_one_message(house: House, server: SlackServer) -> None:
+async def test_an_answer_grows_by_edits_of_one_message(harness: Harness, server: SlackServer) -> None:
     go_on = asyncio.Event()
-    house.engine.add(["one ", go_on, "two"])
-    async with running(house, server):
-        await server.say("count")
+    harness.engine.add(["one ", go_on, "two"])
+    async with running(harness, server):
+        await server.translate("count")
         await answered(server, "one ")
         first = server.seen()[1].id
         go_on.set()
@@ -48,11 +48,11 @@ async def test_an_answer_grows_by_edits_of_one_message(house: House, server: Sla
     assert server.calls.count("chat.postMessage") == 1
 
 
-async def test_a_long_answer_goes_on_in_further_messages(house: House, server: SlackServer) -> None:
+async def test_a_long_answer_goes_on_in_further_messages(harness: Harness, server: SlackServer) -> None:
     text = "第一段。\n\n```py\n" + "print('你好')\n" * 2000 + "```\n\n完了。"
-    house.engine.add(text)
-    async with running(house, server):
-        await server.say("a long one")
+    harness.engine.add(text)
+    async with running(harness, server):
+        await server.translate("a long one")
         await server.until(lambda: "".join(map(visible, bots(server.seen()))) == visible(text))
     assert len(bots(server.seen())) == 3
     assert all(map(is_balanced, bots(server.seen())))
@@ -61,20 +61,20 @@ async def test_a_long_answer_goes_on_in_further_messages(house: House, server: S
 PINGS = "All: <!channel> <!here|here> <!EVERYONE> <!subteam^S1> <@U001> <#C001> <!date^1^x|y> `<!channel>` x < y && <b>"
 
 
-async def test_what_the_model_says_calls_nobody(house: House, server: SlackServer) -> None:
-    house.engine.add(PINGS)
-    async with running(house, server):
-        await server.say("shout")
+async def test_what_the_model_says_calls_nobody(harness: Harness, server: SlackServer) -> None:
+    harness.engine.add(PINGS)
+    async with running(harness, server):
+        await server.translate("shout")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
     assert server.room.pings == []
     assert server.seen()[1].visible == visible(PINGS)
 
 
-async def test_refused_markup_is_sent_plain(house: House, server: SlackServer) -> None:
+async def test_refused_markup_is_sent_plain(harness: Harness, server: SlackServer) -> None:
     server.room.refuses_markdown = True
-    house.engine.add("**bold** & <!channel>")
-    async with running(house, server):
-        await server.say("hello")
+    harness.engine.add("**bold** & <!channel>")
+    async with running(harness, server):
+        await server.translate("hello")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
     assert bots(server.seen()) == ["**bold** & <!channel>"]
     assert server.room.messages[server.seen()[1].id].blocks == []
@@ -84,65 +84,67 @@ async def test_refused_markup_is_sent_plain(house: House, server: SlackServer) -
 # Trouble on the way
 
 
-async def test_a_wait_is_obeyed_and_the_last_edit_lands(house: House, server: SlackServer) -> None:
-    house.engine.add([*"abcdef"])
+async def test_a_wait_is_obeyed_and_the_last_edit_lands(harness: Harness, server: SlackServer) -> None:
+    harness.engine.add([*"abcdef"])
     server.script = trouble_at(0, 2, 3, kind="429", seconds=5)
-    async with running(house, server):
-        await server.say("spell")
+    async with running(harness, server):
+        await server.translate("spell")
         await answered(server, "abcdef")
 
 
 @pytest.mark.parametrize("kind", ["500", "timeout", "lost"])
 @pytest.mark.parametrize("direct", [False, True])
 async def test_whatever_gets_lost_a_reply_is_sent_once(
-    house: House, server: SlackServer, kind: str, direct: bool
+    harness: Harness, server: SlackServer, kind: str, direct: bool
 ) -> None:
     server.script = trouble_at(0, 2, 4, kind=kind)
-    house.engine.add("字" * 15_000)
+    harness.engine.add("字" * 15_000)
     place = "Mei" if direct else "general"
-    async with running(house, server):
-        await server.say("long", direct=direct)
+    async with running(harness, server):
+        await server.translate("long", direct=direct)
         await server.until(lambda: len(server.seen(place)) > 2 and server.seen(place)[-1].actions == {Action.RETRY})
         await server.until(lambda: "".join(bots(server.seen(place))) == "字" * 15_000)
     assert len(bots(server.seen(place))) == 2
 
 
 async def test_a_message_sent_before_a_crash_is_found_again(tmp_path: Path, server: SlackServer) -> None:
-    async with a_house(tmp_path) as house:
+    async with make_harness(tmp_path) as harness:
 
         async def crash(exchange: int, part: int, message_id: str) -> None:
             raise StoreError("the disk is full")
 
-        house.dispatcher.placed = crash  # type: ignore[method-assign]  # the id is lost between send and store
-        async with running(house, server):
-            await server.say("some words before", mention=False)
-            await server.say("hello")
+        harness.intake.record_part = crash  # type: ignore[method-assign]  # the id is lost between send and store
+        async with running(harness, server):
+            await server.translate("some words before", mention=False)
+            await server.translate("hello")
             await answered(server, "…")
-    async with a_house(tmp_path) as house, running(house, server):
+    async with make_harness(tmp_path) as harness, running(harness, server):
         await answered(server, "ok")
 
 
 WAITS = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
 
 
-async def test_what_could_not_be_kept_waits_and_who_asked_is_told(house: House, server: SlackServer) -> None:
-    begin, failures = house.store.begin, [StoreError("the database is locked")] * 2
+async def test_what_could_not_be_kept_waits_and_who_asked_is_told(harness: Harness, server: SlackServer) -> None:
+    begin, failures = harness.store.enqueue, [StoreError("the database is locked")] * 2
 
     async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
         if failures:
             raise failures.pop()
         return await begin(message, kind)
 
-    house.store.begin = failing  # type: ignore[method-assign]  # a database that is locked for a moment
-    async with running(house, server):
-        await server.say("hello", direct=True)
+    harness.store.enqueue = failing  # type: ignore[method-assign]  # a database that is locked for a moment
+    async with running(harness, server):
+        await server.translate("hello", direct=True)
         await answered(server, WAITS, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
-    assert len(house.engine.requests) == 1
+    assert len(harness.engine.requests) == 1
 
 
-async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(house: House, server: SlackServer) -> None:
-    begin, reopen, losses = house.store.begin, house.store.reopen, [StoreError("the connection broke")]
+async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(
+    harness: Harness, server: SlackServer
+) -> None:
+    begin, reopen, losses = harness.store.enqueue, harness.store.requeue, [StoreError("the connection broke")]
 
     async def begun(message: IncomingMessage, kind: Kind) -> Exchange | None:
         exchange = await begin(message, kind)
@@ -157,24 +159,24 @@ async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(house
         return again
 
     # The COMMIT arrives, and the word that it did not.
-    house.store.begin, house.store.reopen = begun, reopened  # type: ignore[method-assign]  # one answer of each is lost
-    async with running(house, server):
-        question = await server.say("hello", direct=True)
+    harness.store.enqueue, harness.store.requeue = begun, reopened  # type: ignore[method-assign]  # one answer of each is lost
+    async with running(harness, server):
+        question = await server.translate("hello", direct=True)
         await answered(server, WAITS, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
         losses.append(StoreError("the connection broke"))
-        house.engine.add("better")
+        harness.engine.add("better")
         await server.edit(question, "good morning")
         await answered(server, WAITS, "better", channel="Mei")
         await server.until(lambda: server.is_quiet)
-    assert len(house.engine.requests) == 2
+    assert len(harness.engine.requests) == 2
 
 
-async def test_a_channel_that_is_gone_ends_the_exchange(house: House, server: SlackServer) -> None:
+async def test_a_channel_that_is_gone_ends_the_exchange(harness: Harness, server: SlackServer) -> None:
     server.refused["chat.postMessage"] = "is_archived"
-    async with running(house, server):
-        question = await server.say("hello")
-        await becomes(house, Status.FAILED, server.room.channel("general"), question)
+    async with running(harness, server):
+        question = await server.translate("hello")
+        await becomes(harness, Status.FAILED, server.room.channel("general"), question)
 
 
 FUZZ: list[dict[str, Any]] = [
@@ -192,15 +194,15 @@ FUZZ: list[dict[str, Any]] = [
 ]
 
 
-async def test_strange_events_do_no_harm(house: House) -> None:
+async def test_strange_events_do_no_harm(harness: Harness) -> None:
     async with SlackServer(retries=(), patience=0.3) as server:
-        async with running(house, server):
+        async with running(harness, server):
             for event in FUZZ:
                 server.emit({"event_ts": "1.1", "ts": "1.1", **event})
             await server.until(lambda: server.is_quiet)
-            await server.say("hello")
+            await server.translate("hello")
             await answered(server, "ok")
-        assert len(house.engine.requests) == 1
+        assert len(harness.engine.requests) == 1
 
 
 UNLIMITED = LimitsSection(
@@ -224,18 +226,18 @@ async def test_whenever_it_is_broken_off_each_question_is_answered_once(tmp_path
         return len(server.calls) >= calls or is_done()
 
     for _ in range(15):
-        async with a_house(tmp_path, echo(), limits=UNLIMITED) as house:
+        async with make_harness(tmp_path, echo(), limits=UNLIMITED) as harness:
             # Not `running`: it may be broken off before it is connected.
-            task = asyncio.create_task(server.adapter(FastClock()).run(house.dispatcher))
+            task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
             for direct in (False, True):
                 questions.append(f"question {len(questions)}")
-                await server.say(questions[-1], direct=direct)
+                await server.translate(questions[-1], direct=direct)
             # The first are answered: from then on the places where people ask are known.
             enough = len(server.calls) + (random.randrange(15) if len(questions) > 2 else 10**6)
             await server.until(partial(is_enough, enough))
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-    async with a_house(tmp_path, echo(), limits=UNLIMITED) as house, running(house, server):
+    async with make_harness(tmp_path, echo(), limits=UNLIMITED) as harness, running(harness, server):
         await server.until(is_done)
 
 

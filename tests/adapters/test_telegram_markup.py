@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.adapters.telegram_markup import EN_SPACE, Entity, TelegramFormat
-from bot.markup.reading import visible
-from bot.markup.split import split
-from tests.adapters.servers.telegram_words import refused, words
+from bot.adapters.telegram.markup import EN_SPACE, Entity, TelegramFormat
+from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.split import split
+from tests.harness.servers.telegram_words import refused, words
 
 FORMAT = TelegramFormat()
 

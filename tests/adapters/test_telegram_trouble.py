@@ -14,15 +14,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from bot.adapters.base import Finding
-from bot.adapters.telegram import inspect
+from bot.adapters.telegram.adapter import inspect
+from bot.delivery.markdown.blocks import is_balanced, visible
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Status
 from bot.errors import LoginRefused, StoreError
-from bot.markup.reading import is_balanced, visible
-from tests.adapters.platform import Trouble
-from tests.adapters.servers.telegram import UNCHANGED, Refused, TelegramPlatform
-from tests.adapters.telegram_house import done, replies, running, shown, texts
-from tests.fakes.clock import FastClock
-from tests.house import House, a_house
+from tests.harness.fakes.clock import FastClock
+from tests.harness.harness import Harness, make_harness
+from tests.harness.platform import Trouble
+from tests.harness.servers.telegram import UNCHANGED, Refused, TelegramPlatform
+from tests.harness.telegram_harness import done, replies, running, shown, texts
 
 ANSWER = """\
 ## 第一步 😀
@@ -53,166 +53,170 @@ async def telegram() -> AsyncIterator[TelegramPlatform]:
     assert platform.violations == []
 
 
-async def test_a_message_is_kept_before_it_is_confirmed(telegram: TelegramPlatform, house: House) -> None:
-    async with running(telegram, house):
-        await telegram.say("hello", direct=True)
+async def test_a_message_is_kept_before_it_is_confirmed(telegram: TelegramPlatform, harness: Harness) -> None:
+    async with running(telegram, harness):
+        await telegram.translate("hello", direct=True)
         await telegram.until(lambda: not telegram.pending)
-        (kept,) = await house.store.high_water("telegram")
+        (kept,) = await harness.store.last_message_ids("telegram")
         assert kept == ChannelKey("telegram", str(telegram.private("Mei").id))
 
 
 async def test_a_message_that_cannot_be_kept_comes_again(
-    telegram: TelegramPlatform, house: House, monkeypatch: pytest.MonkeyPatch
+    telegram: TelegramPlatform, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, failures = house.store.begin, iter(range(2))
+    begin, failures = harness.store.enqueue, iter(range(2))
 
     async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
         if next(failures, None) is not None:
             raise StoreError("the disk is full")
         return await begin(message, kind)
 
-    async with running(telegram, house):
-        monkeypatch.setattr(house.store, "begin", failing)
-        await telegram.say("one", direct=True)
-        await telegram.say("two", direct=True)
+    async with running(telegram, harness):
+        monkeypatch.setattr(harness.store, "enqueue", failing)
+        await telegram.translate("one", direct=True)
+        await telegram.translate("two", direct=True)
         waits = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
         await done(telegram, waits, "ok", "ok", channel="Mei")
-    assert [request.messages[-1].content for request in house.engine.requests] == ["one", "two"]
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["one", "two"]
 
 
 async def test_a_fault_of_ours_costs_one_message(
-    telegram: TelegramPlatform, house: House, monkeypatch: pytest.MonkeyPatch
+    telegram: TelegramPlatform, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.stumble_over("bad", monkeypatch)
-    async with running(telegram, house):
-        await telegram.say("bad", direct=True)
-        await telegram.say("good", direct=True)
+    harness.raise_on("bad", monkeypatch)
+    async with running(telegram, harness):
+        await telegram.translate("bad", direct=True)
+        await telegram.translate("good", direct=True)
         await done(telegram, "ok", channel="Mei")
         await telegram.until(lambda: not telegram.pending)
-    assert [request.messages[-1].content for request in house.engine.requests] == ["good"]
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["good"]
 
 
 async def test_what_was_said_meanwhile_is_answered_in_order_after_a_start(
-    telegram: TelegramPlatform, house: House
+    telegram: TelegramPlatform, harness: Harness
 ) -> None:
     for number in range(3):
-        await telegram.say(f"question {number}", direct=True)
-    async with running(telegram, house):
+        await telegram.translate(f"question {number}", direct=True)
+    async with running(telegram, harness):
         await done(telegram, "ok", "ok", "ok", channel="Mei")
-    asked = [request.messages[-1].content for request in house.engine.requests]
+    asked = [request.messages[-1].content for request in harness.engine.requests]
     assert asked == ["question 0", "question 1", "question 2"]
 
 
 async def test_a_backlog_of_many_polls_is_answered_once_all_of_it_is_known(
-    telegram: TelegramPlatform, house: House
+    telegram: TelegramPlatform, harness: Harness
 ) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(120):
-        await telegram.say(f"question {number}", direct=True)
+        await telegram.translate(f"question {number}", direct=True)
     telegram.now += timedelta(hours=3)
-    await telegram.say("and now?", direct=True)
-    async with running(telegram, house):
+    await telegram.translate("and now?", direct=True)
+    async with running(telegram, harness):
         await telegram.until(lambda: len(texts(telegram, "Mei")) == 2 and "ok" in texts(telegram, "Mei"))
-    assert len(house.engine.requests) == 1
+    assert len(harness.engine.requests) == 1
 
 
-async def test_an_edit_made_while_the_bot_was_away_overtakes_nothing(telegram: TelegramPlatform, house: House) -> None:
-    await telegram.say("first", direct=True)
-    question = await telegram.say("secnod", direct=True)
+async def test_an_edit_made_while_the_bot_was_away_overtakes_nothing(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    await telegram.translate("first", direct=True)
+    question = await telegram.translate("secnod", direct=True)
     await telegram.edit(question, "second")
-    async with running(telegram, house):
+    async with running(telegram, harness):
         await done(telegram, "ok", "ok", channel="Mei")
-    assert [request.messages[-1].content for request in house.engine.requests] == ["first", "second"]
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["first", "second"]
 
 
 async def test_a_retry_pressed_while_the_bot_was_away_is_answered_in_its_place(
-    telegram: TelegramPlatform, house: House
+    telegram: TelegramPlatform, harness: Harness
 ) -> None:
-    house.engine.add("wrong", "right")
-    async with running(telegram, house):
-        await telegram.say("first", direct=True)
+    harness.engine.add("wrong", "right")
+    async with running(telegram, harness):
+        await telegram.translate("first", direct=True)
         await done(telegram, "wrong", channel="Mei")
-    await telegram.say("second", direct=True)
+    await telegram.translate("second", direct=True)
     await telegram.press(replies(telegram, "Mei")[0].id, Action.RETRY)
-    async with running(telegram, house):
+    async with running(telegram, harness):
         await done(telegram, "right", "ok", channel="Mei")
-    assert [request.messages[-1].content for request in house.engine.requests] == ["first", "first", "second"]
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["first", "first", "second"]
 
 
-async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, house: House) -> None:
+async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(3):
-        await telegram.say(f"question {number}", direct=True)
-    async with running(telegram, house):
+        await telegram.translate(f"question {number}", direct=True)
+    async with running(telegram, harness):
         await telegram.until(lambda: len(texts(telegram, "Mei")) == 1)
         await telegram.until(lambda: texts(telegram, "Mei")[0].startswith("I was away"))
-    assert house.engine.requests == []
+    assert harness.engine.requests == []
 
 
 async def test_a_kill_in_the_middle_of_an_answer_is_made_good_in_the_same_message(
     telegram: TelegramPlatform, tmp_path: Path
 ) -> None:
-    async with a_house(tmp_path) as before, running(telegram, before):
+    async with make_harness(tmp_path) as before, running(telegram, before):
         before.engine.add(["half", asyncio.Event()])
-        await telegram.say("hello", direct=True)
+        await telegram.translate("hello", direct=True)
         await telegram.until(lambda: texts(telegram, "Mei") == ["half"])
-    async with a_house(tmp_path) as after, running(telegram, after):
+    async with make_harness(tmp_path) as after, running(telegram, after):
         after.engine.add("the whole answer")
         await done(telegram, "the whole answer", channel="Mei")
 
 
-async def test_a_second_poller_is_named_and_polling_goes_on(telegram: TelegramPlatform, house: House) -> None:
-    async with running(telegram, house):
+async def test_a_second_poller_is_named_and_polling_goes_on(telegram: TelegramPlatform, harness: Harness) -> None:
+    async with running(telegram, harness):
         with capture_logs() as logs:
             await found(telegram)
-            await telegram.say("hello", direct=True)
+            await telegram.translate("hello", direct=True)
             await done(telegram, "ok", channel="Mei")
     assert any("another program asks Telegram for this bot's messages" in entry.get("error", "") for entry in logs)
 
 
-async def test_a_webhook_is_removed_and_what_waits_there_is_kept(telegram: TelegramPlatform, house: House) -> None:
+async def test_a_webhook_is_removed_and_what_waits_there_is_kept(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.webhook = "https://example.org"
-    await telegram.say("hello", direct=True)
-    async with running(telegram, house):
+    await telegram.translate("hello", direct=True)
+    async with running(telegram, harness):
         await done(telegram, "ok", channel="Mei")
 
 
-async def test_a_wrong_token_is_one_sentence_without_the_token(house: House) -> None:
+async def test_a_wrong_token_is_one_sentence_without_the_token(harness: Harness) -> None:
     async with TelegramPlatform(token="987654321:AAWrongWrongWrongWrongWrongWrongWro") as telegram:
         with pytest.raises(LoginRefused, match="BOT_TELEGRAM__TOKEN") as refusal:
-            await telegram.adapter(FastClock()).run(house.dispatcher)
+            await telegram.adapter(FastClock()).run(harness.intake)
     assert "987654321" not in "".join(traceback.format_exception(refusal.value))
 
 
 async def test_a_platform_that_is_down_at_the_start_is_tried_until_it_answers(
-    telegram: TelegramPlatform, house: House
+    telegram: TelegramPlatform, harness: Harness
 ) -> None:
     telegram.broken["getMe"] = Refused(502, "Bad Gateway")
     telegram.broken["setMyCommands"] = Refused(500, "Internal Server Error")
-    adapter = asyncio.create_task(telegram.adapter(FastClock()).run(house.dispatcher))
+    adapter = asyncio.create_task(telegram.adapter(FastClock()).run(harness.intake))
     await telegram.until(lambda: len(telegram.calls) > 2)
     del telegram.broken["getMe"]
-    await telegram.say("hello", direct=True)
+    await telegram.translate("hello", direct=True)
     await done(telegram, "ok", channel="Mei")
     adapter.cancel()
     await asyncio.gather(adapter, return_exceptions=True)
 
 
 @pytest.mark.parametrize("code", [404, 401, 429, 500])
-async def test_polling_survives_what_is_not_a_wrong_token(telegram: TelegramPlatform, house: House, code: int) -> None:
-    async with running(telegram, house):
+async def test_polling_survives_what_is_not_a_wrong_token(
+    telegram: TelegramPlatform, harness: Harness, code: int
+) -> None:
+    async with running(telegram, harness):
         parameters = {"retry_after": 1} if code == 429 else {}
         telegram.broken["getUpdates"] = Refused(code, "Not just now", **parameters)
         await telegram.disconnect()
         calls = len(telegram.calls)
         await telegram.until(lambda: len(telegram.calls) > calls + 3)
         del telegram.broken["getUpdates"]
-        await telegram.say("hello", direct=True)
+        await telegram.translate("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
 
-async def test_a_token_that_is_revoked_ends_the_adapter(telegram: TelegramPlatform, house: House) -> None:
-    adapter = asyncio.create_task(telegram.adapter(FastClock()).run(house.dispatcher))
+async def test_a_token_that_is_revoked_ends_the_adapter(telegram: TelegramPlatform, harness: Harness) -> None:
+    adapter = asyncio.create_task(telegram.adapter(FastClock()).run(harness.intake))
     await telegram.until(lambda: telegram.polls > 1)
     telegram.broken |= {name: Refused(401, "Unauthorized") for name in ("getMe", "getUpdates")}
     await telegram.disconnect()
@@ -220,21 +224,23 @@ async def test_a_token_that_is_revoked_ends_the_adapter(telegram: TelegramPlatfo
         await adapter
 
 
-async def test_a_cut_connection_is_made_again(telegram: TelegramPlatform, house: House) -> None:
-    async with running(telegram, house):
+async def test_a_cut_connection_is_made_again(telegram: TelegramPlatform, harness: Harness) -> None:
+    async with running(telegram, harness):
         for number in range(3):
             await telegram.disconnect()
-            await telegram.say(str(number), direct=True)
+            await telegram.translate(str(number), direct=True)
         await done(telegram, "ok", "ok", "ok", channel="Mei")
 
 
-async def test_every_character_arrives_whatever_is_refused_on_the_way(telegram: TelegramPlatform, house: House) -> None:
+async def test_every_character_arrives_whatever_is_refused_on_the_way(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
     answer = ANSWER * 50
-    house.engine.add([answer[at : at + 400] for at in range(0, len(answer), 400)])
+    harness.engine.add([answer[at : at + 400] for at in range(0, len(answer), 400)])
     troubles = cycle([None, Trouble("429", 3), None, Trouble("500"), None, None, Trouble("timeout")])
     telegram.script = lambda number, name: next(troubles)
-    async with running(telegram, house):
-        await telegram.say("tell me all")
+    async with running(telegram, harness):
+        await telegram.translate("tell me all")
         await telegram.until(lambda: shown(replies(telegram)) == visible(answer))
     pieces = replies(telegram)
     assert len(pieces) > 1
@@ -242,10 +248,10 @@ async def test_every_character_arrives_whatever_is_refused_on_the_way(telegram: 
     assert all(is_balanced(piece.markdown) for piece in pieces)
 
 
-async def test_a_lost_answer_to_an_edit_is_no_error(telegram: TelegramPlatform, house: House) -> None:
+async def test_a_lost_answer_to_an_edit_is_no_error(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.script = lambda number, name: Trouble("lost") if name == "editMessageText" and number < 3 else None
-    async with running(telegram, house):
-        await telegram.say("hello")
+    async with running(telegram, harness):
+        await telegram.translate("hello")
         await done(telegram, "ok")
 
 
@@ -259,57 +265,61 @@ async def test_a_lost_answer_to_an_edit_is_no_error(telegram: TelegramPlatform, 
     ],
 )
 async def test_where_nobody_can_be_reached_the_exchange_fails(
-    telegram: TelegramPlatform, house: House, code: int, said: str
+    telegram: TelegramPlatform, harness: Harness, code: int, said: str
 ) -> None:
     telegram.group("general").gone = (code, said)
-    async with running(telegram, house):
-        question = await telegram.say("hello")
+    async with running(telegram, harness):
+        question = await telegram.translate("hello")
         await telegram.until(lambda: any(name == "sendMessage" for name, _ in telegram.calls))
-        await telegram.say("hello", direct=True)
+        await telegram.translate("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
-        kept = await house.store.find(ChannelKey("telegram", str(telegram.group("general").id)), question)
+        kept = await harness.store.find(ChannelKey("telegram", str(telegram.group("general").id)), question)
     assert kept is not None
     assert kept.status is Status.FAILED
 
 
-async def test_a_question_that_was_deleted_is_answered_all_the_same(telegram: TelegramPlatform, house: House) -> None:
-    async with running(telegram, house):
-        await telegram.delete(await telegram.say("hello"))
+async def test_a_question_that_was_deleted_is_answered_all_the_same(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    async with running(telegram, harness):
+        await telegram.delete(await telegram.translate("hello"))
         await done(telegram, "ok")
 
 
-async def test_markup_that_is_refused_is_said_plain(telegram: TelegramPlatform, house: House) -> None:
+async def test_markup_that_is_refused_is_said_plain(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.refuses_entities = True
-    house.engine.add("**bold**")
-    async with running(telegram, house):
-        await telegram.say("hello")
+    harness.engine.add("**bold**")
+    async with running(telegram, harness):
+        await telegram.translate("hello")
         await done(telegram, "**bold**")
 
 
-async def test_a_group_that_becomes_a_supergroup_keeps_its_history(telegram: TelegramPlatform, house: House) -> None:
+async def test_a_group_that_becomes_a_supergroup_keeps_its_history(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
     old = telegram.group("general", "group")
-    async with running(telegram, house):
-        await telegram.say("first")
+    async with running(telegram, harness):
+        await telegram.translate("first")
         await done(telegram, "ok")
         telegram.tell_of_upgrade(old, telegram.upgrade("general"))
-        await telegram.say("second")
+        await telegram.translate("second")
         await done(telegram, "ok")
-    assert [message.content for message in house.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
+    assert [message.content for message in harness.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
 
 
 async def test_an_upgrade_in_the_middle_of_an_answer_takes_the_answer_along(
-    telegram: TelegramPlatform, house: House
+    telegram: TelegramPlatform, harness: Harness
 ) -> None:
     go_on = asyncio.Event()
-    house.engine.add(["half", go_on, " and half"])
+    harness.engine.add(["half", go_on, " and half"])
     telegram.group("general", "group")
-    async with running(telegram, house):
-        await telegram.say("hello")
+    async with running(telegram, harness):
+        await telegram.translate("hello")
         await telegram.until(lambda: texts(telegram) == ["half"])
         new = telegram.upgrade("general")
         go_on.set()
         await done(telegram, "half and half")
-        assert await house.store.knows(ChannelKey("telegram", str(new.id)))
+        assert await harness.store.has_history(ChannelKey("telegram", str(new.id)))
 
 
 @pytest.mark.parametrize(
@@ -336,33 +346,33 @@ async def test_an_upgrade_in_the_middle_of_an_answer_takes_the_answer_along(
     ],
 )
 async def test_an_update_that_cannot_be_read_holds_up_no_other(
-    telegram: TelegramPlatform, house: House, update: dict[str, Any]
+    telegram: TelegramPlatform, harness: Harness, update: dict[str, Any]
 ) -> None:
-    async with running(telegram, house):
+    async with running(telegram, harness):
         telegram.tell(update)
-        await telegram.say("hello", direct=True)
+        await telegram.translate("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
 
 @pytest.mark.parametrize("text", ["\ud83d half", "\u202etxt", "a\x00b", "x" * 100_000, "<sop>[gMASK]"])
-async def test_no_text_is_too_odd(telegram: TelegramPlatform, house: House, text: str) -> None:
-    async with running(telegram, house):
-        await telegram.say(text)
+async def test_no_text_is_too_odd(telegram: TelegramPlatform, harness: Harness, text: str) -> None:
+    async with running(telegram, harness):
+        await telegram.translate(text)
         await telegram.until(lambda: len(texts(telegram)) == 1 and Action.RETRY in replies(telegram)[0].actions)
 
 
-async def test_mangled_updates_harm_nobody(telegram: TelegramPlatform, house: House) -> None:
+async def test_mangled_updates_harm_nobody(telegram: TelegramPlatform, harness: Harness) -> None:
     dice = random.Random(11)
-    house.engine.add(*(str(number) for number in range(400)))
-    async with running(telegram, house):
-        question = await telegram.say("hello", thread="moon", quote={"text": "moon", "position": 4})
+    harness.engine.add(*(str(number) for number in range(400)))
+    async with running(telegram, harness):
+        question = await telegram.translate("hello", thread="moon", quote={"text": "moon", "position": 4})
         await done(telegram, "0", thread="moon")
         message = telegram.facts_of(telegram.find(question)) | {"from": telegram.person("Ben")}
         press = {"id": "1", "from": telegram.person("Ben"), "message": message, "chat_instance": "1", "data": "retry"}
         for _ in range(300):
             whole = dice.choice([{"message": message}, {"edited_message": message}, {"callback_query": press}])
             telegram.tell(mangled(json.loads(json.dumps(whole)), dice))
-        await telegram.say("hello", direct=True)
+        await telegram.translate("hello", direct=True)
         await telegram.until(lambda: texts(telegram, "Mei") not in ([], ["…"]))
     # Where a question is asked again and again, an answer may come out as it was.
     telegram.violations = [each for each in telegram.violations if each != UNCHANGED]
@@ -381,40 +391,40 @@ def mangled(update: dict[str, Any], dice: random.Random) -> dict[str, Any]:
     return update
 
 
-async def test_an_answer_that_is_none_is_asked_for_again(telegram: TelegramPlatform, house: House) -> None:
+async def test_an_answer_that_is_none_is_asked_for_again(telegram: TelegramPlatform, harness: Harness) -> None:
     garbage = [b"<html>", b"[]", b'{"ok": true}']
-    async with running(telegram, house):
+    async with running(telegram, harness):
         telegram.garbage += garbage
         await telegram.disconnect()
         await telegram.until(lambda: not telegram.garbage)
-        await telegram.say("hello", direct=True)
+        await telegram.translate("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
 
-async def test_a_retry_after_an_upgrade_is_a_new_message(telegram: TelegramPlatform, house: House) -> None:
-    house.engine.add("one", "two")
+async def test_a_retry_after_an_upgrade_is_a_new_message(telegram: TelegramPlatform, harness: Harness) -> None:
+    harness.engine.add("one", "two")
     old = telegram.group("general", "group")
-    async with running(telegram, house):
-        await telegram.say("hello")
+    async with running(telegram, harness):
+        await telegram.translate("hello")
         await done(telegram, "one")
         telegram.tell_of_upgrade(old, telegram.upgrade("general"))
         await telegram.command("retry")
         await done(telegram, "two")
 
 
-async def test_where_privacy_mode_is_off_nothing_is_said_of_it(telegram: TelegramPlatform, house: House) -> None:
+async def test_where_privacy_mode_is_off_nothing_is_said_of_it(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.reads_all = True
     with capture_logs() as logs:
-        async with running(telegram, house):
+        async with running(telegram, harness):
             pass
     assert not any("privacy" in entry["event"] for entry in logs)
 
 
 async def test_the_bots_own_name_is_not_told_apart_by_case_and_answers_go_to_their_topic(
-    telegram: TelegramPlatform, house: House
+    telegram: TelegramPlatform, harness: Harness
 ) -> None:
-    async with running(telegram, house):
-        await telegram.say("/HELP@GLM_BOT", thread="moon", mention=False)
+    async with running(telegram, harness):
+        await telegram.translate("/HELP@GLM_BOT", thread="moon", mention=False)
         await telegram.until(lambda: any("/clear" in text for text in texts(telegram, thread="moon")))
 
 
@@ -435,7 +445,9 @@ async def test_an_inspection_tells_what_stands_in_the_way() -> None:
         assert [finding.is_ok for finding in await found(telegram)] == [True, True, False, False]
 
 
-async def test_an_inspection_finds_a_wrong_token_and_a_second_poller(telegram: TelegramPlatform, house: House) -> None:
+async def test_an_inspection_finds_a_wrong_token_and_a_second_poller(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
     telegram.broken["getUpdates"] = Refused(409, "Conflict: terminated by other getUpdates request")
     assert "another program" in (await found(telegram))[-1].text
     telegram.broken["getMe"] = Refused(401, "Unauthorized")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bot.adapters import SETTINGS
-from bot.config_sources import load_config
+from bot.config.sources import load_config
 from bot.errors import ConfigError
 
 SLACK = {"BOT_SLACK__BOT_TOKEN": "xoxb-123456789012-abc", "BOT_SLACK__APP_TOKEN": "xapp-1-A0-123456789012-abc"}

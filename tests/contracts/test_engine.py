@@ -13,24 +13,24 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from bot.clock import MonotonicClock
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Queued, SamplingParams
 from bot.engine.backends.echo import EchoEngine
 from bot.engine.base import Engine, EngineInfo, Progress
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load_random
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.hot_swap import HotSwapEngine
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.base import Batch, CausalLM
-from bot.engine.serving.loop import Loaded, ServingEngine
-from bot.engine.switch import EngineSwitch
+from bot.engine.serving.engine import Loaded, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
-from bot.metering import MeteredEngine
-from bot.metrics import Metrics
+from bot.observability.metering import MeteredEngine
+from bot.observability.metrics import Metrics
+from bot.util.clock import MonotonicClock
 from tests.engine.pretrained import make_network, make_tokenizer
-from tests.fakes.engine import ScriptedEngine
+from tests.harness.fakes.engine import ScriptedEngine
 
 SLOTS, MAX_WAITING, CONTEXT = 2, 3, 128
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -104,7 +104,7 @@ async def switched() -> AsyncIterator[Subject]:
         yield
         opened[-1].go_on.set()
 
-    async with EngineSwitch(section, open_engine, MonotonicClock()) as engine:
+    async with HotSwapEngine(section, open_engine, MonotonicClock()) as engine:
         assert await engine.change(section.model_copy(update={"quantization": "int8"})) is None
         assert len(opened) == 2
         yield Subject(engine, held)

@@ -5,22 +5,22 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from bot.adapters.discord_http import caller, point_at
-from bot.adapters.discord_messenger import DiscordMessenger
-from bot.adapters.slack import web_api
-from bot.adapters.slack_messenger import SlackMessenger
-from bot.adapters.telegram_calls import open_bot
-from bot.adapters.telegram_messenger import TelegramMessenger
+from bot.adapters.discord.http import configure_endpoints, rest_client
+from bot.adapters.discord.messenger import DiscordMessenger
+from bot.adapters.slack.adapter import web_api
+from bot.adapters.slack.messenger import SlackMessenger
+from bot.adapters.telegram.client import open_bot
+from bot.adapters.telegram.messenger import TelegramMessenger
+from bot.delivery.messenger import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
-from bot.messenger import Messenger
-from bot.metering import MeteredMessenger
-from bot.metrics import Metrics
-from tests.adapters.servers.discord import DiscordPlatform
-from tests.adapters.servers.discord_gateway import TOKEN
-from tests.adapters.servers.slack import SlackServer
-from tests.adapters.servers.telegram import TelegramPlatform
-from tests.fakes import FakeMessenger, ManualClock
+from bot.observability.metering import MeteredMessenger
+from bot.observability.metrics import Metrics
+from tests.harness.fakes import FakeMessenger, ManualClock
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_gateway import TOKEN
+from tests.harness.servers.slack import SlackServer
+from tests.harness.servers.telegram import TelegramPlatform
 
 NONE: Controls = frozenset()
 
@@ -51,7 +51,7 @@ async def fake() -> AsyncIterator[Platform]:
 
 async def slack() -> AsyncIterator[Platform]:
     async with SlackServer() as server, web_api(server.settings()) as api:
-        question = await server.say("question")
+        question = await server.translate("question")
         channel = ChannelKey("slack", server.room.channel("general"), question)
 
         async def shown() -> list[str]:
@@ -65,7 +65,7 @@ async def slack() -> AsyncIterator[Platform]:
 
 async def telegram() -> AsyncIterator[Platform]:
     async with TelegramPlatform() as server, open_bot(server.settings()) as bot:
-        question = await server.say("question")
+        question = await server.translate("question")
         channel = ChannelKey("telegram", str(server.group("general").id))
 
         async def moved(channel: ChannelKey, to: str) -> None:
@@ -79,14 +79,14 @@ async def telegram() -> AsyncIterator[Platform]:
 
 async def discord() -> AsyncIterator[Platform]:
     async with DiscordPlatform() as server:
-        point_at(server.settings())
-        question = await server.say("question")
+        configure_endpoints(server.settings())
+        question = await server.translate("question")
         messenger = DiscordMessenger(1.2, 30.0)
 
         async def shown() -> list[str]:
             return [seen.markdown for seen in server.seen() if seen.author == "bot"]
 
-        async with caller(server.settings(), ManualClock()) as messenger.client:
+        async with rest_client(server.settings(), ManualClock()) as messenger.client:
             await messenger.client.login(TOKEN)
             yield Platform(
                 messenger, ChannelKey("discord", str(server.channel("general"))), question, shown, server.delete

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bot.clock import MonotonicClock
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status, Usage
 from bot.errors import StoreError
-from bot.metering import MeteredStore
-from bot.metrics import Metrics
+from bot.observability.metering import MeteredStore
+from bot.observability.metrics import Metrics
 from bot.storage.base import Store
+from bot.util.clock import MonotonicClock
+from tests.harness.postgres import PostgresServer
 from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message, temporary_store
-from tests.storage.postgres import PostgresServer
 
 Reopened = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -52,14 +52,14 @@ async def store(reopened: Reopened) -> AsyncIterator[Store]:
 
 
 async def begun(store: Store, incoming: IncomingMessage, kind: Kind = Kind.CHAT) -> Exchange:
-    exchange = await store.begin(incoming, kind)
+    exchange = await store.enqueue(incoming, kind)
     assert exchange is not None
     return exchange
 
 
 async def answered(store: Store, incoming: IncomingMessage, answer: str = "hi", kind: Kind = Kind.CHAT) -> Exchange:
     exchange = await begun(store, incoming, kind)
-    assert await store.answer(exchange.id, Answer(answer))
+    assert await store.record_answer(exchange.id, Answer(answer))
     return await found(store, exchange)
 
 
@@ -115,19 +115,19 @@ async def test_a_moment_comes_back_with_its_time_zone(store: Store) -> None:
 
 async def test_a_moment_without_a_time_zone_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="time zone"):
-        await store.begin(replace(message(1), sent_at=NOON.replace(tzinfo=None)), Kind.CHAT)
+        await store.enqueue(replace(message(1), sent_at=NOON.replace(tzinfo=None)), Kind.CHAT)
 
 
 async def test_a_message_that_comes_again_begins_nothing(store: Store) -> None:
     first = await begun(store, message(1, "first"))
-    assert await store.begin(message(1, "again"), Kind.CHAT) is None
-    assert await store.begin(message(1, "again"), Kind.COMMAND) is None
+    assert await store.enqueue(message(1, "again"), Kind.CHAT) is None
+    assert await store.enqueue(message(1, "again"), Kind.COMMAND) is None
     assert await found(store, first) == first
 
 
 async def test_of_many_copies_at_once_exactly_one_begins(store: Store, reopened: Reopened) -> None:
     async with reopened() as another_process:
-        copies = [part.begin(message(1), Kind.CHAT) for part in [store, another_process] * 32]
+        copies = [part.enqueue(message(1), Kind.CHAT) for part in [store, another_process] * 32]
         begun_by = [exchange for exchange in await asyncio.gather(*copies) if exchange is not None]
     assert len(begun_by) == 1
 
@@ -147,7 +147,7 @@ async def test_messages_are_numbered_in_the_order_they_came_however_many_wait(st
     dice = random.Random(3)
     calls = []
     for number in range(200):
-        calls.append(asyncio.create_task(store.begin(message(number), Kind.CHAT)))
+        calls.append(asyncio.create_task(store.enqueue(message(number), Kind.CHAT)))
         # Others end meanwhile, and what they held comes free: a newcomer must not take it.
         for _ in range(dice.randrange(25)):
             await asyncio.sleep(0)
@@ -180,9 +180,9 @@ async def test_what_no_database_takes_breaks_nothing_wherever_it_stands(store: S
     author = Author("slack", odd, odd, frozenset({odd}))
     asked = replace(message(odd, odd, channel, author), server=odd, locale=odd, quoted=odd)
     exchange = await answered(store, asked, odd)
-    assert await store.begin(asked, Kind.CHAT) is None
-    await store.placed(exchange.id, 0, odd)
-    shown = await store.showing(channel, odd)
+    assert await store.enqueue(asked, Kind.CHAT) is None
+    await store.record_part(exchange.id, 0, odd)
+    shown = await store.find_by_reply(channel, odd)
     assert shown is not None
     assert shown.parts == (odd,)
     assert shown.message.author.roles == {odd}
@@ -203,42 +203,42 @@ async def test_no_moment_is_too_odd(store: Store, moment: str) -> None:
 async def test_parts_are_kept_in_order_and_can_be_replaced(store: Store) -> None:
     exchange = await begun(store, message(1))
     for part, message_id in [(0, "m1"), (1, "m2"), (0, "m3"), (2, "m4")]:
-        await store.placed(exchange.id, part, message_id)
+        await store.record_part(exchange.id, part, message_id)
     assert (await found(store, exchange)).parts == ("m3", "m2", "m4")
 
 
 async def test_a_part_that_skips_one_is_refused(store: Store) -> None:
     exchange = await begun(store, message(1))
     with pytest.raises(StoreError, match="part 1"):
-        await store.placed(exchange.id, 1, "m2")
+        await store.record_part(exchange.id, 1, "m2")
     with pytest.raises(StoreError, match="does not exist"):
-        await store.placed(exchange.id + 1, 0, "m1")
+        await store.record_part(exchange.id + 1, 0, "m1")
 
 
 async def test_an_answer_is_kept_whole(store: Store) -> None:
     answer = Answer("你好", "the oldest 2 turns were left out", FinishReason.LENGTH, Usage(12, 34))
     exchange = await begun(store, message(1))
-    assert await store.answer(exchange.id, answer)
+    assert await store.record_answer(exchange.id, answer)
     now = await found(store, exchange)
     assert (now.status, now.answer) == (Status.ANSWERED, answer)
 
 
 async def test_an_exchange_is_answered_once(store: Store) -> None:
     exchange = await answered(store, message(1), "first")
-    assert not await store.answer(exchange.id, Answer("second"))
+    assert not await store.record_answer(exchange.id, Answer("second"))
     assert await found(store, exchange) == exchange
 
 
 async def test_an_exchange_that_does_not_exist_is_not_answered(store: Store) -> None:
-    assert not await store.answer(99, Answer("who?"))
+    assert not await store.record_answer(99, Answer("who?"))
 
 
 async def test_only_what_is_answered_can_be_delivered(store: Store) -> None:
     exchange = await begun(store, message(1))
-    await store.delivered(exchange.id)
+    await store.complete(exchange.id)
     assert (await found(store, exchange)).status is Status.OPEN
-    await store.answer(exchange.id, Answer("hi"))
-    await store.delivered(exchange.id)
+    await store.record_answer(exchange.id, Answer("hi"))
+    await store.complete(exchange.id)
     assert (await found(store, exchange)).status is Status.DELIVERED
 
 
@@ -248,41 +248,41 @@ async def test_what_failed_is_owed_no_more(store: Store, is_answered: bool) -> N
     await store.fail(exchange.id, "the channel is gone")
     assert (await found(store, exchange)).status is Status.FAILED
     assert await store.owed("slack") == []
-    assert not await store.answer(exchange.id, Answer("late"))
+    assert not await store.record_answer(exchange.id, Answer("late"))
 
 
 async def test_what_was_delivered_cannot_fail(store: Store) -> None:
     exchange = await answered(store, message(1))
-    await store.delivered(exchange.id)
+    await store.complete(exchange.id)
     await store.fail(exchange.id, "too late")
     assert (await found(store, exchange)).status is Status.DELIVERED
 
 
 async def test_reopening_forgets_the_answer_and_keeps_the_parts(store: Store) -> None:
     exchange = await answered(store, message(1, "hello"))
-    await store.placed(exchange.id, 0, "m1")
-    await store.delivered(exchange.id)
-    again = await store.reopen(exchange.id)
+    await store.record_part(exchange.id, 0, "m1")
+    await store.complete(exchange.id)
+    again = await store.requeue(exchange.id)
     assert again is not None
     assert (again.status, again.answer, again.parts) == (Status.OPEN, None, ("m1",))
     assert again.message == exchange.message
     assert again.seed != exchange.seed
     assert await found(store, exchange) == again
-    assert await store.answer(exchange.id, Answer("better"))
+    assert await store.record_answer(exchange.id, Answer("better"))
 
 
 async def test_an_edited_message_is_reopened_with_its_new_text(store: Store) -> None:
     exchange = await answered(store, message(1, "helo"))
-    again = await store.reopen(exchange.id, "hello")
+    again = await store.requeue(exchange.id, "hello")
     assert again is not None
     assert again.message == message(1, "hello")
 
 
 async def test_what_failed_or_was_never_answered_can_be_reopened(store: Store) -> None:
     exchange = await begun(store, message(1))
-    assert await store.reopen(exchange.id) is not None
+    assert await store.requeue(exchange.id) is not None
     await store.fail(exchange.id, "gone")
-    again = await store.reopen(exchange.id)
+    again = await store.requeue(exchange.id)
     assert again is not None
     assert again.status is Status.OPEN
 
@@ -290,9 +290,9 @@ async def test_what_failed_or_was_never_answered_can_be_reopened(store: Store) -
 async def test_what_was_cleared_or_never_was_cannot_be_reopened(store: Store) -> None:
     exchange = await begun(store, message(1))
     await store.clear(ROOM)
-    assert await store.reopen(exchange.id, "new text") is None
+    assert await store.requeue(exchange.id, "new text") is None
     assert (await found(store, exchange)).message.text == ""
-    assert await store.reopen(99) is None
+    assert await store.requeue(99) is None
 
 
 # Looking back.
@@ -322,7 +322,7 @@ async def test_history_is_cut_to_its_newest_and_counts_the_older_ones(store: Sto
 
 async def test_history_holds_only_chats_that_the_model_answered(store: Store) -> None:
     await answered(store, message(1, "stays"), "yes")
-    await store.delivered((await answered(store, message(2, "delivered"), "yes")).id)
+    await store.complete((await answered(store, message(2, "delivered"), "yes")).id)
     await answered(store, message(3, "/status"), "fine", kind=Kind.COMMAND)
     await begun(store, message(4, "still open"))
     await store.fail((await answered(store, message(5, "failed"))).id, "gone")
@@ -332,7 +332,7 @@ async def test_history_holds_only_chats_that_the_model_answered(store: Store) ->
         (8, Answer("half an answ", reason=FinishReason.ERROR)),
         (9, Answer("stopped", reason=FinishReason.CANCELLED)),
     ]:
-        await store.answer((await begun(store, message(number, f"message {number}"))).id, answer)
+        await store.record_answer((await begun(store, message(number, f"message {number}"))).id, answer)
     assert await texts_before(store, await begun(store, message(10))) == ["stays", "delivered", "message 9"]
 
 
@@ -379,28 +379,28 @@ async def test_the_latest_chat_is_found_by_its_author(store: Store) -> None:
 
 async def test_the_exchange_behind_a_message_of_the_bot_is_found(store: Store) -> None:
     first, second = await begun(store, message(1)), await begun(store, message(2))
-    await store.placed(first.id, 0, "17")
-    await store.placed(first.id, 1, "18%_")
-    await store.placed(second.id, 0, "171")
+    await store.record_part(first.id, 0, "17")
+    await store.record_part(first.id, 1, "18%_")
+    await store.record_part(second.id, 0, "171")
     for shown, exchange in (("17", first), ("18%_", first), ("171", second)):
-        behind = await store.showing(THREAD, shown)
+        behind = await store.find_by_reply(THREAD, shown)
         assert behind is not None
         assert behind.id == exchange.id
-    assert await store.showing(ROOM, "1") is None
-    assert await store.showing(ChannelKey("slack", "C2"), "17") is None
+    assert await store.find_by_reply(ROOM, "1") is None
+    assert await store.find_by_reply(ChannelKey("slack", "C2"), "17") is None
 
 
 async def test_a_channel_where_somebody_spoke_is_known_even_after_clearing(store: Store) -> None:
-    assert not await store.knows(THREAD)
+    assert not await store.has_history(THREAD)
     await begun(store, message(1, channel=THREAD))
     await store.clear(THREAD)
-    assert await store.knows(THREAD)
-    assert not await store.knows(ROOM)
+    assert await store.has_history(THREAD)
+    assert not await store.has_history(ROOM)
 
 
 async def test_what_is_open_or_undelivered_is_owed_oldest_first(store: Store) -> None:
     first = await begun(store, message(3))
-    await store.delivered((await answered(store, message(1))).id)
+    await store.complete((await answered(store, message(1))).id)
     await store.fail((await begun(store, message(2))).id, "gone")
     await store.erase((await begun(store, message(5))).id)
     second = await answered(store, message(4, channel=THREAD), kind=Kind.COMMAND)
@@ -413,8 +413,8 @@ async def test_the_high_water_mark_is_the_newest_message_of_each_channel(store: 
     for number, channel in [(5, ROOM), (3, ROOM), (8, THREAD), (1, ChannelKey("discord", "D"))]:
         await begun(store, message(number, channel=channel))
     await store.clear(THREAD)
-    assert await store.high_water("slack") == {ROOM: "3", THREAD: "8"}
-    assert await store.high_water("telegram") == {}
+    assert await store.last_message_ids("slack") == {ROOM: "3", THREAD: "8"}
+    assert await store.last_message_ids("telegram") == {}
 
 
 # Deleting.
@@ -422,14 +422,14 @@ async def test_the_high_water_mark_is_the_newest_message_of_each_channel(store: 
 
 async def test_clearing_blanks_texts_and_names_and_keeps_the_key(store: Store) -> None:
     exchange = await answered(store, replace(message(1, "secret"), quoted="quoted", locale="zh"))
-    await store.placed(exchange.id, 0, "m1")
+    await store.record_part(exchange.id, 0, "m1")
     assert await store.clear(ROOM) == 1
     blank = await found(store, exchange)
     assert blank.status is Status.CLEARED
     assert blank.answer is None
     assert blank.parts == ("m1",)
     assert blank.message == IncomingMessage("1", ROOM, Author("slack", "", ""), "", NOON)
-    assert await store.begin(message(1, "secret"), Kind.CHAT) is None
+    assert await store.enqueue(message(1, "secret"), Kind.CHAT) is None
 
 
 async def test_clearing_counts_chats_and_each_only_once(store: Store) -> None:
@@ -446,7 +446,7 @@ async def test_a_command_under_way_outlives_what_it_deletes(store: Store) -> Non
     assert await store.clear(ROOM) == await store.forget(MEI) == 0
     assert (await found(store, past)).status is Status.CLEARED
     assert await store.owed("slack") == [running]
-    assert await store.answer(running.id, Answer("", "Forgot nothing."))
+    assert await store.record_answer(running.id, Answer("", "Forgot nothing."))
     await store.clear(ROOM)
     assert (await found(store, running)).status is Status.CLEARED
 
@@ -497,8 +497,8 @@ async def test_what_is_quoted_of_a_cleared_channel_goes_with_it_also_after_the_c
 async def test_an_answer_to_what_was_cleared_meanwhile_is_not_kept(store: Store) -> None:
     exchange = await begun(store, message(1))
     await store.clear(ROOM)
-    assert not await store.answer(exchange.id, Answer("late"))
-    await store.delivered(exchange.id)
+    assert not await store.record_answer(exchange.id, Answer("late"))
+    await store.complete(exchange.id)
     await store.fail(exchange.id, "late")
     blank = await found(store, exchange)
     assert (blank.status, blank.answer) == (Status.CLEARED, None)
@@ -541,30 +541,30 @@ async def test_a_channel_that_gets_another_id_keeps_its_history(store: Store) ->
     await answered(store, message(1, "in the room"), "hi")
     await answered(store, message(2, "in a thread", channel=THREAD))
     stays = await answered(store, message(1, channel=ChannelKey("slack", "C2")))
-    assert await store.move(ROOM, "C9") == 2
-    assert await store.move(ROOM, "C9") == 0
+    assert await store.rename_channel(ROOM, "C9") == 2
+    assert await store.rename_channel(ROOM, "C9") == 0
     now = await begun(store, message(3, channel=replace(ROOM, channel="C9")))
     assert await texts_before(store, now) == ["in the room"]
     in_thread = await begun(store, message(4, channel=replace(THREAD, channel="C9")))
     assert await texts_before(store, in_thread) == ["in a thread"]
-    assert not await store.knows(ROOM)
+    assert not await store.has_history(ROOM)
     assert await found(store, stays) == stays
 
 
 async def test_messages_of_the_old_channel_are_none_of_the_new_one(store: Store) -> None:
     exchange = await begun(store, message(1))
-    await store.placed(exchange.id, 0, "m1")
-    await store.move(ROOM, "C9")
+    await store.record_part(exchange.id, 0, "m1")
+    await store.rename_channel(ROOM, "C9")
     new = replace(ROOM, channel="C9")
-    assert await store.showing(new, "m1") is None
-    assert await store.begin(message(1, channel=new), Kind.CHAT) is not None
+    assert await store.find_by_reply(new, "m1") is None
+    assert await store.enqueue(message(1, channel=new), Kind.CHAT) is not None
     (old, _) = await store.owed("slack")
     assert (old.id, old.message.channel, old.message.id, old.parts) == (exchange.id, new, "C1 1", ("C1 m1",))
 
 
 async def test_no_message_to_come_is_taken_for_one_that_moved(store: Store) -> None:
     moved = await begun(store, message(1))
-    await store.move(ROOM, "C9")
+    await store.rename_channel(ROOM, "C9")
     new = replace(ROOM, channel="C9")
     for id in ("1", "C1/1", "C1:1"):
         assert await store.find(new, id) is None
@@ -579,13 +579,13 @@ async def test_everything_is_there_after_a_restart(reopened: Reopened) -> None:
         exchange = await answered(store, message(1, "你好"))
     async with reopened() as store:
         assert await found(store, exchange) == exchange
-        assert await store.begin(message(1), Kind.CHAT) is None
+        assert await store.enqueue(message(1), Kind.CHAT) is None
         assert (await begun(store, message(2))).id > exchange.id
 
 
 async def test_a_cancelled_call_is_finished_before_the_store_closes(reopened: Reopened) -> None:
     async with reopened() as store:
-        call = asyncio.create_task(store.begin(message(1), Kind.CHAT))
+        call = asyncio.create_task(store.enqueue(message(1), Kind.CHAT))
         await asyncio.sleep(0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -599,11 +599,11 @@ async def test_cancelled_calls_leave_no_lock_and_no_torn_row(store: Store) -> No
 
     async def talk(number: int) -> None:
         exchange = await begun(store, message(number))
-        await store.placed(exchange.id, 0, f"m{number}")
+        await store.record_part(exchange.id, 0, f"m{number}")
         await store.history(exchange, 3)
-        await store.answer(exchange.id, Answer(f"answer {number}", usage=Usage(1, number)))
+        await store.record_answer(exchange.id, Answer(f"answer {number}", usage=Usage(1, number)))
         await store.owed("slack")
-        await store.delivered(exchange.id)
+        await store.complete(exchange.id)
 
     talks = [asyncio.create_task(talk(number)) for number in range(200)]
     waiting = set(talks)

@@ -12,7 +12,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bot.engine.kernels.triton import finish, int4, int8, step
+from bot.engine.kernels.triton import epilogue as finish
+from bot.engine.kernels.triton import int4, int8
+from bot.engine.kernels.triton import kernels as step
 
 POINTERS = {
     "values": "*i8",
@@ -46,7 +48,7 @@ def kernels(number: str) -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
         (finish.add_splits, {"bias": half, "out": half, "block": 1024}),
         (step.add_norm, norm | {"has_residual": True, "block": 4096}),
         (
-            step.rotate_and_keep,
+            step.rope_and_append,
             dict.fromkeys(("query_key_value", "query", "keys", "values"), half) | parts | {"channels": 2},
         ),
         (step.attend, attention | {"splits": 1}),

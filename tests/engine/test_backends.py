@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from safetensors.torch import save_file
 
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, SamplingParams, Usage
 from bot.engine import BACKENDS, open_engine
 from bot.engine.backends import chatglm
@@ -28,7 +28,7 @@ from bot.engine.backends.echo import EchoEngine
 from bot.engine.base import EngineInfo
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.weights import expected_shapes
-from bot.engine.serving.loop import ServingEngine
+from bot.engine.serving.engine import ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -56,7 +56,7 @@ def test_an_unknown_backend_is_one_sentence_with_the_nearest() -> None:
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.engine import open_engine
 from bot.errors import EngineUnavailable
 print(open_engine(EngineSection(backend="echo")).info.backend)

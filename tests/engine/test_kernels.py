@@ -169,7 +169,7 @@ def test_a_tied_embedding_looks_up_and_multiplies_the_same_table(table: Tensor |
 
 
 def test_a_large_table_is_not_packed_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.engine.kernels.sizes.PACKED_TABLE_BYTES", 100)
+    monkeypatch.setattr("bot.engine.kernels.footprint.PACKED_TABLE_BYTES", 100)
     table, hidden = normal(32, 64), normal(1, 64)
     assert torch.equal(TiedEmbedding(table, torch.float32).logits(hidden), hidden @ table.T)
 

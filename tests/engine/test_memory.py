@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bot.config import EngineSection
-from bot.engine import free, preflight
+from bot.config.schema import EngineSection
+from bot.engine import memory_available as free
+from bot.engine import preflight
 from bot.engine.chatglm import loading, memory
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.loading import find_dtype, load, load_random

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, parse_config, read_config
 from bot.engine.chatglm.layout import layout_of

@@ -201,5 +201,5 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(monkeypatch: pytest.Monkey
 
 
 def test_other_faults_of_the_cache_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="another"), causal.explained(1, 1, 1):
+    with pytest.raises(RuntimeError, match="another"), causal.explain(1, 1, 1):
         raise RuntimeError("another fault")

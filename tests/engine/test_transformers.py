@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, SamplingParams
 from bot.engine import open_engine
 from bot.engine.backends import transformers as backend
@@ -22,7 +22,7 @@ from bot.engine.backends.chatglm import find_folder
 from bot.engine.base import EngineInfo, Progress, silent
 from bot.engine.pretrained import loading
 from bot.engine.pretrained.loading import context_of, dtype_of
-from bot.engine.serving.loop import ServingEngine
+from bot.engine.serving.engine import ServingEngine
 from bot.errors import CheckpointError, EngineError, EngineFailed, EngineUnavailable
 from tests.engine.pretrained import CONFIGS, VOCABULARY, change, generate, make_folder, make_tokenizer
 

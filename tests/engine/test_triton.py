@@ -14,13 +14,15 @@ from torch.nn import functional
 from bot.engine.chatglm.decoding import Decoder, padding
 from bot.engine.chatglm.loading import load_random
 from bot.engine.chatglm.model import Rotation, rotary_angles
-from bot.engine.kernels import Int4, Linear, Quantised, cuda, plain, quantise
+from bot.engine.kernels import Int4, Linear, Quantised, cuda, quantise
+from bot.engine.kernels import eager as plain
 from bot.engine.kernels.reference import dequantise, quantise_rows
 from tests.engine.test_model import CONFIG
 
 pytest.importorskip("triton", reason="triton is not installed: its kernels are not tested")
 
-from bot.engine.kernels.triton import fused, products
+from bot.engine.kernels.triton import ops as fused
+from bot.engine.kernels.triton import products
 from tests.engine.interpreter import IS_INTERPRETED, repair_bfloat16
 
 FLOAT32_STEP = 2.0**-24
@@ -226,7 +228,7 @@ def test_queries_and_keys_are_rotated_and_kept_but_not_those_of_padding(
     positions = torch.tensor([[0, 1], [2047, 30], [5, 5]])[:, :channels].contiguous()
     slots, at = torch.tensor([3, 0, 0]), torch.tensor([8, 0, -1])
     found_keys, found_values = keys.to(device, copy=True), values.to(device, copy=True)
-    found = fused.rotate_and_keep(
+    found = fused.rope_and_append(
         heads.to(device),
         (angles[0].to(device), angles[1].to(device)),
         positions.to(device),
@@ -236,7 +238,7 @@ def test_queries_and_keys_are_rotated_and_kept_but_not_those_of_padding(
         at.to(device),
     )
     before = keys.clone()
-    wanted = plain.rotate_and_keep(heads, angles, positions, keys, values, slots, at)
+    wanted = plain.rope_and_append(heads, angles, positions, keys, values, slots, at)
     parts = heads.view(3, 1, 3, 3, head_dim)[..., :2, :]
     torch.testing.assert_close(wanted, Rotation(positions[:, None], head_dim)(parts)[:, 0, :, 0])
     for one, other in ((found, wanted), (found_keys, keys), (found_values, values)):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from tests.reliability.figure import Figure, Row, Scale, figures, number_of, title
+from tests.chaos.figure import Figure, Row, Scale, figures, number_of, title
 
 BEGIN, END = "<!-- figures begin -->\n", "<!-- figures end -->\n"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reliability.figure import figures
+from tests.chaos.figure import figures
 
 FIGURES = figures()
 

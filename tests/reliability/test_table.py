@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import kills
+from tests.chaos.figure import Row, figures, title
+from tests.chaos import kills
 from tests.reliability.__main__ import BEGIN, END, lines_of, written
-from tests.reliability.figure import Row, figures, title
 
 ROOT = Path(__file__).parents[2]
 EMPTY = f"before\n{BEGIN}| | where | counted | |\n|---|---|---|---|\n{END}after\n"

@@ -17,11 +17,11 @@ from tests.storage import ROOM, message, temporary_store, url_of
 
 async def test_it_is_made_while_the_bot_runs_and_holds_what_was_said_until_then(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
-        first = await store.begin(message(1, "before"), Kind.CHAT)
+        first = await store.enqueue(message(1, "before"), Kind.CHAT)
         assert first is not None
-        await store.answer(first.id, Answer("yes"))
+        await store.record_answer(first.id, Answer("yes"))
         size = back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
-        await store.begin(message(2, "after"), Kind.CHAT)
+        await store.enqueue(message(2, "after"), Kind.CHAT)
     assert size == (tmp_path / "backup.db").stat().st_size
     (tmp_path / "restored").mkdir()
     shutil.copy(tmp_path / "backup.db", tmp_path / "restored" / "bot.db")
@@ -29,14 +29,14 @@ async def test_it_is_made_while_the_bot_runs_and_holds_what_was_said_until_then(
         assert (found := await store.find(ROOM, "1")) is not None
         assert found.answer == Answer("yes")
         assert await store.find(ROOM, "2") is None
-        later = await store.begin(message(3), Kind.CHAT)
+        later = await store.enqueue(message(3), Kind.CHAT)
         assert later is not None
         assert later.id > first.id
 
 
 async def test_what_was_deleted_is_not_in_it(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
-        await store.begin(message(1, "swordfish"), Kind.CHAT)
+        await store.enqueue(message(1, "swordfish"), Kind.CHAT)
         await store.clear(ROOM)
         back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
     assert b"swordfish" not in (tmp_path / "backup.db").read_bytes()

@@ -10,21 +10,21 @@ from bot.domain import Answer, ChannelKey, FinishReason, Kind, Usage
 from bot.errors import StoreError
 from bot.storage import export as module
 from bot.storage.export import channels, export
+from tests.harness.postgres import PostgresServer
 from tests.storage import BEN, ROOM, THREAD, message, temporary_store, url_of
-from tests.storage.postgres import PostgresServer
 
 OTHER = ChannelKey("discord", "1234")
 
 
 async def a_database(folder: Path) -> str:
     async with temporary_store(folder) as store:
-        first = await store.begin(message(1, "is it “so”?\n你好"), Kind.CHAT)
+        first = await store.enqueue(message(1, "is it “so”?\n你好"), Kind.CHAT)
         assert first is not None
-        await store.placed(first.id, 0, "p1")
-        await store.answer(first.id, Answer("It is.", "cut off", FinishReason.LENGTH, Usage(7, 3)))
-        await store.begin(message(2, channel=OTHER), Kind.CHAT)
-        await store.begin(message(3, "in the thread", THREAD, BEN), Kind.COMMAND)
-        await store.begin(message(4), Kind.CHAT)
+        await store.record_part(first.id, 0, "p1")
+        await store.record_answer(first.id, Answer("It is.", "cut off", FinishReason.LENGTH, Usage(7, 3)))
+        await store.enqueue(message(2, channel=OTHER), Kind.CHAT)
+        await store.enqueue(message(3, "in the thread", THREAD, BEN), Kind.COMMAND)
+        await store.enqueue(message(4), Kind.CHAT)
     return url_of(folder / "bot.db")
 
 
@@ -70,21 +70,21 @@ async def test_a_long_history_is_told_whole_and_once(tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "BATCH", 3)
     async with temporary_store(tmp_path) as store:
         for number in range(10):
-            await store.begin(message(number), Kind.CHAT)
+            await store.enqueue(message(number), Kind.CHAT)
     found = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"]
     assert [each["message"] for each in found] == [str(number) for number in range(10)]
 
 
 async def test_ids_may_hold_colons(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
-        await store.begin(message(1, channel=ChannelKey("x", "a:b")), Kind.CHAT)
-        await store.begin(message(2, channel=ChannelKey("x", "a", "b")), Kind.CHAT)
+        await store.enqueue(message(1, channel=ChannelKey("x", "a:b")), Kind.CHAT)
+        await store.enqueue(message(2, channel=ChannelKey("x", "a", "b")), Kind.CHAT)
     assert len(read(url_of(tmp_path / "bot.db"), "x:a:b")["exchanges"]) == 2
 
 
 async def test_who_spoke_is_not_told_of_what_was_cleared(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
-        await store.begin(message(1, "swordfish"), Kind.CHAT)
+        await store.enqueue(message(1, "swordfish"), Kind.CHAT)
         await store.clear(ROOM)
     told = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"][0]
     assert (told["status"], told["text"], told["author"]["id"], told["answer"]) == ("cleared", "", "", None)
@@ -118,7 +118,7 @@ def test_a_database_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
 async def test_a_server_is_read_alike(postgres: PostgresServer) -> None:
     database = postgres.database()
     async with postgres.store(database) as store:
-        await store.begin(message(1, "hello"), Kind.CHAT)
+        await store.enqueue(message(1, "hello"), Kind.CHAT)
         url = postgres.url(database)
         assert channels(url) == {ROOM: 1}
         (only,) = read(url, "slack:C1")["exchanges"]

@@ -18,9 +18,10 @@ from sqlalchemy import Connection, create_engine
 
 from bot.domain import Kind
 from bot.errors import StoreError
-from bot.storage import engines, migrate
+from bot.storage import connections as engines
+from bot.storage import migrate
 from bot.storage.schema import metadata
-from tests.messages import a_message
+from tests.harness.messages import a_message
 from tests.storage import temporary_store, url_of
 
 MIGRATIONS = Path(migrate.__file__).parents[2] / "migrations"
@@ -53,7 +54,7 @@ def test_a_new_database_is_at_the_newest_revision(tmp_path: Path) -> None:
 
 async def test_nobody_else_on_the_machine_may_read_it_nor_the_files_beside_it(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
-        await store.begin(a_message("a secret"), Kind.CHAT)
+        await store.enqueue(a_message("a secret"), Kind.CHAT)
         modes = {file.name: file.stat().st_mode & 0o077 for file in tmp_path.iterdir() if "lock" not in file.name}
         assert len(modes) >= 2, "the log stands beside it"
         assert set(modes.values()) == {0}, modes

@@ -21,12 +21,14 @@ from sqlalchemy.exc import DBAPIError
 
 from bot.domain import Answer, Exchange, Kind, Status
 from bot.errors import StoreError
-from bot.storage import engines, faults, migrate
+from bot.storage import connections as engines
+from bot.storage import errors as faults
+from bot.storage import migrate
 from bot.storage.schema import metadata
 from bot.storage.sql import SqlStore
+from tests.cli.test_main import bot, environment
+from tests.harness.postgres import PASSWORD, PostgresServer
 from tests.storage import BEN, MEI, ROOM, message
-from tests.storage.postgres import PASSWORD, PostgresServer
-from tests.test_main import bot, environment
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ async def store(postgres: PostgresServer, database: str) -> AsyncIterator[SqlSto
 
 
 async def begun(store: SqlStore, number: int | str = 1) -> Exchange:
-    exchange = await store.begin(message(number), Kind.CHAT)
+    exchange = await store.enqueue(message(number), Kind.CHAT)
     assert exchange is not None
     return exchange
 
@@ -109,9 +111,9 @@ async def test_no_question_reads_the_whole_table(store: SqlStore, postgres: Post
         await store.find(ROOM, "1")
         await store.latest(ROOM, MEI)
         await store.owed("slack")
-        await store.high_water("slack")
-        await store.placed(exchange.id, 0, "m")
-        await store.answer(exchange.id, Answer("hi"))
+        await store.last_message_ids("slack")
+        await store.record_part(exchange.id, 0, "m")
+        await store.record_answer(exchange.id, Answer("hi"))
         await store.clear(ROOM)
         await store.forget(MEI)
     finally:
@@ -146,7 +148,7 @@ async def test_a_message_that_another_process_is_keeping_begins_here_only_if_tha
     with postgres.connected(database) as other:
         other.execute("BEGIN")
         other.execute(COPY)
-        here = asyncio.create_task(store.begin(message("copied"), Kind.CHAT))
+        here = asyncio.create_task(store.enqueue(message("copied"), Kind.CHAT))
         await waiting(postgres, database)
         other.execute("COMMIT" if is_kept else "ROLLBACK")
     assert (await here is None) is is_kept
@@ -160,11 +162,11 @@ async def test_what_another_process_is_clearing_is_neither_answered_nor_reopened
     with postgres.connected(database) as other:
         other.execute("BEGIN")
         other.execute("UPDATE exchanges SET status = 'cleared', text = ''")
-        answered = asyncio.create_task(store.answer(exchange.id, Answer("too late")))
+        answered = asyncio.create_task(store.record_answer(exchange.id, Answer("too late")))
         await waiting(postgres, database)
         other.execute("COMMIT")
     assert not await answered
-    assert await store.reopen(exchange.id, "too late") is None
+    assert await store.requeue(exchange.id, "too late") is None
     assert "too late" not in str(postgres.run("SELECT exchanges::text FROM exchanges", database))
 
 
@@ -172,11 +174,11 @@ async def test_parts_that_two_processes_place_are_both_kept(
     store: SqlStore, postgres: PostgresServer, database: str
 ) -> None:
     exchange = await begun(store)
-    await store.placed(exchange.id, 0, "gone")
+    await store.record_part(exchange.id, 0, "gone")
     with postgres.connected(database) as other:
         other.execute("BEGIN")
         other.execute("""UPDATE exchanges SET parts = '["m0"]'""")
-        second = asyncio.create_task(store.placed(exchange.id, 1, "m1"))
+        second = asyncio.create_task(store.record_part(exchange.id, 1, "m1"))
         await waiting(postgres, database)
         other.execute("COMMIT")
     await second
@@ -191,8 +193,8 @@ async def test_a_row_that_another_program_holds_is_not_waited_for_long(postgres:
             other.execute("SELECT * FROM exchanges FOR UPDATE")
             assert await store.find(ROOM, "1") == exchange  # who only reads need not wait
             with pytest.raises(StoreError, match="is locked by another program: end that"):
-                await store.answer(exchange.id, Answer("hi"))
-        assert await store.answer(exchange.id, Answer("hi"))
+                await store.record_answer(exchange.id, Answer("hi"))
+        assert await store.record_answer(exchange.id, Answer("hi"))
 
 
 async def test_a_turn_that_does_not_come_is_reported(postgres: PostgresServer, database: str) -> None:
@@ -201,10 +203,10 @@ async def test_a_turn_that_does_not_come_is_reported(postgres: PostgresServer, d
         with postgres.connected(database) as other:
             other.execute("BEGIN")
             other.execute("SELECT * FROM exchanges FOR UPDATE")
-            first = asyncio.create_task(store.answer(exchange.id, Answer("hi")))
+            first = asyncio.create_task(store.record_answer(exchange.id, Answer("hi")))
             await waiting(postgres, database)
             with pytest.raises(StoreError, match="did not come free in time"):
-                await store.begin(message(2), Kind.CHAT)
+                await store.enqueue(message(2), Kind.CHAT)
         assert await first
 
 
@@ -212,7 +214,7 @@ async def test_calls_that_are_cancelled_leave_no_transaction_open(
     store: SqlStore, postgres: PostgresServer, database: str
 ) -> None:
     calls: list[asyncio.Task[object]] = [
-        *(asyncio.create_task(store.begin(message(number), Kind.CHAT)) for number in range(50)),
+        *(asyncio.create_task(store.enqueue(message(number), Kind.CHAT)) for number in range(50)),
         asyncio.create_task(store.clear(ROOM)),
         asyncio.create_task(store.erase(1)),
     ]
@@ -237,13 +239,13 @@ async def test_a_server_that_was_away_is_used_again_without_a_restart(
     try:
         for _ in range(2):
             with pytest.raises(StoreError, match=r"cannot be reached: is its server running.*goes on by itself"):
-                await store.answer(exchange.id, Answer("hi"))
+                await store.record_answer(exchange.id, Answer("hi"))
             with pytest.raises(StoreError, match="cannot be reached"):
                 await store.owed("slack")
     finally:
         postgres.start()
     assert await store.owed("slack") == [exchange]
-    assert await store.answer(exchange.id, Answer("hi"))
+    assert await store.record_answer(exchange.id, Answer("hi"))
 
 
 async def test_a_connection_that_breaks_under_a_call_fails_that_call_only(
@@ -253,7 +255,7 @@ async def test_a_connection_that_breaks_under_a_call_fails_that_call_only(
     with postgres.connected(database) as other:
         other.execute("BEGIN")
         other.execute("SELECT * FROM exchanges FOR UPDATE")
-        call = asyncio.create_task(store.answer(exchange.id, Answer("hi")))
+        call = asyncio.create_task(store.record_answer(exchange.id, Answer("hi")))
         await waiting(postgres, database)
         postgres.run(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -261,7 +263,7 @@ async def test_a_connection_that_breaks_under_a_call_fails_that_call_only(
         )
         with pytest.raises(StoreError, match="has broken off the connection: a bot that runs goes on by itself"):
             await call
-    assert await store.answer(exchange.id, Answer("hi"))
+    assert await store.record_answer(exchange.id, Answer("hi"))
 
 
 async def test_a_store_closes_in_good_order_though_the_server_is_away(postgres: PostgresServer, database: str) -> None:
@@ -322,7 +324,7 @@ async def test_a_database_that_lets_us_not_in_is_one_sentence(
 def test_a_refused_connection_is_told_with_what_to_do(refusal: str, complaint: str) -> None:
     first = 'connection failed: connection to server at "db", port 5432 failed: '
     error = psycopg.OperationalError(f"{first}{refusal}\n{first}{refusal}\n")
-    with pytest.raises(StoreError, match=f"^db.example {complaint}"), faults.translated("db.example"):
+    with pytest.raises(StoreError, match=f"^db.example {complaint}"), faults.map_errors("db.example"):
         raise DBAPIError.instance("", {}, error, psycopg.Error)
 
 
@@ -376,9 +378,9 @@ def test_a_database_that_cannot_keep_every_character_is_refused(postgres: Postgr
 
 async def test_what_was_deleted_is_in_no_row(store: SqlStore, postgres: PostgresServer, database: str) -> None:
     for number, author in enumerate([MEI, BEN, MEI]):
-        exchange = await store.begin(message(number, "a secret question", author=author), Kind.CHAT)
+        exchange = await store.enqueue(message(number, "a secret question", author=author), Kind.CHAT)
         assert exchange is not None
-        await store.answer(exchange.id, Answer("a secret answer", "a secret notice"))
+        await store.record_answer(exchange.id, Answer("a secret answer", "a secret notice"))
     rows = "SELECT exchanges::text FROM exchanges"
     assert "secret" in str(postgres.run(rows, database))
     await store.forget(MEI)

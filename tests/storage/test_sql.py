@@ -20,8 +20,8 @@ from structlog.testing import capture_logs
 
 from bot.domain import Answer, Kind
 from bot.errors import StoreError
-from bot.storage import engines
-from bot.storage.faults import sentence, translated
+from bot.storage import connections as engines
+from bot.storage.errors import map_errors, sentence
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
 from bot.storage.transactions import FairLock
@@ -97,7 +97,7 @@ async def test_no_question_reads_the_whole_table(tmp_path: Path) -> None:
         asked.append((statement, parameters))
 
     async with temporary_store(tmp_path) as store:
-        exchange = await store.begin(message(1), Kind.CHAT)
+        exchange = await store.enqueue(message(1), Kind.CHAT)
         assert exchange is not None
         event.listen(Engine, "before_cursor_execute", note)
         try:
@@ -105,9 +105,9 @@ async def test_no_question_reads_the_whole_table(tmp_path: Path) -> None:
             await store.find(ROOM, "1")
             await store.latest(ROOM, MEI)
             await store.owed("slack")
-            await store.high_water("slack")
-            await store.placed(exchange.id, 0, "m")
-            await store.answer(exchange.id, Answer("hi"))
+            await store.last_message_ids("slack")
+            await store.record_part(exchange.id, 0, "m")
+            await store.record_answer(exchange.id, Answer("hi"))
             await store.clear(ROOM)
             await store.forget(MEI)
         finally:
@@ -205,7 +205,7 @@ async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path, garbage:
 
 async def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
-        await store.begin(message(1, "x" * 50_000), Kind.CHAT)
+        await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
     content = bytearray((tmp_path / "bot.db").read_bytes())
     content[4096:] = b"\x99" * (len(content) - 4096)
     (tmp_path / "bot.db").write_bytes(content)
@@ -243,7 +243,7 @@ def as_somebody_else() -> Iterator[None]:
 @pytest.mark.parametrize("mode", [0o555, 0o755])
 async def test_a_database_that_may_not_be_written_is_left_alone(guarded: Path, mode: int) -> None:
     async with temporary_store(guarded) as store:
-        await store.begin(message(1), Kind.CHAT)
+        await store.enqueue(message(1), Kind.CHAT)
     file = guarded / "bot.db"
     before = file.read_bytes()
     set_mode(file, 0o444)
@@ -271,30 +271,30 @@ async def test_a_locked_database_is_reported_and_serves_again_afterwards(tmp_pat
     async with SqlStore(url, busy_timeout=0.01) as store:
         with write_locked(tmp_path / "bot.db"):
             with pytest.raises(StoreError, match="is locked by another program: close that"):
-                await store.begin(message(1), Kind.CHAT)
+                await store.enqueue(message(1), Kind.CHAT)
             assert await store.owed("slack") == []  # reading goes on
             with pytest.raises(StoreError, match="is locked"):
                 async with SqlStore(url, busy_timeout=0.01):
                     pass
-        assert await store.begin(message(1), Kind.CHAT) is not None
+        assert await store.enqueue(message(1), Kind.CHAT) is not None
 
 
 async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path: Path) -> None:
     with on_connect("PRAGMA max_page_count=40"):
         async with temporary_store(tmp_path) as store:
-            first = await store.begin(message(1, "x" * 50_000), Kind.CHAT)
+            first = await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
             assert first is not None
             with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a bot that runs"):
-                await store.begin(message(2, "y" * 200_000), Kind.CHAT)
+                await store.enqueue(message(2, "y" * 200_000), Kind.CHAT)
             assert await store.find(ROOM, "2") is None
-            assert await store.answer(first.id, Answer("short"))
+            assert await store.record_answer(first.id, Answer("short"))
             await store.clear(ROOM)
-            assert await store.begin(message(2, "y" * 50_000), Kind.CHAT) is not None
+            assert await store.enqueue(message(2, "y" * 50_000), Kind.CHAT) is not None
 
 
 async def test_a_disk_too_full_for_the_files_beside_the_database_is_reported(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
-        await store.begin(message(1), Kind.CHAT)
+        await store.enqueue(message(1), Kind.CHAT)
     # SQLite keeps its index of the log (-shm) in a file of 32 KiB at least.
     with no_file_grows_beyond(16 * 1024), pytest.raises(StoreError, match=r"the disk .* is full: free some space"):
         async with temporary_store(tmp_path):
@@ -327,12 +327,12 @@ async def test_an_error_shows_nothing_of_what_people_wrote(tmp_path: Path) -> No
     with on_connect("PRAGMA max_page_count=20"):
         async with temporary_store(tmp_path) as store:
             with pytest.raises(StoreError) as failed:
-                await store.begin(message(1, long), Kind.CHAT)
+                await store.enqueue(message(1, long), Kind.CHAT)
     assert "sesame" not in "".join(traceback.format_exception(failed.value))
 
 
 def test_a_pool_that_stays_empty_is_reported() -> None:
-    with pytest.raises(StoreError, match=r"bot\.db did not come free in time"), translated("bot.db"):
+    with pytest.raises(StoreError, match=r"bot\.db did not come free in time"), map_errors("bot.db"):
         raise PoolTimeout("QueuePool limit reached")
 
 
@@ -341,7 +341,7 @@ def test_errors_without_a_sentence_of_their_own_still_name_the_database() -> Non
     assert sentence("bot.db", sqlite3.OperationalError("odd")) == f"bot.db cannot be used (odd): {advice}"
     assert sentence("db.example", OSError("what somebody wrote")) == f"db.example cannot be used (OSError): {advice}"
     for error in sqlite3.OperationalError("broken"), InvalidRequestError("broken"):
-        with pytest.raises(StoreError, match=rf"^bot\.db cannot be used \(broken\): {advice}$"), translated("bot.db"):
+        with pytest.raises(StoreError, match=rf"^bot\.db cannot be used \(broken\): {advice}$"), map_errors("bot.db"):
             raise error
 
 
@@ -351,14 +351,14 @@ def test_errors_without_a_sentence_of_their_own_still_name_the_database() -> Non
 async def test_a_cancelled_call_that_then_fails_is_logged(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), busy_timeout=0.05) as store:
         with capture_logs() as logs, write_locked(tmp_path / "bot.db"):
-            call = asyncio.create_task(store.begin(message(1), Kind.CHAT))
+            call = asyncio.create_task(store.enqueue(message(1), Kind.CHAT))
             await asyncio.sleep(0)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
             await store.__aexit__(None, None, None)
     [line] = logs
-    assert (line["log_level"], line["event"], line["call"]) == ("error", "a cancelled call has failed", "begin")
+    assert (line["log_level"], line["event"], line["call"]) == ("error", "a cancelled call has failed", "enqueue")
 
 
 async def test_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ async def test_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> 
 
 async def test_closing_that_is_cancelled_is_finished_first(tmp_path: Path) -> None:
     store = await SqlStore(url_of(tmp_path / "bot.db"), JumpingClock()).__aenter__()
-    begin = asyncio.create_task(store.begin(message(1), Kind.CHAT))
+    begin = asyncio.create_task(store.enqueue(message(1), Kind.CHAT))
     await asyncio.sleep(0)
     closing_it = asyncio.create_task(store.__aexit__(None, None, None))
     await asyncio.sleep(0)
@@ -390,11 +390,11 @@ async def test_closing_that_is_cancelled_is_finished_first(tmp_path: Path) -> No
 async def test_a_transaction_that_stays_open_is_reported(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), suspicious=0) as store:
         with capture_logs() as logs:
-            await store.begin(message(1), Kind.CHAT)
+            await store.enqueue(message(1), Kind.CHAT)
     assert {
         "event": "a transaction is still open",
         "log_level": "warning",
-        "transaction": "begin",
+        "transaction": "enqueue",
         "seconds": 0,
     } in logs
 
@@ -405,7 +405,7 @@ async def test_a_transaction_that_stays_open_is_reported(tmp_path: Path) -> None
 async def test_what_was_sent_is_noted_before_all_others_that_wait_to_write(tmp_path: Path) -> None:
     committed: list[str] = []
     async with temporary_store(tmp_path) as store:
-        exchange = await store.begin(message(0), Kind.CHAT)
+        exchange = await store.enqueue(message(0), Kind.CHAT)
         assert exchange is not None
 
         async def write(name: str, writing: Awaitable[object]) -> None:
@@ -413,8 +413,8 @@ async def test_what_was_sent_is_noted_before_all_others_that_wait_to_write(tmp_p
             committed.append(name)
 
         await asyncio.gather(
-            *[write(f"begin {number}", store.begin(message(number), Kind.CHAT)) for number in range(1, 20)],
-            write("placed", store.placed(exchange.id, 0, "m0")),
+            *[write(f"begin {number}", store.enqueue(message(number), Kind.CHAT)) for number in range(1, 20)],
+            write("placed", store.record_part(exchange.id, 0, "m0")),
         )
         assert committed.index("placed") <= 1  # one may have been under way
         assert [name for name in committed if name != "placed"] == [f"begin {number}" for number in range(1, 20)]
@@ -427,11 +427,11 @@ async def test_what_was_sent_is_noted_in_one_statement(tmp_path: Path) -> None:
         said.append(statement.split()[0])
 
     async with temporary_store(tmp_path) as store:
-        exchange = await store.begin(message(0), Kind.CHAT)
+        exchange = await store.enqueue(message(0), Kind.CHAT)
         assert exchange is not None
         event.listen(Engine, "before_cursor_execute", note)
         try:
-            await store.placed(exchange.id, 0, "m0")
+            await store.record_part(exchange.id, 0, "m0")
         finally:
             event.remove(Engine, "before_cursor_execute", note)
     assert said == ["UPDATE"]

@@ -10,7 +10,7 @@ import time
 from contextlib import aclosing
 from pathlib import Path
 
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Finished, SamplingParams
 from bot.engine.backends.chatglm import open_engine
 

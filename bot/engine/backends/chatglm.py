@@ -11,12 +11,12 @@ from httpx2 import HTTPError  # of huggingface_hub: a cut-off download raises it
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.engine.base import EngineInfo, Progress, silent
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load, look
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
-from bot.engine.serving.loop import Loaded, ServingEngine
+from bot.engine.serving.engine import Loaded, ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
 
 DEMO = Path(__file__).parents[1] / "demo"

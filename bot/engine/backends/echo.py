@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Usage
 from bot.engine.base import EngineInfo, EngineLoad, Progress, silent
-from bot.engine.serving.turns import Turns
+from bot.engine.serving.queue import Turns
 from bot.errors import PromptTooLong
 
 CONTEXT_LENGTH = 2048

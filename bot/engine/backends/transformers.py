@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers.utils import logging as library
 
-from bot.config import EngineSection
+from bot.config.schema import EngineSection
 from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
 from bot.engine.base import EngineInfo, Progress, silent
 from bot.engine.chatglm.loading import find_device
@@ -22,7 +22,7 @@ from bot.engine.pretrained.loading import (
     read_config,
     stored_quantization,
 )
-from bot.engine.serving.loop import Loaded, ServingEngine
+from bot.engine.serving.engine import Loaded, ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
 
 

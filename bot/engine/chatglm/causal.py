@@ -14,12 +14,13 @@ from bot.engine.chatglm.decoding import Decoder, padding
 from bot.engine.chatglm.layout import Layout, layout_of
 from bot.engine.chatglm.model import Attend, ChatGLM
 from bot.engine.chatglm.native import native_decoder
-from bot.engine.chatglm.weights import stretches_of
-from bot.engine.kernels import cuda, plain
+from bot.engine.chatglm.weights import split_layers
+from bot.engine.kernels import cuda
+from bot.engine.kernels import eager as plain
 from bot.engine.kernels.native.products import MOST_ROWS
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
-from bot.engine.serving.replay import CudaGraphs, Record, Replay
+from bot.engine.serving.cuda_graphs import CudaGraphs, Record, Replay
 from bot.engine.serving.runner import is_out_of_memory
 from bot.errors import EngineUnavailable
 
@@ -50,7 +51,7 @@ class ChatGLMForServing:
         self.quantization = quantization
         self.slots = slots
         self._layouts: dict[int, Layout] = {}
-        self._stretches = stretches_of(config.num_layers, stretches)
+        self._stretches = split_layers(config.num_layers, stretches)
         before = 0 if prefix is None else prefix.shape[3]
         numbers = 2 * config.num_layers * slots * config.hidden_size * (before + config.max_sequence_length)
         with _explained(slots, numbers * network.dtype.itemsize):

@@ -22,7 +22,7 @@ class Parts(Protocol):
         self, product: Tensor, residual: Tensor | None, alpha: float, norm: nn.LayerNorm, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]: ...
 
-    def rotate_and_keep(
+    def rope_and_append(
         self,
         query_key_value: Tensor,
         angles: tuple[Tensor, Tensor],
@@ -63,7 +63,7 @@ class Decoder:
             keys, values = self._cache.keys[layer], self._cache.values[layer]
             residual, hidden = parts.add_norm(product, residual, RESIDUAL_SCALE, block.input_layernorm, dtype)
             heads = block.attention.query_key_value(hidden)
-            query = parts.rotate_and_keep(heads, self._angles, positions, keys, values, slots, at)
+            query = parts.rope_and_append(heads, self._angles, positions, keys, values, slots, at)
             product = block.attention.dense(parts.attend(query, keys, values, slots, at))
             residual, hidden = parts.add_norm(product, residual, RESIDUAL_SCALE, block.post_attention_layernorm, dtype)
             product = block.mlp.dense_4h_to_h(cast("Linear", block.mlp.dense_h_to_4h).gelu(hidden))

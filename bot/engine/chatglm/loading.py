@@ -29,9 +29,9 @@ from bot.engine.chatglm.weights import (
     stored_config,
     stored_quantization,
 )
-from bot.engine.free import free_bytes
 from bot.engine.kernels import Int4, Int8, Quantised
 from bot.engine.kernels.reference import group_of
+from bot.engine.memory_available import free_bytes
 from bot.errors import CheckpointError, EngineUnavailable
 
 log = logging.getLogger(__name__)

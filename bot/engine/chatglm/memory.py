@@ -18,7 +18,7 @@ from bot.engine.chatglm.weights import (
     expected_shapes,
     stored_quantization,
 )
-from bot.engine.kernels.sizes import Shape, linear_bytes, table_bytes
+from bot.engine.kernels.footprint import Shape, linear_bytes, table_bytes
 from bot.engine.serving.scheduler import PREFILL_TOKENS
 from bot.errors import EngineUnavailable
 

@@ -115,7 +115,7 @@ def build_network(
     return network.eval()
 
 
-def stretches_of(layers: int, count: int) -> list[range]:
+def split_layers(layers: int, count: int) -> list[range]:
     """Cut the layers into so many stretches, each about as long as the others.
 
     >>> stretches_of(5, 2)
@@ -130,7 +130,7 @@ class Places:
 
     def __init__(self, devices: Sequence[torch.device], layers: int) -> None:
         self._first, self._last = devices[0], devices[-1]
-        stretches = zip(devices, stretches_of(layers, len(devices)), strict=True)
+        stretches = zip(devices, split_layers(layers, len(devices)), strict=True)
         self._of_layers = [device for device, stretch in stretches for _ in stretch]
 
     def __call__(self, name: str) -> torch.device:

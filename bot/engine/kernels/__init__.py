@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bot.engine.kernels import cpu, cuda, reference, sizes
+from bot.engine.kernels import cpu, cuda, reference
+from bot.engine.kernels import footprint as sizes
 from bot.engine.kernels.native.products import Product as NativeProduct
 from bot.engine.kernels.reference import Int4, Int8, Quantised, quantise_int4, quantise_int8
 

@@ -42,13 +42,13 @@ def has_parts(head_dim: int, channels: int, dtype: torch.dtype) -> bool:
     """Say whether the parts of a decoding step are here for such heads."""
     if not has_triton():
         return False
-    from bot.engine.kernels.triton.fused import suits
+    from bot.engine.kernels.triton.ops import suits
 
     return suits(head_dim, channels, dtype)
 
 
 def parts() -> ModuleType:
     """The parts of a decoding step, those of `kernels.plain` as one kernel each."""
-    from bot.engine.kernels.triton import fused
+    from bot.engine.kernels.triton import ops as fused
 
     return fused

@@ -44,7 +44,7 @@ class PretrainedForServing:
         self.context_length = context_length
         seen, windows = self._compared()
         self._mind_windows(windows)
-        with explained(slots, self.context_length, seen.bytes(slots, self.context_length)):
+        with explain(slots, self.context_length, seen.bytes(slots, self.context_length)):
             self._cache = seen.sized(slots, self.context_length)
 
     @property
@@ -133,7 +133,7 @@ class PretrainedForServing:
 
 
 @contextmanager
-def explained(slots: int, context: int, needed: int) -> Iterator[None]:
+def explain(slots: int, context: int, needed: int) -> Iterator[None]:
     """Say what the cache wants where there is not as much memory."""
     try:
         yield

@@ -17,7 +17,7 @@ from bot.errors import CheckpointError
 # that many is wrong bytes, and stays so.
 LONGEST_CHARACTER = 8
 
-UNREADABLE = "\ufffd"
+PARSE_ERRORS = "\ufffd"
 
 
 class ChatTokenizer:
@@ -130,7 +130,7 @@ class Spelling:
             return ""
         self._open.append(token)
         text = self._text()
-        whole = text if len(self._open) >= LONGEST_CHARACTER else text.rstrip(UNREADABLE)
+        whole = text if len(self._open) >= LONGEST_CHARACTER else text.rstrip(PARSE_ERRORS)
         if len(whole) <= len(self._said):
             return ""
         new, self._said = whole[len(self._said) :], whole

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bot.domain import SamplingParams
-from bot.engine.serving.transfer import tensor_on
+from bot.engine.serving.h2d import to_device_async
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -62,7 +62,7 @@ class Sampler:
         else:
             candidates, cumulative, kept = self.candidates(logits, rows)
             total = (cumulative * kept).amax(-1, keepdim=True)
-            sought = tensor_on(logits.device, _numbers(rows))[:, None] * total
+            sought = to_device_async(logits.device, _numbers(rows))[:, None] * total
             places = ((cumulative <= sought) & kept).sum(-1, keepdim=True)
             ids = candidates.gather(-1, places)[:, 0]
         # A sum is finite only where every logit is.  One tensor carries both answers,
@@ -110,7 +110,7 @@ class _Cuts:
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> _Cuts:
         def column(values: list[float] | list[int]) -> Tensor:
-            return tensor_on(device, values)[:, None]
+            return to_device_async(device, values)[:, None]
 
         every = [row.params for row in rows]
         # Temperature 0 is the likeliest id alone; a cut that is switched off lies beyond everything.

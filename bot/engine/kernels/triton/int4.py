@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bot.engine.kernels.triton.finish import store_sums
+from bot.engine.kernels.triton.epilogue import store_sums
 
 
 @triton.jit

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from bot.engine.kernels.reference import Int4, Int8, Quantised
-from bot.engine.kernels.triton import finish, int4, int8
+from bot.engine.kernels.triton import epilogue as finish
+from bot.engine.kernels.triton import int4, int8
 
 # None of these sizes is measured yet.  Programs for each of which there should be work: two for each
 # multiprocessor of the largest GPUs we know; with fewer, the columns are split.

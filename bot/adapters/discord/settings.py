@@ -1,0 +1,33 @@
+"""`[adapters.discord]`: Discord's settings."""
+
+from typing import ClassVar
+
+from pydantic import Field, SecretStr
+
+from bot.config.schema import NO_PROXY, AdapterSection, Proxy
+
+
+class DiscordSection(AdapterSection):
+    """Discord: mentions, replies, direct messages, threads and slash commands."""
+
+    tokens: ClassVar[tuple[str, ...]] = ("token",)
+
+    token: SecretStr | None = Field(default=None, description="Developer Portal, your application, Bot, Reset Token")
+    threads: bool = Field(
+        default=True,
+        description="in a thread where it was mentioned, answer every message; needs the Message Content intent",
+    )
+    edit_seconds: float = Field(
+        default=1.2, gt=0, description="seconds between two edits in a channel; Discord bears about 5 in 5 s"
+    )
+    call_seconds: float = Field(default=10.0, gt=0, description="a call to Discord that takes longer is made again")
+    api_url: str = Field(
+        default="https://discord.com/api/v10", pattern=r"^https?://", description="or a REST proxy of your own"
+    )
+    gateway_url: str = Field(
+        default="wss://gateway.discord.gg/", pattern=r"^wss?://", description="or a gateway of your own"
+    )
+    proxy: Proxy = Field(
+        default=NO_PROXY,
+        description='for both, as in "http://proxy:3128"; one with a password goes into BOT_DISCORD__PROXY',
+    )

@@ -1,0 +1,206 @@
+"""Who may talk to the bot, who may stop and clear what, and how much in a minute or hour."""
+
+import math
+from collections import deque
+from collections.abc import Hashable
+
+from bot.chat.i18n import Translate
+from bot.config.schema import AccessSection, LimitsSection
+from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, QueueDepth, Usage
+from bot.util.clock import Clock
+
+# Who sits at the console is the operator: no id of a platform can equal this one.
+OPERATOR = Author("console", "operator", "operator")
+_FIRST = QueueDepth()
+
+
+class Access:
+    """The rules of [access] and [limits]; people are told apart by id, never by name.
+
+    A channel counts with its threads: where each question opens one, a limit per thread
+    would be none.  Edits, retries and buttons count as questions, commands count by
+    themselves: who may ask no more can still stop and clear.
+
+    What was used is remembered here alone, so a restart forgives it: nobody who asks can
+    bring one about, and what the database knows could be cleared away by who spent it.
+    """
+
+    def __init__(self, access: AccessSection, limits: LimitsSection, clock: Clock) -> None:
+        self._access = access
+        self._limits = limits
+        self._asked_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
+        self._asked_in_channel = SlidingWindow(limits.requests_per_minute_channel, 60.0, clock)
+        self._commanded_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
+        self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock)
+        self._tokens_in_channel = SlidingWindow(limits.tokens_per_hour_channel, 3600.0, clock)
+        self._is_paused = False
+
+    def reconfigure(self, access: AccessSection, limits: LimitsSection) -> None:
+        """Go by these rules from now on; what was used counts on."""
+        self._access = access
+        self._limits = limits
+        self._asked_by_user.limit = limits.requests_per_minute
+        self._asked_in_channel.limit = limits.requests_per_minute_channel
+        self._commanded_by_user.limit = limits.requests_per_minute
+        self._tokens_of_user.limit = limits.tokens_per_hour
+        self._tokens_in_channel.limit = limits.tokens_per_hour_channel
+
+    @property
+    def limits(self) -> LimitsSection:
+        return self._limits
+
+    @property
+    def is_paused(self) -> bool:
+        return self._is_paused
+
+    def pause(self) -> None:
+        """Turn new questions away until `resume`; what was taken up before goes on."""
+        self._is_paused = True
+
+    def resume(self) -> bool:
+        """Take questions again; False if it was not paused."""
+        was_paused, self._is_paused = self._is_paused, False
+        return was_paused
+
+    def admits(self, message: IncomingMessage) -> bool:
+        """Whether this message is for us at all; one that is not gets no reply."""
+        if message.author.is_bot:
+            return False
+        places = (
+            (message.author.key, self._access.allow_users, self._access.deny_users),
+            (_channel_id(message.channel), self._access.allow_channels, self._access.deny_channels),
+            (_server_id(message), self._access.allow_servers, self._access.deny_servers),
+        )
+        roles = {f"{message.author.platform}:{role}" for role in message.author.roles}
+        if self._access.allow_roles and roles.isdisjoint(self._access.allow_roles):
+            return False
+        return all(key not in denied and (not allowed or key in allowed) for key, allowed, denied in places)
+
+    def is_admin(self, author: Author) -> bool:
+        return author.key in self._access.admins or author.key == OPERATOR.key
+
+    def may_control(self, author: Author, exchange: Exchange) -> bool:
+        """Stop it or have it answered again: who asked, and admins."""
+        return author.key == exchange.message.author.key or self.is_admin(author)
+
+    def may_clear(self, author: Author) -> bool:
+        return self._access.clear_by == "everyone" or self.is_admin(author)
+
+    def refusal(self, message: IncomingMessage, translate: Translate, standing: QueueDepth = _FIRST) -> str | None:
+        """One sentence why this question is not answered, or None; then it counts."""
+        if self._is_paused:
+            return translate("I am paused just now: an admin will let me go on. Please ask again later.")
+        if not message.text.strip():
+            return translate("I can only read text, and there was none in your message: what would you like to ask?")
+        if len(message.text) > self._limits.max_message_chars:
+            return translate(
+                "Your message has {count} characters, and I read at most {limit}. Please shorten it."
+            ).format(count=len(message.text), limit=self._limits.max_message_chars)
+        size = len(message.text) + len(message.quoted or "")
+        if size > self._limits.max_message_chars:
+            return translate(
+                "Your message and what it quotes have {count} characters, and I read at most {limit}. Please shorten it."
+            ).format(count=size, limit=self._limits.max_message_chars)
+        return self._too_much(message, translate, standing)
+
+    def command_refusal(self, message: IncomingMessage, translate: Translate) -> str | None:
+        """One sentence why this command is not carried out, or None; then it counts."""
+        if wait := self._commanded_by_user.wait(message.author.key):
+            return translate("You have used many commands just now. Please try again in {seconds} s.").format(
+                seconds=math.ceil(wait)
+            )
+        self._commanded_by_user.add(message.author.key)
+        return None
+
+    def spend(self, message: IncomingMessage, usage: Usage) -> None:
+        """Count what an answer took against the asker's hour, and the channel's."""
+        tokens = usage.prompt_tokens + usage.completion_tokens
+        self._tokens_of_user.add(message.author.key, tokens)
+        self._tokens_in_channel.add(_channel_id(message.channel), tokens)
+
+    def _too_much(self, message: IncomingMessage, translate: Translate, standing: QueueDepth) -> str | None:
+        user, channel = message.author.key, _channel_id(message.channel)
+        if 0 < self._limits.waiting_per_user <= standing.author:
+            return translate(
+                "Questions of yours that wait for an answer: {count}. Please ask again when one of them has it."
+            ).format(count=standing.author)
+        if 0 < self._limits.waiting_per_channel <= standing.channel:
+            return translate(
+                "Questions that wait for an answer in this channel: {count}. "
+                "Please ask again when some of them have it."
+            ).format(count=standing.channel)
+        if wait := self._asked_by_user.wait(user):
+            return translate("You have asked a lot just now. Please ask again in {seconds} s.").format(
+                seconds=math.ceil(wait)
+            )
+        if wait := self._tokens_of_user.wait(user):
+            return translate("Your share of this hour is used up. Please ask again in {minutes} min.").format(
+                minutes=math.ceil(wait / 60)
+            )
+        if wait := self._asked_in_channel.wait(channel):
+            return translate("This channel has asked a lot just now. Please ask again in {seconds} s.").format(
+                seconds=math.ceil(wait)
+            )
+        if wait := self._tokens_in_channel.wait(channel):
+            return translate("This channel's share of this hour is used up. Please ask again in {minutes} min.").format(
+                minutes=math.ceil(wait / 60)
+            )
+        self._asked_by_user.add(user)
+        self._asked_in_channel.add(channel)
+        return None
+
+
+class SlidingWindow:
+    """At most `limit` per key in any stretch of `seconds`; a limit of 0 is none.
+
+    Strict, unlike a leaky bucket, which lets twice as many through at the border of
+    two stretches; and on the monotonic clock, which the `limits` library is not.
+    `limit` may be set anew at any time; while it is 0, nothing is remembered.
+    """
+
+    def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
+        self.limit = limit
+        self._seconds = seconds
+        self._clock = clock
+        self._spent: dict[Hashable, deque[tuple[float, int]]] = {}
+
+    def __len__(self) -> int:
+        """How many keys it remembers."""
+        return len(self._spent)
+
+    def wait(self, key: Hashable) -> float:
+        """Seconds until one more is allowed; 0 when it is allowed now."""
+        spent = self._current(key)
+        over = sum(weight for _, weight in spent) - self.limit
+        if not self.limit or over < 0:
+            return 0.0
+        for at, weight in spent:
+            over -= weight
+            if over < 0:
+                return at + self._seconds - self._clock.now()
+        raise AssertionError("what was spent cannot exceed the limit once all of it is taken off")
+
+    def add(self, key: Hashable, weight: int = 1) -> None:
+        if not self.limit or not weight:
+            return
+        # In the order of their last use, so that those to forget stand in front: keys
+        # come from outside and would pile up over a year.
+        spent = self._spent.pop(key, deque())
+        spent.append((self._clock.now(), weight))
+        self._spent[key] = spent
+        while not self._current(oldest := next(iter(self._spent))):
+            del self._spent[oldest]
+
+    def _current(self, key: Hashable) -> deque[tuple[float, int]]:
+        spent = self._spent.get(key, deque())
+        while spent and spent[0][0] <= self._clock.now() - self._seconds:
+            spent.popleft()
+        return spent
+
+
+def _channel_id(channel: ChannelKey) -> str:
+    return f"{channel.platform}:{channel.channel}"
+
+
+def _server_id(message: IncomingMessage) -> str:
+    return f"{message.channel.platform}:{message.server}" if message.server else ""

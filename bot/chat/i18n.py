@@ -1,0 +1,91 @@
+"""The bot's own words, in the asker's language: English as written in the code, Chinese from bot/chat/locale."""
+
+import gettext
+import math
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Literal, assert_never
+
+from bot.domain import FinishReason, IncomingMessage, Queued
+
+Language = Literal["en", "zh"]
+Translate = Callable[[str], str]
+
+_LOCALE = Path(__file__).with_name("locale")
+_LANGUAGES: dict[str, Language] = {"en": "en", "zh": "zh"}
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+_KANA = re.compile("[\u3040-\u30ff]")  # Japanese is written with both
+
+
+def translator_for(message: IncomingMessage, setting: str) -> Translate:
+    """What speaks to the author of this message; `setting` is `conversation.language`."""
+    return translator(language_for(setting, message.locale, message.text))
+
+
+@cache
+def translator(language: str) -> Translate:
+    """Load a catalogue; a sentence that it lacks is said in English.
+
+    >>> translator("zh")("Stopped.")
+    '已停止。'
+    >>> translator("en")("Stopped.")
+    'Stopped.'
+    """
+    if language == "en":
+        return gettext.NullTranslations().gettext
+    return gettext.translation("bot", _LOCALE, languages=[language]).gettext
+
+
+def language_for(setting: str, locale: str | None, text: str) -> Language:
+    """Choose: what the operator set, else what the asker's app says, else the script of the message.
+
+    A locale of neither language is answered in English, and so is a script of neither.
+
+    >>> language_for("auto", "zh-TW", "hello"), language_for("auto", None, "你好"), language_for("en", "zh", "你好")
+    ('zh', 'zh', 'en')
+    """
+    if setting in _LANGUAGES:
+        return _LANGUAGES[setting]
+    if locale:
+        return _LANGUAGES.get(re.split("[-_]", locale.lower())[0], "en")
+    return "zh" if _HAN.search(text) and not _KANA.search(text) else "en"
+
+
+def ending(reason: FinishReason, translate: Translate) -> str:
+    """What stands below an answer that is not whole; nothing below one that is.
+
+    >>> ending(FinishReason.CANCELLED, str), ending(FinishReason.STOP, str)
+    ('(stopped)', '')
+    """
+    match reason:
+        case FinishReason.CANCELLED:
+            return translate("(stopped)")
+        case FinishReason.LENGTH:
+            return translate("(The answer was cut off here: it became too long.)")
+        case FinishReason.STOP | FinishReason.ERROR:
+            return ""
+        case _:
+            assert_never(reason)
+
+
+def waiting(queued: Queued, translate: Translate) -> str:
+    """What an asker reads who waits.
+
+    >>> waiting(Queued(2, 12.3), str), waiting(Queued(3, 600), str)
+    ('Waiting: number 2 in the queue, about 13 s.', 'Waiting: number 3 in the queue, about 10 min.')
+    >>> waiting(Queued(1, 39.5, is_model_changing=True), str)
+    'I am changing the model, about 40 s.'
+    """
+    if queued.is_model_changing:
+        return translate("I am changing the model, about {seconds} s.").format(seconds=math.ceil(queued.wait or 1))
+    if queued.wait is None:
+        return translate("Waiting: number {position} in the queue.").format(position=queued.position)
+    if queued.wait <= 90:
+        return translate("Waiting: number {position} in the queue, about {seconds} s.").format(
+            position=queued.position, seconds=math.ceil(queued.wait)
+        )
+    return translate("Waiting: number {position} in the queue, about {minutes} min.").format(
+        position=queued.position, minutes=math.ceil(queued.wait / 60)
+    )

@@ -1,0 +1,59 @@
+"""What `python -m bot check` prints: the settings in force, where each was made, what it would be otherwise."""
+
+import json
+from collections.abc import Iterator
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from bot.config.schema import AdapterSection, Config, Key, Section, has_password, is_address
+from bot.config.sources import Loaded
+
+
+def report(loaded: Loaded) -> Iterator[str]:
+    """Yield lines; those of settings that differ from their default begin with a star."""
+    changed = 0
+    for table, section, default in _tables(loaded.config):
+        yield f"[{'.'.join(table)}]"
+        for (name, value), (_, standard) in zip(section, default, strict=True):
+            key, field = (*table, name), type(section).model_fields[name]
+            differs = value != standard
+            changed += differs
+            line = f"{'*' if differs else ' '} {name} = {_shown(field, value)}"
+            remarks = [loaded.origins.get(key, ""), f"default: {_shown(field, standard)}" if differs else ""]
+            remark = "; ".join(filter(None, remarks))
+            yield f"{line:<44}  # {remark}" if remark else line
+        yield ""
+    yield f"Changed settings: {changed}"
+    yield f"Adapters that will run: {', '.join(loaded.config.enabled_adapters) or 'none; enable one under [adapters]'}"
+
+
+def _tables(config: Config) -> Iterator[tuple[Key, Section, Section]]:
+    """Yield each table as it is and as it would be by default."""
+    for name, section in config:
+        if isinstance(section, Section):
+            yield (name,), section, type(section)()
+    for name, adapter in config.adapters.items():
+        standard: AdapterSection = type(adapter)()
+        yield ("adapters", name), adapter, standard
+
+
+def _shown(field: FieldInfo, value: object) -> str:
+    """Write a value as config.toml would, and a secret not at all."""
+    if isinstance(value, SecretStr):
+        secret = value.get_secret_value()
+        return _toml(secret) if is_address(field) and not has_password(secret) else "(set)"
+    return "(not set)" if value is None else _toml(value)
+
+
+def _toml(value: object) -> str:
+    match value:
+        case tuple() | list():
+            return f"[{', '.join(_toml(item) for item in value)}]"
+        case dict() if value:
+            return f"{{ {', '.join(f'{json.dumps(key)} = {_toml(item)}' for key, item in value.items())} }}"
+        case float() if value.is_integer():
+            return str(int(value))
+        case _:
+            # TOML writes texts, numbers, true and false as JSON does.
+            return json.dumps(value, ensure_ascii=False)

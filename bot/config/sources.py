@@ -1,0 +1,334 @@
+"""Where settings come from: config.toml, secret files and the environment."""
+
+import os
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from bot.config.errors import explain, unknown
+from bot.config.schema import (
+    AccessSection,
+    AdapterSection,
+    Config,
+    EngineSection,
+    Key,
+    PlatformId,
+    Section,
+    has_password,
+    is_address,
+    is_secret,
+    known_settings,
+    secret_file,
+    variable,
+)
+from bot.errors import ConfigError
+
+SECRETS_DIR = Path("/run/secrets")  # where Docker, Podman and Swarm mount them
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, and for each that was set somewhere, where."""
+
+    config: Config
+    origins: Mapping[Key, str]
+
+
+def load_config(
+    path: Path | None,
+    adapters: Mapping[str, type[AdapterSection]],
+    backends: Collection[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Read all settings; the environment outranks secret files, and those config.toml.
+
+    `path` None means ./config.toml if there is one, and the defaults if not.
+    `adapters` are the tables that may stand under `[adapters]`; `backends`, if
+    given, the words that `engine.backend` may be.
+
+    Raises:
+        ConfigError: There are mistakes; it lists them all.
+    """
+    return load_with_origins(path, adapters, backends, environ).config
+
+
+def load_with_origins(
+    path: Path | None,
+    adapters: Mapping[str, type[AdapterSection]],
+    backends: Collection[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Loaded:
+    """As `load_config`, and say where each setting was made."""
+    known = known_settings(adapters)
+    file = _File.read(path)
+    around = _Surroundings(known, os.environ if environ is None else environ)
+    in_file: list[tuple[int, str]] = []
+    elsewhere = list(around.mistakes)
+
+    def note(key: Key, sentence: str) -> None:
+        if key in around.origins:
+            elsewhere.append(f"{around.origins[key]}: {sentence}")
+        elif line := file.line(key):
+            in_file.append((line, f"line {line}, {'.'.join(key)}: {sentence}"))
+        else:
+            elsewhere.append(f"{'.'.join(key)}: {sentence}")
+
+    for key in file.take_secrets(known):
+        line, home = file.line(key), _home_of(key, known)
+        places = f"the environment variable {variable(home)} or the file {around.secrets_dir / secret_file(home)}"
+        refused = f"line {line}, {'.'.join(key)}: a secret does not belong in this file; put it into {places}"
+        in_file.append((line, refused))
+    config = Config()
+    try:
+        config = _validated(adapters, backends, file.tables, around)
+    except ValidationError as error:
+        for key, sentences in explain(error.errors(include_url=False), known).items():
+            for sentence in sentences:
+                note(key, sentence)
+
+    if in_file or elsewhere:
+        where = [file.name] * bool(in_file) + ["the environment"] * bool(elsewhere)
+        raise ConfigError(" with ".join(where), [*(text for _, text in sorted(in_file)), *elsewhere])
+    origins = {key: f"{file.name}, line {file.lines[key]}" for key in known if key in file.lines}
+    return Loaded(config, origins | around.origins)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """config.toml: what it says, and in which line."""
+
+    name: str
+    tables: dict[str, Any]
+    lines: Mapping[Key, int]
+
+    @classmethod
+    def read(cls, path: Path | None) -> "_File":
+        where = path or Path("config.toml")
+        try:
+            text = where.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+            return cls(str(where), tomllib.loads(text + "\n"), _lines(text))
+        except FileNotFoundError:
+            if path is None:
+                return cls(str(where), {}, {})
+            raise ConfigError(str(where), ["there is no such file; name another one, or go without --config"]) from None
+        except OSError as error:
+            raise ConfigError(str(where), [f"it cannot be read ({error.strerror}); name a file that can"]) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(str(where), [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
+        except tomllib.TOMLDecodeError as error:
+            # "Expected '=' after a key (at line 3, column 5)"; the text is no secret, the line is not shown
+            what, _, place = str(error).rstrip(")").rpartition(" (at ")
+            raise ConfigError(str(where), [f"{place}: {what[:1].lower()}{what[1:]}"]) from None
+
+    def line(self, key: Key) -> int:
+        above = (key[:length] for length in range(len(key), 0, -1))
+        return next((self.lines[part] for part in above if part in self.lines), 0)
+
+    def take_secrets(self, known: Mapping[Key, FieldInfo]) -> list[Key]:
+        """Remove every secret, so that nothing later can show one; return where they were."""
+        return list(_taken(self.tables, (), known))
+
+
+def _taken(table: dict[str, Any], parent: Key, known: Mapping[Key, FieldInfo]) -> Iterator[Key]:
+    for name, value in list(table.items()):
+        key = (*parent, name)
+        if key in known and is_address(known[key]):
+            found = isinstance(value, str) and has_password(value)
+        else:
+            found = bool(_SECRET_NAME.search(name)) or (key in known and is_secret(known[key]))
+        if found:
+            del table[name]
+            yield key
+            continue
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                yield from _taken(inner, key, known)
+
+
+def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
+    """Find the setting that a secret in config.toml was meant for."""
+    if key in known or (key[0] == "adapters" and len(key) == 3):
+        return key
+    secrets = {
+        variable(k): k
+        for k, field in known.items()
+        if k[0] == "adapters" and is_secret(field) and not is_address(field)
+    }
+    near = get_close_matches(variable(key), secrets, n=1, cutoff=0.4)
+    return secrets[near[0]] if near else ("adapters", "discord", "token")
+
+
+def _lines(text: str) -> dict[Key, int]:
+    r"""Find the line of each key in valid TOML: a statement is the fewest lines that parse by themselves.
+
+    >>> _lines('[a]\nb.c = [\n  1,\n]\n\n[d]\n')
+    {('a',): 1, ('a', 'b'): 2, ('a', 'b', 'c'): 2, ('d',): 6}
+    """
+    found: dict[Key, int] = {}
+    table: Key = ()
+    statement, start = "", 1
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += line + "\n"
+        try:
+            keys = list(_keys(tomllib.loads(statement)))
+        except tomllib.TOMLDecodeError:
+            continue
+        if statement.lstrip().startswith("["):
+            table = keys[-1]
+        else:
+            keys = [(*table, *key) for key in keys]
+        for key in keys:
+            found.setdefault(key, start)
+        statement, start = "", number + 1
+    return found
+
+
+def _keys(table: Mapping[str, Any], parent: Key = ()) -> Iterator[Key]:
+    for name, value in table.items():
+        key = (*parent, name)
+        yield key
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                yield from _keys(inner, key)
+
+
+class _Surroundings:
+    """What variables and secret files set, and those of them that set nothing."""
+
+    def __init__(self, known: Mapping[Key, FieldInfo], environ: Mapping[str, str]) -> None:
+        self._names = {variable(key): key for key in known}
+        self.origins: dict[Key, str] = {}
+        self.mistakes: list[str] = []
+        self.secrets_dir = Path(environ.get("BOT_SECRETS_DIR") or SECRETS_DIR)
+        if environ.get("BOT_SECRETS_DIR") and not self.secrets_dir.is_dir():
+            self.mistakes.append(f"BOT_SECRETS_DIR: there is no folder {self.secrets_dir}")
+        self.files = self._read_files()
+        self.variables = self._read_variables(environ)
+
+    def _read_variables(self, environ: Mapping[str, str]) -> dict[Key, str]:
+        values: dict[Key, str] = {}
+        for name, value in sorted(environ.items()):
+            if name in self._names:
+                if _LONE_SURROGATE.search(value):  # a byte that the system could not decode
+                    self.mistakes.append(f"{name}: it is not UTF-8")
+                elif value:  # an empty variable is how a compose file says "not set"
+                    values[self._names[name]] = value
+                    self.origins[self._names[name]] = name
+            elif name.startswith("BOT_") and name != "BOT_SECRETS_DIR":
+                # BOT_SOMETHING may be another program's; two underscores, or nearly our name, are ours.
+                near = get_close_matches(name, self._names, n=1, cutoff=0.6 if "__" in name else 0.9)
+                if near or "__" in name:
+                    self.mistakes.append(f"{name}: {unknown(near)}")
+        return values
+
+    def _secret_files(self) -> list[Path]:
+        try:
+            return sorted(self.secrets_dir.iterdir()) if self.secrets_dir.is_dir() else []
+        except OSError as error:
+            self.mistakes.append(f"{self.secrets_dir}: it cannot be read: {error.strerror}")
+            return []
+
+    def _read_files(self) -> dict[Key, str]:
+        values: dict[Key, str] = {}
+        by_name = {secret_file(key): key for key in self._names.values()}
+        tables = {name.partition("__")[0] for name in by_name}
+        for file in self._secret_files():
+            key = by_name.get(file.name)
+            if key is not None:
+                try:
+                    value = file.read_text(encoding="utf-8").strip()
+                except OSError as error:
+                    self.mistakes.append(f"{file}: it cannot be read: {error.strerror}")
+                except UnicodeDecodeError:
+                    self.mistakes.append(f"{file}: it is not UTF-8")
+                else:
+                    if value:
+                        values[key] = value
+                        self.origins[key] = str(file)
+            elif file.name.partition("__")[0] in tables and "__" in file.name:
+                self.mistakes.append(f"{file}: {unknown(get_close_matches(file.name, by_name, n=1))}")
+        return values
+
+
+class _Named(EnvSettingsSource):
+    """Variables and secret files: both are texts under a flat name."""
+
+    def __init__(self, settings: type[BaseSettings], values: Mapping[Key, str]) -> None:
+        super().__init__(settings)
+        self.env_vars = {self.env_prefix.lower() + "__".join(key): value for key, value in values.items()}
+
+
+def _validated(
+    adapters: Mapping[str, type[AdapterSection]],
+    backends: Collection[str],
+    tables: dict[str, Any],
+    around: _Surroundings,
+) -> Config:
+    class Sources(BaseSettings):
+        model_config = SettingsConfigDict(
+            env_prefix="BOT_", env_nested_delimiter="__", enable_decoding=False, extra="forbid"
+        )
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                _Named(settings_cls, around.variables),
+                _Named(settings_cls, around.files),
+                InitSettingsSource(settings_cls, tables),
+            )
+
+    def known_platform(one: str) -> str:
+        if one.partition(":")[0] not in adapters:
+            raise ValueError(f"{one!r} is on no platform that this program knows: {', '.join(adapters)}")
+        return one
+
+    def known_backend(engine: EngineSection) -> EngineSection:
+        if backends and engine.backend not in backends:
+            why = f"{engine.backend!r} is not one of {', '.join(backends)}"
+            raise PydanticCustomError("one_setting", "see the context", {"setting": "backend", "why": why})
+        return engine
+
+    sections: dict[str, Any] = {
+        name: (field.annotation, field) for name, field in Config.model_fields.items() if name != "adapters"
+    }
+    # Checked one by one, so that no mistake hides another.
+    known: Any = Annotated[PlatformId, AfterValidator(known_platform)]
+    lists: dict[str, Any] = {
+        name: (Annotated[tuple[known, ...], *field.metadata], field.default)
+        for name, field in AccessSection.model_fields.items()
+        if field.annotation == tuple[PlatformId, ...]
+    }
+    access: Any = create_model("Access", __base__=AccessSection, **lists)
+    sections["access"] = (Annotated[access, AfterValidator(lambda found: AccessSection(**dict(found)))], access())
+    sections["engine"] = (Annotated[EngineSection, AfterValidator(known_backend)], EngineSection())
+    platforms: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in adapters.items()}
+    table = create_model("Adapters", __base__=Section, **platforms)
+    settings: Any = create_model("Settings", __base__=Sources, **sections, adapters=(table, table()))()
+    return Config(
+        **{name: getattr(settings, name) for name in sections},
+        adapters={name: getattr(settings.adapters, name) for name in adapters},
+    )

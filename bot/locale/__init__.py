@@ -1,1 +1,0 @@
-"""The bot's own words in other languages; `python -m bot.locale.update` keeps them in step with the code."""

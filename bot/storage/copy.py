@@ -1,0 +1,83 @@
+"""Everything that is kept, from one database into another: SQLite to PostgreSQL, and back."""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select
+
+from bot.errors import StoreError
+from bot.storage import migrate
+from bot.storage.connections import locate, migrator
+from bot.storage.errors import map_errors
+from bot.storage.export import BATCH, looking
+from bot.storage.instance_lock import PATIENCE, InstanceLock
+from bot.storage.schema import exchanges
+
+
+def transfer(source: str, target: str, patience: float = PATIENCE) -> int:
+    """Copy every row, its id included, into a database that holds none; return how many.
+
+    All or nothing: each row is read back and compared before anything counts.  The
+    source stays as it is.  New rows of the target get higher ids than any that the source ever gave.
+
+    Raises:
+        StoreError: A bot runs on one of the two, the source is not up to date, the target is not
+            empty, or one of them cannot be used.
+    """
+    here, there = locate(source), locate(target)
+    if here.name == there.name:
+        raise StoreError(f"{there.name} would be copied to itself: name another database")
+    with InstanceLock(source, patience=patience), looking(source) as origin, InstanceLock(target, patience=patience):
+        migrate.upgrade(target)
+        with map_errors(there.name), migrator(there).begin() as goal:
+            if _count(goal):
+                raise StoreError(f"{there.name} holds exchanges already: copy into a database that is empty")
+            for rows in _batches(origin, here.name):
+                goal.execute(insert(exchanges), [dict(row._mapping) for row in rows])
+            pairs = zip_longest(_batches(origin, here.name), _batches(goal, there.name))
+            if any(before != after for before, after in pairs):
+                raise StoreError(
+                    f"what arrived in {there.name} is not what was sent: nothing was kept there, try another database"
+                )
+            _count_on_from(goal, _last_id(origin))
+            return _count(goal)
+
+
+def _batches(connection: Connection, name: str) -> Iterator[Sequence[Row[Any]]]:
+    last = 0
+    while True:
+        following = select(exchanges).where(exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+        with map_errors(name):
+            rows = connection.execute(following).all()
+        if not rows:
+            return
+        yield rows
+        last = rows[-1].id
+
+
+def _count(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(exchanges)).scalar_one()
+
+
+def _last_id(connection: Connection) -> int:
+    """The highest id ever given, to rows that are gone too."""
+    if connection.dialect.name == "sqlite":
+        counted = connection.exec_driver_sql("SELECT max(seq) FROM sqlite_sequence WHERE name = 'exchanges'")
+    else:
+        counted = connection.exec_driver_sql(
+            "SELECT last_value FROM pg_sequences WHERE pg_get_serial_sequence('exchanges', 'id') = "
+            "quote_ident(schemaname) || '.' || quote_ident(sequencename)"
+        )
+    highest = connection.execute(select(func.max(exchanges.c.id))).scalar()
+    return max(counted.scalar() or 0, highest or 0)
+
+
+def _count_on_from(connection: Connection, last: int) -> None:
+    if last == 0:
+        return
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'exchanges'")
+        connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('exchanges', ?)", (last,))
+    else:
+        connection.execute(select(func.setval(func.pg_get_serial_sequence("exchanges", "id"), last)))

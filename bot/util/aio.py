@@ -1,0 +1,89 @@
+"""Asyncio helpers: race, shielding from cancellation, background tasks."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+async def race(one: Awaitable[object], other: Awaitable[object]) -> None:
+    """Wait until one of the two is done and cancel the other; exceptions are ignored."""
+    both = [asyncio.ensure_future(one), asyncio.ensure_future(other)]
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in both:
+            each.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+
+
+async def finish_before_cancel(work: Coroutine[Any, Any, object]) -> None:
+    """Run `work` to completion, delaying a cancellation of the caller until it has ended.
+
+    A platform call that is cut off may or may not have arrived.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+async def detach_on_cancel(task: asyncio.Task[T]) -> T:
+    """Wait for the task; on cancellation return at once and leave the task running."""
+    try:
+        await asyncio.wait([task])  # unlike `await task`, this passes no cancellation on
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_failure)
+        raise
+    return task.result()
+
+
+async def join_task(task: asyncio.Task[None]) -> None:
+    """Wait for the task to end, delaying a cancellation of the caller until then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+class BackgroundTasks:
+    """Background tasks that are cancelled and awaited on exit."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    # The caller was cancelled, so this is the only place left to report the error.
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a cancelled call has failed", call=task.get_name(), error=str(error))

@@ -1,0 +1,202 @@
+"""The loopback platforms, which also send what no platform should: a wrong event, or no event at all."""
+
+import json
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from bot.domain import Action
+from tests.chaos.junk import garbage, mutated, raw, text
+from tests.harness.platform import LoopbackPlatform
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.slack import SlackServer
+from tests.harness.servers.slack_wire import Envelope
+from tests.harness.servers.telegram import TelegramPlatform
+
+Json = dict[str, Any]
+
+
+class Besieger(LoopbackPlatform, Protocol):
+    """A platform that can be made to talk nonsense.
+
+    `real` are the events that it sent of itself; `raw_share` is how much of the junk may
+    be frames that cost a connection.
+    """
+
+    raw_share: float
+
+    @property
+    def real(self) -> list[Any]: ...
+
+    async def send_wrong(self, event: Any) -> None:
+        """Send an event as it is."""
+        ...
+
+    async def send_raw(self, chance: random.Random) -> None:
+        """Send something else where an event should be."""
+        ...
+
+    def texts(self) -> list[str]:
+        """All that the bot has said."""
+        ...
+
+
+class BesiegingDiscord(DiscordPlatform):
+    """A Besieger: events over the compressed gateway."""
+
+    raw_share = 0.004
+
+    @property
+    def real(self) -> list[Any]:
+        events = [json.loads(event) for each in self._sessions.values() for event in each.events if event[:1] == "{"]
+        # Who is told to be somebody else by Discord itself has no way to know better.
+        return [event for event in events if event.get("t") not in ("READY", "RESUMED")]
+
+    async def send_wrong(self, event: Any) -> None:
+        if isinstance(event, dict) and event.get("op") != 0:
+            event = {**event, "op": 0}  # the frame is Discord's own, what people do stands within
+        self._tell(json.dumps(event))
+
+    async def send_raw(self, chance: random.Random) -> None:
+        control = [
+            {"op": op, "d": chance.choice([None, True, False]), "s": None, "t": None} for op in (1, 7, 9, 11, 99)
+        ]
+        frames: list[str | bytes] = [raw(chance), garbage(chance), json.dumps(chance.choice(control))]
+        self._tell(chance.choice(frames), fleeting=True)
+
+    def texts(self) -> list[str]:
+        return [each["content"] for each in self.messages.values() if each["author"]["id"] == self.bot["id"]]
+
+    def _tell(self, frame: str | bytes, *, fleeting: bool = False) -> None:
+        for session in self._sessions.values():
+            if session.socket is not None:
+                if fleeting:
+                    session.fleeting.add(len(session.events))
+                session.events.append(frame)
+                session.more.set()
+
+    def _callback(self, id: int, token: str, body: Json) -> web.Response:
+        if token not in self._interactions:
+            return web.json_response({"message": "Unknown interaction", "code": 10062}, status=404)
+        return super()._callback(id, token, body)
+
+
+class BesiegingTelegram(TelegramPlatform):
+    """A Besieger: updates among those of a poll, and answers that are none."""
+
+    raw_share = 0.02
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.now = datetime.now(UTC)  # old questions get a notice, and no answer
+        self._real: list[Any] = []
+        self._wrong: list[Any] = []
+
+    @property
+    def real(self) -> list[Any]:
+        return list(self._real)
+
+    def tell(self, update: Json) -> None:
+        super().tell(update)
+        self._real.append(self.pending[-1])
+
+    async def send_wrong(self, event: Any) -> None:
+        if isinstance(event, dict) and isinstance(event.get("update_id"), int):
+            # A number from the future would confirm, on Telegram itself, what nobody has read.
+            event["update_id"] = min(event["update_id"], self.pending[0]["update_id"] if self.pending else 500_000)
+        self._wrong.append(event)
+        self._wake()
+
+    async def send_raw(self, chance: random.Random) -> None:
+        refusal = json.dumps(
+            {"ok": False, "error_code": chance.choice([400, 409, 429, 500]), "description": text(chance)}
+        )
+        answers = [
+            raw(chance),
+            refusal,
+            '{"ok": true}',
+            '{"ok": true, "result": 7}',
+            '{"ok": true, "result": {"a": []}}',
+        ]
+        self.garbage.append(chance.choice([chance.choice(answers).encode("utf-8", "replace"), garbage(chance)]))
+        self._wake()
+
+    def texts(self) -> list[str]:
+        return [message.text for message in self.messages.values() if message.is_the_bots]
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        # An answer to a call of ours is no event.
+        kept, self.garbage = self.garbage, self.garbage if request.match_info["method"] == "getUpdates" else []
+        try:
+            return await super()._answer(request)
+        finally:
+            if kept is not self.garbage:
+                self.garbage = kept + self.garbage
+
+    async def _get_updates(self, request: web.Request, form: Json) -> list[Json]:
+        updates = await super()._get_updates(request, form | ({"timeout": 0} if self._wrong else {}))
+        room = 99 - len(updates)
+        wrong, self._wrong = self._wrong[:room], self._wrong[room:]
+        return wrong + updates
+
+
+class BesiegingSlack(SlackServer):
+    """A Besieger: envelopes over web sockets."""
+
+    raw_share = 0.05
+
+    @property
+    def real(self) -> list[Any]:
+        return [{"type": each.kind, "payload": each.payload} for each in self._envelopes.values() if each.payload]
+
+    async def send_wrong(self, event: Any) -> None:
+        if isinstance(event, dict):
+            envelope = Envelope("", {}, f"junk-{next(self._numbers)}")
+            self._envelopes[envelope.id] = envelope  # it may be acknowledged
+            event = {"envelope_id": envelope.id} | event
+        await self._send(json.dumps(event))
+
+    async def send_raw(self, chance: random.Random) -> None:
+        frames: list[str | bytes] = [raw(chance), garbage(chance)]
+        await self._send(chance.choice(frames))
+
+    def texts(self) -> list[str]:
+        return [message.markdown for message in self.room.messages.values() if message.user == "UBOT"]
+
+    async def _send(self, frame: str | bytes) -> None:
+        await self.until(lambda: self.sockets > 0)
+        for line in self._sockets[:1]:
+            with suppress(ConnectionError):
+                await (line.send_str(frame) if isinstance(frame, str) else line.send_bytes(frame))
+
+
+HOSTILE: dict[str, Callable[[], Besieger]] = {
+    "discord": BesiegingDiscord,
+    "telegram": BesiegingTelegram,
+    "slack": BesiegingSlack,
+}
+
+
+async def people_talk(platform: Besieger) -> None:
+    """Let everything happen once that people can do there, so that there are real events of each kind."""
+    first = await platform.translate("warm 1")
+    await platform.translate("warm 2", thread=None, mention=False)
+    await platform.translate("warm 3", author="Ann", direct=True)
+    await platform.translate("warm 4", reply_to=first, mention=False)
+    await platform.until(lambda: len(platform.texts()) >= 2)
+    await platform.command("status", channel="random")
+    await platform.until(lambda: any(Action.RETRY in seen.actions for seen in platform.seen()))
+    shown = next(seen for seen in platform.seen() if Action.RETRY in seen.actions)
+    await platform.press(shown.id, Action.RETRY)
+    await platform.edit(first, "warm 5")
+    await platform.delete(await platform.translate("warm 6", mention=False))
+
+
+def wrong(platform: Besieger, templates: list[Any], chance: random.Random) -> Any:
+    """One of the real events with something wrong in it, or as it was: that comes twice."""
+    event = chance.choice(templates)
+    return event if chance.random() < 0.05 else mutated(event, chance)

@@ -1,0 +1,246 @@
+"""R13: memory that runs out in the model.
+
+The real engine and the bundled demo model, with conversations and store around it.  In
+random steps, prefills and decodes, before or after keys and values are written, there is
+no memory: for one request whatever it is batched with, for more than so many rows
+together, or once in passing.  Each answer is compared with the one of an undisturbed run.
+"""
+
+import asyncio
+import logging
+import random
+import tempfile
+import time
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bot.chat.access import Access
+from bot.chat.conversation import Conversations
+from bot.chat.intake import Intake
+from bot.config.schema import AccessSection, ConversationSection, LimitsSection
+from bot.domain import Author, ChannelKey, ChatMessage, Delta, Finished, FinishReason, Notice, SamplingParams
+from bot.engine.backends.chatglm import DEMO
+from bot.engine.base import EngineInfo
+from bot.engine.chatglm.loading import load
+from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.serving.base import Batch, CausalLM
+from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.storage.sql import SqlStore
+from bot.util.clock import MonotonicClock
+from tests.chaos.figure import Row, Scale
+from tests.harness.messages import a_message
+
+NAME = "R13"
+
+SLOTS = 6
+# What a failed step holds when it fails.
+HOARD = 1 << 20
+SECONDS = 2.0
+QUESTIONS = (
+    "hello",
+    "what is quantization?",
+    "how do I clear you?",
+    "你好",
+    "who are you?",
+    "what can you do?",
+    "thank you",
+)
+ERRORS: tuple[Callable[[], Exception], ...] = (
+    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    lambda: RuntimeError(
+        "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592"
+    ),
+    MemoryError,
+)
+
+_askers = count()
+Shortage = Literal["one request", "together", "in passing"]
+SHORTAGES: tuple[Shortage, ...] = ("one request", "together", "in passing")
+
+
+class Hoard:
+    """Stands for the tensors of a step that failed: dead once nothing holds its frames."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray(HOARD)
+
+
+class Scarce:
+    """The model, with too little memory."""
+
+    def __init__(self, model: CausalLM) -> None:
+        self._model = model
+        self.context_length, self.slots = model.context_length, model.slots
+        self.hoards: list[weakref.ref[Hoard]] = []
+        self.failures = Counter[str]()
+        self.fails: Callable[[Batch], bool] = lambda batch: False
+        self.error: Callable[[], Exception] = MemoryError
+        self.is_written = False
+        self.prompts: dict[int, tuple[int, ...]] = {}  # of each slot
+
+    def forward(self, batch: Batch) -> Tensor:
+        if batch.is_prefill:
+            self.prompts.update(zip(batch.slots, batch.tokens, strict=True))
+        hoard = Hoard()
+        fails = self.fails(batch)
+        logits = self._model.forward(batch) if self.is_written or not fails else None
+        if fails or logits is None:
+            self.hoards.append(weakref.ref(hoard))
+            self.failures["prefills" if batch.is_prefill else "decodes"] += 1
+            raise self.error()
+        return logits
+
+
+@dataclass
+class Toll:
+    rounds: int = 0
+    asked: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    victims: int = 0
+    told: int = 0
+    harmed: list[str] = field(default_factory=list)  # those beside it
+    held: int = 0
+    next_failed: int = 0
+    slowest_next: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"failed prefills {self.failures['prefills']:,}, decodes {self.failures['decodes']:,}; asked {self.asked:,}, "
+            f"of {self.victims:,} without memory {self.told:,} were told in one sentence, others harmed "
+            f"{len(self.harmed)}; memory still held {self.held}; the next one answered "
+            f"{self.rounds - self.next_failed:,} of {self.rounds:,}, within {self.slowest_next:.2f} s"
+        )
+
+    @property
+    def is_kept(self) -> bool:
+        return not (self.harmed or self.held or self.next_failed) and self.told == self.victims
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    text: str
+    notice: str
+    reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Harness:
+    model: Scarce
+    tokenizer: ChatGLMTokenizer
+    intake: Intake
+    store: SqlStore
+
+    async def ask(self, question: str) -> Reply:
+        # Each is somebody else, elsewhere: nobody is refused, and nobody waits for a turn.
+        number = next(_askers)
+        channel, author = ChannelKey("discord", f"c{number}"), Author("discord", f"u{number}", "Mei")
+        exchange = await self.intake.accept(a_message(question, channel=channel, author=author))
+        assert exchange is not None, "nobody is refused here"
+        events = [event async for event in self.intake.handle(exchange)]
+        await self.intake.complete(exchange.id)
+        self.intake.release(exchange)
+        end = events[-1]
+        assert isinstance(end, Finished)
+        return Reply(
+            "".join(event.text for event in events if isinstance(event, Delta)),
+            "\n".join(event.text for event in events if isinstance(event, Notice)),
+            end.reason,
+        )
+
+
+@asynccontextmanager
+async def make_harness() -> AsyncIterator[Harness]:
+    model, tokenizer = Scarce(load(DEMO, device="cpu", slots=SLOTS)), ChatGLMTokenizer.load(DEMO)
+    info = EngineInfo("demo", "chatglm", "none", "float32", "cpu", model.context_length)
+    clock, settings = MonotonicClock(), ConversationSection(name_speakers=False)
+    limits = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0)
+    engine = ServingEngine(lambda progress: Loaded(model, tokenizer, info), max_waiting=64)
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
+        async with SqlStore(url) as store, engine:
+            params = SamplingParams(temperature=0, max_tokens=48)
+            conversations = Conversations(engine, store, settings, params, answer_seconds=limits.answer_seconds)
+            access = Access(AccessSection(), limits, clock)
+            yield Harness(model, tokenizer, Intake(access, conversations, engine, store, settings), store)
+
+
+def a_shortage(harness: Harness, kind: Shortage, dice: random.Random, victim: str) -> Callable[[Batch], bool]:
+    """When a step fails; `victim` is the question that there is no memory for."""
+    model = harness.model
+    prompt = tuple(harness.tokenizer.prompt((ChatMessage("user", victim),)))
+    after = dice.choice((0, dice.randrange(1, 12)))  # tokens of its answer; 0 is its prefill
+    together = dice.randint(1, 3)
+    was_short = False
+
+    def one_request(batch: Batch) -> bool:
+        rows = zip(batch.slots, batch.tokens, batch.starts, strict=True)
+        return any(
+            model.prompts[slot] == prompt and start + len(fed) >= len(prompt) + after for slot, fed, start in rows
+        )
+
+    def in_passing(batch: Batch) -> bool:
+        nonlocal was_short
+        was_short = not was_short and dice.random() < 0.1
+        return was_short
+
+    match kind:
+        case "one request":
+            return one_request
+        case "together":
+            return lambda batch: len(batch) > together
+        case "in passing":
+            return in_passing
+
+
+async def a_round(
+    harness: Harness, kind: Shortage, dice: random.Random, undisturbed: dict[str, Reply], toll: Toll
+) -> None:
+    """Ask several at once while memory is short, and one when it is not any more."""
+    model = harness.model
+    questions = dice.sample(QUESTIONS, dice.randint(2, SLOTS))
+    victim = questions[0]
+    model.error, model.is_written = dice.choice(ERRORS), dice.random() < 0.5
+    model.fails = a_shortage(harness, kind, dice, victim)
+    replies = dict(zip(questions, await asyncio.gather(*map(harness.ask, questions)), strict=True))
+    model.fails = lambda batch: False
+    toll.rounds += 1
+    toll.asked += len(questions)
+    for question, reply in replies.items():
+        if reply == undisturbed[question]:
+            continue
+        if kind == "one request" and question == victim and reply.reason is FinishReason.ERROR:
+            toll.victims += 1
+            toll.told += bool(reply.notice) and undisturbed[question].text.startswith(reply.text)
+        else:
+            toll.harmed.append(f"{kind}: {question}")
+    began = time.monotonic()
+    toll.next_failed += await harness.ask(victim) != undisturbed[victim]
+    toll.slowest_next = max(toll.slowest_next, time.monotonic() - began)
+
+
+async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
+    dice = random.Random(seed)
+    # A traceback for each failure is what an operator wants, and nobody here.
+    log = logging.getLogger("bot.engine.serving.runner")
+    log.disabled, was_disabled = True, log.disabled
+    try:
+        async with make_harness() as harness:
+            undisturbed = {question: await harness.ask(question) for question in QUESTIONS}
+            for kind in SHORTAGES:
+                toll = Toll()
+                harness.model.failures, harness.model.hoards = toll.failures, []
+                for _ in range(60 if scale == "full" else 4):
+                    await a_round(harness, kind, dice, undisturbed, toll)
+                toll.held = sum(hoard() is not None for hoard in harness.model.hoards)
+                yield Row(kind, str(toll), toll.is_kept, toll.slowest_next <= SECONDS)
+    finally:
+        log.disabled = was_disabled

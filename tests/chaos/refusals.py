@@ -1,0 +1,297 @@
+"""R9: half of all calls answered 429, Retry-After 1 to 30 s.
+
+Of every kind: logins, polls and socket tickets, sends, edits and deletes, look-ups,
+answers to commands; on Discord some hold for all calls, on Slack each for its method.
+A quarter of the people use a command, a quarter ask alone with the bot, a quarter ask for
+a long answer, and a quarter then edit the question, so that a long reply becomes a short one.
+"""
+
+import asyncio
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from bot.domain import Action, ChatRequest, Exchange, Status
+from bot.util.clock import Clock
+from tests.adapters.lossless_runs import asked, flowing
+from tests.chaos.figure import Row, Scale
+from tests.harness.fakes import FastClock, ScriptedEngine
+from tests.harness.fakes.engine import Script
+from tests.harness.platform_bench import PROFILES, Bench, a_bench, without_spaces
+from tests.harness.servers.fault_gate import is_heard
+from tests.harness.servers.telegram import WRITING
+
+NAME = "R9"
+
+# How much faster than the platforms' own time the bot's is, and with it each Retry-After.
+FACTOR, SHORT_FACTOR = 100.0, 300.0
+CONVERSATIONS = 80
+AT_ONCE = 20
+_SHARE = 0.5
+_SHORTEST, _LONGEST = 1.0, 30.0
+_PATIENCE = 60.0
+_DELTAS = 60
+# Of Discord's refusals one in ten holds for all calls.
+_FOR_ALL = 0.1
+# Who was told that all have to wait may have calls under way.  Bot and server share an event
+# loop: what was begun before the refusal was heard is here within so many of its turns.
+_TURNS = 50
+
+Lane = tuple[Hashable, ...]
+_ALL: Lane = ("all",)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a call is called, and the lanes that a refusal of it may close: its own first."""
+
+    name: str
+    lanes: tuple[Lane, ...]
+
+
+@dataclass
+class Refuser:
+    """A guard that refuses every other call, and notes those that come before their time."""
+
+    route: Callable[[web.Request], Any]
+    refuse: Callable[[float, bool, bool], web.Response]
+    clock: Clock
+    chance: random.Random
+    calls: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    early: list[str] = field(default_factory=list)
+    _not_before: dict[Lane, float] = field(default_factory=dict)
+    _closing: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def __call__(self, request: web.Request) -> web.Response | None:
+        route: Route = await self.route(request)
+        now = self.clock.now()
+        self.calls += 1
+        wait = max(self._not_before.get(lane, now) for lane in route.lanes) - now
+        if wait > 0:
+            self.early.append(f"{route.name} {wait:.1f} s before its time")
+        if self.chance.random() >= _SHARE:
+            return None
+        seconds = self.chance.uniform(_SHORTEST, _LONGEST)
+        is_for_all = _ALL in route.lanes and self.chance.random() < _FOR_ALL
+        self.refused[f"{route.name} (all)" if is_for_all else route.name] += 1
+        lane = _ALL if is_for_all else route.lanes[0]
+        answer = self.refuse(seconds, is_for_all, self.chance.random() < _SHARE)
+        if not await is_heard(request):
+            return answer
+        until = self.clock.now() + float(answer.headers["Retry-After"])
+        if _is_shared(lane):
+            task = asyncio.create_task(self._close(lane, until))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        else:
+            self._not_before[lane] = until
+        return answer
+
+    async def _close(self, lane: Lane, until: float) -> None:
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        self._not_before[lane] = max(until, self._not_before.get(lane, until))
+
+
+def _is_shared(lane: Lane) -> bool:
+    """Whether several may call there at once: all channels, not one."""
+    return lane[0] in ("all", "method")
+
+
+async def _discord_route(request: web.Request) -> Route:
+    path = request.path.removeprefix("/api/v10/").split("/")
+    match path:
+        case ["channels", channel, "messages", *_] if request.method != "GET":
+            name = {"POST": "send", "PATCH": "edit", "DELETE": "delete"}[request.method]
+            return Route(name, (("channel", channel), _ALL))
+        case ["interactions", *_]:
+            # Discord's limit for all calls does not count these.
+            return Route("callback", (("path", request.path),))
+        case ["webhooks", *_]:
+            return Route("response", (("path", request.path),))
+    return Route(f"{request.method} {path[0]}", (("path", request.method, request.path), _ALL))
+
+
+def _discord_refusal(seconds: float, is_for_all: bool, is_terse: bool) -> web.Response:
+    if is_for_all and is_terse:  # from what stands before the API: whole seconds, and no JSON
+        return web.Response(status=429, text="<html>", headers={"Retry-After": str(math.ceil(seconds))})
+    body = {"message": "You are being rate limited.", "retry_after": seconds, "global": is_for_all}
+    headers = {"Retry-After": str(seconds), "Via": "1.1 google"}
+    return web.json_response(body, status=429, headers=headers)
+
+
+async def _telegram_route(request: web.Request) -> Route:
+    method = request.match_info["method"]
+    form = await request.post()
+    return Route(method, (("chat", str(form["chat_id"])) if method in WRITING else ("path", method),))
+
+
+def _telegram_refusal(seconds: float, is_for_all: bool, is_terse: bool) -> web.Response:
+    wait = math.ceil(seconds)
+    body = {"ok": False, "error_code": 429, "description": f"Too Many Requests: retry after {wait}"}
+    body["parameters"] = {"retry_after": wait}
+    return web.json_response(body, status=429, headers={"Retry-After": str(wait)})
+
+
+async def _slack_route(request: web.Request) -> Route:
+    """Slack counts a method over all channels, and new messages by channel."""
+    method = request.match_info.get("method")
+    if method is None:
+        return Route("response_url", (("path", request.path),))
+    if method == "chat.postMessage":
+        arguments = json.loads(await request.text())
+        return Route(method, (("channel", method, arguments["channel"]),))
+    return Route(method, (("method", method),))
+
+
+def _slack_refusal(seconds: float, is_for_all: bool, is_terse: bool) -> web.Response:
+    headers = {"Retry-After": str(math.ceil(seconds))}
+    return web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers=headers)
+
+
+_WAYS: dict[str, tuple[Callable[[web.Request], Any], Callable[[float, bool, bool], web.Response]]] = {
+    "discord": (_discord_route, _discord_refusal),
+    "telegram": (_telegram_route, _telegram_refusal),
+    "slack": (_slack_route, _slack_refusal),
+}
+
+
+@dataclass
+class Outcome:
+    """What came of the conversations."""
+
+    refuser: Refuser
+    conversations: int = 0
+    faults: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        refused = self.refuser.refused
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(refused.items()))
+        told = f"refused {refused.total()} of {self.refuser.calls} calls ({kinds}), "
+        told += f"before their time {len(self.refuser.early)}, conversations {self.conversations}, "
+        told += f"lost, torn or twice {len(self.faults)}, violations {len(self.violations)}"
+        return told + "".join(f"; {fault}" for fault in [*self.refuser.early, *self.faults, *self.violations][:3])
+
+    @property
+    def is_kept(self) -> bool:
+        return not (self.refuser.early or self.faults or self.violations)
+
+
+async def outcome_of(
+    name: str, conversations: int, seed: int, *, factor: float = FACTOR, call_seconds: float = 30.0
+) -> Outcome:
+    """Talk to the bot while half of its calls are refused."""
+    clock = FastClock(factor)
+    route, refuse = _WAYS[name]
+    refuser = Refuser(route, refuse, clock, random.Random(seed))
+    outcome = Outcome(refuser)
+
+    @asynccontextmanager
+    async def around(platform: Any) -> AsyncIterator[None]:
+        platform.gate.guard = refuser
+        # A call that the bot gave up may be refused all the same, and then nobody hears of it.
+        platform.call_seconds = call_seconds
+        if platform.name == "telegram":
+            platform.now = datetime.now(UTC)  # what waits there shall not be too old to be answered
+        yield
+
+    limit = PROFILES[name].format.limit
+
+    def answer(request: ChatRequest) -> Script:
+        text = _answer(asked(request), limit)
+        size = 1 + len(text) // _DELTAS
+        return flowing(text[at : at + size] for at in range(0, len(text), size))
+
+    engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=AT_ONCE)
+    async with a_bench(name, engine, clock, around=around) as bench:
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(number: int) -> None:
+            async with room:
+                outcome.faults += [f"{number}: {fault}" for fault in await _converse(bench, number, limit)]
+            outcome.conversations += 1
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(conversations):
+                tasks.create_task(one(number))
+        outcome.violations = list(bench.platform.violations)
+    return outcome
+
+
+def _answer(question: str, limit: int) -> str:
+    """Long where the question says so: more than two messages."""
+    words = f"answer to {question}: 一些文字 and text"
+    if "long" not in question:
+        return words
+    lines = int(2.3 * limit / 100)
+    return " ".join([words, *(f"{line:04} {'more of it ' * 8}" for line in range(lines))])
+
+
+async def _converse(bench: Bench, number: int, limit: int) -> list[str]:
+    """One person's talk with the bot in a channel of their own; what was wrong with it."""
+    channel, question = f"room{number}", f"question {number}"
+    try:
+        match number % 4:
+            case 0:
+                return await _command(bench, channel)
+            case 1:
+                exchange = await bench.ask(f"{question} long", channel, seconds=_PATIENCE)
+                settled = bench.intake.settled(f"{question} short")
+                await bench.platform.edit(exchange.message.id, f"{question} short")
+                async with asyncio.timeout(_PATIENCE):
+                    exchange = await settled
+            case 2:
+                channel = f"Mei{number}"
+                exchange = await bench.ask(question, channel, direct=True, seconds=_PATIENCE)
+            case _:
+                exchange = await bench.ask(f"{question} long", channel, seconds=_PATIENCE)
+    except TimeoutError:
+        return ["no answer"]
+    return _faults(bench, channel, exchange, _answer(exchange.message.text, limit))
+
+
+async def _command(bench: Bench, channel: str) -> list[str]:
+    def answers() -> int:
+        return sum("/retry" in seen.visible for seen in bench.replies(channel))
+
+    try:
+        # On Discord a command is there once the bot was let announce it.
+        await bench.platform.until(lambda: bool(getattr(bench.platform, "commands", True)), _PATIENCE)
+        await bench.platform.command("help", channel=channel)
+        await bench.platform.until(lambda: answers() > 0, _PATIENCE)
+    except TimeoutError:
+        return ["no answer to a command"]
+    return [] if answers() == 1 else ["a command was answered twice"]
+
+
+def _faults(bench: Bench, channel: str, exchange: Exchange, answer: str) -> list[str]:
+    replies = bench.replies(channel)
+    found = [seen for seen in replies if seen.id in exchange.parts]
+    faults = [] if exchange.status is Status.DELIVERED else [f"it is {exchange.status}"]
+    text = "".join(seen.markdown for seen in found)
+    if without_spaces(text) != without_spaces(answer):
+        faults.append(f"it shows {len(text)} characters of {len(answer)}")
+    if [seen.actions for seen in found] != [frozenset()] * (len(found) - 1) + [frozenset({Action.RETRY})]:
+        faults.append("the last edit is missing")
+    if len(replies) > len(found):
+        faults.append(f"{len(replies) - len(found)} messages too many")
+    return faults
+
+
+async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
+    for name in PROFILES:
+        if scale == "full":
+            outcome = await outcome_of(name, CONVERSATIONS, seed)
+        else:
+            outcome = await outcome_of(name, 4, seed, factor=SHORT_FACTOR)
+        yield Row(name, str(outcome), outcome.is_kept)

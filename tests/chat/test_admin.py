@@ -1,0 +1,137 @@
+"""What only admins may do, whoever asks, wherever and however it is spelled."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from bot.chat.access import OPERATOR
+from bot.chat.commands import COMMANDS, menu
+from bot.config.schema import AccessSection, ConversationSection, LimitsSection
+from bot.domain import Author, ChannelKey, FinishReason
+from bot.observability import process
+from tests.harness.harness import Harness, make_harness, notice_of, text_of
+from tests.harness.messages import a_message
+
+PLATFORMS = ("discord", "telegram", "slack", "console")
+ADMIN_ID = "9"
+FOR_ADMINS = [command.name for command in COMMANDS.values() if command.is_for_admins]
+ADMINS = AccessSection(admins=tuple(f"{platform}:{ADMIN_ID}" for platform in PLATFORMS[:3]))
+
+
+def role(name: str, platform: str) -> Author:
+    """Somebody on this platform: each is nearly an admin but for the last two."""
+    others = {"discord": "telegram", "telegram": "slack", "slack": "discord", "console": "discord"}
+    return {
+        "member": Author(platform, "1", "Mei"),
+        "namesake": Author(platform, "1", ADMIN_ID),
+        "role": Author(platform, "1", "Mei", roles=frozenset({ADMIN_ID, "admin", f"{platform}:{ADMIN_ID}"})),
+        "spaces": Author(platform, f" {ADMIN_ID}", "Ada"),
+        "longer": Author(platform, f"{ADMIN_ID}9", "Ada"),
+        "prefixed": Author(platform, f"{others[platform]}:{ADMIN_ID}", "Ada"),
+        "named operator": Author(platform, OPERATOR.name if platform != "console" else "1", OPERATOR.name),
+        "admin": Author(platform, ADMIN_ID, "Ada"),
+        "operator": OPERATOR,
+    }[name]
+
+
+def may(name: str, platform: str) -> bool:
+    return name == "operator" or (name == "admin" and platform != "console")
+
+
+ROLES = ("member", "namesake", "role", "spaces", "longer", "prefixed", "named operator", "admin", "operator")
+
+
+async def effect_of(harness: Harness, text: str, author: Author, platform: str) -> str:
+    """What the bot says to it."""
+    return notice_of(await harness.ask(a_message(text, author=author, channel=ChannelKey(platform, "general"))))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ROLES)
+async def test_a_command_for_admins_does_nothing_for_anybody_else(tmp_path: Path, name: str, platform: str) -> None:
+    author = role(name, platform)
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        for command in FOR_ADMINS:
+            for text in (f"/{command}", f"/{command.upper()}", f"/{command}@our_bot", command, f"  /{command} now "):
+                harness.access.pause() if command == "resume" else harness.access.resume()
+                paused = harness.access.is_paused
+
+                said = await effect_of(harness, text, author, platform)
+
+                assert ("Only admins" in said) is not may(name, platform), text
+                if not may(name, platform):
+                    assert harness.access.is_paused is paused, text
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ROLES)
+async def test_everybody_may_use_the_other_commands(tmp_path: Path, name: str, platform: str) -> None:
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        for command in menu():
+            assert "Only admins" not in await effect_of(harness, f"/{command.name}", role(name, platform), platform)
+
+
+@pytest.mark.parametrize("name", ROLES)
+async def test_help_and_status_tell_admins_more(tmp_path: Path, name: str) -> None:
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        listed = await effect_of(harness, "/help", role(name, "discord"), "discord")
+        status = await effect_of(harness, "/status", role(name, "discord"), "discord")
+
+    assert all((f"`/{command}`" in listed) is may(name, "discord") for command in FOR_ADMINS)
+    assert all((word in status) is may(name, "discord") for word in ("Memory: ", "Up for: ", "Python 3.", "torch "))
+
+
+async def test_no_edit_makes_a_question_a_command(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        question = a_message("hi", author=role("member", "discord"))
+        await harness.ask(question)
+        edited = await harness.intake.edit(a_message("/pause", id=question.id, author=role("admin", "discord")))
+        assert edited is not None
+        await harness.replied(edited)
+        assert not harness.access.is_paused
+
+
+async def test_while_paused_questions_are_turned_away_and_what_runs_goes_on(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        admin = role("admin", "discord")
+        running = harness.intake.handle(await harness.accept(a_message("before")))
+        await anext(running)
+        assert "until /resume" in await effect_of(harness, "/pause", admin, "discord")
+        assert [event async for event in running]
+
+        events = await harness.ask(a_message("while"))
+
+        assert ("paused" in notice_of(events), text_of(events)) == (True, "")
+        assert events[-1].reason is FinishReason.ERROR  # type: ignore[union-attr]  # the last is Finished
+        assert "Paused" in await effect_of(harness, "/status", admin, "discord")
+        assert "again" in await effect_of(harness, "/resume", admin, "discord")
+        assert "not paused" in await effect_of(harness, "/resume", admin, "discord")
+        assert text_of(await harness.ask(a_message("after"))) == "ok"
+
+
+async def test_limits_shows_those_in_force(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        said = await effect_of(harness, "/limits", role("admin", "discord"), "discord")
+
+    assert all(f"- `{name} = " in said for name, _ in harness.access.limits)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(600.0, "600"), (0.5, "0.5"), (1_000_000.0, "1000000")])
+async def test_limits_writes_numbers_as_people_do(tmp_path: Path, seconds: float, shown: str) -> None:
+    limits = LimitsSection(answer_seconds=seconds, tokens_per_hour_channel=2_000_000)
+    async with make_harness(tmp_path, access=ADMINS, limits=limits) as harness:
+        said = await effect_of(harness, "/limits", role("admin", "discord"), "discord")
+
+    assert f"`answer_seconds = {shown}`" in said
+    assert "`tokens_per_hour_channel = 2000000`" in said
+
+
+@pytest.mark.parametrize(("language", "shown"), [("en", "Up for: 3 d 1:00:00"), ("zh", "已运行：3 天 1:00:00")])
+async def test_days_are_told_in_the_readers_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: Literal["en", "zh"], shown: str
+) -> None:
+    monkeypatch.setattr(process, "uptime", lambda: timedelta(days=3, hours=1))
+    async with make_harness(tmp_path, access=ADMINS, conversation=ConversationSection(language=language)) as harness:
+        assert shown in await effect_of(harness, "/status", role("admin", "discord"), "discord")

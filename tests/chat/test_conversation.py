@@ -1,0 +1,275 @@
+"""A channel's conversation: order, history, stopping, clearing, and what goes wrong."""
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bot.config.schema import ConversationSection, LimitsSection
+from bot.domain import ChannelKey, ChatMessage, Delta, Finished, FinishReason, Queued, ReplyEvent, Status, Usage
+from bot.errors import EngineBusy, EngineFailed
+from tests.harness.fakes import ScriptedEngine
+from tests.harness.harness import Harness, make_harness, notice_of, text_of
+from tests.harness.messages import CHANNEL, a_message
+
+
+async def test_a_question_is_answered_and_kept(harness: Harness) -> None:
+    harness.engine.add(["Hel", "lo!"])
+    exchange = await harness.accept(a_message("hi"))
+    events = await harness.replied(exchange)
+    assert events == [Delta("Hel"), Delta("lo!"), Finished(FinishReason.STOP, Usage(2, 6))]
+    kept = await harness.kept(exchange)
+    assert kept.status is Status.DELIVERED
+    assert kept.answer is not None
+    assert (kept.answer.text, kept.answer.usage) == ("Hello!", Usage(2, 6))
+
+
+async def test_the_answer_is_kept_before_it_is_told_to_be_finished(harness: Harness) -> None:
+    exchange = await harness.accept(a_message("hi"))
+    async with aclosing(harness.intake.handle(exchange)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                assert (await harness.kept(exchange)).status is Status.ANSWERED
+
+
+async def test_the_model_is_shown_what_was_said_before(harness: Harness) -> None:
+    harness.engine.add("I am fine.", "You asked how I am.")
+    await harness.ask(a_message("How are you?"))
+    await harness.ask(a_message("What did I ask?"))
+    assert harness.engine.requests[1].messages == (
+        ChatMessage("user", "How are you?"),
+        ChatMessage("assistant", "I am fine."),
+        ChatMessage("user", "What did I ask?"),
+    )
+
+
+async def test_each_channel_and_each_thread_has_a_history_of_its_own(harness: Harness) -> None:
+    for channel in (CHANNEL, ChannelKey("discord", "c2"), ChannelKey("slack", "c1"), ChannelKey("discord", "c1", "t")):
+        await harness.ask(a_message(f"only for {channel}", channel=channel))
+    assert all(len(request.messages) == 1 for request in harness.engine.requests)
+
+
+async def test_history_outlives_a_restart(tmp_path: Path) -> None:
+    async with make_harness(tmp_path) as before:
+        await before.ask(a_message("remember me"))
+    async with make_harness(tmp_path) as after:
+        await after.ask(a_message("what did I say?"))
+        assert after.engine.requests[0].messages[0] == ChatMessage("user", "remember me")
+
+
+async def test_what_does_not_fit_is_left_out_oldest_first_and_said(tmp_path: Path) -> None:
+    # A token of the scripted engine is a character: 100 of context less 40 for the answer leave 60.
+    engine = ScriptedEngine(default="a" * 10, context_length=100)
+    async with make_harness(tmp_path, engine, conversation=ConversationSection(answer_tokens=40)) as harness:
+        for number in range(3):
+            await harness.ask(a_message(f"question {number}"))
+        events = await harness.ask(a_message("x" * 20))
+    shown = [message.content for message in engine.requests[-1].messages]
+    assert shown == ["question 1", "a" * 10, "question 2", "a" * 10, "x" * 20]
+    assert "left out: 1" in notice_of(events)
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=8),
+    question=st.integers(1, 99),
+    answer=st.integers(1, 99),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_the_history_shown_is_the_longest_that_fits(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[tuple[int, int]], question: int, answer: int
+) -> None:
+    engine = ScriptedEngine(context_length=100)
+    async with make_harness(
+        tmp_path_factory.mktemp("harness"),
+        engine,
+        conversation=ConversationSection(answer_tokens=answer, history_turns=5),
+    ) as harness:
+        engine.add(*("a" * replied for _, replied in lengths))
+        engine_room = 100 - min(answer, 50)
+        for asked, _ in lengths:
+            await harness.ask(a_message("q" * asked))
+        await harness.ask(a_message("x" * question))
+    shown = engine.requests[-1].messages
+    kept = (len(shown) - 1) // 2
+    sizes = [asked + replied for asked, replied in lengths]
+    assert shown[-1].content == "x" * question
+    assert kept <= 5
+    assert kept == 0 or question + sum(sizes[len(sizes) - kept :]) <= engine_room
+    if kept < min(5, len(sizes)):
+        assert question + sum(sizes[len(sizes) - kept - 1 :]) > engine_room, "one more turn would have fitted"
+
+
+async def test_the_system_prompt_opens_every_conversation(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, conversation=ConversationSection(system_prompt="Be brief.")) as harness:
+        await harness.ask(a_message("hi"))
+        assert harness.engine.requests[0].messages[0] == ChatMessage("system", "Be brief.")
+
+
+async def test_where_several_talk_the_model_reads_who_says_what_and_what_is_quoted(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, conversation=ConversationSection(name_speakers=True)) as harness:
+        await harness.ask(a_message("is that so?", is_direct=False, quoted="The earth\nis flat."))
+        await harness.ask(a_message("hi", is_direct=True))
+        shared, _, direct = harness.engine.requests[1].messages
+    assert shared.content == "> The earth\n> is flat.\n\nMei: is that so?"
+    assert direct.content == "hi"
+
+
+async def test_a_channel_is_answered_in_the_order_of_its_rows_whoever_comes_first(harness: Harness) -> None:
+    first, second = await harness.accept(a_message("first")), await harness.accept(a_message("second"))
+    later = asyncio.create_task(harness.replied(second))
+    await harness.clock.settle()
+    assert harness.engine.requests == []
+    await harness.replied(first)
+    assert (await later)[0] == Queued(1)
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["first", "second"]
+
+
+async def test_channels_do_not_wait_for_each_other(harness: Harness) -> None:
+    harness.engine.go_on.clear()
+    here = asyncio.create_task(harness.ask(a_message("here")))
+    there = asyncio.create_task(harness.ask(a_message("there", channel=ChannelKey("discord", "c2"))))
+    await harness.engine.asked(2)
+    harness.engine.go_on.set()
+    assert text_of(await here) == text_of(await there) == "ok"
+
+
+async def test_a_stopped_answer_keeps_what_was_said(harness: Harness) -> None:
+    said = asyncio.Event()
+    harness.engine.add(["half an ", asyncio.Event(), "answer"])
+    exchange = await harness.accept(a_message("hi"))
+    events: list[ReplyEvent] = []
+
+    async def read() -> None:
+        async for event in harness.intake.handle(exchange):
+            events.append(event)
+            said.set()
+
+    reading = asyncio.create_task(read())
+    await said.wait()
+    assert harness.intake.stop(exchange)
+    await reading
+    assert text_of(events) == "half an "
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason is FinishReason.CANCELLED
+    assert len(harness.engine.closed) == 1, "the model works on"
+    kept = await harness.kept(exchange)
+    assert kept.answer is not None
+    assert (kept.answer.text, kept.answer.reason) == ("half an ", FinishReason.CANCELLED)
+
+
+async def test_a_waiting_question_can_be_stopped(harness: Harness) -> None:
+    harness.engine.add(["…", asyncio.Event()])
+    first, second = await harness.accept(a_message("first")), await harness.accept(a_message("second"))
+    running = asyncio.create_task(harness.replied(first))
+    waiting = asyncio.create_task(harness.replied(second))
+    await harness.engine.asked(1)
+    assert harness.intake.stop(second)
+    # It still leaves the line in its turn: the answer to the first stands above.
+    assert (await waiting)[-1] == Finished(FinishReason.CANCELLED, Usage())
+    assert len(harness.engine.requests) == 1, "the model never saw it"
+    harness.intake.stop(first)
+    await running
+
+
+async def test_there_is_nothing_to_stop_where_nothing_runs(harness: Harness) -> None:
+    exchange = await harness.accept(a_message())
+    await harness.replied(exchange)
+    assert not harness.intake.stop(exchange)
+
+
+async def test_an_answer_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, limits=LimitsSection(answer_seconds=0.01)) as harness:
+        harness.engine.add(["endless ", asyncio.Event()])
+        events = await harness.ask(a_message())
+    assert text_of(events) == "endless "
+    assert isinstance(events[-1], Finished)
+    assert events[-1].reason is FinishReason.LENGTH
+
+
+async def test_a_reply_that_nobody_reads_on_is_owed(harness: Harness) -> None:
+    harness.engine.add(["one", "two"], "again")
+    exchange = await harness.accept(a_message())
+    async with aclosing(harness.intake.handle(exchange)) as events:
+        await anext(events)
+    assert (await harness.kept(exchange)).status is Status.OPEN
+    assert harness.engine.closed, "the model works on"
+    harness.intake.release(exchange)
+    (owed,) = await harness.intake.recover("discord")
+    assert text_of(await harness.replied(owed)) == "again"
+    assert harness.engine.requests[0].params.seed == harness.engine.requests[1].params.seed == exchange.seed
+
+
+async def test_a_reader_that_is_cancelled_leaves_the_line_free(harness: Harness) -> None:
+    harness.engine.add(["one", asyncio.Event()])
+    reading = asyncio.create_task(harness.ask(a_message()))
+    await harness.engine.asked(1)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert text_of(await harness.ask(a_message())) == "ok"
+
+
+async def test_clearing_while_an_answer_grows_ends_it_and_keeps_nothing(harness: Harness) -> None:
+    harness.engine.add(["a secret", asyncio.Event()])
+    exchange = await harness.accept(a_message("tell me"))
+    replying = asyncio.create_task(harness.replied(exchange))
+    await harness.engine.asked(1)
+    assert await harness.conversations.clear(CHANNEL) == 1
+    assert isinstance((await replying)[-1], Finished)
+    kept = await harness.kept(exchange)
+    assert (kept.status, kept.message.text, kept.answer) == (Status.CLEARED, "", None)
+    await harness.ask(a_message("next"))
+    assert len(harness.engine.requests[-1].messages) == 1
+
+
+async def test_clearing_a_channel_ends_what_grows_in_its_threads(harness: Harness) -> None:
+    thread = ChannelKey(CHANNEL.platform, CHANNEL.channel, "t1")
+    elsewhere = ChannelKey(CHANNEL.platform, "c2")
+    hold = asyncio.Event()
+    harness.engine.add(["…", hold], ["…", hold, "whole"])
+    inside = asyncio.create_task(harness.ask(a_message(channel=thread)))
+    await harness.engine.asked(1)
+    outside = asyncio.create_task(harness.ask(a_message(channel=elsewhere)))
+    await harness.engine.asked(2)
+    await harness.conversations.clear(CHANNEL)
+    assert isinstance(last := (await inside)[-1], Finished)
+    assert last.reason is FinishReason.CANCELLED
+    hold.set()
+    assert text_of(await outside) == "…whole"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(EngineBusy(64, 64), "Too many"), (EngineFailed("out of memory"), "Something went wrong")],
+)
+async def test_what_the_engine_cannot_do_is_one_sentence(harness: Harness, error: Exception, said: str) -> None:
+    harness.engine.add([error], "better")
+    exchange = await harness.accept(a_message("hi"))
+    events = await harness.replied(exchange)
+    assert said in notice_of(events)
+    assert events[-1] == Finished(FinishReason.ERROR)
+    assert (await harness.kept(exchange)).status is Status.DELIVERED
+    assert text_of(await harness.ask(a_message("hi"))) == "better"
+    assert len(harness.engine.requests[-1].messages) == 1, "what failed is no history"
+
+
+async def test_a_question_longer_than_the_context_is_refused_with_its_size(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, ScriptedEngine(context_length=50)) as harness:
+        await harness.ask(a_message("short"))
+        notice = notice_of(await harness.ask(a_message("x" * 60)))
+    assert notice == "Your message takes 60 tokens, and I can read 50. Please shorten it."
+
+
+async def test_a_failure_in_the_middle_keeps_what_was_said_and_says_so(harness: Harness) -> None:
+    harness.engine.add(["so far", EngineFailed("NaN")])
+    events = await harness.ask(a_message("hi"))
+    assert text_of(events) == "so far"
+    assert notice_of(events)
+
+
+async def test_a_chinese_question_is_refused_in_chinese(harness: Harness) -> None:
+    harness.engine.add([EngineFailed("NaN")])
+    assert any("\u4e00" <= letter <= "\u9fff" for letter in notice_of(await harness.ask(a_message("你好"))))

@@ -1,0 +1,148 @@
+"""/forget me, and what else is deleted while others work on it: no byte of it stays."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bot.config.schema import LimitsSection
+from bot.domain import Action, Author, ChannelKey, Status
+from tests.harness.harness import Harness, make_harness, notice_of, text_of
+from tests.harness.messages import CHANNEL, MEI, a_message
+from tests.storage import bytes_in
+
+TOM = Author("discord", "2", "Tom")
+ELSEWHERE = ChannelKey("discord", "c2", "t1")
+
+
+async def test_who_asks_to_be_forgotten_leaves_no_byte_anywhere(harness: Harness, tmp_path: Path) -> None:
+    mei = replace(MEI, id="id-of-hers", name="Mei Zhang")
+    harness.engine.add("swordfish it is", "swordfish, too", "for Tom")
+    await harness.ask(a_message("my password", author=mei))
+    await harness.ask(a_message("my other password", author=mei, channel=ELSEWHERE))
+    await harness.ask(a_message("what did she say?", author=TOM, quoted="my  password"))
+    assert "2" in notice_of(await harness.ask(a_message("/forget me", author=mei)))
+    content = bytes_in(tmp_path)
+    assert [word for word in (b"swordfish", b"password", b"id-of-hers", b"Mei Zhang") if word in content] == []
+    assert b"for Tom" in content, "others are remembered"
+
+
+@pytest.mark.parametrize("command", ["/clear", "/forget me"])
+async def test_who_deletes_while_another_program_reads_the_file_is_told_that_it_still_holds_the_words(
+    harness: Harness, tmp_path: Path, command: str
+) -> None:
+    await harness.ask(a_message("my password"))
+    (file,) = tmp_path.glob("*.db")
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM exchanges").fetchone()
+        said = notice_of(await harness.ask(a_message(command)))
+        assert "1" in said
+        assert "still holds the words" in said
+        assert "password" not in "".join(row[0] for row in sqlite3.connect(file).execute("SELECT text FROM exchanges"))
+
+
+async def test_what_was_forgotten_is_not_answered_when_it_comes_again(harness: Harness) -> None:
+    question, command = a_message("hi"), a_message("forget me")
+    await harness.ask(question)
+    await harness.ask(command)
+    assert await harness.intake.accept(question) is None
+    assert await harness.intake.accept(command) is None
+
+
+async def test_forget_alone_explains_itself_and_forgets_nothing(harness: Harness) -> None:
+    await harness.ask(a_message("one"))
+    assert "`forget me`" in notice_of(await harness.ask(a_message("/forget")))
+    await harness.ask(a_message("two"))
+    assert len(harness.engine.requests[-1].messages) == 3
+
+
+async def test_forgetting_ends_what_is_being_answered_wherever_and_keeps_nothing(
+    harness: Harness, tmp_path: Path
+) -> None:
+    harness.engine.add(["half a secret", asyncio.Event()])
+    growing = asyncio.create_task(harness.ask(a_message("tell", channel=ELSEWHERE)))
+    await harness.engine.asked(1)
+    waiting = asyncio.create_task(harness.ask(a_message("and tell on", channel=ELSEWHERE)))
+    await harness.clock.settle()
+    await harness.ask(a_message("/forget me"))
+    await growing
+    await waiting
+    assert len(harness.engine.requests) == 1
+    assert b"secret" not in bytes_in(tmp_path)
+    assert b"tell" not in bytes_in(tmp_path)
+
+
+async def test_a_forgetting_that_a_crash_interrupted_is_carried_out_and_leaves_no_trace(tmp_path: Path) -> None:
+    mei = replace(MEI, id="id-of-hers")
+    async with make_harness(tmp_path) as before:
+        await before.ask(a_message("my secret", author=mei))
+        exchange = await before.accept(a_message("/forget me", author=mei))
+        async for _ in before.intake.handle(exchange):
+            pass  # killed before it was delivered
+    async with make_harness(tmp_path) as after:
+        (owed,) = await after.intake.recover("discord")
+        assert "1" in notice_of(await after.replied(owed))
+        assert await after.intake.recover("discord") == []
+        assert b"id-of-hers" not in bytes_in(tmp_path)
+
+
+async def test_what_is_said_after_a_clear_is_not_cleared_with_the_rest(harness: Harness) -> None:
+    await harness.ask(a_message("before"))
+    clear, after = await harness.accept(a_message("/clear")), await harness.accept(a_message("after"))
+    assert "1" in notice_of(await harness.replied(clear))
+    assert text_of(await harness.replied(after)) == "ok"
+
+
+async def test_what_was_kept_before_a_clear_and_expected_after_it_is_not_asked(harness: Harness) -> None:
+    exchange = await harness.accept(a_message("hi"))
+    await harness.store.clear(CHANNEL)
+    await harness.replied(exchange)
+    assert harness.engine.requests == []
+    assert (await harness.kept(exchange)).status is Status.CLEARED
+
+
+async def test_a_retry_that_is_refused_costs_no_answer(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, limits=LimitsSection(requests_per_minute=1)) as harness:
+        exchange = await harness.accept(a_message("hi"))
+        await harness.intake.record_part(exchange.id, 0, "m1")
+        await harness.replied(exchange)
+        pressed = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI)
+        assert "60 s" in pressed.notice
+        assert "60 s" in notice_of(await harness.ask(a_message("/retry")))
+        kept = await harness.kept(exchange)
+        assert kept.answer is not None
+        assert kept.answer.text == "ok"
+
+
+async def test_no_thread_and_no_other_channel_gets_round_the_limits(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, limits=LimitsSection(waiting_per_user=2)) as harness:
+        harness.engine.go_on.clear()
+        places = [ChannelKey("discord", "c1", f"t{number}") for number in range(2)]
+        asked = [asyncio.create_task(harness.ask(a_message(channel=place))) for place in places]
+        await harness.engine.asked(2)
+        assert "answer: 2" in notice_of(await harness.ask(a_message(channel=ELSEWHERE)))
+        harness.engine.go_on.set()
+        await asyncio.gather(*asked)
+    async with make_harness(tmp_path, limits=LimitsSection(requests_per_minute_channel=1)) as harness:
+        await harness.ask(a_message(channel=places[0]))
+        assert "60 s" in notice_of(await harness.ask(a_message(author=TOM, channel=places[1])))
+
+
+async def test_a_channels_tokens_and_a_persons_commands_are_counted(tmp_path: Path) -> None:
+    async with make_harness(
+        tmp_path, limits=LimitsSection(requests_per_minute=1, tokens_per_hour_channel=1)
+    ) as harness:
+        await harness.ask(a_message("hi"))
+        assert "60 min" in notice_of(await harness.ask(a_message("hi", author=TOM)))
+        await harness.ask(a_message("/help"))
+        assert "60 s" in notice_of(await harness.ask(a_message("/help")))
+
+
+async def test_a_quotation_counts_with_the_message(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, limits=LimitsSection(max_message_chars=10)) as harness:
+        assert "11 characters" in notice_of(await harness.ask(a_message("12345", quoted="123456")))
+        assert harness.engine.requests == []

@@ -1,0 +1,217 @@
+"""What an operator meets on a bad day: the real program says in one sentence what is wrong and what to do, and ends."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from bot.storage.instance_lock import InstanceLock
+from tests.chaos.processes import environment as on_platforms
+from tests.cli.test_main import bot, environment
+from tests.harness.platform_bench import PROFILES
+from tests.storage import url_of
+
+NOBODY_MAY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+NO_PRIVILEGES = "to take root's rights away it needs setpriv (util-linux)"
+NO_MOUNT = "this machine lets nobody mount a file system of their own (unshare --mount)"
+
+Prepare = Callable[[Path], object]
+
+
+def start(folder: Path, *args: str, before: Sequence[str] = (), **changes: str) -> tuple[int, str]:
+    """Run the bot until it ends by itself; return its exit code, and what it said on standard error."""
+    ran = subprocess.run(
+        [*before, sys.executable, "-m", "bot", *(args or ("run",))],
+        cwd=folder,
+        env=environment(**changes),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert ran.stdout == ""
+    return ran.returncode, ran.stderr
+
+
+def as_anybody() -> list[str]:
+    """How to start it so that rights count, which they do not for root."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip(NO_PRIVILEGES)
+    return NOBODY_MAY
+
+
+def on_a_mount(folder: Path, options: str) -> list[str]:
+    """How to start it in `folder` as a small file system of its own."""
+    namespace = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    script = f'mount -t tmpfs -o {options} none "$0" && cd "$0" && exec "$@"'
+    prefix = [*namespace, "sh", "-c", script, str(folder)]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip(NO_MOUNT)
+    return prefix
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"BOT_ENGINE__BACKEND": "chatglm", "BOT_ENGINE__MODEL": "/models/absent"},
+            'bot: engine.model = "/models/absent": there is no such folder; name one, or a model of the hub as',
+        ),
+        (
+            {"BOT_ENGINE__BACKEND": "chatglm", "BOT_ENGINE__DEVICE": "cuda:99"},
+            'bot: engine.device = "cuda:99", and torch',
+        ),
+        (
+            {"BOT_STORAGE__URL": "sqlite+aiosqlite:////proc/bot/bot.db"},
+            "bot: the folder /proc/bot for the database cannot be made (No such file or directory): make it, or name",
+        ),
+    ],
+    ids=["no model", "no GPU", "no folder"],
+)
+def test_what_is_not_there_is_named(tmp_path: Path, settings: dict[str, str], sentence: str) -> None:
+    code, said = start(tmp_path, **settings)
+    assert (code, said.count("\n")) == (1, 1), said
+    assert said.startswith(sentence)
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o500)
+    code, said = start(tmp_path, before=as_anybody())
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "data/bot.db cannot be opened" in said
+    assert "the user that runs the bot must be allowed to read and write it and its folder (Permission denied)" in said
+
+
+def test_a_file_system_that_takes_no_changes_is_named(tmp_path: Path) -> None:
+    code, said = start(tmp_path, before=on_a_mount(tmp_path, "ro"))
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "(Read-only file system): make it, or name another file in storage.url" in said
+
+
+def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path) -> None:
+    code, said = start(tmp_path, before=on_a_mount(tmp_path, "size=16k"))
+    assert (code, said.count("\n")) == (1, 1), said
+    # SQLite says the one or the other, depending on which of its files has no room.
+    assert "the disk is full: free some space" in said or "or is full: free some space" in said
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, said = start(tmp_path, BOT_OPERATIONS__ENABLED="true", BOT_OPERATIONS__PORT=port)
+    assert (code, said.count("\n")) == (1, 1), said
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use); choose another operations.port" in said
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (lambda file: None, "there is no such file; name another one, or go without --config"),
+        (lambda file: file.touch(mode=0), "it cannot be read (Permission denied); name a file that can"),
+        (lambda file: file.mkdir(), "it cannot be read (Is a directory); name a file that can"),
+    ],
+    ids=["missing", "unreadable", "a folder"],
+)
+def test_settings_that_were_named_must_be_readable(tmp_path: Path, prepare: Prepare, sentence: str) -> None:
+    prepare(tmp_path / "mine.toml")
+    code, said = start(tmp_path, "run", "--config", "mine.toml", before=as_anybody())
+    assert (code, said) == (2, f"bot: mine.toml has 1 mistake:\n  {sentence}\n")
+
+
+def test_a_second_bot_on_the_same_database_ends_before_it_does_anything(tmp_path: Path) -> None:
+    with InstanceLock(url_of(tmp_path / "data" / "bot.db")):
+        code, said = start(tmp_path)
+        assert (code, said.count("\n")) == (1, 1), said
+        assert f"data/bot.db is in use by another bot (process {os.getpid()} on " in said
+        assert said.endswith("): stop that one, or name another database in storage.url\n")
+        assert not (tmp_path / "data" / "bot.db").exists()
+
+
+def test_what_only_looks_works_beside_a_bot_that_runs(tmp_path: Path) -> None:
+    assert bot(tmp_path, "run", stdin="remember this\n").returncode == 0
+    with InstanceLock(url_of(tmp_path / "data" / "bot.db")):
+        assert bot(tmp_path, "check").returncode == 0
+        assert bot(tmp_path, "migrate").stdout == "The database is up to date.\n"
+        assert "holds the database" in bot(tmp_path, "backup", "backup.db").stdout
+        listed = bot(tmp_path, "export").stdout.split()
+        assert listed[0] == "1"
+        assert '"remember this"' in bot(tmp_path, "export", listed[1]).stdout
+
+
+def test_a_migration_that_would_change_something_waits_for_the_bot_to_end(tmp_path: Path) -> None:
+    with InstanceLock(url_of(tmp_path / "data" / "bot.db")):
+        code, said = start(tmp_path, "migrate")
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "is in use by another bot" in said
+
+
+def test_a_password_of_where_it_is_copied_to_is_not_shown(tmp_path: Path) -> None:
+    assert bot(tmp_path, "migrate").returncode == 0
+    code, said = start(tmp_path, "copy", BOT_COPY_TO="postgresql://bot:hush-hush@127.0.0.1:1/bot")
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "postgresql://bot@127.0.0.1:1/bot cannot be reached" in said
+    assert "hush" not in said
+    code, said = start(tmp_path, "copy", BOT_COPY_TO="postgresql://bot:p@hush-hush@127.0.0.1:1/bot")
+    assert (code, said.count("\n")) == (1, 1), said
+    assert "@ is written %40" in said
+    assert "hush" not in said
+
+
+def test_a_reader_that_has_enough_of_an_export_is_no_fault(tmp_path: Path) -> None:
+    assert bot(tmp_path, "run", stdin=f"{'x' * 7000}\n" * 20, BOT_LIMITS__REQUESTS_PER_MINUTE="0").returncode == 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "bot", "export", "console:terminal"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as exporting:
+        assert exporting.stdout is not None
+        assert exporting.stderr is not None
+        exporting.stdout.read(10)
+        exporting.stdout.close()
+        assert exporting.wait(30) == 1
+        assert exporting.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "wrong", "calls"),
+    [
+        ("discord", "BOT_DISCORD__TOKEN", "not-the-token-of-the-bot", 1),
+        ("telegram", "BOT_TELEGRAM__TOKEN", "123456789:" + "A" * 35, 0),
+        ("slack", "BOT_SLACK__BOT_TOKEN", "xoxb-123456789012-wrong", 1),
+        ("slack", "BOT_SLACK__APP_TOKEN", "xapp-1-A0-123456789012", 0),
+    ],
+)
+async def test_a_wrong_token_ends_it_without_another_try(
+    tmp_path: Path, name: str, token: str, wrong: str, calls: int
+) -> None:
+    async with PROFILES[name].open() as platform:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bot", "run"),
+            cwd=tmp_path,
+            env=on_platforms({name: platform}, tmp_path) | {token: wrong, "BOT_LOGS__LEVEL": "error"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            said = (await process.communicate())[1].decode()
+        refused = list(platform.calls)  # type: ignore[attr-defined]  # each loopback platform notes them
+    assert (process.returncode, said.count("\n")) == (2, 1), said
+    assert said.startswith("bot: ")
+    assert token in said
+    assert wrong not in said
+    if calls:
+        assert len(refused) == calls, refused

@@ -1,0 +1,139 @@
+"""The command line as an operator uses it: what is printed, and the exit codes."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BOT_")}
+    return kept | {"PYTHONPATH": str(ROOT), "BOT_ENGINE__BACKEND": "echo"} | changes
+
+
+def bot(folder: Path, *args: str, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bot", *args],
+        cwd=folder,
+        env=environment(**changes),
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+def test_run_answers_and_keeps_the_conversation(tmp_path: Path) -> None:
+    assert bot(tmp_path, "run", stdin="remember this\n").stdout == "remember this\n"
+    second = bot(tmp_path, "run", stdin="/clear\n")
+    assert "(1)" in second.stdout
+    for file in (tmp_path / "data").iterdir():
+        assert b"remember this" not in file.read_bytes()
+
+
+def test_no_word_that_was_said_is_in_the_log(tmp_path: Path) -> None:
+    ran = bot(tmp_path, "run", stdin="swordfish\n", BOT_LOGS__LEVEL="debug")
+    assert '"exchange": 1' in ran.stderr
+    assert "swordfish" not in ran.stderr
+
+
+def test_every_mistake_in_the_settings_is_listed_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        '[engine]\nquantisation = "int8"\nmax_waiting = -1\n\n[adapters.console]\ntoken = "abc"\n'
+    )
+    ran = bot(tmp_path, "check")
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert "3 mistakes" in ran.stderr
+    assert "line 2, engine.quantisation" in ran.stderr
+    assert "did you mean engine.quantization" in ran.stderr
+    assert "line 3, engine.max_waiting" in ran.stderr
+    assert "abc" not in ran.stderr
+
+
+def test_a_config_file_that_was_named_must_exist(tmp_path: Path) -> None:
+    ran = bot(tmp_path, "run", "--config", "absent.toml")
+    assert ran.returncode == 2
+    assert "absent.toml" in ran.stderr
+
+
+def test_check_prints_what_is_in_force_and_where_it_was_set(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[sampling]\ntop_k = 7\n")
+    ran = bot(tmp_path, "check")
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"^\* top_k = 7 +# config.toml, line 2; default: 50$", ran.stdout, re.MULTILINE)
+    assert re.search(r"^\* backend = \"echo\" +# BOT_ENGINE__BACKEND; default", ran.stdout, re.MULTILINE)
+    assert "Adapters that will run: console" in ran.stdout
+
+
+def test_the_config_of_the_repository_is_all_defaults(tmp_path: Path) -> None:
+    ran = bot(tmp_path, "check", "--config", str(ROOT / "config.toml"), BOT_ENGINE__BACKEND="")
+    assert "Changed settings: 0" in ran.stdout, ran.stderr
+
+
+def test_migrate_makes_the_database(tmp_path: Path) -> None:
+    ran = bot(tmp_path, "migrate")
+    assert (ran.returncode, ran.stdout) == (0, "The database is up to date.\n"), ran.stderr
+    assert (tmp_path / "data" / "bot.db").exists()
+
+
+def test_a_database_that_is_newer_than_the_program_is_left_alone(tmp_path: Path) -> None:
+    bot(tmp_path, "migrate")
+    file = tmp_path / "data" / "bot.db"
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    before = file.read_bytes()
+    ran = bot(tmp_path, "run", stdin="hello\n")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("bot: ")
+    assert "newer" in ran.stderr
+    assert file.read_bytes() == before
+
+
+def test_a_folder_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
+    ran = bot(tmp_path, "run", BOT_ENGINE__BACKEND="chatglm", BOT_ENGINE__MODEL=str(tmp_path))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "config.json" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_sigterm_ends_it_in_good_order(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bot", "run"],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write("hello\n")
+        running.stdin.flush()
+        assert running.stdout.readline() == "hello\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()
+
+
+@pytest.mark.parametrize("args", [("--help",), ("--version",), ("run", "--help")])
+def test_help_and_version_need_no_settings(tmp_path: Path, args: tuple[str, ...]) -> None:
+    (tmp_path / "config.toml").write_text("nonsense")
+    assert bot(tmp_path, *args).returncode == 0
+
+
+def test_an_unknown_option_is_a_mistake_on_the_command_line(tmp_path: Path) -> None:
+    ran = bot(tmp_path, "run", "--quiet")
+    assert ran.returncode == 2
+    assert "--quiet" in ran.stderr

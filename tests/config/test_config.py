@@ -1,0 +1,420 @@
+import re
+import tomllib
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field, SecretStr, ValidationError
+
+from bot.adapters import SETTINGS
+from bot.config.schema import AdapterSection, Config, known_settings
+from bot.config.sources import load_config, load_with_origins
+from bot.engine import BACKENDS
+from bot.errors import ConfigError
+
+CANARY = "canary-7f3a91"
+
+
+class ConsoleLike(AdapterSection):
+    pass
+
+
+class OneToken(AdapterSection):
+    tokens: ClassVar[tuple[str, ...]] = ("token",)
+
+    token: SecretStr | None = None
+    proxy: str = Field(default="none", min_length=2)
+
+
+class TwoTokens(AdapterSection):
+    tokens: ClassVar[tuple[str, ...]] = ("app_token", "bot_token")
+
+    app_token: SecretStr | None = None
+    bot_token: SecretStr | None = None
+
+
+ADAPTERS: Mapping[str, type[AdapterSection]] = {"console": ConsoleLike, "discord": OneToken, "slack": TwoTokens}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secrets").mkdir()
+    return tmp_path
+
+
+def load(toml: str = "", **variables: str) -> Config:
+    Path("config.toml").write_text(toml, encoding="utf-8")
+    return load_config(None, ADAPTERS, ("chatglm", "echo"), {"BOT_SECRETS_DIR": "secrets"} | variables)
+
+
+def mistakes(toml: str = "", **variables: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(toml, **variables)
+    assert caught.value.exit_code == 2
+    return caught.value.mistakes
+
+
+def mistake(toml: str = "", **variables: str) -> str:
+    (only,) = mistakes(toml, **variables)
+    return only
+
+
+def test_without_a_file_the_defaults_hold(folder: Path) -> None:
+    config = load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
+    assert config.model_copy(update={"adapters": {}}) == Config()
+    assert list(config.adapters) == ["console", "discord", "slack"]
+
+
+def test_a_named_file_that_is_missing_is_a_mistake(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no such file") as caught:
+        load_config(Path("other.toml"), ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
+    assert caught.value.place == "other.toml"
+
+
+def test_a_file_that_is_a_folder_is_a_mistake(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(folder, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
+
+
+def test_a_file_in_another_encoding_is_a_mistake(folder: Path) -> None:
+    Path("config.toml").write_bytes('[conversation]\nsystem_prompt = "你好"'.encode("gbk"))
+    with pytest.raises(ConfigError, match="byte 32 is not UTF-8"):
+        load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    assert load('\ufeff[engine]\nquantization = "int8"').engine.quantization == "int8"
+
+
+def test_the_environment_outranks_secret_files_and_those_the_file(folder: Path) -> None:
+    toml = '[engine]\nquantization = "int8"\nmodel = "in the file"\ndevice = "cuda:1"'
+    Path("secrets/engine__model").write_text("in a secret\n")
+    Path("secrets/engine__quantization").write_text("none\n")
+    engine = load(toml, BOT_ENGINE__QUANTIZATION="int4").engine
+    assert (engine.quantization, engine.model, engine.device) == ("int4", "in a secret", "cuda:1")
+
+
+def test_variables_hold_lists_and_tables(folder: Path) -> None:
+    config = load(BOT_ACCESS__ADMINS="discord:1, slack:U01", BOT_LOGS__LEVELS="bot.engine=debug,alembic=info")
+    assert config.access.admins == ("discord:1", "slack:U01")
+    assert config.logs.levels == {"bot.engine": "debug", "alembic": "info"}
+
+
+def test_the_levels_of_parts_may_be_written_with_and_without_quotes(folder: Path) -> None:
+    levels = load("[logs.levels]\nbot.engine.serving = 'debug'\n'bot.engine' = 'info'").logs.levels
+    assert levels == {"bot.engine.serving": "debug", "bot.engine": "info"}
+
+
+def test_an_empty_variable_is_one_that_is_not_set(folder: Path) -> None:
+    assert load(BOT_DISCORD__TOKEN="", BOT_ENGINE__MODEL="").engine.model == "demo"
+
+
+def test_values_are_frozen(folder: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load().engine.model = "other"
+
+
+def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder: Path) -> None:
+    found = mistakes(
+        """
+        [engine]
+        quantization = "int3"
+        max_wait = 3
+        [sampling]
+        top_p = [
+            1,
+        ]
+        temperature = 9
+        [engin]
+        """,
+        BOT_ENGINE__QUANTISATION="int4",
+        BOT_LIMITS__TOKENS_PER_HOUR="many",
+    )
+    assert found == (
+        "line 3, engine.quantization: 'int3' is not one of none, int8, int4",
+        "line 4, engine.max_wait: there is no such setting; did you mean engine.max_waiting?",
+        "line 6, sampling.top_p: [1] is not a number",
+        "line 9, sampling.temperature: 9 is too large; the most is 2",
+        "line 10, engin: there is no such setting; did you mean engine?",
+        "BOT_ENGINE__QUANTISATION: there is no such setting; did you mean BOT_ENGINE__QUANTIZATION?",
+        "BOT_LIMITS__TOKENS_PER_HOUR: 'many' is not a whole number",
+    )
+
+
+def test_the_listing_says_where_the_mistakes_are(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("[engine]\nx = 1", BOT_X__Y="1")
+    assert str(caught.value) == (
+        "config.toml with the environment has 2 mistakes:\n"
+        "  line 2, engine.x: there is no such setting\n"
+        "  BOT_X__Y: there is no such setting"
+    )
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ("engine = 5", "line 1, engine: 5 is not a table; write [engine], and its settings below that"),
+        ("[engine]\nmodel = 6", "line 2, engine.model: 6 is not a text; put it in quotes"),
+        ("[engine]\nmax_batch_size = 0", "line 2, engine.max_batch_size: 0 is too small; the least is 1"),
+        ("[engine]\nmax_batch_size = true", "line 2, engine.max_batch_size: true is not a number"),
+        ("[engine]\nmax_batch_size = 1.5", "line 2, engine.max_batch_size: 1.5 is not a whole number"),
+        ("[engine]\ndevice = 'gpu'", "'gpu' is not one of auto, cuda, cuda:1 (the second one), \"cuda:0,cuda:1\""),
+        ("[engine]\nbackend = 'llama'", "line 2, engine.backend: 'llama' is not one of chatglm, echo"),
+        ("[storage]\nurl = 7", "line 2, storage.url: this is not a text"),
+        ("[adapters.discord]\nproxy = '?'", "'?' does not fit: String should have at least 2 characters"),
+        ("[sampling]\ntemperature = nan", "line 2, sampling.temperature: nan is not a number"),
+        ("[sampling]\ntop_p = 0", "line 2, sampling.top_p: 0 is too small; it must be more than 0"),
+        ("[conversation]\nname_speakers = 'x'", "'x' is not one of true, false"),
+        ("[access]\nadmins = 7", 'line 2, access.admins: 7 is not a list; write ["…", "…"]'),
+        ("[access]\nadmins = ['7']", "line 2, access.admins: '7' is not written \"platform:id\""),
+        ("[access]\nadmins = ['irc:7']", "'irc:7' is on no platform that this program knows: console, discord, slack"),
+        ("[logs]\nlevels = 7", "line 2, logs.levels: 7 is not a table"),
+        ("[logs.levels]\n'bot.engine' = 'loud'", "'loud' is not one of debug, info, warning, error"),
+        ("temperature = 1", "line 1, temperature: there is no such setting; did you mean sampling.temperature?"),
+        ("[adapters.discord]\nenabled = 'yes, please'", "'yes, please' is not one of auto, true, false"),
+        ("[adapters.discrod]", "line 1, adapters.discrod: there is no such setting; did you mean adapters.discord?"),
+        ("[engine]\nquantization = '" + "x" * 99 + "'", "xxx… is not one of none, int8, int4"),
+        ("[engine\nmodel = 6", "line 1, column 8: expected ']' at the end of a table declaration"),
+        ("[engine]\nmodel = 'a'\nmodel = 'b'", "line 3, column 12: cannot overwrite a value"),
+        ("[engine]\nmodel = '''a", "end of document"),
+    ],
+)
+def test_a_mistake_in_the_file_has_its_place_and_plain_words(folder: Path, toml: str, sentence: str) -> None:
+    assert sentence in mistake(toml)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("BOT_ENGINE_DEVICE", "did you mean BOT_ENGINE__DEVICE?"),
+        ("BOT_ADAPTERS__DISCORD__TOKEN", "did you mean BOT_DISCORD__TOKEN?"),
+        ("BOT_SECRET_DIR", ""),
+        ("BOT_TOKEN", ""),  # another bot's, perhaps
+    ],
+)
+def test_only_a_variable_that_looks_like_ours_is_a_mistake(folder: Path, name: str, sentence: str) -> None:
+    if sentence:
+        assert mistake(**{name: "x"}).endswith(sentence)
+    else:
+        load(**{name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("toml", "home"),
+    [
+        ("[adapters.discord]\ntoken = '{}'", "BOT_DISCORD__TOKEN or the file secrets/discord__token"),
+        ("[adapters.telegram]\ntoken = '{}'", "BOT_TELEGRAM__TOKEN or the file secrets/telegram__token"),
+        ("[discord]\ntoken = '{}'", "BOT_DISCORD__TOKEN or the file secrets/discord__token"),
+        ("[slack]\nbot_token = '{}'", "BOT_SLACK__BOT_TOKEN or the file secrets/slack__bot_token"),
+        ("[storage]\nurl = 'postgresql://u:{}@h/d'", "BOT_STORAGE__URL or the file secrets/storage__url"),
+        ("[storage]\nurl = 'postgresql://h/d?password={}'", "BOT_STORAGE__URL or the file secrets/storage__url"),
+        ("[engine]\napi_key = '{}'", "the environment variable"),
+        ("[engine]\nmirrors = [{{ password = '{}' }}]", "the environment variable"),
+        ("[[x]]\n[[x.y]]\nsigning_secret = '{}'", "the environment variable"),
+    ],
+)
+def test_a_secret_in_the_file_is_refused_with_where_to_put_it(folder: Path, toml: str, home: str) -> None:
+    found = mistakes(toml.format(CANARY))
+    assert any("a secret does not belong in this file" in each and home in each for each in found)
+    assert CANARY not in "".join(found)
+
+
+def test_an_at_sign_in_a_databases_password_is_told_of_and_shows_no_part_of_it(folder: Path) -> None:
+    assert mistake(BOT_STORAGE__URL="postgresql://bot:p@ss/word@h/d?sslmode=require") == (
+        "BOT_STORAGE__URL: it has more than one @: in a password @ is written %40, : %3A, / %2F and % %25"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://bot:p%40ss@h/d",
+        "postgresql://bot:sec/ret@h/d",
+        "postgresql://bot:secret@h/d?application_name=me@home",
+        "postgresql://bot@h/d@e",
+        "sqlite+aiosqlite:///data/a:b@c@d.db",
+    ],
+)
+def test_any_other_at_sign_in_a_databases_address_is_let_through(folder: Path, url: str) -> None:
+    assert load(BOT_STORAGE__URL=url).storage.url.get_secret_value() == url
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_a_database_without_a_password_may_stand_in_the_file(folder: Path, scheme: str) -> None:
+    url = f"{scheme}://bot@db/bot"
+    assert load(f"[storage]\nurl = '{url}'").storage.url.get_secret_value() == url
+
+
+def test_a_secret_is_in_no_repr_and_no_traceback(folder: Path) -> None:
+    variables = {"BOT_DISCORD__TOKEN": CANARY, "BOT_STORAGE__URL": f"postgresql+psycopg://u:{CANARY}@h/d"}
+    config = load(**variables)
+    assert CANARY not in repr(config)
+    assert CANARY not in str(config)
+    assert {*config.secrets} == {f"postgresql+psycopg://u:{CANARY}@h/d", f"u:{CANARY}", CANARY}
+    with pytest.raises(ConfigError) as caught:
+        load(f"[adapters.slack]\nbot_token = ['{CANARY}']\n[engine]\nx = '{CANARY}'", **variables, BOT_X__Y=CANARY)
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "garbage", "mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "postgresql+asyncpg://h/d", "/data/bot.db"],
+)
+def test_a_database_of_no_known_kind_is_a_mistake_like_any_other(folder: Path, url: str) -> None:
+    assert mistakes(f"[engine]\nmax_wait = 3\n[storage]\nurl = '{url}'") == (
+        "line 2, engine.max_wait: there is no such setting; did you mean engine.max_waiting?",
+        "line 4, storage.url: it must begin with sqlite+aiosqlite:/// (a file) or postgresql:// (a server)",
+    )
+
+
+def test_a_wrong_url_is_refused_without_its_password(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"BOT_STORAGE__URL: it must begin with sqlite\+aiosqlite:///") as caught:
+        load(BOT_STORAGE__URL=f"mysql://u:{CANARY}@h/d")
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+    assert CANARY not in mistake(f"[storage]\nurl = 'mysql://u:{CANARY}@h/d'")
+
+
+def test_the_url_of_a_database_without_a_password_is_no_secret(folder: Path) -> None:
+    assert load().secrets == ()
+
+
+def test_every_unknown_platform_in_the_rights_is_told_beside_their_other_mistakes(folder: Path) -> None:
+    Path("config.toml").write_text(
+        '[access]\nadmins = ["foo:12", "discord:7", "Discord:5", "12"]\nclear_by = "all"\ndeny_users = ["tele:1"]'
+    )
+    environ = {"BOT_SECRETS_DIR": "secrets", "BOT_ACCESS__ALLOW_ROLES": "Slack:U01"}
+    with pytest.raises(ConfigError) as caught:
+        load_with_origins(Path("config.toml"), SETTINGS, BACKENDS, environ)  # as `bot check` does
+    no_platform = "is on no platform that this program knows: console, discord, telegram, slack"
+    assert sorted(caught.value.mistakes) == [
+        f"BOT_ACCESS__ALLOW_ROLES: 'Slack:U01' {no_platform}",
+        'line 2, access.admins: \'12\' is not written "platform:id", as in "discord:1234"',
+        f"line 2, access.admins: 'Discord:5' {no_platform}",
+        f"line 2, access.admins: 'foo:12' {no_platform}",
+        "line 3, access.clear_by: 'all' is not one of everyone, admins",
+        f"line 4, access.deny_users: 'tele:1' {no_platform}",
+    ]
+
+
+def test_secret_files_of_others_are_left_alone(folder: Path) -> None:
+    Path("secrets/kubernetes.io").mkdir()
+    Path("secrets/somebody_elses").write_bytes(b"\xff")
+    Path("secrets/discord__token").write_text(" \n")
+    assert load().secrets == ()
+
+
+def test_secret_files_with_a_wrong_name_or_content_are_mistakes(folder: Path) -> None:
+    Path("secrets/discord__tokn").write_text(CANARY)
+    Path("secrets/slack__bot_token").write_bytes(b"\xff")
+    Path("secrets/slack__app_token").mkdir()
+    assert mistakes(BOT_SECRETS_DIR="secrets") == (
+        "secrets/discord__tokn: there is no such setting; did you mean discord__token?",
+        "secrets/slack__app_token: it cannot be read: Is a directory",
+        "secrets/slack__bot_token: it is not UTF-8",
+    )
+
+
+def test_a_secrets_folder_that_cannot_be_read_is_a_mistake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> None:  # permissions would not stop a test that runs as root
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert mistake() == "secrets: it cannot be read: Permission denied"
+
+
+def test_a_variable_that_is_not_unicode_is_a_mistake(folder: Path) -> None:
+    assert mistake(BOT_ENGINE__MODEL="model\udcff") == "BOT_ENGINE__MODEL: it is not UTF-8"
+
+
+def test_a_secrets_folder_that_is_named_but_missing_is_a_mistake(folder: Path) -> None:
+    assert mistake(BOT_SECRETS_DIR="nowhere") == "BOT_SECRETS_DIR: there is no folder nowhere"
+
+
+@pytest.mark.parametrize(
+    ("toml", "variables", "names"),
+    [
+        ("", {}, ["console"]),
+        ("", {"BOT_DISCORD__TOKEN": "x"}, ["discord"]),
+        ("[adapters.console]\nenabled = true", {"BOT_DISCORD__TOKEN": "x"}, ["console", "discord"]),
+        ("[adapters.discord]\nenabled = false", {"BOT_DISCORD__TOKEN": "x"}, ["console"]),
+        ("[adapters.discord]\nenabled = true", {"BOT_DISCORD__TOKEN": "x"}, ["discord"]),
+        ("[adapters.console]\nenabled = false", {}, []),
+        ("", {"BOT_SLACK__APP_TOKEN": "x", "BOT_SLACK__BOT_TOKEN": "y"}, ["slack"]),
+        ("", {"BOT_CONSOLE__ENABLED": "false", "BOT_DISCORD__ENABLED": "auto"}, []),
+    ],
+)
+def test_an_adapter_is_on_when_its_tokens_are_there_and_the_console_when_nothing_else_is(
+    folder: Path, toml: str, variables: dict[str, str], names: list[str]
+) -> None:
+    assert list(load(toml, **variables).enabled_adapters) == names
+
+
+def test_an_adapter_that_is_switched_on_without_its_token_is_a_mistake(folder: Path) -> None:
+    assert (
+        mistake("\n[adapters.discord]\nenabled = true")
+        == "line 2, adapters.discord: enabled = true, but BOT_DISCORD__TOKEN is not set"
+    )
+    assert mistake(BOT_SLACK__ENABLED="1") == (
+        "adapters.slack: enabled = true, but BOT_SLACK__APP_TOKEN and BOT_SLACK__BOT_TOKEN are not set"
+    )
+
+
+def test_one_token_of_two_is_a_mistake(folder: Path) -> None:
+    assert mistake(BOT_SLACK__APP_TOKEN="x") == (
+        "adapters.slack: one token is there, but BOT_SLACK__BOT_TOKEN is not set"
+    )
+
+
+def test_each_setting_knows_where_it_was_made(folder: Path) -> None:
+    Path("secrets/discord__token").write_text(CANARY)
+    Path("config.toml").write_text(
+        "# settings\n[engine]\nmodel = '''\nglm'''\n\n  [ logs . levels ]\n  'a.b' = 'info'\n"
+    )
+    variables = {"BOT_SECRETS_DIR": "secrets", "BOT_ENGINE__DEVICE": "cpu"}
+    assert load_with_origins(None, ADAPTERS, environ=variables).origins == {
+        ("engine", "model"): "config.toml, line 3",
+        ("engine", "device"): "BOT_ENGINE__DEVICE",
+        ("logs", "levels"): "config.toml, line 6",
+        ("adapters", "discord", "token"): "secrets/discord__token",
+    }
+
+
+def test_lines_are_counted_past_texts_that_look_like_tables(folder: Path) -> None:
+    toml = (
+        '[conversation]\r\nsystem_prompt = """\r\n[engine]\r\nmodel = 1\r\n"""\r\n\r\n[engine]  # [x]\r\nmodel = 2\r\n'
+    )
+    Path("config.toml").write_bytes(toml.encode())
+    with pytest.raises(ConfigError, match=r"line 8, engine\.model: 2 is not a text"):
+        load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
+
+
+def example() -> str:
+    return (Path(__file__).parents[2] / "config.toml").read_text(encoding="utf-8")
+
+
+def test_the_config_toml_of_the_repository_runs_as_it_is_and_changes_nothing(folder: Path) -> None:
+    Path("config.toml").write_text(example(), encoding="utf-8")
+    loaded = load_with_origins(None, SETTINGS, environ={"BOT_SECRETS_DIR": "secrets"})
+    assert loaded.config.model_copy(update={"adapters": {}}) == Config()
+    assert not loaded.origins
+
+
+def test_its_comments_are_all_the_settings_with_their_defaults_and_descriptions() -> None:
+    shown = re.sub(r"^# (?=\w+ = )", "", example(), flags=re.MULTILINE)
+    tables = tomllib.loads(shown)
+    expected: dict[str, dict[str, object]] = {}
+    for key, field in known_settings(SETTINGS).items():
+        default = field.get_default(call_default_factory=True)
+        if default is None:
+            continue  # a token; it is not to stand there
+        table = expected
+        for name in key[:-1]:
+            table = table.setdefault(name, {})  # type: ignore[assignment]  # tables in tables
+        value = default.get_secret_value() if isinstance(default, SecretStr) else default
+        table[key[-1]] = list(value) if isinstance(value, tuple) else value  # type: ignore[assignment]  # a value
+        assert re.search(rf"^{key[-1]} = .*  # {re.escape(field.description or '?')}$", shown, re.MULTILINE), key
+    assert tables == expected

@@ -1,0 +1,315 @@
+"""config.toml changes while the program runs: what is right takes effect, and what is wrong changes nothing."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from bot.adapters import SETTINGS
+from bot.chat.intake import Intake
+from bot.config.reload import ConfigWatcher, ReloadResult, Source
+from bot.config.schema import AccessSection, Config, ConversationSection, EngineSection, LimitsSection, LogsSection
+from bot.config.sources import load_config
+from bot.domain import Author, Notice, SamplingParams, Usage
+from bot.engine import BACKENDS
+from bot.errors import EngineUnavailable
+from bot.observability.logging import use_levels
+from bot.storage.retention import Retention
+from bot.storage.sql import SqlStore
+from tests.harness.fakes import ManualClock, ScriptedEngine
+from tests.harness.harness import Harness, make_harness, notice_of
+from tests.harness.messages import MEI, NOON, a_message
+
+
+@dataclass
+class Follower:
+    """Live settings on a file, whose looks a test lets happen one by one; the models asked for are `wanted`."""
+
+    path: Path
+    environ: dict[str, str] = field(default_factory=dict)
+    clock: ManualClock = field(default_factory=ManualClock)
+    taken: list[Config] = field(default_factory=list)
+    wanted: list[EngineSection] = field(default_factory=list)
+    change: Callable[[EngineSection], Awaitable[str | None]] | None = None
+
+    def __post_init__(self) -> None:
+        source = Source(self.path, lambda: load_config(self.path, SETTINGS, BACKENDS, self.environ))
+        self.live = ConfigWatcher(source.load(), source, self.clock, lambda: NOON)
+        self.task = asyncio.create_task(self.live.follow(self.taken.append, self._change))
+
+    async def _change(self, section: EngineSection) -> str | None:
+        self.wanted.append(section)
+        return None if self.change is None else await self.change(section)
+
+    async def at_rest(self) -> None:
+        """Wait until it waits for its next look."""
+        while self.clock.next_wake is None and not self.task.done():  # noqa: ASYNC110 - a thread reads
+            await asyncio.sleep(0)
+
+    async def look(self, times: int = 2) -> ReloadResult | None:
+        for _ in range(times):
+            await self.at_rest()
+            await self.clock.advance(1)
+        await self.at_rest()
+        await self.clock.settle()
+        return self.live.last
+
+    async def write(self, toml: str) -> ReloadResult:
+        """Write the file, and wait until it was read."""
+        self.path.write_text(toml, encoding="utf-8")
+        last = await self.look()
+        assert last is not None
+        return last
+
+
+@pytest.fixture
+async def follower(tmp_path: Path) -> AsyncIterator[Follower]:
+    path = tmp_path / "config.toml"
+    path.write_text("", encoding="utf-8")
+    follower = Follower(path)
+    await follower.at_rest()
+    yield follower
+    follower.task.cancel()
+    await asyncio.wait([follower.task])
+
+
+async def test_what_is_not_changed_is_not_read_again(follower: Follower) -> None:
+    assert await follower.look(3) is None
+
+
+async def test_what_can_take_effect_does_so_at_once_and_is_named(follower: Follower) -> None:
+    last = await follower.write("[limits]\nrequests_per_minute = 1\n[storage]\nretention_days = 7\n")
+    assert last == ReloadResult(NOON, changed=("limits.requests_per_minute", "storage.retention_days"))
+    [config] = follower.taken
+    assert (config.limits.requests_per_minute, config.storage.retention_days) == (1, 7)
+    assert config == follower.live.in_force
+
+
+async def test_a_file_with_mistakes_is_refused_with_all_of_them(follower: Follower) -> None:
+    await follower.write("[limits]\nrequests_per_minute = 1\n")
+    last = await follower.write("[limits]\nrequests_per_minute = -1\n[engine]\nquantisation = 4\n")
+    assert [mistake.partition(":")[0] for mistake in last.refused] == [
+        "line 2, limits.requests_per_minute",
+        "line 4, engine.quantisation",
+    ]
+    assert follower.live.in_force.limits.requests_per_minute == 1
+    assert len(follower.taken) == 1
+    assert (await follower.write("[limits]\nrequests_per_minute = 2\n")).refused == ()
+    assert follower.live.in_force.limits.requests_per_minute == 2
+
+
+async def test_a_file_that_is_being_written_is_not_read(follower: Follower) -> None:
+    follower.path.write_text("[limits]\nrequests_per_min", encoding="utf-8")
+    assert await follower.look(1) is None
+    assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).refused == ()
+
+
+async def test_a_link_to_another_file_is_noticed(follower: Follower, tmp_path: Path) -> None:
+    """As Kubernetes changes what it mounts."""
+    other, link = tmp_path / "..data", tmp_path / "link"
+    other.write_text("[limits]\nrequests_per_minute = 1\n", encoding="utf-8")
+    link.symlink_to(other)
+    link.replace(follower.path)
+    last = await follower.look()
+    assert last is not None
+    assert last.changed == ("limits.requests_per_minute",)
+
+
+async def test_a_file_that_is_gone_changes_nothing_until_it_is_back(follower: Follower) -> None:
+    follower.path.unlink()
+    last = await follower.look()
+    assert last is not None
+    assert last.refused == ("it cannot be read any more",)
+    assert follower.taken == []
+    assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).refused == ()
+
+
+async def test_the_environment_outranks_a_changed_file_too(follower: Follower) -> None:
+    follower.environ["BOT_LIMITS__REQUESTS_PER_MINUTE"] = "20"
+    assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).changed == ()
+
+
+async def test_what_needs_a_restart_is_named_and_stays_as_it_was(follower: Follower) -> None:
+    last = await follower.write('[logs]\nformat = "json"\nlevel = "debug"\n[adapters.discord]\nthreads = false\n')
+    assert last.changed == ("logs.level",)
+    assert last.needs_restart == ("logs.format", "adapters.discord.threads")
+    assert follower.live.in_force.logs == LogsSection(level="debug")
+    last = await follower.write('[logs]\nformat = "json"\n')
+    assert last.needs_restart == ("logs.format",), "it still does"
+
+
+async def test_another_model_is_asked_for(follower: Follower) -> None:
+    last = await follower.write('[engine]\nquantization = "int8"\n')
+    assert last == ReloadResult(NOON, changed=("engine.quantization",))
+    assert [section.quantization for section in follower.wanted] == ["int8"]
+    assert follower.live.in_force.engine.quantization == "int8"
+
+
+async def test_a_model_that_does_not_run_is_told_until_another_is_named(follower: Follower) -> None:
+    async def fail(section: EngineSection) -> str | None:
+        return "there is no such folder"
+
+    follower.change = fail
+    last = await follower.write('[engine]\nmodel = "/nowhere"\n')
+    assert last.failure == "there is no such folder"
+    assert follower.live.in_force.engine.model == "demo"
+    last = await follower.write('[engine]\nmodel = "/nowhere"\n[limits]\nrequests_per_minute = 1\n')
+    assert last.failure == "there is no such folder"
+    assert len(follower.wanted) == 1, "it is not tried again for another setting"
+    follower.live.reload_now()
+    await follower.look()
+    assert len(follower.wanted) == 2, "but if somebody asks for it"
+    assert (await follower.write("")).failure == "there is no such folder", "of the old one, which is asked for again"
+
+
+async def test_a_newer_model_takes_the_place_of_one_that_is_loading(follower: Follower) -> None:
+    gone = asyncio.Event()
+
+    async def load(section: EngineSection) -> str | None:
+        if section.quantization == "int8":
+            await gone.wait()
+            return "a newer change took its place"
+        gone.set()
+        return None
+
+    follower.change = load
+    await follower.write('[engine]\nquantization = "int8"\n')
+    follower.live.reload_now()
+    await follower.look()
+    assert len(follower.wanted) == 1, "it is loading already"
+    last = await follower.write('[engine]\nquantization = "int4"\n')
+    assert last.failure is None
+    assert follower.live.in_force.engine.quantization == "int4"
+
+
+async def test_when_no_model_is_left_following_ends_with_that_error(follower: Follower) -> None:
+    async def fail(section: EngineSection) -> str | None:
+        raise EngineUnavailable("no model is left")
+
+    follower.change = fail
+    follower.path.write_text('[engine]\nquantization = "int8"\n', encoding="utf-8")
+    await follower.look()
+    with pytest.raises(ExceptionGroup) as caught:
+        await follower.task
+    assert caught.group_contains(EngineUnavailable, match="no model is left")
+
+
+# What the parts do with new settings.
+
+
+async def test_new_limits_count_what_was_asked_before(harness: Harness) -> None:
+    for _ in range(3):
+        assert harness.access.refusal(a_message(), str) is None
+    harness.access.reconfigure(AccessSection(), LimitsSection(requests_per_minute=3))
+    assert "a lot just now" in (harness.access.refusal(a_message(), str) or "")
+    harness.access.reconfigure(AccessSection(deny_users=("discord:1",)), LimitsSection(requests_per_minute=4))
+    assert harness.access.refusal(a_message(), str) is None
+    assert not harness.access.admits(a_message())
+    harness.access.spend(a_message(), Usage(5, 5))
+    harness.access.reconfigure(AccessSection(), LimitsSection(tokens_per_hour=10))
+    assert "used up" in (harness.access.refusal(a_message(), str) or "")
+
+
+async def test_the_next_answer_goes_by_the_new_settings(harness: Harness) -> None:
+    talk = ConversationSection(system_prompt="Be kind.", language="zh")
+    harness.conversations.reconfigure(talk, SamplingParams(temperature=0), answer_seconds=60)
+    harness.intake.reconfigure(talk)
+    await harness.ask(a_message())
+    [request] = harness.engine.requests
+    assert request.messages[0].content == "Be kind."
+    assert request.params.temperature == 0
+    assert harness.intake.translator_for_author(a_message())("Stopped.") == "已停止。"
+
+
+async def test_a_prompt_is_made_anew_for_a_model_that_holds_less(tmp_path: Path) -> None:
+    class Shrinking(ScriptedEngine):
+        """Holds 200 tokens until it is asked, and 60 from then on."""
+
+        def shrink(self) -> None:
+            self._context_length = 60
+
+    engine = Shrinking("x" * 30, context_length=200)
+    async with make_harness(tmp_path, engine, conversation=ConversationSection(answer_tokens=10)) as harness:
+        await harness.ask(a_message("y" * 30))
+        generate = engine.generate
+
+        def shrunk(request: object) -> object:
+            engine.shrink()
+            return generate(request)  # type: ignore[arg-type]  # as it was given
+
+        engine.generate = shrunk  # type: ignore[assignment,method-assign]  # of this one engine
+        events = await harness.ask(a_message("z" * 30))
+    assert "left out: 1" in notice_of(events)
+    assert len(engine.requests[-1].messages) == 1
+
+
+async def test_another_retention_takes_effect_at_once(tmp_path: Path) -> None:
+    class Watched(SqlStore):
+        async def expire(self, before: datetime) -> int:
+            expired.put_nowait(before)
+            return 0
+
+    expired: asyncio.Queue[datetime] = asyncio.Queue()
+    async with (
+        Watched(f"sqlite+aiosqlite:///{tmp_path / 'bot.db'}") as store,
+        Retention(store, 0, ManualClock()) as retention,
+    ):
+        retention.reconfigure(30)
+        first = await expired.get()
+        retention.reconfigure(30)
+        retention.reconfigure(7)
+        assert round((await expired.get() - first) / timedelta(days=1)) == 23
+        assert expired.empty()
+
+
+def test_log_levels_that_are_named_no_more_are_as_if_never_named() -> None:
+    names = ("", "bot", "bot.engine", "alembic")
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        first = LogsSection(levels={"bot.engine": "debug", "alembic": "info"})
+        use_levels(first, LogsSection())
+        assert logging.getLogger("bot.engine").level == logging.DEBUG
+        use_levels(LogsSection(level="error"), first)
+        assert logging.getLogger("bot.engine").level == logging.NOTSET
+        assert logging.getLogger("bot").level == logging.ERROR
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+async def test_admins_are_told_what_came_of_the_last_change(harness: Harness, follower: Follower) -> None:
+    async def fail(section: EngineSection) -> str | None:
+        return "there is no such folder"
+
+    follower.change = fail
+    harness.access.reconfigure(AccessSection(admins=(MEI.key,)), LimitsSection())
+    intake = Intake(
+        harness.access,
+        harness.conversations,
+        harness.engine,
+        harness.store,
+        ConversationSection(),
+        lambda: NOON,
+        harness.clock,
+        follower.live,
+    )
+
+    async def status(author: Author = MEI) -> str:
+        exchange = await intake.accept(a_message("/status", author=author))
+        assert exchange is not None
+        return "\n".join([event.text async for event in intake.handle(exchange) if isinstance(event, Notice)])
+
+    assert "Settings read again" not in await status()
+    await follower.write('[engine]\nmodel = "/nowhere"\n[logs]\nformat = "json"\n[adapters.discord]\nthreads = false\n')
+    said = await status()
+    assert "Settings read again: 2026-11-20 12:00:00 UTC" in said
+    assert "Changed by that: engine.model" in said
+    assert "Needs a restart: logs.format, adapters.discord.threads" in said
+    assert "The model was not changed: there is no such folder" in said
+    await follower.write("[limits]\nrequests_per_minute = -1\n")
+    assert "Refused, so the old settings stay: line 2, limits.requests_per_minute: " in await status()
+    assert "Settings read again" not in await status(Author("discord", "2", "Li"))

@@ -1,0 +1,190 @@
+"""Canaries in every place that a secret can come from; none may be seen, in any form, wherever the program speaks."""
+
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+
+from bot.adapters import SETTINGS
+from bot.config.report import report
+from bot.config.schema import foreign_secrets
+from bot.config.sources import load_with_origins
+from bot.observability.logging import Redaction
+from tests.cli.test_main import environment
+
+ROOT = Path(__file__).parents[2]
+
+# With what URLs and shells make something else of; a token in an address may not have it.
+TOKENS = {
+    "BOT_DISCORD__TOKEN": "canary-1.discord.token",
+    "BOT_TELEGRAM__TOKEN": "123456789:canary-2-telegram-token",
+    "BOT_SLACK__BOT_TOKEN": "canary-3-slack-bot-token",
+    "BOT_SLACK__APP_TOKEN": "canary-4-slack-app-token",
+    "BOT_SLACK__SIGNING_SECRET": "canary-5-slack-signing",
+    "HF_TOKEN": "canary-6-hub-token",
+    "PGPASSWORD": "canary-7-pg-password",
+}
+PASSWORDS = {
+    "BOT_DISCORD__PROXY": "canary-8+me/x=",
+    "BOT_TELEGRAM__PROXY": "canary-9-proxy",
+    "BOT_SLACK__PROXY": "canary-10-proxy",
+    "HTTPS_PROXY": "canary-11-proxy",
+}
+# Lines of a log: by then each platform has failed and been tried again.
+_A_LOT = 12
+SECRETS = [*TOKENS.values(), *PASSWORDS.values()]
+
+
+def in_all_forms(secret: str) -> set[str]:
+    encoded = secret.encode()
+    tails = {base64.b64encode(b"x" * pad + encoded).decode().rstrip("=")[-12:] for pad in range(3)}
+    return {secret, quote(secret, safe=""), repr(secret)[1:-1], json.dumps(secret)[1:-1], *tails}
+
+
+def seen_in(text: str, *secrets: str) -> list[str]:
+    return [form for secret in secrets or SECRETS for form in in_all_forms(secret) if form in text]
+
+
+@asynccontextmanager
+async def a_server(status: int, body: str) -> AsyncIterator[str]:
+    """Answers everything so, and repeats the address and the headers that it was asked with."""
+
+    async def answer(request: web.Request) -> web.Response:
+        said = body.replace("{asked}", f"{request.url} {dict(request.headers)}")
+        return web.Response(status=status, text=said, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def everywhere(url: str, *, proxies: bool) -> dict[str, str]:
+    """Canaries in all settings, and all platforms at this address, or at it as a proxy."""
+    beyond = "http://platform.invalid" if proxies else url
+    given = TOKENS | {
+        "BOT_DISCORD__API_URL": f"{beyond}/api/v10",
+        "BOT_DISCORD__GATEWAY_URL": f"{beyond.replace('http', 'ws')}/gateway",
+        "BOT_TELEGRAM__API_URL": beyond,
+        "BOT_SLACK__API_URL": f"{beyond}/api/",
+        "BOT_LOGS__LEVEL": "debug",
+        "BOT_OPERATIONS__PORT": "0",
+        "BOT_LOGS__LEVELS": "discord=debug,telegram=debug,httpx=debug,httpcore=debug,slack_sdk=debug,aiohttp=debug",
+    }
+    if proxies:
+        given |= {
+            name: url.replace("://", f"://me:{quote(password, safe='')}@") for name, password in PASSWORDS.items()
+        }
+    return given
+
+
+async def what_it_says(folder: Path, *args: str, **variables: str) -> str:
+    """Run the program until it ends, or has said a lot; what it wrote, on both ways."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "bot",
+        *args,
+        cwd=folder,
+        env=environment(PYTHONUNBUFFERED="1", PYTHONASYNCIODEBUG="1", **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said: list[bytes] = []
+    try:
+        async with asyncio.timeout(30):
+            while line := await process.stdout.readline():
+                said.append(line)
+                if args == ("run",) and len(said) >= _A_LOT and process.returncode is None:
+                    process.terminate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    return b"".join(said).decode(errors="replace")
+
+
+ANSWERS = [
+    (401, '{"ok": false, "error_code": 401, "error": "invalid_auth", "description": "{asked}", "message": "{asked}"}'),
+    (500, "<html>{asked}"),
+    (200, "{asked}"),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), ANSWERS, ids=["refused", "broken", "nonsense"])
+@pytest.mark.parametrize("proxies", [False, True], ids=["direct", "by proxy"])
+async def test_no_secret_is_seen_when_platforms_fail(tmp_path: Path, status: int, body: str, proxies: bool) -> None:
+    async with a_server(status, body) as url:
+        given = everywhere(url, proxies=proxies)
+        for command in (["check", "--online"], ["run"]):
+            said = await what_it_says(tmp_path, *command, **given)
+            assert said, "it says what is wrong"
+            assert seen_in(said) == [], said
+
+
+async def test_no_secret_is_seen_in_a_traceback_of_a_fault_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import bot.adapters.telegram.adapter as module\n"
+        "def broken(settings, *more):\n"
+        "    raise RuntimeError(f'no route to https://x/bot{settings.token.get_secret_value()}/getMe', settings)\n"
+        "module.open_adapter = broken\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    said = await what_it_says(tmp_path, "run", **TOKENS | {"PYTHONPATH": path, "BOT_OPERATIONS__PORT": "0"})
+    assert "RuntimeError: ('no route to https://x/bot(secret)/getMe'" in said
+    assert seen_in(said) == []
+
+
+def test_no_secret_is_seen_in_the_settings_however_they_are_shown(tmp_path: Path) -> None:
+    for name, password in PASSWORDS.items():
+        if name.startswith("BOT_"):
+            (tmp_path / name.removeprefix("BOT_").lower()).write_text(f"http://me:{password}@proxy:1\n")
+    url = "postgresql+psycopg://bot:canary-12/pass@db/bot"
+    environ = TOKENS | {"BOT_STORAGE__URL": url, "BOT_SECRETS_DIR": str(tmp_path)}
+    loaded = load_with_origins(None, SETTINGS, environ=environ)
+    sections = [loaded.config.storage, *loaded.config.adapters.values()]
+    shown = [*report(loaded), repr(loaded), str(loaded), repr(loaded.config), loaded.config.model_dump_json()]
+    shown += [form for section in sections for form in (repr(section), str(section), str(section.model_dump()))]
+    assert seen_in("\n".join(shown), *SECRETS, "canary-12/pass") == []
+    assert "  proxy = (set)" in "\n".join(shown).replace("* proxy", "  proxy")
+
+
+def test_a_mistake_in_the_settings_does_not_tell_the_secret_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        '[adapters.discord]\nproxy = "http://me:canary-8@proxy:1"\n[adapters.slack]\nproxy = "me:canary-9@proxy:1"\n'
+        'token = "canary-3"\n[storage]\nurl = "mysql://bot:canary-12/pass@db/bot"\n'
+    )
+    environ = environment(BOT_TELEGRAM__PROXY="socks5://me:canary-10@proxy:1")
+    ran = subprocess.run(
+        [sys.executable, "-m", "bot", "check"], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert "canary" not in ran.stdout + ran.stderr
+
+
+def test_a_proxy_without_a_password_is_shown(tmp_path: Path) -> None:
+    loaded = load_with_origins(None, SETTINGS, environ={"BOT_TELEGRAM__PROXY": "http://proxy:3128"})
+    assert any("http://proxy:3128" in line for line in report(loaded))
+    assert "http://proxy:3128" not in loaded.config.secrets
+
+
+def test_what_libraries_read_by_themselves_is_blotted_out_too() -> None:
+    environ = {"HF_TOKEN": "canary-6-hub", "https_proxy": "http://me:canary-11@proxy:1", "NO_PROXY": "localhost"}
+    redact = Redaction(foreign_secrets(environ))
+    assert seen_in(redact("canary-6-hub http://me:canary-11@proxy:1 canary-11"), "canary-6-hub", "canary-11") == []

@@ -1,0 +1,214 @@
+import unicodedata
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from bot.delivery.markdown.blocks import is_balanced, visible
+from bot.delivery.markdown.format import Format, MarkdownFormat, Plain, Remembering, Rendered, utf16_units
+from bot.delivery.markdown.split import Piece, Splitter, join, split
+from tests.delivery.markdown.texts import DOCUMENT, FLAT, TEXT
+
+
+def texts(markdown: str, limit: int) -> list[str]:
+    pieces = split(markdown, MarkdownFormat(limit))
+    assert join(pieces) == markdown
+    assert all(len(piece.text) <= limit for piece in pieces)
+    return [piece.text for piece in pieces]
+
+
+def test_a_short_text_is_one_piece_and_an_empty_one_none() -> None:
+    assert texts("short", 28) == ["short"]
+    assert texts("", 28) == []
+
+
+def test_a_code_block_is_closed_and_reopened_with_its_language() -> None:
+    assert texts("```py\na = 1\nb = 2\nc = 3\nd = 4\n```", 28) == [
+        "```py\na = 1\nb = 2\nc = 3\n```",
+        "```py\nd = 4\n```",
+    ]
+
+
+def test_a_code_block_that_is_not_finished_is_closed() -> None:
+    assert texts("```py\na = 1", 28) == ["```py\na = 1\n```"]
+    assert texts("```py\na = 1\n", 28) == ["```py\na = 1\n```"]
+    assert texts("```py", 28) == ["```py\n```"]
+
+
+def test_tildes_and_longer_fences_are_reopened_as_they_were() -> None:
+    cut = texts("~~~~md\n~~~\nnested text\n~~~\nand much more text\n~~~~", 40)
+    assert all(text.startswith("~~~~md\n") and text.endswith("\n~~~~") for text in cut)
+    assert len(cut) == 2
+
+
+def test_a_long_language_gives_way_to_the_code() -> None:
+    assert texts("```a-language-of-28-letters-or\ncode one\ncode two\ncode three\n```", 48)[1].startswith("```\ncode ")
+
+
+def test_a_code_block_in_a_list_is_reopened_at_its_indentation() -> None:
+    cut = texts("1. Run\n\n   ```sh\n   first\n   second\n   third\n   fourth\n   ```\n2. Done", 44)
+    assert cut == [
+        "1. Run\n\n   ```sh\n   first\n   second\n   ```",
+        "   ```sh\n   third\n   fourth\n   ```\n2. Done",
+    ]
+
+
+def test_a_code_block_deep_in_a_list_is_reopened_inside_one() -> None:
+    cut = texts("- a\n  - b\n    ```py\n    one = 1\n    two = 2\n    three = 3\n    ```\n- next", 45)
+    assert cut[1].startswith("+\n    ```py\n")
+    assert "".join(map(visible, cut)) == "abone=1two=2three=3next"
+
+
+def test_a_code_block_in_a_quote_keeps_its_quote_marks() -> None:
+    cut = texts("> look:\n> ```py\n> one = 1\n> two = 2\n> three = 3\n> ```\n> end", 44)
+    assert cut[1].startswith("> ```py\n> ")
+    assert all(is_balanced(text) for text in cut)
+
+
+def test_the_rest_of_a_long_quoted_line_is_quoted_too() -> None:
+    assert texts("> one two three four five six seven", 28) == ["> one two three four five ", "> six seven"]
+
+
+def test_the_rest_of_a_long_indented_line_stays_code() -> None:
+    assert texts("    one two three four five six seven", 30)[1].startswith("    ")
+
+
+def test_nested_items_do_not_become_code() -> None:
+    cut = texts("- a first point\n    - a nested point\n    - another nested point", 45)
+    assert cut[1] == "+\n    - another nested point"
+
+
+def test_the_rest_of_a_table_is_a_table() -> None:
+    table = "| a | b |\n|---|---|\n" + "| one | two |\n" * 4
+    cut = texts(table, 60)
+    assert cut[1] == "|  |  |\n|---|---|\n| one | two |\n| one | two |\n"
+    assert "".join(map(visible, cut)) == visible(table)
+
+
+def test_a_table_header_that_takes_too_much_room_is_not_repeated() -> None:
+    table = "| a | b |\n|----------|----------|\n" + "| one | two |\n" * 4
+    assert texts(table, 60)[1].startswith("| one | two |\n")
+
+
+@pytest.mark.parametrize(
+    ("markdown", "first"),
+    [
+        ("A paragraph.\n\nAnother one that is long", "A paragraph.\n\n"),
+        ("# Title of this\ntext that follows it", "# Title of this\n"),
+        ("a first line here\nand a second line", "a first line here\n"),
+        ("The first sentence. The second sentence", "The first sentence. "),
+        ("这是第一个很长很长的句子没有空格。这是第二个句子，也没有空格", "这是第一个很长很长的句子没有空格。"),
+        ("onewordthatislong another-word-that-is", "onewordthatislong "),
+        ("**one two three** *four five six* seven", "**one two three** "),
+        ("and a [link with](https://example.org)", "and a "),
+        ("no marker may begin the next - item", "no marker may begin the "),
+    ],
+)
+def test_the_best_border_is_taken(markdown: str, first: str) -> None:
+    assert texts(markdown, 28)[0] == first
+
+
+def test_whitespace_after_a_cut_stays_with_the_piece_before_it() -> None:
+    assert texts("a" * 20 + "\n\n" + "b" * 20, 28) == ["a" * 20 + "\n\n", "b" * 20]
+
+
+@pytest.mark.parametrize("sign", ["👩‍👩‍👧‍👦", "🇩🇪", "👍🏽", "e\u0301", "\r\n", "\u1112\u1161\u11ab", "\ud83d\ude00"])
+def test_no_sign_is_torn(sign: str) -> None:
+    for before in range(20, 28):
+        cut = texts("x" * before + sign * 8, 28)
+        assert all(not unicodedata.combining(text[0]) for text in cut)
+        assert sum(text.count(sign) for text in cut) == 8
+
+
+def test_chinese_punctuation_does_not_begin_a_message() -> None:
+    assert texts("字" * 28 + "」" + "字" * 5, 28)[1].startswith("字")
+
+
+def test_a_sign_longer_than_a_message_is_cut() -> None:
+    assert len(texts("e" + "\u0301" * 100, 28)) > 3
+
+
+def test_a_fence_longer_than_a_message_is_cut_like_text() -> None:
+    texts("`" * 30 + "\ncode\n" + "`" * 30, 28)
+    texts("```" + "info" * 20 + "\ncode that is long enough to be cut\n```", 28)
+
+
+def test_lengths_are_those_of_the_platform() -> None:
+    pieces = split("😀" * 40, MarkdownFormat(28, utf16_units))
+    assert [len(piece.body) for piece in pieces] == [14, 14, 12]
+
+
+class Shortening:
+    """Shows nothing of what stands between slashes, as rendering leaves out a link's address."""
+
+    limit = 50
+
+    def render(self, markdown: str) -> Rendered:
+        return Rendered("".join(markdown.split("/")[::2]))
+
+    def plain(self, markdown: str) -> Rendered:
+        return Rendered(markdown)
+
+    def measure(self, rendered: Rendered) -> int:
+        return len(rendered.text)
+
+
+def test_the_rendered_length_counts_and_not_the_markdown() -> None:
+    format: Format = Remembering(Shortening())
+    text = "word /hidden/ " * 20
+    pieces = split(text, format)
+    assert join(pieces) == text
+    assert all(40 < format.measure(format.render(piece.text)) <= 50 for piece in pieces[:-1])
+    assert len(split(text, Plain(format))) > len(pieces)
+
+
+@settings(max_examples=120, deadline=None)
+@given(TEXT, st.integers(100, 400))
+@example("> 1. > ````py\n>    > x = 1\n>    > ```js\n>    > let a\n>    > ```\n>    > ````", 100)
+def test_every_piece_fits_and_is_balanced_and_nothing_is_lost(markdown: str, limit: int) -> None:
+    assert all(is_balanced(text) for text in texts(markdown, limit))
+
+
+@settings(max_examples=70, deadline=None)
+@given(FLAT, st.integers(28, 100))
+def test_so_it_is_in_messages_of_28_characters(markdown: str, limit: int) -> None:
+    assert all(is_balanced(text) for text in texts(markdown, limit))
+
+
+@settings(max_examples=70, deadline=None)
+@given(DOCUMENT, st.integers(300, 2000))
+def test_readers_see_what_the_whole_text_shows(markdown: str, limit: int) -> None:
+    assert "".join(map(visible, texts(markdown, limit))) == visible(markdown)
+
+
+@settings(max_examples=25, deadline=None)
+@given(DOCUMENT, st.integers(60, 200), st.integers(10, 80))
+def test_a_growing_text_has_the_same_pieces_and_only_its_last_ones_change(markdown: str, limit: int, step: int) -> None:
+    splitter = Splitter(MarkdownFormat(limit))
+    before: list[Piece] = []
+    for begin in range(0, len(markdown), step):
+        splitter.grow(markdown[begin : begin + step])
+        now = splitter.pieces()
+        assert now[: max(0, len(before) - 3)] == before[:-3]
+        before = now
+    assert before == split(markdown, MarkdownFormat(limit))
+
+
+def test_what_is_settled_is_not_rendered_again() -> None:
+    rendered = 0
+
+    class Counting(Shortening):
+        limit = 2000
+
+        def render(self, markdown: str) -> Rendered:
+            nonlocal rendered
+            rendered += len(markdown)
+            return Rendered(markdown)
+
+    splitter = Splitter(Counting())
+    text = "A sentence of an answer, **bold** here and there. " * 400
+    for begin in range(0, len(text), 80):
+        splitter.grow(text[begin : begin + 80])
+        splitter.pieces()
+    # Of the last two messages, at most: a look renders the one that grows, a cut some more.
+    assert rendered < 4 * 2000 * 250

@@ -1,0 +1,307 @@
+"""Replies on a platform: one at a time per exchange, and none that takes the others down."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from bot.adapters.base import GRACE, Replies
+from bot.delivery.markdown.format import MarkdownFormat, Rendered
+from bot.domain import Action, Answer, ChannelKey, Controls, Status
+from bot.errors import ChannelGone, LoginRefused, MarkupRefused, PlatformError, StoreError
+from tests.harness.fakes import FakeMessenger, FastClock
+from tests.harness.fakes.messenger import Failure, Verb
+from tests.harness.harness import Harness
+from tests.harness.messages import CHANNEL, MEI, a_message
+
+SORRY = "Something went wrong while I was answering. Please try again."
+
+
+@pytest.fixture
+def clock() -> FastClock:
+    return FastClock(1000)
+
+
+class SlowPlatform(FakeMessenger):
+    """Knows no nonces, as Telegram; has the first message long before its answer, until `answers`, reaches us."""
+
+    def __init__(self, clock: FastClock) -> None:
+        super().__init__(clock, knows_nonces=False)
+        self.has_it = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    async def send(
+        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+    ) -> str:
+        message_id = await super().send(channel, text, reply_to=reply_to, controls=controls, nonce=nonce)
+        self.has_it.set()
+        await self.answers.wait()
+        return message_id
+
+
+async def test_a_reply_grows_in_one_message_and_is_delivered(harness: Harness, clock: FastClock) -> None:
+    harness.engine.add(["Hello", " there"])
+    messenger = FakeMessenger(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        exchange = await harness.accept(a_message("hi"))
+        replies.start(exchange)
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["Hello there"]
+    assert messenger.violations == []
+    kept = await harness.kept(exchange)
+    assert (kept.status, len(kept.parts)) == (Status.DELIVERED, 1)
+
+
+async def test_a_question_edited_while_its_reply_is_shown_is_answered_in_the_same_message(
+    harness: Harness, clock: FastClock
+) -> None:
+    harness.engine.add(["old answer", asyncio.Event()], "new answer")
+    messenger = FakeMessenger(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        question = a_message("quesiton")
+        replies.start(await harness.accept(question))
+        await harness.engine.asked(1)
+        again = await harness.intake.edit(replace(question, text="question"))
+        assert again is not None
+        replies.start(again)
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["new answer"]
+    assert messenger.violations == []
+
+
+async def test_a_question_edited_while_the_first_message_is_on_its_way_is_answered_in_that_message(
+    harness: Harness, clock: FastClock
+) -> None:
+    messenger = SlowPlatform(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        question = a_message("quesiton")
+        replies.start(await harness.accept(question))
+        await messenger.has_it.wait()
+        again = await harness.intake.edit(replace(question, text="question"))
+        assert again is not None
+        assert again.parts == ()
+        replies.start(again)
+        await asyncio.sleep(0)
+        messenger.answers.set()
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await harness.kept(again)).parts == ("m1",)
+
+
+async def test_a_message_that_the_database_did_not_take_note_of_is_edited_by_the_next_answer(
+    harness: Harness, clock: FastClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed, refused = harness.store.record_part, asyncio.Event()
+
+    async def refuse(exchange: int, part: int, message_id: str) -> None:
+        refused.set()
+        raise StoreError("the database is locked")
+
+    monkeypatch.setattr(harness.store, "record_part", refuse)
+    messenger = FakeMessenger(clock, knows_nonces=False)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        question = a_message("quesiton")
+        replies.start(await harness.accept(question))
+        await refused.wait()
+        again = await harness.intake.edit(replace(question, text="question"))
+        assert again is not None
+        monkeypatch.setattr(harness.store, "record_part", placed)
+        replies.start(again)
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await harness.kept(again)).parts == ("m1",)
+
+
+async def test_a_double_click_gives_a_question_one_place_in_the_line(harness: Harness, clock: FastClock) -> None:
+    messenger = FakeMessenger(clock)
+
+    async def press() -> None:
+        pressed = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI)
+        assert pressed.again is not None
+        replies.start(pressed.again)
+
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+        await asyncio.gather(press(), press())
+        await replies.wait_idle()
+        assert harness.conversations.active(CHANNEL) == []
+        replies.start(await harness.accept(a_message("are you there?")))
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["ok", "ok"]
+
+
+async def test_an_answer_that_goes_out_while_it_is_asked_for_anew_leaves_no_message_behind(harness: Harness) -> None:
+    harness.engine.add("one two three four five six seven eight nine ten", "short")
+    verbs, second_sent = list[Verb](), asyncio.Event()
+
+    def note(number: int, verb: Verb) -> None:
+        verbs.append(verb)
+        if verbs.count("send") == 2:
+            second_sent.set()
+
+    clock = FastClock(1)
+    messenger = FakeMessenger(clock, format=MarkdownFormat(20), interval=0.05, script=note)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(await harness.accept(a_message("hi")))
+        await second_sent.wait()
+        again = await harness.accept(a_message("/retry"))
+        assert len(again.parts) < 3
+        await replies.wait_idle()
+        assert len(messenger.messages) == 3
+        assert await harness.intake.recover("discord") == []  # it is in hand
+        replies.start(again)
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["short"]
+
+
+async def test_of_three_replies_to_one_question_the_last_waits_for_the_first(
+    harness: Harness, clock: FastClock
+) -> None:
+    messenger = SlowPlatform(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        question = await harness.accept(a_message("hi"))
+        replies.start(question)
+        await messenger.has_it.wait()
+        for _ in range(2):
+            replies.start(replace(question, answer=Answer("ok")))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        messenger.answers.set()
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["ok"]
+
+
+async def test_an_adapter_that_ends_waits_for_the_message_that_is_on_its_way(
+    harness: Harness, clock: FastClock
+) -> None:
+    messenger = SlowPlatform(clock)
+
+    async def serve() -> None:
+        async with Replies(harness.intake, messenger, clock) as replies:
+            replies.start(exchange)
+            await messenger.has_it.wait()
+            replies.start(exchange)
+
+    exchange = await harness.accept(a_message("hi"))
+    serving = asyncio.create_task(serve())
+    await messenger.has_it.wait()
+    await clock.sleep(10 * GRACE)
+    assert not serving.done()
+    messenger.answers.set()
+    await serving
+    assert (await harness.kept(exchange)).parts == ("m1",)
+
+
+async def test_a_channel_that_is_gone_ends_only_its_own_exchange(harness: Harness, clock: FastClock) -> None:
+    gone = a_message("anybody?", channel=ChannelKey("discord", "gone"))
+    messenger = FakeMessenger(
+        clock, script=lambda number, verb: Failure(ChannelGone("no access")) if number == 0 else None
+    )
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(lost := await harness.accept(gone))
+        await replies.wait_idle()
+        replies.start(await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await harness.kept(lost)).status is Status.FAILED
+    assert await harness.intake.recover("discord") == []
+
+
+async def test_a_fault_of_ours_ends_its_exchange_for_good_and_no_other(harness: Harness, clock: FastClock) -> None:
+    harness.engine.add([ZeroDivisionError("a bug")])
+    messenger = FakeMessenger(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(broken := await harness.accept(a_message("trigger it")))
+        await replies.wait_idle()
+        replies.start(await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert (await harness.kept(broken)).status is Status.FAILED
+    assert messenger.texts(CHANNEL) == [SORRY, "ok"]
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"), [("trigger it", SORRY), ("触发它", "回答时出了点问题，请再试一次。")], ids=["en", "zh"]
+)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), PlatformError("Slack says what_is_this")], ids=["ours", "its"]
+)
+async def test_who_asked_reads_why_a_reply_cannot_be_shown_and_may_ask_for_another(
+    harness: Harness, clock: FastClock, error: Exception, question: str, sentence: str
+) -> None:
+    messenger = FakeMessenger(clock, script=lambda number, verb: Failure(error) if number == 1 else None)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(broken := await harness.accept(a_message(question)))
+        await replies.wait_idle()
+        assert (await harness.kept(broken)).status is Status.FAILED
+        assert await harness.intake.recover("discord") == []
+        (shown,) = messenger.messages.values()
+        assert (shown.text, shown.controls) == (sentence, frozenset({Action.RETRY}))
+        pressed = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI)
+        assert pressed.again is not None
+        replies.start(pressed.again)
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["ok"]
+    assert (await harness.kept(broken)).status is Status.DELIVERED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MarkupRefused("Bad Request: what is this?"), PlatformError("Slack says what_is_this")],
+    ids=["Telegram", "Slack"],
+)
+async def test_a_reply_of_which_nothing_may_be_sent_fails_and_is_owed_no_more(
+    harness: Harness, clock: FastClock, error: PlatformError
+) -> None:
+    messenger = FakeMessenger(clock, script=lambda number, verb: Failure(error))
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(refused := await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert (await harness.kept(refused)).status is Status.FAILED
+    assert await harness.intake.recover("discord") == []
+    assert len(messenger.calls) <= 4
+
+
+async def test_a_reply_that_waits_for_a_login_stays_owed(harness: Harness, clock: FastClock) -> None:
+    messenger = FakeMessenger(clock, script=lambda number, verb: Failure(LoginRefused("the token was revoked")))
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(exchange := await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert [owed.id for owed in await harness.intake.recover("discord")] == [exchange.id]
+    assert len(messenger.calls) == 1
+
+
+async def test_what_is_nearly_done_when_the_adapter_ends_is_finished(harness: Harness) -> None:
+    clock = FastClock(1)  # all of the six seconds: the reply needs a few milliseconds of them
+    go_on = asyncio.Event()
+    harness.engine.add(["half", go_on, " and half"])
+    messenger = FakeMessenger(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(exchange := await harness.accept(a_message("hi")))
+        await harness.engine.asked(1)
+        asyncio.get_running_loop().call_soon(go_on.set)
+    assert messenger.texts(CHANNEL) == ["half and half"]
+    assert (await harness.kept(exchange)).status is Status.DELIVERED
+
+
+async def test_what_comes_while_the_adapter_ends_is_owed(harness: Harness, clock: FastClock) -> None:
+    messenger = FakeMessenger(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        pass
+    late = await harness.accept(a_message("too late"))
+    replies.start(late)
+    assert messenger.calls == []
+    assert [exchange.id for exchange in await harness.intake.recover("discord")] == [late.id]
+
+
+async def test_what_still_grows_when_the_adapter_ends_is_owed(harness: Harness, clock: FastClock) -> None:
+    harness.engine.add(["half", asyncio.Event()], "whole")
+    messenger = FakeMessenger(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(await harness.accept(a_message("hi")))
+        await harness.engine.asked(1)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        for exchange in await harness.intake.recover("discord"):
+            replies.start(exchange)
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["whole"]

@@ -1,0 +1,133 @@
+"""An engine that says what a test wrote down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Usage
+from bot.engine.base import EngineInfo, EngineLoad
+from bot.engine.serving.queue import Turns
+from bot.errors import PromptTooLong
+
+Item = str | EngineEvent | Exception | asyncio.Event
+Script = str | Iterable[Item]
+Answer = Script | Callable[[ChatRequest], Script]
+
+
+class ScriptedEngine:
+    """Takes one answer per request, in order; afterwards every request gets `default`.
+
+    An answer is a text or a list of items, or a function of the request that returns
+    one.  A text becomes one `Delta`, events are passed on as they are, an exception is
+    raised, and an `asyncio.Event` is waited for.  A `Finished` is added where the
+    answer has none.
+
+    `requests` are all that were asked, `closed` those closed before their end.  While
+    `go_on` is cleared, every answer stops before its next event:
+
+        engine.go_on.clear()  ...  engine.go_on.set()
+
+    A token is a character.  `since_progress` and `down` are what `load` tells: a test sets them.
+    """
+
+    def __init__(
+        self,
+        *answers: Answer,
+        default: Answer = "ok",
+        context_length: int = 2048,
+        max_batch_size: int = 8,
+        max_waiting: int = 64,
+    ) -> None:
+        self.requests: list[ChatRequest] = []
+        self.closed: list[ChatRequest] = []
+        self.since_progress = 0.0
+        self.down: str | None = None
+        self._came = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self._answers = list(answers)
+        self._default = default
+        self._context_length = context_length
+        self._turns = Turns(max_batch_size, max_waiting)
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            model="scripted",
+            backend="scripted",
+            quantization="none",
+            dtype="none",
+            device="none",
+            context_length=self._context_length,
+        )
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(
+            running=self._turns.running,
+            waiting=self._turns.waiting,
+            since_progress=self.since_progress,
+            down=self.down,
+            slots=self._turns.slots,
+        )
+
+    def add(self, *answers: Answer) -> None:
+        """Write down what the next requests get."""
+        self._answers += answers
+
+    async def asked(self, count: int) -> None:
+        """Wait until that many requests have come."""
+        while len(self.requests) < count:
+            self._came.clear()
+            await self._came.wait()
+
+    def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
+        return sum(len(message.content) for message in messages)
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
+        prompt_tokens = self.count_tokens(request.messages)
+        if prompt_tokens >= self._context_length:
+            raise PromptTooLong(prompt_tokens, self._context_length)
+        turn = self._turns.take(request, prompt_tokens)
+        self.requests.append(request)
+        self._came.set()
+        answer = self._answers.pop(0) if self._answers else self._default
+        is_finished = False
+        said = 0
+        try:
+            while (queued := await turn.queued()) is not None:
+                yield queued
+            script = answer(request) if callable(answer) else answer
+            for item in [script] if isinstance(script, str) else script:
+                await self.go_on.wait()
+                match item:
+                    case asyncio.Event():
+                        await item.wait()
+                    case Exception():
+                        is_finished = True
+                        raise item
+                    case str():
+                        said += len(item)
+                        yield Delta(item)
+                    case _:
+                        is_finished = isinstance(item, Finished)
+                        yield item
+            if not is_finished:
+                await self.go_on.wait()
+                is_finished = True
+                yield Finished(FinishReason.STOP, Usage(prompt_tokens, said))
+        finally:
+            if not is_finished:
+                self.closed.append(request)
+            self._turns.leave(turn)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to free."""

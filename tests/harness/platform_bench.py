@@ -1,0 +1,190 @@
+"""The bot on a loopback platform: the real adapter, library and store; what is measured asks it and watches."""
+
+import asyncio
+import re
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.adapters.discord.messenger import DiscordMessenger
+from bot.adapters.discord.settings import DiscordSection
+from bot.adapters.slack.messenger import SlackFormat
+from bot.adapters.slack.settings import SlackSection
+from bot.adapters.telegram.markup import Entity, TelegramFormat
+from bot.adapters.telegram.settings import TelegramSection
+from bot.chat.access import Access
+from bot.chat.conversation import Conversations
+from bot.chat.intake import Intake
+from bot.config.schema import AccessSection, ConversationSection
+from bot.delivery.markdown.format import Format, Rendered
+from bot.domain import Exchange, IncomingMessage, ReplyEvent, SamplingParams
+from bot.engine.base import Engine
+from bot.storage.base import Store
+from bot.storage.connections import BUSY_TIMEOUT
+from bot.storage.sql import SqlStore
+from bot.util.clock import Clock
+from tests.harness.harness import NO_LIMITS
+from tests.harness.platform import LoopbackPlatform, Seen
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.slack import SlackServer
+from tests.harness.servers.telegram import TelegramPlatform
+from tests.harness.servers.telegram_words import markdown
+
+# What is done to a platform before the bot comes, for as long as it is there.
+Around = Callable[[Any], AbstractAsyncContextManager[object]]
+
+
+def _left_alone(platform: object) -> AbstractAsyncContextManager[object]:
+    return nullcontext()
+
+
+# The platforms' clocks stand still, somewhere in the past.
+_NEVER_LATE = ConversationSection(catch_up_minutes=10_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What differs between the platforms, as far as measuring goes.
+
+    `edit_interval` is that of a channel with many people, in seconds; `written` is
+    what `Seen.markdown` has of a message: the Markdown that was sent where the platform
+    `takes_markdown`, elsewhere the same up to whitespace.
+    """
+
+    open: Callable[[], LoopbackPlatform]
+    is_connected: Callable[[Any], bool]
+    format: Format
+    edit_interval: float
+    takes_markdown: bool = True
+    written: Callable[[Rendered], str] = lambda rendered: rendered.text
+
+
+def _telegram_markdown(rendered: Rendered) -> str:
+    return markdown(rendered.text, tuple(each for each in rendered.entities if isinstance(each, Entity)))
+
+
+PROFILES = {
+    "discord": Profile(
+        DiscordPlatform,
+        lambda platform: platform.is_connected,
+        DiscordMessenger(edit_seconds=1.0, call_seconds=1.0).format,
+        DiscordSection().edit_seconds,
+    ),
+    "telegram": Profile(
+        TelegramPlatform,
+        lambda platform: platform.polls > 1,
+        TelegramFormat(),
+        TelegramSection().edit_interval_group,
+        takes_markdown=False,
+        written=_telegram_markdown,
+    ),
+    "slack": Profile(SlackServer, lambda platform: platform.sockets > 0, SlackFormat(), SlackSection().edit_interval),
+}
+
+
+class WatchedDispatcher(Intake):
+    """Tells who asks for it when a question, known by its text, is settled."""
+
+    def __init__(self, access: Access, conversations: Conversations, engine: Engine, store: Store) -> None:
+        super().__init__(access, conversations, engine, store, _NEVER_LATE)
+        self._kept_in = store
+        self._questions: dict[int, IncomingMessage] = {}
+        self._settled: dict[str, asyncio.Future[Exchange]] = {}
+
+    def settled(self, question: str) -> asyncio.Future[Exchange]:
+        """The exchange as it stands in the store, once it is delivered or has failed."""
+        return self._settled.setdefault(question, asyncio.get_running_loop().create_future())
+
+    def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
+        self._questions[exchange.id] = exchange.message
+        return super().handle(exchange)
+
+    async def complete(self, exchange: int) -> None:
+        await super().complete(exchange)
+        await self._tell(exchange)
+
+    async def fail(self, exchange: int, why: str) -> None:
+        await super().fail(exchange, why)
+        await self._tell(exchange)
+
+    async def _tell(self, id: int) -> None:
+        question = self._questions[id]
+        exchange = await self._kept_in.find(question.channel, question.id)
+        assert exchange is not None, "what is settled is in the store"
+        waiting = self.settled(question.text)
+        if not waiting.done():
+            waiting.set_result(exchange)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A bot that listens, and the platform it listens to."""
+
+    platform: LoopbackPlatform
+    profile: Profile
+    clock: Clock
+    intake: WatchedDispatcher
+    database: Path
+
+    async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
+        """Mention the bot and wait until it has answered, or been given up; no two questions are alike.
+
+        Raises:
+            TimeoutError: The answer was not there after so many seconds.
+        """
+        settled = self.intake.settled(question)
+        if direct:
+            await self.platform.translate(question, author=channel, direct=True)
+        else:
+            await self.platform.translate(question, channel=channel)
+        async with asyncio.timeout(seconds):
+            return await settled
+
+    def replies(self, channel: str) -> list[Seen]:
+        return [seen for seen in self.platform.seen(channel) if seen.author == "bot"]
+
+
+@asynccontextmanager
+async def a_bench(
+    name: str,
+    engine: Engine,
+    clock: Clock,
+    params: SamplingParams | None = None,
+    *,
+    around: Around = _left_alone,
+    busy_timeout: float = BUSY_TIMEOUT,
+) -> AsyncIterator[Bench]:
+    """Start the bot on this platform; an adapter that ends before the block does is an error.
+
+    `around` is entered when the platform is there and the bot is not.
+    """
+    profile = PROFILES[name]
+    with tempfile.TemporaryDirectory(prefix="bench") as folder:
+        database = Path(folder) / "bot.db"
+        store = SqlStore(f"sqlite+aiosqlite:///{database}", busy_timeout=busy_timeout)
+        async with profile.open() as platform, around(platform), store, engine:
+            conversations = Conversations(
+                engine,
+                store,
+                ConversationSection(),
+                params or SamplingParams(),
+                answer_seconds=NO_LIMITS.answer_seconds,
+            )
+            access = Access(AccessSection(), NO_LIMITS, clock)
+            intake = WatchedDispatcher(access, conversations, engine, store)
+            adapter = asyncio.create_task(platform.adapter(clock).run(intake))
+            try:
+                await platform.until(lambda: profile.is_connected(platform) or adapter.done(), 60.0)
+                yield Bench(platform, profile, clock, intake, database)
+            finally:
+                if adapter.done():
+                    adapter.result()
+                adapter.cancel()
+                await asyncio.gather(adapter, return_exceptions=True)
+
+
+def without_spaces(text: str) -> str:
+    return re.sub(r"\s+", "", text)

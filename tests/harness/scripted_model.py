@@ -1,0 +1,162 @@
+"""A CausalLM and a Tokenizer that a test sees through: the model says its prompt back, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import torch
+from torch import Tensor
+
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, SamplingParams
+from bot.engine.base import EngineInfo
+from bot.engine.serving.base import Batch, Detokenizer
+from bot.engine.serving.engine import Loaded, ServingEngine
+
+START, STOP = 256, 257
+VOCABULARY = 258
+
+FOREVER = "forever "  # a prompt that begins like this is answered without an end
+
+
+class ByteDetokenizer:
+    def __init__(self) -> None:
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._bytes.decode(bytes([token]))
+
+    def finish(self) -> str:
+        return self._bytes.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    vocabulary = VOCABULARY
+    stop_ids = frozenset([STOP])
+
+    def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+        return [*"\n".join(message.content for message in messages).encode(), START]
+
+    def detokenizer(self) -> Detokenizer:
+        return ByteDetokenizer()
+
+
+class ScriptedModel:
+    """Says each prompt back, and checks that the batches it is fed make sense.
+
+    `before` is called in every step, in the worker thread: it may wait or raise.
+    `after` may change the logits.
+    """
+
+    def __init__(self, slots: int = 4, context_length: int = 64) -> None:
+        self.slots = slots
+        self.context_length = context_length
+        self.before: Callable[[Batch], None] = lambda batch: None
+        self.after: Callable[[Batch, Tensor], Tensor] = lambda batch, logits: logits
+        self.steps: list[Batch] = []
+        self._cache: dict[int, list[int]] = {}
+
+    def forward(self, batch: Batch) -> Tensor:
+        self.steps.append(batch)
+        self.before(batch)
+        assert len(set(batch.slots)) == len(batch) <= self.slots
+        logits = torch.zeros(len(batch), VOCABULARY + 2)
+        for row, (slot, tokens, start) in enumerate(zip(batch.slots, batch.tokens, batch.starts, strict=True)):
+            assert 0 <= slot < self.slots
+            if batch.is_prefill:
+                assert start == 0
+                self._cache[slot] = []
+            held = self._cache[slot]
+            # A step that failed may be run again.
+            assert start in {len(held), len(held) - 1}, "the slot holds something else"
+            del held[start:]
+            assert start == 0 or len(tokens) == 1
+            held += tokens
+            assert len(held) <= self.context_length
+            logits[row, self._next(held)] = 50.0
+        return self.after(batch, logits)
+
+    @staticmethod
+    def _next(held: list[int]) -> int:
+        prompt = held[: held.index(START)]
+        said = len(held) - len(prompt) - 1
+        if bytes(prompt).startswith(FOREVER.encode()):
+            return ord("a") + said % 26
+        return prompt[said] if said < len(prompt) else STOP
+
+
+class Gate:
+    """Holds the model before each step until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Semaphore(0)
+        self._go = threading.Semaphore(0)
+        self._is_open = False
+
+    def __call__(self, batch: Batch) -> None:
+        self._arrived.release()
+        if not self._is_open:
+            assert self._go.acquire(timeout=60), "the test forgot to open the gate"
+
+    async def arrival(self) -> None:
+        """Wait until the model stands before the next step."""
+        assert await asyncio.to_thread(self._arrived.acquire, timeout=60)
+
+    async def step(self) -> None:
+        """Let the model run the step it stands before, and wait until it stands before the next."""
+        self._go.release()
+        await self.arrival()
+
+    def open(self) -> None:
+        self._is_open = True
+        self._go.release()
+
+
+def loaded(model: ScriptedModel) -> Loaded:
+    info = EngineInfo(
+        model="scripted",
+        backend="scripted",
+        quantization="none",
+        dtype="float32",
+        device="cpu",
+        context_length=model.context_length,
+    )
+    return Loaded(model, ByteTokenizer(), info)
+
+
+@asynccontextmanager
+async def serving(
+    model: ScriptedModel, *, max_waiting: int = 8, now: Callable[[], float] = time.monotonic
+) -> AsyncIterator[ServingEngine]:
+    """Enter an engine around the model; when it is left, nothing may be left of it."""
+    engine = ServingEngine(lambda progress: loaded(model), max_waiting=max_waiting, now=now)
+    async with asyncio.timeout(60), engine:
+        yield engine
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
+
+
+def ask(text: str, user: str = "", channel: str = "", **params: object) -> ChatRequest:
+    sampling = SamplingParams(**params)  # type: ignore[arg-type]  # each test names real fields
+    return ChatRequest((ChatMessage("user", text),), sampling, channel=channel, user=user)
+
+
+async def events(engine: ServingEngine, request: ChatRequest) -> list[EngineEvent]:
+    return [event async for event in engine.generate(request)]
+
+
+def text_of(seen: list[EngineEvent]) -> str:
+    return "".join(event.text for event in seen if isinstance(event, Delta))
+
+
+class Time:
+    """A monotonic clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds

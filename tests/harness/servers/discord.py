@@ -1,0 +1,174 @@
+"""Discord on this machine: its REST API, its gateway, and the people on one server."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+from pydantic import SecretStr
+
+from bot.adapters.discord.adapter import DiscordAdapter
+from bot.adapters.discord.settings import DiscordSection
+from bot.delivery.markdown.blocks import visible
+from bot.domain import Action
+from bot.util.clock import Clock
+from tests.harness.platform import PATIENCE, LoopbackPlatform, Seen
+from tests.harness.servers import discord_payloads as payloads
+from tests.harness.servers.discord_gateway import TOKEN
+from tests.harness.servers.discord_payloads import Json
+from tests.harness.servers.discord_rest import DiscordRest, Interaction
+from tests.harness.servers.discord_world import APPLICATION, BOT
+from tests.harness.servers.fault_gate import Gate
+
+
+class DiscordPlatform(DiscordRest):
+    """A LoopbackPlatform, with more to set."""
+
+    name = "discord"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+        self.served_at = 0  # the port
+        self.call_seconds = 0.5  # a call that takes longer is given up by the bot
+        self.cut_off_seconds = 60.0  # a connection that cannot be resumed for so long is begun anew
+        self.locales: dict[str, str] = {}
+        self.is_late = False  # commands and buttons come to the bot when it is too late to answer them
+
+    def adapter(self, clock: Clock, **settings: Any) -> DiscordAdapter:
+        self.clock = clock
+        return DiscordAdapter(
+            self.settings(**settings), clock, server_seconds=0.05, cut_off_seconds=self.cut_off_seconds
+        )
+
+    def settings(self, **more: Any) -> DiscordSection:
+        return DiscordSection(
+            **{
+                "token": SecretStr(TOKEN),
+                "api_url": f"{self.url}/api/v10",
+                "gateway_url": f"{self.url.replace('http', 'ws')}/gateway",
+                "call_seconds": self.call_seconds,
+                **more,
+            }
+        )
+
+    async def translate(
+        self,
+        text: str,
+        *,
+        author: str = "Mei",
+        channel: str = "general",
+        thread: str | None = None,
+        direct: bool = False,
+        mention: bool = True,
+        reply_to: str | None = None,
+        **more: Any,
+    ) -> str:
+        where = self.direct(author) if direct else self.thread(channel, thread) if thread else self.channel(channel)
+        replied = self.messages[int(reply_to)] if reply_to else None
+        answers_bot = replied is not None and replied["author"]["id"] == str(BOT)
+        mentions = [self.bot] if mention and not direct else []
+        mentions = more.pop("mentions", mentions)
+        content = f"<@{BOT}> {text}" if mentions and not answers_bot else text
+        if replied is not None:
+            reference = {"type": 0, "message_id": replied["id"], "channel_id": replied["channel_id"]}
+            more |= {"type": 19, "message_reference": reference, "referenced_message": replied}
+        said = payloads.message(self._new_id(), where, self.person(author), content, mentions=mentions, **more)
+        self._keep(said)
+        self.tell("MESSAGE_CREATE", said)
+        return str(said["id"])
+
+    async def edit(self, message_id: str, text: str) -> None:
+        message = self.messages[int(message_id)]
+        mention = f"<@{BOT}> " if message["content"].startswith(f"<@{BOT}> ") else ""
+        message |= {"content": mention + text, "edited_timestamp": payloads.now()}
+        self.tell("MESSAGE_UPDATE", message)
+
+    async def delete(self, message_id: str) -> None:
+        message = self.messages.pop(int(message_id))
+        where = {"channel_id": message["channel_id"], **self._of_guild(int(message["channel_id"]))}
+        self.tell("MESSAGE_DELETE", {"id": message["id"], **where})
+
+    async def command(self, name: str, *, author: str = "Mei", channel: str = "general", direct: bool = False) -> None:
+        known = next((each for each in self.commands if each["name"] == name), None)
+        assert known is not None, f"the bot has announced no command {name}"
+        where = self.direct(author) if direct else self.channel(channel)
+        self._interact(2, {"id": "1", "name": name, "type": 1, "options": []}, author, where)
+
+    async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
+        message = self.messages[int(message_id)]
+        assert action.value in _buttons(message), "there is no such button"
+        data = {"custom_id": action.value, "component_type": 2}
+        self._interact(3, data, author, int(message["channel_id"]), message=message)
+
+    def interact(self, kind: int, data: Json, author: str, channel: str, **more: Any) -> None:
+        """An interaction of any kind, in a channel."""
+        self._interact(kind, data, author, self.channel(channel), **more)
+
+    def _interact(self, kind: int, data: Json, author: str, where: int, **more: Any) -> None:
+        id = self._new_id()
+        self._interactions[f"token-{id}"] = Interaction(where, is_answered=self.is_late, is_expired=self.is_late)
+        person = self.person(author)
+        who = {"user": person} if where in self._directs else {"member": {**payloads.member([]), "user": person}}
+        more |= {"channel": self._channel(where), "channel_id": str(where), "locale": self.locales.get(author, "en-US")}
+        event = payloads.interaction(id, APPLICATION, kind, f"token-{id}", data, **who, **more)
+        self.tell("INTERACTION_CREATE", event | self._of_guild(where))
+
+    def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
+        is_direct = thread is None and ("direct", channel) in self._ids and ("channel", channel) not in self._ids
+        where = self.direct(channel) if is_direct else self.thread(channel, thread) if thread else self.channel(channel)
+        return [
+            Seen(
+                id=message["id"],
+                author=message["author"]["username"],
+                markdown=message["content"],
+                visible=visible(message["content"]),
+                actions=frozenset(Action(name) for name in _buttons(message)),
+                reply_to=message.get("message_reference", {}).get("message_id"),
+            )
+            for message in self.messages.values()
+            if message["channel_id"] == str(where) and message["content"]
+        ]
+
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self.changed.clear()
+                # What is waited for may also happen beside the server.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.changed.wait(), 0.02)
+
+    async def __aenter__(self) -> Self:
+        app = self.gate.app()
+        app.router.add_get("/gateway", self.gateway)
+        app.router.add_get("/gateway/", self.gateway)
+        app.router.add_route("*", "/api/v10/{path:.*}", self.rest)
+        self._runner = web.AppRunner(app, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        port = self._runner.addresses[0][1]
+        self.reached_at(port)
+        return self
+
+    def reached_at(self, port: int) -> None:
+        """Let the bot come by another port: what listens there hands on what it hears."""
+        self.served_at, self.url = port, f"http://127.0.0.1:{port}"
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.unanswered:
+            self.violations.append(f"{self.unanswered} interactions without an answer")
+        self.closing.set()
+        await self.disconnect(resumable=False)
+        await self._runner.cleanup()
+
+
+def _buttons(message: Json) -> list[str]:
+    return [each["custom_id"] for row in message["components"] for each in row["components"]]
+
+
+_IS_ONE: type[LoopbackPlatform] = DiscordPlatform

@@ -1,0 +1,184 @@
+"""Discord's gateway: sessions, what they are told, and what of it is told again."""
+
+import asyncio
+import json
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from tests.harness.servers import discord_payloads as payloads
+from tests.harness.servers.discord_payloads import Json
+from tests.harness.servers.discord_world import APPLICATION, GUILD, DiscordTown
+
+TOKEN = "the-token-of-the-bot"
+MESSAGE_CONTENT = 1 << 15
+_NOTHING = json.dumps({"op": 11, "d": None})
+
+
+@dataclass(eq=False)
+class Session:
+    """A gateway session: every event since it began, and the socket that hears it."""
+
+    id: str
+    intents: int
+    events: list[str | bytes] = field(default_factory=list)  # what is bytes is sent as it is
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+    fleeting: set[int] = field(default_factory=set)  # where among them stands what is no event: it is not told again
+    socket: web.WebSocketResponse | None = None
+
+
+class DiscordGateway(DiscordTown):
+    """Greets, identifies, resumes and tells, compressed as asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known_token = TOKEN
+        self.url = ""
+        self.closes_with: list[int] = []  # codes that the next IDENTIFYs are answered with
+        self.is_away = False  # nobody gets through to it
+        self.turned_away = 0
+        self.silences = 0  # how many sockets are still closed without a word
+        self.identified: list[Json] = []
+        self.resumed = 0
+        self._sessions: dict[str, Session] = {}
+        self._last_identify = -1e9
+
+    async def disconnect(self, *, resumable: bool = True) -> None:
+        sessions = list(self._sessions.values())
+        if not resumable:
+            self._sessions.clear()
+        for session in sessions:
+            if session.socket is not None:
+                await session.socket.close(code=WSCloseCode.GOING_AWAY)
+
+    @property
+    def is_connected(self) -> bool:
+        return any(session.socket is not None for session in self._sessions.values())
+
+    def tell(self, name: str, data: Any) -> None:
+        """Let the bot hear of an event."""
+        for session in self._sessions.values():
+            self._event(session, name, self._for_session(session, name, data))
+        self.changed.set()
+
+    def _for_session(self, session: Session, name: str, data: Any) -> Any:
+        if not name.startswith("MESSAGE_") or not isinstance(data, dict) or "channel_id" not in data:
+            return data
+        where = int(data["channel_id"])
+        if "author" not in data:
+            return data
+        shown = self._shown(data, bool(session.intents & MESSAGE_CONTENT))
+        person = {} if where in self._directs else {"member": payloads.member([])}
+        return {**shown, **self._of_guild(where), **person}
+
+    def _event(self, session: Session, name: str, data: Any) -> None:
+        session.events.append(json.dumps({"op": 0, "t": name, "s": len(session.events) + 1, "d": data}))
+        session.more.set()
+
+    def garble(self) -> None:
+        """Say something that is no JSON."""
+        for session in self._sessions.values():
+            session.events.append("{")
+            session.more.set()
+
+    async def gateway(self, request: web.Request) -> web.WebSocketResponse:
+        if self.is_away:
+            self.turned_away += 1
+            raise web.HTTPServiceUnavailable
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        if self.silences:
+            self.silences -= 1
+            await socket.close(code=4000)
+            return socket
+        deflate = zlib.compressobj() if request.query.get("compress") == "zlib-stream" else None
+
+        async def send(text: str | bytes) -> None:
+            if isinstance(text, bytes):
+                await socket.send_bytes(text)
+            elif deflate is None:
+                await socket.send_str(text)
+            else:
+                await socket.send_bytes(deflate.compress(text.encode()) + deflate.flush(zlib.Z_SYNC_FLUSH))
+
+        await send(json.dumps({"op": 10, "d": {"heartbeat_interval": 41250}}))
+        session: Session | None = None
+        telling: asyncio.Task[None] | None = None
+        try:
+            async for frame in socket:
+                if frame.type is not WSMsgType.TEXT:
+                    break
+                said = json.loads(frame.data)
+                match said["op"]:
+                    case 1:
+                        await send(json.dumps({"op": 11, "d": None}))
+                    case 2:
+                        session = await self._identify(socket, said["d"])
+                        if session is not None:
+                            telling = asyncio.create_task(_tell_all(session, send, 0))
+                    case 6:
+                        session = self._sessions.get(said["d"]["session_id"])
+                        if session is None or session.socket is not None or not _is_known(session, said["d"]["seq"]):
+                            session = None
+                            await send(json.dumps({"op": 9, "d": False}))
+                            continue
+                        session.socket = socket
+                        self.resumed += 1
+                        self._event(session, "RESUMED", {})
+                        telling = asyncio.create_task(_tell_all(session, send, said["d"]["seq"]))
+        finally:
+            if session is not None:
+                session.socket = None
+            if telling is not None:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
+        return socket
+
+    async def _identify(self, socket: web.WebSocketResponse, said: Json) -> Session | None:
+        self.identified.append(said)
+        now = self.clock.now()
+        # On a clock that runs fast, the way to us takes its part of the 5 s.
+        if now < self._last_identify + 2.5:
+            self.violations.append("a second IDENTIFY within 5 s")
+        self._last_identify = now
+        if self.closes_with:
+            await socket.close(code=self.closes_with.pop(0))
+            return None
+        if said["token"] != self.known_token:
+            await socket.close(code=4004)
+            return None
+        if said["intents"] & MESSAGE_CONTENT and not self.allows_content:
+            await socket.close(code=4014)
+            return None
+        session = Session(f"session-{len(self.identified)}", said["intents"], socket=socket)
+        ready = {
+            "v": 10,
+            "user": self.bot,
+            "guilds": [{"id": str(GUILD), "unavailable": True}],
+            "session_id": session.id,
+            "resume_gateway_url": f"{self.url.replace('http', 'ws')}/gateway",
+            "application": {"id": str(APPLICATION), "flags": self._flags},
+        }
+        self._event(session, "READY", ready)
+        self._event(session, "GUILD_CREATE", self._guild())
+        self._sessions[session.id] = session
+        self.changed.set()
+        return session
+
+
+def _is_known(session: Session, seq: object) -> bool:
+    return isinstance(seq, int) and 0 <= seq <= len(session.events)
+
+
+async def _tell_all(session: Session, send: Any, told: int) -> None:
+    while True:
+        while told < len(session.events):
+            frame = session.events[told]
+            if told in session.fleeting:
+                session.events[told] = _NOTHING
+            await send(frame)
+            told += 1
+        session.more.clear()
+        await session.more.wait()

@@ -1,0 +1,292 @@
+"""Discord's REST API: writes, refuses and forgets as the real one does."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from tests.harness.platform import Script, Trouble
+from tests.harness.servers import discord_payloads as payloads
+from tests.harness.servers.discord_gateway import DiscordGateway
+from tests.harness.servers.discord_payloads import Json
+from tests.harness.servers.discord_world import APPLICATION, BOT, EPHEMERAL
+from tests.harness.servers.fault_gate import is_heard
+
+
+@dataclass(eq=False)
+class Interaction:
+    """A command or a pressed button that waits for a word of the bot's."""
+
+    channel: int
+    is_answered: bool = False
+    is_expired: bool = False
+    response: int | None = None
+
+
+class DiscordRest(DiscordGateway):
+    """Strict where Discord is, and where a careful client would not go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.script: Script = lambda number, name: None
+        self.calls: list[str] = []
+        self.sessions_left: Json | None = {
+            "total": 1000,
+            "remaining": 999,
+            "reset_after": 60_000_000,
+            "max_concurrency": 1,
+        }
+        self.writes = 0
+        self.attempts: list[tuple[str, Json]] = []
+        self.is_global = False
+        self.terse = ""  # the Retry-After of a 429 that says nothing else
+        self.commands: list[Json] = []
+        self.application: Json = {}
+        self.is_alone = False  # the bot is on no server
+        self.forbidden: set[int] = set()
+        self.guilds_without_commands: set[int] = set()
+        self.refusals: dict[str, int] = {}  # how often each of these paths still answers 500
+        self.waits: dict[str, int] = {}  # how often each of these paths still answers 429
+        self.closing = asyncio.Event()
+        self.reading = asyncio.Event()  # cleared, who reads what was said waits
+        self.reading.set()
+        self._nonces: dict[str, int] = {}
+        self._not_before: dict[int, float] = {}
+        self._interactions: dict[str, Interaction] = {}
+
+    @property
+    def unanswered(self) -> int:
+        """How many commands and buttons got no word of the bot's."""
+        return sum(not each.is_answered for each in self._interactions.values())
+
+    def forget_interactions(self) -> None:
+        self._interactions.clear()
+
+    def forget_nonces(self) -> None:
+        """Discord remembers them for a few minutes."""
+        self._nonces.clear()
+
+    def expire(self) -> None:
+        """Let all commands be too old to be responded to."""
+        for interaction in self._interactions.values():
+            interaction.is_answered = interaction.is_expired = True
+
+    async def rest(self, request: web.Request) -> web.StreamResponse:
+        path = request.path.removeprefix("/api/v10")
+        self.calls.append(f"{request.method} {path}")
+        if self.refusals.get(path):
+            self.refusals[path] -= 1
+            return _error(500, 0, "500: Internal Server Error")
+        if self.waits.get(path):
+            self.waits[path] -= 1
+            return _json({"message": "You are being rate limited.", "retry_after": 2.0, "global": False}, 429)
+        is_public = path.startswith(("/interactions/", "/webhooks/"))
+        if not is_public and request.headers.get("Authorization") != f"Bot {self.known_token}":
+            return _error(401, 0, "401: Unauthorized")
+        body: Json = await request.json() if request.body_exists else {}
+        match path[1:].split("/"), request.method:
+            case ["users", "@me"], "GET":
+                return _json(self.bot)
+            case ["oauth2", "applications", "@me"] | ["applications", "@me"], "GET":
+                owner = payloads.user(1, "owner")
+                return _json({**payloads.application(APPLICATION, owner, self._flags), **self.application})
+            case ["applications", _, "commands"], "PUT":
+                self.commands = [{**each, "id": "1", "application_id": "1", "version": "1"} for each in _rows(body)]
+                return _json(self.commands)
+            case ["gateway", "bot"], "GET":
+                return _json({"url": "wss://gateway.invalid", "shards": 1, "session_start_limit": self.sessions_left})
+            case ["users", "@me", "guilds"], "GET":
+                return _json([] if self.is_alone else [self._guild()])
+            case ["applications", _, "guilds", guild, "commands"], "GET":
+                return _error(403, 50001, "Missing Access") if int(guild) in self.guilds_without_commands else _json([])
+            case ["channels", channel], "GET":
+                return self._unreachable(int(channel)) or _json(self._channel(int(channel)))
+            case ["channels", channel, "messages"], "GET":
+                await self.reading.wait()
+                return self._unreachable(int(channel)) or self._history(int(channel), request.query)
+            case ["channels", channel, "messages"], "POST":
+                return await self._write(request, "send", int(channel), lambda: self._send(int(channel), body))
+            case ["channels", channel, "messages", id], "PATCH":
+                return await self._write(request, "edit", int(channel), lambda: self._change(int(id), body))
+            case ["channels", channel, "messages", id], "DELETE":
+                return await self._write(request, "delete", int(channel), lambda: self._remove(int(id)))
+            case ["interactions", id, token, "callback"], "POST":
+                return self._callback(int(id), token, body)
+            case ["webhooks", _, token, "messages", "@original"], method:
+                return await self._original(request, token, method, body)
+        self.violations.append(f"no such call: {request.method} {path}")
+        return _error(404, 0, "404: Not Found")
+
+    def _unreachable(self, channel: int) -> web.Response | None:
+        if channel in self.forbidden:
+            return _error(403, 50001, "Missing Access")
+        return None if channel in self._ids.values() else _error(404, 10003, "Unknown Channel")
+
+    def _history(self, channel: int, query: Mapping[str, str]) -> web.Response:
+        after, before = int(query.get("after", 0)), int(query.get("before", 1 << 63))
+        found = [
+            {**self._shown(each, self.allows_content)}
+            for each in self.messages.values()
+            if each["channel_id"] == str(channel) and after < int(each["id"]) < before and not each["flags"] & EPHEMERAL
+        ]
+        limit = int(query.get("limit", 50))
+        if limit > 100:
+            self.violations.append(f"history of {limit} messages in a call")
+        found = found[:limit] if "after" in query else found[-limit:]
+        return _json(found[::-1])
+
+    async def _write(
+        self, request: web.Request, name: str, channel: int, work: Callable[[], web.Response]
+    ) -> web.Response:
+        now = self.clock.now()
+        if now < max(self._not_before.get(channel, now), self._not_before.get(0, now)):
+            self.violations.append(f"{name} before Retry-After")
+        trouble = self.script(self.writes, name)
+        self.writes += 1
+        refused = await self._refused(request, trouble, channel)
+        if refused is not None:
+            return refused
+        response = self._unreachable(channel) or work()
+        self.changed.set()
+        if trouble is not None and trouble.kind == "lost" and request.transport is not None:
+            request.transport.close()
+        return response
+
+    async def _refused(self, request: web.Request, trouble: Trouble | None, channel: int) -> web.Response | None:
+        if trouble is None or trouble.kind == "lost":
+            return None
+        if trouble.kind == "timeout":
+            await self.closing.wait()
+        if trouble.kind == "429":
+            if await is_heard(request):
+                lane = 0 if self.is_global or self.terse else channel
+                self._not_before[lane] = self.clock.now() + trouble.seconds
+            body = {"message": "You are being rate limited.", "retry_after": trouble.seconds, "global": self.is_global}
+            if self.terse:
+                return web.Response(status=429, text="<html>", headers={"Retry-After": self.terse})
+            return _json(body, 429, {"Retry-After": str(trouble.seconds), "Via": "1.1 google"})
+        return _error(500, 0, "500: Internal Server Error")
+
+    def _send(self, channel: int, body: Json) -> web.Response:
+        self.attempts.append(("send", body))
+        nonce = str(body["nonce"])
+        if len(nonce) > 25:
+            return _error(400, 50035, "nonce: Must be 25 or fewer in length.")
+        if body.get("enforce_nonce") and nonce in self._nonces:
+            return _json(self.messages.get(self._nonces[nonce]) or {}, 200)
+        refused = self._checked(body)
+        if refused is not None:
+            return refused
+        reference = body.get("message_reference")
+        if reference is not None and int(reference["message_id"]) not in self.messages:
+            if reference.get("fail_if_not_exists", True):
+                return _error(400, 50035, "message_reference: Unknown message")
+            reference = None
+        reference = reference and {**reference, "message_id": str(reference["message_id"])}
+        more = {} if reference is None else {"message_reference": reference, "type": 19}
+        message = payloads.message(
+            self._new_id(),
+            channel,
+            self.bot,
+            body["content"],
+            components=body.get("components", []),
+            flags=body.get("flags", 0),
+            **more,
+        )
+        self._nonces[nonce] = int(message["id"])
+        self._keep(message)
+        self.tell("MESSAGE_CREATE", message)
+        return _json(message)
+
+    def _change(self, id: int, body: Json) -> web.Response:
+        self.attempts.append(("edit", body))
+        message = self.messages.get(id)
+        if message is None or message["flags"] & EPHEMERAL:
+            return _error(404, 10008, "Unknown Message")
+        if message["author"]["id"] != str(BOT):
+            return _error(403, 50005, "Cannot edit a message authored by another user")
+        refused = self._checked(body)
+        if refused is not None:
+            return refused
+        message |= {"content": body["content"], "components": body["components"], "edited_timestamp": payloads.now()}
+        self.tell("MESSAGE_UPDATE", message)
+        return _json(message)
+
+    def _remove(self, id: int) -> web.Response:
+        message = self.messages.pop(id, None)
+        if message is None:
+            return _error(404, 10008, "Unknown Message")
+        where = {"channel_id": message["channel_id"], **self._of_guild(int(message["channel_id"]))}
+        self.tell("MESSAGE_DELETE", {"id": str(id), **where})
+        return web.Response(status=204)
+
+    def _checked(self, body: Json) -> web.Response | None:
+        content = body.get("content") or ""
+        if body.get("allowed_mentions", {}).get("parse", ["everyone"]) != []:
+            self.violations.append("a message that may mention everyone")
+        if len(content) > 2000:
+            self.violations.append("a text over the limit")
+            return _error(400, 50035, "content: Must be 2000 or fewer in length.")
+        if not content.strip():
+            self.violations.append("an empty text")
+            return _error(400, 50006, "Cannot send an empty message")
+        return None
+
+    def _callback(self, id: int, token: str, body: Json) -> web.Response:
+        interaction = self._interactions[token]
+        if interaction.is_expired:
+            return _error(404, 10062, "Unknown interaction")
+        if interaction.is_answered:
+            return _error(400, 40060, "Interaction has already been acknowledged.")
+        interaction.is_answered = True
+        answer: Json = {"interaction": {"id": str(id), "type": 2, "response_message_ephemeral": False}}
+        if body["type"] in (4, 5):
+            data = body.get("data") or {}
+            flags = data.get("flags", 0)
+            content = data.get("content") or ""
+            message = payloads.message(self._new_id(), interaction.channel, self.bot, content, flags=flags, type=20)
+            interaction.response = int(message["id"])
+            self._keep(message)
+            answer["interaction"]["response_message_id"] = message["id"]
+            answer["resource"] = {"type": body["type"], "message": message}
+        self.changed.set()
+        return _json(answer)
+
+    async def _original(self, request: web.Request, token: str, method: str, body: Json) -> web.Response:
+        interaction = self._interactions[token]
+        message = self.messages.get(interaction.response or 0)
+        if message is None:
+            return _error(404, 10008, "Unknown Message")
+
+        def work() -> web.Response:
+            if interaction.is_expired:
+                return _error(401, 50027, "Invalid Webhook Token")
+            if method == "DELETE":
+                del self.messages[int(message["id"])]
+                return web.Response(status=204)
+            if method == "PATCH":
+                refused = self._checked(body)
+                if refused is not None:
+                    return refused
+                message.update(content=body["content"])
+            return _json(message)
+
+        return await self._write(request, "edit", interaction.channel, work)
+
+
+def _rows(body: Any) -> list[Json]:
+    return list(body)
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    # Exactly this content type: the library reads no other as JSON.
+    return web.Response(
+        body=json.dumps(value).encode(), status=status, headers=headers, content_type="application/json"
+    )
+
+
+def _error(status: int, code: int, message: str) -> web.Response:
+    return _json({"message": message, "code": code}, status)

@@ -1,0 +1,118 @@
+"""The people, channels and messages of one Discord server."""
+
+import asyncio
+import time
+from typing import Any
+
+from bot.util.clock import Clock, MonotonicClock
+from tests.harness.servers import discord_payloads as payloads
+from tests.harness.servers.discord_payloads import Json
+
+# As long as real ones: the library finds shorter ids in no text.
+_FIRST_ID = 100_000_000_000_000_000
+BOT, APPLICATION, GUILD, BOT_ROLE = (_FIRST_ID + number for number in range(4))
+EPHEMERAL = 64
+_EPOCH = 1420070400000
+
+
+class DiscordTown:
+    """What Discord knows, without the ways to ask it.
+
+    `allows_content`: the operator has switched the Message Content intent on.
+    """
+
+    def __init__(self) -> None:
+        self.violations: list[str] = []
+        self.allows_content = True
+        self.is_quiet = False  # new threads are not told of
+        self.archived: set[int] = set()  # threads that are not listed
+        self.messages: dict[int, Json] = {}
+        self.clock: Clock = MonotonicClock()
+        self.changed = asyncio.Event()
+        self._ids: dict[tuple[str, ...], int] = {}
+        self._threads: dict[int, int] = {}
+        self._directs: dict[int, int] = {}  # channel: person
+        self._last_id = 0
+
+    def tell(self, name: str, data: Any) -> None:
+        """Let the bot hear of an event."""
+        raise NotImplementedError
+
+    def person(self, name: str) -> Json:
+        return payloads.user(self._id("person", name), name, is_bot=name.endswith("bot"))
+
+    def channel(self, name: str) -> int:
+        return self._id("channel", name)
+
+    def thread(self, channel: str, name: str) -> int:
+        is_new = ("thread", channel, name) not in self._ids
+        id = self._id("thread", channel, name)
+        if is_new:
+            self._threads[id] = self.channel(channel)
+            if not self.is_quiet:
+                self.tell("THREAD_CREATE", self._channel(id))
+        return id
+
+    def direct(self, name: str) -> int:
+        id = self._id("direct", name)
+        self._directs[id] = self._id("person", name)
+        return id
+
+    @property
+    def bot(self) -> Json:
+        return payloads.user(BOT, "bot", is_bot=True)
+
+    def _id(self, *name: str) -> int:
+        is_new = name not in self._ids
+        id = self._ids.setdefault(name, _FIRST_ID + 100 + len(self._ids))
+        if is_new and name[0] == "channel":
+            self.tell("CHANNEL_CREATE", self._channel(id))
+        return id
+
+    def _new_id(self) -> int:
+        self._last_id = max(self._last_id + 1, (time.time_ns() // 1_000_000 - _EPOCH) << 22)
+        return self._last_id
+
+    def _of_guild(self, channel: int) -> Json:
+        return {} if channel in self._directs else {"guild_id": str(GUILD)}
+
+    def _channel(self, id: int) -> Json:
+        last = max((int(each["id"]) for each in self.messages.values() if each["channel_id"] == str(id)), default=None)
+        name = next(name[-1] for name, known in self._ids.items() if known == id)
+        if id in self._directs:
+            return payloads.direct_channel(id, payloads.user(self._directs[id], name))
+        if id in self._threads:
+            return payloads.thread(id, GUILD, self._threads[id], name, BOT, last)
+        return payloads.text_channel(id, GUILD, name, last)
+
+    def _guild(self) -> Json:
+        rooms = [id for name, id in self._ids.items() if name[0] == "channel"]
+        roles = [payloads.role(GUILD, "@everyone"), payloads.role(BOT_ROLE, "bot", {"bot_id": str(BOT)})]
+        me = {**payloads.member([BOT_ROLE]), "user": self.bot}
+        return payloads.guild(
+            GUILD,
+            "A server",
+            [self._channel(id) for id in rooms],
+            [self._channel(id) for id in self._threads if id not in self.archived],
+            roles,
+            me,
+        )
+
+    def _keep(self, message: Json) -> None:
+        self.messages[int(message["id"])] = message
+        self.changed.set()
+
+    def _shown(self, message: Json, reads_all: bool) -> Json:
+        """A message as the bot may read it."""
+        is_mentioned = any(user["id"] == str(BOT) for user in message["mentions"])
+        is_own = message["author"]["id"] == str(BOT)
+        shown = dict(message)
+        if not (reads_all or is_mentioned or is_own or int(message["channel_id"]) in self._directs):
+            shown |= {"content": "", "attachments": [], "embeds": [], "components": []}
+        if shown.get("referenced_message"):
+            shown["referenced_message"] = self._shown(shown["referenced_message"], reads_all)
+        return shown
+
+    @property
+    def _flags(self) -> int:
+        return 1 << 19 if self.allows_content else 0

@@ -1,0 +1,142 @@
+"""A Slack workspace on this machine, and the people in it."""
+
+import socket
+
+from bot.adapters.base import Adapter
+from bot.adapters.slack.adapter import open_adapter
+from bot.adapters.slack.settings import SlackSection
+from bot.domain import Action
+from bot.util.clock import Clock
+from tests.harness.platform import Seen
+from tests.harness.servers.slack_wire import APP_TOKEN, BOT_TOKEN, JSON, SIGNING_SECRET, TEAM, SlackWire
+from tests.harness.servers.slack_world import BOT
+
+
+class SlackServer(SlackWire):
+    """A LoopbackPlatform; keyword arguments that the wire does not know are settings of the adapter."""
+
+    name = "slack"
+
+    def settings(self) -> SlackSection:
+        values: JSON = {
+            "bot_token": BOT_TOKEN,
+            "app_token": APP_TOKEN,
+            "signing_secret": SIGNING_SECRET,
+            "api_url": self.url,
+            **self._settings,
+        }
+        if values.get("mode") == "http" and "port" not in values:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                values["port"] = free.getsockname()[1]
+            self._settings["port"] = values["port"]
+        self.port = values.get("port", 0)
+        return SlackSection.model_validate(values)
+
+    def adapter(self, clock: Clock) -> Adapter:
+        self._clock = clock
+        return open_adapter(self.settings(), clock)
+
+    async def translate(
+        self,
+        text: str,
+        *,
+        author: str = "Mei",
+        channel: str = "general",
+        thread: str | None = None,
+        direct: bool = False,
+        mention: bool = True,
+        reply_to: str | None = None,
+    ) -> str:
+        place = self.room.direct(author) if direct else self.room.channel(channel)
+        if reply_to is not None:
+            thread = self.room.messages[reply_to].root
+        if mention and not direct:
+            text = f"<@{BOT}> {text}"
+        message = self.room.post(place, self.room.user(author), text=text, thread=thread)
+        self.changed()
+        event = message.event()
+        self.emit({**event, "channel_type": "im" if direct else "channel"})
+        if mention and not direct:
+            self.emit({**event, "type": "app_mention"})
+        return message.ts
+
+    async def edit(self, message_id: str, text: str) -> None:
+        message = self.room.messages[message_id]
+        before = message.event()
+        mention = f"<@{BOT}> " if message.text.startswith(f"<@{BOT}>") else ""
+        message.text, message.is_edited = mention + text, True
+        self.changed()
+        self.emit(
+            {
+                "type": "message",
+                "subtype": "message_changed",
+                "channel": message.channel,
+                "ts": self.room.now(),
+                "message": message.event(),
+                "previous_message": before,
+            }
+        )
+
+    async def delete(self, message_id: str) -> None:
+        message = self.room.messages[message_id]
+        change: JSON = {"type": "message", "channel": message.channel, "ts": self.room.now()}
+        if self.room.replies(message_id):
+            message.subtype, message.user, message.text = "tombstone", "USLACKBOT", "This message was deleted."
+            change |= {"subtype": "message_changed", "message": message.event()}
+        else:
+            del self.room.messages[message_id]
+            change |= {"subtype": "message_deleted", "deleted_ts": message_id}
+        self.changed()
+        self.emit(change)
+
+    async def command(self, name: str, *, author: str = "Mei", channel: str = "general") -> None:
+        trigger = f"{next(self._numbers)}.738474920.8088930838d88f008e0"
+        payload = {
+            "command": self.slash,
+            "text": name,
+            "team_id": TEAM,
+            "user_id": self.room.user(author),
+            "user_name": author.lower(),
+            "channel_id": self.room.find(channel) or self.room.channel(channel),
+            "trigger_id": trigger,
+            "response_url": f"http://127.0.0.1:{self._port}/respond/{trigger}",
+        }
+        self._commands[trigger] = payload
+        self._emit("slash_commands", payload, retries=())
+
+    async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
+        message = self.room.messages[message_id]
+        assert action in message.actions, f"there is no such button under {message_id}"
+        payload = {
+            "type": "block_actions",
+            "team": {"id": TEAM},
+            "user": {"id": self.room.user(author), "name": author.lower()},
+            "channel": {"id": message.channel},
+            "container": {"type": "message", "message_ts": message_id, "channel_id": message.channel},
+            "message": message.event(),
+            "trigger_id": f"{next(self._numbers)}.1.1",
+            "actions": [{"type": "button", "block_id": "b", "action_id": action.value}],
+        }
+        self._emit("interactive", payload, retries=())
+
+    def unfurl(self, message_id: str) -> None:
+        """Show the page behind a link in a message, which is told like an edit."""
+        message = self.room.messages[message_id]
+        change = {"type": "message", "subtype": "message_changed", "channel": message.channel, "ts": self.room.now()}
+        self.emit({**change, "message": message.event(), "previous_message": message.event()})
+
+    def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
+        place = self.room.find(channel)
+        return [] if place is None else self.room.seen(place, thread)
+
+    async def disconnect(self, *, resumable: bool = True) -> None:
+        """Close all sockets without a word; if not resumable, what is said until the next one is lost."""
+        self._is_losing = not resumable
+        for line in list(self._sockets):
+            await line.close()
+
+    async def refresh(self) -> None:
+        """Ask the client to replace its sockets, as Slack does about every hour."""
+        for line in list(self._sockets):
+            await line.send_json({"type": "disconnect", "reason": "refresh_requested"})

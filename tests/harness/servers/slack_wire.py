@@ -1,0 +1,387 @@
+"""The wires of a Slack workspace on this machine: the Web API, web sockets, signed requests."""
+
+import asyncio
+import json
+import math
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from aiohttp import web
+from slack_sdk.signature import SignatureVerifier
+
+from bot.adapters.slack.adapter import SCOPES
+from bot.util.clock import Clock, MonotonicClock
+from tests.harness.platform import PATIENCE, Script
+from tests.harness.servers.fault_gate import Gate
+from tests.harness.servers.slack_world import BOT, Room, RoomError
+
+BOT_TOKEN, APP_TOKEN, SIGNING_SECRET = "xoxb-loopback", "xapp-loopback", "loopback-secret"
+TEAM = "T01"
+JSON = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Envelope:
+    """What is sent until it is acknowledged; `kind` is Slack's name for it."""
+
+    kind: str
+    payload: JSON
+    id: str
+    acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class SlackWire:
+    """The workspace's server; what no client may do stands in `violations`.
+
+    `retries` are the seconds after which an event comes again; on Slack these are 0, 60
+    and 300, and `patience` is 3.
+    """
+
+    def __init__(self, *, retries: tuple[float, ...] = (0.0, 0.1, 0.5), patience: float = 3.0, **settings: Any) -> None:
+        self.gate = Gate()
+        self.room = Room()
+        self.violations: list[str] = []
+        self.script: Script = lambda number, name: None
+        self.calls: list[str] = []
+        self.histories: list[str] = []  # the channels whose messages were asked for
+        self.deliveries: list[str] = []  # the ids of all envelopes sent, in order
+        self.scopes = set(SCOPES)
+        self.tickets: set[str] = set()
+        self.refused: dict[str, str] = {}  # methods that answer with this error
+        self.links = 0  # how many web sockets were opened
+        self.refusals = 0  # how often the script made trouble
+        self.slash = "/chat"
+        self.gone: set[str] = set()  # channels that the bot was removed from
+        self.dead_tickets = 0  # how many of the next tickets do not serve
+        self.retries = retries
+        self.patience = patience
+        self._settings = settings
+        self._clock: Clock = MonotonicClock()
+        self._not_before: dict[str, float] = {}
+        self._writes = count()
+        self._numbers = count(1)
+        self._sockets: list[web.WebSocketResponse] = []
+        self._envelopes: dict[str, Envelope] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._commands: dict[str, JSON] = {}
+        self._is_losing = False
+        self._changes = asyncio.Event()
+        self._port = 0
+        self.port = 0  # where the bot listens with mode = http
+
+    # The server
+
+    async def __aenter__(self) -> Self:
+        app = self.gate.app()
+        app.router.add_route("*", "/api/{method}", self._call)
+        app.router.add_post("/respond/{trigger}", self._respond)
+        app.router.add_get("/link", self._link)
+        # A handler that a lost caller leaves behind shall end: the default waits for it for a minute.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.reached_at(self._runner.addresses[0][1])
+        return self
+
+    def reached_at(self, port: int) -> None:
+        """Let the bot come by another port: what listens there hands on what it hears."""
+        self._port = port
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        for line in list(self._sockets):
+            await line.close()
+        await self._runner.cleanup()
+
+    @property
+    def served_at(self) -> int:
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/api/"
+
+    @property
+    def sockets(self) -> int:
+        return len(self._sockets)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all that happened was delivered, or given up."""
+        return not self._under_way
+
+    async def connected(self) -> None:
+        """Wait until the bot can hear."""
+        if self._settings.get("mode") != "http":
+            await self.until(lambda: self.sockets > 0)
+            return
+        async with asyncio.timeout(PATIENCE):
+            while not self._is_listened_to():  # noqa: ASYNC110 - a port that opens tells nobody
+                await asyncio.sleep(0.01)
+
+    def _is_listened_to(self) -> bool:
+        with socket.socket() as line:
+            return self.port != 0 and line.connect_ex(("127.0.0.1", self.port)) == 0
+
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self._changes.clear()
+                await self._changes.wait()
+
+    def changed(self) -> None:
+        self._changes.set()
+
+    # Events
+
+    def emit(self, event: JSON) -> None:
+        """Send an event, whatever it is."""
+        payload = {
+            "type": "event_callback",
+            "team_id": TEAM,
+            "api_app_id": "A01",
+            "event": {"team": TEAM, "event_ts": event["ts"], **event},
+            "event_id": f"Ev{next(self._numbers):08}",
+            "event_time": int(time.time()),
+        }
+        self._emit("events_api", payload, retries=self.retries)
+
+    def _emit(self, kind: str, payload: JSON, retries: tuple[float, ...]) -> None:
+        if self._is_losing:
+            return
+        envelope = Envelope(kind, payload, f"envelope-{next(self._numbers)}")
+        self._envelopes[envelope.id] = envelope
+        task = asyncio.create_task(self._deliver(envelope, retries))
+        self._under_way.add(task)
+        task.add_done_callback(self._delivered)
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self.changed()
+
+    async def _deliver(self, envelope: Envelope, retries: tuple[float, ...]) -> None:
+        for attempt, delay in enumerate((0.0, *retries)):
+            await asyncio.sleep(delay)
+            if self._is_losing:
+                return
+            was_sent = await self._offer(envelope, attempt)
+            self.changed()
+            if envelope.acknowledged.is_set():
+                return
+        if was_sent and envelope.kind == "events_api":
+            self.violations.append(f"{envelope.payload['event']['type']} was never acknowledged")
+
+    async def _offer(self, envelope: Envelope, attempt: int) -> bool:
+        """Send it once and wait for the acknowledgement; say whether anybody was there."""
+        if self._settings.get("mode") == "http":
+            return await self._request(envelope, attempt)
+        if not self._sockets:
+            return False
+        line = random.choice(self._sockets)
+        self.deliveries.append(envelope.id)
+        sent = {"envelope_id": envelope.id, "type": envelope.kind, "payload": envelope.payload}
+        try:
+            await line.send_json({**sent, "accepts_response_payload": False, "retry_attempt": attempt})
+            async with asyncio.timeout(self.patience):
+                await envelope.acknowledged.wait()
+        except (ConnectionError, TimeoutError):
+            pass
+        return line in self._sockets
+
+    async def _request(self, envelope: Envelope, attempt: int) -> bool:
+        match envelope.kind:
+            case "events_api":
+                body, kind = json.dumps(envelope.payload), "application/json"
+            case "interactive":
+                body, kind = urlencode({"payload": json.dumps(envelope.payload)}), "application/x-www-form-urlencoded"
+            case _:
+                body, kind = urlencode(envelope.payload), "application/x-www-form-urlencoded"
+        status = await self.post(body, kind, {"X-Slack-Retry-Num": str(attempt)} if attempt else {})
+        if status == 200:
+            envelope.acknowledged.set()
+        return status is not None
+
+    async def post(self, body: str, kind: str, headers: dict[str, str], secret: str = SIGNING_SECRET) -> int | None:
+        """Send a signed request to the bot; None if nobody listens."""
+        stamp = str(int(time.time()))
+        signature = SignatureVerifier(secret).generate_signature(timestamp=stamp, body=body)
+        signed = {"Content-Type": kind, "X-Slack-Request-Timestamp": stamp, "X-Slack-Signature": signature or ""}
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.patience)) as session:
+                url = f"http://127.0.0.1:{self.port}/slack/events"
+                async with session.post(url, data=body, headers=signed | headers) as response:
+                    return response.status
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def _link(self, request: web.Request) -> web.StreamResponse:
+        ticket = request.query.get("ticket", "")
+        if ticket not in self.tickets:
+            return web.Response(status=403)
+        self.tickets.discard(ticket)  # it serves once
+        line = web.WebSocketResponse()
+        await line.prepare(request)
+        await line.send_json({"type": "hello", "num_connections": len(self._sockets) + 1})
+        self._sockets.append(line)
+        self.links += 1
+        self._is_losing = False
+        self.changed()
+        try:
+            async for message in line:
+                envelope = self._envelopes.get(json.loads(message.data).get("envelope_id", ""))
+                if envelope is None:
+                    self.violations.append("an acknowledgement of nothing")
+                else:
+                    envelope.acknowledged.set()
+        finally:
+            self._sockets.remove(line)
+            self.changed()
+        return line
+
+    # The Web API
+
+    async def _call(self, request: web.Request) -> web.StreamResponse:
+        method = request.match_info["method"]
+        arguments = await _arguments(request)
+        self.calls.append(method)
+        self.changed()
+        token = APP_TOKEN if method == "apps.connections.open" else BOT_TOKEN
+        if request.headers.get("Authorization") != f"Bearer {token}":
+            return web.json_response({"ok": False, "error": "invalid_auth"})
+        if method in self.refused:
+            self.changed()
+            return web.json_response({"ok": False, "error": self.refused[method]})
+        if arguments.get("channel") in self.gone:
+            return web.json_response({"ok": False, "error": "not_in_channel"})
+        does = _METHODS.get(method)
+        if does is None:
+            self.violations.append(f"there is no method {method}")
+            return web.json_response({"ok": False, "error": "unknown_method"})
+
+        async def do() -> web.Response:
+            try:
+                told = does(self, arguments)
+            except RoomError as error:
+                if error.is_violation:
+                    self.violations.append(f"{method}: {error}")
+                return web.json_response({"ok": False, "error": error.code})
+            return web.json_response({"ok": True, **told}, headers={"x-oauth-scopes": ",".join(sorted(self.scopes))})
+
+        if method.startswith("chat."):
+            return await self._written(request, method, str(arguments.get("channel")), do)
+        return await do()
+
+    async def _respond(self, request: web.Request) -> web.StreamResponse:
+        command = self._commands[request.match_info["trigger"]]
+        body = await request.json()
+
+        async def do() -> web.Response:
+            self.room.whisper(command["channel_id"], command["user_id"], body)
+            return web.Response(text="ok")
+
+        return await self._written(request, "response_url", command["channel_id"], do)
+
+    async def _written(
+        self, request: web.Request, name: str, channel: str, do: Callable[[], Awaitable[web.Response]]
+    ) -> web.StreamResponse:
+        """Make a writing call as the script has it."""
+        if self._clock.now() < self._not_before.get(channel, 0.0):
+            self.violations.append(f"{name} before its Retry-After was over")
+        trouble = self.script(next(self._writes), name)
+        self.refusals += trouble is not None
+        self.changed()
+        match trouble.kind if trouble else None:
+            case "429":
+                assert trouble is not None
+                seconds = math.ceil(trouble.seconds)  # Slack writes whole ones
+                self._not_before[channel] = self._clock.now() + seconds
+                answer = {"ok": False, "error": "ratelimited"}
+                return web.json_response(answer, status=429, headers={"Retry-After": str(seconds)})
+            case "500":
+                return web.Response(status=500, text="<html>", content_type="text/html")
+            case "timeout":
+                return _cut(request)
+            case "lost":
+                await do()
+                self.changed()
+                return _cut(request)
+        answered = await do()
+        self.changed()
+        return answered
+
+    def _auth_test(self, arguments: JSON) -> JSON:
+        return {"user_id": BOT, "bot_id": "B01", "user": "chatglm", "team_id": TEAM, "team": "Loopback"}
+
+    def _connections_open(self, arguments: JSON) -> JSON:
+        ticket = f"ticket-{next(self._numbers)}"
+        if self.dead_tickets:
+            self.dead_tickets -= 1
+        else:
+            self.tickets.add(ticket)
+        return {"url": f"ws://127.0.0.1:{self._port}/link?ticket={ticket}"}
+
+    def _users_info(self, arguments: JSON) -> JSON:
+        return {"user": self.room.person(arguments["user"])}
+
+    def _post_message(self, arguments: JSON) -> JSON:
+        if arguments.get("unfurl_links") is not False or arguments.get("unfurl_media") is not False:
+            self.violations.append("chat.postMessage lets links unfurl")
+        return {"ts": self.room.bot_posts(arguments).ts}
+
+    def _update(self, arguments: JSON) -> JSON:
+        self.room.bot_updates(arguments)
+        return {"ts": arguments["ts"]}
+
+    def _delete(self, arguments: JSON) -> JSON:
+        del self.room.messages[self.room.own(arguments).ts]
+        return {}
+
+    def _post_ephemeral(self, arguments: JSON) -> JSON:
+        return {"message_ts": self.room.whisper(arguments["channel"], arguments["user"], arguments)}
+
+    def _history(self, arguments: JSON) -> JSON:
+        self.histories.append(arguments["channel"])
+        return self.room.history(arguments)
+
+    def _replies(self, arguments: JSON) -> JSON:
+        return self.room.thread(arguments)
+
+
+_METHODS: dict[str, Callable[[SlackWire, JSON], JSON]] = {
+    "auth.test": SlackWire._auth_test,
+    "apps.connections.open": SlackWire._connections_open,
+    "users.info": SlackWire._users_info,
+    "chat.postMessage": SlackWire._post_message,
+    "chat.update": SlackWire._update,
+    "chat.delete": SlackWire._delete,
+    "chat.postEphemeral": SlackWire._post_ephemeral,
+    "conversations.history": SlackWire._history,
+    "conversations.replies": SlackWire._replies,
+}
+
+
+async def _arguments(request: web.Request) -> JSON:
+    if request.content_type == "application/json":
+        arguments: JSON = await request.json()
+        return arguments
+    return {**request.query, **await request.post()}
+
+
+def _cut(request: web.Request) -> web.Response:
+    """End the connection where an answer was expected."""
+    if request.transport is not None:
+        request.transport.close()
+    return web.Response()

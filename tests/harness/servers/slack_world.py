@@ -1,0 +1,218 @@
+"""What stands in a Slack workspace, and what Slack lets a bot put there."""
+
+import html
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from bot.delivery.markdown.blocks import visible
+from bot.domain import Action
+from tests.harness.platform import Seen
+
+BOT = "UBOT"
+JSON = dict[str, Any]
+
+_PING = re.compile(r"<(?:![a-z]+|@[A-Z0-9]+)[^<>]*>", re.IGNORECASE)
+_BLOCK_LIMIT, _UPDATE_LIMIT, _POST_LIMIT = 12_000, 4_000, 40_000
+
+
+class RoomError(Exception):
+    """What Slack answers; a violation is what no client should ever try."""
+
+    def __init__(self, code: str, *, is_violation: bool = False) -> None:
+        self.code = code
+        self.is_violation = is_violation
+        super().__init__(code)
+
+
+@dataclass(slots=True)
+class Message:
+    """A message; `for_user` sees it alone."""
+
+    ts: str
+    channel: str
+    user: str
+    text: str
+    thread: str | None = None
+    blocks: list[JSON] = field(default_factory=list)
+    attachments: list[JSON] = field(default_factory=list)
+    metadata: JSON | None = None
+    subtype: str = ""
+    is_edited: bool = False
+    for_user: str | None = None
+
+    @property
+    def root(self) -> str:
+        return self.thread or self.ts
+
+    @property
+    def markdown(self) -> str:
+        found = [block["text"] for block in self.blocks if block["type"] == "markdown"]
+        return "\n".join(found) if found else html.unescape(self.text)
+
+    @property
+    def actions(self) -> frozenset[Action]:
+        blocks = [*self.blocks, *(block for each in self.attachments for block in each.get("blocks", []))]
+        buttons = [element for block in blocks if block["type"] == "actions" for element in block["elements"]]
+        return frozenset(Action(button["action_id"]) for button in buttons)
+
+    def event(self) -> JSON:
+        event: JSON = {"type": "message", "ts": self.ts, "channel": self.channel, "user": self.user, "text": self.text}
+        event["blocks"] = self.blocks
+        if self.user == BOT:
+            event["bot_id"] = "B01"
+        if self.thread is not None:
+            event["thread_ts"] = self.thread
+        if self.subtype:
+            event["subtype"] = self.subtype
+        if self.is_edited:
+            event["edited"] = {"user": self.user, "ts": self.ts}
+        return event
+
+
+class Room:
+    """People, channels and messages; they are made by being named."""
+
+    def __init__(self) -> None:
+        self.messages: dict[str, Message] = {}
+        self.pings: list[str] = []  # what the bot wrote that would have called people
+        self.locales: dict[str, str] = {}  # by a person's name
+        self.refuses_markdown = False  # from its first letter on: a placeholder has none
+        self._people: dict[str, str] = {}
+        self._channels: dict[str, str] = {}
+        self._last = 0
+
+    def now(self) -> str:
+        """A new timestamp; no two are alike."""
+        self._last = max(self._last + 1, time.time_ns() // 1000)
+        return f"{self._last // 10**6}.{self._last % 10**6:06}"
+
+    def user(self, name: str) -> str:
+        return self._people.setdefault(name, f"U{len(self._people) + 1:03}")
+
+    def channel(self, name: str) -> str:
+        return self._channels.setdefault(name, f"C{len(self._channels) + 1:03}")
+
+    def direct(self, person: str) -> str:
+        return self._channels.setdefault(person, f"D{len(self._channels) + 1:03}")
+
+    def find(self, channel: str) -> str | None:
+        return self._channels.get(channel)
+
+    def person(self, user: str) -> JSON:
+        name = next((name for name, id in self._people.items() if id == user), None)
+        if name is None:
+            raise RoomError("user_not_found")
+        profile = {"display_name": name, "real_name": name}
+        return {
+            "id": user,
+            "name": name.lower(),
+            "is_bot": name.endswith("Bot"),
+            "locale": self.locales.get(name, "en-US"),
+            "profile": profile,
+        }
+
+    def post(self, channel: str, user: str, **values: Any) -> Message:
+        message = Message(self.now(), channel, user, **values)
+        self.messages[message.ts] = message
+        return message
+
+    def replies(self, root: str) -> list[Message]:
+        return [message for message in self.messages.values() if message.thread == root]
+
+    def seen(self, channel: str, thread: str | None) -> list[Seen]:
+        """In reading order: each thread below the message that it hangs on."""
+        here = [message for message in self.messages.values() if message.channel == channel]
+        if thread is not None:
+            here = [message for message in here if message.root == thread]
+        here.sort(key=lambda message: (float(message.root), float(message.ts)))
+        return [self._shown(message) for message in here]
+
+    def bot_posts(self, arguments: JSON) -> Message:
+        channel, thread = self._place(arguments["channel"]), arguments.get("thread_ts")
+        if thread is not None and thread not in self.messages:
+            raise RoomError("thread_not_found")
+        content = self._content(arguments, _POST_LIMIT)
+        return self.post(channel, BOT, thread=thread, metadata=arguments.get("metadata"), **content)
+
+    def bot_updates(self, arguments: JSON) -> None:
+        message = self.own(arguments)
+        for name, value in self._content(arguments, _UPDATE_LIMIT).items():
+            setattr(message, name, value)
+
+    def own(self, arguments: JSON) -> Message:
+        """The bot's message that a call is about."""
+        message = self.messages.get(arguments["ts"])
+        if message is None or message.channel != self._place(arguments["channel"]):
+            raise RoomError("message_not_found")
+        if message.user != BOT:
+            raise RoomError("cant_update_message", is_violation=True)
+        return message
+
+    def whisper(self, channel: str, user: str, arguments: JSON) -> str:
+        thread = arguments.get("thread_ts")
+        content = self._content(arguments, _POST_LIMIT)
+        return self.post(self._place(channel), BOT, thread=thread, for_user=user, **content).ts
+
+    def history(self, arguments: JSON) -> JSON:
+        channel = self._place(arguments["channel"])
+        roots = [each for each in self.messages.values() if each.channel == channel and each.thread is None]
+        roots.sort(key=lambda message: float(message.ts), reverse=True)
+        return self._page(roots, arguments)
+
+    def thread(self, arguments: JSON) -> JSON:
+        root = self.messages.get(arguments["ts"])
+        if root is None:
+            raise RoomError("thread_not_found")
+        return self._page([root, *self.replies(root.ts)], arguments, always=root)
+
+    def _page(self, messages: list[Message], arguments: JSON, always: Message | None = None) -> JSON:
+        oldest = float(arguments.get("oldest") or 0)
+        messages = [each for each in messages if each is always or float(each.ts) > oldest]
+        messages = [each for each in messages if each.for_user is None]
+        # Slack may return fewer than were asked for: three, so that every client turns pages.
+        begin, limit = int(arguments.get("cursor") or 0), min(int(arguments.get("limit") or 100), 3)
+        told = []
+        for message in messages[begin : begin + limit]:
+            event = message.event()
+            del event["channel"]  # the caller knows it
+            if message.metadata and str(arguments.get("include_all_metadata")).lower() in {"1", "true"}:
+                event["metadata"] = message.metadata
+            if replies := [each for each in self.replies(message.ts) if each.for_user is None]:
+                event |= {"thread_ts": message.ts, "reply_count": len(replies), "latest_reply": replies[-1].ts}
+            told.append(event)
+        more = begin + limit < len(messages)
+        return {"messages": told, "response_metadata": {"next_cursor": str(begin + limit) if more else ""}}
+
+    def _place(self, channel: str) -> str:
+        if channel not in self._channels.values():
+            raise RoomError("channel_not_found")
+        return channel
+
+    def _content(self, arguments: JSON, limit: int) -> JSON:
+        """What a call puts into a message, if Slack takes it."""
+        text, blocks, attachments = (arguments.get(name) for name in ("text", "blocks", "attachments"))
+        blocks = json.loads(blocks) if isinstance(blocks, str) else blocks or []
+        attachments = json.loads(attachments) if isinstance(attachments, str) else attachments or []
+        markdown = [block["text"] for block in blocks if block["type"] == "markdown"]
+        if not text and not blocks:
+            raise RoomError("no_text", is_violation=True)
+        if text and len(text) > limit:
+            raise RoomError("msg_too_long", is_violation=True)
+        if sum(map(len, markdown)) > _BLOCK_LIMIT:
+            raise RoomError("msg_blocks_too_long", is_violation=True)
+        if any(not words.strip() for words in markdown):
+            raise RoomError("invalid_blocks", is_violation=True)
+        if self.refuses_markdown and any(re.search(r"\w", words) for words in markdown):
+            raise RoomError("invalid_blocks")
+        for words in [*markdown, text or ""]:
+            self.pings += _PING.findall(words)
+        return {"text": text or "", "blocks": blocks, "attachments": attachments}
+
+    def _shown(self, message: Message) -> Seen:
+        names = {id: name for name, id in self._people.items()} | {BOT: "bot"}
+        markdown = message.markdown if message.user == BOT else message.text.replace(f"<@{BOT}>", "@bot")
+        words = visible(markdown).replace("\u2060", "")
+        return Seen(message.ts, names.get(message.user, message.user), markdown, words, message.actions, message.thread)

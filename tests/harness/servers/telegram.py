@@ -1,0 +1,510 @@
+"""A Telegram Bot API on this machine, as strict as the real one, and people who talk to the bot there."""
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+from pydantic import SecretStr
+
+from bot.adapters.base import Adapter
+from bot.adapters.telegram.adapter import open_adapter
+from bot.adapters.telegram.markup import LIMIT, MOST_ENTITIES, Entity
+from bot.adapters.telegram.settings import TelegramSection
+from bot.delivery.markdown.format import utf16_units
+from bot.domain import Action
+from bot.util.clock import Clock, MonotonicClock
+from tests.harness.platform import PATIENCE, Script, Seen
+from tests.harness.servers.fault_gate import Gate
+from tests.harness.servers.telegram_words import fitted, markdown, refused, specials, words
+
+TOKEN = "123456789:AAExampleExampleExampleExampleExam"
+BOT_ID = 123456789
+BOT = "glm_bot"
+UNCHANGED = "an edit that changes nothing"
+TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+
+Json = dict[str, Any]
+# What a bot says with these, people see; they are what a Script may trouble.
+WRITING = ("sendMessage", "editMessageText", "deleteMessage", "sendMessageDraft")
+
+
+@dataclass(slots=True)
+class Chat:
+    """A private chat, a group or a supergroup; `gone` is what Telegram says of one that cannot be written to."""
+
+    id: int
+    name: str
+    kind: str = "supergroup"
+    topics: dict[str, int] = field(default_factory=dict)
+    gone: tuple[int, str] | None = None
+    upgraded_to: int | None = None
+    not_before: float = -math.inf
+
+    def facts(self) -> Json:
+        if self.kind == "private":
+            return {"id": self.id, "type": "private", "first_name": self.name}
+        return {"id": self.id, "type": self.kind, "title": self.name, "is_forum": bool(self.topics)}
+
+
+@dataclass(slots=True)
+class Message:
+    """A message as it stands in its chat."""
+
+    id: int
+    chat: Chat
+    author: str
+    text: str
+    topic: int | None = None
+    entities: tuple[Entity, ...] = ()
+    actions: frozenset[Action] = frozenset()
+    reply_to: int | None = None
+    is_shown: bool = True  # whether the bot was told of what it now looks like
+    mention: str = ""
+
+    @property
+    def is_the_bots(self) -> bool:
+        return self.author == BOT
+
+
+class Refused(Exception):
+    """An answer of the Bot API that is not "ok"."""
+
+    def __init__(self, code: int, description: str, **parameters: int) -> None:
+        self.code = code
+        self.body: Json = {"ok": False, "error_code": code, "description": description}
+        if parameters:
+            self.body["parameters"] = parameters
+
+
+class TelegramPlatform:
+    """A LoopbackPlatform.  Where it says "channel", Telegram says supergroup; a thread is a topic."""
+
+    name = "telegram"
+
+    def __init__(self, **settings: Any) -> None:
+        self.gate = Gate()
+        self.violations: list[str] = []
+        self.script: Script = lambda number, name: None
+        self.calls: list[tuple[str, Json]] = []
+        self.now = TODAY
+        self.reads_all = False
+        self.joins_groups = True
+        self.garbage: list[bytes] = []  # what the next calls are answered with
+        self.webhook = ""
+        self.drafts: dict[int, list[str]] = {}  # the versions of the one that is shown
+        self.menus: dict[str, list[Json]] = {}
+        self.answers: dict[str, str] = {}
+        self.answering = asyncio.Event()  # cleared, what the bot says to a press waits
+        self.answering.set()
+        self.pending: list[Json] = []
+        self.language = "en"
+        self.polls = 0
+        self.refuses_entities = False
+        self.broken: dict[str, Refused] = {}
+        self.messages: dict[tuple[int, int], Message] = {}
+        self._settings = settings
+        self._chats: dict[int, Chat] = {}
+        self._people: dict[str, int] = {}
+        self._ids = count(1)
+        self._updates = count(500_000)
+        self._writes = count()
+        self._poll: asyncio.Future[None] | None = None
+        self._polling: web.Request | None = None
+        self._watchers: list[asyncio.Future[None]] = []
+        self._clock: Clock = MonotonicClock()
+        self.served_at = 0  # the port
+        self._url = ""
+
+    # What tests, the demo and the lossless script ask of any platform.
+
+    def adapter(self, clock: Clock) -> Adapter:
+        self._clock = clock
+        return open_adapter(self.settings(), clock)
+
+    def settings(self) -> TelegramSection:
+        return TelegramSection.model_validate({"token": SecretStr(TOKEN), "api_url": self._url} | self._settings)
+
+    async def translate(
+        self,
+        text: str,
+        *,
+        author: str = "Mei",
+        channel: str = "general",
+        thread: str | None = None,
+        direct: bool = False,
+        mention: bool = True,
+        reply_to: str | None = None,
+        **facts: Any,
+    ) -> str:
+        chat = self.private(author) if direct else self.group(channel)
+        name = ""
+        if mention and not direct:
+            # Whoever types a command in a group adds the bot's name to it.
+            text, name = (re.sub(r"^/\w+", rf"\g<0>@{BOT}", text), "") if text.startswith("/") else (text, f"@{BOT} ")
+        message = Message(
+            next(self._ids),
+            chat,
+            author,
+            name + text,
+            topic=None if thread is None else chat.topics.setdefault(thread, next(self._ids)),
+            reply_to=None if reply_to is None else int(reply_to),
+            mention=name,
+        )
+        self.messages[chat.id, message.id] = message
+        self.tell({"message": self.facts_of(message) | facts})
+        return str(message.id)
+
+    async def edit(self, message_id: str, text: str) -> None:
+        message = self.find(message_id)
+        message.text = message.mention + text
+        self.tell({"edited_message": self.facts_of(message) | {"edit_date": int(self.now.timestamp())}})
+
+    async def delete(self, message_id: str) -> None:
+        message = self.find(message_id)
+        del self.messages[message.chat.id, message.id]
+        self._change()
+
+    async def command(self, name: str, *, author: str = "Mei", channel: str = "general") -> None:
+        await self.translate(f"/{name}", author=author, channel=channel)
+
+    async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
+        message = self.find(message_id)
+        assert action in message.actions, f"there is no such button under {message.text!r}"
+        self.tell(
+            {
+                "callback_query": {
+                    "id": str(next(self._ids)),
+                    "from": self.person(author),
+                    "message": self.facts_of(message),
+                    "chat_instance": "1",
+                    "data": action.value,
+                }
+            }
+        )
+
+    def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
+        chat = next((chat for chat in self._chats.values() if chat.name == channel and not chat.upgraded_to), None)
+        if chat is None:
+            return []
+        topic = None if thread is None else chat.topics.get(thread, -1)
+        return [
+            Seen(
+                id=str(message.id),
+                author="bot" if message.is_the_bots else message.author,
+                markdown=markdown(message.text, message.entities),
+                visible=words(message.text),
+                actions=message.actions,
+                reply_to=None if message.reply_to is None else str(message.reply_to),
+            )
+            for message in self.messages.values()
+            if message.chat is chat and message.topic == topic
+        ]
+
+    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._watchers.append(watcher)
+                await watcher
+
+    async def disconnect(self, *, resumable: bool = True) -> None:
+        if self._polling is not None:
+            _cut(self._polling)
+
+    async def __aenter__(self) -> Self:
+        app = self.gate.app()
+        app.router.add_route("*", "/bot{token}/{method}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.reached_at(self._runner.addresses[0][1])
+        return self
+
+    def reached_at(self, port: int) -> None:
+        """Let the bot come by another port: what listens there hands on what it hears."""
+        self.served_at, self._url = port, f"http://127.0.0.1:{port}"
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wake()
+        await self._runner.cleanup()
+
+    # What only Telegram has.
+
+    def private(self, person: str) -> Chat:
+        id = self.person(person)["id"]
+        return self._chats.setdefault(id, Chat(id, person, "private"))
+
+    def group(self, name: str, kind: str = "supergroup") -> Chat:
+        known = next((chat for chat in self._chats.values() if chat.name == name and not chat.upgraded_to), None)
+        if known is None:
+            known = Chat(-1_000_000_000_000 - next(self._ids), name, kind)
+            self._chats[known.id] = known
+        return known
+
+    def person(self, name: str) -> Json:
+        id = self._people.setdefault(name, 7_000 + len(self._people))
+        return {"id": id, "is_bot": name.endswith("bot"), "first_name": name, "language_code": self.language}
+
+    def upgrade(self, name: str) -> Chat:
+        """Make a group a supergroup: it gets another id, and its messages stay behind."""
+        old = self.group(name)
+        new = Chat(-1_000_000_000_000 - next(self._ids), name)
+        self._chats[new.id] = new
+        old.upgraded_to = new.id
+        return new
+
+    def tell_of_upgrade(self, old: Chat, new: Chat) -> None:
+        """Put the two service messages about an upgrade among the updates."""
+        base = {"date": int(self.now.timestamp()), "from": self.person("Mei")}
+        self.tell({"message": base | {"message_id": 1, "chat": old.facts(), "migrate_to_chat_id": new.id}})
+        self.tell({"message": base | {"message_id": 1, "chat": new.facts(), "migrate_from_chat_id": old.id}})
+
+    def tell(self, update: Json) -> None:
+        """Let the bot hear this with one of its next polls."""
+        self.pending.append({"update_id": next(self._updates)} | update)
+        self._wake()
+        self._change()
+
+    def find(self, message_id: str) -> Message:
+        return next(message for message in self.messages.values() if message.id == int(message_id))
+
+    def facts_of(self, message: Message, *, with_reply: bool = True) -> Json:
+        author: Json = _BOT if message.is_the_bots else self.person(message.author)
+        facts: Json = {
+            "message_id": message.id,
+            "date": int(self.now.timestamp()),
+            "chat": message.chat.facts(),
+            "from": author,
+        }
+        if message.text:
+            facts |= {"text": message.text, "entities": specials(message.text)}
+        if message.topic is not None:
+            facts |= {"message_thread_id": message.topic, "is_topic_message": True}
+        replied = self.messages.get((message.chat.id, message.reply_to or 0))
+        if with_reply and replied is not None:
+            facts["reply_to_message"] = self.facts_of(replied, with_reply=False)
+        elif with_reply and message.topic is not None:
+            facts["reply_to_message"] = {
+                "message_id": message.topic,
+                "date": facts["date"],
+                "chat": facts["chat"],
+                "from": _BOT,
+                "forum_topic_created": {"name": "topic", "icon_color": 7322096},
+            }
+        return facts
+
+    # The Bot API.
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        method = request.match_info["method"]
+        sent = await request.post()
+        form = {name: _read(name, value) for name, value in sent.items() if isinstance(value, str)}
+        try:
+            if request.match_info["token"] != TOKEN:
+                raise Refused(401, "Unauthorized")
+            self.calls.append((method, form))
+            if self.garbage:
+                return web.Response(body=self.garbage.pop(0))
+            if method in self.broken:
+                raise self.broken[method]
+            result = await (
+                self._write(request, method, form) if method in WRITING else self._do(request, method, form)
+            )
+        except Refused as refused:
+            return web.json_response(refused.body, status=refused.code)
+        finally:
+            self._change()
+        return web.json_response({"ok": True, "result": result})
+
+    async def _do(self, request: web.Request, method: str, form: Json) -> object:
+        match method:
+            case "getMe":
+                return _BOT | {"can_read_all_group_messages": self.reads_all, "can_join_groups": self.joins_groups}
+            case "getUpdates":
+                return await self._get_updates(request, form)
+            case "deleteWebhook":
+                self.webhook = ""
+                if form.get("drop_pending_updates"):
+                    self.violations.append("updates were dropped")
+                return True
+            case "getWebhookInfo":
+                return {"url": self.webhook, "has_custom_certificate": False, "pending_update_count": len(self.pending)}
+            case "setMyCommands":
+                self.menus[form.get("language_code", "")] = form["commands"]
+                return True
+            case "answerCallbackQuery":
+                self._change()
+                await self.answering.wait()
+                self.answers[str(form["callback_query_id"])] = form.get("text", "")
+                return True
+        raise Refused(404, "Not Found")
+
+    async def _get_updates(self, request: web.Request, form: Json) -> list[Json]:
+        if self.webhook:
+            raise Refused(409, "Conflict: can't use getUpdates method while webhook is active")
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_exception(Refused(409, "Conflict: terminated by other getUpdates request; only one may run"))
+        self.polls += 1
+        if (offset := form.get("offset")) is not None:
+            self.pending = [update for update in self.pending if update["update_id"] >= offset]
+        if not self.pending and form.get("timeout"):
+            self._poll, self._polling = asyncio.get_running_loop().create_future(), request
+            self._change()
+            try:
+                async with asyncio.timeout(form["timeout"]):
+                    await self._poll
+            except TimeoutError:
+                pass
+        wanted = form.get("allowed_updates") or []
+        return [update for update in self.pending if not wanted or set(update) & set(wanted)][: form.get("limit", 100)]
+
+    async def _write(self, request: web.Request, method: str, form: Json) -> object:
+        trouble = self.script(next(self._writes), method)
+        kind = trouble.kind if trouble is not None else None
+        chat = self._chat(int(form["chat_id"]))
+        if self._clock.now() < chat.not_before:
+            self.violations.append(f"{method} in {chat.name} before its Retry-After was over")
+        if kind == "429":
+            assert trouble is not None
+            wait = max(1, math.ceil(trouble.seconds))
+            chat.not_before = self._clock.now() + wait
+            raise Refused(429, f"Too Many Requests: retry after {wait}", retry_after=wait)
+        if kind == "500":
+            raise Refused(500, "Internal Server Error")
+        result = None if kind == "timeout" else self._written(method, chat, form, is_lost=kind == "lost")
+        if kind in ("timeout", "lost"):
+            _cut(request)
+        return result
+
+    def _written(self, method: str, chat: Chat, form: Json, *, is_lost: bool) -> object:
+        match method:
+            case "sendMessage":
+                self._check_reply(chat, form)
+                topic = form.get("message_thread_id")
+                if topic is not None and topic not in chat.topics.values():
+                    raise Refused(400, "Bad Request: message thread not found")
+                text, entities = self._text(form)
+                reply_to = form.get("reply_parameters", {}).get("message_id")
+                message = Message(
+                    next(self._ids), chat, BOT, text, topic, entities, _actions(form), reply_to, not is_lost
+                )
+                self.messages[chat.id, message.id] = message
+                self.drafts.pop(chat.id, None)
+                return self.facts_of(message, with_reply=False)
+            case "editMessageText":
+                message = self._own(chat, form, "edit")
+                text, entities = self._text(form)
+                if (text, entities, _actions(form)) == (message.text, message.entities, message.actions):
+                    if message.is_shown:
+                        self.violations.append(UNCHANGED)
+                    raise Refused(
+                        400, "Bad Request: message is not modified: specified new message content is the same"
+                    )
+                message.text, message.entities, message.actions = text, entities, _actions(form)
+                message.is_shown = not is_lost
+                return self.facts_of(message, with_reply=False)
+            case "deleteMessage":
+                del self.messages[chat.id, self._own(chat, form, "delete").id]
+                return True
+            case "sendMessageDraft":
+                if chat.kind != "private" or not form["draft_id"]:
+                    raise Refused(400, "Bad Request: TEXTDRAFT_PEER_INVALID")
+                self.drafts.setdefault(chat.id, []).append(self._text(form)[0] if form["text"] else "")
+                return True
+        raise AssertionError(method)
+
+    def _chat(self, id: int) -> Chat:
+        chat = self._chats.get(id)
+        if chat is None:
+            raise Refused(400, "Bad Request: chat not found")
+        if chat.upgraded_to is not None:
+            raise Refused(
+                400,
+                "Bad Request: group chat was upgraded to a supergroup chat",
+                migrate_to_chat_id=chat.upgraded_to,
+            )
+        if chat.gone is not None:
+            raise Refused(*chat.gone)
+        return chat
+
+    def _own(self, chat: Chat, form: Json, verb: str) -> Message:
+        message = self.messages.get((chat.id, int(form["message_id"])))
+        if message is None:
+            raise Refused(400, f"Bad Request: message to {verb} not found")
+        if not message.is_the_bots:
+            raise Refused(400, f"Bad Request: message can't be {verb}ed")
+        return message
+
+    def _check_reply(self, chat: Chat, form: Json) -> None:
+        reply = form.get("reply_parameters", {})
+        if reply and (chat.id, reply["message_id"]) not in self.messages:
+            if not reply.get("allow_sending_without_reply"):
+                raise Refused(400, "Bad Request: message to be replied not found")
+            del form["reply_parameters"]
+
+    def _text(self, form: Json) -> tuple[str, tuple[Entity, ...]]:
+        """The text and its entities as Telegram takes them: without space around it."""
+        said = str(form["text"])
+        entities = [
+            Entity(each["type"], each["offset"], each["length"], each.get("url"), each.get("language"))
+            for each in form.get("entities", [])
+        ]
+        if "parse_mode" in form:
+            self.violations.append("a parse_mode")
+        if "draft_id" not in form and not form.get("link_preview_options", {}).get("is_disabled"):
+            self.violations.append("a link preview")
+        if self.refuses_entities and entities:
+            raise Refused(400, "Bad Request: ENTITY_BOUNDS_INVALID")
+        if why := refused(said, entities):
+            self.violations.append(why)
+            raise Refused(400, f"Bad Request: can't parse entities: {why}")
+        left = utf16_units(said) - utf16_units(said.lstrip())
+        text = said.strip()
+        length = utf16_units(text)
+        if not text:
+            raise Refused(400, "Bad Request: message text is empty")
+        if length > LIMIT:
+            self.violations.append(f"a text of {length}")
+            raise Refused(400, "Bad Request: message is too long")
+        if len(entities) > MOST_ENTITIES:
+            self.violations.append(f"{len(entities)} entities")
+        return text, tuple(left_over for each in entities if (left_over := fitted(each, left, length)))
+
+    def _change(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    def _wake(self) -> None:
+        if self._poll is not None and not self._poll.done():
+            self._poll.set_result(None)
+
+
+_BOT: Json = {"id": BOT_ID, "is_bot": True, "first_name": "ChatGLM", "username": BOT}
+
+
+def _actions(form: Json) -> frozenset[Action]:
+    rows = form.get("reply_markup", {}).get("inline_keyboard", [])
+    return frozenset(Action(button["callback_data"]) for row in rows for button in row)
+
+
+def _read(name: str, value: str) -> Any:
+    """A field of a form: what is neither text nor an id of letters is JSON."""
+    return value if name in ("text", "callback_query_id", "language_code") else json.loads(value)
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

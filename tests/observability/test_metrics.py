@@ -1,0 +1,292 @@
+"""The figures: each counts what it says, Prometheus can read them, and nobody shows in them."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as read_text
+
+from bot.adapters.base import Replies
+from bot.chat.conversation import Conversations
+from bot.config.schema import AccessSection, ConversationSection, LimitsSection, OperationsSection
+from bot.domain import Author, ChannelKey, ChatMessage, ChatRequest, Delta, SamplingParams
+from bot.errors import (
+    ChannelGone,
+    EngineBusy,
+    EngineFailed,
+    MarkupRefused,
+    MessageGone,
+    PlatformUnavailable,
+    PromptTooLong,
+    RateLimited,
+    StoreError,
+)
+from bot.observability.health import Components, Health
+from bot.observability.http import application, serving
+from bot.observability.metering import (
+    MeteredAccess,
+    MeteredEngine,
+    MeteredIntake,
+    MeteredMessenger,
+    MeteredStore,
+    PartsCollector,
+    watch_the_loop,
+)
+from bot.observability.metrics import PREFIX, Metrics
+from bot.storage.sql import SqlStore
+from tests.harness.fakes import FakeMessenger, FastClock, ManualClock, ScriptedEngine
+from tests.harness.fakes.messenger import Failure
+from tests.harness.messages import NOON, a_message
+from tests.harness.scripted_model import ScriptedModel, ask, events
+from tests.harness.scripted_model import serving as running
+from tests.storage import temporary_store
+
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
+
+
+class Platform:
+    is_connected = True
+
+
+@dataclass(frozen=True)
+class Harness:
+    clock: FastClock
+    metrics: Metrics
+    engine: ScriptedEngine
+    messenger: FakeMessenger
+    intake: MeteredIntake
+    parts: Components
+
+    async def reply(self, text: str = "hello", author: str = "1") -> None:
+        """Somebody asks, and the reply grows to its end."""
+        message = a_message(text, channel=ChannelKey("fake", f"c{author}"), author=Author("fake", author, "Mei"))
+        exchange = await self.intake.accept(message)
+        assert exchange is not None
+        metered = MeteredMessenger(self.messenger, self.metrics, self.clock)
+        async with Replies(self.intake, metered, self.clock) as replies:
+            replies.start(exchange)
+            await replies.wait_idle()
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """A figure's value now; 0 where nothing was counted yet."""
+        return self.metrics.registry.get_sample_value(f"{PREFIX}_{name}", labels) or 0.0
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with make_harness(tmp_path) as harness:
+        yield harness
+
+
+@asynccontextmanager
+async def make_harness(folder: Path, limits: LimitsSection | None = None) -> AsyncIterator[Harness]:
+    clock, metrics, engine, bounds = FastClock(), Metrics(), ScriptedEngine(), limits or LimitsSection()
+    settings = ConversationSection(catch_up_minutes=10_000_000)
+    async with temporary_store(folder) as kept:
+        store, model = MeteredStore(kept, metrics, clock), MeteredEngine(engine, metrics, clock)
+        access = MeteredAccess(AccessSection(), bounds, clock, metrics)
+        conversations = Conversations(model, store, settings, SamplingParams(), answer_seconds=bounds.answer_seconds)
+        parts = Components(store, model, {"fake": Platform()})
+        metrics.registry.register(PartsCollector(parts))
+        intake = MeteredIntake(access, conversations, model, store, settings, metrics, clock)
+        yield Harness(clock, metrics, engine, FakeMessenger(clock), intake, parts)
+
+
+async def test_a_reply_is_counted_on_its_whole_way(harness: Harness) -> None:
+    harness.engine.add(["one ", "two ", "three"])
+    await harness.reply()
+    assert harness("exchanges_total", platform="fake", kind="chat", outcome="stop") == 1
+    assert harness("requests_total", outcome="stop") == 1
+    assert harness("first_token_seconds_count") == 1
+    assert harness("reply_changes_total", platform="fake") == 4
+    assert harness("platform_calls_total", platform="fake", verb="send", outcome="ok") == 1
+    edits = harness("platform_calls_total", platform="fake", verb="edit", outcome="ok")
+    assert edits == sum(call.verb == "edit" for call in harness.messenger.calls)
+    assert harness("platform_call_seconds_count", platform="fake", verb="edit") == edits
+    assert harness("store_seconds_count", method="enqueue") == 1
+    assert harness("store_seconds_count", method="complete") == 1
+
+
+async def test_the_wait_for_the_first_text_is_measured() -> None:
+    metrics, clock, thinking = Metrics(), ManualClock(), asyncio.Event()
+    engine = MeteredEngine(ScriptedEngine([thinking, "ok"]), metrics, clock)
+    request = ChatRequest((ChatMessage("user", "hello"),))
+    async with aclosing(engine.generate(request)) as answer:
+        first = asyncio.ensure_future(anext(answer))
+        await clock.settle()
+        clock.jump(3.0)
+        thinking.set()
+        assert await first == Delta("ok")
+        clock.jump(5.0)
+        assert [event async for event in answer]
+    assert metrics.registry.get_sample_value(f"{PREFIX}_first_token_seconds_sum") == 3.0
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (EngineBusy(1, 1), "busy"),
+        (PromptTooLong(9, 8), "too_long"),
+        (EngineFailed("out of memory"), "failed"),
+    ],
+)
+async def test_a_request_that_fails_is_counted_by_what_failed_it(
+    harness: Harness, error: Exception, outcome: str
+) -> None:
+    harness.engine.add(["and", error])
+    await harness.reply()
+    assert harness("requests_total", outcome=outcome) == 1
+    assert harness("exchanges_total", platform="fake", kind="chat", outcome="error") == 1
+
+
+async def test_a_reply_that_is_broken_off_is_counted_as_such(harness: Harness) -> None:
+    harness.engine.add(["a", "b", "c"])
+    exchange = await harness.intake.accept(a_message("hello", channel=ChannelKey("fake", "c1")))
+    assert exchange is not None
+    async with aclosing(harness.intake.handle(exchange)) as replies:
+        await anext(replies)
+    assert harness("exchanges_total", platform="fake", kind="chat", outcome="broken_off") == 1
+    assert harness("requests_total", outcome="closed") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (RateLimited(2.0), "wait"),
+        (MarkupRefused("*"), "markup"),
+        (MessageGone("m1"), "gone"),
+        (ChannelGone("c1"), "gone"),
+        (PlatformUnavailable("cut off"), "unavailable"),
+    ],
+)
+async def test_a_call_is_counted_by_what_the_platform_answered(
+    harness: Harness, error: Exception, outcome: str
+) -> None:
+    harness.messenger.script = lambda number, verb: Failure(error)
+    metered = MeteredMessenger(harness.messenger, harness.metrics, harness.clock)
+    with pytest.raises(type(error)):
+        await metered.delete(ChannelKey("fake", "c1"), "m1")
+    assert harness("platform_calls_total", platform="fake", verb="delete", outcome=outcome) == 1
+
+
+async def test_those_whom_a_limit_turns_away_are_counted(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, LimitsSection(requests_per_minute=1)) as harness:
+        await harness.reply()
+        assert harness("refusals_total", kind="question") == 0
+        await harness.reply()
+        assert harness("refusals_total", kind="question") == 1
+        while not harness("refusals_total", kind="command"):
+            await harness.reply("/help")
+
+
+async def test_a_database_that_fails_is_counted(tmp_path: Path) -> None:
+    class Full(SqlStore):
+        async def check(self) -> None:
+            raise StoreError("the disk is full")
+
+    metrics, clock = Metrics(), ManualClock()
+    async with MeteredStore(Full(f"sqlite+aiosqlite:///{tmp_path / 'bot.db'}"), metrics, clock) as store:
+        with suppress(StoreError):
+            await store.check()
+        await store.expire(NOON - timedelta(days=1))
+    assert metrics.registry.get_sample_value(f"{PREFIX}_store_errors_total", {"method": "check"}) == 1
+    assert metrics.registry.get_sample_value(f"{PREFIX}_store_seconds_count", {"method": "check"}) == 1
+
+
+async def test_the_engine_counts_its_steps_and_the_time_that_requests_waited() -> None:
+    async with running(ScriptedModel(slots=1)) as engine:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(3):
+                tasks.create_task(events(engine, ask("hello")))
+        load = engine.load
+    assert (load.slots, load.tokens, load.steps, load.started) == (1, 18, 18, 3)
+    assert load.waited > 0
+
+
+async def test_the_parts_figures_are_read_when_they_are_asked_for(harness: Harness) -> None:
+    harness.engine.since_progress = 7.0
+    assert harness("progress_age_seconds") == 7.0
+    assert harness("slots") == 8
+    assert harness("platform_connected", platform="fake") == 1
+    cut_off = Platform()
+    cut_off.is_connected = False
+    harness.parts.adapters = {"fake": cut_off}
+    assert harness("platform_connected", platform="fake") == 0
+
+
+async def test_how_late_the_event_loop_is_shows() -> None:
+    class Late(ManualClock):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds + 0.25)
+
+    metrics, clock = Metrics(), Late()
+    watching = asyncio.create_task(watch_the_loop(metrics, clock))
+    await clock.advance(7.5)
+    watching.cancel()
+    assert metrics.registry.get_sample_value(f"{PREFIX}_loop_lateness_seconds_count") == 10
+    assert metrics.registry.get_sample_value(f"{PREFIX}_loop_lateness_seconds_sum") == 2.5
+
+
+def sample_names(families: Iterable[Metric]) -> set[str]:
+    return {sample.name for family in families for sample in family.samples}
+
+
+async def test_prometheus_own_parsers_read_the_page(harness: Harness) -> None:
+    await harness.reply()
+    app = application(Health(harness.parts, 60.0, harness.clock), harness.metrics.registry)
+    async with serving(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
+        url = f"http://127.0.0.1:{port}/metrics"
+        async with http.get(url) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
+            plain = sample_names(read_text(await answer.text()))
+        async with http.get(url, headers={"Accept": "application/openmetrics-text; version=1.0.0"}) as answer:
+            assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+            families = read_openmetrics(await answer.text())  # type: ignore[no-untyped-call]  # it says nothing
+            modern = sample_names(families)
+    assert f"{PREFIX}_exchanges_total" in plain & modern
+    assert "process_resident_memory_bytes" in plain & modern
+
+
+async def test_nobody_and_nothing_that_was_said_shows(harness: Harness) -> None:
+    harness.engine.add("canary-answer")
+    await harness.reply("canary-question", author="canary-author")
+    page = generate_latest(harness.metrics.registry).decode()
+    assert "canary" not in page
+    assert "Mei" not in page
+
+
+def test_before_the_model_is_loaded_there_are_no_figures_of_it() -> None:
+    registry = CollectorRegistry()
+    registry.register(PartsCollector(Components()))
+    assert "engine_info" not in generate_latest(registry).decode()
+
+
+async def test_every_figure_of_the_dashboard_exists_and_every_figure_of_ours_is_on_it(harness: Harness) -> None:
+    harness.engine.add(["and", EngineFailed("out of memory")])
+    await harness.reply()
+    page = generate_latest(harness.metrics.registry).decode()
+    names = {family.name for family in read_text(page)}
+    there = sample_names(read_text(page)) | {f"{PREFIX}_{name}_total" for name in ("store_errors", "refusals")}
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    used = {name for each in expressions for name in re.findall(rf"\b(?:{PREFIX}|process)_\w+", each)}
+    assert used <= there, "drawn, but not there"
+    ours = {name for name in names if name.startswith(PREFIX) and not name.endswith("_created")}
+    assert not [name for name in ours if not any(each.startswith(name) for each in used)], "there, but not drawn"
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
+    panels = [panel["gridPos"] for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]]
+    cells = [(x, y) for p in panels for x in range(p["x"], p["x"] + p["w"]) for y in range(p["y"], p["y"] + p["h"])]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24

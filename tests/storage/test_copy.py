@@ -1,0 +1,169 @@
+"""From one database into another: every row as it was, all or nothing."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from bot.domain import Answer, Exchange, FinishReason, Kind, Usage
+from bot.errors import StoreError, StoreInUse
+from bot.storage import copy as transfer
+from bot.storage import migrate
+from bot.storage.connections import locate, migrator, snapshot_reader
+from bot.storage.instance_lock import InstanceLock
+from bot.storage.schema import exchanges
+from bot.storage.sql import SqlStore
+from tests.harness.postgres import PostgresServer
+from tests.storage import ROOM, THREAD, JumpingClock, message, url_of
+
+Place = Callable[[], str]
+
+
+@pytest.fixture
+def on_file(tmp_path: Path) -> Place:
+    numbers = iter(range(100))
+    return lambda: url_of(tmp_path / f"{next(numbers)}" / "bot.db")
+
+
+@pytest.fixture
+def on_server(postgres: PostgresServer) -> Place:
+    return lambda: postgres.url(postgres.database())
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "BATCH", 3)
+
+
+async def filled(url: str) -> str:
+    """One of each kind, in several batches."""
+    async with SqlStore(url, JumpingClock()) as store:
+        for number in range(8):
+            exchange = await store.enqueue(
+                message(number, f"“{number}” \0 你好 🙂", THREAD if number % 2 else ROOM), Kind.CHAT
+            )
+            assert exchange is not None
+            await store.record_part(exchange.id, 0, f"p{number}")
+            if number < 5:
+                await store.record_answer(exchange.id, Answer("yes", "so", FinishReason.LENGTH, Usage(7, 3)))
+            if number < 3:
+                await store.complete(exchange.id)
+        await store.fail(8, "gone")
+        await store.erase(1)
+    return url
+
+
+def rows(url: str) -> list[tuple[object, ...]]:
+    with snapshot_reader(locate(url)).begin() as connection:
+        return [tuple(row) for row in connection.execute(select(exchanges).order_by(exchanges.c.id))]
+
+
+async def next_id(url: str) -> int:
+    async with SqlStore(url, JumpingClock()) as store:
+        exchange: Exchange | None = await store.enqueue(message("new"), Kind.CHAT)
+    assert exchange is not None
+    return exchange.id
+
+
+@pytest.mark.parametrize(
+    ("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file"), ("on_file", "on_file")]
+)
+async def test_every_row_arrives_and_new_ones_come_after_it(
+    origin: str, goal: str, request: pytest.FixtureRequest
+) -> None:
+    source = await filled(request.getfixturevalue(origin)())
+    target = request.getfixturevalue(goal)()
+    before = rows(source)
+    assert transfer.transfer(source, target) == 8
+    assert rows(target) == rows(source) == before
+    assert await next_id(target) == 9
+
+
+@pytest.mark.parametrize(("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file")])
+async def test_an_id_that_was_given_once_is_not_given_again(
+    origin: str, goal: str, request: pytest.FixtureRequest
+) -> None:
+    source = await filled(request.getfixturevalue(origin)())
+    with migrator(locate(source)).begin() as connection:
+        connection.execute(exchanges.delete().where(exchanges.c.id > 2))
+    target = request.getfixturevalue(goal)()
+    assert transfer.transfer(source, target) == 2
+    assert await next_id(target) == 9
+
+
+@pytest.mark.parametrize(("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file")])
+async def test_an_empty_database_is_copied_too(origin: str, goal: str, request: pytest.FixtureRequest) -> None:
+    source, target = request.getfixturevalue(origin)(), request.getfixturevalue(goal)()
+    migrate.upgrade(source)
+    assert transfer.transfer(source, target) == 0
+    assert await next_id(target) == 1
+
+
+@pytest.mark.parametrize("goal", ["on_server", "on_file"])
+async def test_a_database_that_holds_something_is_left_alone(
+    goal: str, request: pytest.FixtureRequest, on_file: Place
+) -> None:
+    source, target = await filled(on_file()), request.getfixturevalue(goal)()
+    await next_id(target)
+    before = rows(target)
+    with pytest.raises(StoreError, match="holds exchanges already: copy into a database that is empty"):
+        transfer.transfer(source, target)
+    assert rows(target) == before
+
+
+@pytest.mark.parametrize("goal", ["on_server", "on_file"])
+async def test_what_fails_half_way_leaves_nothing(goal: str, request: pytest.FixtureRequest, on_file: Place) -> None:
+    source, target = await filled(on_file()), request.getfixturevalue(goal)()
+    migrate.upgrade(target)
+    refusal = (
+        "ALTER TABLE exchanges ADD CHECK (id <> 7)"
+        if goal == "on_server"
+        else "CREATE TRIGGER refusal BEFORE INSERT ON exchanges WHEN new.id = 7 BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    with migrator(locate(target)).begin() as connection:
+        connection.exec_driver_sql(refusal)
+    with pytest.raises(StoreError, match="cannot be used"):
+        transfer.transfer(source, target)
+    assert rows(target) == []
+
+
+async def test_what_arrives_otherwise_than_it_was_sent_does_not_count(
+    on_file: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = await filled(on_file()), on_file()
+    migrate.upgrade(target)
+    file = locate(target).path
+    assert file is not None
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(
+            "CREATE TRIGGER meddler AFTER INSERT ON exchanges WHEN new.id = 5 "
+            "BEGIN UPDATE exchanges SET text = 'other' WHERE id = 5; END"
+        )
+    with pytest.raises(StoreError, match="is not what was sent: nothing was kept there"):
+        transfer.transfer(source, target)
+    assert rows(target) == []
+
+
+async def test_no_bot_may_run_on_either(on_file: Place) -> None:
+    source, target = await filled(on_file()), on_file()
+    for busy in (source, target):
+        with InstanceLock(busy), pytest.raises(StoreInUse, match="stop that one"):
+            transfer.transfer(source, target, patience=0)
+
+
+async def test_a_database_is_not_copied_to_itself(on_file: Place) -> None:
+    source = await filled(on_file())
+    with pytest.raises(StoreError, match="would be copied to itself"):
+        transfer.transfer(source, source)
+
+
+def test_a_database_that_does_not_exist_is_not_copied(on_file: Place) -> None:
+    target = on_file()
+    with pytest.raises(StoreError, match="there is no database"):
+        transfer.transfer(on_file(), target)
+    path = locate(target).path
+    assert path is not None
+    assert not path.exists()

@@ -1,0 +1,195 @@
+"""One bot at a time on a database, and nothing left in the way once it is gone, however it went."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot.errors import StoreError, StoreInUse
+from bot.storage.instance_lock import InstanceLock
+from tests.harness.postgres import PostgresServer
+from tests.storage import url_of
+
+HOLDER = """
+import sys
+from bot.storage.instance_lock import Claim
+with Claim(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def held_elsewhere(url: str) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return url_of(tmp_path / "data" / "bot.db")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.url(server.database())
+
+
+def test_a_second_one_is_told_and_comes_in_once_the_first_has_left(url: str) -> None:
+    with (
+        InstanceLock(url),
+        pytest.raises(StoreInUse, match=r"is in use by another bot.*stop that one"),
+        InstanceLock(url, patience=0),
+    ):
+        pass
+    with InstanceLock(url, patience=0):
+        pass
+
+
+def test_it_waits_for_one_that_is_about_to_end(url: str) -> None:
+    first = InstanceLock(url)
+    first.__enter__()
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            first.__exit__(None, None, None)
+
+    with InstanceLock(url, sleep=sleep):
+        assert len(waits) == 3
+
+
+def test_a_process_that_is_killed_leaves_nothing_in_the_way(url: str) -> None:
+    with held_elsewhere(url) as holder:
+        with pytest.raises(StoreInUse), InstanceLock(url, patience=0):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with InstanceLock(url):
+        pass
+
+
+def test_renewing_what_is_held_changes_nothing(url: str) -> None:
+    with InstanceLock(url) as claim:
+        claim.renew()
+        with pytest.raises(StoreInUse), InstanceLock(url, patience=0):
+            pass
+
+
+def test_two_databases_do_not_know_each_other(tmp_path: Path) -> None:
+    with InstanceLock(url_of(tmp_path / "a.db")), InstanceLock(url_of(tmp_path / "b.db"), patience=0):
+        pass
+
+
+def test_a_file_is_one_database_under_all_its_names(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with (
+        InstanceLock(url_of(tmp_path / "data" / "bot.db")),
+        pytest.raises(StoreInUse),
+        InstanceLock(url_of(tmp_path / "link" / "bot.db"), patience=0),
+    ):
+        pass
+
+
+def test_who_has_a_file_is_told(tmp_path: Path) -> None:
+    with (
+        InstanceLock(url_of(tmp_path / "bot.db")),
+        pytest.raises(StoreInUse, match=rf"another bot \(process {os.getpid()} on \S+\): stop"),
+        InstanceLock(url_of(tmp_path / "bot.db"), patience=0),
+    ):
+        pass
+
+
+def test_a_damaged_note_of_who_has_it_is_no_matter(tmp_path: Path) -> None:
+    with InstanceLock(url_of(tmp_path / "bot.db")):
+        (tmp_path / "bot.db.lock").write_bytes(b"\xff")
+        with (
+            pytest.raises(StoreInUse, match="another bot: stop"),
+            InstanceLock(url_of(tmp_path / "bot.db"), patience=0),
+        ):
+            pass
+
+
+def rights_of_the_lock(database: Path) -> int:
+    with InstanceLock(url_of(database)):
+        return stat.S_IMODE(database.with_name("bot.db.lock").stat().st_mode)
+
+
+def test_nobody_else_may_open_the_lock_of_a_new_database(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert rights_of_the_lock(tmp_path / "bot.db") == 0o600
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(("database", "lock"), [(0o600, 0o600), (0o660, 0o660), (0o440, 0o640), (0o700, 0o600)])
+def test_a_lock_that_is_there_may_be_opened_by_whom_the_database_may(tmp_path: Path, database: int, lock: int) -> None:
+    for name, mode in {"bot.db": database, "bot.db.lock": 0o644}.items():
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    assert rights_of_the_lock(tmp_path / "bot.db") == lock
+
+
+def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "bot.db.lock").mkdir()
+    with pytest.raises(StoreError, match=r"bot\.db cannot be opened.*Is a directory"):
+        InstanceLock(url_of(tmp_path / "bot.db")).__enter__()
+
+
+def test_a_server_that_has_forgotten_it_is_asked_again(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    with InstanceLock(postgres.url(database)) as claim:
+        end_sessions(postgres, database)
+        with pytest.raises(StoreError, match="broken off the connection"):
+            claim.renew()
+        claim.renew()
+        with pytest.raises(StoreInUse), InstanceLock(postgres.url(database), patience=0):
+            pass
+
+
+def test_a_bot_that_was_faster_after_that_is_told_of(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    with InstanceLock(postgres.url(database)) as claim:
+        end_sessions(postgres, database)
+        with pytest.raises(StoreError):
+            claim.renew()
+        with InstanceLock(postgres.url(database)), pytest.raises(StoreInUse):
+            claim.renew()
+
+
+def test_a_server_notices_a_machine_that_vanished(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    with InstanceLock(postgres.url(database)) as claim:
+        session = claim._lock._session  # type: ignore[attr-defined]  # there is no other way to see it
+        shown = [
+            session.exec_driver_sql(f"SHOW tcp_keepalives_{each}").scalar() for each in ("idle", "interval", "count")
+        ]
+    assert shown == ["15", "5", "3"]
+
+
+def test_a_server_that_is_away_is_one_sentence() -> None:
+    with pytest.raises(StoreError, match="cannot be reached"):
+        InstanceLock("postgresql://bot@127.0.0.1:1/bot").__enter__()
+
+
+def test_two_schemas_of_one_database_are_two_places(postgres: PostgresServer) -> None:
+    database = postgres.database()
+    postgres.run("CREATE SCHEMA other", database)
+    url = postgres.url(database)
+    with InstanceLock(url), InstanceLock(f"{url}?options=-c%20search_path%3Dother", patience=0):
+        pass
+
+
+def end_sessions(postgres: PostgresServer, database: str) -> None:
+    with postgres.connected() as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [database]
+        )

@@ -1,0 +1,52 @@
+"""What is taken for a quotation of a text that is deleted."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bot.storage.quoted_text import TELLING, quotes
+
+some_words = st.lists(st.text("ab中1é", min_size=1, max_size=6), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("quotation", "text"),
+    [
+        ("no", "no"),
+        ("@bot no", "no"),
+        ("no @bot", "no"),
+        ("no", "I think no, thanks"),
+        ("4711", "my PIN is 4711"),
+        ("cret password", "the secret password"),
+        ("Mei: the password is 1234", "the password is 1234"),
+        ("芝麻", "密码是芝麻开门"),
+        ("阿梅说密码是芝麻开门对吗", "密码是芝麻开门"),
+    ],
+)
+def test_what_quotes_a_text_is_found(quotation: str, text: str) -> None:
+    assert quotes(quotation, {"something else", text})
+
+
+@pytest.mark.parametrize(
+    ("quotation", "text"),
+    [
+        ("I know nothing", "no"),
+        ("no, never", "no"),
+        ("no", "I know nothing"),
+        ("cret", "the secret password"),
+        ("misunderstandings", "understanding"),
+        ("好的，我知道了", "好的"),
+        ("", "anything"),
+    ],
+)
+def test_what_merely_has_the_same_letters_is_not(quotation: str, text: str) -> None:
+    assert not quotes(quotation, {"something else", text})
+
+
+@given(before=some_words, said=some_words, after=some_words)
+def test_whole_words_of_a_text_are_found_and_so_is_a_telling_text_among_others(
+    before: list[str], said: list[str], after: list[str]
+) -> None:
+    part, whole = " ".join(said), " ".join([*before, *said, *after])
+    assert quotes(part, {whole})
+    assert quotes(whole, {part}) or len(part.encode()) < TELLING

@@ -1,0 +1,43 @@
+"""The end of the program: its time is limited, and a second signal does not wait for it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from bot.util.shutdown import Ending
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Those of the tests' own process come back."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_end_is_the_end(number: signal.Signals) -> None:
+    codes: list[int] = []
+    Ending(seconds=60.0, leave=codes.append).begin()
+    os.kill(os.getpid(), number)
+    assert codes == [128 + number]
+
+
+async def test_an_end_that_takes_too_long_is_cut_off() -> None:
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        loop.call_soon_threadsafe(over.set)
+
+    Ending(seconds=0.01, leave=leave).begin(130)
+    async with asyncio.timeout(30):
+        await over.wait()
+    assert codes == [130]
