@@ -14,8 +14,9 @@ from benchmarks.figures import Figures, Machine, Memory, Network
 from benchmarks.machine import MemoryWatch, describe
 from benchmarks.network import Steps, measure_network, random_prompt
 from benchmarks.options import Dimensions, OptionError, Options
+from bot.domain import EngineInfo
 from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
-from bot.engine.base import EngineInfo, Progress
+from bot.engine.base import Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, read_config
 from bot.engine.chatglm.loading import find_devices, load, load_random

@@ -19,7 +19,8 @@ from benchmarks.machine import bandwidth, describe, matrix_rate
 from benchmarks.measure import Watch, made_up
 from benchmarks.network import Steps, random_prompt
 from benchmarks.options import Dimensions, Options
-from bot.engine.base import EngineInfo, Progress
+from bot.domain import EngineInfo
+from bot.engine.base import Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.loading import DType, find_device, load_random

@@ -4,13 +4,13 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from types import FrameType
 
 import structlog
 
 from bot.adapters import open_adapter
 from bot.adapters.base import Adapter
+from bot.chat.access import Access
 from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
 from bot.config.reload import ConfigWatcher, Source
@@ -20,18 +20,10 @@ from bot.engine import Progress, open_engine, preflight
 from bot.engine.base import Engine
 from bot.engine.hot_swap import HotSwapEngine
 from bot.errors import BotError, EngineUnavailable, StoreError, StoreInUse
+from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
 from bot.observability.health import Components, Health
 from bot.observability.http import application, serving
 from bot.observability.logging import use_levels
-from bot.observability.metering import (
-    MeteredAccess,
-    MeteredEngine,
-    MeteredIntake,
-    MeteredMessenger,
-    MeteredStore,
-    PartsCollector,
-    watch_the_loop,
-)
 from bot.observability.metrics import Metrics
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.retention import Retention
@@ -59,11 +51,11 @@ async def run(config: Config, progress: Progress, source: Source | None = None) 
     async with (
         _claimed(url) as claim,
         _operations(config, parts, metrics, clock),
-        MeteredStore(SqlStore(url, clock), metrics, clock) as store,
+        SqlStore(url, clock, metrics) as store,
     ):
         parts.store = store
         switch = HotSwapEngine(config.engine, open_engine, clock, check=preflight, progress=progress)
-        async with MeteredEngine(switch, metrics, clock) as engine:
+        async with switch as engine:
             parts.engine = engine
             conversations = Conversations(
                 engine,
@@ -72,12 +64,14 @@ async def run(config: Config, progress: Progress, source: Source | None = None) 
                 _params(config),
                 answer_seconds=config.limits.answer_seconds,
                 clock=clock,
+                metrics=metrics,
             )
-            access = MeteredAccess(config.access, config.limits, clock, metrics)
+            access = Access(config.access, config.limits, clock)
             live = None if source is None else ConfigWatcher(config, source, clock)
-            intake = MeteredIntake(access, conversations, engine, store, config.conversation, metrics, clock, live)
-            meter = partial(MeteredMessenger, metrics=metrics, clock=clock)
-            adapters = {name: open_adapter(name, each, clock, meter) for name, each in config.enabled_adapters.items()}
+            intake = Intake(
+                access, conversations, engine, store, config.conversation, clock=clock, live=live, metrics=metrics
+            )
+            adapters = {name: open_adapter(name, each, clock) for name, each in config.enabled_adapters.items()}
             parts.adapters = adapters
             log.info("ready", adapters=list(adapters), model=engine.info.model, device=engine.info.device)
             async with Retention(store, config.storage.retention_days, clock) as retention:
@@ -203,10 +197,10 @@ async def _operations(config: Config, parts: Components, metrics: Metrics, clock
     if not config.serves_operations:
         yield
         return
-    metrics.registry.register(PartsCollector(parts))
+    metrics.registry.register(ComponentsCollector(parts))
     health = Health(parts, config.operations.stalled_seconds, clock)
     async with serving(config.operations, application(health, metrics.registry)):
-        watching = asyncio.create_task(watch_the_loop(metrics, clock))
+        watching = asyncio.create_task(measure_loop_lateness(metrics, clock))
         try:
             yield
         finally:

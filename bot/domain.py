@@ -148,6 +148,43 @@ EngineEvent = Queued | Delta | Finished
 ReplyEvent = EngineEvent | Notice
 
 
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """The loaded model; known once the engine is entered."""
+
+    model: str
+    backend: str
+    quantization: str
+    dtype: str
+    device: str
+    context_length: int  # tokens, prompt and answer together
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy the engine is, and whether it makes progress.
+
+    `since_progress` is the age in seconds of the last completed step, or of the oldest
+    work after an idle time; 0 while idle.  `down` is the reason if it will never answer again.
+    """
+
+    running: int
+    waiting: int
+    tokens_per_second: float | None = None  # recent throughput of all requests together
+    since_progress: float = 0.0
+    down: str | None = None
+    is_changing: bool = False  # the model is being replaced; new requests wait for the next one
+    slots: int = 0  # most requests that run at once
+    wait: float | None = None  # estimated seconds until the current queue is served
+    device_bytes: int = 0  # memory held on accelerators
+
+    # Totals since the engine was entered:
+    tokens: int = 0
+    steps: int = 0
+    started: int = 0  # requests that left the queue
+    waited: float = 0.0  # seconds they spent in the queue, summed
+
+
 class Kind(StrEnum):
     CHAT = "chat"
     COMMAND = "command"

@@ -34,6 +34,7 @@ from bot.domain import (
 )
 from bot.engine.base import Engine
 from bot.errors import EngineBusy, EngineError, PromptTooLong, StoreError
+from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import retry_until_stored
@@ -54,6 +55,7 @@ class Conversations:
         *,
         answer_seconds: float,
         clock: Clock | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -61,6 +63,7 @@ class Conversations:
         self._params = params
         self._answer_seconds = answer_seconds
         self._clock = clock or MonotonicClock()
+        self._metrics = metrics or Metrics()
         self._lines = Lines()
         self._deletions = 0  # ever begun
         self._deleting = 0  # under way
@@ -242,10 +245,15 @@ class Conversations:
             user=turn.exchange.message.author.key,
         )
         deltas = 0
+        began, outcome = self._clock.now(), "closed"
         timer: asyncio.TimerHandle | None = None
         try:
             async with aclosing(self._engine.generate(request)) as generated:
                 while event := await turn.unless_stopped(generated):
+                    if isinstance(event, Finished):
+                        outcome = event.reason.value
+                    if isinstance(event, Delta) and not deltas:
+                        self._metrics.first_token.observe(self._clock.now() - began)
                     yield event
                     match event:
                         case Delta():
@@ -253,7 +261,11 @@ class Conversations:
                             timer = timer or asyncio.get_running_loop().call_later(self._answer_seconds, turn.time_out)
                         case Finished():
                             return
+        except EngineError as error:
+            outcome = engine_outcome(error)
+            raise
         finally:
+            self._metrics.requests.labels(outcome).inc()
             if timer is not None:
                 timer.cancel()
         reason = FinishReason.LENGTH if turn.is_late else FinishReason.CANCELLED

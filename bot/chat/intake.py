@@ -35,6 +35,7 @@ from bot.domain import (
 )
 from bot.engine.base import Engine
 from bot.errors import StoreError
+from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 from bot.util.clock import Calendar, Clock, MonotonicClock
 from bot.util.retry import retry_until_stored
@@ -64,7 +65,9 @@ class Intake:
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Clock | None = None,
         live: ConfigWatcher | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
         self._access = access
         self._conversations = conversations
         self._engine = engine
@@ -183,13 +186,20 @@ class Intake:
         log.info("exchange begins", exchange=exchange.id, kind=exchange.kind.value, channel=channel)
         if exchange.kind is Kind.COMMAND and is_forget(exchange):
             self._without_trace.add(exchange.id)
-        async with aclosing(self._reply(exchange)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    if exchange.answer is None:  # else it was counted when it was made
-                        self._access.spend(exchange.message, event.usage)
-                    log.info("exchange answered", exchange=exchange.id, reason=event.reason.value)
-                yield event
+        platform, outcome = exchange.message.channel.platform, "broken_off"
+        changes = self.metrics.reply_changes.labels(platform)
+        try:
+            async with aclosing(self._reply(exchange)) as events:
+                async for event in events:
+                    changes.inc()
+                    if isinstance(event, Finished):
+                        outcome = event.reason.value
+                        if exchange.answer is None:  # else it was counted when it was made
+                            self._access.spend(exchange.message, event.usage)
+                        log.info("exchange answered", exchange=exchange.id, reason=event.reason.value)
+                    yield event
+        finally:
+            self.metrics.exchanges.labels(platform, exchange.kind.value, outcome).inc()
 
     def stop(self, exchange: Exchange) -> bool:
         """End its generation; the partial answer is kept."""
@@ -382,6 +392,8 @@ class Intake:
         )
         if refusal is None:
             self._counted.add(exchange.id)
+        else:
+            self.metrics.refusals.labels("question").inc()
         return refusal
 
     def _reply(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
@@ -390,7 +402,7 @@ class Intake:
         translate = self.translator_for(exchange)
         if exchange.kind is Kind.COMMAND:
             refusal = self._access.command_refusal(exchange.message, translate)
-            return self._command(exchange) if refusal is None else self._refused(exchange, refusal)
+            return self._command(exchange) if refusal is None else self._refused(exchange, refusal, "command")
         if exchange.id in self._counted:
             self._counted.discard(exchange.id)
             return self._conversations.reply(exchange)
@@ -400,7 +412,7 @@ class Intake:
         if refusal is None:
             return self._conversations.reply(exchange)
         self._conversations.dismiss(exchange)
-        return self._refused(exchange, refusal)
+        return self._refused(exchange, refusal, "question")
 
     async def _command(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
         called = parse(exchange.message.text)
@@ -424,7 +436,8 @@ class Intake:
         await retry_until_stored(lambda: self._store.record_answer(exchange.id, answer), self._clock)
         yield Finished(FinishReason.STOP)
 
-    async def _refused(self, exchange: Exchange, why: str) -> AsyncGenerator[ReplyEvent, None]:
+    async def _refused(self, exchange: Exchange, why: str, kind: str) -> AsyncGenerator[ReplyEvent, None]:
+        self.metrics.refusals.labels(kind).inc()
         yield Notice(why)
         await retry_until_stored(
             lambda: self._store.record_answer(exchange.id, Answer("", why, FinishReason.ERROR)), self._clock

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
@@ -37,6 +37,7 @@ from bot.errors import (
     RateLimited,
     StoreError,
 )
+from bot.observability.metrics import Metrics
 from bot.util.aio import finish_before_cancel
 from bot.util.retry import Backoff
 
@@ -109,8 +110,10 @@ class Delivery:
         pacer: Pacer,
         parts: list[Part],
         translate: Translate = str,
+        metrics: Metrics | None = None,
     ) -> None:
         self._messenger = messenger
+        self._metrics = metrics or Metrics()
         self._exchange = exchange
         self._channel = exchange.message.channel
         self._reply_to: str | None = exchange.message.id
@@ -259,13 +262,14 @@ class Delivery:
 
     async def _place(self, part: Part, number: int, look: _Look) -> None:
         try:
-            part.id = await self._messenger.send(
-                self._channel,
-                look.text,
-                reply_to=self._reply_to if number == 0 else None,
-                controls=look.controls,
-                nonce=f"{self._exchange.id}.{number}.{part.copies}",
-            )
+            with self._counted("send"):
+                part.id = await self._messenger.send(
+                    self._channel,
+                    look.text,
+                    reply_to=self._reply_to if number == 0 else None,
+                    controls=look.controls,
+                    nonce=f"{self._exchange.id}.{number}.{part.copies}",
+                )
         except MessageGone:
             if self._reply_to is None:
                 raise
@@ -285,7 +289,8 @@ class Delivery:
     async def _edit(self, part: Part, look: _Look) -> None:
         assert part.id is not None, "only what was sent is edited"
         try:
-            await self._messenger.edit(self._channel, part.id, look.text, controls=look.controls)
+            with self._counted("edit"):
+                await self._messenger.edit(self._channel, part.id, look.text, controls=look.controls)
             part.shown = look
         except MessageGone:
             part.lose()
@@ -293,13 +298,17 @@ class Delivery:
     async def _take_back(self, part: Part) -> None:
         assert part.id is not None, "only what was sent is taken back"
         try:
-            await self._messenger.delete(self._channel, part.id)
+            with self._counted("delete"):
+                await self._messenger.delete(self._channel, part.id)
         except (RateLimited, PlatformUnavailable, ChannelGone, LoginRefused):
             raise
         except PlatformError as error:
             # It is gone, or stays: the reply is whole in the messages before it.
             log.info("a message is not taken back", message=part.id, error=str(error))
         part.lose()
+
+    def _counted(self, verb: str) -> AbstractContextManager[None]:
+        return self._metrics.platform_call(self._channel.platform, verb, self._pacer.clock)
 
     def _go_plain(self, part: Part, number: int) -> None:
         """Say the same words plain: here, or everywhere if they then need more messages."""

@@ -14,8 +14,8 @@ from typing import Self
 import structlog
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, EngineEvent, Finished, Queued, SamplingParams
-from bot.engine.base import Engine, EngineInfo, EngineLoad, Progress, silent
+from bot.domain import ChatMessage, ChatRequest, EngineEvent, EngineInfo, EngineLoad, Finished, Queued, SamplingParams
+from bot.engine.base import Engine, Progress, silent
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable
 from bot.util.aio import race
 from bot.util.clock import Clock

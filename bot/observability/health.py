@@ -1,48 +1,57 @@
-"""What alive and ready mean: alive is an event loop that turns, ready is every part at its work."""
+"""Liveness and readiness of the components."""
 
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bot.engine.base import Engine, EngineLoad
+from bot.domain import EngineInfo, EngineLoad
 from bot.errors import StoreError
-from bot.storage.base import Store
 from bot.util.clock import Clock
 
-# Who asks every second shall not make the disk write every second.
+# Seconds that a store check is cached: probes may come every second, and a check writes to the disk.
 CHECK_LASTS = 5.0
-# What asks gives up after a second by default (Kubernetes), and a locked database takes 5 s to say so.
+# Seconds until a store check counts as failed: Kubernetes gives up after 1 s by default, a locked database takes 5 s.
 CHECK_SECONDS = 0.8
 
 
-class Connected(Protocol):
-    """What is asked of an adapter here."""
-
+class AdapterState(Protocol):
     @property
     def is_connected(self) -> bool: ...
 
 
+class StoreState(Protocol):
+    async def check(self) -> None: ...
+
+
+class EngineState(Protocol):
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def load(self) -> EngineLoad: ...
+
+
 @dataclass
 class Components:
-    """What the program consists of so far: whoever opens a part puts it here."""
+    """The components opened so far; filled in by `app.run`."""
 
-    store: Store | None = None
-    engine: Engine | None = None
-    adapters: Mapping[str, Connected] = field(default_factory=dict)
+    store: StoreState | None = None
+    engine: EngineState | None = None
+    adapters: Mapping[str, AdapterState] = field(default_factory=dict)
     is_stopping: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """One part, and why it cannot do its work; None where it can."""
+    """One component, and the reason if it is not ready."""
 
-    part: str
+    component: str
     reason: str | None
 
 
 def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
-    """Why the model cannot answer; `load` is None while it loads.
+    """Return the reason if the engine cannot answer; `load` is None while the model loads.
 
     >>> engine_fault(EngineLoad(running=1, waiting=0, since_progress=75.0), stalled_seconds=60)
     'no step has ended for 75 s'
@@ -59,10 +68,10 @@ def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
 
 
 class Health:
-    """Looks at the parts; the store is asked at most every `CHECK_LASTS` seconds."""
+    """Checks the components; the store at most every `CHECK_LASTS` seconds."""
 
-    def __init__(self, parts: Components, stalled_seconds: float, clock: Clock) -> None:
-        self._parts = parts
+    def __init__(self, components: Components, stalled_seconds: float, clock: Clock) -> None:
+        self._components = components
         self._stalled_seconds = stalled_seconds
         self._clock = clock
         self._checking = asyncio.Lock()
@@ -70,30 +79,31 @@ class Health:
         self._store_fault: str | None = None
 
     async def readiness(self) -> list[Readiness]:
-        """Every part with what is wrong with it; the program is ready when nothing is."""
-        parts = self._parts
-        load = None if parts.engine is None else parts.engine.load
-        found = [
-            Readiness("program", "stopping" if parts.is_stopping else None),
+        """Return the state of every component; the program is ready when no one has a reason."""
+        components = self._components
+        load = None if components.engine is None else components.engine.load
+        return [
+            Readiness("program", "stopping" if components.is_stopping else None),
             Readiness("store", await self._find_store_fault()),
             Readiness("engine", engine_fault(load, self._stalled_seconds)),
+            *(
+                Readiness(name, None if adapter.is_connected else "not connected")
+                for name, adapter in components.adapters.items()
+            ),
         ]
-        for name, adapter in parts.adapters.items():
-            found.append(Readiness(name, None if adapter.is_connected else "not connected"))
-        return found
 
     async def _find_store_fault(self) -> str | None:
-        store = self._parts.store
+        store = self._components.store
         if store is None:
             return "opening"
         async with self._checking:
             if self._checked_at is None or self._clock.now() - self._checked_at >= CHECK_LASTS:
-                self._store_fault = await _fault_of(store)
+                self._store_fault = await _check(store)
                 self._checked_at = self._clock.now()
             return self._store_fault
 
 
-async def _fault_of(store: Store) -> str | None:
+async def _check(store: StoreState) -> str | None:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await store.check()

@@ -37,9 +37,9 @@ def application(health: Health, figures: CollectorRegistry) -> Starlette:
         return PlainTextResponse("alive\n", headers=_NOT_KEPT)
 
     async def readyz(request: Request) -> Response:
-        parts = await health.readiness()
-        is_ready = all(part.reason is None for part in parts)
-        body = {"ready": is_ready, "parts": {part.part: part.reason or "ok" for part in parts}}
+        states = await health.readiness()
+        is_ready = all(state.reason is None for state in states)
+        body = {"ready": is_ready, "parts": {state.component: state.reason or "ok" for state in states}}
         return JSONResponse(body, status_code=200 if is_ready else 503, headers=_NOT_KEPT)
 
     async def metrics(request: Request) -> Response:

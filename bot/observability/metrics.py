@@ -1,9 +1,25 @@
-"""What Prometheus reads of this program: the figures' names, and what each counts.
+"""Counters and histograms for Prometheus.
 
-A label has few values, all known beforehand: no text, no channel and no person is one.
+Labels have few values, all known in advance: never a text, a channel or a person.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+
+from bot.errors import (
+    ChannelGone,
+    EngineBusy,
+    EngineError,
+    MarkupRefused,
+    MessageGone,
+    PlatformError,
+    PromptTooLong,
+    RateLimited,
+    StoreError,
+)
+from bot.util.clock import Clock
 
 PREFIX = "chatglm_bot"
 
@@ -12,7 +28,7 @@ _LONG = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class Metrics:
-    """All counters and histograms, on a registry of their own; whoever measures is given them."""
+    """All counters and histograms, on their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -50,8 +66,57 @@ class Metrics:
             "loop_lateness_seconds", "How late the event loop wakes who sleeps.", (), _SHORT
         )
 
+    @contextmanager
+    def store_call(self, method: str, clock: Clock) -> Iterator[None]:
+        """Measure one call of the store, the wait for its turn included."""
+        began = clock.now()
+        try:
+            yield
+        except StoreError:
+            self.store_errors.labels(method).inc()
+            raise
+        finally:
+            self.store_seconds.labels(method).observe(clock.now() - began)
+
+    @contextmanager
+    def platform_call(self, platform: str, verb: str, clock: Clock) -> Iterator[None]:
+        """Measure one call to a platform and count it by its outcome; cut_off means cancelled."""
+        began, outcome = clock.now(), "cut_off"
+        try:
+            yield
+            outcome = "ok"
+        except PlatformError as error:
+            outcome = _platform_outcome(error)
+            raise
+        finally:
+            self.calls.labels(platform, verb, outcome).inc()
+            self.call_seconds.labels(platform, verb).observe(clock.now() - began)
+
     def _counter(self, name: str, help: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, help, labels, namespace=PREFIX, registry=self.registry)
 
     def _histogram(self, name: str, help: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, help, labels, namespace=PREFIX, registry=self.registry, buckets=buckets)
+
+
+def engine_outcome(error: EngineError) -> str:
+    """Return the `outcome` label of a request that ended with `error`."""
+    match error:
+        case EngineBusy():
+            return "busy"
+        case PromptTooLong():
+            return "too_long"
+        case _:
+            return "failed"
+
+
+def _platform_outcome(error: PlatformError) -> str:
+    match error:
+        case RateLimited():
+            return "wait"
+        case MarkupRefused():
+            return "markup"
+        case MessageGone() | ChannelGone():
+            return "gone"
+        case _:
+            return "unavailable"

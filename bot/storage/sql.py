@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
 from bot.errors import NotErased, StoreError
+from bot.observability.metrics import Metrics
 from bot.storage import connections as engines
 from bot.storage import migrate
 from bot.storage.base import History
@@ -54,7 +55,8 @@ def shielded(
 
     @wraps(method)
     async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        return await detach_on_cancel(store._transactions.start(method(store, *args, **kwargs), method.__name__))
+        with store._metrics.store_call(method.__name__, store._clock):
+            return await detach_on_cancel(store._transactions.start(method(store, *args, **kwargs), method.__name__))
 
     return call
 
@@ -77,6 +79,7 @@ class SqlStore:
         self,
         url: str,
         clock: Clock | None = None,
+        metrics: Metrics | None = None,
         *,
         busy_timeout: float = engines.BUSY_TIMEOUT,
         queue_timeout: float = 30.0,
@@ -84,6 +87,8 @@ class SqlStore:
         suspicious: float = 10.0,
     ) -> None:
         self._url = url
+        self._clock = clock or MonotonicClock()
+        self._metrics = metrics or Metrics()
         self._location = engines.locate(url)
         self._busy_timeout = busy_timeout
         self._transactions = Transactions(
@@ -96,7 +101,7 @@ class SqlStore:
                 self._transactions.writer,
                 self._transactions.lock,
                 self._location.name,
-                clock or MonotonicClock(),
+                self._clock,
                 busy_timeout=busy_timeout,
                 patience=patience,
             )

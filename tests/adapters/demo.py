@@ -31,7 +31,7 @@ class Conversation:
     """What a person does, and what they see of it: each new message, and each one that changes."""
 
     bench: Bench
-    translate: Callable[[str], None]
+    say: Callable[[str], None]
     _shown: dict[str, Seen] = field(default_factory=dict)
     _first: str | None = None
 
@@ -51,14 +51,14 @@ class Conversation:
             return any(len(seen.markdown) > _WIDTH for seen in self._new(before))
 
         await self._until(is_long)
-        self.translate(f"{_PERSON} presses Stop")
+        self.say(f"{_PERSON} presses Stop")
         await self.bench.platform.press(self._new(before)[-1].id, Action.STOP, author=_PERSON)
         await self._until(lambda: self._is_answered(before))
 
     async def edit(self, id: str, text: str) -> None:
         """Edit the last question and wait until its reply is another one."""
         reply = self.bench.replies(_CHANNEL)[-1]
-        self.translate(f"{_PERSON} edits the question")
+        self.say(f"{_PERSON} edits the question")
         await self.bench.platform.edit(id, text)
 
         def is_answered_anew() -> bool:
@@ -69,7 +69,7 @@ class Conversation:
 
     async def command(self, name: str) -> None:
         before = self._replies()
-        self.translate(f"{_PERSON} uses the command {name}")
+        self.say(f"{_PERSON} uses the command {name}")
         await self.bench.platform.command(name, author=_PERSON, channel=_CHANNEL)
         await self._until(lambda: any(seen.markdown.strip(" …") for seen in self._new(before)))
 
@@ -84,7 +84,7 @@ class Conversation:
     async def _question(self, text: str) -> str:
         # On Slack each mention opens a thread, and a conversation goes on in its own.
         thread = self._first if self.bench.platform.name == "slack" else None
-        id = await self.bench.platform.translate(text, author=_PERSON, channel=_CHANNEL, thread=thread)
+        id = await self.bench.platform.say(text, author=_PERSON, channel=_CHANNEL, thread=thread)
         self._first = self._first or id
         return id
 
@@ -111,7 +111,7 @@ class Conversation:
         buttons = " ".join(_BUTTONS[action] for action in sorted(seen.actions))
         head = f"{seen.author:<4} {mark or ('edited' if is_edit else ''):<7} "
         lines = [*text.split("\n"), *([buttons] if buttons else [])]
-        self.translate(f"\n{' ' * len(head)}".join([f"{head}{lines[0]}", *lines[1:]]))
+        self.say(f"\n{' ' * len(head)}".join([f"{head}{lines[0]}", *lines[1:]]))
 
     def _replies(self) -> set[str]:
         return {seen.id for seen in self.bench.replies(_CHANNEL)}
@@ -123,29 +123,29 @@ class Conversation:
         return any(Action.RETRY in seen.actions for seen in self._new(before))
 
 
-async def play(platform: str, translate: Callable[[str], None]) -> None:
+async def play(platform: str, say: Callable[[str], None]) -> None:
     """The whole conversation on one platform; `say` is told each line of the transcript."""
     engine = open_engine(EngineSection())
     # The likeliest words, so that it goes the same way each time.
     async with a_bench(platform, engine, FastClock(FACTOR), SamplingParams(temperature=0)) as bench:
-        person = Conversation(bench, translate)
-        translate(f"— {platform}: a mention")
+        person = Conversation(bench, say)
+        say(f"— {platform}: a mention")
         await person.ask("Hello")
-        translate("— a follow-up")
+        say("— a follow-up")
         await person.ask("What did I just say?")
-        translate("— the conversation is forgotten")
+        say("— the conversation is forgotten")
         await person.command("clear")
         person.begin_anew()
         await person.ask("What did I just say?")
-        translate("— a long answer, stopped")
+        say("— a long answer, stopped")
         await person.ask_and_stop("Tell me everything about this bot")
-        translate("— a question that is edited")
+        say("— a question that is edited")
         id = await person.ask("say blue whale")
         await person.edit(id, "say red panda")
-        translate("— what stands there in the end")
+        say("— what stands there in the end")
         person.show_all()
     for violation in bench.platform.violations:
-        translate(f"not allowed on {platform}: {violation}")
+        say(f"not allowed on {platform}: {violation}")
 
 
 def main() -> None:
@@ -156,10 +156,10 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    asyncio.run(play(options.platform, _translate))
+    asyncio.run(play(options.platform, _say))
 
 
-def _translate(line: str) -> None:
+def _say(line: str) -> None:
     print(line, flush=True)  # noqa: T201  # it is a command
 
 

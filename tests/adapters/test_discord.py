@@ -99,7 +99,7 @@ async def bot(platform: DiscordPlatform, tmp_path: Path) -> AsyncIterator[Bot]:
 
 async def test_a_mention_is_answered_by_a_reply_that_grows(bot: Bot) -> None:
     bot.engine.add("Hello, Mei!")
-    question = await bot.platform.translate("hi")
+    question = await bot.platform.say("hi")
     await bot.shows("Hello, Mei!")
     assert bot.platform.seen()[1].reply_to == question
     assert bot.engine.requests[0].messages[-1].content == "Mei: hi"
@@ -108,7 +108,7 @@ async def test_a_mention_is_answered_by_a_reply_that_grows(bot: Bot) -> None:
 async def test_an_answer_is_shown_while_it_is_written(bot: Bot) -> None:
     more = asyncio.Event()
     bot.engine.add(["Once upon", more, " a time."])
-    await bot.platform.translate("a tale")
+    await bot.platform.say("a tale")
     await bot.shows("Once upon")
     more.set()
     await bot.shows("Once upon a time.")
@@ -117,7 +117,7 @@ async def test_an_answer_is_shown_while_it_is_written(bot: Bot) -> None:
 async def test_a_long_answer_goes_on_in_further_messages(bot: Bot) -> None:
     code = "\n".join(f"line {number} = '值'" for number in range(300))
     bot.engine.add(f"Here:\n```py\n{code}\n```\nDone.")
-    await bot.platform.translate("code")
+    await bot.platform.say("code")
     await bot.platform.until(lambda: bot.shown() != [] and bot.shown()[-1].endswith("Done."))
     shown = bot.shown()
     assert len(shown) > 2
@@ -126,27 +126,27 @@ async def test_a_long_answer_goes_on_in_further_messages(bot: Bot) -> None:
 
 
 async def test_what_is_said_without_a_mention_is_left_alone(bot: Bot) -> None:
-    await bot.platform.translate("not for you", mention=False)
-    await bot.platform.translate("for another bot", author="other bot")
-    await bot.platform.translate("a webhook's", webhook_id="5")
-    await bot.platform.translate("joined", type=7)
-    await bot.platform.translate("for you")
+    await bot.platform.say("not for you", mention=False)
+    await bot.platform.say("for another bot", author="other bot")
+    await bot.platform.say("a webhook's", webhook_id="5")
+    await bot.platform.say("joined", type=7)
+    await bot.platform.say("for you")
     await bot.shows("ok")
     assert len(bot.engine.requests) == 1
 
 
 async def test_a_direct_message_is_answered(bot: Bot) -> None:
-    await bot.platform.translate("hello", direct=True)
+    await bot.platform.say("hello", direct=True)
     await bot.shows("ok", channel="Mei")
     assert bot.engine.requests[0].messages[-1].content == "hello"
 
 
 async def test_a_reply_to_the_bot_is_answered_with_its_history(bot: Bot) -> None:
-    await bot.platform.translate("one")
+    await bot.platform.say("one")
     await bot.shows("ok")
-    await bot.platform.translate("two", reply_to=bot.platform.seen()[1].id)
+    await bot.platform.say("two", reply_to=bot.platform.seen()[1].id)
     await bot.shows("ok", "ok")
-    await bot.platform.translate("three", reply_to=bot.platform.seen()[1].id, mention=False)
+    await bot.platform.say("three", reply_to=bot.platform.seen()[1].id, mention=False)
     await bot.shows("ok", "ok", "ok")
     assert [message.content for message in bot.engine.requests[2].messages][::2] == [
         "Mei: one",
@@ -156,8 +156,8 @@ async def test_a_reply_to_the_bot_is_answered_with_its_history(bot: Bot) -> None
 
 
 async def test_a_mention_in_a_reply_brings_the_quoted_text(bot: Bot) -> None:
-    quoted = await bot.platform.translate("the earth is flat", author="Jo", mention=False)
-    await bot.platform.translate("is that so?", reply_to=quoted)
+    quoted = await bot.platform.say("the earth is flat", author="Jo", mention=False)
+    await bot.platform.say("is that so?", reply_to=quoted)
     await bot.shows("ok")
     assert bot.engine.requests[0].messages[-1].content == "> the earth is flat\n\nMei: is that so?"
 
@@ -165,7 +165,7 @@ async def test_a_mention_in_a_reply_brings_the_quoted_text(bot: Bot) -> None:
 async def test_ids_are_read_as_names(bot: Bot) -> None:
     jo = bot.platform.person("Jo")
     general = bot.platform.channel("general")
-    await bot.platform.translate(
+    await bot.platform.say(
         f"tell <@{BOT}> and <@!{jo['id']}> in <#{general}> about <@&{BOT_ROLE}>, <:blob:123> and <@177777777777777777>",
         mention=True,
         mentions=[jo, bot.platform.bot],
@@ -178,10 +178,10 @@ async def test_ids_are_read_as_names(bot: Bot) -> None:
 
 
 async def test_every_message_is_answered_in_a_thread_where_it_was_mentioned(bot: Bot) -> None:
-    await bot.platform.translate("not yet", thread="tea", mention=False)
-    await bot.platform.translate("one", thread="tea")
+    await bot.platform.say("not yet", thread="tea", mention=False)
+    await bot.platform.say("one", thread="tea")
     await bot.shows("ok", thread="tea")
-    await bot.platform.translate("two", thread="tea", mention=False)
+    await bot.platform.say("two", thread="tea", mention=False)
     await bot.shows("ok", "ok", thread="tea")
     assert bot.shown() == []
     assert [message.content for message in bot.engine.requests[1].messages] == ["Mei: one", "ok", "Mei: two"]
@@ -189,9 +189,9 @@ async def test_every_message_is_answered_in_a_thread_where_it_was_mentioned(bot:
 
 async def test_threads_can_be_left_alone(platform: DiscordPlatform, tmp_path: Path) -> None:
     async with a_bot(platform, tmp_path, threads=False) as bot:
-        await platform.translate("one", thread="tea")
-        await platform.translate("two", thread="tea", mention=False)
-        await platform.translate("three", thread="tea")
+        await platform.say("one", thread="tea")
+        await platform.say("two", thread="tea", mention=False)
+        await platform.say("three", thread="tea")
         await bot.shows("ok", "ok", thread="tea")
         assert len(bot.engine.requests) == 2
 
@@ -201,31 +201,31 @@ async def test_without_the_intent_only_mentions_and_direct_messages_are_read(
 ) -> None:
     platform.allows_content = False
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("one", thread="tea")
+        await platform.say("one", thread="tea")
         await bot.shows("ok", thread="tea")
-        await platform.translate("hidden", thread="tea", mention=False)
-        await platform.translate("hidden", thread="tea", mention=False, reply_to=platform.seen("general", "tea")[1].id)
-        await platform.translate("read", direct=True)
+        await platform.say("hidden", thread="tea", mention=False)
+        await platform.say("hidden", thread="tea", mention=False, reply_to=platform.seen("general", "tea")[1].id)
+        await platform.say("read", direct=True)
         await bot.shows("ok", channel="Mei")
         assert len(bot.engine.requests) == 2
         assert platform.identified[0]["intents"] & MESSAGE_CONTENT == 0
 
 
 async def test_a_mention_of_the_bots_role_is_a_mention(bot: Bot) -> None:
-    await bot.platform.translate(f"<@&{BOT_ROLE}> hi", mention=False, mention_roles=[str(BOT_ROLE)])
+    await bot.platform.say(f"<@&{BOT_ROLE}> hi", mention=False, mention_roles=[str(BOT_ROLE)])
     await bot.shows("ok")
     assert bot.engine.requests[0].messages[-1].content == "Mei: hi"
 
 
 async def test_a_picture_gets_a_sentence(bot: Bot) -> None:
-    await bot.platform.translate("")
+    await bot.platform.say("")
     await bot.platform.until(lambda: len(bot.shown()) == 1 and "only read text" in bot.shown()[0])
     assert bot.engine.requests == []
 
 
 async def test_what_the_model_says_pings_nobody(bot: Bot) -> None:
     bot.engine.add("@everyone <@&100000000000000003> `@here` https://example.org")
-    await bot.platform.translate("call all")
+    await bot.platform.say("call all")
     await bot.shows("@everyone <@&100000000000000003> `@here` https://example.org")
     # Any `parse` in allowed_mentions would be a violation.
     sent = [body for name, body in bot.platform.attempts if name == "send"]
@@ -241,7 +241,7 @@ async def test_the_commands_are_announced_in_both_languages(bot: Bot) -> None:
 
 
 async def test_a_slash_command_is_answered_as_its_response(bot: Bot) -> None:
-    await bot.platform.translate("remember")
+    await bot.platform.say("remember")
     await bot.shows("ok")
     await bot.platform.command("clear")
     await bot.shows("ok", "Forgotten: everything said here (1).")
@@ -262,7 +262,7 @@ async def test_the_status_is_told_to_who_asked_alone(bot: Bot) -> None:
 
 async def test_retry_answers_the_question_again_in_place(bot: Bot) -> None:
     bot.engine.add("first", "second")
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.shows("first")
     await bot.platform.command("retry")
     await bot.shows("second", "I am answering the question again.")
@@ -333,7 +333,7 @@ async def test_a_command_that_comes_too_late_is_answered_in_the_channel(bot: Bot
 
 async def test_the_stop_button_ends_the_answer(bot: Bot) -> None:
     bot.engine.add(["half an", asyncio.Event()])
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.shows("half an")
     await bot.platform.press(bot.platform.seen()[1].id, Action.STOP)
     await bot.shows("half an\n\n(stopped)")
@@ -341,7 +341,7 @@ async def test_the_stop_button_ends_the_answer(bot: Bot) -> None:
 
 async def test_the_retry_button_answers_anew_in_the_same_message(bot: Bot) -> None:
     bot.engine.add("first", "second")
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
     await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY)
     await bot.shows("second")
@@ -349,7 +349,7 @@ async def test_the_retry_button_answers_anew_in_the_same_message(bot: Bot) -> No
 
 async def test_only_the_asker_may_press(bot: Bot) -> None:
     bot.engine.add("first")
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
     await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY, author="Jo")
     await bot.shows("first", "Only the person who asked, and admins, may do that.")
@@ -358,7 +358,7 @@ async def test_only_the_asker_may_press(bot: Bot) -> None:
 
 async def test_an_edited_question_is_answered_anew_in_the_same_reply(bot: Bot) -> None:
     bot.engine.add("Paris", "Rome")
-    question = await bot.platform.translate("capital of France?")
+    question = await bot.platform.say("capital of France?")
     await bot.shows("Paris")
     await bot.platform.edit(question, "capital of Italy?")
     await bot.shows("Rome")
@@ -366,60 +366,60 @@ async def test_an_edited_question_is_answered_anew_in_the_same_reply(bot: Bot) -
 
 
 async def test_a_preview_of_a_link_is_no_edit(bot: Bot) -> None:
-    question = await bot.platform.translate("https://example.org")
+    question = await bot.platform.say("https://example.org")
     await bot.shows("ok")
     message = bot.platform.messages[int(question)]
     bot.platform.tell("MESSAGE_UPDATE", {**message, "embeds": [{"type": "link"}]})
-    await bot.platform.translate("next")
+    await bot.platform.say("next")
     await bot.shows("ok", "ok")
     assert len(bot.engine.requests) == 2
 
 
 async def test_a_deleted_question_is_stopped_and_forgotten(bot: Bot) -> None:
     bot.engine.add(["half an", asyncio.Event()])
-    question = await bot.platform.translate("my secret", thread="tea")
+    question = await bot.platform.say("my secret", thread="tea")
     await bot.shows("half an", thread="tea")
     await bot.platform.delete(question)
     await bot.platform.until(lambda: len(bot.engine.closed) == 1)
-    await bot.platform.translate("next", thread="tea")
+    await bot.platform.say("next", thread="tea")
     await bot.platform.until(lambda: len(bot.engine.requests) == 2)
     assert [message.content for message in bot.engine.requests[1].messages] == ["Mei: next"]
 
 
 async def test_questions_deleted_in_bulk_are_forgotten(bot: Bot) -> None:
-    first, second = await bot.platform.translate("one"), await bot.platform.translate("two")
+    first, second = await bot.platform.say("one"), await bot.platform.say("two")
     await bot.shows("ok", "ok")
     where = {"channel_id": str(bot.platform.channel("general")), "guild_id": str(GUILD)}
     bot.platform.tell("MESSAGE_DELETE_BULK", {"ids": [first, second], **where})
-    await bot.platform.translate("three")
+    await bot.platform.say("three")
     await bot.shows("ok", "ok", "ok")
     assert [message.content for message in bot.engine.requests[2].messages] == ["Mei: three"]
 
 
 async def test_a_connection_that_resumes_misses_nothing(bot: Bot) -> None:
     await bot.platform.disconnect()
-    await bot.platform.translate("are you there?")
+    await bot.platform.say("are you there?")
     await bot.shows("ok")
     assert bot.platform.resumed == 1
 
 
 async def test_a_connection_that_does_not_resume_is_caught_up(bot: Bot) -> None:
-    await bot.platform.translate("before")
-    await bot.platform.translate("hello", direct=True)
-    await bot.platform.translate("among people", thread="tea", mention=False)
-    await bot.platform.translate("one", thread="tea")
+    await bot.platform.say("before")
+    await bot.platform.say("hello", direct=True)
+    await bot.platform.say("among people", thread="tea", mention=False)
+    await bot.platform.say("one", thread="tea")
     await bot.shows("ok")
     await bot.shows("ok", channel="Mei")
     await bot.shows("ok", thread="tea")
     await bot.platform.disconnect(resumable=False)
-    await bot.platform.translate("among people", thread="new", mention=False)
-    await bot.platform.translate("missed in a new thread", thread="new")
-    await bot.platform.translate("and what follows", thread="new", mention=False)
-    await bot.platform.translate("missed")
-    await bot.platform.translate("missed in a thread", thread="tea", mention=False)
-    await bot.platform.translate("missed in private", direct=True)
-    await bot.platform.translate("missed where it never was", channel="random")
-    await bot.platform.translate("not for the bot", mention=False)
+    await bot.platform.say("among people", thread="new", mention=False)
+    await bot.platform.say("missed in a new thread", thread="new")
+    await bot.platform.say("and what follows", thread="new", mention=False)
+    await bot.platform.say("missed")
+    await bot.platform.say("missed in a thread", thread="tea", mention=False)
+    await bot.platform.say("missed in private", direct=True)
+    await bot.platform.say("missed where it never was", channel="random")
+    await bot.platform.say("not for the bot", mention=False)
     await bot.shows("ok", "ok")
     await bot.shows("ok", "ok", channel="Mei")
     await bot.shows("ok", "ok", thread="tea")
@@ -437,7 +437,7 @@ async def test_after_a_short_outage_the_session_is_resumed(bot: Bot, monkeypatch
     let_the_library_wait(monkeypatch, 0.01)
     bot.platform.is_away = True
     await bot.platform.disconnect()
-    await bot.platform.translate("are you there?")
+    await bot.platform.say("are you there?")
     await bot.platform.until(lambda: bot.platform.turned_away > 3)
     bot.platform.is_away = False
     await bot.shows("ok")
@@ -450,11 +450,11 @@ async def test_after_a_long_outage_a_session_is_begun_however_long_the_library_w
     let_the_library_wait(monkeypatch, 1000.0)
     platform.cut_off_seconds = 0.1
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("before")
+        await platform.say("before")
         await bot.shows("ok")
         platform.is_away = True
         await platform.disconnect()
-        await platform.translate("meanwhile")
+        await platform.say("meanwhile")
         # The library tries once; who comes after that is another client.
         await platform.until(lambda: platform.turned_away > 2)
         platform.is_away = False
@@ -468,7 +468,7 @@ async def test_a_session_that_was_resumed_in_time_is_left_alone(platform: Discor
         await platform.disconnect()
         await platform.until(lambda: platform.resumed == 1)
         await asyncio.sleep(0.3)  # until the time would be up
-        await platform.translate("hi")
+        await platform.say("hi")
         await bot.shows("ok")
         assert (platform.resumed, len(platform.identified)) == (1, 1)
 
@@ -477,9 +477,9 @@ async def test_what_was_said_while_it_was_not_running_is_answered_at_the_next_st
     platform: DiscordPlatform, tmp_path: Path
 ) -> None:
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("one")
+        await platform.say("one")
         await bot.shows("ok")
-    missed = [await platform.translate("two"), await platform.translate("three", author="Jo")]
+    missed = [await platform.say("two"), await platform.say("three", author="Jo")]
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok", "ok")
         contents = [request.messages[-1].content for request in bot.engine.requests]
@@ -490,7 +490,7 @@ async def test_what_was_said_while_it_was_not_running_is_answered_at_the_next_st
 async def test_a_reply_that_was_cut_off_is_edited_and_not_sent_again(platform: DiscordPlatform, tmp_path: Path) -> None:
     async with a_bot(platform, tmp_path) as bot:
         bot.engine.add(["half an", asyncio.Event()])
-        await platform.translate("one")
+        await platform.say("one")
         await bot.shows("half an")
     async with a_bot(platform, tmp_path) as bot:
         bot.engine.add("whole")
@@ -507,7 +507,7 @@ async def a_placeholder_that_is_not_noted(
 
     async with a_bot(platform, folder) as bot:
         monkeypatch.setattr(bot.harness.store, "record_part", failing)
-        question = await platform.translate("one")
+        question = await platform.say("one")
         await bot.shows("…")
     return question
 
@@ -566,11 +566,11 @@ async def test_an_excuse_is_not_taken_for_the_reply(
         raise StoreError("the disk is full")
 
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("one")
+        await platform.say("one")
         await bot.shows("ok")
         await bot.all_is_delivered()
         monkeypatch.setattr(bot.harness.store, "enqueue", failing)
-        await platform.translate("two")
+        await platform.say("two")
         await platform.until(lambda: len(bot.shown()) == 2)
         before = bot.shown()
     async with a_bot(platform, tmp_path) as bot:
@@ -579,12 +579,12 @@ async def test_an_excuse_is_not_taken_for_the_reply(
 
 async def test_catching_up_passes_over_what_it_may_not_read(platform: DiscordPlatform, tmp_path: Path) -> None:
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("one")
-        await platform.translate("hi", direct=True)
+        await platform.say("one")
+        await platform.say("hi", direct=True)
         await bot.shows("ok", channel="Mei")
         await bot.shows("ok")
-    await platform.translate("two", channel="hidden")
-    await platform.translate("three")
+    await platform.say("two", channel="hidden")
+    await platform.say("three")
     platform.forbidden |= {platform.channel("hidden"), platform.direct("Mei")}
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok")
@@ -601,11 +601,11 @@ async def test_places_that_nothing_is_known_of_are_read_a_few_at_a_time(
     names = [f"person {number}" for number in range(7)]
     async with a_bot(platform, tmp_path) as bot:
         for name in names:
-            await platform.translate("one", author=name, direct=True)
+            await platform.say("one", author=name, direct=True)
             await bot.shows("ok", channel=name)
     directs = [platform.direct(name) for name in names]
     for name in names:
-        await platform.translate("two", author=name, direct=True)
+        await platform.say("two", author=name, direct=True)
     platform.reading.clear()
     async with a_bot(platform, tmp_path) as bot:
         await platform.until(lambda: readings(platform, *directs) > 1)
@@ -618,9 +618,9 @@ async def test_places_that_nothing_is_known_of_are_read_a_few_at_a_time(
 
 async def test_a_thread_that_was_archived_is_caught_up(platform: DiscordPlatform, tmp_path: Path) -> None:
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("one", thread="tea")
+        await platform.say("one", thread="tea")
         await bot.shows("ok", thread="tea")
-    await platform.translate("two", thread="tea", mention=False)
+    await platform.say("two", thread="tea", mention=False)
     platform.archived.add(platform.thread("general", "tea"))
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok", thread="tea")
@@ -637,10 +637,10 @@ async def test_of_old_places_only_direct_channels_are_asked_about(platform: Disc
             kept = await bot.harness.store.enqueue(a_message("long ago", id=old, channel=place), Kind.CHAT)
             assert kept is not None
             await bot.harness.store.fail(kept.id, "long ago")
-        await platform.translate("one")
+        await platform.say("one")
         await bot.shows("ok")
     platform.archived.add(thread)
-    await platform.translate("here I am again", author="Jo", direct=True)
+    await platform.say("here I am again", author="Jo", direct=True)
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok", channel="Jo")
     assert readings(platform, thread) == 0
@@ -648,19 +648,19 @@ async def test_of_old_places_only_direct_channels_are_asked_about(platform: Disc
 
 async def test_a_place_that_is_gone_is_asked_about_once_and_again_when_it_is_back(bot: Bot) -> None:
     direct = bot.platform.direct("Mei")
-    await bot.platform.translate("one", direct=True)
+    await bot.platform.say("one", direct=True)
     await bot.shows("ok", channel="Mei")
     bot.platform.forbidden.add(direct)
     for number in range(1, 4):
         await bot.platform.disconnect(resumable=False)
-        await bot.platform.translate(str(number))
+        await bot.platform.say(str(number))
         await bot.shows(*["ok"] * number)
     assert readings(bot.platform, direct) == 1
     bot.platform.forbidden.clear()
-    await bot.platform.translate("two", direct=True)
+    await bot.platform.say("two", direct=True)
     await bot.shows("ok", "ok", channel="Mei")
     await bot.platform.disconnect(resumable=False)
-    await bot.platform.translate("three", direct=True)
+    await bot.platform.say("three", direct=True)
     await bot.shows("ok", "ok", "ok", channel="Mei")
 
 
@@ -669,7 +669,7 @@ async def test_a_start_that_fails_is_tried_again(platform: DiscordPlatform, tmp_
     platform.silences = 2
     platform.closes_with = [4014, 4013]
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("hi")
+        await platform.say("hi")
         await bot.shows("ok")
 
 
@@ -678,9 +678,9 @@ async def test_a_call_that_discord_never_answers_is_made_again(
     platform: DiscordPlatform, tmp_path: Path, ending: str
 ) -> None:
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("hello")
+        await platform.say("hello")
         await bot.shows("ok")
-    await platform.translate("are you there?")
+    await platform.say("are you there?")
     hanging: list[str] = []
 
     async def guard(request: web.Request) -> web.Response | None:
@@ -698,17 +698,17 @@ async def test_a_call_that_discord_never_answers_is_made_again(
 async def test_a_start_that_is_told_to_wait_waits(platform: DiscordPlatform, tmp_path: Path) -> None:
     platform.waits = {"/users/@me": 1, f"/applications/{APPLICATION}/commands": 1}
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("hi")
+        await platform.say("hi")
         await bot.shows("ok")
         await platform.until(lambda: bool(platform.commands))
 
 
 async def test_a_connection_that_is_garbled_is_begun_anew(bot: Bot) -> None:
-    await bot.platform.translate("one")
+    await bot.platform.say("one")
     await bot.shows("ok")
     bot.platform.garble()
     await bot.platform.until(lambda: len(bot.platform.identified) == 2)
-    await bot.platform.translate("two")
+    await bot.platform.say("two")
     await bot.shows("ok", "ok")
 
 
@@ -718,7 +718,7 @@ async def test_everything_goes_through_the_proxy(platform: DiscordPlatform, tmp_
         "gateway_url": "ws://discord.invalid/gateway",
     }
     async with a_bot(platform, tmp_path, proxy=platform.url, **elsewhere) as bot:
-        await platform.translate("hi")
+        await platform.say("hi")
         await bot.shows("ok")
         await platform.command("clear")
         await bot.shows("ok", "Forgotten: everything said here (1).")
@@ -765,7 +765,7 @@ async def test_every_second_call_fails_and_every_word_arrives_once(
     words = [f"word{number} " * 40 for number in range(20)]
     async with a_bot(platform, tmp_path, call_seconds=0.3) as bot:
         bot.engine.add(list(words))
-        await platform.translate("go on")
+        await platform.say("go on")
         await platform.until(lambda: "".join(bot.shown()).count("word") == 800)
         await platform.until(lambda: platform.seen()[-1].actions == {Action.RETRY})
         assert "".join("".join(bot.shown()).split()) == "".join("".join(words).split())
@@ -774,9 +774,9 @@ async def test_every_second_call_fails_and_every_word_arrives_once(
 async def test_a_refusal_of_all_calls_holds_back_every_channel(bot: Bot) -> None:
     bot.platform.is_global = True
     bot.platform.script = lambda number, name: Trouble("429", seconds=20.0) if number == 0 else None
-    await bot.platform.translate("one")
+    await bot.platform.say("one")
     await bot.platform.until(lambda: bot.platform.writes == 1)
-    await bot.platform.translate("two", channel="random")
+    await bot.platform.say("two", channel="random")
     await bot.shows("ok")
     await bot.shows("ok", channel="random")
 
@@ -785,16 +785,16 @@ async def test_a_refusal_of_all_calls_holds_back_every_channel(bot: Bot) -> None
 async def test_a_refusal_that_says_nothing_else_holds_back_every_channel(bot: Bot, after: str) -> None:
     bot.platform.terse = after
     bot.platform.script = lambda number, name: Trouble("429", seconds=10.0) if number == 0 else None
-    await bot.platform.translate("one")
+    await bot.platform.say("one")
     await bot.platform.until(lambda: bot.platform.writes == 1)
-    await bot.platform.translate("two", channel="random")
+    await bot.platform.say("two", channel="random")
     await bot.shows("ok")
     await bot.shows("ok", channel="random")
 
 
 async def test_an_answer_that_became_shorter_takes_messages_back(bot: Bot) -> None:
     bot.engine.add("long " * 600, "short")
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.platform.until(lambda: len(bot.shown()) == 2 and bot.platform.seen()[-1].actions == {Action.RETRY})
     await bot.platform.press(bot.platform.seen()[2].id, Action.RETRY)
     await bot.shows("short")
@@ -803,7 +803,7 @@ async def test_an_answer_that_became_shorter_takes_messages_back(bot: Bot) -> No
 async def test_a_message_of_the_bots_that_was_deleted_is_sent_anew(bot: Bot) -> None:
     more = asyncio.Event()
     bot.engine.add(["half", more, " and half"])
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.shows("half")
     await bot.platform.delete(bot.platform.seen()[1].id)
     more.set()
@@ -814,22 +814,22 @@ async def test_a_button_that_fails_is_left_to_discord_to_tell(bot: Bot, monkeypa
     async def failing(*arguments: Any) -> None:
         raise StoreError("locked")
 
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
     monkeypatch.setattr(bot.harness.store, "find_by_reply", failing)
     await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY)
-    await bot.platform.translate("still there?")
+    await bot.platform.say("still there?")
     await bot.shows("ok", "ok")
     assert bot.platform.unanswered == 1
     bot.platform.forget_interactions()
 
 
 async def test_a_button_that_is_not_ours_is_left_alone(bot: Bot) -> None:
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.shows("ok")
     message = bot.platform.messages[int(bot.platform.seen()[1].id)]
     bot.platform.interact(3, {"custom_id": "other", "component_type": 2}, "Mei", "general", message=message)
-    await bot.platform.translate("still there?")
+    await bot.platform.say("still there?")
     await bot.shows("ok", "ok")
     bot.platform.forget_interactions()
 
@@ -839,26 +839,26 @@ async def test_an_event_that_cannot_be_read_costs_nothing(bot: Bot) -> None:
     for broken in unreadable:
         for name in ("MESSAGE_CREATE", "MESSAGE_UPDATE", "MESSAGE_DELETE", "INTERACTION_CREATE", "GUILD_CREATE", "X"):
             bot.platform.tell(name, broken)
-    await bot.platform.translate("hi")
+    await bot.platform.say("hi")
     await bot.shows("ok")
     assert len(bot.platform.identified) == 1
 
 
 async def test_a_fault_of_ours_costs_one_message(bot: Bot, monkeypatch: pytest.MonkeyPatch) -> None:
     bot.harness.raise_on("bad", monkeypatch)
-    await bot.platform.translate("bad")
-    await bot.platform.translate("good")
+    await bot.platform.say("bad")
+    await bot.platform.say("good")
     await bot.shows("ok")
 
 
 async def test_a_thread_that_the_library_does_not_know_is_asked_for(bot: Bot) -> None:
     bot.platform.is_quiet = True
-    await bot.platform.translate("one", thread="tea")
+    await bot.platform.say("one", thread="tea")
     await bot.shows("ok", thread="tea")
-    question = await bot.platform.translate("two", thread="tea")
+    question = await bot.platform.say("two", thread="tea")
     await bot.shows("ok", "ok", thread="tea")
     await bot.platform.delete(question)
-    await bot.platform.translate("three", thread="tea")
+    await bot.platform.say("three", thread="tea")
     await bot.shows("ok", "ok", "ok", thread="tea")
     assert [message.content for message in bot.engine.requests[2].messages] == ["Mei: one", "ok", "Mei: three"]
     assert await bot.harness.intake.has_history(
@@ -869,8 +869,8 @@ async def test_a_thread_that_the_library_does_not_know_is_asked_for(bot: Bot) ->
 async def test_a_channel_that_is_gone_before_it_was_looked_at_is_passed_over(bot: Bot) -> None:
     bot.platform.is_quiet = True
     bot.platform.forbidden.add(bot.platform.thread("general", "tea"))
-    await bot.platform.translate("one", thread="tea")
-    await bot.platform.translate("two")
+    await bot.platform.say("one", thread="tea")
+    await bot.platform.say("two")
     await bot.shows("ok")
 
 
@@ -878,22 +878,22 @@ async def test_a_message_of_the_far_future_does_not_hide_what_is_missed(
     platform: DiscordPlatform, tmp_path: Path
 ) -> None:
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("hello")
+        await platform.say("hello")
         await bot.shows("ok")
         forged = replace(
             a_message("q", channel=ChannelKey("discord", str(platform.channel("random")))), id=str(1 << 62)
         )
         await bot.harness.ask(forged)
-    await platform.translate("are you there?")
+    await platform.say("are you there?")
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok")
 
 
 async def test_catching_up_waits_when_discord_says_so(platform: DiscordPlatform, tmp_path: Path) -> None:
     async with a_bot(platform, tmp_path) as bot:
-        await platform.translate("one")
+        await platform.say("one")
         await bot.shows("ok")
-    await platform.translate("two")
+    await platform.say("two")
     platform.waits = {f"/channels/{platform.channel('general')}/messages": 2}
     async with a_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok")
@@ -901,8 +901,8 @@ async def test_catching_up_waits_when_discord_says_so(platform: DiscordPlatform,
 
 async def test_a_channel_that_is_forbidden_ends_the_exchange(bot: Bot) -> None:
     bot.platform.forbidden.add(bot.platform.channel("general"))
-    question = await bot.platform.translate("hi")
-    await bot.platform.translate("hello", direct=True)
+    question = await bot.platform.say("hi")
+    await bot.platform.say("hello", direct=True)
     await bot.shows("ok", channel="Mei")
     key = ChannelKey("discord", str(bot.platform.channel("general")))
     exchange = await bot.harness.store.find(key, question)
@@ -919,8 +919,8 @@ async def test_a_message_waits_until_the_database_can_keep_it(bot: Bot, monkeypa
         return await begin(*arguments)
 
     monkeypatch.setattr(bot.harness.store, "enqueue", failing)
-    await bot.platform.translate("one")
-    await bot.platform.translate("two")
+    await bot.platform.say("one")
+    await bot.platform.say("two")
     waits = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
     await bot.shows(waits, "ok", "ok")
     assert [request.messages[-1].content for request in bot.engine.requests] == ["Mei: one", "Mei: two"]
@@ -929,7 +929,7 @@ async def test_a_message_waits_until_the_database_can_keep_it(bot: Bot, monkeypa
 async def test_eighty_mentions_at_once_are_all_answered(bot: Bot) -> None:
     channels = [f"channel {number}" for number in range(20)]
     for number in range(80):
-        await bot.platform.translate(f"question {number}", channel=channels[number % 20])
+        await bot.platform.say(f"question {number}", channel=channels[number % 20])
     await bot.platform.until(
         lambda: sum(message["content"] == "ok" for message in bot.platform.messages.values()) == 80, seconds=30
     )

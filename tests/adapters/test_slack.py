@@ -32,7 +32,7 @@ def test_the_workspace_is_a_platform_like_the_others() -> None:
 async def test_a_mention_is_answered_in_a_thread_of_its_own(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("**你好**，世界")
     async with running(harness, server):
-        question = await server.translate("hello")
+        question = await server.say("hello")
         await answered(server, "**你好**，世界")
     assert server.seen()[1].reply_to == question
     assert asked(harness, 0) == ["Mei: hello"]
@@ -41,9 +41,9 @@ async def test_a_mention_is_answered_in_a_thread_of_its_own(harness: Harness, se
 async def test_a_direct_message_is_answered_beside_it(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("one", "two")
     async with running(harness, server):
-        await server.translate("first", direct=True)
+        await server.say("first", direct=True)
         await answered(server, "one", channel="Mei")
-        await server.translate("second", direct=True)
+        await server.say("second", direct=True)
         await answered(server, "one", "two", channel="Mei")
     assert {message.reply_to for message in server.seen("Mei")} == {None}
     assert asked(harness, 1) == ["first", "one", "second"]
@@ -52,47 +52,47 @@ async def test_a_direct_message_is_answered_beside_it(harness: Harness, server: 
 async def test_a_thread_with_the_bot_goes_on_without_mentions(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("one", "two")
     async with running(harness, server):
-        thread = await server.translate("first")
+        thread = await server.say("first")
         await answered(server, "one")
-        await server.translate("second", author="Ben", thread=thread, mention=False)
+        await server.say("second", author="Ben", thread=thread, mention=False)
         await answered(server, "one", "two")
     assert asked(harness, 1) == ["Mei: first", "one", "Ben: second"]
 
 
 async def test_threads_may_be_left_alone(harness: Harness) -> None:
     async with SlackServer(threads=False) as server, running(harness, server):
-        thread = await server.translate("first")
+        thread = await server.say("first")
         await answered(server, "ok")
-        await server.translate("among us", thread=thread, mention=False)
-        await server.translate("again", thread=thread)
+        await server.say("among us", thread=thread, mention=False)
+        await server.say("again", thread=thread)
         await answered(server, "ok", "ok")
     assert asked(harness, 1) == ["Mei: first", "ok", "Mei: again"]
 
 
 async def test_what_is_not_said_to_the_bot_is_not_answered(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        thread = await server.translate("a talk among people", mention=False)
-        await server.translate("more of it", thread=thread, mention=False)
-        await server.translate("@bot from a bot", author="HelperBot")
-        await server.translate("hello")
+        thread = await server.say("a talk among people", mention=False)
+        await server.say("more of it", thread=thread, mention=False)
+        await server.say("@bot from a bot", author="HelperBot")
+        await server.say("hello")
         await answered(server, "ok")
     assert len(harness.engine.requests) == 1
 
 
 async def test_who_calls_the_bot_into_a_thread_quotes_what_it_is_about(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        thread = await server.translate("The moon is made of cheese &amp; rock.", author="Ben", mention=False)
-        await server.translate("is that so?", thread=thread)
+        thread = await server.say("The moon is made of cheese &amp; rock.", author="Ben", mention=False)
+        await server.say("is that so?", thread=thread)
         await answered(server, "ok")
     assert asked(harness, 0) == ["> The moon is made of cheese & rock.\n\nMei: is that so?"]
 
 
 async def test_a_thread_under_an_answer_quotes_it(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        await server.translate("hello", direct=True)
+        await server.say("hello", direct=True)
         await answered(server, "ok", channel="Mei")
         answer = server.seen("Mei")[1].id
-        await server.translate("why?", direct=True, reply_to=answer)
+        await server.say("why?", direct=True, reply_to=answer)
         await answered(server, "ok", "ok", channel="Mei")
     assert asked(harness, 1) == ["> ok\n\nwhy?"]
 
@@ -100,8 +100,8 @@ async def test_a_thread_under_an_answer_quotes_it(harness: Harness, server: Slac
 async def test_a_quotation_that_cannot_be_read_is_left_out(harness: Harness, server: SlackServer) -> None:
     server.refused["conversations.replies"] = "missing_scope"
     async with running(harness, server):
-        thread = await server.translate("something", author="Ben", mention=False)
-        await server.translate("is that so?", thread=thread)
+        thread = await server.say("something", author="Ben", mention=False)
+        await server.say("is that so?", thread=thread)
         await answered(server, "ok")
     assert asked(harness, 0) == ["Mei: is that so?"]
 
@@ -109,14 +109,14 @@ async def test_a_quotation_that_cannot_be_read_is_left_out(harness: Harness, ser
 async def test_slacks_notation_is_read_as_people_read_it(harness: Harness, server: SlackServer) -> None:
     ben = server.room.user("Ben")
     async with running(harness, server):
-        await server.translate(f"tell <@{ben}> in <#C9|news> that 1 &lt; 2, see <https://a.b|this> <!here> <@UBOT>")
+        await server.say(f"tell <@{ben}> in <#C9|news> that 1 &lt; 2, see <https://a.b|this> <!here> <@UBOT>")
         await answered(server, "ok")
     assert asked(harness, 0) == ["Mei: tell @Ben in #news that 1 < 2, see this (https://a.b) @here"]
 
 
 async def test_a_mention_without_text_gets_a_sentence(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        await server.translate("")
+        await server.say("")
         await server.until(lambda: "I can only read text" in "".join(bots(server.seen())))
     assert harness.engine.requests == []
 
@@ -124,14 +124,14 @@ async def test_a_mention_without_text_gets_a_sentence(harness: Harness, server: 
 async def test_own_words_are_in_the_askers_language(harness: Harness, server: SlackServer) -> None:
     server.room.locales["Mei"] = "zh-CN"
     async with running(harness, server):
-        await server.translate("")
+        await server.say("")
         await server.until(lambda: "我只能" in "".join(bots(server.seen())) or "文字" in "".join(bots(server.seen())))
 
 
 async def test_who_cannot_be_looked_up_is_called_by_their_id(harness: Harness, server: SlackServer) -> None:
     server.refused["users.info"] = "missing_scope"
     async with running(harness, server):
-        await server.translate("hello")
+        await server.say("hello")
         await answered(server, "ok")
     assert asked(harness, 0) == [f"{server.room.user('Mei')}: hello"]
 
@@ -139,7 +139,7 @@ async def test_who_cannot_be_looked_up_is_called_by_their_id(harness: Harness, s
 async def test_people_are_looked_up_once(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         for number in range(3):
-            await server.translate("hello", channel=f"c{number}")
+            await server.say("hello", channel=f"c{number}")
             await answered(server, "ok", channel=f"c{number}")
     assert server.calls.count("users.info") == 1
 
@@ -149,29 +149,29 @@ async def test_people_are_looked_up_once(harness: Harness, server: SlackServer) 
 
 async def test_clear_outside_a_thread_clears_the_channel_and_its_threads(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        thread = await server.translate("remember me")
+        thread = await server.say("remember me")
         await answered(server, "ok")
-        clear = await server.translate("clear")
+        clear = await server.say("clear")
         await answered(server, "ok", "Forgotten: everything said here (1).")
         assert server.seen()[-1].reply_to == clear
-        await server.translate("who am I?", thread=thread)
+        await server.say("who am I?", thread=thread)
         await answered(server, "ok", "ok", "Forgotten: everything said here (1).")
     assert asked(harness, 1) == ["Mei: who am I?"]
 
 
 async def test_clear_within_a_thread_clears_it_alone(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        await server.translate("elsewhere")
+        await server.say("elsewhere")
         await answered(server, "ok")
-        thread = await server.translate("here")
+        thread = await server.say("here")
         await answered(server, "ok", "ok")
-        await server.translate("clear", thread=thread)
+        await server.say("clear", thread=thread)
         await answered(server, "ok", "ok", "Forgotten: everything said here (1).")
 
 
 async def test_a_slash_command_is_answered_to_who_used_it_alone(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        await server.translate("remember me")
+        await server.say("remember me")
         await answered(server, "ok")
         await server.command("clear")
         await answered(server, "ok", "Forgotten: everything said here (1).")
@@ -203,7 +203,7 @@ async def test_a_slash_command_from_before_a_restart_is_answered(tmp_path: Path,
 async def test_stop_and_retry_by_slash_mean_the_thread_one_spoke_in(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(["half", asyncio.Event()], "whole")
     async with running(harness, server):
-        await server.translate("tell me all")
+        await server.say("tell me all")
         await answered(server, "half")
         await server.command("stop")
         await answered(server, "half\n\n(stopped)", "Stopped.")
@@ -224,7 +224,7 @@ async def test_each_command_may_have_a_slash_of_its_own(harness: Harness, server
 async def test_a_button_stops_and_another_answers_anew(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(["half", asyncio.Event()], "whole")
     async with running(harness, server):
-        await server.translate("tell me all")
+        await server.say("tell me all")
         await answered(server, "half")
         answer = server.seen()[1]
         assert answer.actions == {Action.STOP}
@@ -240,7 +240,7 @@ async def test_only_the_asker_and_admins_may_press(tmp_path: Path, server: Slack
     admin = f"slack:{server.room.user('Root')}"
     async with make_harness(tmp_path, access=AccessSection(admins=(admin,))) as harness, running(harness, server):
         harness.engine.add("one", "two")
-        await server.translate("hello")
+        await server.say("hello")
         await server.until(lambda: bool(server.seen()[1:]) and server.seen()[1].actions == {Action.RETRY})
         answer = server.seen()[1].id
         await server.press(answer, Action.RETRY, author="Ben")
@@ -253,7 +253,7 @@ async def test_only_the_asker_and_admins_may_press(tmp_path: Path, server: Slack
 async def test_a_button_does_its_work_where_nobody_can_be_told(harness: Harness, server: SlackServer) -> None:
     server.refused["chat.postEphemeral"] = "user_not_in_channel"
     async with running(harness, server):
-        await server.translate("hello")
+        await server.say("hello")
         await server.until(lambda: bool(server.seen()[1:]) and server.seen()[1].actions == {Action.RETRY})
         await server.press(server.seen()[1].id, Action.RETRY, author="Ben")
         await server.until(lambda: "chat.postEphemeral" in server.calls and server.is_quiet)
@@ -264,7 +264,7 @@ async def test_a_button_does_its_work_where_nobody_can_be_told(harness: Harness,
 async def test_an_edited_question_is_answered_anew_in_the_same_reply(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("one", "two")
     async with running(harness, server):
-        question = await server.translate("frist")
+        question = await server.say("frist")
         await answered(server, "one")
         await server.edit(question, "first")
         await answered(server, "two")
@@ -273,7 +273,7 @@ async def test_an_edited_question_is_answered_anew_in_the_same_reply(harness: Ha
 
 async def test_a_question_whose_link_unfurls_is_not_answered_again(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        question = await server.translate("hello")
+        question = await server.say("hello")
         await answered(server, "ok")
         server.unfurl(question)
         await server.until(lambda: server.is_quiet)
@@ -283,7 +283,7 @@ async def test_a_question_whose_link_unfurls_is_not_answered_again(harness: Harn
 async def test_a_deleted_question_is_stopped_and_forgotten(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(["half", asyncio.Event()])
     async with running(harness, server):
-        question = await server.translate("a secret")
+        question = await server.say("a secret")
         await answered(server, "half")
         await server.delete(question)
         await answered(server, "half\n\n(stopped)")
@@ -293,7 +293,7 @@ async def test_a_deleted_question_is_stopped_and_forgotten(harness: Harness, ser
 
 async def test_a_deleted_question_without_replies_is_forgotten(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        question = await server.translate("a secret", direct=True)
+        question = await server.say("a secret", direct=True)
         await answered(server, "ok", channel="Mei")
         await server.delete(question)
         await becomes(harness, Status.CLEARED, server.room.direct("Mei"), question)

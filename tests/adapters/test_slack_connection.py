@@ -37,19 +37,19 @@ async def server() -> AsyncIterator[SlackServer]:
 
 async def test_what_was_said_while_the_bot_was_away_is_answered_in_order(tmp_path: Path, server: SlackServer) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
-        thread = await server.translate("first")
-        await server.translate("direct", direct=True)
+        thread = await server.say("first")
+        await server.say("direct", direct=True)
         await answered(server, "ok")
         await answered(server, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
     await server.disconnect(resumable=False)
     for number in range(5):
-        await server.translate(f"missed {number}", channel="general", thread=thread if number % 2 else None)
-    await server.translate("missed in a thread", thread=thread, mention=False)
-    called_in = await server.translate("among people", mention=False)
-    await server.translate("and you?", thread=called_in)
-    await server.translate("missed", direct=True)
-    await server.translate("a talk", mention=False)
+        await server.say(f"missed {number}", channel="general", thread=thread if number % 2 else None)
+    await server.say("missed in a thread", thread=thread, mention=False)
+    called_in = await server.say("among people", mention=False)
+    await server.say("and you?", thread=called_in)
+    await server.say("missed", direct=True)
+    await server.say("a talk", mention=False)
     async with make_harness(tmp_path) as harness, running(harness, server):
         await server.until(lambda: len(harness.engine.requests) == 8)
         await server.until(lambda: bots(server.seen()) == ["ok"] * 8 and bots(server.seen("Mei")) == ["ok"] * 2)
@@ -62,12 +62,12 @@ async def test_what_was_said_while_the_bot_was_away_is_answered_in_order(tmp_pat
 
 async def test_a_channel_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, server: SlackServer) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
-        await server.translate("hello")
+        await server.say("hello")
         await server.command("status", channel="other")
         await server.until(lambda: bool(bots(server.seen())) and bool(bots(server.seen("other"))))
         await server.until(lambda: server.is_quiet)
     await server.disconnect(resumable=False)
-    await server.translate("missed", channel="other")
+    await server.say("missed", channel="other")
     server.gone.add(server.room.channel("general"))
     async with make_harness(tmp_path) as harness, running(harness, server):
         await server.until(lambda: "ok" in bots(server.seen("other")))
@@ -77,7 +77,7 @@ async def test_channels_that_were_used_last_are_caught_up_with_first(tmp_path: P
     async with make_harness(tmp_path) as harness, running(harness, server):
         await server.command("status", channel="d")
         for channel in ("a", "b", "c", "a"):
-            await server.translate("hello", channel=channel)
+            await server.say("hello", channel=channel)
             await server.until(lambda: server.is_quiet)
         await server.until(lambda: len(harness.engine.requests) == 4 and server.is_quiet)
     await server.disconnect(resumable=False)
@@ -90,12 +90,12 @@ async def test_a_fault_of_ours_costs_one_message_of_those_that_were_missed(
     tmp_path: Path, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
-        await server.translate("hello", direct=True)
+        await server.say("hello", direct=True)
         await answered(server, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
     await server.disconnect(resumable=False)
-    await server.translate("bad", direct=True)
-    await server.translate("good", direct=True)
+    await server.say("bad", direct=True)
+    await server.say("good", direct=True)
     async with make_harness(tmp_path) as harness:
         harness.raise_on("bad", monkeypatch)
         async with running(harness, server):
@@ -105,10 +105,10 @@ async def test_a_fault_of_ours_costs_one_message_of_those_that_were_missed(
 
 async def test_a_lost_socket_is_replaced_and_nothing_is_missed(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
-        await server.translate("one", channel="a")
+        await server.say("one", channel="a")
         await answered(server, "ok", channel="a")
         await server.disconnect(resumable=False)
-        await server.translate("two", channel="a")
+        await server.say("two", channel="a")
         await answered(server, "ok", "ok", channel="a")
         assert server.calls.count("apps.connections.open") == 2
 
@@ -125,7 +125,7 @@ async def test_an_edit_that_is_written_only_after_its_socket_was_lost_is_answere
 
     harness.engine.add("old", "new")
     async with running(harness, server):
-        question = await server.translate("quesiton")
+        question = await server.say("quesiton")
         await answered(server, "old")
         monkeypatch.setattr(harness.store, "requeue", slowly)
         await server.edit(question, "question")
@@ -142,10 +142,10 @@ async def test_a_bot_token_that_is_revoked_while_it_runs_ends_it(
 ) -> None:
     task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
     await server.connected()
-    await server.translate("hello")
+    await server.say("hello")
     await answered(server, "ok")
     server.refused[method] = "token_revoked"
-    await server.translate("are you there?")
+    await server.say("are you there?")
     if method != "chat.postMessage":  # only who connects anew calls the others
         await server.disconnect(resumable=False)
     async with asyncio.timeout(PATIENCE):
@@ -157,7 +157,7 @@ async def test_a_refreshed_socket_goes_on(harness: Harness, server: SlackServer)
     async with running(harness, server):
         await server.refresh()
         await server.until(lambda: server.links == 2 and server.sockets == 1)
-        await server.translate("hello")
+        await server.say("hello")
         await answered(server, "ok")
 
 
@@ -165,7 +165,7 @@ async def test_a_ticket_that_is_dead_is_replaced(harness: Harness, server: Slack
     monkeypatch.setattr("bot.adapters.slack.connection._CONNECT_SECONDS", 0.2)
     server.dead_tickets = 2
     async with running(harness, server):
-        await server.translate("hello")
+        await server.say("hello")
         await answered(server, "ok")
     assert server.calls.count("apps.connections.open") == 3
 
@@ -198,7 +198,7 @@ async def test_a_wrong_token_is_one_clear_sentence(harness: Harness, settings: d
 async def test_events_commands_and_buttons_come_by_signed_requests(harness: Harness) -> None:
     async with SlackServer(mode="http") as server, running(harness, server):
         harness.engine.add("one", "two")
-        await server.translate("hello")
+        await server.say("hello")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
         await server.press(server.seen()[1].id, Action.RETRY)
         await answered(server, "two")

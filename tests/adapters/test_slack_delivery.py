@@ -39,7 +39,7 @@ async def test_an_answer_grows_by_edits_of_one_message(harness: Harness, server:
     go_on = asyncio.Event()
     harness.engine.add(["one ", go_on, "two"])
     async with running(harness, server):
-        await server.translate("count")
+        await server.say("count")
         await answered(server, "one ")
         first = server.seen()[1].id
         go_on.set()
@@ -52,7 +52,7 @@ async def test_a_long_answer_goes_on_in_further_messages(harness: Harness, serve
     text = "第一段。\n\n```py\n" + "print('你好')\n" * 2000 + "```\n\n完了。"
     harness.engine.add(text)
     async with running(harness, server):
-        await server.translate("a long one")
+        await server.say("a long one")
         await server.until(lambda: "".join(map(visible, bots(server.seen()))) == visible(text))
     assert len(bots(server.seen())) == 3
     assert all(map(is_balanced, bots(server.seen())))
@@ -64,7 +64,7 @@ PINGS = "All: <!channel> <!here|here> <!EVERYONE> <!subteam^S1> <@U001> <#C001> 
 async def test_what_the_model_says_calls_nobody(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(PINGS)
     async with running(harness, server):
-        await server.translate("shout")
+        await server.say("shout")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
     assert server.room.pings == []
     assert server.seen()[1].visible == visible(PINGS)
@@ -74,7 +74,7 @@ async def test_refused_markup_is_sent_plain(harness: Harness, server: SlackServe
     server.room.refuses_markdown = True
     harness.engine.add("**bold** & <!channel>")
     async with running(harness, server):
-        await server.translate("hello")
+        await server.say("hello")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
     assert bots(server.seen()) == ["**bold** & <!channel>"]
     assert server.room.messages[server.seen()[1].id].blocks == []
@@ -88,7 +88,7 @@ async def test_a_wait_is_obeyed_and_the_last_edit_lands(harness: Harness, server
     harness.engine.add([*"abcdef"])
     server.script = trouble_at(0, 2, 3, kind="429", seconds=5)
     async with running(harness, server):
-        await server.translate("spell")
+        await server.say("spell")
         await answered(server, "abcdef")
 
 
@@ -101,7 +101,7 @@ async def test_whatever_gets_lost_a_reply_is_sent_once(
     harness.engine.add("字" * 15_000)
     place = "Mei" if direct else "general"
     async with running(harness, server):
-        await server.translate("long", direct=direct)
+        await server.say("long", direct=direct)
         await server.until(lambda: len(server.seen(place)) > 2 and server.seen(place)[-1].actions == {Action.RETRY})
         await server.until(lambda: "".join(bots(server.seen(place))) == "字" * 15_000)
     assert len(bots(server.seen(place))) == 2
@@ -115,8 +115,8 @@ async def test_a_message_sent_before_a_crash_is_found_again(tmp_path: Path, serv
 
         harness.intake.record_part = crash  # type: ignore[method-assign]  # the id is lost between send and store
         async with running(harness, server):
-            await server.translate("some words before", mention=False)
-            await server.translate("hello")
+            await server.say("some words before", mention=False)
+            await server.say("hello")
             await answered(server, "…")
     async with make_harness(tmp_path) as harness, running(harness, server):
         await answered(server, "ok")
@@ -135,7 +135,7 @@ async def test_what_could_not_be_kept_waits_and_who_asked_is_told(harness: Harne
 
     harness.store.enqueue = failing  # type: ignore[method-assign]  # a database that is locked for a moment
     async with running(harness, server):
-        await server.translate("hello", direct=True)
+        await server.say("hello", direct=True)
         await answered(server, WAITS, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
     assert len(harness.engine.requests) == 1
@@ -161,7 +161,7 @@ async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(
     # The COMMIT arrives, and the word that it did not.
     harness.store.enqueue, harness.store.requeue = begun, reopened  # type: ignore[method-assign]  # one answer of each is lost
     async with running(harness, server):
-        question = await server.translate("hello", direct=True)
+        question = await server.say("hello", direct=True)
         await answered(server, WAITS, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
         losses.append(StoreError("the connection broke"))
@@ -175,7 +175,7 @@ async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(
 async def test_a_channel_that_is_gone_ends_the_exchange(harness: Harness, server: SlackServer) -> None:
     server.refused["chat.postMessage"] = "is_archived"
     async with running(harness, server):
-        question = await server.translate("hello")
+        question = await server.say("hello")
         await becomes(harness, Status.FAILED, server.room.channel("general"), question)
 
 
@@ -200,7 +200,7 @@ async def test_strange_events_do_no_harm(harness: Harness) -> None:
             for event in FUZZ:
                 server.emit({"event_ts": "1.1", "ts": "1.1", **event})
             await server.until(lambda: server.is_quiet)
-            await server.translate("hello")
+            await server.say("hello")
             await answered(server, "ok")
         assert len(harness.engine.requests) == 1
 
@@ -231,7 +231,7 @@ async def test_whenever_it_is_broken_off_each_question_is_answered_once(tmp_path
             task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
             for direct in (False, True):
                 questions.append(f"question {len(questions)}")
-                await server.translate(questions[-1], direct=direct)
+                await server.say(questions[-1], direct=direct)
             # The first are answered: from then on the places where people ask are known.
             enough = len(server.calls) + (random.randrange(15) if len(questions) > 2 else 10**6)
             await server.until(partial(is_enough, enough))

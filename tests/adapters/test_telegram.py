@@ -25,7 +25,7 @@ async def telegram() -> AsyncIterator[TelegramPlatform]:
 async def test_a_mention_in_a_group_is_answered_as_a_reply(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add("你好")
     async with running(telegram, harness):
-        question = await telegram.translate("hello")
+        question = await telegram.say("hello")
         await done(telegram, "你好")
     (reply,) = replies(telegram)
     assert (reply.reply_to, reply.actions) == (question, frozenset({Action.RETRY}))
@@ -34,7 +34,7 @@ async def test_a_mention_in_a_group_is_answered_as_a_reply(telegram: TelegramPla
 
 async def test_every_direct_message_is_answered(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
     assert harness.engine.requests[0].messages[-1].content == "hello"
 
@@ -44,30 +44,30 @@ async def test_every_direct_message_is_answered(telegram: TelegramPlatform, harn
 
 async def test_what_is_not_said_to_the_bot_is_not_answered(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("hello everybody", mention=False)
-        await telegram.translate("@other_bot hello", mention=False)
-        await telegram.translate("/weather", mention=False)
-        await telegram.translate("/clear@other_bot", mention=False)
-        await telegram.translate("/clear@other_bot", direct=True)
-        await telegram.translate("the last word")
+        await telegram.say("hello everybody", mention=False)
+        await telegram.say("@other_bot hello", mention=False)
+        await telegram.say("/weather", mention=False)
+        await telegram.say("/clear@other_bot", mention=False)
+        await telegram.say("/clear@other_bot", direct=True)
+        await telegram.say("the last word")
         await done(telegram, "ok")
     assert len(harness.engine.requests) == 1
 
 
 async def test_bots_and_what_the_bot_said_itself_are_not_answered(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("hello", author="news_bot")
-        await telegram.translate("hello", via_bot=telegram.person("inline_bot"))
-        await telegram.translate(
+        await telegram.say("hello", author="news_bot")
+        await telegram.say("hello", via_bot=telegram.person("inline_bot"))
+        await telegram.say(
             "hello", sender_chat={"id": -1001, "type": "channel", "title": "News"}, is_automatic_forward=True
         )
-        await telegram.translate("the last word")
+        await telegram.say("the last word")
         await done(telegram, "ok")
 
 
 async def test_who_speaks_as_the_group_is_answered(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate(
+        await telegram.say(
             "hello", author="Anonymous_bot", sender_chat={"id": -100_7, "type": "supergroup", "title": "general"}
         )
         await done(telegram, "ok")
@@ -76,16 +76,16 @@ async def test_who_speaks_as_the_group_is_answered(telegram: TelegramPlatform, h
 
 async def test_a_reply_to_one_of_its_messages_is_answered(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("first")
+        await telegram.say("first")
         await done(telegram, "ok")
-        await telegram.translate("second", mention=False, reply_to=replies(telegram)[0].id)
+        await telegram.say("second", mention=False, reply_to=replies(telegram)[0].id)
         await done(telegram, "ok", "ok")
     assert [message.content for message in harness.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
 
 
 async def test_a_mention_may_stand_anywhere_and_is_taken_out(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("😀 tell me, @GLM_bot who is @mei_lin?", mention=False)
+        await telegram.say("😀 tell me, @GLM_bot who is @mei_lin?", mention=False)
         await done(telegram, "ok")
     assert harness.engine.requests[0].messages[-1].content == "Mei: 😀 tell me, who is @mei_lin?"
 
@@ -95,16 +95,16 @@ async def test_a_mention_by_name_counts_too(telegram: TelegramPlatform, harness:
         {"type": "text_mention", "offset": 0, "length": 7, "user": {"id": BOT_ID, "is_bot": True, "first_name": "x"}}
     ]
     async with running(telegram, harness):
-        await telegram.translate("ChatGLM hello", mention=False, entities=named)
+        await telegram.say("ChatGLM hello", mention=False, entities=named)
         await done(telegram, "ok")
     assert harness.engine.requests[0].messages[-1].content == "Mei: hello"
 
 
 async def test_a_mention_brings_the_message_it_replies_to(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        news = await telegram.translate("the moon is full", author="Ben", mention=False)
-        await telegram.translate("is that so?", reply_to=news)
-        await telegram.translate("and this?", reply_to=news, quote={"text": "moon", "position": 4})
+        news = await telegram.say("the moon is full", author="Ben", mention=False)
+        await telegram.say("is that so?", reply_to=news)
+        await telegram.say("and this?", reply_to=news, quote={"text": "moon", "position": 4})
         await done(telegram, "ok", "ok")
     asked = [request.messages[-1].content for request in harness.engine.requests]
     assert asked == ["> the moon is full\n\nMei: is that so?", "> moon\n\nMei: and this?"]
@@ -114,12 +114,12 @@ async def test_a_topic_is_a_conversation_and_goes_on_without_mentions(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
-        await telegram.translate("not for the bot", thread="moon", mention=False)
-        await telegram.translate("hello", thread="moon")
+        await telegram.say("not for the bot", thread="moon", mention=False)
+        await telegram.say("hello", thread="moon")
         await done(telegram, "ok", thread="moon")
-        await telegram.translate("and more", thread="moon", mention=False)
+        await telegram.say("and more", thread="moon", mention=False)
         await done(telegram, "ok", "ok", thread="moon")
-        await telegram.translate("elsewhere", thread="sun")
+        await telegram.say("elsewhere", thread="sun")
         await done(telegram, "ok", thread="sun")
     counts = [len(request.messages) for request in harness.engine.requests]
     assert counts == [1, 3, 1]
@@ -127,10 +127,10 @@ async def test_a_topic_is_a_conversation_and_goes_on_without_mentions(
 
 async def test_a_topic_is_left_alone_where_the_operator_says_so(harness: Harness) -> None:
     async with TelegramPlatform(threads=False) as telegram, running(telegram, harness):
-        await telegram.translate("hello", thread="moon")
+        await telegram.say("hello", thread="moon")
         await done(telegram, "ok", thread="moon")
-        await telegram.translate("and more", thread="moon", mention=False)
-        await telegram.translate("again", thread="moon")
+        await telegram.say("and more", thread="moon", mention=False)
+        await telegram.say("again", thread="moon")
         await done(telegram, "ok", "ok", thread="moon")
         assert len(harness.engine.requests) == 2
 
@@ -141,8 +141,8 @@ async def test_an_attachment_gets_one_sentence_and_an_album_no_more(
     photo: dict[str, Any] = {"photo": [{"file_id": "f", "file_unique_id": "u", "width": 1, "height": 1}]}
     async with running(telegram, harness):
         for _ in range(3):
-            await telegram.translate("", direct=True, media_group_id="a1", **photo)
-        await telegram.translate("", direct=True, **photo, caption="what is it?")
+            await telegram.say("", direct=True, media_group_id="a1", **photo)
+        await telegram.say("", direct=True, **photo, caption="what is it?")
         await telegram.until(lambda: "ok" in texts(telegram, "Mei"))
     sentence, answer = texts(telegram, "Mei")
     assert sentence.startswith("I can only read text")
@@ -152,8 +152,8 @@ async def test_an_attachment_gets_one_sentence_and_an_album_no_more(
 
 async def test_what_nobody_said_is_not_answered(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("", direct=True, new_chat_title="new")
-        await telegram.translate("hello", direct=True)
+        await telegram.say("", direct=True, new_chat_title="new")
+        await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
 
@@ -162,7 +162,7 @@ async def test_what_nobody_said_is_not_answered(telegram: TelegramPlatform, harn
 
 async def test_start_greets_with_the_commands(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("/start ref123", direct=True)
+        await telegram.say("/start ref123", direct=True)
         await telegram.until(lambda: any("/clear" in text for text in texts(telegram, "Mei")))
     assert harness.engine.requests == []
 
@@ -176,11 +176,11 @@ async def test_the_menu_of_commands_is_set_in_both_languages(telegram: TelegramP
 
 async def test_commands_in_a_group_are_for_the_bot_they_name(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "ok")
         await telegram.command("clear")
         await done(telegram, "ok", "Forgotten: everything said here (1).")
-        await telegram.translate("clear")
+        await telegram.say("clear")
         await done(telegram, "ok", "Forgotten: everything said here (1).", "There was nothing to forget here.")
 
 
@@ -188,7 +188,7 @@ async def test_an_unknown_command_is_answered_where_it_is_said_to_the_bot(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
-        await telegram.translate(f"@{BOT} /halp", mention=False)
+        await telegram.say(f"@{BOT} /halp", mention=False)
         await done(telegram, "There is no command /halp; did you mean /help?")
 
 
@@ -197,14 +197,14 @@ async def test_the_bots_own_words_are_in_the_language_of_the_askers_app(
 ) -> None:
     async with running(telegram, harness):
         telegram.language = "zh-hans"
-        await telegram.translate("/stop", direct=True)
+        await telegram.say("/stop", direct=True)
         await done(telegram, "这里没有正在进行的回答。", channel="Mei")
 
 
 async def test_stop_keeps_what_was_said(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add(["half", asyncio.Event()])
     async with running(telegram, harness):
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await telegram.until(lambda: texts(telegram, "Mei") == ["half"])
         await telegram.press(replies(telegram, "Mei")[0].id, Action.STOP)
         await done(telegram, "half\n\n(stopped)", channel="Mei")
@@ -214,7 +214,7 @@ async def test_stop_keeps_what_was_said(telegram: TelegramPlatform, harness: Har
 async def test_regenerate_answers_anew_in_the_same_message(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add("one", "two")
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "one")
         await telegram.press(replies(telegram)[0].id, Action.RETRY)
         await done(telegram, "two")
@@ -222,7 +222,7 @@ async def test_regenerate_answers_anew_in_the_same_message(telegram: TelegramPla
 
 async def test_who_did_not_ask_is_told_so(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "ok")
         await telegram.press(replies(telegram)[0].id, Action.RETRY, author="Ben")
         await telegram.until(lambda: bool(telegram.answers))
@@ -234,7 +234,7 @@ async def test_a_button_that_waited_too_long_does_no_harm(telegram: TelegramPlat
     harness.engine.add("one", "two")
     telegram.broken["answerCallbackQuery"] = Refused(400, "Bad Request: query is too old and response timeout expired")
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "one")
         await telegram.press(replies(telegram)[0].id, Action.RETRY)
         await done(telegram, "two")
@@ -244,9 +244,9 @@ async def test_a_press_whose_answer_is_slow_holds_up_nobody(telegram: TelegramPl
     telegram.answering.clear()
     harness.engine.add("one", ["half", asyncio.Event()])
     async with running(telegram, harness):
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await done(telegram, "one", channel="Mei")
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await telegram.until(lambda: texts(telegram) == ["half"])
         await telegram.press(replies(telegram, "Mei")[0].id, Action.RETRY, author="Ben")
         await telegram.press(replies(telegram)[0].id, Action.STOP)
@@ -261,7 +261,7 @@ async def test_the_bot_ends_though_an_answer_to_a_press_is_under_way(
 ) -> None:
     telegram.answering.clear()
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "ok")
         await telegram.press(replies(telegram)[0].id, Action.RETRY, author="Ben")
         await telegram.until(lambda: any(name == "answerCallbackQuery" for name, _ in telegram.calls))
@@ -277,7 +277,7 @@ async def test_a_draft_grows_in_a_private_chat_and_becomes_a_message(harness: Ha
     harness.engine.add(["**half**", go_on, " and half"])
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):
         mei = telegram.private("Mei").id
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await telegram.until(lambda: telegram.drafts.get(mei, []) == ["", "half"])
         assert replies(telegram, "Mei") == []
         go_on.set()
@@ -289,7 +289,7 @@ async def test_a_draft_shows_the_end_of_a_long_answer_and_is_kept_alive(harness:
     harness.engine.add(["a" * 4000 + "\n\n" + "b" * 4000, asyncio.Event()])
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):
         mei = telegram.private("Mei").id
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await telegram.until(lambda: telegram.drafts.get(mei, [])[-2:] == ["b" * 4000] * 2)
 
 
@@ -299,7 +299,7 @@ async def test_a_draft_that_is_refused_becomes_no_edit(harness: Harness, trouble
     harness.engine.add(["half", go_on, " and half"])
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):
         telegram.script = lambda number, name: trouble if name == "sendMessageDraft" and number == 1 else None
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await harness.engine.asked(1)
         await telegram.until(lambda: sum(name == "sendMessageDraft" for name, _ in telegram.calls) >= 2)
         assert not any(name in ("sendMessage", "editMessageText") for name, _ in telegram.calls)
@@ -310,8 +310,8 @@ async def test_a_draft_that_is_refused_becomes_no_edit(harness: Harness, trouble
 
 async def test_commands_and_groups_have_no_drafts(harness: Harness) -> None:
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):
-        await telegram.translate("/status", direct=True)
-        await telegram.translate("hello")
+        await telegram.say("/status", direct=True)
+        await telegram.say("hello")
         await done(telegram, "ok")
         await telegram.until(lambda: any("scripted" in text for text in texts(telegram, "Mei")))
         assert not any(name == "sendMessageDraft" for name, _ in telegram.calls)
@@ -321,7 +321,7 @@ async def test_a_kill_before_the_message_leaves_nothing_to_say_twice(tmp_path: P
     async with TelegramPlatform(drafts=True) as telegram:
         async with make_harness(tmp_path) as before, running(telegram, before):
             before.engine.add(["half", asyncio.Event()])
-            await telegram.translate("hello", direct=True)
+            await telegram.say("hello", direct=True)
             await telegram.until(lambda: bool(telegram.drafts))
         async with make_harness(tmp_path) as after, running(telegram, after):
             await done(telegram, "ok", channel="Mei")
@@ -335,12 +335,12 @@ async def test_an_edited_question_is_answered_anew_in_the_same_message(
 ) -> None:
     harness.engine.add("four", "six")
     async with running(telegram, harness):
-        question = await telegram.translate("2 + 2?")
+        question = await telegram.say("2 + 2?")
         await done(telegram, "four")
         await telegram.edit(question, "3 + 3?")
         await done(telegram, "six")
         await telegram.edit(question, "3 + 3?")
-        await telegram.translate("unknown", mention=False)
-        await telegram.edit(await telegram.translate("unknown", mention=False), "still unknown")
-        await telegram.translate("the last word")
+        await telegram.say("unknown", mention=False)
+        await telegram.edit(await telegram.say("unknown", mention=False), "still unknown")
+        await telegram.say("the last word")
         await done(telegram, "six", "ok")

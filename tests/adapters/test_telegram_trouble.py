@@ -55,7 +55,7 @@ async def telegram() -> AsyncIterator[TelegramPlatform]:
 
 async def test_a_message_is_kept_before_it_is_confirmed(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await telegram.until(lambda: not telegram.pending)
         (kept,) = await harness.store.last_message_ids("telegram")
         assert kept == ChannelKey("telegram", str(telegram.private("Mei").id))
@@ -73,8 +73,8 @@ async def test_a_message_that_cannot_be_kept_comes_again(
 
     async with running(telegram, harness):
         monkeypatch.setattr(harness.store, "enqueue", failing)
-        await telegram.translate("one", direct=True)
-        await telegram.translate("two", direct=True)
+        await telegram.say("one", direct=True)
+        await telegram.say("two", direct=True)
         waits = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
         await done(telegram, waits, "ok", "ok", channel="Mei")
     assert [request.messages[-1].content for request in harness.engine.requests] == ["one", "two"]
@@ -85,8 +85,8 @@ async def test_a_fault_of_ours_costs_one_message(
 ) -> None:
     harness.raise_on("bad", monkeypatch)
     async with running(telegram, harness):
-        await telegram.translate("bad", direct=True)
-        await telegram.translate("good", direct=True)
+        await telegram.say("bad", direct=True)
+        await telegram.say("good", direct=True)
         await done(telegram, "ok", channel="Mei")
         await telegram.until(lambda: not telegram.pending)
     assert [request.messages[-1].content for request in harness.engine.requests] == ["good"]
@@ -96,7 +96,7 @@ async def test_what_was_said_meanwhile_is_answered_in_order_after_a_start(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     for number in range(3):
-        await telegram.translate(f"question {number}", direct=True)
+        await telegram.say(f"question {number}", direct=True)
     async with running(telegram, harness):
         await done(telegram, "ok", "ok", "ok", channel="Mei")
     asked = [request.messages[-1].content for request in harness.engine.requests]
@@ -108,9 +108,9 @@ async def test_a_backlog_of_many_polls_is_answered_once_all_of_it_is_known(
 ) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(120):
-        await telegram.translate(f"question {number}", direct=True)
+        await telegram.say(f"question {number}", direct=True)
     telegram.now += timedelta(hours=3)
-    await telegram.translate("and now?", direct=True)
+    await telegram.say("and now?", direct=True)
     async with running(telegram, harness):
         await telegram.until(lambda: len(texts(telegram, "Mei")) == 2 and "ok" in texts(telegram, "Mei"))
     assert len(harness.engine.requests) == 1
@@ -119,8 +119,8 @@ async def test_a_backlog_of_many_polls_is_answered_once_all_of_it_is_known(
 async def test_an_edit_made_while_the_bot_was_away_overtakes_nothing(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
-    await telegram.translate("first", direct=True)
-    question = await telegram.translate("secnod", direct=True)
+    await telegram.say("first", direct=True)
+    question = await telegram.say("secnod", direct=True)
     await telegram.edit(question, "second")
     async with running(telegram, harness):
         await done(telegram, "ok", "ok", channel="Mei")
@@ -132,9 +132,9 @@ async def test_a_retry_pressed_while_the_bot_was_away_is_answered_in_its_place(
 ) -> None:
     harness.engine.add("wrong", "right")
     async with running(telegram, harness):
-        await telegram.translate("first", direct=True)
+        await telegram.say("first", direct=True)
         await done(telegram, "wrong", channel="Mei")
-    await telegram.translate("second", direct=True)
+    await telegram.say("second", direct=True)
     await telegram.press(replies(telegram, "Mei")[0].id, Action.RETRY)
     async with running(telegram, harness):
         await done(telegram, "right", "ok", channel="Mei")
@@ -144,7 +144,7 @@ async def test_a_retry_pressed_while_the_bot_was_away_is_answered_in_its_place(
 async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(3):
-        await telegram.translate(f"question {number}", direct=True)
+        await telegram.say(f"question {number}", direct=True)
     async with running(telegram, harness):
         await telegram.until(lambda: len(texts(telegram, "Mei")) == 1)
         await telegram.until(lambda: texts(telegram, "Mei")[0].startswith("I was away"))
@@ -156,7 +156,7 @@ async def test_a_kill_in_the_middle_of_an_answer_is_made_good_in_the_same_messag
 ) -> None:
     async with make_harness(tmp_path) as before, running(telegram, before):
         before.engine.add(["half", asyncio.Event()])
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await telegram.until(lambda: texts(telegram, "Mei") == ["half"])
     async with make_harness(tmp_path) as after, running(telegram, after):
         after.engine.add("the whole answer")
@@ -167,14 +167,14 @@ async def test_a_second_poller_is_named_and_polling_goes_on(telegram: TelegramPl
     async with running(telegram, harness):
         with capture_logs() as logs:
             await found(telegram)
-            await telegram.translate("hello", direct=True)
+            await telegram.say("hello", direct=True)
             await done(telegram, "ok", channel="Mei")
     assert any("another program asks Telegram for this bot's messages" in entry.get("error", "") for entry in logs)
 
 
 async def test_a_webhook_is_removed_and_what_waits_there_is_kept(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.webhook = "https://example.org"
-    await telegram.translate("hello", direct=True)
+    await telegram.say("hello", direct=True)
     async with running(telegram, harness):
         await done(telegram, "ok", channel="Mei")
 
@@ -194,7 +194,7 @@ async def test_a_platform_that_is_down_at_the_start_is_tried_until_it_answers(
     adapter = asyncio.create_task(telegram.adapter(FastClock()).run(harness.intake))
     await telegram.until(lambda: len(telegram.calls) > 2)
     del telegram.broken["getMe"]
-    await telegram.translate("hello", direct=True)
+    await telegram.say("hello", direct=True)
     await done(telegram, "ok", channel="Mei")
     adapter.cancel()
     await asyncio.gather(adapter, return_exceptions=True)
@@ -211,7 +211,7 @@ async def test_polling_survives_what_is_not_a_wrong_token(
         calls = len(telegram.calls)
         await telegram.until(lambda: len(telegram.calls) > calls + 3)
         del telegram.broken["getUpdates"]
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
 
@@ -228,7 +228,7 @@ async def test_a_cut_connection_is_made_again(telegram: TelegramPlatform, harnes
     async with running(telegram, harness):
         for number in range(3):
             await telegram.disconnect()
-            await telegram.translate(str(number), direct=True)
+            await telegram.say(str(number), direct=True)
         await done(telegram, "ok", "ok", "ok", channel="Mei")
 
 
@@ -240,7 +240,7 @@ async def test_every_character_arrives_whatever_is_refused_on_the_way(
     troubles = cycle([None, Trouble("429", 3), None, Trouble("500"), None, None, Trouble("timeout")])
     telegram.script = lambda number, name: next(troubles)
     async with running(telegram, harness):
-        await telegram.translate("tell me all")
+        await telegram.say("tell me all")
         await telegram.until(lambda: shown(replies(telegram)) == visible(answer))
     pieces = replies(telegram)
     assert len(pieces) > 1
@@ -251,7 +251,7 @@ async def test_every_character_arrives_whatever_is_refused_on_the_way(
 async def test_a_lost_answer_to_an_edit_is_no_error(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.script = lambda number, name: Trouble("lost") if name == "editMessageText" and number < 3 else None
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "ok")
 
 
@@ -269,9 +269,9 @@ async def test_where_nobody_can_be_reached_the_exchange_fails(
 ) -> None:
     telegram.group("general").gone = (code, said)
     async with running(telegram, harness):
-        question = await telegram.translate("hello")
+        question = await telegram.say("hello")
         await telegram.until(lambda: any(name == "sendMessage" for name, _ in telegram.calls))
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
         kept = await harness.store.find(ChannelKey("telegram", str(telegram.group("general").id)), question)
     assert kept is not None
@@ -282,7 +282,7 @@ async def test_a_question_that_was_deleted_is_answered_all_the_same(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
-        await telegram.delete(await telegram.translate("hello"))
+        await telegram.delete(await telegram.say("hello"))
         await done(telegram, "ok")
 
 
@@ -290,7 +290,7 @@ async def test_markup_that_is_refused_is_said_plain(telegram: TelegramPlatform, 
     telegram.refuses_entities = True
     harness.engine.add("**bold**")
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "**bold**")
 
 
@@ -299,10 +299,10 @@ async def test_a_group_that_becomes_a_supergroup_keeps_its_history(
 ) -> None:
     old = telegram.group("general", "group")
     async with running(telegram, harness):
-        await telegram.translate("first")
+        await telegram.say("first")
         await done(telegram, "ok")
         telegram.tell_of_upgrade(old, telegram.upgrade("general"))
-        await telegram.translate("second")
+        await telegram.say("second")
         await done(telegram, "ok")
     assert [message.content for message in harness.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
 
@@ -314,7 +314,7 @@ async def test_an_upgrade_in_the_middle_of_an_answer_takes_the_answer_along(
     harness.engine.add(["half", go_on, " and half"])
     telegram.group("general", "group")
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await telegram.until(lambda: texts(telegram) == ["half"])
         new = telegram.upgrade("general")
         go_on.set()
@@ -350,14 +350,14 @@ async def test_an_update_that_cannot_be_read_holds_up_no_other(
 ) -> None:
     async with running(telegram, harness):
         telegram.tell(update)
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
 
 @pytest.mark.parametrize("text", ["\ud83d half", "\u202etxt", "a\x00b", "x" * 100_000, "<sop>[gMASK]"])
 async def test_no_text_is_too_odd(telegram: TelegramPlatform, harness: Harness, text: str) -> None:
     async with running(telegram, harness):
-        await telegram.translate(text)
+        await telegram.say(text)
         await telegram.until(lambda: len(texts(telegram)) == 1 and Action.RETRY in replies(telegram)[0].actions)
 
 
@@ -365,14 +365,14 @@ async def test_mangled_updates_harm_nobody(telegram: TelegramPlatform, harness: 
     dice = random.Random(11)
     harness.engine.add(*(str(number) for number in range(400)))
     async with running(telegram, harness):
-        question = await telegram.translate("hello", thread="moon", quote={"text": "moon", "position": 4})
+        question = await telegram.say("hello", thread="moon", quote={"text": "moon", "position": 4})
         await done(telegram, "0", thread="moon")
         message = telegram.facts_of(telegram.find(question)) | {"from": telegram.person("Ben")}
         press = {"id": "1", "from": telegram.person("Ben"), "message": message, "chat_instance": "1", "data": "retry"}
         for _ in range(300):
             whole = dice.choice([{"message": message}, {"edited_message": message}, {"callback_query": press}])
             telegram.tell(mangled(json.loads(json.dumps(whole)), dice))
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await telegram.until(lambda: texts(telegram, "Mei") not in ([], ["…"]))
     # Where a question is asked again and again, an answer may come out as it was.
     telegram.violations = [each for each in telegram.violations if each != UNCHANGED]
@@ -397,7 +397,7 @@ async def test_an_answer_that_is_none_is_asked_for_again(telegram: TelegramPlatf
         telegram.garbage += garbage
         await telegram.disconnect()
         await telegram.until(lambda: not telegram.garbage)
-        await telegram.translate("hello", direct=True)
+        await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
 
@@ -405,7 +405,7 @@ async def test_a_retry_after_an_upgrade_is_a_new_message(telegram: TelegramPlatf
     harness.engine.add("one", "two")
     old = telegram.group("general", "group")
     async with running(telegram, harness):
-        await telegram.translate("hello")
+        await telegram.say("hello")
         await done(telegram, "one")
         telegram.tell_of_upgrade(old, telegram.upgrade("general"))
         await telegram.command("retry")
@@ -424,7 +424,7 @@ async def test_the_bots_own_name_is_not_told_apart_by_case_and_answers_go_to_the
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
-        await telegram.translate("/HELP@GLM_BOT", thread="moon", mention=False)
+        await telegram.say("/HELP@GLM_BOT", thread="moon", mention=False)
         await telegram.until(lambda: any("/clear" in text for text in texts(telegram, thread="moon")))
 
 

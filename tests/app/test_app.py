@@ -18,12 +18,13 @@ import pytest
 from pydantic import SecretStr
 
 from bot import app
-from bot.adapters.base import Adapter, Meter
+from bot.adapters.base import Adapter
 from bot.adapters.console.settings import ConsoleSection
 from bot.chat.intake import Intake
 from bot.config.reload import Source
 from bot.config.schema import AdapterSection, Config, EngineSection, OperationsSection, StorageSection
-from bot.engine.base import EngineLoad, silent
+from bot.domain import EngineLoad
+from bot.engine.base import silent
 from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.sql import SqlStore
@@ -44,7 +45,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def standing_in(monkeypatch: pytest.MonkeyPatch, adapter: Adapter) -> None:
-    def open_adapter(name: str, settings: AdapterSection, clock: Clock, meter: Meter) -> Adapter:
+    def open_adapter(name: str, settings: AdapterSection, clock: Clock) -> Adapter:
         return adapter
 
     monkeypatch.setattr(app, "open_adapter", open_adapter)

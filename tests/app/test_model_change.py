@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from bot.adapters import SETTINGS
-from bot.adapters.base import Replies
 from bot.chat.access import Access
 from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
 from bot.config.reload import ConfigWatcher, Source
 from bot.config.schema import AccessSection, ConversationSection, EngineSection, LimitsSection
 from bot.config.sources import load_config
+from bot.delivery.replies import Replies
 from bot.domain import Author, ChannelKey, IncomingMessage, SamplingParams
 from bot.engine import BACKENDS, open_engine, preflight
 from bot.engine.base import Engine, Progress

@@ -20,6 +20,7 @@ from bot.chat.conversation import Conversations
 from bot.config.schema import AccessSection, ConversationSection
 from bot.domain import ChatRequest, SamplingParams
 from bot.storage.sql import SqlStore
+from tests.chaos import replies
 from tests.chaos.figure import Row, Scale
 from tests.chaos.hostile_events import HOSTILE, Besieger, people_talk, wrong
 from tests.chaos.junk import MARK, huge
@@ -28,7 +29,6 @@ from tests.harness.fakes.clock import FastClock
 from tests.harness.fakes.engine import ScriptedEngine
 from tests.harness.harness import NO_LIMITS
 from tests.harness.platform_bench import PROFILES, WatchedDispatcher
-from tests.chaos import replies
 
 NAME = "R3"
 
@@ -64,7 +64,7 @@ async def besieged(name: str, count: int, seed: int) -> Row:
             asked = [f"q{len(questions) + number}e" for number in range(len(CHANNELS))]
             questions.extend(asked)
             for question, channel in zip(asked, CHANNELS, strict=True):
-                await platform.translate(question, author=f"Asker {question[1:-1]}", channel=channel)
+                await platform.say(question, author=f"Asker {question[1:-1]}", channel=channel)
             for question in asked:
                 either: list[asyncio.Future[Any]] = [intake.settled(question), adapter]
                 await asyncio.wait(either, timeout=60.0, return_when=asyncio.FIRST_COMPLETED)

@@ -85,7 +85,7 @@ async def toll_of(name: str, full: Full, questions: int) -> Toll:
                 question = f"question {len(toll.questions):03}{_LONG}"
                 toll.questions.append(question[:12])
                 settled.append(asyncio.ensure_future(bench.intake.settled(question)))
-                await bench.platform.translate(question, channel=f"room{len(toll.questions) % _CHANNELS}")
+                await bench.platform.say(question, channel=f"room{len(toll.questions) % _CHANNELS}")
 
             for _ in range(_CHANNELS):
                 await ask()

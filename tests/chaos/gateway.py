@@ -96,11 +96,11 @@ async def _today(platform: Any) -> AsyncIterator[None]:
 async def _known_places(bench: Bench, attendance: Attendance) -> list[Place]:
     """Speak to the bot once wherever people will: it knows where to look for what it missed."""
     places = [Place("general"), Place("random"), Place("Mei", is_direct=True), Place("Ann", is_direct=True)]
-    roots = [await _translate(bench, place, attendance) for place in places]
+    roots = [await _say(bench, place, attendance) for place in places]
     # On Slack a thread hangs on a message; elsewhere it has a name.
     name = roots[0] if bench.platform.name == "slack" else "a thread"
     places.append(Place("general", thread=name))
-    await _translate(bench, places[-1], attendance)
+    await _say(bench, places[-1], attendance)
     settled = [bench.intake.settled(question) for question in attendance.said]
     async with asyncio.timeout(_PATIENCE):
         await asyncio.gather(*settled)
@@ -112,7 +112,7 @@ async def _drop(
 ) -> None:
     async def somebody_speaks(most: int) -> None:
         for _ in range(chance.randrange(most + 1)):
-            await _translate(bench, chance.choice(places), attendance)
+            await _say(bench, chance.choice(places), attendance)
 
     platform, connected = bench.platform, bench.profile.is_connected
     before = _connections(platform)
@@ -142,14 +142,14 @@ def _connections(platform: Any) -> int:
             return int(platform.polls)
 
 
-async def _translate(bench: Bench, place: Place, attendance: Attendance) -> str:
+async def _say(bench: Bench, place: Place, attendance: Attendance) -> str:
     question = f"q{len(attendance.said)}e"
     attendance.said[question] = place
     if place.is_direct:
-        return await bench.platform.translate(question, author=place.channel, direct=True)
+        return await bench.platform.say(question, author=place.channel, direct=True)
     # In a thread in which it was spoken to, the bot answers without being called; the first time it is.
     is_known = any(place == other for said, other in attendance.said.items() if said != question)
-    return await bench.platform.translate(
+    return await bench.platform.say(
         question, channel=place.channel, thread=place.thread, mention=place.thread is None or not is_known
     )
 

@@ -183,17 +183,17 @@ HOSTILE: dict[str, Callable[[], Besieger]] = {
 
 async def people_talk(platform: Besieger) -> None:
     """Let everything happen once that people can do there, so that there are real events of each kind."""
-    first = await platform.translate("warm 1")
-    await platform.translate("warm 2", thread=None, mention=False)
-    await platform.translate("warm 3", author="Ann", direct=True)
-    await platform.translate("warm 4", reply_to=first, mention=False)
+    first = await platform.say("warm 1")
+    await platform.say("warm 2", thread=None, mention=False)
+    await platform.say("warm 3", author="Ann", direct=True)
+    await platform.say("warm 4", reply_to=first, mention=False)
     await platform.until(lambda: len(platform.texts()) >= 2)
     await platform.command("status", channel="random")
     await platform.until(lambda: any(Action.RETRY in seen.actions for seen in platform.seen()))
     shown = next(seen for seen in platform.seen() if Action.RETRY in seen.actions)
     await platform.press(shown.id, Action.RETRY)
     await platform.edit(first, "warm 5")
-    await platform.delete(await platform.translate("warm 6", mention=False))
+    await platform.delete(await platform.say("warm 6", mention=False))
 
 
 def wrong(platform: Besieger, templates: list[Any], chance: random.Random) -> Any:

@@ -36,6 +36,8 @@ from bot.domain import (
     ChatRequest,
     Delta,
     EngineEvent,
+    EngineInfo,
+    EngineLoad,
     Exchange,
     Finished,
     FinishReason,
@@ -44,7 +46,6 @@ from bot.domain import (
     Notice,
     Usage,
 )
-from bot.engine.base import EngineInfo, EngineLoad
 from bot.errors import StoreError
 from tests.chaos.figure import Row, Scale
 from tests.harness.harness import NO_LIMITS, Harness, make_harness

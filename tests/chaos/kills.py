@@ -62,7 +62,7 @@ async def toll_of(name: str, kills: int, seed: int) -> Toll:
     async def ask(platform: LoopbackPlatform, channel: str) -> None:
         number = f"q{len(toll.questions)}e"
         toll.questions[number] = channel
-        await platform.translate(f"{number} {'and so on 你好 ' * chance.randrange(1, 40)}{number}", channel=channel)
+        await platform.say(f"{number} {'and so on 你好 ' * chance.randrange(1, 40)}{number}", channel=channel)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -80,7 +80,7 @@ async def toll_of(name: str, size: _Size) -> Toll:
             question = f"question {len(toll.questions):03}"
             toll.questions.append(question)
             settled.append(asyncio.ensure_future(bench.intake.settled(question)))
-            await bench.platform.translate(question, channel=f"room{len(toll.questions) % _CHANNELS}")
+            await bench.platform.say(question, channel=f"room{len(toll.questions) % _CHANNELS}")
 
         for _ in range(_CHANNELS):
             await ask()

@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bot.adapters.base import Replies
 from bot.chat.access import Access
 from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
 from bot.config.schema import AccessSection, ConversationSection
+from bot.delivery.replies import Replies
 from bot.domain import Author, ChannelKey, ChatRequest, Exchange, IncomingMessage, SamplingParams
 from bot.storage.sql import SqlStore
 from tests.chaos.figure import Row, Scale

@@ -27,9 +27,18 @@ from bot.chat.access import Access
 from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, ChatMessage, Delta, Finished, FinishReason, Notice, SamplingParams
+from bot.domain import (
+    Author,
+    ChannelKey,
+    ChatMessage,
+    Delta,
+    EngineInfo,
+    Finished,
+    FinishReason,
+    Notice,
+    SamplingParams,
+)
 from bot.engine.backends.chatglm import DEMO
-from bot.engine.base import EngineInfo
 from bot.engine.chatglm.loading import load
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.serving.base import Batch, CausalLM

@@ -150,7 +150,7 @@ async def _discord(stack: AsyncExitStack) -> Stage:
     messenger = DiscordMessenger(settings.edit_seconds, 10.0)
     messenger.client = client = await stack.enter_async_context(rest_client(settings, clock))
     await client.login(TOKEN)
-    question = await platform.translate("what?")
+    question = await platform.say("what?")
     channel = ChannelKey("discord", str(platform.channel("general")))
     return Stage(
         platform,
@@ -172,7 +172,7 @@ async def _telegram(stack: AsyncExitStack) -> Stage:
     async def moved(channel: ChannelKey, to: str) -> None:
         raise AssertionError("no group moves here")
 
-    question = await platform.translate("what?")
+    question = await platform.say("what?")
     chat = platform.group("general")
 
     def violations() -> list[str]:
@@ -195,7 +195,7 @@ async def _telegram(stack: AsyncExitStack) -> Stage:
 async def _slack(stack: AsyncExitStack) -> Stage:
     platform = await stack.enter_async_context(SlackServer())
     api = await stack.enter_async_context(web_api(platform.settings()))
-    question = await platform.translate("what?")
+    question = await platform.say("what?")
     channel = ChannelKey("slack", platform.room.channel("general"))
     return Stage(
         platform,

@@ -45,7 +45,7 @@ class Scene:
     async def ask(self, words: int, channel: str = "general") -> None:
         number = f"q{len(self.questions)}e"
         self.questions.append(number)
-        await self.platform.translate(f"{number} {'and so on ' * words}{number}", channel=channel)
+        await self.platform.say(f"{number} {'and so on ' * words}{number}", channel=channel)
 
     async def answer_grows(self) -> None:
         """Wait until something of an answer, and not all of it, can be read."""
@@ -148,13 +148,13 @@ async def _queued(scene: Scene, bot: Bot) -> None:
 async def _by_the_model(scene: Scene, bot: Bot) -> None:
     await bot.connected()
     for channel in _CHANNELS:
-        await scene.platform.translate("what can you do for us here?", channel=channel)
+        await scene.platform.say("what can you do for us here?", channel=channel)
     await until(lambda: any(len(said) > 5 for said in scene.said()))
 
 
 async def _wedged(scene: Scene, bot: Bot) -> None:
     await bot.connected()
-    await scene.platform.translate("hello", channel="general")
+    await scene.platform.say("hello", channel="general")
     await until(lambda: bool(scene.said()))
 
 

@@ -154,7 +154,7 @@ async def _asked(bench: Bench, platform: LoopbackPlatform, count: int, when: str
     for number in range(count):
         question = f"{when} {number}"
         settled, began = bench.intake.settled(question), time.monotonic()
-        await platform.translate(question, channel=question)
+        await platform.say(question, channel=question)
         async with asyncio.timeout(_PATIENCE):
             await settled
         took.append(time.monotonic() - began)

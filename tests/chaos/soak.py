@@ -90,9 +90,7 @@ class Room:
         """Ask something, and see what becomes of it; then take away what was asked before."""
         number = self._number()
         author = self.name if self.is_direct else self._somebody()
-        asked = await self.platform.translate(
-            self._question(number), author=author, channel=self.name, direct=self.is_direct
-        )
+        asked = await self.platform.say(self._question(number), author=author, channel=self.name, direct=self.is_direct)
         is_answered = await self._answered(number)
         fate = self.chance.choices(list(FATES), list(FATES.values()))[0]
         if (fate == "command" and self.is_direct) or not (is_answered and self.toll.is_calm):

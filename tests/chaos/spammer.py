@@ -18,8 +18,18 @@ from types import TracebackType
 from typing import Self
 
 from bot.config.schema import ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, ChatMessage, ChatRequest, Delta, EngineEvent, Exchange, Finished
-from bot.engine.base import EngineInfo, EngineLoad
+from bot.domain import (
+    Author,
+    ChannelKey,
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    EngineEvent,
+    EngineInfo,
+    EngineLoad,
+    Exchange,
+    Finished,
+)
 from bot.engine.serving.base import Batch
 from bot.engine.serving.engine import ServingEngine
 from tests.chaos.figure import Row, Scale

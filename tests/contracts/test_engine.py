@@ -14,9 +14,19 @@ import pytest
 from torch import Tensor
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Queued, SamplingParams
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    EngineEvent,
+    EngineInfo,
+    Finished,
+    FinishReason,
+    Queued,
+    SamplingParams,
+)
 from bot.engine.backends.echo import EchoEngine
-from bot.engine.base import Engine, EngineInfo, Progress
+from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load_random
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
@@ -26,8 +36,6 @@ from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.base import Batch, CausalLM
 from bot.engine.serving.engine import Loaded, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
-from bot.observability.metering import MeteredEngine
-from bot.observability.metrics import Metrics
 from bot.util.clock import MonotonicClock
 from tests.engine.pretrained import make_network, make_tokenizer
 from tests.harness.fakes.engine import ScriptedEngine
@@ -72,12 +80,6 @@ async def scripted() -> AsyncIterator[Subject]:
 
     async with engine:
         yield Subject(engine, held)
-
-
-@asynccontextmanager
-async def metered() -> AsyncIterator[Subject]:
-    async with scripted() as subject:
-        yield replace(subject, engine=MeteredEngine(subject.engine, Metrics(), MonotonicClock()))
 
 
 @asynccontextmanager
@@ -159,7 +161,7 @@ async def transformers() -> AsyncIterator[Subject]:
         yield Subject(engine, held)
 
 
-@pytest.fixture(params=[echo, scripted, metered, switched, chatglm, transformers], ids=lambda make: make.__name__)
+@pytest.fixture(params=[echo, scripted, switched, chatglm, transformers], ids=lambda make: make.__name__)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
     async with asyncio.timeout(30), make() as made:

@@ -1,7 +1,7 @@
 """What every platform's Messenger must do, the fake one included."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -14,8 +14,6 @@ from bot.adapters.telegram.messenger import TelegramMessenger
 from bot.delivery.messenger import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
-from bot.observability.metering import MeteredMessenger
-from bot.observability.metrics import Metrics
 from tests.harness.fakes import FakeMessenger, ManualClock
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_gateway import TOKEN
@@ -51,7 +49,7 @@ async def fake() -> AsyncIterator[Platform]:
 
 async def slack() -> AsyncIterator[Platform]:
     async with SlackServer() as server, web_api(server.settings()) as api:
-        question = await server.translate("question")
+        question = await server.say("question")
         channel = ChannelKey("slack", server.room.channel("general"), question)
 
         async def shown() -> list[str]:
@@ -65,7 +63,7 @@ async def slack() -> AsyncIterator[Platform]:
 
 async def telegram() -> AsyncIterator[Platform]:
     async with TelegramPlatform() as server, open_bot(server.settings()) as bot:
-        question = await server.translate("question")
+        question = await server.say("question")
         channel = ChannelKey("telegram", str(server.group("general").id))
 
         async def moved(channel: ChannelKey, to: str) -> None:
@@ -80,7 +78,7 @@ async def telegram() -> AsyncIterator[Platform]:
 async def discord() -> AsyncIterator[Platform]:
     async with DiscordPlatform() as server:
         configure_endpoints(server.settings())
-        question = await server.translate("question")
+        question = await server.say("question")
         messenger = DiscordMessenger(1.2, 30.0)
 
         async def shown() -> list[str]:
@@ -93,12 +91,7 @@ async def discord() -> AsyncIterator[Platform]:
             )
 
 
-async def metered() -> AsyncIterator[Platform]:
-    async for platform in fake():
-        yield replace(platform, messenger=MeteredMessenger(platform.messenger, Metrics(), ManualClock()))
-
-
-PLATFORMS = {"fake": fake, "metered": metered, "discord": discord, "telegram": telegram, "slack": slack}
+PLATFORMS = {"fake": fake, "discord": discord, "telegram": telegram, "slack": slack}
 
 
 @pytest.fixture(params=PLATFORMS)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
@@ -16,29 +16,18 @@ from hypothesis import strategies as st
 
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status, Usage
 from bot.errors import StoreError
-from bot.observability.metering import MeteredStore
-from bot.observability.metrics import Metrics
 from bot.storage.base import Store
-from bot.util.clock import MonotonicClock
 from tests.harness.postgres import PostgresServer
 from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message, temporary_store
 
 Reopened = Callable[[], AbstractAsyncContextManager[Store]]
 
 
-@asynccontextmanager
-async def metered_store(folder: Path) -> AsyncIterator[Store]:
-    async with temporary_store(folder) as store:
-        yield MeteredStore(store, Metrics(), MonotonicClock())
-
-
-@pytest.fixture(params=["sqlite", "metered", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def reopened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopened]:
     """Opens the same database again when it is called again."""
     if request.param == "sqlite":
         yield partial(temporary_store, tmp_path)
-    elif request.param == "metered":
-        yield partial(metered_store, tmp_path)
     else:
         server: PostgresServer = request.getfixturevalue("postgres")
         with server.lent() as database:

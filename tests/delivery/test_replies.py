@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from bot.adapters.base import GRACE, Replies
 from bot.delivery.markdown.format import MarkdownFormat, Rendered
+from bot.delivery.replies import GRACE, Replies
 from bot.domain import Action, Answer, ChannelKey, Controls, Status
 from bot.errors import ChannelGone, LoginRefused, MarkupRefused, PlatformError, StoreError
 from tests.harness.fakes import FakeMessenger, FastClock

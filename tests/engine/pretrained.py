@@ -113,10 +113,8 @@ def make_folder(
 
 def generate(network: PreTrainedModel, ids: Tensor, **options: object) -> list[int]:
     """What the library's own generate() says greedily to one prompt, `[1, tokens]`, with the prompt."""
-    translate = cast("Callable[..., Tensor]", network.generate)
-    return cast(
-        "list[int]", translate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)[0].tolist()
-    )
+    say = cast("Callable[..., Tensor]", network.generate)
+    return cast("list[int]", say(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)[0].tolist())
 
 
 def change(folder: Path, name: str = "config.json", **changes: object) -> None:

@@ -21,11 +21,20 @@ from huggingface_hub.errors import (
 from safetensors.torch import save_file
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, SamplingParams, Usage
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    EngineEvent,
+    EngineInfo,
+    Finished,
+    FinishReason,
+    SamplingParams,
+    Usage,
+)
 from bot.engine import BACKENDS, open_engine
 from bot.engine.backends import chatglm
 from bot.engine.backends.echo import EchoEngine
-from bot.engine.base import EngineInfo
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.weights import expected_shapes
 from bot.engine.serving.engine import ServingEngine

@@ -61,7 +61,7 @@ class LoopbackPlatform(Protocol):
         """The real adapter, with the real library, pointed at this server."""
         ...
 
-    async def translate(
+    async def say(
         self,
         text: str,
         *,

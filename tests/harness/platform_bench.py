@@ -137,9 +137,9 @@ class Bench:
         """
         settled = self.intake.settled(question)
         if direct:
-            await self.platform.translate(question, author=channel, direct=True)
+            await self.platform.say(question, author=channel, direct=True)
         else:
-            await self.platform.translate(question, channel=channel)
+            await self.platform.say(question, channel=channel)
         async with asyncio.timeout(seconds):
             return await settled
 

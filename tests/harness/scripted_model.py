@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 import torch
 from torch import Tensor
 
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, SamplingParams
-from bot.engine.base import EngineInfo
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, SamplingParams
 from bot.engine.serving.base import Batch, Detokenizer
 from bot.engine.serving.engine import Loaded, ServingEngine
 

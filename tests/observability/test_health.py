@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.engine.base import EngineLoad
+from bot.domain import EngineLoad
 from bot.errors import StoreError
 from bot.observability.health import CHECK_LASTS, Components, Health, Readiness, engine_fault
 from bot.storage.sql import SqlStore
@@ -59,7 +59,9 @@ def parts(store: FaultyStore, engine: ScriptedEngine) -> Components:
 
 
 async def faults(parts: Components, clock: Clock) -> dict[str, str]:
-    return {each.part: each.reason for each in await Health(parts, AGE, clock).readiness() if each.reason is not None}
+    return {
+        each.component: each.reason for each in await Health(parts, AGE, clock).readiness() if each.reason is not None
+    }
 
 
 async def test_nothing_is_wrong_with_a_program_whose_parts_are_at_work(parts: Components, clock: Clock) -> None:
@@ -104,7 +106,7 @@ async def test_what_the_store_says_is_told_for_some_seconds_and_then_asked_again
     health = Health(parts, AGE, clock)
 
     async def reason() -> str | None:
-        return {each.part: each.reason for each in await health.readiness()}["store"]
+        return {each.component: each.reason for each in await health.readiness()}["store"]
 
     store.fault = StoreError("the disk is full")
     assert [await reason() for _ in range(3)] == ["the disk is full"] * 3

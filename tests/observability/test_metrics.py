@@ -3,10 +3,10 @@
 import asyncio
 import json
 import re
+import sqlite3
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import aiohttp
@@ -16,10 +16,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from bot.adapters.base import Replies
+from bot.chat.access import Access
 from bot.chat.conversation import Conversations
+from bot.chat.intake import Intake
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection, OperationsSection
-from bot.domain import Author, ChannelKey, ChatMessage, ChatRequest, Delta, SamplingParams
+from bot.delivery.replies import Replies
+from bot.domain import Author, ChannelKey, SamplingParams
 from bot.errors import (
     ChannelGone,
     EngineBusy,
@@ -31,25 +33,16 @@ from bot.errors import (
     RateLimited,
     StoreError,
 )
+from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
 from bot.observability.health import Components, Health
 from bot.observability.http import application, serving
-from bot.observability.metering import (
-    MeteredAccess,
-    MeteredEngine,
-    MeteredIntake,
-    MeteredMessenger,
-    MeteredStore,
-    PartsCollector,
-    watch_the_loop,
-)
 from bot.observability.metrics import PREFIX, Metrics
 from bot.storage.sql import SqlStore
 from tests.harness.fakes import FakeMessenger, FastClock, ManualClock, ScriptedEngine
 from tests.harness.fakes.messenger import Failure
-from tests.harness.messages import NOON, a_message
+from tests.harness.messages import a_message
 from tests.harness.scripted_model import ScriptedModel, ask, events
 from tests.harness.scripted_model import serving as running
-from tests.storage import temporary_store
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 
@@ -64,7 +57,7 @@ class Harness:
     metrics: Metrics
     engine: ScriptedEngine
     messenger: FakeMessenger
-    intake: MeteredIntake
+    intake: Intake
     parts: Components
 
     async def reply(self, text: str = "hello", author: str = "1") -> None:
@@ -72,8 +65,7 @@ class Harness:
         message = a_message(text, channel=ChannelKey("fake", f"c{author}"), author=Author("fake", author, "Mei"))
         exchange = await self.intake.accept(message)
         assert exchange is not None
-        metered = MeteredMessenger(self.messenger, self.metrics, self.clock)
-        async with Replies(self.intake, metered, self.clock) as replies:
+        async with Replies(self.intake, self.messenger, self.clock) as replies:
             replies.start(exchange)
             await replies.wait_idle()
 
@@ -92,13 +84,20 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
 async def make_harness(folder: Path, limits: LimitsSection | None = None) -> AsyncIterator[Harness]:
     clock, metrics, engine, bounds = FastClock(), Metrics(), ScriptedEngine(), limits or LimitsSection()
     settings = ConversationSection(catch_up_minutes=10_000_000)
-    async with temporary_store(folder) as kept:
-        store, model = MeteredStore(kept, metrics, clock), MeteredEngine(engine, metrics, clock)
-        access = MeteredAccess(AccessSection(), bounds, clock, metrics)
-        conversations = Conversations(model, store, settings, SamplingParams(), answer_seconds=bounds.answer_seconds)
-        parts = Components(store, model, {"fake": Platform()})
-        metrics.registry.register(PartsCollector(parts))
-        intake = MeteredIntake(access, conversations, model, store, settings, metrics, clock)
+    async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}", clock, metrics) as store:
+        access = Access(AccessSection(), bounds, clock)
+        conversations = Conversations(
+            engine,
+            store,
+            settings,
+            SamplingParams(),
+            answer_seconds=bounds.answer_seconds,
+            clock=clock,
+            metrics=metrics,
+        )
+        parts = Components(store, engine, {"fake": Platform()})
+        metrics.registry.register(ComponentsCollector(parts))
+        intake = Intake(access, conversations, engine, store, settings, clock=clock, metrics=metrics)
         yield Harness(clock, metrics, engine, FakeMessenger(clock), intake, parts)
 
 
@@ -117,19 +116,17 @@ async def test_a_reply_is_counted_on_its_whole_way(harness: Harness) -> None:
     assert harness("store_seconds_count", method="complete") == 1
 
 
-async def test_the_wait_for_the_first_text_is_measured() -> None:
-    metrics, clock, thinking = Metrics(), ManualClock(), asyncio.Event()
-    engine = MeteredEngine(ScriptedEngine([thinking, "ok"]), metrics, clock)
-    request = ChatRequest((ChatMessage("user", "hello"),))
-    async with aclosing(engine.generate(request)) as answer:
-        first = asyncio.ensure_future(anext(answer))
-        await clock.settle()
-        clock.jump(3.0)
-        thinking.set()
-        assert await first == Delta("ok")
-        clock.jump(5.0)
-        assert [event async for event in answer]
-    assert metrics.registry.get_sample_value(f"{PREFIX}_first_token_seconds_sum") == 3.0
+async def test_the_time_to_the_first_text_is_measured(harness: Harness) -> None:
+    thinking = asyncio.Event()
+    harness.engine.add([thinking, "ok"])
+    replying = asyncio.create_task(harness.reply())
+    await harness.clock.sleep(3.0)
+    before = harness("first_token_seconds_count")
+    thinking.set()
+    await replying
+    assert before == 0
+    assert harness("first_token_seconds_count") == 1
+    assert harness("first_token_seconds_sum") > 0
 
 
 @pytest.mark.parametrize(
@@ -173,9 +170,8 @@ async def test_a_call_is_counted_by_what_the_platform_answered(
     harness: Harness, error: Exception, outcome: str
 ) -> None:
     harness.messenger.script = lambda number, verb: Failure(error)
-    metered = MeteredMessenger(harness.messenger, harness.metrics, harness.clock)
-    with pytest.raises(type(error)):
-        await metered.delete(ChannelKey("fake", "c1"), "m1")
+    with pytest.raises(type(error)), harness.metrics.platform_call("fake", "delete", harness.clock):
+        await harness.messenger.delete(ChannelKey("fake", "c1"), "m1")
     assert harness("platform_calls_total", platform="fake", verb="delete", outcome=outcome) == 1
 
 
@@ -190,15 +186,14 @@ async def test_those_whom_a_limit_turns_away_are_counted(tmp_path: Path) -> None
 
 
 async def test_a_database_that_fails_is_counted(tmp_path: Path) -> None:
-    class Full(SqlStore):
-        async def check(self) -> None:
-            raise StoreError("the disk is full")
-
-    metrics, clock = Metrics(), ManualClock()
-    async with MeteredStore(Full(f"sqlite+aiosqlite:///{tmp_path / 'bot.db'}"), metrics, clock) as store:
-        with suppress(StoreError):
-            await store.check()
-        await store.expire(NOON - timedelta(days=1))
+    metrics = Metrics()
+    url = f"sqlite+aiosqlite:///{tmp_path / 'bot.db'}"
+    async with SqlStore(url, metrics=metrics, busy_timeout=0.01, queue_timeout=0.01) as store:
+        with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with suppress(StoreError):
+                await store.check()
+            other.execute("ROLLBACK")
     assert metrics.registry.get_sample_value(f"{PREFIX}_store_errors_total", {"method": "check"}) == 1
     assert metrics.registry.get_sample_value(f"{PREFIX}_store_seconds_count", {"method": "check"}) == 1
 
@@ -230,7 +225,7 @@ async def test_how_late_the_event_loop_is_shows() -> None:
             await super().sleep(seconds + 0.25)
 
     metrics, clock = Metrics(), Late()
-    watching = asyncio.create_task(watch_the_loop(metrics, clock))
+    watching = asyncio.create_task(measure_loop_lateness(metrics, clock))
     await clock.advance(7.5)
     watching.cancel()
     assert metrics.registry.get_sample_value(f"{PREFIX}_loop_lateness_seconds_count") == 10
@@ -267,7 +262,7 @@ async def test_nobody_and_nothing_that_was_said_shows(harness: Harness) -> None:
 
 def test_before_the_model_is_loaded_there_are_no_figures_of_it() -> None:
     registry = CollectorRegistry()
-    registry.register(PartsCollector(Components()))
+    registry.register(ComponentsCollector(Components()))
     assert "engine_info" not in generate_latest(registry).decode()
 
 

@@ -10,7 +10,6 @@ import pytest
 from pydantic import SecretStr
 
 from bot import adapters
-from bot.adapters.base import unmetered
 from tests.harness.fakes import FastClock
 from tests.harness.harness import Harness
 
@@ -29,7 +28,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 async def test_the_pages_adapter_starts_as_the_program_starts_it(page: ModuleType, harness: Harness) -> None:
-    adapter = adapters.open_adapter("matrix", page.MatrixSection(token=SecretStr("x")), FastClock(), unmetered)
+    adapter = adapters.open_adapter("matrix", page.MatrixSection(token=SecretStr("x")), FastClock())
     running = asyncio.create_task(adapter.run(harness.intake))
     await asyncio.sleep(0)
     assert adapter.is_connected

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.figure import Row, figures, title
 from tests.chaos import kills
+from tests.chaos.figure import Row, figures, title
 from tests.reliability.__main__ import BEGIN, END, lines_of, written
 
 ROOT = Path(__file__).parents[2]

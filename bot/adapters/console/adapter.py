@@ -16,7 +16,6 @@ from prompt_toolkit import PromptSession
 from rich.console import Console
 from rich.status import Status
 
-from bot.adapters.base import Meter, unmetered
 from bot.chat.access import OPERATOR
 from bot.chat.i18n import ending, waiting
 from bot.chat.intake import Intake
@@ -37,7 +36,7 @@ _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 10.0
 
 
-def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "ConsoleAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock) -> "ConsoleAdapter":
     for stream in (sys.stdin, sys.stdout):
         # What is not UTF-8 shall not end the chat.
         if isinstance(stream, io.TextIOWrapper):

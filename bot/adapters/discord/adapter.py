@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import discord
 import structlog
 
-from bot.adapters.base import Finding, Meter, Replies, unmetered
+from bot.adapters.base import Finding
 from bot.adapters.discord.client import BotClient, IdentifyBudget
 from bot.adapters.discord.handlers import Inbox
 from bot.adapters.discord.http import (
@@ -24,6 +24,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import describe_error
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
+from bot.delivery.replies import Replies
 from bot.errors import ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff
@@ -49,9 +50,9 @@ _PERMISSIONS = discord.Permissions(
 )
 
 
-def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "DiscordAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock) -> "DiscordAdapter":
     assert isinstance(settings, DiscordSection), "config.py reads this table as a DiscordSection"
-    return DiscordAdapter(settings, clock, meter)
+    return DiscordAdapter(settings, clock)
 
 
 class DiscordAdapter:
@@ -65,14 +66,12 @@ class DiscordAdapter:
         self,
         settings: DiscordSection,
         clock: Clock,
-        meter: Meter = unmetered,
         *,
         server_seconds: float = _SERVER_SECONDS,
         cut_off_seconds: float = _CUT_OFF_SECONDS,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._meter = meter
         self._server_seconds = server_seconds
         self._cut_off_seconds = cut_off_seconds
         self._client: BotClient | None = None
@@ -84,7 +83,7 @@ class DiscordAdapter:
     async def run(self, intake: Intake) -> None:
         configure_endpoints(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
-        replies = Replies(intake, self._meter(messenger), self._clock)
+        replies = Replies(intake, messenger, self._clock)
         inbox = Inbox(intake, replies, messenger, self._clock, self._settings)
         # The connection is left last: a reply that is under way may end its call.
         async with _running(self._stay_connected(inbox, messenger)) as connection, replies, _running(inbox.run()):

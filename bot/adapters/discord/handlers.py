@@ -8,7 +8,6 @@ from functools import partial
 import discord
 import structlog
 
-from bot.adapters.base import Replies
 from bot.adapters.discord.backfill import Backlog
 from bot.adapters.discord.client import BotClient
 from bot.adapters.discord.http import call_timeout, map_errors
@@ -18,6 +17,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.chat.i18n import Translate, language_for, translator
 from bot.chat.intake import Intake
+from bot.delivery.replies import Replies
 from bot.domain import Action, ChannelKey
 from bot.errors import ChannelGone, MessageGone, PlatformError, PlatformUnavailable, RateLimited, StoreError
 from bot.util.clock import Clock

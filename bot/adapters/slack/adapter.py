@@ -13,7 +13,7 @@ import structlog
 from pydantic import SecretStr
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.adapters.base import Finding, Meter, Replies, unmetered
+from bot.adapters.base import Finding
 from bot.adapters.slack.backfill import missed, stamps
 from bot.adapters.slack.client import PatientWebClient
 from bot.adapters.slack.connection import requests, socket, ticket
@@ -24,6 +24,7 @@ from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, UserDirectory
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
+from bot.delivery.replies import Replies
 from bot.domain import ChannelKey
 from bot.errors import BotError, LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
 from bot.util.aio import BackgroundTasks
@@ -53,18 +54,17 @@ _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
 
 
-def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "SlackAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock) -> "SlackAdapter":
     assert isinstance(settings, SlackSection)
-    return SlackAdapter(settings, clock, meter)
+    return SlackAdapter(settings, clock)
 
 
 class SlackAdapter:
     """One workspace, over a web socket or over HTTP."""
 
-    def __init__(self, settings: SlackSection, clock: Clock, meter: Meter = unmetered) -> None:
+    def __init__(self, settings: SlackSection, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._meter = meter
         self._is_connected = False
 
     @property
@@ -78,7 +78,7 @@ class SlackAdapter:
             log.info("slack knows us", bot=me.name, team=me.team)
             messenger = SlackMessenger(api, self._settings.edit_interval)
             people = UserDirectory(api, self._clock)
-            async with Replies(intake, self._meter(messenger), self._clock) as replies, BackgroundTasks() as background:
+            async with Replies(intake, messenger, self._clock) as replies, BackgroundTasks() as background:
                 desk = EventHandlers(
                     self._settings, api, me, people, intake, messenger, replies, background, self._clock
                 )

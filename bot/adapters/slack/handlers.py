@@ -14,13 +14,13 @@ from slack_bolt.context.ack.async_ack import AsyncAck
 from slack_bolt.error import BoltUnhandledRequestError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.adapters.base import Replies
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, UserDirectory, id_of, slash, text_of
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import parse
 from bot.chat.intake import Intake
+from bot.delivery.replies import Replies
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import BotError, PlatformError, PlatformUnavailable, StoreError
 from bot.util.aio import BackgroundTasks, detach_on_cancel

@@ -9,7 +9,7 @@ import structlog
 from telegram import Bot, BotCommand, Update, User
 from telegram.error import InvalidToken
 
-from bot.adapters.base import Finding, Meter, Replies, unmetered
+from bot.adapters.base import Finding
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.telegram.client import map_errors, open_bot
 from bot.adapters.telegram.drafts import Drafts
@@ -20,6 +20,7 @@ from bot.chat.commands import menu
 from bot.chat.i18n import translator
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
+from bot.delivery.replies import Replies
 from bot.domain import Exchange
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, RateLimited, StoreError
 from bot.util.aio import BackgroundTasks
@@ -47,9 +48,9 @@ _PRIVACY = (
 )
 
 
-def open_adapter(settings: AdapterSection, clock: Clock, meter: Meter = unmetered) -> "TelegramAdapter":
+def open_adapter(settings: AdapterSection, clock: Clock) -> "TelegramAdapter":
     assert isinstance(settings, TelegramSection), "the settings of this platform"
-    return TelegramAdapter(settings, clock, meter)
+    return TelegramAdapter(settings, clock)
 
 
 class TelegramAdapter:
@@ -59,10 +60,9 @@ class TelegramAdapter:
     of ours in it would end it without a word.
     """
 
-    def __init__(self, settings: TelegramSection, clock: Clock, meter: Meter = unmetered) -> None:
+    def __init__(self, settings: TelegramSection, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._meter = meter
         self._is_connected = False
 
     @property
@@ -76,7 +76,7 @@ class TelegramAdapter:
             me = await self._log_in(bot)
             messenger = TelegramMessenger(bot, self._settings, intake.rename_channel)
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
-            replies = Replies(intake, self._meter(messenger), self._clock, preview)
+            replies = Replies(intake, messenger, self._clock, preview)
             async with BackgroundTasks() as background, replies:
                 background.start(_announce(bot, self._clock))
                 listener = _Listener(bot, me, self._settings, intake, replies, background)

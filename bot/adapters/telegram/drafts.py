@@ -6,7 +6,6 @@ from contextlib import aclosing
 import structlog
 from telegram import Bot
 
-from bot.adapters.base import Events
 from bot.adapters.telegram.client import map_errors
 from bot.adapters.telegram.markup import TelegramFormat
 from bot.adapters.telegram.messenger import entities_of, is_private, thread_id
@@ -14,6 +13,7 @@ from bot.adapters.telegram.settings import TelegramSection
 from bot.delivery.markdown.format import Rendered
 from bot.delivery.markdown.split import Splitter
 from bot.delivery.pacer import Pacer
+from bot.delivery.replies import Events
 from bot.domain import Delta, Exchange, Kind, ReplyEvent
 from bot.errors import PlatformError, RateLimited
 from bot.util.aio import race

@@ -12,7 +12,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from bot.config.schema import EngineSection
-from bot.engine.base import EngineInfo, Progress, silent
+from bot.domain import EngineInfo
+from bot.engine.base import Progress, silent
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load, look
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer

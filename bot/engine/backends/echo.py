@@ -8,8 +8,18 @@ from types import TracebackType
 from typing import Self
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Usage
-from bot.engine.base import EngineInfo, EngineLoad, Progress, silent
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    EngineEvent,
+    EngineInfo,
+    EngineLoad,
+    Finished,
+    FinishReason,
+    Usage,
+)
+from bot.engine.base import Progress, silent
 from bot.engine.serving.queue import Turns
 from bot.errors import PromptTooLong
 

@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 from transformers.utils import logging as library
 
 from bot.config.schema import EngineSection
+from bot.domain import EngineInfo
 from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
-from bot.engine.base import EngineInfo, Progress, silent
+from bot.engine.base import Progress, silent
 from bot.engine.chatglm.loading import find_device
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.loading import (

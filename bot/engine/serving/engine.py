@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVarTuple
 
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, Queued
-from bot.engine.base import EngineInfo, EngineLoad, Progress, silent
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, EngineLoad, Finished, Queued
+from bot.engine.base import Progress, silent
 from bot.engine.serving.base import CausalLM, Tokenizer
 from bot.engine.serving.collector import Stream, StreamItem
 from bot.engine.serving.runner import Outcome, Runner, device_memory, is_out_of_memory, return_memory

@@ -7,8 +7,17 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, Usage
-from bot.engine.base import EngineInfo, EngineLoad
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    EngineEvent,
+    EngineInfo,
+    EngineLoad,
+    Finished,
+    FinishReason,
+    Usage,
+)
 from bot.engine.serving.queue import Turns
 from bot.errors import PromptTooLong
 

@@ -54,7 +54,7 @@ class DiscordPlatform(DiscordRest):
             }
         )
 
-    async def translate(
+    async def say(
         self,
         text: str,
         *,

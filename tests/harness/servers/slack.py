@@ -37,7 +37,7 @@ class SlackServer(SlackWire):
         self._clock = clock
         return open_adapter(self.settings(), clock)
 
-    async def translate(
+    async def say(
         self,
         text: str,
         *,

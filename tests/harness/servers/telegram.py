@@ -132,7 +132,7 @@ class TelegramPlatform:
     def settings(self) -> TelegramSection:
         return TelegramSection.model_validate({"token": SecretStr(TOKEN), "api_url": self._url} | self._settings)
 
-    async def translate(
+    async def say(
         self,
         text: str,
         *,
@@ -173,7 +173,7 @@ class TelegramPlatform:
         self._change()
 
     async def command(self, name: str, *, author: str = "Mei", channel: str = "general") -> None:
-        await self.translate(f"/{name}", author=author, channel=channel)
+        await self.say(f"/{name}", author=author, channel=channel)
 
     async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
         message = self.find(message_id)

@@ -1,0 +1,63 @@
+"""Metrics that are read from the running components when Prometheus asks."""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+
+from bot import __version__
+from bot.domain import EngineInfo, EngineLoad
+from bot.observability.health import Components
+from bot.observability.metrics import PREFIX, Metrics
+from bot.util.clock import Clock
+
+# Seconds between two measurements of the event loop's lateness.
+_INTERVAL = 0.5
+
+
+class ComponentsCollector:
+    """Connection state of the platforms, and the engine's load."""
+
+    def __init__(self, components: Components) -> None:
+        self._components = components
+
+    def collect(self) -> Iterator[Metric]:
+        connected = _gauge("platform_connected", "1 where what is said on a platform reaches the bot.", ("platform",))
+        for name, adapter in self._components.adapters.items():
+            connected.add_metric([name], adapter.is_connected)
+        yield connected
+        if self._components.engine is not None:
+            yield from _engine_metrics(self._components.engine.info, self._components.engine.load)
+
+
+def _engine_metrics(info: EngineInfo, load: EngineLoad) -> Iterator[Metric]:
+    names = ("version", "model", "backend", "quantization", "dtype", "device")
+    about = _gauge("engine_info", "What runs; always 1.", names)
+    about.add_metric([__version__, info.model, info.backend, info.quantization, info.dtype, info.device], 1)
+    yield about
+    for name, help, value in (
+        ("requests_running", "Requests in the batch.", load.running),
+        ("requests_waiting", "Requests in the queue.", load.waiting),
+        ("slots", "Requests that fit the cache at once.", load.slots),
+        ("progress_age_seconds", "Since the last step ended, while there is work.", load.since_progress),
+        ("device_memory_bytes", "Memory that torch holds on the devices; 0 on a CPU.", load.device_bytes),
+    ):
+        gauge = _gauge(name, help)
+        gauge.add_metric((), value)
+        yield gauge
+    yield CounterMetricFamily(f"{PREFIX}_tokens", "Tokens that the model made.", load.tokens)
+    yield CounterMetricFamily(f"{PREFIX}_steps", "Steps; tokens by steps are the rows of a batch.", load.steps)
+    yield SummaryMetricFamily(
+        f"{PREFIX}_queue_wait_seconds", "From a request to its prefill.", load.started, load.waited
+    )
+
+
+def _gauge(name: str, help: str, labels: Sequence[str] = ()) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", help, labels=labels)
+
+
+async def measure_loop_lateness(metrics: Metrics, clock: Clock) -> None:
+    """Observe how late the event loop wakes a sleeping task, until cancelled."""
+    while True:
+        due = clock.now() + _INTERVAL
+        await clock.sleep(_INTERVAL)
+        metrics.loop_lateness.observe(max(clock.now() - due, 0.0))
