@@ -18,7 +18,7 @@ from bot.errors import BotError, EngineUnavailable
 
 if TYPE_CHECKING:
     from bot.config.schema import Config
-    from bot.config.sources import Loaded
+    from bot.config.sources import LoadedConfig
 
 # What a function needs is imported in it: `bot --help` does not wait for it, and Ctrl-C
 # while it is imported is handled like any other.
@@ -44,15 +44,15 @@ def cli() -> None:
 @with_config
 def run(path: Path | None) -> None:
     """Serve the platforms in config.toml; this terminal if there are none."""
-    from bot.util.shutdown import nothing_to_end
+    from bot.util.shutdown import exit_on_sigterm
 
-    nothing_to_end()  # before the imports that follow: they take seconds
+    exit_on_sigterm()  # before the imports that follow: they take seconds
     from bot.app import serve
-    from bot.config.reload import Source
+    from bot.config.reload import ConfigSource
 
     loaded = _load(path)
     with _discreet(loaded), _loading_bar() as progress:
-        source = Source(path or Path("config.toml"), lambda: _quiet(_load(path)))
+        source = ConfigSource(path or Path("config.toml"), lambda: _quiet(_load(path)))
         asyncio.run(serve(_quiet(loaded), progress, source=source))
 
 
@@ -76,9 +76,9 @@ def check(path: Path | None, online: bool) -> None:
 @with_config
 def health(path: Path | None) -> None:
     """Ask the bot that runs with these settings whether it is ready; exit code 0 is yes."""
-    from bot.observability.http import asked
+    from bot.observability.http import query_readiness
 
-    is_ready, said = asked(_load(path).config.operations)
+    is_ready, said = query_readiness(_load(path).config.operations)
     click.echo(said)
     if not is_ready:
         sys.exit(1)
@@ -249,7 +249,7 @@ async def _inspect(config: Config, redact: Callable[[str], str]) -> bool:
     return is_well
 
 
-def _load(path: Path | None) -> Loaded:
+def _load(path: Path | None) -> LoadedConfig:
     from bot.adapters import SETTINGS
     from bot.config.sources import load_with_origins
     from bot.engine import BACKENDS
@@ -257,7 +257,7 @@ def _load(path: Path | None) -> Loaded:
     return load_with_origins(path, SETTINGS, BACKENDS)
 
 
-def _quiet(loaded: Loaded) -> Config:
+def _quiet(loaded: LoadedConfig) -> Config:
     """Nobody wants log lines between the lines of a chat, unless they asked for them."""
     config = loaded.config
     if "console" in config.enabled_adapters and sys.stderr.isatty() and ("logs", "level") not in loaded.origins:
@@ -266,18 +266,18 @@ def _quiet(loaded: Loaded) -> Config:
 
 
 @contextmanager
-def _discreet(loaded: Loaded, *urls: str) -> Iterator[Callable[[str], str]]:
+def _discreet(loaded: LoadedConfig, *urls: str) -> Iterator[Callable[[str], str]]:
     """Set the logs up, and blot secrets, those of `urls` too, out of them and of what goes wrong inside.
 
     Libraries put addresses into their errors, and with them tokens and passwords.
     """
     from bot.config.schema import foreign_secrets, passwords
-    from bot.observability.logging import Redaction, set_up
+    from bot.observability.logging import Redaction, configure_logging
 
     named = [word for url in urls for word in passwords(url)]
     secrets = (*loaded.config.secrets, *named, *foreign_secrets(os.environ))
     redact = Redaction(secrets)
-    set_up(_quiet(loaded).logs, secrets)
+    configure_logging(_quiet(loaded).logs, secrets)
     # For a fault of ours: what no `except` here knows ends as a traceback.
     sys.excepthook = lambda kind, error, trace: click.echo(redact("".join(traceback.format_exception(error))), err=True)
     try:

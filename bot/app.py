@@ -13,7 +13,7 @@ from bot.adapters.base import Adapter
 from bot.chat.access import Access
 from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
-from bot.config.reload import ConfigWatcher, Source
+from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import Config
 from bot.domain import SamplingParams
 from bot.engine import Progress, open_engine, preflight
@@ -22,14 +22,14 @@ from bot.engine.hot_swap import HotSwapEngine
 from bot.errors import BotError, EngineUnavailable, StoreError, StoreInUse
 from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
 from bot.observability.health import Components, Health
-from bot.observability.http import application, serving
-from bot.observability.logging import use_levels
+from bot.observability.http import create_app, serve_operations
+from bot.observability.logging import set_levels
 from bot.observability.metrics import Metrics
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
 from bot.util.clock import Clock, MonotonicClock
-from bot.util.shutdown import Ending
+from bot.util.shutdown import ShutdownDeadline
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ _CLAIM_LASTS = 15.0
 _ENGINE_LOOK = 1.0
 
 
-async def run(config: Config, progress: Progress, source: Source | None = None) -> None:
+async def run(config: Config, progress: Progress, source: ConfigSource | None = None) -> None:
     """Serve until every adapter has ended or the process is told to stop; follow `source` meanwhile.
 
     Raises:
@@ -106,12 +106,12 @@ async def _followed(live: ConfigWatcher, config: Config, take: Callable[[Config]
     def take_all(config: Config) -> None:
         nonlocal logs
         if config.logs != logs:
-            use_levels(config.logs, logs)
+            set_levels(config.logs, logs)
             logs = config.logs
         take(config)
 
     with _on_hangup(config, live.reload_now):
-        await live.follow(take_all, switch.change)
+        await live.watch(take_all, switch.change)
 
 
 @contextmanager
@@ -199,7 +199,7 @@ async def _operations(config: Config, parts: Components, metrics: Metrics, clock
         return
     metrics.registry.register(ComponentsCollector(parts))
     health = Health(parts, config.operations.stalled_seconds, clock)
-    async with serving(config.operations, application(health, metrics.registry)):
+    async with serve_operations(config.operations, create_app(health, metrics.registry)):
         watching = asyncio.create_task(measure_loop_lateness(metrics, clock))
         try:
             yield
@@ -208,19 +208,21 @@ async def _operations(config: Config, parts: Components, metrics: Metrics, clock
             await asyncio.gather(watching, return_exceptions=True)
 
 
-async def serve(config: Config, progress: Progress, ending: Ending | None = None, source: Source | None = None) -> None:
-    """`run`, ended by SIGTERM or Ctrl-C as `ending` has it: what is not answered by then stays owed."""
+async def serve(
+    config: Config, progress: Progress, deadline: ShutdownDeadline | None = None, source: ConfigSource | None = None
+) -> None:
+    """`run`, ended by SIGTERM or Ctrl-C as `deadline` has it: what is not answered by then stays owed."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    ending = ending or Ending()
+    deadline = deadline or ShutdownDeadline()
     is_terminated = False
 
     # Not by way of the event loop: its time runs from the signal on, however busy the loop is.
     def terminate(number: int, frame: FrameType | None) -> None:
         nonlocal is_terminated
         is_terminated = True
-        ending.begin()
+        deadline.start()
         loop.call_soon_threadsafe(task.cancel)
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -229,7 +231,7 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
         await asyncio.wait([running])
     except asyncio.CancelledError:
         if not is_terminated:
-            ending.begin(128 + signal.SIGINT)
+            deadline.start(128 + signal.SIGINT)
         log.info("stopping")
         running.cancel()
         await asyncio.wait([running])
@@ -240,7 +242,7 @@ async def serve(config: Config, progress: Progress, ending: Ending | None = None
         log.info("stopped")
         progress(1, 1)  # a bar that still stands has hidden the cursor of its terminal
         # All is closed.  Taking the interpreter down as well took 2.8 s on a busy machine.
-        ending.leave(0)
+        deadline.exit(0)
     else:
         signal.signal(signal.SIGTERM, before)
         running.result()

@@ -246,7 +246,7 @@ def _lasting(time: timedelta, translate: Translate) -> str:
 
 def _reread(call: Call) -> Iterator[str]:
     """What came of the last change of config.toml."""
-    last = call.live.last if call.live is not None else None
+    last = call.live.last_result if call.live is not None else None
     if last is None:
         return
     yield call.translate("Settings read again: {time}").format(time=f"{last.at:%Y-%m-%d %H:%M:%S} UTC")
@@ -254,8 +254,8 @@ def _reread(call: Call) -> Iterator[str]:
         yield call.translate("Changed by that: {settings}").format(settings=", ".join(last.changed))
     if last.needs_restart:
         yield call.translate("Needs a restart: {settings}").format(settings=", ".join(last.needs_restart))
-    if last.refused:
-        yield call.translate("Refused, so the old settings stay: {mistakes}").format(mistakes="; ".join(last.refused))
+    if last.rejected:
+        yield call.translate("Refused, so the old settings stay: {mistakes}").format(mistakes="; ".join(last.rejected))
     if last.failure is not None:
         yield call.translate("The model was not changed: {why}").format(why=last.failure)
 

@@ -7,10 +7,10 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from bot.config.schema import AdapterSection, Config, Key, Section, has_password, is_address
-from bot.config.sources import Loaded
+from bot.config.sources import LoadedConfig
 
 
-def report(loaded: Loaded) -> Iterator[str]:
+def report(loaded: LoadedConfig) -> Iterator[str]:
     """Yield lines; those of settings that differ from their default begin with a star."""
     changed = 0
     for table, section, default in _tables(loaded.config):

@@ -44,7 +44,7 @@ _SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key)$", r
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedConfig:
     """The settings, and for each that was set somewhere, where."""
 
     config: Config
@@ -74,7 +74,7 @@ def load_with_origins(
     adapters: Mapping[str, type[AdapterSection]],
     backends: Collection[str] = (),
     environ: Mapping[str, str] | None = None,
-) -> Loaded:
+) -> LoadedConfig:
     """As `load_config`, and say where each setting was made."""
     known = known_settings(adapters)
     file = _File.read(path)
@@ -107,7 +107,7 @@ def load_with_origins(
         where = [file.name] * bool(in_file) + ["the environment"] * bool(elsewhere)
         raise ConfigError(" with ".join(where), [*(text for _, text in sorted(in_file)), *elsewhere])
     origins = {key: f"{file.name}, line {file.lines[key]}" for key in known if key in file.lines}
-    return Loaded(config, origins | around.origins)
+    return LoadedConfig(config, origins | around.origins)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from bot.delivery.pacer import Pacer
 from bot.delivery.sender import Delivery, Part, parts_of
 from bot.domain import ChannelKey, Exchange, Finished, FinishReason, IncomingMessage, Notice, ReplyEvent
 from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, StoreError
-from bot.observability.logging import bound
+from bot.observability.logging import log_context
 from bot.util.aio import finish_before_cancel, race
 from bot.util.clock import Clock
 
@@ -136,7 +136,7 @@ class Replies:
             await asyncio.wait([growing.task for growing in self._growing.values()])
 
     async def _reply(self, exchange: Exchange, parts: list[Part], earlier: asyncio.Task[None] | None) -> None:
-        with bound(exchange=exchange.id):
+        with log_context(exchange=exchange.id):
             try:
                 if earlier is not None:
                     # Two deliveries of one exchange would edit the same messages against each other;

@@ -30,7 +30,7 @@ _PATIENCE = 4.0
 _NOT_KEPT = {"Cache-Control": "no-store"}
 
 
-def application(health: Health, figures: CollectorRegistry) -> Starlette:
+def create_app(health: Health, figures: CollectorRegistry) -> Starlette:
     """The pages of the operations server."""
 
     async def livez(request: Request) -> Response:
@@ -50,7 +50,7 @@ def application(health: Health, figures: CollectorRegistry) -> Starlette:
 
 
 @asynccontextmanager
-async def serving(settings: OperationsSection, app: Starlette) -> AsyncIterator[int]:
+async def serve_operations(settings: OperationsSection, app: Starlette) -> AsyncIterator[int]:
     """Serve these pages as long as the block lasts; yield the port.
 
     Raises:
@@ -81,7 +81,7 @@ async def serving(settings: OperationsSection, app: Starlette) -> AsyncIterator[
             task.result()
 
 
-def asked(settings: OperationsSection) -> tuple[bool, str]:
+def query_readiness(settings: OperationsSection) -> tuple[bool, str]:
     """Ask the server of a running bot whether it is ready; return that, and what it says of each part."""
     # Where it listens everywhere, it is asked here.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104

@@ -57,7 +57,7 @@ _TOKEN_SHAPES = re.compile(
 _STATEMENT_VALUES = re.compile(r"\[parameters: .*?\](?=$|\n|\\n)")
 
 
-def set_up(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
+def configure_logging(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
     """Send everything that is logged, by this program and by libraries, to one place in one form.
 
     `secrets` are blotted out wherever they turn up; `stream` is standard error if not given.
@@ -81,7 +81,7 @@ def set_up(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | 
     )
 
 
-def use_levels(settings: LogsSection, before: LogsSection) -> None:
+def set_levels(settings: LogsSection, before: LogsSection) -> None:
     """Log from other levels on than `before`; form and place stay."""
     for name in before.levels:
         logging.getLogger(name).setLevel(logging.NOTSET)
@@ -90,12 +90,12 @@ def use_levels(settings: LogsSection, before: LogsSection) -> None:
 
 
 @contextmanager
-def bound(**ids: object) -> Iterator[None]:
+def log_context(**ids: object) -> Iterator[None]:
     """Put these ids into every line that is logged inside, whoever logs it.
 
     For one task's own code; in an async generator another task may run the end.
 
-    >>> with bound(exchange=7):
+    >>> with log_context(exchange=7):
     ...     structlog.contextvars.get_contextvars()
     {'exchange': 7}
     """

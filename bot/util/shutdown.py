@@ -1,4 +1,4 @@
-"""How the program ends when it is told to: in good order within seconds, and at once when told twice."""
+"""Process exit: a deadline for the orderly shutdown, and an immediate exit on a second signal."""
 
 import os
 import signal
@@ -7,47 +7,43 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
-# What stops containers waits 10 s and then kills.  By this time replies have had their
-# grace; what still hangs waits for somebody who does not answer, and is owed.
-_LONGEST = 7.0
+# Container runtimes send SIGKILL after 10 s.  By now replies have had their grace period; whatever still hangs
+# waits for something that does not respond, and its exchanges are recovered at the next start.
+_SHUTDOWN_SECONDS = 7.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """After `seconds`, or at the next signal, `leave` ends the process where it stands.
+class ShutdownDeadline:
+    """Calls `exit` after `seconds`, or at the next SIGINT or SIGTERM.
 
-    Nothing is lost by that: all that must outlive it is in the database, a transaction each.
+    Exiting loses nothing: all durable state is in the database, in committed transactions.
     """
 
-    seconds: float = _LONGEST
-    leave: Callable[[int], object] = os._exit
+    seconds: float = _SHUTDOWN_SECONDS
+    exit: Callable[[int], object] = os._exit
 
-    def begin(self, code: int = 0) -> None:
-        """Take the signals over, and let the time run; nothing of this is taken back.
+    def start(self, code: int = 0) -> None:
+        """Replace the signal handlers and start the timer; `code` is the exit code on timeout."""
 
-        `code` is the process's exit code if it runs out.
-        """
-
-        def leave(number: int, frame: FrameType | None) -> None:
-            self.leave(128 + number)
+        def exit_now(number: int, frame: FrameType | None) -> None:
+            self.exit(128 + number)
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, leave)
-        # A thread, for the event loop may be what hangs; it also outlives the loop, whose
-        # closing waits for other threads.
-        timer = threading.Timer(self.seconds, self.leave, [code])
+            signal.signal(number, exit_now)
+        # A thread: the event loop may be what hangs, and closing it waits for other threads.
+        timer = threading.Timer(self.seconds, self.exit, [code])
         timer.daemon = True
         timer.start()
 
 
-def nothing_to_end() -> None:
-    """Let SIGTERM end the process as long as nothing has begun.
+def exit_on_sigterm() -> None:
+    """Exit with code 0 on SIGTERM while the program is still starting.
 
-    As process 1, which it is in a container, it would otherwise not notice: the kernel
-    spares that one from signals for which it has no handler.
+    As process 1 of a container it would otherwise ignore the signal: for that process
+    the kernel drops signals without a handler.
     """
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def exit_now(number: int, frame: FrameType | None) -> None:
         os._exit(0)
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, exit_now)

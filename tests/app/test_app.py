@@ -21,7 +21,7 @@ from bot import app
 from bot.adapters.base import Adapter
 from bot.adapters.console.settings import ConsoleSection
 from bot.chat.intake import Intake
-from bot.config.reload import Source
+from bot.config.reload import ConfigSource
 from bot.config.schema import AdapterSection, Config, EngineSection, OperationsSection, StorageSection
 from bot.domain import EngineLoad
 from bot.engine.base import silent
@@ -29,7 +29,7 @@ from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, Stor
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.sql import SqlStore
 from bot.util.clock import Clock
-from bot.util.shutdown import Ending
+from bot.util.shutdown import ShutdownDeadline
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.harness import make_harness
 from tests.harness.messages import a_message
@@ -104,7 +104,7 @@ async def test_sigterm_ends_it_without_an_error(config: Config, monkeypatch: pyt
     codes: list[int] = []
     shown: list[tuple[int, int]] = []
     with signals_given_back():
-        await app.serve(config, lambda done, total: shown.append((done, total)), Ending(leave=codes.append))
+        await app.serve(config, lambda done, total: shown.append((done, total)), ShutdownDeadline(exit=codes.append))
     assert codes == [0]
     assert shown == [(1, 1)], "the loading bar is taken away"
 
@@ -116,7 +116,7 @@ async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPat
             await asyncio.Event().wait()
 
     standing_in(monkeypatch, Waiting())
-    task = asyncio.create_task(app.serve(config, silent, Ending(leave=int)))
+    task = asyncio.create_task(app.serve(config, silent, ShutdownDeadline(exit=int)))
     with signals_given_back(), pytest.raises(asyncio.CancelledError):
         await task
 
@@ -289,9 +289,9 @@ class Serving(Connected):
         await asyncio.Event().wait()
 
 
-def source_of(config: Config, path: Path, changed: EngineSection) -> Source:
+def source_of(config: Config, path: Path, changed: EngineSection) -> ConfigSource:
     """Where another model is asked for, once it is read again."""
-    return Source(path, lambda: config.model_copy(update={"engine": changed}))
+    return ConfigSource(path, lambda: config.model_copy(update={"engine": changed}))
 
 
 async def test_a_hangup_reads_the_settings_again_and_without_any_model_it_ends(
@@ -337,5 +337,5 @@ async def test_sigterm_ends_it_while_the_model_is_changed(
     codes: list[int] = []
     with signals_given_back():
         async with asyncio.timeout(60):
-            await app.serve(config, silent, Ending(leave=codes.append), source)
+            await app.serve(config, silent, ShutdownDeadline(exit=codes.append), source)
     assert codes == [0]

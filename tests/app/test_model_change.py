@@ -13,7 +13,7 @@ from bot.adapters import SETTINGS
 from bot.chat.access import Access
 from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
-from bot.config.reload import ConfigWatcher, Source
+from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import AccessSection, ConversationSection, EngineSection, LimitsSection
 from bot.config.sources import load_config
 from bot.delivery.replies import Replies
@@ -62,7 +62,7 @@ class Bot:
         self.file = file
         self.store = store
         clock = FastClock()
-        source = Source(file, lambda: load_config(file, SETTINGS, BACKENDS, {}))
+        source = ConfigSource(file, lambda: load_config(file, SETTINGS, BACKENDS, {}))
         config = source.load()
         self.live = ConfigWatcher(config, source, clock)
         self.switch = HotSwapEngine(config.engine, self.open_engine, clock, check=preflight)
@@ -105,11 +105,11 @@ class Bot:
 
     async def write(self, toml: str) -> None:
         """Change the file as editors do: another is put in its place; wait until it was read."""
-        before = self.live.last
+        before = self.live.last_result
         other = self.file.with_suffix(".new")
         other.write_text(toml, encoding="utf-8")
         other.replace(self.file)
-        await until(lambda: self.live.last is not before)
+        await until(lambda: self.live.last_result is not before)
 
     async def runs(self, quantization: str) -> None:
         await until(lambda: not self.switch.load.is_changing and self.switch.info.quantization == quantization)
@@ -122,7 +122,7 @@ async def test_three_changes_under_load_lose_no_message_and_the_last_that_works_
     async with asyncio.timeout(LIMIT), SqlStore(f"sqlite+aiosqlite:///{tmp_path / 'bot.db'}") as store:
         bot = Bot(file, store)
         async with bot.switch, bot.replies:
-            following = asyncio.create_task(bot.live.follow(lambda config: None, bot.switch.change))
+            following = asyncio.create_task(bot.live.watch(lambda config: None, bot.switch.change))
             people = [asyncio.create_task(bot.person(number)) for number in range(PEOPLE)]
             await bot.until_asked(PEOPLE)
             for quantization in ("int8", "int4"):
@@ -130,7 +130,7 @@ async def test_three_changes_under_load_lose_no_message_and_the_last_that_works_
                 await bot.runs(quantization)
                 await bot.until_asked(PEOPLE)
             await bot.write('[engine]\nquantization = "int4"\nmodel = "/models/that/is/not/there"\n')
-            await until(lambda: bot.live.last is not None and bot.live.last.failure is not None)
+            await until(lambda: bot.live.last_result is not None and bot.live.last_result.failure is not None)
             await bot.until_asked(PEOPLE)
             bot.is_over = True
             await asyncio.gather(*people)
@@ -138,9 +138,9 @@ async def test_three_changes_under_load_lose_no_message_and_the_last_that_works_
             await asyncio.wait([following])
             info = bot.switch.info
     assert (info.model, info.quantization) == ("demo", "int4")
-    assert bot.live.in_force.engine.quantization == "int4"
-    assert bot.live.last is not None
-    assert "there is no such folder" in (bot.live.last.failure or "")
+    assert bot.live.current.engine.quantization == "int4"
+    assert bot.live.last_result is not None
+    assert "there is no such folder" in (bot.live.last_result.failure or "")
     assert not bot.messenger.violations
     # Each message has one reply, whole; each reply is to one message.
     replied = [message.reply_to for message in bot.messenger.messages.values()]

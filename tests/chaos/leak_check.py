@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from bot.config.schema import LogsSection
-from bot.observability.logging import set_up
+from bot.observability.logging import configure_logging
 
 
 @dataclass
@@ -53,7 +53,7 @@ def a_witness() -> Iterator[Witness]:
         witness.unhandled.append(f"{context['message']}: {context.get('exception')!r}")
 
     loop.set_exception_handler(unhandled)
-    set_up(LogsSection(level="debug", format="json"), stream=witness.stream)
+    configure_logging(LogsSection(level="debug", format="json"), stream=witness.stream)
     try:
         yield witness
     finally:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from bot.__main__ import main
 from bot.domain import ChatRequest, EngineEvent
 from bot.engine.backends import echo
-from bot.util.shutdown import nothing_to_end
+from bot.util.shutdown import exit_on_sigterm
 
 
 def _seconds(name: str) -> float:
@@ -48,6 +48,6 @@ def _slow_down() -> None:
 
 
 if __name__ == "__main__":
-    nothing_to_end()
+    exit_on_sigterm()
     _slow_down()
     main()

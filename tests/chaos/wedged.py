@@ -23,7 +23,7 @@ from bot.config.schema import OperationsSection
 from bot.engine.serving.base import Batch
 from bot.engine.serving.engine import ServingEngine
 from bot.observability.health import Components, Health
-from bot.observability.http import application, serving
+from bot.observability.http import create_app, serve_operations
 from bot.storage.sql import SqlStore
 from bot.util.clock import MonotonicClock
 from tests.chaos.figure import Row, Scale
@@ -173,8 +173,8 @@ async def a_scene(age: float) -> AsyncIterator[Scene]:
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
         async with SqlStore(url) as store, engine:
-            app = application(Health(Components(store, engine), age, clock), CollectorRegistry())
-            async with serving(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
+            app = create_app(Health(Components(store, engine), age, clock), CollectorRegistry())
+            async with serve_operations(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
                 yield Scene(engine, wedge, Watcher(http, port), Toll(age))
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from bot.adapters import SETTINGS
 from bot.chat.intake import Intake
-from bot.config.reload import ConfigWatcher, ReloadResult, Source
+from bot.config.reload import ConfigSource, ConfigWatcher, ReloadResult
 from bot.config.schema import AccessSection, Config, ConversationSection, EngineSection, LimitsSection, LogsSection
 from bot.config.sources import load_config
 from bot.domain import Author, Notice, SamplingParams, Usage
 from bot.engine import BACKENDS
 from bot.errors import EngineUnavailable
-from bot.observability.logging import use_levels
+from bot.observability.logging import set_levels
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
 from tests.harness.fakes import ManualClock, ScriptedEngine
@@ -37,9 +37,9 @@ class Follower:
     change: Callable[[EngineSection], Awaitable[str | None]] | None = None
 
     def __post_init__(self) -> None:
-        source = Source(self.path, lambda: load_config(self.path, SETTINGS, BACKENDS, self.environ))
+        source = ConfigSource(self.path, lambda: load_config(self.path, SETTINGS, BACKENDS, self.environ))
         self.live = ConfigWatcher(source.load(), source, self.clock, lambda: NOON)
-        self.task = asyncio.create_task(self.live.follow(self.taken.append, self._change))
+        self.task = asyncio.create_task(self.live.watch(self.taken.append, self._change))
 
     async def _change(self, section: EngineSection) -> str | None:
         self.wanted.append(section)
@@ -56,7 +56,7 @@ class Follower:
             await self.clock.advance(1)
         await self.at_rest()
         await self.clock.settle()
-        return self.live.last
+        return self.live.last_result
 
     async def write(self, toml: str) -> ReloadResult:
         """Write the file, and wait until it was read."""
@@ -86,26 +86,26 @@ async def test_what_can_take_effect_does_so_at_once_and_is_named(follower: Follo
     assert last == ReloadResult(NOON, changed=("limits.requests_per_minute", "storage.retention_days"))
     [config] = follower.taken
     assert (config.limits.requests_per_minute, config.storage.retention_days) == (1, 7)
-    assert config == follower.live.in_force
+    assert config == follower.live.current
 
 
 async def test_a_file_with_mistakes_is_refused_with_all_of_them(follower: Follower) -> None:
     await follower.write("[limits]\nrequests_per_minute = 1\n")
     last = await follower.write("[limits]\nrequests_per_minute = -1\n[engine]\nquantisation = 4\n")
-    assert [mistake.partition(":")[0] for mistake in last.refused] == [
+    assert [mistake.partition(":")[0] for mistake in last.rejected] == [
         "line 2, limits.requests_per_minute",
         "line 4, engine.quantisation",
     ]
-    assert follower.live.in_force.limits.requests_per_minute == 1
+    assert follower.live.current.limits.requests_per_minute == 1
     assert len(follower.taken) == 1
-    assert (await follower.write("[limits]\nrequests_per_minute = 2\n")).refused == ()
-    assert follower.live.in_force.limits.requests_per_minute == 2
+    assert (await follower.write("[limits]\nrequests_per_minute = 2\n")).rejected == ()
+    assert follower.live.current.limits.requests_per_minute == 2
 
 
 async def test_a_file_that_is_being_written_is_not_read(follower: Follower) -> None:
     follower.path.write_text("[limits]\nrequests_per_min", encoding="utf-8")
     assert await follower.look(1) is None
-    assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).refused == ()
+    assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).rejected == ()
 
 
 async def test_a_link_to_another_file_is_noticed(follower: Follower, tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ async def test_a_file_that_is_gone_changes_nothing_until_it_is_back(follower: Fo
     follower.path.unlink()
     last = await follower.look()
     assert last is not None
-    assert last.refused == ("it cannot be read any more",)
+    assert last.rejected == ("the file cannot be read any more",)
     assert follower.taken == []
-    assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).refused == ()
+    assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).rejected == ()
 
 
 async def test_the_environment_outranks_a_changed_file_too(follower: Follower) -> None:
@@ -137,7 +137,7 @@ async def test_what_needs_a_restart_is_named_and_stays_as_it_was(follower: Follo
     last = await follower.write('[logs]\nformat = "json"\nlevel = "debug"\n[adapters.discord]\nthreads = false\n')
     assert last.changed == ("logs.level",)
     assert last.needs_restart == ("logs.format", "adapters.discord.threads")
-    assert follower.live.in_force.logs == LogsSection(level="debug")
+    assert follower.live.current.logs == LogsSection(level="debug")
     last = await follower.write('[logs]\nformat = "json"\n')
     assert last.needs_restart == ("logs.format",), "it still does"
 
@@ -146,7 +146,7 @@ async def test_another_model_is_asked_for(follower: Follower) -> None:
     last = await follower.write('[engine]\nquantization = "int8"\n')
     assert last == ReloadResult(NOON, changed=("engine.quantization",))
     assert [section.quantization for section in follower.wanted] == ["int8"]
-    assert follower.live.in_force.engine.quantization == "int8"
+    assert follower.live.current.engine.quantization == "int8"
 
 
 async def test_a_model_that_does_not_run_is_told_until_another_is_named(follower: Follower) -> None:
@@ -156,7 +156,7 @@ async def test_a_model_that_does_not_run_is_told_until_another_is_named(follower
     follower.change = fail
     last = await follower.write('[engine]\nmodel = "/nowhere"\n')
     assert last.failure == "there is no such folder"
-    assert follower.live.in_force.engine.model == "demo"
+    assert follower.live.current.engine.model == "demo"
     last = await follower.write('[engine]\nmodel = "/nowhere"\n[limits]\nrequests_per_minute = 1\n')
     assert last.failure == "there is no such folder"
     assert len(follower.wanted) == 1, "it is not tried again for another setting"
@@ -183,7 +183,7 @@ async def test_a_newer_model_takes_the_place_of_one_that_is_loading(follower: Fo
     assert len(follower.wanted) == 1, "it is loading already"
     last = await follower.write('[engine]\nquantization = "int4"\n')
     assert last.failure is None
-    assert follower.live.in_force.engine.quantization == "int4"
+    assert follower.live.current.engine.quantization == "int4"
 
 
 async def test_when_no_model_is_left_following_ends_with_that_error(follower: Follower) -> None:
@@ -271,9 +271,9 @@ def test_log_levels_that_are_named_no_more_are_as_if_never_named() -> None:
     before = {name: logging.getLogger(name).level for name in names}
     try:
         first = LogsSection(levels={"bot.engine": "debug", "alembic": "info"})
-        use_levels(first, LogsSection())
+        set_levels(first, LogsSection())
         assert logging.getLogger("bot.engine").level == logging.DEBUG
-        use_levels(LogsSection(level="error"), first)
+        set_levels(LogsSection(level="error"), first)
         assert logging.getLogger("bot.engine").level == logging.NOTSET
         assert logging.getLogger("bot").level == logging.ERROR
     finally:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from bot.config.schema import OperationsSection
 from bot.errors import AddressUnavailable
 from bot.observability.health import Components, Health
-from bot.observability.http import application, asked, serving
+from bot.observability.http import create_app, query_readiness, serve_operations
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.probe import Watcher
 from tests.storage import temporary_store
@@ -27,8 +27,8 @@ def parts() -> Components:
 
 @pytest.fixture
 async def watcher(parts: Components) -> AsyncIterator[Watcher]:
-    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
-    async with serving(ANY_PORT, app) as port, aiohttp.ClientSession() as http:
+    app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+    async with serve_operations(ANY_PORT, app) as port, aiohttp.ClientSession() as http:
         yield Watcher(http, port)
 
 
@@ -60,19 +60,19 @@ async def test_there_is_nothing_else(watcher: Watcher) -> None:
 async def test_a_taken_port_is_one_sentence(parts: Components) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+        app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
         with pytest.raises(
             AddressUnavailable, match=rf"127\.0\.0\.1:{port} \(Address already in use\); .*operations\.port"
         ) as caught:
-            async with serving(OperationsSection(port=port), app):
+            async with serve_operations(OperationsSection(port=port), app):
                 raise AssertionError("it listens where somebody else does")
     assert "\n" not in str(caught.value)
 
 
 async def test_it_listens_on_ipv6_too(parts: Components) -> None:
-    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+    app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with (
-        serving(OperationsSection(host="::1", port=0), app) as port,
+        serve_operations(OperationsSection(host="::1", port=0), app) as port,
         aiohttp.ClientSession() as http,
         http.get(f"http://[::1]:{port}/livez") as answer,
     ):
@@ -80,9 +80,9 @@ async def test_it_listens_on_ipv6_too(parts: Components) -> None:
 
 
 async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hold_it_up(parts: Components) -> None:
-    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+    app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with asyncio.timeout(30):
-        async with serving(ANY_PORT, app) as port:
+        async with serve_operations(ANY_PORT, app) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /livez HTTP/1.1\r\n")  # and the rest never comes
             await writer.drain()
@@ -94,17 +94,17 @@ async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hol
 
 
 async def test_another_process_learns_whether_it_is_ready(parts: Components, tmp_path: Path) -> None:
-    app = application(Health(parts, 60.0, ManualClock()), CollectorRegistry())
-    async with serving(ANY_PORT, app) as port, temporary_store(tmp_path) as store:
+    app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+    async with serve_operations(ANY_PORT, app) as port, temporary_store(tmp_path) as store:
         here = OperationsSection(host="0.0.0.0", port=port)
         parts.store = store
-        assert await asyncio.to_thread(asked, here) == (False, "program: ok\nstore: ok\nengine: loading")
+        assert await asyncio.to_thread(query_readiness, here) == (False, "program: ok\nstore: ok\nengine: loading")
         parts.engine = ScriptedEngine()
-        assert await asyncio.to_thread(asked, here) == (True, "program: ok\nstore: ok\nengine: ok")
+        assert await asyncio.to_thread(query_readiness, here) == (True, "program: ok\nstore: ok\nengine: ok")
 
 
 async def test_where_no_bot_answers_that_is_said(unused_tcp_port: int) -> None:
-    is_ready, said = await asyncio.to_thread(asked, OperationsSection(port=unused_tcp_port))
+    is_ready, said = await asyncio.to_thread(query_readiness, OperationsSection(port=unused_tcp_port))
     assert (is_ready, f"no bot answers on 127.0.0.1:{unused_tcp_port}" in said) == (False, True)
 
 
@@ -116,4 +116,4 @@ async def test_what_is_no_bot_is_not_ready() -> None:
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert not (await asyncio.to_thread(asked, OperationsSection(port=port)))[0]
+        assert not (await asyncio.to_thread(query_readiness, OperationsSection(port=port)))[0]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bot.config.schema import LogsSection
 from bot.domain import Author, ChannelKey, IncomingMessage
-from bot.observability.logging import REDACTED, WITHHELD, bound, set_up
+from bot.observability.logging import REDACTED, WITHHELD, configure_logging, log_context
 
 CANARY = "canary-7f3a91"
 log: structlog.stdlib.BoundLogger = structlog.get_logger("bot.part")
@@ -41,7 +41,7 @@ class Terminal(io.StringIO):
 
 
 def logging_to(stream: io.StringIO, *secrets: str, **section: Any) -> io.StringIO:
-    set_up(LogsSection(**section), secrets, stream)
+    configure_logging(LogsSection(**section), secrets, stream)
     return stream
 
 
@@ -76,7 +76,7 @@ def test_the_form_follows_the_setting_then_the_terminal(
 
 
 def test_standard_error_is_where_logs_go(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up(LogsSection())
+    configure_logging(LogsSection())
     log.info("ready")
     out, err = capsys.readouterr()
     assert not out
@@ -96,7 +96,7 @@ def test_libraries_and_warnings_take_the_same_way() -> None:
 
 def test_every_line_inside_bears_the_bound_ids_whoever_writes_it() -> None:
     stream = logging_to(io.StringIO())
-    with bound(exchange=7):
+    with log_context(exchange=7):
         log.info("inside")
         logging.getLogger("library").error("also inside")
     log.info("outside")

@@ -35,7 +35,7 @@ from bot.errors import (
 )
 from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
 from bot.observability.health import Components, Health
-from bot.observability.http import application, serving
+from bot.observability.http import create_app, serve_operations
 from bot.observability.metrics import PREFIX, Metrics
 from bot.storage.sql import SqlStore
 from tests.harness.fakes import FakeMessenger, FastClock, ManualClock, ScriptedEngine
@@ -238,8 +238,8 @@ def sample_names(families: Iterable[Metric]) -> set[str]:
 
 async def test_prometheus_own_parsers_read_the_page(harness: Harness) -> None:
     await harness.reply()
-    app = application(Health(harness.parts, 60.0, harness.clock), harness.metrics.registry)
-    async with serving(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
+    app = create_app(Health(harness.parts, 60.0, harness.clock), harness.metrics.registry)
+    async with serve_operations(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
         url = f"http://127.0.0.1:{port}/metrics"
         async with http.get(url) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=")

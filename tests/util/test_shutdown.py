@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bot.util.shutdown import Ending
+from bot.util.shutdown import ShutdownDeadline
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def handlers() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_during_the_end_is_the_end(number: signal.Signals) -> None:
     codes: list[int] = []
-    Ending(seconds=60.0, leave=codes.append).begin()
+    ShutdownDeadline(seconds=60.0, exit=codes.append).start()
     os.kill(os.getpid(), number)
     assert codes == [128 + number]
 
@@ -37,7 +37,7 @@ async def test_an_end_that_takes_too_long_is_cut_off() -> None:
         codes.append(code)
         loop.call_soon_threadsafe(over.set)
 
-    Ending(seconds=0.01, leave=leave).begin(130)
+    ShutdownDeadline(seconds=0.01, exit=leave).start(130)
     async with asyncio.timeout(30):
         await over.wait()
     assert codes == [130]

@@ -22,7 +22,7 @@ from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
 from bot.errors import PlatformUnavailable, StoreError
-from bot.observability.logging import bound
+from bot.observability.logging import log_context
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff
@@ -100,7 +100,7 @@ class ConsoleAdapter:
         return None
 
     async def _answer(self, intake: Intake, exchange: Exchange) -> None:
-        with bound(exchange=exchange.id):
+        with log_context(exchange=exchange.id):
             await self._show(intake, exchange)
 
     async def _show(self, intake: Intake, exchange: Exchange) -> None:
