@@ -1,21 +1,22 @@
-"""Events that are not built as their platform says: noted by kind and place, and passed over."""
+"""Malformed events: log type and location, skip."""
 
 import traceback
 from pathlib import Path
 
-# What reading one ends with.
+# What reading an event of the wrong shape raises.
 PARSE_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
-    """What a log may hold of it: its own sentence may quote what people wrote.
+    """Return an error's type and location for a log.
 
-    Without the traceback, which would cost more than the event did: who sends many could stop us so.
+    Without its message, which may quote users, and without the traceback, which
+    takes longer than the event itself: a flood of events could stop the bot.
 
     >>> try:
-    ...     int("what somebody wrote")
+    ...     int("a user's words")
     ... except ValueError as error:
-    ...     told_of(error)["error"]
+    ...     describe_error(error)["error"]
     'ValueError'
     """
     last = traceback.extract_tb(error.__traceback__, limit=-1)

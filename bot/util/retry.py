@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import structlog
 
-from bot.errors import BotError, RateLimited, StoreError
+from bot.errors import BotError, LoginRefused, RateLimited, StoreError
 from bot.util.clock import Clock
 
 T = TypeVar("T")
@@ -65,11 +65,13 @@ async def retry(
     """Await `attempt()` until it succeeds, sleeping on `clock` after each of these errors.
 
     `on_failure` is called with the error and the seconds until the next attempt.
-    Other errors, and a cancellation, end the retries.
+    Other errors, LoginRefused and a cancellation end the retries.
     """
     while True:
         try:
             result = await attempt()
+        except LoginRefused:
+            raise
         except errors as error:
             seconds = backoff.after(error)
             on_failure(error, seconds)

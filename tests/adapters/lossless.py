@@ -157,15 +157,15 @@ def main() -> int:
         asyncio.run(measure(name, numbers, options.seed, with_times=options.case is None))
         for name in options.platforms or PROFILES
     ]
-    _translate(table(reports))
+    _print_line(table(reports))
     failures = [failure for report in reports for failure in report.failures]
     for failure in failures:
-        _translate(f"FAILED {failure}")
-    _translate(f"{sum(report.passed for report in reports)} passed, {len(failures)} failed")
+        _print_line(f"FAILED {failure}")
+    _print_line(f"{sum(report.passed for report in reports)} passed, {len(failures)} failed")
     return 1 if failures else 0
 
 
-def _translate(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)  # noqa: T201  # it is a command
 
 

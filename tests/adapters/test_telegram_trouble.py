@@ -169,7 +169,7 @@ async def test_a_second_poller_is_named_and_polling_goes_on(telegram: TelegramPl
             await found(telegram)
             await telegram.say("hello", direct=True)
             await done(telegram, "ok", channel="Mei")
-    assert any("another program asks Telegram for this bot's messages" in entry.get("error", "") for entry in logs)
+    assert any("another program polls Telegram" in entry.get("error", "") for entry in logs)
 
 
 async def test_a_webhook_is_removed_and_what_waits_there_is_kept(telegram: TelegramPlatform, harness: Harness) -> None:

@@ -33,25 +33,25 @@ def main() -> int:
     for form in FORMS:
         with tempfile.TemporaryDirectory(prefix="chatglm-weights-", dir=place) as folder:
             passed += check(form, Path(folder) / "checkpoint")
-    _translate(f"{passed} passed, {len(FORMS) - passed} failed")
+    _print_line(f"{passed} passed, {len(FORMS) - passed} failed")
     return 0 if passed == len(FORMS) else 1
 
 
 def check(form: Form, folder: Path) -> bool:
     label = f"{form.label}, {form.shards} shards of {form.suffix}, {form.bytes / 1e9:.1f} GB"
-    _translate(f"write    {label}")
+    _print_line(f"write    {label}")
     began = time.perf_counter()
     form.write(folder)
-    _translate(f"load     {label} (written in {time.perf_counter() - began:.0f} s)")
+    _print_line(f"load     {label} (written in {time.perf_counter() - began:.0f} s)")
     quantization = "none" if form.config.quantization_bit else "int4"
     command = [sys.executable, "-m", "tests.weights.answer", str(folder), quantization]
     run = subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True)
     if run.returncode != 0:
-        _translate(f"FAIL     {label}: exit code {run.returncode}")
+        _print_line(f"FAIL     {label}: exit code {run.returncode}")
         return False
     found = json.loads(run.stdout)
     good: bool = found["peak"] < LIMIT and found["tokens"] == TOKENS and found["quantization"] == "int4"
-    _translate(
+    _print_line(
         f"{'ok  ' if good else 'FAIL'}     {label}: {found['quantization']} on {found['device']} in "
         f"{found['load_seconds']:.0f} s, RssAnon at most {found['load_peak'] / 1e9:.2f} GB while loading and "
         f"{found['peak'] / 1e9:.2f} GB in all (limit {LIMIT / 1e9:.0f} GB), "
@@ -60,7 +60,7 @@ def check(form: Form, folder: Path) -> bool:
     return good
 
 
-def _translate(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)  # noqa: T201  # it is a command
 
 

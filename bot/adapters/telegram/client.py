@@ -1,8 +1,9 @@
-"""Calls to Telegram: the library as we need it, and what its errors mean."""
+"""Telegram's Bot API client: set-up of the library, and its errors as ours."""
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from http import HTTPStatus
@@ -10,13 +11,14 @@ from typing import Any
 
 import structlog
 from telegram import Bot, Update
-from telegram.error import BadRequest, Conflict, Forbidden, RetryAfter, TelegramError
+from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, RetryAfter, TelegramError
 from telegram.request import HTTPXRequest
 
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.telegram.settings import TelegramSection
 from bot.errors import (
     ChannelGone,
+    LoginRefused,
     MarkupRefused,
     MessageGone,
     PlatformError,
@@ -26,39 +28,28 @@ from bot.errors import (
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Calls under way at once; one channel has at most one.
+# The most concurrent calls; a channel has one at a time.
 _CONNECTIONS = 64
 
-# Telegram tells by these words, and only by them, what is wrong with a request.
-_GONE = (
-    "message to edit not found",
-    "message can't be edited",
-    "message to delete not found",
-    "message can't be deleted",
-    "message_id_invalid",
-    "message identifier is not specified",
+_LOGIN_REFUSED = "Telegram does not know the bot's token: copy the one that @BotFather shows into BOT_TELEGRAM__TOKEN"
+
+# Only the description of a 400 says what is wrong.
+_MESSAGE_GONE = re.compile(
+    "message to (?:edit|delete) not found|message can't be (?:edited|deleted)|message_id_invalid"
+    "|message identifier is not specified",
+    re.IGNORECASE,
 )
-_CHANNEL_GONE = (
-    "chat not found",
-    "group chat was",
-    "chat_write_forbidden",
-    "chat_send_plain_forbidden",
-    "chat_restricted",
-    "chat_admin_required",
-    "not enough rights",
-    "have no rights",
-    "need administrator rights",
-    "message thread not found",
-    "topic_closed",
-    "topic_deleted",
-    "peer_id_invalid",
-    "user_deactivated",
+_CHANNEL_GONE = re.compile(
+    "chat not found|group chat was|chat_write_forbidden|chat_send_plain_forbidden|chat_restricted"
+    "|chat_admin_required|not enough rights|have no rights|need administrator rights|message thread not found"
+    "|topic_closed|topic_deleted|peer_id_invalid|user_deactivated",
+    re.IGNORECASE,
 )
 
 
 def open_bot(settings: TelegramSection) -> Bot:
-    """Make the library's client; it connects with its first call."""
-    # The library's own switch: without it each "retry after" brings a warning along.
+    """Build the library's client; it connects with its first call."""
+    # Without this switch the library warns at every RetryAfter.
     os.environ.setdefault("PTB_TIMEDELTA", "true")
     assert settings.token is not None, "an adapter without its token does not run"
     url = settings.api_url.rstrip("/")
@@ -81,37 +72,49 @@ def open_bot(settings: TelegramSection) -> Bot:
 
 @contextmanager
 def map_errors() -> Iterator[None]:
-    """Let what Telegram answers, and what happens on the way to it, be errors of ours."""
+    """Raise Telegram's refusals and network errors as errors of bot.errors."""
     try:
         yield
     except RetryAfter as error:
         raise RateLimited(_seconds(error.retry_after)) from error
     except Forbidden as error:
         raise ChannelGone(error.message) from error
-    except BadRequest as error:  # to the library one of the errors of the network
-        raise _meaning(error.message) from error
+    except BadRequest as error:  # before TelegramError: the library derives it from NetworkError
+        raise _bad_request(error.message) from error
     except Conflict as error:
         raise PlatformUnavailable(
-            "another program asks Telegram for this bot's messages, and only one may: stop the other, or give this "
-            "one a token of its own"
+            "another program polls Telegram with this token, and only one may: stop the other program, or create a "
+            "second bot for it"
         ) from error
     except TelegramError as error:
-        # Any 404 is to the library a wrong token; whether it is one, only getMe tells.
+        # Includes InvalidToken, which the library raises for any 404; `check_token` decides.
         raise PlatformUnavailable(f"Telegram cannot be reached: {type(error).__name__}") from error
 
 
+async def check_token(call: Callable[[], Awaitable[object]]) -> None:
+    """Await a call of getMe.
+
+    Raises:
+        LoginRefused: The token is wrong.
+    """
+    try:
+        await call()
+    except InvalidToken:
+        raise LoginRefused(_LOGIN_REFUSED) from None  # the library's message contains the token
+
+
 def is_unchanged(error: BadRequest) -> bool:
-    """Whether an edit was refused because the message looks like that already."""
+    """Return whether an edit was refused because the message has this content already."""
     return "message is not modified" in error.message.lower()
 
 
-def _meaning(said: str) -> PlatformError:
-    if any(words in said.lower() for words in _GONE):
-        return MessageGone(said)
-    if any(words in said.lower() for words in _CHANNEL_GONE):
-        return ChannelGone(said)
-    # What else can be wrong with a text is the markup; plain words are worth a try.
-    return MarkupRefused(said)
+def _bad_request(description: str) -> PlatformError:
+    if _MESSAGE_GONE.search(description):
+        return MessageGone(description)
+    if _CHANNEL_GONE.search(description):
+        return ChannelGone(description)
+    # Any other BadRequest is treated as refused markup; the caller retries as plain text.
+    return MarkupRefused(description)
 
 
 def _seconds(wait: int | timedelta) -> float:
@@ -119,20 +122,20 @@ def _seconds(wait: int | timedelta) -> float:
 
 
 class _Request(HTTPXRequest):
-    """Says nothing of an answer that it cannot read: the library would log it, people's words included."""
+    """Reports a malformed response without its content, which the library would log."""
 
     @staticmethod
     def parse_json_payload(payload: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(payload.decode("utf-8", "replace"))
         except ValueError:
-            raise TelegramError("the answer is no JSON") from None
+            raise TelegramError("the response is not JSON") from None
         if not isinstance(answer, dict) or (answer.get("ok") and "result" not in answer):
-            raise TelegramError("the answer is none of the Bot API")
+            raise TelegramError("the response is not from the Bot API")
         return answer
 
     async def do_request(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
-        """Believe the answer and not its status: a refusal that comes with 200 has no result to read."""
+        """Treat a refusal with status 200 as an error; the library expects a result there."""
         status, payload = await super().do_request(*args, **kwargs)
         if status == HTTPStatus.OK and "result" not in _Request.parse_json_payload(payload):
             return HTTPStatus.BAD_GATEWAY, payload
@@ -140,7 +143,7 @@ class _Request(HTTPXRequest):
 
 
 class _UpdatesRequest(_Request):
-    """Empties updates that the library cannot read, or the first of them would hold up all that follow."""
+    """Empties updates that the library cannot parse; one would block all updates after it."""
 
     @staticmethod
     def parse_json_payload(payload: bytes) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class _UpdatesRequest(_Request):
         if "result" in answer:
             updates = answer["result"]
             if not isinstance(updates, list):
-                raise TelegramError("the answer holds no updates")
+                raise TelegramError("the response contains no updates")
             answer["result"] = [_readable(update) for update in updates if _has_id(update)]
         return answer
 
@@ -161,6 +164,8 @@ def _readable(update: dict[str, Any]) -> dict[str, Any]:
     try:
         Update.de_json(dict(update), None)
     except PARSE_ERRORS as error:
-        log.warning("an update could not be read", update=update["update_id"], **describe_error(error))
+        log.warning(
+            "event skipped, it cannot be read", platform="telegram", update=update["update_id"], **describe_error(error)
+        )
         return {"update_id": update["update_id"]}
     return update

@@ -1,25 +1,28 @@
-"""What an update of Telegram tells, in our words: who said what to whom, or pressed what."""
+"""Telegram updates as messages, button presses and chat migrations."""
 
 import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
+from typing import TypeVar
 
 from telegram import CallbackQuery, Chat, Message, MessageEntity, Update, User
 
 from bot.chat.commands import COMMANDS
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
 
+T = TypeVar("T")
+
 PLATFORM = "telegram"
 
 _COMMAND = re.compile(r"/([A-Za-z0-9_]+)(?:@([A-Za-z0-9_]+))?(?=\s|$)")
-# Every chat with a bot begins with it; it greets, as /help does.
+# Telegram sends it when a chat with the bot is opened; it is answered like /help.
 _START = "start"
 _SPACE = " ".encode("utf-16-le")
 
 
 class Addressee(Enum):
-    """Whom a message is said to."""
+    """Whom a message addresses."""
 
     BOT = auto()
     NOBODY = auto()
@@ -28,7 +31,7 @@ class Addressee(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MessageEvent:
-    """A message of a person, without the bot's name in it; `album` is what pictures sent together have in common."""
+    """A user's message without the mention; pictures sent together share `album`."""
 
     message: IncomingMessage
     to: Addressee
@@ -38,7 +41,7 @@ class MessageEvent:
 
 @dataclass(frozen=True, slots=True)
 class ButtonEvent:
-    """A button under one of the bot's messages; the press itself has the id `query`."""
+    """A press of a button under one of the bot's messages; `query` is the id of the press."""
 
     query: str
     channel: ChannelKey
@@ -49,46 +52,45 @@ class ButtonEvent:
 
 @dataclass(frozen=True, slots=True)
 class ChannelMigrated:
-    """A group became a supergroup, which has another id; both of them tell."""
+    """A group became a supergroup with a new id; both chats send this."""
 
     channel: ChannelKey
     to: str
 
 
-def read(update: Update, me: User) -> MessageEvent | ButtonEvent | ChannelMigrated | None:
-    """Read an update; None for what no person did: a pin, a new member, a bot's words.
+def parse(update: Update, me: User) -> MessageEvent | ButtonEvent | ChannelMigrated | None:
+    """Parse an update; None for a bot's message or a service message.
 
-    The library checks no types, so this may raise whatever wrong ones lead to
-    (`UNREADABLE`); what it returns is sound.
+    The library does not validate types, so this may raise any of `PARSE_ERRORS`.
     """
     if update.callback_query is not None:
-        return _pressed(update.callback_query)
+        return _button(update.callback_query)
     message = update.message or update.edited_message
     if message is None:
         return None
     if message.migrate_to_chat_id or message.migrate_from_chat_id:
         here = message.chat.id
         old, new = message.migrate_from_chat_id or here, message.migrate_to_chat_id or here
-        return ChannelMigrated(ChannelKey(PLATFORM, str(_whole(old))), str(_whole(new)))
-    return _said(message, me, is_edit=update.message is None)
+        return ChannelMigrated(ChannelKey(PLATFORM, _id(old)), _id(new))
+    return _message(message, me, is_edit=update.message is None)
 
 
-def _said(message: Message, me: User, *, is_edit: bool) -> MessageEvent | None:
+def _message(message: Message, me: User, *, is_edit: bool) -> MessageEvent | None:
     author = _author(message)
     if author.is_bot or not _has_content(message):
         return None
     is_direct = message.chat.type == Chat.PRIVATE
     text, is_mentioned = _without_mentions(message, me)
     text, to = _addressed(text, me, is_named=is_direct or is_mentioned)
-    if to is Addressee.NOBODY and _answers_us(message, me):
+    if to is Addressee.NOBODY and _replies_to_bot(message, me):
         to = Addressee.BOT
     return MessageEvent(
         IncomingMessage(
-            id=str(_whole(message.message_id)),
+            id=_id(message.message_id),
             channel=_channel(message),
             author=author,
             text=text,
-            sent_at=_moment(message.date),
+            sent_at=_checked(message.date, datetime),
             server=None if is_direct else str(message.chat.id),
             is_direct=is_direct,
             locale=_text(message.from_user.language_code) if message.from_user else None,
@@ -100,46 +102,41 @@ def _said(message: Message, me: User, *, is_edit: bool) -> MessageEvent | None:
     )
 
 
-def _pressed(query: CallbackQuery) -> ButtonEvent | None:
+def _button(query: CallbackQuery) -> ButtonEvent | None:
     where = query.message
     if where is None or query.data not in list(Action):
         return None
-    # Of an old message Telegram tells only where it is, and not in which topic; the store finds it by its id.
-    channel = _channel(where) if isinstance(where, Message) else ChannelKey(PLATFORM, str(_whole(where.chat.id)))
+    # An old message comes without its topic; the store finds it by its id.
+    channel = _channel(where) if isinstance(where, Message) else ChannelKey(PLATFORM, _id(where.chat.id))
     return ButtonEvent(str(query.id), channel, str(where.message_id), Action(query.data), _person(query.from_user))
 
 
 def _channel(message: Message) -> ChannelKey:
-    """Where it was said; a topic is a thread."""
-    topic = str(_whole(message.message_thread_id)) if message.is_topic_message else None
-    return ChannelKey(PLATFORM, str(_whole(message.chat.id)), topic)
+    topic = _id(message.message_thread_id) if message.is_topic_message else None
+    return ChannelKey(PLATFORM, _id(message.chat.id), topic)
 
 
 def _person(user: User) -> Author:
     return Author(PLATFORM, str(user.id), _text(user.full_name) or "", is_bot=bool(user.is_bot))
 
 
+def _checked(value: object, kind: type[T]) -> T:
+    if isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+
+
+def _id(value: object) -> str:
+    return str(_checked(value, int))
+
+
 def _text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise TypeError("a text is none")
-
-
-def _whole(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise TypeError("a number is none")
-
-
-def _moment(value: object) -> datetime:
-    if isinstance(value, datetime):
-        return value
-    raise TypeError("a moment is none")
+    return None if value is None else _checked(value, str)
 
 
 def _author(message: Message) -> Author:
     if message.sender_chat is not None:
-        # An admin who speaks as the group, or somebody as their channel: the user is then a stand-in.
+        # An anonymous admin, or a user writing as a channel; `from_user` is a placeholder then.
         is_forwarded = bool(message.is_automatic_forward)
         return Author(
             PLATFORM, str(message.sender_chat.id), _text(message.sender_chat.title) or "", is_bot=is_forwarded
@@ -154,10 +151,8 @@ def _has_content(message: Message) -> bool:
 
 
 def _without_mentions(message: Message, me: User) -> tuple[str, bool]:
-    """The text without the bot's name, and whether it was there.
-
-    Places are told in UTF-16 code units.
-    """
+    """Return the text without mentions of the bot, and whether there were any."""
+    # Entities count UTF-16 code units.
     units = (message.text or message.caption or "").encode("utf-16-le", "surrogatepass")
     kept, at, is_mentioned = [], 0, False
     for entity in sorted(message.entities or message.caption_entities, key=lambda entity: entity.offset):
@@ -178,7 +173,7 @@ def _names(entity: MessageEntity, words: str, me: User) -> bool:
 
 
 def _addressed(text: str, me: User, *, is_named: bool) -> tuple[str, Addressee]:
-    """Take the bot's name out of a command, and tell whom the message is said to."""
+    """Return the text without the bot's name in a command, and whom it addresses."""
     command = _COMMAND.match(text)
     if command is None:
         return text, Addressee.BOT if is_named else Addressee.NOBODY
@@ -187,13 +182,13 @@ def _addressed(text: str, me: User, *, is_named: bool) -> tuple[str, Addressee]:
     if bot is not None and bot.lower() != (me.username or "").lower():
         return text, Addressee.ANOTHER_BOT
     if bot is None and not is_named and name not in COMMANDS and name != _START:
-        return text, Addressee.ANOTHER_BOT  # several bots may sit in a group, and it is none of our commands
+        return text, Addressee.ANOTHER_BOT  # a group may have several bots
     return ("/help" if name == _START else f"/{name}{rest}"), Addressee.BOT
 
 
-def _answers_us(message: Message, me: User) -> bool:
+def _replies_to_bot(message: Message, me: User) -> bool:
     replied = message.reply_to_message
-    # In a topic everything replies to the message that opened it.
+    # In a topic every message replies to the one that opened it.
     return (
         replied is not None
         and replied.forum_topic_created is None
@@ -203,10 +198,13 @@ def _answers_us(message: Message, me: User) -> bool:
 
 
 def _quoted(message: Message, me: User) -> str | None:
-    """What the author marked of another message, or all of it; of ours, the model knows the rest."""
+    """Return the part of another message that the author selected, or all of it.
+
+    A whole message of the bot is left out: the model has it in its history.
+    """
     if message.quote is not None:
         return message.quote.text
     replied = message.reply_to_message
-    if replied is None or replied.forum_topic_created is not None or _answers_us(message, me):
+    if replied is None or replied.forum_topic_created is not None or _replies_to_bot(message, me):
         return None
     return replied.text or replied.caption or None

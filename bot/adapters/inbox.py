@@ -1,0 +1,147 @@
+"""Shared intake of all platforms: store events in order, then start their replies."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.chat.intake import Intake
+from bot.delivery.replies import Replies
+from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
+from bot.errors import BotError, PlatformUnavailable, RateLimited, StoreError
+from bot.util.clock import Clock
+from bot.util.retry import Backoff, retry
+
+E = TypeVar("E")
+T = TypeVar("T")
+Waiting = Callable[[], Iterable[IncomingMessage]]
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_TRANSIENT = (StoreError, PlatformUnavailable, RateLimited)
+# Seconds between retries: the first delay and the longest.
+_FIRST_RETRY = 0.5
+_LONGEST_RETRY = 30.0
+
+
+class Inbox:
+    """Stores what a platform delivers and starts the replies.
+
+    While `is_backfilling`, messages and edits are only stored, since older ones may
+    still be missing; `recover` then starts their replies in order.  `maybe_sent` is
+    called with each recovered exchange: its next message may exist already.
+    """
+
+    def __init__(
+        self,
+        platform: str,
+        intake: Intake,
+        replies: Replies,
+        clock: Clock,
+        maybe_sent: Callable[[Exchange], None] = lambda exchange: None,
+    ) -> None:
+        self.is_backfilling = False
+        self._platform = platform
+        self._intake = intake
+        self._replies = replies
+        self._clock = clock
+        self._maybe_sent = maybe_sent
+
+    async def accept(self, message: IncomingMessage) -> None:
+        """Store a message and start its reply.
+
+        Raises:
+            StoreError: It is not stored, so it must not be acknowledged.
+        """
+        if self.is_backfilling:
+            await self._intake.store(message)
+        else:
+            await self._replies.accept_and_reply(message)
+
+    async def edit(self, message: IncomingMessage) -> None:
+        """Store the new text of a question and start its new reply."""
+        if self.is_backfilling:
+            await self._intake.store_edit(message)
+        else:
+            self._start(await self._intake.edit(message))
+
+    async def press(self, channel: ChannelKey, message_id: str, action: Action, by: Author) -> str:
+        """Apply a button; return a notice for the person who pressed it, or ""."""
+        result = await self._intake.on_button(channel, message_id, action, by, later=self.is_backfilling)
+        self._start(result.again)
+        return result.notice
+
+    async def backfill(self, events: Iterable[E], parse: Callable[[E], Awaitable[IncomingMessage | None]]) -> None:
+        """Store missed messages in order, then start everything owed."""
+
+        async def store(event: E) -> None:
+            message = await parse(event)
+            if message is not None:
+                await self._intake.store(message)
+
+        for event in events:
+            await self.process(partial(store, event))
+        await self.recover()
+
+    async def recover(self) -> None:
+        """Start every owed exchange that is not in flight; backfilling ends.
+
+        Raises:
+            StoreError: The database cannot be read.
+        """
+        for exchange in await self._intake.recover(self._platform):
+            self._maybe_sent(exchange)
+            self._replies.start(exchange)
+        self.is_backfilling = False
+
+    async def process(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Await `work()`; log and skip an event that is malformed or hits a bug.
+
+        Raises:
+            BotError: The event is fine, and may be processed later.
+        """
+        try:
+            await work()
+        except BotError:
+            raise
+        except PARSE_ERRORS as error:
+            log.warning("event skipped, it cannot be read", platform=self._platform, **describe_error(error))
+        except Exception:
+            # One event's bug must not stop the events after it, or come back at each start.
+            log.exception("event dropped", platform=self._platform)
+
+    async def retry(self, attempt: Callable[[], Awaitable[T]], waiting: Waiting = tuple) -> T:
+        """Await `attempt()` until the database and the platform are available.
+
+        Authors of `waiting()` are told when the database delays their messages.
+        """
+        failures = 0
+
+        def report(error: BotError, seconds: float) -> None:
+            nonlocal failures
+            failures += 1
+            log.warning("event delayed, retrying", platform=self._platform, seconds=seconds, error=str(error))
+            if isinstance(error, StoreError):
+                self.notify_delayed(waiting())
+
+        result = await self._retry(attempt, report)
+        if failures and not self.is_backfilling:
+            # Replies have failed too; and where only an acknowledgement was lost, the message is
+            # stored already, so that its retry started nothing.
+            await self._retry(self.recover, report)
+        return result
+
+    def notify_delayed(self, messages: Iterable[IncomingMessage]) -> None:
+        """Tell the authors that the database delays their messages."""
+        for message in messages:
+            self._replies.notify_delayed(message)
+
+    async def _retry(self, attempt: Callable[[], Awaitable[T]], report: Callable[[BotError, float], None]) -> T:
+        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        return await retry(attempt, *_TRANSIENT, clock=self._clock, backoff=backoff, on_failure=report)
+
+    def _start(self, exchange: Exchange | None) -> None:
+        if exchange is not None:
+            self._replies.start(exchange)
