@@ -18,7 +18,7 @@ from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.intake import Intake
 from bot.domain import IncomingMessage
 from bot.errors import PlatformError, PlatformUnavailable, StoreError
-from bot.observability.logging import bound
+from bot.observability.logging import log_context
 from bot.util.aio import BackgroundTasks
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -66,7 +66,7 @@ class UpdateHandlers:
         self._offset = None
         for number, update in enumerate(updates):
             try:
-                with bound(update=update.update_id):
+                with log_context(update=update.update_id):
                     await self._inbox.process(partial(self._handle, update))
             except StoreError:
                 self._inbox.notify_delayed(self._questions(updates[number:]))
