@@ -89,12 +89,12 @@ def health(path: Path | None) -> None:
 def migrate(path: Path | None) -> None:
     """Bring the database up to date without starting the bot."""
     from bot.storage.instance_lock import InstanceLock
-    from bot.storage.migrate import head, revision_of, upgrade
+    from bot.storage.migrate import current_revision, head_revision, upgrade
 
     loaded = _load(path)
     url = loaded.config.storage.url.get_secret_value()
     with _discreet(loaded):
-        if revision_of(url) != head():
+        if current_revision(url) != head_revision():
             with InstanceLock(url):  # an older bot that still runs would find tables that it does not know
                 upgrade(url)
     click.echo("The database is up to date.")
@@ -121,17 +121,16 @@ def export(path: Path | None, channel: str | None) -> None:
 
     CHANNEL is written as it is listed: discord:1234, slack:C01 (threads included), slack:C01:1718.2 (one thread).
     """
-    from bot.storage.export import channels
-    from bot.storage.export import export as exported
+    from bot.storage.export import count_exchanges, export_channel
 
     loaded = _load(path)
     url = loaded.config.storage.url.get_secret_value()
     with _discreet(loaded):
         if channel is None:
-            for key, count in channels(url).items():
+            for key, count in count_exchanges(url).items():
                 click.echo(f"{count:>8}  {key}")
         else:
-            for line in exported(url, channel):
+            for line in export_channel(url, channel):
                 click.echo(line, nl=False)
 
 
@@ -147,11 +146,11 @@ def export(path: Path | None, channel: str | None) -> None:
 def copy(path: Path | None, target: str) -> None:
     """Copy all that is kept into another database, which must be empty; no bot may run on either."""
     from bot.storage.connections import locate
-    from bot.storage.copy import transfer
+    from bot.storage.copy import copy_database
 
     loaded = _load(path)
     with _discreet(loaded, target):
-        count = transfer(loaded.config.storage.url.get_secret_value(), target)
+        count = copy_database(loaded.config.storage.url.get_secret_value(), target)
         click.echo(f"{locate(target).name} holds all {count} exchanges. Name it in storage.url, and start the bot.")
 
 

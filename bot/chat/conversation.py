@@ -38,7 +38,7 @@ from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import retry_until_stored
-from bot.util.text import encodable
+from bot.util.text import replace_surrogates
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -191,7 +191,7 @@ class Conversations:
                 async for event in events:
                     match event:
                         case Delta():
-                            said = encodable(event.text)
+                            said = replace_surrogates(event.text)
                             text.append(said)
                             yield Delta(said)
                         case Queued():

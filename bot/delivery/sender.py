@@ -11,7 +11,7 @@ from typing import assert_never
 import structlog
 
 from bot.chat.i18n import Translate, ending, waiting
-from bot.delivery.markdown.format import Format, Plain, Remembering, Rendered, fits
+from bot.delivery.markdown.format import CachedFormat, Format, PlainFormat, Rendered, fits
 from bot.delivery.markdown.split import Splitter, join, split
 from bot.delivery.messenger import Messenger
 from bot.delivery.pacer import Pacer
@@ -120,7 +120,7 @@ class Delivery:
         self._placed = placed
         self._pacer = pacer
         self._translate = translate
-        self._format: Format = Remembering(messenger.format)
+        self._format: Format = CachedFormat(messenger.format)
         self._splitter = Splitter(self._format)
         self._notices: list[str] = []
         self._queued: Queued | None = None
@@ -158,7 +158,7 @@ class Delivery:
             async for event in events:
                 match event:
                     case Delta(text):
-                        self._splitter.grow(text)
+                        self._splitter.append(text)
                     case Notice(text):
                         self._notices.append(text)
                     case Queued():
@@ -256,7 +256,7 @@ class Delivery:
             else:
                 await self._edit(part, self._placeholder(part))
         except MarkupRefused:
-            if part.is_plain or isinstance(self._format, Plain):
+            if part.is_plain or isinstance(self._format, PlainFormat):
                 raise
             self._go_plain(part, number)
 
@@ -312,15 +312,15 @@ class Delivery:
 
     def _go_plain(self, part: Part, number: int) -> None:
         """Say the same words plain: here, or everywhere if they then need more messages."""
-        plain = Plain(self._format)
+        plain = PlainFormat(self._format)
         texts = self._messages()
         if number >= len(texts) or fits(texts[number], plain):
             part.is_plain = True
             return
-        text = join(self._splitter.pieces())
+        text = join(self._splitter.chunks())
         self._format = plain
         self._splitter = Splitter(plain)
-        self._splitter.grow(text)
+        self._splitter.append(text)
         self._refresh()
 
     def _wanted(self) -> list[_Look]:
@@ -349,7 +349,7 @@ class Delivery:
         return self._texts
 
     def _composed(self) -> list[str]:
-        texts = self._shown(piece.text for piece in self._splitter.pieces())
+        texts = self._shown(chunk.text for chunk in self._splitter.chunks())
         words = list(self._notices)
         if self._is_complete:
             words += self._ending(is_empty=not texts and not words)

@@ -29,7 +29,7 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
             f"{location.name} is on a server, whose own program copies it: "
             f"pg_dump --format=custom --file={target} {location.name}"
         )
-    if migrate.revision_of(url, busy_timeout) is None:
+    if migrate.current_revision(url, busy_timeout) is None:
         raise StoreError(f"there is no database {location.name} yet: nothing to back up")
     # The empty file reserves the name; what is not whole yet has another one.
     with _written(target):

@@ -22,7 +22,7 @@ READERS = 4
 
 # When a server counts as gone, in libpq's words, seconds and milliseconds.  Where a network swallows
 # everything, a call would otherwise hang for a quarter of an hour.
-PATIENCE = {
+KEEPALIVE = {
     "connect_timeout": "10",
     "keepalives_idle": "15",
     "keepalives_interval": "5",
@@ -99,13 +99,13 @@ def writer(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> AsyncEngin
             pool_size=1,
             max_overflow=0,
             pool_pre_ping=True,  # a server may have been started anew meanwhile
-            connect_args=_session(location.url, busy_timeout),
+            connect_args=_connect_args(location.url, busy_timeout),
         )
     # What VACUUM puts aside is as large as the file: where that one lies there is room, and in a
     # container nowhere else may be written to.
     os.environ.setdefault("SQLITE_TMPDIR", str(location.path.parent.absolute()))
     engine = create_async_engine(location.url, hide_parameters=True, pool_size=1, max_overflow=0)
-    _settle(engine.sync_engine, "BEGIN IMMEDIATE", busy_timeout)
+    _configure_sqlite(engine.sync_engine, "BEGIN IMMEDIATE", busy_timeout)
     return engine
 
 
@@ -118,29 +118,29 @@ def reader(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> AsyncEngin
             pool_size=READERS,
             max_overflow=0,
             pool_pre_ping=True,
-            connect_args=_session(location.url, busy_timeout),
+            connect_args=_connect_args(location.url, busy_timeout),
             # What a transaction reads first and last is of one moment, as on SQLite.
             isolation_level="REPEATABLE READ",
             execution_options={"postgresql_readonly": True},
         )
     engine = create_async_engine(location.url, hide_parameters=True, pool_size=READERS, max_overflow=0)
-    _settle(engine.sync_engine, "BEGIN", busy_timeout, query_only=True)
+    _configure_sqlite(engine.sync_engine, "BEGIN", busy_timeout, query_only=True)
     return engine
 
 
 def migrator(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     """Open it for a migration: one plain connection, for a thread that may wait."""
     if location.path is None:
-        return create_engine(location.url, poolclass=NullPool, connect_args=_session(location.url, busy_timeout))
+        return create_engine(location.url, poolclass=NullPool, connect_args=_connect_args(location.url, busy_timeout))
     engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
-    _settle(engine, "BEGIN IMMEDIATE", busy_timeout)
+    _configure_sqlite(engine, "BEGIN IMMEDIATE", busy_timeout)
     return engine
 
 
 def inspector(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     """Open it to look only: no setting of the file is changed, and no file is made beside it."""
     if location.path is None:
-        return create_engine(location.url, poolclass=NullPool, connect_args=_session(location.url, busy_timeout))
+        return create_engine(location.url, poolclass=NullPool, connect_args=_connect_args(location.url, busy_timeout))
     # Without a log beside it nobody is at work on the file.  Then SQLite need not make a
     # log either, which might belong to another user than the one that runs the bot.
     at_work = any(Path(f"{location.path}{suffix}").exists() for suffix in ("-wal", "-journal"))
@@ -156,16 +156,16 @@ def snapshot_reader(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> E
         return create_engine(
             location.url,
             poolclass=NullPool,
-            connect_args=_session(location.url, busy_timeout),
+            connect_args=_connect_args(location.url, busy_timeout),
             isolation_level="REPEATABLE READ",
             execution_options={"postgresql_readonly": True},
         )
     engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
-    _settle(engine, "BEGIN", busy_timeout, query_only=True)
+    _configure_sqlite(engine, "BEGIN", busy_timeout, query_only=True)
     return engine
 
 
-def _session(url: URL, busy_timeout: float) -> dict[str, str]:
+def _connect_args(url: URL, busy_timeout: float) -> dict[str, str]:
     """What a connection to a server is opened with; what the URL itself says comes first."""
     settings = {
         "lock_timeout": milliseconds(busy_timeout),
@@ -176,14 +176,14 @@ def _session(url: URL, busy_timeout: float) -> dict[str, str]:
     }
     options = [f"-c {name}={value}" for name, value in settings.items()]
     return {
-        **{name: value for name, value in PATIENCE.items() if name not in url.query},
+        **{name: value for name, value in KEEPALIVE.items() if name not in url.query},
         "client_encoding": "utf8",
         "application_name": str(url.query.get("application_name", "chatglm-bot")),
         "options": " ".join([*options, str(url.query.get("options", ""))]).rstrip(),
     }
 
 
-def _settle(engine: Engine, begin: str, busy_timeout: float, *, query_only: bool = False) -> None:
+def _configure_sqlite(engine: Engine, begin: str, busy_timeout: float, *, query_only: bool = False) -> None:
     pragmas = [
         f"busy_timeout={milliseconds(busy_timeout)}",  # first: the next one may have to wait
         "journal_mode=WAL",
@@ -209,8 +209,8 @@ def _settle(engine: Engine, begin: str, busy_timeout: float, *, query_only: bool
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
-        # Some pragmas do not work in a transaction: `outside` is for them.
-        if not connection.get_execution_options().get("outside"):
+        # Some pragmas do not work in a transaction: `skip_begin` is for them.
+        if not connection.get_execution_options().get("skip_begin"):
             connection.exec_driver_sql(begin)
 
 

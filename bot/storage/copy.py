@@ -10,12 +10,12 @@ from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import locate, migrator
 from bot.storage.errors import map_errors
-from bot.storage.export import BATCH, looking
-from bot.storage.instance_lock import PATIENCE, InstanceLock
+from bot.storage.export import BATCH, open_snapshot
+from bot.storage.instance_lock import TIMEOUT, InstanceLock
 from bot.storage.schema import exchanges
 
 
-def transfer(source: str, target: str, patience: float = PATIENCE) -> int:
+def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
     """Copy every row, its id included, into a database that holds none; return how many.
 
     All or nothing: each row is read back and compared before anything counts.  The
@@ -28,7 +28,7 @@ def transfer(source: str, target: str, patience: float = PATIENCE) -> int:
     here, there = locate(source), locate(target)
     if here.name == there.name:
         raise StoreError(f"{there.name} would be copied to itself: name another database")
-    with InstanceLock(source, patience=patience), looking(source) as origin, InstanceLock(target, patience=patience):
+    with InstanceLock(source, timeout=timeout), open_snapshot(source) as origin, InstanceLock(target, timeout=timeout):
         migrate.upgrade(target)
         with map_errors(there.name), migrator(there).begin() as goal:
             if _count(goal):

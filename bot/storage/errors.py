@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from bot.errors import StoreError
 
 # By SQLite's primary result code, which is the low byte of the extended one.
-SENTENCES = {
+SQLITE_MESSAGES = {
     sqlite3.SQLITE_BUSY: "is locked by another program: close that (a second bot on the same file?) and try again",
     sqlite3.SQLITE_LOCKED: "is locked by another program: close that (a second bot on the same file?) and try again",
     sqlite3.SQLITE_READONLY: "cannot be written: give the user that runs the bot the right to write it and its folder",
@@ -27,7 +27,7 @@ SENTENCES = {
 }
 
 # By PostgreSQL's SQLSTATE.
-SERVER_SENTENCES = {
+POSTGRES_MESSAGES = {
     "25006": "takes no changes, it is read-only (a standby?): name the server that takes them in storage.url",
     "40P01": "was wanted by two at once, and this call gave way: try again",
     "42501": "does not give the bot's user the rights it needs: make that user the owner with "
@@ -48,7 +48,7 @@ SERVER_SENTENCES = {
 
 # By what the refusal of a connection says: no SQLSTATE comes with it.  A server may speak another
 # language; then its own words, which are always told, must do.
-CONNECTING = {
+CONNECTION_MESSAGES = {
     "no password": "wants a password: write postgresql://user:password@host/database into BOT_STORAGE__URL",
     "password authentication failed": "refuses this user with this password: set both right in "
     "BOT_STORAGE__URL, where in a password @ is written %40, : %3A, / %2F and % %25",
@@ -82,32 +82,32 @@ def map_errors(place: str) -> Iterator[None]:
     except (PoolTimeout, TimeoutError) as exc:
         raise StoreError(f"{place} did not come free in time: too much is waiting for it, try again later") from exc
     except DBAPIError as exc:
-        raise StoreError(sentence(place, exc.orig)) from exc
+        raise StoreError(describe(place, exc.orig)) from exc
     except sqlite3.Error as exc:
-        raise StoreError(sentence(place, exc)) from exc
+        raise StoreError(describe(place, exc)) from exc
     except OSError as exc:
-        raise StoreError(f"{place} {SENTENCES[sqlite3.SQLITE_CANTOPEN]} ({exc.strerror})") from exc
+        raise StoreError(f"{place} {SQLITE_MESSAGES[sqlite3.SQLITE_CANTOPEN]} ({exc.strerror})") from exc
     except SQLAlchemyError as exc:
         raise StoreError(f"{place} cannot be used ({str(exc).splitlines()[0]}): {RESTORE}") from exc
 
 
-def sentence(place: str, error: BaseException | None) -> str:
+def describe(place: str, error: BaseException | None) -> str:
     if isinstance(error, sqlite3.Error):
-        known = SENTENCES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+        known = SQLITE_MESSAGES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         return f"{place} {known or f'cannot be used ({error}): {RESTORE}'}"
     state = getattr(error, "sqlstate", None)
-    if state in SERVER_SENTENCES:
-        return f"{place} {SERVER_SENTENCES[state]}"
-    words = _of_connecting(error)
+    if state in POSTGRES_MESSAGES:
+        return f"{place} {POSTGRES_MESSAGES[state]}"
+    words = _connection_error(error)
     if words is not None:
-        advice = next((advice for clue, advice in CONNECTING.items() if re.search(clue, words)), AWAY)
+        advice = next((advice for clue, advice in CONNECTION_MESSAGES.items() if re.search(clue, words)), AWAY)
         return f"{place} {advice} ({words})"
     # A PostgreSQL message may quote what was being stored; its class and its number never do.
     what = type(error).__name__ + ("" if state is None else f", SQLSTATE {state}")
     return f"{place} cannot be used ({what}): {RESTORE}"
 
 
-def _of_connecting(error: BaseException | None) -> str | None:
+def _connection_error(error: BaseException | None) -> str | None:
     """What a driver says of a connection that it did not get, or lost; None if it has one.
 
     It may name the user and the database, but neither the password nor what was stored.

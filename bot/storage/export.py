@@ -19,17 +19,17 @@ from bot.storage.schema import exchanges
 BATCH = 500
 
 
-def channels(url: str) -> dict[ChannelKey, int]:
+def count_exchanges(url: str) -> dict[ChannelKey, int]:
     """Count the exchanges of every channel and thread that anything is kept of, the busiest first.
 
     Raises:
         StoreError: The database cannot be read, or is not up to date.
     """
-    with looking(url) as connection:
-        return _channels(connection)
+    with open_snapshot(url) as connection:
+        return _count_exchanges(connection)
 
 
-def export(url: str, name: str) -> Iterator[str]:
+def export_channel(url: str, name: str) -> Iterator[str]:
     """Yield one JSON object in lines: the exchanges of the channel that `str(ChannelKey)` writes as `name`.
 
     One without a thread brings its threads along, as `/clear` does.
@@ -37,26 +37,26 @@ def export(url: str, name: str) -> Iterator[str]:
     Raises:
         StoreError: The database cannot be read, or knows no such channel.
     """
-    with looking(url) as connection:
-        here = _named(name, _channels(connection), locate(url).name)
+    with open_snapshot(url) as connection:
+        here = _condition(name, _count_exchanges(connection), locate(url).name)
         yield f'{{"channel": {_json(name)}, "exchanges": ['
         comma, last = "", 0
         while rows := connection.execute(_after(last, here)).all():
             for row in rows:
-                yield comma + _json(_told(to_exchange(row)))
+                yield comma + _json(_to_json(to_exchange(row)))
                 comma, last = ",\n", row.id
         yield "\n]}\n"
 
 
 @contextmanager
-def looking(url: str) -> Iterator[Connection]:
+def open_snapshot(url: str) -> Iterator[Connection]:
     """A connection on which all that is read is of one moment, with a bot at work beside it or without.
 
     Raises:
         StoreError: There is no database, or it is not of this program's revision.
     """
     location = locate(url)
-    revision, head = migrate.revision_of(url), migrate.head()
+    revision, head = migrate.current_revision(url), migrate.head_revision()
     if revision is None:
         raise StoreError(f"there is no database {location.name} yet: nothing was ever said")
     if revision != head:
@@ -68,14 +68,14 @@ def looking(url: str) -> Iterator[Connection]:
         yield connection
 
 
-def _channels(connection: Connection) -> dict[ChannelKey, int]:
+def _count_exchanges(connection: Connection) -> dict[ChannelKey, int]:
     place = (exchanges.c.platform, exchanges.c.channel, exchanges.c.thread)
     count = func.count().label("number")
     query = select(*place, count).group_by(*place).order_by(count.desc(), *place)
     return {ChannelKey(row.platform, row.channel, row.thread): row.number for row in connection.execute(query)}
 
 
-def _named(name: str, known: Mapping[ChannelKey, int], place: str) -> ColumnElement[bool]:
+def _condition(name: str, known: Mapping[ChannelKey, int], place: str) -> ColumnElement[bool]:
     """The condition for all that this name means; ids may hold colons, so it is compared and not read."""
     whole = {(key.platform, key.channel) for key in known if str(ChannelKey(key.platform, key.channel)) == name}
     threads = {key for key in known if str(key) == name and (key.platform, key.channel) not in whole}
@@ -100,7 +100,7 @@ def _after(last: int, here: ColumnElement[bool]) -> Any:
     return select(exchanges).where(here, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
 
 
-def _told(exchange: Exchange) -> dict[str, Any]:
+def _to_json(exchange: Exchange) -> dict[str, Any]:
     message, answer = exchange.message, exchange.answer
     return {
         "id": exchange.id,

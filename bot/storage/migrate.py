@@ -21,10 +21,10 @@ from sqlalchemy import Connection, inspect, text
 
 from bot.errors import StoreError
 from bot.storage.connections import BUSY_TIMEOUT, Location, inspector, locate, migrator
-from bot.storage.errors import SENTENCES, map_errors
+from bot.storage.errors import SQLITE_MESSAGES, map_errors
 
 # Alembic keeps the migration that is running in variables of its modules.
-_one_at_a_time = threading.Lock()
+_lock = threading.Lock()
 
 
 def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
@@ -37,11 +37,11 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
             the file is as it was.
     """
     location = locate(url)
-    make_folder(location)
-    _make_file(location)
-    with _one_at_a_time:
+    create_folder(location)
+    _create_file(location)
+    with _lock:
         config = _config()
-        current = revision_of(url, busy_timeout)
+        current = current_revision(url, busy_timeout)
         known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
         if current == known[0]:
             return
@@ -61,7 +61,7 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
             command.upgrade(config, "head")
 
 
-def revision_of(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
+def current_revision(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
     """Read which revision a database has; None for one that does not exist or is empty.
 
     Raises:
@@ -86,7 +86,7 @@ def _check_header(path: Path) -> None:
     """Refuse a file that is no database: SQLite would take a very short one for empty."""
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\0":
-            raise StoreError(f"{path} {SENTENCES[sqlite3.SQLITE_NOTADB]}")
+            raise StoreError(f"{path} {SQLITE_MESSAGES[sqlite3.SQLITE_NOTADB]}")
 
 
 def _check_encoding(connection: Connection, location: Location) -> None:
@@ -99,19 +99,19 @@ def _check_encoding(connection: Connection, location: Location) -> None:
         )
 
 
-def head() -> str:
+def head_revision() -> str:
     """Return the newest revision that this program knows."""
     newest = ScriptDirectory.from_config(_config()).get_current_head()
     assert newest is not None
     return newest
 
 
-def write_migration(name: str) -> Path:
+def create_migration(name: str) -> Path:
     """Put what schema.py has and the migrations lack into a new one; return its file."""
     config = _config()
     scripts = ScriptDirectory.from_config(config)
     number = len(list(scripts.walk_revisions())) + 1
-    with tempfile.TemporaryDirectory() as scratch, _one_at_a_time:
+    with tempfile.TemporaryDirectory() as scratch, _lock:
         engine = migrator(locate(f"sqlite+aiosqlite:///{scratch}/scratch.db"))
         with engine.begin() as connection:
             config.attributes["connection"] = connection
@@ -138,7 +138,7 @@ def _folder() -> Path:
     return shipped if shipped.is_dir() else here.parent.parent / "migrations"
 
 
-def make_folder(location: Location) -> None:
+def create_folder(location: Location) -> None:
     if location.path is None:
         return
     parent = location.path.parent
@@ -151,7 +151,7 @@ def make_folder(location: Location) -> None:
         ) from exc
 
 
-def _make_file(location: Location) -> None:
+def _create_file(location: Location) -> None:
     """Make it as a file that nobody else on this machine may read; SQLite makes those beside it like it."""
     if location.path is not None:
         with suppress(OSError):  # opening it says better what is wrong
@@ -162,7 +162,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not arguments[0].strip():
         sys.stderr.write('usage: python -m bot.storage.migrate "what the migration does"\n')
         return 2
-    sys.stdout.write(f"{write_migration(arguments[0])}\n")
+    sys.stdout.write(f"{create_migration(arguments[0])}\n")
     return 0
 
 

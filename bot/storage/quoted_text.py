@@ -11,19 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bot.storage.schema import exchanges
 
 # Bytes in UTF-8 from which on words say enough to be known again: twelve letters, four Chinese characters.
-TELLING = 12
+MIN_DISTINCTIVE = 12
 
 _MENTION = re.compile(r"@\S+ | @\S+$")
 # Scripts without spaces: Thai to Khmer, Chinese, kana, and what is as wide.  Each character ends a word.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
-def spoken(*which: ColumnElement[bool]) -> Select[tuple[str, str, str]]:
+def select_text(*which: ColumnElement[bool]) -> Select[tuple[str, str, str]]:
     """The texts of these exchanges, to be read before they are blanked."""
     return select(exchanges.c.platform, exchanges.c.channel, exchanges.c.text).where(*which)
 
 
-async def unquote(tx: AsyncConnection, said: Iterable[Row[Any]]) -> None:
+async def redact_quotes(tx: AsyncConnection, said: Iterable[Row[Any]]) -> None:
     """Delete what was quoted of these texts in their channels, whole or a part.
 
     A platform tells the words that were quoted, not of which message they are: where two
@@ -46,13 +46,13 @@ async def unquote(tx: AsyncConnection, said: Iterable[Row[Any]]) -> None:
 
 
 def _quoting(quotations: Mapping[int, str], texts: set[str]) -> list[int]:
-    return [id for id, quotation in quotations.items() if quotes(_folded(quotation), texts)]
+    return [id for id, quotation in quotations.items() if is_quote(_folded(quotation), texts)]
 
 
-def quotes(quotation: str, texts: set[str]) -> bool:
+def is_quote(quotation: str, texts: set[str]) -> bool:
     """Whether the quotation is of one of these texts: the whole, a part, or more than it.
 
-    >>> quotes("@bot no", {"no"}), quotes("I know nothing", {"no"}), quotes("1234", {"my PIN is 1234"})
+    >>> is_quote("@bot no", {"no"}), is_quote("I know nothing", {"no"}), is_quote("1234", {"my PIN is 1234"})
     (True, False, True)
     """
     if quotation in texts or _MENTION.sub("", quotation) in texts:
@@ -70,7 +70,7 @@ def quotes(quotation: str, texts: set[str]) -> bool:
 
 
 def _is_telling(text: str) -> bool:
-    return len(text.encode("utf-8", "surrogatepass")) >= TELLING
+    return len(text.encode("utf-8", "surrogatepass")) >= MIN_DISTINCTIVE
 
 
 def _holds_words(text: str, part: str) -> bool:

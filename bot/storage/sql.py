@@ -15,10 +15,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
 from bot.errors import NotErased, StoreError
 from bot.observability.metrics import Metrics
-from bot.storage import connections as engines
-from bot.storage import migrate
+from bot.storage import connections, migrate
 from bot.storage.base import History
-from bot.storage.quoted_text import spoken, unquote
+from bot.storage.quoted_text import redact_quotes, select_text
 from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
 from bot.storage.schema import exchanges
 from bot.storage.transactions import Transactions
@@ -81,7 +80,7 @@ class SqlStore:
         clock: Clock | None = None,
         metrics: Metrics | None = None,
         *,
-        busy_timeout: float = engines.BUSY_TIMEOUT,
+        busy_timeout: float = connections.BUSY_TIMEOUT,
         queue_timeout: float = 30.0,
         patience: float = 1.0,
         suspicious: float = 10.0,
@@ -89,7 +88,7 @@ class SqlStore:
         self._url = url
         self._clock = clock or MonotonicClock()
         self._metrics = metrics or Metrics()
-        self._location = engines.locate(url)
+        self._location = connections.locate(url)
         self._busy_timeout = busy_timeout
         self._transactions = Transactions(
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, suspicious=suspicious
@@ -143,7 +142,7 @@ class SqlStore:
             .where(exchanges.c.id == exchange, func.json_array_length(exchanges.c.parts) >= part)
             .values(parts=with_part.bindparams(part=part, written=json.dumps(message_id)))
         )
-        async with self._transactions.writing(at_once=True) as tx:
+        async with self._transactions.writing(urgent=True) as tx:
             noted = await tx.execute(note)
         if noted.rowcount != 1:
             raise StoreError(f"exchange {exchange} does not exist, or its part {part} comes before an earlier one")
@@ -172,15 +171,15 @@ class SqlStore:
             .returning(*exchanges.c)
         )
         async with self._transactions.writing() as tx:
-            said = [] if text is None else (await tx.execute(spoken(exchanges.c.id == exchange))).all()
+            said = [] if text is None else (await tx.execute(select_text(exchanges.c.id == exchange))).all()
             row = (await tx.execute(again)).first()
             if row is None:
                 return None
-            await unquote(tx, said)
+            await redact_quotes(tx, said)
             if said and self._scrubber is not None:
-                await self._scrubber.mark(tx)
+                await self._scrubber.record_deletion(tx)
         if said and self._scrubber is not None:
-            self._scrubber.scrub_later()  # who edited waits for the new answer, nobody for this
+            self._scrubber.schedule()  # who edited waits for the new answer, nobody for this
         return to_exchange(row)
 
     @shielded
@@ -326,18 +325,18 @@ class SqlStore:
             .returning(exchanges.c.kind)
         )
         async with self._transactions.writing() as tx:
-            said = (await tx.execute(spoken(*which))).all() if with_quotations else []
+            said = (await tx.execute(select_text(*which))).all() if with_quotations else []
             kinds: list[str] = list((await tx.execute(blank)).scalars())
             if kinds and self._scrubber is not None:
-                await self._scrubber.mark(tx)
-            await unquote(tx, said)
+                await self._scrubber.record_deletion(tx)
+            await redact_quotes(tx, said)
         if self._scrubber is not None:
-            await self._scrubber.scrub()
+            await self._scrubber.run()
         return kinds.count(Kind.CHAT)
 
     def _told(self, count: int) -> int:
         """The count, unless whoever deleted so much is to know that the file still holds it."""
-        if count and self._scrubber is not None and self._scrubber.is_hindered:
+        if count and self._scrubber is not None and self._scrubber.last_run_failed:
             raise NotErased(count)
         return count
 
@@ -352,10 +351,10 @@ class SqlStore:
             await self._transactions.dispose()
             raise
         if self._scrubber is not None:
-            await self._scrubber.scrub()  # a crash may have come in between
+            await self._scrubber.run()  # a crash may have come in between
 
     async def _close(self) -> None:
-        await self._transactions.settled()
+        await self._transactions.wait_idle()
         if self._scrubber is not None:
             await self._scrubber.close()
         await self._transactions.dispose()

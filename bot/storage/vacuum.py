@@ -14,14 +14,14 @@ from bot.storage.transactions import FairLock
 from bot.util.aio import detach_on_cancel
 from bot.util.clock import Clock
 
-ASIDE = 0.1  # seconds that one try to empty the log may keep the writers waiting
-PAUSE = 0.05  # seconds between two tries
+CHECKPOINT_TIMEOUT = 0.1  # seconds that one try to empty the log may keep the writers waiting
+CHECKPOINT_INTERVAL = 0.05  # seconds between two tries
 # Seconds after which what failed is tried again by itself: at first, and at most.
-AGAIN, AT_MOST = 60.0, 3600.0
+RETRY_AFTER, RETRY_MAX = 60.0, 3600.0
 
-SHARE = 0.02  # of the time that scrubbing may keep the writers waiting
-SAVED = 1.0  # seconds of it that are saved up while nothing is deleted
-LONG = 1.0  # seconds of scrubbing from which on it is told, and left to the next start when the program ends
+MAX_SHARE = 0.02  # of the time that scrubbing may keep the writers waiting
+BURST = 1.0  # seconds of it that are saved up while nothing is deleted
+SLOW = 1.0  # seconds of scrubbing from which on it is told, and left to the next start when the program ends
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,19 +34,19 @@ class DutyCycle:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._saved = SAVED
+        self._saved = BURST
         self._at = clock.now()
 
     def spend(self, seconds: float) -> None:
         self._saved = self._now() - seconds
         self._at = self._clock.now()
 
-    def wait(self) -> float:
+    def delay(self) -> float:
         """Seconds until something is due; 0 if it is now."""
-        return max(0.0, -self._now() / SHARE)
+        return max(0.0, -self._now() / MAX_SHARE)
 
     def _now(self) -> float:
-        return min(SAVED, self._saved + (self._clock.now() - self._at) * SHARE)
+        return min(BURST, self._saved + (self._clock.now() - self._at) * MAX_SHARE)
 
 
 class Vacuum:
@@ -56,7 +56,7 @@ class Vacuum:
     it copies rows to other pages, and leaves old copies in the unused middle of a page:
     in 28 of 40 random histories of 400 messages some text outlived it.  VACUUM writes
     only what lives, in about 5 ms per MiB, while all writers wait: so it is done at once
-    only as long as it takes at most SHARE of the time, and else for all deletions
+    only as long as it takes at most MAX_SHARE of the time, and else for all deletions
     that have come together by then.
 
     The file's `user_version` counts the deletions that still wait for this; it is
@@ -80,38 +80,38 @@ class Vacuum:
         self._busy_timeout = busy_timeout
         self._patience = patience
         self._one_at_a_time = asyncio.Lock()
-        self._allowance = DutyCycle(clock)
+        self._duty_cycle = DutyCycle(clock)
         self._later: asyncio.Task[None] | None = None
         self._is_owed = False  # as far as this process knows
         self._pause = 0.0  # before the next try by itself
         self._rewritten = 0  # the count of the deletions for which only the log must still be emptied
         self._took = 0.0
 
-    async def mark(self, tx: AsyncConnection) -> None:
+    async def record_deletion(self, tx: AsyncConnection) -> None:
         """Note, in the transaction that deletes something, that it did."""
         await tx.exec_driver_sql(f"PRAGMA user_version={await _deletions(tx) + 1}")
 
     @property
-    def is_hindered(self) -> bool:
+    def last_run_failed(self) -> bool:
         """Whether the last try failed: another program was in the way, or the disk was full."""
         return self._pause > 0
 
-    async def scrub(self) -> None:
+    async def run(self) -> None:
         """Make good on all that was marked, by whomever: now if that is due, else as soon as it is.
 
         Nothing to do takes no time.  What cannot be done now stays owed, and is tried again
-        by itself: `is_hindered` tells.
+        by itself: `last_run_failed` tells.
         """
         self._is_owed = True
-        await self._scrub_if_due()
+        await self._run_if_due()
         if self._is_owed:
-            self.scrub_later()
+            self.schedule()
 
-    def scrub_later(self) -> None:
+    def schedule(self) -> None:
         """Do so as soon as it is due, with nobody waiting for it."""
         self._is_owed = True
         if self._later is None or self._later.done():
-            self._later = asyncio.create_task(self._scrub_when_due(), name="scrub")
+            self._later = asyncio.create_task(self._run_when_due(), name="vacuum")
 
     async def close(self) -> None:
         """Do what is owed if that is a matter of a moment; else the next start does."""
@@ -120,46 +120,46 @@ class Vacuum:
             self._later.cancel()
             await asyncio.wait([self._later])
         async with self._one_at_a_time:  # what was under way has ended
-            if self._is_owed and self._took < LONG:
+            if self._is_owed and self._took < SLOW:
                 try:
-                    await self._rewrite()
+                    await self._execute()
                 except StoreError as error:
                     log.warning("deleted text could not be scrubbed; the next start tries again", error=str(error))
 
-    async def _scrub_when_due(self) -> None:
+    async def _run_when_due(self) -> None:
         while self._is_owed:
-            await self._clock.sleep(max(self._pause, self._allowance.wait()))
+            await self._clock.sleep(max(self._pause, self._duty_cycle.delay()))
             # Cancelled in the middle, the connection would stay as it is just then.
-            await detach_on_cancel(asyncio.create_task(self._scrub_if_due(), name="scrub"))
+            await detach_on_cancel(asyncio.create_task(self._run_if_due(), name="vacuum"))
 
-    async def _scrub_if_due(self) -> None:
+    async def _run_if_due(self) -> None:
         async with self._one_at_a_time:
-            if self._allowance.wait():
+            if self._duty_cycle.delay():
                 return
             try:
-                await self._rewrite()
+                await self._execute()
             except StoreError as error:
                 log.warning("deleted text could not be scrubbed; trying again", seconds=self._pause, error=str(error))
 
-    async def _rewrite(self) -> None:
+    async def _execute(self) -> None:
         self._is_owed = False  # what is deleted from here on is owed anew
         try:
-            async with self._outside() as connection:
+            async with self._without_transaction() as connection:
                 deletions = await _deletions(connection)
                 if deletions != self._rewritten:
-                    await self._vacuum(connection)
+                    await self._rewrite_file(connection)
                     self._rewritten = deletions
             if deletions:
-                await self._empty_log()
-                await self._unmark(deletions)
+                await self._truncate_log()
+                await self._clear_counter(deletions)
         except StoreError:
             self._is_owed = True
             # A try writes as much as the whole file, on a disk that may be full.
-            self._pause = min(max(AGAIN, 2 * self._pause), AT_MOST)
+            self._pause = min(max(RETRY_AFTER, 2 * self._pause), RETRY_MAX)
             raise
         self._pause = 0.0
 
-    async def _vacuum(self, connection: AsyncConnection) -> None:
+    async def _rewrite_file(self, connection: AsyncConnection) -> None:
         began = self._clock.now()
         # In memory its copy would take as much as the whole file.
         await connection.exec_driver_sql("PRAGMA temp_store=FILE")
@@ -168,17 +168,17 @@ class Vacuum:
         finally:
             await connection.exec_driver_sql("PRAGMA temp_store=MEMORY")
         self._took = self._clock.now() - began
-        if self._took >= LONG:
+        if self._took >= SLOW:
             log.info("database rewritten without what was deleted", seconds=round(self._took, 1))
 
-    async def _unmark(self, deletions: int) -> None:
+    async def _clear_counter(self, deletions: int) -> None:
         with map_errors(self._name):
-            async with self._lock.turn(), self._engine.begin() as tx:
+            async with self._lock.acquire(), self._engine.begin() as tx:
                 if await _deletions(tx) == deletions:  # else there are new ones
                     await tx.exec_driver_sql("PRAGMA user_version=0")
                     self._rewritten = 0
 
-    async def _empty_log(self) -> None:
+    async def _truncate_log(self) -> None:
         began = self._clock.now()
         while not await self._log_is_empty():
             if self._clock.now() - began >= self._patience:
@@ -187,12 +187,12 @@ class Vacuum:
                     "reading the database: close that, and the bot empties it by itself within the hour, or when it "
                     "next starts"
                 )
-            await self._clock.sleep(PAUSE)
+            await self._clock.sleep(CHECKPOINT_INTERVAL)
 
     async def _log_is_empty(self) -> bool:
-        async with self._outside() as connection:
+        async with self._without_transaction() as connection:
             # This keeps every writer out while it waits for the readers: not for long.
-            await connection.exec_driver_sql(f"PRAGMA busy_timeout={milliseconds(ASIDE)}")
+            await connection.exec_driver_sql(f"PRAGMA busy_timeout={milliseconds(CHECKPOINT_TIMEOUT)}")
             try:
                 busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
             finally:
@@ -200,17 +200,17 @@ class Vacuum:
         return not busy
 
     @asynccontextmanager
-    async def _outside(self) -> AsyncIterator[AsyncConnection]:
+    async def _without_transaction(self) -> AsyncIterator[AsyncConnection]:
         """The writing connection without a transaction, while all others wait for it."""
         with map_errors(self._name):
-            async with self._lock.turn():
+            async with self._lock.acquire():
                 began = self._clock.now()
                 try:
                     async with self._engine.connect() as connection:
-                        await connection.execution_options(outside=True)
+                        await connection.execution_options(skip_begin=True)
                         yield connection
                 finally:
-                    self._allowance.spend(self._clock.now() - began)
+                    self._duty_cycle.spend(self._clock.now() - began)
 
 
 async def _deletions(connection: AsyncConnection) -> int:

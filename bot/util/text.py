@@ -15,13 +15,13 @@ def clean(text: str) -> str:
     'a\nb[2Jc d\ufffd 你好'
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return encodable(_CONTROLS.sub("", text))
+    return replace_surrogates(_CONTROLS.sub("", text))
 
 
-def encodable(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     r"""Mark halves of characters: no library sends them, and no database keeps them.
 
-    >>> encodable("a\ud800b")
+    >>> replace_surrogates("a\ud800b")
     'a\ufffdb'
     """
     return _LONE_SURROGATES.sub("\ufffd", text)

@@ -8,7 +8,7 @@ from itertools import cycle
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.blocks import visible_text
 from bot.util.text import clean
 from tests.delivery.markdown.texts import BLOCK, DOCUMENT, PARAGRAPH, SOUP
 
@@ -78,7 +78,7 @@ def cases(numbers: Iterable[int], of_seed: int) -> list[Case]:
 
 def _can_be_seen(text: str) -> bool:
     # To an answer of which nothing would be seen the bot has a sentence of its own.
-    return len(text) <= LONGEST and visible(text) != ""
+    return len(text) <= LONGEST and visible_text(text) != ""
 
 
 def _answer(number: int, of_seed: int) -> str:

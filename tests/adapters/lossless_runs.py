@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bot.delivery.markdown.blocks import Reading, is_balanced, visible
-from bot.delivery.markdown.split import Piece, join, split
+from bot.delivery.markdown.blocks import BlockIndex, is_balanced, visible_text
+from bot.delivery.markdown.split import Chunk, join, split
 from bot.domain import Action, ChatRequest, Exchange, Status
 from tests.adapters.lossless_cases import Case
 from tests.harness.fakes import FastClock, ScriptedEngine
@@ -148,7 +148,7 @@ def _faults(name: str, case: Case, found: Arrived) -> Iterator[str]:
     if join(pieces) != case.answer:
         yield f"{NOT_EXACT} {len(parts)} messages that are not the answer, cut"
     seen_text = "".join(without_spaces(seen.visible) for seen in parts).replace(_JOINER, "")
-    wanted_text = visible(case.answer).replace(_JOINER, "")
+    wanted_text = visible_text(case.answer).replace(_JOINER, "")
     if seen_text != wanted_text:
         difference = _first_difference(seen_text, wanted_text)
         yield f"{NOT_VISIBLE} {len(seen_text)} characters where {len(wanted_text)} are meant: {difference}"
@@ -165,28 +165,28 @@ def _faults(name: str, case: Case, found: Arrived) -> Iterator[str]:
             yield f"{TWICE} {seen.markdown[:60]!r}"
 
 
-def cut_like(parts: Sequence[Seen], answer: str, profile: Profile) -> list[Piece]:
+def cut_like(parts: Sequence[Seen], answer: str, profile: Profile) -> list[Chunk]:
     """Cut the answer where these messages do; empty where they are not its pieces."""
     return next(_cuts(_texts(profile, parts), "", answer, profile, set()), [])
 
 
 def _cuts(
     standing: Sequence[str], opening: str, rest: str, profile: Profile, tried: set[tuple[int, str]]
-) -> Iterator[list[Piece]]:
+) -> Iterator[list[Chunk]]:
     if not standing:
         if not rest.strip():
-            yield [Piece(rest)] if rest else []
+            yield [Chunk(rest)] if rest else []
         return
     if (place := (len(rest.lstrip()), opening)) in tried:
         return
     tried.add(place)
     window = rest[: 2 * profile.format.limit]
-    reading = Reading(opening + window)
+    reading = BlockIndex(opening + window)
 
-    def piece(at: int) -> Piece:
-        return Piece(window[:at], opening, reading.closing(len(opening) + at))
+    def piece(at: int) -> Chunk:
+        return Chunk(window[:at], opening, reading.closing(len(opening) + at))
 
-    beginning = _standing(profile, Piece(window[:_BEGINNING], opening))
+    beginning = _standing(profile, Chunk(window[:_BEGINNING], opening))
     if not all(one == other for one, other in zip(_letters(beginning), _letters(standing[0]), strict=False)):
         return
     ends = range(1, len(window) + 1)
@@ -210,7 +210,7 @@ _BEGINNING = 400
 _NEAR = 100
 
 
-def _standing(profile: Profile, piece: Piece) -> str:
+def _standing(profile: Profile, piece: Chunk) -> str:
     """What stands on the platform of a piece; nothing of one that nobody would see."""
     rendered = profile.format.render(piece.text)
     return _compared(profile, profile.written(rendered)) if rendered.text.strip() else ""

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.blocks import visible_text
 from bot.delivery.markdown.format import MarkdownFormat
 from bot.delivery.markdown.split import join, split
 from tests.adapters.demo import play
@@ -28,7 +28,7 @@ def test_answers_are_of_all_lengths_and_come_in_pieces() -> None:
     lengths = [len(case.answer) for case in answers]
     assert min(lengths) < 100
     assert max(lengths) == LONGEST
-    assert all("".join(case.deltas) == case.answer and visible(case.answer) for case in answers)
+    assert all("".join(case.deltas) == case.answer and visible_text(case.answer) for case in answers)
 
 
 @every_platform
@@ -55,7 +55,7 @@ def test_messages_that_are_cut_elsewhere_are_known_to_be_the_answer_and_others_n
     code = "".join(f"line_{number} = '值'\n" for number in range(120))
     answer = f"First **this**.\n\n```py\n{code}```\n\nThen that."
     pieces = split(answer, MarkdownFormat(500))
-    parts = [Seen(str(number), "bot", piece.text, visible(piece.text)) for number, piece in enumerate(pieces)]
+    parts = [Seen(str(number), "bot", piece.text, visible_text(piece.text)) for number, piece in enumerate(pieces)]
     assert join(cut_like(parts, answer, PROFILES["discord"])) == answer
     assert join(cut_like(parts[:-1], answer, PROFILES["discord"])) != answer
     assert join(cut_like([*parts[:2], *parts[3:]], answer, PROFILES["discord"])) != answer

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bot.adapters.slack.messenger import SlackFormat
 from bot.config.schema import LimitsSection
-from bot.delivery.markdown.blocks import is_balanced, visible
+from bot.delivery.markdown.blocks import is_balanced, visible_text
 from bot.domain import Action, Exchange, IncomingMessage, Kind, Status
 from bot.errors import StoreError
 from tests.harness.fakes import ScriptedEngine
@@ -53,7 +53,7 @@ async def test_a_long_answer_goes_on_in_further_messages(harness: Harness, serve
     harness.engine.add(text)
     async with running(harness, server):
         await server.say("a long one")
-        await server.until(lambda: "".join(map(visible, bots(server.seen()))) == visible(text))
+        await server.until(lambda: "".join(map(visible_text, bots(server.seen()))) == visible_text(text))
     assert len(bots(server.seen())) == 3
     assert all(map(is_balanced, bots(server.seen())))
 
@@ -67,7 +67,7 @@ async def test_what_the_model_says_calls_nobody(harness: Harness, server: SlackS
         await server.say("shout")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
     assert server.room.pings == []
-    assert server.seen()[1].visible == visible(PINGS)
+    assert server.seen()[1].visible == visible_text(PINGS)
 
 
 async def test_refused_markup_is_sent_plain(harness: Harness, server: SlackServer) -> None:

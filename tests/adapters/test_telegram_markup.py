@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.adapters.telegram.markup import EN_SPACE, Entity, TelegramFormat
-from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.blocks import visible_text
 from bot.delivery.markdown.split import split
 from tests.harness.servers.telegram_words import refused, words
 
@@ -30,7 +30,7 @@ def seen(markdown: str) -> str:
 @given(MARKDOWN)
 @settings(max_examples=400, deadline=None)
 def test_every_visible_character_survives(markdown: str) -> None:
-    assert seen(markdown) == visible(markdown)
+    assert seen(markdown) == visible_text(markdown)
 
 
 @given(MARKDOWN)
@@ -134,7 +134,7 @@ def test_the_messages_of_a_long_answer_show_all_of_it() -> None:
     answer = (step * 30 + table) * 3
     pieces = split(answer, FORMAT)
     assert len(pieces) > 2
-    assert "".join(seen(piece.text) for piece in pieces) == visible(answer)
+    assert "".join(seen(piece.text) for piece in pieces) == visible_text(answer)
 
 
 class SmallFormat(TelegramFormat):

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from bot.adapters.base import Finding
 from bot.adapters.telegram.adapter import inspect
-from bot.delivery.markdown.blocks import is_balanced, visible
+from bot.delivery.markdown.blocks import is_balanced, visible_text
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Status
 from bot.errors import LoginRefused, StoreError
 from tests.harness.fakes.clock import FastClock
@@ -241,7 +241,7 @@ async def test_every_character_arrives_whatever_is_refused_on_the_way(
     telegram.script = lambda number, name: next(troubles)
     async with running(telegram, harness):
         await telegram.say("tell me all")
-        await telegram.until(lambda: shown(replies(telegram)) == visible(answer))
+        await telegram.until(lambda: shown(replies(telegram)) == visible_text(answer))
     pieces = replies(telegram)
     assert len(pieces) > 1
     assert [piece.actions for piece in pieces] == [frozenset()] * (len(pieces) - 1) + [frozenset({Action.RETRY})]

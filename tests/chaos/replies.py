@@ -18,12 +18,12 @@ from bot.adapters.slack.adapter import web_api
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.telegram.client import open_bot
 from bot.adapters.telegram.messenger import TelegramMessenger
-from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.blocks import visible_text
 from bot.delivery.messenger import Messenger
 from bot.delivery.pacer import Pacer
 from bot.delivery.sender import Delivery, parts_of
 from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, Kind, Notice, ReplyEvent, Status, Usage
-from bot.util.text import clean, encodable
+from bot.util.text import clean, replace_surrogates
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes.clock import FastClock
 from tests.harness.messages import a_message
@@ -110,7 +110,7 @@ async def _row(name: str, stage: Stage, count: int, seed: int) -> Row:
                 yield Notice(said)
             else:
                 for each in parts:
-                    yield Delta(encodable(each))
+                    yield Delta(replace_surrogates(each))
             yield Finished(FinishReason.STOP, Usage(0, 0))
 
         message = a_message(said, id=stage.question, channel=stage.channel)
@@ -125,7 +125,7 @@ async def _row(name: str, stage: Stage, count: int, seed: int) -> Row:
         messages += len(ids)
         shown = set(_WORD.findall("".join(map(stage.text, ids))))
         # Where the markup is read here, a word may be the name of a code block's language, or a link's address.
-        missing = set(_WORD.findall(visible(said) if name == "telegram" else said)) - shown
+        missing = set(_WORD.findall(visible_text(said) if name == "telegram" else said)) - shown
         if missing:
             lost += 1
             why.append(f"{len(missing)} words are missing of {said[:120]!r}")

@@ -10,8 +10,7 @@ from sqlalchemy import select
 
 from bot.domain import Answer, Exchange, FinishReason, Kind, Usage
 from bot.errors import StoreError, StoreInUse
-from bot.storage import copy as transfer
-from bot.storage import migrate
+from bot.storage import copy, migrate
 from bot.storage.connections import locate, migrator, snapshot_reader
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.schema import exchanges
@@ -35,7 +34,7 @@ def on_server(postgres: PostgresServer) -> Place:
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BATCH", 3)
+    monkeypatch.setattr(copy, "BATCH", 3)
 
 
 async def filled(url: str) -> str:
@@ -77,7 +76,7 @@ async def test_every_row_arrives_and_new_ones_come_after_it(
     source = await filled(request.getfixturevalue(origin)())
     target = request.getfixturevalue(goal)()
     before = rows(source)
-    assert transfer.transfer(source, target) == 8
+    assert copy.copy_database(source, target) == 8
     assert rows(target) == rows(source) == before
     assert await next_id(target) == 9
 
@@ -90,7 +89,7 @@ async def test_an_id_that_was_given_once_is_not_given_again(
     with migrator(locate(source)).begin() as connection:
         connection.execute(exchanges.delete().where(exchanges.c.id > 2))
     target = request.getfixturevalue(goal)()
-    assert transfer.transfer(source, target) == 2
+    assert copy.copy_database(source, target) == 2
     assert await next_id(target) == 9
 
 
@@ -98,7 +97,7 @@ async def test_an_id_that_was_given_once_is_not_given_again(
 async def test_an_empty_database_is_copied_too(origin: str, goal: str, request: pytest.FixtureRequest) -> None:
     source, target = request.getfixturevalue(origin)(), request.getfixturevalue(goal)()
     migrate.upgrade(source)
-    assert transfer.transfer(source, target) == 0
+    assert copy.copy_database(source, target) == 0
     assert await next_id(target) == 1
 
 
@@ -110,7 +109,7 @@ async def test_a_database_that_holds_something_is_left_alone(
     await next_id(target)
     before = rows(target)
     with pytest.raises(StoreError, match="holds exchanges already: copy into a database that is empty"):
-        transfer.transfer(source, target)
+        copy.copy_database(source, target)
     assert rows(target) == before
 
 
@@ -126,7 +125,7 @@ async def test_what_fails_half_way_leaves_nothing(goal: str, request: pytest.Fix
     with migrator(locate(target)).begin() as connection:
         connection.exec_driver_sql(refusal)
     with pytest.raises(StoreError, match="cannot be used"):
-        transfer.transfer(source, target)
+        copy.copy_database(source, target)
     assert rows(target) == []
 
 
@@ -143,7 +142,7 @@ async def test_what_arrives_otherwise_than_it_was_sent_does_not_count(
             "BEGIN UPDATE exchanges SET text = 'other' WHERE id = 5; END"
         )
     with pytest.raises(StoreError, match="is not what was sent: nothing was kept there"):
-        transfer.transfer(source, target)
+        copy.copy_database(source, target)
     assert rows(target) == []
 
 
@@ -151,19 +150,19 @@ async def test_no_bot_may_run_on_either(on_file: Place) -> None:
     source, target = await filled(on_file()), on_file()
     for busy in (source, target):
         with InstanceLock(busy), pytest.raises(StoreInUse, match="stop that one"):
-            transfer.transfer(source, target, patience=0)
+            copy.copy_database(source, target, timeout=0)
 
 
 async def test_a_database_is_not_copied_to_itself(on_file: Place) -> None:
     source = await filled(on_file())
     with pytest.raises(StoreError, match="would be copied to itself"):
-        transfer.transfer(source, source)
+        copy.copy_database(source, source)
 
 
 def test_a_database_that_does_not_exist_is_not_copied(on_file: Place) -> None:
     target = on_file()
     with pytest.raises(StoreError, match="there is no database"):
-        transfer.transfer(on_file(), target)
+        copy.copy_database(on_file(), target)
     path = locate(target).path
     assert path is not None
     assert not path.exists()

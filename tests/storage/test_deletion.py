@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from bot.domain import Answer, Author, ChannelKey, Exchange, Kind
 from bot.errors import NotErased
 from bot.storage.sql import SqlStore
-from bot.storage.vacuum import AGAIN, SAVED, SHARE, DutyCycle
+from bot.storage.vacuum import BURST, MAX_SHARE, RETRY_AFTER, DutyCycle
 from tests.harness.fakes.clock import ManualClock
 from tests.storage import MEI, NOON, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
 
@@ -41,9 +41,9 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
         yield store
 
 
-async def scrubbed() -> None:
+async def vacuumed() -> None:
     """Wait for what the store does by itself once its time has come."""
-    await asyncio.gather(*[task for task in asyncio.all_tasks() if task.get_name() == "scrub"])
+    await asyncio.gather(*[task for task in asyncio.all_tasks() if task.get_name() == "vacuum"])
 
 
 async def talk(store: SqlStore) -> int:
@@ -57,7 +57,7 @@ async def talk(store: SqlStore) -> int:
     # One that was edited: the old words must go as well.
     await store.requeue(last, TEXTS[2] + "edited")
     await store.fail(last, "nobody was there")
-    await scrubbed()
+    await vacuumed()
     return last
 
 
@@ -277,7 +277,7 @@ async def test_a_large_file_is_rewritten_for_all_deletions_that_come_together(tm
             await clock.advance(99)
             assert len(rewritten) == 1
             await clock.advance(2)
-            await scrubbed()
+            await vacuumed()
             assert len(rewritten) == 2
         assert b"secret" not in bytes_in(tmp_path)
 
@@ -290,7 +290,7 @@ async def test_what_is_deleted_while_a_large_file_is_rewritten_is_not_forgotten(
             await asyncio.gather(*[store.erase(each) for each in ids])
             while b"secret" in bytes_in(tmp_path):
                 await clock.advance(151)
-                await scrubbed()
+                await vacuumed()
             assert len(rewritten) <= 3
 
 
@@ -299,7 +299,7 @@ async def test_the_words_before_an_edit_go_by_themselves(tmp_path: Path) -> None
         [exchange] = await secrets_of(store, 1)
         with rewriting() as rewritten:
             assert await store.requeue(exchange, "harmless") is not None
-            await scrubbed()
+            await vacuumed()
             assert b"secret" not in bytes_in(tmp_path)
             await store.requeue(exchange)
             assert len(rewritten) == 1  # a retry deletes nothing that somebody took back
@@ -352,8 +352,8 @@ async def test_what_another_program_was_in_the_way_of_is_tried_again_without_ano
             with being_read(tmp_path / "bot.db"), pytest.raises(NotErased):
                 await store.clear(ROOM)
             assert traces(tmp_path)
-            await clock.advance(AGAIN)
-            await scrubbed()
+            await clock.advance(RETRY_AFTER)
+            await vacuumed()
             assert traces(tmp_path) == []
             assert len(rewritten) == 1
     assert not owes(tmp_path / "bot.db")
@@ -375,26 +375,26 @@ async def test_another_program_that_stays_in_the_way_is_reported_now_and_then(tm
             with capture_logs() as logs:
                 for factor in (1, 2):
                     asleep.clear()
-                    await clock.advance(factor * AGAIN)
+                    await clock.advance(factor * RETRY_AFTER)
                     await asleep.wait()
     assert [(line["event"], line["seconds"]) for line in logs] == [
-        ("deleted text could not be scrubbed; trying again", seconds) for seconds in (2 * AGAIN, 4 * AGAIN)
+        ("deleted text could not be scrubbed; trying again", seconds) for seconds in (2 * RETRY_AFTER, 4 * RETRY_AFTER)
     ]
     assert b"secret" not in bytes_in(tmp_path)
 
 
 def test_an_allowance_is_a_small_share_of_the_time() -> None:
     clock = JumpingClock()
-    allowance, spent = DutyCycle(clock), 0.0
+    duty_cycle, spent = DutyCycle(clock), 0.0
     dice = random.Random(7)
     while clock.time < 100_000:
-        if allowance.wait() == 0:
+        if duty_cycle.delay() == 0:
             seconds = dice.choice([0.001, 0.02, 0.5, 3.0, 15.0])
             clock.time += seconds
-            allowance.spend(seconds)
+            duty_cycle.spend(seconds)
             spent += seconds
-        clock.time += max(allowance.wait(), dice.choice([0.0, 0.1, 10.0]))
-    assert spent <= SHARE * clock.time + SAVED + 15.0
+        clock.time += max(duty_cycle.delay(), dice.choice([0.0, 0.1, 10.0]))
+    assert spent <= MAX_SHARE * clock.time + BURST + 15.0
 
 
 # SQLite's secure_delete alone leaves text of these seeds in the file.

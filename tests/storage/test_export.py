@@ -9,7 +9,7 @@ import pytest
 from bot.domain import Answer, ChannelKey, FinishReason, Kind, Usage
 from bot.errors import StoreError
 from bot.storage import export as module
-from bot.storage.export import channels, export
+from bot.storage.export import count_exchanges, export_channel
 from tests.harness.postgres import PostgresServer
 from tests.storage import BEN, ROOM, THREAD, message, temporary_store, url_of
 
@@ -29,7 +29,7 @@ async def a_database(folder: Path) -> str:
 
 
 def read(url: str, name: str) -> Any:
-    return json.loads("".join(export(url, name)))
+    return json.loads("".join(export_channel(url, name)))
 
 
 async def test_all_that_is_kept_of_an_exchange_is_told(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_who_spoke_is_not_told_of_what_was_cleared(tmp_path: Path) -> None
 
 
 async def test_channels_are_listed_with_their_numbers_of_exchanges(tmp_path: Path) -> None:
-    assert channels(await a_database(tmp_path)) == {ROOM: 2, OTHER: 1, THREAD: 1}
+    assert count_exchanges(await a_database(tmp_path)) == {ROOM: 2, OTHER: 1, THREAD: 1}
 
 
 async def test_an_unknown_channel_is_told_with_the_nearest(tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ async def test_an_unknown_channel_is_told_with_the_nearest(tmp_path: Path) -> No
 
 async def test_a_database_of_another_revision_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = await a_database(tmp_path)
-    monkeypatch.setattr(module.migrate, "head", lambda: "9999")  # type: ignore[attr-defined]  # the module's own import
+    monkeypatch.setattr(module.migrate, "head_revision", lambda: "9999")  # type: ignore[attr-defined]  # the module's own import
     with pytest.raises(StoreError, match="has revision 0001, and this program reads 9999: bring it up to date"):
-        channels(url)
+        count_exchanges(url)
 
 
 def test_a_database_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no database"):
-        channels(url_of(tmp_path / "bot.db"))
+        count_exchanges(url_of(tmp_path / "bot.db"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,6 +120,6 @@ async def test_a_server_is_read_alike(postgres: PostgresServer) -> None:
     async with postgres.store(database) as store:
         await store.enqueue(message(1, "hello"), Kind.CHAT)
         url = postgres.url(database)
-        assert channels(url) == {ROOM: 1}
+        assert count_exchanges(url) == {ROOM: 1}
         (only,) = read(url, "slack:C1")["exchanges"]
     assert (only["text"], only["sent_at"]) == ("hello", "2026-01-02T12:00:00+00:00")

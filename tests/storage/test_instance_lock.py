@@ -16,8 +16,8 @@ from tests.storage import url_of
 
 HOLDER = """
 import sys
-from bot.storage.instance_lock import Claim
-with Claim(sys.argv[1]):
+from bot.storage.instance_lock import InstanceLock
+with InstanceLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -44,10 +44,10 @@ def test_a_second_one_is_told_and_comes_in_once_the_first_has_left(url: str) -> 
     with (
         InstanceLock(url),
         pytest.raises(StoreInUse, match=r"is in use by another bot.*stop that one"),
-        InstanceLock(url, patience=0),
+        InstanceLock(url, timeout=0),
     ):
         pass
-    with InstanceLock(url, patience=0):
+    with InstanceLock(url, timeout=0):
         pass
 
 
@@ -67,7 +67,7 @@ def test_it_waits_for_one_that_is_about_to_end(url: str) -> None:
 
 def test_a_process_that_is_killed_leaves_nothing_in_the_way(url: str) -> None:
     with held_elsewhere(url) as holder:
-        with pytest.raises(StoreInUse), InstanceLock(url, patience=0):
+        with pytest.raises(StoreInUse), InstanceLock(url, timeout=0):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -76,14 +76,14 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(url: str) -> None:
 
 
 def test_renewing_what_is_held_changes_nothing(url: str) -> None:
-    with InstanceLock(url) as claim:
-        claim.renew()
-        with pytest.raises(StoreInUse), InstanceLock(url, patience=0):
+    with InstanceLock(url) as lock:
+        lock.renew()
+        with pytest.raises(StoreInUse), InstanceLock(url, timeout=0):
             pass
 
 
 def test_two_databases_do_not_know_each_other(tmp_path: Path) -> None:
-    with InstanceLock(url_of(tmp_path / "a.db")), InstanceLock(url_of(tmp_path / "b.db"), patience=0):
+    with InstanceLock(url_of(tmp_path / "a.db")), InstanceLock(url_of(tmp_path / "b.db"), timeout=0):
         pass
 
 
@@ -93,7 +93,7 @@ def test_a_file_is_one_database_under_all_its_names(tmp_path: Path) -> None:
     with (
         InstanceLock(url_of(tmp_path / "data" / "bot.db")),
         pytest.raises(StoreInUse),
-        InstanceLock(url_of(tmp_path / "link" / "bot.db"), patience=0),
+        InstanceLock(url_of(tmp_path / "link" / "bot.db"), timeout=0),
     ):
         pass
 
@@ -102,7 +102,7 @@ def test_who_has_a_file_is_told(tmp_path: Path) -> None:
     with (
         InstanceLock(url_of(tmp_path / "bot.db")),
         pytest.raises(StoreInUse, match=rf"another bot \(process {os.getpid()} on \S+\): stop"),
-        InstanceLock(url_of(tmp_path / "bot.db"), patience=0),
+        InstanceLock(url_of(tmp_path / "bot.db"), timeout=0),
     ):
         pass
 
@@ -112,7 +112,7 @@ def test_a_damaged_note_of_who_has_it_is_no_matter(tmp_path: Path) -> None:
         (tmp_path / "bot.db.lock").write_bytes(b"\xff")
         with (
             pytest.raises(StoreInUse, match="another bot: stop"),
-            InstanceLock(url_of(tmp_path / "bot.db"), patience=0),
+            InstanceLock(url_of(tmp_path / "bot.db"), timeout=0),
         ):
             pass
 
@@ -146,29 +146,29 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_server_that_has_forgotten_it_is_asked_again(postgres: PostgresServer) -> None:
     database = postgres.database()
-    with InstanceLock(postgres.url(database)) as claim:
+    with InstanceLock(postgres.url(database)) as lock:
         end_sessions(postgres, database)
         with pytest.raises(StoreError, match="broken off the connection"):
-            claim.renew()
-        claim.renew()
-        with pytest.raises(StoreInUse), InstanceLock(postgres.url(database), patience=0):
+            lock.renew()
+        lock.renew()
+        with pytest.raises(StoreInUse), InstanceLock(postgres.url(database), timeout=0):
             pass
 
 
 def test_a_bot_that_was_faster_after_that_is_told_of(postgres: PostgresServer) -> None:
     database = postgres.database()
-    with InstanceLock(postgres.url(database)) as claim:
+    with InstanceLock(postgres.url(database)) as lock:
         end_sessions(postgres, database)
         with pytest.raises(StoreError):
-            claim.renew()
+            lock.renew()
         with InstanceLock(postgres.url(database)), pytest.raises(StoreInUse):
-            claim.renew()
+            lock.renew()
 
 
 def test_a_server_notices_a_machine_that_vanished(postgres: PostgresServer) -> None:
     database = postgres.database()
-    with InstanceLock(postgres.url(database)) as claim:
-        session = claim._lock._session  # type: ignore[attr-defined]  # there is no other way to see it
+    with InstanceLock(postgres.url(database)) as lock:
+        session = lock._lock._session  # type: ignore[attr-defined]  # there is no other way to see it
         shown = [
             session.exec_driver_sql(f"SHOW tcp_keepalives_{each}").scalar() for each in ("idle", "interval", "count")
         ]
@@ -184,7 +184,7 @@ def test_two_schemas_of_one_database_are_two_places(postgres: PostgresServer) ->
     database = postgres.database()
     postgres.run("CREATE SCHEMA other", database)
     url = postgres.url(database)
-    with InstanceLock(url), InstanceLock(f"{url}?options=-c%20search_path%3Dother", patience=0):
+    with InstanceLock(url), InstanceLock(f"{url}?options=-c%20search_path%3Dother", timeout=0):
         pass
 
 

@@ -18,8 +18,7 @@ from sqlalchemy import Connection, create_engine
 
 from bot.domain import Kind
 from bot.errors import StoreError
-from bot.storage import connections as engines
-from bot.storage import migrate
+from bot.storage import connections, migrate
 from bot.storage.schema import metadata
 from tests.harness.messages import a_message
 from tests.storage import temporary_store, url_of
@@ -31,7 +30,7 @@ MIGRATIONS = Path(migrate.__file__).parents[2] / "migrations"
 def alembic_on(path: Path) -> Iterator[tuple[Config, Connection]]:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    engine = engines.migrator(engines.locate(url_of(path)))
+    engine = connections.migrator(connections.locate(url_of(path)))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         yield config, connection
@@ -46,10 +45,10 @@ def tables(path: Path) -> dict[str, str]:
 
 def test_a_new_database_is_at_the_newest_revision(tmp_path: Path) -> None:
     url = url_of(tmp_path / "data" / "bot.db")
-    assert migrate.revision_of(url) is None
+    assert migrate.current_revision(url) is None
     assert not (tmp_path / "data").exists()  # looking makes nothing
     migrate.upgrade(url)
-    assert migrate.revision_of(url) == migrate.head()
+    assert migrate.current_revision(url) == migrate.head_revision()
 
 
 async def test_nobody_else_on_the_machine_may_read_it_nor_the_files_beside_it(tmp_path: Path) -> None:
@@ -63,7 +62,7 @@ async def test_nobody_else_on_the_machine_may_read_it_nor_the_files_beside_it(tm
 def test_an_empty_file_counts_as_a_new_database(tmp_path: Path) -> None:
     (tmp_path / "bot.db").touch()
     migrate.upgrade(url_of(tmp_path / "bot.db"))
-    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+    assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
 
 
 def test_a_database_without_tables_counts_as_new(tmp_path: Path) -> None:
@@ -71,12 +70,12 @@ def test_a_database_without_tables_counts_as_new(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE recipes (name TEXT)")
         connection.execute("DROP TABLE recipes")
     migrate.upgrade(url_of(tmp_path / "bot.db"))
-    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+    assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
 
 
 def test_looking_leaves_no_file_behind(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "bot.db"))
-    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+    assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
     assert [path.name for path in tmp_path.iterdir()] == ["bot.db"]
 
 
@@ -85,7 +84,7 @@ def test_looking_sees_what_is_only_in_the_log_yet(tmp_path: Path) -> None:
     migrate.upgrade(url)
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as running:
         running.execute("UPDATE alembic_version SET version_num = '9999'")
-        assert migrate.revision_of(url) == "9999"
+        assert migrate.current_revision(url) == "9999"
 
 
 def test_upgrading_twice_changes_nothing(tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_many_threads_may_upgrade_at_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {migrate.revision_of(url) for url in urls} == {migrate.head()}
+    assert {migrate.current_revision(url) for url in urls} == {migrate.head_revision()}
 
 
 def test_a_database_from_the_future_is_left_alone(tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ def test_migrations_shipped_in_a_wheel_come_first(tmp_path: Path, monkeypatch: p
     shutil.copytree(MIGRATIONS, installed / "migrations")
     monkeypatch.setattr(migrate, "__file__", str(installed / "migrate.py"))
     migrate.upgrade(url_of(tmp_path / "bot.db"))
-    assert migrate.revision_of(url_of(tmp_path / "bot.db")) == migrate.head()
+    assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
 
 
 # Writing the next one.

@@ -21,9 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from bot.domain import Answer, Exchange, Kind, Status
 from bot.errors import StoreError
-from bot.storage import connections as engines
-from bot.storage import errors as faults
-from bot.storage import migrate
+from bot.storage import connections, errors, migrate
 from bot.storage.schema import metadata
 from bot.storage.sql import SqlStore
 from tests.cli.test_main import bot, environment
@@ -62,7 +60,7 @@ async def waiting(postgres: PostgresServer, database: str, count: int = 1) -> No
 async def test_only_one_connection_writes_and_the_others_see_one_moment(
     postgres: PostgresServer, database: str
 ) -> None:
-    location = engines.locate(postgres.url(database))
+    location = connections.locate(postgres.url(database))
     wanted = {
         "lock_timeout": "5s",
         "statement_timeout": "1min",
@@ -72,8 +70,8 @@ async def test_only_one_connection_writes_and_the_others_see_one_moment(
         "application_name": "chatglm-bot",
     }
     for engine, mode in (
-        (engines.writer(location), {"transaction_isolation": "read committed", "transaction_read_only": "off"}),
-        (engines.reader(location), {"transaction_isolation": "repeatable read", "transaction_read_only": "on"}),
+        (connections.writer(location), {"transaction_isolation": "read committed", "transaction_read_only": "off"}),
+        (connections.reader(location), {"transaction_isolation": "repeatable read", "transaction_read_only": "on"}),
     ):
         async with engine.connect() as connection:
             for name, value in (wanted | mode).items():
@@ -83,7 +81,7 @@ async def test_only_one_connection_writes_and_the_others_see_one_moment(
 
 async def test_what_the_url_says_itself_comes_first(postgres: PostgresServer, database: str) -> None:
     url = f"{postgres.url(database)}?application_name=bot-2&options=-c%20lock_timeout%3D7s&connect_timeout=3"
-    engine = engines.writer(engines.locate(url))
+    engine = connections.writer(connections.locate(url))
     async with engine.connect() as connection:
         for name, value in {"application_name": "bot-2", "lock_timeout": "7s", "TimeZone": "UTC"}.items():
             assert (await connection.exec_driver_sql(f"SHOW {name}")).scalar() == value, name
@@ -324,18 +322,18 @@ async def test_a_database_that_lets_us_not_in_is_one_sentence(
 def test_a_refused_connection_is_told_with_what_to_do(refusal: str, complaint: str) -> None:
     first = 'connection failed: connection to server at "db", port 5432 failed: '
     error = psycopg.OperationalError(f"{first}{refusal}\n{first}{refusal}\n")
-    with pytest.raises(StoreError, match=f"^db.example {complaint}"), faults.map_errors("db.example"):
+    with pytest.raises(StoreError, match=f"^db.example {complaint}"), errors.map_errors("db.example"):
         raise DBAPIError.instance("", {}, error, psycopg.Error)
 
 
-@pytest.mark.parametrize("state", faults.SERVER_SENTENCES)
+@pytest.mark.parametrize("state", errors.POSTGRES_MESSAGES)
 def test_each_sentence_belongs_to_a_fault_that_the_driver_knows(state: str) -> None:
     error = psycopg.errors.lookup(state)("somebody wrote this")
-    assert faults.sentence("db.example", error) == f"db.example {faults.SERVER_SENTENCES[state]}"
+    assert errors.describe("db.example", error) == f"db.example {errors.POSTGRES_MESSAGES[state]}"
 
 
 def test_another_fault_is_told_by_its_name_and_number_only() -> None:
-    told = faults.sentence("db.example", psycopg.errors.NotNullViolation("Failing row contains (sesame)"))
+    told = errors.describe("db.example", psycopg.errors.NotNullViolation("Failing row contains (sesame)"))
     assert told.startswith("db.example cannot be used (NotNullViolation, SQLSTATE 23502): put a backup")
 
 
@@ -402,16 +400,16 @@ def empty(postgres: PostgresServer) -> str:
 
 
 def test_a_new_database_is_at_the_newest_revision(empty: str) -> None:
-    assert migrate.revision_of(empty) is None
+    assert migrate.current_revision(empty) is None
     migrate.upgrade(empty)
-    assert migrate.revision_of(empty) == migrate.head()
+    assert migrate.current_revision(empty) == migrate.head_revision()
     migrate.upgrade(empty)
 
 
 def test_the_migrations_make_the_schema_and_go_up_and_down(empty: str) -> None:
     config = migrate._config()
     revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
-    engine = engines.migrator(engines.locate(empty))
+    engine = connections.migrator(connections.locate(empty))
 
     def run(step: str, revision: str) -> None:
         with engine.begin() as connection:
@@ -444,7 +442,7 @@ def test_bots_that_start_at_once_do_not_migrate_at_once(empty: str, postgres: Po
     assert [(bot.communicate(timeout=60)[0], bot.returncode) for bot in bots] == [
         ("The database is up to date.\n", 0)
     ] * 2
-    assert migrate.revision_of(empty) == migrate.head()
+    assert migrate.current_revision(empty) == migrate.head_revision()
 
 
 async def test_a_migration_waits_for_another_one_however_long(empty: str, postgres: PostgresServer) -> None:
@@ -456,7 +454,7 @@ async def test_a_migration_waits_for_another_one_however_long(empty: str, postgr
         await waiting(postgres, database)
         other.execute("SELECT pg_advisory_unlock_all()")
     upgrade.join(30)
-    assert migrate.revision_of(empty) == migrate.head()
+    assert migrate.current_revision(empty) == migrate.head_revision()
 
 
 def test_a_database_from_the_future_is_left_alone(postgres: PostgresServer, database: str) -> None:
@@ -469,7 +467,7 @@ def test_a_table_of_another_program_in_our_place_wants_another_database(empty: s
     postgres.run("CREATE TABLE exchanges (rate numeric)", empty.rpartition("/")[2])
     with pytest.raises(StoreError, match=r"DuplicateTable, SQLSTATE 42P07.*name another database in storage.url"):
         migrate.upgrade(empty)
-    assert migrate.revision_of(empty) is None
+    assert migrate.current_revision(empty) is None
 
 
 # The whole program.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.storage.quoted_text import TELLING, quotes
+from bot.storage.quoted_text import MIN_DISTINCTIVE, is_quote
 
 some_words = st.lists(st.text("ab中1é", min_size=1, max_size=6), min_size=1, max_size=8)
 
@@ -24,7 +24,7 @@ some_words = st.lists(st.text("ab中1é", min_size=1, max_size=6), min_size=1, m
     ],
 )
 def test_what_quotes_a_text_is_found(quotation: str, text: str) -> None:
-    assert quotes(quotation, {"something else", text})
+    assert is_quote(quotation, {"something else", text})
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_quotes_a_text_is_found(quotation: str, text: str) -> None:
     ],
 )
 def test_what_merely_has_the_same_letters_is_not(quotation: str, text: str) -> None:
-    assert not quotes(quotation, {"something else", text})
+    assert not is_quote(quotation, {"something else", text})
 
 
 @given(before=some_words, said=some_words, after=some_words)
@@ -48,5 +48,5 @@ def test_whole_words_of_a_text_are_found_and_so_is_a_telling_text_among_others(
     before: list[str], said: list[str], after: list[str]
 ) -> None:
     part, whole = " ".join(said), " ".join([*before, *said, *after])
-    assert quotes(part, {whole})
-    assert quotes(whole, {part}) or len(part.encode()) < TELLING
+    assert is_quote(part, {whole})
+    assert is_quote(whole, {part}) or len(part.encode()) < MIN_DISTINCTIVE

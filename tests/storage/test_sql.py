@@ -20,8 +20,8 @@ from structlog.testing import capture_logs
 
 from bot.domain import Answer, Kind
 from bot.errors import StoreError
-from bot.storage import connections as engines
-from bot.storage.errors import map_errors, sentence
+from bot.storage import connections
+from bot.storage.errors import describe, map_errors
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
 from bot.storage.transactions import FairLock
@@ -72,7 +72,7 @@ def names_in(folder: Path) -> list[str]:
 
 async def test_the_settings_of_the_connections_are_those_that_keep_what_is_promised(tmp_path: Path) -> None:
     async with temporary_store(tmp_path):
-        location = engines.locate(url_of(tmp_path / "bot.db"))
+        location = connections.locate(url_of(tmp_path / "bot.db"))
     wanted = {
         "journal_mode": "wal",
         "synchronous": 2,
@@ -83,7 +83,7 @@ async def test_the_settings_of_the_connections_are_those_that_keep_what_is_promi
         "journal_size_limit": 67108864,
         "cache_size": -512,
     }
-    for engine, query_only in [(engines.writer(location), 0), (engines.reader(location), 1)]:
+    for engine, query_only in [(connections.writer(location), 0), (connections.reader(location), 1)]:
         async with engine.connect() as connection:
             for pragma, value in {**wanted, "query_only": query_only}.items():
                 assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar() == value, pragma
@@ -149,7 +149,7 @@ def test_postgresql_is_named_without_its_password() -> None:
         "postgresql://bot:secret@db.example/bot",
         "postgres://bot@db.example/bot?password=secret",
     ):
-        location = engines.locate(url)
+        location = connections.locate(url)
         assert location.name == "postgresql://bot@db.example/bot"
         assert location.url.drivername == "postgresql+psycopg"
         assert location.path is None
@@ -158,7 +158,7 @@ def test_postgresql_is_named_without_its_password() -> None:
 @pytest.mark.parametrize("password", ["open@sesame:secret/x", "p@secret1"])
 def test_a_password_that_spoils_the_url_is_not_told(password: str) -> None:
     with pytest.raises(StoreError, match="in a password, @ is written %40") as refused:
-        engines.locate(f"postgresql://bot:{password}@db.example/bot")
+        connections.locate(f"postgresql://bot:{password}@db.example/bot")
     assert "secret" not in "".join(traceback.format_exception(refused.value))
 
 
@@ -170,9 +170,9 @@ async def test_a_server_that_does_not_answer_is_reported() -> None:
 
 
 def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "find_spec", lambda _name: None)
+    monkeypatch.setattr(connections, "find_spec", lambda _name: None)
     with pytest.raises(StoreError, match=r"pip install 'psycopg\[binary\]"):
-        engines.locate("postgresql+psycopg://db.example/bot")
+        connections.locate("postgresql+psycopg://db.example/bot")
 
 
 async def test_the_folder_is_made(tmp_path: Path) -> None:
@@ -338,8 +338,8 @@ def test_a_pool_that_stays_empty_is_reported() -> None:
 
 def test_errors_without_a_sentence_of_their_own_still_name_the_database() -> None:
     advice = "put a backup in its place, or name another database in storage.url"
-    assert sentence("bot.db", sqlite3.OperationalError("odd")) == f"bot.db cannot be used (odd): {advice}"
-    assert sentence("db.example", OSError("what somebody wrote")) == f"db.example cannot be used (OSError): {advice}"
+    assert describe("bot.db", sqlite3.OperationalError("odd")) == f"bot.db cannot be used (odd): {advice}"
+    assert describe("db.example", OSError("what somebody wrote")) == f"db.example cannot be used (OSError): {advice}"
     for error in sqlite3.OperationalError("broken"), InvalidRequestError("broken"):
         with pytest.raises(StoreError, match=rf"^bot\.db cannot be used \(broken\): {advice}$"), map_errors("bot.db"):
             raise error
@@ -440,12 +440,12 @@ async def test_what_was_sent_is_noted_in_one_statement(tmp_path: Path) -> None:
 async def test_whoever_gives_up_waiting_for_a_turn_holds_up_nobody() -> None:
     lock, had = FairLock(), list[str]()
 
-    async def have(name: str, *, hurry: bool = False) -> None:
-        async with lock.turn(hurry=hurry):
+    async def have(name: str, *, urgent: bool = False) -> None:
+        async with lock.acquire(urgent=urgent):
             had.append(name)
             await asyncio.sleep(0)
 
-    waiting = [asyncio.create_task(have(name, hurry=name == "c")) for name in "abcd"]
+    waiting = [asyncio.create_task(have(name, urgent=name == "c")) for name in "abcd"]
     await asyncio.sleep(0)
     assert had == ["a"]
     waiting[1].cancel()
@@ -453,21 +453,21 @@ async def test_whoever_gives_up_waiting_for_a_turn_holds_up_nobody() -> None:
     await asyncio.sleep(0)
     assert had == ["a", "c"]
     await asyncio.gather(*waiting, return_exceptions=True)
-    async with lock.turn():
+    async with lock.acquire():
         waiting = [asyncio.create_task(have(name)) for name in "ef"]
         await asyncio.sleep(0)
     waiting[0].cancel()  # it is its turn, which it has not taken yet
     await asyncio.gather(*waiting, return_exceptions=True)
     assert had == ["a", "c", "d", "f"]
-    async with asyncio.timeout(30), lock.turn():
+    async with asyncio.timeout(30), lock.acquire():
         pass
 
 
 async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
     lock = FairLock()
-    async with lock.turn():
+    async with lock.acquire():
         with pytest.raises(TimeoutError):
-            async with lock.turn(within=0.01):
+            async with lock.acquire(max_wait=0.01):
                 pass
-    async with lock.turn():
+    async with lock.acquire():
         pass

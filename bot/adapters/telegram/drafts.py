@@ -50,7 +50,7 @@ class Drafts:
                 async for event in events:
                     known.append(event)
                     if isinstance(event, Delta):
-                        splitter.grow(event.text)
+                        splitter.append(event.text)
             is_over.set()
             await drawing
         finally:
@@ -67,9 +67,9 @@ class Drafts:
                 await self._call(exchange, now)
 
         while not is_over.is_set():
-            pieces = splitter.pieces()
+            chunks = splitter.chunks()
             # An empty draft says that the bot is thinking.
-            now = TelegramFormat().render(pieces[-1].text if pieces else "")
+            now = TelegramFormat().render(chunks[-1].text if chunks else "")
             if now != shown or self._clock.now() >= until:
                 try:
                     await pacer.call(exchange.message.channel, call, urgent=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from markdown_it.token import Token
 
-from bot.delivery.markdown.blocks import WHOLE
+from bot.delivery.markdown.blocks import MESSAGE_PARSER
 from bot.delivery.markdown.format import Rendered, utf16_units
 
 LIMIT = 4096  # UTF-16 code units: whichever way the server counts, this is not more
@@ -82,7 +82,7 @@ class _Writer:
         self._additions: list[str] = []
         self._lists: list[int | None] = []
         self._quotes = 0
-        self._write_blocks(WHOLE.parse(markdown))
+        self._write_blocks(MESSAGE_PARSER.parse(markdown))
 
     def rendered(self) -> Rendered:
         # Telegram drops whitespace at the end: what differs in that alone is one text there.

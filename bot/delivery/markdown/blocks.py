@@ -8,11 +8,11 @@ from functools import cached_property
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from bot.delivery.markdown.emphasis import emphasis_beside_chinese
+from bot.delivery.markdown.emphasis import cjk_friendly_emphasis
 
 _BLOCKS = MarkdownIt("commonmark").enable("table").disable("inline")
 # How a whole message is read, on platforms that do not read it themselves.
-WHOLE = MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(emphasis_beside_chinese)
+MESSAGE_PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(cjk_friendly_emphasis)
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SPACES = re.compile(r"\s+")
@@ -42,7 +42,7 @@ class Fence:
         return f"{self.prefix}{self.marker}{self.info}\n"
 
 
-class Reading:
+class BlockIndex:
     """The blocks of one text.
 
     What stands before a position never depends on the lines that follow it, but for
@@ -188,17 +188,17 @@ def _around(prefix: str) -> str:
 
 def is_balanced(markdown: str) -> bool:
     """Whether each code block in the text is closed by a line of its own."""
-    reading = Reading(markdown)
+    reading = BlockIndex(markdown)
     return reading.fence(len(markdown)) is None
 
 
-def visible(markdown: str) -> str:
+def visible_text(markdown: str) -> str:
     """The text that a reader sees, without any whitespace.
 
-    >>> visible("**Bold** and [a link](https://example.org)")
+    >>> visible_text("**Bold** and [a link](https://example.org)")
     'Boldandalink'
     """
-    return _SPACES.sub("", "".join(_words(WHOLE.parse(markdown))))
+    return _SPACES.sub("", "".join(_words(MESSAGE_PARSER.parse(markdown))))
 
 
 def _words(tokens: list[Token]) -> list[str]:

@@ -17,14 +17,14 @@ _EAST_ASIAN = (
 )
 
 
-def emphasis_beside_chinese(parser: MarkdownIt) -> None:
+def cjk_friendly_emphasis(parser: MarkdownIt) -> None:
     """Let the parser read emphasis where words have no spaces between them.
 
     In CommonMark a marker beside punctuation opens or closes only if white space or
     punctuation is on its other side.  Chinese has neither there: so its letters count
     as such, and its own punctuation as letters.
 
-    >>> parser = MarkdownIt("commonmark").use(emphasis_beside_chinese)
+    >>> parser = MarkdownIt("commonmark").use(cjk_friendly_emphasis)
     >>> parser.render("**重点：**你好，这是**“引用”**的话").strip()
     '<p><strong>重点：</strong>你好，这是<strong>“引用”</strong>的话</p>'
     """

@@ -69,7 +69,7 @@ def fits(text: str, format: Format) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class PlainFormat:
     """A format without its markup."""
 
     format: Format
@@ -88,7 +88,7 @@ class Plain:
         return self.format.measure(rendered)
 
 
-class Remembering:
+class CachedFormat:
     """A format that renders none of its last few texts again."""
 
     def __init__(self, format: Format) -> None:

@@ -1,8 +1,8 @@
 """Cut long Markdown into messages: code blocks stay closed, and nothing is lost.
 
-What stays exact: the bodies of the pieces, joined, are the text, whitespace included,
-which stands at the end of the piece before the cut where it fits.  What is added so
-that a piece reads as the text does (a fence reopened and closed, the quote mark of a
+What stays exact: the bodies of the chunks, joined, are the text, whitespace included,
+which stands at the end of the chunk before the cut where it fits.  What is added so
+that a chunk reads as the text does (a fence reopened and closed, the quote mark of a
 long line, an empty header over the rest of a table) is kept apart from the body.
 
 Cuts fall where a block begins, else between lines, sentences, words, characters; they
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from bot.delivery.markdown.blocks import Reading, is_balanced, visible
+from bot.delivery.markdown.blocks import BlockIndex, is_balanced, visible_text
 from bot.delivery.markdown.format import Format
 
 # How far beyond a cut the text is read to see whether the cut tears something; a
@@ -24,7 +24,7 @@ from bot.delivery.markdown.format import Format
 _AHEAD = 256
 # Cuts that are tried before one is taken that shows a torn mark.
 _TRIES = 24
-# Guesses at the longest piece that fits before the search turns to halving.
+# Guesses at the longest chunk that fits before the search turns to halving.
 _GUESSES = 8
 
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？；…][」』”’）】]*\s*")
@@ -34,7 +34,7 @@ _NOT_LAST = frozenset("「『（【《“‘([{")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Chunk:
     """One message's worth of a text: `body` is the text's own, the rest was added."""
 
     body: str
@@ -46,64 +46,64 @@ class Piece:
         return f"{self.opening}{self.body}{self.closing}"
 
 
-def split(markdown: str, format: Format) -> list[Piece]:
-    """Cut a text into pieces that each fit one message there.
+def split(markdown: str, format: Format) -> list[Chunk]:
+    """Cut a text into chunks that each fit one message there.
 
-    A piece of nothing but whitespace may occur, and need not be sent.
+    A chunk of nothing but whitespace may occur, and need not be sent.
 
     >>> from bot.delivery.markdown.format import MarkdownFormat
-    >>> [piece.text for piece in split("```py\\na = 1\\nb = 2\\nc = 3\\nd = 4\\n```", MarkdownFormat(28))]
+    >>> [chunk.text for chunk in split("```py\\na = 1\\nb = 2\\nc = 3\\nd = 4\\n```", MarkdownFormat(28))]
     ['```py\\na = 1\\nb = 2\\nc = 3\\n```', '```py\\nd = 4\\n```']
     """
     splitter = Splitter(format)
-    splitter.grow(markdown)
-    return splitter.pieces()
+    splitter.append(markdown)
+    return splitter.chunks()
 
 
-def join(pieces: Iterable[Piece]) -> str:
+def join(chunks: Iterable[Chunk]) -> str:
     """The text that was cut, to the character."""
-    return "".join(piece.body for piece in pieces)
+    return "".join(chunk.body for chunk in chunks)
 
 
 class Splitter:
-    """A text that grows, in pieces.
+    """A text that grows, in chunks.
 
-    The pieces are those of `split`, however the text arrived.  All but the last few
+    The chunks are those of `split`, however the text arrived.  All but the last few
     stay as they are and cost nothing any more: a cut is settled once the text goes on
-    for another `_AHEAD` characters, or for as many as the cut piece could hold.  (A
+    for another `_AHEAD` characters, or for as many as the cut chunk could hold.  (A
     format where a longer text may render shorter settles them in the order of growth.)
     """
 
     def __init__(self, format: Format) -> None:
         self._format = format
-        self._settled: list[Piece] = []
+        self._settled: list[Chunk] = []
         self._opening = ""
         self._rest = ""
         self._more: list[str] = []
 
-    def grow(self, text: str) -> None:
+    def append(self, text: str) -> None:
         self._more.append(text)
 
-    def pieces(self) -> list[Piece]:
+    def chunks(self) -> list[Chunk]:
         rest = self._rest + "".join(self._more)
         self._more.clear()
         opening = self._opening
-        pieces = list(self._settled)
+        chunks = list(self._settled)
         is_settled = True
         while rest:
             cut = _Cut(self._format, opening, rest)
-            pieces.append(cut.piece)
+            chunks.append(cut.chunk)
             is_settled = is_settled and cut.is_settled
             if is_settled:
-                self._settled.append(cut.piece)
+                self._settled.append(cut.chunk)
                 self._opening = cut.next_opening
-            opening, rest = cut.next_opening, rest[len(cut.piece.body) :]
-        self._rest = join(pieces[len(self._settled) :])
-        return pieces
+            opening, rest = cut.next_opening, rest[len(cut.chunk.body) :]
+        self._rest = join(chunks[len(self._settled) :])
+        return chunks
 
 
 class _Cut:
-    """The first piece of a text, and how the next one begins."""
+    """The first chunk of a text, and how the next one begins."""
 
     def __init__(self, format: Format, opening: str, rest: str) -> None:
         self._format = format
@@ -111,24 +111,24 @@ class _Cut:
         self._rest = rest
         self.next_opening = ""
         self.is_settled = False
-        # However much a platform's rendering leaves out, a piece holds at most two
+        # However much a platform's rendering leaves out, a chunk holds at most two
         # limits of Markdown: so the work does not depend on how long the text is.
         most = 2 * format.limit
-        self._reading = Reading(opening + rest[:most])
+        self._reading = BlockIndex(opening + rest[:most])
         if len(rest) <= most and self._fits(len(rest)):
-            self.piece = self._head(len(rest))
+            self.chunk = self._head(len(rest))
             return
         longest = self._longest(min(most, len(rest) - 1))
         if longest == 0 and self._opening:
             self._opening = ""
-            self._reading = Reading(rest[:most])
+            self._reading = BlockIndex(rest[:most])
             longest = self._longest(min(most, len(rest) - 1))
         longest = max(1, longest)
         ahead = longest + min(_AHEAD, longest)
         self.is_settled = len(rest) > ahead
-        self._reading = Reading(self._opening + rest[:ahead])
+        self._reading = BlockIndex(self._opening + rest[:ahead])
         at = self._best(longest)
-        self.piece = self._head(at)
+        self.chunk = self._head(at)
         self.next_opening = self._next_opening(at)
 
     def _longest(self, most: int) -> int:
@@ -148,9 +148,9 @@ class _Cut:
             probe = min(max(probe, fitting + 1), too_long - 1)
         return self._before_closing_line(fitting)
 
-    def _head(self, at: int) -> Piece:
+    def _head(self, at: int) -> Chunk:
         closing = self._reading.closing(len(self._opening) + at)
-        return Piece(self._rest[:at], self._opening, closing)
+        return Chunk(self._rest[:at], self._opening, closing)
 
     def _next_opening(self, at: int) -> str:
         return self._reading.opening(len(self._opening) + at, room=self._format.limit // 2)
@@ -229,7 +229,7 @@ class _Cut:
         begin, end = around
         head = text[begin:position] + self._head(at).closing
         tail = self._next_opening(at) + text[position:end]
-        return visible(head) + visible(tail) == visible(text[begin:end])
+        return visible_text(head) + visible_text(tail) == visible_text(text[begin:end])
 
 
 def _unique(numbers: Iterable[int]) -> Iterator[int]:

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bot.delivery.markdown.emphasis import emphasis_beside_chinese
+from bot.delivery.markdown.emphasis import cjk_friendly_emphasis
 
-OURS = MarkdownIt("commonmark").use(emphasis_beside_chinese)
+OURS = MarkdownIt("commonmark").use(cjk_friendly_emphasis)
 THEIRS = MarkdownIt("commonmark")
 
 
@@ -25,7 +25,7 @@ THEIRS = MarkdownIt("commonmark")
         ("snake_case_名称", "snake_case_名称"),
     ],
 )
-def test_emphasis_beside_chinese(markdown: str, html: str) -> None:
+def test_cjk_friendly_emphasis(markdown: str, html: str) -> None:
     assert OURS.render(markdown).strip() == f"<p>{html}</p>"
 
 

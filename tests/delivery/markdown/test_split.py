@@ -4,17 +4,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bot.delivery.markdown.blocks import is_balanced, visible
-from bot.delivery.markdown.format import Format, MarkdownFormat, Plain, Remembering, Rendered, utf16_units
-from bot.delivery.markdown.split import Piece, Splitter, join, split
+from bot.delivery.markdown.blocks import is_balanced, visible_text
+from bot.delivery.markdown.format import CachedFormat, Format, MarkdownFormat, PlainFormat, Rendered, utf16_units
+from bot.delivery.markdown.split import Chunk, Splitter, join, split
 from tests.delivery.markdown.texts import DOCUMENT, FLAT, TEXT
 
 
 def texts(markdown: str, limit: int) -> list[str]:
-    pieces = split(markdown, MarkdownFormat(limit))
-    assert join(pieces) == markdown
-    assert all(len(piece.text) <= limit for piece in pieces)
-    return [piece.text for piece in pieces]
+    chunks = split(markdown, MarkdownFormat(limit))
+    assert join(chunks) == markdown
+    assert all(len(chunk.text) <= limit for chunk in chunks)
+    return [chunk.text for chunk in chunks]
 
 
 def test_a_short_text_is_one_piece_and_an_empty_one_none() -> None:
@@ -56,7 +56,7 @@ def test_a_code_block_in_a_list_is_reopened_at_its_indentation() -> None:
 def test_a_code_block_deep_in_a_list_is_reopened_inside_one() -> None:
     cut = texts("- a\n  - b\n    ```py\n    one = 1\n    two = 2\n    three = 3\n    ```\n- next", 45)
     assert cut[1].startswith("+\n    ```py\n")
-    assert "".join(map(visible, cut)) == "abone=1two=2three=3next"
+    assert "".join(map(visible_text, cut)) == "abone=1two=2three=3next"
 
 
 def test_a_code_block_in_a_quote_keeps_its_quote_marks() -> None:
@@ -82,7 +82,7 @@ def test_the_rest_of_a_table_is_a_table() -> None:
     table = "| a | b |\n|---|---|\n" + "| one | two |\n" * 4
     cut = texts(table, 60)
     assert cut[1] == "|  |  |\n|---|---|\n| one | two |\n| one | two |\n"
-    assert "".join(map(visible, cut)) == visible(table)
+    assert "".join(map(visible_text, cut)) == visible_text(table)
 
 
 def test_a_table_header_that_takes_too_much_room_is_not_repeated() -> None:
@@ -134,8 +134,8 @@ def test_a_fence_longer_than_a_message_is_cut_like_text() -> None:
 
 
 def test_lengths_are_those_of_the_platform() -> None:
-    pieces = split("😀" * 40, MarkdownFormat(28, utf16_units))
-    assert [len(piece.body) for piece in pieces] == [14, 14, 12]
+    chunks = split("😀" * 40, MarkdownFormat(28, utf16_units))
+    assert [len(chunk.body) for chunk in chunks] == [14, 14, 12]
 
 
 class Shortening:
@@ -154,12 +154,12 @@ class Shortening:
 
 
 def test_the_rendered_length_counts_and_not_the_markdown() -> None:
-    format: Format = Remembering(Shortening())
+    format: Format = CachedFormat(Shortening())
     text = "word /hidden/ " * 20
-    pieces = split(text, format)
-    assert join(pieces) == text
-    assert all(40 < format.measure(format.render(piece.text)) <= 50 for piece in pieces[:-1])
-    assert len(split(text, Plain(format))) > len(pieces)
+    chunks = split(text, format)
+    assert join(chunks) == text
+    assert all(40 < format.measure(format.render(chunk.text)) <= 50 for chunk in chunks[:-1])
+    assert len(split(text, PlainFormat(format))) > len(chunks)
 
 
 @settings(max_examples=120, deadline=None)
@@ -178,17 +178,17 @@ def test_so_it_is_in_messages_of_28_characters(markdown: str, limit: int) -> Non
 @settings(max_examples=70, deadline=None)
 @given(DOCUMENT, st.integers(300, 2000))
 def test_readers_see_what_the_whole_text_shows(markdown: str, limit: int) -> None:
-    assert "".join(map(visible, texts(markdown, limit))) == visible(markdown)
+    assert "".join(map(visible_text, texts(markdown, limit))) == visible_text(markdown)
 
 
 @settings(max_examples=25, deadline=None)
 @given(DOCUMENT, st.integers(60, 200), st.integers(10, 80))
 def test_a_growing_text_has_the_same_pieces_and_only_its_last_ones_change(markdown: str, limit: int, step: int) -> None:
     splitter = Splitter(MarkdownFormat(limit))
-    before: list[Piece] = []
+    before: list[Chunk] = []
     for begin in range(0, len(markdown), step):
-        splitter.grow(markdown[begin : begin + step])
-        now = splitter.pieces()
+        splitter.append(markdown[begin : begin + step])
+        now = splitter.chunks()
         assert now[: max(0, len(before) - 3)] == before[:-3]
         before = now
     assert before == split(markdown, MarkdownFormat(limit))
@@ -208,7 +208,7 @@ def test_what_is_settled_is_not_rendered_again() -> None:
     splitter = Splitter(Counting())
     text = "A sentence of an answer, **bold** here and there. " * 400
     for begin in range(0, len(text), 80):
-        splitter.grow(text[begin : begin + 80])
-        splitter.pieces()
+        splitter.append(text[begin : begin + 80])
+        splitter.chunks()
     # Of the last two messages, at most: a look renders the one that grows, a cut some more.
     assert rendered < 4 * 2000 * 250

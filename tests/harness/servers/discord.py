@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from bot.adapters.discord.adapter import DiscordAdapter
 from bot.adapters.discord.settings import DiscordSection
-from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.blocks import visible_text
 from bot.domain import Action
 from bot.util.clock import Clock
 from tests.harness.platform import PATIENCE, LoopbackPlatform, Seen
@@ -124,7 +124,7 @@ class DiscordPlatform(DiscordRest):
                 id=message["id"],
                 author=message["author"]["username"],
                 markdown=message["content"],
-                visible=visible(message["content"]),
+                visible=visible_text(message["content"]),
                 actions=frozenset(Action(name) for name in _buttons(message)),
                 reply_to=message.get("message_reference", {}).get("message_id"),
             )

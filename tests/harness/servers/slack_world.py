@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.delivery.markdown.blocks import visible
+from bot.delivery.markdown.blocks import visible_text
 from bot.domain import Action
 from tests.harness.platform import Seen
 
@@ -214,5 +214,5 @@ class Room:
     def _shown(self, message: Message) -> Seen:
         names = {id: name for name, id in self._people.items()} | {BOT: "bot"}
         markdown = message.markdown if message.user == BOT else message.text.replace(f"<@{BOT}>", "@bot")
-        words = visible(markdown).replace("\u2060", "")
+        words = visible_text(markdown).replace("\u2060", "")
         return Seen(message.ts, names.get(message.user, message.user), markdown, words, message.actions, message.thread)
