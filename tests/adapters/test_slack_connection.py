@@ -10,8 +10,9 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from slack_sdk.errors import SlackApiError
 
-from bot.adapters.slack.adapter import SCOPES, inspect, web_api
-from bot.adapters.slack.errors import map_errors, meaning
+from bot.adapters.slack.adapter import SCOPES, inspect
+from bot.adapters.slack.client import web_api
+from bot.adapters.slack.errors import error_for, map_errors
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import menu
@@ -240,7 +241,7 @@ def test_the_manifest_asks_for_what_the_bot_uses() -> None:
 
 @pytest.mark.parametrize("wait", ["soon", None])
 def test_a_wait_of_unknown_length_is_half_a_minute(wait: str | None) -> None:
-    assert str(meaning(429, "ratelimited", wait)) == "the platform asks to wait 30 s"
+    assert str(error_for(429, "ratelimited", wait)) == "the platform asks to wait 30 s"
 
 
 def test_an_answer_that_is_no_json_passes() -> None:

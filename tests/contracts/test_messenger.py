@@ -7,7 +7,7 @@ import pytest
 
 from bot.adapters.discord.http import configure_endpoints, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
-from bot.adapters.slack.adapter import web_api
+from bot.adapters.slack.client import web_api
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.telegram.client import open_bot
 from bot.adapters.telegram.messenger import TelegramMessenger

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 import pytest
 from aiohttp import web
 
-from bot.adapters.slack.adapter import web_api
+from bot.adapters.slack.client import web_api
 from bot.adapters.slack.errors import map_errors
 from bot.errors import RateLimited
 from tests.harness.fakes import FastClock, ManualClock, ScriptedEngine

@@ -1,68 +1,108 @@
-"""What was said on Slack while nobody listened."""
+"""Backfill of messages missed while disconnected; Slack may not deliver them again."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.adapters.slack.errors import map_errors
+from bot.adapters.inbox import Inbox
+from bot.adapters.slack.client import pages
+from bot.adapters.slack.errors import TRANSIENT
+from bot.adapters.slack.handlers import EventHandlers
+from bot.adapters.slack.parse import PLATFORM, Event, MessageParser
+from bot.chat.intake import Intake
+from bot.domain import ChannelKey, IncomingMessage
+from bot.errors import LoginRefused, PlatformError
 
-_PAGE = 200
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Threads are searched whose first message, or whose last one to the bot, is not older than this
-# (seconds before the last message that is known).
+# Seconds: threads are read whose root or last known message is at most this much older than the
+# channel's last known message.
 _THREAD_AGE = 24 * 3600.0
 
 
-async def pages(
-    web: AsyncWebClient, channel: str, thread: str | None, *, oldest: str | None
-) -> AsyncIterator[list[dict[str, Any]]]:
-    """The messages after `oldest`: a thread's in their order, a channel's the newest first.
+class Backfill:
+    """Stores missed messages, one channel after another."""
 
-    Raises:
-        PlatformError: As `translated` has it.
-    """
-    cursor: str | None = None
-    while True:
-        with map_errors():
-            if thread is None:
-                response = await web.conversations_history(
-                    channel=channel, oldest=oldest, cursor=cursor, limit=_PAGE, include_all_metadata=True
-                )
-            else:
-                response = await web.conversations_replies(
-                    channel=channel, ts=thread, oldest=oldest, cursor=cursor, limit=_PAGE, include_all_metadata=True
-                )
-        yield response.get("messages") or []
-        cursor = (response.get("response_metadata") or {}).get("next_cursor")
-        if not cursor:
-            return
+    def __init__(
+        self,
+        api: AsyncWebClient,
+        parser: MessageParser,
+        intake: Intake,
+        inbox: Inbox,
+        handlers: EventHandlers,
+        retry: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
+    ) -> None:
+        self._api = api
+        self._parser = parser
+        self._intake = intake
+        self._inbox = inbox
+        self._handlers = handlers
+        self._retry = retry
+
+    async def prepare(self) -> Mapping[ChannelKey, str]:
+        """Return the newest stored id per thread, and hold live events there until `run`.
+
+        Called before connecting: a newer message would hide those that were missed.
+        """
+        known = await self._intake.last_message_ids(PLATFORM)
+        self._handlers.hold({key.channel for key in known})
+        return known
+
+    async def run(self, known: Mapping[ChannelKey, str]) -> None:
+        """Start all replies owed, then read what is newer than `known`, latest active channel first.
+
+        Slack allows about one such call a second.
+        """
+        channels: dict[str, dict[str | None, str]] = {}
+        for key, newest in known.items():
+            channels.setdefault(key.channel, {})[key.thread] = newest
+        await self._retry(self._inbox.recover)
+        for channel in sorted(channels, key=lambda channel: _last_activity(channels[channel]), reverse=True):
+            await self._retry(partial(self._read, channel, channels[channel]))
+            self._handlers.release(channel)
+
+    async def _read(self, channel: str, known: Mapping[str | None, str]) -> None:
+        async def parse(event: Event) -> IncomingMessage | None:
+            return await self._parser.parse({**event, "channel": channel})
+
+        try:
+            missed = await _missed(self._api, channel, known, datetime.now(UTC).timestamp())
+        except (*TRANSIENT, LoginRefused):
+            raise
+        except PlatformError as error:
+            log.warning("slack: channel not readable, its backfill is skipped", channel=channel, error=str(error))
+        else:
+            await self._inbox.backfill(missed, parse)
 
 
-def stamps(known: Mapping[str | None, str]) -> dict[str | None, float]:
-    """When the newest message of each thread was said; slash commands do not tell."""
-    return {thread: float(id) for thread, id in known.items() if not id.startswith("/")}
-
-
-async def missed(
+async def _missed(
     web: AsyncWebClient, channel: str, known: Mapping[str | None, str], now: float
 ) -> list[dict[str, Any]]:
-    """What was said in a channel and its threads after the newest message known there, in order.
-
-    `known` has the newest id per thread.  `now` is the time of day, for a channel of which
-    only slash commands are known: they have no timestamp.
-    """
-    last = stamps(known)
-    since = max(last.values(), default=now - _THREAD_AGE)
+    """Return the messages of a channel and its threads newer than any known one, in order."""
+    times = _timestamps(known)
+    # Only slash commands may be known, which have no timestamp.
+    since = max(times.values(), default=now - _THREAD_AGE)
     begin = since - _THREAD_AGE
     found: dict[str, dict[str, Any]] = {}
-    threads = {thread for thread, stamp in last.items() if thread and float(thread) <= begin < stamp}
+    threads = {thread for thread, time in times.items() if thread and float(thread) <= begin < time}
     async for page in pages(web, channel, None, oldest=f"{begin:.6f}"):
         for message in page:
             found[message["ts"]] = message
-            if float(message.get("latest_reply") or 0) > since:  # of messages with a thread alone
+            if float(message.get("latest_reply") or 0) > since:
                 threads.add(message["ts"])
     for thread in sorted(threads):
         async for page in pages(web, channel, thread, oldest=f"{since:.6f}"):
             found |= {message["ts"]: message for message in page}
     return [found[ts] for ts in sorted(found, key=float) if float(ts) > since]
+
+
+def _timestamps(known: Mapping[str | None, str]) -> dict[str | None, float]:
+    return {thread: float(id) for thread, id in known.items() if not id.startswith("/")}
+
+
+def _last_activity(known: Mapping[str | None, str]) -> float:
+    return max(_timestamps(known).values(), default=0.0)

@@ -1,4 +1,4 @@
-"""How Slack's events come in: over a web socket that we open, or by requests that Slack signs."""
+"""Slack's event connections: socket mode, and an HTTP server for signed requests."""
 
 import asyncio
 import json
@@ -15,33 +15,32 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.slack.errors import map_errors
+from bot.adapters.slack.settings import SlackSection
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Slack's socket is pinged this often, and lost after four pings without an answer.
+# Seconds between pings; after four without a pong the socket is lost.
 _PING_SECONDS = 5.0
-# Below a ping's interval: the library would try the same ticket again then, and it serves once.
+# Shorter than the ping interval, after which the library would reuse the URL; it is valid once.
 _CONNECT_SECONDS = 4.0
 
-# A socket that Slack asks us to replace is gone for a moment: this many looks, a second apart.
-_LOOKS = 3
+# The socket is closed for a moment while the library replaces it at Slack's request, so it is lost
+# only after this many checks, one second apart.
+_LOST_CHECKS = 3
 
 
-class _Handler(AsyncSocketModeHandler):
-    """Bolt's handler, which leaves no listener behind.
-
-    What cannot be acknowledged any more comes again, and is nothing to report.
-    """
+class SocketConnection(AsyncSocketModeHandler):
+    """Bolt's handler for one connection; closing it also ends its listeners."""
 
     def __init__(self, app: AsyncApp, app_token: str, api: AsyncWebClient) -> None:
         super().__init__(app, app_token, web_client=api, proxy=api.proxy, ping_interval=_PING_SECONDS)
-        # Whether a lost connection is made anew is decided here alone.
+        # The adapter reconnects.
         self.client.auto_reconnect_enabled = self.client.default_auto_reconnect_enabled = False
         self._enqueue = self.client.enqueue_message
-        self.client.enqueue_message = self._take  # type: ignore[method-assign]  # the one place before its own reading
-        self._listening: set[asyncio.Task[None]] = set()
+        self.client.enqueue_message = self._filter  # type: ignore[method-assign]  # the only hook before the library parses
+        self._listeners: set[asyncio.Task[None]] = set()
 
     async def handle(  # type: ignore[override]  # as in Bolt's own, which narrows the client too
         self, client: SocketModeClient, req: SocketModeRequest
@@ -50,96 +49,91 @@ class _Handler(AsyncSocketModeHandler):
         assert task is not None
         if client.closed:
             return
-        self._listening.add(task)
-        task.add_done_callback(self._listening.discard)
+        self._listeners.add(task)
+        task.add_done_callback(self._listeners.discard)
         try:
+            # Slack redelivers an event whose acknowledgement is lost with the connection.
             with suppress(ConnectionError):
                 await super().handle(client, req)
         except PARSE_ERRORS as error:
-            log.warning("slack sent an event that cannot be read", **describe_error(error))
+            log.warning("event skipped, it cannot be read", platform="slack", **describe_error(error))
 
-    async def _take(self, message: str) -> None:
-        """Pass on what is an envelope, and what has none: of all else the library makes errors in its log."""
+    async def _filter(self, message: str) -> None:
+        """Drop frames that are no envelope: the library would log an error for each."""
         try:
-            told = json.loads(message)
+            envelope = json.loads(message)
         except (ValueError, RecursionError) as error:
-            log.warning("slack sent a frame that cannot be read", **describe_error(error))
+            log.warning("frame skipped, it cannot be read", platform="slack", **describe_error(error))
             return
-        if isinstance(told, dict) and isinstance(told.get("payload", {}), dict):
+        if isinstance(envelope, dict) and isinstance(envelope.get("payload", {}), dict):
             await self._enqueue(message)
 
+    async def wait_lost(self, clock: Clock) -> None:
+        """Wait until the connection is closed for good."""
+        failures = 0
+        while failures < _LOST_CHECKS:
+            await clock.sleep(1.0)
+            failures = 0 if await self.client.is_connected() else failures + 1
+
     async def close(self) -> None:
-        """Disconnect, and end all that the library has begun: the database is closed next."""
-        await self.close_async()  # type: ignore[no-untyped-call]  # Bolt says nothing of it
-        for task in self._listening:
+        """Disconnect and end the library's tasks; the database is closed next."""
+        await self.close_async()  # type: ignore[no-untyped-call]  # Bolt has no annotation
+        for task in self._listeners:
             task.cancel()
         client = self.client
-        tasks = [client.message_processor, client.message_receiver, client.current_session_monitor, *self._listening]
+        tasks = [client.message_processor, client.message_receiver, client.current_session_monitor, *self._listeners]
         await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
 
 
-class Socket:
-    """One connection in socket mode, with the library's replacement when Slack refreshes it."""
-
-    def __init__(self, handler: _Handler, clock: Clock) -> None:
-        self._handler = handler
-        self._clock = clock
-
-    async def lost(self) -> None:
-        """Wait until it is of no use any more."""
-        missing = 0
-        while missing < _LOOKS:
-            await self._clock.sleep(1.0)
-            missing = 0 if await self._handler.client.is_connected() else missing + 1
-
-
 @asynccontextmanager
-async def socket(app: AsyncApp, app_token: str, api: AsyncWebClient, clock: Clock) -> AsyncIterator[Socket]:
-    """Connect with a new ticket; on leaving, disconnect.
-
-    Each connection has a handler of its own.  Left to itself, the library tries a ticket
-    that is used up for ever.
+async def open_socket(app: AsyncApp, settings: SlackSection, api: AsyncWebClient) -> AsyncIterator[SocketConnection]:
+    """Connect with a new URL; disconnect on exit.
 
     Raises:
         LoginRefused: The app token is wrong.
-        PlatformUnavailable: There is no connection.
+        PlatformUnavailable: The connection fails.
     """
-    url = await ticket(api, app_token)
-    handler = _Handler(app, app_token, api)
-    handler.client.wss_uri = url
+    url = await socket_url(api, settings)
+    # Each connection has its own handler: the library retries a used URL forever.
+    connection = SocketConnection(app, _app_token(settings), api)
+    connection.client.wss_uri = url
     try:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                await handler.connect_async()  # type: ignore[no-untyped-call]  # Bolt says nothing of it
+                await connection.connect_async()  # type: ignore[no-untyped-call]  # Bolt has no annotation
         except TimeoutError:
             raise PlatformUnavailable("Slack's web socket cannot be opened") from None
-        yield Socket(handler, clock)
+        yield connection
     finally:
-        await handler.close()
+        await connection.close()
 
 
-async def ticket(api: AsyncWebClient, app_token: str) -> str:
-    """Ask for the address of a web socket; it serves once.
+async def socket_url(api: AsyncWebClient, settings: SlackSection) -> str:
+    """Request the URL of a web socket; it is valid once.
 
     Raises:
         LoginRefused: The app token is wrong.
     """
     try:
         with map_errors():
-            return str((await api.apps_connections_open(app_token=app_token))["url"])
+            return str((await api.apps_connections_open(app_token=_app_token(settings)))["url"])
     except PlatformError as error:
         if isinstance(error, LoginRefused) or "missing_scope" in str(error):
             raise LoginRefused(
-                f"{error}: adapters.slack.app_token is wrong. Make one with the scope connections:write (Basic "
+                f"{error}: adapters.slack.app_token is wrong. Create one with the scope connections:write (Basic "
                 "Information, App-Level Tokens) and put it into BOT_SLACK__APP_TOKEN."
             ) from error
         raise
 
 
+def _app_token(settings: SlackSection) -> str:
+    return settings.app_token.get_secret_value() if settings.app_token else ""
+
+
 @asynccontextmanager
-async def requests(app: AsyncApp, host: str, port: int, path: str) -> AsyncIterator[int]:
-    """Listen for Slack's requests; yield the port."""
-    # Listeners end before Slack loses its patience; the default waits for them for a minute.
+async def http_server(app: AsyncApp, host: str, port: int, path: str) -> AsyncIterator[None]:
+    """Listen for Slack's requests."""
+    # The default shutdown waits a minute for listeners; Slack waits 3 s for their responses.
     runner = web.AppRunner(app.web_app(path=path, port=port), access_log=None, shutdown_timeout=3.0)
     await runner.setup()
     try:
@@ -150,6 +144,6 @@ async def requests(app: AsyncApp, host: str, port: int, path: str) -> AsyncItera
             raise PlatformError(
                 f"adapters.slack cannot listen on {host}:{port} ({error.strerror}); choose another adapters.slack.port"
             ) from error
-        yield int(runner.addresses[0][1])
+        yield
     finally:
         await runner.cleanup()

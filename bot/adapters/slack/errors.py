@@ -1,4 +1,4 @@
-"""What Slack's refusals mean, in the words of bot.errors."""
+"""Slack's error codes as errors of bot.errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,93 +17,69 @@ from bot.errors import (
     RateLimited,
 )
 
-# Where Slack says "wait" and not how long.
-_WAIT = 30.0
+# Errors after which a call is worth repeating.
+TRANSIENT = (PlatformUnavailable, RateLimited)
 
-_BUSY = frozenset({"ratelimited", "rate_limited", "message_limit_exceeded"})
-_LOGIN = frozenset(
-    {"invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "not_allowed_token_type"}
-)
-_MARKUP = frozenset(
-    {"invalid_blocks", "invalid_blocks_format", "msg_too_long", "msg_blocks_too_long", "no_text", "invalid_attachments"}
-)
-_GONE = frozenset(
-    {"message_not_found", "cant_update_message", "cant_delete_message", "edit_window_closed", "is_inactive"}
-)
-_CHANNEL_GONE = frozenset(
-    {
-        "channel_not_found",
-        "not_in_channel",
-        "user_not_in_channel",
-        "is_archived",
-        "thread_not_found",
-        "thread_locked",
-        "restricted_action",
-        "restricted_action_thread_locked",
-        "restricted_action_read_only_channel",
-        "restricted_action_thread_only_channel",
-        "restricted_action_non_threadable_channel",
-        "messages_tab_disabled",
-        "cannot_dm_bot",
-        "ekm_access_denied",
-        "no_permission",
-        "missing_scope",
-        "user_not_found",
-        "expired_url",
-    }
-)
-_PASSING = frozenset(
-    {"internal_error", "fatal_error", "service_unavailable", "request_timeout", "team_added_to_org", "accesslimited"}
-)
+# Seconds to wait when a rate limit has no Retry-After.
+_DEFAULT_WAIT = 30.0
 
-_MEANINGS: dict[type[PlatformError], frozenset[str]] = {
-    LoginRefused: _LOGIN,
-    MarkupRefused: _MARKUP,
-    MessageGone: _GONE,
-    ChannelGone: _CHANNEL_GONE,
+_CODES: dict[type[PlatformError], str] = {
+    RateLimited: "ratelimited rate_limited message_limit_exceeded",
+    PlatformUnavailable: (
+        "internal_error fatal_error service_unavailable request_timeout team_added_to_org accesslimited"
+    ),
+    LoginRefused: "invalid_auth not_authed account_inactive token_revoked token_expired not_allowed_token_type",
+    MarkupRefused: (
+        "invalid_blocks invalid_blocks_format msg_too_long msg_blocks_too_long no_text invalid_attachments"
+    ),
+    MessageGone: "message_not_found cant_update_message cant_delete_message edit_window_closed is_inactive",
+    ChannelGone: (
+        "channel_not_found not_in_channel user_not_in_channel is_archived thread_not_found thread_locked "
+        "restricted_action restricted_action_thread_locked restricted_action_read_only_channel "
+        "restricted_action_thread_only_channel restricted_action_non_threadable_channel messages_tab_disabled "
+        "cannot_dm_bot ekm_access_denied no_permission missing_scope user_not_found expired_url"
+    ),
 }
+_ERRORS = {code: error for error, codes in _CODES.items() for code in codes.split()}
 
 
 @contextmanager
 def map_errors() -> Iterator[None]:
-    """Let what the Web API answers, and what happens on the way to it, be errors of ours."""
+    """Raise the Web API's refusals and network errors as errors of bot.errors."""
     try:
         yield
     except SlackApiError as error:
-        raise of_response(error.response) from error
+        raise error_of(error.response) from error
     except (aiohttp.ClientError, TimeoutError) as error:
         raise PlatformUnavailable(f"Slack cannot be reached: {type(error).__name__}") from error
 
 
-def of_response(response: object) -> PlatformError:
-    """The error that the Web API's answer stands for, if it is one of its answers."""
+def error_of(response: object) -> PlatformError:
+    """Return the error that a refusal by the Web API means."""
     if not isinstance(response, AsyncSlackResponse) or not isinstance(response.data, dict):
-        return PlatformUnavailable("Slack's answer cannot be read")
-    said = str(response.data.get("error", ""))
-    return meaning(response.status_code, said, response.headers.get("Retry-After"))
+        return PlatformUnavailable("Slack's response cannot be parsed")
+    code = str(response.data.get("error", ""))
+    return error_for(response.status_code, code, response.headers.get("Retry-After"))
 
 
-def meaning(status: int, said: str, retry_after: str | None) -> PlatformError:
-    """The error that an answer stands for.
+def error_for(status: int, code: str, retry_after: str | None) -> PlatformError:
+    """Return the error that a status and an error code mean.
 
-    >>> meaning(429, "ratelimited", "30")
+    >>> error_for(429, "ratelimited", "30")
     RateLimited('the platform asks to wait 30 s')
-    >>> meaning(200, "channel_not_found", None)
+    >>> error_for(200, "channel_not_found", None)
     ChannelGone('Slack says channel_not_found')
     """
-    if status == 429 or said in _BUSY:
+    error = RateLimited if status == 429 else _ERRORS.get(code, PlatformError)
+    if error is RateLimited:
         return RateLimited(_seconds(retry_after))
-    sentence = f"Slack says {said or status}"
-    if status >= 500 or said in _PASSING:
-        return PlatformUnavailable(sentence)
-    for error, words in _MEANINGS.items():
-        if said in words:
-            return error(sentence)
-    return PlatformError(sentence)
+    if status >= 500:
+        error = PlatformUnavailable
+    return error(f"Slack says {code or status}")
 
 
 def _seconds(retry_after: str | None) -> float:
     try:
-        return max(0.0, float(retry_after or _WAIT))
+        return max(0.0, float(retry_after or _DEFAULT_WAIT))
     except ValueError:
-        return _WAIT
+        return _DEFAULT_WAIT

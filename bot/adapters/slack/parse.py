@@ -1,4 +1,4 @@
-"""What people say on Slack, as the bot understands it: which message is for it, from whom, in plain words."""
+"""Slack events and commands as messages: addressee, author, plain text."""
 
 import asyncio
 import re
@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
+from bot.adapters.send_once import RecentDict
 from bot.adapters.slack.errors import map_errors
 from bot.chat.commands import COMMANDS, parse
 from bot.domain import Author, ChannelKey, IncomingMessage
@@ -21,25 +22,23 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 PLATFORM = "slack"
 Event = Mapping[str, Any]
 
-# All other subtypes tell of joins, topics, pins, and what other bots say.
-_SPOKEN = frozenset({"", "file_share", "thread_broadcast", "me_message"})
+# Subtypes of users' messages; the others are joins, topics, pins and bots' messages.
+_MESSAGES = frozenset({"", "file_share", "thread_broadcast", "me_message"})
 _TIMESTAMP = re.compile(r"\d{1,12}\.\d{1,9}")
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _MARKED = re.compile(r"<([^<>]*)>")
 _ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
-# Slack waits 3 s for its acknowledgement: a name or a quotation is not worth missing it.
-_LOOK_UP_SECONDS = 1.0
+# Slack waits 3 s for an acknowledgement, so a name or a quote must not take longer than this.
+_LOOKUP_SECONDS = 1.0
 _MOST_NAMES = 20
-# A changed name or language shows after an hour; ten thousand people weigh a few megabytes.
-_REMEMBERED_SECONDS = 3600.0
+_CACHE_SECONDS = 3600.0
 _UNKNOWN_SECONDS = 60.0
-_REMEMBERED_PEOPLE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class BotIdentity:
-    """Whom the bot token belongs to."""
+    """The bot's identity (auth.test)."""
 
     user: str
     bot: str
@@ -55,156 +54,156 @@ class User:
 
 
 class UserDirectory:
-    """Names and languages of the workspace's people, each asked for once in an hour."""
+    """Names and languages of the workspace's users, cached for an hour."""
 
     def __init__(self, web: AsyncWebClient, clock: Clock) -> None:
         self._web = web
         self._clock = clock
-        self._known: dict[str, tuple[float, User]] = {}
+        self._cache: RecentDict[str, tuple[float, User]] = RecentDict()
 
-    async def person(self, user: str) -> User:
-        """Look somebody up; who cannot be found in time is called by their id."""
-        until, known = self._known.get(user, (0.0, None))
+    async def find(self, id: str) -> User:
+        """Look up a user; one that cannot be looked up in time has the id as name."""
+        until, known = self._cache.get(id, (0.0, None))
         if known is not None and self._clock.now() < until:
             return known
         try:
-            async with asyncio.timeout(_LOOK_UP_SECONDS):
+            async with asyncio.timeout(_LOOKUP_SECONDS):
                 with map_errors():
-                    response = await self._web.users_info(user=user, include_locale=True)
+                    response = await self._web.users_info(user=id, include_locale=True)
         except (PlatformError, TimeoutError) as error:
-            log.warning("a person is unknown", error=str(error) or "no answer in time")
-            self._remember(user, known or User(user), _UNKNOWN_SECONDS)
-            return known or User(user)
-        told = response.get("user") or {}
-        profile = told.get("profile") or {}
-        name = profile.get("display_name") or profile.get("real_name") or told.get("name") or user
-        person = User(name, told.get("locale"), bool(told.get("is_bot")))
-        self._remember(user, person, _REMEMBERED_SECONDS)
-        return person
-
-    def _remember(self, user: str, person: User, seconds: float) -> None:
-        if len(self._known) >= _REMEMBERED_PEOPLE:
-            del self._known[next(iter(self._known))]
-        self._known[user] = (self._clock.now() + seconds, person)
+            log.warning("slack: user lookup failed", error=str(error) or "timeout")
+            user, seconds = known or User(id), _UNKNOWN_SECONDS
+        else:
+            found = response.get("user") or {}
+            profile = found.get("profile") or {}
+            name = profile.get("display_name") or profile.get("real_name") or found.get("name") or id
+            user, seconds = User(name, found.get("locale"), bool(found.get("is_bot"))), _CACHE_SECONDS
+        self._cache[id] = (self._clock.now() + seconds, user)
+        return user
 
 
 class MessageParser:
-    """Tells which events are said to the bot, and makes messages of them."""
+    """Selects the events that address the bot and builds messages from them."""
 
     def __init__(
         self,
         me: BotIdentity,
         web: AsyncWebClient,
-        people: UserDirectory,
-        knows: Callable[[ChannelKey], Awaitable[bool]],
+        users: UserDirectory,
+        has_history: Callable[[ChannelKey], Awaitable[bool]],
         *,
         threads: bool,
     ) -> None:
         self._me = me
         self._web = web
-        self._people = people
-        self._knows = knows
+        self._users = users
+        self._has_history = has_history
         self._threads = threads
         self._mention = re.compile(rf"<@{re.escape(me.user)}(?:\|[^<>]*)?>[ \t]*[,:，：]?[ \t]*")
 
-    async def heard(self, event: Event) -> IncomingMessage | None:
-        """Make a message of what is said to the bot; None if this event is not.
+    async def parse(self, event: Event) -> IncomingMessage | None:
+        """Build the message of an event; None if it does not address the bot.
 
-        One mention comes as `message` and as `app_mention`: both give the same message.
+        One mention arrives as `message` and as `app_mention`: both give the same message.
         """
-        said = self._said(event)
-        if said is None:
+        fields = self._fields(event)
+        if fields is None:
             return None
-        channel, thread, ts, raw = said
+        channel, thread, ts, raw = fields
         is_direct = channel.startswith("D")
-        is_answer = event.get("parent_user_id") == self._me.user
-        is_known = thread is not None and await self._knows(ChannelKey(PLATFORM, channel, thread))
-        if not (is_direct or self._mention.search(raw) or is_answer or (is_known and self._threads)):
+        is_reply = event.get("parent_user_id") == self._me.user
+        is_known = thread is not None and await self._has_history(ChannelKey(PLATFORM, channel, thread))
+        if not (is_direct or self._mention.search(raw) or is_reply or (is_known and self._threads)):
             return None
         message = await self._message(event, channel, thread, ts, raw)
         if thread is None or is_known:
             return message
         return replace(message, quoted=await self._root(channel, thread) or None)
 
-    async def changed(self, event: Event) -> IncomingMessage | None:
-        """Make a message of what somebody edited, whether it was said to the bot or not."""
-        said = self._said(event)
-        return None if said is None else await self._message(event, *said)
+    async def parse_edit(self, event: Event) -> IncomingMessage | None:
+        """Build the message of an edit, whether it addresses the bot or not."""
+        fields = self._fields(event)
+        return None if fields is None else await self._message(event, *fields)
 
-    def _said(self, event: Event) -> tuple[str, str | None, str, str] | None:
-        """Channel, thread, timestamp and text of what a person said."""
+    async def parse_command(self, command: Mapping[str, Any]) -> IncomingMessage:
+        """Build the message of a slash command; its id is made of the user and the trigger id.
+
+        Raises:
+            ValueError: The user, channel or trigger is missing.
+        """
+        user, channel, trigger = (id_of(command, name) for name in ("user_id", "channel_id", "trigger_id"))
+        if not (user and channel and trigger):
+            raise ValueError("a slash command without user, channel or trigger")
+        author = await self._users.find(user)
+        return IncomingMessage(
+            id=f"/{user}/{trigger}",
+            channel=ChannelKey(PLATFORM, channel),
+            author=Author(PLATFORM, user, author.name, is_bot=author.is_bot),
+            text=normalize_command(text_of(command, "command"), text_of(command, "text")),
+            sent_at=datetime.now(UTC),
+            server=text_of(command, "team_id"),
+            is_direct=channel.startswith("D"),
+            locale=author.locale,
+        )
+
+    def _fields(self, event: Event) -> tuple[str, str | None, str, str] | None:
+        """Return channel, thread, timestamp and text of a user's message; None for other events."""
         channel, ts, user = id_of(event, "channel"), text_of(event, "ts"), id_of(event, "user")
-        is_spoken = text_of(event, "subtype") in _SPOKEN and not event.get("bot_id")
-        if not (is_spoken and channel and is_timestamp(ts) and user and user != self._me.user):
+        is_message = text_of(event, "subtype") in _MESSAGES and not event.get("bot_id")
+        if not (is_message and channel and is_timestamp(ts) and user and user != self._me.user):
             return None
         thread = text_of(event, "thread_ts")
         return channel, thread if is_timestamp(thread) and thread != ts else None, ts, text_of(event, "text")
 
     async def _message(self, event: Event, channel: str, thread: str | None, ts: str, raw: str) -> IncomingMessage:
         user = text_of(event, "user")
-        person = await self._people.person(user)
+        author = await self._users.find(user)
         text = await self._plain(self._mention.sub("", raw))
         is_direct = channel.startswith("D")
-        # A mention outside a thread begins one; a command there is about the whole channel.
+        # A mention outside a thread starts one; a command there concerns the whole channel.
         if thread is None and not is_direct and parse(text) is None:
             thread = ts
         return IncomingMessage(
             id=ts,
             channel=ChannelKey(PLATFORM, channel, thread),
-            author=Author(PLATFORM, user, person.name, is_bot=person.is_bot),
+            author=Author(PLATFORM, user, author.name, is_bot=author.is_bot),
             text=text,
             sent_at=datetime.fromtimestamp(float(ts), UTC),
             server=self._me.team,
             is_direct=is_direct,
-            locale=person.locale,
+            locale=author.locale,
         )
 
     async def _root(self, channel: str, thread: str) -> str | None:
-        """What the thread hangs on: whoever calls the bot into a thread speaks about that."""
+        """Return the text of a thread's first message, to quote it."""
         try:
-            async with asyncio.timeout(_LOOK_UP_SECONDS):
+            async with asyncio.timeout(_LOOKUP_SECONDS):
                 with map_errors():
                     response = await self._web.conversations_replies(channel=channel, ts=thread, limit=1)
         except (PlatformError, TimeoutError) as error:
-            log.warning("a thread's first message cannot be read", error=str(error) or "no answer in time")
+            log.warning("slack: thread lookup failed", error=str(error) or "timeout")
             return None
         roots: list[Event] = response.get("messages") or []
         return await self._plain(self._mention.sub("", text_of(roots[0], "text"))) if roots else None
 
     async def _plain(self, raw: str) -> str:
-        """Write Slack's notation for people, channels and links as they are read."""
+        """Replace Slack's markup for users, channels and links by plain text."""
         marks = [marked[1:].partition("|")[0] for marked in _MARKED.findall(raw) if marked.startswith("@")]
         users = [mark for mark in dict.fromkeys(marks) if _ID.fullmatch(mark)][:_MOST_NAMES]
-        people = await asyncio.gather(*map(self._people.person, users))
-        names = {user: person.name for user, person in zip(users, people, strict=True)}
-        return _unescaped(_MARKED.sub(lambda found: _read(found[1], names), raw)).strip()
+        found = await asyncio.gather(*map(self._users.find, users))
+        names = {id: user.name for id, user in zip(users, found, strict=True)}
+        return _unescape(_MARKED.sub(lambda mark: _plain_mark(mark[1], names), raw)).strip()
 
 
-def slash(command: Mapping[str, Any], person: User) -> IncomingMessage:
-    """Make a message of a slash command.
+def normalize_command(name: str, text: str) -> str:
+    """Return a slash command in the form of the other platforms.
 
-    It has no timestamp; who used it and Slack's name for this one use are its id.
-    """
-    user, channel = id_of(command, "user_id"), id_of(command, "channel_id")
-    return IncomingMessage(
-        id=f"/{user}/{id_of(command, 'trigger_id')}",
-        channel=ChannelKey(PLATFORM, channel),
-        author=Author(PLATFORM, user, person.name, is_bot=person.is_bot),
-        text=spelled(text_of(command, "command"), text_of(command, "text")),
-        sent_at=datetime.now(UTC),
-        server=text_of(command, "team_id"),
-        is_direct=channel.startswith("D"),
-        locale=person.locale,
-    )
+    Its name in the app's settings is free: one command for all, or one for each.
 
-
-def spelled(name: str, text: str) -> str:
-    """Write a slash command as it is written everywhere else.
-
-    What it is called in the app's settings is free: one command for all, or one for each.
-
-    >>> spelled("/chat", "clear"), spelled("/glm-clear", ""), spelled("/stop", ""), spelled("/chat", "")
-    ('/clear', '/clear', '/stop', '/help')
+    >>> normalize_command("/chat", "clear"), normalize_command("/glm-clear", "")
+    ('/clear', '/clear')
+    >>> normalize_command("/stop", ""), normalize_command("/chat", "")
+    ('/stop', '/help')
     """
     word, _, args = text.strip().partition(" ")
     called = re.split("[-_/]", name.lower())[-1]
@@ -217,19 +216,19 @@ def spelled(name: str, text: str) -> str:
 
 
 def text_of(event: Event, key: str) -> str:
-    """A field that should be a text, and is not always."""
+    """Return a text field; "" where it has another type."""
     value = event.get(key)
     return value if isinstance(value, str) else ""
 
 
 def id_of(event: Event, key: str) -> str:
-    """A field that should name a person, a channel or an interaction; ids stand in logs, and texts may not."""
+    """Return an id field; "" where it is not an id: ids are logged, texts are not."""
     value = text_of(event, key)
     return value if _ID.fullmatch(value) else ""
 
 
 def is_timestamp(text: str) -> bool:
-    """Whether this is the id of a message.
+    """Return whether this is the id of a message.
 
     >>> is_timestamp("1718000000.000100"), is_timestamp("/U01/13345224609.738474920.8088930838d88f008e0")
     (True, False)
@@ -237,12 +236,12 @@ def is_timestamp(text: str) -> bool:
     return _TIMESTAMP.fullmatch(text) is not None
 
 
-def _read(marked: str, names: Mapping[str, str]) -> str:
-    """Read what stands between < and >.
+def _plain_mark(marked: str, names: Mapping[str, str]) -> str:
+    """Return the plain text of the markup between < and >.
 
-    >>> [_read(marked, {"U01": "Mei"}) for marked in ("@U01", "#C1|general", "!here", "!subteam^S1|@team")]
+    >>> [_plain_mark(mark, {"U01": "Mei"}) for mark in ("@U01", "#C1|general", "!here", "!subteam^S1|@team")]
     ['@Mei', '#general', '@here', '@team']
-    >>> [_read(marked, {}) for marked in ("http://a.b|a.b", "http://a.b|this", "http://a.b", "!date^1^{date}|May")]
+    >>> [_plain_mark(mark, {}) for mark in ("http://a.b|a.b", "http://a.b|this", "http://a.b", "!date^1^{date}|May")]
     ['a.b', 'this (http://a.b)', 'http://a.b', 'May']
     """
     target, _, label = marked.partition("|")
@@ -257,5 +256,5 @@ def _read(marked: str, names: Mapping[str, str]) -> str:
             return f"{label} ({target})" if label and not target.endswith(label) else label or target
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return re.sub("&(?:lt|gt|amp);", lambda found: _ESCAPES[found[0]], text)
