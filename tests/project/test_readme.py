@@ -50,6 +50,23 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [*READMES, *(ROOT / "docs").rglob("*.md")], ids=lambda path: path.name)
+def test_links_to_headings_lead_to_headings(page: Path) -> None:
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        anchors = {anchor(found) for found in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+        assert heading in anchors, f"{target}#{heading}"
+
+
+def anchor(heading: str) -> str:
+    """Return the id that GitHub gives a heading.
+
+    >>> anchor("Move to PostgreSQL, or back")
+    'move-to-postgresql-or-back'
+    """
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_the_tour_names_only_files_that_are_there() -> None:
     text = (ROOT / "docs" / "TOUR.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:bot|tests|migrations)/[\w/]+\.py)`", text):

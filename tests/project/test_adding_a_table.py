@@ -1,0 +1,86 @@
+"""The snippets on the page about tables work: schema and migration agree, methods store and delete."""
+
+import shutil
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import Table, create_engine, delete
+
+from bot.storage import connections, migrate, schema, sql
+from bot.storage.sql import SqlStore
+from tests import storage
+from tests.project.snippets import execute_in, names_in, snippets
+from tests.storage import JumpingClock, url_of
+
+PAGE = "ADDING_A_TABLE.md"
+SCHEMA, MIGRATION, METHODS, DELETION, CONTRACT, BYTES = snippets(PAGE)
+
+
+@pytest.fixture
+def personas() -> Iterator[Table]:
+    """Add the page's table to the schema for one test."""
+    table: Table = execute_in(schema, SCHEMA, PAGE)["personas"]
+    yield table
+    schema.metadata.remove(table)
+
+
+@pytest.fixture
+async def store(tmp_path: Path, personas: Table) -> AsyncIterator[SqlStore]:
+    """Open a store with the page's table and methods."""
+    file = tmp_path / "bot.db"
+    migrate.upgrade(url_of(file))
+    engine = create_engine(f"sqlite:///{file}")
+    personas.create(engine)
+    engine.dispose()
+    methods = "class PersonaStore(SqlStore):\n" + textwrap.indent(METHODS + DELETION, "    ")
+    added = execute_in(sql, methods, PAGE, personas=personas, delete=delete, SqlStore=SqlStore)
+    async with added["PersonaStore"](url_of(file), JumpingClock()) as store:
+        yield store
+
+
+def test_the_migration_makes_the_table_of_the_schema_and_takes_it_away(tmp_path: Path, personas: Table) -> None:
+    url = url_of(tmp_path / "bot.db")
+    migrate.upgrade(url)
+    with connections.migrator(connections.locate(url)).begin() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, schema.metadata) != []
+        steps: dict[str, Any] = {"op": Operations(context), "sa": sqlalchemy}
+        exec(MIGRATION, steps)
+
+        steps["upgrade"]()
+        assert compare_metadata(context, schema.metadata) == []
+        steps["downgrade"]()
+        assert compare_metadata(context, schema.metadata) != []
+
+
+@pytest.mark.usefixtures("personas")
+def test_the_migration_is_the_one_that_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(Path(migrate.__file__).parents[2] / "migrations", tmp_path / "migrations")
+    monkeypatch.setattr(migrate, "__file__", str(tmp_path / "migrate.py"))
+    written = migrate.create_migration("channels have a persona").read_text(encoding="utf-8")
+    _, _, generated = written.partition("def upgrade")
+    _, _, shown = MIGRATION.partition("def upgrade")
+    assert plain(shown) == plain(generated)
+
+
+@pytest.mark.parametrize("name", names_in(CONTRACT))
+async def test_the_methods_pass_their_test(name: str, store: SqlStore) -> None:
+    await execute_in(storage, CONTRACT, PAGE)[name](store)
+
+
+@pytest.mark.parametrize("name", names_in(BYTES))
+async def test_deletion_passes_its_test(name: str, store: SqlStore, tmp_path: Path) -> None:
+    await execute_in(storage, BYTES, PAGE)[name](store, tmp_path / "bot.db")
+
+
+def plain(code: str) -> str:
+    """Drop comments, layout and the kind of quotes, which the formatter decides."""
+    lines = (line.partition("#")[0] for line in code.splitlines())
+    return "".join("".join(lines).replace("'", '"').replace(",)", ")").split()).replace(",)", ")")
