@@ -9,6 +9,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.telegram.settings import TelegramSection
 from bot.config.schema import AdapterSection
+from bot.errors import PlatformError
 from bot.util.clock import Clock
 
 # Settings are known without importing any platform's library.
@@ -23,8 +24,11 @@ SETTINGS: dict[str, type[AdapterSection]] = {
 async def inspect(name: str, settings: AdapterSection) -> AsyncIterator[Finding]:
     """Ask a platform about its bot: whether the token is valid, and which permissions it lacks."""
     findings: AsyncIterator[Finding] = import_module(f"{__name__}.{name}.adapter").inspect(settings)
-    async for finding in findings:
-        yield finding
+    try:
+        async for finding in findings:
+            yield finding
+    except PlatformError as error:
+        yield Finding(False, str(error))
 
 
 def open_adapter(name: str, settings: AdapterSection, clock: Clock) -> Adapter:

@@ -81,13 +81,21 @@ async def retry(
         await clock.sleep(seconds)
 
 
+def log_retry(event: str) -> Callable[[BotError, float], None]:
+    """Return an `on_failure` for `retry` that logs a warning."""
+
+    def report(error: BotError, seconds: float) -> None:
+        log.warning(event, seconds=round(seconds, 1), error=str(error))
+
+    return report
+
+
 async def retry_until_stored(write: Callable[[], Awaitable[T]], clock: Clock) -> T:
     """Retry a store write whose result users have already seen; only a cancellation ends it.
 
     An answer that is visible in a channel but missing in the database would be given twice.
     """
-
-    def report(error: BotError, seconds: float) -> None:
-        log.warning("store write failed, retrying", seconds=seconds, error=str(error))
-
-    return await retry(write, StoreError, clock=clock, backoff=Backoff(_FIRST_RETRY, _LONGEST_RETRY), on_failure=report)
+    backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+    return await retry(
+        write, StoreError, clock=clock, backoff=backoff, on_failure=log_retry("store write failed, retrying")
+    )

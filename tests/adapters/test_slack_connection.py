@@ -10,7 +10,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from slack_sdk.errors import SlackApiError
 
-from bot.adapters.slack.adapter import SCOPES, inspect
+from bot.adapters import inspect
+from bot.adapters.slack.adapter import SCOPES
 from bot.adapters.slack.client import web_api
 from bot.adapters.slack.errors import error_for, map_errors
 from bot.adapters.slack.messenger import SlackMessenger
@@ -272,7 +273,7 @@ async def test_of_commands_that_nobody_answers_the_oldest_are_forgotten(server: 
 
 
 async def found(server: SlackServer) -> list[tuple[bool, str]]:
-    return [(finding.is_ok, finding.text) async for finding in inspect(server.settings())]
+    return [(finding.is_ok, finding.text) async for finding in inspect("slack", server.settings())]
 
 
 async def test_check_online_tells_what_is_well(server: SlackServer) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from bot.adapters import inspect
 from bot.adapters.base import Finding
-from bot.adapters.telegram.adapter import inspect
 from bot.delivery.markdown.blocks import is_balanced, visible_text
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Status
 from bot.errors import LoginRefused, StoreError
@@ -432,7 +432,7 @@ async def test_the_bots_own_name_is_not_told_apart_by_case_and_answers_go_to_the
 
 
 async def found(telegram: TelegramPlatform) -> list[Finding]:
-    return [finding async for finding in inspect(telegram.settings())]
+    return [finding async for finding in inspect("telegram", telegram.settings())]
 
 
 async def test_an_inspection_tells_what_stands_in_the_way() -> None:

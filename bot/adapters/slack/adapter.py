@@ -22,10 +22,10 @@ from bot.adapters.slack.settings import SlackSection
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
-from bot.errors import BotError, PlatformError, PlatformUnavailable, StoreError
+from bot.errors import PlatformUnavailable, StoreError
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
-from bot.util.retry import Backoff, retry
+from bot.util.retry import Backoff, log_retry, retry
 
 T = TypeVar("T")
 
@@ -55,17 +55,15 @@ def open_adapter(settings: AdapterSection, clock: Clock) -> "SlackAdapter":
 
 
 class SlackAdapter:
-    """One workspace."""
+    """One workspace.
+
+    `is_connected` is whether the web socket is open; with mode = "http", whether the server listens.
+    """
 
     def __init__(self, settings: SlackSection, clock: Clock) -> None:
+        self.is_connected = False
         self._settings = settings
         self._clock = clock
-        self._is_connected = False
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the web socket is open; with mode = "http", whether the server listens."""
-        return self._is_connected
 
     async def run(self, intake: Intake) -> None:
         async with web_api(self._settings, self._clock) as api:
@@ -86,7 +84,7 @@ class SlackAdapter:
         settings = self._settings
         known = await self._retry(backfill.prepare)
         async with http_server(handlers.app, settings.host, settings.port, settings.path):
-            self._is_connected = True
+            self.is_connected = True
             await backfill.run(known)
             await asyncio.Event().wait()
 
@@ -98,11 +96,11 @@ class SlackAdapter:
             try:
                 await self._serve_socket(api, handlers, backfill)
             finally:
-                self._is_connected = False
+                self.is_connected = False
                 if self._clock.now() - began >= _LONGEST_RETRY:
                     backoff.succeeded()
 
-        await retry(connect, *TRANSIENT, StoreError, clock=self._clock, backoff=backoff, on_failure=_report)
+        await self._retry(connect, backoff)
 
     async def _serve_socket(self, api: AsyncWebClient, handlers: EventHandlers, backfill: Backfill) -> None:
         """Serve one connection.
@@ -114,7 +112,7 @@ class SlackAdapter:
         known = await backfill.prepare()
         try:
             async with open_socket(handlers.app, self._settings, api) as connection, asyncio.TaskGroup() as tasks:
-                self._is_connected = True
+                self.is_connected = True
                 backfilling = tasks.create_task(backfill.run(known))
                 await connection.wait_lost(self._clock)
                 backfilling.cancel()
@@ -122,26 +120,19 @@ class SlackAdapter:
             raise group.exceptions[0] from None
         raise PlatformUnavailable("the web socket was lost")
 
-    async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
-        return await retry(attempt, *TRANSIENT, StoreError, clock=self._clock, backoff=backoff, on_failure=_report)
-
-
-def _report(error: BotError, seconds: float) -> None:
-    log.warning("slack: retrying", seconds=round(seconds, 1), error=str(error))
+    async def _retry(self, attempt: Callable[[], Awaitable[T]], backoff: Backoff | None = None) -> T:
+        backoff = backoff or Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
+        errors, report = (*TRANSIENT, StoreError), log_retry("slack: call failed, retrying")
+        return await retry(attempt, *errors, clock=self._clock, backoff=backoff, on_failure=report)
 
 
 async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
     """Report whether Slack accepts the tokens, and which scopes they lack."""
     async with web_api(settings) as api:
-        try:
-            me = await identify(api)
-            with map_errors():
-                scopes = (await api.auth_test()).headers.get("x-oauth-scopes", "")
-        except PlatformError as error:
-            yield Finding(False, str(error))
-            return
+        me = await identify(api)
         yield Finding(True, f"Slack: the bot is @{me.name}, in the workspace {me.team}")
+        with map_errors():
+            scopes = (await api.auth_test()).headers.get("x-oauth-scopes", "")
         missing = sorted(SCOPES - {scope.strip() for scope in scopes.split(",")})
         if missing:
             yield Finding(
@@ -152,9 +143,5 @@ async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
         else:
             yield Finding(True, "Slack: the bot token has all scopes")
         if settings.mode == "socket":
-            try:
-                await socket_url(api, settings)
-            except PlatformError as error:
-                yield Finding(False, str(error))
-            else:
-                yield Finding(True, "Slack: the app token opens web sockets")
+            await socket_url(api, settings)
+            yield Finding(True, "Slack: the app token opens web sockets")

@@ -1,6 +1,7 @@
 """Backfill of messages missed while disconnected; Slack may not deliver them again."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -24,24 +25,16 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _THREAD_AGE = 24 * 3600.0
 
 
+@dataclass(frozen=True, eq=False)
 class Backfill:
     """Stores missed messages, one channel after another."""
 
-    def __init__(
-        self,
-        api: AsyncWebClient,
-        parser: MessageParser,
-        intake: Intake,
-        inbox: Inbox,
-        handlers: EventHandlers,
-        retry: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]],
-    ) -> None:
-        self._api = api
-        self._parser = parser
-        self._intake = intake
-        self._inbox = inbox
-        self._handlers = handlers
-        self._retry = retry
+    _api: AsyncWebClient
+    _parser: MessageParser
+    _intake: Intake
+    _inbox: Inbox
+    _handlers: EventHandlers
+    _retry: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 
     async def prepare(self) -> Mapping[ChannelKey, str]:
         """Return the newest stored id per thread, and hold live events there until `run`.

@@ -1,7 +1,6 @@
 """Telegram: messages by long polling, replies as edited messages."""
 
 from collections.abc import AsyncIterator
-from functools import partial
 
 import structlog
 from telegram import Bot, BotCommand, User
@@ -22,7 +21,7 @@ from bot.delivery.replies import Replies
 from bot.errors import BotError, PlatformError, PlatformUnavailable, RateLimited, StoreError
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
-from bot.util.retry import Backoff, retry
+from bot.util.retry import Backoff, log_retry, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -44,21 +43,17 @@ def open_adapter(settings: AdapterSection, clock: Clock) -> "TelegramAdapter":
 
 
 class TelegramAdapter:
-    """One bot account.
+    """One bot account; `is_connected` is whether the last poll succeeded.
 
     The library's own polling loop is not used: it confirms updates before they are
     stored, and an error in a handler would end it silently.
     """
 
     def __init__(self, settings: TelegramSection, clock: Clock) -> None:
+        self.is_connected = False
         self._settings = settings
         self._clock = clock
-        self._is_connected = False
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the last poll succeeded."""
-        return self._is_connected
+        self._backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
 
     async def run(self, intake: Intake) -> None:
         bot = open_bot(self._settings)
@@ -72,7 +67,7 @@ class TelegramAdapter:
                 background.start(_publish_menu(bot, self._clock))
                 await self._poll(UpdateHandlers(bot, me, self._settings, intake, inbox, background), inbox)
         finally:
-            self._is_connected = False
+            self.is_connected = False
             await bot.shutdown()
 
     async def _log_in(self, bot: Bot) -> User:
@@ -82,11 +77,8 @@ class TelegramAdapter:
                 # Polling is refused while a webhook is set; the updates that wait there are kept.
                 await bot.delete_webhook(drop_pending_updates=False)
 
-        def report(error: BotError, seconds: float) -> None:
-            log.warning("telegram: login failed, retrying", seconds=seconds, error=str(error))
-
-        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
-        await retry(log_in, PlatformError, clock=self._clock, backoff=backoff, on_failure=report)
+        report = log_retry("telegram: login failed, retrying")
+        await retry(log_in, PlatformError, clock=self._clock, backoff=self._backoff, on_failure=report)
         me: User = bot.bot
         log.info("telegram: logged in", bot=me.username)
         if not me.can_read_all_group_messages:
@@ -96,14 +88,14 @@ class TelegramAdapter:
     async def _poll(self, handlers: UpdateHandlers, inbox: Inbox) -> None:
         def report(error: BotError, seconds: float) -> None:
             log.warning("telegram: polling failed, retrying", seconds=seconds, error=str(error))
-            self._is_connected = isinstance(error, StoreError)
+            self.is_connected = isinstance(error, StoreError)
             inbox.is_backfilling = True
 
         inbox.is_backfilling = True
-        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        errors = PlatformError, StoreError
         while True:
-            await retry(handlers.poll, PlatformError, StoreError, clock=self._clock, backoff=backoff, on_failure=report)
-            self._is_connected = True
+            await retry(handlers.poll, *errors, clock=self._clock, backoff=self._backoff, on_failure=report)
+            self.is_connected = True
 
 
 async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
@@ -114,26 +106,18 @@ async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
             await check_token(bot.initialize)
             me: User = bot.bot
             yield Finding(True, f"the token is valid; the bot is @{me.username} ({me.full_name})")
-            if me.can_read_all_group_messages:
-                yield Finding(True, "privacy mode is off: the bot receives all messages of its groups")
-            else:
-                yield Finding(False, _PRIVACY)
+            reads_all = bool(me.can_read_all_group_messages)
+            yield Finding(
+                reads_all, "privacy mode is off: the bot gets all messages of its groups" if reads_all else _PRIVACY
+            )
             if me.can_join_groups is False:
-                yield Finding(
-                    False, "the bot cannot be added to groups; send /setjoingroups to @BotFather to change that"
-                )
-            webhook = await bot.get_webhook_info()
-            if webhook.url:
-                yield Finding(
-                    False,
-                    "a webhook is set, so another program may use this token; starting the bot removes the webhook",
-                )
+                yield Finding(False, "the bot cannot be added to groups: send /setjoingroups to @BotFather to allow it")
+            if (await bot.get_webhook_info()).url:
+                yield Finding(False, "a webhook is set, maybe by another program; starting the bot removes it")
             else:
-                # Confirms nothing; another poller's next request would end this one with an error.
+                # Confirms no update; another poller's next request would end this one with an error.
                 await bot.get_updates(limit=1, timeout=int(min(_SECOND_POLLER, settings.call_seconds)))
                 yield Finding(True, "no other program polls with this token")
-    except PlatformError as error:
-        yield Finding(False, str(error))
     finally:
         await bot.shutdown()
 
@@ -141,25 +125,15 @@ async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
 async def _publish_menu(bot: Bot, clock: Clock) -> None:
     """Set the menu of commands: in Chinese for Chinese apps, in English for all others."""
 
-    async def publish(language: str | None) -> None:
-        translate = translator(language or "en")
-        commands = [BotCommand(each.name, translate(each.summary)) for each in menu()]
-        with map_errors():
-            await bot.set_my_commands(commands, language_code=language)
-
-    def report(error: BotError, seconds: float) -> None:
-        log.info("telegram: menu of commands not set, retrying", seconds=seconds, error=str(error))
-
-    backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
-    try:
+    async def publish() -> None:
         for language in (None, "zh"):
-            await retry(
-                partial(publish, language),
-                PlatformUnavailable,
-                RateLimited,
-                clock=clock,
-                backoff=backoff,
-                on_failure=report,
-            )
+            translate = translator(language or "en")
+            commands = [BotCommand(each.name, translate(each.summary)) for each in menu()]
+            with map_errors():
+                await bot.set_my_commands(commands, language_code=language)
+
+    backoff, report = Backoff(_FIRST_RETRY, _LONGEST_RETRY), log_retry("telegram: menu of commands not set, retrying")
+    try:
+        await retry(publish, PlatformUnavailable, RateLimited, clock=clock, backoff=backoff, on_failure=report)
     except PlatformError as error:
         log.warning("telegram: menu of commands not set", error=str(error))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import assert_never
@@ -31,26 +32,18 @@ _PAGE = 100
 _POLL = timedelta(seconds=25)
 
 
+@dataclass(eq=False)
 class UpdateHandlers:
     """Polls for updates and hands them to the inbox in order."""
 
-    def __init__(
-        self,
-        bot: Bot,
-        me: User,
-        settings: TelegramSection,
-        intake: Intake,
-        inbox: Inbox,
-        background: BackgroundTasks,
-    ) -> None:
-        self._bot = bot
-        self._me = me
-        self._settings = settings
-        self._intake = intake
-        self._inbox = inbox
-        self._background = background
-        self._offset: int | None = None
-        self._album: str | None = None
+    _bot: Bot
+    _me: User
+    _settings: TelegramSection
+    _intake: Intake
+    _inbox: Inbox
+    _background: BackgroundTasks
+    _offset: int | None = None
+    _album: str | None = None
 
     async def poll(self) -> None:
         """Poll once and store the updates; after the backlog's last page start all replies owed.

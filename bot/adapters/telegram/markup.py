@@ -1,8 +1,8 @@
-"""Markdown as Telegram takes it: plain text, and beside it the places of what is bold, code or a link.
+"""Markdown as Telegram takes it: plain text, and entities for bold, code, links.
 
-The words are those that `bot.delivery.markdown.blocks.visible` sees, to the character, raw HTML
-included.  What is added to them (bullets, numbers, the lines of a table) ends in an en
-space, which the words never hold: so a reader can tell the two apart.
+The text has exactly the characters of `bot.delivery.markdown.blocks.visible`, raw HTML
+included.  Additions (bullets, numbers, table lines) end in an en space, which the text
+itself never contains, so that tests can remove them.
 """
 
 import re
@@ -14,20 +14,19 @@ from markdown_it.token import Token
 from bot.delivery.markdown.blocks import MESSAGE_PARSER
 from bot.delivery.markdown.format import Rendered, utf16_units
 
-LIMIT = 4096  # UTF-16 code units: whichever way the server counts, this is not more
-MOST_ENTITIES = 100  # Telegram drops those beyond
+LIMIT = 4096  # UTF-16 code units: at least as many as in any other way of counting
+MOST_ENTITIES = 100  # Telegram drops the rest
 EN_SPACE = "\N{EN SPACE}"
 
-_STYLES = {"strong_open": "bold", "em_open": "italic", "s_open": "strikethrough"}
-_CLOSING = {kind.replace("_open", "_close"): style for kind, style in _STYLES.items()}
-# tg:// addresses among others: a link to a person would call that person.
+_STYLES = {"strong": "bold", "em": "italic", "s": "strikethrough", "heading": "bold"}
 _LINE_END = re.compile(r"\r\n|\r|\n")
+# No other scheme: a tg:// link to a user would notify that user.
 _LINK = re.compile(r"https?://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A stretch of the text, counted in UTF-16 code units, that looks different."""
+    """A styled span of the text, in UTF-16 code units."""
 
     kind: str
     offset: int
@@ -37,7 +36,7 @@ class Entity:
 
 
 class TelegramFormat:
-    """A Format; its lengths are UTF-16 code units of the text."""
+    """A Format whose lengths are UTF-16 code units of the text."""
 
     limit = LIMIT
 
@@ -54,14 +53,14 @@ class TelegramFormat:
         return Rendered(markdown)
 
     def measure(self, rendered: Rendered) -> int:
-        # A text with too many entities counts as too long: so it is cut, and keeps them.
+        # With too many entities a text counts as too long, so that it is split and keeps them.
         excess = len(rendered.entities) - MOST_ENTITIES
         return max(utf16_units(rendered.text), self.limit + excess if excess > 0 else 0)
 
 
 @dataclass(slots=True)
 class _Style:
-    """A stretch that is not over yet; it begins with the next word."""
+    """An open span; it begins with the next text."""
 
     kind: str
     url: str | None = None
@@ -69,7 +68,7 @@ class _Style:
 
 
 class _Writer:
-    """Goes through the tokens of one text."""
+    """Renders the tokens of one text."""
 
     def __init__(self, markdown: str) -> None:
         self._lines = _LINE_END.split(markdown)
@@ -77,7 +76,7 @@ class _Writer:
         self._length = 0
         self._entities: list[Entity] = []
         self._open: list[_Style] = []
-        # Written only once a word follows: what stands before nothing is not wanted.
+        # Written before the next text, if there is any.
         self._newlines = 0
         self._additions: list[str] = []
         self._lists: list[int | None] = []
@@ -85,7 +84,7 @@ class _Writer:
         self._write_blocks(MESSAGE_PARSER.parse(markdown))
 
     def rendered(self) -> Rendered:
-        # Telegram drops whitespace at the end: what differs in that alone is one text there.
+        # Telegram strips the end too; texts that differ only there must compare equal.
         text = "".join(self._text).rstrip()
         length = utf16_units(text)
         entities = [
@@ -124,7 +123,7 @@ class _Writer:
                     self._additions.clear()
                 case "blockquote_open":
                     self._quotes += 1
-                    if self._quotes == 1:  # a quote within a quote is not allowed
+                    if self._quotes == 1:  # Telegram allows no nested quotes
                         self._begin("blockquote")
                 case "blockquote_close":
                     self._quotes -= 1
@@ -135,10 +134,8 @@ class _Writer:
                 case "table_close":
                     self._write_alone(_table(table), Entity("pre", 0, 0))
                     table = []
-                case "heading_open":
-                    self._begin("bold")
-                case "heading_close":
-                    self._end("bold")
+                case kind:
+                    self._toggle(kind)
 
     def _begin_block(self, line: int) -> None:
         is_apart = line > 0 and not self._lines[line - 1].strip("> \t")
@@ -170,10 +167,8 @@ class _Writer:
                     self._begin("text_link", str(token.attrGet("src")))
                     self._write_inline(token.children or [])
                     self._end("text_link")
-                case kind if kind in _STYLES:
-                    self._begin(_STYLES[kind])
-                case kind if kind in _CLOSING:
-                    self._end(_CLOSING[kind])
+                case kind:
+                    self._toggle(kind)
 
     def _write(self, text: str) -> None:
         if not text:
@@ -190,7 +185,7 @@ class _Writer:
         self._put(text)
 
     def _write_alone(self, text: str, entity: Entity) -> None:
-        """Write code: no style goes on in it, and in a link it is none."""
+        """Write code: no style continues inside it; within a link it is plain text."""
         if any(style.kind == "text_link" and style.url for style in self._open):
             self._write(text)
             return
@@ -209,6 +204,11 @@ class _Writer:
     def _put(self, text: str) -> None:
         self._text.append(text)
         self._length += utf16_units(text)
+
+    def _toggle(self, kind: str) -> None:
+        name, _, edge = kind.rpartition("_")
+        if style := _STYLES.get(name):
+            (self._begin if edge == "open" else self._end)(style)
 
     def _begin(self, kind: str, url: str | None = None) -> None:
         self._open.append(_Style(kind, url if url and _LINK.match(url) else None))
@@ -229,7 +229,7 @@ def _content(token: Token) -> str:
 
 
 def _words(tokens: list[Token]) -> str:
-    """The words of a table's cell, where nothing can stand out."""
+    """Return the plain text of a table cell: code blocks take no entities."""
     return "".join(
         _words(token.children) if token.children else " " if token.type.endswith("break") else _content(token)
         for token in tokens
@@ -237,7 +237,7 @@ def _words(tokens: list[Token]) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Draw a table whose columns stand below each other, Chinese ones too.
+    """Draw a table with aligned columns; Chinese characters are two columns wide.
 
     >>> [line.replace(EN_SPACE, "") for line in _table([["名", "b"], ["c", "d"]]).splitlines()]
     ['名 │b', '───┼──', 'c  │d']
@@ -258,7 +258,6 @@ def _row(cells: list[str], widths: list[int]) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal: a Chinese character takes two."""
     return sum(
         2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text

@@ -1,16 +1,9 @@
-"""The verbs that a growing reply needs, on Telegram."""
+"""Telegram replies: send, edit, delete."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from telegram import (
-    Bot,
-    InlineKeyboardButton,
-    InlineKeyboardMarkup,
-    LinkPreviewOptions,
-    MessageEntity,
-    ReplyParameters,
-)
+from telegram import Bot, InlineKeyboardButton, InlineKeyboardMarkup, LinkPreviewOptions, MessageEntity, ReplyParameters
 from telegram.error import BadRequest, ChatMigrated
 
 from bot.adapters.telegram.client import is_unchanged, map_errors
@@ -20,24 +13,24 @@ from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone, PlatformUnavailable
 
-# Told the channel and its new id.
-Moved = Callable[[ChannelKey, str], Awaitable[None]]
-
-# Signs and no words: the reader's language is not known where a button is made.
-_FACES = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
+# Symbols, as the reader's language is not known here.
+_SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
 _NO_PREVIEW = LinkPreviewOptions(is_disabled=True)
 
 
 class TelegramMessenger:
-    """A Messenger; `moved` is told when a group becomes a supergroup, which has another id.
+    """A Messenger; `rename_channel` is called when a group becomes a supergroup with a new id.
 
-    Telegram knows no nonces: where the answer to a send is lost, a "…" stays behind.
+    Telegram has no nonces and its history cannot be read: where the response to a send
+    is lost, a "…" remains.
     """
 
-    def __init__(self, bot: Bot, settings: TelegramSection, moved: Moved) -> None:
+    def __init__(
+        self, bot: Bot, settings: TelegramSection, rename_channel: Callable[[ChannelKey, str], Awaitable[None]]
+    ) -> None:
         self._bot = bot
         self._settings = settings
-        self._moved = moved
+        self._rename_channel = rename_channel
         self._supergroups: dict[int, int] = {}
 
     @property
@@ -50,17 +43,16 @@ class TelegramMessenger:
     async def send(
         self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
     ) -> str:
-        # Between two people everything is an answer; in a group it must be seen to what.
-        question = _number(reply_to) if reply_to is not None and not is_private(channel) else None
+        # In a private chat every message is for the same user.
+        question = None if reply_to is None or is_private(channel) else _number(reply_to)
+        reply = None if question is None else ReplyParameters(question, allow_sending_without_reply=True)
         async with self._calling(channel) as chat:
             message = await self._bot.send_message(
                 chat,
                 text.text,
                 entities=entities_of(text),
                 message_thread_id=thread_id(channel),
-                reply_parameters=None
-                if question is None
-                else ReplyParameters(question, allow_sending_without_reply=True),
+                reply_parameters=reply,
                 reply_markup=_buttons(controls),
                 link_preview_options=_NO_PREVIEW,
             )
@@ -87,19 +79,19 @@ class TelegramMessenger:
 
     @asynccontextmanager
     async def _calling(self, channel: ChannelKey) -> AsyncIterator[int]:
-        """Yield the chat's id of today."""
+        """Yield the chat's current id."""
         chat = int(channel.channel)
         with map_errors():
             try:
                 yield self._supergroups.get(chat, chat)
             except ChatMigrated as error:
-                await self._moved(channel, str(error.new_chat_id))
+                await self._rename_channel(channel, str(error.new_chat_id))
                 self._supergroups[chat] = error.new_chat_id
-                raise PlatformUnavailable("the group has become a supergroup; it is called there next") from error
+                raise PlatformUnavailable("the group became a supergroup; the next call uses its new id") from error
 
 
 def is_private(channel: ChannelKey) -> bool:
-    """Whether one person talks to the bot there: people have positive ids, groups negative ones."""
+    """Return whether this is a private chat: users have positive ids, groups negative ones."""
     return not channel.channel.startswith("-")
 
 
@@ -108,14 +100,14 @@ def thread_id(channel: ChannelKey) -> int | None:
 
 
 def _number(message_id: str) -> int | None:
-    """The number of a message; None for one that stayed behind when its group got another id."""
+    """Return the message's number; None for a message from before its group migrated."""
     return int(message_id) if message_id.isdecimal() else None
 
 
 def _known(message_id: str) -> int:
     number = _number(message_id)
     if number is None:
-        raise MessageGone(f"message {message_id} stayed behind in the former group")
+        raise MessageGone(f"message {message_id} is in the group's former chat")
     return number
 
 
@@ -130,6 +122,5 @@ def entities_of(text: Rendered) -> list[MessageEntity]:
 def _buttons(controls: Controls) -> InlineKeyboardMarkup | None:
     if not controls:
         return None
-    return InlineKeyboardMarkup(
-        [[InlineKeyboardButton(_FACES[action], callback_data=action.value) for action in sorted(controls)]]
-    )
+    row = [InlineKeyboardButton(_SYMBOLS[action], callback_data=action.value) for action in sorted(controls)]
+    return InlineKeyboardMarkup([row])
