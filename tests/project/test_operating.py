@@ -59,7 +59,7 @@ def test_its_exit_codes_are_those_of_the_errors() -> None:
 
 
 def test_its_sentences_are_the_programs_own() -> None:
-    (table,) = re.findall(r"\| it says \|.*?\n\n", PAGE, re.DOTALL)
+    (table,) = re.findall(r"\| message \|.*?\n\n", PAGE, re.DOTALL)
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "bot").rglob("*.py"))
     said = re.sub(r'"\s*\n\s*f?"', "", sources)
     for sentence in re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE):
