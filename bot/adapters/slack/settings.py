@@ -1,4 +1,4 @@
-"""`[adapters.slack]`: where Slack is, how the bot is reached there, and how it behaves."""
+"""`[adapters.slack]`."""
 
 from typing import ClassVar, Literal
 
@@ -6,14 +6,13 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
 from bot.config.schema import NO_PROXY, AdapterSection, Proxy
 
-# How the tokens begin that Slack shows on one page or the next.  Others are let through: one of
-# rotated tokens begins with xoxe.xoxb-, and Slack may come to make new kinds.
+# Other prefixes are accepted: rotated tokens begin with xoxe.xoxb-, and Slack may add new kinds.
 _KINDS = {"xoxb-": "a bot token", "xapp-": "an app token", "xoxp-": "a user token"}
-_BEGINNINGS = {"bot_token": "xoxb-", "app_token": "xapp-"}
+_PREFIXES = {"bot_token": "xoxb-", "app_token": "xapp-"}
 
 
 class SlackSection(AdapterSection):
-    """A Slack workspace; docs/slack-manifest.yaml makes the app that the tokens belong to."""
+    """A Slack workspace; create its app from docs/slack-manifest.yaml."""
 
     tokens: ClassVar[tuple[str, ...]] = ("bot_token", "app_token")
 
@@ -30,29 +29,29 @@ class SlackSection(AdapterSection):
         default="socket", description="socket (the bot calls Slack), http (Slack calls the bot)"
     )
     host: str = Field(
-        default="127.0.0.1", description="where the bot listens with mode = http; TLS is a proxy's in front"
+        default="127.0.0.1", description="address to listen on with mode = http; put a TLS proxy in front"
     )
-    port: int = Field(default=3000, ge=0, le=65535, description="the port there")
+    port: int = Field(default=3000, ge=0, le=65535, description="port to listen on with mode = http")
     path: str = Field(
-        default="/slack/events", pattern=r"^/\S*$", description="the path of all three request URLs in Slack's settings"
+        default="/slack/events", pattern=r"^/\S*$", description="path of the three request URLs in Slack's settings"
     )
-    threads: bool = Field(default=True, description="answer every message in a thread that the bot was mentioned in")
+    threads: bool = Field(default=True, description="answer every message in a thread where the bot was mentioned")
     edit_interval: float = Field(default=1.3, gt=0, description="seconds between two edits in a channel")
     api_url: str = Field(
-        default="https://slack.com/api/", pattern=r"^https?://", description="of GovSlack: https://slack-gov.com/api/"
+        default="https://slack.com/api/", pattern=r"^https?://", description="for GovSlack: https://slack-gov.com/api/"
     )
     proxy: Proxy = Field(
         default=NO_PROXY,
-        description="http://host:port; empty: as HTTPS_PROXY says; one with a password goes into BOT_SLACK__PROXY",
+        description="http://host:port; empty: HTTPS_PROXY; put one with a password into BOT_SLACK__PROXY",
     )
 
     @field_validator("bot_token", "app_token")
     @classmethod
-    def _is_of_its_kind(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        wanted = _BEGINNINGS[str(info.field_name)]
-        begins = "" if token is None else token.get_secret_value()[: len(wanted)]
-        if begins in _KINDS and begins != wanted:
-            raise ValueError(f"this is {_KINDS[begins]} ({begins}…), and here belongs {_KINDS[wanted]} ({wanted}…)")
+    def _check_kind(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        expected = _PREFIXES[str(info.field_name)]
+        prefix = "" if token is None else token.get_secret_value()[: len(expected)]
+        if prefix in _KINDS and prefix != expected:
+            raise ValueError(f"expected {_KINDS[expected]} ({expected}…), got {_KINDS[prefix]} ({prefix}…)")
         return token
 
     def missing(self) -> tuple[str, ...]:

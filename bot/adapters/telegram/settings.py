@@ -1,4 +1,4 @@
-"""`[adapters.telegram]`: the bot's token, where its server is, and how it behaves."""
+"""`[adapters.telegram]`."""
 
 import re
 from typing import ClassVar
@@ -9,31 +9,29 @@ from bot.config.schema import NO_PROXY, AdapterSection, Proxy
 
 
 class TelegramSection(AdapterSection):
-    """A Telegram bot; @BotFather makes it and tells its token."""
+    """A Telegram bot, created with @BotFather."""
 
     tokens: ClassVar[tuple[str, ...]] = ("token",)
 
     token: SecretStr | None = Field(default=None, description="123456:ABC-…, from @BotFather")
-    threads: bool = Field(default=True, description="answer every message in a topic that the bot was mentioned in")
-    drafts: bool = Field(default=False, description="in private chats, show the growing answer as a draft")
+    threads: bool = Field(default=True, description="answer every message in a topic where the bot was mentioned")
+    drafts: bool = Field(default=False, description="in private chats, stream the answer as a draft")
     edit_interval: float = Field(default=1.2, gt=0, description="seconds between two edits in a private chat")
     edit_interval_group: float = Field(default=3.2, gt=0, description="seconds between two edits in a group")
-    draft_interval: float = Field(default=0.4, gt=0, description="seconds between two versions of a draft")
-    call_seconds: float = Field(default=20.0, gt=0, description="a call that takes longer has failed")
+    draft_interval: float = Field(default=0.4, gt=0, description="seconds between two updates of a draft")
+    call_seconds: float = Field(default=20.0, gt=0, description="timeout of a call, which is then retried")
     api_url: str = Field(
-        default="https://api.telegram.org", pattern=r"^https?://", description="of a Bot API server of one's own"
+        default="https://api.telegram.org", pattern=r"^https?://", description="or your own Bot API server"
     )
     proxy: Proxy = Field(
         default=NO_PROXY,
-        description="http://host:port; empty: as HTTPS_PROXY says; one with a password goes into BOT_TELEGRAM__PROXY",
+        description="http://host:port; empty: HTTPS_PROXY; put one with a password into BOT_TELEGRAM__PROXY",
     )
 
     @field_validator("token")
     @classmethod
     def _is_a_token(cls, token: SecretStr | None) -> SecretStr | None:
-        # No more than that is documented: how long the second half is, Telegram does not promise.
+        # The length of the second half is not documented.
         if token is not None and not re.fullmatch(r"\d+:\S+", token.get_secret_value()):
-            raise ValueError(
-                "this is no token of Telegram's: @BotFather shows it as 123456:ABC-…, digits and colon included"
-            )
+            raise ValueError("not a Telegram token: copy it from @BotFather as 123456:ABC-…, with digits and colon")
         return token
