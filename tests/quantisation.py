@@ -137,7 +137,7 @@ def lines() -> list[str]:
         found = ask(network_of(folder, ours, ours_for_the_table))
         line(f"KL to float32, nats: {label}", divergence(theirs, exact), divergence(found, exact))
         table.append(
-            f"| likeliest token the same: {label} | {agreement(theirs, exact):.2%} | {agreement(found, exact):.2%} | |"
+            f"| top-1 agreement: {label} | {agreement(theirs, exact):.2%} | {agreement(found, exact):.2%} | |"
         )
         kinds: tuple[Quantization, ...] = ("int4", "int8")
         for kind in kinds:
