@@ -234,6 +234,7 @@ async def test_what_the_model_says_pings_nobody(bot: Bot) -> None:
 
 
 async def test_the_commands_are_announced_in_both_languages(bot: Bot) -> None:
+    await bot.platform.until(lambda: bool(bot.platform.commands))
     assert {command["name"] for command in bot.platform.commands} == {command.name for command in menu()}
     clear = next(command for command in bot.platform.commands if command["name"] == "clear")
     assert clear["description"] == "Forget this conversation"

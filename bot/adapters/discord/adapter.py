@@ -1,16 +1,16 @@
-"""Discord: stays connected, keeps what is said to the bot, and replies by messages that grow."""
+"""Discord: messages from the gateway, replies as edited messages."""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import discord
 import structlog
 
 from bot.adapters.base import Finding
 from bot.adapters.discord.client import BotClient, IdentifyBudget
-from bot.adapters.discord.handlers import Inbox
+from bot.adapters.discord.handlers import EventHandlers
 from bot.adapters.discord.http import (
     LOGIN_REFUSED,
     RateLimitTrace,
@@ -25,22 +25,23 @@ from bot.adapters.malformed import describe_error
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
-from bot.errors import ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
+from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
+from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock, MonotonicClock
-from bot.util.retry import Backoff
+from bot.util.retry import Backoff, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Seconds between two tries to connect: the first, and the longest.
+# Seconds between connections: the first delay and the longest.
 _FIRST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
-# Seconds that a broken connection may take until it is resumed; then it is begun anew.
+# Seconds for resuming a session; after that a new one begins.
 _CUT_OFF_SECONDS = 60.0
-# Seconds without news of another server, after which all are known.
+# Seconds without another server, after which the list is complete.
 _SERVER_SECONDS = 2.0
-_WRONG_TOKEN = 4004
-_LOGIN_CALLS = 3  # who it is, what it may, and its commands
-# Servers that an inspection looks at; each is a call.
+_AUTHENTICATION_FAILED = 4004
+_LOGIN_CALLS = 2  # the user and the application
+# The most servers that `inspect` checks, with one call each.
 _INSPECTED = 20
 _PERMISSIONS = discord.Permissions(
     view_channel=True,
@@ -51,15 +52,15 @@ _PERMISSIONS = discord.Permissions(
 
 
 def open_adapter(settings: AdapterSection, clock: Clock) -> "DiscordAdapter":
-    assert isinstance(settings, DiscordSection), "config.py reads this table as a DiscordSection"
+    assert isinstance(settings, DiscordSection), "the settings of this platform"
     return DiscordAdapter(settings, clock)
 
 
 class DiscordAdapter:
-    """One bot on Discord.
+    """One bot account.
 
-    A connection that breaks is resumed by the library, and then nothing is missed; one
-    that cannot be, or not soon, is begun anew here, and what was said meanwhile is read.
+    The library resumes a lost connection without missing events.  If that fails, a new
+    session begins, and a backfill reads what was missed.
     """
 
     def __init__(
@@ -84,41 +85,42 @@ class DiscordAdapter:
         configure_endpoints(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
         replies = Replies(intake, messenger, self._clock)
-        inbox = Inbox(intake, replies, messenger, self._clock, self._settings)
-        # The connection is left last: a reply that is under way may end its call.
-        async with _running(self._stay_connected(inbox, messenger)) as connection, replies, _running(inbox.run()):
-            await asyncio.wait([connection])
-            connection.result()
+        handlers = EventHandlers(self._settings, intake, replies, messenger, self._clock)
+        # The connection is closed last: replies in flight finish their calls.
+        async with BackgroundTasks() as connections, replies, BackgroundTasks() as workers:
+            tasks = [connections.start(self._stay_connected(handlers, messenger)), workers.start(handlers.run())]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
 
-    async def _stay_connected(self, inbox: Inbox, messenger: DiscordMessenger) -> None:
-        refusals, sessions = RateLimitTrace(self._clock), IdentifyBudget(self._clock)
-        wait = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
-        while True:
+    async def _stay_connected(self, handlers: EventHandlers, messenger: DiscordMessenger) -> None:
+        trace, budget = RateLimitTrace(self._clock), IdentifyBudget(self._clock)
+        backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
+
+        async def connect() -> None:
             client = self._client = BotClient(
-                self._settings, inbox, refusals, sessions, self._server_seconds, self._cut_off_seconds
+                self._settings, handlers, trace, budget, self._clock, self._server_seconds, self._cut_off_seconds
             )
-            error: PlatformError = PlatformUnavailable("the connection was closed")
             try:
                 async with client:
                     with _connecting(client):
                         async with call_timeout(_LOGIN_CALLS * self._settings.call_seconds, client):
                             await client.login(_token(self._settings))
                         await client.connect()
-            except (PlatformUnavailable, RateLimited) as exc:
-                error = exc
             finally:
                 messenger.client = self._client = None
-            if client.was_ready:
-                wait.succeeded()
-            seconds = wait.after_failure()
-            if isinstance(error, RateLimited):
-                seconds = max(seconds, error.seconds)
-            log.warning("not connected to discord", seconds=round(seconds, 1), error=str(error))
-            await self._clock.sleep(seconds)
+                if client.was_ready:
+                    backoff.succeeded()
+            raise PlatformUnavailable("the connection was closed")
+
+        def report(error: BotError, seconds: float) -> None:
+            log.warning("not connected to discord, retrying", seconds=round(seconds, 1), error=str(error))
+
+        await retry(connect, PlatformUnavailable, RateLimited, clock=self._clock, backoff=backoff, on_failure=report)
 
 
 async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
-    """Ask Discord what it knows of the bot, and tell what an operator has to change."""
+    """Report what Discord says about the bot, and what the operator has to change."""
     configure_endpoints(settings)
     async with rest_client(settings, MonotonicClock()) as client:
         try:
@@ -128,24 +130,24 @@ async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
         except PlatformError as error:
             yield Finding(False, str(error))
             return
-        yield Finding(True, f"Discord knows the token; the bot is called {client.user}")
+        yield Finding(True, f"the token is valid; the bot is {client.user}")
         flags = application.flags
         if flags.gateway_message_content or flags.gateway_message_content_limited:
-            yield Finding(True, "the Message Content intent is on: the bot can read along in its threads")
+            yield Finding(True, "the Message Content intent is on: in threads the bot receives all messages")
         else:
             yield Finding(
                 not settings.threads,
-                "the Message Content intent is off: in threads, only messages that mention the bot are answered. "
-                "Switch it on (Developer Portal, Bot, Privileged Gateway Intents), or set threads = false",
+                "the Message Content intent is off: in threads the bot answers only messages that mention it. "
+                "Enable it (Developer Portal, Bot, Privileged Gateway Intents), or set threads = false",
             )
         if application.interactions_endpoint_url is not None:
             yield Finding(
                 False,
-                "an Interactions Endpoint URL is set, so commands and buttons go there and not to the bot: "
+                "an Interactions Endpoint URL is set, so Discord sends commands and buttons there instead of to the bot: "
                 "remove it (Developer Portal, General Information)",
             )
         if application.bot_require_code_grant:
-            yield Finding(False, 'nobody can invite the bot: switch off "Requires OAuth2 Code Grant" (Bot)')
+            yield Finding(False, 'the bot cannot be invited: disable "Requires OAuth2 Code Grant" (Bot)')
         try:
             with map_errors():
                 async for finding in _servers(client, application.id):
@@ -160,15 +162,16 @@ async def _servers(client: discord.Client, application_id: int) -> AsyncIterator
     )
     servers = [server async for server in client.fetch_guilds(limit=_INSPECTED)]
     if not servers:
-        yield Finding(False, f"the bot is in no server yet; invite it: {invitation}")
-    tree = discord.app_commands.CommandTree(client)
+        yield Finding(False, f"the bot is not in any server yet; invite it: {invitation}")
     for server in servers:
         try:
             with map_errors():
-                await tree.fetch_commands(guild=server)
-            yield Finding(True, f"{server.name}: messages and slash commands")
+                await client.http.get_guild_commands(application_id, server.id)
+            yield Finding(True, f"{server.name}: messages and slash commands work")
         except ChannelGone:
-            yield Finding(False, f"{server.name}: slash commands are not allowed; invite the bot again: {invitation}")
+            yield Finding(
+                False, f"{server.name}: slash commands are not authorised; invite the bot again: {invitation}"
+            )
 
 
 def _token(settings: DiscordSection) -> str:
@@ -179,31 +182,20 @@ def _token(settings: DiscordSection) -> str:
 
 @contextmanager
 def _connecting(client: BotClient) -> Iterator[None]:
-    """Tell what ends a connection for good from what is worth another one."""
+    """Translate errors of a connection; all but LoginRefused are worth a retry."""
     try:
         with map_errors():
             yield
     except (LoginRefused, PlatformUnavailable, RateLimited):
         raise
     except discord.ConnectionClosed as exc:
-        if exc.code == _WRONG_TOKEN:
+        if exc.code == _AUTHENTICATION_FAILED:
             raise LoginRefused(LOGIN_REFUSED) from exc
         raise PlatformUnavailable(f"Discord's gateway closed the connection ({exc.code})") from exc
     except (discord.DiscordException, PlatformError) as exc:
-        raise PlatformUnavailable(f"Discord refused the connection: {exc}") from exc
+        raise PlatformUnavailable(f"Discord rejected the connection: {exc}") from exc
     except Exception as exc:
-        # Where the first connection fails, the library asks it where it left off, and there is none:
-        # what went wrong is the error before that.  Later it is a frame that cannot be read.
-        what = describe_error(exc if client.was_ready else exc.__context__ or exc)
-        raise PlatformUnavailable(f"Discord's gateway broke off: {what['error']} at {what['at']}") from exc
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
-    """A task for as long as the block lasts."""
-    task = asyncio.create_task(work)
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        # If the first connection fails, the library raises an AttributeError in its error handling,
+        # so the cause is the context.  Later it is a frame that cannot be parsed.
+        cause = describe_error(exc if client.was_ready else exc.__context__ or exc)
+        raise PlatformUnavailable(f"the connection to Discord failed: {cause['error']} at {cause['at']}") from exc

@@ -1,296 +1,212 @@
-"""The library's client with our events: what Discord tells it, handed on in the order in which it was told."""
+"""The gateway connection: intents, sessions, slash commands."""
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import discord
 import structlog
-from discord import app_commands
 
-from bot.adapters.discord.http import PINGS, RateLimitTrace, call_timeout
-from bot.adapters.discord.parse import is_spoken
+from bot.adapters.discord.handlers import EventHandlers
+from bot.adapters.discord.http import ALLOWED_MENTIONS, RateLimitTrace, call_timeout
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.chat.commands import menu
 from bot.chat.i18n import translator
-from bot.errors import PlatformError, PlatformUnavailable, RateLimited
+from bot.errors import BotError, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
-from bot.util.retry import Backoff
+from bot.util.retry import Backoff, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Seconds between two beginnings of a session, of which Discord wants at least 5, and the most
-# where they fail again and again: 1000 a day are allowed, and the library gives up after 60 s.
-_FIRST_WAIT = 5.5
-_LONGEST_WAIT = 40.0
-# Seconds until commands are announced again where Discord could not be reached.
-_ANNOUNCE_AGAIN = 60.0
-_CHINESE = frozenset({discord.Locale.chinese, discord.Locale.taiwan_chinese})
+# Seconds between two IDENTIFYs: Discord requires 5, and allows 1000 a day.  The longest is below the
+# 60 s after which the library gives up.
+_FIRST_IDENTIFY = 5.5
+_LONGEST_IDENTIFY = 40.0
+# Seconds between attempts to register the slash commands.
+_REGISTER_RETRY = 60.0
 
-# The bot has no voice, and nobody needs to be told at each start.
+# No warnings about missing packages for voice, which the bot does not use.
 discord.VoiceClient.warn_nacl = False
 discord.VoiceClient.warn_dave = False
 
 
-class Listener(Protocol):
-    """Who is told; each call returns at once."""
-
-    def connected(self, client: "BotClient") -> None:
-        """A new session began: what was said between the last one and it was not told."""
-        ...
-
-    def ready(self) -> None:
-        """The servers and channels of this session are known."""
-        ...
-
-    def said(self, message: discord.Message) -> None: ...
-
-    def edited(self, message: discord.Message) -> None: ...
-
-    def deleted(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None: ...
-
-    def commanded(self, interaction: discord.Interaction, name: str) -> None: ...
-
-    async def pressed(self, interaction: discord.Interaction) -> None: ...
-
-
 class IdentifyBudget:
-    """When a session may begin; what one client leaves, the next one keeps to."""
+    """Delays IDENTIFYs; shared by consecutive clients."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._wait = Backoff(_FIRST_WAIT, _LONGEST_WAIT)
+        self._clock = clock
+        self._backoff = Backoff(_FIRST_IDENTIFY, _LONGEST_IDENTIFY)
         self._next = clock.now()
 
-    async def turn(self) -> None:
-        while (wait := self._next - self.clock.now()) > 0:
-            await self.clock.sleep(wait)
-        self._next = self.clock.now() + self._wait.after_failure()
+    async def acquire(self) -> None:
+        while (seconds := self._next - self._clock.now()) > 0:
+            await self._clock.sleep(seconds)
+        self._next = self._clock.now() + self._backoff.after_failure()
 
     def succeeded(self) -> None:
-        self._wait.succeeded()
+        self._backoff.succeeded()
 
 
 def identify_delay(remaining: int, total: int, reset_after: float) -> float:
-    """Seconds to wait before one of the sessions that Discord still lets a bot begin today is used.
+    """Return the seconds to wait before one of the `remaining` sessions of the day is used.
 
-    Who uses up all of them loses the token.  The first half is free; the other one is spread
-    over the seconds until they are counted anew, for a bot that somebody restarts again and again.
+    Discord resets the token of a bot that exceeds the limit.  The first half is free;
+    the second half is spread over the seconds until the reset.
 
-    >>> sparing(999, 1000, 80_000.0), sparing(400, 1000, 80_000.0), sparing(0, 1000, 80_000.0)
+    >>> identify_delay(999, 1000, 80_000.0), identify_delay(400, 1000, 80_000.0), identify_delay(0, 1000, 80_000.0)
     (0.0, 200.0, 80000.0)
     """
     return 0.0 if 2 * remaining > total else reset_after / max(remaining, 1)
 
 
 class BotClient(discord.Client):
-    """One connection: an object that was closed is not used again."""
+    """One connection; a closed client cannot be used again."""
 
     def __init__(
         self,
         settings: DiscordSection,
-        listener: Listener,
-        refusals: RateLimitTrace,
-        sessions: IdentifyBudget,
+        handlers: EventHandlers,
+        trace: RateLimitTrace,
+        budget: IdentifyBudget,
+        clock: Clock,
         server_seconds: float,
         cut_off_seconds: float,
     ) -> None:
-        # The intents are looked at when the session begins; `setup_hook` still adds to them.
-        self._wanted = discord.Intents(guilds=True, guild_messages=True, dm_messages=True)
+        # Read when the session begins, so `setup_hook` can still add to them.
+        self._wanted_intents = discord.Intents(guilds=True, guild_messages=True, dm_messages=True)
         super().__init__(
-            intents=self._wanted,
-            allowed_mentions=PINGS,
+            intents=self._wanted_intents,
+            allowed_mentions=ALLOWED_MENTIONS,
             proxy=settings.proxy.get_secret_value() or None,
-            http_trace=refusals.trace,
-            # The library's shortest; it is for what it foresees, a refusal ends a call anyway.
+            http_trace=trace.trace,
+            # The minimum.  It concerns predicted rate limits only; `trace` handles a 429.
             max_ratelimit_timeout=30.0,
             max_messages=None,
             guild_ready_timeout=server_seconds,
         )
         self.was_ready = False
-        self.is_connected = False  # a session that tells us what is said; the library's `is_ready` stays true
+        self.is_connected = False  # `is_ready` of the library stays true when the connection is lost
+        self._event_handlers = handlers
+        self._budget = budget
+        self._clock = clock
         self._call_seconds = settings.call_seconds
         self._cut_off_seconds = cut_off_seconds
-        self._patience: asyncio.Timeout | None = None
-        self._announcing: asyncio.Task[None] | None = None
-        self._listener = listener
-        self._sessions = sessions
-        # An event that the library cannot read would cost the connection.
+        self._outage: asyncio.Timeout | None = None
+        self._registering: asyncio.Task[None] | None = None
+        # A malformed event would otherwise close the connection.
         self._connection.parsers = {name: _guarded(name, parse) for name, parse in self._connection.parsers.items()}
-        self._tree = _Menu(self)
-        for command in menu():
-            self._tree.add_command(_announced(command.name, command.summary))
-
-    @property
-    def me(self) -> discord.ClientUser:
-        assert self.user is not None, "events come after the login"
-        return self.user
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether Discord shows the text of messages that do not mention the bot."""
-        return self._wanted.message_content
+        for handler in handlers.events:
+            self.event(handler)
 
     async def setup_hook(self) -> None:
+        # Requesting an intent that is not enabled closes the connection.
         flags = self.application_flags
-        # Asked for without being allowed, it would cost the connection.
-        self._wanted.message_content = flags.gateway_message_content or flags.gateway_message_content_limited
-        await self._tree.set_translator(_Summaries())
-        wait = await self._announce()
-        if wait is not None:
-            self._announcing = asyncio.create_task(self._announce_after(wait))
+        self._wanted_intents.message_content = flags.gateway_message_content or flags.gateway_message_content_limited
+        self._registering = asyncio.create_task(self._register_commands())
 
-    async def _spare_sessions(self) -> None:
+    async def _register_commands(self) -> None:
+        assert self.application_id is not None, "known after the login"
+        payload = [_command_payload(command.name, command.summary) for command in menu()]
+
+        async def register() -> None:
+            async with call_timeout(self._call_seconds, self):
+                await self.http.bulk_upsert_global_commands(self.application_id or 0, payload)
+
+        def report(error: BotError, seconds: float) -> None:
+            log.warning("slash commands not registered, retrying", seconds=seconds, error=str(error))
+
+        errors, backoff = (PlatformUnavailable, RateLimited), Backoff(_REGISTER_RETRY, _REGISTER_RETRY)
+        try:
+            await retry(register, *errors, clock=self._clock, backoff=backoff, on_failure=report)
+        except (discord.DiscordException, PlatformError) as error:
+            log.warning("slash commands not registered, the previous ones remain", error=str(error))
+
+    async def connect(self, *, reconnect: bool = True) -> None:
+        """Stay connected until the connection is lost for `cut_off_seconds`.
+
+        The library's backoff grows up to 17 minutes and cannot be interrupted.  Its first
+        attempts come soon and resume the session, so it gets that much time.
+        """
+        await self._spread_identifies()
+        try:
+            async with asyncio.timeout(None) as self._outage:
+                await super().connect(reconnect=reconnect)
+        except TimeoutError as exc:
+            raise PlatformUnavailable(f"Discord's gateway was unreachable for {self._cut_off_seconds:g} s") from exc
+        finally:
+            self._outage = None
+
+    async def _spread_identifies(self) -> None:
         try:
             async with call_timeout(self._call_seconds, self):
                 _, _, limit = await self.http.get_bot_gateway()
-            wait = identify_delay(limit["remaining"], limit["total"], limit["reset_after"] / 1000)
+            seconds = identify_delay(limit["remaining"], limit["total"], limit["reset_after"] / 1000)
         except (discord.GatewayNotFound, *PARSE_ERRORS):
-            return  # what stands between us and Discord does not tell
-        if wait > 0:
-            log.warning("waiting, for few sessions are left today", seconds=round(wait), left=limit["remaining"])
-            await self._sessions.clock.sleep(wait)
-
-    async def connect(self, *, reconnect: bool = True) -> None:
-        """Stay connected; where that fails for `cut_off_seconds`, another client does better.
-
-        After each failure the library waits longer, up to 17 minutes, and nothing wakes it.  But it
-        resumes sessions, and its first tries come soon: so it is left alone until then.
-        """
-        await self._spare_sessions()
-        try:
-            async with asyncio.timeout(None) as self._patience:
-                await super().connect(reconnect=reconnect)
-        except TimeoutError as exc:
-            raise PlatformUnavailable(f"Discord's gateway was out of reach for {self._cut_off_seconds:g} s") from exc
-        finally:
-            self._patience = None
+            return  # a proxy may not know this call
+        if seconds > 0:
+            log.warning("few sessions left today, connecting later", seconds=round(seconds), left=limit["remaining"])
+            await self._clock.sleep(seconds)
 
     async def close(self) -> None:
-        # The library leaves the wait for the first servers behind, which would fail on a client that is closed.
-        waiting = [task for task in (self._announcing, self._connection._ready_task) if task is not None]
-        for task in waiting:
+        # The library does not cancel its wait for the first servers, which then fails on the closed client.
+        tasks = [task for task in (self._registering, self._connection._ready_task) if task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await super().close()
 
-    async def _announce(self) -> float | None:
-        """Tell Discord the commands; return after how many seconds to try again, if that may help."""
-        try:
-            async with call_timeout(self._call_seconds, self):
-                await self._tree.sync()
-        except RateLimited as limited:
-            return limited.seconds
-        except PlatformUnavailable as error:
-            log.warning("slash commands not announced yet", error=str(error))
-            return _ANNOUNCE_AGAIN
-        except (discord.DiscordException, PlatformError) as error:
-            log.warning("slash commands not announced; those of the last start stay", error=str(error))
-        return None
-
-    async def _announce_after(self, seconds: float) -> None:
-        wait: float | None = seconds
-        while wait is not None:
-            await self._sessions.clock.sleep(wait)
-            wait = await self._announce()
-
     async def before_identify_hook(self, shard_id: int | None, *, initial: bool = False) -> None:
-        await self._sessions.turn()
+        await self._budget.acquire()
 
     async def on_connect(self) -> None:
-        self._be_patient_until(None)
-        self._listener.connected(self)
-
-    async def on_disconnect(self) -> None:
-        self.is_connected = False
-        # Told of each try that fails; the time runs from the first.
-        if self._patience is not None and self._patience.when() is None:
-            self._be_patient_until(asyncio.get_running_loop().time() + self._cut_off_seconds)
-
-    async def on_resumed(self) -> None:
-        self._be_patient_until(None)
-        self.is_connected = True
-
-    def _be_patient_until(self, when: float | None) -> None:
-        if self._patience is not None:
-            self._patience.reschedule(when)
+        self._set_outage_deadline(None)
+        self._event_handlers.session_started(self)
 
     async def on_ready(self) -> None:
         self.was_ready = self.is_connected = True
-        self._sessions.succeeded()
-        self._listener.ready()
+        self._budget.succeeded()
+        self._event_handlers.channels_known()
 
-    async def on_message(self, message: discord.Message) -> None:
-        if is_spoken(message):
-            self._listener.said(message)
+    async def on_resumed(self) -> None:
+        self._set_outage_deadline(None)
+        self.is_connected = True
 
-    async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
-        # Without a time of its own the edit is Discord's: a link got its preview.
-        if event.message.edited_at is not None and is_spoken(event.message):
-            self._listener.edited(event.message)
+    async def on_disconnect(self) -> None:
+        self.is_connected = False
+        # Also called for each failed attempt to reconnect; the time counts from the first.
+        if self._outage is not None and self._outage.when() is None:
+            self._set_outage_deadline(asyncio.get_running_loop().time() + self._cut_off_seconds)
 
-    async def on_raw_message_delete(self, event: discord.RawMessageDeleteEvent) -> None:
-        self._listener.deleted(event.guild_id, event.channel_id, [event.message_id])
-
-    async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
-        self._listener.deleted(event.guild_id, event.channel_id, sorted(event.message_ids))
-
-    async def on_interaction(self, interaction: discord.Interaction) -> None:
-        if interaction.type is discord.InteractionType.component:
-            await self._listener.pressed(interaction)
-        elif interaction.type is discord.InteractionType.application_command and interaction.channel_id is not None:
-            data: Mapping[str, Any] = interaction.data or {}
-            for command in menu():
-                if command.name == data.get("name"):
-                    self._listener.commanded(interaction, command.name)
+    def _set_outage_deadline(self, when: float | None) -> None:
+        if self._outage is not None:
+            self._outage.reschedule(when)
 
     async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
-        """Note what a listener of ours raised: of an event half read, the library hands on what it has."""
+        """Log an error of an event handler; the library passes on partly parsed events."""
         error = sys.exc_info()[1]
         if isinstance(error, PARSE_ERRORS):
-            log.warning("discord sent an event that cannot be read", kind=event_method, **describe_error(error))
+            log.warning("event skipped, it cannot be read", kind=event_method, **describe_error(error))
         else:
-            log.error("an event from discord was dropped", kind=event_method, exc_info=error)
-
-
-class _Menu(app_commands.CommandTree[BotClient]):
-    """Announces the commands; who uses one is heard by `on_interaction`, like all that is said.
-
-    The library would look for the command in a task that nobody waits for, and that dies of
-    what it cannot read.
-    """
-
-    async def interaction_check(self, interaction: discord.Interaction[BotClient], /) -> bool:
-        return False
-
-
-class _Summaries(app_commands.Translator):
-    """What a command does, in the language of who reads the menu."""
-
-    async def translate(
-        self,
-        string: app_commands.locale_str,
-        locale: discord.Locale,
-        context: app_commands.TranslationContext[Any, Any],
-    ) -> str | None:
-        is_summary = context.location is app_commands.TranslationContextLocation.command_description
-        return translator("zh")(string.message) if is_summary and locale in _CHINESE else None
+            log.error("event dropped", kind=event_method, exc_info=error)
 
 
 def _guarded(name: str, parse: Callable[[Any], Any]) -> Callable[[Any], None]:
-    def attempt(data: Any) -> None:
+    def guarded(data: Any) -> None:
         try:
             parse(data)
         except PARSE_ERRORS as error:
-            log.warning("discord sent an event that cannot be read", kind=name, **describe_error(error))
+            log.warning("event skipped, it cannot be read", kind=name, **describe_error(error))
 
-    return attempt
+    return guarded
 
 
-def _announced(name: str, summary: str) -> app_commands.Command[Any, ..., None]:
-    async def use(interaction: discord.Interaction) -> None:
-        """Is never called: see `_Menu`."""
-
-    return app_commands.Command(name=name, description=summary, callback=use)
+def _command_payload(name: str, summary: str) -> dict[str, Any]:
+    chinese = translator("zh")(summary)
+    return {
+        "type": discord.AppCommandType.chat_input.value,
+        "name": name,
+        "description": summary,
+        "description_localizations": {"zh-CN": chinese, "zh-TW": chinese},
+    }

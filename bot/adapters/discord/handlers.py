@@ -1,240 +1,241 @@
-"""What came from Discord, worked off one by one: so that rows stand in the order in which people spoke."""
+"""Discord events: stored one by one in the order of arrival."""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 import discord
 import structlog
 
-from bot.adapters.discord.backfill import Backlog
-from bot.adapters.discord.client import BotClient
+from bot.adapters.discord.backfill import Backfill
 from bot.adapters.discord.http import call_timeout, map_errors
 from bot.adapters.discord.messenger import DiscordMessenger
-from bot.adapters.discord.parse import PLATFORM, calls, commanded, incoming, key_of, presser, speaks_to
+from bot.adapters.discord.parse import (
+    PLATFORM,
+    channel_key,
+    is_direct_or_mention,
+    is_reply_or_role_mention,
+    is_user_message,
+    parse_command,
+    parse_message,
+    parse_user,
+)
 from bot.adapters.discord.settings import DiscordSection
-from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.inbox import Inbox
+from bot.adapters.malformed import PARSE_ERRORS
+from bot.chat.commands import menu
 from bot.chat.i18n import Translate, language_for, translator
 from bot.chat.intake import Intake
 from bot.delivery.replies import Replies
-from bot.domain import Action, ChannelKey
-from bot.errors import ChannelGone, MessageGone, PlatformError, PlatformUnavailable, RateLimited, StoreError
+from bot.domain import Action, ChannelKey, IncomingMessage
+from bot.errors import ChannelGone, MessageGone, PlatformError, StoreError
 from bot.util.clock import Clock
-from bot.util.retry import Backoff
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Seconds between tries of what failed: the first, and the longest.
-_FIRST_RETRY = 0.5
-_LONGEST_RETRY = 30.0
-# Discord waits this long for a word on a command or a button.
-_PATIENCE = 3.0
-# What concerns the whole channel is said to the whole channel, the rest to who asked.
+# Seconds within which Discord expects a response to an interaction.
+_RESPONSE_SECONDS = 3.0
+# Commands that affect the whole channel are answered in public, the others only to their user.
 _PUBLIC = frozenset({"clear"})
+_ACTIONS = {action.value: action for action in Action}
 
 Work = Callable[[], Awaitable[None]]
 
 
-class Inbox:
-    """A Listener that keeps each message before it looks at the next.
+class EventHandlers:
+    """Queues events; `run` stores each one before it processes the next.
 
-    While the database cannot be written to, everything waits here: nothing is lost, and
-    nothing overtakes.  Catching up stands in the same line, before all that came after
-    the connection was there again.
+    Events wait here while the database is unavailable.  The backfill of a new session is
+    in the same queue, before the events of that session.
     """
 
     def __init__(
         self,
+        settings: DiscordSection,
         intake: Intake,
         replies: Replies,
         messenger: DiscordMessenger,
         clock: Clock,
-        settings: DiscordSection,
     ) -> None:
+        self.events = (
+            self.on_message,
+            self.on_raw_message_edit,
+            self.on_raw_message_delete,
+            self.on_raw_bulk_message_delete,
+            self.on_interaction,
+        )
+        self._threads = settings.threads
+        self._call_seconds = settings.call_seconds
         self._intake = intake
         self._replies = replies
         self._messenger = messenger
-        self._clock = clock
-        self._threads = settings.threads
-        self._call_seconds = settings.call_seconds
-        self._backlog = Backlog(clock, settings.call_seconds)
-        self._work: asyncio.Queue[Work] = asyncio.Queue()
-        self._waiting: deque[discord.Message] = deque()  # said, and not kept yet
-        self._client: BotClient | None = None
-        self._is_ready = asyncio.Event()
+        self._inbox = Inbox(PLATFORM, intake, replies, clock, messenger.maybe_sent)
+        self._backfill = Backfill(clock, settings.call_seconds)
+        self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
+        self._unstored: deque[discord.Message] = deque()
+        self._current: discord.Client | None = None
+        self._has_channels = asyncio.Event()
 
     async def run(self) -> None:
+        """Process queued events until cancelled.
+
+        Raises:
+            LoginRefused: A backfill was rejected because of the token.
+        """
         while True:
-            work = await self._work.get()
-            try:
-                await self._persist(work)
-            except PARSE_ERRORS as error:
-                log.warning("discord sent an event that cannot be read", **describe_error(error))
-            except Exception:
-                # A fault of ours: the next one may be better.
-                log.exception("an event from discord was dropped")
+            work, message = await self._queue.get()
+            await self._inbox.process(partial(self._inbox.retry, work, self._waiting))
+            if message is not None:
+                self._unstored.popleft()
 
-    def connected(self, client: BotClient) -> None:
-        self._is_ready.clear()
-        self._client = self._messenger.client = client
-        self._work.put_nowait(self._catch_up)
+    def session_started(self, client: discord.Client) -> None:
+        """Queue a backfill: Discord does not send again what came before this session."""
+        self._has_channels.clear()
+        self._current = self._messenger.client = client
+        self._put(self._store_missed)
 
-    def ready(self) -> None:
-        self._is_ready.set()
+    def channels_known(self) -> None:
+        """Let the backfill of this session begin."""
+        self._has_channels.set()
 
-    def said(self, message: discord.Message) -> None:
-        self._waiting.append(message)
-        self._work.put_nowait(partial(self._said, message))
-        self._work.put_nowait(self._heard)
+    async def on_message(self, message: discord.Message) -> None:
+        if is_user_message(message):
+            self._unstored.append(message)
+            self._put(partial(self._store, self._inbox.accept, message), message)
 
-    def edited(self, message: discord.Message) -> None:
-        self._work.put_nowait(partial(self._edited, message))
+    async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
+        # Discord's own edits, such as adding a link's preview, have no edit time.
+        if event.message.edited_at is not None and is_user_message(event.message):
+            self._put(partial(self._store, self._inbox.edit, event.message))
 
-    def deleted(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
-        self._work.put_nowait(partial(self._deleted, server_id, channel_id, message_ids))
+    async def on_raw_message_delete(self, event: discord.RawMessageDeleteEvent) -> None:
+        self._put(partial(self._delete, event.guild_id, event.channel_id, [event.message_id]))
 
-    def commanded(self, interaction: discord.Interaction, name: str) -> None:
-        self._work.put_nowait(partial(self._commanded, interaction, name))
+    async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
+        self._put(partial(self._delete, event.guild_id, event.channel_id, sorted(event.message_ids)))
 
-    async def pressed(self, interaction: discord.Interaction) -> None:
-        """Do it at once: a button is no message, and who stops an answer does not wait in line."""
-        action = _action(interaction)
-        if action is None or interaction.message is None or interaction.channel_id is None:
+    async def on_interaction(self, interaction: discord.Interaction) -> None:
+        data = dict(interaction.data or {})
+        if interaction.channel_id is None:
             return
-        channel = key_of(interaction.channel, interaction.channel_id)
-        message_id = str(interaction.message.id)
-        try:
-            pressed = await self._intake.on_button(channel, message_id, action, presser(interaction))
-        except StoreError as error:
-            # Discord tells who pressed that it failed.
-            log.warning("a button did nothing", error=str(error))
-            return
-        if pressed.again is not None:
-            self._replies.start(pressed.again)
-        if pressed.notice:
-            await self._answered(interaction.response.send_message(pressed.notice, ephemeral=True))
-        else:
-            await self._answered(interaction.response.defer())
+        if interaction.type is discord.InteractionType.application_command:
+            name = data.get("name")
+            if name in {command.name for command in menu()}:
+                self._put(partial(self._run_command, interaction, str(name)))
+        elif interaction.type is discord.InteractionType.component:
+            action = _ACTIONS.get(str(data.get("custom_id")))
+            if action is not None and interaction.message is not None:
+                await self._press(interaction, interaction.message.id, action)
 
-    async def _persist(self, work: Work) -> None:
-        wait, has_failed = Backoff(_FIRST_RETRY, _LONGEST_RETRY), False
-        while True:
-            try:
-                await work()
-                break
-            except (StoreError, PlatformUnavailable, RateLimited) as error:
-                seconds, has_failed = wait.after(error), True
-                log.warning("an event from discord waits", seconds=seconds, error=str(error))
-                if isinstance(error, StoreError):
-                    self._excuse()
-                await self._clock.sleep(seconds)
-            except (ChannelGone, MessageGone) as gone:
-                log.info("an event from discord came too late", error=str(gone))
-                break
-        if has_failed:
-            # Replies, too, were broken off by what failed here.
-            self._work.put_nowait(self._begin_owed)
+    def _put(self, work: Work, message: discord.Message | None = None) -> None:
+        self._queue.put_nowait((work, message))
 
-    def _excuse(self) -> None:
-        """Tell all who wait, and not only who stands in front, that the database keeps them waiting."""
-        for message in self._waiting:
-            if calls(message, self._connection.me):
-                key = key_of(message.channel, message.channel.id)
-                self._replies.notify_delayed(incoming(message, self._connection.me, key))
+    def _waiting(self) -> Iterator[IncomingMessage]:
+        for message in self._unstored:
+            with suppress(*PARSE_ERRORS):
+                if is_direct_or_mention(message, self._me):
+                    yield parse_message(message, self._me, channel_key(message.channel, message.channel.id))
 
-    async def _heard(self) -> None:
-        """The work before this one was a message, and it does not wait any more."""
-        self._waiting.popleft()
+    async def _store_missed(self) -> None:
+        await self._has_channels.wait()
+        known = await self._intake.last_message_ids(PLATFORM)
 
-    async def _said(self, message: discord.Message) -> None:
-        channel = await self._for_us(message)
+        async def parse(message: discord.Message) -> IncomingMessage | None:
+            parsed = await self._parse(message)
+            # Up to the last known message of its channel the bot was connected, and ignored the rest.
+            if parsed is not None and not is_direct_or_mention(message, self._me):
+                return parsed if message.id > int(known.get(parsed.channel, 0)) else None
+            return parsed
+
+        await self._inbox.backfill(await self._backfill.missed(self._client, known), parse)
+
+    async def _store(self, store: Callable[[IncomingMessage], Awaitable[None]], message: discord.Message) -> None:
+        parsed = await self._parse(message)
+        if parsed is not None:
+            await store(parsed)
+
+    async def _delete(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
+        channel = await self._channel_key(self._client.get_channel(channel_id), channel_id, is_direct=server_id is None)
         if channel is not None:
-            await self._replies.accept_and_reply(incoming(message, self._connection.me, channel))
+            for message_id in message_ids:
+                await self._intake.delete(channel, str(message_id))
 
-    async def _edited(self, message: discord.Message) -> None:
-        channel = await self._for_us(message)
-        if channel is not None:
-            exchange = await self._intake.edit(incoming(message, self._connection.me, channel))
-            if exchange is not None:
-                self._replies.start(exchange)
-
-    async def _deleted(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
-        known = self._connection.get_channel(channel_id)
-        channel = await self._key(known, channel_id, is_direct=server_id is None)
-        for message_id in message_ids:
-            await self._intake.delete(channel, str(message_id))
-
-    async def _commanded(self, interaction: discord.Interaction, name: str) -> None:
-        assert interaction.channel_id is not None, "Discord tells where a command is used"
-        message = commanded(interaction, name, key_of(interaction.channel, interaction.channel_id))
+    async def _run_command(self, interaction: discord.Interaction, name: str) -> None:
+        assert interaction.channel_id is not None, "checked in on_interaction"
+        message = parse_command(interaction, name, channel_key(interaction.channel, interaction.channel_id))
         exchange = await self._intake.accept(message)
         if exchange is None:
             translate: Translate = translator(language_for("auto", message.locale, ""))
-            await self._answered(interaction.response.send_message(translate("I do not answer here."), ephemeral=True))
+            await self._respond(interaction.response.send_message(translate("I do not answer here."), ephemeral=True))
             return
-        if exchange.message.id != message.id:
+        if exchange.message.id == message.id:
+            if await self._respond(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True)):
+                self._messenger.respond_to(interaction)
+        else:  # a retry, answered in the reply of the question
             translate = self._intake.translator_for(exchange)
-            self._replies.start(exchange)
-            words = translate("I am answering the question again.")
-            await self._answered(interaction.response.send_message(words, ephemeral=True))
-            return
-        if await self._answered(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True)):
-            self._messenger.expect(interaction)
+            notice = translate("I am answering the question again.")
+            await self._respond(interaction.response.send_message(notice, ephemeral=True))
         self._replies.start(exchange)
 
-    async def _answered(self, response: Awaitable[object]) -> bool:
-        """Tell Discord that we heard; where that comes too late, the reply is a message like any other."""
+    async def _press(self, interaction: discord.Interaction, message_id: int, action: Action) -> None:
+        """Apply a button at once: Stop must not wait in the queue."""
+        assert interaction.channel_id is not None, "checked in on_interaction"
+        channel = channel_key(interaction.channel, interaction.channel_id)
+        try:
+            notice = await self._inbox.press(channel, str(message_id), action, parse_user(interaction))
+        except StoreError as error:
+            # Without a response Discord shows that the interaction failed.
+            log.warning("button press failed", error=str(error))
+            return
+        response = interaction.response
+        await self._respond(response.send_message(notice, ephemeral=True) if notice else response.defer())
+
+    async def _respond(self, response: Awaitable[object]) -> bool:
+        """Return whether Discord took the response; if not, the reply is a normal message."""
         try:
             with map_errors():
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(_RESPONSE_SECONDS):
                     await response
         except (PlatformError, discord.HTTPException, *PARSE_ERRORS) as error:
-            log.info("a word on a command or button came too late", error=str(error))
+            log.info("interaction not acknowledged", error=str(error))
             return False
         return True
 
-    async def _catch_up(self) -> None:
-        """Keep what was said while nobody listened, then answer all that is owed."""
-        await self._is_ready.wait()
-        known = await self._intake.last_message_ids(PLATFORM)
-        for message in await self._backlog.missed(self._connection, known):
-            channel = await self._for_us(message)
-            # What came before the newest known message of its thread was heard, and was not for the bot then.
-            if channel and (calls(message, self._connection.me) or message.id > int(known.get(channel, 0))):
-                await self._intake.store(incoming(message, self._connection.me, channel))
-        await self._begin_owed()
+    async def _parse(self, message: discord.Message) -> IncomingMessage | None:
+        """Return the message if it addresses the bot."""
+        is_direct, is_hidden = message.guild is None, not (message.content or self._reads_all)
+        channel: ChannelKey | None = None
+        if is_direct_or_mention(message, self._me) or (is_reply_or_role_mention(message, self._me) and not is_hidden):
+            channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
+        elif self._threads and not is_hidden and isinstance(message.channel, discord.Thread):
+            thread = channel_key(message.channel, message.channel.id)
+            channel = thread if await self._intake.has_history(thread) else None
+        return None if channel is None else parse_message(message, self._me, channel)
 
-    async def _begin_owed(self) -> None:
-        for exchange in await self._intake.recover(PLATFORM):
-            if not exchange.parts:
-                self._messenger.doubt(exchange)
-            self._replies.start(exchange)
-
-    async def _for_us(self, message: discord.Message) -> ChannelKey | None:
-        """The conversation that this message goes on with, or None if it does not mean the bot."""
-        client = self._connection
-        is_hidden = not (message.content or client.reads_all)
-        if calls(message, client.me) or (speaks_to(message, client.me) and not is_hidden):
-            return await self._key(message.channel, message.channel.id, is_direct=message.guild is None)
-        if self._threads and not is_hidden and isinstance(message.channel, discord.Thread):
-            channel = key_of(message.channel, message.channel.id)
-            return channel if await self._intake.has_history(channel) else None
-        return None
-
-    async def _key(self, channel: object, channel_id: int, *, is_direct: bool) -> ChannelKey:
-        """Ask Discord about a channel of a server that the library does not know: it may be a thread."""
+    async def _channel_key(self, channel: object, channel_id: int, *, is_direct: bool) -> ChannelKey | None:
+        """Return the conversation's key; None if it is not cached and no longer exists."""
         if not is_direct and (channel is None or isinstance(channel, discord.PartialMessageable)):
-            async with call_timeout(self._call_seconds, self._connection):
-                channel = await self._connection.fetch_channel(channel_id)
-        return key_of(channel, channel_id)
+            # It may be a thread.
+            try:
+                async with call_timeout(self._call_seconds, self._client):
+                    channel = await self._client.fetch_channel(channel_id)
+            except (ChannelGone, MessageGone) as gone:
+                log.info("event skipped, its channel is gone", error=str(gone))
+                return None
+        return channel_key(channel, channel_id)
 
     @property
-    def _connection(self) -> BotClient:
-        assert self._client is not None, "events come from a connection"
-        return self._client
+    def _client(self) -> discord.Client:
+        assert self._current is not None, "events come from a connection"
+        return self._current
 
+    @property
+    def _me(self) -> discord.ClientUser:
+        assert self._client.user is not None, "events come after the login"
+        return self._client.user
 
-def _action(interaction: discord.Interaction) -> Action | None:
-    name = (interaction.data or {}).get("custom_id", "")  # type: ignore[call-overload]  # a union of typed tables
-    return next((action for action in Action if action.value == name), None)
+    @property
+    def _reads_all(self) -> bool:
+        return self._client.intents.message_content

@@ -1,42 +1,42 @@
-"""The verbs that a growing reply needs, on Discord."""
+"""The Messenger on discord.py."""
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import discord
 
 from bot.adapters.discord.http import call_timeout
-from bot.adapters.discord.parse import target
+from bot.adapters.discord.parse import channel_id
+from bot.adapters.send_once import RecentDict, SendOnce
 from bot.delivery.markdown.format import MarkdownFormat, Rendered, utf16_units
 from bot.domain import Action, ChannelKey, Controls, Exchange
 from bot.errors import ChannelGone, MessageGone, PlatformUnavailable
 
-T = TypeVar("T")
-
-# Discord says "2000 characters" and not which: counted so, no way of counting finds more.
+# Discord documents "2000 characters" without a unit; UTF-16 units are the largest count.
 _FORMAT = MarkdownFormat(2000, utf16_units)
-# Signs and no words: the reader's language is not known where a button is made.
-_FACES = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
-# Commands, and messages that may have been sent before: more than are under way at once.
-_REMEMBERED = 512
-_BAD_WEBHOOK_TOKEN = 50027
-# What Discord's API calls the response to an interaction, whose id is not known before it is shown.
+# Symbols, since the reader's language is unknown here.
+_SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
+_INVALID_WEBHOOK_TOKEN = 50027
+# The API's name of the response to an interaction, whose id is unknown until it is shown.
 _RESPONSE: Any = "@original"
 
 
 class DiscordMessenger:
-    """A Messenger over `client`, the one that is connected at the moment, if one is."""
+    """A Messenger over `client`, which is replaced with each new connection.
+
+    Discord deduplicates sends by their nonce for some minutes; after that SendOnce
+    looks for the first message of a reply in the channel's history.
+    """
 
     def __init__(self, edit_seconds: float, call_seconds: float) -> None:
         self.client: discord.Client | None = None
         self._edit_seconds = edit_seconds
         self._call_seconds = call_seconds
-        # Slash commands that wait for their reply, and those whose reply is shown, by its message.
-        self._asked: OrderedDict[str, discord.Interaction] = OrderedDict()
-        self._shown: OrderedDict[str, discord.Interaction] = OrderedDict()
-        self._doubtful: OrderedDict[str, None] = OrderedDict()
+        self._once = SendOnce()
+        # Slash commands by their own id, and by the id of the response.
+        self._commands: RecentDict[str, discord.Interaction] = RecentDict()
+        self._responses: RecentDict[str, discord.Interaction] = RecentDict()
 
     @property
     def format(self) -> MarkdownFormat:
@@ -45,78 +45,79 @@ class DiscordMessenger:
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._edit_seconds
 
-    def expect(self, interaction: discord.Interaction) -> None:
-        """Reply to this slash command in Discord's own way; "thinking" is shown already."""
-        _remember(self._asked, str(interaction.id), interaction)
+    def maybe_sent(self, exchange: Exchange) -> None:
+        """Look for the first message of this reply before sending it."""
+        if not exchange.parts:
+            self._once.maybe_sent(f"{exchange.id}.0.0")
 
-    def doubt(self, exchange: Exchange) -> None:
-        """Expect that the first message of this reply was sent before: Discord forgets nonces after minutes."""
-        _remember(self._doubtful, f"{exchange.id}.0.0", None)
+    def respond_to(self, interaction: discord.Interaction) -> None:
+        """Show the reply to this slash command as its response; the command was deferred."""
+        self._commands[str(interaction.id)] = interaction
 
     async def send(
         self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
     ) -> str:
-        interaction = self._asked.get(reply_to or "")
+        interaction = self._commands.get(reply_to or "")
         if interaction is not None:
             try:
                 return await self._respond(interaction, text)
             except MessageGone:
-                # Too late for Discord, not for who asked: they get a message like any other.
-                self._asked.pop(reply_to or "", None)
-        reference = None
-        if reply_to is not None:
-            if nonce in self._doubtful:
-                found = await self._sent_before(channel, text, reply_to)
-                if found is not None:
-                    self._doubtful.pop(nonce, None)
-                    return found
-            # Discord leaves the reference out where the question was deleted.
-            reference = discord.MessageReference(
-                message_id=int(reply_to), channel_id=target(channel), fail_if_not_exists=False
+                # The interaction has expired; send a normal message.
+                self._commands.pop(reply_to or "", None)
+
+        async def post() -> str:
+            # Discord drops the reference if the question was deleted.
+            target = channel_id(channel)
+            reference = reply_to and discord.MessageReference(
+                message_id=int(reply_to), channel_id=target, fail_if_not_exists=False
             )
-        async with self._calling() as client:
-            message = await client.get_partial_messageable(target(channel)).send(
-                text.text,
-                reference=reference,  # type: ignore[arg-type]  # the library's own signature forbids its None
-                nonce=nonce,
-                suppress_embeds=True,
-                view=_buttons(controls),
-            )
-        self._doubtful.pop(nonce, None)
-        return str(message.id)
+            async with self._calling() as client:
+                message = await client.get_partial_messageable(target).send(
+                    text.text,
+                    reference=reference,  # type: ignore[arg-type]  # None is allowed, but not in the annotation
+                    nonce=nonce,
+                    suppress_embeds=True,
+                    view=_buttons(controls),
+                )
+            return str(message.id)
+
+        return await self._once.send(nonce, post, lambda: self._find(channel, text, reply_to))
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
-        interaction = self._shown.get(message_id)
+        interaction = self._responses.get(message_id)
         if interaction is not None and not interaction.is_expired():
             await self._respond(interaction, text)
             return
         async with self._calling() as client:
-            message = client.get_partial_messageable(target(channel)).get_partial_message(int(message_id))
+            message = client.get_partial_messageable(channel_id(channel)).get_partial_message(int(message_id))
             await message.edit(content=text.text, view=_buttons(controls))
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         async with self._calling() as client:
-            await client.get_partial_messageable(target(channel)).get_partial_message(int(message_id)).delete()
+            await client.get_partial_messageable(channel_id(channel)).get_partial_message(int(message_id)).delete()
 
-    async def _sent_before(self, channel: ChannelKey, text: Rendered, reply_to: str) -> str | None:
-        """The id of our reply to this message that still shows the text it was sent with, if it can be read.
+    async def _find(self, channel: ChannelKey, text: Rendered, reply_to: str | None) -> str | None:
+        """Return the id of the bot's reply to this message, if it still has its first text.
 
-        The text tells it from the excuse for a database that cannot be written to, which is a reply as well.
+        Comparing the text excludes the notice of a delayed message, which is a reply too.
         """
+        if reply_to is None:
+            return None
         question = discord.Object(int(reply_to))
-        # Whether we may write there is for the send to find out.
+        # Without access the send itself reports the error.
         with suppress(ChannelGone, MessageGone):
             async with self._calling() as client:
-                async for message in client.get_partial_messageable(target(channel)).history(limit=100, after=question):
+                place = client.get_partial_messageable(channel_id(channel))
+                async for message in place.history(limit=100, after=question):
                     is_reply = message.reference is not None and message.reference.message_id == question.id
                     if is_reply and message.author == client.user and message.content == text.text:
                         return str(message.id)
         return None
 
     async def _respond(self, interaction: discord.Interaction, text: Rendered) -> str:
-        """Show the text as the response to a command; an edit, so trying again never says it twice.
+        """Show the text as the response to a command; an edit, so a retry is idempotent.
 
-        The interaction's own call would go out by the client that heard the command, which may be closed by now.
+        The interaction's own method would use the client that received it, which may be closed.
         """
         async with self._calling() as client:
             webhook = discord.Webhook.partial(interaction.application_id, interaction.token, client=client)
@@ -124,10 +125,10 @@ class DiscordMessenger:
             try:
                 message = await webhook.edit_message(_RESPONSE, content=text.text)
             except discord.HTTPException as exc:
-                if exc.code == _BAD_WEBHOOK_TOKEN:
-                    raise MessageGone("Discord takes no response to this command any more") from exc
+                if exc.code == _INVALID_WEBHOOK_TOKEN:
+                    raise MessageGone("the interaction has expired") from exc
                 raise
-        _remember(self._shown, str(message.id), interaction)
+        self._responses[str(message.id)] = interaction
         return str(message.id)
 
     @asynccontextmanager
@@ -140,17 +141,10 @@ class DiscordMessenger:
 
 
 def _buttons(controls: Controls) -> discord.ui.View:
-    """The buttons under a message; an empty view takes them away."""
+    """Return the buttons below a message; an empty view removes them."""
     view = discord.ui.View(timeout=None)
     for action in sorted(controls):
-        view.add_item(discord.ui.Button(emoji=_FACES[action], custom_id=action.value))
-    # A view that was stopped is shown all the same, and not kept for ever by the library:
-    # presses are read by their custom id.
+        view.add_item(discord.ui.Button(emoji=_SYMBOLS[action], custom_id=action.value))
+    # The library keeps every view that was not stopped; presses are matched by custom_id instead.
     view.stop()
     return view
-
-
-def _remember(where: OrderedDict[str, T], key: str, value: T) -> None:
-    where[key] = value
-    while len(where) > _REMEMBERED:
-        where.popitem(last=False)

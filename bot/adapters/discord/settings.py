@@ -18,16 +18,12 @@ class DiscordSection(AdapterSection):
         description="in a thread where it was mentioned, answer every message; needs the Message Content intent",
     )
     edit_seconds: float = Field(
-        default=1.2, gt=0, description="seconds between two edits in a channel; Discord bears about 5 in 5 s"
+        default=1.2, gt=0, description="seconds between two edits in a channel; Discord's limit is about 5 in 5 s"
     )
-    call_seconds: float = Field(default=10.0, gt=0, description="a call to Discord that takes longer is made again")
-    api_url: str = Field(
-        default="https://discord.com/api/v10", pattern=r"^https?://", description="or a REST proxy of your own"
-    )
-    gateway_url: str = Field(
-        default="wss://gateway.discord.gg/", pattern=r"^wss?://", description="or a gateway of your own"
-    )
+    call_seconds: float = Field(default=10.0, gt=0, description="HTTP timeout; calls that time out are retried")
+    api_url: str = Field(default="https://discord.com/api/v10", pattern=r"^https?://", description="or a REST proxy")
+    gateway_url: str = Field(default="wss://gateway.discord.gg/", pattern=r"^wss?://", description="or another gateway")
     proxy: Proxy = Field(
         default=NO_PROXY,
-        description='for both, as in "http://proxy:3128"; one with a password goes into BOT_DISCORD__PROXY',
+        description='HTTP proxy for both, as in "http://proxy:3128"; if it has a password, set BOT_DISCORD__PROXY instead',
     )

@@ -92,8 +92,7 @@ class DiscordPlatform(DiscordRest):
         self.tell("MESSAGE_DELETE", {"id": message["id"], **where})
 
     async def command(self, name: str, *, author: str = "Mei", channel: str = "general", direct: bool = False) -> None:
-        known = next((each for each in self.commands if each["name"] == name), None)
-        assert known is not None, f"the bot has announced no command {name}"
+        await self.until(lambda: any(each["name"] == name for each in self.commands))
         where = self.direct(author) if direct else self.channel(channel)
         self._interact(2, {"id": "1", "name": name, "type": 1, "options": []}, author, where)
 
