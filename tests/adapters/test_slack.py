@@ -21,7 +21,7 @@ async def server() -> AsyncIterator[SlackServer]:
         assert server.violations == []
 
 
-def test_the_workspace_is_a_platform_like_the_others() -> None:
+def test_the_slack_server_is_a_loopback_platform() -> None:
     platform: LoopbackPlatform = SlackServer()
     assert platform.name == "slack"
 
@@ -29,7 +29,7 @@ def test_the_workspace_is_a_platform_like_the_others() -> None:
 # Who is answered, and where
 
 
-async def test_a_mention_is_answered_in_a_thread_of_its_own(harness: Harness, server: SlackServer) -> None:
+async def test_a_mention_is_answered_in_a_new_thread(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("**你好**，世界")
     async with running(harness, server):
         question = await server.say("hello")
@@ -38,7 +38,7 @@ async def test_a_mention_is_answered_in_a_thread_of_its_own(harness: Harness, se
     assert asked(harness, 0) == ["Mei: hello"]
 
 
-async def test_a_direct_message_is_answered_beside_it(harness: Harness, server: SlackServer) -> None:
+async def test_a_direct_message_is_answered_outside_threads(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("one", "two")
     async with running(harness, server):
         await server.say("first", direct=True)
@@ -49,7 +49,7 @@ async def test_a_direct_message_is_answered_beside_it(harness: Harness, server: 
     assert asked(harness, 1) == ["first", "one", "second"]
 
 
-async def test_a_thread_with_the_bot_goes_on_without_mentions(harness: Harness, server: SlackServer) -> None:
+async def test_a_thread_with_the_bot_continues_without_mentions(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("one", "two")
     async with running(harness, server):
         thread = await server.say("first")
@@ -59,7 +59,7 @@ async def test_a_thread_with_the_bot_goes_on_without_mentions(harness: Harness, 
     assert asked(harness, 1) == ["Mei: first", "one", "Ben: second"]
 
 
-async def test_threads_may_be_left_alone(harness: Harness) -> None:
+async def test_without_the_threads_setting_only_mentions_are_answered(harness: Harness) -> None:
     async with SlackServer(threads=False) as server, running(harness, server):
         thread = await server.say("first")
         await answered(server, "ok")
@@ -69,7 +69,7 @@ async def test_threads_may_be_left_alone(harness: Harness) -> None:
     assert asked(harness, 1) == ["Mei: first", "ok", "Mei: again"]
 
 
-async def test_what_is_not_said_to_the_bot_is_not_answered(harness: Harness, server: SlackServer) -> None:
+async def test_messages_that_do_not_address_the_bot_are_ignored(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         thread = await server.say("a talk among people", mention=False)
         await server.say("more of it", thread=thread, mention=False)
@@ -79,7 +79,7 @@ async def test_what_is_not_said_to_the_bot_is_not_answered(harness: Harness, ser
     assert len(harness.engine.requests) == 1
 
 
-async def test_who_calls_the_bot_into_a_thread_quotes_what_it_is_about(harness: Harness, server: SlackServer) -> None:
+async def test_a_mention_inside_a_thread_quotes_its_first_message(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         thread = await server.say("The moon is made of cheese &amp; rock.", author="Ben", mention=False)
         await server.say("is that so?", thread=thread)
@@ -97,7 +97,7 @@ async def test_a_thread_under_an_answer_quotes_it(harness: Harness, server: Slac
     assert asked(harness, 1) == ["> ok\n\nwhy?"]
 
 
-async def test_a_quotation_that_cannot_be_read_is_left_out(harness: Harness, server: SlackServer) -> None:
+async def test_a_quote_that_cannot_be_fetched_is_left_out(harness: Harness, server: SlackServer) -> None:
     server.refused["conversations.replies"] = "missing_scope"
     async with running(harness, server):
         thread = await server.say("something", author="Ben", mention=False)
@@ -106,7 +106,7 @@ async def test_a_quotation_that_cannot_be_read_is_left_out(harness: Harness, ser
     assert asked(harness, 0) == ["Mei: is that so?"]
 
 
-async def test_slacks_notation_is_read_as_people_read_it(harness: Harness, server: SlackServer) -> None:
+async def test_slack_markup_is_converted_to_plain_text(harness: Harness, server: SlackServer) -> None:
     ben = server.room.user("Ben")
     async with running(harness, server):
         await server.say(f"tell <@{ben}> in <#C9|news> that 1 &lt; 2, see <https://a.b|this> <!here> <@UBOT>")
@@ -114,21 +114,21 @@ async def test_slacks_notation_is_read_as_people_read_it(harness: Harness, serve
     assert asked(harness, 0) == ["Mei: tell @Ben in #news that 1 < 2, see this (https://a.b) @here"]
 
 
-async def test_a_mention_without_text_gets_a_sentence(harness: Harness, server: SlackServer) -> None:
+async def test_a_mention_without_text_gets_a_notice(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         await server.say("")
         await server.until(lambda: "I can only read text" in "".join(bots(server.seen())))
     assert harness.engine.requests == []
 
 
-async def test_own_words_are_in_the_askers_language(harness: Harness, server: SlackServer) -> None:
+async def test_notices_are_in_the_authors_language(harness: Harness, server: SlackServer) -> None:
     server.room.locales["Mei"] = "zh-CN"
     async with running(harness, server):
         await server.say("")
         await server.until(lambda: "我只能" in "".join(bots(server.seen())) or "文字" in "".join(bots(server.seen())))
 
 
-async def test_who_cannot_be_looked_up_is_called_by_their_id(harness: Harness, server: SlackServer) -> None:
+async def test_a_user_whose_lookup_fails_is_named_by_id(harness: Harness, server: SlackServer) -> None:
     server.refused["users.info"] = "missing_scope"
     async with running(harness, server):
         await server.say("hello")
@@ -136,7 +136,7 @@ async def test_who_cannot_be_looked_up_is_called_by_their_id(harness: Harness, s
     assert asked(harness, 0) == [f"{server.room.user('Mei')}: hello"]
 
 
-async def test_people_are_looked_up_once(harness: Harness, server: SlackServer) -> None:
+async def test_users_are_looked_up_once(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         for number in range(3):
             await server.say("hello", channel=f"c{number}")
@@ -159,7 +159,7 @@ async def test_clear_outside_a_thread_clears_the_channel_and_its_threads(harness
     assert asked(harness, 1) == ["Mei: who am I?"]
 
 
-async def test_clear_within_a_thread_clears_it_alone(harness: Harness, server: SlackServer) -> None:
+async def test_clear_inside_a_thread_clears_only_that_thread(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         await server.say("elsewhere")
         await answered(server, "ok")
@@ -169,7 +169,7 @@ async def test_clear_within_a_thread_clears_it_alone(harness: Harness, server: S
         await answered(server, "ok", "ok", "Forgotten: everything said here (1).")
 
 
-async def test_a_slash_command_is_answered_to_who_used_it_alone(harness: Harness, server: SlackServer) -> None:
+async def test_a_slash_command_gets_an_ephemeral_reply(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         await server.say("remember me")
         await answered(server, "ok")
@@ -181,7 +181,7 @@ async def test_a_slash_command_is_answered_to_who_used_it_alone(harness: Harness
 @pytest.mark.parametrize(
     ("typed", "sentence"), [("", "/help"), ("hlep", "did you mean /help?"), ("/Status", "scripted")]
 )
-async def test_what_is_typed_behind_the_slash_command_is_read_kindly(
+async def test_the_text_of_a_slash_command_names_the_command(
     harness: Harness, server: SlackServer, typed: str, sentence: str
 ) -> None:
     async with running(harness, server):
@@ -200,7 +200,7 @@ async def test_a_slash_command_from_before_a_restart_is_answered(tmp_path: Path,
     assert "chat.postEphemeral" in server.calls
 
 
-async def test_stop_and_retry_by_slash_mean_the_thread_one_spoke_in(harness: Harness, server: SlackServer) -> None:
+async def test_slash_stop_and_retry_apply_to_the_authors_last_thread(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(["half", asyncio.Event()], "whole")
     async with running(harness, server):
         await server.say("tell me all")
@@ -211,7 +211,7 @@ async def test_stop_and_retry_by_slash_mean_the_thread_one_spoke_in(harness: Har
         await answered(server, "whole", "Stopped.")
 
 
-async def test_each_command_may_have_a_slash_of_its_own(harness: Harness, server: SlackServer) -> None:
+async def test_a_command_can_have_its_own_slash_command(harness: Harness, server: SlackServer) -> None:
     server.slash = "/glm-status"
     async with running(harness, server):
         await server.command("")
@@ -221,7 +221,7 @@ async def test_each_command_may_have_a_slash_of_its_own(harness: Harness, server
 # Buttons, edits, deletions
 
 
-async def test_a_button_stops_and_another_answers_anew(harness: Harness, server: SlackServer) -> None:
+async def test_the_stop_button_stops_and_the_retry_button_answers_again(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(["half", asyncio.Event()], "whole")
     async with running(harness, server):
         await server.say("tell me all")
@@ -236,7 +236,7 @@ async def test_a_button_stops_and_another_answers_anew(harness: Harness, server:
     assert server.seen()[1].id == answer.id
 
 
-async def test_only_the_asker_and_admins_may_press(tmp_path: Path, server: SlackServer) -> None:
+async def test_only_the_author_and_admins_can_use_buttons(tmp_path: Path, server: SlackServer) -> None:
     admin = f"slack:{server.room.user('Root')}"
     async with make_harness(tmp_path, access=AccessSection(admins=(admin,))) as harness, running(harness, server):
         harness.engine.add("one", "two")
@@ -250,7 +250,7 @@ async def test_only_the_asker_and_admins_may_press(tmp_path: Path, server: Slack
         await server.until(lambda: bots(server.seen())[0] == "two")
 
 
-async def test_a_button_does_its_work_where_nobody_can_be_told(harness: Harness, server: SlackServer) -> None:
+async def test_a_button_works_although_its_notice_cannot_be_shown(harness: Harness, server: SlackServer) -> None:
     server.refused["chat.postEphemeral"] = "user_not_in_channel"
     async with running(harness, server):
         await server.say("hello")
@@ -261,7 +261,7 @@ async def test_a_button_does_its_work_where_nobody_can_be_told(harness: Harness,
         await server.until(lambda: len(harness.engine.requests) == 2)
 
 
-async def test_an_edited_question_is_answered_anew_in_the_same_reply(harness: Harness, server: SlackServer) -> None:
+async def test_an_edited_question_is_answered_again_in_the_same_reply(harness: Harness, server: SlackServer) -> None:
     harness.engine.add("one", "two")
     async with running(harness, server):
         question = await server.say("frist")
@@ -280,7 +280,7 @@ async def test_a_question_whose_link_unfurls_is_not_answered_again(harness: Harn
     assert len(harness.engine.requests) == 1
 
 
-async def test_a_deleted_question_is_stopped_and_forgotten(harness: Harness, server: SlackServer) -> None:
+async def test_a_deleted_question_is_stopped_and_erased(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(["half", asyncio.Event()])
     async with running(harness, server):
         question = await server.say("a secret")
@@ -291,7 +291,7 @@ async def test_a_deleted_question_is_stopped_and_forgotten(harness: Harness, ser
     assert exchange.message.text == ""
 
 
-async def test_a_deleted_question_without_replies_is_forgotten(harness: Harness, server: SlackServer) -> None:
+async def test_a_deleted_question_without_replies_is_erased(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         question = await server.say("a secret", direct=True)
         await answered(server, "ok", channel="Mei")

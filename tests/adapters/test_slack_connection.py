@@ -37,7 +37,7 @@ async def server() -> AsyncIterator[SlackServer]:
 # The connection
 
 
-async def test_what_was_said_while_the_bot_was_away_is_answered_in_order(tmp_path: Path, server: SlackServer) -> None:
+async def test_messages_missed_while_disconnected_are_answered_in_order(tmp_path: Path, server: SlackServer) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
         thread = await server.say("first")
         await server.say("direct", direct=True)
@@ -62,7 +62,7 @@ async def test_what_was_said_while_the_bot_was_away_is_answered_in_order(tmp_pat
     assert "Mei: a talk" not in said
 
 
-async def test_a_channel_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, server: SlackServer) -> None:
+async def test_an_unreadable_channel_does_not_stop_the_backfill_of_others(tmp_path: Path, server: SlackServer) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
         await server.say("hello")
         await server.command("status", channel="other")
@@ -75,7 +75,7 @@ async def test_a_channel_that_cannot_be_read_does_not_stop_the_others(tmp_path: 
         await server.until(lambda: "ok" in bots(server.seen("other")))
 
 
-async def test_channels_that_were_used_last_are_caught_up_with_first(tmp_path: Path, server: SlackServer) -> None:
+async def test_the_latest_active_channel_is_backfilled_first(tmp_path: Path, server: SlackServer) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
         await server.command("status", channel="d")
         for channel in ("a", "b", "c", "a"):
@@ -88,7 +88,7 @@ async def test_channels_that_were_used_last_are_caught_up_with_first(tmp_path: P
     assert server.histories == [server.room.channel(channel) for channel in "acbd"]
 
 
-async def test_a_fault_of_ours_costs_one_message_of_those_that_were_missed(
+async def test_a_bug_costs_one_message_of_the_backlog(
     tmp_path: Path, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
@@ -105,7 +105,7 @@ async def test_a_fault_of_ours_costs_one_message_of_those_that_were_missed(
     assert [request.messages[-1].content for request in harness.engine.requests] == ["good"]
 
 
-async def test_a_lost_socket_is_replaced_and_nothing_is_missed(harness: Harness, server: SlackServer) -> None:
+async def test_a_lost_socket_is_replaced_without_missing_messages(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         await server.say("one", channel="a")
         await answered(server, "ok", channel="a")
@@ -115,7 +115,7 @@ async def test_a_lost_socket_is_replaced_and_nothing_is_missed(harness: Harness,
         assert server.calls.count("apps.connections.open") == 2
 
 
-async def test_an_edit_that_is_written_only_after_its_socket_was_lost_is_answered(
+async def test_an_edit_stored_after_its_socket_closed_is_answered(
     harness: Harness, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reopen, is_slow, may_go_on = harness.store.requeue, asyncio.Event(), asyncio.Event()
@@ -139,9 +139,7 @@ async def test_an_edit_that_is_written_only_after_its_socket_was_lost_is_answere
 
 
 @pytest.mark.parametrize("method", ["auth.test", "chat.postMessage", "conversations.history"])
-async def test_a_bot_token_that_is_revoked_while_it_runs_ends_it(
-    harness: Harness, server: SlackServer, method: str
-) -> None:
+async def test_a_revoked_bot_token_ends_the_adapter(harness: Harness, server: SlackServer, method: str) -> None:
     task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
     await server.connected()
     await server.say("hello")
@@ -155,7 +153,7 @@ async def test_a_bot_token_that_is_revoked_while_it_runs_ends_it(
             await task
 
 
-async def test_a_refreshed_socket_goes_on(harness: Harness, server: SlackServer) -> None:
+async def test_a_refreshed_socket_keeps_working(harness: Harness, server: SlackServer) -> None:
     async with running(harness, server):
         await server.refresh()
         await server.until(lambda: server.links == 2 and server.sockets == 1)
@@ -163,7 +161,9 @@ async def test_a_refreshed_socket_goes_on(harness: Harness, server: SlackServer)
         await answered(server, "ok")
 
 
-async def test_a_ticket_that_is_dead_is_replaced(harness: Harness, server: SlackServer, monkeypatch: Any) -> None:
+async def test_a_socket_url_that_is_not_accepted_is_replaced(
+    harness: Harness, server: SlackServer, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("bot.adapters.slack.connection._CONNECT_SECONDS", 0.2)
     server.dead_tickets = 2
     async with running(harness, server):
@@ -172,7 +172,7 @@ async def test_a_ticket_that_is_dead_is_replaced(harness: Harness, server: Slack
     assert server.calls.count("apps.connections.open") == 3
 
 
-async def test_slack_may_be_down_at_the_start(harness: Harness, server: SlackServer) -> None:
+async def test_an_unavailable_slack_at_the_start_is_retried(harness: Harness, server: SlackServer) -> None:
     server.refused |= {"auth.test": "internal_error", "apps.connections.open": "ratelimited"}
     task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
     await server.until(lambda: server.calls.count("auth.test") > 2)
@@ -187,7 +187,7 @@ async def test_slack_may_be_down_at_the_start(harness: Harness, server: SlackSer
 @pytest.mark.parametrize(
     ("settings", "name"), [({"bot_token": "xoxb-no"}, "BOT_SLACK__BOT_TOKEN"), ({"app_token": "xapp-no"}, "APP_TOKEN")]
 )
-async def test_a_wrong_token_is_one_clear_sentence(harness: Harness, settings: dict[str, Any], name: str) -> None:
+async def test_a_wrong_token_is_named_in_the_error(harness: Harness, settings: dict[str, Any], name: str) -> None:
     async with SlackServer(**settings) as server:
         with pytest.raises(LoginRefused, match=name):
             async with running(harness, server):
@@ -197,7 +197,7 @@ async def test_a_wrong_token_is_one_clear_sentence(harness: Harness, settings: d
 # HTTP
 
 
-async def test_events_commands_and_buttons_come_by_signed_requests(harness: Harness) -> None:
+async def test_events_commands_and_buttons_arrive_by_signed_requests(harness: Harness) -> None:
     async with SlackServer(mode="http") as server, running(harness, server):
         harness.engine.add("one", "two")
         await server.say("hello")
@@ -209,14 +209,14 @@ async def test_events_commands_and_buttons_come_by_signed_requests(harness: Harn
         assert server.violations == []
 
 
-async def test_a_request_with_a_wrong_signature_is_refused(harness: Harness) -> None:
+async def test_a_request_with_a_wrong_signature_is_rejected(harness: Harness) -> None:
     async with SlackServer(mode="http") as server, running(harness, server):
         body = '{"type": "event_callback", "event": {"type": "message", "channel": "D1", "user": "U1", "ts": "1.1"}}'
         assert await server.post(body, "application/json", {}, secret="guessed") == 401
     assert harness.engine.requests == []
 
 
-async def test_a_port_that_is_taken_is_named(harness: Harness) -> None:
+async def test_a_port_in_use_is_named_in_the_error(harness: Harness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         async with SlackServer(mode="http", port=taken.getsockname()[1]) as server:
             with pytest.raises(PlatformError, match=r"adapters\.slack\.port"):
@@ -226,14 +226,14 @@ async def test_a_port_that_is_taken_is_named(harness: Harness) -> None:
 # Setting up
 
 
-def test_tokens_are_asked_for_as_the_mode_needs_them() -> None:
+def test_required_tokens_depend_on_the_mode() -> None:
     assert SlackSection().missing() == ("bot_token", "app_token")
     assert SlackSection(mode="http").missing() == ("bot_token", "signing_secret")
     with pytest.raises(ValidationError):
         SlackSection(bot_token=SecretStr("xoxb-1"))
 
 
-def test_the_manifest_asks_for_what_the_bot_uses() -> None:
+def test_the_manifest_requests_the_scopes_and_commands_in_use() -> None:
     manifest = Path("docs/slack-manifest.yaml").read_text(encoding="utf-8")
     scopes = manifest.partition("    bot:\n")[2].partition("settings:")[0]
     assert {line.strip("- ") for line in scopes.split("\n") if line.strip()} == SCOPES
@@ -241,16 +241,16 @@ def test_the_manifest_asks_for_what_the_bot_uses() -> None:
 
 
 @pytest.mark.parametrize("wait", ["soon", None])
-def test_a_wait_of_unknown_length_is_half_a_minute(wait: str | None) -> None:
+def test_a_rate_limit_without_retry_after_waits_30_seconds(wait: str | None) -> None:
     assert str(error_for(429, "ratelimited", wait)) == "the platform asks to wait 30 s"
 
 
-def test_an_answer_that_is_no_json_passes() -> None:
+def test_a_response_that_is_not_json_is_transient() -> None:
     with pytest.raises(PlatformUnavailable), map_errors():
         raise SlackApiError("not JSON", object())  # type: ignore[no-untyped-call]  # the library says nothing of it
 
 
-async def test_what_slack_says_for_the_first_time_is_told_as_it_is(server: SlackServer) -> None:
+async def test_an_unknown_error_code_is_shown_unchanged(server: SlackServer) -> None:
     server.refused["chat.postMessage"] = "moon_phase_wrong"
     async with web_api(server.settings()) as api:
         messenger = SlackMessenger(api, 1.0)
@@ -260,7 +260,7 @@ async def test_what_slack_says_for_the_first_time_is_told_as_it_is(server: Slack
             )
 
 
-async def test_of_commands_that_nobody_answers_the_oldest_are_forgotten(server: SlackServer) -> None:
+async def test_unanswered_commands_beyond_the_limit_are_forgotten(server: SlackServer) -> None:
     asker, place = server.room.user("Mei"), server.room.channel("general")
     async with web_api(server.settings()) as api:
         messenger = SlackMessenger(api, 1.0)
@@ -276,7 +276,7 @@ async def found(server: SlackServer) -> list[tuple[bool, str]]:
     return [(finding.is_ok, finding.text) async for finding in inspect("slack", server.settings())]
 
 
-async def test_check_online_tells_what_is_well(server: SlackServer) -> None:
+async def test_check_online_confirms_a_correct_setup(server: SlackServer) -> None:
     findings = await found(server)
     assert [is_ok for is_ok, _ in findings] == [True] * 3
     assert "@chatglm" in findings[0][1]

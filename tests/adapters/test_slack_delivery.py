@@ -35,7 +35,7 @@ async def server() -> AsyncIterator[SlackServer]:
 # What is shown
 
 
-async def test_an_answer_grows_by_edits_of_one_message(harness: Harness, server: SlackServer) -> None:
+async def test_an_answer_is_streamed_by_edits_of_one_message(harness: Harness, server: SlackServer) -> None:
     go_on = asyncio.Event()
     harness.engine.add(["one ", go_on, "two"])
     async with running(harness, server):
@@ -48,7 +48,7 @@ async def test_an_answer_grows_by_edits_of_one_message(harness: Harness, server:
     assert server.calls.count("chat.postMessage") == 1
 
 
-async def test_a_long_answer_goes_on_in_further_messages(harness: Harness, server: SlackServer) -> None:
+async def test_a_long_answer_continues_in_further_messages(harness: Harness, server: SlackServer) -> None:
     text = "第一段。\n\n```py\n" + "print('你好')\n" * 2000 + "```\n\n完了。"
     harness.engine.add(text)
     async with running(harness, server):
@@ -61,7 +61,7 @@ async def test_a_long_answer_goes_on_in_further_messages(harness: Harness, serve
 PINGS = "All: <!channel> <!here|here> <!EVERYONE> <!subteam^S1> <@U001> <#C001> <!date^1^x|y> `<!channel>` x < y && <b>"
 
 
-async def test_what_the_model_says_calls_nobody(harness: Harness, server: SlackServer) -> None:
+async def test_the_models_text_pings_no_user(harness: Harness, server: SlackServer) -> None:
     harness.engine.add(PINGS)
     async with running(harness, server):
         await server.say("shout")
@@ -70,7 +70,7 @@ async def test_what_the_model_says_calls_nobody(harness: Harness, server: SlackS
     assert server.seen()[1].visible == visible_text(PINGS)
 
 
-async def test_refused_markup_is_sent_plain(harness: Harness, server: SlackServer) -> None:
+async def test_refused_markup_is_sent_as_plain_text(harness: Harness, server: SlackServer) -> None:
     server.room.refuses_markdown = True
     harness.engine.add("**bold** & <!channel>")
     async with running(harness, server):
@@ -84,7 +84,7 @@ async def test_refused_markup_is_sent_plain(harness: Harness, server: SlackServe
 # Trouble on the way
 
 
-async def test_a_wait_is_obeyed_and_the_last_edit_lands(harness: Harness, server: SlackServer) -> None:
+async def test_a_rate_limit_is_obeyed_and_the_last_edit_lands(harness: Harness, server: SlackServer) -> None:
     harness.engine.add([*"abcdef"])
     server.script = trouble_at(0, 2, 3, kind="429", seconds=5)
     async with running(harness, server):
@@ -94,7 +94,7 @@ async def test_a_wait_is_obeyed_and_the_last_edit_lands(harness: Harness, server
 
 @pytest.mark.parametrize("kind", ["500", "timeout", "lost"])
 @pytest.mark.parametrize("direct", [False, True])
-async def test_whatever_gets_lost_a_reply_is_sent_once(
+async def test_a_failed_or_lost_send_does_not_duplicate_the_reply(
     harness: Harness, server: SlackServer, kind: str, direct: bool
 ) -> None:
     server.script = trouble_at(0, 2, 4, kind=kind)
@@ -125,7 +125,9 @@ async def test_a_message_sent_before_a_crash_is_found_again(tmp_path: Path, serv
 WAITS = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
 
 
-async def test_what_could_not_be_kept_waits_and_who_asked_is_told(harness: Harness, server: SlackServer) -> None:
+async def test_a_message_that_cannot_be_stored_is_retried_and_its_author_notified(
+    harness: Harness, server: SlackServer
+) -> None:
     begin, failures = harness.store.enqueue, [StoreError("the database is locked")] * 2
 
     async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
@@ -141,7 +143,7 @@ async def test_what_could_not_be_kept_waits_and_who_asked_is_told(harness: Harne
     assert len(harness.engine.requests) == 1
 
 
-async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(
+async def test_a_write_whose_acknowledgement_was_lost_is_answered_at_once(
     harness: Harness, server: SlackServer
 ) -> None:
     begin, reopen, losses = harness.store.enqueue, harness.store.requeue, [StoreError("the connection broke")]
@@ -172,7 +174,7 @@ async def test_what_was_kept_though_nobody_heard_of_it_is_answered_at_once(
     assert len(harness.engine.requests) == 2
 
 
-async def test_a_channel_that_is_gone_ends_the_exchange(harness: Harness, server: SlackServer) -> None:
+async def test_a_deleted_channel_fails_the_exchange(harness: Harness, server: SlackServer) -> None:
     server.refused["chat.postMessage"] = "is_archived"
     async with running(harness, server):
         question = await server.say("hello")
@@ -194,7 +196,7 @@ FUZZ: list[dict[str, Any]] = [
 ]
 
 
-async def test_strange_events_do_no_harm(harness: Harness) -> None:
+async def test_malformed_events_are_skipped(harness: Harness) -> None:
     async with SlackServer(retries=(), patience=0.3) as server:
         async with running(harness, server):
             for event in FUZZ:
@@ -210,7 +212,7 @@ UNLIMITED = LimitsSection(
 )
 
 
-async def test_whenever_it_is_broken_off_each_question_is_answered_once(tmp_path: Path, server: SlackServer) -> None:
+async def test_a_restart_at_any_moment_answers_each_question_once(tmp_path: Path, server: SlackServer) -> None:
     random = Random(4)
     server.script = lambda number, name: Trouble("lost") if number % 5 == 4 else None
     questions: list[str] = []
@@ -242,7 +244,7 @@ async def test_whenever_it_is_broken_off_each_question_is_answered_once(tmp_path
 
 
 @given(st.text(alphabet="<>!@#&^|`*chanelrubtmpCU01 \n好", max_size=80))
-def test_neutralised_text_is_the_text_and_calls_nobody(text: str) -> None:
+def test_neutralised_text_is_unchanged_and_pings_no_user(text: str) -> None:
     rendered = SlackFormat().render(f"{text}<!channel>")
     assert rendered.text.replace("\u2060", "") == f"{text}<!channel>"
     assert re.search(r"<(?:!(?:channel|here|subteam)|@[CU])", rendered.text) is None

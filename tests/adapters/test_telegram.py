@@ -42,7 +42,7 @@ async def test_every_direct_message_is_answered(telegram: TelegramPlatform, harn
 # When it answers.
 
 
-async def test_what_is_not_said_to_the_bot_is_not_answered(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_messages_that_do_not_address_the_bot_are_ignored(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("hello everybody", mention=False)
         await telegram.say("@other_bot hello", mention=False)
@@ -54,7 +54,7 @@ async def test_what_is_not_said_to_the_bot_is_not_answered(telegram: TelegramPla
     assert len(harness.engine.requests) == 1
 
 
-async def test_bots_and_what_the_bot_said_itself_are_not_answered(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_messages_of_bots_and_of_the_bot_itself_are_ignored(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("hello", author="news_bot")
         await telegram.say("hello", via_bot=telegram.person("inline_bot"))
@@ -65,7 +65,7 @@ async def test_bots_and_what_the_bot_said_itself_are_not_answered(telegram: Tele
         await done(telegram, "ok")
 
 
-async def test_who_speaks_as_the_group_is_answered(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_an_anonymous_admin_is_answered(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say(
             "hello", author="Anonymous_bot", sender_chat={"id": -100_7, "type": "supergroup", "title": "general"}
@@ -83,7 +83,7 @@ async def test_a_reply_to_one_of_its_messages_is_answered(telegram: TelegramPlat
     assert [message.content for message in harness.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
 
 
-async def test_a_mention_may_stand_anywhere_and_is_taken_out(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_mention_anywhere_in_the_text_is_removed(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("😀 tell me, @GLM_bot who is @mei_lin?", mention=False)
         await done(telegram, "ok")
@@ -100,7 +100,7 @@ async def test_a_mention_by_name_counts_too(telegram: TelegramPlatform, harness:
     assert harness.engine.requests[0].messages[-1].content == "Mei: hello"
 
 
-async def test_a_mention_brings_the_message_it_replies_to(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_mention_quotes_the_message_it_replies_to(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         news = await telegram.say("the moon is full", author="Ben", mention=False)
         await telegram.say("is that so?", reply_to=news)
@@ -110,7 +110,7 @@ async def test_a_mention_brings_the_message_it_replies_to(telegram: TelegramPlat
     assert asked == ["> the moon is full\n\nMei: is that so?", "> moon\n\nMei: and this?"]
 
 
-async def test_a_topic_is_a_conversation_and_goes_on_without_mentions(
+async def test_a_topic_is_a_conversation_that_continues_without_mentions(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
@@ -125,7 +125,7 @@ async def test_a_topic_is_a_conversation_and_goes_on_without_mentions(
     assert counts == [1, 3, 1]
 
 
-async def test_a_topic_is_left_alone_where_the_operator_says_so(harness: Harness) -> None:
+async def test_without_the_threads_setting_topics_need_mentions(harness: Harness) -> None:
     async with TelegramPlatform(threads=False) as telegram, running(telegram, harness):
         await telegram.say("hello", thread="moon")
         await done(telegram, "ok", thread="moon")
@@ -135,9 +135,7 @@ async def test_a_topic_is_left_alone_where_the_operator_says_so(harness: Harness
         assert len(harness.engine.requests) == 2
 
 
-async def test_an_attachment_gets_one_sentence_and_an_album_no_more(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_an_attachment_gets_one_notice_and_so_does_an_album(telegram: TelegramPlatform, harness: Harness) -> None:
     photo: dict[str, Any] = {"photo": [{"file_id": "f", "file_unique_id": "u", "width": 1, "height": 1}]}
     async with running(telegram, harness):
         for _ in range(3):
@@ -150,7 +148,7 @@ async def test_an_attachment_gets_one_sentence_and_an_album_no_more(
     assert harness.engine.requests[0].messages[-1].content == "what is it?"
 
 
-async def test_what_nobody_said_is_not_answered(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_service_messages_are_ignored(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("", direct=True, new_chat_title="new")
         await telegram.say("hello", direct=True)
@@ -160,7 +158,7 @@ async def test_what_nobody_said_is_not_answered(telegram: TelegramPlatform, harn
 # Commands and buttons.
 
 
-async def test_start_greets_with_the_commands(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_start_lists_the_commands(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("/start ref123", direct=True)
         await telegram.until(lambda: any("/clear" in text for text in texts(telegram, "Mei")))
@@ -174,7 +172,7 @@ async def test_the_menu_of_commands_is_set_in_both_languages(telegram: TelegramP
     assert {"command": "help", "description": "列出所有命令"} in telegram.menus["zh"]
 
 
-async def test_commands_in_a_group_are_for_the_bot_they_name(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_command_in_a_group_is_for_the_bot_it_names(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("hello")
         await done(telegram, "ok")
@@ -184,7 +182,7 @@ async def test_commands_in_a_group_are_for_the_bot_they_name(telegram: TelegramP
         await done(telegram, "ok", "Forgotten: everything said here (1).", "There was nothing to forget here.")
 
 
-async def test_an_unknown_command_is_answered_where_it_is_said_to_the_bot(
+async def test_an_unknown_command_that_mentions_the_bot_is_answered(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
@@ -192,16 +190,14 @@ async def test_an_unknown_command_is_answered_where_it_is_said_to_the_bot(
         await done(telegram, "There is no command /halp; did you mean /help?")
 
 
-async def test_the_bots_own_words_are_in_the_language_of_the_askers_app(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_notices_are_in_the_language_of_the_authors_app(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         telegram.language = "zh-hans"
         await telegram.say("/stop", direct=True)
         await done(telegram, "这里没有正在进行的回答。", channel="Mei")
 
 
-async def test_stop_keeps_what_was_said(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_stop_keeps_the_partial_answer(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add(["half", asyncio.Event()])
     async with running(telegram, harness):
         await telegram.say("hello", direct=True)
@@ -211,7 +207,7 @@ async def test_stop_keeps_what_was_said(telegram: TelegramPlatform, harness: Har
     assert list(telegram.answers.values()) == [""]
 
 
-async def test_regenerate_answers_anew_in_the_same_message(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_regenerate_answers_again_in_the_same_message(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add("one", "two")
     async with running(telegram, harness):
         await telegram.say("hello")
@@ -220,7 +216,7 @@ async def test_regenerate_answers_anew_in_the_same_message(telegram: TelegramPla
         await done(telegram, "two")
 
 
-async def test_who_did_not_ask_is_told_so(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_press_by_another_user_gets_a_notice(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("hello")
         await done(telegram, "ok")
@@ -230,7 +226,7 @@ async def test_who_did_not_ask_is_told_so(telegram: TelegramPlatform, harness: H
     assert len(harness.engine.requests) == 1
 
 
-async def test_a_button_that_waited_too_long_does_no_harm(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_an_expired_button_press_is_still_applied(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add("one", "two")
     telegram.broken["answerCallbackQuery"] = Refused(400, "Bad Request: query is too old and response timeout expired")
     async with running(telegram, harness):
@@ -240,7 +236,7 @@ async def test_a_button_that_waited_too_long_does_no_harm(telegram: TelegramPlat
         await done(telegram, "two")
 
 
-async def test_a_press_whose_answer_is_slow_holds_up_nobody(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_slow_acknowledgement_of_a_press_delays_no_update(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.answering.clear()
     harness.engine.add("one", ["half", asyncio.Event()])
     async with running(telegram, harness):
@@ -256,9 +252,7 @@ async def test_a_press_whose_answer_is_slow_holds_up_nobody(telegram: TelegramPl
         await telegram.until(lambda: len(telegram.answers) == 2)
 
 
-async def test_the_bot_ends_though_an_answer_to_a_press_is_under_way(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_the_bot_stops_while_a_press_is_being_acknowledged(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.answering.clear()
     async with running(telegram, harness):
         await telegram.say("hello")
@@ -272,7 +266,7 @@ async def test_the_bot_ends_though_an_answer_to_a_press_is_under_way(
 # Drafts.
 
 
-async def test_a_draft_grows_in_a_private_chat_and_becomes_a_message(harness: Harness) -> None:
+async def test_a_draft_is_streamed_in_a_private_chat_and_becomes_a_message(harness: Harness) -> None:
     go_on = asyncio.Event()
     harness.engine.add(["**half**", go_on, " and half"])
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):
@@ -285,7 +279,7 @@ async def test_a_draft_grows_in_a_private_chat_and_becomes_a_message(harness: Ha
         assert telegram.drafts == {}
 
 
-async def test_a_draft_shows_the_end_of_a_long_answer_and_is_kept_alive(harness: Harness) -> None:
+async def test_a_draft_shows_the_end_of_a_long_answer_and_is_refreshed(harness: Harness) -> None:
     harness.engine.add(["a" * 4000 + "\n\n" + "b" * 4000, asyncio.Event()])
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):
         mei = telegram.private("Mei").id
@@ -294,7 +288,7 @@ async def test_a_draft_shows_the_end_of_a_long_answer_and_is_kept_alive(harness:
 
 
 @pytest.mark.parametrize("trouble", [Trouble("429", 2), Trouble("500"), Trouble("timeout")])
-async def test_a_draft_that_is_refused_becomes_no_edit(harness: Harness, trouble: Trouble) -> None:
+async def test_a_refused_draft_does_not_turn_into_edits(harness: Harness, trouble: Trouble) -> None:
     go_on = asyncio.Event()
     harness.engine.add(["half", go_on, " and half"])
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):
@@ -317,7 +311,7 @@ async def test_commands_and_groups_have_no_drafts(harness: Harness) -> None:
         assert not any(name == "sendMessageDraft" for name, _ in telegram.calls)
 
 
-async def test_a_kill_before_the_message_leaves_nothing_to_say_twice(tmp_path: Path) -> None:
+async def test_a_kill_before_the_message_sends_nothing_twice(tmp_path: Path) -> None:
     async with TelegramPlatform(drafts=True) as telegram:
         async with make_harness(tmp_path) as before, running(telegram, before):
             before.engine.add(["half", asyncio.Event()])
@@ -330,7 +324,7 @@ async def test_a_kill_before_the_message_leaves_nothing_to_say_twice(tmp_path: P
 # Edits.
 
 
-async def test_an_edited_question_is_answered_anew_in_the_same_message(
+async def test_an_edited_question_is_answered_again_in_the_same_message(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     harness.engine.add("four", "six")

@@ -35,13 +35,13 @@ def test_every_visible_character_survives(markdown: str) -> None:
 
 @given(MARKDOWN)
 @settings(max_examples=400, deadline=None)
-def test_entities_are_such_as_telegram_takes(markdown: str) -> None:
+def test_entities_are_valid_for_telegram(markdown: str) -> None:
     rendered = FORMAT.render(markdown)
     refusal = refused(rendered.text, [entity for entity in rendered.entities if isinstance(entity, Entity)])
     assert refusal is None, refusal
 
 
-def test_whitespace_at_the_end_is_dropped_as_telegram_drops_it() -> None:
+def test_trailing_whitespace_is_stripped_as_telegram_does() -> None:
     grown, before = FORMAT.render("好\n```py\na\n  \n"), FORMAT.render("好\n```py\na")
     assert grown == before
     assert grown.text == "好\na"
@@ -83,29 +83,29 @@ def test_code_keeps_its_language() -> None:
 
 
 @pytest.mark.parametrize("address", ["tg://user?id=1", "tg://resolve?domain=x", "/relative", "mailto:a@b.c"])
-def test_only_links_to_the_web_become_links(address: str) -> None:
+def test_only_web_links_become_links(address: str) -> None:
     rendered = FORMAT.render(f"[Mei]({address})")
     assert (rendered.text, rendered.entities) == ("Mei", ())
 
 
-def test_lists_show_their_marks_and_their_depth() -> None:
+def test_lists_show_their_markers_and_their_depth() -> None:
     text = FORMAT.render("3. a\n4. b\n   - c\n   - d\n\nend").text.replace(EN_SPACE, " ")
     assert text == "3. a\n4. b\n   • c\n   • d\n\nend"
 
 
-def test_blank_lines_stand_where_the_text_has_them() -> None:
+def test_blank_lines_are_kept() -> None:
     assert FORMAT.render("a\n- b\n\nc\nd\n\n\n\ne").text.replace(EN_SPACE, " ") == "a\n• b\n\nc\nd\n\ne"
 
 
-def test_a_mark_without_words_is_not_shown() -> None:
+def test_a_marker_without_text_is_not_shown() -> None:
     assert FORMAT.render("- \n\n---\n\n> \n").text == ""
 
 
-def test_raw_html_is_shown_as_it_was_written() -> None:
+def test_raw_html_is_shown_unchanged() -> None:
     assert FORMAT.render("<!channel> a<br>b <@U1> @everyone").text == "<!channel> a<br>b <@U1> @everyone"
 
 
-def test_a_text_with_too_many_entities_is_cut_and_keeps_them() -> None:
+def test_a_text_with_too_many_entities_is_split_and_keeps_them() -> None:
     answer = "**b** " * 350
     pieces = [FORMAT.render(piece.text) for piece in split(answer, FORMAT)]
     assert [len(piece.entities) for piece in pieces] == [100, 100, 100, 50]
@@ -115,14 +115,14 @@ def test_lengths_are_counted_as_utf_16() -> None:
     assert FORMAT.measure(FORMAT.render("**😀** 好")) == 4
 
 
-def test_plain_is_the_text_as_it_is() -> None:
+def test_plain_text_is_unchanged() -> None:
     assert FORMAT.plain("**a**").text == "**a**"
     assert FORMAT.plain("**a**").entities == ()
 
 
 @given(MARKDOWN, st.integers(1, 8))
 @settings(max_examples=60, deadline=None)
-def test_no_message_of_a_long_text_is_over_the_limit(markdown: str, times: int) -> None:
+def test_no_message_of_a_long_text_exceeds_the_limit(markdown: str, times: int) -> None:
     small = SmallFormat()
     for piece in split(f"{markdown}\n\n" * times, small):
         assert small.measure(small.render(piece.text)) <= small.limit

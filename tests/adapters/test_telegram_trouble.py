@@ -53,7 +53,7 @@ async def telegram() -> AsyncIterator[TelegramPlatform]:
     assert platform.violations == []
 
 
-async def test_a_message_is_kept_before_it_is_confirmed(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_message_is_stored_before_it_is_confirmed(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("hello", direct=True)
         await telegram.until(lambda: not telegram.pending)
@@ -61,7 +61,7 @@ async def test_a_message_is_kept_before_it_is_confirmed(telegram: TelegramPlatfo
         assert kept == ChannelKey("telegram", str(telegram.private("Mei").id))
 
 
-async def test_a_message_that_cannot_be_kept_comes_again(
+async def test_a_message_that_cannot_be_stored_is_delivered_again(
     telegram: TelegramPlatform, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin, failures = harness.store.enqueue, iter(range(2))
@@ -80,7 +80,7 @@ async def test_a_message_that_cannot_be_kept_comes_again(
     assert [request.messages[-1].content for request in harness.engine.requests] == ["one", "two"]
 
 
-async def test_a_fault_of_ours_costs_one_message(
+async def test_a_bug_costs_one_message(
     telegram: TelegramPlatform, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.raise_on("bad", monkeypatch)
@@ -92,9 +92,7 @@ async def test_a_fault_of_ours_costs_one_message(
     assert [request.messages[-1].content for request in harness.engine.requests] == ["good"]
 
 
-async def test_what_was_said_meanwhile_is_answered_in_order_after_a_start(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_messages_sent_while_offline_are_answered_in_order(telegram: TelegramPlatform, harness: Harness) -> None:
     for number in range(3):
         await telegram.say(f"question {number}", direct=True)
     async with running(telegram, harness):
@@ -103,7 +101,7 @@ async def test_what_was_said_meanwhile_is_answered_in_order_after_a_start(
     assert asked == ["question 0", "question 1", "question 2"]
 
 
-async def test_a_backlog_of_many_polls_is_answered_once_all_of_it_is_known(
+async def test_a_backlog_of_many_polls_is_answered_once_it_is_complete(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     telegram.now -= timedelta(hours=3)
@@ -116,9 +114,7 @@ async def test_a_backlog_of_many_polls_is_answered_once_all_of_it_is_known(
     assert len(harness.engine.requests) == 1
 
 
-async def test_an_edit_made_while_the_bot_was_away_overtakes_nothing(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_an_edit_made_while_offline_keeps_its_place(telegram: TelegramPlatform, harness: Harness) -> None:
     await telegram.say("first", direct=True)
     question = await telegram.say("secnod", direct=True)
     await telegram.edit(question, "second")
@@ -127,9 +123,7 @@ async def test_an_edit_made_while_the_bot_was_away_overtakes_nothing(
     assert [request.messages[-1].content for request in harness.engine.requests] == ["first", "second"]
 
 
-async def test_a_retry_pressed_while_the_bot_was_away_is_answered_in_its_place(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_a_retry_pressed_while_offline_keeps_its_place(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add("wrong", "right")
     async with running(telegram, harness):
         await telegram.say("first", direct=True)
@@ -141,7 +135,7 @@ async def test_a_retry_pressed_while_the_bot_was_away_is_answered_in_its_place(
     assert [request.messages[-1].content for request in harness.engine.requests] == ["first", "first", "second"]
 
 
-async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_expired_questions_get_one_notice(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.now -= timedelta(hours=3)
     for number in range(3):
         await telegram.say(f"question {number}", direct=True)
@@ -151,7 +145,7 @@ async def test_what_is_long_past_gets_one_notice(telegram: TelegramPlatform, har
     assert harness.engine.requests == []
 
 
-async def test_a_kill_in_the_middle_of_an_answer_is_made_good_in_the_same_message(
+async def test_an_answer_cut_off_by_a_kill_is_completed_in_the_same_message(
     telegram: TelegramPlatform, tmp_path: Path
 ) -> None:
     async with make_harness(tmp_path) as before, running(telegram, before):
@@ -163,7 +157,7 @@ async def test_a_kill_in_the_middle_of_an_answer_is_made_good_in_the_same_messag
         await done(telegram, "the whole answer", channel="Mei")
 
 
-async def test_a_second_poller_is_named_and_polling_goes_on(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_second_poller_is_logged_and_polling_continues(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         with capture_logs() as logs:
             await found(telegram)
@@ -172,23 +166,21 @@ async def test_a_second_poller_is_named_and_polling_goes_on(telegram: TelegramPl
     assert any("another program polls Telegram" in entry.get("error", "") for entry in logs)
 
 
-async def test_a_webhook_is_removed_and_what_waits_there_is_kept(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_webhook_is_removed_and_its_updates_are_kept(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.webhook = "https://example.org"
     await telegram.say("hello", direct=True)
     async with running(telegram, harness):
         await done(telegram, "ok", channel="Mei")
 
 
-async def test_a_wrong_token_is_one_sentence_without_the_token(harness: Harness) -> None:
+async def test_a_wrong_token_is_reported_without_the_token(harness: Harness) -> None:
     async with TelegramPlatform(token="987654321:AAWrongWrongWrongWrongWrongWrongWro") as telegram:
         with pytest.raises(LoginRefused, match="BOT_TELEGRAM__TOKEN") as refusal:
             await telegram.adapter(FastClock()).run(harness.intake)
     assert "987654321" not in "".join(traceback.format_exception(refusal.value))
 
 
-async def test_a_platform_that_is_down_at_the_start_is_tried_until_it_answers(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_an_unavailable_telegram_at_the_start_is_retried(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.broken["getMe"] = Refused(502, "Bad Gateway")
     telegram.broken["setMyCommands"] = Refused(500, "Internal Server Error")
     adapter = asyncio.create_task(telegram.adapter(FastClock()).run(harness.intake))
@@ -201,7 +193,7 @@ async def test_a_platform_that_is_down_at_the_start_is_tried_until_it_answers(
 
 
 @pytest.mark.parametrize("code", [404, 401, 429, 500])
-async def test_polling_survives_what_is_not_a_wrong_token(
+async def test_polling_survives_errors_other_than_a_wrong_token(
     telegram: TelegramPlatform, harness: Harness, code: int
 ) -> None:
     async with running(telegram, harness):
@@ -215,7 +207,7 @@ async def test_polling_survives_what_is_not_a_wrong_token(
         await done(telegram, "ok", channel="Mei")
 
 
-async def test_a_token_that_is_revoked_ends_the_adapter(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_revoked_token_ends_the_adapter(telegram: TelegramPlatform, harness: Harness) -> None:
     adapter = asyncio.create_task(telegram.adapter(FastClock()).run(harness.intake))
     await telegram.until(lambda: telegram.polls > 1)
     telegram.broken |= {name: Refused(401, "Unauthorized") for name in ("getMe", "getUpdates")}
@@ -224,7 +216,7 @@ async def test_a_token_that_is_revoked_ends_the_adapter(telegram: TelegramPlatfo
         await adapter
 
 
-async def test_a_cut_connection_is_made_again(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_cut_connection_is_reopened(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         for number in range(3):
             await telegram.disconnect()
@@ -232,9 +224,7 @@ async def test_a_cut_connection_is_made_again(telegram: TelegramPlatform, harnes
         await done(telegram, "ok", "ok", "ok", channel="Mei")
 
 
-async def test_every_character_arrives_whatever_is_refused_on_the_way(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_every_character_arrives_although_calls_fail(telegram: TelegramPlatform, harness: Harness) -> None:
     answer = ANSWER * 50
     harness.engine.add([answer[at : at + 400] for at in range(0, len(answer), 400)])
     troubles = cycle([None, Trouble("429", 3), None, Trouble("500"), None, None, Trouble("timeout")])
@@ -248,7 +238,7 @@ async def test_every_character_arrives_whatever_is_refused_on_the_way(
     assert all(is_balanced(piece.markdown) for piece in pieces)
 
 
-async def test_a_lost_answer_to_an_edit_is_no_error(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_lost_response_to_an_edit_is_no_error(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.script = lambda number, name: Trouble("lost") if name == "editMessageText" and number < 3 else None
     async with running(telegram, harness):
         await telegram.say("hello")
@@ -264,7 +254,7 @@ async def test_a_lost_answer_to_an_edit_is_no_error(telegram: TelegramPlatform, 
         (400, "Bad Request: TOPIC_CLOSED"),
     ],
 )
-async def test_where_nobody_can_be_reached_the_exchange_fails(
+async def test_an_exchange_fails_where_the_bot_cannot_write(
     telegram: TelegramPlatform, harness: Harness, code: int, said: str
 ) -> None:
     telegram.group("general").gone = (code, said)
@@ -278,7 +268,7 @@ async def test_where_nobody_can_be_reached_the_exchange_fails(
     assert kept.status is Status.FAILED
 
 
-async def test_a_question_that_was_deleted_is_answered_all_the_same(
+async def test_a_deleted_question_is_answered_as_telegram_does_not_report_it(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
@@ -286,7 +276,7 @@ async def test_a_question_that_was_deleted_is_answered_all_the_same(
         await done(telegram, "ok")
 
 
-async def test_markup_that_is_refused_is_said_plain(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_refused_markup_is_sent_as_plain_text(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.refuses_entities = True
     harness.engine.add("**bold**")
     async with running(telegram, harness):
@@ -307,9 +297,7 @@ async def test_a_group_that_becomes_a_supergroup_keeps_its_history(
     assert [message.content for message in harness.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
 
 
-async def test_an_upgrade_in_the_middle_of_an_answer_takes_the_answer_along(
-    telegram: TelegramPlatform, harness: Harness
-) -> None:
+async def test_a_migration_during_an_answer_keeps_the_answer(telegram: TelegramPlatform, harness: Harness) -> None:
     go_on = asyncio.Event()
     harness.engine.add(["half", go_on, " and half"])
     telegram.group("general", "group")
@@ -345,7 +333,7 @@ async def test_an_upgrade_in_the_middle_of_an_answer_takes_the_answer_along(
         {},
     ],
 )
-async def test_an_update_that_cannot_be_read_holds_up_no_other(
+async def test_a_malformed_update_does_not_block_others(
     telegram: TelegramPlatform, harness: Harness, update: dict[str, Any]
 ) -> None:
     async with running(telegram, harness):
@@ -355,13 +343,13 @@ async def test_an_update_that_cannot_be_read_holds_up_no_other(
 
 
 @pytest.mark.parametrize("text", ["\ud83d half", "\u202etxt", "a\x00b", "x" * 100_000, "<sop>[gMASK]"])
-async def test_no_text_is_too_odd(telegram: TelegramPlatform, harness: Harness, text: str) -> None:
+async def test_unusual_texts_are_answered(telegram: TelegramPlatform, harness: Harness, text: str) -> None:
     async with running(telegram, harness):
         await telegram.say(text)
         await telegram.until(lambda: len(texts(telegram)) == 1 and Action.RETRY in replies(telegram)[0].actions)
 
 
-async def test_mangled_updates_harm_nobody(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_mangled_updates_do_not_stop_polling(telegram: TelegramPlatform, harness: Harness) -> None:
     dice = random.Random(11)
     harness.engine.add(*(str(number) for number in range(400)))
     async with running(telegram, harness):
@@ -391,7 +379,7 @@ def mangled(update: dict[str, Any], dice: random.Random) -> dict[str, Any]:
     return update
 
 
-async def test_an_answer_that_is_none_is_asked_for_again(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_malformed_response_is_requested_again(telegram: TelegramPlatform, harness: Harness) -> None:
     garbage = [b"<html>", b"[]", b'{"ok": true}']
     async with running(telegram, harness):
         telegram.garbage += garbage
@@ -401,7 +389,7 @@ async def test_an_answer_that_is_none_is_asked_for_again(telegram: TelegramPlatf
         await done(telegram, "ok", channel="Mei")
 
 
-async def test_a_retry_after_an_upgrade_is_a_new_message(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_a_retry_after_a_migration_is_a_new_message(telegram: TelegramPlatform, harness: Harness) -> None:
     harness.engine.add("one", "two")
     old = telegram.group("general", "group")
     async with running(telegram, harness):
@@ -412,7 +400,7 @@ async def test_a_retry_after_an_upgrade_is_a_new_message(telegram: TelegramPlatf
         await done(telegram, "two")
 
 
-async def test_where_privacy_mode_is_off_nothing_is_said_of_it(telegram: TelegramPlatform, harness: Harness) -> None:
+async def test_privacy_mode_is_not_logged_when_it_is_off(telegram: TelegramPlatform, harness: Harness) -> None:
     telegram.reads_all = True
     with capture_logs() as logs:
         async with running(telegram, harness):
@@ -420,7 +408,7 @@ async def test_where_privacy_mode_is_off_nothing_is_said_of_it(telegram: Telegra
     assert not any("privacy" in entry["event"] for entry in logs)
 
 
-async def test_the_bots_own_name_is_not_told_apart_by_case_and_answers_go_to_their_topic(
+async def test_the_bots_name_is_case_insensitive_and_replies_go_to_their_topic(
     telegram: TelegramPlatform, harness: Harness
 ) -> None:
     async with running(telegram, harness):
@@ -435,7 +423,7 @@ async def found(telegram: TelegramPlatform) -> list[Finding]:
     return [finding async for finding in inspect("telegram", telegram.settings())]
 
 
-async def test_an_inspection_tells_what_stands_in_the_way() -> None:
+async def test_an_inspection_reports_what_the_operator_has_to_change() -> None:
     async with TelegramPlatform(call_seconds=0.9) as telegram:
         findings = await found(telegram)
         assert [finding.is_ok for finding in findings] == [True, False, True]
