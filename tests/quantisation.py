@@ -136,9 +136,7 @@ def lines() -> list[str]:
         exact, theirs = (ask(network_of(folder, scheme)) for scheme in (None, published))
         found = ask(network_of(folder, ours, ours_for_the_table))
         line(f"KL to float32, nats: {label}", divergence(theirs, exact), divergence(found, exact))
-        table.append(
-            f"| top-1 agreement: {label} | {agreement(theirs, exact):.2%} | {agreement(found, exact):.2%} | |"
-        )
+        table.append(f"| top-1 agreement: {label} | {agreement(theirs, exact):.2%} | {agreement(found, exact):.2%} | |")
         kinds: tuple[Quantization, ...] = ("int4", "int8")
         for kind in kinds:
             served = ask_served(load(folder, quantization=kind))

@@ -16,7 +16,8 @@ import pytest
 from aiohttp import web
 from discord.backoff import ExponentialBackoff
 
-from bot.adapters.discord.adapter import inspect, open_adapter
+from bot.adapters import inspect
+from bot.adapters.discord.adapter import open_adapter
 from bot.adapters.discord.http import configure_endpoints, map_errors, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.settings import DiscordSection
@@ -1005,31 +1006,34 @@ async def test_a_call_that_is_broken_off_at_any_moment_holds_up_none_after_it(pl
 
 
 async def test_an_inspection_tells_what_is_missing(platform: DiscordPlatform) -> None:
-    assert all([finding.is_ok async for finding in inspect(platform.settings())])
+    assert all([finding.is_ok async for finding in inspect("discord", platform.settings())])
     platform.allows_content = False
     platform.application = {"interactions_endpoint_url": "https://example.org", "bot_require_code_grant": True}
     platform.guilds_without_commands.add(GUILD)
-    wrong = [finding.text async for finding in inspect(platform.settings()) if not finding.is_ok]
+    wrong = [finding.text async for finding in inspect("discord", platform.settings()) if not finding.is_ok]
     assert [word for word in ["Intent", "Endpoint", "OAuth2", "scope=bot"] if word not in "".join(wrong)] == []
     assert all(
-        [finding.is_ok or "Intent" not in finding.text async for finding in inspect(platform.settings(threads=False))]
+        [
+            finding.is_ok or "Intent" not in finding.text
+            async for finding in inspect("discord", platform.settings(threads=False))
+        ]
     )
 
 
 async def test_an_inspection_is_not_mixed_with_warnings_of_the_library(
     platform: DiscordPlatform, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert all([finding.is_ok async for finding in inspect(platform.settings())])
+    assert all([finding.is_ok async for finding in inspect("discord", platform.settings())])
     assert caplog.messages == []
 
 
 async def test_an_inspection_tells_how_to_invite_the_bot(platform: DiscordPlatform) -> None:
     platform.is_alone = True
-    findings = [finding async for finding in inspect(platform.settings())]
+    findings = [finding async for finding in inspect("discord", platform.settings())]
     assert [finding.is_ok for finding in findings] == [True, True, False]
     assert "scope=bot" in findings[2].text
     platform.refusals = {"/users/@me/guilds": 1}
-    findings = [finding async for finding in inspect(platform.settings())]
+    findings = [finding async for finding in inspect("discord", platform.settings())]
     assert findings[2].text == "Discord answered 500"
 
 
@@ -1041,6 +1045,6 @@ async def test_an_adapter_without_a_token_does_not_start(platform: DiscordPlatfo
 
 async def test_an_inspection_with_a_wrong_token_says_where_to_put_another(platform: DiscordPlatform) -> None:
     platform.known_token = "another"
-    findings = [finding async for finding in inspect(platform.settings())]
+    findings = [finding async for finding in inspect("discord", platform.settings())]
     assert [finding.is_ok for finding in findings] == [False]
     assert "BOT_DISCORD__TOKEN" in findings[0].text

@@ -25,10 +25,10 @@ from bot.adapters.malformed import describe_error
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
-from bot.errors import BotError, ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
+from bot.errors import ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock, MonotonicClock
-from bot.util.retry import Backoff, retry
+from bot.util.retry import Backoff, log_retry, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -113,23 +113,17 @@ class DiscordAdapter:
                     backoff.succeeded()
             raise PlatformUnavailable("the connection was closed")
 
-        def report(error: BotError, seconds: float) -> None:
-            log.warning("not connected to discord, retrying", seconds=round(seconds, 1), error=str(error))
-
-        await retry(connect, PlatformUnavailable, RateLimited, clock=self._clock, backoff=backoff, on_failure=report)
+        report, errors = log_retry("not connected to discord, retrying"), (PlatformUnavailable, RateLimited)
+        await retry(connect, *errors, clock=self._clock, backoff=backoff, on_failure=report)
 
 
 async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
     """Report what Discord says about the bot, and what the operator has to change."""
     configure_endpoints(settings)
     async with rest_client(settings, MonotonicClock()) as client:
-        try:
-            with map_errors():
-                await client.login(_token(settings))
-                application = await client.application_info()
-        except PlatformError as error:
-            yield Finding(False, str(error))
-            return
+        with map_errors():
+            await client.login(_token(settings))
+            application = await client.application_info()
         yield Finding(True, f"the token is valid; the bot is {client.user}")
         flags = application.flags
         if flags.gateway_message_content or flags.gateway_message_content_limited:
@@ -143,17 +137,14 @@ async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
         if application.interactions_endpoint_url is not None:
             yield Finding(
                 False,
-                "an Interactions Endpoint URL is set, so Discord sends commands and buttons there instead of to the bot: "
-                "remove it (Developer Portal, General Information)",
+                "an Interactions Endpoint URL is set, so Discord sends commands and buttons there instead of to the "
+                "bot: remove it (Developer Portal, General Information)",
             )
         if application.bot_require_code_grant:
             yield Finding(False, 'the bot cannot be invited: disable "Requires OAuth2 Code Grant" (Bot)')
-        try:
-            with map_errors():
-                async for finding in _servers(client, application.id):
-                    yield finding
-        except PlatformError as error:
-            yield Finding(False, str(error))
+        with map_errors():
+            async for finding in _servers(client, application.id):
+                yield finding
 
 
 async def _servers(client: discord.Client, application_id: int) -> AsyncIterator[Finding]:
@@ -167,11 +158,12 @@ async def _servers(client: discord.Client, application_id: int) -> AsyncIterator
         try:
             with map_errors():
                 await client.http.get_guild_commands(application_id, server.id)
-            yield Finding(True, f"{server.name}: messages and slash commands work")
         except ChannelGone:
             yield Finding(
                 False, f"{server.name}: slash commands are not authorised; invite the bot again: {invitation}"
             )
+        else:
+            yield Finding(True, f"{server.name}: messages and slash commands work")
 
 
 def _token(settings: DiscordSection) -> str:

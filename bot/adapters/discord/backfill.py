@@ -13,10 +13,10 @@ import structlog
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import channel_id, is_direct_or_mention, is_reply_or_role_mention, is_user_message
 from bot.domain import ChannelKey
-from bot.errors import BotError, ChannelGone, MessageGone, RateLimited
+from bot.errors import ChannelGone, MessageGone, RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
-from bot.util.retry import Backoff, retry
+from bot.util.retry import Backoff, log_retry, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -123,9 +123,7 @@ class Backfill:
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Retry a rate-limited call after its wait."""
 
-        def report(error: BotError, seconds: float) -> None:
-            log.info("discord backfill rate limited", seconds=seconds)
-
+        report = log_retry("discord backfill rate limited")
         return await retry(call, RateLimited, clock=self._clock, backoff=Backoff(1.0, 1.0), on_failure=report)
 
 

@@ -14,9 +14,9 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.chat.commands import menu
 from bot.chat.i18n import translator
-from bot.errors import BotError, PlatformError, PlatformUnavailable, RateLimited
+from bot.errors import PlatformError, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
-from bot.util.retry import Backoff, retry
+from bot.util.retry import Backoff, log_retry, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -114,9 +114,7 @@ class BotClient(discord.Client):
             async with call_timeout(self._call_seconds, self):
                 await self.http.bulk_upsert_global_commands(self.application_id or 0, payload)
 
-        def report(error: BotError, seconds: float) -> None:
-            log.warning("slash commands not registered, retrying", seconds=seconds, error=str(error))
-
+        report = log_retry("slash commands not registered, retrying")
         errors, backoff = (PlatformUnavailable, RateLimited), Backoff(_REGISTER_RETRY, _REGISTER_RETRY)
         try:
             await retry(register, *errors, clock=self._clock, backoff=backoff, on_failure=report)
