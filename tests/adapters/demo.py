@@ -15,7 +15,7 @@ from bot.domain import Action, SamplingParams
 from bot.engine import open_engine
 from tests.harness.fakes import FastClock
 from tests.harness.platform import Seen
-from tests.harness.platform_bench import PROFILES, Bench, a_bench
+from tests.harness.platform_bench import PROFILES, Bench, open_bench
 
 # The demo model writes its longest answer in seconds: at this pace it is still seen to grow.
 FACTOR = 20.0
@@ -127,7 +127,7 @@ async def play(platform: str, say: Callable[[str], None]) -> None:
     """The whole conversation on one platform; `say` is told each line of the transcript."""
     engine = open_engine(EngineSection())
     # The likeliest words, so that it goes the same way each time.
-    async with a_bench(platform, engine, FastClock(FACTOR), SamplingParams(temperature=0)) as bench:
+    async with open_bench(platform, engine, FastClock(FACTOR), SamplingParams(temperature=0)) as bench:
         person = Conversation(bench, say)
         say(f"— {platform}: a mention")
         await person.ask("Hello")

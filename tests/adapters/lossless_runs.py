@@ -17,8 +17,8 @@ from bot.domain import Action, ChatRequest, Exchange, Status
 from tests.adapters.lossless_cases import Case
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import Item, Script
-from tests.harness.platform import Seen, Trouble
-from tests.harness.platform_bench import PROFILES, Bench, Profile, a_bench, without_spaces
+from tests.harness.platform import Fault, Seen
+from tests.harness.platform_bench import PROFILES, Bench, Profile, open_bench, without_spaces
 
 # How much faster than the platforms' own time; Retry-After and intervals are scaled with it.
 FACTOR = 50.0
@@ -39,14 +39,14 @@ class Refusals:
     calls: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
-    def __call__(self, number: int, name: str) -> Trouble | None:
+    def __call__(self, number: int, name: str) -> Fault | None:
         self.calls += 1
         if number % 4 != 3:
             return None
         kind = _KINDS[number // 4 % len(_KINDS)]
         self.refused[kind] += 1
         # R9 of the reliability figures: from 1 to 30 seconds.
-        return Trouble(kind, self.chance.uniform(1, 30) if kind == "429" else 0.0)
+        return Fault(kind, self.chance.uniform(1, 30) if kind == "429" else 0.0)
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ async def deliver(name: str, cases: Sequence[Case], seed: int, progress: Progres
     result = Delivered(Refusals(random.Random(seed)), cases=len(cases))
     arrived: list[Arrived | None] = []
     began = time.monotonic()
-    async with a_bench(name, engine, FastClock(FACTOR)) as bench:
+    async with open_bench(name, engine, FastClock(FACTOR)) as bench:
         bench.platform.script = result.refusals
         room = asyncio.Semaphore(_AT_ONCE)
 
@@ -270,7 +270,7 @@ class Times:
 async def placeholders(name: str, count: int = 100) -> Times:
     """From a mention to the first message of the reply, each time in a quiet channel."""
     took = []
-    async with a_bench(name, ScriptedEngine(context_length=1_000_000), FastClock(FACTOR)) as bench:
+    async with open_bench(name, ScriptedEngine(context_length=1_000_000), FastClock(FACTOR)) as bench:
         for number in range(count):
             channel = f"room{number}"
             began = time.monotonic()
@@ -301,7 +301,7 @@ async def ages(name: str, count: int = 5, deltas: int = 600, factor: float = 1.0
 
         return items()
 
-    async with a_bench(name, ScriptedEngine(default=answer, context_length=1_000_000), FastClock(factor)) as bench:
+    async with open_bench(name, ScriptedEngine(default=answer, context_length=1_000_000), FastClock(factor)) as bench:
 
         async def read(question: str) -> None:
             """Look at the channel whenever something has changed there."""
@@ -354,7 +354,7 @@ async def load(
         return flowing([f"answer to {asked(request)}:", *tail], 0.05)
 
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=channels, max_waiting=mentions)
-    async with a_bench(name, engine, FastClock(factor)) as bench:
+    async with open_bench(name, engine, FastClock(factor)) as bench:
         async with lateness() as idle:
             await asyncio.sleep(idle_seconds)
         began = time.monotonic()

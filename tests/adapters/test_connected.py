@@ -9,13 +9,13 @@ import pytest
 from bot.adapters.discord.adapter import DiscordAdapter
 from tests.harness.fakes import FastClock
 from tests.harness.harness import make_harness
-from tests.harness.platform import PATIENCE
+from tests.harness.platform import TIMEOUT
 from tests.harness.platform_bench import PROFILES
 from tests.harness.servers.discord import DiscordPlatform
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110  # an adapter tells nobody when that changes
             await asyncio.sleep(0)
 
@@ -41,7 +41,7 @@ async def test_a_discord_client_that_is_closed_no_longer_waits_for_its_servers(t
         return any("_delay_ready" in repr(task.get_coro()) for task in asyncio.all_tasks())
 
     async with make_harness(tmp_path) as harness, DiscordPlatform() as platform:
-        adapter = DiscordAdapter(platform.settings(), FastClock(20.0), server_seconds=PATIENCE)
+        adapter = DiscordAdapter(platform.settings(), FastClock(20.0), server_seconds=TIMEOUT)
         running = asyncio.create_task(adapter.run(harness.intake))
         await until(is_waiting)
         running.cancel()

@@ -30,7 +30,7 @@ from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailab
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.harness import Harness, make_harness
 from tests.harness.messages import a_message
-from tests.harness.platform import PATIENCE, Trouble
+from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_gateway import MESSAGE_CONTENT, TOKEN
 from tests.harness.servers.discord_world import APPLICATION, BOT, BOT_ROLE, EPHEMERAL, GUILD
@@ -62,7 +62,7 @@ class Bot:
             assert self.shown(channel, thread) == list(texts)
 
     async def all_is_delivered(self) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while await self.harness.store.owed("discord"):
                 pass
 
@@ -290,7 +290,7 @@ async def test_a_command_that_discord_no_longer_waits_for_is_answered_in_the_cha
 
 
 async def test_a_command_whose_connection_was_replaced_is_answered_as_its_response(bot: Bot) -> None:
-    bot.platform.script = lambda number, name: Trouble("429", seconds=20.0) if number == 0 else None
+    bot.platform.script = lambda number, name: Fault("429", seconds=20.0) if number == 0 else None
     await bot.platform.command("status")
     await bot.platform.until(lambda: bot.platform.writes == 1)
     bot.platform.garble()
@@ -763,7 +763,7 @@ async def test_a_token_that_is_changed_while_it_runs_ends_it_too(bot: Bot) -> No
 async def test_every_second_call_fails_and_every_word_arrives_once(
     platform: DiscordPlatform, tmp_path: Path, kind: Literal["429", "500", "timeout", "lost"]
 ) -> None:
-    platform.script = lambda number, name: Trouble(kind, seconds=3.0) if number % 2 == 0 else None
+    platform.script = lambda number, name: Fault(kind, seconds=3.0) if number % 2 == 0 else None
     words = [f"word{number} " * 40 for number in range(20)]
     async with a_bot(platform, tmp_path, call_seconds=0.3) as bot:
         bot.engine.add(list(words))
@@ -775,7 +775,7 @@ async def test_every_second_call_fails_and_every_word_arrives_once(
 
 async def test_a_refusal_of_all_calls_holds_back_every_channel(bot: Bot) -> None:
     bot.platform.is_global = True
-    bot.platform.script = lambda number, name: Trouble("429", seconds=20.0) if number == 0 else None
+    bot.platform.script = lambda number, name: Fault("429", seconds=20.0) if number == 0 else None
     await bot.platform.say("one")
     await bot.platform.until(lambda: bot.platform.writes == 1)
     await bot.platform.say("two", channel="random")
@@ -786,7 +786,7 @@ async def test_a_refusal_of_all_calls_holds_back_every_channel(bot: Bot) -> None
 @pytest.mark.parametrize("after", ["10", "Fri, 20 Nov 2026 12:00:10 GMT"])
 async def test_a_refusal_that_says_nothing_else_holds_back_every_channel(bot: Bot, after: str) -> None:
     bot.platform.terse = after
-    bot.platform.script = lambda number, name: Trouble("429", seconds=10.0) if number == 0 else None
+    bot.platform.script = lambda number, name: Fault("429", seconds=10.0) if number == 0 else None
     await bot.platform.say("one")
     await bot.platform.until(lambda: bot.platform.writes == 1)
     await bot.platform.say("two", channel="random")

@@ -9,7 +9,7 @@ import pytest
 from bot.config.schema import AccessSection
 from bot.domain import Action, Status
 from tests.harness.harness import Harness, make_harness
-from tests.harness.platform import LoopbackPlatform, Trouble
+from tests.harness.platform import Fault, LoopbackPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, asked, becomes, bots, running
 
@@ -191,7 +191,7 @@ async def test_the_text_of_a_slash_command_names_the_command(
 
 async def test_a_slash_command_from_before_a_restart_is_answered(tmp_path: Path, server: SlackServer) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
-        server.script = lambda number, name: Trouble("500") if name == "response_url" else None
+        server.script = lambda number, name: Fault("500") if name == "response_url" else None
         await server.command("status")
         await server.until(lambda: server.refusals > 0)
     server.script = lambda number, name: None

@@ -22,7 +22,7 @@ from bot.domain import Action, ChannelKey, Exchange
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness, make_harness
-from tests.harness.platform import PATIENCE
+from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, bots, running
 
@@ -148,7 +148,7 @@ async def test_a_revoked_bot_token_ends_the_adapter(harness: Harness, server: Sl
     await server.say("are you there?")
     if method != "chat.postMessage":  # only who connects anew calls the others
         await server.disconnect(resumable=False)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         with pytest.raises(LoginRefused, match="token_revoked"):
             await task
 

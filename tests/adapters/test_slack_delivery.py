@@ -20,7 +20,7 @@ from bot.errors import StoreError
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness, make_harness
-from tests.harness.platform import Trouble
+from tests.harness.platform import Fault
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, becomes, bots, running, trouble_at
 
@@ -81,7 +81,7 @@ async def test_refused_markup_is_sent_as_plain_text(harness: Harness, server: Sl
     assert server.room.pings == []
 
 
-# Trouble on the way
+# Fault on the way
 
 
 async def test_a_rate_limit_is_obeyed_and_the_last_edit_lands(harness: Harness, server: SlackServer) -> None:
@@ -214,7 +214,7 @@ UNLIMITED = LimitsSection(
 
 async def test_a_restart_at_any_moment_answers_each_question_once(tmp_path: Path, server: SlackServer) -> None:
     random = Random(4)
-    server.script = lambda number, name: Trouble("lost") if number % 5 == 4 else None
+    server.script = lambda number, name: Fault("lost") if number % 5 == 4 else None
     questions: list[str] = []
 
     def echo() -> ScriptedEngine:

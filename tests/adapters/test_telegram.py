@@ -10,7 +10,7 @@ import pytest
 from bot.chat.commands import menu
 from bot.domain import Action
 from tests.harness.harness import Harness, make_harness
-from tests.harness.platform import Trouble
+from tests.harness.platform import Fault
 from tests.harness.servers.telegram import BOT, BOT_ID, Refused, TelegramPlatform
 from tests.harness.telegram_harness import done, replies, running, texts
 
@@ -287,8 +287,8 @@ async def test_a_draft_shows_the_end_of_a_long_answer_and_is_refreshed(harness: 
         await telegram.until(lambda: telegram.drafts.get(mei, [])[-2:] == ["b" * 4000] * 2)
 
 
-@pytest.mark.parametrize("trouble", [Trouble("429", 2), Trouble("500"), Trouble("timeout")])
-async def test_a_refused_draft_does_not_turn_into_edits(harness: Harness, trouble: Trouble) -> None:
+@pytest.mark.parametrize("trouble", [Fault("429", 2), Fault("500"), Fault("timeout")])
+async def test_a_refused_draft_does_not_turn_into_edits(harness: Harness, trouble: Fault) -> None:
     go_on = asyncio.Event()
     harness.engine.add(["half", go_on, " and half"])
     async with TelegramPlatform(drafts=True) as telegram, running(telegram, harness):

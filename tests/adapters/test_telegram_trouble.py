@@ -20,7 +20,7 @@ from bot.domain import Action, ChannelKey, Exchange, IncomingMessage, Kind, Stat
 from bot.errors import LoginRefused, StoreError
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness, make_harness
-from tests.harness.platform import Trouble
+from tests.harness.platform import Fault
 from tests.harness.servers.telegram import UNCHANGED, Refused, TelegramPlatform
 from tests.harness.telegram_harness import done, replies, running, shown, texts
 
@@ -227,7 +227,7 @@ async def test_a_cut_connection_is_reopened(telegram: TelegramPlatform, harness:
 async def test_every_character_arrives_although_calls_fail(telegram: TelegramPlatform, harness: Harness) -> None:
     answer = ANSWER * 50
     harness.engine.add([answer[at : at + 400] for at in range(0, len(answer), 400)])
-    troubles = cycle([None, Trouble("429", 3), None, Trouble("500"), None, None, Trouble("timeout")])
+    troubles = cycle([None, Fault("429", 3), None, Fault("500"), None, None, Fault("timeout")])
     telegram.script = lambda number, name: next(troubles)
     async with running(telegram, harness):
         await telegram.say("tell me all")
@@ -239,7 +239,7 @@ async def test_every_character_arrives_although_calls_fail(telegram: TelegramPla
 
 
 async def test_a_lost_response_to_an_edit_is_no_error(telegram: TelegramPlatform, harness: Harness) -> None:
-    telegram.script = lambda number, name: Trouble("lost") if name == "editMessageText" and number < 3 else None
+    telegram.script = lambda number, name: Fault("lost") if name == "editMessageText" and number < 3 else None
     async with running(telegram, harness):
         await telegram.say("hello")
         await done(telegram, "ok")

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from bot.domain import ChatRequest, Exchange, Status
 from tests.adapters.lossless_runs import asked
 from tests.chaos.figure import Row, Scale
-from tests.chaos.wire import CUTS, Wire, a_wire
+from tests.chaos.tcp_proxy import CUTS, TcpProxy, open_tcp_proxy
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import Item, Script
-from tests.harness.platform_bench import PROFILES, Bench, a_bench, without_spaces
+from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 from tests.harness.servers.telegram import UNCHANGED
 
 NAME = "R8"
@@ -93,23 +93,25 @@ async def losses_of(name: str, cuts: int, seed: int, *, deltas: int = 100, at_on
     chance = random.Random(seed)
     losses, stream = Losses(), Stream(deltas)
     engine = ScriptedEngine(default=stream.answer, context_length=1_000_000, max_batch_size=at_once)
-    wires: list[Wire] = []
+    wires: list[TcpProxy] = []
 
     @asynccontextmanager
     async def around(platform: object) -> AsyncIterator[None]:
-        async with a_wire(platform, seed) as wire:
+        async with open_tcp_proxy(platform, seed) as wire:
             wires.append(wire)
             yield
 
-    async with a_bench(name, engine, FastClock(FACTOR), around=around) as bench:
+    async with open_bench(name, engine, FastClock(FACTOR), around=around) as bench:
         while losses.cuts < cuts:
             await _round(bench, wires[0], stream, chance, losses, min(at_once, cuts - losses.cuts))
-        losses.torn_calls = wires[0].in_flight
+        losses.torn_calls = wires[0].torn
         losses.violations = [each for each in bench.platform.violations if each != UNCHANGED]
     return losses
 
 
-async def _round(bench: Bench, wire: Wire, stream: Stream, chance: random.Random, losses: Losses, count: int) -> None:
+async def _round(
+    bench: Bench, wire: TcpProxy, stream: Stream, chance: random.Random, losses: Losses, count: int
+) -> None:
     """As many answers as cuts, all at once, each in a channel of its own.
 
     The channels are those of every round: what is said for the first time in a place

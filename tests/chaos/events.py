@@ -28,7 +28,7 @@ from tests.chaos.leak_check import Witness, a_witness
 from tests.harness.fakes.clock import FastClock
 from tests.harness.fakes.engine import ScriptedEngine
 from tests.harness.harness import NO_LIMITS
-from tests.harness.platform_bench import PROFILES, WatchedDispatcher
+from tests.harness.platform_bench import PROFILES, TrackedIntake
 
 NAME = "R3"
 
@@ -105,7 +105,7 @@ async def besieged(name: str, count: int, seed: int) -> Row:
 @asynccontextmanager
 async def a_bot(
     name: str,
-) -> AsyncIterator[tuple[Besieger, WatchedDispatcher, Witness, asyncio.Task[None]]]:
+) -> AsyncIterator[tuple[Besieger, TrackedIntake, Witness, asyncio.Task[None]]]:
     """The bot with a quick clock on a platform that besieges it."""
     clock = FastClock(500.0)
     engine = ScriptedEngine(default=_answer, max_batch_size=64, max_waiting=1_000_000)
@@ -114,7 +114,7 @@ async def a_bot(
             conversations = Conversations(
                 engine, store, ConversationSection(history_turns=0), SamplingParams(), answer_seconds=600.0
             )
-            intake = WatchedDispatcher(Access(AccessSection(), NO_LIMITS, clock), conversations, engine, store)
+            intake = TrackedIntake(Access(AccessSection(), NO_LIMITS, clock), conversations, engine, store)
             adapter = asyncio.create_task(platform.adapter(clock).run(intake))
             try:
                 await platform.until(lambda: PROFILES[name].is_connected(platform) or adapter.done())

@@ -15,7 +15,7 @@ from tests.adapters.lossless_runs import asked
 from tests.chaos.faults import Disk, a_limited_disk
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.platform_bench import PROFILES, Bench, a_bench, without_spaces
+from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 
 NAME = "R6"
 
@@ -78,7 +78,7 @@ async def toll_of(name: str, full: Full, questions: int) -> Toll:
     toll = Toll()
     engine = ScriptedEngine(default=_answer, context_length=10_000_000, max_batch_size=64, max_waiting=1000)
     with a_limited_disk() as disk:
-        async with a_bench(name, engine, FastClock(_FACTOR)) as bench:
+        async with open_bench(name, engine, FastClock(_FACTOR)) as bench:
             settled: list[asyncio.Future[object]] = []
 
             async def ask() -> None:

@@ -19,7 +19,7 @@ from bot.domain import ChatRequest
 from tests.adapters.lossless_runs import asked
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.platform_bench import PROFILES, Bench, a_bench
+from tests.harness.platform_bench import PROFILES, Bench, open_bench
 
 NAME = "R11"
 
@@ -67,7 +67,7 @@ async def attendance_of(name: str, drops: int, seed: int) -> Attendance:
         return f"answer to {asked(request)}."
 
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=64, max_waiting=10_000)
-    async with a_bench(name, engine, FastClock(FACTOR), around=_today) as bench:
+    async with open_bench(name, engine, FastClock(FACTOR), around=_today) as bench:
         places = await _known_places(bench, attendance)
         for number in range(drops):
             await _drop(bench, places, attendance, chance, is_resumable=number % 2 == 0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.figure import Row, Scale
-from tests.chaos.processes import PATIENCE, PLATFORMS, a_life, complaints, replies, until
+from tests.chaos.processes import PLATFORMS, TIMEOUT, logged_errors, replies, run_bot, until
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES
 
@@ -69,7 +69,7 @@ async def toll_of(name: str, kills: int, seed: int) -> Toll:
         async with PROFILES[name].open() as platform:
             platforms = {name: platform}
             # A bot that was never there before has nothing to catch up from.
-            async with a_life(platforms, folder) as bot:
+            async with run_bot(platforms, folder) as bot:
                 await bot.connected()
                 for channel in CHANNELS:
                     await ask(platform, channel)
@@ -77,7 +77,7 @@ async def toll_of(name: str, kills: int, seed: int) -> Toll:
             for kill in range(kills):
                 toll.kills += 1
                 await ask(platform, chance.choice(CHANNELS))
-                async with a_life(platforms, folder) as bot:
+                async with run_bot(platforms, folder) as bot:
                     if kill % STILLBORN == 0:
                         await asyncio.sleep(chance.uniform(0.1, STARTING))
                         continue
@@ -85,12 +85,12 @@ async def toll_of(name: str, kills: int, seed: int) -> Toll:
                     for _ in range(3):
                         await ask(platform, chance.choice(CHANNELS))
                         await asyncio.sleep(chance.uniform(0.0, ANSWERING / 3))
-            async with a_life(platforms, folder):
+            async with run_bot(platforms, folder):
                 with suppress(TimeoutError):  # what is not answered by then is counted as lost
-                    await until(lambda: _are_answered(platform, toll), 2 * PATIENCE)
+                    await until(lambda: _are_answered(platform, toll), 2 * TIMEOUT)
                 await asyncio.sleep(1.0)  # an answer too many would come now
             _count(platform, toll)
-        toll.errors = complaints(folder)
+        toll.errors = logged_errors(folder)
         database = sqlite3.connect(folder / "bot.db")
         toll.integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
         database.close()

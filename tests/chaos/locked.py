@@ -15,7 +15,7 @@ from tests.chaos.faults import locked_by_another, percentile
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import Script
-from tests.harness.platform_bench import PROFILES, Bench, a_bench, without_spaces
+from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 
 NAME = "R7"
 
@@ -71,7 +71,7 @@ async def toll_of(name: str, size: _Size) -> Toll:
     """Lock it, ask, open it again, and count once all is settled."""
     toll = Toll(size)
     engine = ScriptedEngine(default=_answer, context_length=100_000, max_batch_size=64)
-    async with a_bench(name, engine, FastClock(size.factor), busy_timeout=size.busy_timeout) as bench:
+    async with open_bench(name, engine, FastClock(size.factor), busy_timeout=size.busy_timeout) as bench:
         async with lateness() as idle:
             await asyncio.sleep(size.idle)
         settled: list[asyncio.Future[object]] = []

@@ -21,7 +21,7 @@ from tests.harness.platform_bench import PROFILES
 ROOT = Path(__file__).parents[2]
 PLATFORMS = tuple(PROFILES)
 # Seconds in which a bot connects or answers, on a machine with other work.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 # How often each loopback server was connected to; a process that polls does so twice.
 _CONTACTS: dict[str, Callable[[Any], float]] = {
@@ -32,7 +32,7 @@ _CONTACTS: dict[str, Callable[[Any], float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Bot:
+class BotProcess:
     """A running one."""
 
     process: asyncio.subprocess.Process
@@ -63,12 +63,12 @@ class Bot:
 
 
 @asynccontextmanager
-async def a_life(
+async def run_bot(
     platforms: Mapping[str, LoopbackPlatform],
     folder: Path,
     more: Mapping[str, str] | None = None,
     module: str = "bot",
-) -> AsyncIterator[Bot]:
+) -> AsyncIterator[BotProcess]:
     """`python -m bot run`; it is killed at the end if it still lives.
 
     `more` are variables of its environment, as `BOT_ENGINE__BACKEND`.  What it logs is
@@ -80,7 +80,7 @@ async def a_life(
             *(sys.executable, "-m", module, "run"), cwd=folder, env=given, stderr=log, stdout=log
         )
     try:
-        yield Bot(process, platforms, folder, {name: _CONTACTS[name](each) for name, each in platforms.items()})
+        yield BotProcess(process, platforms, folder, {name: _CONTACTS[name](each) for name, each in platforms.items()})
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
@@ -124,7 +124,7 @@ def _variables(name: str, settings: AdapterSection) -> dict[str, str]:
     return given
 
 
-async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+async def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
     """Wait for what another process does; looking takes a fifth of the time at most."""
     async with asyncio.timeout(seconds):
         while True:
@@ -139,7 +139,7 @@ def replies(platform: LoopbackPlatform, channel: str) -> list[str]:
     return [seen.visible for seen in platform.seen(channel) if seen.author == "bot"]
 
 
-def complaints(folder: Path) -> list[str]:
+def logged_errors(folder: Path) -> list[str]:
     """The lines of the log that tell of a fault: errors, and what is no line of a log."""
     found = []
     for line in (folder / "log").read_text(encoding="utf-8").splitlines():

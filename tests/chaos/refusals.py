@@ -25,8 +25,8 @@ from tests.adapters.lossless_runs import asked, flowing
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import Script
-from tests.harness.platform_bench import PROFILES, Bench, a_bench, without_spaces
-from tests.harness.servers.fault_gate import is_heard
+from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
+from tests.harness.servers.fault_gate import is_client_connected
 from tests.harness.servers.telegram import WRITING
 
 NAME = "R9"
@@ -85,7 +85,7 @@ class Refuser:
         self.refused[f"{route.name} (all)" if is_for_all else route.name] += 1
         lane = _ALL if is_for_all else route.lanes[0]
         answer = self.refuse(seconds, is_for_all, self.chance.random() < _SHARE)
-        if not await is_heard(request):
+        if not await is_client_connected(request):
             return answer
         until = self.clock.now() + float(answer.headers["Retry-After"])
         if _is_shared(lane):
@@ -213,7 +213,7 @@ async def outcome_of(
         return flowing(text[at : at + size] for at in range(0, len(text), size))
 
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=AT_ONCE)
-    async with a_bench(name, engine, clock, around=around) as bench:
+    async with open_bench(name, engine, clock, around=around) as bench:
         room = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 from aiohttp import web
 
 from tests.chaos.figure import Row, Scale
-from tests.chaos.processes import PLATFORMS, Bot, a_life, complaints, replies, until
-from tests.harness.platform import Trouble
+from tests.chaos.processes import PLATFORMS, BotProcess, logged_errors, replies, run_bot, until
+from tests.harness.platform import Fault
 from tests.harness.platform_bench import PROFILES
 
 NAME = "R5"
@@ -65,7 +65,7 @@ class Scene:
         return [number for number, found in holding.items() if [reply.count(number) for reply in found] != [2]]
 
 
-Act = Callable[[Scene, Bot], Awaitable[None]]
+Act = Callable[[Scene, BotProcess], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -85,34 +85,34 @@ _TOKENS = {"SLOW_TOKENS": "0.05"}
 _MODEL = {"BOT_ENGINE__BACKEND": "chatglm"}
 
 
-async def _generating(scene: Scene, bot: Bot) -> None:
+async def _generating(scene: Scene, bot: BotProcess) -> None:
     await bot.connected()
     await scene.ask(150)  # takes about 20 s
     await scene.answer_grows()
     await asyncio.sleep(scene.chance.uniform(0.0, 0.5))
 
 
-async def _ending(scene: Scene, bot: Bot) -> None:
+async def _ending(scene: Scene, bot: BotProcess) -> None:
     await bot.connected()
     await scene.ask(20)  # takes about 3 s, and ends in time
     await scene.answer_grows()
 
 
-async def _starting(scene: Scene, bot: Bot) -> None:
+async def _starting(scene: Scene, bot: BotProcess) -> None:
     # Before that Python itself has not begun.
     await asyncio.sleep(scene.chance.uniform(0.3, 2.0))
 
 
-async def _loading(scene: Scene, bot: Bot) -> None:
+async def _loading(scene: Scene, bot: BotProcess) -> None:
     await scene.ask(5)
     await asyncio.sleep(scene.chance.uniform(1.5, 4.0))
 
 
-async def _idle(scene: Scene, bot: Bot) -> None:
+async def _idle(scene: Scene, bot: BotProcess) -> None:
     await bot.connected()
 
 
-async def _hanging(scene: Scene, bot: Bot) -> None:
+async def _hanging(scene: Scene, bot: BotProcess) -> None:
     await _generating(scene, bot)
     calls = asyncio.Event()
 
@@ -125,34 +125,34 @@ async def _hanging(scene: Scene, bot: Bot) -> None:
     await calls.wait()
 
 
-async def _refused(scene: Scene, bot: Bot) -> None:
+async def _refused(scene: Scene, bot: BotProcess) -> None:
     await _generating(scene, bot)
     refused = asyncio.Event()
 
-    def wait(number: int, name: str) -> Trouble:
+    def wait(number: int, name: str) -> Fault:
         refused.set()
-        return Trouble("429", 9.0)
+        return Fault("429", 9.0)
 
     scene.platform.script = wait
     await refused.wait()
     await asyncio.sleep(0.1)
 
 
-async def _queued(scene: Scene, bot: Bot) -> None:
+async def _queued(scene: Scene, bot: BotProcess) -> None:
     await bot.connected()
     for number in range(20):
         await scene.ask(100, _CHANNELS[number % len(_CHANNELS)])
     await scene.answer_grows()
 
 
-async def _by_the_model(scene: Scene, bot: Bot) -> None:
+async def _by_the_model(scene: Scene, bot: BotProcess) -> None:
     await bot.connected()
     for channel in _CHANNELS:
         await scene.platform.say("what can you do for us here?", channel=channel)
     await until(lambda: any(len(said) > 5 for said in scene.said()))
 
 
-async def _wedged(scene: Scene, bot: Bot) -> None:
+async def _wedged(scene: Scene, bot: BotProcess) -> None:
     await bot.connected()
     await scene.platform.say("hello", channel="general")
     await until(lambda: bool(scene.said()))
@@ -204,11 +204,11 @@ async def outcome_of(name: str, called: str, seed: int) -> Outcome:
             scene = Scene(name, random.Random(f"{seed} {name} {called}"), platform)
             if case.act is _loading:
                 # What is said before it listens is read by who was there before.
-                async with a_life({name: platform}, folder) as bot:
+                async with run_bot({name: platform}, folder) as bot:
                     await bot.connected()
                     await scene.ask(1)
                     await until(lambda: scene.is_answered)
-            async with a_life({name: platform}, folder, case.environment, case.module) as bot:
+            async with run_bot({name: platform}, folder, case.environment, case.module) as bot:
                 await case.act(scene, bot)
                 *earlier, last = case.signals
                 for number in earlier:
@@ -220,12 +220,12 @@ async def outcome_of(name: str, called: str, seed: int) -> Outcome:
                 seconds = time.monotonic() - began
             scene.platform.gate.guard = None
             scene.platform.script = lambda number, name: None
-            async with a_life({name: platform}, folder) as bot:
+            async with run_bot({name: platform}, folder) as bot:
                 with suppress(TimeoutError):  # counted below
                     await until(lambda: scene.is_answered)
                 await bot.connected()
                 await asyncio.sleep(0.5)  # an answer too many would come now
-            return Outcome(called, seconds, code, scene.faults, complaints(folder))
+            return Outcome(called, seconds, code, scene.faults, logged_errors(folder))
 
 
 def _told(outcomes: list[Outcome]) -> str:

@@ -23,7 +23,7 @@ from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import Script
 from tests.harness.platform import LoopbackPlatform
-from tests.harness.platform_bench import PROFILES, Bench, a_bench, without_spaces
+from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 
 NAME = "R12"
 
@@ -103,7 +103,7 @@ async def slowness_of(name: str, size: Size) -> Slowness:
 
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=size.channels + 1)
     async with (
-        a_bench(name, engine, clock, around=around) as bench,
+        open_bench(name, engine, clock, around=around) as bench,
         _beside(bench, _BESIDE[name]) as other,
     ):
         slowness.alone = await _asked(bench, other, size.asked_beside, "before")

@@ -18,7 +18,7 @@ from typing import Any
 
 from bot.domain import Action
 from tests.chaos.figure import Row, Scale
-from tests.chaos.processes import PATIENCE, PLATFORMS, a_life, complaints, memory, until
+from tests.chaos.processes import PLATFORMS, TIMEOUT, logged_errors, memory, run_bot, until
 from tests.harness.platform import LoopbackPlatform, Seen
 from tests.harness.platform_bench import PROFILES
 
@@ -145,7 +145,7 @@ class Room:
 
     async def _seen(self, condition: Callable[[], bool]) -> bool:
         with suppress(TimeoutError):
-            await until(condition, PATIENCE)
+            await until(condition, TIMEOUT)
         return condition()
 
     def _tidy(self, number: str) -> None:
@@ -240,7 +240,7 @@ async def soaked(scale: Scale, seed: int, minutes: float | None = None) -> tuple
         folder = Path(temporary)
         async with AsyncExitStack() as stack:
             platforms = {name: await stack.enter_async_context(PROFILES[name].open()) for name in PLATFORMS}
-            bot = await stack.enter_async_context(a_life(platforms, folder, SETTINGS))
+            bot = await stack.enter_async_context(run_bot(platforms, folder, SETTINGS))
             await bot.connected()
             over = asyncio.get_running_loop().time() + seconds
             beside = [
@@ -261,7 +261,7 @@ async def soaked(scale: Scale, seed: int, minutes: float | None = None) -> tuple
                 await asyncio.gather(*beside, return_exceptions=True)
             bot.process.terminate()
             code = await bot.ended(10.0)
-        found = complaints(folder)
+        found = logged_errors(folder)
     return toll, found if code == 0 else [f"exit code {code}", *found]
 
 

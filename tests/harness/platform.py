@@ -10,7 +10,7 @@ from bot.domain import Action
 from bot.util.clock import Clock
 
 # Seconds in which all that is waited for has come, on a machine with other work.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Fault:
     """What the server does to a call instead of, or after, its work.
 
     `429` comes with `seconds` as the platform writes it; `500` and `timeout` happen
@@ -42,7 +42,7 @@ class Trouble:
 
 
 # Told the number of the bot's writing call (0, 1, …) and its name; None lets it through.
-Script = Callable[[int, str], Trouble | None]
+Script = Callable[[int, str], Fault | None]
 
 
 class LoopbackPlatform(Protocol):
@@ -95,7 +95,7 @@ class LoopbackPlatform(Protocol):
         """What stands in a channel (or the direct channel named after a person), from the top."""
         ...
 
-    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
         """Wait until the condition holds, looking after each change on the server; fail after `seconds`."""
         ...
 

@@ -85,7 +85,7 @@ PROFILES = {
 }
 
 
-class WatchedDispatcher(Intake):
+class TrackedIntake(Intake):
     """Tells who asks for it when a question, known by its text, is settled."""
 
     def __init__(self, access: Access, conversations: Conversations, engine: Engine, store: Store) -> None:
@@ -126,7 +126,7 @@ class Bench:
     platform: LoopbackPlatform
     profile: Profile
     clock: Clock
-    intake: WatchedDispatcher
+    intake: TrackedIntake
     database: Path
 
     async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
@@ -148,7 +148,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def a_bench(
+async def open_bench(
     name: str,
     engine: Engine,
     clock: Clock,
@@ -174,7 +174,7 @@ async def a_bench(
                 answer_seconds=NO_LIMITS.answer_seconds,
             )
             access = Access(AccessSection(), NO_LIMITS, clock)
-            intake = WatchedDispatcher(access, conversations, engine, store)
+            intake = TrackedIntake(access, conversations, engine, store)
             adapter = asyncio.create_task(platform.adapter(clock).run(intake))
             try:
                 await platform.until(lambda: profile.is_connected(platform) or adapter.done(), 60.0)

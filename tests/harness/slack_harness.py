@@ -8,7 +8,7 @@ from typing import Any
 from bot.domain import ChannelKey, Exchange, Status
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness
-from tests.harness.platform import PATIENCE, Seen, Trouble
+from tests.harness.platform import TIMEOUT, Fault, Seen
 from tests.harness.servers.slack import SlackServer
 
 
@@ -45,13 +45,13 @@ def asked(harness: Harness, number: int) -> list[str]:
     return [message.content for message in harness.engine.requests[number].messages]
 
 
-def trouble_at(*numbers: int, kind: Any = "lost", seconds: float = 0.0) -> Callable[[int, str], Trouble | None]:
-    return lambda number, name: Trouble(kind, seconds) if number in numbers else None
+def trouble_at(*numbers: int, kind: Any = "lost", seconds: float = 0.0) -> Callable[[int, str], Fault | None]:
+    return lambda number, name: Fault(kind, seconds) if number in numbers else None
 
 
 async def becomes(harness: Harness, status: Status, channel: str, message_id: str) -> Exchange:
     """Wait until the store has this status of a message."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while True:
             exchange = await harness.store.find(ChannelKey("slack", channel), message_id)
             if exchange is not None and exchange.status is status:

@@ -9,7 +9,7 @@ from bot.adapters.slack.client import web_api
 from bot.adapters.slack.errors import map_errors
 from bot.errors import RateLimited
 from tests.harness.fakes import FastClock, ManualClock, ScriptedEngine
-from tests.harness.platform_bench import a_bench
+from tests.harness.platform_bench import open_bench
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.fault_gate import Guard
 from tests.harness.servers.slack import SlackServer
@@ -71,7 +71,7 @@ async def test_discord_is_told_the_commands_when_it_lets_us() -> None:
         platform.gate.guard = refusing_once("/commands", refusal, heard)
         return nullcontext()
 
-    async with a_bench("discord", ScriptedEngine(), FastClock(), around=around) as bench:
+    async with open_bench("discord", ScriptedEngine(), FastClock(), around=around) as bench:
         platform = bench.platform
         assert isinstance(platform, DiscordPlatform)
         await platform.until(lambda: bool(platform.commands))
@@ -90,7 +90,7 @@ async def test_telegram_is_told_the_commands_when_it_lets_us() -> None:
         platform.gate.guard = refusing_once("/setMyCommands", refusal, heard)
         return nullcontext()
 
-    async with a_bench("telegram", ScriptedEngine(), FastClock(), around=around) as bench:
+    async with open_bench("telegram", ScriptedEngine(), FastClock(), around=around) as bench:
         platform = bench.platform
         assert isinstance(platform, TelegramPlatform)
         await platform.until(lambda: set(platform.menus) == {"", "zh"})

@@ -14,13 +14,13 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.delivery.markdown.blocks import visible_text
 from bot.domain import Action
 from bot.util.clock import Clock
-from tests.harness.platform import PATIENCE, LoopbackPlatform, Seen
+from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_gateway import TOKEN
 from tests.harness.servers.discord_payloads import Json
 from tests.harness.servers.discord_rest import DiscordRest, Interaction
 from tests.harness.servers.discord_world import APPLICATION, BOT
-from tests.harness.servers.fault_gate import Gate
+from tests.harness.servers.fault_gate import FaultGate
 
 
 class DiscordPlatform(DiscordRest):
@@ -30,8 +30,8 @@ class DiscordPlatform(DiscordRest):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = Gate()
-        self.served_at = 0  # the port
+        self.gate = FaultGate()
+        self.server_port = 0
         self.call_seconds = 0.5  # a call that takes longer is given up by the bot
         self.cut_off_seconds = 60.0  # a connection that cannot be resumed for so long is begun anew
         self.locales: dict[str, str] = {}
@@ -131,7 +131,7 @@ class DiscordPlatform(DiscordRest):
             if message["channel_id"] == str(where) and message["content"]
         ]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 self.changed.clear()
@@ -149,12 +149,12 @@ class DiscordPlatform(DiscordRest):
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         port = self._runner.addresses[0][1]
-        self.reached_at(port)
+        self.set_port(port)
         return self
 
-    def reached_at(self, port: int) -> None:
+    def set_port(self, port: int) -> None:
         """Let the bot come by another port: what listens there hands on what it hears."""
-        self.served_at, self.url = port, f"http://127.0.0.1:{port}"
+        self.server_port, self.url = port, f"http://127.0.0.1:{port}"
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

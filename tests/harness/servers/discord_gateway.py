@@ -10,7 +10,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_payloads import Json
-from tests.harness.servers.discord_world import APPLICATION, GUILD, DiscordTown
+from tests.harness.servers.discord_world import APPLICATION, GUILD, DiscordWorld
 
 TOKEN = "the-token-of-the-bot"
 MESSAGE_CONTENT = 1 << 15
@@ -29,7 +29,7 @@ class Session:
     socket: web.WebSocketResponse | None = None
 
 
-class DiscordGateway(DiscordTown):
+class DiscordGateway(DiscordWorld):
     """Greets, identifies, resumes and tells, compressed as asked for."""
 
     def __init__(self) -> None:

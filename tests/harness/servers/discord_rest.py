@@ -8,12 +8,12 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.harness.platform import Script, Trouble
+from tests.harness.platform import Fault, Script
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_gateway import DiscordGateway
 from tests.harness.servers.discord_payloads import Json
 from tests.harness.servers.discord_world import APPLICATION, BOT, EPHEMERAL
-from tests.harness.servers.fault_gate import is_heard
+from tests.harness.servers.fault_gate import is_client_connected
 
 
 @dataclass(eq=False)
@@ -155,13 +155,13 @@ class DiscordRest(DiscordGateway):
             request.transport.close()
         return response
 
-    async def _refused(self, request: web.Request, trouble: Trouble | None, channel: int) -> web.Response | None:
+    async def _refused(self, request: web.Request, trouble: Fault | None, channel: int) -> web.Response | None:
         if trouble is None or trouble.kind == "lost":
             return None
         if trouble.kind == "timeout":
             await self.closing.wait()
         if trouble.kind == "429":
-            if await is_heard(request):
+            if await is_client_connected(request):
                 lane = 0 if self.is_global or self.terse else channel
                 self._not_before[lane] = self.clock.now() + trouble.seconds
             body = {"message": "You are being rate limited.", "retry_after": trouble.seconds, "global": self.is_global}

@@ -15,7 +15,7 @@ EPHEMERAL = 64
 _EPOCH = 1420070400000
 
 
-class DiscordTown:
+class DiscordWorld:
     """What Discord knows, without the ways to ask it.
 
     `allows_content`: the operator has switched the Message Content intent on.

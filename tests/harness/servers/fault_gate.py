@@ -13,7 +13,7 @@ Guard = Callable[[web.Request], Awaitable[web.Response | None]]
 _TURNS = 3
 
 
-async def is_heard(request: web.Request) -> bool:
+async def is_client_connected(request: web.Request) -> bool:
     """Whether the caller still waits for the answer.
 
     On a busy machine calls are given up before their turn comes; a wait that nobody was told of
@@ -24,7 +24,7 @@ async def is_heard(request: web.Request) -> bool:
     return request.transport is not None and not request.transport.is_closing()
 
 
-class Gate:
+class FaultGate:
     """A middleware of aiohttp's whose guard can be set, and changed, at any time."""
 
     def __init__(self) -> None:

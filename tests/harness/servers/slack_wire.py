@@ -19,8 +19,8 @@ from slack_sdk.signature import SignatureVerifier
 
 from bot.adapters.slack.adapter import SCOPES
 from bot.util.clock import Clock, MonotonicClock
-from tests.harness.platform import PATIENCE, Script
-from tests.harness.servers.fault_gate import Gate
+from tests.harness.platform import TIMEOUT, Script
+from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.slack_world import BOT, Room, RoomError
 
 BOT_TOKEN, APP_TOKEN, SIGNING_SECRET = "xoxb-loopback", "xapp-loopback", "loopback-secret"
@@ -46,7 +46,7 @@ class SlackWire:
     """
 
     def __init__(self, *, retries: tuple[float, ...] = (0.0, 0.1, 0.5), patience: float = 3.0, **settings: Any) -> None:
-        self.gate = Gate()
+        self.gate = FaultGate()
         self.room = Room()
         self.violations: list[str] = []
         self.script: Script = lambda number, name: None
@@ -89,10 +89,10 @@ class SlackWire:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
-        self.reached_at(self._runner.addresses[0][1])
+        self.set_port(self._runner.addresses[0][1])
         return self
 
-    def reached_at(self, port: int) -> None:
+    def set_port(self, port: int) -> None:
         """Let the bot come by another port: what listens there hands on what it hears."""
         self._port = port
 
@@ -107,7 +107,7 @@ class SlackWire:
         await self._runner.cleanup()
 
     @property
-    def served_at(self) -> int:
+    def server_port(self) -> int:
         return self._port
 
     @property
@@ -128,7 +128,7 @@ class SlackWire:
         if self._settings.get("mode") != "http":
             await self.until(lambda: self.sockets > 0)
             return
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not self._is_listened_to():  # noqa: ASYNC110 - a port that opens tells nobody
                 await asyncio.sleep(0.01)
 
@@ -136,7 +136,7 @@ class SlackWire:
         with socket.socket() as line:
             return self.port != 0 and line.connect_ex(("127.0.0.1", self.port)) == 0
 
-    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 self._changes.clear()

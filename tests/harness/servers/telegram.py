@@ -21,8 +21,8 @@ from bot.adapters.telegram.settings import TelegramSection
 from bot.delivery.markdown.format import utf16_units
 from bot.domain import Action
 from bot.util.clock import Clock, MonotonicClock
-from tests.harness.platform import PATIENCE, Script, Seen
-from tests.harness.servers.fault_gate import Gate
+from tests.harness.platform import TIMEOUT, Script, Seen
+from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.telegram_words import fitted, markdown, refused, specials, words
 
 TOKEN = "123456789:AAExampleExampleExampleExampleExam"
@@ -90,7 +90,7 @@ class TelegramPlatform:
     name = "telegram"
 
     def __init__(self, **settings: Any) -> None:
-        self.gate = Gate()
+        self.gate = FaultGate()
         self.violations: list[str] = []
         self.script: Script = lambda number, name: None
         self.calls: list[tuple[str, Json]] = []
@@ -120,7 +120,7 @@ class TelegramPlatform:
         self._polling: web.Request | None = None
         self._watchers: list[asyncio.Future[None]] = []
         self._clock: Clock = MonotonicClock()
-        self.served_at = 0  # the port
+        self.server_port = 0
         self._url = ""
 
     # What tests, the demo and the lossless script ask of any platform.
@@ -208,7 +208,7 @@ class TelegramPlatform:
             if message.chat is chat and message.topic == topic
         ]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
                 watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -226,12 +226,12 @@ class TelegramPlatform:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
-        self.reached_at(self._runner.addresses[0][1])
+        self.set_port(self._runner.addresses[0][1])
         return self
 
-    def reached_at(self, port: int) -> None:
+    def set_port(self, port: int) -> None:
         """Let the bot come by another port: what listens there hands on what it hears."""
-        self.served_at, self._url = port, f"http://127.0.0.1:{port}"
+        self.server_port, self._url = port, f"http://127.0.0.1:{port}"
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -44,7 +44,7 @@ class _End:
         self._writer.transport.abort()
 
 
-class Wire:
+class TcpProxy:
     """All connections between the bot and one server.
 
     A cut comes when a given number of bytes has passed, in either direction, and hits
@@ -59,7 +59,7 @@ class Wire:
 
     def __init__(self, seed: int) -> None:
         self.cuts: dict[Cut, int] = dict.fromkeys(CUTS, 0)
-        self.in_flight = 0  # how many cuts fell into the middle of what was being sent
+        self.torn = 0  # how many cuts fell into the middle of what was being sent
         self._chance = random.Random(seed)
         self._lines: set[tuple[_End, _End]] = set()  # the bot's end, the server's
         self._flows = asyncio.Event()
@@ -102,7 +102,7 @@ class Wire:
                 await self._flows.wait()
                 if self._next is not None and self._left < len(data):
                     await to.write(data[: self._left])
-                    self.in_flight += self._left > 0
+                    self.torn += self._left > 0
                     data = data[self._left :]
                     self._strike(self._next)
                     await self._flows.wait()
@@ -136,9 +136,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def a_wire(platform: Any, seed: int) -> AsyncIterator[Wire]:
+async def open_tcp_proxy(platform: Any, seed: int) -> AsyncIterator[TcpProxy]:
     """Put a wire between a platform and the bot that is about to come."""
-    wire, port = Wire(seed), platform.served_at
+    wire, port = TcpProxy(seed), platform.server_port
     lines: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,7 +147,7 @@ async def a_wire(platform: Any, seed: int) -> AsyncIterator[Wire]:
         line.add_done_callback(lines.discard)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    platform.reached_at(server.sockets[0].getsockname()[1])
+    platform.set_port(server.sockets[0].getsockname()[1])
     try:
         yield wire
     finally:
