@@ -1,1 +1,1 @@
-"""What `python -m bot bench` does: measures how fast a model runs on this machine."""
+"""Performance suites: measurements against the limits of the machine, plain torch and fixed targets."""

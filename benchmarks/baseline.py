@@ -1,4 +1,4 @@
-"""The same network as plain torch runs it: what the kernels, the cache and the batches are compared with."""
+"""Baseline: the same network in plain torch, without our kernels, cache and batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bot.engine.kernels.reference import linear
 
 
 class DequantisedLinear(nn.Module):
-    """Turns its weights to floats for each product, then multiplies, as the published code does."""
+    """Dequantises its weights for each product, as the published code does."""
 
     def __init__(self, weight: Quantised, bias: Tensor) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class DequantisedLinear(nn.Module):
 
 
 class GrowingCache:
-    """Keys and values that are copied to a longer tensor with each token; an `Attend` of one sequence."""
+    """`Attend` for one sequence that copies keys and values to a longer tensor with each token."""
 
     def __init__(self) -> None:
         self._past: dict[int, tuple[Tensor, Tensor]] = {}
-        self.hidden: Tensor | None = None  # bool `[tokens, tokens]`: keys that a prompt's queries do not see
+        self.hidden: Tensor | None = None  # bool `[tokens, tokens]`: keys masked for the queries of a prompt
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if layer in self._past:
@@ -44,8 +44,10 @@ class GrowingCache:
         return attention(query, key, value, mask_bias(mask.to(key.device), key.dtype))
 
 
-def eager(config: ChatGLMConfig, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> ChatGLM:
-    """Make the network of random weights; quantised ones in the layers only, as published."""
+def eager_network(
+    config: ChatGLMConfig, quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> ChatGLM:
+    """Build the network with random weights; only layers are quantised, as published."""
     with torch.device("meta"):
         network = ChatGLM(config, dtype)
     bits = {"none": 0, "int8": 8, "int4": 4}[quantization]
@@ -68,7 +70,7 @@ def eager(config: ChatGLMConfig, quantization: Quantization, dtype: torch.dtype,
 
 @torch.inference_mode()
 def decode_seconds(network: ChatGLM, prompt: tuple[int, ...], tokens: int, repeat: int) -> list[float]:
-    """Feed the prompt, then time so many greedy tokens after it, `repeat` times over."""
+    """Time `repeat` runs of `tokens` greedy tokens after the prompt."""
     layout, cache = layout_of(prompt, network.config), GrowingCache()
 
     def step(ids: list[int], positions: Tensor) -> int:
@@ -86,4 +88,4 @@ def decode_seconds(network: ChatGLM, prompt: tuple[int, ...], tokens: int, repea
             last = step([last], torch.tensor([layout.position(index)]))
         at += tokens
         seconds.append(time.perf_counter() - began)
-    return seconds[1:]  # the first is a warm-up
+    return seconds[1:]  # warm-up

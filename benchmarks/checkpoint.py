@@ -1,4 +1,4 @@
-"""A checkpoint of random numbers on the disk, to be loaded and to be read: what loading costs beside reading."""
+"""Compare loading a random checkpoint from the disk with reading its file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READ_AT_ONCE = 1 << 24
 
 @contextmanager
 def written_checkpoint(config: ChatGLMConfig) -> Iterator[Path]:
-    """Write an int4 checkpoint in the published form, table included; it is gone afterwards."""
+    """Write a temporary int4 checkpoint in the published format, with a quantised embedding."""
     config = replace(config, quantization_bit=4, quantization_embeddings=True)
     random = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
@@ -47,8 +47,8 @@ def written_checkpoint(config: ChatGLMConfig) -> Iterator[Path]:
 
 
 def reading_seconds(folder: Path) -> float:
-    """Read the file from the disk, as far as the system forgets what it has read when asked to."""
-    _forget(folder)
+    """Read the file and return the seconds; the page cache is dropped first where the system allows it."""
+    _drop_page_cache(folder)
     buffer = bytearray(_READ_AT_ONCE)
     began = time.perf_counter()
     with (folder / _NAME).open("rb", buffering=0) as file:
@@ -58,15 +58,15 @@ def reading_seconds(folder: Path) -> float:
 
 
 def first_token_seconds(folder: Path, device: str, prompt: tuple[int, ...]) -> float:
-    """Load the folder and run a prompt."""
-    _forget(folder)
+    """Load the folder, run a prompt and return the seconds; the page cache is dropped first."""
+    _drop_page_cache(folder)
     began = time.perf_counter()
     model = load(folder, device=device, slots=1)
     model.forward(Batch((0,), (prompt,), (0,))).argmax().item()
     return time.perf_counter() - began
 
 
-def _forget(folder: Path) -> None:
+def _drop_page_cache(folder: Path) -> None:
     if hasattr(os, "posix_fadvise"):
         with (folder / _NAME).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from bot.config.schema import Key, is_secret, variable
+from bot.config.schema import Key, variable
+from bot.config.secrets import is_secret
 
 
 def explain(errors: Sequence[ErrorDetails], known: Mapping[Key, FieldInfo]) -> dict[Key, list[str]]:

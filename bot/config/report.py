@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from bot.config.schema import AdapterSection, Config, Key, Section, has_password, is_address
+from bot.config.schema import AdapterSection, Config, Key, Section
+from bot.config.secrets import has_password, is_address
 from bot.config.sources import LoadedConfig
 
 

@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, Self, get_args
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +17,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from bot.config.secrets import Address, has_raw_at_sign, secret_values
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -60,8 +61,8 @@ def _is_http(url: SecretStr) -> SecretStr:
     return url
 
 
-# An address that may hold a password: a secret if it does, and shown if it does not.
-Proxy = Annotated[SecretStr, AfterValidator(_is_http)]
+# Secret only if it contains a password.
+Proxy = Annotated[SecretStr, AfterValidator(_is_http), Address]
 NO_PROXY = SecretStr("")
 
 
@@ -151,7 +152,7 @@ class LimitsSection(Section):
 class StorageSection(Section):
     """Where conversations are kept."""
 
-    url: SecretStr = Field(
+    url: Annotated[SecretStr, Address] = Field(
         default=SecretStr("sqlite+aiosqlite:///data/bot.db"),
         description="SQLite or PostgreSQL; one with a password goes into BOT_STORAGE__URL",
     )
@@ -164,7 +165,7 @@ class StorageSection(Section):
         written = url.get_secret_value()
         if not written.startswith(known):
             raise ValueError("it must begin with sqlite+aiosqlite:/// (a file) or postgresql:// (a server)")
-        if shows_password(written):
+        if has_raw_at_sign(written):
             raise ValueError("it has more than one @: in a password @ is written %40, : %3A, / %2F and % %25")
         return url
 
@@ -258,15 +259,8 @@ class Config(BaseModel):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """All that must never be shown, for the logs to blot out."""
-        sections = (self.storage, *self.adapters.values())
-        fields = [(type(section).model_fields[name], value) for section in sections for name, value in section]
-        secrets: list[str] = []
-        for field, value in fields:
-            if isinstance(value, SecretStr):
-                secret = value.get_secret_value()
-                secrets += [secret] if not is_address(field) else passwords(secret)
-        return tuple(secrets)
+        """Return every secret, for redaction."""
+        return tuple(secret_values(self))
 
     @property
     def enabled_adapters(self) -> dict[str, AdapterSection]:
@@ -322,64 +316,3 @@ def secret_file(key: Key) -> str:
     'discord__token'
     """
     return variable(key).removeprefix("BOT_").lower()
-
-
-def is_secret(field: FieldInfo) -> bool:
-    """Tell whether this setting's value is never to be shown."""
-    return field.annotation is SecretStr or SecretStr in get_args(field.annotation)
-
-
-def is_address(field: FieldInfo) -> bool:
-    """Tell whether this setting is an address, which is a secret only if there is a password in it."""
-    return field.annotation is SecretStr
-
-
-def foreign_secrets(environ: Mapping[str, str]) -> list[str]:
-    """What libraries read from the environment by themselves: the hub's token, passwords of proxies and databases."""
-    named = [environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "PGPASSWORD")]
-    proxies = [word for name, value in environ.items() if name.lower().endswith("_proxy") for word in passwords(value)]
-    return [secret for secret in [*named, *proxies] if secret]
-
-
-def has_password(url: str) -> bool:
-    """Tell whether a database's or a proxy's URL holds a password.
-
-    >>> has_password("postgresql+psycopg://bot:secret@db/bot"), has_password("sqlite+aiosqlite:///data/bot.db")
-    (True, False)
-    >>> has_password("postgresql://bot:sec/ret@db/bot"), has_password("http://proxy:3128")
-    (True, False)
-    >>> has_password("postgresql://[no address")
-    True
-    """
-    return bool(passwords(url))
-
-
-def passwords(url: str) -> list[str]:
-    """What must not be shown of a URL: itself, and the passwords in it as they are written and as they are meant.
-
-    >>> passwords("http://me:p%40ss@proxy:3128")
-    ['http://me:p%40ss@proxy:3128', 'me:p%40ss', 'p%40ss', 'me:p@ss', 'p@ss']
-    """
-    try:
-        named = [word for name, words in parse_qs(urlsplit(url).query).items() if "pass" in name for word in words]
-    except ValueError:  # no URL at all: whatever it is, it is not to be shown
-        return [url]
-    user = _login(url)
-    if ":" not in user:
-        return [url, *named] if named else []
-    written = [user, user.partition(":")[2]]
-    return list(dict.fromkeys([url, *written, *map(unquote, written), *named]))
-
-
-def shows_password(url: str) -> bool:
-    """Whether a raw @ in a server's password would make the rest of it a host, which messages name."""
-    login = _login(url.rpartition("?")[0] or url)
-    return url.startswith("postgres") and ":" in login and "@" in login
-
-
-def _login(url: str) -> str:
-    """User and password as they are written, or nothing.
-
-    Up to the last @, and not as urlsplit has it: drivers take passwords with a / in them.
-    """
-    return url.partition("://")[2].rpartition("@")[0]

@@ -29,13 +29,11 @@ from bot.config.schema import (
     Key,
     PlatformId,
     Section,
-    has_password,
-    is_address,
-    is_secret,
     known_settings,
     secret_file,
     variable,
 )
+from bot.config.secrets import has_password, is_address, is_secret
 from bot.errors import ConfigError
 
 SECRETS_DIR = Path("/run/secrets")  # where Docker, Podman and Swarm mount them

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from bot.config.schema import shows_password
+from bot.config.secrets import has_raw_at_sign
 from bot.errors import StoreError
 
 BUSY_TIMEOUT = 5.0  # seconds that another program's lock is waited for
@@ -53,7 +53,7 @@ def locate(url: str) -> Location:
         StoreError: It names no database that this program can use.
     """
     try:
-        if shows_password(url):
+        if has_raw_at_sign(url):
             raise ValueError
         parsed = make_url(url)
     except (ArgumentError, ValueError):

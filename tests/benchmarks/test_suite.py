@@ -1,4 +1,4 @@
-"""The suite measures a very small model by the same code, its arithmetic is right, and what is missed is said."""
+"""Suites, run on a very small model."""
 
 import json
 from collections.abc import Callable
@@ -10,59 +10,54 @@ import torch
 from click.testing import CliRunner, Result
 from torch.nn import functional
 
-from benchmarks import machine, suite
-from benchmarks.baseline import GrowingCache, eager
+from benchmarks import suite
+from benchmarks.baseline import GrowingCache, eager_network
 from benchmarks.checkpoint import first_token_seconds, reading_seconds, written_checkpoint
-from benchmarks.figures import Machine
-from benchmarks.goals import Row, Table, percentile, prefill_operations
-from benchmarks.measure import made_up
-from benchmarks.network import random_prompt
-from benchmarks.options import Dimensions
-from benchmarks.suite import PLANS, Batch, Channels, Kind, Plan
-from benchmarks.suite_report import markdown
-from bot.__main__ import cli
+from benchmarks.report import SuiteRow, SuiteTable, markdown, percentile
+from benchmarks.roofline import prefill_operations, step_bytes, torch_threads
+from benchmarks.suite import PLANS, BatchTarget, ChannelsPlan, SuitePlan, WeightsPlan
+from bot.cli import cli
+from bot.engine.benchmark import random_config, random_prompt
 from bot.engine.chatglm.layout import layout_of
-from bot.engine.chatglm.loading import load
+from bot.engine.chatglm.loading import load, load_random
 from bot.engine.chatglm.model import WholeSequence
+from bot.engine.kernels import Int4, Int8
 
-TINY = Dimensions(hidden=64, layers=2, heads=2, inner=128, vocab=64)
-SMALL = Plan(
+TINY = random_config(hidden=64, layers=2, heads=2, inner=128, vocab=64)
+SMALL = SuitePlan(
     name="cpu",
     device="cpu",
-    sizes=TINY,
+    config=TINY,
     dtype=torch.bfloat16,
-    kinds=(
-        Kind("none", batches=(Batch(2, times=1e9),)),
-        Kind("int4", 1e-9, times_eager=0.0, batches=(Batch(3, rate=1.0),)),
+    weights=(
+        WeightsPlan("none", batches=(BatchTarget(2, times=1e9),)),
+        WeightsPlan("int4", 1e-9, times_eager=0.0, batches=(BatchTarget(3, rate=1.0),)),
     ),
     prompt=6,
     tokens=3,
     long_prompt=9,
     long_share=1e9,
-    channels=Channels(count=3, prompt=5, tokens=4, first=100.0, first_p95=100.0, gap_p95=100.0),
+    channels=ChannelsPlan(count=3, prompt=5, tokens=4, first=100.0, first_p95=100.0, gap_p95=100.0),
     load_times=1e9,
 )
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "BUFFER_BYTES", 1 << 12)
-    monkeypatch.setattr(machine, "MATRIX_SIZES", {"cpu": 16})
     monkeypatch.setitem(PLANS, "cpu", SMALL)
-    torch.set_num_threads(1)
 
 
 def bench(*args: str) -> Result:
     return CliRunner().invoke(cli, ["bench", "--suite", "cpu", "--repeat", "1", *args])
 
 
-def test_one_command_measures_everything_and_prints_json() -> None:
+def test_the_suite_measures_everything_and_prints_json() -> None:
     ran = bench("--json")
     assert ran.exit_code == 0, ran.output
     found = json.loads(ran.stdout)
     assert found["suite"] == "cpu"
     assert found["machine"]["torch"] == torch.__version__
-    rows = {row["what"]: row for row in found["rows"]}
+    rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == [
         "memory bandwidth",
         "matrix rate",
@@ -82,7 +77,7 @@ def test_one_command_measures_everything_and_prints_json() -> None:
         "against plain torch, batch 1, int4",
         "load to first token, int4",
     ]
-    assert all(row["figure"] > 0 for what, row in rows.items() if "gap" not in what)
+    assert all(row["value"] > 0 for name, row in rows.items() if "gap" not in name)
     assert rows["decode, batch 1, bfloat16"]["is_reached"] is None
     assert rows["decode, batch 2, bfloat16"]["is_reached"] is False
     assert rows["first token, int4"]["is_reached"] is True
@@ -90,8 +85,10 @@ def test_one_command_measures_everything_and_prints_json() -> None:
     assert found["missed"] == sum(row["is_reached"] is False for row in rows.values()) >= 3
 
 
-def test_without_channels_and_loading_there_is_less_and_it_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PLANS, "cpu", replace(SMALL, kinds=(Kind("int8", 1e9),), channels=None, load_times=None))
+def test_a_plan_without_channels_and_loading_gives_a_shorter_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        PLANS, "cpu", replace(SMALL, weights=(WeightsPlan("int8", 1e9),), channels=None, load_times=None)
+    )
     ran = bench()
     assert ran.exit_code == 0, ran.output
     *_, decode, prefill, plain = ran.stdout.splitlines()
@@ -101,9 +98,9 @@ def test_without_channels_and_loading_there_is_less_and_it_is_a_table(monkeypatc
     assert plain.startswith("| against plain torch, batch 1, int8 | ")
 
 
-def test_a_batch_that_does_not_fit_is_said_and_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = Kind("int8", batches=(Batch(1000, rate=1.0),))
-    monkeypatch.setitem(PLANS, "cpu", replace(SMALL, kinds=(kind,), channels=None, load_times=None))
+def test_a_batch_that_does_not_fit_is_reported_and_the_rest_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = WeightsPlan("int8", batches=(BatchTarget(1000, rate=1.0),))
+    monkeypatch.setitem(PLANS, "cpu", replace(SMALL, weights=(weights,), channels=None, load_times=None))
     monkeypatch.setattr(suite, "free_bytes", lambda device: 36_000_000)
     ran = bench()
     assert ran.exit_code == 0, ran.output
@@ -113,23 +110,23 @@ def test_a_batch_that_does_not_fit_is_said_and_the_rest_is_measured(monkeypatch:
     )
 
 
-def test_the_table_is_markdown_and_says_what_is_reached() -> None:
-    table = Table(
+def test_the_markdown_table_shows_which_targets_are_reached() -> None:
+    table = SuiteTable(
         "cpu",
         "2026-11-20",
-        Machine("cpu", "A Processor", 2, "2.13.0", "3.11.7"),
+        {"device": "cpu", "device_name": "A Processor", "threads": 2, "torch": "2.13.0", "python": "3.11.7"},
         (
-            Row("memory bandwidth", 40.25, "GB/s", remark="best"),
-            Row("decode", 0.756, "share", 0.75),
-            Row("batch 8", 2.4, "times", 2.5),
-            Row("first token", 39.0, "ms", 40.0, is_limit=True, remark="alone"),
+            SuiteRow("memory bandwidth", 40.25, "GB/s", remark="best"),
+            SuiteRow("decode", 0.756, "share", 0.75),
+            SuiteRow("batch 8", 2.4, "times", 2.5),
+            SuiteRow("first token", 39.0, "ms", 40.0, is_limit=True, remark="alone"),
         ),
     )
     assert table.missed == 1
     assert list(markdown(table)) == [
         "2026-11-20, A Processor, 2 threads, torch 2.13.0, Python 3.11.7: `python -m bot bench --suite cpu`",
         "",
-        "| | measured | goal | | |",
+        "| | measured | target | | |",
         "|---|---:|---:|---|---|",
         "| memory bandwidth | 40.2 GB/s |  |  | best |",
         "| decode | 76 % | ≥ 75 % | reached |  |",
@@ -138,23 +135,27 @@ def test_the_table_is_markdown_and_says_what_is_reached() -> None:
     ]
 
 
-def test_the_plans_hold_the_goals_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plans_hold_the_targets_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     cuda, cpu = PLANS["cuda"], PLANS["cpu"]
-    assert [(kind.quantization, kind.share) for kind in cuda.kinds] == [("none", 0.8), ("int8", 0.7), ("int4", 0.5)]
-    assert [kind.times_eager for kind in cuda.kinds] == [None, None, 10]
-    assert {batch.size: batch.rate for batch in cuda.kinds[2].batches} == {64: 8_000, 256: 15_000}
+    assert [(weights.quantization, weights.share) for weights in cuda.weights] == [
+        ("none", 0.8),
+        ("int8", 0.7),
+        ("int4", 0.5),
+    ]
+    assert [weights.times_eager for weights in cuda.weights] == [None, None, 10]
+    assert {batch.size: batch.rate for batch in cuda.weights[2].batches} == {64: 8_000, 256: 15_000}
     assert cuda.prompt + cuda.tokens == 512
     assert (cuda.long_prompt, cuda.long_share, cuda.load_times) == (2000, 0.5, 1.5)
-    assert cuda.channels == Channels(64, 200, 200, first=0.040, first_p95=1.0, gap_p95=0.060)
-    assert [kind.share for kind in cpu.kinds] == [None, 0.75, 0.60]
-    assert {batch.times for kind in cpu.kinds for batch in kind.batches} == {2.5}
+    assert cuda.channels == ChannelsPlan(64, 200, 200, first=0.040, first_p95=1.0, gap_p95=0.060)
+    assert [weights.share for weights in cpu.weights] == [None, 0.75, 0.60]
+    assert {batch.times for weights in cpu.weights for batch in weights.batches} == {2.5}
     assert cpu.dtype_name == "bfloat16"
     assert cuda.dtype_name == "float16"
 
 
-def test_the_operations_of_a_prompt_are_those_of_its_products() -> None:
-    config = made_up(TINY)
+def test_prefill_operations_count_products_attention_and_logits() -> None:
+    config = TINY
     layer = 3 * 64 * 64 + 64 * 64 + 2 * 64 * 128
     assert prefill_operations(config, 10) == 2 * (10 * 2 * layer + 2 * 2 * 100 * 64 + 64 * 64)
 
@@ -165,9 +166,9 @@ def test_a_percentile_is_one_of_the_samples(share: float, expected: int) -> None
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
-def test_the_plain_network_with_its_growing_cache_is_the_network(quantization: str) -> None:
-    config = made_up(TINY)
-    network = eager(config, quantization, torch.float32, torch.device("cpu"))  # type: ignore[arg-type]
+def test_the_eager_network_with_a_growing_cache_computes_the_same(quantization: str) -> None:
+    config = TINY
+    network = eager_network(config, quantization, torch.float32, torch.device("cpu"))  # type: ignore[arg-type]
     prompt = random_prompt(config, 7)
     ids = [*prompt, 9, 11]
     layout = layout_of(prompt, config)
@@ -182,8 +183,8 @@ def test_the_plain_network_with_its_growing_cache_is_the_network(quantization: s
     assert functional.cosine_similarity(whole[0, -1], whole[0, -2], dim=0) < 1
 
 
-def test_the_checkpoint_that_is_written_loads_as_int4_and_is_gone_afterwards() -> None:
-    config = made_up(replace(TINY, vocab=128))
+def test_the_temporary_checkpoint_loads_as_int4_and_is_deleted() -> None:
+    config = random_config(hidden=64, layers=2, heads=2, inner=128, vocab=128)
     with written_checkpoint(config) as folder:
         assert load(folder, slots=1).quantization == "int4"
         assert reading_seconds(folder) > 0
@@ -191,17 +192,60 @@ def test_the_checkpoint_that_is_written_loads_as_int4_and_is_gone_afterwards() -
     assert not folder.exists()
 
 
-def test_where_the_system_cannot_be_told_to_forget_it_is_read_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_reading_works_without_posix_fadvise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
     monkeypatch.delattr("os.posix_fadvise")
     assert reading_seconds(tmp_path) > 0
 
 
-def test_memory_on_a_gpu_is_given_back_between_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back: list[bool] = []
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: given_back.append(True))
-    watch: Callable[[str, int, int], None] = lambda what, done, total: None  # noqa: E731  # a stand-in
-    suite._Suite(SMALL, torch.device("cuda"), 1, watch)._let_go()
-    assert given_back == [True]
+def test_gpu_memory_is_freed_between_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
+    watch: Callable[[str, int, int], None] = lambda phase, done, total: None  # noqa: E731  # a stand-in
+    suite._Suite(SMALL, torch.device("cuda"), 1, watch)._free_memory()
+    assert freed == [True]
+
+
+def test_a_step_reads_every_matrix_once_with_scales_and_biases() -> None:
+    config = random_config(hidden=64, layers=2, heads=2, inner=128, vocab=100)
+    table, norms = 100 * 64, 4 * (2 * 2 + 1) * 2 * 64
+    weights = 2 * (3 * 64 * 64 + 64 * 64 + 128 * 64 + 64 * 128)
+    rows = 2 * (3 * 64 + 64 + 128 + 64)
+    assert step_bytes(config, "none", 4) == 4 * (table + weights + rows) + norms
+    scored = table + 4 * 100  # the embedding is int8 in both
+    assert step_bytes(config, "int8", 2) == 2 * rows + scored + weights + 4 * rows + norms
+    # Groups have up to 128 columns, so every row has one scale.
+    assert step_bytes(config, "int4", 2) == 2 * rows + scored + weights // 2 + 4 * rows + norms
+    wide = replace(config, hidden_size=256)
+    published = replace(wide, quantization_bit=4, quantization_embeddings=True)
+    scales = 4 * (2 * (3 * 256 + 256 + 128) * 2 + 2 * 256)
+    fewer = 4 * 2 * (3 * 256 + 256 + 128 + 256)
+    assert step_bytes(wide, "int4", 2) - step_bytes(published, "int4", 2) == scales - fewer + 100 * 256 // 2
+    floating = replace(published, quantization_embeddings=False)
+    saved = 2 * 100 * 256 - (100 * 256 // 2 + 4 * 100)
+    assert step_bytes(floating, "int4", 2) - step_bytes(published, "int4", 2) == saved
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_step_bytes_equal_the_tensors_of_a_network(quantization: str) -> None:
+    config = random_config(hidden=128, layers=1, heads=2, inner=128, vocab=64)
+    model = load_random(config, quantization=quantization, dtype="float16", slots=1)  # type: ignore[arg-type]
+    held = sum(norm.nbytes for norm in model.network.parameters())
+    for module in model.network.modules():
+        product = vars(module).get("_product")
+        for part in vars(product).values() if product is not None and hasattr(product, "_weight") else ():
+            match part:
+                case torch.Tensor():
+                    held += part.nbytes
+                case Int8():
+                    held += part.values.nbytes + part.scale.nbytes
+                case Int4(packed, scale, zero):
+                    held += packed.nbytes + scale.nbytes + (0 if zero is None else zero.nbytes)
+    assert step_bytes(config, quantization, 2) == held
+
+
+def test_torch_threads_are_restored() -> None:
+    before = torch.get_num_threads()
+    with torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

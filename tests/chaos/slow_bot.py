@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Self
 
-from bot.__main__ import main
+from bot.cli import main
 from bot.domain import ChatRequest, EngineEvent
 from bot.engine.backends import echo
 from bot.util.shutdown import exit_on_sigterm

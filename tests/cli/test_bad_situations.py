@@ -144,7 +144,7 @@ def test_what_only_looks_works_beside_a_bot_that_runs(tmp_path: Path) -> None:
     with InstanceLock(url_of(tmp_path / "data" / "bot.db")):
         assert bot(tmp_path, "check").returncode == 0
         assert bot(tmp_path, "migrate").stdout == "The database is up to date.\n"
-        assert "holds the database" in bot(tmp_path, "backup", "backup.db").stdout
+        assert "integrity check passed" in bot(tmp_path, "backup", "backup.db").stdout
         listed = bot(tmp_path, "export").stdout.split()
         assert listed[0] == "1"
         assert '"remember this"' in bot(tmp_path, "export", listed[1]).stdout

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from bot.adapters import SETTINGS
 from bot.config.report import report
-from bot.config.schema import foreign_secrets
+from bot.config.secrets import environment_secrets
 from bot.config.sources import load_with_origins
 from bot.observability.logging import Redaction
 from tests.cli.test_main import environment
@@ -186,5 +186,5 @@ def test_a_proxy_without_a_password_is_shown(tmp_path: Path) -> None:
 
 def test_what_libraries_read_by_themselves_is_blotted_out_too() -> None:
     environ = {"HF_TOKEN": "canary-6-hub", "https_proxy": "http://me:canary-11@proxy:1", "NO_PROXY": "localhost"}
-    redact = Redaction(foreign_secrets(environ))
+    redact = Redaction(environment_secrets(environ))
     assert seen_in(redact("canary-6-hub http://me:canary-11@proxy:1 canary-11"), "canary-6-hub", "canary-11") == []

@@ -5,7 +5,8 @@ import textwrap
 from pathlib import Path
 
 from bot.adapters import SETTINGS
-from bot.config.schema import is_secret, known_settings, secret_file, variable
+from bot.config.schema import known_settings, secret_file, variable
+from bot.config.secrets import is_secret
 from bot.config.sources import load_with_origins
 from bot.engine import BACKENDS
 

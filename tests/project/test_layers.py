@@ -14,7 +14,7 @@ class Absent:
         if name.partition(".")[0] == "torch":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
-from bot.__main__ import main
+from bot.cli import main
 main()
 """
 

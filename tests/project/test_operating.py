@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.__main__ import cli
+from bot.cli import cli
 from bot.errors import ConfigError, LoginRefused, StoreInUse
 from bot.observability.metrics import PREFIX, Metrics
 from tests.cli.test_main import bot

@@ -1,0 +1,54 @@
+"""The command line: one module per group of commands, and exit codes for errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+
+import click
+
+from bot import __version__
+from bot.cli.bench import bench
+from bot.cli.check import check
+from bot.cli.database import backup, copy, export, migrate
+from bot.cli.health import health
+from bot.cli.run import run
+from bot.errors import BotError
+
+__all__ = ["cli", "main"]
+
+
+@click.group()
+@click.version_option(__version__, prog_name="bot")
+def cli() -> None:
+    """Run ChatGLM-6B as a chat bot for Discord, Telegram and Slack."""
+
+
+for command in (run, check, health, migrate, backup, export, copy, bench):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit codes: 0 success; 1 something cannot be used, the message names it; 2 wrong settings
+    or options, including a token that a platform rejects: a restart does not help; 130 interrupted.
+    """
+    try:
+        cli(standalone_mode=False)
+    except BotError as error:
+        click.echo(f"bot: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        # Everything is closed already; sys.exit would spend seconds on finalising the interpreter.
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(130)
+    except BrokenPipeError:
+        # The reader closed the pipe.  Without this Python would fail again when it flushes stdout on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

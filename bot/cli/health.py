@@ -1,0 +1,21 @@
+"""`bot health`: readiness of a running bot, for container health checks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from bot.cli.common import load, with_config
+
+
+@click.command()
+@with_config
+def health(path: Path | None) -> None:
+    """Check whether the running bot is ready; exit with 0 if it is."""
+    from bot.observability.http import query_readiness
+
+    is_ready, answer = query_readiness(load(path).config.operations)
+    click.echo(answer)
+    sys.exit(0 if is_ready else 1)
