@@ -1,4 +1,4 @@
-"""Slack: whom the bot answers there, and what it does when told to."""
+"""Slack: which messages are answered, commands, buttons, edits, deletions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ def test_the_slack_server_is_a_loopback_platform() -> None:
     assert platform.name == "slack"
 
 
-# Who is answered, and where
+# Addressing
 
 
 async def test_a_mention_is_answered_in_a_new_thread(harness: Harness, server: SlackServer) -> None:
@@ -107,7 +107,7 @@ async def test_a_quote_that_cannot_be_fetched_is_left_out(harness: Harness, serv
 
 
 async def test_slack_markup_is_converted_to_plain_text(harness: Harness, server: SlackServer) -> None:
-    ben = server.room.user("Ben")
+    ben = server.workspace.user("Ben")
     async with running(harness, server):
         await server.say(f"tell <@{ben}> in <#C9|news> that 1 &lt; 2, see <https://a.b|this> <!here> <@UBOT>")
         await answered(server, "ok")
@@ -122,7 +122,7 @@ async def test_a_mention_without_text_gets_a_notice(harness: Harness, server: Sl
 
 
 async def test_notices_are_in_the_authors_language(harness: Harness, server: SlackServer) -> None:
-    server.room.locales["Mei"] = "zh-CN"
+    server.workspace.locales["Mei"] = "zh-CN"
     async with running(harness, server):
         await server.say("")
         await server.until(lambda: "我只能" in "".join(bots(server.seen())) or "文字" in "".join(bots(server.seen())))
@@ -133,7 +133,7 @@ async def test_a_user_whose_lookup_fails_is_named_by_id(harness: Harness, server
     async with running(harness, server):
         await server.say("hello")
         await answered(server, "ok")
-    assert asked(harness, 0) == [f"{server.room.user('Mei')}: hello"]
+    assert asked(harness, 0) == [f"{server.workspace.user('Mei')}: hello"]
 
 
 async def test_users_are_looked_up_once(harness: Harness, server: SlackServer) -> None:
@@ -175,7 +175,7 @@ async def test_a_slash_command_gets_an_ephemeral_reply(harness: Harness, server:
         await answered(server, "ok")
         await server.command("clear")
         await answered(server, "ok", "Forgotten: everything said here (1).")
-    assert server.room.messages[server.seen()[-1].id].for_user == server.room.user("Mei")
+    assert server.workspace.messages[server.seen()[-1].id].for_user == server.workspace.user("Mei")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ async def test_the_stop_button_stops_and_the_retry_button_answers_again(harness:
 
 
 async def test_only_the_author_and_admins_can_use_buttons(tmp_path: Path, server: SlackServer) -> None:
-    admin = f"slack:{server.room.user('Root')}"
+    admin = f"slack:{server.workspace.user('Root')}"
     async with make_harness(tmp_path, access=AccessSection(admins=(admin,))) as harness, running(harness, server):
         harness.engine.add("one", "two")
         await server.say("hello")
@@ -245,7 +245,7 @@ async def test_only_the_author_and_admins_can_use_buttons(tmp_path: Path, server
         answer = server.seen()[1].id
         await server.press(answer, Action.RETRY, author="Ben")
         await answered(server, "one", "Only the person who asked, and admins, may do that.")
-        assert server.room.messages[server.seen()[-1].id].for_user == server.room.user("Ben")
+        assert server.workspace.messages[server.seen()[-1].id].for_user == server.workspace.user("Ben")
         await server.press(answer, Action.RETRY, author="Root")
         await server.until(lambda: bots(server.seen())[0] == "two")
 
@@ -287,7 +287,7 @@ async def test_a_deleted_question_is_stopped_and_erased(harness: Harness, server
         await answered(server, "half")
         await server.delete(question)
         await answered(server, "half\n\n(stopped)")
-        exchange = await becomes(harness, Status.CLEARED, server.room.channel("general"), question)
+        exchange = await becomes(harness, Status.CLEARED, server.workspace.channel("general"), question)
     assert exchange.message.text == ""
 
 
@@ -296,4 +296,4 @@ async def test_a_deleted_question_without_replies_is_erased(harness: Harness, se
         question = await server.say("a secret", direct=True)
         await answered(server, "ok", channel="Mei")
         await server.delete(question)
-        await becomes(harness, Status.CLEARED, server.room.direct("Mei"), question)
+        await becomes(harness, Status.CLEARED, server.workspace.direct("Mei"), question)

@@ -1,4 +1,4 @@
-"""Slack: being connected, being away, and being set up."""
+"""Slack: connection, backfill, HTTP mode, set-up."""
 
 import asyncio
 import socket
@@ -70,7 +70,7 @@ async def test_an_unreadable_channel_does_not_stop_the_backfill_of_others(tmp_pa
         await server.until(lambda: server.is_quiet)
     await server.disconnect(resumable=False)
     await server.say("missed", channel="other")
-    server.gone.add(server.room.channel("general"))
+    server.gone.add(server.workspace.channel("general"))
     async with make_harness(tmp_path) as harness, running(harness, server):
         await server.until(lambda: "ok" in bots(server.seen("other")))
 
@@ -85,7 +85,7 @@ async def test_the_latest_active_channel_is_backfilled_first(tmp_path: Path, ser
     await server.disconnect(resumable=False)
     async with make_harness(tmp_path) as harness, running(harness, server):
         await server.until(lambda: len(server.histories) == 4)
-    assert server.histories == [server.room.channel(channel) for channel in "acbd"]
+    assert server.histories == [server.workspace.channel(channel) for channel in "acbd"]
 
 
 async def test_a_bug_costs_one_message_of_the_backlog(
@@ -146,7 +146,7 @@ async def test_a_revoked_bot_token_ends_the_adapter(harness: Harness, server: Sl
     await answered(server, "ok")
     server.refused[method] = "token_revoked"
     await server.say("are you there?")
-    if method != "chat.postMessage":  # only who connects anew calls the others
+    if method != "chat.postMessage":  # the others are only called when connecting
         await server.disconnect(resumable=False)
     async with asyncio.timeout(TIMEOUT):
         with pytest.raises(LoginRefused, match="token_revoked"):
@@ -247,7 +247,7 @@ def test_a_rate_limit_without_retry_after_waits_30_seconds(wait: str | None) -> 
 
 def test_a_response_that_is_not_json_is_transient() -> None:
     with pytest.raises(PlatformUnavailable), map_errors():
-        raise SlackApiError("not JSON", object())  # type: ignore[no-untyped-call]  # the library says nothing of it
+        raise SlackApiError("not JSON", object())  # type: ignore[no-untyped-call]  # the library has no annotation
 
 
 async def test_an_unknown_error_code_is_shown_unchanged(server: SlackServer) -> None:
@@ -261,12 +261,12 @@ async def test_an_unknown_error_code_is_shown_unchanged(server: SlackServer) -> 
 
 
 async def test_unanswered_commands_beyond_the_limit_are_forgotten(server: SlackServer) -> None:
-    asker, place = server.room.user("Mei"), server.room.channel("general")
+    asker, place = server.workspace.user("Mei"), server.workspace.channel("general")
     async with web_api(server.settings()) as api:
         messenger = SlackMessenger(api, 1.0)
         for number in range(10_001):
             messenger.expect_slash(f"/{asker}/{number}", f"{server.url}/nowhere")
-        # Without its own address the reply goes the other way.
+        # Without its response_url the reply is an ephemeral message.
         await messenger.edit(ChannelKey("slack", place), f"/{asker}/0", Rendered("hi"), controls=frozenset())
     assert [seen.visible for seen in server.seen()] == ["hi"]
     assert server.calls == ["chat.postEphemeral"]

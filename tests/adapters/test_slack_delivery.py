@@ -1,4 +1,4 @@
-"""Slack: how answers look there, and how they arrive whatever happens."""
+"""Slack: how replies look, and how they arrive when calls fail."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ async def server() -> AsyncIterator[SlackServer]:
         assert server.violations == []
 
 
-# What is shown
+# Appearance
 
 
 async def test_an_answer_is_streamed_by_edits_of_one_message(harness: Harness, server: SlackServer) -> None:
@@ -66,22 +66,22 @@ async def test_the_models_text_pings_no_user(harness: Harness, server: SlackServ
     async with running(harness, server):
         await server.say("shout")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
-    assert server.room.pings == []
+    assert server.workspace.pings == []
     assert server.seen()[1].visible == visible_text(PINGS)
 
 
 async def test_refused_markup_is_sent_as_plain_text(harness: Harness, server: SlackServer) -> None:
-    server.room.refuses_markdown = True
+    server.workspace.refuses_markdown = True
     harness.engine.add("**bold** & <!channel>")
     async with running(harness, server):
         await server.say("hello")
         await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
     assert bots(server.seen()) == ["**bold** & <!channel>"]
-    assert server.room.messages[server.seen()[1].id].blocks == []
-    assert server.room.pings == []
+    assert server.workspace.messages[server.seen()[1].id].blocks == []
+    assert server.workspace.pings == []
 
 
-# Fault on the way
+# Faults
 
 
 async def test_a_rate_limit_is_obeyed_and_the_last_edit_lands(harness: Harness, server: SlackServer) -> None:
@@ -160,7 +160,7 @@ async def test_a_write_whose_acknowledgement_was_lost_is_answered_at_once(
             raise losses.pop()
         return again
 
-    # The COMMIT arrives, and the word that it did not.
+    # The commit succeeds, but its acknowledgement is lost.
     harness.store.enqueue, harness.store.requeue = begun, reopened  # type: ignore[method-assign]  # one answer of each is lost
     async with running(harness, server):
         question = await server.say("hello", direct=True)
@@ -178,7 +178,7 @@ async def test_a_deleted_channel_fails_the_exchange(harness: Harness, server: Sl
     server.refused["chat.postMessage"] = "is_archived"
     async with running(harness, server):
         question = await server.say("hello")
-        await becomes(harness, Status.FAILED, server.room.channel("general"), question)
+        await becomes(harness, Status.FAILED, server.workspace.channel("general"), question)
 
 
 FUZZ: list[dict[str, Any]] = [
@@ -229,12 +229,12 @@ async def test_a_restart_at_any_moment_answers_each_question_once(tmp_path: Path
 
     for _ in range(15):
         async with make_harness(tmp_path, echo(), limits=UNLIMITED) as harness:
-            # Not `running`: it may be broken off before it is connected.
+            # Not `running`: the adapter may be cancelled before it is connected.
             task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
             for direct in (False, True):
                 questions.append(f"question {len(questions)}")
                 await server.say(questions[-1], direct=direct)
-            # The first are answered: from then on the places where people ask are known.
+            # The first two are answered, so that their channels are known to the backfill.
             enough = len(server.calls) + (random.randrange(15) if len(questions) > 2 else 10**6)
             await server.until(partial(is_enough, enough))
             task.cancel()

@@ -1,4 +1,4 @@
-"""Telegram from a person's message to the last edit: the real library against a Bot API of our own."""
+"""Telegram from message to last edit: the real library against a loopback Bot API."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def test_every_direct_message_is_answered(telegram: TelegramPlatform, harn
     assert harness.engine.requests[0].messages[-1].content == "hello"
 
 
-# When it answers.
+# Addressing
 
 
 async def test_messages_that_do_not_address_the_bot_are_ignored(telegram: TelegramPlatform, harness: Harness) -> None:
@@ -155,7 +155,7 @@ async def test_service_messages_are_ignored(telegram: TelegramPlatform, harness:
         await done(telegram, "ok", channel="Mei")
 
 
-# Commands and buttons.
+# Commands and buttons
 
 
 async def test_start_lists_the_commands(telegram: TelegramPlatform, harness: Harness) -> None:
@@ -263,7 +263,7 @@ async def test_the_bot_stops_while_a_press_is_being_acknowledged(telegram: Teleg
     assert telegram.answers == {}
 
 
-# Drafts.
+# Drafts
 
 
 async def test_a_draft_is_streamed_in_a_private_chat_and_becomes_a_message(harness: Harness) -> None:
@@ -321,7 +321,7 @@ async def test_a_kill_before_the_message_sends_nothing_twice(tmp_path: Path) -> 
             await done(telegram, "ok", channel="Mei")
 
 
-# Edits.
+# Edits
 
 
 async def test_an_edited_question_is_answered_again_in_the_same_message(

@@ -1,4 +1,4 @@
-"""Markdown for Telegram: every word arrives, and what is bold there is bold here."""
+"""Markdown for Telegram: no character is lost, and styles become entities."""
 
 import re
 
@@ -23,7 +23,7 @@ MARKDOWN = st.lists(
 
 
 def seen(markdown: str) -> str:
-    """What a reader sees of it, without what was added and without any whitespace."""
+    """Return the rendered text without additions and whitespace."""
     return re.sub(r"\s+", "", words(FORMAT.render(markdown).text))
 
 
@@ -49,7 +49,7 @@ def test_trailing_whitespace_is_stripped_as_telegram_does() -> None:
 
 
 def looks(markdown: str) -> list[tuple[str, str]]:
-    """What stands out in the rendered text, and how."""
+    """Return the kind and text of each entity."""
     rendered = FORMAT.render(markdown)
     units = rendered.text.encode("utf-16-le")
     return [

@@ -1,4 +1,4 @@
-"""What goes wrong on Telegram, and what an operator is told of it."""
+"""Telegram: faults, backlog, migrations, malformed updates, inspection."""
 
 import asyncio
 import json
@@ -291,7 +291,7 @@ async def test_a_group_that_becomes_a_supergroup_keeps_its_history(
     async with running(telegram, harness):
         await telegram.say("first")
         await done(telegram, "ok")
-        telegram.tell_of_upgrade(old, telegram.upgrade("general"))
+        telegram.push_migration(old, telegram.migrate("general"))
         await telegram.say("second")
         await done(telegram, "ok")
     assert [message.content for message in harness.engine.requests[1].messages] == ["Mei: first", "ok", "Mei: second"]
@@ -304,7 +304,7 @@ async def test_a_migration_during_an_answer_keeps_the_answer(telegram: TelegramP
     async with running(telegram, harness):
         await telegram.say("hello")
         await telegram.until(lambda: texts(telegram) == ["half"])
-        new = telegram.upgrade("general")
+        new = telegram.migrate("general")
         go_on.set()
         await done(telegram, "half and half")
         assert await harness.store.has_history(ChannelKey("telegram", str(new.id)))
@@ -337,7 +337,7 @@ async def test_a_malformed_update_does_not_block_others(
     telegram: TelegramPlatform, harness: Harness, update: dict[str, Any]
 ) -> None:
     async with running(telegram, harness):
-        telegram.tell(update)
+        telegram.push(update)
         await telegram.say("hello", direct=True)
         await done(telegram, "ok", channel="Mei")
 
@@ -359,15 +359,15 @@ async def test_mangled_updates_do_not_stop_polling(telegram: TelegramPlatform, h
         press = {"id": "1", "from": telegram.person("Ben"), "message": message, "chat_instance": "1", "data": "retry"}
         for _ in range(300):
             whole = dice.choice([{"message": message}, {"edited_message": message}, {"callback_query": press}])
-            telegram.tell(mangled(json.loads(json.dumps(whole)), dice))
+            telegram.push(mangled(json.loads(json.dumps(whole)), dice))
         await telegram.say("hello", direct=True)
         await telegram.until(lambda: texts(telegram, "Mei") not in ([], ["…"]))
-    # Where a question is asked again and again, an answer may come out as it was.
+    # Repeated edits of one question can produce the answer that is already shown.
     telegram.violations = [each for each in telegram.violations if each != UNCHANGED]
 
 
 def mangled(update: dict[str, Any], dice: random.Random) -> dict[str, Any]:
-    """The update with a few of its values gone, or something else instead."""
+    """Replace a few values of the update."""
     for _ in range(dice.randint(1, 3)):
         at: Any = update
         while True:
@@ -395,7 +395,7 @@ async def test_a_retry_after_a_migration_is_a_new_message(telegram: TelegramPlat
     async with running(telegram, harness):
         await telegram.say("hello")
         await done(telegram, "one")
-        telegram.tell_of_upgrade(old, telegram.upgrade("general"))
+        telegram.push_migration(old, telegram.migrate("general"))
         await telegram.command("retry")
         await done(telegram, "two")
 
@@ -416,7 +416,7 @@ async def test_the_bots_name_is_case_insensitive_and_replies_go_to_their_topic(
         await telegram.until(lambda: any("/clear" in text for text in texts(telegram, thread="moon")))
 
 
-# What an operator is told.
+# Inspection
 
 
 async def found(telegram: TelegramPlatform) -> list[Finding]:

@@ -100,8 +100,8 @@ class BesiegingTelegram(TelegramPlatform):
     def real(self) -> list[Any]:
         return list(self._real)
 
-    def tell(self, update: Json) -> None:
-        super().tell(update)
+    def push(self, update: Json) -> None:
+        super().push(update)
         self._real.append(self.pending[-1])
 
     async def send_wrong(self, event: Any) -> None:
@@ -165,7 +165,7 @@ class BesiegingSlack(SlackServer):
         await self._send(chance.choice(frames))
 
     def texts(self) -> list[str]:
-        return [message.markdown for message in self.room.messages.values() if message.user == "UBOT"]
+        return [message.markdown for message in self.workspace.messages.values() if message.user == "UBOT"]
 
     async def _send(self, frame: str | bytes) -> None:
         await self.until(lambda: self.sockets > 0)

@@ -196,14 +196,14 @@ async def _slack(stack: AsyncExitStack) -> Stage:
     platform = await stack.enter_async_context(SlackServer())
     api = await stack.enter_async_context(web_api(platform.settings()))
     question = await platform.say("what?")
-    channel = ChannelKey("slack", platform.room.channel("general"))
+    channel = ChannelKey("slack", platform.workspace.channel("general"))
     return Stage(
         platform,
         SlackMessenger(api, 1.0),
         channel,
         question,
-        lambda id: platform.room.messages.pop(id).markdown,
-        lambda: [*platform.violations, *filter(_CALLS.match, platform.room.pings)],
+        lambda id: platform.workspace.messages.pop(id).markdown,
+        lambda: [*platform.violations, *filter(_CALLS.match, platform.workspace.pings)],
     )
 
 

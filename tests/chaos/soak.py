@@ -185,7 +185,7 @@ def _is_whole(seen: Seen) -> bool:
 
 def _take_away(platform: Any, ids: set[str]) -> None:
     """Let a loopback server forget messages, as if they had never been."""
-    messages: dict[Any, Any] = platform.room.messages if platform.name == "slack" else platform.messages
+    messages: dict[Any, Any] = platform.workspace.messages if platform.name == "slack" else platform.messages
     for key in [key for key in messages if str(key[1] if isinstance(key, tuple) else key) in ids]:
         del messages[key]
 
@@ -199,7 +199,7 @@ def _make_stale(platform: Any, id: str) -> None:
             message = platform.find(id)
             message.text, message.entities = "stale", ()
         case _:
-            message = platform.room.messages[id]
+            message = platform.workspace.messages[id]
             message.blocks = [
                 {**block, "text": "stale"} if block["type"] == "markdown" else block for block in message.blocks
             ]

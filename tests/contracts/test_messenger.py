@@ -50,13 +50,13 @@ async def fake() -> AsyncIterator[Platform]:
 async def slack() -> AsyncIterator[Platform]:
     async with SlackServer() as server, web_api(server.settings()) as api:
         question = await server.say("question")
-        channel = ChannelKey("slack", server.room.channel("general"), question)
+        channel = ChannelKey("slack", server.workspace.channel("general"), question)
 
         async def shown() -> list[str]:
             return [seen.markdown for seen in server.seen() if seen.author == "bot"]
 
         async def delete(message_id: str) -> None:
-            del server.room.messages[message_id]
+            del server.workspace.messages[message_id]
 
         yield Platform(SlackMessenger(api, 1.3), channel, question, shown, delete)
 

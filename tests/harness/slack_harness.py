@@ -1,4 +1,4 @@
-"""What the tests of Slack share: the adapter at work, and what can be seen of it."""
+"""Helpers of the Slack tests: run the adapter, wait for its messages."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,7 +14,7 @@ from tests.harness.servers.slack import SlackServer
 
 @asynccontextmanager
 async def running(harness: Harness, server: SlackServer) -> AsyncIterator[None]:
-    """The adapter, connected; what ends it is raised."""
+    """Run the adapter until the block ends; an error that ends it is raised."""
     task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
     connected = asyncio.create_task(server.connected())
     try:
@@ -33,7 +33,7 @@ def bots(seen: list[Seen]) -> list[str]:
 
 
 async def answered(server: SlackServer, *texts: str, channel: str = "general") -> None:
-    """Wait until the bot's messages in a channel are these."""
+    """Wait until the bot's messages in a channel have these texts."""
     try:
         await server.until(lambda: bots(server.seen(channel)) == list(texts))
     except TimeoutError:
@@ -41,7 +41,7 @@ async def answered(server: SlackServer, *texts: str, channel: str = "general") -
 
 
 def asked(harness: Harness, number: int) -> list[str]:
-    """What the model was shown at its request number 0, 1, …"""
+    """Return the messages of the model's request number 0, 1, …"""
     return [message.content for message in harness.engine.requests[number].messages]
 
 
@@ -50,7 +50,7 @@ def trouble_at(*numbers: int, kind: Any = "lost", seconds: float = 0.0) -> Calla
 
 
 async def becomes(harness: Harness, status: Status, channel: str, message_id: str) -> Exchange:
-    """Wait until the store has this status of a message."""
+    """Wait until the exchange of a message has this status; return it."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             exchange = await harness.store.find(ChannelKey("slack", channel), message_id)

@@ -1,4 +1,4 @@
-"""The adapter at work on the loopback Telegram, and what is seen of it there."""
+"""Helpers of the Telegram tests: run the adapter, wait for its messages."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from tests.harness.servers.telegram import TelegramPlatform
 
 @asynccontextmanager
 async def running(telegram: TelegramPlatform, harness: Harness) -> AsyncIterator[None]:
-    """The adapter at work, and caught up."""
+    """Run the adapter until the block ends; it has processed its backlog."""
     adapter = asyncio.create_task(telegram.adapter(FastClock()).run(harness.intake))
     try:
         polls = telegram.polls
@@ -35,12 +35,12 @@ def texts(telegram: TelegramPlatform, channel: str = "general", thread: str | No
 
 
 def shown(pieces: list[Seen]) -> str:
-    """All that stands in these messages, without any whitespace."""
+    """Return the text of these messages without whitespace."""
     return "".join(re.sub(r"\s", "", piece.visible) for piece in pieces)
 
 
 async def done(telegram: TelegramPlatform, *expected: str, channel: str = "general", thread: str | None = None) -> None:
-    """Wait until these are the bot's messages there, and none grows any more."""
+    """Wait until the bot's messages have these texts and all replies are complete."""
 
     def is_done() -> bool:
         said = replies(telegram, channel, thread)

@@ -32,7 +32,7 @@ async def test_a_method_of_slacks_that_must_wait_is_called_for_nobody_before_its
     clock, heard = ManualClock(), list[str]()
     refusal = web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "5"})
     async with SlackServer() as server, web_api(server.settings(), clock) as api:
-        mei, ann = server.room.user("Mei"), server.room.user("Ann")
+        mei, ann = server.workspace.user("Mei"), server.workspace.user("Ann")
         server.gate.guard = refusing_once("/users.info", refusal, heard)
 
         with pytest.raises(RateLimited), map_errors():
@@ -49,7 +49,7 @@ async def test_of_slacks_new_messages_only_those_in_the_channel_that_must_wait_d
     clock, heard = ManualClock(), list[str]()
     refusal = web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "5"})
     async with SlackServer() as server, web_api(server.settings(), clock) as api:
-        busy, quiet = server.room.channel("busy"), server.room.channel("quiet")
+        busy, quiet = server.workspace.channel("busy"), server.workspace.channel("quiet")
         server.gate.guard = refusing_once("/chat.postMessage", refusal, heard)
 
         for _ in range(2):

@@ -22,7 +22,7 @@ _SPACE = " ".encode("utf-16-le")
 
 
 class Addressee(Enum):
-    """Whom a message addresses."""
+    """The addressee of a message."""
 
     BOT = auto()
     NOBODY = auto()

@@ -1,4 +1,4 @@
-"""A Slack workspace on this machine, and the people in it."""
+"""A loopback Slack workspace and its users."""
 
 import socket
 
@@ -13,7 +13,7 @@ from tests.harness.servers.slack_world import BOT
 
 
 class SlackServer(SlackWire):
-    """A LoopbackPlatform; keyword arguments that the wire does not know are settings of the adapter."""
+    """A LoopbackPlatform; other keyword arguments than the wire's are settings of the adapter."""
 
     name = "slack"
 
@@ -48,12 +48,12 @@ class SlackServer(SlackWire):
         mention: bool = True,
         reply_to: str | None = None,
     ) -> str:
-        place = self.room.direct(author) if direct else self.room.channel(channel)
+        place = self.workspace.direct(author) if direct else self.workspace.channel(channel)
         if reply_to is not None:
-            thread = self.room.messages[reply_to].root
+            thread = self.workspace.messages[reply_to].root
         if mention and not direct:
             text = f"<@{BOT}> {text}"
-        message = self.room.post(place, self.room.user(author), text=text, thread=thread)
+        message = self.workspace.post(place, self.workspace.user(author), text=text, thread=thread)
         self.changed()
         event = message.event()
         self.emit({**event, "channel_type": "im" if direct else "channel"})
@@ -62,7 +62,7 @@ class SlackServer(SlackWire):
         return message.ts
 
     async def edit(self, message_id: str, text: str) -> None:
-        message = self.room.messages[message_id]
+        message = self.workspace.messages[message_id]
         before = message.event()
         mention = f"<@{BOT}> " if message.text.startswith(f"<@{BOT}>") else ""
         message.text, message.is_edited = mention + text, True
@@ -72,20 +72,20 @@ class SlackServer(SlackWire):
                 "type": "message",
                 "subtype": "message_changed",
                 "channel": message.channel,
-                "ts": self.room.now(),
+                "ts": self.workspace.now(),
                 "message": message.event(),
                 "previous_message": before,
             }
         )
 
     async def delete(self, message_id: str) -> None:
-        message = self.room.messages[message_id]
-        change: JSON = {"type": "message", "channel": message.channel, "ts": self.room.now()}
-        if self.room.replies(message_id):
+        message = self.workspace.messages[message_id]
+        change: JSON = {"type": "message", "channel": message.channel, "ts": self.workspace.now()}
+        if self.workspace.replies(message_id):
             message.subtype, message.user, message.text = "tombstone", "USLACKBOT", "This message was deleted."
             change |= {"subtype": "message_changed", "message": message.event()}
         else:
-            del self.room.messages[message_id]
+            del self.workspace.messages[message_id]
             change |= {"subtype": "message_deleted", "deleted_ts": message_id}
         self.changed()
         self.emit(change)
@@ -96,9 +96,9 @@ class SlackServer(SlackWire):
             "command": self.slash,
             "text": name,
             "team_id": TEAM,
-            "user_id": self.room.user(author),
+            "user_id": self.workspace.user(author),
             "user_name": author.lower(),
-            "channel_id": self.room.find(channel) or self.room.channel(channel),
+            "channel_id": self.workspace.find(channel) or self.workspace.channel(channel),
             "trigger_id": trigger,
             "response_url": f"http://127.0.0.1:{self._port}/respond/{trigger}",
         }
@@ -106,12 +106,12 @@ class SlackServer(SlackWire):
         self._emit("slash_commands", payload, retries=())
 
     async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
-        message = self.room.messages[message_id]
+        message = self.workspace.messages[message_id]
         assert action in message.actions, f"there is no such button under {message_id}"
         payload = {
             "type": "block_actions",
             "team": {"id": TEAM},
-            "user": {"id": self.room.user(author), "name": author.lower()},
+            "user": {"id": self.workspace.user(author), "name": author.lower()},
             "channel": {"id": message.channel},
             "container": {"type": "message", "message_ts": message_id, "channel_id": message.channel},
             "message": message.event(),
@@ -121,17 +121,22 @@ class SlackServer(SlackWire):
         self._emit("interactive", payload, retries=())
 
     def unfurl(self, message_id: str) -> None:
-        """Show the page behind a link in a message, which is told like an edit."""
-        message = self.room.messages[message_id]
-        change = {"type": "message", "subtype": "message_changed", "channel": message.channel, "ts": self.room.now()}
+        """Unfurl a link in a message, which sends the same event as an edit."""
+        message = self.workspace.messages[message_id]
+        change = {
+            "type": "message",
+            "subtype": "message_changed",
+            "channel": message.channel,
+            "ts": self.workspace.now(),
+        }
         self.emit({**change, "message": message.event(), "previous_message": message.event()})
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
-        place = self.room.find(channel)
-        return [] if place is None else self.room.seen(place, thread)
+        place = self.workspace.find(channel)
+        return [] if place is None else self.workspace.seen(place, thread)
 
     async def disconnect(self, *, resumable: bool = True) -> None:
-        """Close all sockets without a word; if not resumable, what is said until the next one is lost."""
+        """Close all sockets; if not resumable, events until the next connection are lost."""
         self._is_losing = not resumable
         for line in list(self._sockets):
             await line.close()

@@ -1,4 +1,4 @@
-"""The wires of a Slack workspace on this machine: the Web API, web sockets, signed requests."""
+"""Interfaces of the loopback Slack: Web API, web sockets, signed requests."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from bot.adapters.slack.adapter import SCOPES
 from bot.util.clock import Clock, MonotonicClock
 from tests.harness.platform import TIMEOUT, Script
 from tests.harness.servers.fault_gate import FaultGate
-from tests.harness.servers.slack_world import BOT, Room, RoomError
+from tests.harness.servers.slack_world import BOT, SlackRefusal, Workspace
 
 BOT_TOKEN, APP_TOKEN, SIGNING_SECRET = "xoxb-loopback", "xapp-loopback", "loopback-secret"
 TEAM = "T01"
@@ -30,7 +30,7 @@ JSON = dict[str, Any]
 
 @dataclass(slots=True)
 class Envelope:
-    """What is sent until it is acknowledged; `kind` is Slack's name for it."""
+    """An event that is redelivered until it is acknowledged; `kind` is Slack's type."""
 
     kind: str
     payload: JSON
@@ -39,28 +39,28 @@ class Envelope:
 
 
 class SlackWire:
-    """The workspace's server; what no client may do stands in `violations`.
+    """The workspace's server; `violations` lists what Slack forbids clients to do.
 
-    `retries` are the seconds after which an event comes again; on Slack these are 0, 60
-    and 300, and `patience` is 3.
+    An event that is not acknowledged within `patience` seconds (3 on Slack) is sent again
+    after each of `retries` (0, 60 and 300 on Slack).
     """
 
     def __init__(self, *, retries: tuple[float, ...] = (0.0, 0.1, 0.5), patience: float = 3.0, **settings: Any) -> None:
         self.gate = FaultGate()
-        self.room = Room()
+        self.workspace = Workspace()
         self.violations: list[str] = []
         self.script: Script = lambda number, name: None
         self.calls: list[str] = []
-        self.histories: list[str] = []  # the channels whose messages were asked for
+        self.histories: list[str] = []  # the channels of each call of conversations.history
         self.deliveries: list[str] = []  # the ids of all envelopes sent, in order
         self.scopes = set(SCOPES)
         self.tickets: set[str] = set()
-        self.refused: dict[str, str] = {}  # methods that answer with this error
-        self.links = 0  # how many web sockets were opened
-        self.refusals = 0  # how often the script made trouble
+        self.refused: dict[str, str] = {}  # the error code that a method answers with
+        self.links = 0  # web sockets opened so far
+        self.refusals = 0  # calls that failed as the script demands
         self.slash = "/chat"
         self.gone: set[str] = set()  # channels that the bot was removed from
-        self.dead_tickets = 0  # how many of the next tickets do not serve
+        self.dead_tickets = 0  # how many of the next socket URLs are invalid
         self.retries = retries
         self.patience = patience
         self._settings = settings
@@ -84,7 +84,7 @@ class SlackWire:
         app.router.add_route("*", "/api/{method}", self._call)
         app.router.add_post("/respond/{trigger}", self._respond)
         app.router.add_get("/link", self._link)
-        # A handler that a lost caller leaves behind shall end: the default waits for it for a minute.
+        # The default waits a minute for handlers whose client has disconnected.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -93,7 +93,7 @@ class SlackWire:
         return self
 
     def set_port(self, port: int) -> None:
-        """Let the bot come by another port: what listens there hands on what it hears."""
+        """Send the bot to another port, where a proxy listens."""
         self._port = port
 
     async def __aexit__(
@@ -120,16 +120,16 @@ class SlackWire:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether all that happened was delivered, or given up."""
+        """True once every event was acknowledged or given up."""
         return not self._under_way
 
     async def connected(self) -> None:
-        """Wait until the bot can hear."""
+        """Wait until the bot can receive events."""
         if self._settings.get("mode") != "http":
             await self.until(lambda: self.sockets > 0)
             return
         async with asyncio.timeout(TIMEOUT):
-            while not self._is_listened_to():  # noqa: ASYNC110 - a port that opens tells nobody
+            while not self._is_listened_to():  # noqa: ASYNC110 - an opened port sends no event
                 await asyncio.sleep(0.01)
 
     def _is_listened_to(self) -> bool:
@@ -148,7 +148,7 @@ class SlackWire:
     # Events
 
     def emit(self, event: JSON) -> None:
-        """Send an event, whatever it is."""
+        """Send an event of any shape."""
         payload = {
             "type": "event_callback",
             "team_id": TEAM,
@@ -173,19 +173,25 @@ class SlackWire:
         self.changed()
 
     async def _deliver(self, envelope: Envelope, retries: tuple[float, ...]) -> None:
-        for attempt, delay in enumerate((0.0, *retries)):
-            await asyncio.sleep(delay)
+        # Slack's retries span six minutes: a bot that is connected, but slow, gets longer than they take here.
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (TIMEOUT if retries else 0.0)
+        delays = [0.0, *retries]
+        was_connected, attempt = True, -1
+        while delays or (was_connected and loop.time() < deadline):
+            await asyncio.sleep(delays.pop(0) if delays else retries[-1])
             if self._is_losing:
                 return
-            was_sent = await self._offer(envelope, attempt)
+            attempt += 1
+            was_connected = await self._offer(envelope, attempt)
             self.changed()
             if envelope.acknowledged.is_set():
                 return
-        if was_sent and envelope.kind == "events_api":
+        if was_connected and envelope.kind == "events_api":
             self.violations.append(f"{envelope.payload['event']['type']} was never acknowledged")
 
     async def _offer(self, envelope: Envelope, attempt: int) -> bool:
-        """Send it once and wait for the acknowledgement; say whether anybody was there."""
+        """Send it once and wait for the acknowledgement; return whether the bot was connected."""
         if self._settings.get("mode") == "http":
             return await self._request(envelope, attempt)
         if not self._sockets:
@@ -215,7 +221,7 @@ class SlackWire:
         return status is not None
 
     async def post(self, body: str, kind: str, headers: dict[str, str], secret: str = SIGNING_SECRET) -> int | None:
-        """Send a signed request to the bot; None if nobody listens."""
+        """Send a signed request to the bot; return the status, or None without a response."""
         stamp = str(int(time.time()))
         signature = SignatureVerifier(secret).generate_signature(timestamp=stamp, body=body)
         signed = {"Content-Type": kind, "X-Slack-Request-Timestamp": stamp, "X-Slack-Signature": signature or ""}
@@ -231,7 +237,7 @@ class SlackWire:
         ticket = request.query.get("ticket", "")
         if ticket not in self.tickets:
             return web.Response(status=403)
-        self.tickets.discard(ticket)  # it serves once
+        self.tickets.discard(ticket)  # valid once
         line = web.WebSocketResponse()
         await line.prepare(request)
         await line.send_json({"type": "hello", "num_connections": len(self._sockets) + 1})
@@ -274,7 +280,7 @@ class SlackWire:
         async def do() -> web.Response:
             try:
                 told = does(self, arguments)
-            except RoomError as error:
+            except SlackRefusal as error:
                 if error.is_violation:
                     self.violations.append(f"{method}: {error}")
                 return web.json_response({"ok": False, "error": error.code})
@@ -289,7 +295,7 @@ class SlackWire:
         body = await request.json()
 
         async def do() -> web.Response:
-            self.room.whisper(command["channel_id"], command["user_id"], body)
+            self.workspace.whisper(command["channel_id"], command["user_id"], body)
             return web.Response(text="ok")
 
         return await self._written(request, "response_url", command["channel_id"], do)
@@ -297,7 +303,7 @@ class SlackWire:
     async def _written(
         self, request: web.Request, name: str, channel: str, do: Callable[[], Awaitable[web.Response]]
     ) -> web.StreamResponse:
-        """Make a writing call as the script has it."""
+        """Execute a writing call, with the fault that the script demands."""
         if self._clock.now() < self._not_before.get(channel, 0.0):
             self.violations.append(f"{name} before its Retry-After was over")
         trouble = self.script(next(self._writes), name)
@@ -306,7 +312,7 @@ class SlackWire:
         match trouble.kind if trouble else None:
             case "429":
                 assert trouble is not None
-                seconds = math.ceil(trouble.seconds)  # Slack writes whole ones
+                seconds = math.ceil(trouble.seconds)  # Slack sends whole seconds
                 self._not_before[channel] = self._clock.now() + seconds
                 answer = {"ok": False, "error": "ratelimited"}
                 return web.json_response(answer, status=429, headers={"Retry-After": str(seconds)})
@@ -334,30 +340,30 @@ class SlackWire:
         return {"url": f"ws://127.0.0.1:{self._port}/link?ticket={ticket}"}
 
     def _users_info(self, arguments: JSON) -> JSON:
-        return {"user": self.room.person(arguments["user"])}
+        return {"user": self.workspace.person(arguments["user"])}
 
     def _post_message(self, arguments: JSON) -> JSON:
         if arguments.get("unfurl_links") is not False or arguments.get("unfurl_media") is not False:
             self.violations.append("chat.postMessage lets links unfurl")
-        return {"ts": self.room.bot_posts(arguments).ts}
+        return {"ts": self.workspace.bot_posts(arguments).ts}
 
     def _update(self, arguments: JSON) -> JSON:
-        self.room.bot_updates(arguments)
+        self.workspace.bot_updates(arguments)
         return {"ts": arguments["ts"]}
 
     def _delete(self, arguments: JSON) -> JSON:
-        del self.room.messages[self.room.own(arguments).ts]
+        del self.workspace.messages[self.workspace.own(arguments).ts]
         return {}
 
     def _post_ephemeral(self, arguments: JSON) -> JSON:
-        return {"message_ts": self.room.whisper(arguments["channel"], arguments["user"], arguments)}
+        return {"message_ts": self.workspace.whisper(arguments["channel"], arguments["user"], arguments)}
 
     def _history(self, arguments: JSON) -> JSON:
         self.histories.append(arguments["channel"])
-        return self.room.history(arguments)
+        return self.workspace.history(arguments)
 
     def _replies(self, arguments: JSON) -> JSON:
-        return self.room.thread(arguments)
+        return self.workspace.thread(arguments)
 
 
 _METHODS: dict[str, Callable[[SlackWire, JSON], JSON]] = {
@@ -381,7 +387,7 @@ async def _arguments(request: web.Request) -> JSON:
 
 
 def _cut(request: web.Request) -> web.Response:
-    """End the connection where an answer was expected."""
+    """Close the connection instead of responding."""
     if request.transport is not None:
         request.transport.close()
     return web.Response()

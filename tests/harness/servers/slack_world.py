@@ -1,4 +1,4 @@
-"""What stands in a Slack workspace, and what Slack lets a bot put there."""
+"""Messages of the loopback Slack, and the rules for writing them."""
 
 import html
 import json
@@ -18,8 +18,8 @@ _PING = re.compile(r"<(?:![a-z]+|@[A-Z0-9]+)[^<>]*>", re.IGNORECASE)
 _BLOCK_LIMIT, _UPDATE_LIMIT, _POST_LIMIT = 12_000, 4_000, 40_000
 
 
-class RoomError(Exception):
-    """What Slack answers; a violation is what no client should ever try."""
+class SlackRefusal(Exception):
+    """An error response; a violation is a call that no client should make."""
 
     def __init__(self, code: str, *, is_violation: bool = False) -> None:
         self.code = code
@@ -29,7 +29,7 @@ class RoomError(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """A message; `for_user` sees it alone."""
+    """A message; with `for_user`, only that user sees it."""
 
     ts: str
     channel: str
@@ -72,20 +72,20 @@ class Message:
         return event
 
 
-class Room:
-    """People, channels and messages; they are made by being named."""
+class Workspace:
+    """Users, channels and messages; a user or channel is created by its first use."""
 
     def __init__(self) -> None:
         self.messages: dict[str, Message] = {}
-        self.pings: list[str] = []  # what the bot wrote that would have called people
-        self.locales: dict[str, str] = {}  # by a person's name
-        self.refuses_markdown = False  # from its first letter on: a placeholder has none
+        self.pings: list[str] = []  # mentions in the bot's messages that would notify users
+        self.locales: dict[str, str] = {}  # by user name
+        self.refuses_markdown = False  # with letters, so that a placeholder is accepted
         self._people: dict[str, str] = {}
         self._channels: dict[str, str] = {}
         self._last = 0
 
     def now(self) -> str:
-        """A new timestamp; no two are alike."""
+        """Return a new, unique timestamp."""
         self._last = max(self._last + 1, time.time_ns() // 1000)
         return f"{self._last // 10**6}.{self._last % 10**6:06}"
 
@@ -104,7 +104,7 @@ class Room:
     def person(self, user: str) -> JSON:
         name = next((name for name, id in self._people.items() if id == user), None)
         if name is None:
-            raise RoomError("user_not_found")
+            raise SlackRefusal("user_not_found")
         profile = {"display_name": name, "real_name": name}
         return {
             "id": user,
@@ -123,7 +123,7 @@ class Room:
         return [message for message in self.messages.values() if message.thread == root]
 
     def seen(self, channel: str, thread: str | None) -> list[Seen]:
-        """In reading order: each thread below the message that it hangs on."""
+        """Return messages in reading order: a thread follows its first message."""
         here = [message for message in self.messages.values() if message.channel == channel]
         if thread is not None:
             here = [message for message in here if message.root == thread]
@@ -133,7 +133,7 @@ class Room:
     def bot_posts(self, arguments: JSON) -> Message:
         channel, thread = self._place(arguments["channel"]), arguments.get("thread_ts")
         if thread is not None and thread not in self.messages:
-            raise RoomError("thread_not_found")
+            raise SlackRefusal("thread_not_found")
         content = self._content(arguments, _POST_LIMIT)
         return self.post(channel, BOT, thread=thread, metadata=arguments.get("metadata"), **content)
 
@@ -143,12 +143,12 @@ class Room:
             setattr(message, name, value)
 
     def own(self, arguments: JSON) -> Message:
-        """The bot's message that a call is about."""
+        """Return the bot's message that a call refers to."""
         message = self.messages.get(arguments["ts"])
         if message is None or message.channel != self._place(arguments["channel"]):
-            raise RoomError("message_not_found")
+            raise SlackRefusal("message_not_found")
         if message.user != BOT:
-            raise RoomError("cant_update_message", is_violation=True)
+            raise SlackRefusal("cant_update_message", is_violation=True)
         return message
 
     def whisper(self, channel: str, user: str, arguments: JSON) -> str:
@@ -165,19 +165,19 @@ class Room:
     def thread(self, arguments: JSON) -> JSON:
         root = self.messages.get(arguments["ts"])
         if root is None:
-            raise RoomError("thread_not_found")
+            raise SlackRefusal("thread_not_found")
         return self._page([root, *self.replies(root.ts)], arguments, always=root)
 
     def _page(self, messages: list[Message], arguments: JSON, always: Message | None = None) -> JSON:
         oldest = float(arguments.get("oldest") or 0)
         messages = [each for each in messages if each is always or float(each.ts) > oldest]
         messages = [each for each in messages if each.for_user is None]
-        # Slack may return fewer than were asked for: three, so that every client turns pages.
+        # Slack may return fewer than requested; three, so that clients must paginate.
         begin, limit = int(arguments.get("cursor") or 0), min(int(arguments.get("limit") or 100), 3)
         told = []
         for message in messages[begin : begin + limit]:
             event = message.event()
-            del event["channel"]  # the caller knows it
+            del event["channel"]  # Slack omits it here
             if message.metadata and str(arguments.get("include_all_metadata")).lower() in {"1", "true"}:
                 event["metadata"] = message.metadata
             if replies := [each for each in self.replies(message.ts) if each.for_user is None]:
@@ -188,25 +188,25 @@ class Room:
 
     def _place(self, channel: str) -> str:
         if channel not in self._channels.values():
-            raise RoomError("channel_not_found")
+            raise SlackRefusal("channel_not_found")
         return channel
 
     def _content(self, arguments: JSON, limit: int) -> JSON:
-        """What a call puts into a message, if Slack takes it."""
+        """Return the content that a call sets, or raise Slack's error."""
         text, blocks, attachments = (arguments.get(name) for name in ("text", "blocks", "attachments"))
         blocks = json.loads(blocks) if isinstance(blocks, str) else blocks or []
         attachments = json.loads(attachments) if isinstance(attachments, str) else attachments or []
         markdown = [block["text"] for block in blocks if block["type"] == "markdown"]
         if not text and not blocks:
-            raise RoomError("no_text", is_violation=True)
+            raise SlackRefusal("no_text", is_violation=True)
         if text and len(text) > limit:
-            raise RoomError("msg_too_long", is_violation=True)
+            raise SlackRefusal("msg_too_long", is_violation=True)
         if sum(map(len, markdown)) > _BLOCK_LIMIT:
-            raise RoomError("msg_blocks_too_long", is_violation=True)
+            raise SlackRefusal("msg_blocks_too_long", is_violation=True)
         if any(not words.strip() for words in markdown):
-            raise RoomError("invalid_blocks", is_violation=True)
+            raise SlackRefusal("invalid_blocks", is_violation=True)
         if self.refuses_markdown and any(re.search(r"\w", words) for words in markdown):
-            raise RoomError("invalid_blocks")
+            raise SlackRefusal("invalid_blocks")
         for words in [*markdown, text or ""]:
             self.pings += _PING.findall(words)
         return {"text": text or "", "blocks": blocks, "attachments": attachments}

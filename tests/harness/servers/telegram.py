@@ -1,4 +1,4 @@
-"""A Telegram Bot API on this machine, as strict as the real one, and people who talk to the bot there."""
+"""A loopback Telegram Bot API, as strict as the real one, and its users."""
 
 import asyncio
 import json
@@ -32,20 +32,20 @@ UNCHANGED = "an edit that changes nothing"
 TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 Json = dict[str, Any]
-# What a bot says with these, people see; they are what a Script may trouble.
+# Calls that users can see the effect of; a Script can make them fail.
 WRITING = ("sendMessage", "editMessageText", "deleteMessage", "sendMessageDraft")
 
 
 @dataclass(slots=True)
 class Chat:
-    """A private chat, a group or a supergroup; `gone` is what Telegram says of one that cannot be written to."""
+    """A private chat, group or supergroup; `gone` is the error for writing to it."""
 
     id: int
     name: str
     kind: str = "supergroup"
     topics: dict[str, int] = field(default_factory=dict)
     gone: tuple[int, str] | None = None
-    upgraded_to: int | None = None
+    migrated_to: int | None = None
     not_before: float = -math.inf
 
     def facts(self) -> Json:
@@ -56,7 +56,7 @@ class Chat:
 
 @dataclass(slots=True)
 class Message:
-    """A message as it stands in its chat."""
+    """A message as its chat shows it."""
 
     id: int
     chat: Chat
@@ -66,7 +66,7 @@ class Message:
     entities: tuple[Entity, ...] = ()
     actions: frozenset[Action] = frozenset()
     reply_to: int | None = None
-    is_shown: bool = True  # whether the bot was told of what it now looks like
+    is_shown: bool = True  # whether the bot received the response to its last write
     mention: str = ""
 
     @property
@@ -75,7 +75,7 @@ class Message:
 
 
 class Refused(Exception):
-    """An answer of the Bot API that is not "ok"."""
+    """An error response of the Bot API."""
 
     def __init__(self, code: int, description: str, **parameters: int) -> None:
         self.code = code
@@ -85,7 +85,7 @@ class Refused(Exception):
 
 
 class TelegramPlatform:
-    """A LoopbackPlatform.  Where it says "channel", Telegram says supergroup; a thread is a topic."""
+    """A LoopbackPlatform: a channel is a supergroup, a thread is a topic."""
 
     name = "telegram"
 
@@ -97,12 +97,12 @@ class TelegramPlatform:
         self.now = TODAY
         self.reads_all = False
         self.joins_groups = True
-        self.garbage: list[bytes] = []  # what the next calls are answered with
+        self.garbage: list[bytes] = []  # the bodies of the next responses
         self.webhook = ""
-        self.drafts: dict[int, list[str]] = {}  # the versions of the one that is shown
+        self.drafts: dict[int, list[str]] = {}  # all versions of the current draft
         self.menus: dict[str, list[Json]] = {}
         self.answers: dict[str, str] = {}
-        self.answering = asyncio.Event()  # cleared, what the bot says to a press waits
+        self.answering = asyncio.Event()  # while cleared, answerCallbackQuery does not return
         self.answering.set()
         self.pending: list[Json] = []
         self.language = "en"
@@ -123,7 +123,7 @@ class TelegramPlatform:
         self.server_port = 0
         self._url = ""
 
-    # What tests, the demo and the lossless script ask of any platform.
+    # The LoopbackPlatform protocol.
 
     def adapter(self, clock: Clock) -> Adapter:
         self._clock = clock
@@ -147,7 +147,7 @@ class TelegramPlatform:
         chat = self.private(author) if direct else self.group(channel)
         name = ""
         if mention and not direct:
-            # Whoever types a command in a group adds the bot's name to it.
+            # In a group a command names the bot.
             text, name = (re.sub(r"^/\w+", rf"\g<0>@{BOT}", text), "") if text.startswith("/") else (text, f"@{BOT} ")
         message = Message(
             next(self._ids),
@@ -159,13 +159,13 @@ class TelegramPlatform:
             mention=name,
         )
         self.messages[chat.id, message.id] = message
-        self.tell({"message": self.facts_of(message) | facts})
+        self.push({"message": self.facts_of(message) | facts})
         return str(message.id)
 
     async def edit(self, message_id: str, text: str) -> None:
         message = self.find(message_id)
         message.text = message.mention + text
-        self.tell({"edited_message": self.facts_of(message) | {"edit_date": int(self.now.timestamp())}})
+        self.push({"edited_message": self.facts_of(message) | {"edit_date": int(self.now.timestamp())}})
 
     async def delete(self, message_id: str) -> None:
         message = self.find(message_id)
@@ -178,7 +178,7 @@ class TelegramPlatform:
     async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
         message = self.find(message_id)
         assert action in message.actions, f"there is no such button under {message.text!r}"
-        self.tell(
+        self.push(
             {
                 "callback_query": {
                     "id": str(next(self._ids)),
@@ -191,7 +191,7 @@ class TelegramPlatform:
         )
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
-        chat = next((chat for chat in self._chats.values() if chat.name == channel and not chat.upgraded_to), None)
+        chat = next((chat for chat in self._chats.values() if chat.name == channel and not chat.migrated_to), None)
         if chat is None:
             return []
         topic = None if thread is None else chat.topics.get(thread, -1)
@@ -230,7 +230,7 @@ class TelegramPlatform:
         return self
 
     def set_port(self, port: int) -> None:
-        """Let the bot come by another port: what listens there hands on what it hears."""
+        """Send the bot to another port, where a proxy listens."""
         self.server_port, self._url = port, f"http://127.0.0.1:{port}"
 
     async def __aexit__(
@@ -239,14 +239,14 @@ class TelegramPlatform:
         self._wake()
         await self._runner.cleanup()
 
-    # What only Telegram has.
+    # Only on Telegram.
 
     def private(self, person: str) -> Chat:
         id = self.person(person)["id"]
         return self._chats.setdefault(id, Chat(id, person, "private"))
 
     def group(self, name: str, kind: str = "supergroup") -> Chat:
-        known = next((chat for chat in self._chats.values() if chat.name == name and not chat.upgraded_to), None)
+        known = next((chat for chat in self._chats.values() if chat.name == name and not chat.migrated_to), None)
         if known is None:
             known = Chat(-1_000_000_000_000 - next(self._ids), name, kind)
             self._chats[known.id] = known
@@ -256,22 +256,22 @@ class TelegramPlatform:
         id = self._people.setdefault(name, 7_000 + len(self._people))
         return {"id": id, "is_bot": name.endswith("bot"), "first_name": name, "language_code": self.language}
 
-    def upgrade(self, name: str) -> Chat:
-        """Make a group a supergroup: it gets another id, and its messages stay behind."""
+    def migrate(self, name: str) -> Chat:
+        """Migrate a group to a supergroup with a new id; its messages stay in the old chat."""
         old = self.group(name)
         new = Chat(-1_000_000_000_000 - next(self._ids), name)
         self._chats[new.id] = new
-        old.upgraded_to = new.id
+        old.migrated_to = new.id
         return new
 
-    def tell_of_upgrade(self, old: Chat, new: Chat) -> None:
-        """Put the two service messages about an upgrade among the updates."""
+    def push_migration(self, old: Chat, new: Chat) -> None:
+        """Send the two service messages about a migration."""
         base = {"date": int(self.now.timestamp()), "from": self.person("Mei")}
-        self.tell({"message": base | {"message_id": 1, "chat": old.facts(), "migrate_to_chat_id": new.id}})
-        self.tell({"message": base | {"message_id": 1, "chat": new.facts(), "migrate_from_chat_id": old.id}})
+        self.push({"message": base | {"message_id": 1, "chat": old.facts(), "migrate_to_chat_id": new.id}})
+        self.push({"message": base | {"message_id": 1, "chat": new.facts(), "migrate_from_chat_id": old.id}})
 
-    def tell(self, update: Json) -> None:
-        """Let the bot hear this with one of its next polls."""
+    def push(self, update: Json) -> None:
+        """Add an update for the next poll."""
         self.pending.append({"update_id": next(self._updates)} | update)
         self._wake()
         self._change()
@@ -428,11 +428,11 @@ class TelegramPlatform:
         chat = self._chats.get(id)
         if chat is None:
             raise Refused(400, "Bad Request: chat not found")
-        if chat.upgraded_to is not None:
+        if chat.migrated_to is not None:
             raise Refused(
                 400,
                 "Bad Request: group chat was upgraded to a supergroup chat",
-                migrate_to_chat_id=chat.upgraded_to,
+                migrate_to_chat_id=chat.migrated_to,
             )
         if chat.gone is not None:
             raise Refused(*chat.gone)
@@ -454,7 +454,7 @@ class TelegramPlatform:
             del form["reply_parameters"]
 
     def _text(self, form: Json) -> tuple[str, tuple[Entity, ...]]:
-        """The text and its entities as Telegram takes them: without space around it."""
+        """Return the stripped text and its entities, or raise Telegram's error."""
         said = str(form["text"])
         entities = [
             Entity(each["type"], each["offset"], each["length"], each.get("url"), each.get("language"))
@@ -501,7 +501,7 @@ def _actions(form: Json) -> frozenset[Action]:
 
 
 def _read(name: str, value: str) -> Any:
-    """A field of a form: what is neither text nor an id of letters is JSON."""
+    """Parse a form field; all but text and string ids is JSON."""
     return value if name in ("text", "callback_query_id", "language_code") else json.loads(value)
 
 

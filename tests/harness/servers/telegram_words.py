@@ -1,4 +1,4 @@
-"""Texts on the loopback Telegram: which entities it takes, and how people and tests read them."""
+"""Texts and entities of the loopback Telegram: validation, Markdown, plain text."""
 
 import re
 from typing import Any
@@ -10,13 +10,13 @@ _SPECIAL = re.compile(r"(?P<mention>@\w+)|(?:(?<=\s)|^)(?P<bot_command>/\w+(?:@\
 
 
 def words(text: str) -> str:
-    """A rendered text without what the rendering added: bullets, numbers, the lines of tables."""
+    """Return a rendered text without the additions: bullets, numbers, table lines."""
     *before, last = text.split(EN_SPACE)
     return "".join(head[: -len(re.split(r"\s", head)[-1]) or None] for head in before) + last
 
 
 def refused(text: str, entities: list[Entity]) -> str | None:
-    """Why Telegram would not show these entities as they are."""
+    """Return why Telegram would reject or change these entities, or None."""
     for number, entity in enumerate(entities):
         if not 0 <= entity.offset < entity.offset + entity.length <= utf16_units(text):
             return f"{entity} is out of bounds"
@@ -35,11 +35,11 @@ def refused(text: str, entities: list[Entity]) -> str | None:
 
 
 def markdown(text: str, entities: tuple[Entity, ...]) -> str:
-    """Write a message as Markdown again."""
+    """Return the Markdown of a message."""
     marks: list[tuple[int, int, str]] = []
     for entity in entities:
         before, after = _marks(entity, _units(text, entity.offset, entity.offset + entity.length))
-        # At one place what ends stands before what begins, and the inner before the outer.
+        # At the same offset ends precede starts, and inner entities precede outer ones.
         marks.append((entity.offset, entity.length, before))
         marks.append((entity.offset + entity.length, -1_000_000 + entity.length, after))
     written, at = [], 0
@@ -71,13 +71,13 @@ def _units(text: str, begin: int, end: int) -> str:
 
 
 def fitted(entity: Entity, left: int, length: int) -> Entity | None:
-    """An entity after the space around the text is gone."""
+    """Return an entity of the stripped text, or None if nothing is left of it."""
     begin, end = max(0, entity.offset - left), min(length, entity.offset + entity.length - left)
     return Entity(entity.kind, begin, end - begin, entity.url, entity.language) if begin < end else None
 
 
 def specials(text: str) -> list[dict[str, Any]]:
-    """The names and commands in what a person typed."""
+    """Return the mention and command entities of a typed text."""
     return [
         {
             "type": match.lastgroup,
