@@ -1,4 +1,4 @@
-"""A copy of a SQLite database in one file, made while the bot runs."""
+"""Back up a SQLite database into one file while the bot runs."""
 
 import os
 import sqlite3
@@ -14,40 +14,38 @@ from bot.storage.errors import map_errors
 
 
 def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
-    """Write the database as it is at one moment into `target`, a new file that only its owner may read.
+    """Write a snapshot of the database into `target`, a new file with mode 0600.
 
-    What was deleted is not in it.  Return its size in bytes, once it is on the disk and
-    has been looked through.
+    It contains no deleted text.  Return its size in bytes, after fsync and an integrity check.
 
     Raises:
         StoreError: There is nothing to copy, `target` exists, or the copy cannot be
-            written or is damaged; then there is no `target`.
+            written or is damaged; then `target` is not created.
     """
     location = locate(url)
     if location.path is None:
         raise StoreError(
-            f"{location.name} is on a server, whose own program copies it: "
-            f"pg_dump --format=custom --file={target} {location.name}"
+            f"{location.name} is a server: back it up with pg_dump --format=custom --file={target} {location.name}"
         )
     if migrate.current_revision(url, busy_timeout) is None:
-        raise StoreError(f"there is no database {location.name} yet: nothing to back up")
-    # The empty file reserves the name; what is not whole yet has another one.
-    with _written(target):
-        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        raise StoreError(f"no database {location.name}: nothing to back up")
+    # The empty file reserves the name; the unfinished copy has another one.
+    with _map_errors(target):
+        _create(target)
     partial = target.with_name(f"{target.name}.partial")
     try:
-        with _written(target):
+        with _map_errors(target):
             partial.unlink(missing_ok=True)
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        # Neither "immutable" nor read-only: a bot may start meanwhile.
+            _create(partial)
+        # Neither "immutable" nor read-only, because a bot may start meanwhile.
         source = f"file:{quote(str(location.path))}?mode=rw"
         with (
             map_errors(f"{location.name}, or its backup {target},"),
             closing(sqlite3.connect(source, uri=True, timeout=busy_timeout, isolation_level=None)) as connection,
         ):
             connection.execute("VACUUM INTO ?", (str(partial),))
-        _check(partial)
-        with _written(target):
+        _check_integrity(partial)
+        with _map_errors(target):
             _sync(partial)
             partial.replace(target)
             _sync(target.parent)
@@ -59,12 +57,18 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
         raise
 
 
-def _check(file: Path) -> None:
-    """Read all of it: a backup that cannot be put back is none."""
+def _check_integrity(file: Path) -> None:
     with map_errors(str(file)), closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
-        found = connection.execute("PRAGMA integrity_check").fetchone()[0]
-    if found != "ok":
-        raise StoreError(f"the backup is damaged ({found}), and the database may be: look at the disk, then try again")
+        result = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    if result != "ok":
+        raise StoreError(
+            f"integrity check of the backup failed ({result}), the database may be damaged too: "
+            "check the disk, then try again"
+        )
+
+
+def _create(file: Path) -> None:
+    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _sync(path: Path) -> None:
@@ -76,11 +80,10 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Tell as a sentence what the file system says against the backup."""
+def _map_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
-        raise StoreError(f"{target} exists already: a backup overwrites nothing, name another file") from None
+        raise StoreError(f"{target} already exists: a backup does not overwrite files, name another one") from None
     except OSError as error:
         raise StoreError(f"{target} cannot be written ({error.strerror}): name another file") from error

@@ -1,4 +1,4 @@
-"""Everything that is kept, from one database into another: SQLite to PostgreSQL, and back."""
+"""Copy all rows from one database into another: SQLite to PostgreSQL, or back."""
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -16,10 +16,10 @@ from bot.storage.schema import exchanges
 
 
 def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
-    """Copy every row, its id included, into a database that holds none; return how many.
+    """Copy every row with its id into an empty database; return the number of rows.
 
-    All or nothing: each row is read back and compared before anything counts.  The
-    source stays as it is.  New rows of the target get higher ids than any that the source ever gave.
+    One transaction, which reads each row back and compares it before it commits.  The
+    source is unchanged.  New rows of the target get higher ids than any of the source.
 
     Raises:
         StoreError: A bot runs on one of the two, the source is not up to date, the target is not
@@ -27,29 +27,29 @@ def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
     """
     here, there = locate(source), locate(target)
     if here.name == there.name:
-        raise StoreError(f"{there.name} would be copied to itself: name another database")
+        raise StoreError(f"source and target are both {there.name}: name another target")
     with InstanceLock(source, timeout=timeout), open_snapshot(source) as origin, InstanceLock(target, timeout=timeout):
         migrate.upgrade(target)
         with map_errors(there.name), migrator(there).begin() as goal:
             if _count(goal):
-                raise StoreError(f"{there.name} holds exchanges already: copy into a database that is empty")
+                raise StoreError(f"{there.name} is not empty: copy into an empty database")
             for rows in _batches(origin, here.name):
                 goal.execute(insert(exchanges), [dict(row._mapping) for row in rows])
             pairs = zip_longest(_batches(origin, here.name), _batches(goal, there.name))
             if any(before != after for before, after in pairs):
                 raise StoreError(
-                    f"what arrived in {there.name} is not what was sent: nothing was kept there, try another database"
+                    f"verification failed: rows in {there.name} differ, nothing was stored: try another target"
                 )
-            _count_on_from(goal, _last_id(origin))
+            _set_last_id(goal, _last_id(origin))
             return _count(goal)
 
 
 def _batches(connection: Connection, name: str) -> Iterator[Sequence[Row[Any]]]:
     last = 0
     while True:
-        following = select(exchanges).where(exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+        batch = select(exchanges).where(exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
         with map_errors(name):
-            rows = connection.execute(following).all()
+            rows = connection.execute(batch).all()
         if not rows:
             return
         yield rows
@@ -61,19 +61,19 @@ def _count(connection: Connection) -> int:
 
 
 def _last_id(connection: Connection) -> int:
-    """The highest id ever given, to rows that are gone too."""
+    """Return the highest id ever assigned, also to deleted rows."""
     if connection.dialect.name == "sqlite":
-        counted = connection.exec_driver_sql("SELECT max(seq) FROM sqlite_sequence WHERE name = 'exchanges'")
+        sequence = connection.exec_driver_sql("SELECT max(seq) FROM sqlite_sequence WHERE name = 'exchanges'")
     else:
-        counted = connection.exec_driver_sql(
+        sequence = connection.exec_driver_sql(
             "SELECT last_value FROM pg_sequences WHERE pg_get_serial_sequence('exchanges', 'id') = "
             "quote_ident(schemaname) || '.' || quote_ident(sequencename)"
         )
     highest = connection.execute(select(func.max(exchanges.c.id))).scalar()
-    return max(counted.scalar() or 0, highest or 0)
+    return max(sequence.scalar() or 0, highest or 0)
 
 
-def _count_on_from(connection: Connection, last: int) -> None:
+def _set_last_id(connection: Connection, last: int) -> None:
     if last == 0:
         return
     if connection.dialect.name == "sqlite":

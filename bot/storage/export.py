@@ -1,4 +1,4 @@
-"""What was said in a channel as JSON: for who asks what is kept of them, or takes it elsewhere."""
+"""Export a channel's exchanges as JSON."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ BATCH = 500
 
 
 def count_exchanges(url: str) -> dict[ChannelKey, int]:
-    """Count the exchanges of every channel and thread that anything is kept of, the busiest first.
+    """Return the number of exchanges per channel and thread, highest first.
 
     Raises:
         StoreError: The database cannot be read, or is not up to date.
@@ -30,12 +30,12 @@ def count_exchanges(url: str) -> dict[ChannelKey, int]:
 
 
 def export_channel(url: str, name: str) -> Iterator[str]:
-    """Yield one JSON object in lines: the exchanges of the channel that `str(ChannelKey)` writes as `name`.
+    """Yield a JSON object in lines: the exchanges of the channel whose `str(ChannelKey)` is `name`.
 
-    One without a thread brings its threads along, as `/clear` does.
+    A channel without a thread includes its threads, as in `/clear`.
 
     Raises:
-        StoreError: The database cannot be read, or knows no such channel.
+        StoreError: The database cannot be read, or has no such channel.
     """
     with open_snapshot(url) as connection:
         here = _condition(name, _count_exchanges(connection), locate(url).name)
@@ -50,19 +50,19 @@ def export_channel(url: str, name: str) -> Iterator[str]:
 
 @contextmanager
 def open_snapshot(url: str) -> Iterator[Connection]:
-    """A connection on which all that is read is of one moment, with a bot at work beside it or without.
+    """Open a read-only connection on one snapshot; a bot may run meanwhile.
 
     Raises:
-        StoreError: There is no database, or it is not of this program's revision.
+        StoreError: The database does not exist, or has another revision.
     """
     location = locate(url)
     revision, head = migrate.current_revision(url), migrate.head_revision()
     if revision is None:
-        raise StoreError(f"there is no database {location.name} yet: nothing was ever said")
+        raise StoreError(f"no database {location.name}: nothing is stored yet")
     if revision != head:
         raise StoreError(
-            f"{location.name} has revision {revision}, and this program reads {head}: bring it up to date with "
-            "bot migrate, or update the program"
+            f"{location.name} has revision {revision}, this version requires {head}: upgrade it with bot migrate, "
+            "or update the program"
         )
     with map_errors(location.name), snapshot_reader(location).begin() as connection:
         yield connection
@@ -76,13 +76,13 @@ def _count_exchanges(connection: Connection) -> dict[ChannelKey, int]:
 
 
 def _condition(name: str, known: Mapping[ChannelKey, int], place: str) -> ColumnElement[bool]:
-    """The condition for all that this name means; ids may hold colons, so it is compared and not read."""
+    # Compared and not parsed, because ids may contain colons.
     whole = {(key.platform, key.channel) for key in known if str(ChannelKey(key.platform, key.channel)) == name}
     threads = {key for key in known if str(key) == name and (key.platform, key.channel) not in whole}
     if not (whole or threads):
         near = get_close_matches(name, map(str, known), n=1, cutoff=0.3)
-        hint = f", did you mean {near[0]}?" if near else ":"
-        raise StoreError(f"{place} holds nothing of {name}{hint} bot export, without a name, lists what there is")
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise StoreError(f"no conversation {name!r} in {place}{hint}: list them with bot export")
     return or_(
         *(and_(exchanges.c.platform == platform, exchanges.c.channel == channel) for platform, channel in whole),
         *(

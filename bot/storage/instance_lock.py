@@ -1,4 +1,4 @@
-"""One bot at a time on a database: a second one is told so, and ends before it says anything anywhere."""
+"""Lock a database, so that only one bot runs on it."""
 
 import fcntl
 import os
@@ -17,38 +17,38 @@ from bot.storage.connections import Location, locate, migrator
 from bot.storage.errors import map_errors
 from bot.storage.migrate import create_folder
 
-# Seconds in which the one before may end: a supervisor that replaces a bot starts the new one a little early.
+# In seconds.  A supervisor may start the next bot shortly before the previous one has ended.
 TIMEOUT = 5.0
-PAUSE = 0.1
+INTERVAL = 0.1
 
-# Two numbers are a key of their own beside the single one that migrations take; the second tells schemas apart.
+# Two numbers are another key than the single one of migrations; the second one is the schema's.
 _TRY_LOCK = "SELECT pg_try_advisory_lock(x'626F74'::int, hashtext(current_schema()))"
-# A machine that vanishes says no goodbye: the server shall notice within half a minute, and not within two hours.
+# The server drops the session of a machine without power after 30 seconds, not after two hours.
 _KEEPALIVE = {"idle": 15, "interval": 5, "count": 3}
 
 
 class _Lock(Protocol):
-    """The kernel's or the server's: it goes with the process, however that ends."""
+    """The kernel or the server releases it when the process ends."""
 
     def acquire(self) -> bool:
-        """Whether it is ours now."""
+        """Try once; return True if this process has the lock."""
         ...
 
     def holder(self) -> str:
-        """Who has it, as far as that is known: " (process 12 on web-1)"."""
+        """Return the process that has the lock, if known: " (process 12 on web-1)"."""
         ...
 
     def release(self) -> None: ...
 
 
 class InstanceLock:
-    """The right to run on a database, from `with` to its end.
+    """Exclusive right to run a bot on a database; a context manager.
 
-    Its calls block.  What only looks, as a backup, needs none.
+    Its calls block.  A process that only reads, as a backup, needs no lock.
 
     Raises:
-        StoreInUse: Another process has it, and kept it for `timeout` seconds.
-        StoreError: The database cannot be reached, or its folder not be written.
+        StoreInUse: Another process had the lock for `timeout` seconds.
+        StoreError: The database cannot be reached, or its folder is not writable.
     """
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT, sleep: Callable[[float], object] = time.sleep) -> None:
@@ -56,7 +56,7 @@ class InstanceLock:
         self._lock: _Lock = (
             _FileLock(self._location) if self._location.path is not None else _ServerLock(self._location)
         )
-        self._tries = 1 + round(timeout / PAUSE)
+        self._tries = 1 + round(timeout / INTERVAL)
         self._sleep = sleep
 
     def __enter__(self) -> Self:
@@ -73,11 +73,11 @@ class InstanceLock:
         self._lock.release()
 
     def renew(self) -> None:
-        """Make sure that it is still ours: a server that was started anew has forgotten it.
+        """Check the lock, and acquire it again if a server has restarted.
 
         Raises:
-            StoreInUse: Another process was faster.
-            StoreError: The server is away; worth another try.
+            StoreInUse: Another process has acquired it.
+            StoreError: The server cannot be reached; try again.
         """
         self._acquire(1)
 
@@ -86,7 +86,7 @@ class InstanceLock:
             if self._lock.acquire():
                 return
             if left:
-                self._sleep(PAUSE)
+                self._sleep(INTERVAL)
         raise StoreInUse(
             f"{self._location.name} is in use by another bot{self._lock.holder()}: stop that one, or name another "
             "database in storage.url"
@@ -94,12 +94,12 @@ class InstanceLock:
 
 
 class _FileLock:
-    """On a file beside the database: closing one of SQLite's own would let go of SQLite's locks."""
+    """flock on a file beside the database: closing the database itself would release SQLite's locks."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
         assert location.path is not None
-        # What is one file under two names has one lock.
+        # Resolved, so that one file has one lock under all its names.
         self._database = location.path.resolve()
         self._path = self._database.with_name(f"{self._database.name}.lock")
         self._file: int | None = None
@@ -112,40 +112,40 @@ class _FileLock:
             if self._file is None:
                 create_folder(self._location)
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-                with suppress(OSError):  # it belongs to somebody else, who shares it with us
-                    os.fchmod(self._file, self._rights())
+                with suppress(OSError):  # another user owns it, and shares it
+                    os.fchmod(self._file, self._mode())
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             self._is_held = True
-            with suppress(OSError):  # a full disk: opening the database says so better
+            with suppress(OSError):  # disk full: opening the database has the better message
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
         return True
 
     def holder(self) -> str:
         with suppress(OSError, UnicodeDecodeError):
-            if who := self._path.read_text(encoding="utf-8").strip():
-                return f" ({who})"
+            if process := self._path.read_text(encoding="utf-8").strip():
+                return f" ({process})"
         return ""
 
-    def _rights(self) -> int:
-        """Those of the database: who may open the file may take its lock too, and keep the bot out."""
+    def _mode(self) -> int:
+        # The database's mode: any user who can open the lock file can keep the bot out.
         try:
             return 0o600 | stat.S_IMODE(self._database.stat().st_mode) & 0o666
         except FileNotFoundError:
             return 0o600
 
     def release(self) -> None:
-        # The file stays: removed, one could hold its lock while another takes that of a new one.
+        # The file is not deleted: one process could hold its lock, and another that of a new file.
         if self._file is not None:
             os.close(self._file)
             self._file, self._is_held = None, False
 
 
 class _ServerLock:
-    """Held by a session of its own, which the server ends with the connection."""
+    """Advisory lock of a separate session; the server releases it with the connection."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
@@ -163,7 +163,7 @@ class _ServerLock:
                     session.exec_driver_sql(f"SET tcp_keepalives_{name} = {value}")
                 is_held = bool(session.exec_driver_sql(_TRY_LOCK).scalar_one())
         except StoreError:
-            self.release()  # the next try begins with a new session
+            self.release()  # the next try opens a new session
             raise
         if not is_held:
             self.release()

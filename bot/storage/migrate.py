@@ -1,8 +1,8 @@
-"""Brings a database up to date; run as a program, it writes the next migration.
+"""Upgrade a database; as a program, create the next migration.
 
     python -m bot.storage.migrate "exchanges have a rating"
 
-compares schema.py with the migrations and puts what is missing into a new one.
+compares schema.py with the migrations and writes the difference into a new one.
 """
 
 import os
@@ -23,18 +23,18 @@ from bot.errors import StoreError
 from bot.storage.connections import BUSY_TIMEOUT, Location, inspector, locate, migrator
 from bot.storage.errors import SQLITE_MESSAGES, map_errors
 
-# Alembic keeps the migration that is running in variables of its modules.
+# Alembic keeps the running migration in module variables.
 _lock = threading.Lock()
 
 
 def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
-    """Bring the database to the newest revision, all or nothing; make it if there is none.
+    """Upgrade the database to the head revision in one transaction; create it if it is missing.
 
-    It blocks: call it in a thread where an event loop runs.
+    Blocks: call it in a thread where an event loop runs.
 
     Raises:
-        StoreError: The database cannot be used, or is newer than this program.  Then
-            the file is as it was.
+        StoreError: The database cannot be used, or is newer than this program; it is
+            unchanged then.
     """
     location = locate(url)
     create_folder(location)
@@ -47,13 +47,12 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
             return
         if current is not None and current not in known:
             raise StoreError(
-                f"{location.name} was written by a newer version of this program (revision {current}; this one "
-                f"knows {known[0]}), or by another program: update the program, or name another database in storage.url"
+                f"{location.name} has revision {current}, which is unknown: this version supports up to {known[0]}. Update "
+                "the program, or name another database in storage.url"
             )
         engine = migrator(location, busy_timeout)
-        # On SQLite the transaction begins with the write lock, on a server with a lock
-        # that migrations/env.py takes.  Should another process have been faster, Alembic
-        # finds nothing left to do.
+        # SQLite's write lock, or the lock of migrations/env.py on a server, excludes other processes; if
+        # one was faster, Alembic finds nothing left to do.
         with map_errors(location.name), engine.begin() as connection:
             if location.path is None:
                 _check_encoding(connection, location)
@@ -62,10 +61,10 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
 
 
 def current_revision(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
-    """Read which revision a database has; None for one that does not exist or is empty.
+    """Return the revision of a database; None if it does not exist or is empty.
 
     Raises:
-        StoreError: It cannot be read, or is not a database of this program.
+        StoreError: The database cannot be read, or belongs to another program.
     """
     location = locate(url)
     with map_errors(location.name):
@@ -78,36 +77,35 @@ def current_revision(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None
             if "alembic_version" in tables:
                 return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     if tables and location.path is not None:
-        raise StoreError(f"{location.name} is a database of another program: name another file in storage.url")
+        raise StoreError(f"{location.name} belongs to another program: name another file in storage.url")
     return None
 
 
 def _check_header(path: Path) -> None:
-    """Refuse a file that is no database: SQLite would take a very short one for empty."""
+    """Raise StoreError for a file without SQLite's header; SQLite treats a very short one as empty."""
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\0":
             raise StoreError(f"{path} {SQLITE_MESSAGES[sqlite3.SQLITE_NOTADB]}")
 
 
 def _check_encoding(connection: Connection, location: Location) -> None:
-    """Refuse a database that cannot keep what people write."""
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
     if encoding != "UTF8":
         raise StoreError(
-            f"{location.name} keeps text as {encoding}, which lacks most of the world's characters: make another one "
-            "with createdb --encoding=UTF8 --template=template0 NAME, and name it in storage.url"
+            f"{location.name} has encoding {encoding}, not UTF8: create another database with "
+            "createdb --encoding=UTF8 --template=template0 NAME, and name it in storage.url"
         )
 
 
 def head_revision() -> str:
-    """Return the newest revision that this program knows."""
+    """Return the newest revision of this version."""
     newest = ScriptDirectory.from_config(_config()).get_current_head()
     assert newest is not None
     return newest
 
 
 def create_migration(name: str) -> Path:
-    """Put what schema.py has and the migrations lack into a new one; return its file."""
+    """Write the difference between schema.py and the migrations into a new one; return its path."""
     config = _config()
     scripts = ScriptDirectory.from_config(config)
     number = len(list(scripts.walk_revisions())) + 1
@@ -146,15 +144,15 @@ def create_folder(location: Location) -> None:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise StoreError(
-            f"the folder {parent} for the database cannot be made ({exc.strerror}): make it, or name another "
+            f"the database's folder {parent} cannot be created ({exc.strerror}): create it, or name another "
             "file in storage.url"
         ) from exc
 
 
 def _create_file(location: Location) -> None:
-    """Make it as a file that nobody else on this machine may read; SQLite makes those beside it like it."""
+    """Create an empty file with mode 0600; SQLite gives the same mode to its log."""
     if location.path is not None:
-        with suppress(OSError):  # opening it says better what is wrong
+        with suppress(OSError):  # opening it has the better message
             os.close(os.open(location.path, os.O_WRONLY | os.O_CREAT, 0o600))
 
 

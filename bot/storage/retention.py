@@ -1,4 +1,4 @@
-"""Deletes texts once they are older than the operator wants to keep them."""
+"""Delete texts that are older than storage.retention_days."""
 
 import asyncio
 from datetime import timedelta
@@ -14,11 +14,11 @@ from bot.util.clock import Calendar, Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_LOOK_SECONDS = 3600.0
+_INTERVAL = 3600.0
 
 
 class Retention:
-    """Works while it is entered; 0 days keeps all."""
+    """Background task that deletes old texts; 0 days keeps everything."""
 
     def __init__(self, store: Store, days: int, clock: Clock) -> None:
         self._store = store
@@ -28,7 +28,6 @@ class Retention:
         self._changed = asyncio.Event()
 
     def reconfigure(self, days: int) -> None:
-        """Keep texts for so many days from now on."""
         if days != self._days:
             self._days = days
             self._changed.set()
@@ -48,7 +47,7 @@ class Retention:
             self._changed.clear()
             if self._days:
                 await self._expire()
-            await race(self._changed.wait(), self._clock.sleep(_LOOK_SECONDS))
+            await race(self._changed.wait(), self._clock.sleep(_INTERVAL))
 
     async def _expire(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Transactions of the store: writers one after the other, readers beside them, and none that a cancellation tears."""
+"""Transactions of the store: one writer at a time, concurrent readers, safe from cancellation."""
 
 import asyncio
 from collections import deque
@@ -19,16 +19,16 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class FairLock:
-    """A lock that is had in the order in which it was asked for; whoever is in a `urgent` passes the others."""
+    """FIFO lock; `urgent` jumps the queue."""
 
     def __init__(self) -> None:
-        self._is_taken = False
+        self._is_held = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._urgent: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
     async def acquire(self, *, max_wait: float | None = None, urgent: bool = False) -> AsyncIterator[None]:
-        """Wait for it, `max_wait` so many seconds: else raise TimeoutError."""
+        """Hold the lock; raise TimeoutError after `max_wait` seconds in the queue."""
         async with asyncio.timeout(max_wait):
             await self._wait(self._urgent if urgent else self._waiting)
         try:
@@ -37,42 +37,42 @@ class FairLock:
             self._hand_over()
 
     async def _wait(self, queue: deque[asyncio.Future[None]]) -> None:
-        if not self._is_taken:
-            self._is_taken = True
+        if not self._is_held:
+            self._is_held = True
             return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(place)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(waiter)
         try:
-            await place
+            await waiter
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # it was ours already
+            if waiter.done() and not waiter.cancelled():  # the lock was handed over already
                 self._hand_over()
             with suppress(ValueError):
-                queue.remove(place)
+                queue.remove(waiter)
             raise
 
     def _hand_over(self) -> None:
         for queue in (self._urgent, self._waiting):
             while queue:
-                place = queue.popleft()
-                if not place.done():  # else whoever waited was cancelled
-                    place.set_result(None)
+                waiter = queue.popleft()
+                if not waiter.done():  # else it was cancelled
+                    waiter.set_result(None)
                     return
-        self._is_taken = False
+        self._is_held = False
 
 
 class Transactions:
-    """One connection writes, a few others read; each transaction runs in a task of its own, which nobody cancels.
+    """One connection writes, a few others read; each transaction runs in a task that nothing cancels.
 
-    `busy_timeout` is how long another program's lock is waited for, `queue_timeout` how
-    long one's turn; a transaction older than `suspicious` is reported.  All in seconds.
+    `busy_timeout` limits the wait for another program's lock, `queue_timeout` the wait for
+    the writer; a transaction older than `suspicious` is logged.  All in seconds.
     """
 
     def __init__(self, location: Location, *, busy_timeout: float, queue_timeout: float, suspicious: float) -> None:
         self.lock = FairLock()
         self.writer = connections.writer(location, busy_timeout)
         self._reader = connections.reader(location, busy_timeout)
-        # SQLite then commits a statement with its own end: one way to the connection's thread instead of three.
+        # SQLite commits a single statement by itself: one call to the connection's thread instead of three.
         self._statement = self.writer.execution_options(skip_begin=True)
         self._name = location.name
         self._queue_timeout = queue_timeout
@@ -80,7 +80,7 @@ class Transactions:
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
-        """Begin what makes transactions; `close` waits for it."""
+        """Run a method with transactions as a task; `wait_idle` waits for it."""
         task = asyncio.create_task(work, name=name)
         self._in_flight.add(task)
         task.add_done_callback(self._in_flight.discard)
@@ -88,22 +88,22 @@ class Transactions:
 
     @asynccontextmanager
     async def writing(self, *, urgent: bool = False) -> AsyncIterator[AsyncConnection]:
-        """Change something, in turn; `urgent`, with a single statement, before all others that wait."""
-        # The pool has one connection, but lets a newcomer pass those that wait for it; the lock does not.
-        turn = self.lock.acquire(max_wait=self._queue_timeout, urgent=urgent)
+        """Open a write transaction in FIFO order; `urgent`, for a single statement, jumps the queue."""
+        # The pool has one connection, but serves a newcomer before its waiters; the lock does not.
+        lock = self.lock.acquire(max_wait=self._queue_timeout, urgent=urgent)
         with map_errors(self._name):
-            async with turn, self._transaction(self._statement if urgent else self.writer) as tx:
+            async with lock, self._transaction(self._statement if urgent else self.writer) as tx:
                 yield tx
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Look at something as it is at one moment."""
+        """Open a read-only transaction on one snapshot."""
         return self._transaction(self._reader)
 
     @asynccontextmanager
     async def _transaction(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         task = asyncio.current_task()
         assert task is not None
-        assert task in self._in_flight, "a transaction belongs into a shielded method"
+        assert task in self._in_flight, "open a transaction in a shielded method only"
         with map_errors(self._name):
             async with engine.begin() as connection:
                 watchdog = asyncio.get_running_loop().call_later(self._suspicious, self._report, task.get_name())
@@ -113,15 +113,13 @@ class Transactions:
                     watchdog.cancel()
 
     def _report(self, name: str) -> None:
-        log.warning("a transaction is still open", transaction=name, seconds=self._suspicious)
+        log.warning("transaction still open", transaction=name, seconds=self._suspicious)
 
     async def wait_idle(self) -> None:
-        """Wait until nothing is under way."""
         while self._in_flight:
             await asyncio.wait(self._in_flight)
 
     async def dispose(self) -> None:
-        """Let the connections go."""
         with map_errors(self._name):
             await self._reader.dispose()
             await self.writer.dispose()

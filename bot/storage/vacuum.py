@@ -1,4 +1,4 @@
-"""Deleted text leaves no byte in a SQLite database's files."""
+"""Vacuum a SQLite file, so that no byte of deleted text is left in it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,53 +14,51 @@ from bot.storage.transactions import FairLock
 from bot.util.aio import detach_on_cancel
 from bot.util.clock import Clock
 
-CHECKPOINT_TIMEOUT = 0.1  # seconds that one try to empty the log may keep the writers waiting
-CHECKPOINT_INTERVAL = 0.05  # seconds between two tries
-# Seconds after which what failed is tried again by itself: at first, and at most.
-RETRY_AFTER, RETRY_MAX = 60.0, 3600.0
-
-MAX_SHARE = 0.02  # of the time that scrubbing may keep the writers waiting
-BURST = 1.0  # seconds of it that are saved up while nothing is deleted
-SLOW = 1.0  # seconds of scrubbing from which on it is told, and left to the next start when the program ends
+# All in seconds, but for the share.
+CHECKPOINT_TIMEOUT = 0.1  # a checkpoint keeps the writers waiting at most this long
+CHECKPOINT_INTERVAL = 0.05
+RETRY_AFTER, RETRY_MAX = 60.0, 3600.0  # backoff after a failed run
+MAX_SHARE = 0.02  # part of the time in which the vacuum may block the writers
+BURST = 1.0  # blocking time that accumulates while nothing is deleted
+SLOW = 1.0  # a vacuum of this duration is logged, and not started on shutdown
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class DutyCycle:
-    """A small share of the time, saved up to a second of it and never taken twice.
+    """Limits an activity to MAX_SHARE of the time, with a burst of BURST seconds.
 
-    What is due may take as long as it must: the next one is due once that is made up for.
+    One run may exceed the budget; the next one is delayed until the debt is paid.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._saved = BURST
-        self._at = clock.now()
+        self._budget = BURST
+        self._updated_at = clock.now()
 
     def spend(self, seconds: float) -> None:
-        self._saved = self._now() - seconds
-        self._at = self._clock.now()
+        self._budget = self._current() - seconds
+        self._updated_at = self._clock.now()
 
     def delay(self) -> float:
-        """Seconds until something is due; 0 if it is now."""
-        return max(0.0, -self._now() / MAX_SHARE)
+        """Return the seconds until the next run is allowed; 0 if it is allowed now."""
+        return max(0.0, -self._current() / MAX_SHARE)
 
-    def _now(self) -> float:
-        return min(BURST, self._saved + (self._clock.now() - self._at) * MAX_SHARE)
+    def _current(self) -> float:
+        return min(BURST, self._budget + (self._clock.now() - self._updated_at) * MAX_SHARE)
 
 
 class Vacuum:
-    """Rewrites the file without what was deleted, then empties its write-ahead log.
+    """Rewrites the file without deleted text, then truncates the write-ahead log.
 
-    secure_delete zeroes what is deleted where it is.  But when SQLite balances its tree
-    it copies rows to other pages, and leaves old copies in the unused middle of a page:
-    in 28 of 40 random histories of 400 messages some text outlived it.  VACUUM writes
-    only what lives, in about 5 ms per MiB, while all writers wait: so it is done at once
-    only as long as it takes at most MAX_SHARE of the time, and else for all deletions
-    that have come together by then.
+    secure_delete zeroes deleted text in place.  But when SQLite balances its B-tree, it
+    copies rows to other pages and leaves old copies in the unused middle of a page: in 28
+    of 40 random histories of 400 messages some text survived.  VACUUM writes live rows
+    only, at about 5 ms per MiB, and blocks all writers.  So it runs at once only within
+    the duty cycle; otherwise one later run covers all deletions up to then.
 
-    The file's `user_version` counts the deletions that still wait for this; it is
-    written in their transactions, so a crash forgets none.
+    The file's `user_version` counts the deletions that still need a vacuum.  It is
+    written in their transactions, so the count survives a crash.
     """
 
     def __init__(
@@ -79,70 +77,74 @@ class Vacuum:
         self._clock = clock
         self._busy_timeout = busy_timeout
         self._patience = patience
-        self._one_at_a_time = asyncio.Lock()
+        self._one_run = asyncio.Lock()
         self._duty_cycle = DutyCycle(clock)
-        self._later: asyncio.Task[None] | None = None
-        self._is_owed = False  # as far as this process knows
-        self._pause = 0.0  # before the next try by itself
-        self._rewritten = 0  # the count of the deletions for which only the log must still be emptied
-        self._took = 0.0
+        self._scheduled: asyncio.Task[None] | None = None
+        self._is_needed = False  # as far as this process knows
+        self._backoff = 0.0
+        self._rewritten = 0  # deletions that are out of the file, but maybe not out of its log
+        self._duration = 0.0
 
     async def record_deletion(self, tx: AsyncConnection) -> None:
-        """Note, in the transaction that deletes something, that it did."""
+        """Count a deletion, in its own transaction."""
         await tx.exec_driver_sql(f"PRAGMA user_version={await _deletions(tx) + 1}")
 
     @property
     def last_run_failed(self) -> bool:
-        """Whether the last try failed: another program was in the way, or the disk was full."""
-        return self._pause > 0
+        """True after a run that another reader blocked, or a full disk."""
+        return self._backoff > 0
 
     async def run(self) -> None:
-        """Make good on all that was marked, by whomever: now if that is due, else as soon as it is.
+        """Vacuum now if the duty cycle allows it, else schedule it.
 
-        Nothing to do takes no time.  What cannot be done now stays owed, and is tried again
-        by itself: `last_run_failed` tells.
+        Does nothing if no deletion is recorded.  A failed run is retried in the
+        background; see `last_run_failed`.
         """
-        self._is_owed = True
-        await self._run_if_due()
-        if self._is_owed:
+        self._is_needed = True
+        await self._run_if_allowed()
+        if self._is_needed:
             self.schedule()
 
     def schedule(self) -> None:
-        """Do so as soon as it is due, with nobody waiting for it."""
-        self._is_owed = True
-        if self._later is None or self._later.done():
-            self._later = asyncio.create_task(self._run_when_due(), name="vacuum")
+        """Vacuum in the background as soon as the duty cycle allows it."""
+        self._is_needed = True
+        if self._scheduled is None or self._scheduled.done():
+            self._scheduled = asyncio.create_task(self._run_when_allowed(), name="vacuum")
 
     async def close(self) -> None:
-        """Do what is owed if that is a matter of a moment; else the next start does."""
+        """Run a last time if that is quick; else the next start does."""
         self._patience = 0.0
-        if self._later is not None:
-            self._later.cancel()
-            await asyncio.wait([self._later])
-        async with self._one_at_a_time:  # what was under way has ended
-            if self._is_owed and self._took < SLOW:
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            await asyncio.wait([self._scheduled])
+        async with self._one_run:
+            if self._is_needed and self._duration < SLOW:
                 try:
                     await self._execute()
                 except StoreError as error:
-                    log.warning("deleted text could not be scrubbed; the next start tries again", error=str(error))
+                    log.warning(
+                        "vacuum failed, deleted text is still in the file; the next start retries", error=str(error)
+                    )
 
-    async def _run_when_due(self) -> None:
-        while self._is_owed:
-            await self._clock.sleep(max(self._pause, self._duty_cycle.delay()))
-            # Cancelled in the middle, the connection would stay as it is just then.
-            await detach_on_cancel(asyncio.create_task(self._run_if_due(), name="vacuum"))
+    async def _run_when_allowed(self) -> None:
+        while self._is_needed:
+            await self._clock.sleep(max(self._backoff, self._duty_cycle.delay()))
+            # A cancelled VACUUM would leave the connection with its settings.
+            await detach_on_cancel(asyncio.create_task(self._run_if_allowed(), name="vacuum"))
 
-    async def _run_if_due(self) -> None:
-        async with self._one_at_a_time:
+    async def _run_if_allowed(self) -> None:
+        async with self._one_run:
             if self._duty_cycle.delay():
                 return
             try:
                 await self._execute()
             except StoreError as error:
-                log.warning("deleted text could not be scrubbed; trying again", seconds=self._pause, error=str(error))
+                log.warning(
+                    "vacuum failed, deleted text is still in the file", retry_in=self._backoff, error=str(error)
+                )
 
     async def _execute(self) -> None:
-        self._is_owed = False  # what is deleted from here on is owed anew
+        self._is_needed = False  # deletions from here on set it again
         try:
             async with self._without_transaction() as connection:
                 deletions = await _deletions(connection)
@@ -153,23 +155,23 @@ class Vacuum:
                 await self._truncate_log()
                 await self._clear_counter(deletions)
         except StoreError:
-            self._is_owed = True
-            # A try writes as much as the whole file, on a disk that may be full.
-            self._pause = min(max(RETRY_AFTER, 2 * self._pause), RETRY_MAX)
+            self._is_needed = True
+            # A run writes as much as the whole file, on a disk that may be full.
+            self._backoff = min(max(RETRY_AFTER, 2 * self._backoff), RETRY_MAX)
             raise
-        self._pause = 0.0
+        self._backoff = 0.0
 
     async def _rewrite_file(self, connection: AsyncConnection) -> None:
         began = self._clock.now()
-        # In memory its copy would take as much as the whole file.
+        # In memory the copy would take as much as the whole file.
         await connection.exec_driver_sql("PRAGMA temp_store=FILE")
         try:
             await connection.exec_driver_sql("VACUUM")
         finally:
             await connection.exec_driver_sql("PRAGMA temp_store=MEMORY")
-        self._took = self._clock.now() - began
-        if self._took >= SLOW:
-            log.info("database rewritten without what was deleted", seconds=round(self._took, 1))
+        self._duration = self._clock.now() - began
+        if self._duration >= SLOW:
+            log.info("vacuum finished", seconds=round(self._duration, 1))
 
     async def _clear_counter(self, deletions: int) -> None:
         with map_errors(self._name):
@@ -180,18 +182,17 @@ class Vacuum:
 
     async def _truncate_log(self) -> None:
         began = self._clock.now()
-        while not await self._log_is_empty():
+        while not await self._checkpoint():
             if self._clock.now() - began >= self._patience:
                 raise StoreError(
-                    f"the text is deleted, but {self._name}-wal still holds it, because another program keeps "
-                    "reading the database: close that, and the bot empties it by itself within the hour, or when it "
-                    "next starts"
+                    f"deleted text is still in {self._name}-wal, because another program is reading the database: "
+                    "close that program; the bot retries within the hour, and at its next start"
                 )
             await self._clock.sleep(CHECKPOINT_INTERVAL)
 
-    async def _log_is_empty(self) -> bool:
+    async def _checkpoint(self) -> bool:
         async with self._without_transaction() as connection:
-            # This keeps every writer out while it waits for the readers: not for long.
+            # A checkpoint blocks every writer while it waits for the readers.
             await connection.exec_driver_sql(f"PRAGMA busy_timeout={milliseconds(CHECKPOINT_TIMEOUT)}")
             try:
                 busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
@@ -201,7 +202,7 @@ class Vacuum:
 
     @asynccontextmanager
     async def _without_transaction(self) -> AsyncIterator[AsyncConnection]:
-        """The writing connection without a transaction, while all others wait for it."""
+        """Lend the writer's connection outside a transaction; other writers wait."""
         with map_errors(self._name):
             async with self._lock.acquire():
                 began = self._clock.now()

@@ -1,15 +1,14 @@
-"""Text from outside without what could harm a terminal, a database or a log."""
+"""Remove characters that can harm a terminal, a database or a log."""
 
 import re
 
-# C0 and C1 controls but for tab and newline, and halves of surrogate pairs that
-# lost their other half: no encoder takes those.
+# C0 and C1 controls except tab and newline; surrogates without a pair, which no codec encodes.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    r"""Drop control characters, keep tabs and newlines; mark what cannot be encoded.
+    r"""Delete control characters, normalise newlines, replace lone surrogates.
 
     >>> clean("a\r\nb\x1b[2Jc\x00 d\ud800 你好")
     'a\nb[2Jc d\ufffd 你好'
@@ -19,7 +18,7 @@ def clean(text: str) -> str:
 
 
 def replace_surrogates(text: str) -> str:
-    r"""Mark halves of characters: no library sends them, and no database keeps them.
+    r"""Replace lone surrogates, which no library sends and no database stores.
 
     >>> replace_surrogates("a\ud800b")
     'a\ufffdb'

@@ -1,4 +1,4 @@
-"""Tests of the database, and what they and others need: a store on a temporary file."""
+"""Tests of the database, with helpers for a store on a temporary file."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ THREAD = ChannelKey("slack", "C1", "17.1")
 
 
 class JumpingClock:
-    """A clock on which a sleep takes no time and is over."""
+    """A clock whose sleeps return at once and advance the time."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -34,7 +34,7 @@ def url_of(path: Path) -> str:
 
 @asynccontextmanager
 async def temporary_store(folder: Path) -> AsyncIterator[SqlStore]:
-    """Open the store in this folder, made on the first time."""
+    """Open the store in this folder; create it if it is missing."""
     async with SqlStore(url_of(folder / "bot.db"), JumpingClock()) as store:
         yield store
 
@@ -46,5 +46,5 @@ def message(
 
 
 def bytes_in(folder: Path) -> bytes:
-    """All that is in the files there: the database, its log, its shared memory."""
+    """Return the content of all files in the folder: the database, its log, its shared memory."""
     return b"".join(path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file())

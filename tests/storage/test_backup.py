@@ -1,4 +1,4 @@
-"""A backup: whole, private, without what was deleted, made beside a bot; and put back."""
+"""Backup and restore: complete, private, without deleted text, while the bot runs."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from bot.storage.backup import back_up
 from tests.storage import ROOM, message, temporary_store, url_of
 
 
-async def test_it_is_made_while_the_bot_runs_and_holds_what_was_said_until_then(tmp_path: Path) -> None:
+async def test_a_backup_of_a_running_bot_is_a_snapshot_that_can_be_restored(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         first = await store.enqueue(message(1, "before"), Kind.CHAT)
         assert first is not None
@@ -34,7 +34,7 @@ async def test_it_is_made_while_the_bot_runs_and_holds_what_was_said_until_then(
         assert later.id > first.id
 
 
-async def test_what_was_deleted_is_not_in_it(tmp_path: Path) -> None:
+async def test_a_backup_contains_no_deleted_text(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1, "swordfish"), Kind.CHAT)
         await store.clear(ROOM)
@@ -42,7 +42,7 @@ async def test_what_was_deleted_is_not_in_it(tmp_path: Path) -> None:
     assert b"swordfish" not in (tmp_path / "backup.db").read_bytes()
 
 
-def test_only_its_owner_may_read_it_whatever_the_umask(tmp_path: Path) -> None:
+def test_a_backup_has_mode_0600_under_any_umask(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "bot.db"))
     before = os.umask(0)
     try:
@@ -52,35 +52,37 @@ def test_only_its_owner_may_read_it_whatever_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "backup.db").stat().st_mode) == 0o600
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_a_backup_does_not_overwrite_a_file(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "bot.db"))
     (tmp_path / "backup.db").write_bytes(b"precious")
-    with pytest.raises(StoreError, match="exists already: a backup overwrites nothing"):
+    with pytest.raises(StoreError, match="already exists: a backup does not overwrite files"):
         back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
     assert (tmp_path / "backup.db").read_bytes() == b"precious"
 
 
-def test_what_an_earlier_one_left_when_it_was_killed_is_no_matter(tmp_path: Path) -> None:
+def test_the_partial_file_of_a_killed_backup_is_replaced(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "bot.db"))
     (tmp_path / "backup.db.partial").write_bytes(b"half of it")
     back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
     assert {path.name for path in tmp_path.iterdir()} == {"bot.db", "backup.db"}
 
 
-def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "bot.db"))
     with pytest.raises(StoreError, match=r"cannot be written \(No such file or directory\): name another file"):
         back_up(url_of(tmp_path / "bot.db"), tmp_path / "absent" / "backup.db")
 
 
-def test_a_database_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no database"):
+def test_a_backup_does_not_create_a_missing_database(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no database .*bot\.db: nothing to back up"):
         back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["source", "copy"])
-def test_a_damaged_database_makes_no_backup(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backup_that_fails_the_integrity_check_is_deleted(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "bot.db"
     migrate.upgrade(url_of(file))
     if damage == "source":
@@ -90,12 +92,12 @@ def test_a_damaged_database_makes_no_backup(tmp_path: Path, damage: str, monkeyp
     else:
 
         def connect(*args: object, **kwargs: object) -> sqlite3.Connection:
-            if "partial" in str(args[0]):  # what the disk gives back is not what it was given
+            if "partial" in str(args[0]):  # the disk returns other bytes than were written
                 partial = tmp_path / "backup.db.partial"
                 content = bytearray(partial.read_bytes())
                 content[4096 + 8 : 4096 + 40] = b"\xff" * 32
                 partial.write_bytes(content)
-            return real(*args, **kwargs)  # type: ignore[call-overload,no-any-return]  # passed on as it came
+            return real(*args, **kwargs)  # type: ignore[call-overload,no-any-return]  # the same arguments
 
         real = sqlite3.connect
         monkeypatch.setattr(backup.sqlite3, "connect", connect)  # type: ignore[attr-defined]  # the module's own import
@@ -105,12 +107,12 @@ def test_a_damaged_database_makes_no_backup(tmp_path: Path, damage: str, monkeyp
     assert not (tmp_path / "backup.db.partial").exists()
 
 
-def test_a_file_name_that_a_uri_would_misread_is_none_the_worse(tmp_path: Path) -> None:
+def test_file_names_may_contain_characters_that_are_special_in_a_uri(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "why not #1.db"))
     back_up(url_of(tmp_path / "why not #1.db"), tmp_path / "to?here#%41.db")
     assert {path.name for path in tmp_path.iterdir()} == {"why not #1.db", "to?here#%41.db"}
 
 
-def test_on_a_server_it_names_the_servers_own_program(tmp_path: Path) -> None:
+def test_a_server_is_backed_up_with_pg_dump(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"pg_dump --format=custom --file=\S+ postgresql://bot@db/bot$"):
         back_up("postgresql://bot:secret@db/bot", tmp_path / "backup.db")

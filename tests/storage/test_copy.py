@@ -1,4 +1,4 @@
-"""From one database into another: every row as it was, all or nothing."""
+"""Copy a database: every row is identical, or nothing is stored."""
 
 import sqlite3
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def filled(url: str) -> str:
-    """One of each kind, in several batches."""
+    """Return a database with exchanges of every status, more than one batch of them."""
     async with SqlStore(url, JumpingClock()) as store:
         for number in range(8):
             exchange = await store.enqueue(
@@ -70,7 +70,7 @@ async def next_id(url: str) -> int:
 @pytest.mark.parametrize(
     ("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file"), ("on_file", "on_file")]
 )
-async def test_every_row_arrives_and_new_ones_come_after_it(
+async def test_every_row_is_copied_and_new_rows_get_higher_ids(
     origin: str, goal: str, request: pytest.FixtureRequest
 ) -> None:
     source = await filled(request.getfixturevalue(origin)())
@@ -82,7 +82,7 @@ async def test_every_row_arrives_and_new_ones_come_after_it(
 
 
 @pytest.mark.parametrize(("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file")])
-async def test_an_id_that_was_given_once_is_not_given_again(
+async def test_ids_of_deleted_rows_are_not_reused_in_the_copy(
     origin: str, goal: str, request: pytest.FixtureRequest
 ) -> None:
     source = await filled(request.getfixturevalue(origin)())
@@ -102,19 +102,21 @@ async def test_an_empty_database_is_copied_too(origin: str, goal: str, request: 
 
 
 @pytest.mark.parametrize("goal", ["on_server", "on_file"])
-async def test_a_database_that_holds_something_is_left_alone(
+async def test_a_target_that_is_not_empty_is_left_unchanged(
     goal: str, request: pytest.FixtureRequest, on_file: Place
 ) -> None:
     source, target = await filled(on_file()), request.getfixturevalue(goal)()
     await next_id(target)
     before = rows(target)
-    with pytest.raises(StoreError, match="holds exchanges already: copy into a database that is empty"):
+    with pytest.raises(StoreError, match="is not empty: copy into an empty database"):
         copy.copy_database(source, target)
     assert rows(target) == before
 
 
 @pytest.mark.parametrize("goal", ["on_server", "on_file"])
-async def test_what_fails_half_way_leaves_nothing(goal: str, request: pytest.FixtureRequest, on_file: Place) -> None:
+async def test_a_copy_that_fails_half_way_is_rolled_back(
+    goal: str, request: pytest.FixtureRequest, on_file: Place
+) -> None:
     source, target = await filled(on_file()), request.getfixturevalue(goal)()
     migrate.upgrade(target)
     refusal = (
@@ -129,9 +131,7 @@ async def test_what_fails_half_way_leaves_nothing(goal: str, request: pytest.Fix
     assert rows(target) == []
 
 
-async def test_what_arrives_otherwise_than_it_was_sent_does_not_count(
-    on_file: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_copy_whose_rows_differ_is_rolled_back(on_file: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = await filled(on_file()), on_file()
     migrate.upgrade(target)
     file = locate(target).path
@@ -141,12 +141,12 @@ async def test_what_arrives_otherwise_than_it_was_sent_does_not_count(
             "CREATE TRIGGER meddler AFTER INSERT ON exchanges WHEN new.id = 5 "
             "BEGIN UPDATE exchanges SET text = 'other' WHERE id = 5; END"
         )
-    with pytest.raises(StoreError, match="is not what was sent: nothing was kept there"):
+    with pytest.raises(StoreError, match=r"verification failed: rows in .* differ, nothing was stored"):
         copy.copy_database(source, target)
     assert rows(target) == []
 
 
-async def test_no_bot_may_run_on_either(on_file: Place) -> None:
+async def test_a_copy_is_refused_while_a_bot_runs_on_either_database(on_file: Place) -> None:
     source, target = await filled(on_file()), on_file()
     for busy in (source, target):
         with InstanceLock(busy), pytest.raises(StoreInUse, match="stop that one"):
@@ -155,13 +155,13 @@ async def test_no_bot_may_run_on_either(on_file: Place) -> None:
 
 async def test_a_database_is_not_copied_to_itself(on_file: Place) -> None:
     source = await filled(on_file())
-    with pytest.raises(StoreError, match="would be copied to itself"):
+    with pytest.raises(StoreError, match="source and target are both"):
         copy.copy_database(source, source)
 
 
-def test_a_database_that_does_not_exist_is_not_copied(on_file: Place) -> None:
+def test_a_missing_source_is_reported_and_no_target_is_created(on_file: Place) -> None:
     target = on_file()
-    with pytest.raises(StoreError, match="there is no database"):
+    with pytest.raises(StoreError, match=r"no database .*bot\.db: nothing is stored yet"):
         copy.copy_database(on_file(), target)
     path = locate(target).path
     assert path is not None

@@ -1,4 +1,4 @@
-"""What was deleted is in no byte of the SQLite files."""
+"""Deleted text leaves no byte in the SQLite files."""
 
 import asyncio
 import random
@@ -23,12 +23,12 @@ from bot.storage.vacuum import BURST, MAX_SHARE, RETRY_AFTER, DutyCycle
 from tests.harness.fakes.clock import ManualClock
 from tests.storage import MEI, NOON, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
 
-# Each stands in another column, and long ones fill pages of their own.
+# Each one is in another column; the long ones fill whole pages.
 TEXTS = [
     "the secret question",
     "密码是芝麻开门",
     "a long one 很长 " * 5_000,
-    "quoted by somebody 引用",
+    "quoted text 引用",
     "Meimei Zhang 张",
 ]
 ANSWERS = ["the open answer", "芝麻开门不是密码", "long-winded 啰嗦 " * 5_000, "the queue is full"]
@@ -42,7 +42,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
 
 
 async def vacuumed() -> None:
-    """Wait for what the store does by itself once its time has come."""
+    """Wait for the vacuum in the background."""
     await asyncio.gather(*[task for task in asyncio.all_tasks() if task.get_name() == "vacuum"])
 
 
@@ -54,9 +54,9 @@ async def talk(store: SqlStore) -> int:
         assert exchange is not None
         await store.record_answer(exchange.id, Answer(answer, ANSWERS[3]))
         last = exchange.id
-    # One that was edited: the old words must go as well.
+    # An edit: the old text must be deleted as well.
     await store.requeue(last, TEXTS[2] + "edited")
-    await store.fail(last, "nobody was there")
+    await store.fail(last, "chat not found")
     await vacuumed()
     return last
 
@@ -64,35 +64,35 @@ async def talk(store: SqlStore) -> int:
 def traces(folder: Path) -> list[str]:
     content = bytes_in(folder)
     escaped = [role.encode("ascii", "backslashreplace").decode() for role in WROTE.roles]
-    told = [*TEXTS, *ANSWERS, WROTE.id, "zh-Hant-HK", "nobody was there", "很长", "啰嗦", *escaped]
+    told = [*TEXTS, *ANSWERS, WROTE.id, "zh-Hant-HK", "chat not found", "很长", "啰嗦", *escaped]
     return [words[:30] for words in told if words.encode() in content]
 
 
-async def test_what_was_said_is_in_the_files_before(store: SqlStore, tmp_path: Path) -> None:
+async def test_texts_are_in_the_files_before_a_deletion(store: SqlStore, tmp_path: Path) -> None:
     await talk(store)
     assert {"密码是芝麻开门", "the open answer", WROTE.id} <= set(traces(tmp_path))
 
 
-async def test_after_a_clear_no_byte_of_it_is_left(store: SqlStore, tmp_path: Path) -> None:
+async def test_clear_leaves_no_byte_in_the_files(store: SqlStore, tmp_path: Path) -> None:
     await talk(store)
     assert await store.clear(ROOM) == 3
     assert traces(tmp_path) == []
 
 
-async def test_after_a_person_is_forgotten_no_byte_of_them_is_left(store: SqlStore, tmp_path: Path) -> None:
+async def test_forget_leaves_no_byte_in_the_files(store: SqlStore, tmp_path: Path) -> None:
     await talk(store)
     await store.forget(WROTE)
     assert traces(tmp_path) == []
 
 
-async def test_after_an_exchange_is_erased_no_byte_of_it_is_left(store: SqlStore, tmp_path: Path) -> None:
+async def test_erase_leaves_no_byte_in_the_files(store: SqlStore, tmp_path: Path) -> None:
     exchange = await store.enqueue(message(9, "only this one goes", author=MEI), Kind.CHAT)
     assert exchange is not None
     await store.erase(exchange.id)
     assert b"only this one goes" not in bytes_in(tmp_path)
 
 
-async def test_a_text_that_was_in_the_database_file_already_is_overwritten_there(tmp_path: Path) -> None:
+async def test_a_text_from_an_earlier_run_is_overwritten_too(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await talk(store)
     assert traces(tmp_path)
@@ -103,7 +103,7 @@ async def test_a_text_that_was_in_the_database_file_already_is_overwritten_there
 
 @contextmanager
 def being_read(path: Path) -> Iterator[sqlite3.Connection]:
-    """Keep reading the database, as another program would."""
+    """Keep a read transaction open, as another program would."""
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN")
         other.execute("SELECT * FROM exchanges").fetchone()
@@ -111,35 +111,33 @@ def being_read(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.mark.parametrize("what", ["clear", "forget"])
-async def test_while_another_program_reads_clearing_is_done_but_for_the_file_and_says_so(
-    tmp_path: Path, what: str
-) -> None:
+async def test_clear_and_forget_raise_not_erased_while_another_program_reads(tmp_path: Path, what: str) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0.1) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"), capture_logs() as logs:
             with pytest.raises(NotErased, match="still holds it") as told:
                 await (store.clear(ROOM) if what == "clear" else store.forget(WROTE))
             assert told.value.count == 3
-            assert await store.clear(ROOM) == 0  # no row has it
-        assert "bot.db-wal still holds it" in logs[0]["error"]
+            assert await store.clear(ROOM) == 0  # no row has the text
+        assert "deleted text is still in" in logs[0]["error"]
         assert traces(tmp_path)
         assert await store.clear(ROOM) == 0
         assert traces(tmp_path) == []
 
 
-async def test_while_another_program_reads_what_is_erased_edited_or_too_old_goes_at_once(tmp_path: Path) -> None:
+async def test_erase_edit_and_expire_do_not_fail_while_another_program_reads(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0) as store:
-        erased, edited, old = await secrets_of(store, 3)
+        erased, edited, old = await enqueue_secrets(store, 3)
         with being_read(tmp_path / "bot.db"):
             await store.erase(erased)
             assert await store.requeue(edited, "harmless") is not None
-            await store.fail(edited, "nobody was there")
-            await store.fail(old, "nobody was there")
+            await store.fail(edited, "chat not found")
+            await store.fail(old, "chat not found")
             assert await store.expire(NOON + timedelta(days=1)) == 2
             texts = [row.message.text for row in await rows_of(store, 3)]
             assert texts == [""] * 3
             assert await store.enqueue(message(9), Kind.CHAT) is not None
-        assert owes(tmp_path / "bot.db")
+        assert needs_vacuum(tmp_path / "bot.db")
 
 
 async def rows_of(store: SqlStore, count: int) -> list[Exchange]:
@@ -147,9 +145,9 @@ async def rows_of(store: SqlStore, count: int) -> list[Exchange]:
     return [exchange for exchange in found if exchange is not None]
 
 
-async def test_who_deletes_while_another_program_reads_waits_no_longer_than_a_moment(tmp_path: Path) -> None:
+async def test_deletions_do_not_wait_each_for_a_program_that_keeps_reading(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db")) as store:
-        ids = await secrets_of(store, 30)
+        ids = await enqueue_secrets(store, 30)
         reader = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN'); "
         reader += "c.execute('SELECT * FROM exchanges').fetchone(); print('reading', flush=True); sys.stdin.read()"
         other = await asyncio.create_subprocess_exec(
@@ -165,11 +163,11 @@ async def test_who_deletes_while_another_program_reads_waits_no_longer_than_a_mo
             assert b"secret" in bytes_in(tmp_path)
         finally:
             await other.communicate(b"")
-        assert took < 5, "each of them waited"
+        assert took < 5, "each deletion waited"
     assert b"secret" not in bytes_in(tmp_path)
 
 
-async def test_clearing_succeeds_once_the_other_program_has_read(tmp_path: Path) -> None:
+async def test_clear_succeeds_when_the_other_program_stops_reading(tmp_path: Path) -> None:
     class Closing(JumpingClock):
         async def sleep(self, seconds: float) -> None:
             await super().sleep(seconds)
@@ -184,7 +182,7 @@ async def test_clearing_succeeds_once_the_other_program_has_read(tmp_path: Path)
     assert clock.time > 0
 
 
-async def test_a_crash_before_the_file_was_scrubbed_is_made_up_for_at_the_next_start(tmp_path: Path) -> None:
+async def test_the_next_start_vacuums_after_a_crash(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"), pytest.raises(NotErased):
@@ -199,7 +197,7 @@ async def test_a_crash_before_the_file_was_scrubbed_is_made_up_for_at_the_next_s
         assert traces(crashed) == []
 
 
-async def test_text_that_cannot_be_scrubbed_at_the_start_is_reported(tmp_path: Path) -> None:
+async def test_a_failed_vacuum_at_the_start_is_logged(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"):
@@ -209,8 +207,8 @@ async def test_text_that_cannot_be_scrubbed_at_the_start_is_reported(tmp_path: P
                 async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0):
                     pass
     assert [line["event"] for line in logs] == [
-        "deleted text could not be scrubbed; trying again",
-        "deleted text could not be scrubbed; the next start tries again",
+        "vacuum failed, deleted text is still in the file",
+        "vacuum failed, deleted text is still in the file; the next start retries",
     ]
     async with temporary_store(tmp_path):
         assert traces(tmp_path) == []
@@ -218,7 +216,7 @@ async def test_text_that_cannot_be_scrubbed_at_the_start_is_reported(tmp_path: P
 
 @contextmanager
 def rewriting(takes: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
-    """Count how often a file is rewritten meanwhile, and let each time take long."""
+    """Record every VACUUM; `takes` advances the clock during each."""
     rewritten: list[str] = []
 
     def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -233,22 +231,22 @@ def rewriting(takes: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
         event.remove(Engine, "before_cursor_execute", count)
 
 
-async def test_many_deletions_at_once_are_scrubbed_together(store: SqlStore, tmp_path: Path) -> None:
+async def test_concurrent_deletions_share_a_vacuum(store: SqlStore, tmp_path: Path) -> None:
     begun = [await store.enqueue(message(number, f"secret {number}"), Kind.CHAT) for number in range(50)]
     with rewriting() as rewritten:
         await asyncio.gather(*[store.erase(exchange.id) for exchange in begun if exchange is not None])
         assert b"secret" not in bytes_in(tmp_path)
         assert 1 <= len(rewritten) <= 10
         before = len(rewritten)
-        assert await store.clear(ROOM) == 0  # nothing is left to be scrubbed
+        assert await store.clear(ROOM) == 0  # no deletion is left to vacuum
         assert len(rewritten) == before
 
 
-# A large file: rewriting it takes long, and others wait for it.
+# A large file: a VACUUM takes long and blocks other writers.
 
 
-class Laden(ManualClock):
-    """Time for a file that takes three seconds to rewrite."""
+class SlowVacuumClock(ManualClock):
+    """The clock of a file whose VACUUM takes three seconds."""
 
     seconds = 3.0
 
@@ -256,24 +254,24 @@ class Laden(ManualClock):
         self._now += self.seconds
 
 
-async def secrets_of(store: SqlStore, count: int) -> list[int]:
+async def enqueue_secrets(store: SqlStore, count: int) -> list[int]:
     begun = [await store.enqueue(message(number, f"secret {number}!"), Kind.CHAT) for number in range(count)]
     return [exchange.id for exchange in begun if exchange is not None]
 
 
-async def test_a_large_file_is_rewritten_for_all_deletions_that_come_together(tmp_path: Path) -> None:
-    clock = Laden()
+async def test_one_vacuum_of_a_large_file_covers_all_deletions_up_to_then(tmp_path: Path) -> None:
+    clock = SlowVacuumClock()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await secrets_of(store, 20)
+        ids = await enqueue_secrets(store, 20)
         with rewriting(clock.pass_by) as rewritten:
             await store.erase(ids[0])
             assert len(rewritten) == 1
             assert b"secret 0!" not in bytes_in(tmp_path)
             for each in ids[1:]:
-                await store.erase(each)  # nobody waits for it
+                await store.erase(each)  # in the background
             assert len(rewritten) == 1
             assert await store.owed("slack") == []
-            # A second of the three was saved up; the others are 2 % of a hundred.
+            # The burst covers one of the three seconds; the others are 2 % of a hundred.
             await clock.advance(99)
             assert len(rewritten) == 1
             await clock.advance(2)
@@ -282,10 +280,10 @@ async def test_a_large_file_is_rewritten_for_all_deletions_that_come_together(tm
         assert b"secret" not in bytes_in(tmp_path)
 
 
-async def test_what_is_deleted_while_a_large_file_is_rewritten_is_not_forgotten(tmp_path: Path) -> None:
-    clock = Laden()
+async def test_deletions_during_a_vacuum_are_vacuumed_later(tmp_path: Path) -> None:
+    clock = SlowVacuumClock()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await secrets_of(store, 20)
+        ids = await enqueue_secrets(store, 20)
         with rewriting(clock.pass_by) as rewritten:
             await asyncio.gather(*[store.erase(each) for each in ids])
             while b"secret" in bytes_in(tmp_path):
@@ -294,23 +292,23 @@ async def test_what_is_deleted_while_a_large_file_is_rewritten_is_not_forgotten(
             assert len(rewritten) <= 3
 
 
-async def test_the_words_before_an_edit_go_by_themselves(tmp_path: Path) -> None:
+async def test_the_text_before_an_edit_is_vacuumed_in_the_background(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock()) as store:
-        [exchange] = await secrets_of(store, 1)
+        [exchange] = await enqueue_secrets(store, 1)
         with rewriting() as rewritten:
             assert await store.requeue(exchange, "harmless") is not None
             await vacuumed()
             assert b"secret" not in bytes_in(tmp_path)
             await store.requeue(exchange)
-            assert len(rewritten) == 1  # a retry deletes nothing that somebody took back
+            assert len(rewritten) == 1  # a retry deletes no text
 
 
-async def test_what_a_large_file_still_owes_at_a_crash_is_made_up_for_at_the_next_start(tmp_path: Path) -> None:
-    clock = Laden()
+async def test_a_scheduled_vacuum_survives_a_crash(tmp_path: Path) -> None:
+    clock = SlowVacuumClock()
     crashed = tmp_path / "crashed"
     crashed.mkdir()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await secrets_of(store, 3)
+        ids = await enqueue_secrets(store, 3)
         with rewriting(clock.pass_by):
             for each in ids:
                 await store.erase(each)
@@ -322,29 +320,27 @@ async def test_what_a_large_file_still_owes_at_a_crash_is_made_up_for_at_the_nex
 
 
 @pytest.mark.parametrize(("seconds", "is_clean"), [(3.0, False), (0.9, True)])
-async def test_when_the_bot_ends_it_does_what_it_owes_if_that_is_a_matter_of_a_moment(
-    tmp_path: Path, seconds: float, is_clean: bool
-) -> None:
-    clock = Laden()
+async def test_shutdown_vacuums_only_if_that_is_quick(tmp_path: Path, seconds: float, is_clean: bool) -> None:
+    clock = SlowVacuumClock()
     clock.seconds = seconds
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await secrets_of(store, 3)
+        ids = await enqueue_secrets(store, 3)
         with rewriting(clock.pass_by) as rewritten:
             for each in ids:
                 await store.erase(each)
             assert len(rewritten) == (1 if seconds > 1 else 2)
-    assert owes(tmp_path / "bot.db") is not is_clean
+    assert needs_vacuum(tmp_path / "bot.db") is not is_clean
     async with temporary_store(tmp_path):
         assert b"secret" not in bytes_in(tmp_path)
-    assert not owes(tmp_path / "bot.db")
+    assert not needs_vacuum(tmp_path / "bot.db")
 
 
-def owes(path: Path) -> bool:
+def needs_vacuum(path: Path) -> bool:
     with closing(sqlite3.connect(path)) as other:
         return bool(other.execute("PRAGMA user_version").fetchone()[0])
 
 
-async def test_what_another_program_was_in_the_way_of_is_tried_again_without_another_rewriting(tmp_path: Path) -> None:
+async def test_a_retry_truncates_the_log_without_a_second_vacuum(tmp_path: Path) -> None:
     clock = ManualClock()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
         await talk(store)
@@ -356,10 +352,10 @@ async def test_what_another_program_was_in_the_way_of_is_tried_again_without_ano
             await vacuumed()
             assert traces(tmp_path) == []
             assert len(rewritten) == 1
-    assert not owes(tmp_path / "bot.db")
+    assert not needs_vacuum(tmp_path / "bot.db")
 
 
-async def test_another_program_that_stays_in_the_way_is_reported_now_and_then(tmp_path: Path) -> None:
+async def test_retries_of_the_vacuum_back_off_and_are_logged(tmp_path: Path) -> None:
     class Noting(ManualClock):
         async def sleep(self, seconds: float) -> None:
             asleep.set()
@@ -367,7 +363,7 @@ async def test_another_program_that_stays_in_the_way_is_reported_now_and_then(tm
 
     clock, asleep = Noting(), asyncio.Event()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
-        await secrets_of(store, 1)
+        await enqueue_secrets(store, 1)
         with being_read(tmp_path / "bot.db"):
             with pytest.raises(NotErased):
                 await store.clear(ROOM)
@@ -377,13 +373,13 @@ async def test_another_program_that_stays_in_the_way_is_reported_now_and_then(tm
                     asleep.clear()
                     await clock.advance(factor * RETRY_AFTER)
                     await asleep.wait()
-    assert [(line["event"], line["seconds"]) for line in logs] == [
-        ("deleted text could not be scrubbed; trying again", seconds) for seconds in (2 * RETRY_AFTER, 4 * RETRY_AFTER)
+    assert [(line["event"], line["retry_in"]) for line in logs] == [
+        ("vacuum failed, deleted text is still in the file", seconds) for seconds in (2 * RETRY_AFTER, 4 * RETRY_AFTER)
     ]
     assert b"secret" not in bytes_in(tmp_path)
 
 
-def test_an_allowance_is_a_small_share_of_the_time() -> None:
+def test_the_duty_cycle_limits_the_share_of_the_time() -> None:
     clock = JumpingClock()
     duty_cycle, spent = DutyCycle(clock), 0.0
     dice = random.Random(7)
@@ -420,7 +416,7 @@ async def test_rows_that_grew_and_moved_leave_no_copies_behind(store: SqlStore, 
         assert f"{channel.channel} says ".encode() not in bytes_in(tmp_path)
 
 
-async def test_ids_do_not_come_back_after_rows_were_deleted(store: SqlStore, tmp_path: Path) -> None:
+async def test_ids_are_not_reused_after_rows_were_deleted(store: SqlStore, tmp_path: Path) -> None:
     last = await talk(store)
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
         other.execute("DELETE FROM exchanges")
@@ -429,7 +425,7 @@ async def test_ids_do_not_come_back_after_rows_were_deleted(store: SqlStore, tmp
     assert exchange.id == last + 1
 
 
-async def test_scrubbing_takes_no_memory_for_a_copy_of_the_file(store: SqlStore) -> None:
+async def test_the_vacuum_copies_the_file_on_disk_and_not_in_memory(store: SqlStore) -> None:
     await talk(store)
     said: list[str] = []
 

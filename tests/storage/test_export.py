@@ -1,4 +1,4 @@
-"""What was said in a channel as JSON, and which channels there are."""
+"""Export of a channel as JSON, and the list of channels."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.storage import BEN, ROOM, THREAD, message, temporary_store, url_of
 OTHER = ChannelKey("discord", "1234")
 
 
-async def a_database(folder: Path) -> str:
+async def create_database(folder: Path) -> str:
     async with temporary_store(folder) as store:
         first = await store.enqueue(message(1, "is it “so”?\n你好"), Kind.CHAT)
         assert first is not None
@@ -32,10 +32,10 @@ def read(url: str, name: str) -> Any:
     return json.loads("".join(export_channel(url, name)))
 
 
-async def test_all_that_is_kept_of_an_exchange_is_told(tmp_path: Path) -> None:
-    told = read(await a_database(tmp_path), "slack:C1")
-    assert told["channel"] == "slack:C1"
-    assert told["exchanges"][0] == {
+async def test_the_export_contains_every_field_of_an_exchange(tmp_path: Path) -> None:
+    exported = read(await create_database(tmp_path), "slack:C1")
+    assert exported["channel"] == "slack:C1"
+    assert exported["exchanges"][0] == {
         "id": 1,
         "thread": None,
         "message": "1",
@@ -59,14 +59,16 @@ async def test_all_that_is_kept_of_an_exchange_is_told(tmp_path: Path) -> None:
     }
 
 
-async def test_a_channel_brings_its_threads_along_and_a_thread_stands_alone(tmp_path: Path) -> None:
-    url = await a_database(tmp_path)
+async def test_a_channel_includes_its_threads_and_a_thread_is_exported_alone(tmp_path: Path) -> None:
+    url = await create_database(tmp_path)
     assert [each["message"] for each in read(url, "slack:C1")["exchanges"]] == ["1", "3", "4"]
     assert [each["message"] for each in read(url, "slack:C1:17.1")["exchanges"]] == ["3"]
     assert [each["message"] for each in read(url, "discord:1234")["exchanges"]] == ["2"]
 
 
-async def test_a_long_history_is_told_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_history_is_exported_in_batches_without_gaps_or_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BATCH", 3)
     async with temporary_store(tmp_path) as store:
         for number in range(10):
@@ -75,47 +77,54 @@ async def test_a_long_history_is_told_whole_and_once(tmp_path: Path, monkeypatch
     assert [each["message"] for each in found] == [str(number) for number in range(10)]
 
 
-async def test_ids_may_hold_colons(tmp_path: Path) -> None:
+async def test_ids_may_contain_colons(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1, channel=ChannelKey("x", "a:b")), Kind.CHAT)
         await store.enqueue(message(2, channel=ChannelKey("x", "a", "b")), Kind.CHAT)
     assert len(read(url_of(tmp_path / "bot.db"), "x:a:b")["exchanges"]) == 2
 
 
-async def test_who_spoke_is_not_told_of_what_was_cleared(tmp_path: Path) -> None:
+async def test_a_cleared_exchange_is_exported_without_text_and_author(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1, "swordfish"), Kind.CHAT)
         await store.clear(ROOM)
-    told = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"][0]
-    assert (told["status"], told["text"], told["author"]["id"], told["answer"]) == ("cleared", "", "", None)
+    exported = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"][0]
+    assert (exported["status"], exported["text"], exported["author"]["id"], exported["answer"]) == (
+        "cleared",
+        "",
+        "",
+        None,
+    )
 
 
-async def test_channels_are_listed_with_their_numbers_of_exchanges(tmp_path: Path) -> None:
-    assert count_exchanges(await a_database(tmp_path)) == {ROOM: 2, OTHER: 1, THREAD: 1}
+async def test_channels_are_listed_with_the_number_of_their_exchanges(tmp_path: Path) -> None:
+    assert count_exchanges(await create_database(tmp_path)) == {ROOM: 2, OTHER: 1, THREAD: 1}
 
 
-async def test_an_unknown_channel_is_told_with_the_nearest(tmp_path: Path) -> None:
-    url = await a_database(tmp_path)
-    with pytest.raises(StoreError, match=r"nothing of discord:1243, did you mean discord:1234\? bot export, without"):
+async def test_an_unknown_channel_is_reported_with_the_closest_match(tmp_path: Path) -> None:
+    url = await create_database(tmp_path)
+    with pytest.raises(
+        StoreError, match=r"no conversation 'discord:1243' in .*bot.db \(did you mean discord:1234\?\): list them"
+    ):
         read(url, "discord:1243")
-    with pytest.raises(StoreError, match=r"nothing of @@: bot export, without a name, lists what there is$"):
+    with pytest.raises(StoreError, match=r"no conversation '@@' in .*bot.db: list them with bot export$"):
         read(url, "@@")
 
 
-async def test_a_database_of_another_revision_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = await a_database(tmp_path)
+async def test_a_database_of_another_revision_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = await create_database(tmp_path)
     monkeypatch.setattr(module.migrate, "head_revision", lambda: "9999")  # type: ignore[attr-defined]  # the module's own import
-    with pytest.raises(StoreError, match="has revision 0001, and this program reads 9999: bring it up to date"):
+    with pytest.raises(StoreError, match=r"has revision \d+, this version requires 9999: upgrade it with bot migrate"):
         count_exchanges(url)
 
 
-def test_a_database_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no database"):
+def test_an_export_does_not_create_a_missing_database(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no database .*bot\.db: nothing is stored yet"):
         count_exchanges(url_of(tmp_path / "bot.db"))
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_server_is_read_alike(postgres: PostgresServer) -> None:
+async def test_a_server_is_exported_like_a_file(postgres: PostgresServer) -> None:
     database = postgres.database()
     async with postgres.store(database) as store:
         await store.enqueue(message(1, "hello"), Kind.CHAT)

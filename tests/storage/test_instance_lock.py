@@ -1,4 +1,4 @@
-"""One bot at a time on a database, and nothing left in the way once it is gone, however it went."""
+"""The instance lock: one bot per database, released when its process ends."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ with InstanceLock(sys.argv[1]):
 """
 
 
-def held_elsewhere(url: str) -> subprocess.Popen[str]:
+def hold_in_another_process(url: str) -> subprocess.Popen[str]:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     )
@@ -40,7 +40,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.url(server.database())
 
 
-def test_a_second_one_is_told_and_comes_in_once_the_first_has_left(url: str) -> None:
+def test_a_second_bot_is_refused_until_the_first_releases_the_lock(url: str) -> None:
     with (
         InstanceLock(url),
         pytest.raises(StoreInUse, match=r"is in use by another bot.*stop that one"),
@@ -51,7 +51,7 @@ def test_a_second_one_is_told_and_comes_in_once_the_first_has_left(url: str) -> 
         pass
 
 
-def test_it_waits_for_one_that_is_about_to_end(url: str) -> None:
+def test_a_new_bot_waits_for_one_that_is_about_to_end(url: str) -> None:
     first = InstanceLock(url)
     first.__enter__()
     waits: list[float] = []
@@ -65,8 +65,8 @@ def test_it_waits_for_one_that_is_about_to_end(url: str) -> None:
         assert len(waits) == 3
 
 
-def test_a_process_that_is_killed_leaves_nothing_in_the_way(url: str) -> None:
-    with held_elsewhere(url) as holder:
+def test_a_killed_process_releases_the_lock(url: str) -> None:
+    with hold_in_another_process(url) as holder:
         with pytest.raises(StoreInUse), InstanceLock(url, timeout=0):
             pass
         holder.send_signal(signal.SIGKILL)
@@ -75,19 +75,19 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(url: str) -> None:
         pass
 
 
-def test_renewing_what_is_held_changes_nothing(url: str) -> None:
+def test_renewing_a_held_lock_changes_nothing(url: str) -> None:
     with InstanceLock(url) as lock:
         lock.renew()
         with pytest.raises(StoreInUse), InstanceLock(url, timeout=0):
             pass
 
 
-def test_two_databases_do_not_know_each_other(tmp_path: Path) -> None:
+def test_two_databases_have_two_locks(tmp_path: Path) -> None:
     with InstanceLock(url_of(tmp_path / "a.db")), InstanceLock(url_of(tmp_path / "b.db"), timeout=0):
         pass
 
 
-def test_a_file_is_one_database_under_all_its_names(tmp_path: Path) -> None:
+def test_a_file_has_one_lock_under_all_its_names(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     with (
@@ -98,7 +98,7 @@ def test_a_file_is_one_database_under_all_its_names(tmp_path: Path) -> None:
         pass
 
 
-def test_who_has_a_file_is_told(tmp_path: Path) -> None:
+def test_the_error_names_the_process_that_has_the_lock(tmp_path: Path) -> None:
     with (
         InstanceLock(url_of(tmp_path / "bot.db")),
         pytest.raises(StoreInUse, match=rf"another bot \(process {os.getpid()} on \S+\): stop"),
@@ -107,7 +107,7 @@ def test_who_has_a_file_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_note_of_who_has_it_is_no_matter(tmp_path: Path) -> None:
+def test_a_damaged_lock_file_is_ignored(tmp_path: Path) -> None:
     with InstanceLock(url_of(tmp_path / "bot.db")):
         (tmp_path / "bot.db.lock").write_bytes(b"\xff")
         with (
@@ -117,45 +117,45 @@ def test_a_damaged_note_of_who_has_it_is_no_matter(tmp_path: Path) -> None:
             pass
 
 
-def rights_of_the_lock(database: Path) -> int:
+def mode_of_the_lock(database: Path) -> int:
     with InstanceLock(url_of(database)):
         return stat.S_IMODE(database.with_name("bot.db.lock").stat().st_mode)
 
 
-def test_nobody_else_may_open_the_lock_of_a_new_database(tmp_path: Path) -> None:
+def test_the_lock_file_of_a_new_database_has_mode_0600(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        assert rights_of_the_lock(tmp_path / "bot.db") == 0o600
+        assert mode_of_the_lock(tmp_path / "bot.db") == 0o600
     finally:
         os.umask(before)
 
 
 @pytest.mark.parametrize(("database", "lock"), [(0o600, 0o600), (0o660, 0o660), (0o440, 0o640), (0o700, 0o600)])
-def test_a_lock_that_is_there_may_be_opened_by_whom_the_database_may(tmp_path: Path, database: int, lock: int) -> None:
+def test_an_existing_lock_file_gets_the_mode_of_the_database(tmp_path: Path, database: int, lock: int) -> None:
     for name, mode in {"bot.db": database, "bot.db.lock": 0o644}.items():
         (tmp_path / name).touch()
         (tmp_path / name).chmod(mode)
-    assert rights_of_the_lock(tmp_path / "bot.db") == lock
+    assert mode_of_the_lock(tmp_path / "bot.db") == lock
 
 
-def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+def test_a_lock_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     (tmp_path / "bot.db.lock").mkdir()
     with pytest.raises(StoreError, match=r"bot\.db cannot be opened.*Is a directory"):
         InstanceLock(url_of(tmp_path / "bot.db")).__enter__()
 
 
-def test_a_server_that_has_forgotten_it_is_asked_again(postgres: PostgresServer) -> None:
+def test_the_lock_is_acquired_again_after_a_server_restart(postgres: PostgresServer) -> None:
     database = postgres.database()
     with InstanceLock(postgres.url(database)) as lock:
         end_sessions(postgres, database)
-        with pytest.raises(StoreError, match="broken off the connection"):
+        with pytest.raises(StoreError, match="closed the connection"):
             lock.renew()
         lock.renew()
         with pytest.raises(StoreInUse), InstanceLock(postgres.url(database), timeout=0):
             pass
 
 
-def test_a_bot_that_was_faster_after_that_is_told_of(postgres: PostgresServer) -> None:
+def test_renewing_fails_when_another_bot_has_the_lock(postgres: PostgresServer) -> None:
     database = postgres.database()
     with InstanceLock(postgres.url(database)) as lock:
         end_sessions(postgres, database)
@@ -165,22 +165,22 @@ def test_a_bot_that_was_faster_after_that_is_told_of(postgres: PostgresServer) -
             lock.renew()
 
 
-def test_a_server_notices_a_machine_that_vanished(postgres: PostgresServer) -> None:
+def test_the_server_detects_a_dead_client_within_30_seconds(postgres: PostgresServer) -> None:
     database = postgres.database()
     with InstanceLock(postgres.url(database)) as lock:
-        session = lock._lock._session  # type: ignore[attr-defined]  # there is no other way to see it
+        session = lock._lock._session  # type: ignore[attr-defined]  # not visible otherwise
         shown = [
             session.exec_driver_sql(f"SHOW tcp_keepalives_{each}").scalar() for each in ("idle", "interval", "count")
         ]
     assert shown == ["15", "5", "3"]
 
 
-def test_a_server_that_is_away_is_one_sentence() -> None:
+def test_an_unreachable_server_is_reported() -> None:
     with pytest.raises(StoreError, match="cannot be reached"):
         InstanceLock("postgresql://bot@127.0.0.1:1/bot").__enter__()
 
 
-def test_two_schemas_of_one_database_are_two_places(postgres: PostgresServer) -> None:
+def test_two_schemas_of_one_database_have_two_locks(postgres: PostgresServer) -> None:
     database = postgres.database()
     postgres.run("CREATE SCHEMA other", database)
     url = postgres.url(database)

@@ -1,4 +1,4 @@
-"""Migrations: up and down, alike to schema.py, from a checkout and from a wheel."""
+"""Migrations: up and down, equal to schema.py, from a checkout and from a wheel."""
 
 import logging
 import shutil
@@ -37,7 +37,7 @@ def alembic_on(path: Path) -> Iterator[tuple[Config, Connection]]:
 
 
 def tables(path: Path) -> dict[str, str]:
-    """The database's own words for what it holds, without Alembic's table."""
+    """Return the SQL of every table and index, without Alembic's."""
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
         return {name: " ".join(sql.split()) for name, sql in rows if name not in {"alembic_version", "sqlite_sequence"}}
@@ -46,16 +46,16 @@ def tables(path: Path) -> dict[str, str]:
 def test_a_new_database_is_at_the_newest_revision(tmp_path: Path) -> None:
     url = url_of(tmp_path / "data" / "bot.db")
     assert migrate.current_revision(url) is None
-    assert not (tmp_path / "data").exists()  # looking makes nothing
+    assert not (tmp_path / "data").exists()  # reading creates nothing
     migrate.upgrade(url)
     assert migrate.current_revision(url) == migrate.head_revision()
 
 
-async def test_nobody_else_on_the_machine_may_read_it_nor_the_files_beside_it(tmp_path: Path) -> None:
+async def test_the_database_and_its_log_are_private_to_their_owner(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(a_message("a secret"), Kind.CHAT)
         modes = {file.name: file.stat().st_mode & 0o077 for file in tmp_path.iterdir() if "lock" not in file.name}
-        assert len(modes) >= 2, "the log stands beside it"
+        assert len(modes) >= 2, "the log is beside it"
         assert set(modes.values()) == {0}, modes
 
 
@@ -73,13 +73,13 @@ def test_a_database_without_tables_counts_as_new(tmp_path: Path) -> None:
     assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
 
 
-def test_looking_leaves_no_file_behind(tmp_path: Path) -> None:
+def test_reading_the_revision_creates_no_file(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "bot.db"))
     assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
     assert [path.name for path in tmp_path.iterdir()] == ["bot.db"]
 
 
-def test_looking_sees_what_is_only_in_the_log_yet(tmp_path: Path) -> None:
+def test_reading_the_revision_includes_the_write_ahead_log(tmp_path: Path) -> None:
     url = url_of(tmp_path / "bot.db")
     migrate.upgrade(url)
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as running:
@@ -94,7 +94,7 @@ def test_upgrading_twice_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "bot.db").read_bytes() == before
 
 
-def test_the_migrations_make_the_schema(tmp_path: Path) -> None:
+def test_the_migrations_create_the_schema(tmp_path: Path) -> None:
     migrate.upgrade(url_of(tmp_path / "migrated.db"))
     with alembic_on(tmp_path / "migrated.db") as (_, connection):
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -120,7 +120,7 @@ def test_every_migration_goes_up_and_down(tmp_path: Path) -> None:
     assert tables(file) == {}
 
 
-def test_many_threads_may_upgrade_at_once(tmp_path: Path) -> None:
+def test_many_threads_may_upgrade_concurrently(tmp_path: Path) -> None:
     urls = [url_of(tmp_path / f"{number % 3}.db") for number in range(9)]
     threads = [threading.Thread(target=migrate.upgrade, args=[url]) for url in urls]
     for thread in threads:
@@ -130,30 +130,34 @@ def test_many_threads_may_upgrade_at_once(tmp_path: Path) -> None:
     assert {migrate.current_revision(url) for url in urls} == {migrate.head_revision()}
 
 
-def test_a_database_from_the_future_is_left_alone(tmp_path: Path) -> None:
+def test_a_database_of_an_unknown_revision_is_left_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "bot.db"
     migrate.upgrade(url_of(file))
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
     before = file.read_bytes()
-    with pytest.raises(StoreError, match=r"newer version of this program \(revision 9999.*update the program"):
+    with pytest.raises(
+        StoreError, match=r"has revision 9999, which is unknown: this version supports up to \d+\. Update the program"
+    ):
         migrate.upgrade(url_of(file))
     assert file.read_bytes() == before
 
 
-def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+def test_a_database_of_another_program_is_left_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "bot.db"
     with sqlite3.connect(file) as connection:
         connection.execute("CREATE TABLE recipes (name TEXT)")
     connection.close()
     before = file.read_bytes()
-    with pytest.raises(StoreError, match="is a database of another program: name another file"):
+    with pytest.raises(StoreError, match="belongs to another program: name another file"):
         migrate.upgrade(url_of(file))
     assert file.read_bytes() == before
 
 
-def test_upgrading_prints_nothing_and_leaves_logging_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_upgrading_prints_nothing_and_does_not_change_logging(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     root = logging.getLogger()
     before = (root.level, list(root.handlers), logging.getLogger("alembic").level)
     migrate.upgrade(url_of(tmp_path / "bot.db"))
@@ -161,7 +165,7 @@ def test_upgrading_prints_nothing_and_leaves_logging_alone(tmp_path: Path, capfd
     assert capfd.readouterr() == ("", "")
 
 
-def test_migrations_shipped_in_a_wheel_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrations_in_a_wheel_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = tmp_path / "site packages 100%" / "bot" / "storage"
     shutil.copytree(MIGRATIONS, installed / "migrations")
     monkeypatch.setattr(migrate, "__file__", str(installed / "migrate.py"))
@@ -169,7 +173,7 @@ def test_migrations_shipped_in_a_wheel_come_first(tmp_path: Path, monkeypatch: p
     assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
 
 
-# Writing the next one.
+# The next migration.
 
 
 @pytest.fixture
@@ -179,7 +183,9 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "migrations"
 
 
-def test_the_next_migration_holds_what_the_schema_has_new(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_migration_contains_the_difference_to_the_schema(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = copied / "versions" / "0001_exchanges.py"
     first.write_text(first.read_text().replace('        sa.Column("failure", sa.Text(), nullable=True),\n', ""))
     assert migrate.main(["exchanges have a failure"]) == 0

@@ -1,4 +1,4 @@
-"""What is taken for a quotation of a text that is deleted."""
+"""Detection of quotations of a deleted text."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ some_words = st.lists(st.text("ab中1é", min_size=1, max_size=6), min_size=1, m
         ("阿梅说密码是芝麻开门对吗", "密码是芝麻开门"),
     ],
 )
-def test_what_quotes_a_text_is_found(quotation: str, text: str) -> None:
+def test_a_quotation_of_a_text_is_found(quotation: str, text: str) -> None:
     assert is_quote(quotation, {"something else", text})
 
 
@@ -39,14 +39,12 @@ def test_what_quotes_a_text_is_found(quotation: str, text: str) -> None:
         ("", "anything"),
     ],
 )
-def test_what_merely_has_the_same_letters_is_not(quotation: str, text: str) -> None:
+def test_a_text_with_the_same_letters_is_not_a_quotation(quotation: str, text: str) -> None:
     assert not is_quote(quotation, {"something else", text})
 
 
 @given(before=some_words, said=some_words, after=some_words)
-def test_whole_words_of_a_text_are_found_and_so_is_a_telling_text_among_others(
-    before: list[str], said: list[str], after: list[str]
-) -> None:
+def test_whole_words_and_distinctive_texts_are_found(before: list[str], said: list[str], after: list[str]) -> None:
     part, whole = " ".join(said), " ".join([*before, *said, *after])
     assert is_quote(part, {whole})
     assert is_quote(whole, {part}) or len(part.encode()) < MIN_DISTINCTIVE

@@ -1,4 +1,4 @@
-"""What is special about the Store on a SQLite file: settings, faults, cancellation."""
+"""The store on a SQLite file: settings, errors, cancellation."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ from tests.storage import MEI, ROOM, JumpingClock, message, temporary_store, url
 
 @contextmanager
 def on_connect(statement: str) -> Iterator[None]:
-    """Run a statement on every connection that is opened meanwhile."""
+    """Run a statement on every new connection."""
 
     def run(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
@@ -54,7 +54,7 @@ def write_locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def no_file_grows_beyond(size: int) -> Iterator[None]:
-    """Refuse this process more bytes in a file, as a full disk would."""
+    """Limit the size of this process's files, as a full disk would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -70,7 +70,7 @@ def names_in(folder: Path) -> list[str]:
 # Settings.
 
 
-async def test_the_settings_of_the_connections_are_those_that_keep_what_is_promised(tmp_path: Path) -> None:
+async def test_the_connections_have_the_intended_settings(tmp_path: Path) -> None:
     async with temporary_store(tmp_path):
         location = connections.locate(url_of(tmp_path / "bot.db"))
     wanted = {
@@ -90,7 +90,7 @@ async def test_the_settings_of_the_connections_are_those_that_keep_what_is_promi
         await engine.dispose()
 
 
-async def test_no_question_reads_the_whole_table(tmp_path: Path) -> None:
+async def test_no_query_scans_the_whole_table(tmp_path: Path) -> None:
     asked: list[tuple[str, object]] = []
 
     def note(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
@@ -123,7 +123,7 @@ async def test_no_question_reads_the_whole_table(tmp_path: Path) -> None:
     assert [plan for plan in plans if plan[1].startswith(f"SCAN {exchanges.name}")] == []
 
 
-# Faults: one sentence each, and the file as it was.
+# Errors: one sentence each, and the file is unchanged.
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ async def test_no_question_reads_the_whole_table(tmp_path: Path) -> None:
         ("sqlite+aiosqlite://", "must name a plain file"),
         ("sqlite+aiosqlite:///:memory:", "must name a plain file"),
         ("sqlite+aiosqlite:///file:x?mode=ro&uri=true", "must name a plain file"),
-        ("sqlite:///bot.db", r"begins with sqlite: write sqlite\+aiosqlite"),
-        ("mysql://bot:secret@db/bot", "begins with mysql"),
+        ("sqlite:///bot.db", r"unsupported database in storage.url: sqlite; write sqlite\+aiosqlite"),
+        ("mysql://bot:secret@db/bot", "unsupported database in storage.url: mysql"),
     ],
 )
 def test_a_url_that_names_no_usable_database_is_refused(url: str, sentence: str) -> None:
@@ -156,13 +156,13 @@ def test_postgresql_is_named_without_its_password() -> None:
 
 
 @pytest.mark.parametrize("password", ["open@sesame:secret/x", "p@secret1"])
-def test_a_password_that_spoils_the_url_is_not_told(password: str) -> None:
+def test_an_unescaped_password_does_not_appear_in_the_error(password: str) -> None:
     with pytest.raises(StoreError, match="in a password, @ is written %40") as refused:
         connections.locate(f"postgresql://bot:{password}@db.example/bot")
     assert "secret" not in "".join(traceback.format_exception(refused.value))
 
 
-async def test_a_server_that_does_not_answer_is_reported() -> None:
+async def test_an_unreachable_server_is_reported() -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(StoreError, match="is its server running"):
         async with SqlStore("postgresql+psycopg://bot:secret@127.0.0.1:1/bot"):  # nothing listens there
@@ -175,14 +175,14 @@ def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.
         connections.locate("postgresql+psycopg://db.example/bot")
 
 
-async def test_the_folder_is_made(tmp_path: Path) -> None:
+async def test_a_missing_folder_is_created(tmp_path: Path) -> None:
     async with temporary_store(tmp_path / "data" / "deep"):
         assert (tmp_path / "data" / "deep" / "bot.db").is_file()
 
 
-async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(StoreError, match=r"the folder .*data for the database cannot be made \(.*\): make it"):
+    with pytest.raises(StoreError, match=r"the database\'s folder .*data cannot be created \(.*\): create it"):
         async with temporary_store(tmp_path / "data"):
             pass
 
@@ -195,7 +195,7 @@ async def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"This is a diary.\n" * 1000, b"x", b"SQLite format 3\0" + b"\xff" * 5000])
-async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path, garbage: bytes) -> None:
+async def test_a_file_that_is_not_a_database_is_left_unchanged(tmp_path: Path, garbage: bytes) -> None:
     (tmp_path / "bot.db").write_bytes(garbage)
     with pytest.raises(StoreError, match="is not a SQLite database"):
         async with temporary_store(tmp_path):
@@ -209,15 +209,15 @@ async def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "bot.db").read_bytes())
     content[4096:] = b"\x99" * (len(content) - 4096)
     (tmp_path / "bot.db").write_bytes(content)
-    with pytest.raises(StoreError, match="is damaged: put a backup in its place"):
+    with pytest.raises(StoreError, match="is damaged: restore a backup"):
         async with temporary_store(tmp_path) as store:
             pass
 
 
 @pytest.fixture
 def guarded() -> Iterator[Path]:
-    """A folder whose rights hold for this process, even where tests run as root."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # the folders above pytest's are private
+    """A folder whose mode applies to this process, even if tests run as root."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # the parents of pytest's folder are private
         folder = Path(name)
         folder.chmod(0o755)
         yield folder
@@ -229,7 +229,7 @@ def set_mode(path: Path, mode: int) -> None:
 
 
 @contextmanager
-def as_somebody_else() -> Iterator[None]:
+def as_another_user() -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
@@ -241,32 +241,32 @@ def as_somebody_else() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mode", [0o555, 0o755])
-async def test_a_database_that_may_not_be_written_is_left_alone(guarded: Path, mode: int) -> None:
+async def test_a_read_only_database_is_left_unchanged(guarded: Path, mode: int) -> None:
     async with temporary_store(guarded) as store:
         await store.enqueue(message(1), Kind.CHAT)
     file = guarded / "bot.db"
     before = file.read_bytes()
     set_mode(file, 0o444)
     set_mode(guarded, mode)
-    with as_somebody_else(), pytest.raises(StoreError, match=r"cannot be (written|opened)"):
+    with as_another_user(), pytest.raises(StoreError, match=r"is not writable|cannot be opened"):
         async with temporary_store(guarded):
             pass
     assert file.read_bytes() == before
 
 
-async def test_a_folder_that_may_not_be_entered_is_named(guarded: Path) -> None:
+async def test_a_folder_without_permission_is_reported(guarded: Path) -> None:
     (guarded / "data").mkdir()
     set_mode(guarded / "data", 0)
     with (
-        as_somebody_else(),
-        pytest.raises(StoreError, match=r"cannot be opened: .* must be allowed .*\(Permission denied\)"),
+        as_another_user(),
+        pytest.raises(StoreError, match=r"cannot be opened: .* needs .* permission .*\(Permission denied\)"),
     ):
         async with temporary_store(guarded / "data"):
             pass
     set_mode(guarded / "data", 0o755)
 
 
-async def test_a_locked_database_is_reported_and_serves_again_afterwards(tmp_path: Path) -> None:
+async def test_a_locked_database_is_reported_and_recovers(tmp_path: Path) -> None:
     url = url_of(tmp_path / "bot.db")
     async with SqlStore(url, busy_timeout=0.01) as store:
         with write_locked(tmp_path / "bot.db"):
@@ -284,7 +284,7 @@ async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path
         async with temporary_store(tmp_path) as store:
             first = await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
             assert first is not None
-            with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a bot that runs"):
+            with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a running bot"):
                 await store.enqueue(message(2, "y" * 200_000), Kind.CHAT)
             assert await store.find(ROOM, "2") is None
             assert await store.record_answer(first.id, Answer("short"))
@@ -292,11 +292,11 @@ async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path
             assert await store.enqueue(message(2, "y" * 50_000), Kind.CHAT) is not None
 
 
-async def test_a_disk_too_full_for_the_files_beside_the_database_is_reported(tmp_path: Path) -> None:
+async def test_a_disk_too_full_for_the_shared_memory_file_is_reported(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1), Kind.CHAT)
     # SQLite keeps its index of the log (-shm) in a file of 32 KiB at least.
-    with no_file_grows_beyond(16 * 1024), pytest.raises(StoreError, match=r"the disk .* is full: free some space"):
+    with no_file_grows_beyond(16 * 1024), pytest.raises(StoreError, match=r"disk full: free some space"):
         async with temporary_store(tmp_path):
             pass
     async with temporary_store(tmp_path) as store:
@@ -310,19 +310,17 @@ async def test_a_disk_too_full_for_the_files_beside_the_database_is_reported(tmp
         ("DROP TABLE exchanges", "no such table: exchanges"),
     ],
 )
-async def test_a_database_that_lacks_something_wants_a_backup(tmp_path: Path, damage: str, complaint: str) -> None:
+async def test_a_database_with_missing_tables_is_reported(tmp_path: Path, damage: str, complaint: str) -> None:
     async with temporary_store(tmp_path):
         pass
     with closing(sqlite3.connect(tmp_path / "bot.db", isolation_level=None)) as other:
         other.execute(damage)
-    with pytest.raises(
-        StoreError, match=rf"cannot be used \({complaint}\): put a backup in its place, or name another"
-    ):
+    with pytest.raises(StoreError, match=rf"cannot be used \({complaint}\): restore a backup, or name another"):
         async with temporary_store(tmp_path) as store:
             await store.owed("slack")
 
 
-async def test_an_error_shows_nothing_of_what_people_wrote(tmp_path: Path) -> None:
+async def test_an_error_contains_no_text_of_people(tmp_path: Path) -> None:
     long = "sesame " * 10_000
     with on_connect("PRAGMA max_page_count=20"):
         async with temporary_store(tmp_path) as store:
@@ -331,24 +329,27 @@ async def test_an_error_shows_nothing_of_what_people_wrote(tmp_path: Path) -> No
     assert "sesame" not in "".join(traceback.format_exception(failed.value))
 
 
-def test_a_pool_that_stays_empty_is_reported() -> None:
-    with pytest.raises(StoreError, match=r"bot\.db did not come free in time"), map_errors("bot.db"):
+def test_an_exhausted_pool_is_reported() -> None:
+    with (
+        pytest.raises(StoreError, match=r"bot\.db is overloaded, no connection was free in time"),
+        map_errors("bot.db"),
+    ):
         raise PoolTimeout("QueuePool limit reached")
 
 
-def test_errors_without_a_sentence_of_their_own_still_name_the_database() -> None:
-    advice = "put a backup in its place, or name another database in storage.url"
+def test_unknown_errors_name_the_database() -> None:
+    advice = "restore a backup, or name another database in storage.url"
     assert describe("bot.db", sqlite3.OperationalError("odd")) == f"bot.db cannot be used (odd): {advice}"
-    assert describe("db.example", OSError("what somebody wrote")) == f"db.example cannot be used (OSError): {advice}"
+    assert describe("db.example", OSError("text of a user")) == f"db.example cannot be used (OSError): {advice}"
     for error in sqlite3.OperationalError("broken"), InvalidRequestError("broken"):
         with pytest.raises(StoreError, match=rf"^bot\.db cannot be used \(broken\): {advice}$"), map_errors("bot.db"):
             raise error
 
 
-# Cancellation, and transactions that last.
+# Cancellation, and long transactions.
 
 
-async def test_a_cancelled_call_that_then_fails_is_logged(tmp_path: Path) -> None:
+async def test_the_failure_of_a_cancelled_call_is_logged(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), busy_timeout=0.05) as store:
         with capture_logs() as logs, write_locked(tmp_path / "bot.db"):
             call = asyncio.create_task(store.enqueue(message(1), Kind.CHAT))
@@ -361,7 +362,7 @@ async def test_a_cancelled_call_that_then_fails_is_logged(tmp_path: Path) -> Non
     assert (line["log_level"], line["event"], line["call"]) == ("error", "a cancelled call has failed", "enqueue")
 
 
-async def test_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> None:
+async def test_a_cancelled_open_leaves_no_connection_open(tmp_path: Path) -> None:
     async def open_and_close() -> None:
         async with temporary_store(tmp_path):
             pass
@@ -371,10 +372,10 @@ async def test_opening_that_is_cancelled_leaves_nothing_open(tmp_path: Path) -> 
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    assert names_in(tmp_path) == ["bot.db"]  # the last one to leave takes the log along
+    assert names_in(tmp_path) == ["bot.db"]  # the last connection to close deletes the log
 
 
-async def test_closing_that_is_cancelled_is_finished_first(tmp_path: Path) -> None:
+async def test_a_cancelled_close_is_finished_first(tmp_path: Path) -> None:
     store = await SqlStore(url_of(tmp_path / "bot.db"), JumpingClock()).__aenter__()
     begin = asyncio.create_task(store.enqueue(message(1), Kind.CHAT))
     await asyncio.sleep(0)
@@ -387,22 +388,22 @@ async def test_closing_that_is_cancelled_is_finished_first(tmp_path: Path) -> No
     assert names_in(tmp_path) == ["bot.db"]
 
 
-async def test_a_transaction_that_stays_open_is_reported(tmp_path: Path) -> None:
+async def test_a_transaction_that_stays_open_is_logged(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db"), suspicious=0) as store:
         with capture_logs() as logs:
             await store.enqueue(message(1), Kind.CHAT)
     assert {
-        "event": "a transaction is still open",
+        "event": "transaction still open",
         "log_level": "warning",
         "transaction": "enqueue",
         "seconds": 0,
     } in logs
 
 
-# Turns.
+# The writer's lock.
 
 
-async def test_what_was_sent_is_noted_before_all_others_that_wait_to_write(tmp_path: Path) -> None:
+async def test_a_part_is_recorded_before_all_waiting_writes(tmp_path: Path) -> None:
     committed: list[str] = []
     async with temporary_store(tmp_path) as store:
         exchange = await store.enqueue(message(0), Kind.CHAT)
@@ -416,11 +417,11 @@ async def test_what_was_sent_is_noted_before_all_others_that_wait_to_write(tmp_p
             *[write(f"begin {number}", store.enqueue(message(number), Kind.CHAT)) for number in range(1, 20)],
             write("placed", store.record_part(exchange.id, 0, "m0")),
         )
-        assert committed.index("placed") <= 1  # one may have been under way
+        assert committed.index("placed") <= 1  # one may have been in flight
         assert [name for name in committed if name != "placed"] == [f"begin {number}" for number in range(1, 20)]
 
 
-async def test_what_was_sent_is_noted_in_one_statement(tmp_path: Path) -> None:
+async def test_a_part_is_recorded_in_one_statement(tmp_path: Path) -> None:
     said: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -437,33 +438,33 @@ async def test_what_was_sent_is_noted_in_one_statement(tmp_path: Path) -> None:
     assert said == ["UPDATE"]
 
 
-async def test_whoever_gives_up_waiting_for_a_turn_holds_up_nobody() -> None:
-    lock, had = FairLock(), list[str]()
+async def test_a_cancelled_waiter_does_not_block_the_lock() -> None:
+    lock, held = FairLock(), list[str]()
 
-    async def have(name: str, *, urgent: bool = False) -> None:
+    async def hold(name: str, *, urgent: bool = False) -> None:
         async with lock.acquire(urgent=urgent):
-            had.append(name)
+            held.append(name)
             await asyncio.sleep(0)
 
-    waiting = [asyncio.create_task(have(name, urgent=name == "c")) for name in "abcd"]
+    waiting = [asyncio.create_task(hold(name, urgent=name == "c")) for name in "abcd"]
     await asyncio.sleep(0)
-    assert had == ["a"]
+    assert held == ["a"]
     waiting[1].cancel()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert had == ["a", "c"]
+    assert held == ["a", "c"]
     await asyncio.gather(*waiting, return_exceptions=True)
     async with lock.acquire():
-        waiting = [asyncio.create_task(have(name)) for name in "ef"]
+        waiting = [asyncio.create_task(hold(name)) for name in "ef"]
         await asyncio.sleep(0)
-    waiting[0].cancel()  # it is its turn, which it has not taken yet
+    waiting[0].cancel()  # the lock was handed over to it, and it has not run yet
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert had == ["a", "c", "d", "f"]
+    assert held == ["a", "c", "d", "f"]
     async with asyncio.timeout(30), lock.acquire():
         pass
 
 
-async def test_a_turn_that_does_not_come_in_time_is_given_up() -> None:
+async def test_waiting_for_the_lock_times_out() -> None:
     lock = FairLock()
     async with lock.acquire():
         with pytest.raises(TimeoutError):

@@ -30,5 +30,5 @@ def test_cjk_friendly_emphasis(markdown: str, html: str) -> None:
 
 
 @given(st.text(alphabet="ab *_.!(\"'`\n", max_size=40))
-def test_without_chinese_it_is_commonmark(markdown: str) -> None:
+def test_emphasis_without_chinese_is_commonmark(markdown: str) -> None:
     assert OURS.render(markdown) == THEIRS.render(markdown)

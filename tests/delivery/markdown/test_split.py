@@ -17,7 +17,7 @@ def texts(markdown: str, limit: int) -> list[str]:
     return [chunk.text for chunk in chunks]
 
 
-def test_a_short_text_is_one_piece_and_an_empty_one_none() -> None:
+def test_a_short_text_is_one_chunk_and_an_empty_one_none() -> None:
     assert texts("short", 28) == ["short"]
     assert texts("", 28) == []
 
@@ -29,19 +29,19 @@ def test_a_code_block_is_closed_and_reopened_with_its_language() -> None:
     ]
 
 
-def test_a_code_block_that_is_not_finished_is_closed() -> None:
+def test_an_unfinished_code_block_is_closed() -> None:
     assert texts("```py\na = 1", 28) == ["```py\na = 1\n```"]
     assert texts("```py\na = 1\n", 28) == ["```py\na = 1\n```"]
     assert texts("```py", 28) == ["```py\n```"]
 
 
-def test_tildes_and_longer_fences_are_reopened_as_they_were() -> None:
+def test_tildes_and_longer_fences_are_reopened_with_the_same_marker() -> None:
     cut = texts("~~~~md\n~~~\nnested text\n~~~\nand much more text\n~~~~", 40)
     assert all(text.startswith("~~~~md\n") and text.endswith("\n~~~~") for text in cut)
     assert len(cut) == 2
 
 
-def test_a_long_language_gives_way_to_the_code() -> None:
+def test_a_long_language_is_dropped_when_a_fence_is_reopened() -> None:
     assert texts("```a-language-of-28-letters-or\ncode one\ncode two\ncode three\n```", 48)[1].startswith("```\ncode ")
 
 
@@ -53,7 +53,7 @@ def test_a_code_block_in_a_list_is_reopened_at_its_indentation() -> None:
     ]
 
 
-def test_a_code_block_deep_in_a_list_is_reopened_inside_one() -> None:
+def test_a_code_block_in_a_nested_list_is_reopened_in_a_list() -> None:
     cut = texts("- a\n  - b\n    ```py\n    one = 1\n    two = 2\n    three = 3\n    ```\n- next", 45)
     assert cut[1].startswith("+\n    ```py\n")
     assert "".join(map(visible_text, cut)) == "abone=1two=2three=3next"
@@ -65,7 +65,7 @@ def test_a_code_block_in_a_quote_keeps_its_quote_marks() -> None:
     assert all(is_balanced(text) for text in cut)
 
 
-def test_the_rest_of_a_long_quoted_line_is_quoted_too() -> None:
+def test_the_rest_of_a_long_quoted_line_is_quoted() -> None:
     assert texts("> one two three four five six seven", 28) == ["> one two three four five ", "> six seven"]
 
 
@@ -104,16 +104,16 @@ def test_a_table_header_that_takes_too_much_room_is_not_repeated() -> None:
         ("no marker may begin the next - item", "no marker may begin the "),
     ],
 )
-def test_the_best_border_is_taken(markdown: str, first: str) -> None:
+def test_the_best_boundary_is_chosen(markdown: str, first: str) -> None:
     assert texts(markdown, 28)[0] == first
 
 
-def test_whitespace_after_a_cut_stays_with_the_piece_before_it() -> None:
+def test_whitespace_after_a_cut_stays_with_the_chunk_before_it() -> None:
     assert texts("a" * 20 + "\n\n" + "b" * 20, 28) == ["a" * 20 + "\n\n", "b" * 20]
 
 
 @pytest.mark.parametrize("sign", ["👩‍👩‍👧‍👦", "🇩🇪", "👍🏽", "e\u0301", "\r\n", "\u1112\u1161\u11ab", "\ud83d\ude00"])
-def test_no_sign_is_torn(sign: str) -> None:
+def test_no_grapheme_is_split(sign: str) -> None:
     for before in range(20, 28):
         cut = texts("x" * before + sign * 8, 28)
         assert all(not unicodedata.combining(text[0]) for text in cut)
@@ -124,16 +124,16 @@ def test_chinese_punctuation_does_not_begin_a_message() -> None:
     assert texts("字" * 28 + "」" + "字" * 5, 28)[1].startswith("字")
 
 
-def test_a_sign_longer_than_a_message_is_cut() -> None:
+def test_a_grapheme_longer_than_a_message_is_split() -> None:
     assert len(texts("e" + "\u0301" * 100, 28)) > 3
 
 
-def test_a_fence_longer_than_a_message_is_cut_like_text() -> None:
+def test_a_fence_longer_than_a_message_is_split_like_text() -> None:
     texts("`" * 30 + "\ncode\n" + "`" * 30, 28)
     texts("```" + "info" * 20 + "\ncode that is long enough to be cut\n```", 28)
 
 
-def test_lengths_are_those_of_the_platform() -> None:
+def test_lengths_are_in_the_units_of_the_platform() -> None:
     chunks = split("😀" * 40, MarkdownFormat(28, utf16_units))
     assert [len(chunk.body) for chunk in chunks] == [14, 14, 12]
 
@@ -153,7 +153,7 @@ class Shortening:
         return len(rendered.text)
 
 
-def test_the_rendered_length_counts_and_not_the_markdown() -> None:
+def test_the_length_of_the_rendered_text_counts() -> None:
     format: Format = CachedFormat(Shortening())
     text = "word /hidden/ " * 20
     chunks = split(text, format)
@@ -165,25 +165,25 @@ def test_the_rendered_length_counts_and_not_the_markdown() -> None:
 @settings(max_examples=120, deadline=None)
 @given(TEXT, st.integers(100, 400))
 @example("> 1. > ````py\n>    > x = 1\n>    > ```js\n>    > let a\n>    > ```\n>    > ````", 100)
-def test_every_piece_fits_and_is_balanced_and_nothing_is_lost(markdown: str, limit: int) -> None:
+def test_every_chunk_fits_and_is_balanced_and_no_text_is_lost(markdown: str, limit: int) -> None:
     assert all(is_balanced(text) for text in texts(markdown, limit))
 
 
 @settings(max_examples=70, deadline=None)
 @given(FLAT, st.integers(28, 100))
-def test_so_it_is_in_messages_of_28_characters(markdown: str, limit: int) -> None:
+def test_every_chunk_fits_and_is_balanced_at_the_smallest_limits(markdown: str, limit: int) -> None:
     assert all(is_balanced(text) for text in texts(markdown, limit))
 
 
 @settings(max_examples=70, deadline=None)
 @given(DOCUMENT, st.integers(300, 2000))
-def test_readers_see_what_the_whole_text_shows(markdown: str, limit: int) -> None:
+def test_the_visible_text_is_unchanged(markdown: str, limit: int) -> None:
     assert "".join(map(visible_text, texts(markdown, limit))) == visible_text(markdown)
 
 
 @settings(max_examples=25, deadline=None)
 @given(DOCUMENT, st.integers(60, 200), st.integers(10, 80))
-def test_a_growing_text_has_the_same_pieces_and_only_its_last_ones_change(markdown: str, limit: int, step: int) -> None:
+def test_a_growing_text_has_the_same_chunks_and_only_its_last_ones_change(markdown: str, limit: int, step: int) -> None:
     splitter = Splitter(MarkdownFormat(limit))
     before: list[Chunk] = []
     for begin in range(0, len(markdown), step):
@@ -194,7 +194,7 @@ def test_a_growing_text_has_the_same_pieces_and_only_its_last_ones_change(markdo
     assert before == split(markdown, MarkdownFormat(limit))
 
 
-def test_what_is_settled_is_not_rendered_again() -> None:
+def test_settled_chunks_are_not_rendered_again() -> None:
     rendered = 0
 
     class Counting(Shortening):
