@@ -75,7 +75,7 @@ def on_a_mount(folder: Path, options: str) -> list[str]:
         ),
         (
             {"BOT_STORAGE__URL": "sqlite+aiosqlite:////proc/bot/bot.db"},
-            "bot: the folder /proc/bot for the database cannot be made (No such file or directory): make it, or name",
+            "bot: the database's folder /proc/bot cannot be created (No such file or directory): create it, or name",
         ),
     ],
     ids=["no model", "no GPU", "no folder"],
