@@ -1,9 +1,9 @@
 # The bot as a container service:  make image, or docker build -t chatglm-bot .
 #
 # BASE          any Debian with Python 3.11 or newer and its venv module
-# BUILD_BASE    the same with a C compiler, for what a CPU computes with; without one that runs at half the speed
-# TORCH_INDEX   where pip finds torch as well; "" is PyPI alone, whose build for Linux is the CUDA one. For the CPU build, give the
-#               address that PyTorch's "Get started" page names for it.
+# BUILD_BASE    the same with a C compiler, for the native CPU kernels; without them a CPU decodes at half the speed
+# TORCH_INDEX   an extra index for torch; "" is PyPI alone, whose Linux build is the CUDA one.  CPU build:
+#               https://download.pytorch.org/whl/cpu
 # EXTRAS        of the package: postgres, transformers
 # REVISION      of the sources, for the label
 
@@ -16,8 +16,8 @@ ARG EXTRAS="postgres,transformers"
 RUN python3 -m venv /opt/bot
 ENV PATH=/opt/bot/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 WORKDIR /src
-# What changes least comes first: torch, then the other packages, then the bot.  A pip.conf, where the builder
-# gives one, is there for these lines only and stays in no layer.
+# Layers that change least come first: torch, then the other packages, then the bot.  A pip.conf passed by the builder
+# is mounted for these lines only and is not part of any layer.
 COPY constraints.txt pyproject.toml ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     version=$(grep '^torch==' constraints.txt) && \
@@ -46,7 +46,7 @@ LABEL org.opencontainers.image.title="chatglm-bot" \
 COPY --from=build /opt/bot /opt/bot
 COPY --from=build --chown=10001:10001 /data /data
 COPY config.toml /etc/bot/config.toml
-# The database, and models that are downloaded, outlive the container in /data; models of the operator's lie in /models.
+# /data keeps the database and downloaded models beyond the container; /models has the operator's own.
 ENV PATH=/opt/bot/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -58,7 +58,7 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 9464
-# A large model takes minutes to load; until then the bot is alive and not yet ready.
+# A large model takes minutes to load; until then the bot is live but not ready.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 CMD ["bot", "health", "--config", "/etc/bot/config.toml"]
 ENTRYPOINT ["bot"]
 CMD ["run", "--config", "/etc/bot/config.toml"]

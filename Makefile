@@ -1,5 +1,5 @@
-# `make run` talks to the bot, `make test` checks all of it; both set themselves up in .venv.
-# Set-up speaks on standard error and reads nothing, so that `make run` can stand in a pipe.
+# `make run` starts a chat, `make test` runs all checks; both install their dependencies into .venv.
+# Installation writes to standard error and reads nothing, so that `make run` works in a pipe.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,29 +24,30 @@ format: $(VENV)/test-installed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# Long answers on each platform while calls are refused, and how soon they are seen: docs/LOSSLESS.md.
+# Long answers on each platform under rate limits and errors, and their latency: docs/LOSSLESS.md.
 # make lossless ARGS="slack --cases 30"
 lossless: $(VENV)/test-installed
 	@$(BIN)/python -m tests.adapters.lossless $(ARGS)
 
-# What is killed, cut off and refused on purpose, and what it cost: docs/RELIABILITY.md.  One of them:
+# Fault injection: kills, cut connections, full disks and more, docs/RELIABILITY.md.  A single experiment:
 # make reliability ARGS="R4 --seed 3"
 reliability: $(VENV)/test-installed
 	@$(BIN)/python -m tests.reliability $(ARGS)
 
-# Checkpoints of the real size, made of random weights: 13 GB of disk, 10 minutes, memory held to a limit.
+# Checkpoints of the real size with random weights, loaded under a memory limit: 13 GB of disk, 10 minutes.
 weights-test: $(VENV)/test-installed
 	@$(BIN)/python -m tests.weights
 
-# The container image, with docker or podman and buildah; CPU build: make image ARGS="--build-arg TORCH_INDEX=…"
+# The container image, with docker or podman and buildah; CPU build:
+# make image ARGS="--build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 image: $(VENV)/test-installed
 	@$(BIN)/python -m tests.image $(ARGS)
 
-# The same, then started hardened, asked, stopped, started again, and put in bad situations.
+# Build the image, start it hardened, ask it, restart it, inject faults.
 image-test: $(VENV)/test-installed
 	@$(BIN)/python -m tests.image --test $(ARGS)
 
-# Wheel, sources, bill of materials and their checksums in dist/; the same commit makes the same bytes.
+# Wheel, sources, bill of materials and checksums in dist/, reproducible per commit.
 release: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 release: sbom
 	@rm -f dist/*.whl dist/*.tar.gz dist/SHA256SUMS
@@ -55,17 +56,17 @@ release: sbom
 	    shasum -a 256 *.whl *.tar.gz sbom.cdx.json; } >SHA256SUMS
 	@cat dist/SHA256SUMS
 
-# What the bot brings along, with versions and licences, as CycloneDX: of what is installed in .venv, without its tests.
+# Bill of materials (CycloneDX) of the packages in .venv, with versions and licences, without those of the tests.
 sbom: $(VENV)/release-installed
 	@mkdir -p dist
 	@$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible | \
 	    $(BIN)/python -m release.sbom >dist/sbom.cdx.json.part && mv dist/sbom.cdx.json.part dist/sbom.cdx.json
 
-# The bot's own words: collect them from the code into the catalogues, and compile those.
+# Collect the bot's sentences from the code into the catalogues, and compile those.
 words: $(VENV)/test-installed
 	@$(BIN)/python -m bot.chat.locale.update
 
-# A new migration from what schema.py says now:  make migration NAME="what it does"
+# Write a migration from the difference to schema.py:  make migration NAME="what it does"
 migration: $(VENV)/test-installed
 	@$(BIN)/python -m bot.storage.migrate "$(NAME)"
 	@$(BIN)/ruff format --quiet migrations && $(BIN)/ruff check --quiet --fix migrations
@@ -74,17 +75,17 @@ clean:
 	@rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/run-installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what the bot needs into $(VENV) (on Linux with a GPU build of torch: gigabytes) …" >&2
+	@echo "Installing the bot into $(VENV) (on Linux with the CUDA build of torch: gigabytes) …" >&2
 	@$(PIP) --editable '.' </dev/null >&2
 	@touch $@
 
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what the bot and its tests need into $(VENV) …" >&2
+	@echo "Installing the bot and its tests into $(VENV) …" >&2
 	@$(PIP) --editable '.[postgres,test]' </dev/null >&2
 	@touch $@ $(VENV)/run-installed
 
 $(VENV)/release-installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing what a release needs into $(VENV) …" >&2
+	@echo "Installing the release tools into $(VENV) …" >&2
 	@$(PIP) --editable '.[postgres,transformers,release]' </dev/null >&2
 	@touch $@ $(VENV)/run-installed
 
