@@ -1,0 +1,255 @@
+"""Discord backfill after a restart or a lost session."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import discord
+import pytest
+from aiohttp import web
+
+from bot.domain import ChannelKey, Kind
+from bot.errors import StoreError
+from tests.harness.discord_harness import DiscordBot, run_discord_bot
+from tests.harness.messages import a_message
+from tests.harness.servers.discord import DiscordPlatform
+
+
+async def test_a_new_session_backfills_channels_threads_and_direct_messages(bot: DiscordBot) -> None:
+    await bot.platform.say("before")
+    await bot.platform.say("hello", direct=True)
+    await bot.platform.say("among people", thread="tea", mention=False)
+    await bot.platform.say("one", thread="tea")
+    await bot.shows("ok")
+    await bot.shows("ok", channel="Mei")
+    await bot.shows("ok", thread="tea")
+    await bot.platform.disconnect(resumable=False)
+    await bot.platform.say("among people", thread="new", mention=False)
+    await bot.platform.say("missed in a new thread", thread="new")
+    await bot.platform.say("and what follows", thread="new", mention=False)
+    await bot.platform.say("missed")
+    await bot.platform.say("missed in a thread", thread="tea", mention=False)
+    await bot.platform.say("missed in private", direct=True)
+    await bot.platform.say("missed where it never was", channel="random")
+    await bot.platform.say("not for the bot", mention=False)
+    await bot.shows("ok", "ok")
+    await bot.shows("ok", "ok", channel="Mei")
+    await bot.shows("ok", "ok", thread="tea")
+    await bot.shows("ok", channel="random")
+    await bot.shows("ok", "ok", thread="new")
+    assert len(bot.engine.requests) == 9
+
+
+async def test_messages_sent_while_the_bot_was_stopped_are_answered_at_the_next_start(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+    missed = [await platform.say("two"), await platform.say("three", author="Jo")]
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok", "ok")
+        contents = [request.messages[-1].content for request in bot.engine.requests]
+        assert contents == ["Mei: two", "Jo: three"]
+        assert sorted(seen.reply_to or "" for seen in platform.seen()[-2:]) == missed
+
+
+async def test_an_interrupted_reply_is_edited_after_a_restart(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.engine.add(["half an", asyncio.Event()])
+        await platform.say("one")
+        await bot.shows("half an")
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.engine.add("whole")
+        await bot.shows("whole")
+
+
+async def send_unrecorded_placeholder(platform: DiscordPlatform, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The question that it replies to; the bot was killed before it could write its id down."""
+
+    async def failing(*arguments: Any) -> None:
+        raise StoreError("the power is gone")
+
+    async with run_discord_bot(platform, folder) as bot:
+        monkeypatch.setattr(bot.harness.store, "record_part", failing)
+        question = await platform.say("one")
+        await bot.shows("…")
+    return question
+
+
+def count_sends(platform: DiscordPlatform) -> int:
+    return len([name for name, _ in platform.attempts if name == "send"])
+
+
+async def test_an_unrecorded_placeholder_is_found_after_its_nonce_expired(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send_unrecorded_placeholder(platform, tmp_path, monkeypatch)
+    platform.forget_nonces()
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok")
+    assert count_sends(platform) == 1
+
+
+async def test_the_search_for_a_placeholder_is_retried(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = await send_unrecorded_placeholder(platform, tmp_path, monkeypatch)
+    platform.forget_nonces()
+    refusals = [web.Response(status=500), web.Response(status=429, headers={"Retry-After": "1"})]
+
+    async def guard(request: web.Request) -> web.Response | None:
+        return refusals.pop() if request.query.get("after") == question and refusals else None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok")
+    assert refusals == []
+    assert count_sends(platform) == 1
+
+
+async def test_without_read_access_the_nonce_deduplicates_the_placeholder(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send_unrecorded_placeholder(platform, tmp_path, monkeypatch)
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.method == "GET" and request.path.endswith("/messages"):
+            return web.Response(status=403, body=b'{"code": 50001}', content_type="application/json")
+        return None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok")
+    assert count_sends(platform) == 2
+
+
+async def test_a_delay_notice_is_not_mistaken_for_the_reply(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*arguments: Any) -> None:
+        raise StoreError("the disk is full")
+
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+        await bot.all_is_delivered()
+        monkeypatch.setattr(bot.harness.store, "enqueue", failing)
+        await platform.say("two")
+        await platform.until(lambda: len(bot.shown()) == 2)
+        before = bot.shown()
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows(*before, "ok")
+
+
+async def test_a_backfill_skips_forbidden_channels(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await platform.say("hi", direct=True)
+        await bot.shows("ok", channel="Mei")
+        await bot.shows("ok")
+    await platform.say("two", channel="hidden")
+    await platform.say("three")
+    platform.forbidden |= {platform.channel("hidden"), platform.direct("Mei")}
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
+
+
+def count_reads(platform: DiscordPlatform, *channels: int) -> int:
+    """How often the bot read what was said in these channels."""
+    return sum(platform.calls.count(f"GET /channels/{channel}/messages") for channel in channels)
+
+
+async def test_four_direct_channels_are_probed_at_a_time(platform: DiscordPlatform, tmp_path: Path) -> None:
+    names = [f"person {number}" for number in range(7)]
+    async with run_discord_bot(platform, tmp_path) as bot:
+        for name in names:
+            await platform.say("one", author=name, direct=True)
+            await bot.shows("ok", channel=name)
+    directs = [platform.direct(name) for name in names]
+    for name in names:
+        await platform.say("two", author=name, direct=True)
+    platform.reading.clear()
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.until(lambda: count_reads(platform, *directs) == 4)
+        for _ in range(200):  # more turns of the event loop than another call would take
+            await asyncio.sleep(0)
+        assert count_reads(platform, *directs) == 4
+        platform.reading.set()
+        for name in names:
+            await bot.shows("ok", "ok", channel=name)
+
+
+async def test_an_archived_thread_is_backfilled(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one", thread="tea")
+        await bot.shows("ok", thread="tea")
+    await platform.say("two", thread="tea", mention=False)
+    platform.archived.add(platform.thread("general", "tea"))
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok", thread="tea")
+
+
+async def test_of_old_unlisted_channels_only_direct_ones_are_probed(platform: DiscordPlatform, tmp_path: Path) -> None:
+    thread, direct = platform.thread("general", "tea"), platform.direct("Jo")
+    old = str(discord.utils.time_snowflake(datetime.now(UTC) - timedelta(days=8)))
+    async with run_discord_bot(platform, tmp_path) as bot:
+        for place in (
+            ChannelKey("discord", str(platform.channel("general")), str(thread)),
+            ChannelKey("discord", str(direct)),
+        ):
+            kept = await bot.harness.store.enqueue(a_message("long ago", id=old, channel=place), Kind.CHAT)
+            assert kept is not None
+            await bot.harness.store.fail(kept.id, "long ago")
+        await platform.say("one")
+        await bot.shows("ok")
+    platform.archived.add(thread)
+    await platform.say("here I am again", author="Jo", direct=True)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", channel="Jo")
+    assert count_reads(platform, thread) == 0
+
+
+async def test_an_inaccessible_channel_is_probed_again_only_after_a_new_message(bot: DiscordBot) -> None:
+    direct = bot.platform.direct("Mei")
+    await bot.platform.say("one", direct=True)
+    await bot.shows("ok", channel="Mei")
+    bot.platform.forbidden.add(direct)
+    for number in range(1, 4):
+        await bot.platform.disconnect(resumable=False)
+        await bot.platform.say(str(number))
+        await bot.shows(*["ok"] * number)
+    assert count_reads(bot.platform, direct) == 1
+    bot.platform.forbidden.clear()
+    await bot.platform.say("two", direct=True)
+    await bot.shows("ok", "ok", channel="Mei")
+    await bot.platform.disconnect(resumable=False)
+    await bot.platform.say("three", direct=True)
+    await bot.shows("ok", "ok", "ok", channel="Mei")
+
+
+async def test_a_message_id_from_the_future_does_not_hide_missed_messages(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hello")
+        await bot.shows("ok")
+        forged = replace(
+            a_message("q", channel=ChannelKey("discord", str(platform.channel("random")))), id=str(1 << 62)
+        )
+        await bot.harness.ask(forged)
+    await platform.say("are you there?")
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
+
+
+async def test_a_rate_limited_backfill_waits(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+    await platform.say("two")
+    platform.waits = {f"/channels/{platform.channel('general')}/messages": 2}
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")

@@ -1,0 +1,184 @@
+"""Discord API calls: rate limits, errors, inspection."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+
+import discord
+import pytest
+
+from bot.adapters import inspect
+from bot.adapters.discord.http import configure_endpoints, map_errors, rest_client
+from bot.adapters.discord.messenger import DiscordMessenger
+from bot.domain import Action, ChannelKey, Status
+from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited
+from tests.harness.discord_harness import FACTOR, DiscordBot, run_discord_bot
+from tests.harness.fakes import FastClock
+from tests.harness.platform import Fault
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_gateway import TOKEN
+from tests.harness.servers.discord_world import GUILD
+
+
+@pytest.mark.parametrize("kind", ["429", "500", "timeout", "lost"])
+async def test_every_word_arrives_once_although_every_second_call_fails(
+    platform: DiscordPlatform, tmp_path: Path, kind: Literal["429", "500", "timeout", "lost"]
+) -> None:
+    platform.script = lambda number, name: Fault(kind, seconds=3.0) if number % 2 == 0 else None
+    words = [f"word{number} " * 40 for number in range(20)]
+    async with run_discord_bot(platform, tmp_path, call_seconds=0.3) as bot:
+        bot.engine.add(list(words))
+        await platform.say("go on")
+        await platform.until(lambda: "".join(bot.shown()).count("word") == 800)
+        await platform.until(lambda: platform.seen()[-1].actions == {Action.RETRY})
+        assert "".join("".join(bot.shown()).split()) == "".join("".join(words).split())
+
+
+async def test_a_global_rate_limit_pauses_every_channel(bot: DiscordBot) -> None:
+    bot.platform.is_global = True
+    bot.platform.script = lambda number, name: Fault("429", seconds=20.0) if number == 0 else None
+    await bot.platform.say("one")
+    await bot.platform.until(lambda: bot.platform.writes == 1)
+    await bot.platform.say("two", channel="random")
+    await bot.shows("ok")
+    await bot.shows("ok", channel="random")
+
+
+@pytest.mark.parametrize("after", ["10", "Fri, 20 Nov 2026 12:00:10 GMT"])
+async def test_a_rate_limit_without_a_body_pauses_every_channel(bot: DiscordBot, after: str) -> None:
+    bot.platform.terse = after
+    bot.platform.script = lambda number, name: Fault("429", seconds=10.0) if number == 0 else None
+    await bot.platform.say("one")
+    await bot.platform.until(lambda: bot.platform.writes == 1)
+    await bot.platform.say("two", channel="random")
+    await bot.shows("ok")
+    await bot.shows("ok", channel="random")
+
+
+async def test_a_forbidden_channel_fails_the_exchange(bot: DiscordBot) -> None:
+    bot.platform.forbidden.add(bot.platform.channel("general"))
+    question = await bot.platform.say("hi")
+    await bot.platform.say("hello", direct=True)
+    await bot.shows("ok", channel="Mei")
+    key = ChannelKey("discord", str(bot.platform.channel("general")))
+    exchange = await bot.harness.store.find(key, question)
+    assert exchange is not None
+    assert exchange.status is Status.FAILED
+
+
+async def test_eighty_mentions_at_once_are_all_answered(bot: DiscordBot) -> None:
+    channels = [f"channel {number}" for number in range(20)]
+    for number in range(80):
+        await bot.platform.say(f"question {number}", channel=channels[number % 20])
+    await bot.platform.until(
+        lambda: sum(message["content"] == "ok" for message in bot.platform.messages.values()) == 80, seconds=30
+    )
+    assert all(bot.shown(channel) == ["ok"] * 4 for channel in channels)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (403, 50001, ChannelGone),
+        (403, 50007, ChannelGone),
+        (404, 10003, ChannelGone),
+        (400, 50083, ChannelGone),
+        (404, 10008, MessageGone),
+        (400, 30046, RateLimited),
+        (403, 0, PlatformUnavailable),
+        (401, 0, LoginRefused),
+        (400, 50035, discord.HTTPException),
+    ],
+)
+async def test_http_errors_are_mapped(status: int, code: int, expected: type[Exception]) -> None:
+    response = SimpleNamespace(status=status, reason="")
+    with pytest.raises(expected), map_errors():
+        raise discord.HTTPException(cast("Any", response), {"code": code, "message": "no"})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (discord.RateLimited(40.0), RateLimited),
+        (discord.LoginFailure(), LoginRefused),
+        (TimeoutError(), PlatformUnavailable),
+        (ConnectionResetError(54, "reset"), PlatformUnavailable),
+        (RuntimeError("Session is closed"), PlatformUnavailable),
+        (RuntimeError("another"), RuntimeError),
+    ],
+)
+async def test_library_errors_are_mapped(error: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected), map_errors():
+        raise error
+
+
+async def test_without_a_connection_a_send_fails_as_unavailable() -> None:
+    messenger = DiscordMessenger(1.2, 10.0)
+    channel, text = ChannelKey("discord", "1"), messenger.format.render("hi")
+    with pytest.raises(PlatformUnavailable):
+        await messenger.send(channel, text, reply_to=None, controls=frozenset(), nonce="1.0.0")
+
+
+async def test_a_call_cancelled_at_any_point_does_not_block_later_calls(platform: DiscordPlatform) -> None:
+    settings = platform.settings()
+    configure_endpoints(settings)
+    messenger = DiscordMessenger(1.2, 5.0)
+    channel, controls = ChannelKey("discord", str(platform.channel("general"))), frozenset[Action]()
+    async with rest_client(settings, FastClock(FACTOR)) as messenger.client:
+        await messenger.client.login(TOKEN)
+        said = await messenger.send(
+            channel, messenger.format.render("…"), reply_to=None, controls=controls, nonce="1.0.0"
+        )
+
+        def edit(text: str) -> Coroutine[None, None, None]:
+            return messenger.edit(channel, said, messenger.format.render(text), controls=controls)
+
+        for number in range(200):
+            call = asyncio.create_task(edit("broken off"))
+            for _ in range(number % 20):  # more turns of the event loop than a call takes
+                await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.wait([call])
+            await edit(f"after {number}")
+    assert sum(body["content"].startswith("after") for _, body in platform.attempts) == 200
+
+
+async def test_an_inspection_reports_what_is_missing(platform: DiscordPlatform) -> None:
+    assert all([finding.is_ok async for finding in inspect("discord", platform.settings())])
+    platform.allows_content = False
+    platform.application = {"interactions_endpoint_url": "https://example.org", "bot_require_code_grant": True}
+    platform.guilds_without_commands.add(GUILD)
+    wrong = [finding.text async for finding in inspect("discord", platform.settings()) if not finding.is_ok]
+    assert [word for word in ["Intent", "Endpoint", "OAuth2", "scope=bot"] if word not in "".join(wrong)] == []
+    assert all(
+        [
+            finding.is_ok or "Intent" not in finding.text
+            async for finding in inspect("discord", platform.settings(threads=False))
+        ]
+    )
+
+
+async def test_an_inspection_causes_no_library_warnings(
+    platform: DiscordPlatform, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert all([finding.is_ok async for finding in inspect("discord", platform.settings())])
+    assert caplog.messages == []
+
+
+async def test_an_inspection_reports_how_to_invite_the_bot(platform: DiscordPlatform) -> None:
+    platform.is_alone = True
+    findings = [finding async for finding in inspect("discord", platform.settings())]
+    assert [finding.is_ok for finding in findings] == [True, True, False]
+    assert "scope=bot" in findings[2].text
+    platform.refusals = {"/users/@me/guilds": 1}
+    findings = [finding async for finding in inspect("discord", platform.settings())]
+    assert findings[2].text == "Discord answered 500"
+
+
+async def test_an_inspection_with_a_rejected_token_names_the_setting(platform: DiscordPlatform) -> None:
+    platform.known_token = "another"
+    findings = [finding async for finding in inspect("discord", platform.settings())]
+    assert [finding.is_ok for finding in findings] == [False]
+    assert "BOT_DISCORD__TOKEN" in findings[0].text

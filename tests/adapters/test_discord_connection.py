@@ -1,0 +1,182 @@
+"""Discord sessions, login and outages, with the real library."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from discord.backoff import ExponentialBackoff
+
+from bot.adapters.discord.adapter import open_adapter
+from bot.adapters.discord.settings import DiscordSection
+from bot.errors import LoginRefused
+from tests.harness.discord_harness import FACTOR, DiscordBot, run_discord_bot
+from tests.harness.fakes import FastClock
+from tests.harness.harness import Harness
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_world import APPLICATION
+
+
+async def test_a_resumed_session_delivers_what_was_missed(bot: DiscordBot) -> None:
+    await bot.platform.disconnect()
+    await bot.platform.say("are you there?")
+    await bot.shows("ok")
+    assert bot.platform.resumed == 1
+
+
+def set_library_backoff(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """After a connection that failed; else it draws the time, and it comes to 17 minutes."""
+    monkeypatch.setattr(ExponentialBackoff, "delay", lambda backoff: seconds)
+
+
+async def test_a_session_is_resumed_after_a_short_outage(bot: DiscordBot, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_library_backoff(monkeypatch, 0.01)
+    bot.platform.is_away = True
+    await bot.platform.disconnect()
+    await bot.platform.say("are you there?")
+    await bot.platform.until(lambda: bot.platform.turned_away > 3)
+    bot.platform.is_away = False
+    await bot.shows("ok")
+    assert (bot.platform.resumed, len(bot.platform.identified)) == (1, 1)
+
+
+async def test_a_new_session_begins_after_a_long_outage_despite_the_librarys_backoff(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_library_backoff(monkeypatch, 1000.0)
+    platform.cut_off_seconds = 0.1
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("before")
+        await bot.shows("ok")
+        platform.is_away = True
+        await platform.disconnect()
+        await platform.say("meanwhile")
+        # The library tries once; who comes after that is another client.
+        await platform.until(lambda: platform.turned_away > 2)
+        platform.is_away = False
+        await bot.shows("ok", "ok")
+        assert (platform.resumed, len(platform.identified)) == (0, 2)
+
+
+async def test_a_session_resumed_in_time_is_kept(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform.cut_off_seconds = 10.0
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.disconnect()
+        await platform.until(lambda: platform.resumed == 1)
+        await platform.say("hi")
+        await bot.shows("ok")
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + 11.0)
+        await platform.say("still the same session?")
+        await bot.shows("ok", "ok")
+        assert (platform.resumed, len(platform.identified)) == (1, 1)
+
+
+async def test_a_failed_start_is_retried(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.refusals = {"/users/@me": 2, f"/applications/{APPLICATION}/commands": 1}
+    platform.silences = 2
+    platform.closes_with = [4014, 4013]
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+
+
+@pytest.mark.parametrize("ending", ["/users/@me", "/messages"], ids=["login", "catching up"])
+async def test_a_call_without_a_response_is_retried(platform: DiscordPlatform, tmp_path: Path, ending: str) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hello")
+        await bot.shows("ok")
+    await platform.say("are you there?")
+    hanging: list[str] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.method == "GET" and request.path.endswith(ending) and not hanging:
+            hanging.append(request.path)
+            await platform.closing.wait()
+        return None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
+    assert hanging
+
+
+async def test_a_rate_limited_start_waits(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.waits = {"/users/@me": 1, f"/applications/{APPLICATION}/commands": 1}
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+        await platform.until(lambda: bool(platform.commands))
+
+
+async def test_a_malformed_frame_starts_a_new_session(bot: DiscordBot) -> None:
+    await bot.platform.say("one")
+    await bot.shows("ok")
+    bot.platform.garble()
+    await bot.platform.until(lambda: len(bot.platform.identified) == 2)
+    await bot.platform.say("two")
+    await bot.shows("ok", "ok")
+
+
+async def test_all_traffic_uses_the_proxy(platform: DiscordPlatform, tmp_path: Path) -> None:
+    elsewhere: dict[str, Any] = {
+        "api_url": "http://discord.invalid/api/v10",
+        "gateway_url": "ws://discord.invalid/gateway",
+    }
+    async with run_discord_bot(platform, tmp_path, proxy=platform.url, **elsewhere) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+        await platform.command("clear")
+        await bot.shows("ok", "Forgotten: everything said here (1).")
+
+
+async def test_a_rejected_token_ends_the_adapter(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.known_token = "another"
+    async with run_discord_bot(platform, tmp_path) as bot:
+        with pytest.raises(LoginRefused, match="BOT_DISCORD__TOKEN"):
+            await bot.running
+
+
+async def test_a_start_is_delayed_when_few_sessions_are_left_today(
+    platform: DiscordPlatform, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    platform.sessions_left = {"total": 1000, "remaining": 2, "reset_after": 60_000, "max_concurrency": 1}
+    before = time.monotonic()
+    async with run_discord_bot(platform, tmp_path):
+        assert time.monotonic() - before >= 30.0 / FACTOR
+        assert len(platform.identified) == 1
+    assert [each.__dict__["seconds"] for each in caplog.records if "few sessions" in each.message] == [30]
+
+
+async def test_a_malformed_session_limit_is_ignored(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.sessions_left = None
+    async with run_discord_bot(platform, tmp_path):
+        assert len(platform.identified) == 1
+
+
+async def test_a_token_changed_at_run_time_ends_the_adapter(bot: DiscordBot) -> None:
+    bot.platform.known_token = "another"
+    await bot.platform.disconnect(resumable=False)
+    with pytest.raises(LoginRefused):
+        await bot.running
+
+
+async def test_malformed_events_are_skipped(bot: DiscordBot) -> None:
+    unreadable: list[object] = [{}, {"id": "x"}, {"author": 5, "content": None}, [], "text", None]
+    for broken in unreadable:
+        for name in ("MESSAGE_CREATE", "MESSAGE_UPDATE", "MESSAGE_DELETE", "INTERACTION_CREATE", "GUILD_CREATE", "X"):
+            bot.platform.tell(name, broken)
+    await bot.platform.say("hi")
+    await bot.shows("ok")
+    assert len(bot.platform.identified) == 1
+
+
+async def test_an_adapter_without_a_token_does_not_start(platform: DiscordPlatform, harness: Harness) -> None:
+    adapter = open_adapter(DiscordSection(), FastClock(FACTOR))
+    with pytest.raises(LoginRefused, match="BOT_DISCORD__TOKEN"):
+        await adapter.run(harness.intake)

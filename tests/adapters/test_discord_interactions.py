@@ -1,0 +1,167 @@
+"""Discord slash commands and buttons."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from bot.chat.commands import menu
+from bot.chat.i18n import translator
+from bot.config.schema import AccessSection
+from bot.domain import Action
+from bot.errors import StoreError
+from tests.harness.discord_harness import DiscordBot, run_discord_bot
+from tests.harness.platform import Fault
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_world import EPHEMERAL
+
+
+async def test_slash_commands_are_registered_in_both_languages(bot: DiscordBot) -> None:
+    await bot.platform.until(lambda: bool(bot.platform.commands))
+    assert {command["name"] for command in bot.platform.commands} == {command.name for command in menu()}
+    clear = next(command for command in bot.platform.commands if command["name"] == "clear")
+    assert clear["description"] == "Forget this conversation"
+    assert clear["description_localizations"]["zh-CN"] == translator("zh")("Forget this conversation")
+
+
+async def test_a_slash_command_is_answered_in_its_response(bot: DiscordBot) -> None:
+    await bot.platform.say("remember")
+    await bot.shows("ok")
+    await bot.platform.command("clear")
+    await bot.shows("ok", "Forgotten: everything said here (1).")
+    await bot.all_is_delivered()
+
+
+async def test_a_slash_command_is_answered_in_its_users_language(bot: DiscordBot) -> None:
+    bot.platform.locales["Mei"] = "zh-CN"
+    await bot.platform.command("clear", direct=True)
+    await bot.shows(translator("zh")("There was nothing to forget here."), channel="Mei")
+
+
+async def test_the_status_is_visible_only_to_its_user(bot: DiscordBot) -> None:
+    await bot.platform.command("status")
+    await bot.platform.until(lambda: "scripted" in "".join(bot.shown()))
+    assert bot.platform.messages[int(bot.platform.seen()[0].id)]["flags"] & EPHEMERAL
+
+
+async def test_the_retry_command_edits_the_reply(bot: DiscordBot) -> None:
+    bot.engine.add("first", "second")
+    await bot.platform.say("hi")
+    await bot.shows("first")
+    await bot.platform.command("retry")
+    await bot.shows("second", "I am answering the question again.")
+
+
+async def test_the_retry_command_without_a_question_says_so(bot: DiscordBot) -> None:
+    await bot.platform.command("retry")
+    await bot.platform.until(lambda: "no question of yours" in "".join(bot.shown()))
+
+
+async def test_a_denied_users_command_gets_a_notice(platform: DiscordPlatform, tmp_path: Path) -> None:
+    access = AccessSection(deny_users=(f"discord:{platform.person('Mei')['id']}",))
+    async with run_discord_bot(platform, tmp_path, access=access) as bot:
+        await platform.command("status")
+        await bot.shows("I do not answer here.")
+
+
+async def test_an_expired_command_is_answered_in_the_channel(bot: DiscordBot) -> None:
+    bot.platform.script = lambda number, name: bot.platform.expire()
+    await bot.platform.command("clear")
+    await bot.shows("There was nothing to forget here.")
+    assert bot.platform.attempts[0][0] == "send"
+
+
+async def test_a_command_is_answered_in_its_response_after_a_reconnect(bot: DiscordBot) -> None:
+    bot.platform.script = lambda number, name: Fault("429", seconds=20.0) if number == 0 else None
+    await bot.platform.command("status")
+    await bot.platform.until(lambda: bot.platform.writes == 1)
+    bot.platform.garble()
+    await bot.platform.until(lambda: len(bot.platform.identified) == 2)
+    await bot.platform.until(lambda: "scripted" in "".join(bot.shown()))
+    assert bot.platform.messages[int(bot.platform.seen()[0].id)]["flags"] & EPHEMERAL
+
+
+async def test_a_command_with_a_malformed_acknowledgement_is_answered_in_the_channel(bot: DiscordBot) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        return web.Response(text="hello") if request.path.endswith("/callback") else None
+
+    bot.platform.gate.guard = guard
+    await bot.platform.command("clear")
+    await bot.shows("There was nothing to forget here.")
+    bot.platform.forget_interactions()
+
+
+async def test_a_command_that_timed_out_in_the_librarys_wait_is_answered_in_its_response(bot: DiscordBot) -> None:
+    waiting: list[str] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/@original") or waiting:
+            return None
+        waiting.append(request.path)
+        shown = next(reversed(bot.platform.messages.values()))
+        limits = {"X-Ratelimit-Remaining": "0", "X-Ratelimit-Reset-After": "600", "X-Ratelimit-Reset": "0"}
+        return web.Response(body=json.dumps(shown).encode(), content_type="application/json", headers=limits)
+
+    bot.platform.gate.guard = guard
+    await bot.platform.command("clear")
+    await bot.shows("There was nothing to forget here.")
+    assert len(waiting) == 1
+
+
+async def test_a_command_received_too_late_is_answered_in_the_channel(bot: DiscordBot) -> None:
+    bot.platform.is_late = True
+    await bot.platform.command("help")
+    await bot.platform.until(lambda: "`/clear`" in "".join(bot.shown()))
+    assert bot.platform.attempts[0][0] == "send"
+
+
+async def test_the_stop_button_ends_the_answer(bot: DiscordBot) -> None:
+    bot.engine.add(["half an", asyncio.Event()])
+    await bot.platform.say("hi")
+    await bot.shows("half an")
+    await bot.platform.press(bot.platform.seen()[1].id, Action.STOP)
+    await bot.shows("half an\n\n(stopped)")
+
+
+async def test_the_retry_button_edits_the_reply(bot: DiscordBot) -> None:
+    bot.engine.add("first", "second")
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY)
+    await bot.shows("second")
+
+
+async def test_only_the_asker_may_press_a_button(bot: DiscordBot) -> None:
+    bot.engine.add("first")
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY, author="Jo")
+    await bot.shows("first", "Only the person who asked, and admins, may do that.")
+    assert bot.platform.messages[int(bot.platform.seen()[2].id)]["flags"] & EPHEMERAL
+
+
+async def test_a_button_that_fails_is_not_acknowledged(bot: DiscordBot, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*arguments: Any) -> None:
+        raise StoreError("locked")
+
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    monkeypatch.setattr(bot.harness.store, "find_by_reply", failing)
+    await bot.platform.press(bot.platform.seen()[1].id, Action.RETRY)
+    await bot.platform.say("still there?")
+    await bot.shows("ok", "ok")
+    assert bot.platform.unanswered == 1
+    bot.platform.forget_interactions()
+
+
+async def test_an_unknown_button_is_ignored(bot: DiscordBot) -> None:
+    await bot.platform.say("hi")
+    await bot.shows("ok")
+    message = bot.platform.messages[int(bot.platform.seen()[1].id)]
+    bot.platform.interact(3, {"custom_id": "other", "component_type": 2}, "Mei", "general", message=message)
+    await bot.platform.say("still there?")
+    await bot.shows("ok", "ok")
+    bot.platform.forget_interactions()
