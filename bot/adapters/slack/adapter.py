@@ -31,18 +31,8 @@ T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-SCOPES = frozenset(
-    {
-        "app_mentions:read",
-        "channels:history",
-        "chat:write",
-        "commands",
-        "groups:history",
-        "im:history",
-        "mpim:history",
-        "users:read",
-    }
-)
+_SCOPES = "app_mentions:read channels:history chat:write commands groups:history im:history mpim:history users:read"
+SCOPES = frozenset(_SCOPES.split())
 
 # Seconds between retries: the first delay and the longest.
 _FIRST_RETRY = 1.0

@@ -1,9 +1,12 @@
 """Slack's error codes as errors of bot.errors."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import aiohttp
+import structlog
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
@@ -16,6 +19,10 @@ from bot.errors import (
     PlatformUnavailable,
     RateLimited,
 )
+
+T = TypeVar("T")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Errors after which a call is worth repeating.
 TRANSIENT = (PlatformUnavailable, RateLimited)
@@ -52,6 +59,17 @@ def map_errors() -> Iterator[None]:
         raise error_of(error.response) from error
     except (aiohttp.ClientError, TimeoutError) as error:
         raise PlatformUnavailable(f"Slack cannot be reached: {type(error).__name__}") from error
+
+
+async def try_call(call: Awaitable[T], seconds: float) -> T | None:
+    """Return the response of a call that is not essential; None if it fails or takes longer."""
+    try:
+        with map_errors():
+            async with asyncio.timeout(seconds):
+                return await call
+    except PlatformError as error:
+        log.warning("slack: optional call failed", error=str(error))
+        return None
 
 
 def error_of(response: object) -> PlatformError:

@@ -17,13 +17,14 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.send_once import RecentDict
+from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, id_of, text_of
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import parse
 from bot.chat.intake import Intake
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
-from bot.errors import BotError, PlatformError, PlatformUnavailable
+from bot.errors import BotError, PlatformUnavailable
 from bot.util.aio import BackgroundTasks, detach_on_cancel
 
 T = TypeVar("T")
@@ -127,11 +128,8 @@ class EventHandlers:
         pressed = Action(action["action_id"])
         notice = await self._complete(self._inbox.press(channel, text_of(body["message"], "ts"), pressed, by))
         if notice:
-            try:
-                async with asyncio.timeout(_TIMEOUT):
-                    await self._messenger.send_ephemeral(channel, user, self._messenger.format.render(notice))
-            except (PlatformError, TimeoutError) as error:
-                log.warning("slack: notice about a button not shown", error=str(error) or "timeout")
+            text = self._messenger.format.render(notice)
+            await try_call(self._messenger.send_ephemeral(channel, user, text), _TIMEOUT)
         await ack()
 
     async def on_error(self, error: Exception) -> None:

@@ -7,17 +7,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.send_once import RecentDict
-from bot.adapters.slack.errors import map_errors
+from bot.adapters.slack.errors import try_call
 from bot.chat.commands import COMMANDS, parse
 from bot.domain import Author, ChannelKey, IncomingMessage
-from bot.errors import PlatformError
 from bot.util.clock import Clock
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PLATFORM = "slack"
 Event = Mapping[str, Any]
@@ -46,40 +42,29 @@ class BotIdentity:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    name: str
-    locale: str | None = None
-    is_bot: bool = False
-
-
 class UserDirectory:
-    """Names and languages of the workspace's users, cached for an hour."""
+    """Authors and their locales, cached for an hour."""
 
     def __init__(self, web: AsyncWebClient, clock: Clock) -> None:
         self._web = web
         self._clock = clock
-        self._cache: RecentDict[str, tuple[float, User]] = RecentDict()
+        self._cache: RecentDict[str, tuple[float, Author, str | None]] = RecentDict()
 
-    async def find(self, id: str) -> User:
+    async def find(self, user: str) -> tuple[Author, str | None]:
         """Look up a user; one that cannot be looked up in time has the id as name."""
-        until, known = self._cache.get(id, (0.0, None))
-        if known is not None and self._clock.now() < until:
-            return known
-        try:
-            async with asyncio.timeout(_LOOKUP_SECONDS):
-                with map_errors():
-                    response = await self._web.users_info(user=id, include_locale=True)
-        except (PlatformError, TimeoutError) as error:
-            log.warning("slack: user lookup failed", error=str(error) or "timeout")
-            user, seconds = known or User(id), _UNKNOWN_SECONDS
-        else:
-            found = response.get("user") or {}
-            profile = found.get("profile") or {}
-            name = profile.get("display_name") or profile.get("real_name") or found.get("name") or id
-            user, seconds = User(name, found.get("locale"), bool(found.get("is_bot"))), _CACHE_SECONDS
-        self._cache[id] = (self._clock.now() + seconds, user)
-        return user
+        until, author, locale = self._cache.get(user, (0.0, Author(PLATFORM, user, user), None))
+        if self._clock.now() >= until:
+            response = await try_call(self._web.users_info(user=user, include_locale=True), _LOOKUP_SECONDS)
+            if response is None:
+                until = self._clock.now() + _UNKNOWN_SECONDS
+            else:
+                until = self._clock.now() + _CACHE_SECONDS
+                found = response.get("user") or {}
+                profile = found.get("profile") or {}
+                name = profile.get("display_name") or profile.get("real_name") or found.get("name") or user
+                author, locale = Author(PLATFORM, user, name, is_bot=bool(found.get("is_bot"))), found.get("locale")
+            self._cache[user] = (until, author, locale)
+        return author, locale
 
 
 class MessageParser:
@@ -118,7 +103,7 @@ class MessageParser:
         message = await self._message(event, channel, thread, ts, raw)
         if thread is None or is_known:
             return message
-        return replace(message, quoted=await self._root(channel, thread) or None)
+        return replace(message, quoted=await self._first_message(channel, thread))
 
     async def parse_edit(self, event: Event) -> IncomingMessage | None:
         """Build the message of an edit, whether it addresses the bot or not."""
@@ -134,17 +119,8 @@ class MessageParser:
         user, channel, trigger = (id_of(command, name) for name in ("user_id", "channel_id", "trigger_id"))
         if not (user and channel and trigger):
             raise ValueError("a slash command without user, channel or trigger")
-        author = await self._users.find(user)
-        return IncomingMessage(
-            id=f"/{user}/{trigger}",
-            channel=ChannelKey(PLATFORM, channel),
-            author=Author(PLATFORM, user, author.name, is_bot=author.is_bot),
-            text=normalize_command(text_of(command, "command"), text_of(command, "text")),
-            sent_at=datetime.now(UTC),
-            server=text_of(command, "team_id"),
-            is_direct=channel.startswith("D"),
-            locale=author.locale,
-        )
+        text = normalize_command(text_of(command, "command"), text_of(command, "text"))
+        return await self._build(f"/{user}/{trigger}", user, channel, None, text, datetime.now(UTC))
 
     def _fields(self, event: Event) -> tuple[str, str | None, str, str] | None:
         """Return channel, thread, timestamp and text of a user's message; None for other events."""
@@ -156,42 +132,41 @@ class MessageParser:
         return channel, thread if is_timestamp(thread) and thread != ts else None, ts, text_of(event, "text")
 
     async def _message(self, event: Event, channel: str, thread: str | None, ts: str, raw: str) -> IncomingMessage:
-        user = text_of(event, "user")
-        author = await self._users.find(user)
-        text = await self._plain(self._mention.sub("", raw))
-        is_direct = channel.startswith("D")
+        text = await self._plain(raw)
         # A mention outside a thread starts one; a command there concerns the whole channel.
-        if thread is None and not is_direct and parse(text) is None:
+        if thread is None and not channel.startswith("D") and parse(text) is None:
             thread = ts
+        sent_at = datetime.fromtimestamp(float(ts), UTC)
+        return await self._build(ts, text_of(event, "user"), channel, thread, text, sent_at)
+
+    async def _build(
+        self, id: str, user: str, channel: str, thread: str | None, text: str, sent_at: datetime
+    ) -> IncomingMessage:
+        author, locale = await self._users.find(user)
         return IncomingMessage(
-            id=ts,
+            id=id,
             channel=ChannelKey(PLATFORM, channel, thread),
-            author=Author(PLATFORM, user, author.name, is_bot=author.is_bot),
+            author=author,
             text=text,
-            sent_at=datetime.fromtimestamp(float(ts), UTC),
+            sent_at=sent_at,
             server=self._me.team,
-            is_direct=is_direct,
-            locale=author.locale,
+            is_direct=channel.startswith("D"),
+            locale=locale,
         )
 
-    async def _root(self, channel: str, thread: str) -> str | None:
-        """Return the text of a thread's first message, to quote it."""
-        try:
-            async with asyncio.timeout(_LOOKUP_SECONDS):
-                with map_errors():
-                    response = await self._web.conversations_replies(channel=channel, ts=thread, limit=1)
-        except (PlatformError, TimeoutError) as error:
-            log.warning("slack: thread lookup failed", error=str(error) or "timeout")
-            return None
-        roots: list[Event] = response.get("messages") or []
-        return await self._plain(self._mention.sub("", text_of(roots[0], "text"))) if roots else None
+    async def _first_message(self, channel: str, thread: str) -> str | None:
+        call = self._web.conversations_replies(channel=channel, ts=thread, limit=1)
+        response = await try_call(call, _LOOKUP_SECONDS)
+        messages: list[Event] = (response.get("messages") if response else None) or []
+        return await self._plain(text_of(messages[0], "text")) or None if messages else None
 
     async def _plain(self, raw: str) -> str:
-        """Replace Slack's markup for users, channels and links by plain text."""
+        """Replace Slack's markup for users, channels and links; remove mentions of the bot."""
+        raw = self._mention.sub("", raw)
         marks = [marked[1:].partition("|")[0] for marked in _MARKED.findall(raw) if marked.startswith("@")]
         users = [mark for mark in dict.fromkeys(marks) if _ID.fullmatch(mark)][:_MOST_NAMES]
         found = await asyncio.gather(*map(self._users.find, users))
-        names = {id: user.name for id, user in zip(users, found, strict=True)}
+        names = {author.id: author.name for author, _ in found}
         return _unescape(_MARKED.sub(lambda mark: _plain_mark(mark[1], names), raw)).strip()
 
 

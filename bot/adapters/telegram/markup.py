@@ -18,7 +18,7 @@ LIMIT = 4096  # UTF-16 code units: at least as many as in any other way of count
 MOST_ENTITIES = 100  # Telegram drops the rest
 EN_SPACE = "\N{EN SPACE}"
 
-_STYLES = {"strong": "bold", "em": "italic", "s": "strikethrough", "heading": "bold"}
+_STYLES = {"strong": "bold", "em": "italic", "s": "strikethrough", "heading": "bold", "blockquote": "blockquote"}
 _LINE_END = re.compile(r"\r\n|\r|\n")
 # No other scheme: a tg:// link to a user would notify that user.
 _LINK = re.compile(r"https?://", re.IGNORECASE)
@@ -80,7 +80,6 @@ class _Writer:
         self._newlines = 0
         self._additions: list[str] = []
         self._lists: list[int | None] = []
-        self._quotes = 0
         self._write_blocks(MESSAGE_PARSER.parse(markdown))
 
     def rendered(self) -> Rendered:
@@ -121,14 +120,6 @@ class _Writer:
                     self._begin_item(token)
                 case "list_item_close":
                     self._additions.clear()
-                case "blockquote_open":
-                    self._quotes += 1
-                    if self._quotes == 1:  # Telegram allows no nested quotes
-                        self._begin("blockquote")
-                case "blockquote_close":
-                    self._quotes -= 1
-                    if self._quotes == 0:
-                        self._end("blockquote")
                 case "tr_open":
                     table.append([])
                 case "table_close":
@@ -220,6 +211,7 @@ class _Writer:
 
     def _finish(self, style: _Style) -> None:
         is_needed = style.kind != "text_link" or style.url
+        # Telegram rejects nested entities of one kind; the outer one is enough.
         if style.begin is not None and is_needed and not any(other.kind == style.kind for other in self._open):
             self._entities.append(Entity(style.kind, style.begin, self._length - style.begin, url=style.url))
 
