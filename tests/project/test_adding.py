@@ -1,4 +1,4 @@
-"""The adapter on the page about adding a platform is opened, asked and run as the program does it."""
+"""The adapter in docs/ADDING_A_PLATFORM.md opens, inspects and runs."""
 
 import asyncio
 import re
@@ -18,13 +18,14 @@ PAGE = Path("docs/ADDING_A_PLATFORM.md")
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The page's two files, where they would lie; the settings are returned."""
+    """Load the page's two files as modules; return the settings."""
     codes = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    for name, code in zip(("matrix_settings", "matrix"), codes, strict=False):
+    monkeypatch.setitem(sys.modules, "bot.adapters.matrix", ModuleType("bot.adapters.matrix"))
+    for name, code in zip(("matrix.settings", "matrix.adapter"), codes, strict=False):
         module = ModuleType(f"bot.adapters.{name}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(code, f"{PAGE} ({name}.py)", "exec"), module.__dict__)
-    return sys.modules["bot.adapters.matrix_settings"]
+    return sys.modules["bot.adapters.matrix.settings"]
 
 
 async def test_the_pages_adapter_starts_as_the_program_starts_it(page: ModuleType, harness: Harness) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import re
-from functools import partial
 from typing import Any
 
 from slack_sdk.web.async_client import AsyncWebClient
@@ -82,31 +81,29 @@ class SlackMessenger:
         if reply_to is not None and reply_to.startswith("/"):
             return reply_to
         thread = _thread(channel, reply_to)
-        post = partial(self._post, channel, thread, text, controls, nonce)
-        return await self._once.send(nonce, post, partial(self._find, channel, thread, reply_to, nonce))
 
-    async def _post(
-        self, channel: ChannelKey, thread: str | None, text: Rendered, controls: Controls, nonce: str
-    ) -> str:
-        with map_errors():
-            response = await self._web.chat_postMessage(
-                channel=channel.channel,
-                thread_ts=thread,
-                unfurl_links=False,
-                unfurl_media=False,
-                metadata={"event_type": _EVENT_TYPE, "event_payload": {"nonce": nonce}},
-                **_content(text, controls),
-            )
-        return str(response["ts"])
+        async def post() -> str:
+            with map_errors():
+                response = await self._web.chat_postMessage(
+                    channel=channel.channel,
+                    thread_ts=thread,
+                    unfurl_links=False,
+                    unfurl_media=False,
+                    metadata={"event_type": _EVENT_TYPE, "event_payload": {"nonce": nonce}},
+                    **_content(text, controls),
+                )
+            return str(response["ts"])
 
-    async def _find(self, channel: ChannelKey, thread: str | None, reply_to: str | None, nonce: str) -> str | None:
-        async for page in pages(self._web, channel.channel, thread, oldest=reply_to or thread):
-            for message in page:
-                if _nonce(message) == nonce:
-                    return str(message["ts"])
-            if thread is None and reply_to is None:
-                break  # the first page has the newest messages
-        return None
+        async def find() -> str | None:
+            async for page in pages(self._web, channel.channel, thread, oldest=reply_to or thread):
+                for message in page:
+                    if _nonce(message) == nonce:
+                        return str(message["ts"])
+                if thread is None and reply_to is None:
+                    break  # the first page has the newest messages
+            return None
+
+        return await self._once.send(nonce, post, find)
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
         if message_id.startswith("/"):
