@@ -19,7 +19,7 @@ SQLITE_MESSAGES = {
     sqlite3.SQLITE_LOCKED: _LOCKED,
     sqlite3.SQLITE_READONLY: "is not writable: give the bot's user write permission on it and its folder",
     # Not only a faulty disk: on a full one SQLite says this of the files it keeps beside the database.
-    sqlite3.SQLITE_IOERR: "cannot be read or written, disk I/O error or disk full: free some space, or check the disk",
+    sqlite3.SQLITE_IOERR: "cannot be read or written, an I/O error or the disk is full: free some space, or check the disk",
     sqlite3.SQLITE_CORRUPT: "is damaged: restore a backup, or save what can be read with sqlite3's .recover",
     sqlite3.SQLITE_FULL: f"cannot grow, the disk is full: free some space; {_RECOVERS}, restart one that has ended",
     sqlite3.SQLITE_CANTOPEN: "cannot be opened: it must be a file, and the bot's user needs read and write permission "

@@ -91,20 +91,20 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     code, said = start(tmp_path, before=as_anybody())
     assert (code, said.count("\n")) == (1, 1), said
     assert "data/bot.db cannot be opened" in said
-    assert "the user that runs the bot must be allowed to read and write it and its folder (Permission denied)" in said
+    assert "the bot's user needs read and write permission on it and its folder (Permission denied)" in said
 
 
 def test_a_file_system_that_takes_no_changes_is_named(tmp_path: Path) -> None:
     code, said = start(tmp_path, before=on_a_mount(tmp_path, "ro"))
     assert (code, said.count("\n")) == (1, 1), said
-    assert "(Read-only file system): make it, or name another file in storage.url" in said
+    assert "(Read-only file system): create it, or name another file in storage.url" in said
 
 
 def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path) -> None:
     code, said = start(tmp_path, before=on_a_mount(tmp_path, "size=16k"))
     assert (code, said.count("\n")) == (1, 1), said
     # SQLite says the one or the other, depending on which of its files has no room.
-    assert "the disk is full: free some space" in said or "or is full: free some space" in said
+    assert "the disk is full: free some space" in said
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ async def test_a_disk_too_full_for_the_shared_memory_file_is_reported(tmp_path: 
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1), Kind.CHAT)
     # SQLite keeps its index of the log (-shm) in a file of 32 KiB at least.
-    with no_file_grows_beyond(16 * 1024), pytest.raises(StoreError, match=r"disk full: free some space"):
+    with no_file_grows_beyond(16 * 1024), pytest.raises(StoreError, match=r"disk is full: free some space"):
         async with temporary_store(tmp_path):
             pass
     async with temporary_store(tmp_path) as store:
