@@ -171,13 +171,13 @@ async def test_four_direct_channels_are_probed_at_a_time(platform: DiscordPlatfo
     directs = [platform.direct(name) for name in names]
     for name in names:
         await platform.say("two", author=name, direct=True)
-    platform.reading.clear()
+    platform.history_is_open.clear()
     async with run_discord_bot(platform, tmp_path) as bot:
         await platform.until(lambda: count_reads(platform, *directs) == 4)
         for _ in range(200):  # more turns of the event loop than another call would take
             await asyncio.sleep(0)
         assert count_reads(platform, *directs) == 4
-        platform.reading.set()
+        platform.history_is_open.set()
         for name in names:
             await bot.shows("ok", "ok", channel=name)
 
@@ -250,6 +250,6 @@ async def test_a_rate_limited_backfill_waits(platform: DiscordPlatform, tmp_path
         await platform.say("one")
         await bot.shows("ok")
     await platform.say("two")
-    platform.waits = {f"/channels/{platform.channel('general')}/messages": 2}
+    platform.rate_limits = {f"/channels/{platform.channel('general')}/messages": 2}
     async with run_discord_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok")

@@ -37,7 +37,7 @@ async def test_every_word_arrives_once_although_every_second_call_fails(
 
 
 async def test_a_global_rate_limit_pauses_every_channel(bot: DiscordBot) -> None:
-    bot.platform.is_global = True
+    bot.platform.is_rate_limit_global = True
     bot.platform.script = lambda number, name: Fault("429", seconds=20.0) if number == 0 else None
     await bot.platform.say("one")
     await bot.platform.until(lambda: bot.platform.writes == 1)
@@ -48,7 +48,7 @@ async def test_a_global_rate_limit_pauses_every_channel(bot: DiscordBot) -> None
 
 @pytest.mark.parametrize("after", ["10", "Fri, 20 Nov 2026 12:00:10 GMT"])
 async def test_a_rate_limit_without_a_body_pauses_every_channel(bot: DiscordBot, after: str) -> None:
-    bot.platform.terse = after
+    bot.platform.bare_retry_after = after
     bot.platform.script = lambda number, name: Fault("429", seconds=10.0) if number == 0 else None
     await bot.platform.say("one")
     await bot.platform.until(lambda: bot.platform.writes == 1)
@@ -168,11 +168,11 @@ async def test_an_inspection_causes_no_library_warnings(
 
 
 async def test_an_inspection_reports_how_to_invite_the_bot(platform: DiscordPlatform) -> None:
-    platform.is_alone = True
+    platform.is_in_no_server = True
     findings = [finding async for finding in inspect("discord", platform.settings())]
     assert [finding.is_ok for finding in findings] == [True, True, False]
     assert "scope=bot" in findings[2].text
-    platform.refusals = {"/users/@me/guilds": 1}
+    platform.failures = {"/users/@me/guilds": 1}
     findings = [finding async for finding in inspect("discord", platform.settings())]
     assert findings[2].text == "Discord answered 500"
 

@@ -33,11 +33,11 @@ def set_library_backoff(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None
 
 async def test_a_session_is_resumed_after_a_short_outage(bot: DiscordBot, monkeypatch: pytest.MonkeyPatch) -> None:
     set_library_backoff(monkeypatch, 0.01)
-    bot.platform.is_away = True
+    bot.platform.is_unreachable = True
     await bot.platform.disconnect()
     await bot.platform.say("are you there?")
-    await bot.platform.until(lambda: bot.platform.turned_away > 3)
-    bot.platform.is_away = False
+    await bot.platform.until(lambda: bot.platform.rejected > 3)
+    bot.platform.is_unreachable = False
     await bot.shows("ok")
     assert (bot.platform.resumed, len(bot.platform.identified)) == (1, 1)
 
@@ -50,12 +50,12 @@ async def test_a_new_session_begins_after_a_long_outage_despite_the_librarys_bac
     async with run_discord_bot(platform, tmp_path) as bot:
         await platform.say("before")
         await bot.shows("ok")
-        platform.is_away = True
+        platform.is_unreachable = True
         await platform.disconnect()
         await platform.say("meanwhile")
         # The library tries once; who comes after that is another client.
-        await platform.until(lambda: platform.turned_away > 2)
-        platform.is_away = False
+        await platform.until(lambda: platform.rejected > 2)
+        platform.is_unreachable = False
         await bot.shows("ok", "ok")
         assert (platform.resumed, len(platform.identified)) == (0, 2)
 
@@ -78,9 +78,9 @@ async def test_a_session_resumed_in_time_is_kept(
 
 
 async def test_a_failed_start_is_retried(platform: DiscordPlatform, tmp_path: Path) -> None:
-    platform.refusals = {"/users/@me": 2, f"/applications/{APPLICATION}/commands": 1}
-    platform.silences = 2
-    platform.closes_with = [4014, 4013]
+    platform.failures = {"/users/@me": 2, f"/applications/{APPLICATION}/commands": 1}
+    platform.silent_closes = 2
+    platform.close_codes = [4014, 4013]
     async with run_discord_bot(platform, tmp_path) as bot:
         await platform.say("hi")
         await bot.shows("ok")
@@ -107,7 +107,7 @@ async def test_a_call_without_a_response_is_retried(platform: DiscordPlatform, t
 
 
 async def test_a_rate_limited_start_waits(platform: DiscordPlatform, tmp_path: Path) -> None:
-    platform.waits = {"/users/@me": 1, f"/applications/{APPLICATION}/commands": 1}
+    platform.rate_limits = {"/users/@me": 1, f"/applications/{APPLICATION}/commands": 1}
     async with run_discord_bot(platform, tmp_path) as bot:
         await platform.say("hi")
         await bot.shows("ok")
@@ -117,7 +117,7 @@ async def test_a_rate_limited_start_waits(platform: DiscordPlatform, tmp_path: P
 async def test_a_malformed_frame_starts_a_new_session(bot: DiscordBot) -> None:
     await bot.platform.say("one")
     await bot.shows("ok")
-    bot.platform.garble()
+    bot.platform.send_malformed_frame()
     await bot.platform.until(lambda: len(bot.platform.identified) == 2)
     await bot.platform.say("two")
     await bot.shows("ok", "ok")
@@ -170,7 +170,7 @@ async def test_malformed_events_are_skipped(bot: DiscordBot) -> None:
     unreadable: list[object] = [{}, {"id": "x"}, {"author": 5, "content": None}, [], "text", None]
     for broken in unreadable:
         for name in ("MESSAGE_CREATE", "MESSAGE_UPDATE", "MESSAGE_DELETE", "INTERACTION_CREATE", "GUILD_CREATE", "X"):
-            bot.platform.tell(name, broken)
+            bot.platform.send_event(name, broken)
     await bot.platform.say("hi")
     await bot.shows("ok")
     assert len(bot.platform.identified) == 1

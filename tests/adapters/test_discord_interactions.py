@@ -78,7 +78,7 @@ async def test_a_command_is_answered_in_its_response_after_a_reconnect(bot: Disc
     bot.platform.script = lambda number, name: Fault("429", seconds=20.0) if number == 0 else None
     await bot.platform.command("status")
     await bot.platform.until(lambda: bot.platform.writes == 1)
-    bot.platform.garble()
+    bot.platform.send_malformed_frame()
     await bot.platform.until(lambda: len(bot.platform.identified) == 2)
     await bot.platform.until(lambda: "scripted" in "".join(bot.shown()))
     assert bot.platform.messages[int(bot.platform.seen()[0].id)]["flags"] & EPHEMERAL

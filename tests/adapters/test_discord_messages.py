@@ -164,7 +164,7 @@ async def test_a_link_preview_is_not_an_edit(bot: DiscordBot) -> None:
     question = await bot.platform.say("https://example.org")
     await bot.shows("ok")
     message = bot.platform.messages[int(question)]
-    bot.platform.tell("MESSAGE_UPDATE", {**message, "embeds": [{"type": "link"}]})
+    bot.platform.send_event("MESSAGE_UPDATE", {**message, "embeds": [{"type": "link"}]})
     await bot.platform.say("next")
     await bot.shows("ok", "ok")
     assert len(bot.engine.requests) == 2
@@ -185,7 +185,7 @@ async def test_questions_deleted_in_bulk_are_forgotten(bot: DiscordBot) -> None:
     first, second = await bot.platform.say("one"), await bot.platform.say("two")
     await bot.shows("ok", "ok")
     where = {"channel_id": str(bot.platform.channel("general")), "guild_id": str(GUILD)}
-    bot.platform.tell("MESSAGE_DELETE_BULK", {"ids": [first, second], **where})
+    bot.platform.send_event("MESSAGE_DELETE_BULK", {"ids": [first, second], **where})
     await bot.platform.say("three")
     await bot.shows("ok", "ok", "ok")
     assert [message.content for message in bot.engine.requests[2].messages] == ["Mei: three"]
@@ -217,7 +217,7 @@ async def test_a_bug_drops_only_its_own_message(bot: DiscordBot, monkeypatch: py
 
 
 async def test_a_thread_missing_in_the_cache_is_fetched(bot: DiscordBot) -> None:
-    bot.platform.is_quiet = True
+    bot.platform.hides_threads = True
     await bot.platform.say("one", thread="tea")
     await bot.shows("ok", thread="tea")
     question = await bot.platform.say("two", thread="tea")
@@ -232,7 +232,7 @@ async def test_a_thread_missing_in_the_cache_is_fetched(bot: DiscordBot) -> None
 
 
 async def test_a_message_of_an_inaccessible_thread_is_skipped(bot: DiscordBot) -> None:
-    bot.platform.is_quiet = True
+    bot.platform.hides_threads = True
     bot.platform.forbidden.add(bot.platform.thread("general", "tea"))
     await bot.platform.say("one", thread="tea")
     await bot.platform.say("two")

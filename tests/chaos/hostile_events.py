@@ -75,7 +75,7 @@ class BesiegingDiscord(DiscordPlatform):
         for session in self._sessions.values():
             if session.socket is not None:
                 if fleeting:
-                    session.fleeting.add(len(session.events))
+                    session.unreplayed.add(len(session.events))
                 session.events.append(frame)
                 session.more.set()
 

@@ -1,4 +1,4 @@
-"""What every platform's Messenger must do, the fake one included."""
+"""The contract of Messenger, for every platform and the fake."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ NONE: Controls = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Platform:
-    """A Messenger, and a look at the platform behind it; a real one is set up like this too."""
+class MessengerSetup:
+    """A Messenger and the state of its platform."""
 
     messenger: Messenger
     channel: ChannelKey
-    question: str  # the id of a message there to reply to
-    shown: Callable[[], Awaitable[list[str]]]  # the texts of the channel, the question left out
-    delete: Callable[[str], Awaitable[None]]  # as somebody else would
+    question: str  # the id of a message to reply to
+    shown: Callable[[], Awaitable[list[str]]]  # texts of the bot's messages
+    delete: Callable[[str], Awaitable[None]]  # deletes as another user
 
 
-async def fake() -> AsyncIterator[Platform]:
+async def fake() -> AsyncIterator[MessengerSetup]:
     messenger = FakeMessenger(ManualClock())
     channel = ChannelKey("fake", "c1")
 
@@ -44,10 +44,10 @@ async def fake() -> AsyncIterator[Platform]:
     async def delete(message_id: str) -> None:
         del messenger.messages[message_id]
 
-    yield Platform(messenger, channel, "q1", shown, delete)
+    yield MessengerSetup(messenger, channel, "q1", shown, delete)
 
 
-async def slack() -> AsyncIterator[Platform]:
+async def slack() -> AsyncIterator[MessengerSetup]:
     async with SlackServer() as server, web_api(server.settings()) as api:
         question = await server.say("question")
         channel = ChannelKey("slack", server.workspace.channel("general"), question)
@@ -58,24 +58,24 @@ async def slack() -> AsyncIterator[Platform]:
         async def delete(message_id: str) -> None:
             del server.workspace.messages[message_id]
 
-        yield Platform(SlackMessenger(api, 1.3), channel, question, shown, delete)
+        yield MessengerSetup(SlackMessenger(api, 1.3), channel, question, shown, delete)
 
 
-async def telegram() -> AsyncIterator[Platform]:
+async def telegram() -> AsyncIterator[MessengerSetup]:
     async with TelegramPlatform() as server, open_bot(server.settings()) as bot:
         question = await server.say("question")
         channel = ChannelKey("telegram", str(server.group("general").id))
 
         async def moved(channel: ChannelKey, to: str) -> None:
-            raise AssertionError("nobody moves")
+            raise AssertionError("no group migrates here")
 
         async def shown() -> list[str]:
             return [seen.visible for seen in server.seen() if seen.author == "bot"]
 
-        yield Platform(TelegramMessenger(bot, server.settings(), moved), channel, question, shown, server.delete)
+        yield MessengerSetup(TelegramMessenger(bot, server.settings(), moved), channel, question, shown, server.delete)
 
 
-async def discord() -> AsyncIterator[Platform]:
+async def discord() -> AsyncIterator[MessengerSetup]:
     async with DiscordPlatform() as server:
         configure_endpoints(server.settings())
         question = await server.say("question")
@@ -86,7 +86,7 @@ async def discord() -> AsyncIterator[Platform]:
 
         async with rest_client(server.settings(), ManualClock()) as messenger.client:
             await messenger.client.login(TOKEN)
-            yield Platform(
+            yield MessengerSetup(
                 messenger, ChannelKey("discord", str(server.channel("general"))), question, shown, server.delete
             )
 
@@ -95,62 +95,62 @@ PLATFORMS = {"fake": fake, "discord": discord, "telegram": telegram, "slack": sl
 
 
 @pytest.fixture(params=PLATFORMS)
-async def platform(request: pytest.FixtureRequest) -> AsyncIterator[Platform]:
+async def platform(request: pytest.FixtureRequest) -> AsyncIterator[MessengerSetup]:
     async for opened in PLATFORMS[request.param]():
         yield opened
 
 
-async def send(platform: Platform, text: str, nonce: str = "1.0.0", controls: Controls = NONE) -> str:
+async def send(platform: MessengerSetup, text: str, nonce: str = "1.0.0", controls: Controls = NONE) -> str:
     messenger = platform.messenger
     rendered = messenger.format.render(text)
     return await messenger.send(platform.channel, rendered, reply_to=platform.question, controls=controls, nonce=nonce)
 
 
-async def edit(platform: Platform, message_id: str, text: str, controls: Controls = NONE) -> None:
+async def edit(platform: MessengerSetup, message_id: str, text: str, controls: Controls = NONE) -> None:
     messenger = platform.messenger
     await messenger.edit(platform.channel, message_id, messenger.format.render(text), controls=controls)
 
 
-async def test_what_is_sent_is_shown_in_its_order(platform: Platform) -> None:
+async def test_messages_are_shown_in_order(platform: MessengerSetup) -> None:
     first, second = await send(platform, "one", "1.0.0"), await send(platform, "two", "1.1.0")
     assert first != second
     assert await platform.shown() == ["one", "two"]
 
 
-async def test_an_edit_replaces_the_text(platform: Platform) -> None:
+async def test_an_edit_replaces_the_text(platform: MessengerSetup) -> None:
     message = await send(platform, "…")
     await edit(platform, message, "你好，世界 👩‍👩‍👧‍👦")
     assert await platform.shown() == ["你好，世界 👩‍👩‍👧‍👦"]
 
 
-async def test_an_edit_may_change_the_controls_alone(platform: Platform) -> None:
+async def test_an_edit_may_change_only_the_controls(platform: MessengerSetup) -> None:
     message = await send(platform, "text", controls=frozenset({Action.STOP}))
     await edit(platform, message, "text", controls=frozenset({Action.RETRY}))
     await edit(platform, message, "text")
     assert await platform.shown() == ["text"]
 
 
-async def test_an_edit_that_changes_nothing_is_no_error(platform: Platform) -> None:
+async def test_an_edit_that_changes_nothing_is_not_an_error(platform: MessengerSetup) -> None:
     message = await send(platform, "text")
     await edit(platform, message, "text")
     assert await platform.shown() == ["text"]
 
 
-async def test_a_message_as_long_as_the_limit_is_taken(platform: Platform) -> None:
+async def test_a_message_of_the_maximum_length_is_accepted(platform: MessengerSetup) -> None:
     longest = "字" * platform.messenger.format.limit
     message = await send(platform, longest)
     await edit(platform, message, "好" + longest[1:])
     assert await platform.shown() == ["好" + longest[1:]]
 
 
-async def test_an_edit_of_a_deleted_message_tells_that_it_is_gone(platform: Platform) -> None:
+async def test_an_edit_of_a_deleted_message_raises_message_gone(platform: MessengerSetup) -> None:
     message = await send(platform, "text")
     await platform.delete(message)
     with pytest.raises(MessageGone):
         await edit(platform, message, "more text")
 
 
-async def test_a_message_is_taken_back_once(platform: Platform) -> None:
+async def test_a_message_can_be_deleted_once(platform: MessengerSetup) -> None:
     message = await send(platform, "text")
     await platform.messenger.delete(platform.channel, message)
     assert await platform.shown() == []
@@ -158,7 +158,7 @@ async def test_a_message_is_taken_back_once(platform: Platform) -> None:
         await platform.messenger.delete(platform.channel, message)
 
 
-async def test_plain_words_fit_and_keep_every_word(platform: Platform) -> None:
+async def test_plain_text_fits_and_keeps_every_word(platform: MessengerSetup) -> None:
     format = platform.messenger.format
     plain = format.plain("**bold** and `code`")
     assert "bold" in plain.text
@@ -167,6 +167,6 @@ async def test_plain_words_fit_and_keep_every_word(platform: Platform) -> None:
     assert format.measure(plain) <= format.limit
 
 
-async def test_a_message_holds_at_least_28_characters(platform: Platform) -> None:
+async def test_the_limit_is_at_least_28_characters(platform: MessengerSetup) -> None:
     assert platform.messenger.format.limit >= 28
     assert platform.messenger.edit_interval(platform.channel) > 0

@@ -1,4 +1,4 @@
-"""The whole program but platform and model: real store and parts, a scripted engine."""
+"""The program without platform and model: real store and chat, a scripted engine."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -17,7 +17,6 @@ from bot.storage.sql import SqlStore
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.messages import NOON
 
-# Nobody is refused for asking much.
 NO_LIMITS = LimitsSection(
     requests_per_minute=0,
     requests_per_minute_channel=0,
@@ -43,7 +42,7 @@ class Harness:
         return exchange
 
     async def replied(self, exchange: Exchange) -> list[ReplyEvent]:
-        """Handle an accepted exchange to its end, and count it as delivered."""
+        """Process an accepted exchange to its end and mark it as delivered."""
         async with aclosing(self.intake.handle(exchange)) as events:
             seen = [event async for event in events]
         await self.intake.complete(exchange.id)
@@ -53,21 +52,21 @@ class Harness:
         return await self.replied(await self.accept(message))
 
     async def kept(self, exchange: Exchange) -> Exchange:
-        """The exchange as the store has it now."""
+        """Return the exchange as the store has it now."""
         found = await self.store.find(exchange.message.channel, exchange.message.id)
         assert found is not None
         return found
 
     def raise_on(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let a fault of ours meet whoever keeps a message with this text."""
+        """Raise a ZeroDivisionError when a message with this text is stored."""
         begin = self.store.enqueue
 
-        async def stumbling(message: IncomingMessage, kind: Kind) -> Exchange | None:
+        async def raising(message: IncomingMessage, kind: Kind) -> Exchange | None:
             if message.text == text:
                 raise ZeroDivisionError
             return await begin(message, kind)
 
-        monkeypatch.setattr(self.store, "enqueue", stumbling)
+        monkeypatch.setattr(self.store, "enqueue", raising)
 
 
 @asynccontextmanager
@@ -80,7 +79,7 @@ async def make_harness(
     limits: LimitsSection | None = None,
     today: datetime = NOON,
 ) -> AsyncIterator[Harness]:
-    """Build it on a database in `folder`; a second one there finds what the first kept."""
+    """Build it on the database in `folder`, which later harnesses can reopen."""
     clock, engine = ManualClock(), engine or ScriptedEngine()
     settings, bounds = conversation or ConversationSection(), limits or LimitsSection()
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
@@ -97,10 +96,10 @@ async def make_harness(
 
 
 def text_of(events: list[ReplyEvent]) -> str:
-    """The model's words."""
+    """Return the model's text."""
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
 def notice_of(events: list[ReplyEvent]) -> str:
-    """The bot's own words."""
+    """Return the bot's own text."""
     return "\n".join(event.text for event in events if isinstance(event, Notice))

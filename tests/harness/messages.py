@@ -1,4 +1,4 @@
-"""Messages for tests, different from each other unless told otherwise."""
+"""Messages for tests, each with its own id unless one is given."""
 
 from datetime import UTC, datetime
 from itertools import count

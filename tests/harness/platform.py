@@ -1,4 +1,4 @@
-"""A platform on this machine with people in it: what tests, the demo and `make lossless` drive."""
+"""The interface of a loopback platform, for tests, the demo and `make lossless`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from bot.adapters.base import Adapter
 from bot.domain import Action
 from bot.util.clock import Clock
 
-# Seconds in which all that is waited for has come, on a machine with other work.
+# Seconds to wait for progress on a busy machine.
 TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A message as people see it now.
+    """A message as users see it now.
 
-    `markdown` is what was sent, as Markdown again where the platform took entities;
-    `visible` is the text without markup.
+    `markdown` is the text as it was sent, converted back where the platform takes
+    entities; `visible` is the text without markup.
     """
 
     id: str
@@ -31,34 +31,33 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What the server does to a call instead of, or after, its work.
+    """A fault of a call: `429`, `500` and `timeout` happen before its work, `lost` after it.
 
-    `429` comes with `seconds` as the platform writes it; `500` and `timeout` happen
-    before the work, `lost` after it: the work is done, its answer cut off.
+    `seconds` is the wait of a `429`.  With `lost` the work is done, but the response is cut off.
     """
 
     kind: Literal["429", "500", "timeout", "lost"]
     seconds: float = 0.0
 
 
-# Told the number of the bot's writing call (0, 1, …) and its name; None lets it through.
-Script = Callable[[int, str], Fault | None]
+# Gets the number of the bot's writing call (0, 1, …) and its name; None lets it through.
+FaultScript = Callable[[int, str], Fault | None]
 
 
 class LoopbackPlatform(Protocol):
-    """A server and the people on it; an async context manager.
+    """A server with users; an async context manager.
 
-    People, channels and threads are made by being named.  `violations` holds what a
-    client of the real platform may not do: a call before its Retry-After was over, a
-    text over the limit, an unchanged edit where that is an error, an unanswered event.
+    Users, channels and threads are created when they are first named.  `violations` are
+    calls that the real platform forbids: before Retry-After is over, over the length limit,
+    an unchanged edit where that is an error; and events that were not acknowledged.
     """
 
     name: str
     violations: list[str]
-    script: Script
+    script: FaultScript
 
     def adapter(self, clock: Clock) -> Adapter:
-        """The real adapter, with the real library, pointed at this server."""
+        """Return the real adapter, connecting to this server."""
         ...
 
     async def say(
@@ -72,35 +71,39 @@ class LoopbackPlatform(Protocol):
         mention: bool = True,
         reply_to: str | None = None,
     ) -> str:
-        """Let a person speak, to the bot unless `mention` is false; return the message's id."""
+        """Send a user's message, to the bot unless `mention` is false; return its id."""
         ...
 
     async def edit(self, message_id: str, text: str) -> None:
-        """Let its author edit a message."""
+        """Edit a user's message."""
         ...
 
     async def delete(self, message_id: str) -> None:
-        """Let its author delete a message; where bots are not told of that, nothing happens."""
+        """Delete a user's message; does nothing where bots do not receive deletions."""
         ...
 
     async def command(self, name: str, *, author: str = "Mei", channel: str = "general") -> None:
-        """Use a command in the platform's native form."""
+        """Use a slash command."""
         ...
 
     async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
-        """Press a button under one of the bot's messages."""
+        """Press a button below a message of the bot."""
         ...
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
-        """What stands in a channel (or the direct channel named after a person), from the top."""
+        """Return the messages of a channel, or of the direct channel named after a user."""
         ...
 
     async def until(self, condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
-        """Wait until the condition holds, looking after each change on the server; fail after `seconds`."""
+        """Wait until the condition holds, checked after each change on the server.
+
+        Raises:
+            TimeoutError: It does not hold after `seconds`.
+        """
         ...
 
     async def disconnect(self, *, resumable: bool = True) -> None:
-        """Cut the bot's event connection; what is said meanwhile waits or is lost as on the platform."""
+        """Close the bot's event connection; later events wait or are lost as on the platform."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -1,4 +1,4 @@
-"""The bot on a loopback platform: the real adapter, library and store; what is measured asks it and watches."""
+"""The bot on a loopback platform, with the real adapter, library and store."""
 
 import asyncio
 import re
@@ -33,25 +33,25 @@ from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
 from tests.harness.servers.telegram_words import markdown
 
-# What is done to a platform before the bot comes, for as long as it is there.
+# Entered with the platform before the bot starts, and left after it.
 Around = Callable[[Any], AbstractAsyncContextManager[object]]
 
 
-def _left_alone(platform: object) -> AbstractAsyncContextManager[object]:
+def _unchanged(platform: object) -> AbstractAsyncContextManager[object]:
     return nullcontext()
 
 
-# The platforms' clocks stand still, somewhere in the past.
-_NEVER_LATE = ConversationSection(catch_up_minutes=10_000_000)
+# The platforms' clocks are fixed at a time in the past, so no question may expire.
+_NO_EXPIRY = ConversationSection(catch_up_minutes=10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What differs between the platforms, as far as measuring goes.
+    """The differences between platforms that measurements depend on.
 
-    `edit_interval` is that of a channel with many people, in seconds; `written` is
-    what `Seen.markdown` has of a message: the Markdown that was sent where the platform
-    `takes_markdown`, elsewhere the same up to whitespace.
+    `edit_interval` is that of a group, in seconds.  `written` converts a text to the
+    `Seen.markdown` of its message: the same text where the platform `takes_markdown`, elsewhere
+    the same up to whitespace.
     """
 
     open: Callable[[], LoopbackPlatform]
@@ -86,16 +86,16 @@ PROFILES = {
 
 
 class TrackedIntake(Intake):
-    """Tells who asks for it when a question, known by its text, is settled."""
+    """An Intake that reports when a question, identified by its text, is settled."""
 
     def __init__(self, access: Access, conversations: Conversations, engine: Engine, store: Store) -> None:
-        super().__init__(access, conversations, engine, store, _NEVER_LATE)
-        self._kept_in = store
+        super().__init__(access, conversations, engine, store, _NO_EXPIRY)
+        self._stored_in = store
         self._questions: dict[int, IncomingMessage] = {}
         self._settled: dict[str, asyncio.Future[Exchange]] = {}
 
     def settled(self, question: str) -> asyncio.Future[Exchange]:
-        """The exchange as it stands in the store, once it is delivered or has failed."""
+        """Return a future of the stored exchange, set when it is delivered or has failed."""
         return self._settled.setdefault(question, asyncio.get_running_loop().create_future())
 
     def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
@@ -104,16 +104,16 @@ class TrackedIntake(Intake):
 
     async def complete(self, exchange: int) -> None:
         await super().complete(exchange)
-        await self._tell(exchange)
+        await self._report(exchange)
 
     async def fail(self, exchange: int, why: str) -> None:
         await super().fail(exchange, why)
-        await self._tell(exchange)
+        await self._report(exchange)
 
-    async def _tell(self, id: int) -> None:
+    async def _report(self, id: int) -> None:
         question = self._questions[id]
-        exchange = await self._kept_in.find(question.channel, question.id)
-        assert exchange is not None, "what is settled is in the store"
+        exchange = await self._stored_in.find(question.channel, question.id)
+        assert exchange is not None, "a settled exchange is in the store"
         waiting = self.settled(question.text)
         if not waiting.done():
             waiting.set_result(exchange)
@@ -121,7 +121,7 @@ class TrackedIntake(Intake):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A bot that listens, and the platform it listens to."""
+    """A connected bot and its platform."""
 
     platform: LoopbackPlatform
     profile: Profile
@@ -130,10 +130,10 @@ class Bench:
     database: Path
 
     async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
-        """Mention the bot and wait until it has answered, or been given up; no two questions are alike.
+        """Mention the bot with a unique question; return the settled exchange.
 
         Raises:
-            TimeoutError: The answer was not there after so many seconds.
+            TimeoutError: It is not settled after `seconds`.
         """
         settled = self.intake.settled(question)
         if direct:
@@ -154,13 +154,10 @@ async def open_bench(
     clock: Clock,
     params: SamplingParams | None = None,
     *,
-    around: Around = _left_alone,
+    around: Around = _unchanged,
     busy_timeout: float = BUSY_TIMEOUT,
 ) -> AsyncIterator[Bench]:
-    """Start the bot on this platform; an adapter that ends before the block does is an error.
-
-    `around` is entered when the platform is there and the bot is not.
-    """
+    """Run the bot on this platform; an adapter that ends early raises its error at the end."""
     profile = PROFILES[name]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         database = Path(folder) / "bot.db"

@@ -1,4 +1,4 @@
-"""A platform in memory, as strict as the strictest of the real ones."""
+"""An in-memory platform, as strict as the strictest real one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Verb = Literal["send", "edit", "delete"]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call as the platform saw it; `error` is what it answered with."""
+    """A call of the messenger; `error` is what it raised."""
 
     at: float
     verb: Verb
@@ -28,7 +28,7 @@ class Call:
 
 @dataclass(slots=True)
 class Message:
-    """A message that stands in a channel."""
+    """A message in a channel."""
 
     channel: ChannelKey
     text: str
@@ -38,29 +38,29 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What goes wrong with a call; `happens` says that its work is done all the same."""
+    """An error of a call; with `happens` the work is done nevertheless."""
 
     error: BaseException
     happens: bool = False
 
 
-# Told the number of the call (0, 1, …) and its verb; None lets it through.
-Script = Callable[[int, Verb], Failure | None]
+# Gets the number of the call (0, 1, …) and its verb; None lets it through.
+FailureScript = Callable[[int, Verb], Failure | None]
 
 
 @dataclass
 class FakeMessenger:
-    """Keeps messages and every call; what no caller may do stands in `violations`.
+    """Records messages and calls.
 
-    Those are: a text over the limit or empty, a call while its channel is told to wait,
-    an edit that changes nothing.
+    `violations` are calls that a caller must not make: a text over the limit or empty, a call
+    before Retry-After is over, an edit that changes nothing.
     """
 
     clock: Clock
     format: Format = field(default_factory=lambda: MarkdownFormat(2000))
     interval: float = 1.0
     knows_nonces: bool = True
-    script: Script = lambda number, verb: None
+    script: FailureScript = lambda number, verb: None
     seconds_per_call: float = 0.0
     messages: dict[str, Message] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
@@ -75,7 +75,7 @@ class FakeMessenger:
         return self.interval
 
     def texts(self, channel: ChannelKey) -> list[str]:
-        """What a reader of the channel sees, from the top."""
+        """Return the texts of a channel in order."""
         return [message.text for message in self.messages.values() if message.channel == channel]
 
     async def send(

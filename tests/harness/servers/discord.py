@@ -1,4 +1,4 @@
-"""Discord on this machine: its REST API, its gateway, and the people on one server."""
+"""A loopback Discord: REST API, gateway, and the users of one server."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from tests.harness.servers.fault_gate import FaultGate
 
 
 class DiscordPlatform(DiscordRest):
-    """A LoopbackPlatform, with more to set."""
+    """A LoopbackPlatform with more settings."""
 
     name = "discord"
 
@@ -32,10 +32,10 @@ class DiscordPlatform(DiscordRest):
         super().__init__()
         self.gate = FaultGate()
         self.server_port = 0
-        self.call_seconds = 0.5  # a call that takes longer is given up by the bot
-        self.cut_off_seconds = 60.0  # a connection that cannot be resumed for so long is begun anew
+        self.call_seconds = 0.5  # timeout of the bot's calls
+        self.cut_off_seconds = 60.0  # the bot starts a new session after an outage of this length
         self.locales: dict[str, str] = {}
-        self.is_late = False  # commands and buttons come to the bot when it is too late to answer them
+        self.is_late = False  # interactions expire before the bot receives them
 
     def adapter(self, clock: Clock, **settings: Any) -> DiscordAdapter:
         self.clock = clock
@@ -77,19 +77,19 @@ class DiscordPlatform(DiscordRest):
             more |= {"type": 19, "message_reference": reference, "referenced_message": replied}
         said = payloads.message(self._new_id(), where, self.person(author), content, mentions=mentions, **more)
         self._keep(said)
-        self.tell("MESSAGE_CREATE", said)
+        self.send_event("MESSAGE_CREATE", said)
         return str(said["id"])
 
     async def edit(self, message_id: str, text: str) -> None:
         message = self.messages[int(message_id)]
         mention = f"<@{BOT}> " if message["content"].startswith(f"<@{BOT}> ") else ""
         message |= {"content": mention + text, "edited_timestamp": payloads.now()}
-        self.tell("MESSAGE_UPDATE", message)
+        self.send_event("MESSAGE_UPDATE", message)
 
     async def delete(self, message_id: str) -> None:
         message = self.messages.pop(int(message_id))
         where = {"channel_id": message["channel_id"], **self._of_guild(int(message["channel_id"]))}
-        self.tell("MESSAGE_DELETE", {"id": message["id"], **where})
+        self.send_event("MESSAGE_DELETE", {"id": message["id"], **where})
 
     async def command(self, name: str, *, author: str = "Mei", channel: str = "general", direct: bool = False) -> None:
         await self.until(lambda: any(each["name"] == name for each in self.commands))
@@ -103,7 +103,7 @@ class DiscordPlatform(DiscordRest):
         self._interact(3, data, author, int(message["channel_id"]), message=message)
 
     def interact(self, kind: int, data: Json, author: str, channel: str, **more: Any) -> None:
-        """An interaction of any kind, in a channel."""
+        """Send an interaction of any kind."""
         self._interact(kind, data, author, self.channel(channel), **more)
 
     def _interact(self, kind: int, data: Json, author: str, where: int, **more: Any) -> None:
@@ -113,7 +113,7 @@ class DiscordPlatform(DiscordRest):
         who = {"user": person} if where in self._directs else {"member": {**payloads.member([]), "user": person}}
         more |= {"channel": self._channel(where), "channel_id": str(where), "locale": self.locales.get(author, "en-US")}
         event = payloads.interaction(id, APPLICATION, kind, f"token-{id}", data, **who, **more)
-        self.tell("INTERACTION_CREATE", event | self._of_guild(where))
+        self.send_event("INTERACTION_CREATE", event | self._of_guild(where))
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
         is_direct = thread is None and ("direct", channel) in self._ids and ("channel", channel) not in self._ids
@@ -135,7 +135,7 @@ class DiscordPlatform(DiscordRest):
         async with asyncio.timeout(seconds):
             while not condition():
                 self.changed.clear()
-                # What is waited for may also happen beside the server.
+                # The condition may also depend on the bot, so check it without a change too.
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), 0.02)
 
@@ -153,7 +153,7 @@ class DiscordPlatform(DiscordRest):
         return self
 
     def set_port(self, port: int) -> None:
-        """Let the bot come by another port: what listens there hands on what it hears."""
+        """Direct the bot to another port, of a proxy for example."""
         self.server_port, self.url = port, f"http://127.0.0.1:{port}"
 
     async def __aexit__(

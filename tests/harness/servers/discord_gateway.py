@@ -1,4 +1,4 @@
-"""Discord's gateway: sessions, what they are told, and what of it is told again."""
+"""Discord's gateway: sessions, events, and their replay after a RESUME."""
 
 import asyncio
 import json
@@ -15,32 +15,32 @@ from tests.harness.servers.discord_world import APPLICATION, GUILD, DiscordWorld
 TOKEN = "the-token-of-the-bot"
 MESSAGE_CONTENT = 1 << 15
 _IDENTIFY_INTERVAL = 5.0  # seconds
-_NOTHING = json.dumps({"op": 11, "d": None})
+_HEARTBEAT_ACK = json.dumps({"op": 11, "d": None})
 
 
 @dataclass(eq=False)
 class Session:
-    """A gateway session: every event since it began, and the socket that hears it."""
+    """A gateway session with all its events, and its socket."""
 
     id: str
     intents: int
-    events: list[str | bytes] = field(default_factory=list)  # what is bytes is sent as it is
+    events: list[str | bytes] = field(default_factory=list)  # bytes are sent as they are
     more: asyncio.Event = field(default_factory=asyncio.Event)
-    fleeting: set[int] = field(default_factory=set)  # where among them stands what is no event: it is not told again
+    unreplayed: set[int] = field(default_factory=set)  # indices of frames that are not replayed
     socket: web.WebSocketResponse | None = None
 
 
 class DiscordGateway(DiscordWorld):
-    """Greets, identifies, resumes and tells, compressed as asked for."""
+    """HELLO, IDENTIFY, RESUME and events, compressed on request."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known_token = TOKEN
         self.url = ""
-        self.closes_with: list[int] = []  # codes that the next IDENTIFYs are answered with
-        self.is_away = False  # nobody gets through to it
-        self.turned_away = 0
-        self.silences = 0  # how many sockets are still closed without a word
+        self.close_codes: list[int] = []  # close codes for the next IDENTIFYs
+        self.is_unreachable = False  # connections are rejected
+        self.rejected = 0
+        self.silent_closes = 0  # the next sockets that are closed without HELLO
         self.identified: list[Json] = []
         self.resumed = 0
         self._sessions: dict[str, Session] = {}
@@ -58,8 +58,8 @@ class DiscordGateway(DiscordWorld):
     def is_connected(self) -> bool:
         return any(session.socket is not None for session in self._sessions.values())
 
-    def tell(self, name: str, data: Any) -> None:
-        """Let the bot hear of an event."""
+    def send_event(self, name: str, data: Any) -> None:
+        """Send an event to all sessions."""
         for session in self._sessions.values():
             self._event(session, name, self._for_session(session, name, data))
         self.changed.set()
@@ -78,20 +78,20 @@ class DiscordGateway(DiscordWorld):
         session.events.append(json.dumps({"op": 0, "t": name, "s": len(session.events) + 1, "d": data}))
         session.more.set()
 
-    def garble(self) -> None:
-        """Say something that is no JSON."""
+    def send_malformed_frame(self) -> None:
+        """Send a frame that is not JSON."""
         for session in self._sessions.values():
             session.events.append("{")
             session.more.set()
 
     async def gateway(self, request: web.Request) -> web.WebSocketResponse:
-        if self.is_away:
-            self.turned_away += 1
+        if self.is_unreachable:
+            self.rejected += 1
             raise web.HTTPServiceUnavailable
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        if self.silences:
-            self.silences -= 1
+        if self.silent_closes:
+            self.silent_closes -= 1
             await socket.close(code=4000)
             return socket
         deflate = zlib.compressobj() if request.query.get("compress") == "zlib-stream" else None
@@ -107,7 +107,7 @@ class DiscordGateway(DiscordWorld):
         hello = self.clock.now()
         await send(json.dumps({"op": 10, "d": {"heartbeat_interval": 41250}}))
         session: Session | None = None
-        telling: asyncio.Task[None] | None = None
+        sending: asyncio.Task[None] | None = None
         try:
             async for frame in socket:
                 if frame.type is not WSMsgType.TEXT:
@@ -119,7 +119,7 @@ class DiscordGateway(DiscordWorld):
                     case 2:
                         session = await self._identify(socket, said["d"], hello)
                         if session is not None:
-                            telling = asyncio.create_task(_tell_all(session, send, 0))
+                            sending = asyncio.create_task(_send_events(session, send, 0))
                     case 6:
                         session = self._sessions.get(said["d"]["session_id"])
                         if session is None or session.socket is not None or not _is_known(session, said["d"]["seq"]):
@@ -129,13 +129,13 @@ class DiscordGateway(DiscordWorld):
                         session.socket = socket
                         self.resumed += 1
                         self._event(session, "RESUMED", {})
-                        telling = asyncio.create_task(_tell_all(session, send, said["d"]["seq"]))
+                        sending = asyncio.create_task(_send_events(session, send, said["d"]["seq"]))
         finally:
             if session is not None:
                 session.socket = None
-            if telling is not None:
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
+            if sending is not None:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
         return socket
 
     async def _identify(self, socket: web.WebSocketResponse, said: Json, hello: float) -> Session | None:
@@ -146,8 +146,8 @@ class DiscordGateway(DiscordWorld):
         if now < self._last_hello + _IDENTIFY_INTERVAL:
             self.violations.append("a second IDENTIFY within 5 s")
         self._last_hello = hello
-        if self.closes_with:
-            await socket.close(code=self.closes_with.pop(0))
+        if self.close_codes:
+            await socket.close(code=self.close_codes.pop(0))
             return None
         if said["token"] != self.known_token:
             await socket.close(code=4004)
@@ -175,13 +175,13 @@ def _is_known(session: Session, seq: object) -> bool:
     return isinstance(seq, int) and 0 <= seq <= len(session.events)
 
 
-async def _tell_all(session: Session, send: Any, told: int) -> None:
+async def _send_events(session: Session, send: Any, sent: int) -> None:
     while True:
-        while told < len(session.events):
-            frame = session.events[told]
-            if told in session.fleeting:
-                session.events[told] = _NOTHING
+        while sent < len(session.events):
+            frame = session.events[sent]
+            if sent in session.unreplayed:
+                session.events[sent] = _HEARTBEAT_ACK
             await send(frame)
-            told += 1
+            sent += 1
         session.more.clear()
         await session.more.wait()

@@ -1,4 +1,4 @@
-"""Discord's REST API: writes, refuses and forgets as the real one does."""
+"""Discord's REST API with its limits and errors."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.harness.platform import Fault, Script
+from tests.harness.platform import Fault, FaultScript
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_gateway import DiscordGateway
 from tests.harness.servers.discord_payloads import Json
@@ -18,7 +18,7 @@ from tests.harness.servers.fault_gate import is_client_connected
 
 @dataclass(eq=False)
 class Interaction:
-    """A command or a pressed button that waits for a word of the bot's."""
+    """A slash command or a button press, and its response."""
 
     channel: int
     is_answered: bool = False
@@ -27,11 +27,11 @@ class Interaction:
 
 
 class DiscordRest(DiscordGateway):
-    """Strict where Discord is, and where a careful client would not go."""
+    """As strict as Discord, and as a careful client is."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.script: Script = lambda number, name: None
+        self.script: FaultScript = lambda number, name: None
         self.calls: list[str] = []
         self.sessions_left: Json | None = {
             "total": 1000,
@@ -41,47 +41,47 @@ class DiscordRest(DiscordGateway):
         }
         self.writes = 0
         self.attempts: list[tuple[str, Json]] = []
-        self.is_global = False
-        self.terse = ""  # the Retry-After of a 429 that says nothing else
+        self.is_rate_limit_global = False
+        self.bare_retry_after = ""  # the Retry-After of a 429 without a body
         self.commands: list[Json] = []
         self.application: Json = {}
-        self.is_alone = False  # the bot is on no server
+        self.is_in_no_server = False  # the bot is in no server
         self.forbidden: set[int] = set()
         self.guilds_without_commands: set[int] = set()
-        self.refusals: dict[str, int] = {}  # how often each of these paths still answers 500
-        self.waits: dict[str, int] = {}  # how often each of these paths still answers 429
+        self.failures: dict[str, int] = {}  # remaining 500 responses by path
+        self.rate_limits: dict[str, int] = {}  # remaining 429 responses by path
         self.closing = asyncio.Event()
-        self.reading = asyncio.Event()  # cleared, who reads what was said waits
-        self.reading.set()
+        self.history_is_open = asyncio.Event()  # while cleared, reading a history blocks
+        self.history_is_open.set()
         self._nonces: dict[str, int] = {}
-        self._not_before: dict[int, float] = {}
+        self._blocked_until: dict[int, float] = {}
         self._interactions: dict[str, Interaction] = {}
 
     @property
     def unanswered(self) -> int:
-        """How many commands and buttons got no word of the bot's."""
+        """The number of commands and button presses without a response."""
         return sum(not each.is_answered for each in self._interactions.values())
 
     def forget_interactions(self) -> None:
         self._interactions.clear()
 
     def forget_nonces(self) -> None:
-        """Discord remembers them for a few minutes."""
+        """Discord keeps them for a few minutes."""
         self._nonces.clear()
 
     def expire(self) -> None:
-        """Let all commands be too old to be responded to."""
+        """Make all interactions too old for a response."""
         for interaction in self._interactions.values():
             interaction.is_answered = interaction.is_expired = True
 
     async def rest(self, request: web.Request) -> web.StreamResponse:
         path = request.path.removeprefix("/api/v10")
         self.calls.append(f"{request.method} {path}")
-        if self.refusals.get(path):
-            self.refusals[path] -= 1
+        if self.failures.get(path):
+            self.failures[path] -= 1
             return _error(500, 0, "500: Internal Server Error")
-        if self.waits.get(path):
-            self.waits[path] -= 1
+        if self.rate_limits.get(path):
+            self.rate_limits[path] -= 1
             return _json({"message": "You are being rate limited.", "retry_after": 2.0, "global": False}, 429)
         is_public = path.startswith(("/interactions/", "/webhooks/"))
         if not is_public and request.headers.get("Authorization") != f"Bot {self.known_token}":
@@ -99,13 +99,13 @@ class DiscordRest(DiscordGateway):
             case ["gateway", "bot"], "GET":
                 return _json({"url": "wss://gateway.invalid", "shards": 1, "session_start_limit": self.sessions_left})
             case ["users", "@me", "guilds"], "GET":
-                return _json([] if self.is_alone else [self._guild()])
+                return _json([] if self.is_in_no_server else [self._guild()])
             case ["applications", _, "guilds", guild, "commands"], "GET":
                 return _error(403, 50001, "Missing Access") if int(guild) in self.guilds_without_commands else _json([])
             case ["channels", channel], "GET":
                 return self._unreachable(int(channel)) or _json(self._channel(int(channel)))
             case ["channels", channel, "messages"], "GET":
-                await self.reading.wait()
+                await self.history_is_open.wait()
                 return self._unreachable(int(channel)) or self._history(int(channel), request.query)
             case ["channels", channel, "messages"], "POST":
                 return await self._write(request, "send", int(channel), lambda: self._send(int(channel), body))
@@ -142,32 +142,36 @@ class DiscordRest(DiscordGateway):
         self, request: web.Request, name: str, channel: int, work: Callable[[], web.Response]
     ) -> web.Response:
         now = self.clock.now()
-        if now < max(self._not_before.get(channel, now), self._not_before.get(0, now)):
+        if now < max(self._blocked_until.get(channel, now), self._blocked_until.get(0, now)):
             self.violations.append(f"{name} before Retry-After")
-        trouble = self.script(self.writes, name)
+        fault = self.script(self.writes, name)
         self.writes += 1
-        refused = await self._refused(request, trouble, channel)
-        if refused is not None:
-            return refused
+        injected = await self._inject(request, fault, channel)
+        if injected is not None:
+            return injected
         response = self._unreachable(channel) or work()
         self.changed.set()
-        if trouble is not None and trouble.kind == "lost" and request.transport is not None:
+        if fault is not None and fault.kind == "lost" and request.transport is not None:
             request.transport.close()
         return response
 
-    async def _refused(self, request: web.Request, trouble: Fault | None, channel: int) -> web.Response | None:
-        if trouble is None or trouble.kind == "lost":
+    async def _inject(self, request: web.Request, fault: Fault | None, channel: int) -> web.Response | None:
+        if fault is None or fault.kind == "lost":
             return None
-        if trouble.kind == "timeout":
+        if fault.kind == "timeout":
             await self.closing.wait()
-        if trouble.kind == "429":
+        if fault.kind == "429":
             if await is_client_connected(request):
-                lane = 0 if self.is_global or self.terse else channel
-                self._not_before[lane] = self.clock.now() + trouble.seconds
-            body = {"message": "You are being rate limited.", "retry_after": trouble.seconds, "global": self.is_global}
-            if self.terse:
-                return web.Response(status=429, text="<html>", headers={"Retry-After": self.terse})
-            return _json(body, 429, {"Retry-After": str(trouble.seconds), "Via": "1.1 google"})
+                target = 0 if self.is_rate_limit_global or self.bare_retry_after else channel
+                self._blocked_until[target] = self.clock.now() + fault.seconds
+            body = {
+                "message": "You are being rate limited.",
+                "retry_after": fault.seconds,
+                "global": self.is_rate_limit_global,
+            }
+            if self.bare_retry_after:
+                return web.Response(status=429, text="<html>", headers={"Retry-After": self.bare_retry_after})
+            return _json(body, 429, {"Retry-After": str(fault.seconds), "Via": "1.1 google"})
         return _error(500, 0, "500: Internal Server Error")
 
     def _send(self, channel: int, body: Json) -> web.Response:
@@ -177,7 +181,7 @@ class DiscordRest(DiscordGateway):
             return _error(400, 50035, "nonce: Must be 25 or fewer in length.")
         if body.get("enforce_nonce") and nonce in self._nonces:
             return _json(self.messages.get(self._nonces[nonce]) or {}, 200)
-        refused = self._checked(body)
+        refused = self._validate(body)
         if refused is not None:
             return refused
         reference = body.get("message_reference")
@@ -198,7 +202,7 @@ class DiscordRest(DiscordGateway):
         )
         self._nonces[nonce] = int(message["id"])
         self._keep(message)
-        self.tell("MESSAGE_CREATE", message)
+        self.send_event("MESSAGE_CREATE", message)
         return _json(message)
 
     def _change(self, id: int, body: Json) -> web.Response:
@@ -208,11 +212,11 @@ class DiscordRest(DiscordGateway):
             return _error(404, 10008, "Unknown Message")
         if message["author"]["id"] != str(BOT):
             return _error(403, 50005, "Cannot edit a message authored by another user")
-        refused = self._checked(body)
+        refused = self._validate(body)
         if refused is not None:
             return refused
         message |= {"content": body["content"], "components": body["components"], "edited_timestamp": payloads.now()}
-        self.tell("MESSAGE_UPDATE", message)
+        self.send_event("MESSAGE_UPDATE", message)
         return _json(message)
 
     def _remove(self, id: int) -> web.Response:
@@ -220,10 +224,10 @@ class DiscordRest(DiscordGateway):
         if message is None:
             return _error(404, 10008, "Unknown Message")
         where = {"channel_id": message["channel_id"], **self._of_guild(int(message["channel_id"]))}
-        self.tell("MESSAGE_DELETE", {"id": str(id), **where})
+        self.send_event("MESSAGE_DELETE", {"id": str(id), **where})
         return web.Response(status=204)
 
-    def _checked(self, body: Json) -> web.Response | None:
+    def _validate(self, body: Json) -> web.Response | None:
         content = body.get("content") or ""
         if body.get("allowed_mentions", {}).get("parse", ["everyone"]) != []:
             self.violations.append("a message that may mention everyone")
@@ -268,7 +272,7 @@ class DiscordRest(DiscordGateway):
                 del self.messages[int(message["id"])]
                 return web.Response(status=204)
             if method == "PATCH":
-                refused = self._checked(body)
+                refused = self._validate(body)
                 if refused is not None:
                     return refused
                 message.update(content=body["content"])
@@ -282,7 +286,7 @@ def _rows(body: Any) -> list[Json]:
 
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    # Exactly this content type: the library reads no other as JSON.
+    # The library parses JSON only with exactly this content type.
     return web.Response(
         body=json.dumps(value).encode(), status=status, headers=headers, content_type="application/json"
     )

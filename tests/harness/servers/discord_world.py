@@ -1,4 +1,4 @@
-"""The people, channels and messages of one Discord server."""
+"""Users, channels and messages of one Discord server."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from bot.util.clock import Clock, MonotonicClock
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_payloads import Json
 
-# As long as real ones: the library finds shorter ids in no text.
+# As long as real ids: the library does not find shorter ones in a text.
 _FIRST_ID = 100_000_000_000_000_000
 BOT, APPLICATION, GUILD, BOT_ROLE = (_FIRST_ID + number for number in range(4))
 EPHEMERAL = 64
@@ -16,16 +16,16 @@ _EPOCH = 1420070400000
 
 
 class DiscordWorld:
-    """What Discord knows, without the ways to ask it.
+    """The state of Discord, without an API.
 
-    `allows_content`: the operator has switched the Message Content intent on.
+    `allows_content`: the Message Content intent is enabled.
     """
 
     def __init__(self) -> None:
         self.violations: list[str] = []
         self.allows_content = True
-        self.is_quiet = False  # new threads are not told of
-        self.archived: set[int] = set()  # threads that are not listed
+        self.hides_threads = False  # no THREAD_CREATE events
+        self.archived: set[int] = set()  # threads that GUILD_CREATE omits
         self.messages: dict[int, Json] = {}
         self.clock: Clock = MonotonicClock()
         self.changed = asyncio.Event()
@@ -34,8 +34,8 @@ class DiscordWorld:
         self._directs: dict[int, int] = {}  # channel: person
         self._last_id = 0
 
-    def tell(self, name: str, data: Any) -> None:
-        """Let the bot hear of an event."""
+    def send_event(self, name: str, data: Any) -> None:
+        """Send an event to all sessions."""
         raise NotImplementedError
 
     def person(self, name: str) -> Json:
@@ -49,8 +49,8 @@ class DiscordWorld:
         id = self._id("thread", channel, name)
         if is_new:
             self._threads[id] = self.channel(channel)
-            if not self.is_quiet:
-                self.tell("THREAD_CREATE", self._channel(id))
+            if not self.hides_threads:
+                self.send_event("THREAD_CREATE", self._channel(id))
         return id
 
     def direct(self, name: str) -> int:
@@ -66,7 +66,7 @@ class DiscordWorld:
         is_new = name not in self._ids
         id = self._ids.setdefault(name, _FIRST_ID + 100 + len(self._ids))
         if is_new and name[0] == "channel":
-            self.tell("CHANNEL_CREATE", self._channel(id))
+            self.send_event("CHANNEL_CREATE", self._channel(id))
         return id
 
     def _new_id(self) -> int:
@@ -103,7 +103,7 @@ class DiscordWorld:
         self.changed.set()
 
     def _shown(self, message: Json, reads_all: bool) -> Json:
-        """A message as the bot may read it."""
+        """Return a message with the fields that the bot may read."""
         is_mentioned = any(user["id"] == str(BOT) for user in message["mentions"])
         is_own = message["author"]["id"] == str(BOT)
         shown = dict(message)

@@ -1,4 +1,4 @@
-"""What stands before a loopback server, and may keep a call waiting or answer it in the server's place."""
+"""A middleware that delays or answers calls in place of a loopback server."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,18 +6,18 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-# Told of each call before the server is; an answer of its own is all that the caller gets.
+# Called before the server; a response of the guard replaces the server's.
 Guard = Callable[[web.Request], Awaitable[web.Response | None]]
 
-# Turns of the event loop in which the end of a connection is read that stands behind the call.
+# Turns of the event loop until the end of a connection behind the call is read.
 _TURNS = 3
 
 
 async def is_client_connected(request: web.Request) -> bool:
-    """Whether the caller still waits for the answer.
+    """Return whether the caller still waits for the response.
 
-    On a busy machine calls are given up before their turn comes; a wait that nobody was told of
-    binds nobody.
+    On a busy machine calls time out before the server processes them; a Retry-After that
+    was not received is not binding.
     """
     for _ in range(_TURNS):
         await asyncio.sleep(0)
@@ -25,22 +25,22 @@ async def is_client_connected(request: web.Request) -> bool:
 
 
 class FaultGate:
-    """A middleware of aiohttp's whose guard can be set, and changed, at any time."""
+    """An aiohttp middleware whose `guard` can be changed at any time."""
 
     def __init__(self) -> None:
         self.guard: Guard | None = None
 
     def app(self) -> web.Application:
-        """An application behind this gate; web sockets pass unseen."""
+        """Return an application with this middleware; web sockets bypass it."""
 
         @web.middleware
         async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
             if request.headers.get("Upgrade", "").lower() == "websocket":
                 return await handler(request)
             try:
-                await request.read()  # aiohttp keeps it for who reads it next
+                await request.read()  # aiohttp caches it
             except (ConnectionError, web.RequestPayloadError):
-                return web.Response(status=400)  # the caller is gone, in the middle of a word
+                return web.Response(status=400)  # the caller closed the connection within the body
             answer = await self.guard(request) if self.guard is not None else None
             return answer if answer is not None else await handler(request)
 

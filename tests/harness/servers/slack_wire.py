@@ -19,7 +19,7 @@ from slack_sdk.signature import SignatureVerifier
 
 from bot.adapters.slack.adapter import SCOPES
 from bot.util.clock import Clock, MonotonicClock
-from tests.harness.platform import TIMEOUT, Script
+from tests.harness.platform import TIMEOUT, FaultScript
 from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.slack_world import BOT, SlackRefusal, Workspace
 
@@ -49,7 +49,7 @@ class SlackWire:
         self.gate = FaultGate()
         self.workspace = Workspace()
         self.violations: list[str] = []
-        self.script: Script = lambda number, name: None
+        self.script: FaultScript = lambda number, name: None
         self.calls: list[str] = []
         self.histories: list[str] = []  # the channels of each call of conversations.history
         self.deliveries: list[str] = []  # the ids of all envelopes sent, in order

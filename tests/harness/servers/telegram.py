@@ -21,7 +21,7 @@ from bot.adapters.telegram.settings import TelegramSection
 from bot.delivery.markdown.format import utf16_units
 from bot.domain import Action
 from bot.util.clock import Clock, MonotonicClock
-from tests.harness.platform import TIMEOUT, Script, Seen
+from tests.harness.platform import TIMEOUT, FaultScript, Seen
 from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.telegram_words import fitted, markdown, refused, specials, words
 
@@ -32,7 +32,7 @@ UNCHANGED = "an edit that changes nothing"
 TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 Json = dict[str, Any]
-# Calls that users can see the effect of; a Script can make them fail.
+# Calls that users can see the effect of; a FaultScript can make them fail.
 WRITING = ("sendMessage", "editMessageText", "deleteMessage", "sendMessageDraft")
 
 
@@ -92,7 +92,7 @@ class TelegramPlatform:
     def __init__(self, **settings: Any) -> None:
         self.gate = FaultGate()
         self.violations: list[str] = []
-        self.script: Script = lambda number, name: None
+        self.script: FaultScript = lambda number, name: None
         self.calls: list[tuple[str, Json]] = []
         self.now = TODAY
         self.reads_all = False
