@@ -105,7 +105,7 @@ def pack(
 ) -> PackedFloat | PackedInt8 | PackedInt4 | native.Product | None:
     """Prepare a matrix for activations of `dtype`; None where no fast kernel suits it."""
     if isinstance(weight, Tensor):
-        return PackedFloat(weight, bias) if _reorders(dtype) else None
+        return PackedFloat(weight, bias) if is_reordered(dtype) else None
     if dtype != _QUANTISED_DTYPE or weight.shape[0] % _ROW_MULTIPLE:
         return None
     if (product := native.pack(weight, bias)) is not None:
@@ -115,7 +115,8 @@ def pack(
     return PackedInt4(weight, bias) if packed_group(weight) else None
 
 
-def _reorders(dtype: torch.dtype) -> bool:
+def is_reordered(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN packs floating weights of this dtype on this processor."""
     if not torch._C._has_mkldnn:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

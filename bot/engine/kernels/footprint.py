@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bot.engine.kernels import cpu
 from bot.engine.kernels.native import products as native
 from bot.engine.kernels.reference import group_of
 
@@ -61,7 +62,7 @@ def table_bytes(shape: Shape, dtype: torch.dtype, device: str) -> int:
         return held + shape.rows * shape.groups * (4 if _has_zero(shape) else 2)  # scales and zeros of the rows
     if shape.bits == 4:
         return held + (linear_bytes(shape, dtype, "", has_bias=False) if _is_packed(shape, dtype) else 0)
-    return 2 * held if held <= PACKED_TABLE_BYTES and dtype != torch.float16 else held
+    return 2 * held if held <= PACKED_TABLE_BYTES and cpu.is_reordered(dtype) else held
 
 
 def _is_native(shape: Shape, dtype: torch.dtype) -> bool:
