@@ -17,6 +17,9 @@ from pydantic import SecretStr
 from bot.config.schema import AdapterSection, variable
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES
+from tests.harness.warm_start import WarmProcess
+
+Process = asyncio.subprocess.Process | WarmProcess
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = tuple(PROFILES)
@@ -35,7 +38,7 @@ _CONTACTS: dict[str, Callable[[Any], float]] = {
 class BotProcess:
     """A running one."""
 
-    process: asyncio.subprocess.Process
+    process: Process
     platforms: Mapping[str, LoopbackPlatform]
     folder: Path
     _before: Mapping[str, float]
@@ -62,6 +65,14 @@ class BotProcess:
             return None
 
 
+async def start(module: str, folder: Path, env: Mapping[str, str]) -> Process:
+    """Start `python -m MODULE run`; tests of the short form replace this by a warm start."""
+    with (folder / "log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module, "run"), cwd=folder, env=env, stderr=log, stdout=log
+        )
+
+
 @asynccontextmanager
 async def run_bot(
     platforms: Mapping[str, LoopbackPlatform],
@@ -75,10 +86,7 @@ async def run_bot(
     added to `folder / "log"`, and its database is in `folder` too.
     """
     given = environment(platforms, folder) | dict(more or {})
-    with (folder / "log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module, "run"), cwd=folder, env=given, stderr=log, stdout=log
-        )
+    process = await start(module, folder, given)
     try:
         yield BotProcess(process, platforms, folder, {name: _CONTACTS[name](each) for name, each in platforms.items()})
     finally:

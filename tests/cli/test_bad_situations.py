@@ -14,6 +14,7 @@ import pytest
 from bot.storage.instance_lock import InstanceLock
 from tests.chaos.processes import environment as on_platforms
 from tests.cli.test_main import bot, environment
+from tests.harness import warm_start
 from tests.harness.platform_bench import PROFILES
 from tests.storage import url_of
 
@@ -26,6 +27,10 @@ Prepare = Callable[[Path], object]
 
 def start(folder: Path, *args: str, before: Sequence[str] = (), **changes: str) -> tuple[int, str]:
     """Run the bot until it ends by itself; return its exit code, and what it said on standard error."""
+    if not before:
+        warm = bot(folder, *(args or ("run",)), **changes)
+        assert warm.stdout == ""
+        return warm.returncode, warm.stderr
     ran = subprocess.run(
         [*before, sys.executable, "-m", "bot", *(args or ("run",))],
         cwd=folder,
@@ -126,7 +131,8 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 )
 def test_settings_that_were_named_must_be_readable(tmp_path: Path, prepare: Prepare, sentence: str) -> None:
     prepare(tmp_path / "mine.toml")
-    code, said = start(tmp_path, "run", "--config", "mine.toml", before=as_anybody())
+    before = as_anybody() if (tmp_path / "mine.toml").is_file() else ()
+    code, said = start(tmp_path, "run", "--config", "mine.toml", before=before)
     assert (code, said) == (2, f"bot: mine.toml has 1 mistake:\n  {sentence}\n")
 
 
@@ -199,17 +205,11 @@ async def test_a_wrong_token_ends_it_without_another_try(
     tmp_path: Path, name: str, token: str, wrong: str, calls: int
 ) -> None:
     async with PROFILES[name].open() as platform:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bot", "run"),
-            cwd=tmp_path,
-            env=on_platforms({name: platform}, tmp_path) | {token: wrong, "BOT_LOGS__LEVEL": "error"},
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(60):
-            said = (await process.communicate())[1].decode()
+        given = on_platforms({name: platform}, tmp_path) | {token: wrong, "BOT_LOGS__LEVEL": "error"}
+        ran = await asyncio.to_thread(warm_start.run, ["run"], folder=tmp_path, env=given)
+        said = ran.stderr
         refused = list(platform.calls)  # type: ignore[attr-defined]  # each loopback platform notes them
-    assert (process.returncode, said.count("\n")) == (2, 1), said
+    assert (ran.returncode, said.count("\n")) == (2, 1), said
     assert said.startswith("bot: ")
     assert token in said
     assert wrong not in said

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import warm_start
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,16 +21,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def bot(folder: Path, *args: str, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bot", *args],
-        cwd=folder,
-        env=environment(**changes),
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
+    return warm_start.run(args, folder=folder, env=environment(**changes), stdin=stdin)
 
 
 def test_run_answers_and_keeps_the_conversation(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 import asyncio
 import base64
 import json
-import os
-import subprocess
-import sys
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +18,7 @@ from bot.config.secrets import environment_secrets
 from bot.config.sources import load_with_origins
 from bot.observability.logging import Redaction
 from tests.cli.test_main import environment
-
-ROOT = Path(__file__).parents[2]
+from tests.harness import warm_start
 
 # With what URLs and shells make something else of; a token in an address may not have it.
 TOKENS = {
@@ -93,31 +90,21 @@ def everywhere(url: str, *, proxies: bool) -> dict[str, str]:
     return given
 
 
-async def what_it_says(folder: Path, *args: str, **variables: str) -> str:
+async def what_it_says(folder: Path, *args: str, module: str = "bot", **variables: str) -> str:
     """Run the program until it ends, or has said a lot; what it wrote, on both ways."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "bot",
-        *args,
-        cwd=folder,
-        env=environment(PYTHONUNBUFFERED="1", PYTHONASYNCIODEBUG="1", **variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    said: list[bytes] = []
+    log = folder / "said"
+    log.unlink(missing_ok=True)
+    env = environment(PYTHONASYNCIODEBUG="1", **variables)
+    process = warm_start.start(args, folder=folder, env=env, stdout=log, stderr=log, module=module)
     try:
-        async with asyncio.timeout(30):
-            while line := await process.stdout.readline():
-                said.append(line)
-                if args == ("run",) and len(said) >= _A_LOT and process.returncode is None:
-                    process.terminate()
+        while process.returncode is None:
+            if args == ("run",) and log.exists() and log.read_bytes().count(b"\n") >= _A_LOT:
+                process.terminate()
+            await asyncio.sleep(0.05)
     finally:
-        if process.returncode is None:
-            process.kill()
+        process.send_signal(signal.SIGKILL)
         await process.wait()
-    return b"".join(said).decode(errors="replace")
+    return log.read_text(encoding="utf-8", errors="replace")
 
 
 ANSWERS = [
@@ -139,14 +126,16 @@ async def test_no_secret_is_seen_when_platforms_fail(tmp_path: Path, status: int
 
 
 async def test_no_secret_is_seen_in_a_traceback_of_a_fault_of_ours(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
+    (tmp_path / "faulty_bot.py").write_text(
         "import bot.adapters.telegram.adapter as module\n"
+        "from bot.__main__ import main\n"
         "def broken(settings, *more):\n"
         "    raise RuntimeError(f'no route to https://x/bot{settings.token.get_secret_value()}/getMe', settings)\n"
         "module.open_adapter = broken\n"
+        "main()\n"
     )
-    path = f"{tmp_path}{os.pathsep}{ROOT}"
-    said = await what_it_says(tmp_path, "run", **TOKENS | {"PYTHONPATH": path, "BOT_OPERATIONS__PORT": "0"})
+    given = TOKENS | {"BOT_OPERATIONS__PORT": "0"}
+    said = await what_it_says(tmp_path, "run", module="faulty_bot", **given)
     assert "RuntimeError: ('no route to https://x/bot(secret)/getMe'" in said
     assert seen_in(said) == []
 
@@ -171,9 +160,7 @@ def test_a_mistake_in_the_settings_does_not_tell_the_secret_beside_it(tmp_path: 
         'token = "canary-3"\n[storage]\nurl = "mysql://bot:canary-12/pass@db/bot"\n'
     )
     environ = environment(BOT_TELEGRAM__PROXY="socks5://me:canary-10@proxy:1")
-    ran = subprocess.run(
-        [sys.executable, "-m", "bot", "check"], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
-    )
+    ran = warm_start.run(["check"], folder=tmp_path, env=environ)
     assert ran.returncode == 2
     assert "canary" not in ran.stdout + ran.stderr
 

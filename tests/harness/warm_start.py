@@ -1,13 +1,15 @@
 """`python -m bot` in a process that is forked with the program's imports done.
 
-Importing SQLAlchemy, pydantic and the rest costs a second of CPU time per process. multiprocessing's fork server pays
-it once; each child then has its own arguments, folder, environment and streams, as if it had been started by a shell.
-Tests of the start itself, of mounts or of rights start a real process.
+Importing SQLAlchemy, pydantic and the platforms' libraries costs 2 s of CPU time per process. The fork server of
+multiprocessing pays it once; each child gets its own arguments, folder, environment and streams, as a shell would
+give it. Tests of the start itself, of mounts and of rights start a real process.
 """
 
+import asyncio
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,42 +17,93 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+# Seconds; only a process that hangs takes as long, on any machine.
+_HANGS = 300.0
+
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["bot.app", "bot.adapters.console.adapter", "tests.harness.warm_start"])
+_context.set_forkserver_preload(
+    [
+        "bot.app",
+        "bot.adapters.console.adapter",
+        "bot.adapters.discord.adapter",
+        "bot.adapters.slack.adapter",
+        "bot.adapters.telegram.adapter",
+        "bot.engine.backends.echo",
+        "tests.harness.warm_start",
+    ]
+)
 
 
-def start_bot(
+class WarmProcess:
+    """A running program, with the part of `asyncio.subprocess.Process` that tests need."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        self._code: int | None = None
+        assert process.pid is not None
+        self.pid = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        if self._code is None and (code := self._process.exitcode) is not None:
+            self._code = code
+            self._process.close()
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    async def wait(self) -> int:
+        if self.returncode is None:
+            ended, loop, sentinel = asyncio.Event(), asyncio.get_running_loop(), self._process.sentinel
+            loop.add_reader(sentinel, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(sentinel)
+        code = self.returncode
+        assert code is not None
+        return code
+
+
+def start(
     arguments: Sequence[str],
     *,
     folder: Path,
     env: Mapping[str, str],
-    stdin: Path | None = None,
     stdout: Path,
     stderr: Path,
+    stdin: Path = Path(os.devnull),
     module: str = "bot",
-) -> BaseProcess:
-    """Start the program in `folder`; what it prints is appended to the two files."""
-    process = _context.Process(
-        target=_run, args=(module, [*arguments], folder, dict(env), stdin or Path(os.devnull), stdout, stderr)
-    )
+) -> WarmProcess:
+    """Start `python -m MODULE` in `folder`; what it prints is appended to the two files."""
+    process = _context.Process(target=_run, args=(module, [*arguments], folder, dict(env), stdin, stdout, stderr))
     process.start()
-    return process
+    return WarmProcess(process)
 
 
-def run_bot(
+def run(
     arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run the program to its end, as `subprocess.run` with captured output."""
+    """Run `python -m bot` to its end, like `subprocess.run` with captured output."""
     with tempfile.TemporaryDirectory() as streams:
         given, out, err = (Path(streams) / name for name in ("in", "out", "err"))
         given.write_text(stdin, encoding="utf-8")
-        process = start_bot(arguments, folder=folder, env=env, stdin=given, stdout=out, stderr=err)
-        process.join()
+        process = _context.Process(target=_run, args=("bot", [*arguments], folder, dict(env), given, out, err))
+        process.start()
+        process.join(_HANGS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
         code = process.exitcode
         process.close()
         assert code is not None
-        said = [each.read_text(encoding="utf-8") for each in (out, err)]
-    return subprocess.CompletedProcess(["bot", *arguments], code, *said)
+        stdout, stderr = (each.read_text(encoding="utf-8") for each in (out, err))
+    return subprocess.CompletedProcess(["bot", *arguments], code, stdout, stderr)
 
 
 def _run(
@@ -64,8 +117,13 @@ def _run(
         opened = os.open(path, flags)
         os.dup2(opened, number)
         os.close(opened)
-    sys.stdin = open(0, encoding="utf-8")
-    sys.stdout = open(1, "w", encoding="utf-8")
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    sys.stdin = os.fdopen(0, encoding="utf-8")
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    sys.path.insert(0, str(folder))  # as `python -m` does
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except Exception as error:  # as the interpreter ends: multiprocessing would print it without the hook
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(1)

@@ -1,10 +1,24 @@
-"""Every figure in its short form: what must come out, whatever the machine's speed."""
+"""Every figure in its short form: results only, whatever the speed of the machine."""
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from tests.chaos import processes
 from tests.chaos.figure import figures
+from tests.harness import warm_start
 
 FIGURES = figures()
+
+
+@pytest.fixture(autouse=True)
+def _warm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(module: str, folder: Path, env: Mapping[str, str]) -> warm_start.WarmProcess:
+        log = folder / "log"
+        return warm_start.start(["run"], folder=folder, env=env, stdout=log, stderr=log, module=module)
+
+    monkeypatch.setattr(processes, "start", start)
 
 
 @pytest.mark.parametrize("name", FIGURES)
