@@ -124,6 +124,6 @@ def _run(
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except Exception as error:  # as the interpreter ends: multiprocessing would print it without the hook
+    except Exception as error:  # noqa: BLE001 - ends as the interpreter does; multiprocessing skips the hook
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
