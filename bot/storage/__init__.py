@@ -1,1 +1,1 @@
-"""What was said, kept in a database: one row per exchange."""
+"""Storage of conversations in SQLite or PostgreSQL: one row per exchange."""

@@ -181,10 +181,10 @@ def _cuts(
         return
     tried.add(place)
     window = rest[: 2 * profile.format.limit]
-    reading = BlockIndex(opening + window)
+    index = BlockIndex(opening + window)
 
     def piece(at: int) -> Chunk:
-        return Chunk(window[:at], opening, reading.closing(len(opening) + at))
+        return Chunk(window[:at], opening, index.closing_at(len(opening) + at))
 
     beginning = _standing(profile, Chunk(window[:_BEGINNING], opening))
     if not all(one == other for one, other in zip(_letters(beginning), _letters(standing[0]), strict=False)):
@@ -193,8 +193,8 @@ def _cuts(
     near = bisect.bisect_left(ends, len(standing[0]), key=lambda at: len(_standing(profile, piece(at))))
     fitting = [at for at in ends[max(0, near - _NEAR) : near + _NEAR] if _standing(profile, piece(at)) == standing[0]]
     # Whitespace and marks make many places alike; a cut stands at the begin of a line where it can.
-    for at in sorted(fitting, key=lambda at: (not reading.is_line_start(len(opening) + at), -at)):
-        following = reading.opening(len(opening) + at, room=profile.format.limit // 2)
+    for at in sorted(fitting, key=lambda at: (not index.is_line_start(len(opening) + at), -at)):
+        following = index.opening_at(len(opening) + at, room=profile.format.limit // 2)
         for others in _cuts(standing[1:], following, rest[at:], profile, tried):
             yield [piece(at), *others]
 

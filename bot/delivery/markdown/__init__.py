@@ -1,1 +1,1 @@
-"""Markdown as platforms take it: what one message may hold, and where a long text is cut."""
+"""Markdown for chat platforms: formats, block structure, splitting into messages."""

@@ -1,4 +1,4 @@
-"""Where the blocks of a Markdown text are, as CommonMark reads them (with tables)."""
+"""Block structure of a Markdown text: CommonMark with tables."""
 
 import re
 from bisect import bisect_right
@@ -10,31 +10,31 @@ from markdown_it.token import Token
 
 from bot.delivery.markdown.emphasis import cjk_friendly_emphasis
 
-_BLOCKS = MarkdownIt("commonmark").enable("table").disable("inline")
-# How a whole message is read, on platforms that do not read it themselves.
+_BLOCK_PARSER = MarkdownIt("commonmark").enable("table").disable("inline")
+# For platforms that do not parse Markdown themselves.
 MESSAGE_PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(cjk_friendly_emphasis)
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SPACES = re.compile(r"\s+")
 _QUOTE = re.compile(r"(?: {0,3}> ?)+")
 
-# An indentation from here on reads as code, where nothing stands around it.
-_CODE = 4
+# Width of an indentation that starts a code block outside of a list.
+_CODE_INDENT = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """A fenced code block; positions count characters of the text that was read."""
+    """A fenced code block; positions are character offsets in the text."""
 
-    begin: int  # behind the marker that opens it
-    content: int  # where its first line begins
-    closing: int  # where the line that closes it begins
-    end: int  # from here on it is closed
+    begin: int  # after the opening marker
+    content: int  # start of the first line of code
+    closing: int  # start of the closing line
+    end: int  # after the closing marker
     marker: str
     info: str
-    prefix: str  # what its lines begin with: quote marks, and the indentation of a list
+    prefix: str  # of each line: quote marks, and the indentation of a list item
 
-    def holds(self, at: int) -> bool:
+    def contains(self, at: int) -> bool:
         return self.begin <= at < self.end
 
     @property
@@ -43,131 +43,131 @@ class Fence:
 
 
 class BlockIndex:
-    """The blocks of one text.
+    """Index of the blocks of one text.
 
-    What stands before a position never depends on the lines that follow it, but for
-    tables and underlined headings, which need their second line.
+    The structure before a position does not depend on the lines after it, except for
+    tables and setext headings, which need their second line.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # The parser drops no line, but it must see the end of the last one.
-        self._tokens = [token for token in _BLOCKS.parse(text + "\n") if token.map is not None and token.nesting >= 0]
-        self.starts = [0, *(match.end() for match in _LINE_END.finditer(text))]
+        # The added newline gives the last line an end; the parser drops no line.
+        self._tokens = [
+            token for token in _BLOCK_PARSER.parse(text + "\n") if token.map is not None and token.nesting >= 0
+        ]
+        self.line_starts = [0, *(match.end() for match in _LINE_END.finditer(text))]
 
     @cached_property
     def fences(self) -> tuple[Fence, ...]:
         return tuple(self._fence(token) for token in self._tokens if token.type == "fence")
 
     @cached_property
-    def blocks(self) -> frozenset[int]:
-        """Where any block begins, also one within a list, a quote or a table."""
-        return frozenset(self._position(first) for first, _ in self._spans(r".*"))
+    def block_starts(self) -> frozenset[int]:
+        """Start of each block, also inside a list, a quote or a table."""
+        return frozenset(self._offset(first) for first, _ in self._spans(r".*"))
 
     @cached_property
-    def tops(self) -> tuple[tuple[int, int], ...]:
-        """Begin and end of each block that stands in no other."""
-        return tuple(
-            (self._position(first), self._position(last)) for first, last in self._spans(r".*", outermost=True)
-        )
+    def top_level(self) -> tuple[tuple[int, int], ...]:
+        """Start and end of each block that is not nested."""
+        return tuple((self._offset(first), self._offset(last)) for first, last in self._spans(r".*", top_level=True))
 
-    def fence(self, at: int) -> Fence | None:
-        """The code block that is open at this position."""
-        return next((fence for fence in self.fences if fence.holds(at)), None)
+    def fence_at(self, at: int) -> Fence | None:
+        """Return the code block that is open at this position."""
+        return next((fence for fence in self.fences if fence.contains(at)), None)
 
-    def line(self, at: int) -> str:
-        """The line that this position stands in, without its end."""
-        begin = self.starts[self._row(at)]
+    def line_at(self, at: int) -> str:
+        """Return the line at this position, without its newline."""
+        begin = self.line_starts[self._row(at)]
         match = _LINE_END.search(self.text, begin)
         return self.text[begin : match.start() if match else len(self.text)]
 
     def column(self, at: int) -> int:
-        return at - self.starts[self._row(at)]
+        return at - self.line_starts[self._row(at)]
 
     def is_line_start(self, at: int) -> bool:
         return self.column(at) == 0
 
-    def closing(self, at: int) -> str:
-        """What closes the code block that is open there, or nothing."""
-        fence = self.fence(at)
+    def closing_at(self, at: int) -> str:
+        """Return the text that closes the code block open at this position, if any."""
+        fence = self.fence_at(at)
         if fence is None:
             return ""
         line_end = "" if at > fence.begin and self.is_line_start(at) else "\n"
         return f"{line_end}{fence.prefix}{fence.marker}"
 
-    def opening(self, at: int, room: int) -> str:
-        """What must stand before the rest of the text, so that it reads as it does here.
+    def opening_at(self, at: int, room: int) -> str:
+        """Return the text to insert before the rest, so that its structure is the same there.
 
-        At most `room` characters where that can be: then the language of a code block
-        is left out, and a table's rows are no table.
+        At most `room` characters if possible: then the language of a code block or the
+        header of a table is omitted.
         """
-        middle = not self.is_line_start(at)
-        if fence := self.fence(at):
-            head = _around(fence.prefix)
+        mid_line = not self.is_line_start(at)
+        if fence := self.fence_at(at):
+            head = _enclosing_items(fence.prefix)
             opening = head + fence.opening
             if len(opening) > room:
                 opening = f"{head}{fence.prefix}{fence.marker}\n"
-            return opening + fence.prefix if middle else opening
+            return opening + fence.prefix if mid_line else opening
         row = self._row(at)
-        line = self.line(at)
-        if middle:
-            if self._within("code_block", row):
+        line = self.line_at(at)
+        if mid_line:
+            if self._is_within("code_block", row):
                 return line[: len(line) - len(line.lstrip())]
             quote = _QUOTE.match(line)
-            return quote.group() if quote and self._within("blockquote_open", row) else ""
-        if self._within("code_block", row):
+            return quote.group() if quote and self._is_within("blockquote_open", row) else ""
+        if self._is_within("code_block", row):
             return ""
         if header := self._table_header(row):
             return header if len(header) <= room else ""
-        return _around(_prefix(line, len(line)))
+        return _enclosing_items(_prefix(line, len(line)))
 
     def _table_header(self, row: int) -> str:
-        """An empty header for the rows of a table that follow: nothing is said twice."""
+        """Return an empty header for the remaining rows of a table."""
         for first, last in self._spans("table_open"):
             if first + 2 <= row < last:
-                columns = self.line(self.starts[first + 1])
+                columns = self.line_at(self.line_starts[first + 1])
                 indentation = _prefix(columns, len(columns))
                 count = columns.strip("|> \t").count("|") + 1
-                return f"{_around(indentation)}{indentation}{'|  ' * count}|\n{columns}\n"
+                return f"{_enclosing_items(indentation)}{indentation}{'|  ' * count}|\n{columns}\n"
         return ""
 
     def _fence(self, token: Token) -> Fence:
         assert token.map is not None
         first, last = token.map
-        line = self.line(self.starts[first])
+        line = self.line_at(self.line_starts[first])
         mark = line.index(token.markup)
-        begin = self.starts[first] + mark + len(token.markup)
+        begin = self.line_starts[first] + mark + len(token.markup)
         prefix = _prefix(line, mark)
         is_closed = last - first - 2 == token.content.count("\n")
-        content = self._position(first + 1)
+        content = self._offset(first + 1)
         if is_closed:
-            closing = self._position(last - 1)
-            end = closing + len(self.line(closing).rstrip())
+            closing = self._offset(last - 1)
+            end = closing + len(self.line_at(closing).rstrip())
         else:
-            # A list or a quote that ends takes its code block along.
-            closing = end = self._position(last) if last < len(self.starts) else len(self.text) + 1
+            # The end of a list or quote closes its code block.
+            closing = end = self._offset(last) if last < len(self.line_starts) else len(self.text) + 1
         return Fence(begin, content, closing, end, token.markup, token.info.strip(), prefix)
 
-    def _spans(self, kind: str, outermost: bool = False) -> list[tuple[int, int]]:
-        wanted = re.compile(kind)
+    def _spans(self, kind: str, top_level: bool = False) -> list[tuple[int, int]]:
+        pattern = re.compile(kind)
         return [
             (token.map[0], token.map[1])
             for token in self._tokens
-            if token.map is not None and wanted.fullmatch(token.type) and not (outermost and token.level)
+            if token.map is not None and pattern.fullmatch(token.type) and not (top_level and token.level)
         ]
 
-    def _within(self, kind: str, row: int) -> bool:
+    def _is_within(self, kind: str, row: int) -> bool:
         return any(first <= row < last for first, last in self._spans(kind))
 
     def _row(self, at: int) -> int:
-        return bisect_right(self.starts, at) - 1
+        return bisect_right(self.line_starts, at) - 1
 
-    def _position(self, row: int) -> int:
-        return self.starts[row] if row < len(self.starts) else len(self.text)
+    def _offset(self, row: int) -> int:
+        return self.line_starts[row] if row < len(self.line_starts) else len(self.text)
 
 
 def _prefix(line: str, end: int) -> str:
-    """What the next line must begin with to stand in the same quotes and lists.
+    """Return the prefix that continues the quotes and lists of a line on the next one.
 
     >>> _prefix("> 1. ```py", 5)
     '>    '
@@ -177,35 +177,34 @@ def _prefix(line: str, end: int) -> str:
     return re.sub(r"[^\s>]", " ", head)
 
 
-def _around(prefix: str) -> str:
-    """Empty list items for lines that are indented so far that they would read as code."""
+def _enclosing_items(prefix: str) -> str:
+    """Return empty list items for lines whose indentation would otherwise start a code block."""
     quotes = prefix[: prefix.rfind(">") + 2] if ">" in prefix else ""
-    indentation = len(prefix[len(quotes) :].expandtabs(_CODE))
-    if indentation < _CODE:
+    indentation = len(prefix[len(quotes) :].expandtabs(_CODE_INDENT))
+    if indentation < _CODE_INDENT:
         return ""
     return f"{quotes}{' '.join(['+'] * (indentation // 2 - 1))}\n"
 
 
 def is_balanced(markdown: str) -> bool:
-    """Whether each code block in the text is closed by a line of its own."""
-    reading = BlockIndex(markdown)
-    return reading.fence(len(markdown)) is None
+    """Return True if every code block of the text is closed."""
+    return BlockIndex(markdown).fence_at(len(markdown)) is None
 
 
 def visible_text(markdown: str) -> str:
-    """The text that a reader sees, without any whitespace.
+    """Return the rendered text without markup and whitespace.
 
     >>> visible_text("**Bold** and [a link](https://example.org)")
     'Boldandalink'
     """
-    return _SPACES.sub("", "".join(_words(MESSAGE_PARSER.parse(markdown))))
+    return _SPACES.sub("", "".join(_contents(MESSAGE_PARSER.parse(markdown))))
 
 
-def _words(tokens: list[Token]) -> list[str]:
-    words = []
+def _contents(tokens: list[Token]) -> list[str]:
+    contents = []
     for token in tokens:
         if token.children:
-            words += _words(token.children)
+            contents += _contents(token.children)
         elif token.type != "inline":
-            words.append(token.content)
-    return words
+            contents.append(token.content)
+    return contents

@@ -1,11 +1,11 @@
-"""Bold and italics beside Chinese, where CommonMark sees only asterisks."""
+"""CJK-friendly emphasis: bold and italics beside Chinese, Japanese and Korean text."""
 
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import isMdAsciiPunct, isPunctChar, isWhiteSpace
 from markdown_it.rules_inline.state_inline import Delimiter, StateInline
 
-# Ideographs with their punctuation, kana, Hangul, full-width forms: Unicode's blocks.
-_EAST_ASIAN = (
+# Unicode blocks of ideographs with their punctuation, kana, Hangul and full-width forms.
+_CJK = (
     (0x1100, 0x11FF),
     (0x2E80, 0x9FFF),
     (0xA960, 0xA97F),
@@ -18,11 +18,11 @@ _EAST_ASIAN = (
 
 
 def cjk_friendly_emphasis(parser: MarkdownIt) -> None:
-    """Let the parser read emphasis where words have no spaces between them.
+    """Change the parser's rule for delimiter runs beside CJK characters.
 
-    In CommonMark a marker beside punctuation opens or closes only if white space or
-    punctuation is on its other side.  Chinese has neither there: so its letters count
-    as such, and its own punctuation as letters.
+    In CommonMark a delimiter beside punctuation opens or closes emphasis only if white space
+    or punctuation is on its other side.  CJK text has neither there, so its letters
+    count as punctuation, and its punctuation as letters.
 
     >>> parser = MarkdownIt("commonmark").use(cjk_friendly_emphasis)
     >>> parser.render("**重点：**你好，这是**“引用”**的话").strip()
@@ -32,37 +32,37 @@ def cjk_friendly_emphasis(parser: MarkdownIt) -> None:
 
 
 def _tokenize(state: StateInline, silent: bool) -> bool:
-    marker = state.src[state.pos]
-    if silent or marker not in "*_":
+    delimiter = state.src[state.pos]
+    if silent or delimiter not in "*_":
         return False
-    scanned = state.scanDelims(state.pos, marker == "*")
-    opens, closes = scanned.can_open, scanned.can_close
-    if marker == "*":
+    run = state.scanDelims(state.pos, delimiter == "*")
+    opens, closes = run.can_open, run.can_close
+    if delimiter == "*":
         before = state.src[state.pos - 1] if state.pos else " "
-        end = state.pos + scanned.length
+        end = state.pos + run.length
         after = state.src[end] if end < state.posMax else " "
-        opens = not _is_space(after) and (not _is_mark(after) or _separates(before))
-        closes = not _is_space(before) and (not _is_mark(before) or _separates(after))
-    for _ in range(scanned.length):
-        state.push("text", "", 0).content = marker
+        opens = not _is_space(after) and (not _is_punctuation(after) or _separates(before))
+        closes = not _is_space(before) and (not _is_punctuation(before) or _separates(after))
+    for _ in range(run.length):
+        state.push("text", "", 0).content = delimiter
         state.delimiters.append(
-            Delimiter(ord(marker), scanned.length, len(state.tokens) - 1, end=-1, open=opens, close=closes)
+            Delimiter(ord(delimiter), run.length, len(state.tokens) - 1, end=-1, open=opens, close=closes)
         )
-    state.pos += scanned.length
+    state.pos += run.length
     return True
 
 
-def _is_space(letter: str) -> bool:
-    return isWhiteSpace(ord(letter))
+def _is_space(character: str) -> bool:
+    return isWhiteSpace(ord(character))
 
 
-def _is_mark(letter: str) -> bool:
-    return (isMdAsciiPunct(ord(letter)) or isPunctChar(letter)) and not _is_east_asian(letter)
+def _is_punctuation(character: str) -> bool:
+    return (isMdAsciiPunct(ord(character)) or isPunctChar(character)) and not _is_cjk(character)
 
 
-def _separates(letter: str) -> bool:
-    return _is_space(letter) or _is_mark(letter) or _is_east_asian(letter)
+def _separates(character: str) -> bool:
+    return _is_space(character) or _is_punctuation(character) or _is_cjk(character)
 
 
-def _is_east_asian(letter: str) -> bool:
-    return any(first <= ord(letter) <= last for first, last in _EAST_ASIAN)
+def _is_cjk(character: str) -> bool:
+    return any(first <= ord(character) <= last for first, last in _CJK)

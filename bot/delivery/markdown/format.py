@@ -1,4 +1,4 @@
-"""What a platform can show in one message: its length, and how Markdown is rendered there."""
+"""Message formats of platforms: length limit and rendering of Markdown."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text as one platform takes it; `entities` are its own notation for markup."""
+    """Text in a platform's own notation; `entities` are its markup."""
 
     text: str
     entities: tuple[object, ...] = ()
 
 
 class Format(Protocol):
-    """Pure and quick: a message is rendered about a dozen times before it is cut."""
+    """Pure and fast: a message is rendered about a dozen times before it is split."""
 
     @property
     def limit(self) -> int:
-        """The longest message, in the units of `measure`; at least 28."""
+        """Maximum length of a message, in the units of `measure`; at least 28."""
         ...
 
     def render(self, markdown: str) -> Rendered: ...
 
     def plain(self, markdown: str) -> Rendered:
-        """Render the same words without markup, for a platform that refused the markup."""
+        """Render without markup, after a platform has refused the markup."""
         ...
 
     def measure(self, rendered: Rendered) -> int:
-        """Count as the platform counts."""
+        """Return the length in the platform's units."""
         ...
 
 
@@ -44,7 +44,7 @@ def utf16_units(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MarkdownFormat:
-    """The format of a platform that takes Markdown as it is.
+    """The format of a platform that accepts Markdown itself.
 
     >>> MarkdownFormat(2000).measure(MarkdownFormat(2000).render("**bold**"))
     8
@@ -64,13 +64,13 @@ class MarkdownFormat:
 
 
 def fits(text: str, format: Format) -> bool:
-    """Whether this Markdown is one message there."""
+    """Return True if this Markdown fits into one message."""
     return format.measure(format.render(text)) <= format.limit
 
 
 @dataclass(frozen=True, slots=True)
 class PlainFormat:
-    """A format without its markup."""
+    """A format that omits the markup."""
 
     format: Format
 
@@ -89,11 +89,11 @@ class PlainFormat:
 
 
 class CachedFormat:
-    """A format that renders none of its last few texts again."""
+    """A format that caches its last few renderings."""
 
     def __init__(self, format: Format) -> None:
         self.limit = format.limit
-        # More than the messages of one reply, less than its weight in memory matters.
+        # More than the messages of one reply, and little memory.
         self.render = lru_cache(maxsize=32)(format.render)
         self.plain = lru_cache(maxsize=32)(format.plain)
         self.measure = format.measure

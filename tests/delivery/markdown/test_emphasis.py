@@ -1,4 +1,4 @@
-"""Emphasis in Chinese is emphasis; in English all is as CommonMark has it."""
+"""CJK-friendly emphasis; without CJK text the result is CommonMark's."""
 
 import pytest
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""Split Markdown into messages."""
+
 import unicodedata
 
 import pytest
@@ -139,7 +141,7 @@ def test_lengths_are_in_the_units_of_the_platform() -> None:
 
 
 class Shortening:
-    """Shows nothing of what stands between slashes, as rendering leaves out a link's address."""
+    """Omits the text between slashes, as rendering omits the address of a link."""
 
     limit = 50
 
@@ -210,5 +212,5 @@ def test_settled_chunks_are_not_rendered_again() -> None:
     for begin in range(0, len(text), 80):
         splitter.append(text[begin : begin + 80])
         splitter.chunks()
-    # Of the last two messages, at most: a look renders the one that grows, a cut some more.
+    # The last two messages at most: each call renders the growing one, each cut some more.
     assert rendered < 4 * 2000 * 250

@@ -1,4 +1,4 @@
-"""Answers as a model writes them, and worse ones, for properties of splitting and delivery."""
+"""Hypothesis strategies for Markdown: typical answers of a model, and broken ones."""
 
 from hypothesis import strategies as st
 
@@ -65,7 +65,7 @@ BLOCK = st.recursive(
 )
 FLAT = st.lists(st.one_of(PARAGRAPH, fenced()), min_size=1, max_size=5).map("\n\n".join)
 DOCUMENT = st.lists(BLOCK, min_size=1, max_size=6).map("\n\n".join)
-# Any order of marks: what a model writes when it has lost its way.
+# Markup in random order, as of a model that degenerates.
 SOUP = st.lists(
     st.one_of(
         st.sampled_from(["```", "~~~", "````", "\n", "\n\n", "  ", "    ", "> ", "- ", "1. ", "|", "**", "\r\n"]), WORDS
