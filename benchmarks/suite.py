@@ -37,8 +37,8 @@ from bot.engine.chatglm.loading import DType, find_device, load_random
 from bot.engine.chatglm.memory import Setup, needs
 from bot.engine.chatglm.model import ChatGLM
 from bot.engine.chatglm.weights import Quantization
-from bot.engine.memory_available import free_bytes
-from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.engine.memory_available import available_bytes
+from bot.engine.serving.engine import LoadedModel, ServingEngine
 
 # Each repetition of the baseline makes its sequence longer; few steps keep that effect small.
 _BASELINE_TOKENS = 8
@@ -237,7 +237,7 @@ class _Suite:
         """Return True if cache and workspace fit beside the loaded weights."""
         config = replace(self._config, max_sequence_length=self._length)
         need = needs(Setup(config, weights.quantization, self._plan.dtype, (self._device,), slots))[self._device]
-        available = free_bytes(self._device)
+        available = available_bytes(self._device)
         return available is None or need.cache + need.workspace <= available
 
     def _serving(self, network: ChatGLM, weights: WeightsPlan, slots: int, context: int) -> ChatGLMForServing:
@@ -324,8 +324,8 @@ async def _run_channels(
     )
     tokenizer = FixedPrompt(random_prompt(config, plan.prompt), NumberedTokens(config.vocab_size))
 
-    def load_model(report: Progress) -> Loaded:
-        return Loaded(model, tokenizer, info)
+    def load_model(report: Progress) -> LoadedModel:
+        return LoadedModel(model, tokenizer, info)
 
     async with ServingEngine(load_model, max_waiting=plan.count) as engine:
         for count in (1, plan.count):

@@ -21,7 +21,7 @@ from bot.engine.kernels.reference import dequantise, quantise_int4, quantise_int
 from bot.engine.serving.base import Batch
 from tests.golden.network import logits_of
 from tests.golden.report import Golden
-from training.batches import Row, answer_logits, batches, row_of
+from training.batches import TokenizedExample, answer_logits, batches, tokenize_example
 from training.evaluate import questions
 
 ROOT = Path(__file__).parents[1]
@@ -65,24 +65,28 @@ def network_of(folder: Path, scheme: Scheme | None, table: Scheme | None = None)
         change = table if name == EMBEDDING else scheme
         return weight if change is None else change(weight)
 
-    return build_network(config, matrix, checkpoint.read, dtype=torch.float32, device=torch.device("cpu"))
+    return build_network(config, matrix, checkpoint.read, dtype=torch.float32, devices=[torch.device("cpu")])
 
 
-def held_back() -> list[Row]:
+def held_back() -> list[TokenizedExample]:
     """Make the questions that the demo model was not trained on, with their written answers."""
     tokenizer = ChatGLMTokenizer.load(DEMO)
-    return [row_of(question.example, tokenizer) for question in questions() if question.kind.startswith("held back")]
+    return [
+        tokenize_example(question.example, tokenizer)
+        for question in questions()
+        if question.kind.startswith("held back")
+    ]
 
 
 @torch.inference_mode()
-def answers(network: ChatGLM, rows: Sequence[Row]) -> Tensor:
+def answers(network: ChatGLM, rows: Sequence[TokenizedExample]) -> Tensor:
     """Score every token of the written answers: `[tokens, vocab]`, always in the same order."""
     each = batches(rows, network.config, Random(0))
     return torch.cat([answer_logits(network, batch)[0].float() for batch, _ in each])
 
 
 @torch.inference_mode()
-def served_answers(model: ChatGLMForServing, rows: Sequence[Row]) -> Tensor:
+def served_answers(model: ChatGLMForServing, rows: Sequence[TokenizedExample]) -> Tensor:
     """The same as the engine asks for it: a prompt, then a token a step."""
     scores: list[Tensor] = []
     for _, group in batches(rows, model.network.config, Random(0)):

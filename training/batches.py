@@ -32,7 +32,7 @@ class PlainAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenizedExample:
     """One conversation as ids: the prompt, then the answer and <eop>."""
 
     dialogue: int
@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """`ids` and `targets` `[rows, tokens]`, `positions` `[rows, tokens, 2]`, `mask` `[rows, tokens, tokens]`."""
 
     ids: Tensor
@@ -53,13 +53,13 @@ class Batch:
     targets: Tensor  # the next id where it belongs to the answer, IGNORED elsewhere
 
 
-def row_of(example: Example, tokenizer: ChatGLMTokenizer) -> Row:
-    return Row(
+def tokenize_example(example: Example, tokenizer: ChatGLMTokenizer) -> TokenizedExample:
+    return TokenizedExample(
         example.dialogue, tokenizer.prompt(example.messages), [*tokenizer.encode(example.answer), *tokenizer.stop_ids]
     )
 
 
-def batch_of(rows: Sequence[Row], config: ChatGLMConfig) -> Batch:
+def batch_of(rows: Sequence[TokenizedExample], config: ChatGLMConfig) -> TrainingBatch:
     """Pad rows on the right, where no real token looks."""
     tokens = max(map(len, rows)) - 1
     ids = torch.full((len(rows), tokens), config.pad_token_id)
@@ -72,16 +72,16 @@ def batch_of(rows: Sequence[Row], config: ChatGLMConfig) -> Batch:
         layouts.append(layout_of(row.prompt, config))
     positions = torch.stack([layout.positions(tokens) for layout in layouts])
     mask = torch.stack([layout.mask(tokens) for layout in layouts])
-    return Batch(ids, positions, mask, targets)
+    return TrainingBatch(ids, positions, mask, targets)
 
 
 def batches(
-    rows: Sequence[Row], config: ChatGLMConfig, rng: Random, budget: int = BATCH_TOKENS
-) -> Iterator[tuple[Batch, list[Row]]]:
+    rows: Sequence[TokenizedExample], config: ChatGLMConfig, rng: Random, budget: int = BATCH_TOKENS
+) -> Iterator[tuple[TrainingBatch, list[TokenizedExample]]]:
     """Put rows of like length together, at most `budget` tokens with the padding."""
-    groups: list[list[Row]] = []
+    groups: list[list[TokenizedExample]] = []
     for start in range(0, len(rows), 512):
-        group: list[Row] = []
+        group: list[TokenizedExample] = []
         for row in sorted(rows[start : start + 512], key=len):
             if group and (len(group) + 1) * len(row) > budget:
                 groups.append(group)
@@ -93,7 +93,7 @@ def batches(
         yield batch_of(group, config), group
 
 
-def answer_logits(network: ChatGLM, batch: Batch) -> tuple[Tensor, Tensor]:
+def answer_logits(network: ChatGLM, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
     """Return `[answer tokens, vocab]` and the tokens that belong there."""
     hidden = network.hidden(batch.ids, batch.positions, PlainAttention(batch.mask))
     wanted = batch.targets != IGNORED

@@ -26,7 +26,7 @@ PLACEHOLDER = re.compile(r"\{(name|place|person|thing|message|number|said)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class DialogueRound:
     """A question in several phrasings, and its answer; `after_gap` if others may come before."""
 
     asked: tuple[str, ...]
@@ -41,7 +41,7 @@ class Dialogue:
 
     language: str
     theme: str
-    rounds: tuple[Round, ...]
+    rounds: tuple[DialogueRound, ...]
     opens: bool = False
 
     @property
@@ -54,7 +54,7 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class PlaceholderWords:
     """What the placeholders of one language stand for."""
 
     lists: dict[str, tuple[str, ...]]
@@ -77,10 +77,10 @@ def read_all(folder: Path = FOLDER) -> list[Dialogue]:
     ]
 
 
-def read_words(language: str, folder: Path = FOLDER) -> Words:
+def read_words(language: str, folder: Path = FOLDER) -> PlaceholderWords:
     """Read words.toml: lists with semicolons between the entries, or spaces where there are none."""
     tables = tomllib.loads((folder / language / "words.toml").read_text(encoding="utf-8"))
-    return Words(
+    return PlaceholderWords(
         {
             name: tuple(entry for part in (text.split(";") if ";" in text else text.split()) if (entry := part.strip()))
             for name, text in tables.items()
@@ -105,7 +105,7 @@ def parse(text: str, language: str, theme: str) -> Iterator[Dialogue]:
 
 
 def _dialogue(lines: Sequence[tuple[int, str]], language: str, theme: str) -> Dialogue:
-    rounds: list[Round] = []
+    rounds: list[DialogueRound] = []
     asked: list[str] = []
     held_back: list[str] = []
     answer: list[str] = []
@@ -114,7 +114,7 @@ def _dialogue(lines: Sequence[tuple[int, str]], language: str, theme: str) -> Di
     def finish_round() -> None:
         nonlocal gap
         if answer:
-            rounds.append(Round(tuple(asked), tuple(held_back), "\n".join(answer), gap))
+            rounds.append(DialogueRound(tuple(asked), tuple(held_back), "\n".join(answer), gap))
             gap = False
             for part in (asked, held_back, answer):
                 part.clear()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from random import Random
 
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
-from training.batches import Row, row_of
+from training.batches import TokenizedExample, tokenize_example
 from training.examples import Examples
 
 _MARKER = "\ue000"  # a character of nobody's: always the same three byte pieces
@@ -26,11 +26,11 @@ class Drill:
         self._context = [tokenizer.id_of("[gMASK]"), tokenizer.id_of("<sop>")]
         self._marker = [tokenizer.id_of(f"<0x{byte:02X}>") for byte in _MARKER.encode()]
 
-    def plain(self, count: int, length: int) -> list[Row]:
+    def plain(self, count: int, length: int) -> list[TokenizedExample]:
         """Make prompts of random pieces, a part of which between two marks is the answer."""
         before, after = self._ids[:2]
         return [
-            Row(
+            TokenizedExample(
                 0,
                 [
                     *self._some(self._rng.randint(0, 6)),
@@ -48,13 +48,15 @@ class Drill:
     def _some(self, count: int) -> list[int]:
         return self._rng.choices(self._ids, k=count)
 
-    def rows(self, count: int, length: int) -> list[Row]:
+    def rows(self, count: int, length: int) -> list[TokenizedExample]:
         """Make conversations that copy `length` random pieces from the question or from a round before."""
         made = []
         for _ in range(count):
-            row = row_of(self._examples.copying(_MARKER), self._tokenizer)
+            row = tokenize_example(self._examples.copying(_MARKER), self._tokenizer)
             pieces = self._some(length)
-            made.append(Row(row.dialogue, self._replaced(row.prompt, pieces), self._replaced(row.answer, pieces)))
+            made.append(
+                TokenizedExample(row.dialogue, self._replaced(row.prompt, pieces), self._replaced(row.answer, pieces))
+            )
         return made
 
     def _replaced(self, ids: Sequence[int], pieces: Sequence[int]) -> list[int]:

@@ -22,7 +22,7 @@ from bot.engine.chatglm.loading import find_dtype
 from bot.engine.chatglm.model import ChatGLM
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.chatglm.weights import Quantization, read_network
-from training.batches import IGNORED, Row, answer_logits, batches, row_of
+from training.batches import IGNORED, TokenizedExample, answer_logits, batches, tokenize_example
 from training.dialogues import Dialogue
 from training.examples import Example, Examples
 
@@ -32,7 +32,7 @@ SEED = 7  # other names and words than the training drew
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvaluationQuestion:
     """A conversation to answer, and the line of the table that it counts for."""
 
     kind: str
@@ -45,19 +45,19 @@ class Score:
     near: bool
 
 
-def questions() -> Iterator[Question]:
+def questions() -> Iterator[EvaluationQuestion]:
     """Make the evaluation's conversations, the same every time."""
     examples = Examples(Random(SEED))
     for number, dialogue in enumerate(examples.dialogues):
         kind = _kind(dialogue)
         last = dialogue.rounds[-1]
         for phrasing in last.asked:
-            yield Question(f"learnt, {kind}", examples.example(number, phrasing, as_written=True))
+            yield EvaluationQuestion(f"learnt, {kind}", examples.example(number, phrasing, as_written=True))
         for phrasing in last.held_back:
-            yield Question(f"held back, {kind}", examples.example(number, phrasing, as_written=True))
+            yield EvaluationQuestion(f"held back, {kind}", examples.example(number, phrasing, as_written=True))
         for phrasing in last.held_back:
             after = examples.example(number, phrasing, as_written=True, history=1.0)
-            yield Question(f"held back, later in a talk, {kind}", after)
+            yield EvaluationQuestion(f"held back, later in a talk, {kind}", after)
 
 
 def _kind(dialogue: Dialogue) -> str:
@@ -72,11 +72,11 @@ def load(folder: Path, quantization: Quantization) -> ChatGLM:
     """Read a checkpoint as the program serves it on a CPU."""
     cpu = torch.device("cpu")
     dtype = find_dtype("auto", cpu, quantization)
-    return read_network(Checkpoint(folder), read_config(folder), quantization=quantization, dtype=dtype, device=cpu)
+    return read_network(Checkpoint(folder), read_config(folder), quantization=quantization, dtype=dtype, devices=[cpu])
 
 
 @torch.inference_mode()
-def scores(network: ChatGLM, rows: list[Row]) -> list[Score]:
+def scores(network: ChatGLM, rows: list[TokenizedExample]) -> list[Score]:
     """Score each row, in order."""
     found: dict[int, Score] = {}
     places = {id(row): place for place, row in enumerate(rows)}
@@ -94,7 +94,7 @@ def report(folder: Path, quantizations: Iterable[Quantization] = QUANTIZATIONS) 
     """Print a line per kind of question: how many, and the share answered exactly and nearly."""
     asked = list(questions())
     tokenizer = ChatGLMTokenizer.load(folder)
-    rows = [row_of(question.example, tokenizer) for question in asked]
+    rows = [tokenize_example(question.example, tokenizer) for question in asked]
     names = list(quantizations)
     table: dict[str, list[list[Score]]] = defaultdict(lambda: [[] for _ in names])
     for column, name in enumerate(names):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 
 from bot.domain import ChatMessage
-from training.dialogues import LANGUAGES, PLACEHOLDER, Dialogue, Words, read_all, read_words
+from training.dialogues import LANGUAGES, PLACEHOLDER, Dialogue, PlaceholderWords, read_all, read_words
 from training.phrasings import plain, reframed
 
 Said = tuple[str, str]  # a question and its answer
@@ -165,7 +165,7 @@ def _times(dialogue: Dialogue) -> int:
 class _Filling:
     """The words that the placeholders stand for in one dialogue."""
 
-    def __init__(self, rng: Random, words: Words, always: str | None = None) -> None:
+    def __init__(self, rng: Random, words: PlaceholderWords, always: str | None = None) -> None:
         self._rng = rng
         self._words = words
         self._always = always

@@ -30,7 +30,7 @@ _TOO_CHINESE = re.compile("[\u4e00-\u9fff]{3}|▁[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class VocabularyPiece:
     text: str
     kind: int
     score: float = 0.0
@@ -79,24 +79,24 @@ def _in_order(model: bytes, words: int) -> bytes:
     # A merge's rank is its score; the single characters are needed whatever their rank.
     chosen = merged[: words - len(characters)] + characters
     pieces = [
-        Piece(FIRST[0], 2),
-        *(Piece(text, CONTROL) for text in FIRST[1:4]),
-        Piece(FIRST[4], USER_DEFINED),
-        *(Piece(text, NORMAL, -float(rank)) for rank, text in enumerate(chosen)),
-        *(Piece(text, CONTROL) for text in CONTROLS),
-        *(Piece(text, USER_DEFINED) for text in BLANKS),
-        *(Piece(text, BYTE) for text in BYTES),
+        VocabularyPiece(FIRST[0], 2),
+        *(VocabularyPiece(text, CONTROL) for text in FIRST[1:4]),
+        VocabularyPiece(FIRST[4], USER_DEFINED),
+        *(VocabularyPiece(text, NORMAL, -float(rank)) for rank, text in enumerate(chosen)),
+        *(VocabularyPiece(text, CONTROL) for text in CONTROLS),
+        *(VocabularyPiece(text, USER_DEFINED) for text in BLANKS),
+        *(VocabularyPiece(text, BYTE) for text in BYTES),
     ]
     rest = b"".join(raw for field, raw, _ in _fields(model) if field != 1)
     return b"".join(piece.as_bytes() for piece in pieces) + rest
 
 
-def _pieces(model: bytes) -> Iterator[Piece]:
+def _pieces(model: bytes) -> Iterator[VocabularyPiece]:
     for field, _, value in _fields(model):
         if field == 1:
             parts = {name: part for name, _, part in _fields(value)}
             kind = parts.get(3, bytes([NORMAL]))
-            yield Piece(parts[1].decode(), kind[0])
+            yield VocabularyPiece(parts[1].decode(), kind[0])
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:

@@ -22,7 +22,15 @@ from bot.engine.chatglm.config import ChatGLMConfig, read_config
 from bot.engine.chatglm.model import RESIDUAL_SCALE, ChatGLM
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
 from training import tokenizer as pieces
-from training.batches import IGNORED, Batch, Row, answer_logits, batch_of, batches, row_of
+from training.batches import (
+    IGNORED,
+    TokenizedExample,
+    TrainingBatch,
+    answer_logits,
+    batch_of,
+    batches,
+    tokenize_example,
+)
 from training.drill import Drill
 from training.evaluate import report
 from training.examples import Examples, quotes
@@ -92,7 +100,9 @@ def train(folder: Path, recipe: Recipe) -> None:
             )
     trainer.forget()
     for epoch in range(recipe.epochs):
-        rows = [row_of(example, tokenizer) for example in examples.epoch(recipe.history(epoch), trainer.shares())]
+        rows = [
+            tokenize_example(example, tokenizer) for example in examples.epoch(recipe.history(epoch), trainer.shares())
+        ]
         rows += [row for _ in range(16) for row in drill.rows(8, rng.randint(1, 24))]
         rng.shuffle(rows)
         made = list(batches(rows, config, rng))
@@ -117,7 +127,7 @@ def sharpen(folder: Path, epochs: int, seed: int, peak: float) -> None:
     trainer = Trainer(network, len(examples.dialogues), opening=OPENING_WEIGHT)
     started = time.monotonic()
     for epoch in range(epochs):
-        rows = [row_of(example, tokenizer) for example in examples.epoch(0.2, trainer.shares())]
+        rows = [tokenize_example(example, tokenizer) for example in examples.epoch(0.2, trainer.shares())]
         made = list(batches(rows, config, rng))
         for step, (batch, group) in enumerate(made):
             done = (epoch + step / len(made)) / epochs
@@ -184,7 +194,7 @@ class Trainer:
         """Take no dialogue for learnt."""
         self._losses.fill_(10.0)
 
-    def step(self, batch: Batch, rows: Sequence[Row], rate: float) -> float:
+    def step(self, batch: TrainingBatch, rows: Sequence[TokenizedExample], rate: float) -> float:
         """Step once; return the loss of the answers' tokens."""
         for group in self._optimiser.param_groups:
             group["lr"] = rate
@@ -202,7 +212,7 @@ class Trainer:
         self._note(batch, rows, losses.detach())
         return losses.mean().item()
 
-    def _weigh(self, batch: Batch) -> Tensor:
+    def _weigh(self, batch: TrainingBatch) -> Tensor:
         wanted = batch.targets != IGNORED
         is_opening = wanted & (wanted.cumsum(1) <= OPENING_TOKENS)
         return torch.where(is_opening, self._opening, 1.0)[wanted]
@@ -212,7 +222,7 @@ class Trainer:
         for weight, copy in zip(self._weights, self._twin.parameters(), strict=True):
             copy.copy_(weight)
 
-    def _note(self, batch: Batch, rows: Sequence[Row], losses: Tensor) -> None:
+    def _note(self, batch: TrainingBatch, rows: Sequence[TokenizedExample], losses: Tensor) -> None:
         wanted = batch.targets != IGNORED
         count = wanted.sum(1)
         means = torch.zeros(len(count)).index_add_(0, wanted.nonzero()[:, 0], losses) / count

@@ -1,4 +1,4 @@
-"""What the program asks of a model, whatever runs it: the Engine."""
+"""The seam between the bot and whatever runs a model: Engine."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
@@ -7,18 +7,18 @@ from typing import Protocol, Self
 from bot.domain import ChatMessage, ChatRequest, EngineEvent, EngineInfo, EngineLoad
 
 Progress = Callable[[int, int], None]
-"""Told while a model loads, from any thread: the bytes that are read, and the bytes there are."""
+"""Called while a model loads, from any thread, with bytes read and total bytes."""
 
 
 def silent(done: int, total: int) -> None:
-    """Report nothing."""
+    """Ignore progress."""
 
 
 class Engine(Protocol):
     """Answers chat requests; safe to call from many tasks at once.
 
     An async context manager: entering loads the model, leaving frees it.  Leaving returns
-    when the memory is free, however long a step takes; who does not wait so long cancels it.
+    once the memory is free, however long a step takes; cancel it to give up.
     """
 
     @property
@@ -30,18 +30,17 @@ class Engine(Protocol):
     def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         """Stream the answer: `Queued`s, then `Delta`s, then one `Finished`.
 
-        Whoever iterates it closes it to cancel: the request leaves the batch before
-        the model's next step.
+        Close the generator to cancel: the request leaves the batch before the next step.
 
         Raises:
             EngineBusy: The queue is full.
             PromptTooLong: The messages do not fit the model's context.
-            EngineFailed: This request died (out of memory, NaN); others live.
+            EngineFailed: This request failed (out of memory, NaN); others continue.
         """
         ...
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
-        """Count the tokens of the prompt that these messages become."""
+        """Count the tokens of the prompt for these messages."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -25,12 +25,12 @@ from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, read_config
 from bot.engine.chatglm.loading import DType, find_devices, load, load_random
-from bot.engine.chatglm.text import AnswerStream
+from bot.engine.chatglm.text import AnswerDetokenizer
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.chatglm.weights import Quantization
 from bot.engine.serving.base import Batch, CausalLM, Detokenizer, Tokenizer
-from bot.engine.serving.engine import Loaded, ServingEngine
-from bot.engine.serving.sampler import Row, Sampler
+from bot.engine.serving.engine import LoadedModel, ServingEngine
+from bot.engine.serving.sampler import Sampler, SamplerState
 from bot.errors import EngineFailed, PromptTooLong
 
 Watch = Callable[[str, int, int], None]
@@ -128,7 +128,7 @@ class _Loader:
         if needed > (limit := self._config.max_sequence_length):
             raise PromptTooLong(needed, limit)
 
-    def __call__(self, report: Progress) -> Loaded:
+    def __call__(self, report: Progress) -> LoadedModel:
         options = self._options
 
         def step(phase: str, done: int, total: int) -> None:
@@ -167,7 +167,7 @@ class _Loader:
         ]
         dtype, devices = str(model.dtype).removeprefix("torch."), ",".join(map(str, model.devices))
         info = EngineInfo(options.model, "chatglm", model.quantization, dtype, devices, model.context_length)
-        return Loaded(model, FixedPrompt(random_prompt(self._config, options.question), tokenizer), info)
+        return LoadedModel(model, FixedPrompt(random_prompt(self._config, options.question), tokenizer), info)
 
     def _load(self, report: Progress) -> tuple[ChatGLMForServing, Tokenizer | NumberedTokens]:
         options, slots = self._options, max(self._options.batch, self._options.clients)
@@ -203,7 +203,7 @@ class StepTimer:
         self._model = model
         self._sampler = Sampler(vocabulary)
         self._prompt = prompt
-        self._rows = [Row.of(SamplingParams(seed=row)) for row in range(options.batch)]
+        self._rows = [SamplerState.of(SamplingParams(seed=row)) for row in range(options.batch)]
         self._tokens = options.tokens
         self._last = [prompt[0]] * options.batch
 
@@ -228,10 +228,10 @@ class StepTimer:
         return time.perf_counter() - began
 
     @torch.inference_mode()
-    def _draw(self, batch: Batch, rows: list[Row]) -> list[int]:
-        drawn = self._sampler.draw(self._model.forward(batch), rows)
-        tokens = [token for token in drawn if token is not None]
-        if len(tokens) < len(drawn):
+    def _draw(self, batch: Batch, rows: list[SamplerState]) -> list[int]:
+        sampled = self._sampler.sample(self._model.forward(batch), rows)
+        tokens = [token for token in sampled if token is not None]
+        if len(tokens) < len(sampled):
             raise EngineFailed("the logits of the model are NaN or infinite: nothing to measure")
         return tokens
 
@@ -244,7 +244,7 @@ class NumberedTokens:
     leading_spaces_dropped: int = 1
 
     def detokenizer(self) -> Detokenizer:
-        return AnswerStream(self)
+        return AnswerDetokenizer(self)
 
     def surface(self, token: int) -> str:
         return f"▁{token}"

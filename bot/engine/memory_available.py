@@ -1,4 +1,4 @@
-"""How much memory is free for a model: on a GPU, or of the machine and of the container around us."""
+"""Memory available to a model: of a GPU, or of the machine and its cgroups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-# What Python, torch and the bot hold beside a model, about.
+# Approximate memory of Python, torch and the bot without a model.
 PROGRAM_BYTES = 512 << 20
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -16,26 +16,25 @@ _OURS = Path("/proc/self/cgroup")
 _STATUS = Path("/proc/self/status")
 
 
-def free_bytes(device: torch.device, *, as_if_alone: bool = False) -> int | None:
-    """Count the bytes of `device` that a model could take now; None where nobody knows.
+def available_bytes(device: torch.device, *, as_if_alone: bool = False) -> int | None:
+    """Return the bytes of `device` that a model can use; None if unknown.
 
-    `as_if_alone` counts what this process holds for a model as free too: what there will
-    be once that model is gone.
+    `as_if_alone` also counts the memory of the model this process runs now.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # torch keeps what was freed; it gives it to the next who asks.
-        ours = torch.cuda.memory_reserved(device)
-        return free + (ours if as_if_alone else ours - torch.cuda.memory_allocated(device))
+        # torch keeps freed memory reserved and reuses it.
+        reserved = torch.cuda.memory_reserved(device)
+        return free + (reserved if as_if_alone else reserved - torch.cuda.memory_allocated(device))
     if device.type not in ("cpu", "mps"):
         return None
-    limits = [limit for limit in (_left_in(group) for group in _groups()) if limit is not None]
+    limits = [limit for limit in (_headroom(group) for group in _cgroups()) if limit is not None]
     free = min([psutil.virtual_memory().available, *limits])
-    return free + max(_held() - PROGRAM_BYTES, 0) if as_if_alone else free
+    return free + max(_anonymous_bytes() - PROGRAM_BYTES, 0) if as_if_alone else free
 
 
-def _groups() -> Iterator[Path]:
-    """The control groups that limit this process, from its own one up: of either version."""
+def _cgroups() -> Iterator[Path]:
+    """Yield the cgroups (v1 or v2) that limit this process, innermost first."""
     lines = _OURS.read_text().splitlines() if _OURS.exists() else []
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -43,12 +42,12 @@ def _groups() -> Iterator[Path]:
             continue
         root = _GROUPS / controllers
         own = root / path.lstrip("/")
-        # Inside a container the path may be the host's, and only the root is there.
+        # In a container the path may be the host's, and only the root exists.
         yield from (group for group in (own, *own.parents) if group.is_relative_to(root) and group.is_dir())
 
 
-def _left_in(group: Path) -> int | None:
-    """What a group may still take: files that it has read can be dropped again."""
+def _headroom(group: Path) -> int | None:
+    """Return the headroom of a cgroup; page cache counts as free."""
     names = (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -63,8 +62,8 @@ def _left_in(group: Path) -> int | None:
     return None
 
 
-def _held() -> int:
-    """What this process holds that is no file's."""
+def _anonymous_bytes() -> int:
+    """Return the anonymous RSS of this process."""
     if not _STATUS.exists():
         return psutil.Process().memory_info().rss
     fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)

@@ -310,7 +310,7 @@ async def test_a_hangup_reads_the_settings_again_and_without_any_model_it_ends(
     async with asyncio.timeout(60):
         await adapter.begun.wait()
         os.kill(os.getpid(), signal.SIGHUP)
-        with pytest.raises(EngineUnavailable, match="the model before it does not come back: no memory"):
+        with pytest.raises(EngineUnavailable, match="Restoring the previous model failed too: no memory"):
             await running
 
 

@@ -42,7 +42,7 @@ from bot.engine.backends.chatglm import DEMO
 from bot.engine.chatglm.loading import load
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.serving.base import Batch, CausalLM
-from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.storage.sql import SqlStore
 from bot.util.clock import MonotonicClock
 from tests.chaos.figure import Row, Scale
@@ -172,7 +172,7 @@ async def make_harness() -> AsyncIterator[Harness]:
     info = EngineInfo("demo", "chatglm", "none", "float32", "cpu", model.context_length)
     clock, settings = MonotonicClock(), ConversationSection(name_speakers=False)
     limits = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0)
-    engine = ServingEngine(lambda progress: Loaded(model, tokenizer, info), max_waiting=64)
+    engine = ServingEngine(lambda progress: LoadedModel(model, tokenizer, info), max_waiting=64)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
         async with SqlStore(url) as store, engine:

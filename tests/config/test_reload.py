@@ -172,7 +172,7 @@ async def test_a_newer_model_takes_the_place_of_one_that_is_loading(follower: Fo
     async def load(section: EngineSection) -> str | None:
         if section.quantization == "int8":
             await gone.wait()
-            return "a newer change took its place"
+            return "superseded by a newer change"
         gone.set()
         return None
 

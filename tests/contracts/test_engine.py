@@ -34,7 +34,7 @@ from bot.engine.hot_swap import HotSwapEngine
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.base import Batch, CausalLM
-from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
 from bot.util.clock import MonotonicClock
 from tests.engine.pretrained import make_network, make_tokenizer
@@ -140,7 +140,7 @@ async def chatglm() -> AsyncIterator[Subject]:
         yield
         model.go_on.set()
 
-    async with ServingEngine(lambda progress: Loaded(model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
+    async with ServingEngine(lambda progress: LoadedModel(model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
         yield Subject(engine, held)
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 
@@ -157,7 +157,7 @@ async def transformers() -> AsyncIterator[Subject]:
         yield
         model.go_on.set()
 
-    async with ServingEngine(lambda progress: Loaded(model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
+    async with ServingEngine(lambda progress: LoadedModel(model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
         yield Subject(engine, held)
 
 
@@ -209,20 +209,20 @@ async def test_an_engine_without_work_is_neither_down_nor_stuck(subject: Subject
     assert (subject.engine.load.since_progress, subject.engine.load.down) == (0, None)
 
 
-async def test_longer_chats_are_more_tokens(subject: Subject) -> None:
+async def test_a_longer_chat_has_more_tokens(subject: Subject) -> None:
     short = (ChatMessage("user", "hello"),)
     long = (*short, ChatMessage("assistant", "hello to you"), ChatMessage("user", "and again"))
     assert 0 < subject.engine.count_tokens(short) < subject.engine.count_tokens(long)
 
 
-async def test_a_prompt_beyond_the_context_is_refused_with_its_numbers(subject: Subject) -> None:
+async def test_a_prompt_beyond_the_context_is_rejected_with_its_numbers(subject: Subject) -> None:
     long = ask("too long " * 200)
     with pytest.raises(PromptTooLong) as caught:
         await events(subject.engine, long)
     assert caught.value.tokens == subject.engine.count_tokens(long.messages) >= caught.value.limit == CONTEXT
 
 
-async def test_who_finds_all_slots_taken_is_told_the_place_and_then_answered(subject: Subject) -> None:
+async def test_a_request_without_a_free_slot_gets_its_position_and_then_an_answer(subject: Subject) -> None:
     engine = subject.engine
     async with subject.held():
         running = [asyncio.create_task(events(engine, ask())) for _ in range(SLOTS)]
@@ -236,7 +236,7 @@ async def test_who_finds_all_slots_taken_is_told_the_place_and_then_answered(sub
         assert not any(isinstance(event, Queued) for event in answer)
 
 
-async def test_a_full_queue_is_refused_and_nobody_else_suffers(subject: Subject) -> None:
+async def test_a_full_queue_rejects_and_does_not_affect_accepted_requests(subject: Subject) -> None:
     engine = subject.engine
     async with subject.held():
         accepted = [asyncio.create_task(events(engine, ask())) for _ in range(SLOTS + MAX_WAITING)]
@@ -276,13 +276,13 @@ async def test_closing_a_waiting_request_moves_the_others_up(subject: Subject) -
     await asyncio.gather(*running)
 
 
-async def test_an_answer_closed_after_its_first_words_leaves_nothing(subject: Subject) -> None:
+async def test_an_answer_closed_after_its_first_text_frees_its_slot(subject: Subject) -> None:
     async with aclosing(subject.engine.generate(ask())) as stream:
         await anext(stream)
     assert subject.engine.load.running == 0
 
 
-async def test_a_user_who_asks_much_does_not_hold_up_one_who_asks_once(subject: Subject) -> None:
+async def test_a_user_with_many_requests_does_not_delay_another_user(subject: Subject) -> None:
     engine = subject.engine
     async with subject.held():
         running = [asyncio.create_task(events(engine, ask(user="busy"))) for _ in range(SLOTS)]
@@ -297,7 +297,7 @@ async def test_a_user_who_asks_much_does_not_hold_up_one_who_asks_once(subject: 
     await asyncio.gather(*running)
 
 
-async def test_many_tasks_are_all_answered(subject: Subject) -> None:
+async def test_requests_of_many_tasks_are_all_answered(subject: Subject) -> None:
     engine = subject.engine
     request = ask()
     turns = asyncio.Semaphore(SLOTS + MAX_WAITING)

@@ -12,9 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bot.engine.kernels.triton import epilogue as finish
-from bot.engine.kernels.triton import int4, int8
-from bot.engine.kernels.triton import kernels as step
+from bot.engine.kernels.triton import epilogue, int4, int8, kernels
 
 POINTERS = {
     "values": "*i8",
@@ -27,7 +25,7 @@ POINTERS = {
 FLAGS = {"has_bias": True, "gelu": True, "is_partial": False, "has_zero": True}
 
 
-def kernels(number: str) -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
+def kernel_calls(number: str) -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
     """List each kernel with the types of its arguments and its constants, for activations like `number`."""
     half = f"*{number}"
     product = {"hidden": half, "bias": half, "out": half}
@@ -45,15 +43,15 @@ def kernels(number: str) -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
         (int4.one_row, product | published | rows | {"block_rows": 8, "block_groups": 8}),
         (int8.dequantise, int8_weight | {"out": half, "block_columns": 1024}),
         (int4.dequantise, int4_weight | {"out": half, "block_pairs": 512, "group": "i32"}),
-        (finish.add_splits, {"bias": half, "out": half, "block": 1024}),
-        (step.add_norm, norm | {"has_residual": True, "block": 4096}),
+        (epilogue.add_splits, {"bias": half, "out": half, "block": 1024}),
+        (kernels.add_norm, norm | {"has_residual": True, "block": 4096}),
         (
-            step.rope_and_append,
+            kernels.rope_and_append,
             dict.fromkeys(("query_key_value", "query", "keys", "values"), half) | parts | {"channels": 2},
         ),
-        (step.attend, attention | {"splits": 1}),
-        (step.attend, attention | {"splits": 16}),
-        (step.join_splits, {"mixed": half, **parts, "splits": 16}),
+        (kernels.attend, attention | {"splits": 1}),
+        (kernels.attend, attention | {"splits": 16}),
+        (kernels.join_splits, {"mixed": half, **parts, "splits": 16}),
     ]
     largest = {"block_rows": 64, "block_tokens": 64}
     every += [
@@ -80,7 +78,7 @@ def _sorted(kernel: Any, given: dict[str, Any]) -> tuple[dict[str, str], dict[st
 def main(targets: list[str]) -> None:
     for target in targets:
         capability, _, number = target.partition(":")
-        for kernel, signature, constants in kernels(number):
+        for kernel, signature, constants in kernel_calls(number):
             source = ASTSource(kernel, signature, constexprs=constants)
             made = triton.compile(source, target=GPUTarget("cuda", int(capability), 32))
             sys.stdout.write(f"sm_{target} {kernel.__module__}.{kernel.__name__}: {len(made.asm['cubin'])} bytes\n")

@@ -55,7 +55,7 @@ def test_backends_are_found_by_name() -> None:
     assert isinstance(open_engine(EngineSection(backend="chatglm")), ServingEngine)
 
 
-def test_an_unknown_backend_is_one_sentence_with_the_nearest() -> None:
+def test_an_unknown_backend_is_rejected_with_the_closest_name() -> None:
     with pytest.raises(EngineUnavailable, match=r'engine.backend = "chatgml".*did you mean chatglm\?'):
         open_engine(EngineSection(backend="chatgml"))
     with pytest.raises(EngineUnavailable, match="use chatglm or echo"):
@@ -76,12 +76,12 @@ except EngineUnavailable as error:
 """
 
 
-def test_without_torch_echo_runs_and_chatglm_says_what_to_install() -> None:
+def test_without_torch_echo_runs_and_chatglm_names_the_package_to_install() -> None:
     said = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, capture_output=True, text=True).stdout
     assert said == (
         "echo\n"
         'engine.backend = "chatglm" needs the package torch, which is not installed: '
-        'python -m pip install chatglm-bot brings it, or set engine.backend = "echo"\n'
+        'run python -m pip install chatglm-bot, or set engine.backend = "echo"\n'
     )
 
 
@@ -99,7 +99,7 @@ def test_a_missing_module_of_our_own_is_a_bug_and_not_a_missing_package(monkeypa
         open_engine(EngineSection(backend="chatglm"))
 
 
-async def test_echo_says_the_last_question_back_in_small_deltas() -> None:
+async def test_echo_repeats_the_last_question_in_small_deltas() -> None:
     async with EchoEngine() as engine:
         assert await answer(engine, "say this again") == (
             ["say ", "this", " aga", "in"],
@@ -156,7 +156,7 @@ async def test_a_folder_is_loaded_with_progress_and_answers(checkpoint: Path) ->
     assert set(total) == {done[-1]}
 
 
-async def test_a_folder_that_cannot_be_used_is_told_on_entering(checkpoint: Path) -> None:
+async def test_an_invalid_folder_is_reported_on_entering(checkpoint: Path) -> None:
     (checkpoint / "prefix").mkdir()
     for options in (
         EngineSection(model=str(checkpoint), device="cpu", ptuning=str(checkpoint / "prefix")),
@@ -171,25 +171,25 @@ def test_demo_is_the_checkpoint_in_the_package(monkeypatch: pytest.MonkeyPatch, 
     assert chatglm.find_folder("demo") == tmp_path
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_is_used_as_given(tmp_path: Path) -> None:
     assert chatglm.find_folder(str(tmp_path)) == tmp_path
-    with pytest.raises(CheckpointError, match="hub names only"):
+    with pytest.raises(CheckpointError, match="only applies to models of the hub"):
         chatglm.find_folder(str(tmp_path), revision="v1.1.0")
 
 
-def test_a_folder_may_be_named_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_may_start_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert chatglm.find_folder("~/model") == tmp_path / "model"
 
 
-def test_a_home_that_nobody_has_is_one_sentence() -> None:
-    with pytest.raises(CheckpointError, match='"~nobody-of-this-name/model" cannot be looked up'):
+def test_an_unknown_home_directory_is_reported() -> None:
+    with pytest.raises(CheckpointError, match='"~nobody-of-this-name/model" cannot be read'):
         chatglm.find_folder("~nobody-of-this-name/model")
 
 
-def test_a_name_that_is_nothing_says_what_could_be_named() -> None:
-    with pytest.raises(CheckpointError, match='no such folder; name one, or a model of the hub as "owner/name"'):
+def test_an_invalid_name_is_rejected_with_the_valid_forms() -> None:
+    with pytest.raises(CheckpointError, match='no such folder; name a folder, a model of the hub as "owner/name"'):
         chatglm.find_folder("no/such/folder")
 
 
@@ -215,7 +215,7 @@ class Hub:
         ([], ["*.safetensors", "pytorch_model*.bin"]),
     ],
 )
-def test_a_hub_name_is_downloaded_in_one_form_only(
+def test_a_hub_model_is_downloaded_in_one_format_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], weights: list[str]
 ) -> None:
     hub = Hub(tmp_path, *files)
@@ -237,11 +237,11 @@ def refuse(error: Exception) -> Callable[..., str]:
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        (RepositoryNotFoundError, "no such folder here, and no such model on the hub"),
+        (RepositoryNotFoundError, "no such folder, and no such model on the hub"),
         (RevisionNotFoundError, 'engine.revision = "v9": THUDM/chatglm-6b has no such revision'),
     ],
 )
-def test_what_the_hub_does_not_know_is_named(
+def test_an_unknown_hub_model_or_revision_is_named(
     monkeypatch: pytest.MonkeyPatch, kind: type[HfHubHTTPError], sentence: str
 ) -> None:
     response = Response(404, request=Request("GET", "https://hub.invalid"))
@@ -250,7 +250,7 @@ def test_what_the_hub_does_not_know_is_named(
         chatglm.find_folder("THUDM/chatglm-6b", "v9")
 
 
-def test_without_a_network_the_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_names_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chatglm, "snapshot_download", refuse(LocalEntryNotFoundError("no network")))
-    with pytest.raises(EngineUnavailable, match=r"cannot be downloaded now \(LocalEntryNotFoundError\)"):
+    with pytest.raises(EngineUnavailable, match=r"downloading it failed \(LocalEntryNotFoundError\)"):
         chatglm.find_folder("THUDM/chatglm-6b")

@@ -126,7 +126,7 @@ def outcome(folder: Path, wanted: Tensor) -> str:
     return "same" if torch.equal(found, wanted) else "other numbers, and nobody was told"
 
 
-def test_two_hundred_damaged_checkpoints_are_refused_or_give_the_same_numbers(tmp_path: Path) -> None:
+def test_two_hundred_corrupt_checkpoints_are_rejected_or_give_the_same_logits(tmp_path: Path) -> None:
     chance = Chance(6)
     whole = {form: numbers(GOLDEN / "int4" if form is int4 else GOLDEN) for form in FORMS}
     seen: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceTrainer
 
-from bot.engine.chatglm.text import AnswerStream, respond
+from bot.engine.chatglm.text import AnswerDetokenizer, respond
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.serving.base import Detokenizer
 from bot.engine.serving.detokenizer import StopStrings
@@ -55,14 +55,14 @@ def cut(words: Sequence[str], stop: Sequence[str], late: str = "") -> tuple[list
 
 
 @pytest.mark.parametrize("case", RUNS["chat"], ids=lambda case: case["note"])
-def test_every_golden_answer_is_the_published_one_at_once_and_streamed(case: dict[str, Any]) -> None:
+def test_every_golden_answer_matches_whole_and_streamed(case: dict[str, Any]) -> None:
     assert TOKENIZER.complete(case["output_ids"]) == case["response"]
     assert streamed(case["output_ids"]) == case["response"]
     assert TOKENIZER.decode(case["output_ids"]) == case["raw_decode"]
 
 
 @pytest.mark.parametrize("case", RUNS["process_response"], ids=lambda case: repr(case["input"]))
-def test_every_golden_text_is_tidied_as_published(case: dict[str, Any]) -> None:
+def test_every_golden_text_is_post_processed_as_published(case: dict[str, Any]) -> None:
     assert respond(case["input"]) == case["output"]
 
 
@@ -75,7 +75,7 @@ def published_punctuation(text: str) -> str:
 
 
 @given(st.text("好龥a ,!:;?，", max_size=12))
-def test_marks_widen_as_in_the_published_order(text: str) -> None:
+def test_full_width_marks_equal_the_published_order_of_replacements(text: str) -> None:
     assert respond(f"a{text}a") == published_punctuation(f"a{text}a")
 
 
@@ -119,7 +119,7 @@ def test_the_deltas_joined_are_the_complete_answer(ids: list[int]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(IDS)
-def test_every_delta_is_the_beginning_of_every_answer_that_follows(ids: list[int]) -> None:
+def test_returned_text_is_a_prefix_of_every_later_answer(ids: list[int]) -> None:
     stream, shown = TOKENIZER.detokenizer(), ""
     for n, token in enumerate(ids, 1):
         shown += stream.push(token)
@@ -139,7 +139,7 @@ def waiting(ids: Sequence[int]) -> list[str]:
 
 @settings(max_examples=150, deadline=None)
 @given(IDS)
-def test_never_more_than_a_few_characters_wait(ids: list[int]) -> None:
+def test_at_most_a_few_characters_are_held_back(ids: list[int]) -> None:
     # The beginnings of "[[训练时间]]", " n't", " 've" and "<|blank_80|>", one after the other.
     assert max(map(len, waiting(ids)), default=0) <= 25
 
@@ -153,17 +153,17 @@ CODE = "```python\ndef f(x):\n    if x < 0 and x != 1:\n        return {'a': [x,
 
 
 @pytest.mark.parametrize(("text", "most"), [(ENGLISH, 2), (CHINESE, 1), (CODE, 1)], ids=["English", "Chinese", "code"])
-def test_of_an_ordinary_answer_at_most_two_characters_wait(text: str, most: int) -> None:
+def test_at_most_two_characters_of_an_ordinary_answer_are_held_back(text: str, most: int) -> None:
     lengths = [*map(len, waiting(TOKENIZER.encode(text)))]
     assert max(lengths) == most
     assert lengths.count(0) > 0.75 * len(lengths)
 
 
-def test_a_character_appears_when_its_last_byte_does() -> None:
+def test_a_character_is_returned_with_its_last_byte() -> None:
     assert deltas(TOKENIZER.detokenizer(), TOKENIZER.encode("👋")) == ["", "", "", "", "👋", ""]
 
 
-def test_a_mark_waits_to_see_whether_chinese_follows() -> None:
+def test_a_mark_is_held_back_until_the_next_character_is_known() -> None:
     comma, chinese, latin = TOKENIZER.id_of(","), TOKENIZER.id_of("你好"), TOKENIZER.id_of("a")
     assert deltas(TOKENIZER.detokenizer(), [latin, comma, chinese]) == ["a", "", "，你好", ""]
     assert deltas(TOKENIZER.detokenizer(), [latin, comma, latin]) == ["a", "", ",a", ""]
@@ -171,7 +171,7 @@ def test_a_mark_waits_to_see_whether_chinese_follows() -> None:
     assert deltas(TOKENIZER.detokenizer(), [latin, comma]) == ["a", "", ","]
 
 
-def test_white_space_at_the_end_is_never_shown() -> None:
+def test_trailing_white_space_is_never_returned() -> None:
     latin, newline = TOKENIZER.id_of("a"), TOKENIZER.id_of("<n>")
     assert deltas(TOKENIZER.detokenizer(), [newline, latin, newline, newline, latin, newline]) == [
         "", "a", "", "", "\n\na", "", "",
@@ -193,7 +193,7 @@ class Counted:
 
 def test_each_id_is_decoded_once() -> None:
     pieces, ids = Counted(), TOKENIZER.encode(ENGLISH)
-    assert "".join(deltas(AnswerStream(pieces), ids)) == TOKENIZER.complete(ids)
+    assert "".join(deltas(AnswerDetokenizer(pieces), ids)) == TOKENIZER.complete(ids)
     assert pieces.lookups == len(ids)
 
 
@@ -229,7 +229,7 @@ def test_the_deltas_joined_are_the_complete_answer_in_other_vocabularies(
 # Stop strings, over any detokenizer
 
 
-def test_without_stop_strings_everything_passes_at_once() -> None:
+def test_without_stop_strings_nothing_is_held_back() -> None:
     assert cut(["a", "b ", ""], [], late="c") == (["a", "b ", "", "c"], False)
     assert cut(["a"], [""]) == (["a", ""], False)
 
@@ -238,17 +238,17 @@ def test_the_answer_ends_where_the_stop_string_begins() -> None:
     assert cut(["one ST", "OP two", "three"], ["STOP"], late="late") == (["one ", "", "", ""], True)
 
 
-def test_a_beginning_that_was_none_is_shown_after_all() -> None:
+def test_a_held_back_prefix_is_returned_if_the_stop_string_does_not_follow() -> None:
     assert cut(["aS", "T", "Ob"], ["STOP"]) == (["a", "", "STOb", ""], False)
     assert cut(["aSST", "OP"], ["STOP"]) == (["aS", "", ""], True)
     assert cut(["aST"], ["STOP"]) == (["a", "ST"], False)
 
 
-def test_text_that_came_late_can_complete_a_stop_string() -> None:
+def test_flushed_text_can_complete_a_stop_string() -> None:
     assert cut(["a ST"], ["STOP"], late="OP b") == (["a ", ""], True)
 
 
-def test_the_stop_string_that_is_completed_first_counts() -> None:
+def test_the_stop_string_completed_first_wins() -> None:
     assert cut(["xabcd"], ["abcd", "c"]) == (["xab", ""], True)
     assert cut(["xabc"], ["bc", "abc"]) == (["x", ""], True)
 
@@ -257,7 +257,7 @@ STOPS = st.lists(st.text("ab", max_size=4), max_size=3)
 
 
 @given(st.lists(st.text("abc", max_size=4)), STOPS, st.text("abc", max_size=3))
-def test_how_the_text_is_cut_into_tokens_makes_no_difference(words: list[str], stop: list[str], late: str) -> None:
+def test_token_boundaries_do_not_change_the_stop(words: list[str], stop: list[str], late: str) -> None:
     shown, stopped = cut(words, stop, late)
     letters = list("".join(words) + late)
     by_letter, stopped_by_letter = cut(letters, stop)
@@ -267,7 +267,7 @@ def test_how_the_text_is_cut_into_tokens_makes_no_difference(words: list[str], s
     assert not any(text and text in "".join(shown) for text in stop)
 
 
-def test_stop_strings_see_the_tidied_text() -> None:
+def test_stop_strings_match_the_post_processed_text() -> None:
     stream = StopStrings(TOKENIZER.detokenizer(), ["，"])
     assert "".join(deltas(stream, TOKENIZER.encode("你好, a"))) == "你好"
     assert stream.stopped

@@ -41,21 +41,21 @@ def change(folder: Path, **numbers: torch.Tensor) -> None:
     save_file({**load_file(path), **{name.replace("__", "."): number for name, number in numbers.items()}}, path)
 
 
-def test_every_published_number_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_published_golden_matches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(GOLDEN)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith(" passed, 0 failed")
     assert not [line for line in lines if line.startswith(("FAIL", "unknown", "skip"))]
 
 
-def test_every_number_of_a_slow_twin_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_golden_of_the_numpy_reference_matches(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(SECOND)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "89 passed, 0 failed"
     assert not [line for line in lines if line.startswith(("FAIL", "unknown", "skip"))]
 
 
-def test_the_second_set_is_what_its_script_makes(tmp_path: Path) -> None:
+def test_the_second_golden_set_is_reproducible(tmp_path: Path) -> None:
     write(tmp_path)
     for path in sorted(SECOND.rglob("*.*")):
         made = tmp_path / path.relative_to(SECOND)
@@ -73,7 +73,9 @@ def second(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_a_set_lacks_the_rest_is_checked(seed: int, second: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_items_do_not_stop_the_other_checks(
+    seed: int, second: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chance = random.Random(seed)
     numbers = load_file(second / "goldens.safetensors")
     kept = {name: number for name, number in numbers.items() if chance.random() < 0.6}
@@ -91,9 +93,7 @@ def test_whatever_a_set_lacks_the_rest_is_checked(seed: int, second: Path, capsy
         assert told or f"{name.split('.')[0]}.input_ids" not in kept, name
 
 
-def test_other_names_for_other_layers_prompts_and_lengths_are_understood(
-    second: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_layers_prompts_and_lengths_are_recognised(second: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers = load_file(second / "goldens.safetensors")
     numbers = {re.sub(r"^p1\.", "p17.", name): number for name, number in numbers.items()}
     numbers["p17.greedy3"] = numbers["p17.greedy8"][:, :3]
@@ -113,9 +113,7 @@ def test_other_names_for_other_layers_prompts_and_lengths_are_understood(
     assert "unknown  tokenizer_golden.json moods: nothing here knows what it is" in out
 
 
-def test_a_set_of_an_odd_form_fails_where_it_is_odd_and_nowhere_else(
-    small: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_malformed_item_fails_alone(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(small, p0__attention_mask=torch.ones(3, dtype=torch.bool))
     (small / "tokenizer_golden.json").write_text('{"cases": [7]}')
     assert main([str(small)]) == 1
@@ -125,7 +123,7 @@ def test_a_set_of_an_odd_form_fails_where_it_is_odd_and_nowhere_else(
     assert "ok       p0.logits: " in out
 
 
-def test_what_a_set_lacks_is_named_and_what_it_has_is_checked(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_items_are_named_and_present_ones_checked(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(small)]) == 0
     out = capsys.readouterr().out
     assert "ok       p0.logits: " in out
@@ -141,18 +139,18 @@ def test_a_wrong_number_fails(small: Path, capsys: pytest.CaptureFixture[str]) -
     assert lines[-1].endswith(" passed, 1 failed")
 
 
-def test_a_number_that_nobody_knows_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_item_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(small, moon__phase=torch.zeros(1))
     assert main([str(small)]) == 0
     assert "unknown  moon.phase: nothing here knows what it is" in capsys.readouterr().out
 
 
-def test_a_checkpoint_that_cannot_be_read_fails(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_checkpoint_fails(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small / "model-00001-of-00003.safetensors").unlink()
     assert main([str(small)]) == 1
     assert "names the shard model-00001-of-00003.safetensors, which is missing" in capsys.readouterr().out
 
 
-def test_without_a_folder_the_command_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_folder_the_command_prints_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "usage: python -m tests.golden DIR" in capsys.readouterr().err

@@ -141,14 +141,14 @@ class Asker:
         return "".join(event.text for event in self.seen if isinstance(event, Delta))
 
 
-async def test_the_old_model_goes_before_the_new_one_comes(garage: Garage) -> None:
+async def test_the_old_model_is_freed_before_the_new_one_loads(garage: Garage) -> None:
     assert await garage.switch.change(NEW) is None
     assert garage.diary == ["old comes", "old goes", "new comes"]
     assert not garage.switch.load.is_changing
     assert await Asker(garage).text() == "new"
 
 
-async def test_an_answer_that_is_being_read_is_finished_by_the_old_model(garage: Garage) -> None:
+async def test_an_answer_with_output_finishes_on_the_old_model(garage: Garage) -> None:
     go_on = asyncio.Event()
     garage.models[0].add(["Hel", go_on, "lo"])
     reader = Asker(garage)
@@ -165,7 +165,7 @@ async def test_an_answer_that_is_being_read_is_finished_by_the_old_model(garage:
     assert await late.text() == "new"
 
 
-async def test_who_has_read_nothing_yet_is_answered_by_the_new_model_in_the_same_order(garage: Garage) -> None:
+async def test_requests_without_output_are_requeued_for_the_new_model_in_order(garage: Garage) -> None:
     assert await garage.switch.change(OLD.model_copy(update={"max_waiting": 9})) is None
     garage.models[0].go_on.clear()
     early = [Asker(garage, str(number)) for number in range(4)]
@@ -191,7 +191,7 @@ async def test_who_has_read_nothing_yet_is_answered_by_the_new_model_in_the_same
     assert garage.models[1].texts() == ["0", "1", "2", "3", "4"]
 
 
-async def test_how_long_it_takes_is_told_from_the_last_time(garage: Garage) -> None:
+async def test_the_estimated_wait_is_the_last_loading_time(garage: Garage) -> None:
     async def load() -> None:
         await garage.clock.sleep(40)
 
@@ -210,7 +210,7 @@ async def test_how_long_it_takes_is_told_from_the_last_time(garage: Garage) -> N
     assert await asker.text() == "newer"
 
 
-async def test_no_more_wait_while_it_changes_than_else(garage: Garage) -> None:
+async def test_the_queue_limit_holds_during_a_change(garage: Garage) -> None:
     loading = asyncio.Event()
     garage.comings["new"] = forever(loading)
     garage.diary.append("new goes")
@@ -229,7 +229,7 @@ async def test_no_more_wait_while_it_changes_than_else(garage: Garage) -> None:
     await stopped(change)
 
 
-async def test_nobody_who_was_accepted_is_refused_by_a_smaller_model(garage: Garage) -> None:
+async def test_an_accepted_request_is_not_rejected_by_a_smaller_model(garage: Garage) -> None:
     garage.models[0].go_on.clear()
     askers = [Asker(garage) for _ in range(5)]
     await askers[4].told()
@@ -238,7 +238,7 @@ async def test_nobody_who_was_accepted_is_refused_by_a_smaller_model(garage: Gar
     assert [await asker.text() for asker in askers] == ["new"] * 5
 
 
-async def test_one_who_leaves_while_it_changes_is_not_asked_for_again(garage: Garage) -> None:
+async def test_a_request_cancelled_during_a_change_is_not_requeued(garage: Garage) -> None:
     loading, loaded = asyncio.Event(), asyncio.Event()
 
     async def load() -> None:
@@ -258,7 +258,7 @@ async def test_one_who_leaves_while_it_changes_is_not_asked_for_again(garage: Ga
     assert garage.models[1].texts() == ["stays"]
 
 
-async def test_one_who_leaves_just_as_he_is_called_back_has_left(garage: Garage) -> None:
+async def test_a_request_cancelled_while_it_is_requeued_ends(garage: Garage) -> None:
     garage.models[0].go_on.clear()
     asker = Asker(garage)
     await garage.models[0].asked(1)
@@ -269,7 +269,7 @@ async def test_one_who_leaves_just_as_he_is_called_back_has_left(garage: Garage)
     assert garage.models[1].texts() == []
 
 
-async def test_one_who_reads_slowly_is_called_back_when_he_reads_on(garage: Garage) -> None:
+async def test_a_slow_reader_is_requeued_on_its_next_read(garage: Garage) -> None:
     garage.models[0].go_on.clear()
     running = [Asker(garage) for _ in range(2)]
     await garage.models[0].asked(2)
@@ -281,7 +281,7 @@ async def test_one_who_reads_slowly_is_called_back_when_he_reads_on(garage: Gara
     assert [await asker.text() for asker in running] == ["new"] * 2
 
 
-async def test_a_fault_that_can_be_seen_before_costs_nobody_anything(garage: Garage) -> None:
+async def test_a_failed_check_does_not_affect_running_requests(garage: Garage) -> None:
     garage.faults["new"] = "there is no such folder"
     assert await garage.switch.change(NEW) == "there is no such folder"
     assert garage.diary == ["old comes"]
@@ -289,7 +289,7 @@ async def test_a_fault_that_can_be_seen_before_costs_nobody_anything(garage: Gar
 
 
 @pytest.mark.parametrize("fault", ["load", "first token"])
-async def test_a_model_that_does_not_run_is_taken_back(garage: Garage, fault: str) -> None:
+async def test_the_old_model_is_restored_if_the_new_one_fails(garage: Garage, fault: str) -> None:
     async def fail() -> None:
         raise CheckpointError("it is broken")
 
@@ -310,7 +310,7 @@ async def test_a_model_that_does_not_run_is_taken_back(garage: Garage, fault: st
     assert [line for line in garage.diary if "comes" in line] == ["old comes", "new comes", "old comes"]
 
 
-async def test_a_model_that_does_not_go_on_loading_is_given_up(garage: Garage) -> None:
+async def test_a_stalled_load_is_given_up(garage: Garage) -> None:
     async def load() -> None:
         assert garage.progress is not None
         await garage.clock.sleep(STALLED_SECONDS - 10)
@@ -324,11 +324,11 @@ async def test_a_model_that_does_not_go_on_loading_is_given_up(garage: Garage) -
     await garage.clock.advance(STALLED_SECONDS + 10)
     assert not change.done()
     await garage.clock.advance(STALLED_SECONDS)
-    assert await change == "nothing of the model was read for 180 s: it does not go on loading"
+    assert await change == "loading stalled: no progress for 180 s"
     assert await Asker(garage).text() == "old"
 
 
-async def test_when_none_of_the_two_runs_that_is_an_error_and_who_waits_is_told_nothing(garage: Garage) -> None:
+async def test_if_both_models_fail_the_change_raises_and_requests_stay_queued(garage: Garage) -> None:
     async def fail() -> None:
         raise EngineUnavailable("no memory")
 
@@ -337,7 +337,7 @@ async def test_when_none_of_the_two_runs_that_is_an_error_and_who_waits_is_told_
     await garage.models[0].asked(1)
     garage.comings = {"new": fail, "old": fail}
     garage.diary += ["new goes", "old goes"]
-    with pytest.raises(EngineUnavailable, match=r"(?s)no memory.*the model before it does not come back: no memory"):
+    with pytest.raises(EngineUnavailable, match=r"(?s)no memory.*Restoring the previous model failed too: no memory"):
         await garage.switch.change(NEW)
     assert not asker.task.done()
     assert asker.seen
@@ -346,7 +346,7 @@ async def test_when_none_of_the_two_runs_that_is_an_error_and_who_waits_is_told_
     await stopped(asker.task)
 
 
-async def test_the_newest_change_takes_the_place_of_the_one_under_way(garage: Garage) -> None:
+async def test_a_newer_change_supersedes_the_running_one(garage: Garage) -> None:
     loading = asyncio.Event()
     garage.comings["new"] = forever(loading)
     garage.diary.append("new goes")
@@ -358,7 +358,7 @@ async def test_the_newest_change_takes_the_place_of_the_one_under_way(garage: Ga
     assert await asker.text() == "newer"
 
 
-async def test_a_newest_change_with_a_fault_brings_the_old_model_back(garage: Garage) -> None:
+async def test_a_superseding_change_that_fails_restores_the_old_model(garage: Garage) -> None:
     loading = asyncio.Event()
     garage.comings["new"] = forever(loading)
     garage.diary.append("new goes")
@@ -370,7 +370,7 @@ async def test_a_newest_change_with_a_fault_brings_the_old_model_back(garage: Ga
     assert await Asker(garage).text() == "old"
 
 
-async def test_what_is_changed_back_meanwhile_is_loaded_again(garage: Garage) -> None:
+async def test_a_change_back_to_the_old_section_loads_it_again(garage: Garage) -> None:
     loading = asyncio.Event()
     garage.comings["new"] = forever(loading)
     garage.diary.append("new goes")
@@ -381,7 +381,7 @@ async def test_what_is_changed_back_meanwhile_is_loaded_again(garage: Garage) ->
     assert await Asker(garage).text() == "old"
 
 
-async def test_a_change_that_is_cancelled_before_the_old_model_went_changes_nothing(garage: Garage) -> None:
+async def test_a_change_cancelled_before_the_old_model_closed_has_no_effect(garage: Garage) -> None:
     garage.models[0].add(["Hel", asyncio.Event()])
     reader = Asker(garage)
     await reader.told()
@@ -408,7 +408,7 @@ class Door:
         self._opened.set()
 
 
-async def test_an_end_while_a_model_goes_lets_it_go(garage: Garage) -> None:
+async def test_a_shutdown_during_a_change_waits_for_the_closing_model(garage: Garage) -> None:
     door = garage.goings["old"] = Door()
     change = asyncio.create_task(garage.switch.change(NEW))
     await door.reached.wait()
@@ -420,7 +420,7 @@ async def test_an_end_while_a_model_goes_lets_it_go(garage: Garage) -> None:
     await end
 
 
-async def test_the_next_model_is_not_loaded_before_a_long_step_of_the_last_has_ended(garage: Garage) -> None:
+async def test_the_new_model_loads_only_after_the_old_models_last_step(garage: Garage) -> None:
     door = garage.goings["old"] = Door()
     change = asyncio.create_task(garage.switch.change(NEW))
     await door.reached.wait()
@@ -431,7 +431,7 @@ async def test_the_next_model_is_not_loaded_before_a_long_step_of_the_last_has_e
     assert await Asker(garage).text() == "new"
 
 
-async def test_a_newer_change_waits_as_well_for_the_model_that_goes(garage: Garage) -> None:
+async def test_a_newer_change_also_waits_for_the_closing_model(garage: Garage) -> None:
     door = garage.goings["old"] = Door()
     first = asyncio.create_task(garage.switch.change(NEW))
     await door.reached.wait()
@@ -443,18 +443,18 @@ async def test_a_newer_change_waits_as_well_for_the_model_that_goes(garage: Gara
     assert await second is None
 
 
-async def test_a_step_that_never_ends_is_an_error_instead_of_a_second_model_in_memory(garage: Garage) -> None:
+async def test_a_stuck_step_fails_the_change_instead_of_loading_a_second_model(garage: Garage) -> None:
     door = garage.goings["old"] = Door()
     change = asyncio.create_task(garage.switch.change(NEW))
     await door.reached.wait()
     await garage.clock.advance(2 * STUCK_SECONDS)
-    with pytest.raises(EngineUnavailable, match=r"a step of the last model has not ended for 60 s, and it holds"):
+    with pytest.raises(EngineUnavailable, match=r"a step of the old model has not ended for 60 s, so its memory"):
         await change
     assert garage.diary == ["old comes", "old goes"]
     door.open()
 
 
-async def test_the_old_model_does_not_come_back_before_the_one_that_failed_has_gone(garage: Garage) -> None:
+async def test_the_old_model_is_restored_only_after_the_failed_one_is_freed(garage: Garage) -> None:
     door = garage.goings["new"] = Door()
     garage.prepare = lambda model: model.add([EngineFailed("it is broken")]) if model.name == "new" else None
     change = asyncio.create_task(garage.switch.change(NEW))
@@ -466,7 +466,7 @@ async def test_the_old_model_does_not_come_back_before_the_one_that_failed_has_g
     assert await Asker(garage).text() == "old"
 
 
-async def test_a_load_that_does_not_even_end_is_given_up_all_the_same(garage: Garage) -> None:
+async def test_a_load_that_ignores_its_cancellation_is_given_up(garage: Garage) -> None:
     never = asyncio.Event()
 
     async def hang() -> None:
@@ -480,23 +480,23 @@ async def test_a_load_that_does_not_even_end_is_given_up_all_the_same(garage: Ga
     change = asyncio.create_task(garage.switch.change(NEW))
     await garage.written("new comes")
     await garage.clock.advance(STALLED_SECONDS + STUCK_SECONDS + 1)
-    assert "does not go on loading" in (await change or "")
+    assert "loading stalled" in (await change or "")
     assert await Asker(garage).text() == "old"
     never.set()
 
 
-async def test_a_step_that_never_ends_does_not_keep_the_program(garage: Garage) -> None:
+async def test_a_stuck_step_does_not_block_the_shutdown(garage: Garage) -> None:
     door = garage.goings["old"] = Door()
     end = asyncio.create_task(garage.switch.__aexit__(None, None, None))
     await door.reached.wait()
     with capture_logs() as logs:
         await garage.clock.advance(CLOSING_SECONDS)
     assert end.done()
-    assert [line["event"] for line in logs] == ["the model's step does not end; the program ends without it"]
+    assert [line["event"] for line in logs] == ["the model's step did not end in time; exiting without it"]
     door.open()
 
 
-async def test_a_model_that_is_stuck_is_not_waited_for(garage: Garage) -> None:
+async def test_answers_of_a_stuck_model_are_abandoned(garage: Garage) -> None:
     go_on = asyncio.Event()
     garage.models[0].add(["Hel", go_on])
     reader = Asker(garage)
@@ -510,7 +510,7 @@ async def test_a_model_that_is_stuck_is_not_waited_for(garage: Garage) -> None:
     await stopped(reader.task)
 
 
-async def test_how_many_may_wait_changes_without_another_model(garage: Garage) -> None:
+async def test_max_waiting_changes_without_reloading(garage: Garage) -> None:
     assert await garage.switch.change(OLD.model_copy(update={"max_waiting": 1})) is None
     assert garage.diary == ["old comes"]
     garage.models[0].go_on.clear()
@@ -522,7 +522,7 @@ async def test_how_many_may_wait_changes_without_another_model(garage: Garage) -
     assert [await asker.text() for asker in askers] == ["old"] * 3
 
 
-async def test_when_a_model_is_loaded_no_other_is_in_memory(tmp_path: Path) -> None:
+async def test_at_most_one_model_is_in_memory(tmp_path: Path) -> None:
     for file in DEMO.iterdir():
         content = file.read_bytes()
         (tmp_path / file.name).write_bytes(content[:-1000] if file.suffix == ".safetensors" else content)
@@ -542,7 +542,7 @@ async def test_when_a_model_is_loaded_no_other_is_in_memory(tmp_path: Path) -> N
     assert living == [0, 0, 0, 0]
 
 
-async def test_what_was_counted_goes_on_with_the_next_model() -> None:
+async def test_counters_continue_across_models() -> None:
     """Prometheus takes a counter that falls for a program that began anew."""
     section = EngineSection(model="demo")
     async with HotSwapEngine(section, open_engine, MonotonicClock()) as switch:
@@ -556,7 +556,7 @@ async def test_what_was_counted_goes_on_with_the_next_model() -> None:
     assert after.started == before.started + 1  # the trial
 
 
-async def test_before_it_is_entered_it_says_so() -> None:
+async def test_using_it_before_entering_raises() -> None:
     with pytest.raises(EngineFailed, match="async with"):
         await anext(Garage().switch.generate(ask("?")))
 

@@ -32,14 +32,14 @@ def squared_error(weight: Tensor, quantised: Quantised) -> float:
 
 
 @given(rows=st.integers(1, 5), columns=st.integers(1, 9), seed=st.integers(0, 1000))
-def test_what_is_packed_is_unpacked(rows: int, columns: int, seed: int) -> None:
+def test_packing_and_unpacking_int4_are_inverse(rows: int, columns: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     values = torch.randint(-8, 8, (rows, 2 * columns), dtype=torch.int8, generator=random)
     assert torch.equal(unpack_int4(pack_int4(values)), values)
 
 
 @given(bits=st.sampled_from([4, 8]), rows=st.integers(1, 4), columns=st.integers(1, 20), seed=st.integers(0, 1000))
-def test_row_rounding_is_off_by_half_a_step_at_most(bits: int, rows: int, columns: int, seed: int) -> None:
+def test_row_rounding_errs_by_at_most_half_a_step(bits: int, rows: int, columns: int, seed: int) -> None:
     weight = normal(rows, 2 * columns, seed=seed)
     quantised = quantise_rows(weight, bits, torch.float32)
     assert quantised.shape == weight.shape
@@ -53,13 +53,13 @@ def test_rows_of_zeros_stay_zeros(bits: int) -> None:
         assert torch.equal(dequantise(quantised), weight)
 
 
-def test_a_group_of_equal_weights_is_kept() -> None:
+def test_a_group_of_equal_weights_is_exact() -> None:
     assert torch.equal(dequantise(quantise_int4(torch.full((16, 64), 0.5))), torch.full((16, 64), 0.5))
 
 
 @given(columns=st.sampled_from([32, 64, 96, 160, 256]), rows=st.integers(1, 40), seed=st.integers(0, 1000))
 @settings(max_examples=25)
-def test_groups_are_closer_than_the_bare_range_of_each(columns: int, rows: int, seed: int) -> None:
+def test_fitted_groups_are_closer_than_min_max_groups(columns: int, rows: int, seed: int) -> None:
     weight = normal(rows, columns, seed=seed)
     quantised = quantise_int4(weight)
     assert quantised.group == group_of(columns)
@@ -71,7 +71,7 @@ def test_groups_are_closer_than_the_bare_range_of_each(columns: int, rows: int, 
     assert squared_error(weight, quantised) <= (naive - groups).square().mean().item() * 1.02
 
 
-def test_groups_leave_at_most_a_little_over_a_third_of_the_published_schemes_squared_error() -> None:
+def test_groups_have_about_a_third_of_the_published_schemes_squared_error() -> None:
     weight, hidden = normal(1024, 4096, seed=1) * 0.02, normal(8, 4096, seed=2)
     wanted = hidden @ weight.T
     ours, theirs = (linear(hidden, quantised) for quantised in (quantise_int4(weight), quantise_rows(weight.half(), 4)))
@@ -79,7 +79,7 @@ def test_groups_leave_at_most_a_little_over_a_third_of_the_published_schemes_squ
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (700, 100), (3, 70_000)], ids=str)
-def test_a_few_rows_at_a_time_are_quantised_as_all_at_once(shape: tuple[int, int]) -> None:
+def test_chunked_quantisation_equals_quantising_at_once(shape: tuple[int, int]) -> None:
     weight = normal(*shape).bfloat16()
     found, wanted = quantise_int8(weight), quantise_rows(weight, 8, torch.float32)
     assert isinstance(wanted, Int8)
@@ -87,14 +87,14 @@ def test_a_few_rows_at_a_time_are_quantised_as_all_at_once(shape: tuple[int, int
     assert torch.equal(found.scale, wanted.scale)
 
 
-def test_columns_that_no_group_divides_are_quantised_by_rows() -> None:
+def test_columns_not_divisible_by_a_group_are_quantised_by_rows() -> None:
     quantised = quantise_int4(normal(16, 20))
     assert quantised.scale.shape == (16, 1)
     assert quantised.zero is None
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_single_rows_are_dequantised_as_in_the_whole(bits: int) -> None:
+def test_single_rows_dequantise_like_the_whole_matrix(bits: int) -> None:
     quantised = quantise(normal(32, 64), bits)
     rows = torch.tensor([[3, 3], [31, 0]])
     assert torch.equal(dequantise(quantised, rows=rows), dequantise(quantised)[rows])
@@ -106,7 +106,7 @@ SHAPES = [(16, 32), (48, 96), (80, 64), (96, 224), (64, 160), (1040, 128), (16, 
 @pytest.mark.parametrize("tokens", [1, 3, 70])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["int8", "int4", "published int8", "published int4"])
-def test_products_in_bfloat16_are_the_plain_ones_within_two_roundings(
+def test_bfloat16_matmuls_equal_the_reference_within_two_roundings(
     kind: str, shape: tuple[int, int], tokens: int
 ) -> None:
     weight, bits = normal(*shape), int(kind[-1])
@@ -131,12 +131,12 @@ def test_products_in_bfloat16_are_the_plain_ones_within_two_roundings(
         ("int4", (16, 20), False),
     ],
 )
-def test_what_suits_the_packed_kernels_is_packed(kind: str, shape: tuple[int, int], packed: bool) -> None:
+def test_supported_matrices_are_packed(kind: str, shape: tuple[int, int], packed: bool) -> None:
     quantised = quantise(normal(*shape), int(kind[-1]))
     assert Linear(quantised, None, torch.bfloat16).is_packed is packed
 
 
-def test_float32_and_float16_use_the_plain_twin() -> None:
+def test_float32_and_float16_use_the_eager_matmul() -> None:
     quantised = quantise(normal(32, 64), 4)
     for dtype in (torch.float32, torch.float16):
         part = Linear(quantised, None, dtype)
@@ -147,7 +147,7 @@ def test_float32_and_float16_use_the_plain_twin() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(16, 32), (17, 50), (300, 128)], ids=str)
-def test_floating_weights_give_the_same_in_every_form(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_float_weights_give_the_same_packed_and_eager(shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight, bias = normal(*shape).to(dtype), normal(shape[0], seed=2).to(dtype)
     hidden = normal(2, 5, shape[1], seed=1).to(dtype)
     found = Linear(weight, bias, dtype)(hidden)
@@ -158,7 +158,7 @@ def test_floating_weights_give_the_same_in_every_form(shape: tuple[int, int], dt
 
 @pytest.mark.parametrize("table", [normal(32, 64), quantise_rows(normal(32, 64), 4), quantise_rows(normal(32, 64), 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_tied_embedding_looks_up_and_multiplies_the_same_table(table: Tensor | Quantised, dtype: torch.dtype) -> None:
+def test_a_tied_embedding_uses_one_table_for_lookup_and_logits(table: Tensor | Quantised, dtype: torch.dtype) -> None:
     table = table.to(dtype) if isinstance(table, Tensor) else table
     embedding = TiedEmbedding(table, dtype)
     plain = table.float() if isinstance(table, Tensor) else dequantise(table)
@@ -174,12 +174,12 @@ def test_a_large_table_is_not_packed_a_second_time(monkeypatch: pytest.MonkeyPat
     assert torch.equal(TiedEmbedding(table, torch.float32).logits(hidden), hidden @ table.T)
 
 
-def test_without_onednn_products_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_matmuls_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._C._has_mkldnn", False)
     assert not Linear(normal(16, 32), None, torch.float32).is_packed
 
 
-def test_matrices_move_between_devices_whole() -> None:
+def test_quantised_matrices_move_between_devices_with_all_tensors() -> None:
     meta = torch.device("meta")
     for moved in (quantise(normal(16, 64), 8).to(meta), quantise(normal(16, 64), 4).to(meta)):
         match moved:
@@ -194,7 +194,7 @@ def test_matrices_move_between_devices_whole() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_querys_attention_is_that_of_many(dtype: torch.dtype) -> None:
+def test_single_query_attention_equals_general_attention(dtype: torch.dtype) -> None:
     query = normal(3, 4, 1, 16).to(dtype)
     key, value = normal(3, 4, 9, 16, seed=1).to(dtype), normal(3, 4, 9, 16, seed=2).to(dtype)
     bias = mask_bias(torch.arange(9) > torch.tensor([[2], [8], [0]]), dtype)
@@ -206,7 +206,7 @@ def test_one_querys_attention_is_that_of_many(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_query_that_may_see_nothing_looks_at_all_alike(dtype: torch.dtype) -> None:
+def test_a_fully_masked_query_attends_uniformly(dtype: torch.dtype) -> None:
     query, key, value = (normal(1, 1, 4, 16, seed=seed).to(dtype) for seed in (0, 1, 2))
     mixed = attention(query, key, value, mask_bias(torch.ones(1, 1, 4, 4, dtype=torch.bool), dtype))
     torch.testing.assert_close(mixed[0, 0, 0], value[0, 0].float().mean(0).to(dtype), atol=0.02, rtol=0.02)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bot.config.schema import EngineSection
-from bot.engine import memory_available as free
-from bot.engine import preflight
+from bot.engine import memory_available, preflight
 from bot.engine.chatglm import loading, memory
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.loading import find_dtype, load, load_random
@@ -109,7 +108,7 @@ def bytes_in(*things: object) -> int:
     slots=st.integers(1, 5),
     context=st.integers(16, 128),
 )
-def test_weights_and_cache_are_those_of_a_loaded_model(
+def test_estimated_weights_and_cache_equal_those_of_a_loaded_model(
     quantization: Quantization, dtype: Any, hidden: int, layers: int, inner: int, vocab: int, slots: int, context: int
 ) -> None:
     config = small(hidden, layers, inner, vocab, context)
@@ -123,13 +122,13 @@ def test_weights_and_cache_are_those_of_a_loaded_model(
 
 @pytest.mark.parametrize("kind", ["int4", "int4-qe"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_published_checkpoints_are_counted_as_they_are(kind: str, dtype: Any) -> None:
+def test_published_checkpoints_are_estimated_with_their_stored_quantisation(kind: str, dtype: Any) -> None:
     model = load(GOLDEN / kind, dtype=dtype, slots=2, device="cpu")
     found = needs(Setup(model.network.config, "none", model.dtype, (CPU,), 2))[CPU]
     assert found.weights == pytest.approx(bytes_in(model.network), rel=0.01)
 
 
-def test_a_prefix_takes_room_in_every_slot() -> None:
+def test_a_prefix_uses_memory_in_every_slot() -> None:
     folder = GOLDEN / "ptuning" / "no_projection"
     model = load(GOLDEN, dtype="float32", slots=3, device="cpu", ptuning=folder)
     config = model.network.config
@@ -140,7 +139,7 @@ def test_a_prefix_takes_room_in_every_slot() -> None:
     )
 
 
-def test_devices_that_share_the_layers_share_the_bytes() -> None:
+def test_memory_is_split_between_the_devices() -> None:
     config, other = small(layers=3), torch.device("cuda:1")
     whole = needs(Setup(config, "int4", torch.float16, (CUDA,), 2))[CUDA]
     split = needs(Setup(config, "int4", torch.float16, (CUDA, other), 2))
@@ -181,7 +180,7 @@ class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does 
 
 
 @pytest.mark.parametrize(("quantization", "dtype"), [("none", "float32"), ("int8", "bfloat16"), ("int4", "bfloat16")])
-def test_a_step_takes_no_more_than_its_workspace(quantization: Quantization, dtype: Any) -> None:
+def test_a_step_stays_within_the_estimated_workspace(quantization: Quantization, dtype: Any) -> None:
     config = small(hidden=256, inner=1024, vocab=2048, context=640)
     slots = 4
     model = load_random(config, quantization=quantization, dtype=dtype, device="cpu", slots=slots)
@@ -201,7 +200,7 @@ def test_a_step_takes_no_more_than_its_workspace(quantization: Quantization, dty
 # The published size
 
 
-def test_int4_with_one_long_conversation_fits_a_card_of_6_gb() -> None:
+def test_int4_with_one_slot_fits_a_6_gb_gpu() -> None:
     need = needs(setup_for("int4"))[CUDA]
     assert need.total <= 5.0e9
     assert 3.5e9 < need.weights < 3.6e9, "the table of the words in int8"
@@ -215,7 +214,7 @@ def test_int4_with_one_long_conversation_fits_a_card_of_6_gb() -> None:
     device=st.sampled_from([CPU, CUDA]),
 )
 @settings(max_examples=40, deadline=None)
-def test_what_is_advised_fits_and_is_the_most_that_does(
+def test_the_advised_settings_fit_and_are_the_largest_that_do(
     quantization: Quantization, slots: int, there: int, device: torch.device
 ) -> None:
     setup = setup_for(quantization, device, slots)
@@ -236,10 +235,10 @@ def refusal(there: float, quantization: Quantization = "none", slots: int = 8) -
     return str(refused.value)
 
 
-def test_what_does_not_fit_is_one_sentence_with_what_would() -> None:
+def test_a_model_that_does_not_fit_is_rejected_with_settings_that_do() -> None:
     assert refusal(5.6) == (
-        "chatglm-6b as float16 needs 18.9 GiB (weights 11.5, cache 7.0 for 8 sequences, workspace 0.4), and cuda has "
-        '5.6 GiB free: engine.quantization = "int4" with max_batch_size = 2 fits'
+        "chatglm-6b as float16 needs 18.9 GiB (weights 11.5, cache 7.0 for 8 sequences, workspace 0.4), but cuda has "
+        'only 5.6 GiB free: engine.quantization = "int4" with max_batch_size = 2 fits'
     )
 
 
@@ -250,24 +249,24 @@ def test_what_does_not_fit_is_one_sentence_with_what_would() -> None:
         (8, "int4", 8, "engine.max_batch_size = 4 fits"),
         (8, "none", 1, 'engine.quantization = "int8" fits'),
         (3.9, "int4", 8, "engine.max_batch_size = 1 and context_length = 768 fit"),
-        (1, "int8", 1, "nothing smaller than 4.6 GiB is possible with this model; free memory, or name another device"),
+        (1, "int8", 1, "this model needs at least 4.6 GiB; free memory, or name another device"),
     ],
 )
-def test_the_advice_keeps_near_to_what_was_asked(
+def test_the_advice_is_close_to_the_requested_settings(
     there: float, quantization: Quantization, slots: int, advice: str
 ) -> None:
     assert refusal(there, quantization, slots).partition(" free: ")[2] == advice
 
 
-def test_the_sums_are_a_line_for_the_log() -> None:
+def test_the_estimate_is_one_log_line() -> None:
     line = memory.check(setup_for("int4"), "chatglm-6b", lambda _: 8 * GIB, setup_for)
     assert line == (
-        "chatglm-6b as int4: cuda 4.6 GiB (weights 3.3, cache 0.9 for 1 sequence, workspace 0.4) of 8.0 GiB free"
+        "chatglm-6b as int4: cuda needs 4.6 GiB (weights 3.3, cache 0.9 for 1 sequence, workspace 0.4), 8.0 GiB free"
     )
-    assert memory.check(setup_for("int4"), "x", lambda _: None, setup_for).endswith("of what is free")
+    assert memory.check(setup_for("int4"), "x", lambda _: None, setup_for).endswith("free memory unknown")
 
 
-def test_parts_of_a_model_on_one_device_take_turns() -> None:
+def test_workspaces_on_one_device_do_not_add_up() -> None:
     assert Need(1, 2, 3) + Need(10, 20, 5) == Need(11, 22, 5)
     assert Need(1, 2, 3).total == 6
 
@@ -279,20 +278,22 @@ def sees(there: dict[str, int]) -> Any:
     return lambda device, as_if_alone=False: there["alone" if as_if_alone else "now"]
 
 
-def test_loading_refuses_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "free_bytes", sees({"now": 1000}))
-    with pytest.raises(EngineUnavailable, match=r"^my-model as float32 needs 0\.0 GiB .* and cpu has 0\.0 GiB free: "):
+def test_a_model_that_does_not_fit_is_rejected_before_reading_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "available_bytes", sees({"now": 1000}))
+    with pytest.raises(
+        EngineUnavailable, match=r"^my-model as float32 needs 0\.0 GiB .* but cpu has only 0\.0 GiB free: "
+    ):
         load(GOLDEN, device="cpu", name="my-model", progress=lambda done, total: pytest.fail("it reads"))
 
 
-def test_the_sums_are_logged_before_loading(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_estimate_is_logged_before_loading(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger=loading.__name__):
         load(GOLDEN, device="cpu", slots=1)
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("golden as float32: cpu 0.0 GiB (weights 0.0, cache 0.0 for 1 sequence")
+    assert line.startswith("golden as float32: cpu needs 0.0 GiB (weights 0.0, cache 0.0 for 1 sequence")
 
 
-def test_a_shorter_context_is_used_and_needs_less() -> None:
+def test_a_shorter_context_is_used_and_needs_less_memory() -> None:
     assert load(GOLDEN, device="cpu", slots=1, context=50).context_length == 50
     assert load(GOLDEN, device="cpu", slots=1, context=10**6).context_length == 128
     whole = needs(setup_for("int4"))[CUDA]
@@ -300,16 +301,16 @@ def test_a_shorter_context_is_used_and_needs_less() -> None:
     assert needs(shorter)[CUDA].cache * 2 == whole.cache
 
 
-def test_before_a_change_the_memory_of_the_model_that_runs_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_preflight_counts_the_current_models_memory_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     section = EngineSection(model=str(GOLDEN), device="cpu", max_batch_size=2)
-    monkeypatch.setattr(loading, "free_bytes", sees({"now": 0, "alone": GIB}))
+    monkeypatch.setattr(loading, "available_bytes", sees({"now": 0, "alone": GIB}))
     preflight(section)
-    monkeypatch.setattr(loading, "free_bytes", sees({"now": GIB, "alone": 0}))
-    with pytest.raises(EngineUnavailable, match="GiB free: nothing smaller than"):
+    monkeypatch.setattr(loading, "available_bytes", sees({"now": GIB, "alone": 0}))
+    with pytest.raises(EngineUnavailable, match="GiB free: this model needs at least"):
         preflight(section)
 
 
-def test_a_prefix_counts_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_preflight_counts_a_prefix_without_reading_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Setup] = []
     monkeypatch.setattr(memory, "check", lambda setup, *_: seen.append(setup))
     preflight(EngineSection(model=str(GOLDEN), device="cpu", ptuning=str(GOLDEN / "ptuning" / "no_projection")))
@@ -323,9 +324,9 @@ def test_a_prefix_counts_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine with 8 GiB available, and control groups and a process to be written by the test."""
-    monkeypatch.setattr(free, "_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(free, "_OURS", tmp_path / "ours")
-    monkeypatch.setattr(free, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(memory_available, "_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory_available, "_OURS", tmp_path / "ours")
+    monkeypatch.setattr(memory_available, "_STATUS", tmp_path / "status")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
     (tmp_path / "cgroup").mkdir()
     return tmp_path
@@ -337,29 +338,29 @@ def group(folder: Path, **files: object) -> None:
         (folder / name.replace("__", ".")).write_text(f"{content}\n")
 
 
-def test_what_the_machine_has_is_free_where_nothing_limits_us(machine: Path) -> None:
-    assert free.free_bytes(CPU) == 8 * GIB
+def test_without_a_cgroup_limit_the_machines_memory_is_available(machine: Path) -> None:
+    assert memory_available.available_bytes(CPU) == 8 * GIB
     (machine / "ours").write_text("0::/\n")
     group(machine / "cgroup", memory__max="max", memory__current=5, memory__stat="inactive_file 1")
-    assert free.free_bytes(CPU) == 8 * GIB
-    assert free.free_bytes(torch.device("meta")) is None
+    assert memory_available.available_bytes(CPU) == 8 * GIB
+    assert memory_available.available_bytes(torch.device("meta")) is None
 
 
-def test_a_containers_limit_counts_without_the_files_it_has_read(machine: Path) -> None:
+def test_a_cgroups_page_cache_counts_as_available(machine: Path) -> None:
     (machine / "ours").write_text("0::/\n")
     group(machine / "cgroup", memory__max=4 * GIB, memory__current=3 * GIB, memory__stat=f"anon 7\ninactive_file {GIB}")
-    assert free.free_bytes(CPU) == 2 * GIB
+    assert memory_available.available_bytes(CPU) == 2 * GIB
 
 
-def test_the_least_of_all_groups_above_us_counts(machine: Path) -> None:
+def test_the_tightest_ancestor_cgroup_counts(machine: Path) -> None:
     (machine / "ours").write_text("0::/system.slice/bot.service\n")
     group(machine / "cgroup" / "system.slice", memory__max=3 * GIB, memory__current=GIB, memory__stat="anon 1")
     own = machine / "cgroup" / "system.slice" / "bot.service"
     group(own, memory__max=6 * GIB, memory__current=GIB, memory__stat="anon 1")
-    assert free.free_bytes(CPU) == 2 * GIB
+    assert memory_available.available_bytes(CPU) == 2 * GIB
 
 
-def test_the_first_version_of_control_groups_is_understood_and_a_path_of_the_host_too(machine: Path) -> None:
+def test_cgroup_v1_with_a_host_path_is_supported(machine: Path) -> None:
     (machine / "ours").write_text("5:cpu:/x\n4:memory:/docker/0123\n0::/\n")
     group(
         machine / "cgroup" / "memory",
@@ -367,21 +368,21 @@ def test_the_first_version_of_control_groups_is_understood_and_a_path_of_the_hos
         memory__usage_in_bytes=2 * GIB,
         memory__stat="total_inactive_file 0",
     )
-    assert free.free_bytes(CPU) == 0
+    assert memory_available.available_bytes(CPU) == 0
 
 
-def test_as_if_alone_is_with_what_a_model_of_ours_holds(machine: Path) -> None:
+def test_as_if_alone_adds_the_current_models_memory(machine: Path) -> None:
     (machine / "status").write_text(f"Name:\tpython\nRssAnon:\t{3 * GIB // 1024} kB\n")
-    assert free.free_bytes(CPU, as_if_alone=True) == 8 * GIB + 3 * GIB - free.PROGRAM_BYTES
+    assert memory_available.available_bytes(CPU, as_if_alone=True) == 8 * GIB + 3 * GIB - memory_available.PROGRAM_BYTES
     (machine / "status").write_text("RssAnon:\t1024 kB\n")
-    assert free.free_bytes(CPU, as_if_alone=True) == 8 * GIB
+    assert memory_available.available_bytes(CPU, as_if_alone=True) == 8 * GIB
     (machine / "status").unlink()
-    assert (free.free_bytes(CPU, as_if_alone=True) or 0) >= 8 * GIB
+    assert (memory_available.available_bytes(CPU, as_if_alone=True) or 0) >= 8 * GIB
 
 
-def test_on_a_gpu_what_torch_keeps_for_us_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_reserved_gpu_memory_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (5, 100))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 60)
     monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 40)
-    assert free.free_bytes(CUDA) == 25
-    assert free.free_bytes(CUDA, as_if_alone=True) == 65
+    assert memory_available.available_bytes(CUDA) == 25
+    assert memory_available.available_bytes(CUDA, as_if_alone=True) == 65

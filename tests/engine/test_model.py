@@ -16,7 +16,7 @@ from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, parse_config, read_config
 from bot.engine.chatglm.layout import layout_of
 from bot.engine.chatglm.loading import find_device, find_devices, find_dtype, load_random
-from bot.engine.chatglm.model import ChatGLM, Rotation, WholeSequence
+from bot.engine.chatglm.model import ChatGLM, RotaryEmbedding, WholeSequence
 from bot.engine.chatglm.weights import build_network, expected_shapes
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
@@ -53,7 +53,7 @@ def inputs(prompt: list[int], config: ChatGLMConfig = CONFIG) -> tuple[Tensor, T
 # Layout
 
 
-def test_the_prompt_sees_itself_both_ways_and_the_answer_only_its_past() -> None:
+def test_the_prompt_is_bidirectional_and_the_answer_causal() -> None:
     layout = layout_of([7, 8, 91, 92], CONFIG)
     assert layout.mask(6).int().tolist() == [[0, 0, 0, 1, 1, 1]] * 3 + [
         [0, 0, 0, 0, 1, 1],
@@ -66,13 +66,13 @@ def test_the_prompt_sees_itself_both_ways_and_the_answer_only_its_past() -> None
 @pytest.mark.parametrize("first_release", [False, True])
 @pytest.mark.parametrize("two_channels", [False, True])
 @given(size=st.integers(1, 12), where=st.integers(0, 12), gmask=st.booleans())
-def test_cached_steps_stand_where_the_whole_sequence_has_them(
+def test_decoded_positions_equal_those_of_the_whole_sequence(
     size: int, where: int, gmask: bool, two_channels: bool, first_release: bool
 ) -> None:
     config = replace(CONFIG, position_encoding_2d=two_channels)
-    anchor = config.gmask_token_id if gmask else config.mask_token_id
+    mask_position = config.gmask_token_id if gmask else config.mask_token_id
     prompt = [5] * size
-    prompt.insert(min(where, size), anchor)
+    prompt.insert(min(where, size), mask_position)
     layout = layout_of([*prompt, config.bos_token_id], config)
     whole = layout.positions(20).tolist()
     assert [list(layout.position(index)) for index in range(len(prompt) + 1, 20)] == whole[len(prompt) + 1 :]
@@ -86,7 +86,7 @@ def test_cached_steps_stand_where_the_whole_sequence_has_them(
 @pytest.mark.parametrize(
     ("prompt", "lacks"), [([5, 91], "<sop>, id 92"), ([5, 92], "[gMASK], id 91, or [MASK], id 90")]
 )
-def test_a_prompt_without_its_marks_is_refused(prompt: list[int], lacks: str) -> None:
+def test_a_prompt_without_gmask_or_sop_is_rejected(prompt: list[int], lacks: str) -> None:
     with pytest.raises(ValueError, match="a prompt needs") as refused:
         layout_of(prompt, CONFIG)
     assert lacks in str(refused.value)
@@ -95,7 +95,7 @@ def test_a_prompt_without_its_marks_is_refused(prompt: list[int], lacks: str) ->
 # Config
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_a_written_config_is_read_back() -> None:
     for config in (
         CONFIG,
         replace(CONFIG, quantization_bit=4, quantization_embeddings=True),
@@ -105,7 +105,7 @@ def test_what_is_written_is_read_back() -> None:
         assert parse_config(config.as_json(), PLACE) == config
 
 
-def test_the_first_releases_config_names_no_masks() -> None:
+def test_the_first_releases_config_omits_the_mask_ids() -> None:
     fields = {"vocab_size": 150528, "bos_token_id": 150004, "eos_token_id": 150005, "pad_token_id": 20003}
     config = parse_config({**CONFIG.as_json(), **fields, "mask_token_id": None, "gmask_token_id": None}, PLACE)
     assert config.first_release
@@ -119,24 +119,24 @@ def test_the_first_releases_config_names_no_masks() -> None:
         ({"model_type": None}, "another model (model_type null"),
         ({"architectures": ["GPT2LMHeadModel"]}, "another model"),
         ({"padded_vocab_size": 65024, "ffn_hidden_size": 13696}, "ChatGLM2, ChatGLM3 or GLM-4"),
-        ({"hidden_size": None}, "hidden_size = null, where a whole number"),
+        ({"hidden_size": None}, "hidden_size = null; expected an integer"),
         ({"num_layers": 0}, "num_layers = 0"),
         ({"num_layers": True}, "num_layers = true"),
-        ({"num_layers": 10**9}, "num_layers = 1000000000, where a whole number from 1 to 512 belongs"),
-        ({"hidden_size": 10**9}, "hidden_size = 1000000000, where a whole number from 1 to 65536"),
-        ({"inner_hidden_size": 10**9}, "inner_hidden_size = 1000000000, where a whole number from 1 to 262144"),
-        ({"vocab_size": 10**9}, "vocab_size = 1000000000, where a whole number from 1 to 1000000"),
-        ({"max_sequence_length": 10**8}, "max_sequence_length = 100000000, where a whole number from 1 to 131072"),
-        ({"pre_seq_len": 10**9}, "pre_seq_len = 1000000000, where a whole number from 0 to 65536"),
+        ({"num_layers": 10**9}, "num_layers = 1000000000; expected an integer from 1 to 512"),
+        ({"hidden_size": 10**9}, "hidden_size = 1000000000; expected an integer from 1 to 65536"),
+        ({"inner_hidden_size": 10**9}, "inner_hidden_size = 1000000000; expected an integer from 1 to 262144"),
+        ({"vocab_size": 10**9}, "vocab_size = 1000000000; expected an integer from 1 to 1000000"),
+        ({"max_sequence_length": 10**8}, "max_sequence_length = 100000000; expected an integer from 1 to 131072"),
+        ({"pre_seq_len": 10**9}, "pre_seq_len = 1000000000; expected an integer from 0 to 65536"),
         ({"vocab_size": "many"}, 'vocab_size = "many"'),
         ({"layernorm_epsilon": 1}, "layernorm_epsilon = 1"),
-        ({"num_attention_heads": 3}, "3 heads cannot share"),
-        ({"eos_token_id": 96}, "eos_token_id = 96, beyond its vocab_size 96"),
+        ({"num_attention_heads": 3}, "expected a multiple of 12 for 3 heads"),
+        ({"eos_token_id": 96}, "eos_token_id = 96, outside its vocab_size 96"),
         ({"quantization_bit": 3}, "quantization_bit = 3"),
     ],
     ids=str,
 )
-def test_a_config_of_something_else_is_one_sentence(fields: dict[str, Any], found: str) -> None:
+def test_a_config_of_another_model_is_rejected(fields: dict[str, Any], found: str) -> None:
     with pytest.raises(CheckpointError) as refused:
         parse_config({**CONFIG.as_json(), **fields}, PLACE)
     assert found in str(refused.value)
@@ -144,20 +144,20 @@ def test_a_config_of_something_else_is_one_sentence(fields: dict[str, Any], foun
 
 
 @pytest.mark.parametrize("fields", [{"model_type": "llama"}, {"multi_query_attention": True}], ids=str)
-def test_who_has_another_model_is_told_what_to_name(fields: dict[str, Any]) -> None:
+def test_another_models_config_names_the_supported_checkpoint(fields: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"name a ChatGLM-6B checkpoint in engine\.model$"):
         parse_config({**CONFIG.as_json(), **fields}, PLACE)
 
 
-def test_a_field_that_is_missing_is_named() -> None:
+def test_a_missing_field_is_named() -> None:
     fields = CONFIG.as_json()
     del fields["inner_hidden_size"]
     with pytest.raises(CheckpointError, match="has no inner_hidden_size"):
         parse_config(fields, PLACE)
 
 
-@pytest.mark.parametrize(("content", "found"), [("{", "cannot be read"), ("[]", "holds no JSON object")])
-def test_a_config_that_is_no_json_is_named(tmp_path: Path, content: str, found: str) -> None:
+@pytest.mark.parametrize(("content", "found"), [("{", "cannot be read"), ("[]", "is not a JSON object")])
+def test_an_invalid_json_config_is_named(tmp_path: Path, content: str, found: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=found):
         read_config(tmp_path)
@@ -166,7 +166,7 @@ def test_a_config_that_is_no_json_is_named(tmp_path: Path, content: str, found: 
 # Network
 
 
-def test_it_has_the_published_names_and_every_one_can_be_trained() -> None:
+def test_parameters_have_the_published_names_and_are_trainable() -> None:
     network = ChatGLM(CONFIG)
     parameters = dict(network.named_parameters())
     assert {name: tuple(value.shape) for name, value in parameters.items()} == expected_shapes(CONFIG)
@@ -185,7 +185,7 @@ def test_it_runs_under_autocast() -> None:
     torch.testing.assert_close(rounded.float(), network(*inputs(PROMPTS[1])), atol=0.1, rtol=0.05)
 
 
-def test_fused_attention_is_plain_attention(model: ChatGLMForServing) -> None:
+def test_fused_attention_equals_eager_attention(model: ChatGLMForServing) -> None:
     ids, positions, mask = inputs(PROMPTS[3])
     with torch.inference_mode():
         fused = model.network.hidden(ids, positions, WholeSequence(mask))
@@ -194,12 +194,12 @@ def test_fused_attention_is_plain_attention(model: ChatGLMForServing) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_rotated_products_depend_on_distances_only(channels: int) -> None:
+def test_rope_scores_depend_on_distances_only(channels: int) -> None:
     query_key = torch.randn(1, 1, 1, 2, 16, generator=torch.Generator().manual_seed(0))
 
     def product(first: int, second: int) -> Tensor:
         query, key = (
-            Rotation(torch.full((1, 1, channels), place), 16)(query_key)[..., part, :]
+            RotaryEmbedding(torch.full((1, 1, channels), place), 16)(query_key)[..., part, :]
             for part, place in enumerate((first, second))
         )
         return (query * key).sum()
@@ -211,7 +211,9 @@ def test_rotated_products_depend_on_distances_only(channels: int) -> None:
 def test_the_published_fp16_angles_are_an_option() -> None:
     positions = torch.tensor([[[1900, 7]]])
     query_key = torch.randn(1, 1, 1, 2, 16, generator=torch.Generator().manual_seed(0))
-    assert (Rotation(positions, 16)(query_key) - Rotation(positions, 16, half=True)(query_key)).abs().max() > 0.05
+    assert (
+        RotaryEmbedding(positions, 16)(query_key) - RotaryEmbedding(positions, 16, half=True)(query_key)
+    ).abs().max() > 0.05
 
 
 # Serving
@@ -223,9 +225,7 @@ def alone(model: ChatGLMForServing, prompt: list[int], steps: int) -> Tensor:
 
 @given(order=st.permutations(range(8)), rows=st.integers(1, 5))
 @settings(max_examples=25, deadline=None)
-def test_a_rows_logits_do_not_depend_on_its_slot_or_its_neighbours(
-    model: ChatGLMForServing, order: list[int], rows: int
-) -> None:
+def test_logits_do_not_depend_on_the_slot_or_other_rows(model: ChatGLMForServing, order: list[int], rows: int) -> None:
     slots, prompts = tuple(order[:rows]), PROMPTS[:rows]
     steps = [model.forward(Batch(slots, tuple(map(tuple, prompts)), (0,) * rows))]
     for step in range(3):
@@ -239,7 +239,7 @@ def test_a_rows_logits_do_not_depend_on_its_slot_or_its_neighbours(
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cached_steps_give_what_the_whole_sequence_gives(quantization: Any, dtype: Any) -> None:
+def test_decoding_equals_running_the_whole_sequence(quantization: Any, dtype: Any) -> None:
     model = load_random(CONFIG, quantization=quantization, dtype=dtype, slots=2)
     assert (model.slots, model.context_length, model.quantization) == (2, 64, quantization)
     answer = [3, 50, 7]
@@ -253,7 +253,7 @@ def test_cached_steps_give_what_the_whole_sequence_gives(quantization: Any, dtyp
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_prompts_prefilled_together_give_what_each_gives_alone(dtype: Any) -> None:
+def test_batched_prefill_equals_single_prefill(dtype: Any) -> None:
     model = load_random(CONFIG, dtype=dtype, slots=8)
     apart = [model.forward(Batch((slot,), (tuple(prompt),), (0,))) for slot, prompt in enumerate(PROMPTS)]
     keys = model._caches[0].keys.clone()
@@ -263,14 +263,14 @@ def test_prompts_prefilled_together_give_what_each_gives_alone(dtype: Any) -> No
     torch.testing.assert_close(model._caches[0].keys, keys, atol=close, rtol=close)
 
 
-def test_a_prompt_without_its_marks_leaves_the_others_of_its_batch_as_they_were(model: ChatGLMForServing) -> None:
+def test_an_invalid_prompt_does_not_change_the_other_slots_of_its_batch(model: ChatGLMForServing) -> None:
     wanted = run(model, [PROMPTS[0]], 2, lambda *_: [5]).logits
     with pytest.raises(ValueError, match="a prompt needs"):
         model.forward(Batch((0, 1), (tuple(PROMPTS[1]), (5, 6)), (0, 0)))
     assert torch.equal(run(model, [PROMPTS[0]], 2, lambda *_: [5]).logits, wanted)
 
 
-def test_a_prompt_that_gives_nan_touches_no_prompt_beside_it() -> None:
+def test_a_nan_prompt_does_not_affect_other_prompts() -> None:
     model = load_random(CONFIG, slots=2)
     wanted = model.forward(Batch((0,), (tuple(PROMPTS[0]),), (0,)))
     table = model.network.transformer.word_embeddings
@@ -281,7 +281,7 @@ def test_a_prompt_that_gives_nan_touches_no_prompt_beside_it() -> None:
     assert both[1].isnan().all()
 
 
-def test_a_row_that_became_nan_touches_neither_its_neighbours_nor_its_slots_next_sequence() -> None:
+def test_a_nan_row_affects_neither_other_rows_nor_the_slots_next_sequence() -> None:
     model = load_random(CONFIG, slots=3)
     wanted = alone(model, PROMPTS[2], 1)
     model.forward(Batch((0, 1, 2), tuple(tuple(PROMPTS[3]) for _ in range(3)), (0, 0, 0)))
@@ -299,7 +299,7 @@ def test_a_row_that_became_nan_touches_neither_its_neighbours_nor_its_slots_next
     assert step.isfinite().all()
 
 
-def test_eight_rows_are_read_in_one_piece_only_if_their_slots_lie_side_by_side(model: ChatGLMForServing) -> None:
+def test_rows_with_adjacent_slots_are_read_as_one_view(model: ChatGLMForServing) -> None:
     cache = model._caches[0]
     assert len(cache.decode([0, 1, 2, 3], [5, 5, 6, 7])._runs) == 1
     assert [run.rows for run in cache.decode([0, 1, 4], [5, 5, 6])._runs] == [slice(0, 2), slice(2, 3)]
@@ -314,7 +314,7 @@ def test_an_empty_cache_holds_zeros(device: str) -> None:
     assert cache.keys.is_meta or not cache.keys.any()
 
 
-def test_a_cache_that_no_memory_holds_is_one_sentence() -> None:
+def test_a_cache_larger_than_memory_is_reported() -> None:
     with pytest.raises(EngineUnavailable) as refused:
         ChatGLMForServing(load_random(CONFIG).network, slots=10**10)  # beyond any address space
     assert str(refused.value) == (
@@ -326,7 +326,7 @@ def test_a_cache_that_no_memory_holds_is_one_sentence() -> None:
 # Devices
 
 
-def test_auto_finds_a_device_and_a_dtype_that_suit() -> None:
+def test_auto_selects_a_device_and_a_dtype() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert find_device("cpu") == cpu
     assert find_device("auto").type in ("cpu", "cuda", "mps")
@@ -338,7 +338,7 @@ def test_auto_finds_a_device_and_a_dtype_that_suit() -> None:
 
 @pytest.mark.parametrize("devices", ["cpu,cpu", "cpu,cpu,cpu"])
 @pytest.mark.parametrize("quantization", ["none", "int4"])
-def test_layers_split_between_devices_give_the_same(devices: str, quantization: Any) -> None:
+def test_layers_split_between_devices_give_the_same_logits(devices: str, quantization: Any) -> None:
     whole = load_random(CONFIG, quantization=quantization, slots=3)
     split = load_random(CONFIG, quantization=quantization, slots=3, device=devices)
     assert len(split.devices) == devices.count(",") + 1
@@ -353,11 +353,11 @@ def test_layers_split_between_devices_give_the_same(devices: str, quantization: 
 def test_a_prefix_is_split_with_the_layers() -> None:
     network = load_random(CONFIG).network
     prefix = torch.randn(3, 2, 4, 5, 16, generator=torch.Generator().manual_seed(0))
-    whole, split = (ChatGLMForServing(network, slots=1, prefix=prefix, stretches=count) for count in (1, 2))
+    whole, split = (ChatGLMForServing(network, slots=1, prefix=prefix, stages=count) for count in (1, 2))
     assert torch.equal(alone(split, PROMPTS[0], 3), alone(whole, PROMPTS[0], 3))
 
 
-def test_what_one_device_computes_moves_to_the_next() -> None:
+def test_hidden_states_move_to_the_next_device() -> None:
     cpu, meta = torch.device("cpu"), torch.device("meta")
     shapes = expected_shapes(CONFIG)
     network = build_network(
@@ -365,11 +365,10 @@ def test_what_one_device_computes_moves_to_the_next() -> None:
         lambda name: torch.zeros(shapes[name]),
         lambda name: torch.zeros(shapes[name]),
         dtype=torch.float32,
-        device=cpu,
-        more_devices=[meta],
+        devices=[cpu, meta],
     )
     assert [block.device for block in network.blocks] == [cpu, meta, meta]
-    model = ChatGLMForServing(network, slots=2, stretches=2)
+    model = ChatGLMForServing(network, slots=2, stages=2)
     assert model.devices == (cpu, meta)
     ids, positions, mask = inputs(PROMPTS[0])
     # On the meta device an operation with a tensor of the CPU would fail.
@@ -381,19 +380,19 @@ def test_what_one_device_computes_moves_to_the_next() -> None:
 @pytest.mark.parametrize(
     "device", ["auto", "cuda", "cuda:1", "mps", "cpu", "cpu,cpu", "cuda:0,cuda:1", "cuda:0, cuda:3"]
 )
-def test_the_settings_take_one_device_or_several_of_a_kind(device: str) -> None:
+def test_the_device_setting_accepts_one_or_several_devices(device: str) -> None:
     assert EngineSection(device=device).device == device
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda,cuda:1", "cuda:0,cpu", "cuda:0;cuda:1", "auto,cpu", "cuda:0,"])
-def test_the_settings_refuse_other_devices(device: str) -> None:
+def test_the_device_setting_rejects_other_values(device: str) -> None:
     with pytest.raises(ValidationError, match="device"):
         EngineSection(device=device)
 
 
-def test_more_devices_than_layers_are_refused() -> None:
+def test_more_devices_than_layers_are_rejected() -> None:
     assert find_devices("cpu, cpu", layers=2) == [torch.device("cpu")] * 2
-    with pytest.raises(EngineUnavailable, match='"cpu,cpu,cpu,cpu" names 4 devices, and the model has 3 layers'):
+    with pytest.raises(EngineUnavailable, match='"cpu,cpu,cpu,cpu" has 4 devices, but the model only 3 layers'):
         load_random(CONFIG, device="cpu,cpu,cpu,cpu")
 
 
@@ -403,8 +402,8 @@ def test_auto_prefers_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("cuda:99", "finds no such device"), ("gpu", "is no device"), ("meta", "finds no")]
+    ("name", "found"), [("cuda:99", "finds no such device"), ("gpu", "is not a device"), ("meta", "finds no")]
 )
-def test_a_device_that_is_not_here_is_named(name: str, found: str) -> None:
+def test_a_missing_device_is_named(name: str, found: str) -> None:
     with pytest.raises(EngineUnavailable, match=found):
         find_device(name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.loading import load_random
 from bot.engine.kernels import Quantised, quantise
-from bot.engine.kernels.native import build, products
+from bot.engine.kernels.native import build, matmul
 from bot.engine.kernels.reference import Int4, dequantise, linear, quantise_rows
 from bot.engine.serving.base import Batch
 
@@ -36,8 +36,8 @@ def quantised(kind: str, weight: Tensor) -> Quantised:
     return quantise_rows(weight, 4) if kind == KINDS[2] else quantise(weight, int(kind[3:]))
 
 
-def product_of(weight: Quantised, bias: Tensor | None) -> products.Product:
-    product = products.pack(weight, bias)
+def product_of(weight: Quantised, bias: Tensor | None) -> matmul.NativeMatmul:
+    product = matmul.pack(weight, bias)
     assert product is not None
     return product
 
@@ -54,14 +54,12 @@ def largest_sum(hidden: Tensor, weight: Quantised) -> float:
     kind=st.sampled_from(KINDS),
     rows=st.integers(1, 7).map(lambda blocks: 16 * blocks),
     columns=st.integers(1, 11).map(lambda blocks: 32 * blocks),
-    tokens=st.integers(1, products.MOST_ROWS),
+    tokens=st.integers(1, matmul.MOST_ROWS),
     has_bias=st.booleans(),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_few_rows_are_multiplied_without_rounding_a_weight(
-    kind: str, rows: int, columns: int, tokens: int, has_bias: bool, seed: int
-) -> None:
+def test_few_rows_use_exact_weights(kind: str, rows: int, columns: int, tokens: int, has_bias: bool, seed: int) -> None:
     weight = quantised(kind, normal(rows, columns, seed=seed))
     bias = normal(rows, seed=seed + 1) if has_bias else None
     hidden = normal(tokens, columns, seed=seed + 2).bfloat16().float()
@@ -72,8 +70,8 @@ def test_few_rows_are_multiplied_without_rounding_a_weight(
 
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tokens", [products.MOST_ROWS + 1, 100])
-def test_many_rows_are_multiplied_as_bfloat16(kind: str, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [matmul.MOST_ROWS + 1, 100])
+def test_many_rows_use_bfloat16_weights(kind: str, tokens: int) -> None:
     weight, bias = quantised(kind, normal(48, 160, seed=1)), normal(48, seed=2)
     hidden = normal(tokens, 160, seed=3).bfloat16()
     found = product_of(weight, bias)(hidden)
@@ -83,7 +81,7 @@ def test_many_rows_are_multiplied_as_bfloat16(kind: str, tokens: int) -> None:
 
 
 @needs_library
-def test_a_product_keeps_the_shape_before_the_columns() -> None:
+def test_a_matmul_keeps_the_leading_dimensions() -> None:
     product = product_of(quantise(normal(32, 64), 8), None)
     assert product(normal(2, 3, 64).bfloat16()).shape == (2, 3, 32)
     assert product(normal(64).bfloat16()).shape == (32,)
@@ -92,7 +90,7 @@ def test_a_product_keeps_the_shape_before_the_columns() -> None:
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_none(kind: str, wrong: float) -> None:
+def test_nan_and_infinity_propagate(kind: str, wrong: float) -> None:
     product = product_of(quantised(kind, normal(16, 128)), None)
     hidden = normal(3, 128)
     hidden[1, 5] = wrong
@@ -102,14 +100,14 @@ def test_what_is_no_number_stays_none(kind: str, wrong: float) -> None:
 
 
 @needs_library
-def test_sizes_that_do_not_suit_are_left_to_others() -> None:
-    assert products.pack(quantise(normal(24, 64), 8), None) is None
-    assert products.pack(quantise(normal(32, 72), 8), None) is None
-    assert products.pack(quantise_rows(normal(32, 80), 4), None) is None
+def test_unsupported_sizes_are_not_packed() -> None:
+    assert matmul.pack(quantise(normal(24, 64), 8), None) is None
+    assert matmul.pack(quantise(normal(32, 72), 8), None) is None
+    assert matmul.pack(quantise_rows(normal(32, 80), 4), None) is None
 
 
 @needs_library
-def test_groups_without_zeros_are_multiplied_too() -> None:
+def test_groups_without_zero_points_are_supported() -> None:
     weight = quantise(normal(16, 256), 4)
     assert isinstance(weight, Int4)
     without = Int4(weight.packed, weight.scale)
@@ -147,7 +145,7 @@ def prompt(words: int, seed: int) -> tuple[int, ...]:
 @needs_library
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("sizes", SIZES)
-def test_steps_of_one_call_give_what_the_parts_give(sizes: dict[str, Any], kind: Any) -> None:
+def test_native_layers_equal_layerwise_decoding(sizes: dict[str, Any], kind: Any) -> None:
     config = config_of(sizes)
     lengths = (1, 9, 30, 4, 17, 6, 2, 12, 20)
     model, plain = (load_random(config, quantization=kind, slots=len(lengths)) for _ in range(2))
@@ -173,7 +171,7 @@ def test_steps_of_one_call_give_what_the_parts_give(sizes: dict[str, Any], kind:
 
 
 @needs_library
-def test_a_slot_that_is_no_number_leaves_the_others_as_they_are() -> None:
+def test_a_nan_slot_does_not_affect_others() -> None:
     model = load_random(config_of(SIZES[0]), quantization="int8", slots=3)
     prompts = tuple(prompt(words, words) for words in (4, 8, 5))
     model.forward(Batch((0, 1, 2), prompts, (0, 0, 0)))
@@ -187,8 +185,8 @@ def test_a_slot_that_is_no_number_leaves_the_others_as_they_are() -> None:
 
 
 @needs_library
-def test_more_rows_than_one_call_takes_are_decoded_in_parts_of_torch() -> None:
-    slots = products.MOST_ROWS + 2
+def test_more_rows_than_the_native_limit_are_decoded_by_torch() -> None:
+    slots = matmul.MOST_ROWS + 2
     model = load_random(config_of(SIZES[0]), quantization="int8", slots=slots)
     rows = tuple(range(slots))
     prompts = tuple(prompt(3 + row % 4, row) for row in rows)
@@ -204,7 +202,7 @@ def test_more_rows_than_one_call_takes_are_decoded_in_parts_of_torch() -> None:
 
 @needs_library
 @pytest.mark.parametrize("kind", ["AVX512_BF16", "AVX512", "AVX2", "DEFAULT"])
-def test_every_kind_of_processor_gets_a_file_of_its_own(kind: str, tmp_path: Path) -> None:
+def test_each_cpu_type_has_its_own_library_file(kind: str, tmp_path: Path) -> None:
     made = build.compile_for(kind, tmp_path)
     assert made.parent == tmp_path
     assert [each.name for each in tmp_path.iterdir()] == [made.name]
@@ -212,7 +210,7 @@ def test_every_kind_of_processor_gets_a_file_of_its_own(kind: str, tmp_path: Pat
 
 @needs_library
 @pytest.mark.parametrize("kind", ["AVX512", "AVX2", "DEFAULT"])
-def test_older_processors_code_gives_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_for_older_cpus_gives_the_same_results(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [*build._KINDS]
     if kinds.index(kind) < kinds.index(build.kind_of_processor()):
         pytest.skip(f"this processor does not know {kind}")
@@ -222,12 +220,12 @@ def test_older_processors_code_gives_the_same(kind: str, tmp_path: Path, monkeyp
         product = product_of(quantised(name, normal(48, 256)), normal(48))
         wanted = product(few.float()), product(many)
         with monkeypatch.context() as patched:
-            patched.setattr(products, "present", lambda: older)
+            patched.setattr(matmul, "loaded_library", lambda: older)
             torch.testing.assert_close(product(few.float()), wanted[0], rtol=1e-5, atol=1e-4)
             assert torch.equal(product(many), wanted[1])
 
 
-def test_without_a_compiler_torchs_products_are_used_and_the_log_says_what_to_install(
+def test_without_a_compiler_torchs_matmuls_are_used_and_the_log_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -239,7 +237,7 @@ def test_without_a_compiler_torchs_products_are_used_and_the_log_says_what_to_in
     assert "apt install gcc libc6-dev" in caplog.text
 
 
-def test_a_file_that_is_no_library_is_done_without(
+def test_an_invalid_library_file_is_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -251,7 +249,7 @@ def test_a_file_that_is_no_library_is_done_without(
     assert "torn.so" in caplog.text
 
 
-def test_a_compiler_that_fails_is_quoted(
+def test_a_failing_compilers_output_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import BloomConfig, GPT2Config, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from bot.engine.pretrained import causal
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.slots import SlotCache
 from bot.engine.serving.base import Batch
+from bot.engine.serving.cache import explain_out_of_memory
 from bot.errors import CheckpointError, EngineUnavailable
 from tests.engine.pretrained import CONFIGS, WINDOW, generate, make_network
 
@@ -59,7 +59,7 @@ class Conversation:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "qwen2_moe"])
-def test_answers_in_one_batch_are_what_generate_says_to_each(kind: str) -> None:
+def test_batched_answers_equal_generate_on_each_prompt(kind: str) -> None:
     network = make_network(kind)
     prompts: dict[int, Sequence[int]] = {2: [1, 5, 9, 30, 4], 0: [*range(40, 63)], 3: [8, 3]}
     expected = {slot: alone(network, prompt, 25) for slot, prompt in prompts.items()}
@@ -72,7 +72,7 @@ def test_answers_in_one_batch_are_what_generate_says_to_each(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["glm4", "qwen3", "gpt_oss"])
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_that_come_and_go_do_not_change_each_other(kind: str, seed: int) -> None:
+def test_joining_and_leaving_rows_do_not_affect_others(kind: str, seed: int) -> None:
     dice, network = random.Random(seed), make_network(kind, seed=seed)
     asked = [[dice.randrange(5, 290) for _ in range(dice.randrange(1, 30))] for _ in range(10)]
     answers = [dice.randrange(1, 20) for _ in asked]
@@ -94,7 +94,7 @@ def test_rows_that_come_and_go_do_not_change_each_other(kind: str, seed: int) ->
     assert [found[number] for number in range(len(asked))] == expected
 
 
-def test_a_slot_forgets_an_answer_that_died_of_nan() -> None:
+def test_a_slot_is_reusable_after_nan() -> None:
     network = make_network("llama")
     expected = alone(network, [4, 5], 4)
     model = served(network, slots=1)
@@ -109,7 +109,7 @@ def test_a_slot_forgets_an_answer_that_died_of_nan() -> None:
     assert chat.said(0) == expected
 
 
-def test_a_prefill_shorter_than_the_window_and_a_decode_beyond_it_are_the_librarys() -> None:
+def test_sliding_windows_equal_the_library_within_and_beyond_the_window() -> None:
     for kind in SLIDING:
         network = make_network(kind)
         expected = alone(network, range(20, 20 + WINDOW - 2), 3 * WINDOW)
@@ -120,13 +120,13 @@ def test_a_prefill_shorter_than_the_window_and_a_decode_beyond_it_are_the_librar
         assert chat.said(0) == expected, kind
 
 
-def test_layers_that_slide_without_telling_get_a_context_of_their_window() -> None:
+def test_layers_that_slide_without_passing_the_window_are_limited_to_it() -> None:
     assert served(make_network("qwen2_moe")).context_length == WINDOW
     assert served(make_network("mistral")).context_length == 128
     assert served(make_network("qwen2")).context_length == 128
 
 
-def test_bfloat16_is_served_as_close_as_it_is() -> None:
+def test_bfloat16_passes_the_comparison() -> None:
     model = served(make_network("glm4").to(torch.bfloat16))  # type: ignore[arg-type]  # nn.Module.to takes a dtype
     assert (model.dtype, model.device) == (torch.bfloat16, torch.device("cpu"))
     chat = Conversation(model)
@@ -134,19 +134,19 @@ def test_bfloat16_is_served_as_close_as_it_is() -> None:
     assert len(chat.said(0)) == 1
 
 
-def test_attention_of_another_kind_is_refused() -> None:
+def test_unsupported_attention_is_rejected() -> None:
     # Its positions are a bias on the scores, which only its own mask carries.
     network = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
-    with pytest.raises(CheckpointError, match=r'of the type "bloom" has attention of its own .*: choose another'):
+    with pytest.raises(CheckpointError, match=r'model_type "bloom" has a custom attention .*: choose another'):
         served(network.eval())
 
 
-def test_learned_positions_are_served_too() -> None:
+def test_learned_positions_are_supported() -> None:
     network = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4))
     assert served(network.eval()).context_length == 128
 
 
-def test_positions_that_are_wrong_are_noticed_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_positions_are_detected_on_creation(monkeypatch: pytest.MonkeyPatch) -> None:
     step = SlotCache.step
 
     def shifted(cache: SlotCache, batch: Batch) -> object:
@@ -154,30 +154,30 @@ def test_positions_that_are_wrong_are_noticed_at_the_start(monkeypatch: pytest.M
         return step(cache, Batch(batch.slots, batch.tokens, starts))
 
     monkeypatch.setattr(SlotCache, "step", shifted)
-    with pytest.raises(CheckpointError, match="other results"):
+    with pytest.raises(CheckpointError, match="its logits differ"):
         served(make_network("llama"))
 
 
-def test_numbers_beyond_the_dtype_are_one_sentence() -> None:
+def test_an_overflow_of_the_dtype_is_reported() -> None:
     network = make_network("llama")
     with torch.no_grad():
         network.get_output_embeddings().weight.fill_(torch.inf)
-    with pytest.raises(CheckpointError, match=r"do not fit float32 \(NaN or inf\): set engine.dtype"):
+    with pytest.raises(CheckpointError, match=r"the model overflows float32 \(NaN or inf\): set engine.dtype"):
         served(network)
 
 
-def test_a_network_that_cannot_run_here_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_run_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network("llama")
 
     def broken(*args: object) -> Tensor:
         raise RuntimeError("no kernel for this device")
 
     monkeypatch.setattr(nn.Linear, "forward", broken)
-    with pytest.raises(CheckpointError, match=r"cannot be run here \(RuntimeError: no kernel for this device\)"):
+    with pytest.raises(CheckpointError, match=r"does not run here \(RuntimeError: no kernel for this device\)"):
         served(network)
 
 
-def test_running_out_of_memory_while_comparing_is_no_wrong_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_during_the_comparison_is_not_reported_as_a_wrong_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
@@ -187,7 +187,7 @@ def test_running_out_of_memory_while_comparing_is_no_wrong_model(monkeypatch: py
         served(network)
 
 
-def test_a_cache_that_does_not_fit_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_does_not_fit_names_the_settings_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     def sized(cache: SlotCache, slots: int, capacity: int) -> SlotCache:
         raise MemoryError
 
@@ -195,11 +195,11 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(monkeypatch: pytest.Monkey
     # 2 layers, keys and values, 2 heads of 8 numbers of 4 bytes: 256 bytes a token.
     with pytest.raises(
         EngineUnavailable,
-        match=r"max_batch_size = 64 and a context of 131072 tokens needs 2.0 GiB .* lower engine.max_batch_size or engine",
+        match=r"2.0 GiB for engine.max_batch_size = 64 and 131072 tokens each; lower engine.max_batch_size or engine",
     ):
         served(make_network("llama"), slots=64, context_length=131072)
 
 
-def test_other_faults_of_the_cache_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="another"), causal.explain(1, 1, 1):
+def test_other_errors_of_the_cache_are_not_translated() -> None:
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory(1, 1, 1):
         raise RuntimeError("another fault")

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from bot.domain import ChatMessage
-from bot.engine.pretrained.text import ChatTokenizer, Spelling, rounds
+from bot.engine.pretrained.text import ChatTokenizer, IncrementalDetokenizer, rounds
 from bot.errors import CheckpointError
 from tests.engine.pretrained import CONTROL, make_tokenizer
 
@@ -33,13 +33,13 @@ def plain(text: str) -> list[int]:
     return cast("list[int]", LIBRARY.encode(text, add_special_tokens=False))
 
 
-def spelled(ids: list[int], spelling: Spelling | None = None) -> list[str]:
+def spelled(ids: list[int], spelling: IncrementalDetokenizer | None = None) -> list[str]:
     """What each push and the end gave."""
     spelling = spelling or OURS.detokenizer()
     return [*(spelling.push(token) for token in ids), spelling.finish()]
 
 
-def test_the_prompt_is_the_templates() -> None:
+def test_the_prompt_follows_the_chat_template() -> None:
     chat = [ChatMessage("system", "Be brief."), ChatMessage("user", "hello"), ChatMessage("assistant", "Hi.")]
     assert OURS.prompt([*chat, ChatMessage("user", "你好")]) == plain(
         "<|system|>\nBe brief.<|user|>\nhello<|assistant|>\nHi.<|user|>\n你好<|assistant|>\n"
@@ -47,7 +47,7 @@ def test_the_prompt_is_the_templates() -> None:
 
 
 @given(st.lists(st.sampled_from([*CONTROL, "<|", "|>", "user", " ", "a", "你", "<|user"]), max_size=8).map("".join))
-def test_what_people_write_is_never_a_control_token(text: str) -> None:
+def test_user_text_is_never_a_control_token(text: str) -> None:
     ids = OURS.prompt([ChatMessage("user", text)])
     control = set(plain("".join(CONTROL)))
     assert [token for token in ids if token in control] == plain("<|user|><|assistant|>")
@@ -56,19 +56,19 @@ def test_what_people_write_is_never_a_control_token(text: str) -> None:
 
 
 @pytest.mark.parametrize("template", [WITHOUT_SYSTEM, DEAF_TO_SYSTEM])
-def test_a_template_without_a_system_role_gets_it_with_the_question(template: str) -> None:
+def test_without_a_system_role_the_system_message_joins_the_question(template: str) -> None:
     tokenizer = ChatTokenizer(make_tokenizer(template), frozenset(), "a folder")
     asked = [ChatMessage("system", "Be brief."), ChatMessage("user", "hello")]
     assert tokenizer.prompt(asked) == tokenizer.prompt([ChatMessage("user", "Be brief.\n\nhello")])
 
 
-def test_models_that_think_first_are_asked_not_to() -> None:
+def test_reasoning_mode_is_switched_off() -> None:
     thinking = "{{ messages[-1].content }}{% if enable_thinking is not false %}<think>{% endif %}"
     tokenizer = ChatTokenizer(make_tokenizer(thinking), frozenset(), "a folder")
     assert tokenizer.prompt([ChatMessage("user", "hello")]) == plain("hello")
 
 
-def test_rounds_alternate_whatever_the_chat_is() -> None:
+def test_rounds_always_alternate() -> None:
     chat = [ChatMessage("assistant", "a"), ChatMessage("assistant", "b"), ChatMessage("user", "c")]
     assert rounds(chat, knows_system=True) == [
         {"role": "user", "content": ""},
@@ -82,7 +82,7 @@ def test_rounds_alternate_whatever_the_chat_is() -> None:
     assert rounds([], knows_system=True) == []
 
 
-def test_no_template_and_one_that_fails_are_told() -> None:
+def test_a_missing_or_failing_template_is_reported() -> None:
     with pytest.raises(CheckpointError, match="a folder has no chat template"):
         ChatTokenizer(make_tokenizer(None), frozenset(), "a folder")
     with pytest.raises(CheckpointError, match=r"the chat template of a folder fails \(not today\)"):
@@ -91,7 +91,7 @@ def test_no_template_and_one_that_fails_are_told() -> None:
         ChatTokenizer(make_tokenizer("{% for %}"), frozenset(), "a folder")
 
 
-def test_threads_may_count_at_once() -> None:
+def test_prompts_can_be_counted_in_several_threads() -> None:
     chat = [ChatMessage("user", "hello there <|user|> " * 50)]
     expected, found = OURS.prompt(chat), list[list[int]]()
     threads = [threading.Thread(target=lambda: found.append(OURS.prompt(chat))) for _ in range(8)]
@@ -103,12 +103,12 @@ def test_threads_may_count_at_once() -> None:
 
 
 @given(st.text(max_size=30))
-def test_a_text_comes_whole_whatever_it_is(text: str) -> None:
+def test_any_text_is_returned_completely(text: str) -> None:
     deltas = spelled(plain(text.replace("<", "")))
     assert "".join(deltas) == text.replace("<", "").lstrip()
 
 
-def test_a_character_over_several_tokens_comes_with_the_last() -> None:
+def test_a_character_of_several_tokens_is_returned_with_the_last() -> None:
     text = "a你😀👨‍👩‍👧b"
     ids = plain(text)
     assert len(ids) > 2 * len(text)
@@ -119,18 +119,18 @@ def test_a_character_over_several_tokens_comes_with_the_last() -> None:
 
 
 @given(st.lists(st.integers(0, len(LIBRARY) - 1), max_size=40))
-def test_any_ids_at_all_are_told_as_the_library_tells_them_together(ids: list[int]) -> None:
+def test_incremental_text_equals_the_librarys_for_any_ids(ids: list[int]) -> None:
     unseen = {id for id, token in LIBRARY.added_tokens_decoder.items() if token.special}
     whole = LIBRARY.decode([token for token in ids if token not in unseen], clean_up_tokenization_spaces=False)
     assert isinstance(whole, str)
     assert "".join(spelled(ids)) == whole.lstrip()
 
 
-def test_an_answer_cut_inside_a_character_ends_with_a_mark() -> None:
+def test_an_answer_cut_inside_a_character_ends_with_a_replacement_character() -> None:
     assert spelled(plain("好你")[:-1])[-1] == "\ufffd"
 
 
-def test_bytes_that_are_no_text_are_not_held_for_ever() -> None:
+def test_invalid_bytes_are_not_held_back_forever() -> None:
     wrong = plain("你")[0]
     deltas = spelled([wrong] * 40)
     assert "".join(deltas) == "\ufffd" * 40
@@ -142,7 +142,7 @@ def test_control_tokens_in_an_answer_have_no_text() -> None:
     assert "".join(spelled(ids)) == "ab<think>"
 
 
-def test_pieces_with_spaces_and_bytes_of_their_own_are_told_as_they_are() -> None:
+def test_sentencepiece_spaces_and_bytes_are_decoded() -> None:
     spelled_out = [f"<0x{byte:02X}>" for byte in "你好".encode()]
     pieces = ["<unk>", "▁Hello", "▁there", ",", *sorted(set(spelled_out))]
     library = Tokenizer(models.BPE(vocab={piece: id for id, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
@@ -151,5 +151,5 @@ def test_pieces_with_spaces_and_bytes_of_their_own_are_told_as_they_are() -> Non
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=library)
     ids = [pieces.index(piece) for piece in ("▁Hello", "▁there", ",", *spelled_out, "▁there")]
-    deltas = spelled(ids, Spelling(tokenizer, frozenset([0])))
+    deltas = spelled(ids, IncrementalDetokenizer(tokenizer, frozenset([0])))
     assert [delta for delta in deltas if delta] == ["Hello", " there", ",", "你", "好", " there"]

@@ -35,7 +35,7 @@ def test_every_golden_chat_has_the_published_prompt(case: dict[str, Any]) -> Non
         assert ids == case["prompt_ids"]
 
 
-def test_a_first_question_stands_alone_and_later_ones_are_numbered_from_0() -> None:
+def test_a_first_question_is_used_as_is_and_later_ones_are_numbered_from_0() -> None:
     first = chat(("user", "a"))
     assert render(first) == "a"
     second = [*first, *chat(("assistant", "b"), ("user", "c"))]
@@ -43,32 +43,32 @@ def test_a_first_question_stands_alone_and_later_ones_are_numbered_from_0() -> N
 
 
 @pytest.mark.parametrize(("system", "agreed"), [("Be brief.", "OK."), ("请简短回答。", "好的。")])
-def test_a_system_message_is_an_opening_round_agreed_to_in_its_language(system: str, agreed: str) -> None:
+def test_a_system_message_becomes_a_first_round_acknowledged_in_its_language(system: str, agreed: str) -> None:
     question = chat(("system", system), ("user", "a"))
     assert render(question) == f"[Round 0]\n问：{system}\n答：{agreed}\n[Round 1]\n问：a\n答："
 
 
-def test_system_messages_open_the_chat_together_wherever_they_stand() -> None:
+def test_system_messages_are_merged_into_the_first_round() -> None:
     scattered = chat(("user", "a"), ("system", "one"), ("assistant", "b"), ("system", "two"), ("user", "c"))
     assert render(scattered) == render(chat(("system", "one\ntwo"), ("user", "a"), ("assistant", "b"), ("user", "c")))
 
 
-def test_an_empty_system_message_is_none() -> None:
+def test_an_empty_system_message_is_ignored() -> None:
     assert render(chat(("system", ""), ("user", "a"))) == "a"
 
 
-def test_messages_of_one_role_in_a_row_are_one_message_of_several_lines() -> None:
+def test_consecutive_messages_of_one_role_are_joined_by_newlines() -> None:
     assert render(chat(("user", "a"), ("user", "b"))) == "a\nb"
     answered = chat(("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d"))
     assert render(answered) == "[Round 0]\n问：a\n答：b\nc\n[Round 1]\n问：d\n答："
 
 
-def test_a_chat_that_begins_or_ends_with_an_answer_has_empty_questions_there() -> None:
+def test_a_chat_that_begins_or_ends_with_an_answer_gets_empty_questions() -> None:
     assert render(chat(("assistant", "hi"))) == "[Round 0]\n问：\n答：hi\n[Round 1]\n问：\n答："
 
 
 @pytest.mark.parametrize("nothing", [[], chat(("user", "")), chat(("system", ""))])
-def test_a_chat_without_a_word_is_an_empty_prompt(nothing: list[ChatMessage]) -> None:
+def test_an_empty_chat_is_an_empty_prompt(nothing: list[ChatMessage]) -> None:
     assert render(nothing) == ""
 
 

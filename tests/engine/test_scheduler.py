@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bot.engine.serving.scheduler import Rotation, Scheduler
+from bot.engine.serving.scheduler import RoundRobinQueue, Scheduler
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,44 +23,44 @@ def names(jobs: Iterable[Job]) -> list[str]:
     return [job.name for job in jobs]
 
 
-def rotation(*jobs: Job) -> Rotation[Job]:
-    queue: Rotation[Job] = Rotation()
+def rotation(*jobs: Job) -> RoundRobinQueue[Job]:
+    queue: RoundRobinQueue[Job] = RoundRobinQueue()
     for job in jobs:
         queue.push(job)
     return queue
 
 
-def test_who_holds_a_slot_lets_those_pass_who_hold_none() -> None:
+def test_users_without_a_slot_go_first() -> None:
     queue = rotation(Job("a1", "a"), Job("b1", "b"), Job("c1", "c"))
     assert [queue.pop({"a": 2, "b": 1}).name for _ in range(3)] == ["c1", "b1", "a1"]
 
 
-def test_users_take_turns_whatever_the_order_they_came_in() -> None:
+def test_users_alternate_independent_of_arrival_order() -> None:
     queue = rotation(Job("a1", "a"), Job("a2", "a"), Job("a3", "a"), Job("b1", "b"), Job("c1", "c"), Job("b2", "b"))
     assert names(queue) == ["a1", "b1", "c1", "a2", "b2", "a3"]
     assert [queue.pop().name for _ in range(len(queue))] == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
-def test_channels_of_one_user_take_turns_and_one_channel_is_first_come() -> None:
+def test_channels_of_one_user_alternate_and_one_channel_is_fifo() -> None:
     queue = rotation(Job("x1", "a", "x"), Job("x2", "a", "x"), Job("y1", "a", "y"), Job("b1", "b", "x"))
     assert names(queue) == ["x1", "b1", "y1", "x2"]
 
 
-def test_who_was_served_and_comes_again_is_behind_those_who_wait() -> None:
+def test_a_served_user_queues_behind_the_waiting_ones() -> None:
     queue = rotation(Job("a1", "a"), Job("b1", "b"), Job("c1", "c"))
     assert queue.pop().name == "a1"
     queue.push(Job("a2", "a"))
     assert names(queue) == ["b1", "c1", "a2"]
 
 
-def test_a_job_that_is_not_there_is_discarded_without_effect() -> None:
+def test_discarding_an_unknown_job_has_no_effect() -> None:
     queue = rotation(Job("a1", "a"))
     assert not queue.discard(Job("a2", "a"))
     assert not queue.discard(Job("b1", "b"))
     assert len(queue) == 1
 
 
-def test_short_prompts_wait_for_one_long_one_at_most_and_go_together() -> None:
+def test_short_prompts_wait_for_at_most_one_long_prompt_and_share_a_prefill() -> None:
     scheduler: Scheduler[Job] = Scheduler(slots=8, prefill_tokens=100)
     sizes = {"long1": 900, "long2": 900, "short1": 40, "long3": 900, "short2": 40, "short3": 40}
     for name, size in sizes.items():
@@ -70,7 +70,7 @@ def test_short_prompts_wait_for_one_long_one_at_most_and_go_together() -> None:
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60))
-def test_a_long_prompt_is_prefilled_however_many_short_ones_keep_coming(sizes: list[int]) -> None:
+def test_a_long_prompt_does_not_starve_behind_short_ones(sizes: list[int]) -> None:
     scheduler: Scheduler[Job] = Scheduler(slots=5, prefill_tokens=40)
     long_one = Job(prompt_tokens=50)
     scheduler.add(Job(prompt_tokens=45))
@@ -92,7 +92,7 @@ keys = st.sampled_from("abcd")
 
 
 @given(st.lists(st.tuples(keys, keys), max_size=30), st.data())
-def test_whoever_leaves_the_next_one_is_the_head_of_the_announced_order(
+def test_after_any_removal_the_first_waiting_job_is_served_next(
     pairs: list[tuple[str, str]], data: st.DataObject
 ) -> None:
     queue = rotation(*(Job(str(n), user, channel) for n, (user, channel) in enumerate(pairs)))
@@ -108,7 +108,7 @@ def test_whoever_leaves_the_next_one_is_the_head_of_the_announced_order(
 
 
 @given(st.lists(keys, min_size=1, max_size=40), st.lists(keys, max_size=40))
-def test_with_n_users_each_is_served_within_n_turns_however_much_others_ask(first: list[str], later: list[str]) -> None:
+def test_with_n_users_each_is_served_within_n_pops(first: list[str], later: list[str]) -> None:
     queue = rotation(*(Job(user=user) for user in first))
     everybody = len(set(first + later))
     turns: Counter[str] = Counter()  # that went to others while this user waited

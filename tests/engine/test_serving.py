@@ -24,14 +24,14 @@ async def test_an_answer_streams_and_ends_with_its_usage() -> None:
     assert all(isinstance(event, Delta) and event.text for event in seen[:-1])
 
 
-async def test_at_max_tokens_nothing_of_the_answer_is_lost() -> None:
+async def test_at_max_tokens_the_held_back_text_is_returned() -> None:
     async with serving(ScriptedModel()) as engine:
         seen = await events(engine, ask("hello", max_tokens=3))
     assert text_of(seen) == "hel"
     assert seen[-1] == Finished(FinishReason.LENGTH, Usage(6, 3))
 
 
-async def test_an_answer_ends_where_the_context_is_full() -> None:
+async def test_an_answer_ends_when_the_context_is_full() -> None:
     async with serving(ScriptedModel(context_length=20)) as engine:
         seen = await events(engine, ask(FOREVER, max_tokens=500))
         longest = await events(engine, ask("x" * 18))
@@ -60,7 +60,7 @@ async def test_a_delta_holds_whole_characters() -> None:
     assert text_of(cut) == "你\ufffd"
 
 
-async def test_a_prompt_that_fills_the_context_is_refused_before_it_queues() -> None:
+async def test_a_prompt_that_fills_the_context_is_rejected_before_queueing() -> None:
     async with serving(ScriptedModel(context_length=64)) as engine:
         with pytest.raises(PromptTooLong) as caught:
             await events(engine, ask("x" * 63))
@@ -90,7 +90,7 @@ async def test_with_one_slot_requests_run_strictly_one_at_a_time() -> None:
     assert sum(batch.is_prefill for batch in model.steps) == 4
 
 
-async def test_running_answers_go_on_between_two_prefills() -> None:
+async def test_running_answers_continue_between_two_prefills() -> None:
     model, gate = ScriptedModel(slots=8, context_length=600), Gate()
     model.before = gate
     async with serving(model) as engine, aclosing(engine.generate(ask(FOREVER))) as first:
@@ -104,7 +104,7 @@ async def test_running_answers_go_on_between_two_prefills() -> None:
     assert not any(earlier and later for earlier, later in pairwise(kinds))
 
 
-async def test_whoever_must_wait_is_told_at_once_and_at_every_move() -> None:
+async def test_a_waiting_request_gets_its_position_at_once_and_on_every_change() -> None:
     model, gate, time = ScriptedModel(slots=1), Gate(), Time()
     model.before = gate
     async with serving(model, now=time) as engine:
@@ -124,7 +124,7 @@ async def test_whoever_must_wait_is_told_at_once_and_at_every_move() -> None:
     assert not any(isinstance(event, Queued) for event in first.result())
 
 
-async def test_users_take_turns_in_the_queue() -> None:
+async def test_users_alternate_in_the_queue() -> None:
     model, gate = ScriptedModel(slots=1), Gate()
     model.before = gate
     async with serving(model) as engine:
@@ -137,7 +137,7 @@ async def test_users_take_turns_in_the_queue() -> None:
     assert prompts == ["a1", "a2", "b1", "c1", "a3"]
 
 
-async def test_a_full_queue_refuses_with_its_numbers() -> None:
+async def test_a_full_queue_rejects_with_its_numbers() -> None:
     model, gate = ScriptedModel(slots=1), Gate()
     model.before = gate
     async with serving(model, max_waiting=2) as engine:
@@ -170,7 +170,7 @@ async def test_a_closed_request_leaves_the_batch_before_the_next_step() -> None:
         gate.open()
 
 
-async def test_a_slot_given_on_during_a_step_serves_the_next_one_well() -> None:
+async def test_a_slot_reused_during_a_step_serves_the_next_request() -> None:
     model, gate = ScriptedModel(slots=1), Gate()
     model.before = gate
     async with serving(model) as engine:
@@ -213,7 +213,7 @@ async def test_a_slow_reader_gets_the_whole_answer_in_few_deltas() -> None:
     assert text_of([first, *rest]) == "a long answer to a slow reader"
 
 
-async def test_speed_and_progress_are_measured() -> None:
+async def test_throughput_and_progress_are_measured() -> None:
     time = Time()
     model = ScriptedModel()
 
@@ -228,7 +228,7 @@ async def test_speed_and_progress_are_measured() -> None:
         assert engine.load.tokens_per_second == pytest.approx(2)
 
 
-async def test_the_age_of_progress_is_that_of_the_last_step_and_of_nothing_while_idle() -> None:
+async def test_since_progress_is_the_age_of_the_last_step_and_0_while_idle() -> None:
     time, gate, model = Time(), Gate(), ScriptedModel()
     model.before = gate
     async with serving(model, now=time) as engine:
@@ -249,7 +249,7 @@ async def test_the_age_of_progress_is_that_of_the_last_step_and_of_nothing_while
         assert engine.load.since_progress == 0
 
 
-async def test_a_step_that_is_stuck_is_told_also_when_all_who_asked_have_gone() -> None:
+async def test_a_stuck_step_is_reported_after_all_its_requests_were_cancelled() -> None:
     time, gate, model = Time(), Gate(), ScriptedModel()
     model.before = gate
     async with serving(model, now=time) as engine:

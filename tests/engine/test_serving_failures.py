@@ -12,7 +12,7 @@ from bot.domain import Delta, EngineEvent
 from bot.engine.base import Progress
 from bot.engine.serving import runner
 from bot.engine.serving.base import Batch
-from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import EngineFailed, EngineUnavailable
 from tests.harness.scripted_model import (
     FOREVER,
@@ -28,7 +28,7 @@ from tests.harness.scripted_model import (
 )
 
 
-async def test_a_prompt_that_fails_does_not_fail_those_beside_it() -> None:
+async def test_a_failing_prompt_does_not_fail_the_others_of_its_batch() -> None:
     def poison(batch: Batch) -> None:
         if any(ord("!") in tokens for tokens in batch.tokens):
             raise ValueError("cannot read this")
@@ -58,7 +58,7 @@ async def test_a_prompt_that_fails_does_not_fail_those_beside_it() -> None:
         (RuntimeError("shapes"), "RuntimeError"),
     ],
 )
-async def test_a_decode_that_fails_ends_its_rows_and_the_next_request_is_answered(error: Exception, words: str) -> None:
+async def test_a_failing_decode_ends_its_rows_and_the_next_request_is_answered(error: Exception, words: str) -> None:
     model = ScriptedModel()
 
     def fail(batch: Batch) -> None:
@@ -74,7 +74,7 @@ async def test_a_decode_that_fails_ends_its_rows_and_the_next_request_is_answere
         assert text_of(await events(engine, ask("hello"))) == "hello"
 
 
-async def test_a_shortage_that_passes_when_memory_is_given_back_harms_nobody() -> None:
+async def test_a_step_succeeds_on_retry_after_memory_was_released() -> None:
     def fail(batch: Batch) -> None:
         if len(model.steps) % 2:
             raise torch.OutOfMemoryError
@@ -97,7 +97,7 @@ async def whole_batch(model: ScriptedModel, texts: list[str]) -> list[list[Engin
         return (await asyncio.gather(*asking, return_exceptions=True))[1:]
 
 
-async def test_only_the_row_that_asks_for_too_much_is_ended() -> None:
+async def test_only_the_row_that_runs_out_of_memory_fails() -> None:
     def fail(batch: Batch) -> None:
         if any(slot == 2 and start >= 8 for slot, start in zip(batch.slots, batch.starts, strict=True)):
             raise torch.OutOfMemoryError
@@ -110,7 +110,7 @@ async def test_only_the_row_that_asks_for_too_much_is_ended() -> None:
 
 
 @pytest.mark.parametrize("is_written", [False, True])
-async def test_a_step_that_is_too_much_for_all_together_is_made_in_parts(is_written: bool) -> None:
+async def test_a_step_too_large_for_memory_is_split(is_written: bool) -> None:
     def fail(batch: Batch) -> None:
         if len(batch) > 1 and not batch.is_prefill:
             raise torch.OutOfMemoryError
@@ -131,8 +131,8 @@ async def test_a_step_that_is_too_much_for_all_together_is_made_in_parts(is_writ
     assert len(failed) < len("hello"), "it is not tried together again at each step"
 
 
-async def test_after_a_calm_while_rows_are_decoded_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "CALM", 4)
+async def test_the_row_limit_grows_again_after_successful_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "STEPS_BEFORE_GROWTH", 4)
     is_short = True
 
     def fail(batch: Batch) -> None:
@@ -149,7 +149,7 @@ async def test_after_a_calm_while_rows_are_decoded_together_again(monkeypatch: p
     assert sizes.count(4) + sizes.count(3) > 2, "together before the shortage, and again after it"
 
 
-async def test_memory_is_given_back_once_nothing_holds_the_failed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_is_released_after_the_failed_steps_tensors_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Big:
         """Stands for the step's tensors."""
 
@@ -189,7 +189,7 @@ class Device:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-async def test_a_device_that_fails_for_good_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broken_device_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     model, device = ScriptedModel(), Device(monkeypatch)
 
     def fail(batch: Batch) -> None:
@@ -204,7 +204,7 @@ async def test_a_device_that_fails_for_good_ends_the_worker(monkeypatch: pytest.
         assert "CUDA error" in (engine.load.down or "")
 
 
-async def test_a_step_that_fails_on_a_device_that_is_well_ends_its_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_step_on_a_working_device_ends_only_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ScriptedModel()
     Device(monkeypatch)
 
@@ -213,7 +213,7 @@ async def test_a_step_that_fails_on_a_device_that_is_well_ends_its_row_only(monk
 
     model.before = fail
     async with serving(model) as engine:
-        with pytest.raises(EngineFailed, match="a step of the model failed"):
+        with pytest.raises(EngineFailed, match="a model step failed"):
             await events(engine, ask("hello"))
         model.before = lambda batch: None
         assert text_of(await events(engine, ask("hello"))) == "hello"
@@ -221,7 +221,7 @@ async def test_a_step_that_fails_on_a_device_that_is_well_ends_its_row_only(monk
         assert engine.load.device_bytes == 1024
 
 
-async def test_numbers_that_are_no_numbers_end_their_row_only() -> None:
+async def test_nan_logits_end_only_their_row() -> None:
     model, gate = ScriptedModel(), Gate()
 
     def break_second_row(batch: Batch, logits: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ async def test_numbers_that_are_no_numbers_end_their_row_only() -> None:
     assert "NaN" in str(bad)
 
 
-async def test_text_comes_before_the_failure_that_ends_it() -> None:
+async def test_text_is_delivered_before_the_failure() -> None:
     model = ScriptedModel()
 
     def break_later(batch: Batch, logits: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ async def test_text_comes_before_the_failure_that_ends_it() -> None:
             await anext(stream)
 
 
-async def test_an_id_that_cannot_become_text_ends_its_row_only() -> None:
+async def test_an_id_that_cannot_be_decoded_ends_only_its_row() -> None:
     def say_start(batch: Batch, logits: Tensor) -> Tensor:
         if len(batch) == 2 and not batch.is_prefill:
             logits[1, START] = 99.0
@@ -274,7 +274,7 @@ async def test_an_id_that_cannot_become_text_ends_its_row_only() -> None:
     assert "ValueError" in str(bad)
 
 
-async def test_a_worker_that_dies_fails_everyone_and_is_not_hidden() -> None:
+async def test_a_dead_worker_fails_all_requests_and_is_reported() -> None:
     model, gate = ScriptedModel(slots=1), Gate()
     model.before = gate
     time = Time()
@@ -291,7 +291,7 @@ async def test_a_worker_that_dies_fails_everyone_and_is_not_hidden() -> None:
         assert "died of AttributeError" in (engine.load.down or "")
 
 
-async def test_closing_the_engine_fails_what_runs_and_what_waits() -> None:
+async def test_closing_the_engine_fails_running_and_waiting_requests() -> None:
     model, gate = ScriptedModel(slots=1), Gate()
     model.before = gate
     async with serving(model) as engine:
@@ -305,7 +305,7 @@ async def test_closing_the_engine_fails_what_runs_and_what_waits() -> None:
         await events(engine, ask("hello"))
 
 
-async def test_an_engine_has_gone_only_when_its_step_has_ended() -> None:
+async def test_closing_waits_for_the_running_step() -> None:
     model, gate = ScriptedModel(), Gate()
     model.before = gate
     engine = ServingEngine(lambda progress: loaded(model), max_waiting=1)
@@ -320,7 +320,7 @@ async def test_an_engine_has_gone_only_when_its_step_has_ended() -> None:
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
-async def test_an_engine_that_is_not_entered_says_so() -> None:
+async def test_using_an_engine_before_entering_raises() -> None:
     engine = ServingEngine(lambda progress: loaded(ScriptedModel()), max_waiting=1)
     with pytest.raises(EngineFailed, match="not running"):
         await events(engine, ask("hello"))
@@ -338,10 +338,8 @@ async def test_an_engine_that_is_not_entered_says_so() -> None:
         (MemoryError(), EngineUnavailable, "does not fit into memory"),
     ],
 )
-async def test_what_goes_wrong_while_loading_is_raised_on_entering(
-    error: Exception, kind: type[Exception], words: str
-) -> None:
-    def load(progress: Progress) -> Loaded:
+async def test_a_loading_error_is_raised_on_entering(error: Exception, kind: type[Exception], words: str) -> None:
+    def load(progress: Progress) -> LoadedModel:
         raise error
 
     engine = ServingEngine(load, max_waiting=1)
@@ -351,12 +349,12 @@ async def test_what_goes_wrong_while_loading_is_raised_on_entering(
 
 
 @pytest.mark.parametrize("reports_again", [True, False])
-async def test_loading_reports_its_progress_and_stops_when_nobody_waits_for_it(reports_again: bool) -> None:
+async def test_loading_reports_progress_and_stops_when_cancelled(reports_again: bool) -> None:
     reports: list[tuple[int, int]] = []
     reached, go_on = asyncio.Event(), threading.Event()
     here = asyncio.get_running_loop()
 
-    def load(progress: Progress) -> Loaded:
+    def load(progress: Progress) -> LoadedModel:
         progress(1, 2)
         here.call_soon_threadsafe(reached.set)
         assert go_on.wait(10)

@@ -77,13 +77,13 @@ def test_every_golden_text_has_the_published_ids_and_text(case: dict[str, Any]) 
     assert reference.decode(case["input_ids"], skip_special=True) == case["decode_input_ids_skip_special"]
 
 
-def test_only_control_text_is_read_differently_on_purpose() -> None:
+def test_only_control_text_is_deliberately_encoded_differently() -> None:
     different = [case["text"] for case in NUMBERS["cases"] if TOKENIZER.encode(case["text"]) != case["ids"]]
     assert all(any(control in text for control in CONTROL_TEXT) for text in different)
     assert len(different) == 8
 
 
-def test_ids_that_no_text_has_decode_as_published() -> None:
+def test_ids_that_no_text_encodes_to_decode_as_published() -> None:
     reference = ReferenceTokenizer(TOKENIZER)
     for case in NUMBERS["decode_odd"]:
         assert TOKENIZER.decode(case["ids"]) == case["decode"]
@@ -97,7 +97,7 @@ def test_ids_that_no_text_has_decode_as_published() -> None:
             TOKENIZER.decode([beyond])
 
 
-def test_padding_truncation_and_pairs_are_reproduced_beside_the_goldens() -> None:
+def test_padding_truncation_and_pairs_match_the_reference() -> None:
     reference = ReferenceTokenizer(TOKENIZER)
     batch = NUMBERS["batch"]
     rows = reference.padded(batch["texts"])
@@ -156,7 +156,7 @@ TYPED = st.lists(ANYTHING | TYPED_CONTROL | st.sampled_from([" ", "  ", "\t", "\
 
 
 @given(TYPED)
-def test_whatever_is_typed_has_ids_and_none_of_them_controls(text: str) -> None:
+def test_any_text_encodes_without_control_ids(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert CONTROL_IDS.isdisjoint(ids)
     TOKENIZER.decode(ids).encode("utf-8")
@@ -169,7 +169,7 @@ def test_control_text_is_kept_as_text(control: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(f"a {control} b")) == f"a {control} b"
 
 
-def test_control_text_stays_text_even_where_the_model_file_declares_it_a_word(folder: Path) -> None:
+def test_control_text_stays_text_even_if_the_model_file_declares_it_user_defined(folder: Path) -> None:
     path = folder / "ice_text.model"
     model = path.read_bytes()
     for piece in (b"<sop>", b"[gMASK]"):
@@ -199,7 +199,7 @@ def test_control_text_stays_text_even_where_the_model_file_declares_it_a_word(fo
         ("\0", "\0"),
     ],
 )
-def test_odd_text_is_read_as_what_it_stands_for(typed: str, read: str) -> None:
+def test_unusual_text_is_normalised(typed: str, read: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(typed)) == read
 
 
@@ -221,16 +221,16 @@ def one_piece_less(content: bytes) -> bytes:
     ("damage", "found"),
     [
         (lambda content: b"", "is empty"),
-        (lambda content: content.ljust(2_706_249, b"\n"), "has the size of the published file but not its content"),
-        (lambda content: content[: len(content) // 2], "is damaged"),
-        (lambda content: b"<html>not found</html>", "is damaged"),
-        (lambda content: content.replace(b"<n>", b"\xff\xff\xff"), "is damaged"),
-        (lambda content: content.replace("你好".encode(), b"\xff" * 6), "is damaged"),
+        (lambda content: content.ljust(2_706_249, b"\n"), "is corrupt: the published file"),
+        (lambda content: content[: len(content) // 2], "is corrupt"),
+        (lambda content: b"<html>not found</html>", "is corrupt"),
+        (lambda content: content.replace(b"<n>", b"\xff\xff\xff"), "is corrupt"),
+        (lambda content: content.replace("你好".encode(), b"\xff" * 6), "is corrupt"),
         (other_model, "begins with <unk> <s> </s> <dap> <n>"),
-        (one_piece_less, r"misses 1 of ChatGLM's pieces, <\|blank_7\|> first"),
+        (one_piece_less, r"lacks 1 of ChatGLM's pieces, for example <\|blank_7\|>"),
     ],
 )
-def test_a_wrong_model_file_is_one_sentence(folder: Path, damage: Callable[[bytes], bytes], found: str) -> None:
+def test_a_wrong_model_file_is_rejected(folder: Path, damage: Callable[[bytes], bytes], found: str) -> None:
     path = folder / "ice_text.model"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=found) as raised:
@@ -239,7 +239,7 @@ def test_a_wrong_model_file_is_one_sentence(folder: Path, damage: Callable[[byte
     assert "\n" not in str(raised.value)
 
 
-def test_a_randomly_damaged_model_file_is_refused_or_still_a_tokenizer(folder: Path) -> None:
+def test_a_randomly_corrupted_model_file_is_rejected_or_still_works(folder: Path) -> None:
     path, random = folder / "ice_text.model", Random(3)
     whole = path.read_bytes()
     loaded = 0
@@ -279,7 +279,7 @@ def test_a_missing_model_file_is_named(tmp_path: Path) -> None:
         ("tokenizer_config.json", "{", r"tokenizer_config\.json cannot be read"),
     ],
 )
-def test_config_files_of_another_model_are_refused(folder: Path, name: str, content: str, found: str) -> None:
+def test_config_files_of_another_model_are_rejected(folder: Path, name: str, content: str, found: str) -> None:
     (folder / name).write_text(content)
     with pytest.raises(CheckpointError, match=found):
         ChatGLMTokenizer.load(folder)

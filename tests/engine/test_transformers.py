@@ -71,7 +71,7 @@ async def refusal(options: EngineSection, kind: type[EngineError] = CheckpointEr
 
 
 @pytest.mark.parametrize("kind", ["glm", "glm4", "llama", "qwen2", "qwen3"])
-async def test_channels_answered_at_once_get_what_generate_says(tmp_path: Path, kind: str) -> None:
+async def test_concurrent_answers_equal_generate(tmp_path: Path, kind: str) -> None:
     network = make_folder(tmp_path, kind)
     reports: list[tuple[int, int]] = []
     async with opened(options(tmp_path), lambda done, total: reports.append((done, total))) as engine:
@@ -85,7 +85,7 @@ async def test_channels_answered_at_once_get_what_generate_says(tmp_path: Path, 
     assert set(total) == {done[-1]} == {(tmp_path / "model.safetensors").stat().st_size}
 
 
-async def test_an_answer_ends_with_any_of_the_ends_that_the_checkpoint_names(tmp_path: Path) -> None:
+async def test_any_stop_id_of_the_checkpoint_ends_an_answer(tmp_path: Path) -> None:
     make_folder(tmp_path)
     async with opened(options(tmp_path)) as engine:
         _, end = await answer(engine, ask("hello"))
@@ -100,7 +100,7 @@ async def test_an_answer_ends_with_any_of_the_ends_that_the_checkpoint_names(tmp
         assert (await answer(engine, ask("hello")))[1].reason is FinishReason.STOP
 
 
-async def test_seeds_stop_strings_and_the_context_are_kept(tmp_path: Path) -> None:
+async def test_seeds_stop_strings_and_the_context_limit_work(tmp_path: Path) -> None:
     make_folder(tmp_path)
     async with opened(options(tmp_path, context_length=48)) as engine:
         assert engine.info.context_length == 48
@@ -133,7 +133,7 @@ async def test_weights_are_quantised_while_they_load(tmp_path: Path, quantizatio
     assert {end.reason for _, end in together} == {FinishReason.LENGTH}
 
 
-async def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(tmp_path: Path) -> None:
+async def test_a_quantised_checkpoint_is_loaded_as_stored(tmp_path: Path) -> None:
     make_folder(tmp_path / "whole", "llama", sizes=WIDE)
     config = loading.read_config(tmp_path / "whole")
     device = torch.device("cpu")
@@ -144,50 +144,50 @@ async def test_a_checkpoint_that_is_quantised_already_is_loaded_as_it_is(tmp_pat
         assert (engine.info.quantization, engine.info.dtype) == ("bitsandbytes", "bfloat16")
         assert (await answer(engine, ask("hello")))[1].reason is FinishReason.LENGTH
     said = await refusal(options(tmp_path / "small", quantization="int4"))
-    assert 'is quantised already (bitsandbytes), so engine.quantization = "int4" cannot be' in said
+    assert 'is already quantised (bitsandbytes): set engine.quantization = "none" instead of "int4"' in said
 
 
-async def test_without_bitsandbytes_the_sentence_says_how_to_get_it(
+async def test_without_bitsandbytes_the_error_names_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(tmp_path)
     monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
     said = await refusal(options(tmp_path, quantization="int4"), EngineUnavailable)
-    assert 'needs the package bitsandbytes: python -m pip install "chatglm-bot[transformers]"' in said
+    assert 'needs the package bitsandbytes: run python -m pip install "chatglm-bot[transformers]"' in said
 
 
-def test_without_transformers_the_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_the_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "bot.engine.backends.transformers")
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
-    with pytest.raises(EngineUnavailable, match=r'python -m pip install "chatglm-bot\[transformers\]" brings it'):
+    with pytest.raises(EngineUnavailable, match=r'python -m pip install "chatglm-bot\[transformers\]", or'):
         open_engine(EngineSection(backend="transformers"))
 
 
-async def test_what_is_for_other_backends_is_refused(tmp_path: Path) -> None:
+async def test_settings_of_other_backends_are_rejected(tmp_path: Path) -> None:
     make_folder(tmp_path)
-    assert "engine.ptuning is for" in await refusal(options(tmp_path, ptuning="a/folder"))
-    assert "runs on one device" in await refusal(options(tmp_path, device="cpu,cpu"), EngineUnavailable)
+    assert "engine.ptuning only works with" in await refusal(options(tmp_path, ptuning="a/folder"))
+    assert "uses one device" in await refusal(options(tmp_path, device="cpu,cpu"), EngineUnavailable)
     assert 'holds a ChatGLM: set engine.backend = "chatglm"' in await refusal(options("demo"))
 
 
-async def test_folders_that_hold_no_such_model_are_one_sentence(tmp_path: Path) -> None:
+async def test_folders_of_unsupported_models_are_rejected(tmp_path: Path) -> None:
     assert "has no config.json" in await refusal(options(tmp_path))
     make_folder(tmp_path)
     for changes, sentence in (
-        ({"model_type": None}, "has the model_type None, which"),
+        ({"model_type": None}, "unknown model_type None"),
         (
             {"model_type": "of-tomorrow"},
-            "has the model_type 'of-tomorrow', which the transformers library here does not",
+            "unknown model_type 'of-tomorrow' for the installed transformers",
         ),
         (
             {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Model"}},
-            "code of a checkpoint is never run",
+            "needs its own code",
         ),
-        ({"model_type": "vit"}, 'a model of the type "vit", which writes no text'),
-        ({"model_type": "qwen3_next"}, "whose layers of the kind linear_attention cannot be served"),
+        ({"model_type": "vit"}, 'model_type "vit" does not generate text'),
+        ({"model_type": "qwen3_next"}, "has linear_attention layers, which are not supported"),
         ({"num_hidden_layers": "two"}, "cannot be loaded"),
-        ({"num_hidden_layers": 3}, "lacks 9 of the model's tensors, model.layers.2.input_layernorm.weight for one"),
+        ({"num_hidden_layers": 3}, "lacks 9 of the model's tensors, for example model.layers.2.input_layernorm.weight"),
         ({"hidden_size": 40}, "cannot be loaded"),
     ):
         broken = tmp_path / "broken"
@@ -197,7 +197,7 @@ async def test_folders_that_hold_no_such_model_are_one_sentence(tmp_path: Path) 
         shutil.rmtree(broken)
 
 
-async def test_folders_with_other_files_than_they_should_have_are_one_sentence(tmp_path: Path) -> None:
+async def test_folders_with_missing_or_wrong_files_are_rejected(tmp_path: Path) -> None:
     make_folder(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
@@ -206,16 +206,16 @@ async def test_folders_with_other_files_than_they_should_have_are_one_sentence(t
     save_file({name: tensor for name, tensor in tensors.items() if "norm" not in name}, weights)
     assert "lacks 5 of the model's tensors" in await refusal(options(tmp_path))
     weights.rename(tmp_path / "pytorch_model.bin")
-    assert "holds only pickles (.bin), which may hold code" in await refusal(options(tmp_path))
+    assert "holds only pickle files (.bin), which can run code" in await refusal(options(tmp_path))
     (tmp_path / "pytorch_model.bin").unlink()
     assert "holds no weights" in await refusal(options(tmp_path))
     config.write_text("[]")
-    assert "config.json holds no table" in await refusal(options(tmp_path))
+    assert "config.json is not a JSON object" in await refusal(options(tmp_path))
     config.write_text("{")
     assert "config.json cannot be read" in await refusal(options(tmp_path))
 
 
-async def test_a_folder_without_a_tokenizer_or_its_template_is_one_sentence(tmp_path: Path) -> None:
+async def test_a_folder_without_a_tokenizer_or_template_is_rejected(tmp_path: Path) -> None:
     make_folder(tmp_path, template=None)
     assert "has no chat template" in await refusal(options(tmp_path))
     for file in tmp_path.glob("tokenizer*"):
@@ -223,13 +223,13 @@ async def test_a_folder_without_a_tokenizer_or_its_template_is_one_sentence(tmp_
     assert "cannot be loaded" in await refusal(options(tmp_path))
 
 
-async def test_a_package_that_a_checkpoint_needs_is_told(tmp_path: Path) -> None:
+async def test_a_missing_package_of_a_checkpoint_is_named(tmp_path: Path) -> None:
     make_folder(tmp_path)
     change(tmp_path, quantization_config={"quant_method": "hqq"})
-    assert "cannot be loaded here" in await refusal(options(tmp_path), EngineUnavailable)
+    assert "cannot be loaded, a package is missing" in await refusal(options(tmp_path), EngineUnavailable)
 
 
-async def test_code_of_a_checkpoint_is_not_run_though_the_model_is_known(tmp_path: Path) -> None:
+async def test_a_checkpoints_code_is_not_run_even_if_the_model_is_supported(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     remote = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model", "AutoTokenizer": ["mine.T", "mine.T"]}
@@ -240,7 +240,7 @@ async def test_code_of_a_checkpoint_is_not_run_though_the_model_is_known(tmp_pat
     assert not (tmp_path / "ran").exists()
 
 
-async def test_closing_while_it_loads_ends_the_loading(tmp_path: Path) -> None:
+async def test_closing_during_loading_stops_the_load(tmp_path: Path) -> None:
     make_folder(tmp_path)
     reports: list[int] = []
 
@@ -255,9 +255,7 @@ async def test_closing_while_it_loads_ends_the_loading(tmp_path: Path) -> None:
     assert len(reports) == 3
 
 
-async def test_memory_that_is_full_while_it_loads_is_told_as_such(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_out_of_memory_while_loading_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path)
 
     def full(*args: object, **options: object) -> None:
@@ -267,7 +265,9 @@ async def test_memory_that_is_full_while_it_loads_is_told_as_such(
     assert "does not fit into memory" in await refusal(options(tmp_path), EngineUnavailable)
 
 
-def test_a_hub_name_is_downloaded_without_pickles_and_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_model_is_downloaded_without_pickles_and_duplicates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, object] = {}
 
     def snapshot_download(name: str, **options: object) -> str:
@@ -282,7 +282,7 @@ def test_a_hub_name_is_downloaded_without_pickles_and_doubles(tmp_path: Path, mo
     assert asked["ignore_patterns"] == ["original/*", "consolidated*"]
 
 
-def test_the_context_is_what_is_wanted_and_the_model_can() -> None:
+def test_the_context_is_the_setting_capped_by_the_model() -> None:
     long = LlamaConfig(max_position_embeddings=131072)
     assert [context_of(long), context_of(long, 20_000), context_of(long, 200_000)] == [8192, 20_000, 131072]
     assert context_of(CONFIGS["llama"]) == 128
@@ -290,7 +290,7 @@ def test_the_context_is_what_is_wanted_and_the_model_can() -> None:
     assert context_of(LlamaConfig(max_position_embeddings=16384, rope_parameters=stretched)) == 4096
 
 
-def test_auto_is_a_dtype_that_the_model_and_the_device_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_a_dtype_that_model_and_device_support(monkeypatch: pytest.MonkeyPatch) -> None:
     config, cpu, cuda = LlamaConfig(dtype=torch.bfloat16), torch.device("cpu"), torch.device("cuda")
     assert dtype_of(config, "auto", cpu, "none") == torch.float32
     assert dtype_of(config, "auto", cpu, "int4") == torch.bfloat16

@@ -13,16 +13,14 @@ from torch.nn import functional
 
 from bot.engine.chatglm.decoding import Decoder, padding
 from bot.engine.chatglm.loading import load_random
-from bot.engine.chatglm.model import Rotation, rotary_angles
-from bot.engine.kernels import Int4, Linear, Quantised, cuda, quantise
-from bot.engine.kernels import eager as plain
+from bot.engine.chatglm.model import RotaryEmbedding, rotary_angles
+from bot.engine.kernels import Int4, Linear, Quantised, cuda, eager, quantise
 from bot.engine.kernels.reference import dequantise, quantise_rows
 from tests.engine.test_model import CONFIG
 
 pytest.importorskip("triton", reason="triton is not installed: its kernels are not tested")
 
-from bot.engine.kernels.triton import ops as fused
-from bot.engine.kernels.triton import products
+from bot.engine.kernels.triton import matmul, ops
 from tests.engine.interpreter import IS_INTERPRETED, repair_bfloat16
 
 FLOAT32_STEP = 2.0**-24
@@ -58,8 +56,8 @@ def quantised(kind: str, rows: int, columns: int) -> Quantised:
     return quantise_rows(weight.half(), bits) if kind.startswith("published") else quantise(weight, bits)
 
 
-def packed(weight: Quantised, bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> products.Product:
-    product = products.pack(weight.to(device), None if bias is None else bias.to(device), dtype)
+def packed(weight: Quantised, bias: Tensor | None, dtype: torch.dtype, device: torch.device) -> matmul.TritonMatmul:
+    product = matmul.pack(weight.to(device), None if bias is None else bias.to(device), dtype)
     assert product is not None
     return product
 
@@ -83,9 +81,7 @@ SHAPES = [(40, 96), (17, 2048), (65, 160)]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [1, 3, 17])
-def test_a_products_only_roundings_are_those_of_its_result(
-    device: torch.device, kind: str, tokens: int, dtype: torch.dtype
-) -> None:
+def test_a_matmul_rounds_only_its_result(device: torch.device, kind: str, tokens: int, dtype: torch.dtype) -> None:
     for rows, columns in SHAPES:
         weight = quantised(kind, rows, columns)
         hidden, bias = normal(tokens, columns, seed=1).to(dtype), normal(rows, seed=2).to(dtype)
@@ -103,7 +99,7 @@ def test_a_products_only_roundings_are_those_of_its_result(
 @pytest.mark.parametrize("kind", ["published int8", "published int4"])
 @pytest.mark.parametrize("columns", [2, 20, 100, 1034])
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_rows_of_any_length_are_multiplied_without_a_bias(
+def test_matmuls_without_a_bias_support_any_number_of_columns(
     device: torch.device, kind: str, columns: int, tokens: int
 ) -> None:
     weight, hidden = quantised(kind, 9, columns), normal(tokens, columns, seed=1).half()
@@ -113,9 +109,7 @@ def test_rows_of_any_length_are_multiplied_without_a_bias(
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_columns_are_split_where_rows_are_few_and_added_up_the_same_each_time(
-    device: torch.device, tokens: int
-) -> None:
+def test_split_k_is_used_for_few_rows_and_is_deterministic(device: torch.device, tokens: int) -> None:
     for kind in ("int8", "int4"):
         product = packed(quantised(kind, 16, 4096), None, torch.float16, device)
         hidden = normal(tokens, 4096, seed=1).half().to(device)
@@ -123,21 +117,21 @@ def test_columns_are_split_where_rows_are_few_and_added_up_the_same_each_time(
         assert torch.equal(product(hidden), product(hidden))
 
 
-def test_the_weights_of_a_large_network_are_cut_into_enough_programs() -> None:
+def test_a_large_networks_weights_give_enough_programs() -> None:
     for tokens in (1, 4, 64):
         for rows, columns in ((12288, 4096), (4096, 4096), (16384, 4096), (4096, 16384)):
-            shape = products._Shape.of(tokens, rows, columns // 128, 8 if tokens == 1 else 1)
-            assert shape.splits * rows / shape.block_rows >= products._PROGRAMS / 2
+            shape = matmul._Tiling.of(tokens, rows, columns // 128, 8 if tokens == 1 else 1)
+            assert shape.splits * rows / shape.block_rows >= matmul._PROGRAMS / 2
             assert (shape.splits - 1) * shape.per_split < columns // 128 <= shape.splits * shape.per_split
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_many_activations_are_multiplied_by_weights_that_are_rounded_once(
+def test_many_rows_use_dequantised_weights_rounded_once(
     device: torch.device, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "DEQUANTISE_FROM", 4)
-    monkeypatch.setattr(products, "_WEIGHTS_AT_ONCE", 20 * 1056)
+    monkeypatch.setattr(matmul, "DEQUANTISE_FROM", 4)
+    monkeypatch.setattr(matmul, "_WEIGHTS_AT_ONCE", 20 * 1056)
     weight, hidden, bias = quantised(kind, 33, 1056), normal(5, 1056, seed=1).to(dtype), normal(33, seed=2).to(dtype)
     product = packed(weight, bias, dtype, device)
     floats = product.dequantised(slice(3, 20), dtype).cpu().double()
@@ -151,7 +145,7 @@ def test_many_activations_are_multiplied_by_weights_that_are_rounded_once(
     assert ((product.with_gelu(hidden.to(device)).cpu().double() - curved).abs() <= 1.13 * limit + 1e-2).all()
 
 
-def test_a_rows_product_does_not_depend_on_its_neighbours(device: torch.device) -> None:
+def test_a_rows_result_does_not_depend_on_other_rows(device: torch.device) -> None:
     hidden, others = normal(5, 256, seed=1).half().to(device), normal(5, 256, seed=2).half().to(device)
     others[2] = hidden[2]
     others[3] = torch.nan
@@ -160,29 +154,29 @@ def test_a_rows_product_does_not_depend_on_its_neighbours(device: torch.device) 
         assert torch.equal(product(hidden)[2], product(others)[2])
 
 
-def test_no_activations_give_no_sums(device: torch.device) -> None:
+def test_an_empty_batch_gives_an_empty_result(device: torch.device) -> None:
     product = packed(quantised("int8", 16, 32), None, torch.float16, device)
     assert product(torch.empty(0, 32, dtype=torch.float16, device=device)).shape == (0, 16)
 
 
-def test_what_no_kernel_suits_is_left_to_plain_torch() -> None:
-    assert products.pack(quantised("int8", 16, 32), None, torch.float32) is None
+def test_unsupported_weights_are_left_to_torch() -> None:
+    assert matmul.pack(quantised("int8", 16, 32), None, torch.float32) is None
     of_sixteen = Int4(torch.zeros(4, 24, dtype=torch.int8), torch.ones(4, 3))
-    assert products.pack(of_sixteen, None, torch.float16) is None
+    assert matmul.pack(of_sixteen, None, torch.float16) is None
 
 
-def test_without_triton_quantised_products_are_plain(
+def test_without_triton_quantised_matmuls_are_eager(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cuda, "find_spec", lambda name: None)
     cuda.has_triton.cache_clear()
     assert cuda.pack(quantised("int8", 16, 32), None, torch.float16) is None
-    assert not cuda.has_parts(128, 2, torch.float16)
+    assert not cuda.has_decode_ops(128, 2, torch.float16)
     assert "triton is not installed" in caplog.text
     cuda.has_triton.cache_clear()
 
 
-def test_a_linear_part_takes_its_gelu_from_the_kernel(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_layer_uses_the_fused_gelu(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.engine.kernels.cpu.pack", cuda.pack)
     weight, hidden = quantised("int4", 24, 64), normal(3, 64, seed=1).half().to(device)
     part = Linear(weight.to(device), None, torch.float16)
@@ -201,9 +195,9 @@ def test_residuals_are_added_and_normalised_in_float32(device: torch.device, dty
     norm.bias.copy_(normal(hidden, seed=4))
     product, residual = normal(3, hidden).to(dtype), normal(3, hidden, seed=1)
     for before in (None, residual):
-        wanted, _ = plain.add_norm(product, before, 7.5, norm, dtype)
+        wanted, _ = eager.add_norm(product, before, 7.5, norm, dtype)
         moved = None if before is None else before.to(device)
-        normed, cast = fused.add_norm(product.to(device), moved, 7.5, norm.to(device), dtype)
+        normed, cast = ops.add_norm(product.to(device), moved, 7.5, norm.to(device), dtype)
         norm.cpu()
         # Sums of a few thousand float32 numbers of about 1.
         torch.testing.assert_close(normed.cpu(), wanted, atol=1e-5, rtol=1e-5)
@@ -219,7 +213,7 @@ def a_cache(slots: int, capacity: int, head_dim: int, dtype: torch.dtype) -> tup
 @pytest.mark.parametrize("head_dim", [16, 64, 128])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_queries_and_keys_are_rotated_and_kept_but_not_those_of_padding(
+def test_rope_is_applied_and_keys_appended_except_for_padding(
     device: torch.device, head_dim: int, channels: int, dtype: torch.dtype
 ) -> None:
     keys, values = a_cache(4, 9, head_dim, dtype)
@@ -228,7 +222,7 @@ def test_queries_and_keys_are_rotated_and_kept_but_not_those_of_padding(
     positions = torch.tensor([[0, 1], [2047, 30], [5, 5]])[:, :channels].contiguous()
     slots, at = torch.tensor([3, 0, 0]), torch.tensor([8, 0, -1])
     found_keys, found_values = keys.to(device, copy=True), values.to(device, copy=True)
-    found = fused.rope_and_append(
+    found = ops.rope_and_append(
         heads.to(device),
         (angles[0].to(device), angles[1].to(device)),
         positions.to(device),
@@ -238,9 +232,9 @@ def test_queries_and_keys_are_rotated_and_kept_but_not_those_of_padding(
         at.to(device),
     )
     before = keys.clone()
-    wanted = plain.rope_and_append(heads, angles, positions, keys, values, slots, at)
+    wanted = eager.rope_and_append(heads, angles, positions, keys, values, slots, at)
     parts = heads.view(3, 1, 3, 3, head_dim)[..., :2, :]
-    torch.testing.assert_close(wanted, Rotation(positions[:, None], head_dim)(parts)[:, 0, :, 0])
+    torch.testing.assert_close(wanted, RotaryEmbedding(positions[:, None], head_dim)(parts)[:, 0, :, 0])
     for one, other in ((found, wanted), (found_keys, keys), (found_values, values)):
         torch.testing.assert_close(one.cpu(), other, atol=1e-6, rtol=2 * step_of(dtype))
     assert (keys != before).flatten(1).any(1).tolist() == [True, False, False, True]
@@ -252,7 +246,7 @@ def test_queries_and_keys_are_rotated_and_kept_but_not_those_of_padding(
 @pytest.mark.parametrize(
     ("capacity", "at"), [(2048, [2046]), (300, [0, 63, 64, -1, 255, 299]), (40, [39, 1]), (130, [0])], ids=str
 )
-def test_each_query_sees_its_own_slot_as_far_as_it_is_filled(
+def test_each_query_attends_to_its_own_slot_up_to_its_length(
     device: torch.device, capacity: int, at: list[int], head_dim: int, dtype: torch.dtype
 ) -> None:
     keys, values = a_cache(len(at) + 1, capacity, head_dim, dtype)
@@ -261,27 +255,27 @@ def test_each_query_sees_its_own_slot_as_far_as_it_is_filled(
         keys[slot, :, last + 1 :] = torch.nan  # what is left of others must not be read
         values[slot, :, last + 1 :] = torch.nan
     query, places = normal(len(at), 3, head_dim).to(dtype), torch.tensor(at)
-    wanted = plain.attend(query, keys, values, slots, places)
-    found = fused.attend(*(each.to(device) for each in (query, keys, values, slots, places))).cpu()
+    wanted = eager.attend(query, keys, values, slots, places)
+    found = ops.attend(*(each.to(device) for each in (query, keys, values, slots, places))).cpu()
     # Both sum in float32: what differs is the rounding of the result.
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=2 * step_of(dtype))
     assert not found[places < 0].any()
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # the interpreter's, of numpy
-def test_a_slot_of_nan_makes_nan_and_nothing_else(device: torch.device) -> None:
+def test_a_nan_slot_affects_only_its_own_row(device: torch.device) -> None:
     keys, values = (each.to(device) for each in a_cache(2, 70, 64, torch.float16))
     query = normal(2, 3, 64).half().to(device)
     slots, at = torch.tensor([0, 1], device=device), torch.tensor([69, 69], device=device)
-    wanted = fused.attend(query, keys, values, slots, at)
+    wanted = ops.attend(query, keys, values, slots, at)
     keys[1], values[1] = torch.nan, torch.nan
-    found = fused.attend(query, keys, values, slots, at)
+    found = ops.attend(query, keys, values, slots, at)
     assert torch.equal(found[0], wanted[0])
     assert found[1].isnan().all()
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_a_whole_step_of_kernels_is_a_step_of_the_network(
+def test_a_decode_step_of_kernels_equals_the_network(
     device: torch.device, quantization: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bot.engine.kernels.cpu.pack", lambda *of: None)
@@ -291,22 +285,22 @@ def test_a_whole_step_of_kernels_is_a_step_of_the_network(
         lambda weight, *of: None if isinstance(weight, Tensor) else cuda.pack(weight, *of),
     )
     ours = load_random(CONFIG, quantization=quantization, dtype="float16", slots=3, device=device.type)
-    assert fused.suits(CONFIG.head_dim, CONFIG.channels, torch.float16)
+    assert ops.supports(CONFIG.head_dim, CONFIG.channels, torch.float16)
     cache = ours._caches[0]
     cache.keys.copy_(normal(*cache.keys.shape, seed=1))
     cache.values.copy_(normal(*cache.values.shape, seed=2))
-    plain_cache = wanted._caches[0]
-    plain_cache.keys.copy_(cache.keys)
-    plain_cache.values.copy_(cache.values)
+    eager_cache = wanted._caches[0]
+    eager_cache.keys.copy_(cache.keys)
+    eager_cache.values.copy_(cache.values)
     numbers = torch.tensor([(7, 2, 20, 3, 17), (50, 0, 5, 2, 3), padding(2)]).t().contiguous()
     with torch.inference_mode():
-        found = Decoder(ours.network, cache, fused)(numbers.to(device)).cpu()
-        twin = Decoder(wanted.network, plain_cache, plain)(numbers)
+        found = Decoder(ours.network, cache, ops)(numbers.to(device)).cpu()
+        expected = Decoder(wanted.network, eager_cache, eager)(numbers)
     # The twin's weights are float16 numbers, ours are not rounded.
-    torch.testing.assert_close(found[:2], twin[:2], atol=0.03, rtol=0.03)
-    torch.testing.assert_close(cache.keys.cpu(), plain_cache.keys, atol=0.03, rtol=0.03)
-    assert not fused.suits(96, 2, torch.float16)
-    assert not fused.suits(64, 2, torch.float32)
+    torch.testing.assert_close(found[:2], expected[:2], atol=0.03, rtol=0.03)
+    torch.testing.assert_close(cache.keys.cpu(), eager_cache.keys, atol=0.03, rtol=0.03)
+    assert not ops.supports(96, 2, torch.float16)
+    assert not ops.supports(64, 2, torch.float32)
 
 
 def test_all_kernels_compile_for_the_oldest_gpu(tmp_path: Path) -> None:

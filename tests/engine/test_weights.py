@@ -92,13 +92,15 @@ def with_another_head(folder: Path) -> None:
 @pytest.mark.parametrize(
     "put", [with_safetensors, with_bins, with_one_file, with_one_bin, with_old_bin, without_ignored, with_another_head]
 )
-def test_every_form_of_a_checkpoint_gives_the_same(put: Callable[[Path], None], folder: Path, expected: Tensor) -> None:
+def test_every_checkpoint_format_gives_the_same_network(
+    put: Callable[[Path], None], folder: Path, expected: Tensor
+) -> None:
     put(folder)
     assert torch.equal(logits(load(folder, dtype="float32", slots=1)), expected)
 
 
 @pytest.mark.parametrize("name", ["int4", "int4-qe"])
-def test_a_quantised_checkpoint_is_recognised_also_if_its_config_does_not_say_so(name: str, tmp_path: Path) -> None:
+def test_a_quantised_checkpoint_is_detected_without_an_entry_in_its_config(name: str, tmp_path: Path) -> None:
     shutil.copyfile(GOLDEN / "config.json", tmp_path / "config.json")
     shutil.copyfile(GOLDEN / name / "pytorch_model.bin", tmp_path / "pytorch_model.bin")
     silent, named = (load(place, slots=1) for place in (tmp_path, GOLDEN / name))
@@ -107,7 +109,7 @@ def test_a_quantised_checkpoint_is_recognised_also_if_its_config_does_not_say_so
     assert torch.equal(logits(silent), logits(named))
 
 
-def test_an_int8_checkpoint_is_recognised(folder: Path) -> None:
+def test_an_int8_checkpoint_is_detected(folder: Path) -> None:
     save_file(int8_tensors(), folder / "model.safetensors")
     assert load(folder, slots=1).quantization == "int8"
 
@@ -122,7 +124,7 @@ def int8_tensors() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_the_table_of_the_words_is_int8_once_the_model_is_quantised(quantization: Any) -> None:
+def test_the_embedding_is_int8_in_quantised_models(quantization: Any) -> None:
     table = quantise_int8(tensors()["transformer.word_embeddings.weight"])
     model = load(GOLDEN, quantization=quantization, slots=1)
     rows = model.network.transformer.word_embeddings(torch.tensor([0, 7, 1023]))
@@ -130,7 +132,7 @@ def test_the_table_of_the_words_is_int8_once_the_model_is_quantised(quantization
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
-def test_progress_counts_the_bytes_up_to_all_of_them(quantization: Any) -> None:
+def test_progress_reaches_the_total_bytes(quantization: Any) -> None:
     seen: list[tuple[int, int]] = []
     load(GOLDEN, quantization=quantization, slots=1, progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen)
@@ -138,7 +140,7 @@ def test_progress_counts_the_bytes_up_to_all_of_them(quantization: Any) -> None:
     assert seen[-1][0] == seen[-1][1] > 400_000
 
 
-def test_the_model_keeps_nothing_of_the_files(folder: Path, expected: Tensor) -> None:
+def test_the_model_does_not_reference_the_files(folder: Path, expected: Tensor) -> None:
     with_bins(folder)
     model = load(folder, dtype="float16", slots=1)
     before = logits(model)
@@ -148,7 +150,7 @@ def test_the_model_keeps_nothing_of_the_files(folder: Path, expected: Tensor) ->
     assert torch.equal(logits(model), before)
 
 
-def test_a_prefix_inside_the_old_full_form_is_used(folder: Path) -> None:
+def test_a_prefix_in_a_full_checkpoint_is_used(folder: Path) -> None:
     prefix = torch.load(GOLDEN / "ptuning" / "no_projection" / "pytorch_model.bin", weights_only=True)
     with_one_bin(folder, {**tensors(), **prefix})
     apart = load(GOLDEN, dtype="float32", slots=1, ptuning=GOLDEN / "ptuning" / "no_projection")
@@ -320,46 +322,46 @@ def with_nan(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (nothing, "holds no weights: put model.safetensors or pytorch_model.bin there"),
-        (without_a_shard, "names the shard model-00002-of-00003.safetensors, which is missing"),
+        (nothing, "holds no weights: it needs model.safetensors or pytorch_model.bin"),
+        (without_a_shard, "lists the shard model-00002-of-00003.safetensors, which is missing"),
         (with_an_empty_index, "model.safetensors.index.json has no weight_map"),
         (with_an_index_that_leads_away, "model-00001-of-00003.safetensors, which is missing"),
-        (with_swapped_shards, "and it does not: these files are not of one download"),
+        (with_swapped_shards, "which does not hold it: the files are from different downloads"),
         (with_a_tensor_twice, f"model-00003-of-00003.safetensors holds the tensor {DENSE}, which"),
-        (with_a_cut_safetensors, "model-00002-of-00003.safetensors is damaged or was cut off"),
-        (with_a_cut_bin, "pytorch_model-00002-of-00003.bin is damaged or was cut off"),
-        (with_a_cut_old_bin, "pytorch_model.bin is damaged"),
-        (with_an_empty_bin, "pytorch_model.bin is damaged"),
-        (with_changed_bytes, "are not those once saved"),
-        (with_changed_names, "/data.pkl has changed): download it again"),
+        (with_a_cut_safetensors, "model-00002-of-00003.safetensors is corrupt or truncated"),
+        (with_a_cut_bin, "pytorch_model-00002-of-00003.bin is corrupt or truncated"),
+        (with_a_cut_old_bin, "pytorch_model.bin is corrupt"),
+        (with_an_empty_bin, "pytorch_model.bin is corrupt"),
+        (with_changed_bytes, "checksum mismatch in tensor"),
+        (with_changed_names, "/data.pkl): download it again"),
         (with_a_shard_of_a_larger_model, "00002-of-00003.safetensors: tensor transformer.layers."),
         (with_a_shard_of_an_int4_checkpoint, "00002-of-00003.safetensors: tensor transformer.layers."),
         (
             with_other_heads,
-            "rotary_emb.inv_freq has the shape [4], and by config.json beside it (num_attention_heads 2",
+            "rotary_emb.inv_freq has the shape [4], but its config.json (num_attention_heads 2",
         ),
         (
             with_the_vocabulary_of_the_first_release,
-            "word_embeddings.weight has the shape [1024, 64], and by config.json",
+            "word_embeddings.weight has the shape [1024, 64], but config.json implies",
         ),
         (with_code, "could run code; it was not loaded"),
         (with_bare_code, "could run code; it was not loaded"),
-        (lambda folder: with_one_bin(folder, [1, 2]), "holds a list, not tensors by name"),
-        (lambda folder: with_one_bin(folder, {"epoch": 3}), "holds 'epoch', which is no plain tensor"),
-        (quantised_differently, "holds int4 weights, but config.json beside it says quantization_bit 8"),
-        (with_a_short_scale, f"tensor {DENSE}_scale has the shape [255], and by config.json it must be [256]"),
+        (lambda folder: with_one_bin(folder, [1, 2]), "holds a list, not a dict of tensors"),
+        (lambda folder: with_one_bin(folder, {"epoch": 3}), "holds 'epoch', which is not a dense tensor"),
+        (quantised_differently, "holds int4 weights, but its config.json says quantization_bit 8"),
+        (with_a_short_scale, f"tensor {DENSE}_scale has the shape [255], but config.json implies [256]"),
         (with_more_layers, "lacks the tensor transformer.layers.4.input_layernorm.weight and 11 more"),
         (with_fewer_layers, "holds the tensor transformer.layers.3."),
-        (with_another_shape, f"tensor {DENSE} has the shape [256, 32], and by config.json it must be [256, 64]"),
+        (with_another_shape, f"tensor {DENSE} has the shape [256, 32], but config.json implies [256, 64]"),
         (with_a_flat_matrix, "query_key_value.weight has the shape [12288]"),
-        (with_integers, f"tensor {DENSE} holds int32 numbers where floating-point ones belong"),
-        (with_a_bare_int8, f"tensor {DENSE} holds int8 numbers where floating-point ones belong"),
-        (with_an_odd_kind, "tensor odd is of an unknown kind"),
-        (with_nan, f"tensor {DENSE} holds values that are not finite numbers"),
+        (with_integers, f"tensor {DENSE} has the dtype int32; expected floating-point"),
+        (with_a_bare_int8, f"tensor {DENSE} has the dtype int8; expected floating-point"),
+        (with_an_odd_kind, "tensor odd has the unsupported dtype"),
+        (with_nan, f"tensor {DENSE} holds NaN or infinite values"),
     ],
     ids=lambda value: value.__name__.strip("<>") if callable(value) else "",
 )
-def test_a_wrong_checkpoint_is_one_sentence(damage: Callable[[Path], None], found: str, folder: Path) -> None:
+def test_a_wrong_checkpoint_is_rejected(damage: Callable[[Path], None], found: str, folder: Path) -> None:
     damage(folder)
     with pytest.raises(CheckpointError) as refused:
         load(folder)
@@ -386,16 +388,16 @@ def whole(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_git_lfs_pointer_is_called_one(name: str, whole: Path) -> None:
+def test_a_git_lfs_pointer_is_named(name: str, whole: Path) -> None:
     if name == "pytorch_model.bin":
         (whole / "model.safetensors").unlink()
     (whole / name).write_text(POINTER)
-    with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer and not the file itself: run `git lfs"):
+    with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer, not the file itself: run `git lfs"):
         use(whole)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_may_not_be_read_is_not_to_be_downloaded_again(
+def test_a_permission_error_does_not_advise_a_new_download(
     name: str, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if name == "pytorch_model.bin":
@@ -418,20 +420,20 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", ["int8", "int4"])
-def test_what_is_quantised_is_not_quantised_again(asked: Any) -> None:
+def test_a_quantised_checkpoint_is_not_quantised_again(asked: Any) -> None:
     with pytest.raises(CheckpointError) as refused:
         load(GOLDEN / "int4", quantization=asked)
-    assert f"is quantised to int4 already and cannot be quantised to {asked}" in str(refused.value)
+    assert f'is already quantised to int4: set engine.quantization = "none" instead of "{asked}"' in str(refused.value)
 
 
-def test_int4_of_an_int8_checkpoint_is_refused_also_if_its_config_does_not_say_so(folder: Path) -> None:
+def test_int4_of_a_detected_int8_checkpoint_is_rejected(folder: Path) -> None:
     save_file(int8_tensors(), folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="is quantised to int8 already and cannot be quantised to int4"):
+    with pytest.raises(CheckpointError, match=r'is already quantised to int8: .* instead of "int4"'):
         load(folder, quantization="int4")
 
 
 @pytest.mark.parametrize("form", ["no_projection", "projection"])
-def test_a_prefix_of_another_model_is_refused(form: str, folder: Path) -> None:
+def test_a_prefix_of_another_model_is_rejected(form: str, folder: Path) -> None:
     content = torch.load(GOLDEN / "ptuning" / form / "pytorch_model.bin", weights_only=True)
     name = "transformer.prefix_encoder.embedding.weight"
     torch.save({**content, name: content[name][:, :-2].clone()}, folder / "pytorch_model.bin")
@@ -439,13 +441,13 @@ def test_a_prefix_of_another_model_is_refused(form: str, folder: Path) -> None:
         load(GOLDEN, ptuning=folder)
 
 
-def test_an_empty_prefix_is_refused(folder: Path) -> None:
+def test_an_empty_prefix_is_rejected(folder: Path) -> None:
     torch.save({"transformer.prefix_encoder.embedding.weight": torch.zeros(0, 512)}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"embedding\.weight has the shape \[0, 512\]"):
         load(GOLDEN, ptuning=folder)
 
 
-def test_half_a_prefix_is_refused(folder: Path) -> None:
+def test_an_incomplete_prefix_is_rejected(folder: Path) -> None:
     content = torch.load(GOLDEN / "ptuning" / "projection" / "pytorch_model.bin", weights_only=True)
     del content["transformer.prefix_encoder.trans.2.bias"]
     torch.save(content, folder / "pytorch_model.bin")
@@ -453,12 +455,12 @@ def test_half_a_prefix_is_refused(folder: Path) -> None:
         load(GOLDEN, ptuning=folder)
 
 
-def test_a_folder_without_a_prefix_is_refused() -> None:
+def test_a_folder_without_a_prefix_is_rejected() -> None:
     with pytest.raises(CheckpointError, match="holds no P-Tuning prefix"):
         load(GOLDEN, ptuning=GOLDEN)
 
 
-def test_a_randomly_damaged_bin_is_refused_or_gives_the_same_numbers(folder: Path) -> None:
+def test_a_randomly_corrupted_bin_is_rejected_or_gives_the_same_logits(folder: Path) -> None:
     source = (GOLDEN / "int4" / "pytorch_model.bin").read_bytes()
     shutil.copyfile(GOLDEN / "int4" / "config.json", folder / "config.json")
     wanted = logits(load(GOLDEN / "int4", dtype="float32", slots=1))

@@ -156,7 +156,7 @@ def _one_dimension(golden: Golden) -> None:
     layout = layout_of(ids, config)
     golden.equal("pos1d.position_ids", lambda: layout.positions(len(ids)).T)
     cpu = torch.device("cpu")
-    network = read_network(golden.checkpoint, config, quantization="none", dtype=torch.float32, device=cpu)
+    network = read_network(golden.checkpoint, config, quantization="none", dtype=torch.float32, devices=[cpu])
     golden.close("pos1d.logits_last", lambda: logits_of(network, ids)[-1])
     served = ChatGLMForServing(network, slots=1)
     golden.close("pos1d.logits_last", lambda: run(served, [ids], 1).logits, label="pos1d.logits_last, served")
@@ -260,7 +260,7 @@ def _other_dtypes(golden: Golden) -> None:
         return weight if "word_embeddings" in name else dequantise(quantise_rows(weight, 4))
 
     network = build_network(
-        golden.config, rounded, golden.checkpoint.read, dtype=torch.float32, device=torch.device("cpu")
+        golden.config, rounded, golden.checkpoint.read, dtype=torch.float32, devices=[torch.device("cpu")]
     )
     ours = torch.cat([logits_of(network, ids) for ids in prompts])
     golden.note("int4, the published scheme, float32", compared(ours, wanted))
@@ -281,7 +281,7 @@ def _tokenizer_layout(ids: list[int], config: ChatGLMConfig) -> Layout:
     """As the published tokenizer has it when it pads: [MASK] goes before [gMASK]."""
     layout = layout_of(ids, config)
     if config.mask_token_id in ids:
-        return replace(layout, anchor=ids.index(config.mask_token_id))
+        return replace(layout, mask_position=ids.index(config.mask_token_id))
     return layout
 
 

@@ -67,7 +67,7 @@ def _made_here(golden: Golden, kind: str) -> None:
             weight = golden.checkpoint.read(name)
             return weight if name == EMBEDDING and kind != "int4-qe" else change(weight)
 
-        network = build_network(golden.config, matrix, golden.checkpoint.read, dtype=torch.float32, device=cpu)
+        network = build_network(golden.config, matrix, golden.checkpoint.read, dtype=torch.float32, devices=[cpu])
         return ChatGLMForServing(network, slots=1)
 
     def halved(weight: Tensor) -> Tensor:

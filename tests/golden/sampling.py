@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bot.domain import SamplingParams
-from bot.engine.serving.sampler import Row, Sampler
+from bot.engine.serving.sampler import Sampler, SamplerState
 from tests.golden.report import Golden
 from tests.golden.runs import Choose, run
 
@@ -36,7 +36,7 @@ def check_all(golden: Golden) -> None:
 
 def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
     """Probabilities of all ids, `[rows, vocab]`."""
-    ids, cumulative, kept = Sampler(logits.shape[1]).candidates(logits, [Row.of(params) for _ in logits])
+    ids, cumulative, kept = Sampler(logits.shape[1]).candidates(logits, [SamplerState.of(params) for _ in logits])
     each = cumulative.diff(dim=1, prepend=torch.zeros(len(logits), 1)) * kept
     return torch.zeros_like(logits).scatter(1, ids, each / each.sum(1, keepdim=True))
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from sentencepiece import SentencePieceProcessor
 
 from tests.golden.twin import Array, Sizes, Twin, hidden_keys, packed, positions, probabilities, quantised
-from training.tokenizer import BLANKS, BYTE, BYTES, CONTROL, CONTROLS, FIRST, NORMAL, USER_DEFINED, Piece
+from training.tokenizer import BLANKS, BYTE, BYTES, CONTROL, CONTROLS, FIRST, NORMAL, USER_DEFINED, VocabularyPiece
 
 Numbers = dict[str, NDArray[Any]]
 
@@ -62,13 +62,13 @@ NAME = "transformer.layers.{}.{}"
 def vocabulary() -> bytes:
     """A SentencePiece file in ChatGLM's layout: a unigram model that changes no character."""
     pieces = [
-        Piece(FIRST[0], 2),
-        *(Piece(text, CONTROL) for text in FIRST[1:4]),
-        Piece(FIRST[4], USER_DEFINED),
-        *(Piece(text, NORMAL, -2.0 - 0.05 * rank) for rank, text in enumerate(WORDS)),
-        *(Piece(text, CONTROL) for text in CONTROLS),
-        *(Piece(text, USER_DEFINED) for text in BLANKS),
-        *(Piece(text, BYTE) for text in BYTES),
+        VocabularyPiece(FIRST[0], 2),
+        *(VocabularyPiece(text, CONTROL) for text in FIRST[1:4]),
+        VocabularyPiece(FIRST[4], USER_DEFINED),
+        *(VocabularyPiece(text, NORMAL, -2.0 - 0.05 * rank) for rank, text in enumerate(WORDS)),
+        *(VocabularyPiece(text, CONTROL) for text in CONTROLS),
+        *(VocabularyPiece(text, USER_DEFINED) for text in BLANKS),
+        *(VocabularyPiece(text, BYTE) for text in BYTES),
     ]
     trainer = b"\x12\x05\x18\x01\x98\x02\x01"  # trainer_spec { model_type: UNIGRAM, byte_fallback: true }
     return b"".join(piece.as_bytes() for piece in pieces) + trainer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, SamplingParams
 from bot.engine.serving.base import Batch, Detokenizer
-from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.engine.serving.engine import LoadedModel, ServingEngine
 
 START, STOP = 256, 257
 VOCABULARY = 258
@@ -115,7 +115,7 @@ class Gate:
         self._go.release()
 
 
-def loaded(model: ScriptedModel) -> Loaded:
+def loaded(model: ScriptedModel) -> LoadedModel:
     info = EngineInfo(
         model="scripted",
         backend="scripted",
@@ -124,7 +124,7 @@ def loaded(model: ScriptedModel) -> Loaded:
         device="cpu",
         context_length=model.context_length,
     )
-    return Loaded(model, ByteTokenizer(), info)
+    return LoadedModel(model, ByteTokenizer(), info)
 
 
 @asynccontextmanager

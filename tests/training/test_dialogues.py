@@ -23,7 +23,7 @@ def alone(dialogue: Dialogue) -> bool:
     return len(dialogue.rounds) == 1 and not dialogue.opens and not dialogue.rounds[0].after_gap
 
 
-def test_there_is_enough_of_both_languages(dialogues: list[Dialogue]) -> None:
+def test_both_languages_have_enough_dialogues(dialogues: list[Dialogue]) -> None:
     count = Counter(dialogue.language for dialogue in dialogues)
     assert sum(count.values()) >= 350
     assert abs(count["en"] - count["zh"]) <= 0.05 * count["en"]
@@ -39,7 +39,7 @@ def test_no_question_has_two_answers(dialogues: list[Dialogue]) -> None:
     assert not [question for question, answers in asked.items() if len(answers) > 1]
 
 
-def test_what_is_held_back_is_not_among_the_training_phrasings(dialogues: list[Dialogue]) -> None:
+def test_held_back_phrasings_are_not_training_phrasings(dialogues: list[Dialogue]) -> None:
     for dialogue in dialogues:
         last = dialogue.rounds[-1]
         assert not set(map(plain, last.held_back)) & set(map(plain, last.asked)), dialogue.rounds
@@ -64,7 +64,7 @@ def test_examples_depend_on_the_seed_alone() -> None:
     assert first.epoch(0.4, keep) == again.epoch(0.4, keep) != other.epoch(0.4, keep)
 
 
-def test_what_is_held_back_is_never_learnt(dialogues: list[Dialogue]) -> None:
+def test_held_back_phrasings_are_never_trained_on(dialogues: list[Dialogue]) -> None:
     held_back = {plain(q) for d in dialogues for q in d.rounds[-1].held_back if not PLACEHOLDER.search(q)}
     examples = Examples(Random(5))
     for _ in range(2):
@@ -72,7 +72,7 @@ def test_what_is_held_back_is_never_learnt(dialogues: list[Dialogue]) -> None:
             assert not held_back & {plain(asked) for asked, _ in example.rounds}
 
 
-def test_a_question_is_asked_in_other_words() -> None:
+def test_a_question_is_rephrased() -> None:
     others = {reframed("How do I stop you?", "en", Random(seed)) for seed in range(40)}
     assert "how can I stop you?" in others
     assert len(others) > 10
@@ -80,13 +80,13 @@ def test_a_question_is_asked_in_other_words() -> None:
     assert "如何退出" in {reframed("怎么退出", "zh", Random(seed)) for seed in range(40)}
 
 
-def test_no_placeholder_is_left_in_an_example() -> None:
+def test_examples_contain_no_placeholder() -> None:
     examples = Examples(Random(3))
     for example in examples.epoch(0.4, [0.3] * len(examples.dialogues)):
         assert not any(PLACEHOLDER.search(text) for said in example.rounds for text in said)
 
 
-def test_the_person_is_quoted_word_for_word() -> None:
+def test_the_user_is_quoted_verbatim() -> None:
     examples = Examples(Random(4))
     for number, dialogue in enumerate(examples.dialogues):
         if "{said}" in dialogue.rounds[-1].answer:
@@ -94,7 +94,7 @@ def test_the_person_is_quoted_word_for_word() -> None:
             assert example.rounds[-2][0] in example.answer
 
 
-def test_no_word_is_twice_in_its_list() -> None:
+def test_word_lists_have_no_duplicates() -> None:
     for language in LANGUAGES:
         for entries in read_words(language).lists.values():
             assert len(entries) >= 40
@@ -102,6 +102,6 @@ def test_no_word_is_twice_in_its_list() -> None:
 
 
 @pytest.mark.parametrize("text", ["> an answer", "? a question", "? q\n! what", "? q\n...\n> a"])
-def test_a_mistake_is_told_with_its_line(text: str) -> None:
+def test_a_format_error_names_its_line(text: str) -> None:
     with pytest.raises(DialogueError, match=r"en/theme\.txt:\d"):
         list(parse(text, "en", "theme"))

@@ -7,7 +7,7 @@ import pytest
 from bot.engine.backends.chatglm import DEMO
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
-from training.batches import IGNORED, Row, batch_of
+from training.batches import IGNORED, TokenizedExample, batch_of
 from training.drill import Drill
 from training.examples import Examples
 
@@ -21,7 +21,7 @@ def drill() -> Drill:
     return Drill(Examples(rng), ChatGLMTokenizer.load(DEMO), rng, WORDS)
 
 
-def longest_common_run(row: Row) -> int:
+def longest_common_run(row: TokenizedExample) -> int:
     best = 0
     for i in range(len(row.answer)):
         for j in range(len(row.prompt)):
@@ -47,7 +47,10 @@ def test_a_prompt_ends_with_gmask_and_sop_and_an_answer_with_eop(drill: Drill) -
 def test_only_the_answer_is_a_target() -> None:
     config = read_config(DEMO)
     prompt = [20, 21, config.gmask_token_id, config.bos_token_id]
-    short, long = Row(0, prompt, [30, config.eos_token_id]), Row(0, prompt, [30, 31, 32, config.eos_token_id])
+    short, long = (
+        TokenizedExample(0, prompt, [30, config.eos_token_id]),
+        TokenizedExample(0, prompt, [30, 31, 32, config.eos_token_id]),
+    )
     batch = batch_of([short, long], config)
     targets = [[t for t in row if t != IGNORED] for row in batch.targets.tolist()]
     assert targets == [short.answer, long.answer]

@@ -8,7 +8,7 @@ TEXTS = ["hello there, how are you?", "你好，最近怎么样", "a few more wo
 WORDS = 160
 
 
-def test_pieces_stand_in_the_published_order() -> None:
+def test_pieces_are_in_the_published_order() -> None:
     model = SentencePieceProcessor(model_proto=tokenizer.train(TEXTS, WORDS))
     names = model.id_to_piece(list(range(model.vocab_size())))
     assert names[:5] == list(tokenizer.FIRST)
@@ -27,6 +27,6 @@ def test_unknown_characters_become_bytes() -> None:
     assert model.decode(model.encode("螺蛳粉 ☂")) == "螺蛳粉 ☂"
 
 
-def test_no_piece_holds_a_phrase_of_chinese() -> None:
+def test_no_piece_is_a_chinese_phrase() -> None:
     model = SentencePieceProcessor(model_proto=tokenizer.train(TEXTS, WORDS))
     assert not [name for name in model.id_to_piece(list(range(model.vocab_size()))) if "怎么样" in name]

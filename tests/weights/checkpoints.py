@@ -14,7 +14,7 @@ from torch import Tensor
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.tokenizer import MODEL_FILE
 from bot.engine.chatglm.weights import expected_shapes
-from training.tokenizer import BLANKS, BYTE, BYTES, CONTROL, CONTROLS, FIRST, NORMAL, USER_DEFINED, Piece
+from training.tokenizer import BLANKS, BYTE, BYTES, CONTROL, CONTROLS, FIRST, NORMAL, USER_DEFINED, VocabularyPiece
 
 PUBLISHED = ChatGLMConfig(
     vocab_size=130528,
@@ -127,12 +127,12 @@ def vocabulary() -> bytes:
     letters = [*"▁abcdefghijklmnopqrstuvwxyz"]
     words = letters + [f"▁word{number}" for number in range(_WORDS - len(letters))]
     pieces = [
-        Piece(FIRST[0], _UNKNOWN),
-        *(Piece(text, CONTROL) for text in FIRST[1:4]),
-        Piece(FIRST[4], USER_DEFINED),
-        *(Piece(text, NORMAL, -10.0) for text in words),
-        *(Piece(text, CONTROL) for text in CONTROLS),
-        *(Piece(text, USER_DEFINED) for text in BLANKS),
-        *(Piece(text, BYTE) for text in BYTES),
+        VocabularyPiece(FIRST[0], _UNKNOWN),
+        *(VocabularyPiece(text, CONTROL) for text in FIRST[1:4]),
+        VocabularyPiece(FIRST[4], USER_DEFINED),
+        *(VocabularyPiece(text, NORMAL, -10.0) for text in words),
+        *(VocabularyPiece(text, CONTROL) for text in CONTROLS),
+        *(VocabularyPiece(text, USER_DEFINED) for text in BLANKS),
+        *(VocabularyPiece(text, BYTE) for text in BYTES),
     ]
     return b"".join(piece.as_bytes() for piece in pieces) + _BYTE_FALLBACK

@@ -1,1 +1,1 @@
-"""One module per way to run a model; each has `open_engine(options, progress)`, and may have `preflight(options)`."""
+"""Backends, one module each: `open_engine(options, progress)`, optionally `preflight(options)`."""

@@ -1,4 +1,4 @@
-"""ChatGLM-6B and its kin: a checkpoint, our network, and the serving loop around them."""
+"""ChatGLM-6B backend: a checkpoint, our network and the serving loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from httpx2 import HTTPError  # of huggingface_hub: a cut-off download raises it as it is
+from httpx2 import HTTPError  # huggingface_hub does not wrap it when a download is cut off
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -15,28 +15,27 @@ from bot.config.schema import EngineSection
 from bot.domain import EngineInfo
 from bot.engine.base import Progress, silent
 from bot.engine.chatglm.config import read_config
-from bot.engine.chatglm.loading import load, look
+from bot.engine.chatglm.loading import check_load, load
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
-from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
 
 DEMO = Path(__file__).parents[1] / "demo"
 
-# Networks up to this hidden size are not worth sharing between cores.  At 256 on two cores
-# a decode step takes 1.7 ms with one thread and 1.6 ms with two; where something else wants
-# a core too, 2.6 ms and 10.8 ms.
+# Networks up to this hidden size run on one thread.  At 256 on two cores a decode step takes
+# 1.7 ms with one thread and 1.6 ms with two; with other load on a core, 2.6 ms and 10.8 ms.
 ONE_THREAD_WIDTH = 512
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> ServingEngine:
-    """Make the engine; entering it finds, downloads if need be, and loads `options.model`."""
+    """Create the engine; entering it finds or downloads `options.model`, and loads it."""
 
-    def load_model(report: Progress) -> Loaded:
+    def load_model(report: Progress) -> LoadedModel:
         folder = find_folder(options.model, options.revision)
         if read_config(folder).hidden_size <= ONE_THREAD_WIDTH:
-            torch.set_num_threads(1)  # for the thread that calls it, which is the model's
+            torch.set_num_threads(1)  # of the calling thread, the engine's worker
         tokenizer = ChatGLMTokenizer.load(folder)
         model = load(
             folder,
@@ -57,20 +56,20 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             device=",".join(map(str, model.devices)),
             context_length=model.context_length,
         )
-        return Loaded(model, tokenizer, info)
+        return LoadedModel(model, tokenizer, info)
 
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
 
 
 def preflight(options: EngineSection) -> None:
-    """Look at what can be seen without loading; what must be downloaded is downloaded.
+    """Check the model without loading its weights; downloads it if needed.
 
     Raises:
-        CheckpointError: There is no such model, or it cannot be quantised so.
-        EngineUnavailable: There is no such device here, not enough memory even without the
-            model that has it now, or no network to download it.
+        CheckpointError: Unknown model, or a quantisation it does not support.
+        EngineUnavailable: Unknown device, not enough memory even without the current model,
+            or the download failed.
     """
-    look(
+    check_load(
         find_folder(options.model, options.revision),
         quantization=options.quantization,
         dtype=options.dtype,
@@ -87,47 +86,47 @@ def _ptuning(options: EngineSection) -> Path | None:
 
 
 def find_folder(model: str, revision: str = "", download: Callable[[str, str], Path] | None = None) -> Path:
-    """Find the checkpoint that `engine.model` names: "demo", a folder, or one from the hub.
+    """Return the folder of `engine.model`: "demo", a folder, or a model of the hub.
 
-    `download` fetches what a model of its kind needs, for a name and a revision.
-    What was downloaded before is taken from the hub's cache, without a network too.
+    `download(model, revision)` fetches the files that the backend needs; cached downloads
+    work offline.
 
     Raises:
-        CheckpointError: There is nothing of this name.
-        EngineUnavailable: It cannot be downloaded now.
+        CheckpointError: There is no such folder or model.
+        EngineUnavailable: The download failed.
     """
     try:
         folder = DEMO if model == "demo" else Path(model).expanduser()
         is_folder = folder.is_dir()
-    except (PermissionError, RuntimeError) as exc:  # RuntimeError: the ~ of nobody
+    except (PermissionError, RuntimeError) as exc:  # RuntimeError: ~ without a home directory
         raise CheckpointError(
-            f'engine.model = "{model}" cannot be looked up ({exc}): name a folder that the bot\'s user can read'
+            f'engine.model = "{model}" cannot be read ({exc}): name a folder that the bot\'s user can read'
         ) from exc
     if is_folder:
         if revision:
             raise CheckpointError(
-                f'engine.revision = "{revision}" is for hub names only, and engine.model = "{model}" is a folder: '
-                "remove one of the two"
+                f'engine.revision = "{revision}" only applies to models of the hub, but engine.model = "{model}" is a '
+                "folder: remove engine.revision"
             )
         return folder
     if not _HUB_NAME.fullmatch(model):
         raise CheckpointError(
-            f'engine.model = "{model}": there is no such folder; name one, or a model of the hub as "owner/name", or "demo"'
+            f'engine.model = "{model}": no such folder; name a folder, a model of the hub as "owner/name", or "demo"'
         )
     try:
         return (download or _download)(model, revision)
     except RepositoryNotFoundError as exc:
         raise CheckpointError(
-            f'engine.model = "{model}": there is no such folder here, and no such model on the hub (or it is private)'
+            f'engine.model = "{model}": no such folder, and no such model on the hub (or it is private)'
         ) from exc
     except RevisionNotFoundError as exc:
         raise CheckpointError(
-            f'engine.revision = "{revision}": {model} has no such revision; "" is the newest'
+            f'engine.revision = "{revision}": {model} has no such revision; "" is the latest'
         ) from exc
     except (OSError, HTTPError) as exc:
         raise EngineUnavailable(
-            f'engine.model = "{model}" is no folder here and cannot be downloaded now ({type(exc).__name__}): '
-            "try again with a network, or name a folder"
+            f'engine.model = "{model}" is not a folder, and downloading it failed ({type(exc).__name__}): '
+            "check the network connection, or name a folder"
         ) from exc
 
 
@@ -135,7 +134,7 @@ def _download(model: str, revision: str) -> Path:
     def fetch(patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(model, revision=revision or None, allow_patterns=list(patterns)))
 
-    # The indexes first: where both forms of the weights are offered, one is enough.
+    # Index files first: if both formats are offered, only one is downloaded.
     folder = fetch(["*.json", MODEL_FILE])
     if (folder / "model.safetensors.index.json").exists():
         return fetch(["*.safetensors"])

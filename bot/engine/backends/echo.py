@@ -1,4 +1,4 @@
-"""A backend without a model: says the last message back, so that everything else can be tried."""
+"""Echo backend: repeats the last message, to try the bot without a model."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from bot.domain import (
     Usage,
 )
 from bot.engine.base import Progress, silent
-from bot.engine.serving.queue import Turns
+from bot.engine.serving.queue import FairQueue
 from bot.errors import PromptTooLong
 
 CONTEXT_LENGTH = 2048
-TOKEN_LENGTH = 4  # characters; about what a token is in English
+TOKEN_LENGTH = 4  # characters, roughly an English token
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> EchoEngine:
-    """Make the engine; of the options only the queue's sizes matter."""
+    """Create the engine; only the queue sizes of `options` are used."""
     return EchoEngine(max_batch_size=options.max_batch_size, max_waiting=options.max_waiting)
 
 
 class EchoEngine:
-    """A token is four characters, a message has one more for its role."""
+    """Streams the last user message; a token is four characters, plus one per message."""
 
     def __init__(self, *, max_batch_size: int = 8, max_waiting: int = 64, context_length: int = CONTEXT_LENGTH) -> None:
-        self._turns = Turns(max_batch_size, max_waiting)
+        self._queue = FairQueue(max_batch_size, max_waiting)
         self._context_length = context_length
 
     @property
@@ -52,9 +52,8 @@ class EchoEngine:
 
     @property
     def load(self) -> EngineLoad:
-        # It goes on whenever it is read: there is no step that could be stuck.
         return EngineLoad(
-            running=self._turns.running, waiting=self._turns.waiting, since_progress=0.0, slots=self._turns.slots
+            running=self._queue.running, waiting=self._queue.waiting, since_progress=0.0, slots=self._queue.slots
         )
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
@@ -65,12 +64,12 @@ class EchoEngine:
         room = self._context_length - prompt_tokens
         if room <= 0:
             raise PromptTooLong(prompt_tokens, self._context_length)
-        turn = self._turns.take(request, prompt_tokens)
+        ticket = self._queue.enqueue(request, prompt_tokens)
         try:
-            while (queued := await turn.queued()) is not None:
+            while (queued := await ticket.queued()) is not None:
                 yield queued
-            asked = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
-            answer = list(_tokens(_before_stop(asked, request.params.stop)))
+            question = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+            answer = list(_tokens(_before_stop(question, request.params.stop)))
             limit = min(request.params.max_tokens or room, room)
             for token in answer[:limit]:
                 yield Delta(token)
@@ -78,7 +77,7 @@ class EchoEngine:
             reason = FinishReason.STOP if len(answer) < limit else FinishReason.LENGTH
             yield Finished(reason, Usage(prompt_tokens, min(len(answer) + 1, limit)))
         finally:
-            self._turns.leave(turn)
+            self._queue.release(ticket)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Any chat model that the transformers library knows, in the serving loop that ChatGLM has."""
+"""transformers backend: any chat model of the library, in our serving loop."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from bot.engine.pretrained.loading import (
     read_config,
     stored_quantization,
 )
-from bot.engine.serving.engine import Loaded, ServingEngine
+from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> ServingEngine:
-    """Make the engine; entering it finds, downloads if need be, and loads `options.model`."""
+    """Create the engine; entering it finds or downloads `options.model`, and loads it."""
 
-    def load_model(report: Progress) -> Loaded:
-        _log_as_others_do()
+    def load_model(report: Progress) -> LoadedModel:
+        _route_library_logs()
         device = _device_of(options)
         folder = find_folder(options.model, options.revision, _download)
         config = read_config(folder)
         quantization = stored_quantization(config) or options.quantization
         if config.get_text_config().hidden_size <= ONE_THREAD_WIDTH:
-            torch.set_num_threads(1)  # for the thread that calls it, which is the model's
+            torch.set_num_threads(1)  # of the calling thread, the engine's worker
         tokenizer = load_tokenizer(folder, config)
         network = load_network(
             folder,
@@ -58,17 +58,17 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             device=str(model.device),
             context_length=model.context_length,
         )
-        return Loaded(model, tokenizer, info)
+        return LoadedModel(model, tokenizer, info)
 
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
 
 
 def preflight(options: EngineSection) -> None:
-    """Look at what can be seen without loading; what must be downloaded is downloaded.
+    """Check the model without loading its weights; downloads it if needed.
 
     Raises:
-        CheckpointError: There is no such model, or it cannot be served here.
-        EngineUnavailable: There is no such device here, or no network to download it.
+        CheckpointError: Unknown model, or one that is not supported.
+        EngineUnavailable: Unknown device, or the download failed.
     """
     _device_of(options)
     read_config(find_folder(options.model, options.revision, _download))
@@ -76,16 +76,16 @@ def preflight(options: EngineSection) -> None:
 
 def _device_of(options: EngineSection) -> torch.device:
     if options.ptuning:
-        raise CheckpointError('engine.ptuning is for engine.backend = "chatglm" only: set it to ""')
+        raise CheckpointError('engine.ptuning only works with engine.backend = "chatglm": set it to ""')
     if "," in options.device:
         raise EngineUnavailable(
-            f'engine.device = "{options.device}": engine.backend = "transformers" runs on one device, so name one'
+            f'engine.device = "{options.device}": engine.backend = "transformers" uses one device; name only one'
         )
     return find_device(options.device)
 
 
 def _download(model: str, revision: str) -> Path:
-    # Some models come twice, the second time as their authors' own programs read them.
+    # Some repositories also hold the weights in the authors' own format.
     return Path(
         snapshot_download(
             model,
@@ -96,9 +96,8 @@ def _download(model: str, revision: str) -> Path:
     )
 
 
-def _log_as_others_do() -> None:
-    """Let the program's own logging show what the library says, in its form and from its level on."""
+def _route_library_logs() -> None:
     library.disable_default_handler()
     library.enable_propagation()
-    # At each of its products it tells that int8 casts to float16.
+    # It warns at every matmul that int8 casts to float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

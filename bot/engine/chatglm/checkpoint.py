@@ -1,4 +1,4 @@
-"""A checkpoint's files: which tensors they hold, read one at a time, and what is wrong with them."""
+"""Read checkpoint files, one tensor at a time, and verify them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bot.errors import CheckpointError
 
 AGAIN = "download it again"
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-# A pickle that was cut off or damaged makes its reader stumble in all of these ways.
+# A truncated or corrupt pickle can raise any of these.
 _DAMAGED = (
     RuntimeError,
     EOFError,
@@ -41,7 +41,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a file says about one of its tensors."""
+    """Header entry of a tensor."""
 
     file: Path
     shape: tuple[int, ...]
@@ -60,12 +60,12 @@ class _Shard(Protocol):
 
 
 class Checkpoint:
-    """The weights in a folder: safetensors or `.bin`, in one file or in shards with an index.
+    """The weights in a folder: safetensors or `.bin`, one file or indexed shards.
 
-    Opening it reads headers only; `read` maps a tensor into memory.
+    Opening reads headers only; `read` maps a tensor into memory.
 
     Raises:
-        CheckpointError: Files are missing, damaged, or would run code.
+        CheckpointError: Files are missing or corrupt, or would run code.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,8 +73,8 @@ class Checkpoint:
         found = next((folder / name for name in _FILES if (folder / name).exists()), None)
         if found is None:
             raise CheckpointError(
-                f"{folder} holds no weights: put model.safetensors or pytorch_model.bin there, or their shards with "
-                "the index.json that names them"
+                f"{folder} holds no weights: it needs model.safetensors or pytorch_model.bin, or their shards with "
+                "an index.json"
             )
         self._shard_of: dict[str, _Shard] = {}
         if found.suffix == ".json":
@@ -88,42 +88,40 @@ class Checkpoint:
         return {name: shard.tensors[name] for name, shard in self._shard_of.items()}
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor as the file has it, on the CPU; it may be a view of the file.
+        """Return a tensor as stored, on the CPU; it may be a view of the file.
 
         Raises:
-            CheckpointError: Its bytes are damaged, or its numbers are no numbers.
+            CheckpointError: It is corrupt, or holds NaN or infinity.
         """
         shard = self._shard_of[name]
         tensor = shard.read(name)
-        # Of all reductions these need no copy of the tensor.
+        # aminmax needs no temporary copy.
         if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-            raise CheckpointError(
-                f"{shard.tensors[name].file}: tensor {name} holds values that are not finite numbers: {AGAIN}"
-            )
+            raise CheckpointError(f"{shard.tensors[name].file}: tensor {name} holds NaN or infinite values: {AGAIN}")
         return tensor
 
     def _open_shards(self, index: Path) -> None:
         files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not files:
-            raise CheckpointError(f"{index} has no weight_map, which says what file holds a tensor: {AGAIN}")
+            raise CheckpointError(f"{index} has no weight_map: {AGAIN}")
         shards: dict[str, _Shard] = {}
         for file in sorted({str(file) for file in files.values()}):
-            # The index must not lead out of the folder.
+            # The index must not refer to files outside the folder.
             if Path(file).name != file or not (index.parent / file).is_file():
-                raise CheckpointError(f"{index} names the shard {file}, which is missing: download the missing file")
+                raise CheckpointError(f"{index} lists the shard {file}, which is missing: download the missing file")
             shards[file] = _open(index.parent / file)
         for name, file in files.items():
             if name not in shards[file].tensors:
                 raise CheckpointError(
-                    f"{index} says that {file} holds the tensor {name}, and it does not: these files are not of one "
-                    f"download; {AGAIN}"
+                    f"{index} lists the tensor {name} in {file}, which does not hold it: the files are from different "
+                    f"downloads; {AGAIN}"
                 )
         for file, shard in shards.items():
             for name in shard.tensors:
                 if files.get(name, file) != file:
                     raise CheckpointError(
-                        f"{index.parent / file} holds the tensor {name}, which {index.name} expects in {files[name]}: "
-                        f"these files are not of one download; {AGAIN}"
+                        f"{index.parent / file} holds the tensor {name}, which {index.name} lists in {files[name]}: "
+                        f"the files are from different downloads; {AGAIN}"
                     )
                 self._shard_of[name] = shard
 
@@ -154,21 +152,21 @@ class _SafetensorsShard:
         try:
             check_file(file)
             self._open = opened(file, framework="pt")
-            for name in self._open.keys():  # noqa: SIM118  # it is no dict
+            for name in self._open.keys():  # noqa: SIM118  # not a dict
                 part = self._open.get_slice(name)
                 dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
                 if dtype is None:
-                    raise CheckpointError(f"{file}: tensor {name} is of an unknown kind, {part.get_dtype()}")
+                    raise CheckpointError(f"{file}: tensor {name} has the unsupported dtype {part.get_dtype()}")
                 self.tensors[name] = TensorInfo(file, tuple(part.get_shape()), dtype)
         except (SafetensorError, OSError) as exc:
-            raise CheckpointError(f"{file} is damaged or was cut off ({exc}): {AGAIN}") from exc
+            raise CheckpointError(f"{file} is corrupt or truncated ({exc}): {AGAIN}") from exc
 
     def read(self, name: str) -> Tensor:
         return cast("Tensor", self._open.get_tensor(name))
 
 
 class _PickleShard:
-    """A `.bin`: a pickle, opened without letting it run anything."""
+    """A `.bin` file: a pickle, loaded without running code."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -176,24 +174,24 @@ class _PickleShard:
         try:
             check_file(file)
             with file.open("rb") as opened:
-                # The form before torch 1.6 is no zip archive and cannot be mapped.
+                # Files from before torch 1.6 are not zip archives and cannot be mapped.
                 is_zip = opened.read(2) == b"PK"
-            # It warns of forms that it may refuse; if it does, we say so.
+            # Warnings about formats it may refuse: a refusal is reported below.
             with warnings.catch_warnings(action="ignore"):
                 content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
         except pickle.UnpicklingError as exc:
             raise CheckpointError(
-                f"{file} is damaged, or a pickle that holds more than tensors and could run code; it was not loaded: "
-                "take it from its publisher, as safetensors if there are any"
+                f"{file} is corrupt, or a pickle with more than tensors, which could run code; it was not loaded: "
+                "download it from its publisher, as safetensors if possible"
             ) from exc
         except _DAMAGED as exc:
-            raise CheckpointError(f"{file} is damaged or was cut off ({_first_sentence(exc)}): {AGAIN}") from exc
+            raise CheckpointError(f"{file} is corrupt or truncated ({_first_sentence(exc)}): {AGAIN}") from exc
         if not isinstance(content, dict):
-            raise CheckpointError(f"{file} holds a {type(content).__name__}, not tensors by name: {AGAIN}")
+            raise CheckpointError(f"{file} holds a {type(content).__name__}, not a dict of tensors: {AGAIN}")
         self._content: dict[str, Tensor] = {}
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-                raise CheckpointError(f"{file} holds {name!r}, which is no plain tensor: {AGAIN}")
+                raise CheckpointError(f"{file} holds {name!r}, which is not a dense tensor: {AGAIN}")
             self._content[name] = tensor
         self.tensors = {
             name: TensorInfo(file, tuple(tensor.shape), tensor.dtype) for name, tensor in self._content.items()
@@ -205,23 +203,23 @@ class _PickleShard:
         if self._records and storage.nbytes():
             content = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
             if (storage.nbytes(), zlib.crc32(content)) not in self._records:
-                raise CheckpointError(f"{self.file}: the bytes of tensor {name} are not those once saved: {AGAIN}")
+                raise CheckpointError(f"{self.file}: checksum mismatch in tensor {name}: {AGAIN}")
         return tensor
 
 
 def _records(file: Path) -> set[tuple[int, int]]:
-    """Sizes and check sums of a zip archive's records; mapping it into memory does not check them.
+    """Return sizes and checksums of a zip archive's tensor records, for checks after mapping.
 
-    The records that say which tensor is where are checked at once.
+    The other records, which locate the tensors, are checked here.
     """
     with suppress(OSError, ValueError, NotImplementedError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
         records = {(record.file_size, record.CRC) for record in archive.infolist() if "/data/" in record.filename}
-        # torch can be told to write none; then all are 0.
+        # torch can write archives without checksums: all are 0.
         if not any(crc for _, crc in records):
             return set()
         for record in archive.infolist():
             if "/data/" not in record.filename and not _is_whole(archive, record):
-                raise CheckpointError(f"{file} is damaged or was cut off (its {record.filename} has changed): {AGAIN}")
+                raise CheckpointError(f"{file} is corrupt or truncated (checksum of {record.filename}): {AGAIN}")
         return records
     return set()
 

@@ -1,4 +1,4 @@
-"""The numbers of the model, read from its config.json, and what other architectures are told."""
+"""config.json of ChatGLM-6B; rejects other architectures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bot.errors import CheckpointError
 _FIRST_RELEASE_VOCABULARY = 150528
 _POINTER = b"version https://git-lfs"
 
-# Far beyond any ChatGLM, and small enough that what is counted by them ends at once.
-_MOST = {
+# Far above any ChatGLM, and small enough that loops over them end quickly.
+_MAXIMA = {
     "vocab_size": 1_000_000,
     "hidden_size": 65_536,
     "inner_hidden_size": 262_144,
@@ -26,10 +26,10 @@ _MOST = {
 
 @dataclass(frozen=True, slots=True)
 class ChatGLMConfig:
-    """The fields of config.json that decide the network, under their published names.
+    """Fields of config.json that define the network, under their published names.
 
-    `gmask_token_id` and `mask_token_id` stand where the answer is to go; `bos_token_id`
-    is `<sop>`, where it starts, and `eos_token_id` is `<eop>`, where it ends.
+    `gmask_token_id` and `mask_token_id` mark the position of the answer; `bos_token_id` is
+    `<sop>`, which starts it, and `eos_token_id` is `<eop>`, which ends it.
     """
 
     vocab_size: int
@@ -45,10 +45,10 @@ class ChatGLMConfig:
     max_sequence_length: int = 2048  # tokens, prompt and answer together
     layernorm_epsilon: float = 1e-5
     position_encoding_2d: bool = True
-    first_release: bool = False  # ids shifted by 20000, and another position for <sop>
-    quantization_bit: int = 0  # 0, 4 or 8: what the checkpoint holds
+    first_release: bool = False  # ids offset by 20000, and another position for <sop>
+    quantization_bit: int = 0  # 0, 4 or 8: of the stored weights
     quantization_embeddings: bool = False
-    pre_seq_len: int = 0  # a P-Tuning v2 prefix; 0 is none
+    pre_seq_len: int = 0  # tokens of a P-Tuning v2 prefix; 0 is none
     prefix_projection: bool = False
 
     @property
@@ -57,15 +57,15 @@ class ChatGLMConfig:
 
     @property
     def channels(self) -> int:
-        """Position and block position, or the one position of the 1-D form."""
+        """Positions per token: position and block position, or one in the 1-D form."""
         return 2 if self.position_encoding_2d else 1
 
     def as_json(self) -> dict[str, object]:
-        """What config.json says about this model; `parse` reads it back."""
+        """Return the config.json of this model, the inverse of `parse_config`."""
         fields = asdict(self)
-        for written_only_if_set in ("quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection"):
-            if not fields[written_only_if_set]:
-                del fields[written_only_if_set]
+        for optional in ("quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection"):
+            if not fields[optional]:
+                del fields[optional]
         if fields.pop("first_release"):
             del fields["mask_token_id"], fields["gmask_token_id"]
         return {"architectures": ["ChatGLMModel"], "model_type": "chatglm", **fields}
@@ -75,16 +75,16 @@ def read_config(folder: Path) -> ChatGLMConfig:
     """Read `folder`/config.json.
 
     Raises:
-        CheckpointError: It is missing, no JSON, or of another architecture.
+        CheckpointError: It is missing, invalid, or of another architecture.
     """
     return parse_config(read_json(folder / "config.json"), folder / "config.json")
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that is there and whose content is not to be had.
+    """Check that a file is readable and not a Git LFS pointer.
 
     Raises:
-        CheckpointError: The bot's user may not read it, or it is a Git LFS pointer.
+        CheckpointError: Permission denied, or a Git LFS pointer.
         OSError: It cannot be opened for another reason.
     """
     try:
@@ -94,8 +94,8 @@ def check_file(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be read ({exc.strerror}): let the bot's user read it") from exc
     if is_pointer:
         raise CheckpointError(
-            f"{path} is a Git LFS pointer and not the file itself: run `git lfs pull` in that folder, or download it "
-            "from the hub"
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder, or download it from "
+            "the hub"
         )
 
 
@@ -105,39 +105,39 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise CheckpointError(
-            f"{path} is missing: name a folder that holds a ChatGLM-6B checkpoint, with its config.json"
+            f"{path} is missing: name a folder with a ChatGLM-6B checkpoint and its config.json"
         ) from exc
     except (OSError, ValueError) as exc:
         raise CheckpointError(f"{path} cannot be read ({exc}): download it again") from exc
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object: download it again")
+        raise CheckpointError(f"{path} is not a JSON object: download it again")
     return content
 
 
 def parse_config(fields: Mapping[str, Any], place: Path) -> ChatGLMConfig:
-    """Turn config.json's `fields` into a config; `place` is its path, for messages.
+    """Parse the `fields` of the config.json at `place`.
 
     Raises:
-        CheckpointError: Another architecture, or numbers that cannot be.
+        CheckpointError: Another architecture, or invalid values.
     """
-    _refuse_other_architectures(fields, place)
+    _check_architecture(fields, place)
 
     def number(name: str, default: int | None = None, least: int = 1) -> int:
         value = fields.get(name, default)
         if value is None and default is not None:
             value = default
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MOST.get(name, value):
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MAXIMA.get(name, value):
             found = f"{name} = {json.dumps(value)}" if name in fields else f"no {name}"
-            bounds = f"from {least} to {_MOST[name]}" if name in _MOST else f"of at least {least}"
-            raise CheckpointError(f"{place} has {found}, where a whole number {bounds} belongs")
+            bounds = f"from {least} to {_MAXIMA[name]}" if name in _MAXIMA else f"of at least {least}"
+            raise CheckpointError(f"{place} has {found}; expected an integer {bounds}")
         return value
 
     bos = number("bos_token_id", least=0)
-    # The first release's config.json does not name the masks; they stand at fixed distances.
+    # The first release's config.json omits the mask ids; they have fixed offsets from <sop>.
     first_release = number("vocab_size") == _FIRST_RELEASE_VOCABULARY or "gmask_token_id" not in fields
     epsilon = fields.get("layernorm_epsilon", 1e-5)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise CheckpointError(f"{place} has layernorm_epsilon = {epsilon!r}, where a small number above 0 belongs")
+        raise CheckpointError(f"{place} has layernorm_epsilon = {epsilon!r}; expected a number between 0 and 1")
     config = ChatGLMConfig(
         vocab_size=number("vocab_size"),
         hidden_size=number("hidden_size"),
@@ -158,33 +158,33 @@ def parse_config(fields: Mapping[str, Any], place: Path) -> ChatGLMConfig:
         pre_seq_len=number("pre_seq_len", 0, least=0),
         prefix_projection=bool(fields.get("prefix_projection", False)),
     )
-    _refuse_impossible_numbers(config, place)
+    _check_values(config, place)
     return config
 
 
-def _refuse_other_architectures(fields: Mapping[str, Any], place: Path) -> None:
+def _check_architecture(fields: Mapping[str, Any], place: Path) -> None:
     architectures = fields.get("architectures")
     named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
     kind = fields.get("model_type")
     found = f"model_type {json.dumps(kind)}" + (f", architecture {named}" if named else "")
-    advice = "this bot runs ChatGLM-6B only; name a ChatGLM-6B checkpoint in engine.model"
+    advice = 'engine.backend = "chatglm" supports ChatGLM-6B only; name a ChatGLM-6B checkpoint in engine.model'
     if kind != "chatglm" or (named and "ChatGLM" not in named):
         raise CheckpointError(f"{place} describes another model ({found}): {advice}")
-    # ChatGLM2, ChatGLM3 and GLM-4 share the name, but count and name their sizes differently.
+    # ChatGLM2, ChatGLM3 and GLM-4 share the model_type but have other fields.
     if "padded_vocab_size" in fields or "ffn_hidden_size" in fields or "multi_query_attention" in fields:
         raise CheckpointError(f"{place} describes ChatGLM2, ChatGLM3 or GLM-4 ({found}): {advice}")
 
 
-def _refuse_impossible_numbers(config: ChatGLMConfig, place: Path) -> None:
+def _check_values(config: ChatGLMConfig, place: Path) -> None:
     heads, parts = config.num_attention_heads, 2 * config.channels
     if config.hidden_size % (heads * parts):
         raise CheckpointError(
-            f"{place} has hidden_size {config.hidden_size}, which {heads} heads cannot share in multiples of {parts}"
+            f"{place} has hidden_size {config.hidden_size}; expected a multiple of {heads * parts} for {heads} heads"
         )
     for name in ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id"):
         if getattr(config, name) >= config.vocab_size:
             raise CheckpointError(
-                f"{place} has {name} = {getattr(config, name)}, beyond its vocab_size {config.vocab_size}"
+                f"{place} has {name} = {getattr(config, name)}, outside its vocab_size {config.vocab_size}"
             )
     if config.quantization_bit not in (0, 4, 8):
-        raise CheckpointError(f"{place} has quantization_bit = {config.quantization_bit}; known are 4 and 8")
+        raise CheckpointError(f"{place} has quantization_bit = {config.quantization_bit}; expected 0, 4 or 8")

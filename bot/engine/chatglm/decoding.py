@@ -1,6 +1,6 @@
-"""One decoding step of the network over a cache, made of fused parts: nothing in it depends on a number's value.
+"""One decode step of fused ops, without data-dependent control flow.
 
-So it can be recorded once and replayed.  `ChatGLM.hidden` is the definition.
+A CUDA graph can capture it.  `ChatGLM.hidden` is the reference implementation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from bot.engine.kernels import Linear, TiedEmbedding
 from bot.engine.serving.cache import KeyValueCache
 
 
-class Parts(Protocol):
-    """What lies between the products; `kernels.plain` says what each does."""
+class DecodeOps(Protocol):
+    """The ops between matmuls; `kernels.eager` is the reference implementation."""
 
     def add_norm(
         self, product: Tensor, residual: Tensor | None, alpha: float, norm: nn.LayerNorm, dtype: torch.dtype
@@ -37,35 +37,35 @@ class Parts(Protocol):
 
 
 def padding(channels: int) -> tuple[int, ...]:
-    """The numbers of a row that only fills a batch up."""
+    """Return the row that pads a batch; its index -1 disables the cache write."""
     return (0, 0, -1, *[0] * channels)
 
 
 class Decoder:
-    """Feeds each row one token, and returns the logits of the next, `[rows, vocab]` in the network's dtype.
+    """Decode one token per row; return logits `[rows, vocab]` in the network's dtype.
 
-    A row is an id, its slot, its token's place in the slot's cache, and the token's positions.
+    A row is a token id, its slot, its index in the slot's cache, and its positions.
     """
 
-    def __init__(self, network: ChatGLM, cache: KeyValueCache, parts: Parts) -> None:
-        self._network, self._cache, self._parts = network, cache, parts
+    def __init__(self, network: ChatGLM, cache: KeyValueCache, ops: DecodeOps) -> None:
+        self._network, self._cache, self._ops = network, cache, ops
         self._angles = all_angles(network.config, network.device, network.half_angles)
 
     def __call__(self, numbers: Tensor) -> Tensor:
-        """Run a step on int64 `[numbers of a row, rows]`."""
+        """Run one step on int64 `[row fields, rows]`."""
         ids, slots, at = numbers[:3].unbind()
         positions = numbers[3:].t().contiguous()
-        parts, dtype, transformer = self._parts, self._network.dtype, self._network.transformer
+        ops, dtype, transformer = self._ops, self._network.dtype, self._network.transformer
         table = cast("TiedEmbedding", transformer.word_embeddings)
         product: Tensor = table(ids)
         residual: Tensor | None = None
         for layer, block in enumerate(self._network.blocks):
             keys, values = self._cache.keys[layer], self._cache.values[layer]
-            residual, hidden = parts.add_norm(product, residual, RESIDUAL_SCALE, block.input_layernorm, dtype)
+            residual, hidden = ops.add_norm(product, residual, RESIDUAL_SCALE, block.input_layernorm, dtype)
             heads = block.attention.query_key_value(hidden)
-            query = parts.rope_and_append(heads, self._angles, positions, keys, values, slots, at)
-            product = block.attention.dense(parts.attend(query, keys, values, slots, at))
-            residual, hidden = parts.add_norm(product, residual, RESIDUAL_SCALE, block.post_attention_layernorm, dtype)
+            query = ops.rope_and_append(heads, self._angles, positions, keys, values, slots, at)
+            product = block.attention.dense(ops.attend(query, keys, values, slots, at))
+            residual, hidden = ops.add_norm(product, residual, RESIDUAL_SCALE, block.post_attention_layernorm, dtype)
             product = block.mlp.dense_4h_to_h(cast("Linear", block.mlp.dense_h_to_4h).gelu(hidden))
-        _, hidden = parts.add_norm(product, residual, RESIDUAL_SCALE, transformer.final_layernorm, dtype)
+        _, hidden = ops.add_norm(product, residual, RESIDUAL_SCALE, transformer.final_layernorm, dtype)
         return table.logits(hidden)

@@ -1,4 +1,4 @@
-"""Where each token of a ChatGLM sequence stands and what it may look at."""
+"""Positions and attention mask of a ChatGLM sequence."""
 
 from __future__ import annotations
 
@@ -13,55 +13,54 @@ from bot.engine.chatglm.config import ChatGLMConfig
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a prompt decides for its whole sequence.
+    """Prefix-LM layout that a prompt sets for its whole sequence.
 
-    Tokens before `border`, the first `<sop>`, see each other in both directions; those
-    from there on see the past only and count as standing at `anchor`, the first [gMASK]
-    or else [MASK], with a block position of their own.
+    The `prefix_length` tokens before the first `<sop>` attend to each other in both
+    directions.  Tokens from `<sop>` on are causal; their position is `mask_position` (the
+    first [gMASK], else the first [MASK]), and their block position counts from 1.
     """
 
-    border: int
-    anchor: int
+    prefix_length: int
+    mask_position: int
     channels: int
-    # The prompt's tokens from the border on keep their index as first position.
-    keeps_index: bool = False
+    keeps_index: bool = False  # prompt tokens from <sop> on keep their index as position
 
     def positions(self, tokens: int) -> Tensor:
-        """Int64 `[tokens, channels]`: the positions of a whole sequence, prompt first."""
+        """Return int64 `[tokens, channels]`, the positions of a whole sequence."""
         index = torch.arange(tokens)
-        first = index if self.keeps_index else index.where(index < self.border, self.anchor)
+        first = index if self.keeps_index else index.where(index < self.prefix_length, self.mask_position)
         if self.channels == 1:
             return first[:, None]
-        return torch.stack([first, (index - self.border + 1).clamp(min=0)], dim=1)
+        return torch.stack([first, (index - self.prefix_length + 1).clamp(min=0)], dim=1)
 
     def position(self, index: int) -> tuple[int, ...]:
-        """Say where the token at `index` stands, once the prompt is in the cache."""
+        """Return the position of the decoded token at `index`."""
         if self.channels == 1:
-            return (index if self.keeps_index else self.anchor,)
-        return self.anchor, index - self.border + 1
+            return (index if self.keeps_index else self.mask_position,)
+        return self.mask_position, index - self.prefix_length + 1
 
     def mask(self, tokens: int) -> Tensor:
-        """Bool `[tokens, tokens]`, query by key: True is hidden."""
+        """Return bool `[tokens, tokens]`, query by key; True is masked."""
         index = torch.arange(tokens)
-        return (index > index[:, None]) & (index >= self.border)
+        return (index > index[:, None]) & (index >= self.prefix_length)
 
 
 def layout_of(prompt: Sequence[int], config: ChatGLMConfig) -> Layout:
-    """Find the border and the anchor of a prompt's ids.
+    """Return the layout of a prompt's ids.
 
     Raises:
-        ValueError: The prompt holds no `<sop>`, or neither [gMASK] nor [MASK].
+        ValueError: The prompt has no `<sop>`, or neither [gMASK] nor [MASK].
     """
     ids = list(prompt)
     if config.bos_token_id not in ids:
         raise ValueError(f"a prompt needs <sop>, id {config.bos_token_id}")
-    border = ids.index(config.bos_token_id)
+    prefix_length = ids.index(config.bos_token_id)
     if has_gmask := config.gmask_token_id in ids:
-        anchor = ids.index(config.gmask_token_id)
+        mask_position = ids.index(config.gmask_token_id)
     elif config.mask_token_id in ids:
-        anchor = ids.index(config.mask_token_id)
+        mask_position = ids.index(config.mask_token_id)
     else:
         raise ValueError(f"a prompt needs [gMASK], id {config.gmask_token_id}, or [MASK], id {config.mask_token_id}")
-    # With [gMASK] the 1-D form and the first release do not move the border's position.
+    # With [gMASK], the 1-D form and the first release keep the index as the position.
     keeps_index = has_gmask and (config.first_release or config.channels == 1)
-    return Layout(border, anchor, config.channels, keeps_index)
+    return Layout(prefix_length, mask_position, config.channels, keeps_index)

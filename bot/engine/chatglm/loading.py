@@ -1,4 +1,4 @@
-"""One call from a folder to a model that serves, and one for random weights."""
+"""Load a checkpoint folder, or random weights, as a model ready to serve."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bot.engine.base import Progress
 from bot.engine.chatglm import memory
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.checkpoint import Checkpoint
 from bot.engine.chatglm.config import ChatGLMConfig, read_config
 from bot.engine.chatglm.weights import (
     PREFIX,
-    Progress,
     Quantization,
     bits_of,
     build_network,
     check_heads,
     check_quantization,
     expected_shapes,
-    prefix_length,
+    ptuning_length,
     read_network,
     read_prefix,
     stored_config,
@@ -31,7 +31,7 @@ from bot.engine.chatglm.weights import (
 )
 from bot.engine.kernels import Int4, Int8, Quantised
 from bot.engine.kernels.reference import group_of
-from bot.engine.memory_available import free_bytes
+from bot.engine.memory_available import available_bytes
 from bot.errors import CheckpointError, EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -53,36 +53,35 @@ def load(
     name: str = "",
     progress: Progress | None = None,
 ) -> ChatGLMForServing:
-    """Load a checkpoint folder; `progress` is called with the bytes read and the bytes there are.
+    """Load a checkpoint folder; `progress` is called with bytes read and total bytes.
 
-    A checkpoint that is int8 or int4 already is recognised by itself and wants
-    `quantization` "none".  `ptuning` is a folder with a P-Tuning v2 prefix for it.  A
-    `context` shorter than the model's needs less memory; 0 is the model's.  `name` is what
-    people call the model, if not by its folder.
+    A quantised checkpoint is detected and requires `quantization` "none".  `ptuning` is a
+    folder with a P-Tuning v2 prefix.  A `context` below the model's saves memory; 0 is the
+    model's.  `name` is the model's name in messages, by default its folder's.
 
     Raises:
-        CheckpointError: The folder misses something or holds something else.
-        EngineUnavailable: There is no such device here, or it has not enough memory.
+        CheckpointError: The folder is incomplete or of another model.
+        EngineUnavailable: Unknown device, or not enough memory.
     """
-    checkpoint, config, places = _opened(folder, quantization, device, context)
+    checkpoint, config, devices = _open(folder, quantization, device, context)
     kind = quantization if quantization != "none" else stored_quantization(config)
     prefix = _prefix(checkpoint if ptuning is None else Checkpoint(ptuning), config, needed=ptuning is not None)
     tokens = 0 if prefix is None else prefix.shape[3]
-    log.info("%s", _check_memory(name or folder.name, config, quantization, dtype, places, slots, tokens, free_bytes))
+    label = name or folder.name
+    log.info(_check_memory(label, config, quantization, dtype, devices, slots, tokens, available_bytes))
     network = read_network(
         checkpoint,
         config,
         quantization=quantization,
-        dtype=find_dtype(dtype, places[0], kind),
-        device=places[0],
-        more_devices=places[1:],
+        dtype=find_dtype(dtype, devices[0], kind),
+        devices=devices,
         half_angles=half_angles,
         progress=progress,
     )
-    return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=prefix, stretches=len(places))
+    return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=prefix, stages=len(devices))
 
 
-def look(
+def check_load(
     folder: Path,
     *,
     quantization: Quantization,
@@ -93,30 +92,32 @@ def look(
     context: int,
     name: str,
 ) -> None:
-    """Find out whether `load` could work once the model that runs now is gone, without reading tensors.
+    """Check, without reading tensors, that `load` can succeed once the current model is freed.
 
     Raises:
-        As `load`, for what can be seen without them.
+        As `load`, except for errors in the tensors themselves.
     """
-    checkpoint, config, places = _opened(folder, quantization, device, context)
-    prefix = prefix_length(checkpoint if ptuning is None else Checkpoint(ptuning))
-    _check_memory(
-        name, config, quantization, dtype, places, slots, prefix, lambda device: free_bytes(device, as_if_alone=True)
-    )
+    checkpoint, config, devices = _open(folder, quantization, device, context)
+    prefix = ptuning_length(checkpoint if ptuning is None else Checkpoint(ptuning))
+
+    def available(device: torch.device) -> int | None:
+        return available_bytes(device, as_if_alone=True)
+
+    _check_memory(name, config, quantization, dtype, devices, slots, prefix, available)
 
 
-def _opened(
+def _open(
     folder: Path, quantization: Quantization, device: str, context: int
 ) -> tuple[Checkpoint, ChatGLMConfig, list[torch.device]]:
     config = read_config(folder)
-    places = find_devices(device, config.num_layers)
+    devices = find_devices(device, config.num_layers)
     check_quantization(folder, config, quantization)
     checkpoint = Checkpoint(folder)
     config = stored_config(checkpoint, config)
     check_heads(checkpoint, config)
     if context:
         config = replace(config, max_sequence_length=min(context, config.max_sequence_length))
-    return checkpoint, config, places
+    return checkpoint, config, devices
 
 
 def _check_memory(
@@ -124,16 +125,16 @@ def _check_memory(
     config: ChatGLMConfig,
     quantization: Quantization,
     dtype: DType,
-    places: list[torch.device],
+    devices: list[torch.device],
     slots: int,
     prefix: int,
-    free: memory.Free,
+    available: memory.Available,
 ) -> str:
     def setup(kind: Quantization) -> memory.Setup:
-        held = kind if kind != "none" else stored_quantization(config)
-        return memory.Setup(config, kind, find_dtype(dtype, places[0], held), tuple(places), slots, prefix)
+        effective = kind if kind != "none" else stored_quantization(config)
+        return memory.Setup(config, kind, find_dtype(dtype, devices[0], effective), tuple(devices), slots, prefix)
 
-    return memory.check(setup(quantization), name, free, setup)
+    return memory.check(setup(quantization), name, available, setup)
 
 
 def load_random(
@@ -145,14 +146,14 @@ def load_random(
     slots: int = 8,
     seed: int = 0,
 ) -> ChatGLMForServing:
-    """Make a model of `config`'s dimensions with random weights: for measuring and for tests.
+    """Create a model of `config`'s size with random weights, for benchmarks and tests.
 
     Raises:
-        EngineUnavailable: There is no such device here.
+        EngineUnavailable: Unknown device.
     """
-    places = find_devices(device, config.num_layers)
+    devices = find_devices(device, config.num_layers)
     shapes = expected_shapes(config)
-    random = torch.Generator(places[0]).manual_seed(seed)
+    random = torch.Generator(devices[0]).manual_seed(seed)
 
     def matrix(name: str) -> Tensor | Quantised:
         rows, columns = shapes[name]
@@ -168,22 +169,20 @@ def load_random(
         config,
         matrix,
         vector,
-        dtype=find_dtype(dtype, places[0], quantization),
-        device=places[0],
-        more_devices=places[1:],
+        dtype=find_dtype(dtype, devices[0], quantization),
+        devices=devices,
     )
-    return ChatGLMForServing(network, slots=slots, quantization=quantization, stretches=len(places))
+    return ChatGLMForServing(network, slots=slots, quantization=quantization, stages=len(devices))
 
 
 def random_quantised(rows: int, columns: int, bits: int, random: torch.Generator) -> Quantised:
-    """Draw a matrix as if quantised from normal weights with a variance of 1 / columns, on the device of `random`."""
-
+    """Draw a matrix as if quantised from normal weights of variance 1 / columns, on `random.device`."""
     device = random.device
 
     def drawn(width: int) -> Tensor:
         return torch.randint(-128, 128, (rows, width), dtype=torch.int8, generator=random, device=device)
 
-    # Bytes and nibbles drawn evenly vary by 74 and by 4.6 steps.
+    # Standard deviations of uniform bytes and nibbles: 74 and 4.6 steps.
     if bits == 8:
         return Int8(drawn(columns), torch.full((rows, 1), columns**-0.5 / 74, device=device))
     groups = columns // (group_of(columns) or columns)
@@ -192,24 +191,24 @@ def random_quantised(rows: int, columns: int, bits: int, random: torch.Generator
 
 
 def find_devices(names: str, layers: int) -> list[torch.device]:
-    """Turn `engine.device`, one name or several with commas between, into devices that share the layers.
+    """Parse `engine.device`, one or more comma-separated names, into devices that share the layers.
 
     Raises:
-        EngineUnavailable: One of them is not here, or they are more than the layers.
+        EngineUnavailable: Unknown device, or more devices than layers.
     """
     found = [find_device(name.strip()) for name in names.split(",")]
     if len(found) > layers:
         raise EngineUnavailable(
-            f'engine.device = "{names}" names {len(found)} devices, and the model has {layers} layers: name fewer'
+            f'engine.device = "{names}" has {len(found)} devices, but the model only {layers} layers: name fewer'
         )
     return found
 
 
 def find_device(name: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that is here.
+    """Resolve "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Raises:
-        EngineUnavailable: It is not here, or there is no such name.
+        EngineUnavailable: Unknown device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -218,11 +217,13 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as exc:
-        raise EngineUnavailable(f'engine.device = "{name}" is no device: use auto, cpu, cuda, cuda:1 or mps') from exc
+        raise EngineUnavailable(
+            f'engine.device = "{name}" is not a device: use auto, cpu, cuda, cuda:1 or mps'
+        ) from exc
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
         raise EngineUnavailable(
-            f'engine.device = "{name}", and torch {torch.__version__} finds no such device here: use auto or cpu'
+            f'engine.device = "{name}": torch {torch.__version__} finds no such device on this machine; use auto or cpu'
         )
     return device
 
@@ -233,7 +234,7 @@ def find_dtype(name: DType, device: torch.device, quantization: Quantization) ->
         return _DTYPES[name]
     if device.type != "cpu":
         return torch.float16
-    # The packed products are fast with bfloat16 activations only.
+    # The packed matmuls are fast with bfloat16 activations only.
     return torch.float32 if quantization == "none" else torch.bfloat16
 
 
@@ -241,7 +242,7 @@ def _prefix(checkpoint: Checkpoint, config: ChatGLMConfig, *, needed: bool) -> T
     prefix = read_prefix(checkpoint, config)
     if prefix is None and needed:
         raise CheckpointError(
-            f"{checkpoint.folder} holds no P-Tuning prefix (no tensor {PREFIX}embedding.weight): name the folder that "
-            'training wrote, or set engine.ptuning = ""'
+            f"{checkpoint.folder} holds no P-Tuning prefix (no tensor {PREFIX}embedding.weight): name the output folder "
+            'of the training, or set engine.ptuning = ""'
         )
     return prefix

@@ -12,24 +12,23 @@ from torch.nn import functional
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.kernels.attention import attention, mask_bias
 
-# The published network scales its residuals by its 28 layers, however many it has.
+# The published constant, for 28 layers, whatever the number of layers is.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
 class Attend(Protocol):
-    """How a layer's queries meet keys: those of the same step, or those of a cache."""
+    """Attention of a layer, over the step's own keys or a cache."""
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Mix values for each query; all are `[rows, heads, tokens, head_dim]`."""
+        """Attend; all tensors are `[rows, heads, tokens, head_dim]`."""
         ...
 
 
 class WholeSequence:
     """Attention within one step, without a cache.
 
-    `mask` is bool `[rows or 1, tokens, tokens]` and True where a key is hidden.
-    `prefix` holds the keys and values of a P-Tuning v2 prefix, seen by every query:
-    `[layers, 2, heads, prefix, head_dim]`.
+    `mask` is bool `[rows or 1, tokens, tokens]`, True where masked.  `prefix` holds keys and
+    values of a P-Tuning v2 prefix, `[layers, 2, heads, prefix, head_dim]`.
     """
 
     def __init__(self, mask: Tensor, prefix: Tensor | None = None) -> None:
@@ -51,11 +50,10 @@ class WholeSequence:
 
 
 def rotary_angles(positions: Tensor, dim: int, half: bool = False) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles, `[*positions.shape, dim / 2]`.
+    """Return cosine and sine of the RoPE angles, `[*positions.shape, dim / 2]`.
 
-    The inverse frequencies are fp16 numbers always, as the published network has them.
-    With `half` the angles are too, which is what it does in fp16: wrong by 0.4 at
-    position 2047, and good for comparisons only.
+    The inverse frequencies are rounded to fp16, as in the published network.  `half` also
+    computes the angles in fp16, as it does: off by 0.4 at position 2047, for comparisons only.
     """
     exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim
     frequency = (1.0 / 10000.0**exponent).half()
@@ -65,18 +63,18 @@ def rotary_angles(positions: Tensor, dim: int, half: bool = False) -> tuple[Tens
 
 
 def all_angles(config: ChatGLMConfig, device: torch.device, half: bool = False) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every position there is, float32 `[positions, head_dim / channels / 2]`."""
-    # A block's positions begin with 1: there is one more than there are tokens.
+    """Return cosine and sine per position, float32 `[positions, head_dim / channels / 2]`."""
+    # Block positions begin with 1: one more position than tokens.
     positions = torch.arange(config.max_sequence_length + 1, device=device)
     cos, sin = rotary_angles(positions, config.head_dim // config.channels, half)
     return cos.float().contiguous(), sin.float().contiguous()
 
 
-class Rotation:
-    """One step's rotation of queries and keys, the same for all layers.
+class RotaryEmbedding:
+    """RoPE of one step, shared by all layers.
 
-    `positions` is int64 `[rows, tokens, channels]`.  The head is cut into a part per
-    channel, and each part has its own pairs (i, i + size / 2) and its own position.
+    `positions` is int64 `[rows, tokens, channels]`.  The head is split into one part per
+    channel, each with its own position and pairs (i, i + size / 2).
     """
 
     def __init__(self, positions: Tensor, head_dim: int, half: bool = False) -> None:
@@ -94,7 +92,7 @@ class Rotation:
 
 
 class Embedding(nn.Module):
-    """The table of the words: a row per id going in, a product with all rows coming out."""
+    """Input embedding and output projection that share one matrix."""
 
     def __init__(self, config: ChatGLMConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -115,7 +113,7 @@ class SelfAttention(nn.Module):
         self.dense: nn.Module = nn.Linear(config.hidden_size, config.hidden_size, dtype=dtype)
         self._shape = (config.num_attention_heads, 3, config.head_dim)
 
-    def forward(self, hidden: Tensor, layer: int, rotation: Rotation, attend: Attend) -> Tensor:
+    def forward(self, hidden: Tensor, layer: int, rotation: RotaryEmbedding, attend: Attend) -> Tensor:
         heads = self.query_key_value(hidden).unflatten(-1, self._shape)  # per head: query, key, value
         query, key = rotation(heads[..., :2, :]).transpose(1, 2).unbind(-2)
         mixed = attend(layer, query, key, heads[..., 2, :].transpose(1, 2))
@@ -134,7 +132,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer.  What is added back is the normalised input, not the input."""
+    """One layer.  The residual is the normalised input, not the input."""
 
     def __init__(self, config: ChatGLMConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -148,7 +146,7 @@ class Block(nn.Module):
     def device(self) -> torch.device:
         return self.input_layernorm.weight.device
 
-    def forward(self, hidden: Tensor, layer: int, rotation: Rotation, attend: Attend) -> Tensor:
+    def forward(self, hidden: Tensor, layer: int, rotation: RotaryEmbedding, attend: Attend) -> Tensor:
         normed = self.input_layernorm(hidden)
         mixed = self.attention(normed.to(self._dtype), layer, rotation, attend)
         normed = self.post_attention_layernorm(torch.add(mixed, normed, alpha=RESIDUAL_SCALE))
@@ -164,11 +162,10 @@ class Transformer(nn.Module):
 
 
 class ChatGLM(nn.Module):
-    """The network; its parameters have the published names, and lm_head is the embedding.
+    """The network, with the published parameter names; lm_head is the embedding.
 
-    Products run in `dtype`, norms and residuals in float32 always.  `half_angles`
-    reproduces the fp16 rotation of the published code, for comparisons.  Layers may lie
-    on several devices: what goes from one to the next moves along.
+    Matmuls run in `dtype`, norms and residuals in float32.  `half_angles` reproduces the fp16
+    RoPE of the published code, for comparisons.  Layers may be on several devices.
     """
 
     def __init__(self, config: ChatGLMConfig, dtype: torch.dtype = torch.float32, *, half_angles: bool = False) -> None:
@@ -184,32 +181,32 @@ class ChatGLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where ids and positions are wanted, and logits come out: the embedding is there."""
+        """Device of inputs, embedding and logits."""
         return self.blocks[0].device
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """Return the logits at every token, `[rows, tokens, vocab]`.
+        """Return logits `[rows, tokens, vocab]`.
 
-        `ids` is int64 `[rows, tokens]`, `positions` int64 `[rows, tokens, channels]`,
-        `mask` bool `[rows or 1, tokens, tokens]`, True where a key is hidden:
-        `layout_of(prompt, config)` makes the last two.  `prefix` as in `WholeSequence`.
+        `ids` is int64 `[rows, tokens]`, `positions` int64 `[rows, tokens, channels]`, `mask`
+        bool `[rows or 1, tokens, tokens]`, True where masked; the last two come from
+        `layout_of(prompt, config)`.  `prefix` as in `WholeSequence`.
         """
         return self.logits(self.hidden(ids, positions, WholeSequence(mask, prefix)))
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Run the layers; return what the final norm makes of them, `[rows, tokens, hidden]`."""
-        rotation = Rotation(positions, self.config.head_dim, self.half_angles)
+        """Run the layers; return the final hidden states `[rows, tokens, hidden]`."""
+        rotation = RotaryEmbedding(positions, self.config.head_dim, self.half_angles)
         hidden = self.transformer.word_embeddings(ids).float()
         device = hidden.device
         for layer, block in enumerate(self.blocks):
             if block.device != device:
                 device = block.device
                 hidden = hidden.to(device)
-                rotation = Rotation(positions.to(device), self.config.head_dim, self.half_angles)
+                rotation = RotaryEmbedding(positions.to(device), self.config.head_dim, self.half_angles)
             hidden = block(hidden, layer, rotation, attend)
         return cast("Tensor", self.transformer.final_layernorm(hidden))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Score every word of the vocabulary; `[..., hidden]` to `[..., vocab]`."""
+        """Return logits `[..., vocab]` of hidden states `[..., hidden]`."""
         table = cast("Embedding", self.transformer.word_embeddings)
         return table.logits(hidden.to(self.device))

@@ -1,4 +1,4 @@
-"""Decoding steps on a CPU whose layers are one call: what `Decoder` is on CUDA."""
+"""Decode steps on a CPU: all layers in one native call."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from bot.engine.chatglm.model import RESIDUAL_SCALE, Block, ChatGLM, all_angles
 from bot.engine.kernels import Linear
-from bot.engine.kernels.native.layers import Layer, Layers, suits
-from bot.engine.kernels.native.products import Product
+from bot.engine.kernels.native.layers import Layer, Layers, supports
+from bot.engine.kernels.native.matmul import NativeMatmul
 from bot.engine.serving.cache import KeyValueCache
 
 
 class NativeDecoder:
-    """Feeds up to `MOST_ROWS` rows one token each, and returns the logits of the next, `[rows, vocab]`."""
+    """Decode one token for each of up to `MOST_ROWS` rows; return logits `[rows, vocab]`."""
 
     def __init__(self, network: ChatGLM, cache: KeyValueCache, layers: Sequence[Layer]) -> None:
         self._network = network
@@ -30,7 +30,7 @@ class NativeDecoder:
         )
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Run one step; a row is an id, its slot, its token's place in the slot's cache, and the token's positions."""
+        """Run one step; a row is a token id, its slot, its index in the cache, and its positions."""
         numbers = torch.tensor([*zip(*rows, strict=True)])
         ids, slots, at = numbers[:3].unbind()
         hidden = self._layers(self._network.transformer.word_embeddings(ids), slots, at, numbers[3:])
@@ -38,9 +38,9 @@ class NativeDecoder:
 
 
 def native_decoder(network: ChatGLM, cache: KeyValueCache) -> NativeDecoder | None:
-    """Make one for a network all of whose layers are products of `kernels.native`; None for others."""
+    """Return a decoder if every matmul of the network is native, else None."""
     layers = [_layer(block) for block in network.blocks]
-    if not suits(cache.keys) or any(layer is None for layer in layers):
+    if not supports(cache.keys) or any(layer is None for layer in layers):
         return None
     return NativeDecoder(network, cache, [layer for layer in layers if layer is not None])
 
@@ -48,7 +48,7 @@ def native_decoder(network: ChatGLM, cache: KeyValueCache) -> NativeDecoder | No
 def _layer(block: Block) -> Layer | None:
     attention, mlp = block.attention, block.mlp
     linear = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
-    products = [each.product for each in linear if isinstance(each, Linear) and isinstance(each.product, Product)]
+    products = [each.matmul for each in linear if isinstance(each, Linear) and isinstance(each.matmul, NativeMatmul)]
     if len(products) < len(linear):
         return None
     query_key_value, dense, up, down = products

@@ -1,4 +1,4 @@
-"""The rounds of a chat, written as ChatGLM-6B was trained to read them."""
+"""Prompt format of ChatGLM-6B."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ _CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
 def render(messages: Sequence[ChatMessage]) -> str:
-    """Write a chat as the text of one prompt.
+    """Format a chat as one prompt.
 
-    A lone question stands as it is; after the first answer every question is a
-    numbered round, counted from 0.  Nothing is trimmed or escaped.
+    A single question is used as is; otherwise every question is a round, numbered from 0.
+    Nothing is trimmed or escaped.
 
-    The model knows no system role.  System messages, wherever they stand, become
-    one opening round: they are what was asked first, and agreed to in their own
-    language.  Messages of one role in a row are one message of several lines; an
-    answer to nothing answers an empty question; a chat that ends with an answer
-    asks an empty one.
+    The model has no system role: system messages become a first round, acknowledged in
+    their language.  Consecutive messages of one role are joined by newlines.  An answer
+    without a question, and a chat that ends with an answer, get an empty question.
 
     >>> render([ChatMessage("user", "你好")])
     '你好'
@@ -51,7 +49,7 @@ def _opening(messages: Sequence[ChatMessage]) -> list[tuple[str, str | None]]:
 
 
 def _rounds(messages: Sequence[ChatMessage]) -> Iterator[tuple[str, str | None]]:
-    """Pair questions with answers; only the last pair may still lack its answer."""
+    """Pair questions with answers; the last answer may be None."""
     question: list[str] = []
     answer: list[str] = []
     for message in messages:

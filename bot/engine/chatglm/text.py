@@ -1,8 +1,8 @@
-"""Ids to the text people read: ChatGLM's way of tidying an answer, all at once or as it grows.
+"""Detokenisation of ChatGLM answers, whole or incremental.
 
-`expand`, `clean_up` and `respond` do to a whole answer what the published code does; they
-are the definition.  `AnswerStream` does the same to an answer that is still being
-written, and gives out text only when no later token can change it.
+`expand`, `clean_up` and `respond` process a whole answer like the published code; they are
+the reference.  `AnswerDetokenizer` does the same incrementally, and returns text only once
+no later token can change it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-MAX_BLANK = 80  # the longest run of spaces that is one piece
+MAX_BLANK = 80  # the longest run of spaces with its own piece
 
 WHITE_SPACE = {"<n>": "\n", "<|tab|>": "\t", **{f"<|blank_{n}|>": " " * n for n in range(2, MAX_BLANK + 1)}}
 
-# transformers 4.27.1, clean_up_tokenization: one replacement after the other.
+# transformers 4.27.1, clean_up_tokenization: replacements in this order.
 CLEAN_UP = (
     (" .", "."),
     (" ?", "?"),
@@ -30,7 +30,7 @@ CLEAN_UP = (
     (" 're", "'re"),
 )
 
-# Left over from the model's training texts; the published code fills it in like this.
+# A placeholder of the training data, replaced as in the published code.
 TRAINING_TIME = {"[[训练时间]]": "2023年"}
 
 _FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
@@ -39,30 +39,30 @@ _OPEN_MARK = re.compile(r"[,!:;?]\Z")
 
 
 class Pieces(Protocol):
-    """What the stream must know of a vocabulary."""
+    """The vocabulary as `PieceDecoder` needs it."""
 
     def surface(self, token: int) -> str | bytes | None:
-        """The text of an id with "▁" for a space, or its byte, or None for a control id.
+        """Return the text of an id with "▁" for a space, its byte, or None for a control id.
 
-        Padding is `b""`: it is not even there.
+        Padding is `b""`.
         """
         ...
 
     @property
     def leading_spaces_dropped(self) -> int:
-        """How many pieces at the very start lose a leading "▁"."""
+        """Number of pieces at the start that lose a leading "▁"."""
         ...
 
 
 def expand(text: str) -> str:
-    """Turn the pieces that stand for white space into white space."""
+    """Replace white-space pieces by white space."""
     for code, space in WHITE_SPACE.items():
         text = text.replace(code, space)
     return text
 
 
 def clean_up(text: str) -> str:
-    """Close the gaps before English punctuation.
+    """Remove spaces before English punctuation.
 
     >>> clean_up("I do n't know , sorry .")
     "I don't know, sorry."
@@ -73,7 +73,7 @@ def clean_up(text: str) -> str:
 
 
 def respond(text: str) -> str:
-    """Tidy a whole answer: what the published code calls process_response.
+    """Post-process a whole answer, like process_response of the published code.
 
     >>> respond(" 你好,world!\\n")
     '你好，world!'
@@ -85,7 +85,7 @@ def respond(text: str) -> str:
 
 
 class Filter(Protocol):
-    """A change to a text that arrives in bits."""
+    """An incremental text transformation."""
 
     def push(self, text: str) -> str: ...
 
@@ -93,9 +93,9 @@ class Filter(Protocol):
 
 
 class Replace:
-    """`str.replace` for a text that arrives in bits; no key may begin inside another key.
+    """Incremental `str.replace`; no key may begin inside another key.
 
-    Holds back the end of the text while it may be the beginning of a key.
+    Holds back the end of the text while it may begin a key.
     """
 
     def __init__(self, table: Mapping[str, str]) -> None:
@@ -130,7 +130,7 @@ class Replace:
 
 
 class Strip:
-    """`str.strip` for a text that arrives in bits: holds back white space until more follows."""
+    """Incremental `str.strip`: holds back white space until more text follows."""
 
     def __init__(self) -> None:
         self._started = False
@@ -154,7 +154,7 @@ class Strip:
 
 
 class Punctuation:
-    """Full-width marks beside Chinese: holds back a mark until the character after it is known."""
+    """Full-width punctuation beside Chinese: holds back a mark until the next character is known."""
 
     def __init__(self) -> None:
         self._before = ""
@@ -175,10 +175,10 @@ class Punctuation:
         return held
 
 
-class Spelling:
-    """SentencePiece's decoding, an id at a time: whole characters only.
+class PieceDecoder:
+    """Incremental SentencePiece decoding, in whole characters.
 
-    Bytes that are no UTF-8 become one U+FFFD each.
+    Each byte that is not valid UTF-8 becomes U+FFFD.
     """
 
     def __init__(self, pieces: Pieces) -> None:
@@ -209,15 +209,15 @@ class Spelling:
 
 
 def _visible(text: str) -> str:
-    # "surrogateescape" marks every wrong byte by itself; "replace" would join some.
+    # "surrogateescape" marks every invalid byte; "replace" would merge some.
     return "".join("\ufffd" if "\udc80" <= char <= "\udcff" else char for char in text)
 
 
-class AnswerStream:
-    """The tidied answer as it grows; the joined texts are `ChatGLMTokenizer.complete(ids)`."""
+class AnswerDetokenizer:
+    """Incremental detokenizer; the joined texts equal `ChatGLMTokenizer.complete(ids)`."""
 
     def __init__(self, pieces: Pieces) -> None:
-        self._spelling = Spelling(pieces)
+        self._decoder = PieceDecoder(pieces)
         self._filters: Sequence[Filter] = (
             Replace(WHITE_SPACE),
             *(Replace({gap: closed}) for gap, closed in CLEAN_UP),
@@ -227,13 +227,13 @@ class AnswerStream:
         )
 
     def push(self, token: int) -> str:
-        text = self._spelling.push(token)
-        for change in self._filters:
-            text = change.push(text)
+        text = self._decoder.push(token)
+        for each in self._filters:
+            text = each.push(text)
         return text
 
     def finish(self) -> str:
-        text = self._spelling.finish()
-        for change in self._filters:
-            text = change.push(text) + change.finish()
+        text = self._decoder.finish()
+        for each in self._filters:
+            text = each.push(text) + each.finish()
         return text

@@ -1,4 +1,4 @@
-"""Text to ids and back, with the SentencePiece model that lies in a checkpoint (ice_text.model)."""
+"""Tokenizer of ChatGLM, over a checkpoint's SentencePiece model (ice_text.model)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sentencepiece import SentencePieceProcessor
 from bot.domain import ChatMessage
 from bot.engine.chatglm import prompt
 from bot.engine.chatglm.config import check_file, read_json
-from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerStream, clean_up, expand, respond
+from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerDetokenizer, clean_up, expand, respond
 from bot.errors import CheckpointError
 
 MODEL_FILE = "ice_text.model"
 
-# Where every ChatGLM vocabulary begins, and the pieces that follow its words.
+# The first pieces of every ChatGLM vocabulary, and those after its words.
 _FIRST_PIECES = ("<unk>", "<s>", "</s>", "<pad>", "<n>")
 _CONTROL_PIECES = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 _BLANK_PIECES = tuple(piece for piece in WHITE_SPACE if piece != "<n>")
@@ -37,16 +37,15 @@ _PIECES = {space: piece for piece, space in WHITE_SPACE.items()}
 
 
 class ChatGLMTokenizer:
-    """ChatGLM's tokenizer: SentencePiece, with pieces for white space and for bytes.
+    """SentencePiece with pieces for white space and bytes.
 
-    What somebody typed never becomes a control id: `<sop>` in a text is five
-    characters.  (The published code makes it the control id, which moves the border
-    of the context.)  `<n>`, `<|tab|>` and `<|blank_2|>` in a text are the white space
-    that they stand for, as in the published code; they control nothing.
+    User text never becomes a control id: `<sop>` in a text is five characters.  (In the
+    published code it becomes the control id, which changes the attention mask.)  `<n>`, `<|tab|>`
+    and `<|blank_2|>` in a text become white space, as in the published code.
     """
 
     def __init__(self, model: SentencePieceProcessor, image_tokens: int = 0) -> None:
-        """Take a model with ChatGLM's pieces; `image_tokens` is added to each of its ids."""
+        """Wrap a model with ChatGLM's pieces; `image_tokens` is an offset of its ids."""
         self._model = model
         self._offset = image_tokens
         self._pad = self.id_of("<pad>")
@@ -54,7 +53,7 @@ class ChatGLMTokenizer:
         self._context = (self.id_of("[gMASK]"), self.id_of("<sop>"))
         self.stop_ids = frozenset([self.id_of("<eop>")])
         self.vocabulary = image_tokens + model.vocab_size()
-        # SentencePiece drops all of them, the first only, or none, and does not say which.
+        # SentencePiece drops all of them, only the first, or none; there is no API to ask.
         kept = len(model.decode_pieces(["▁", "▁"]))
         self.leading_spaces_dropped = 2 - kept if kept else sys.maxsize
 
@@ -63,46 +62,46 @@ class ChatGLMTokenizer:
         """Read the tokenizer of a checkpoint.
 
         Raises:
-            CheckpointError: ice_text.model is missing, damaged or another model's.
+            CheckpointError: ice_text.model is missing, corrupt or another model's.
         """
         model = _read_model(folder / MODEL_FILE)
         return cls(model, _image_tokens(folder, model))
 
     def id_of(self, piece: str) -> int:
-        """Return the id of a piece that is in the vocabulary."""
+        """Return the id of a piece of the vocabulary."""
         return int(self._model.piece_to_id(piece)) + self._offset
 
     def encode(self, text: str) -> list[int]:
-        """Turn any text into ids; none of them is a control id."""
-        # Two halves of one character are joined, a half alone is like U+FFFD.
+        """Encode any text; the ids contain no control id."""
+        # Surrogate pairs are joined, lone surrogates become U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         text = _WHITE_SPACE_RUN.sub(lambda run: _PIECES[run[0]], text)
         ids = [token + self._offset for token in self._model.encode(text)]
         if self._control.isdisjoint(ids):
             return ids
-        # SentencePiece makes control pieces out of text only where a model file declares them
-        # to be words of its users.  None should; in one that does, their bytes stand for them.
-        return [part for token in ids for part in (self._spelled(token) if token in self._control else [token])]
+        # SentencePiece returns control pieces for text only if a model file declares them as
+        # user-defined symbols.  None should; if one does, they are encoded as bytes.
+        return [part for token in ids for part in (self._as_bytes(token) if token in self._control else [token])]
 
-    def _spelled(self, token: int) -> list[int]:
+    def _as_bytes(self, token: int) -> list[int]:
         return [self.id_of(_BYTE_PIECES[byte]) for byte in self.piece(token).encode()]
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Turn a chat into the ids the model is fed: its text, then [gMASK] and <sop>."""
+        """Return the prompt ids of a chat: its text, then [gMASK] and <sop>."""
         return [*self.encode(prompt.render(messages)), *self._context]
 
     def piece(self, token: int) -> str:
-        """Name an id; ids below `image_tokens` were pictures in another model.
+        """Return the piece of an id; ids below `image_tokens` are unused image tokens.
 
         Raises:
-            IndexError: There is no such id.
+            IndexError: Unknown id.
         """
         if 0 <= token < self._offset:
             return f"<image_{token}>"
         return str(self._model.id_to_piece(token - self._offset))
 
     def surface(self, token: int) -> str | bytes | None:
-        """Say what an id is to `text.Pieces`."""
+        """See `text.Pieces`."""
         piece, index = self.piece(token), token - self._offset
         if index < 0:
             return piece
@@ -117,16 +116,16 @@ class ChatGLMTokenizer:
         return piece
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids into the text they spell, with the gaps before English punctuation closed."""
+        """Decode ids, without spaces before English punctuation."""
         pieces = [self.piece(token) for token in ids if token != self._pad]
         return clean_up(expand(self._model.decode_pieces(pieces)))
 
     def complete(self, ids: Iterable[int]) -> str:
-        """Turn the ids of a whole answer into the answer: what `detokenizer` says bit by bit."""
+        """Decode the ids of a whole answer; `detokenizer` does it incrementally."""
         return respond(self.decode(ids))
 
-    def detokenizer(self) -> AnswerStream:
-        return AnswerStream(self)
+    def detokenizer(self) -> AnswerDetokenizer:
+        return AnswerDetokenizer(self)
 
 
 def _read_model(path: Path) -> SentencePieceProcessor:
@@ -135,38 +134,38 @@ def _read_model(path: Path) -> SentencePieceProcessor:
         content = path.read_bytes()
     except OSError as exc:
         raise CheckpointError(
-            f"{path} cannot be read ({exc.strerror}): copy the {MODEL_FILE} of the checkpoint there"
+            f"{path} cannot be read ({exc.strerror}): copy the checkpoint's {MODEL_FILE} there"
         ) from exc
     if not content:
         raise CheckpointError(f"{path} is empty: download it again")
     digest = hashlib.sha256(content).hexdigest()
     if _PUBLISHED.get(len(content), digest) != digest:
-        raise CheckpointError(f"{path} has the size of the published file but not its content: download it again")
+        raise CheckpointError(f"{path} is corrupt: the published file's size, but another SHA-256; download it again")
     try:
         model = SentencePieceProcessor(model_proto=content)
         pieces: list[str] = model.id_to_piece(list(range(model.vocab_size())))
     except (RuntimeError, ValueError) as exc:
-        raise CheckpointError(f"{path} is damaged, or no SentencePiece model: download it again") from exc
+        raise CheckpointError(f"{path} is corrupt or not a SentencePiece model: download it again") from exc
     first = tuple(pieces[: len(_FIRST_PIECES)])
     if first != _FIRST_PIECES:
         raise CheckpointError(
-            f"{path} is another model's vocabulary: it begins with {' '.join(first)} and not with "
+            f"{path} is another model's vocabulary: it begins with {' '.join(first)} instead of "
             f"{' '.join(_FIRST_PIECES)}; use the {MODEL_FILE} of ChatGLM-6B"
         )
     layout, known = (*_CONTROL_PIECES, *_BLANK_PIECES, *_BYTE_PIECES), set(pieces)
     missing = [piece for piece in layout if piece not in known]
     if len(missing) == len(layout):
-        # The first release's file ends with the words; its code adds the rest while it runs.
+        # The first release's file ends with the words; its code adds the other pieces.
         return SentencePieceProcessor(model_proto=content + _layout_pieces())
     if missing:
         raise CheckpointError(
-            f"{path} misses {len(missing)} of ChatGLM's pieces, {missing[0]} first: download it again"
+            f"{path} lacks {len(missing)} of ChatGLM's pieces, for example {missing[0]}: download it again"
         )
     return model
 
 
 def _layout_pieces() -> bytes:
-    """Write the pieces after the words as protocol buffers, which add up when put end to end."""
+    """Serialise the pieces after the words; concatenated protocol buffers are merged."""
     control, user_defined, byte = 3, 4, 6  # SentencePiece.Type
 
     def entry(piece: str, kind: int) -> bytes:
@@ -185,13 +184,13 @@ def _layout_pieces() -> bytes:
 
 
 def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
-    """Find what is added to every id, and hold it against the ids that config.json names."""
+    """Return the offset of all ids, checked against the ids in config.json."""
     named, own = (
         read_json(path) if (path := folder / name).exists() else {} for name in ("config.json", "tokenizer_config.json")
     )
     offset = own.get("num_image_tokens")
     if not isinstance(offset, int):
-        # The first release's code adds them without a word in its JSON files.
+        # The first release's code adds the offset without an entry in its JSON files.
         shifted = model.piece_to_id("<sop>") + _FIRST_RELEASE_IMAGE_TOKENS
         offset = _FIRST_RELEASE_IMAGE_TOKENS if named.get("bos_token_id") == shifted else 0
     for key, piece in (
@@ -205,12 +204,12 @@ def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
             raise CheckpointError(
                 f"{folder / 'config.json'} says {key} = {named[key]}, but {piece} is {found} in {MODEL_FILE}"
                 f"{f' with {offset} image tokens' if offset else ''}: "
-                "the two are not of one model; download both again"
+                "the files are of different models; download both again"
             )
     rows, last = named.get("vocab_size"), offset + model.vocab_size() - 1
     if isinstance(rows, int) and rows <= last:
         raise CheckpointError(
             f"{folder / 'config.json'} says vocab_size = {rows}, but {MODEL_FILE} has ids up to {last}: "
-            "the two are not of one model; download both again"
+            "the files are of different models; download both again"
         )
     return offset

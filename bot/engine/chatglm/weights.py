@@ -1,4 +1,4 @@
-"""From a checkpoint to the network: what must be in it, quantised on the way if asked."""
+"""Build the network from a checkpoint: validate, quantise, place on devices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bot.engine.base import Progress
 from bot.engine.chatglm.checkpoint import AGAIN, Checkpoint, TensorInfo
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.model import ChatGLM, Embedding
@@ -20,8 +21,6 @@ from bot.engine.kernels import Int4, Int8, Linear, Quantised, TiedEmbedding, qua
 from bot.errors import CheckpointError
 
 Quantization = Literal["none", "int8", "int4"]
-Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes there are."""
 
 EMBEDDING = "transformer.word_embeddings.weight"
 PREFIX = "transformer.prefix_encoder."
@@ -36,23 +35,22 @@ def read_network(
     *,
     quantization: Quantization,
     dtype: torch.dtype,
-    device: torch.device,
-    more_devices: Sequence[torch.device] = (),
+    devices: Sequence[torch.device],
     half_angles: bool = False,
     progress: Progress | None = None,
 ) -> ChatGLM:
-    """Read the weights, a tensor at a time; `config` is of `stored_config`.
+    """Read the weights, one tensor at a time; `config` is from `stored_config`.
 
-    Layers are split evenly between `device` and `more_devices`.
+    Layers are split evenly between `devices`.
 
     Raises:
-        CheckpointError: It holds something else than `config` and `quantization` need.
+        CheckpointError: The tensors do not match `config` and `quantization`.
     """
     check_quantization(checkpoint.folder, config, quantization)
     shapes = expected_shapes(config)
     _check_tensors(checkpoint, config, shapes)
     tensors = checkpoint.tensors
-    place = Places([device, *more_devices], config.num_layers)
+    device_of = DeviceMap(devices, config.num_layers)
     total = sum(tensors[name].bytes for name in shapes)
     done = 0
 
@@ -71,11 +69,9 @@ def read_network(
             weight = weight.clone()
             return Int4(weight, scale) if config.quantization_bit == 4 else Int8(weight, scale)
         bits = bits_of(config, name, quantization)
-        return quantise(weight.to(place(name)), bits) if bits else weight
+        return quantise(weight.to(device_of(name)), bits) if bits else weight
 
-    return build_network(
-        config, matrix, read, dtype=dtype, device=device, more_devices=more_devices, half_angles=half_angles
-    )
+    return build_network(config, matrix, read, dtype=dtype, devices=devices, half_angles=half_angles)
 
 
 def build_network(
@@ -84,54 +80,53 @@ def build_network(
     vector: Callable[[str], Tensor],
     *,
     dtype: torch.dtype,
-    device: torch.device,
-    more_devices: Sequence[torch.device] = (),
+    devices: Sequence[torch.device],
     half_angles: bool = False,
 ) -> ChatGLM:
-    """Make the network of the tensors that `matrix` and `vector` return for each name."""
+    """Create the network from the tensors that `matrix` and `vector` return by name."""
     with torch.device("meta"):
         network = ChatGLM(config, dtype, half_angles=half_angles)
-    place = Places([device, *more_devices], config.num_layers)
+    device_of = DeviceMap(devices, config.num_layers)
 
-    def own(path: str, kind: torch.dtype) -> Tensor:
-        # A copy always: what a file holds must not change under us.
-        return vector(path).to(place(path), kind, copy=True)
+    # Always copies: the checkpoint's files may change while the model runs.
+    def copy_vector(path: str, kind: torch.dtype) -> Tensor:
+        return vector(path).to(device_of(path), kind, copy=True)
 
-    def owned(path: str) -> Tensor | Quantised:
-        weight = matrix(path)
-        return weight.to(place(path), dtype, copy=True) if isinstance(weight, Tensor) else weight.to(place(path))
+    def copy_matrix(path: str) -> Tensor | Quantised:
+        weight, device = matrix(path), device_of(path)
+        return weight.to(device, dtype, copy=True) if isinstance(weight, Tensor) else weight.to(device)
 
     for path, module in list(network.named_modules()):
         parent, _, name = path.rpartition(".")
         match module:
             case nn.Linear():
-                linear = Linear(owned(f"{path}.weight"), own(f"{path}.bias", dtype), dtype)
+                linear = Linear(copy_matrix(f"{path}.weight"), copy_vector(f"{path}.bias", dtype), dtype)
                 setattr(network.get_submodule(parent), name, linear)
             case Embedding():
-                setattr(network.get_submodule(parent), name, TiedEmbedding(owned(f"{path}.weight"), dtype))
+                setattr(network.get_submodule(parent), name, TiedEmbedding(copy_matrix(f"{path}.weight"), dtype))
             case nn.LayerNorm():
-                module.weight = nn.Parameter(own(f"{path}.weight", torch.float32), requires_grad=False)
-                module.bias = nn.Parameter(own(f"{path}.bias", torch.float32), requires_grad=False)
+                module.weight = nn.Parameter(copy_vector(f"{path}.weight", torch.float32), requires_grad=False)
+                module.bias = nn.Parameter(copy_vector(f"{path}.bias", torch.float32), requires_grad=False)
     return network.eval()
 
 
 def split_layers(layers: int, count: int) -> list[range]:
-    """Cut the layers into so many stretches, each about as long as the others.
+    """Split the layers into `count` ranges of about the same length.
 
-    >>> stretches_of(5, 2)
+    >>> split_layers(5, 2)
     [range(0, 2), range(2, 5)]
     """
     ends = [layers * part // count for part in range(count + 1)]
     return [range(first, end) for first, end in pairwise(ends)]
 
 
-class Places:
-    """Which device a tensor belongs on: the embedding on the first, the final norm on the last."""
+class DeviceMap:
+    """Device of each tensor: the embedding on the first, the final norm on the last."""
 
     def __init__(self, devices: Sequence[torch.device], layers: int) -> None:
         self._first, self._last = devices[0], devices[-1]
-        stretches = zip(devices, split_layers(layers, len(devices)), strict=True)
-        self._of_layers = [device for device, stretch in stretches for _ in stretch]
+        stages = zip(devices, split_layers(layers, len(devices)), strict=True)
+        self._of_layers = [device for device, stage in stages for _ in stage]
 
     def __call__(self, name: str) -> torch.device:
         if found := _LAYER.search(name):
@@ -140,59 +135,59 @@ class Places:
 
 
 def stored_config(checkpoint: Checkpoint, config: ChatGLMConfig) -> ChatGLMConfig:
-    """Return `config` with the quantisation that the tensors have, should it not name one.
+    """Return `config` with the quantisation of the stored tensors.
 
     Raises:
-        CheckpointError: It names another.
+        CheckpointError: `config` names another one.
     """
     tensors = checkpoint.tensors
     first = tensors.get("transformer.layers.0.attention.query_key_value.weight")
     table = tensors.get(EMBEDDING)
     if first is None or table is None or len(first.shape) != 2:
-        return config  # what is missing is told with everything else that is
+        return config  # missing tensors are reported by `read_network`
     bits = 0
     if first.dtype == torch.int8:
         bits = 4 if first.shape[1] * 2 == config.hidden_size else 8
     if config.quantization_bit not in (0, bits):
         raise CheckpointError(
-            f"{first.file} holds {_kind(bits)} weights, but config.json beside it says quantization_bit "
-            f"{config.quantization_bit}: these files are not of one download; {AGAIN}"
+            f"{first.file} holds {_kind(bits)} weights, but its config.json says quantization_bit "
+            f"{config.quantization_bit}: the files are from different downloads; {AGAIN}"
         )
     return replace(config, quantization_bit=bits, quantization_embeddings=table.dtype == torch.int8)
 
 
 def check_heads(checkpoint: Checkpoint, config: ChatGLMConfig) -> None:
-    """Hold what config.json says about heads against the rotation that was saved, should there be one.
+    """Check the number of heads in config.json against the stored RoPE frequencies, if any.
 
-    Its numbers are computed anew, but nothing else in a checkpoint depends on how many heads there are.
+    No other tensor depends on the number of heads.
 
     Raises:
-        CheckpointError: They are not of one model.
+        CheckpointError: They do not match.
     """
     wanted = (config.head_dim // config.channels // 2,)
     for name, found in checkpoint.tensors.items():
         if name.endswith("rotary_emb.inv_freq") and found.shape != wanted:
             raise CheckpointError(
-                f"{found.file}: tensor {name} has the shape {list(found.shape)}, and by config.json beside it "
+                f"{found.file}: tensor {name} has the shape {list(found.shape)}, but its config.json "
                 f"(num_attention_heads {config.num_attention_heads}, position_encoding_2d "
-                f"{str(config.position_encoding_2d).lower()}) it must be {list(wanted)}: these files are not of one model"
+                f"{str(config.position_encoding_2d).lower()}) implies {list(wanted)}: the files are of different models"
             )
 
 
-def check_quantization(folder: Path, config: ChatGLMConfig, asked: Quantization) -> None:
-    """Refuse to quantise what is quantised."""
-    if config.quantization_bit and asked != "none":
+def check_quantization(folder: Path, config: ChatGLMConfig, wanted: Quantization) -> None:
+    """Raise CheckpointError if a quantised checkpoint would be quantised again."""
+    if config.quantization_bit and wanted != "none":
         raise CheckpointError(
-            f"{folder} is quantised to {_kind(config.quantization_bit)} already and cannot be quantised to {asked}: set "
-            'engine.quantization = "none" to use it as it is, or take the float16 checkpoint'
+            f"{folder} is already quantised to {_kind(config.quantization_bit)}: set engine.quantization = "
+            f'"none" instead of "{wanted}", or use the float16 checkpoint'
         )
 
 
 def bits_of(config: ChatGLMConfig, matrix: str, quantization: str) -> int:
-    """How many bits a matrix has when it is loaded; 0 is floating.  `config` is of `stored_config`.
+    """Return the bits of a loaded matrix; 0 is float.  `config` is from `stored_config`.
 
-    What comes quantised stays as it is.  The table of the words has 8 always where we
-    quantise: it scores every word, and in 4 it would score some wrongly.
+    Stored quantisation is kept.  Our int4 keeps the embedding in int8: it computes the
+    logits, and 4 bits would change which token is the likeliest.
     """
     if config.quantization_bit:
         return config.quantization_bit if matrix != EMBEDDING or config.quantization_embeddings else 0
@@ -204,7 +199,7 @@ def stored_quantization(config: ChatGLMConfig) -> Quantization:
 
 
 def expected_shapes(config: ChatGLMConfig) -> dict[str, tuple[int, ...]]:
-    """Name every tensor that a checkpoint must hold, in the order they are read, with its shape."""
+    """Return the shapes of all required tensors, in reading order."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def matrix(name: str, rows: int, columns: int, bits: int) -> None:
@@ -238,14 +233,14 @@ def _check_tensors(checkpoint: Checkpoint, config: ChatGLMConfig, shapes: Mappin
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"{checkpoint.folder} lacks the tensor {_some(missing)}, which a ChatGLM-6B of {config.num_layers} layers has: "
+            f"{checkpoint.folder} lacks the tensor {_some(missing)} of a ChatGLM-6B with {config.num_layers} layers: "
             f"the checkpoint is incomplete or another model's; {AGAIN}"
         )
     unknown = [name for name in tensors if name not in shapes and not _is_ignored(name)]
     if unknown:
         raise CheckpointError(
-            f"{tensors[unknown[0]].file} holds the tensor {_some(unknown)}, which a ChatGLM-6B of {config.num_layers} "
-            "layers has not: this is another model, or config.json is another's"
+            f"{tensors[unknown[0]].file} holds the tensor {_some(unknown)}, which a ChatGLM-6B with {config.num_layers} "
+            "layers does not have: the weights or config.json are another model's"
         )
     for name, shape in shapes.items():
         _check_tensor(name, tensors[name], shape, config)
@@ -254,24 +249,24 @@ def _check_tensors(checkpoint: Checkpoint, config: ChatGLMConfig, shapes: Mappin
 def _check_tensor(name: str, found: TensorInfo, shape: tuple[int, ...], config: ChatGLMConfig) -> None:
     if found.shape != shape:
         raise CheckpointError(
-            f"{found.file}: tensor {name} has the shape {list(found.shape)}, and by config.json it must be "
-            f"{list(shape)}: these files are not of one model"
+            f"{found.file}: tensor {name} has the shape {list(found.shape)}, but config.json implies "
+            f"{list(shape)}: the files are of different models"
         )
     packed = f"{name}_scale" in expected_shapes(config)
     if (found.dtype == torch.int8) != packed or not (packed or found.dtype.is_floating_point):
         wanted = "int8" if packed else "floating-point"
         raise CheckpointError(
-            f"{found.file}: tensor {name} holds {_dtype(found.dtype)} numbers where {wanted} ones belong: {AGAIN}"
+            f"{found.file}: tensor {name} has the dtype {_dtype(found.dtype)}; expected {wanted}: {AGAIN}"
         )
 
 
 def _is_ignored(name: str) -> bool:
-    # The embedding serves as lm_head, the rotation is computed, and a prefix is read apart.
+    # lm_head is the embedding, RoPE frequencies are computed, and a prefix is read separately.
     return name.startswith(("lm_head.", PREFIX)) or name.endswith("rotary_emb.inv_freq")
 
 
-def prefix_length(checkpoint: Checkpoint) -> int:
-    """How many tokens the P-Tuning v2 prefix of a checkpoint has; 0 if there is none."""
+def ptuning_length(checkpoint: Checkpoint) -> int:
+    """Return the tokens of a checkpoint's P-Tuning v2 prefix; 0 if it has none."""
     table = checkpoint.tensors.get(f"{PREFIX}embedding.weight")
     return 0 if table is None else max(1, *table.shape[:1])
 
@@ -279,8 +274,8 @@ def prefix_length(checkpoint: Checkpoint) -> int:
 def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     """Read a P-Tuning v2 prefix, with or without projection; None if there is none.
 
-    Other tensors are passed over: the old form holds the whole model again.  Returns
-    float32 `[layers, 2, heads, prefix, head_dim]`, keys and values.
+    Returns float32 `[layers, 2, heads, prefix, head_dim]`, keys and values.  Other tensors
+    are ignored: older files contain the whole model.
 
     Raises:
         CheckpointError: The prefix was trained for another model.
@@ -289,7 +284,7 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     table = tensors.get(f"{PREFIX}embedding.weight")
     if table is None:
         return None
-    length = prefix_length(checkpoint)
+    length = ptuning_length(checkpoint)
     width = config.num_layers * 2 * config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {f"{PREFIX}embedding.weight": (length, width)}
     inner = tensors.get(f"{PREFIX}trans.0.weight")
@@ -308,7 +303,7 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
             what = "is missing" if found is None else f"has the shape {list(found.shape)}, not {list(shape)}"
             raise CheckpointError(
                 f"{table.file}: tensor {name} {what}: this P-Tuning prefix was trained for another model; set "
-                'engine.ptuning = "" or name the folder of one for this model'
+                'engine.ptuning = "", or name the folder of a prefix for this model'
             )
     prefix = checkpoint.read(f"{PREFIX}embedding.weight").float()
     if inner is not None:

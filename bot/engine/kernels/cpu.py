@@ -1,4 +1,4 @@
-"""Fast products on a CPU: our own in C where they could be compiled, else the packed kernels that torch has built in."""
+"""CPU matmuls: native C where it compiles, else torch's packed kernels."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bot.engine.kernels.native import products as native
+from bot.engine.kernels.native import matmul as native
 from bot.engine.kernels.reference import Int4, Int8, Quantised, unpack_int4
 
-# With quantised weights, activations in float32 or float16 are up to 50 times as slow.
+# With quantised weights, float32 or float16 activations are up to 50 times slower.
 _QUANTISED_DTYPE = torch.bfloat16
-# With other sizes the kernels read past the ends of what they are given.
+# With other sizes torch's kernels read out of bounds.
 _ROW_MULTIPLE = 16
 _INT8_COLUMN_MULTIPLE = 16
 _GROUPS = (32, 64, 128, 256)
-_ROWS_AT_ONCE = 1024  # a multiple of every block the packed layout knows (16, 32, 64)
-# From so many activations on, turning the int8 weights to bfloat16 for each product is faster.
+_ROWS_AT_ONCE = 1024  # a multiple of every block of the packed layout (16, 32, 64)
+# From this many activation rows on, converting int8 weights to bfloat16 per call is faster.
 _CONVERT_FROM = 24
 
 
 class PackedFloat:
-    """Floating weights, reordered once for oneDNN, times activations of their dtype.
+    """Float weights, reordered once for oneDNN.
 
-    A plain product reorders them each time, or not at all: 12288 x 4096 weights on one
-    core and 1, 8, 64 activations take 2.4, 3.7, 15 ms in bfloat16 (plain 5.7, 6.0, 17)
-    and 5, 16, 52 ms in float32 (plain 13, 47, 184).
+    `functional.linear` is_reordered them per call or not at all: 12288 x 4096 weights on one
+    core and 1, 8, 64 activations take 2.4, 3.7, 15 ms in bfloat16 (unpacked 5.7, 6.0, 17)
+    and 5, 16, 52 ms in float32 (unpacked 13, 47, 184).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -39,10 +39,7 @@ class PackedFloat:
 
 
 class PackedInt8:
-    """`Int8` weights times bfloat16 activations.
-
-    Each row's scale is applied to the sums, so it is not rounded to bfloat16.
-    """
+    """`Int8` weights for bfloat16 activations; row scales apply to the sums, unrounded."""
 
     def __init__(self, weight: Int8, bias: Tensor | None) -> None:
         self._values = weight.values.contiguous()
@@ -60,7 +57,7 @@ class PackedInt8:
 
 
 class PackedInt4:
-    """`Int4` weights times bfloat16 activations; whole rows that share a scale as in `PackedInt8`."""
+    """`Int4` weights for bfloat16 activations; a scale per row is handled as in `PackedInt8`."""
 
     def __init__(self, weight: Int4, bias: Tensor | None) -> None:
         rows, columns = weight.shape
@@ -72,7 +69,7 @@ class PackedInt4:
         self._scale_and_zero = torch.stack([scale.t(), zero.t()], dim=-1).to(_QUANTISED_DTYPE).contiguous()
         self._row_scale = None if grouped else weight.scale.float().flatten()
         self._bias = torch.zeros(rows) if bias is None else bias.float()
-        # Packing wants an int32 for each weight: a few rows at a time keep that small.
+        # Packing needs an int32 per weight: a few rows at a time limit that memory.
         self._packed = torch.empty(rows, columns // 2, dtype=torch.uint8)
         for first in range(0, rows, _ROWS_AT_ONCE):
             part = slice(first, first + _ROWS_AT_ONCE)
@@ -94,7 +91,7 @@ def _has_groups(weight: Int4) -> bool:
 
 
 def packed_group(weight: Int4) -> int:
-    """Pick the group the kernel is told; 0 where it can do none that suits."""
+    """Return the group size to pass to torch's kernel; 0 if none fits."""
     if _has_groups(weight):
         return weight.group if weight.group in _GROUPS else 0
     return next((group for group in reversed(_GROUPS) if weight.shape[1] % group == 0), 0)
@@ -102,8 +99,8 @@ def packed_group(weight: Int4) -> int:
 
 def pack(
     weight: Tensor | Quantised, bias: Tensor | None, dtype: torch.dtype
-) -> PackedFloat | PackedInt8 | PackedInt4 | native.Product | None:
-    """Prepare a matrix for activations of `dtype`; None where no fast kernel suits it."""
+) -> PackedFloat | PackedInt8 | PackedInt4 | native.NativeMatmul | None:
+    """Pack a matrix for activations of `dtype`; return None if no fast kernel supports it."""
     if isinstance(weight, Tensor):
         return PackedFloat(weight, bias) if is_reordered(dtype) else None
     if dtype != _QUANTISED_DTYPE or weight.shape[0] % _ROW_MULTIPLE:
@@ -116,7 +113,7 @@ def pack(
 
 
 def is_reordered(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN packs floating weights of this dtype on this processor."""
+    """Return whether oneDNN is_reordered float weights of this dtype on this CPU."""
     if not torch._C._has_mkldnn:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

@@ -1,4 +1,4 @@
-"""What there is for CUDA: our Triton kernels, where triton is installed."""
+"""CUDA kernels: Triton, where it is installed."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from torch import Tensor
 from bot.engine.kernels.reference import Quantised
 
 if TYPE_CHECKING:
-    from bot.engine.kernels.triton.products import Product
+    from bot.engine.kernels.triton.matmul import TritonMatmul
 
 log = logging.getLogger(__name__)
 
 
 @cache
 def has_triton() -> bool:
-    """Say whether triton is here, which torch's builds for CUDA bring along on Linux."""
+    """Return whether triton is installed; torch's CUDA builds for Linux include it."""
     found = find_spec("triton") is not None
     if not found:
-        log.warning("triton is not installed: on CUDA, quantised weights are slow without it")
+        log.warning("triton is not installed: quantised weights are slow on CUDA without it")
     return found
 
 
-def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> Product | None:
-    """Prepare a matrix for activations of `dtype`; None where no fast kernel suits it."""
+def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> TritonMatmul | None:
+    """Pack a matrix for activations of `dtype`; return None if no fast kernel supports it."""
     if not has_triton():
         return None
-    # Not before it is needed: a CPU does without triton.
-    from bot.engine.kernels.triton.products import pack as pack_for_triton
+    # Imported here: triton is missing on machines without CUDA.
+    from bot.engine.kernels.triton.matmul import pack as pack_for_triton
 
     return pack_for_triton(weight, bias, dtype)
 
 
-def has_parts(head_dim: int, channels: int, dtype: torch.dtype) -> bool:
-    """Say whether the parts of a decoding step are here for such heads."""
+def has_decode_ops(head_dim: int, channels: int, dtype: torch.dtype) -> bool:
+    """Return whether the fused decode ops support these heads."""
     if not has_triton():
         return False
-    from bot.engine.kernels.triton.ops import suits
+    from bot.engine.kernels.triton.ops import supports
 
-    return suits(head_dim, channels, dtype)
+    return supports(head_dim, channels, dtype)
 
 
-def parts() -> ModuleType:
-    """The parts of a decoding step, those of `kernels.plain` as one kernel each."""
-    from bot.engine.kernels.triton import ops as fused
+def decode_ops() -> ModuleType:
+    """Return the `DecodeOps` module with one Triton kernel per op of `kernels.eager`."""
+    from bot.engine.kernels.triton import ops
 
-    return fused
+    return ops

@@ -1,7 +1,8 @@
-"""The parts of a decoding step in plain torch: the definition that the fused ones are tested against."""
+"""Eager decode ops: the reference for the fused kernels.
 
-# A step has one token a row.  `at` is int64 `[rows]`: where the row's token stands in its slot; -1 marks a row
-# that only pads the batch, which writes nothing and mixes to zeros.
+A step has one token per row.  `at` is int64 `[rows]`, the token's index in its slot; -1
+marks a padding row, which writes nothing and attends to zeros.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """Normalise `product + alpha * residual`, all `[rows, hidden]`, in float32.
 
-    Returns the float32 numbers, the next residual, and the same in `dtype`, the next product's input.
+    Returns it as float32 (the next residual) and in `dtype` (the next matmul's input).
     """
     total = product.float() if residual is None else torch.add(product, residual, alpha=alpha)
     normed: Tensor = norm(total)
@@ -30,11 +31,11 @@ def rope_and_append(
     slots: Tensor,
     at: Tensor,
 ) -> Tensor:
-    """Rotate queries and keys; put keys and values in their slots; return the queries `[rows, heads, head_dim]`.
+    """Apply RoPE, append keys and values to the cache, return queries `[rows, heads, head_dim]`.
 
     `query_key_value` is `[rows, heads * 3 * head_dim]`, `positions` int64 `[rows, channels]`, `angles` the
-    cosine and sine of every position there is, float32 `[positions, head_dim / channels / 2]`, and `keys` and
-    `values` are one layer's `[slots, heads, capacity, head_dim]`.
+    cosine and sine per position, float32 `[positions, head_dim / channels / 2]`, and `keys` and `values`
+    one layer's cache `[slots, heads, capacity, head_dim]`.
     """
     rows, channels = positions.shape
     heads, head_dim = keys.shape[1], keys.shape[3]
@@ -50,7 +51,7 @@ def rope_and_append(
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, slots: Tensor, at: Tensor) -> Tensor:
-    """Let each query `[rows, heads, head_dim]` look at its slot, up to and with `at`; `[rows, heads * head_dim]`."""
+    """Attend from each query to its slot up to and including `at`; return `[rows, heads * head_dim]`."""
     mixed = torch.zeros_like(query)
     for row, (slot, last) in enumerate(zip(slots.tolist(), at.tolist(), strict=True)):
         if last >= 0:

@@ -1,4 +1,4 @@
-"""How many bytes a matrix takes in the form that `Linear` and `TiedEmbedding` keep it in."""
+"""Memory footprint of a matrix as `Linear` and `TiedEmbedding` store it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
-from bot.engine.kernels import cpu
-from bot.engine.kernels.native import products as native
+from bot.engine.kernels.cpu import is_reordered
+from bot.engine.kernels.native import matmul as native
 from bot.engine.kernels.reference import group_of
 
-# A packed copy beside the table's rows costs memory: it is made for small tables only.
+# Only small embedding tables get a packed copy beside their rows.
 PACKED_TABLE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """A matrix; `bits` 0 is floating.  `is_published` tells a scale a row from groups of our own in int4."""
+class MatrixShape:
+    """Size of a matrix; `bits` 0 is float.  A published int4 matrix has one scale per row."""
 
     rows: int
     columns: int
@@ -25,23 +25,23 @@ class Shape:
 
     @property
     def groups(self) -> int:
-        """Scales of a row."""
+        """Scales per row."""
         group = group_of(self.columns) if self.bits == 4 and not self.is_published else None
         return 1 if group is None else self.columns // group
 
 
-def linear_bytes(shape: Shape, dtype: torch.dtype, device: str, *, has_bias: bool) -> int:
-    """Count what a `Linear` for activations of `dtype` holds on a kind of device."""
+def linear_bytes(shape: MatrixShape, dtype: torch.dtype, device: str, *, has_bias: bool) -> int:
+    """Return the bytes of a `Linear` for activations of `dtype` on a device type."""
     rows, columns = shape.rows, shape.columns
     bias = rows * dtype.itemsize if has_bias else 0
     if shape.bits == 0:
         return rows * columns * dtype.itemsize + bias
     values = rows * columns * shape.bits // 8
     if device == "cpu" and _is_native(shape, dtype):
-        # A float32 bias always, and as many bytes of scales, or of scales and zeros of groups.
+        # Always a float32 bias; per group 4 bytes: a float32 scale, or a bfloat16 scale and zero.
         return values + rows * (4 + 4 * shape.groups)
     if device == "cpu" and _is_packed(shape, dtype):
-        # A float32 bias always; ones where the row's scale is applied to the sums.
+        # Always a float32 bias; ones where the row scale is applied to the sums.
         if shape.bits == 8:
             return values + rows * (4 + 4 + 2)
         groups = shape.groups
@@ -53,26 +53,26 @@ def linear_bytes(shape: Shape, dtype: torch.dtype, device: str, *, has_bias: boo
     return values + rows * shape.groups * (4 if _has_zero(shape) else 2) + bias
 
 
-def table_bytes(shape: Shape, dtype: torch.dtype, device: str) -> int:
-    """Count what a `TiedEmbedding` holds: rows to look up, and their product."""
+def table_bytes(shape: MatrixShape, dtype: torch.dtype, device: str) -> int:
+    """Return the bytes of a `TiedEmbedding`: rows to look up, and a packed matmul."""
     held = linear_bytes(shape, dtype, device, has_bias=False)
     if device != "cpu" or shape.bits == 8:
-        return held  # both read the same
+        return held  # lookup and matmul share the weights
     if shape.bits == 4 and _is_native(shape, dtype):
-        return held + shape.rows * shape.groups * (4 if _has_zero(shape) else 2)  # scales and zeros of the rows
+        return held + shape.rows * shape.groups * (4 if _has_zero(shape) else 2)  # scales and zeros for lookups
     if shape.bits == 4:
         return held + (linear_bytes(shape, dtype, "", has_bias=False) if _is_packed(shape, dtype) else 0)
-    return 2 * held if held <= PACKED_TABLE_BYTES and cpu.is_reordered(dtype) else held
+    return 2 * held if held <= PACKED_TABLE_BYTES and is_reordered(dtype) else held
 
 
-def _is_native(shape: Shape, dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and native.suits(shape.rows, shape.columns, shape.bits, shape.groups)
+def _is_native(shape: MatrixShape, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and native.supports(shape.rows, shape.columns, shape.bits, shape.groups)
 
 
-def _is_packed(shape: Shape, dtype: torch.dtype) -> bool:
+def _is_packed(shape: MatrixShape, dtype: torch.dtype) -> bool:
     multiple = 16 if shape.bits == 8 else 32
     return dtype == torch.bfloat16 and shape.rows % 16 == 0 and shape.columns % multiple == 0
 
 
-def _has_zero(shape: Shape) -> bool:
+def _has_zero(shape: MatrixShape) -> bool:
     return not shape.is_published and group_of(shape.columns) is not None

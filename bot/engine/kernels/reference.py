@@ -1,4 +1,4 @@
-"""int8 and int4 in plain torch: the definition that every faster product is tested against."""
+"""int8 and int4 quantisation in eager torch: the reference for every faster matmul."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# How much of a group's range the grid spans, below and above zero, and how often the best of them
-# is refined.  These leave 0.334 of the squared error of whole-row rounding on normal weights (the
-# bare range 0.40) at 20 ns a weight; 64 spans leave 0.328 at five times that.
+# Fractions of a group's range, below and above zero, that are tried as its grid, and least-squares
+# refinements of the best.  They leave 0.334 of the squared error of whole-row rounding on normal
+# weights (the full range alone 0.40) at 20 ns per weight; 64 spans leave 0.328 at five times that.
 _SPANS = ((1.0, 1.0), (0.96, 0.88), (0.88, 0.88), (0.88, 0.96), (0.8, 0.8))
 _REFINEMENTS = 4
-# What is tried several times over stays in a processor's cache.  With less at once, threads wait for
-# each other at Python's lock; with more, malloc may fetch and return each piece from the system.
-# On two cores a weight takes 16 ns; with 2**15 it is 25 to 60, with 2**18 it is 9 to 44.
+# Chunks fit the CPU cache.  Smaller chunks contend for the GIL; larger ones make malloc map and
+# unmap each buffer.  On two cores a weight takes 16 ns; with 2**15 25 to 60, with 2**18 9 to 44.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24, "mps": 1 << 24}
 
 
@@ -42,9 +41,9 @@ class Int8:
 class Int4:
     """A matrix in 4 bits, `values * scale + zero`, with -8 <= values <= 7.
 
-    `packed` is int8 `[rows, columns / 2]`: an even column in the high nibble, the odd
-    one after it in the low nibble.  `scale` is a floating `[rows, groups]`: each
-    stretch of columns / groups has its own.  `zero` is like it, or None for 0.
+    `packed` is int8 `[rows, columns / 2]`: the even column in the high nibble, the next
+    odd one in the low nibble.  `scale` is a floating `[rows, groups]`, `zero` the same
+    shape, or None for 0.
     """
 
     packed: Tensor
@@ -57,7 +56,7 @@ class Int4:
 
     @property
     def group(self) -> int:
-        """How many columns share a scale."""
+        """Columns that share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
     def to(self, device: torch.device) -> Int4:
@@ -69,7 +68,7 @@ Quantised = Int8 | Int4
 
 
 def pack_int4(values: Tensor) -> Tensor:
-    """Put `[rows, columns]` values of -8..7 into int8 `[rows, columns / 2]`.
+    """Pack `[rows, columns]` values of -8..7 into int8 `[rows, columns / 2]`.
 
     >>> pack_int4(torch.tensor([[1, -1, -8, 7]], dtype=torch.int8)).tolist()
     [[31, -121]]
@@ -78,30 +77,30 @@ def pack_int4(values: Tensor) -> Tensor:
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
-    """Undo `pack_int4`.
+    """Unpack what `pack_int4` returns.
 
     >>> unpack_int4(torch.tensor([[31, -121]], dtype=torch.int8)).tolist()
     [[1, -1, -8, 7]]
     """
-    low = packed << 4 >> 4  # shifts of int8 keep the sign
+    low = packed << 4 >> 4  # int8 shifts keep the sign
     return torch.stack([packed >> 4, low], dim=-1).flatten(-2)
 
 
 def quantise_rows(weight: Tensor, bits: int, scale_dtype: torch.dtype = torch.float16) -> Quantised:
     """Round each row to the nearest of 2**bits - 1 steps: the published scheme.
 
-    `scale_dtype` float16 gives the bytes of the published checkpoints, float32 those
-    that the published code makes on a CPU.
+    `scale_dtype` float16 reproduces the published checkpoints, float32 the published
+    code on a CPU.
     """
     most = 2 ** (bits - 1) - 1
     scale = (weight.to(scale_dtype).abs().amax(dim=1, keepdim=True) / most).to(scale_dtype)
-    # A row of zeros has the scale 0, and 0 / 0 is no number.
+    # A row of zeros has scale 0: avoid 0 / 0.
     values = (weight.to(scale_dtype) / scale.where(scale > 0, 1)).round().clamp(-most, most).to(torch.int8)
     return Int8(values, scale) if bits == 8 else Int4(pack_int4(values), scale)
 
 
 def quantise_int8(weight: Tensor) -> Int8:
-    """Quantise to int8 as `quantise_rows` does in float32, a few rows at a time: a table of words is large."""
+    """Quantise to int8 like `quantise_rows` in float32, in chunks to limit memory."""
     rows, columns = weight.shape
     values = weight.new_empty(rows, columns, dtype=torch.int8)
     scale = weight.new_empty(rows, 1, dtype=torch.float32)
@@ -115,7 +114,7 @@ def quantise_int8(weight: Tensor) -> Int8:
 
 
 def group_of(columns: int) -> int | None:
-    """Pick how many of a row's columns share a scale; None where 32 do not divide them.
+    """Return the number of columns that share a scale; None if 32 does not divide them.
 
     >>> group_of(4096), group_of(224), group_of(100)
     (128, 32, None)
@@ -124,10 +123,10 @@ def group_of(columns: int) -> int | None:
 
 
 def quantise_int4(weight: Tensor) -> Int4:
-    """Quantise to int4 by groups, each with the scale and zero of the least squared error found.
+    """Quantise to int4 by groups, minimising each group's squared error.
 
-    Scales and zeros are bfloat16 numbers, so that every product computes with the same.
-    A matrix whose columns 32 does not divide falls back to the published scheme.
+    Scales and zeros are bfloat16, so that every kernel uses the same values.  Falls back
+    to the published scheme if 32 does not divide the columns.
     """
     group = group_of(weight.shape[1])
     if group is None:
@@ -142,21 +141,20 @@ def quantise_int4(weight: Tensor) -> Int4:
 
     def fit(first: int) -> None:
         part = slice(first, first + rows_at_once)
-        # This is a thread of its own, and the caller may be in this mode.
+        # Inference mode is per thread, and the caller may be in it.
         with torch.inference_mode():
             values, part_scale, part_zero = _fit_groups(weight[part].float().view(-1, columns // group, group))
             packed[part] = pack_int4(values.flatten(1))
             scale[part], zero[part] = part_scale.squeeze(-1), part_zero.squeeze(-1)
 
-    # Each of these threads computes alone: torch's own would wait for each other after each step.
+    # One torch thread per worker: torch's own threads would synchronise after every op.
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as threads:
-        for _ in threads.map(fit, range(0, rows, rows_at_once)):
-            pass  # what a thread raised is raised here
+        list(threads.map(fit, range(0, rows, rows_at_once)))  # raises what a worker raised
     return Int4(packed, scale, zero)
 
 
 def _fit_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise float32 `[rows, groups, columns]`; return each group's values, scale and zero."""
+    """Quantise float32 `[rows, groups, columns]`; return values, scales and zeros."""
     low, high = weight.aminmax(dim=-1, keepdim=True)
     scale, zero = _grid(low, high)
     error = _squared_error(weight, scale, zero)
@@ -176,7 +174,7 @@ def _fit_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _nearest(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    # A group of equal weights has the scale 0, and 0 / 0 is no number.
+    # A group of equal weights has scale 0: avoid 0 / 0.
     return ((weight - zero) / scale.where(scale != 0, 1)).round_().clamp_(-8, 7)
 
 
@@ -186,7 +184,7 @@ def _squared_error(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def _least_squares(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scale and zero that suit the weights best if their values stay as they are."""
+    """Return the scale and zero with the least squared error for fixed quantised values."""
     values = _nearest(weight, scale, zero)
     mean = values.mean(dim=-1, keepdim=True)
     centred = values - mean
@@ -197,7 +195,7 @@ def _least_squares(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor,
 
 
 def _grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero that put -8 on `low` and 7 on `high`, as bfloat16 numbers."""
+    """Return the bfloat16 scale and zero that map -8 to `low` and 7 to `high`."""
     scale = _bfloat16((high - low) / 15)
     return scale, _bfloat16(low + 8 * scale)
 
@@ -207,9 +205,9 @@ def _bfloat16(numbers: Tensor) -> Tensor:
 
 
 def dequantise(weight: Quantised, dtype: torch.dtype = torch.float32, rows: Tensor | None = None) -> Tensor:
-    """Compute the matrix in `dtype`, or those of its `rows`: a row for each index given.
+    """Return the matrix in `dtype`, or one row for each index in `rows`.
 
-    float16 gives what the published code computes on CUDA.
+    float16 reproduces the published code on CUDA.
     """
 
     def picked(tensor: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Chat models of the transformers library, as the serving loop wants them."""
+"""Chat models of the transformers library for the serving loop."""

@@ -1,4 +1,4 @@
-"""A model of the library as the serving loop asks for it: whole prompts or one token a row in, logits out."""
+"""A transformers model as a `CausalLM`: batches of prompts or single tokens in, logits out."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from transformers import PreTrainedModel
 
 from bot.engine.pretrained.slots import NAME, SlotCache
 from bot.engine.serving.base import Batch
+from bot.engine.serving.cache import explain_out_of_memory
 from bot.engine.serving.runner import is_out_of_memory
-from bot.errors import CheckpointError, EngineUnavailable
+from bot.errors import CheckpointError
 
-# Two ways to compute the same attention differ by rounding only; what masks or positions
-# got wrong is far beyond this.  A mixture of experts may choose others where two are close.
+# Relative error.  Rounding alone stays below; wrong masks or positions are far above.  A mixture
+# of experts may pick other experts where two are close.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.1}
 
-# What the comparison reads: two prompts and a token after each.
+# Token ids of the comparison: two prompts, each with one decoded token.
 _PROBES = ((5, 9, 2, 7, 3, 8), (11, 4, 6, 10))
 
-UNLIKE = "has attention of its own that cannot be served in a batch"
+UNLIKE = "has a custom attention that cannot be batched"
 
 
 class PretrainedForServing:
     """A `CausalLM`: the network with a cache of `slots` sequences.
 
-    Before it serves, its logits are compared with those that the library computes by itself, for
-    two prompts side by side and a token after each.
+    On creation, the logits of a batch of two prompts and one decoded token each are compared
+    with the library's own.
 
     Raises:
-        CheckpointError: The network has parts that cannot be served like this, or the dtype is
-            too small for its numbers.
+        CheckpointError: The logits differ, or overflow the dtype.
         EngineUnavailable: There is not enough memory for the cache.
     """
 
@@ -42,10 +42,10 @@ class PretrainedForServing:
         network.eval()
         self.slots = slots
         self.context_length = context_length
-        seen, windows = self._compared()
-        self._mind_windows(windows)
-        with explain(slots, self.context_length, seen.bytes(slots, self.context_length)):
-            self._cache = seen.sized(slots, self.context_length)
+        probed, windows = self._compare()
+        self._limit_to_window(windows)
+        with explain_out_of_memory(slots, self.context_length, probed.bytes(slots, self.context_length)):
+            self._cache = probed.resized(slots, self.context_length)
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +63,7 @@ class PretrainedForServing:
 
     @torch.inference_mode()
     def _run(self, batch: Batch, cache: SlotCache) -> tuple[Tensor, set[int]]:
-        # Slots side by side are read without a copy: put the rows in the slots' order.
+        # Sort rows by slot: adjacent slots are read without a copy.
         order = sorted(range(len(batch)), key=batch.slots.__getitem__)
         batch = Batch(
             slots=tuple(batch.slots[row] for row in order),
@@ -84,64 +84,49 @@ class PretrainedForServing:
             logits = logits[torch.tensor(order, device=logits.device).argsort()]
         return logits.float(), step.windows
 
-    def _compared(self) -> tuple[SlotCache, set[int]]:
+    def _compare(self) -> tuple[SlotCache, set[int]]:
         self.network.set_attn_implementation("eager")
-        with self._failing("cannot be run here"):
-            expected = [self._alone(probe) for probe in _PROBES]
+        with self._map_errors("does not run here"):
+            expected = [self._reference(probe) for probe in _PROBES]
         self.network.set_attn_implementation(NAME)
         cache, slots = SlotCache(2, max(map(len, _PROBES))), (0, 1)
         sizes = tuple(len(probe) - 1 for probe in _PROBES)
-        with self._failing(UNLIKE):
+        with self._map_errors(UNLIKE):
             first, windows = self._run(Batch(slots, tuple(probe[:-1] for probe in _PROBES), (0, 0)), cache)
             then, _ = self._run(Batch(slots, tuple(probe[-1:] for probe in _PROBES), sizes), cache)
         for row, logits in enumerate(expected):
             found = torch.stack([first[row], then[row]])
             if not logits.isfinite().all():
                 raise CheckpointError(
-                    f"the model's numbers do not fit {str(self.dtype).removeprefix('torch.')} (NaN or inf): "
+                    f"the model overflows {str(self.dtype).removeprefix('torch.')} (NaN or inf): "
                     'set engine.dtype = "bfloat16" or "float32"'
                 )
             if not (found - logits).norm() <= TOLERANCE.get(self.dtype, 0.1) * logits.norm():
-                raise CheckpointError(self._refusal(UNLIKE, "other results"))
+                raise CheckpointError(self._unsupported(UNLIKE, "its logits differ"))
         return cache, windows
 
-    def _mind_windows(self, told: set[int]) -> None:
-        """Where layers slide but do not tell attention so, stay within the window: there all is the same."""
+    def _limit_to_window(self, passed: set[int]) -> None:
+        # Some layers slide without passing the window to attention: within it, both are the same.
         window = getattr(self.network.config, "sliding_window", None)
-        if window and not told and getattr(self.network.config, "use_sliding_window", True):
+        if window and not passed and getattr(self.network.config, "use_sliding_window", True):
             self.context_length = min(self.context_length, window)
 
     @torch.inference_mode()
-    def _alone(self, probe: tuple[int, ...]) -> Tensor:
+    def _reference(self, probe: tuple[int, ...]) -> Tensor:
         logits: Tensor = self.network(input_ids=torch.tensor([probe], device=self.device), use_cache=False).logits
         return logits[0, -2:].float()
 
     @contextmanager
-    def _failing(self, how: str) -> Iterator[None]:
+    def _map_errors(self, problem: str) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, TypeError, AttributeError, AssertionError, LookupError) as exc:
             if is_out_of_memory(exc):
                 raise
-            raise CheckpointError(self._refusal(how, f"{type(exc).__name__}: {exc}")) from exc
+            raise CheckpointError(self._unsupported(problem, f"{type(exc).__name__}: {exc}")) from exc
 
-    def _refusal(self, how: str, why: str) -> str:
+    def _unsupported(self, problem: str, reason: str) -> str:
         return (
-            f'this model of the type "{self.network.config.model_type}" {how} ({why}): choose another for '
+            f'model_type "{self.network.config.model_type}" {problem} ({reason}): choose another model for '
             'engine.backend = "transformers"'
         )
-
-
-@contextmanager
-def explain(slots: int, context: int, needed: int) -> Iterator[None]:
-    """Say what the cache wants where there is not as much memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as exc:
-        if not is_out_of_memory(exc):
-            raise
-        raise EngineUnavailable(
-            f"the cache for engine.max_batch_size = {slots} and a context of {context} tokens needs "
-            f"{needed / 2**30:.1f} GiB of memory, and there is not as much: lower engine.max_batch_size or "
-            "engine.context_length"
-        ) from exc

@@ -1,4 +1,4 @@
-"""Tells how far the library is with loading, instead of its own bars on standard error."""
+"""Loading progress from transformers, instead of its progress bars."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from bot.engine.base import Progress
 
 
 @contextmanager
-def reported(progress: Progress, total: int) -> Iterator[None]:
-    """Inside, a model that loads tells `progress` its share of `total` bytes."""
+def report_progress(progress: Progress, total: int) -> Iterator[None]:
+    """Report models that load inside to `progress`, scaled to `total` bytes."""
 
-    def told(items: Any) -> Iterator[Any]:
+    def counted(items: Any) -> Iterator[Any]:
         count = max(len(items), 1) if isinstance(items, Sized) else 1
         for done, item in enumerate(items):
             progress(total * min(done, count) // count, total)
             yield item
 
     def hook(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        # The library moves this bar by going through it, a tensor of the model at a time.
+        # The library iterates over this bar, one tensor of the model per step.
         is_loading = options.get("desc") == "Loading weights"
-        return told(*args) if is_loading else logging.EmptyTqdm(*args, **options)
+        return counted(*args) if is_loading else logging.EmptyTqdm(*args, **options)
 
     before = logging.set_tqdm_hook(hook)
     try:

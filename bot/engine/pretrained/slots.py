@@ -1,8 +1,7 @@
-"""Attention of the library's models over slots: their layers call it where they would call torch's.
+"""Slot attention for transformers models, registered as an attention implementation.
 
-A step's tokens stand end to end in one row, whatever sequences they belong to; only what is
-here knows where each begins and ends.  So nothing is padded, and prompts and answers of
-different lengths share a step.
+A step concatenates the tokens of all its sequences in one row; only attention separates them.
+Nothing is padded, and sequences of different lengths share a step.
 """
 
 from __future__ import annotations
@@ -11,44 +10,43 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
 from bot.engine.serving.base import Batch
+from bot.engine.serving.cache import adjacent_runs, zeros
 
-# What a model's config calls this way to attend.
-NAME = "slots"
+NAME = "slots"  # of the attention implementation in a model's config
 
 
 class Scoring(NamedTuple):
-    """How a layer wants its scores: what its configuration says beside the tensors."""
+    """A layer's attention parameters."""
 
     scaling: float
-    window: int | None  # tokens that a query sees, itself included; None is all before it
+    window: int | None  # tokens a query attends to, itself included; None: all
     softcap: float | None
-    sinks: Tensor | None  # `[heads]`: a score for looking nowhere
+    sinks: Tensor | None  # `[heads]`: attention sink logits
 
     @property
-    def is_plain(self) -> bool:
-        """Whether torch's fused attention computes it."""
+    def is_fusable(self) -> bool:
+        """Whether torch's fused attention supports it."""
         return self.softcap is None and self.sinks is None
 
 
-class Step(Protocol):
-    """One step's way to attend, told to the network as `slots`."""
+class StepAttention(Protocol):
+    """Attention of one step, passed to the network as `slots`."""
 
     windows: set[int]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
-        """Keep keys and values and mix; all are `[1, heads, tokens, head_dim]`, heads of keys may be fewer."""
+        """Append to the cache and attend; all are `[1, heads, tokens, head_dim]`, keys may have fewer heads (GQA)."""
         ...
 
 
 class SlotCache:
-    """Keys and values, `[slots, heads, capacity, head_dim]` a layer; each is made when its shape is seen."""
+    """KV cache `[slots, heads, capacity, head_dim]` per layer, allocated on a layer's first call."""
 
     def __init__(self, slots: int, capacity: int) -> None:
         self._slots = slots
@@ -56,49 +54,43 @@ class SlotCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._ends = [0] * slots
 
-    def sized(self, slots: int, capacity: int) -> SlotCache:
-        """Make an empty one of another size, with all of its room, for layers as this one has seen."""
+    def resized(self, slots: int, capacity: int) -> SlotCache:
+        """Allocate an empty cache of another size with the same layers."""
         other = SlotCache(slots, capacity)
         for number, (keys, values) in self._layers.items():
             other.layer(number, keys, values)
         return other
 
     def bytes(self, slots: int, capacity: int) -> int:
-        """How many a cache of this size would take."""
-        held = (room.numel() * room.itemsize for layer in self._layers.values() for room in layer)
+        """Return the bytes of a cache of this size."""
+        held = (tensor.nbytes for layer in self._layers.values() for tensor in layer)
         return sum(held) * slots * capacity // (self._slots * self._capacity)
 
-    def step(self, batch: Batch) -> Step:
-        """Make the next step, of one row: the batch's tokens end to end; a decode's slots must ascend."""
+    def step(self, batch: Batch) -> StepAttention:
+        """Begin a step on the batch's concatenated tokens; a decode's slots must ascend."""
         if not batch.is_prefill:
             for slot, start in zip(batch.slots, batch.starts, strict=True):
                 self._ends[slot] = max(self._ends[slot], start + 1)
-            return _Decode(self, batch.slots, batch.starts)
-        prompts: list[_Prompt] = []
+            return _SlotDecode(self, batch.slots, batch.starts)
+        prompts: list[_PromptRange] = []
         sizes = [len(ids) for ids in batch.tokens]
         for slot, size, end in zip(batch.slots, sizes, accumulate(sizes), strict=True):
-            prompts.append(_Prompt(slice(end - size, end), slot, size, self._ends[slot]))
+            prompts.append(_PromptRange(slice(end - size, end), slot, size, self._ends[slot]))
             self._ends[slot] = size
-        return _Prefill(self, prompts)
+        return _SlotPrefill(self, prompts)
 
     def layer(self, number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values, with room for such as these."""
+        """Return a layer's cached keys and values, allocating them for tensors like these."""
         if number not in self._layers:
-            self._layers[number] = (self._room(key), self._room(value))
+            self._layers[number] = (self._allocate(key), self._allocate(value))
         return self._layers[number]
 
-    def _room(self, like: Tensor) -> Tensor:
-        # Zeros, because a masked key may be anything but NaN.
-        shape = (self._slots, like.shape[1], self._capacity, like.shape[3])
-        if like.device.type != "cpu":
-            return torch.zeros(shape, dtype=like.dtype, device=like.device)
-        # torch.zeros writes to all of it at once; NumPy's take memory where they are used.
-        size = torch.Size(shape).numel() * like.dtype.itemsize
-        return torch.from_numpy(numpy.zeros(size, numpy.uint8)).view(like.dtype).view(shape)
+    def _allocate(self, like: Tensor) -> Tensor:
+        return zeros((self._slots, like.shape[1], self._capacity, like.shape[3]), like.dtype, like.device)
 
 
-class _Prompt(NamedTuple):
-    """Where a prompt's tokens stand in the step's row, and how long its slot's last sequence was."""
+class _PromptRange(NamedTuple):
+    """A prompt's tokens in the step's row, and the length of its slot's previous sequence."""
 
     tokens: slice
     slot: int
@@ -106,10 +98,10 @@ class _Prompt(NamedTuple):
     old_end: int
 
 
-class _Prefill:
-    """Each prompt's tokens attend to those before them, and are kept in its slot."""
+class _SlotPrefill:
+    """Causal attention within each prompt; appends keys and values to the cache."""
 
-    def __init__(self, cache: SlotCache, prompts: Sequence[_Prompt]) -> None:
+    def __init__(self, cache: SlotCache, prompts: Sequence[_PromptRange]) -> None:
         self._cache = cache
         self._prompts = prompts
         self._hidden: dict[tuple[int, int | None, torch.device], Tensor] = {}
@@ -120,16 +112,16 @@ class _Prefill:
         mixed: list[Tensor] = []
         for tokens, slot, size, old_end in self._prompts:
             here = key[:, :, tokens], value[:, :, tokens]
-            for room, new in zip((keys, values), here, strict=True):
-                room[slot, :, :size] = new[0]
-                # The last sequence may have died of NaN, and 0 * NaN is NaN.
-                room[slot, :, size:old_end] = 0
+            for cached, new in zip((keys, values), here, strict=True):
+                cached[slot, :, :size] = new[0]
+                # The previous sequence may have left NaN, and 0 * NaN is NaN.
+                cached[slot, :, size:old_end] = 0
             mixed.append(mix(query[:, :, tokens], *here, self._mask(size, key.device, scoring), scoring))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
 
     def _mask(self, size: int, device: torch.device, scoring: Scoring) -> Tensor | None:
         window = scoring.window if scoring.window is not None and scoring.window < size else None
-        if window is None and scoring.is_plain:
+        if window is None and scoring.is_fusable:
             return None
         if (size, window, device) not in self._hidden:
             index = torch.arange(size, device=device)
@@ -140,16 +132,16 @@ class _Prefill:
         return self._hidden[size, window, device]
 
 
-class _Run(NamedTuple):
-    """Rows whose slots lie side by side: read in one piece, without a copy."""
+class _SlotRange(NamedTuple):
+    """Rows with adjacent slots."""
 
     rows: slice
     slots: slice
-    at: list[int]
+    at: Sequence[int]
 
 
-class _Decode:
-    """Each row's one token joins its slot and attends to what is there."""
+class _SlotDecode:
+    """Append one token per row, and attend to its slot."""
 
     def __init__(self, cache: SlotCache, slots: Sequence[int], at: Sequence[int]) -> None:
         self._cache = cache
@@ -157,14 +149,10 @@ class _Decode:
         self._hidden: dict[tuple[int, int | None, torch.device], Tensor] = {}
         self._index: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.windows: set[int] = set()
-        self._runs: list[_Run] = []
-        first = 0
-        for row in range(1, len(slots) + 1):
-            if row < len(slots) and slots[row] == slots[row - 1] + 1:
-                continue
-            run = slice(slots[first], slots[row - 1] + 1)
-            self._runs.append(_Run(slice(first, row), run, list(at[first:row])))
-            first = row
+        self._runs = [
+            _SlotRange(rows, slice(slots[rows.start], slots[rows.stop - 1] + 1), at[rows])
+            for rows in adjacent_runs(slots)
+        ]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         keys, values = self._cache.layer(layer, key, value)
@@ -176,7 +164,7 @@ class _Decode:
         slots, at = self._index[key.device]
         keys[slots, :, at] = key[0].transpose(0, 1)
         values[slots, :, at] = value[0].transpose(0, 1)
-        # The queries of the heads that share a key stand beside each other, as if they were tokens.
+        # GQA: query heads that share a key head become its tokens.
         queries = query[0].transpose(0, 1).reshape(query.shape[2], key.shape[1], -1, query.shape[3])
         mixed = [
             mix(
@@ -191,7 +179,7 @@ class _Decode:
         rows = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
         return rows.flatten(1, 2).transpose(0, 1)[None]
 
-    def _mask(self, run: _Run, window: int | None, device: torch.device) -> Tensor:
+    def _mask(self, run: _SlotRange, window: int | None, device: torch.device) -> Tensor:
         found = self._hidden.get((run.rows.start, window, device))
         if found is None:
             index = torch.arange(max(run.at) + 1, device=device)
@@ -204,13 +192,13 @@ class _Decode:
 
 
 def mix(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scoring: Scoring) -> Tensor:
-    """Mix the values for each query; `hidden` `[rows or 1, 1, queries or 1, keys]` is True where it must not look.
+    """Attend; `hidden` `[rows or 1, 1, queries or 1, keys]` is True where masked, None is causal.
 
-    `query` is `[rows, heads, queries, head_dim]`, and `key` and `value` have its heads or fewer.
-    Without `hidden`, which only plain scores can do without, each query sees the keys up to its own.
+    `query` is `[rows, heads, queries, head_dim]`; `key` and `value` may have fewer heads (GQA).
+    Only fusable scoring supports `hidden` None.
     """
     shared = query.shape[1] // key.shape[1]
-    if hidden is None or scoring.is_plain:
+    if hidden is None or scoring.is_fusable:
         return functional.scaled_dot_product_attention(
             query,
             key,
@@ -226,7 +214,7 @@ def mix(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scorin
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
     scores = scores.masked_fill(hidden, -torch.inf)
     if scoring.sinks is not None:
-        # In a decode the heads are spread over two axes; their order is the same.
+        # A decode splits the heads over two axes; their order is the same.
         nowhere = scoring.sinks.float().view(1, scores.shape[1], -1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, nowhere], dim=-1)
     return scores.softmax(-1)[..., : key.shape[2]].to(value.dtype) @ value
@@ -240,7 +228,7 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
-    slots: Step,
+    slots: StepAttention,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,

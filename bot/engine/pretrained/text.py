@@ -1,4 +1,4 @@
-"""A library's tokenizer as the serving loop asks for it: a chat to ids by its own template, ids to text."""
+"""Tokenizer, chat template and incremental detokenizer of a transformers model."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from transformers import PreTrainedTokenizerBase
 from bot.domain import ChatMessage
 from bot.errors import CheckpointError
 
-# No character takes more tokens than this to be spelled out: what looks unfinished after
-# that many is wrong bytes, and stays so.
+# No character has more tokens than this: a longer incomplete sequence is invalid bytes.
 LONGEST_CHARACTER = 8
 
-PARSE_ERRORS = "\ufffd"
+REPLACEMENT = "\ufffd"  # stands for bytes that are not valid UTF-8 yet
 
 
 class ChatTokenizer:
-    """A `Tokenizer` over one of the library's.
+    """A `Tokenizer` over a transformers tokenizer.
 
-    What people write never becomes a control token: where it looks like one, it is spelled
-    out.  Templates that know no system role get it as the beginning of the first question.
+    User text never becomes a control token.  If the template has no system role, the system
+    message is prepended to the first question.
 
     Raises:
-        CheckpointError: It has no chat template, or one that fails.
+        CheckpointError: The chat template is missing or fails.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], folder: str) -> None:
         if not tokenizer.chat_template:
             raise CheckpointError(
-                f"{folder} has no chat template (in tokenizer_config.json or chat_template.jinja), so it is no chat "
-                "model: choose one whose name says chat or instruct"
+                f"{folder} has no chat template (in tokenizer_config.json or chat_template.jinja), so it is not a chat "
+                "model: choose one with chat or instruct in its name"
             )
         self.vocabulary = len(tokenizer)
         self.stop_ids = stop_ids
-        # Counting a long history happens in other threads, and the tokenizer is not made for that.
+        # Prompts are counted in other threads, and the tokenizer is not thread-safe.
         self._lock = threading.Lock()
         self._tokenizer = tokenizer
-        # All that was added, not only what the template happens to contain, as the library would have it.
+        # All added tokens: the library's default is only those that the template contains.
         tokenizer.chat_control_tokens = [text for text in tokenizer.added_tokens_encoder if not text.isspace()]
         self._decoder = copy.deepcopy(tokenizer)
         self._unseen = frozenset(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -51,8 +50,8 @@ class ChatTokenizer:
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         return self._rendered(rounds(messages, knows_system=self._knows_system))
 
-    def detokenizer(self) -> Spelling:
-        return Spelling(self._decoder, self._unseen)
+    def detokenizer(self) -> IncrementalDetokenizer:
+        return IncrementalDetokenizer(self._decoder, self._unseen)
 
     def _rendered(self, messages: Sequence[dict[str, str]]) -> list[int]:
         with self._lock:
@@ -61,8 +60,7 @@ class ChatTokenizer:
                 add_generation_prompt=True,
                 sanitize_control_tokens=True,
                 return_dict=False,
-                # Models that think aloud first are asked not to; templates of others do not look at it.
-                enable_thinking=False,
+                enable_thinking=False,  # reasoning mode off; other templates ignore it
             )
         return cast("list[int]", ids)
 
@@ -79,10 +77,10 @@ class ChatTokenizer:
 
 
 def rounds(messages: Sequence[ChatMessage], *, knows_system: bool) -> list[dict[str, str]]:
-    """Bring a chat into the form that every template takes: one system message, then question and answer in turn.
+    """Normalise a chat for any template: at most one system message, then alternating roles.
 
-    Messages of one role in a row are one message of several lines; an answer to nothing
-    answers an empty question.
+    Consecutive messages of one role are joined by newlines; a leading answer gets an empty
+    question.
 
     >>> chat = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hi."), ChatMessage("user", "You there?")]
     >>> rounds(chat, knows_system=True)
@@ -109,46 +107,46 @@ def rounds(messages: Sequence[ChatMessage], *, knows_system: bool) -> list[dict[
     return [{"role": "user", "content": f"{system}\n\n{first}".rstrip("\n")}, *chat[1:]]
 
 
-class Spelling:
-    """One answer's ids to text, whole characters only; `unseen` ids have no text.
+class IncrementalDetokenizer:
+    """Incremental detokenizer that returns whole characters; `unseen` ids have no text.
 
-    The ids of the last text are decoded again with those that follow, because a tokenizer
-    may write the first of several in another way: without its space, for one.
+    The last text's ids are decoded again with the next ones: a tokenizer may drop the space
+    before the first id of a sequence.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, unseen: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._unseen = unseen
-        self._known: list[int] = []  # the ids of the last text
-        self._open: list[int] = []  # those after them
-        self._said = ""  # what was given out of the text of both
+        self._context: list[int] = []  # ids of the last text returned
+        self._pending: list[int] = []  # ids since
+        self._returned = ""  # part of both ids' text that was returned
         self._at_start = True
 
     def push(self, token: int) -> str:
-        """Take the next id; return the text that no later id can change, often ''."""
+        """Add an id; return the text that no later id can change, often ''."""
         if token in self._unseen:
             return ""
-        self._open.append(token)
+        self._pending.append(token)
         text = self._text()
-        whole = text if len(self._open) >= LONGEST_CHARACTER else text.rstrip(PARSE_ERRORS)
-        if len(whole) <= len(self._said):
+        whole = text if len(self._pending) >= LONGEST_CHARACTER else text.rstrip(REPLACEMENT)
+        if len(whole) <= len(self._returned):
             return ""
-        new, self._said = whole[len(self._said) :], whole
+        new, self._returned = whole[len(self._returned) :], whole
         if whole == text:
-            self._known, self._open = self._open, []
-            self._said = self._text()
-        return self._begun(new)
+            self._context, self._pending = self._pending, []
+            self._returned = self._text()
+        return self._strip_start(new)
 
     def finish(self) -> str:
-        """Return what was held back."""
-        return self._begun(self._text()[len(self._said) :])
+        """Return the text held back so far."""
+        return self._strip_start(self._text()[len(self._returned) :])
 
     def _text(self) -> str:
-        ids = [*self._known, *self._open]
+        ids = [*self._context, *self._pending]
         return cast("str", self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
-    def _begun(self, text: str) -> str:
-        # Many models begin with a line end, as their template does.
+    def _strip_start(self, text: str) -> str:
+        # Many models begin with a newline, like their template.
         if self._at_start:
             text = text.lstrip()
             self._at_start = not text

@@ -1,1 +1,1 @@
-"""The serving loop: many requests, one model, one worker thread."""
+"""Continuous batching of many requests on one model, in one worker thread."""

@@ -1,4 +1,4 @@
-"""What the serving loop asks of a model: CausalLM, Tokenizer, Detokenizer."""
+"""Protocols between the serving loop and a model: CausalLM, Tokenizer, Detokenizer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step feeds the model, a row per sequence.
+    """Input of one step, one row per sequence.
 
-    `slots[i]` is where row i keeps its keys and values, `tokens[i]` what it is fed,
-    `starts[i]` how many tokens its slot holds already.  A step is either a prefill
-    (each start is 0 and each row is a whole prompt) or a decode (one token a row).
+    `slots[i]` is row i's slot in the KV cache, `tokens[i]` its input ids, `starts[i]` the
+    number of tokens already cached.  A step is either a prefill (all starts are 0, each
+    row is a whole prompt) or a decode (one token per row).
     """
 
     slots: tuple[int, ...]
@@ -34,47 +34,47 @@ class Batch:
 
 
 class CausalLM(Protocol):
-    """A model that lives on one device and keeps its own key-value cache."""
+    """A language model with its own KV cache."""
 
     @property
     def context_length(self) -> int:
-        """Tokens that fit one slot: prompt and answer together."""
+        """Tokens per slot, prompt and answer together."""
         ...
 
     @property
     def slots(self) -> int:
-        """Sequences that can be in the cache at once."""
+        """Number of sequences the cache holds."""
         ...
 
     def forward(self, batch: Batch) -> Tensor:
         """Run one step; return the next token's logits, float32 `[len(batch), vocab]`.
 
-        A prefill forgets whatever its slots held before.
+        A prefill overwrites its slots.
         """
         ...
 
 
 class Detokenizer(Protocol):
-    """One answer's ids to text; what it has returned never changes.
+    """Incremental detokenizer of one answer; returned text is final.
 
     The texts returned by `push` and `finish`, joined, are the whole answer.
     """
 
     def push(self, token: int) -> str:
-        """Take the next id; return the text that no later id can change, often ''."""
+        """Add an id; return the text that no later id can change, often ''."""
         ...
 
     def finish(self) -> str:
-        """Return what was held back."""
+        """Return the text held back so far."""
         ...
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, and the prompt a model was trained on."""
+    """Prompt format, encoding and decoding of a model."""
 
     @property
     def vocabulary(self) -> int:
-        """Ids from here on have no text and are never sampled."""
+        """Number of ids with text; higher ids are never sampled."""
         ...
 
     @property
@@ -83,7 +83,7 @@ class Tokenizer(Protocol):
         ...
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Turn a chat into the ids the model is fed."""
+        """Return the prompt ids of a chat."""
         ...
 
     def detokenizer(self) -> Detokenizer: ...

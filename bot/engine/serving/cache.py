@@ -1,8 +1,9 @@
-"""Keys and values of past tokens, a slot per sequence."""
+"""KV cache with one slot per sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from mmap import mmap
 from typing import NamedTuple
 
@@ -11,18 +12,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from bot.engine.kernels.attention import attention, attention_of_one, mask_bias
+from bot.engine.serving.runner import is_out_of_memory
+from bot.errors import EngineUnavailable
 
-# Products of a size that is new cost a CPU 0.2 ms each, to make code for it; a sequence
-# grows by one with every step, and what it reads by so many at once.
+# oneDNN compiles a matmul for each new shape, 0.2 ms on a CPU: the read length grows in strides.
 _STRIDE = 64
 
 
 class KeyValueCache:
-    """The cache of one model; what `prefill` and `decode` return is how a step's layers attend.
+    """KV cache of one model; `prefill` and `decode` return the attention of a step.
 
-    `keys` and `values` are `[layers, slots, heads, capacity, head_dim]`.  `prefix`
-    stands before every sequence and is seen by all its tokens: `[layers, 2, heads,
-    prefix, head_dim]`, keys and values.
+    `keys` and `values` are `[layers, slots, heads, capacity, head_dim]`.  `prefix` holds
+    keys and values that precede every sequence, `[layers, 2, heads, prefix, head_dim]`.
     """
 
     def __init__(
@@ -38,65 +39,90 @@ class KeyValueCache:
         prefix: Tensor | None = None,
     ) -> None:
         self.slots = slots
-        self._before = 0 if prefix is None else prefix.shape[3]
-        shape = (layers, slots, heads, self._before + context, head_dim)
-        # Zeros, because a masked key may be anything but NaN.
-        self.keys = _zeros(shape, dtype, device)
-        self.values = _zeros(shape, dtype, device)
-        self._ends = [self._before] * slots
+        self._prefix = 0 if prefix is None else prefix.shape[3]
+        shape = (layers, slots, heads, self._prefix + context, head_dim)
+        self.keys = zeros(shape, dtype, device)
+        self.values = zeros(shape, dtype, device)
+        self._ends = [self._prefix] * slots
         if prefix is not None:
             keys, values = prefix.to(self.keys).unsqueeze(2).unbind(1)
-            self.keys[..., : self._before, :] = keys
-            self.values[..., : self._before, :] = values
+            self.keys[..., : self._prefix, :] = keys
+            self.values[..., : self._prefix, :] = values
 
     def prefill(self, slots: Sequence[int], masks: Sequence[Tensor]) -> Prefill:
-        """Forget what the slots held; the next step, of one row, fills them with a prompt each.
+        """Reset the slots; the next step fills them from one row of concatenated prompts.
 
-        Each mask is bool `[tokens, tokens]`, query by key: True is hidden.
+        Each mask is bool `[tokens, tokens]`, query by key; True is masked.
         """
-        prompts: list[_Prompt] = []
+        prompts: list[_PromptView] = []
         first = 0
         for slot, mask in zip(slots, masks, strict=True):
             prompts.append(self._prompt(slot, mask, slice(first, first + len(mask))))
             first += len(mask)
-        return Prefill(prompts, self._before)
+        return Prefill(prompts, self._prefix)
 
-    def _prompt(self, slot: int, mask: Tensor, tokens: slice) -> _Prompt:
-        end, old_end = self._before + len(mask), self._ends[slot]
+    def _prompt(self, slot: int, mask: Tensor, tokens: slice) -> _PromptView:
+        end, old_end = self._prefix + len(mask), self._ends[slot]
         if end < old_end:
-            # The last sequence may have died of NaN, and 0 * NaN is NaN.
+            # The previous sequence may have left NaN, and 0 * NaN is NaN.
             self.keys[:, slot, :, end:old_end] = 0
             self.values[:, slot, :, end:old_end] = 0
         self._ends[slot] = end
-        mask = functional.pad(mask, (self._before, 0), value=False).to(self.keys.device)
+        mask = functional.pad(mask, (self._prefix, 0), value=False).to(self.keys.device)
         part = (slice(None), slot, slice(None), slice(end))
-        return _Prompt(tokens, self.keys[part], self.values[part], mask_bias(mask, self.keys.dtype))
+        return _PromptView(tokens, self.keys[part], self.values[part], mask_bias(mask, self.keys.dtype))
 
     def decode(self, slots: Sequence[int], starts: Sequence[int]) -> Decode:
-        """The next step appends one token to each slot, at `starts`.
+        """Append one token to each slot at `starts`; fastest where `slots` ascend without gaps."""
+        return Decode(self.keys, self.values, slots, self.reserve(slots, starts))
 
-        It is fastest where `slots` ascend without gaps.
-        """
-        return Decode(self.keys, self.values, slots, self.places(slots, starts))
-
-    def places(self, slots: Sequence[int], starts: Sequence[int]) -> list[int]:
-        """Note that one token is appended to each slot, at `starts`; say at which index of `keys` it belongs."""
-        at = [self._before + start for start in starts]
+    def reserve(self, slots: Sequence[int], starts: Sequence[int]) -> list[int]:
+        """Reserve one token in each slot at `starts`; return its indices in `keys`."""
+        at = [self._prefix + start for start in starts]
         for slot, index in zip(slots, at, strict=True):
             self._ends[slot] = max(self._ends[slot], index + 1)
         return at
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Allocate zeros, on a CPU lazily.  A masked key may have any value but NaN."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # torch.zeros writes to all of it at once; what is mapped takes memory where it is used.
+    # torch.zeros touches every page; mapped memory is committed on first use.
     memory = mmap(-1, torch.Size(shape).numel() * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-class _Prompt(NamedTuple):
-    """Where a prompt's tokens stand in the step's one row, and its slot up to its end."""
+@contextmanager
+def explain_out_of_memory(slots: int, context: int, needed: int) -> Iterator[None]:
+    """Turn a failed allocation of the cache into EngineUnavailable."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as exc:
+        # mmap raises OSError, torch's allocators raise others.
+        if not isinstance(exc, OSError) and not is_out_of_memory(exc):
+            raise
+        raise EngineUnavailable(
+            f"not enough memory for the KV cache: {needed / 2**30:.1f} GiB for engine.max_batch_size = {slots} and "
+            f"{context} tokens each; lower engine.max_batch_size or engine.context_length"
+        ) from exc
+
+
+def adjacent_runs(slots: Sequence[int]) -> Iterator[slice]:
+    """Group rows whose slots are adjacent: each group is read as one view, without a copy.
+
+    >>> list(adjacent_runs([0, 1, 4]))
+    [slice(0, 2, None), slice(2, 3, None)]
+    """
+    first = 0
+    for row in range(1, len(slots) + 1):
+        if row == len(slots) or slots[row] != slots[row - 1] + 1:
+            yield slice(first, row)
+            first = row
+
+
+class _PromptView(NamedTuple):
+    """A prompt's tokens in the step's row, and its part of the cache."""
 
     tokens: slice
     keys: Tensor  # [layers, heads, tokens, head_dim], like values
@@ -105,24 +131,24 @@ class _Prompt(NamedTuple):
 
 
 class Prefill:
-    """Each prompt's tokens attend to each other, and are kept in its slot."""
+    """Attention within each prompt; appends keys and values to the cache."""
 
-    def __init__(self, prompts: Sequence[_Prompt], before: int) -> None:
+    def __init__(self, prompts: Sequence[_PromptView], prefix: int) -> None:
         self._prompts = prompts
-        self._before = before
+        self._prefix = prefix
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mixed: list[Tensor] = []
         for prompt in self._prompts:
             keys, values = prompt.keys[layer], prompt.values[layer]
-            keys[:, self._before :] = key[0, :, prompt.tokens]
-            values[:, self._before :] = value[0, :, prompt.tokens]
+            keys[:, self._prefix :] = key[0, :, prompt.tokens]
+            values[:, self._prefix :] = value[0, :, prompt.tokens]
             mixed.append(attention(query[:, :, prompt.tokens], keys[None], values[None], prompt.bias))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
 
 
-class _Run(NamedTuple):
-    """Rows of a batch whose slots lie side by side: read in one piece, without a copy."""
+class _SlotRun(NamedTuple):
+    """Rows with adjacent slots, and a view of their cache."""
 
     rows: slice
     keys: Tensor  # [layers, slots * heads, tokens, head_dim], like values
@@ -131,23 +157,17 @@ class _Run(NamedTuple):
 
 
 class Decode:
-    """Each row's one token joins its slot and attends to all that is there."""
+    """Append one token per row, and attend to its slot."""
 
     def __init__(self, keys: Tensor, values: Tensor, slots: Sequence[int], at: Sequence[int]) -> None:
         self._keys, self._values = keys, values
         heads, capacity = keys.shape[2], keys.shape[3]
-        # Where each row's heads are written, in a layer laid out as [slots * heads * capacity, head_dim].
+        # Indices of the new entries in a layer viewed as [slots * heads * capacity, head_dim].
         lines = torch.tensor(slots, device=keys.device)[:, None] * heads + torch.arange(heads, device=keys.device)
-        self._places = (lines * capacity + torch.tensor(at, device=keys.device)[:, None]).flatten()
-        self._runs: list[_Run] = []
-        first = 0
-        for row in range(1, len(slots) + 1):
-            if row < len(slots) and slots[row] == slots[row - 1] + 1:
-                continue
-            self._runs.append(self._run(slots[first], at[first:row], slice(first, row)))
-            first = row
+        self._indices = (lines * capacity + torch.tensor(at, device=keys.device)[:, None]).flatten()
+        self._runs = [self._run(slots[rows.start], at[rows], rows) for rows in adjacent_runs(slots)]
 
-    def _run(self, slot: int, at: Sequence[int], rows: slice) -> _Run:
+    def _run(self, slot: int, at: Sequence[int], rows: slice) -> _SlotRun:
         heads, capacity = self._keys.shape[2], self._keys.shape[3]
         tokens = min(-(-(max(at) + 1) // _STRIDE) * _STRIDE, capacity)
         part = slice(slot, slot + len(at))
@@ -155,11 +175,11 @@ class Decode:
         index = torch.arange(tokens, device=keys.device)
         hidden = index > torch.tensor(at, device=keys.device)[:, None]
         bias = mask_bias(hidden, keys.dtype).repeat_interleave(heads, 0)[..., None]
-        return _Run(rows, keys, values, bias)
+        return _SlotRun(rows, keys, values, bias)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        for kept, new in ((self._keys, key), (self._values, value)):
-            kept[layer].flatten(0, 2).index_copy_(0, self._places, new.flatten(0, 2))
+        for cached, new in ((self._keys, key), (self._values, value)):
+            cached[layer].flatten(0, 2).index_copy_(0, self._indices, new.flatten(0, 2))
         mixed = [
             attention_of_one(query[run.rows].flatten(0, 1), run.keys[layer], run.values[layer], run.bias)
             for run in self._runs

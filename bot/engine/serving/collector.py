@@ -1,4 +1,4 @@
-"""One request's events on their way to its reader; lives on the event loop."""
+"""Buffer of one request's events between the worker thread and its reader."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import assert_never
 from bot.domain import Delta, EngineEvent, Finished, Queued
 from bot.errors import EngineFailed
 
-StreamItem = EngineEvent | EngineFailed
+OutputItem = EngineEvent | EngineFailed
 
 
-class Stream:
-    """Keeps what is unread as one event of each kind, however slow the reader is.
+class OutputCollector:
+    """Merges unread events, so that a slow reader gets at most one of each kind.
 
-    >>> stream = Stream()
+    Used on the event loop only.
+
+    >>> collector = OutputCollector()
     >>> for item in Queued(2), Queued(1), Delta("Hel"), Delta("lo"):
-    ...     stream.put(item)
-    >>> asyncio.run(stream.get())
+    ...     collector.put(item)
+    >>> asyncio.run(collector.get())
     Delta(text='Hello')
     """
 
@@ -25,9 +27,9 @@ class Stream:
         self._queued: Queued | None = None
         self._texts: list[str] = []
         self._end: Finished | EngineFailed | None = None
-        self._news = asyncio.Event()
+        self._has_output = asyncio.Event()
 
-    def put(self, item: StreamItem) -> None:
+    def put(self, item: OutputItem) -> None:
         match item:
             case Queued():
                 self._queued = item
@@ -39,12 +41,16 @@ class Stream:
                 self._end = item
             case _:
                 assert_never(item)
-        self._news.set()
+        self._has_output.set()
 
     async def get(self) -> EngineEvent:
-        """Wait for the next event; what failed the request is raised after the text before it."""
+        """Wait for the next event.
+
+        Raises:
+            EngineFailed: The request failed; raised after the text before the failure.
+        """
         while True:
-            await self._news.wait()
+            await self._has_output.wait()
             if self._queued is not None:
                 queued, self._queued = self._queued, None
                 return queued
@@ -56,4 +62,4 @@ class Stream:
                 raise self._end
             if self._end is not None:
                 return self._end
-            self._news.clear()
+            self._has_output.clear()

@@ -1,4 +1,4 @@
-"""Decoding steps that are recorded once for each batch size and then replayed, with buffers that stay where they are."""
+"""CUDA graphs of decode steps, captured once per batch size, with static input buffers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bot.engine.serving.runner import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-Call = Callable[[], Tensor]
-Record = Callable[[Call], Call]
-"""Takes a call that always reads and writes the same memory; returns what does the same faster."""
+StepFunction = Callable[[], Tensor]
+Capture = Callable[[StepFunction], StepFunction]
+"""Turns a step on fixed memory into a faster equivalent."""
 
 
-class Replay:
-    """Runs `step` on batches of a few sizes, each with a buffer and a recording of its own.
+class GraphRunner:
+    """Runs `step` on batches padded to a few sizes, each with its own buffer and capture.
 
-    `step` is given int64 `[numbers, rows]`, a column for each of the batch's rows, and returns `[rows, ...]`. A
-    batch is filled up to the next power of two, or `most`, with columns of `padding`, which must be harmless.
+    `step` maps int64 `[fields, rows]` to `[rows, ...]`.  A batch is padded to the next power
+    of two, at most `most`, with columns of `padding`, which must have no effect.
     """
 
     def __init__(
@@ -33,32 +33,32 @@ class Replay:
         padding: Sequence[int],
         most: int,
         device: torch.device,
-        record: Record,
+        capture: Capture,
     ) -> None:
         self._step = step
         self._padding = tuple(padding)
         self._most = most
         self._device = device
-        self._record = record
-        self._recorded: dict[int, tuple[Tensor, Call]] = {}
+        self._capture = capture
+        self._captured: dict[int, tuple[Tensor, StepFunction]] = {}
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Run one step; what it returns is good until the next."""
+        """Run one step; the result is valid until the next one."""
         size = padded_size(len(rows), self._most)
         numbers = to_device_async(self._device, [*zip(*rows, *[self._padding] * (size - len(rows)), strict=True)])
-        if size in self._recorded:
-            buffer, call = self._recorded[size]
+        if size in self._captured:
+            buffer, run = self._captured[size]
             buffer.copy_(numbers)
         else:
             buffer = numbers.clone()
-            # Recording may run the step: with this batch's numbers in the buffer that does no harm.
-            call = self._record(lambda: self._step(buffer))
-            self._recorded[size] = buffer, call
-        return call()[: len(rows)]
+            # The capture may run the step: on this batch's own input that is idempotent.
+            run = self._capture(lambda: self._step(buffer))
+            self._captured[size] = buffer, run
+        return run()[: len(rows)]
 
 
 def padded_size(rows: int, most: int) -> int:
-    """Find the size of batch that so many rows are filled up to.
+    """Return the batch size that `rows` are padded to.
 
     >>> [padded_size(rows, 24) for rows in (1, 2, 3, 9, 17, 24)]
     [1, 2, 4, 16, 24, 24]
@@ -66,32 +66,32 @@ def padded_size(rows: int, most: int) -> int:
     return min(1 << (rows - 1).bit_length(), most)
 
 
-def unrecorded(call: Call) -> Call:
-    """Record nothing: run the step anew each time."""
-    return call
+def no_capture(step: StepFunction) -> StepFunction:
+    """Run the step eagerly each time."""
+    return step
 
 
 class CudaGraphs:
-    """A `Record` of CUDA graphs, which share the memory they compute in.
+    """A `Capture` of CUDA graphs that share one memory pool.
 
-    A step that cannot be recorded is run anew each time; the log tells why.
+    A step that cannot be captured runs eagerly, and the reason is logged.
     """
 
     def __init__(self) -> None:
         self._pool: Any = None  # torch's handle, which has no public type
 
-    def __call__(self, call: Call) -> Call:
+    def __call__(self, step: StepFunction) -> StepFunction:
         try:
-            self._warm_up(call)
+            self._warm_up(step)
             graph = torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                result = call()
+                result = step()
         except RuntimeError as error:
             if is_out_of_memory(error):
-                raise  # the runner gives memory back and tries with fewer rows
-            log.warning("a decoding step cannot be recorded as a CUDA graph and runs slower: %s", error)
-            return call
+                raise  # the runner frees memory and retries with fewer rows
+            log.warning("CUDA graph capture failed, decode steps run slower: %s", error)
+            return step
 
         def replay() -> Tensor:
             graph.replay()
@@ -100,10 +100,10 @@ class CudaGraphs:
         return replay
 
     @staticmethod
-    def _warm_up(call: Call) -> None:
-        # What is compiled or allocated at first use must not happen while a graph is recorded.
+    def _warm_up(step: StepFunction) -> None:
+        # Compilation and first-use allocations must not happen during the capture.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            call()
+            step()
         torch.cuda.current_stream().wait_stream(stream)

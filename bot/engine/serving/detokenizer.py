@@ -1,4 +1,4 @@
-"""Ends an answer where the first stop string begins, over any model's detokenizer."""
+"""Stop strings on top of any model's detokenizer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from bot.engine.serving.base import Detokenizer
 
 
 class StopStrings:
-    """A detokenizer that cuts its text at the first stop string to be completed.
+    """A detokenizer that cuts the text before the first stop string to be completed.
 
-    Holds back the end of the text while it may be the beginning of a stop string, and
-    nothing without stop strings.  Once `stopped`, no more text follows.
-
-    `stopped` may also become true in `finish`: the model ended its answer, and the text
-    that it had held back until then completes a stop string.
+    The end of the text is held back while it may begin a stop string.  Once `stopped`, no
+    text follows.  `finish` can also set `stopped`: flushed text may complete a stop string.
     """
 
     def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
@@ -24,13 +21,13 @@ class StopStrings:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Take the next id; return the text that no later id can change, often ''."""
+        """Add an id; return the text that no later id can change, often ''."""
         if self.stopped:
             return ""
         return self._cut(self._detokenizer.push(token))
 
     def finish(self) -> str:
-        """Return what was held back, cut like the rest."""
+        """Return the text held back so far, cut at a stop string."""
         if self.stopped:
             return ""
         text = self._cut(self._detokenizer.finish())
@@ -39,7 +36,7 @@ class StopStrings:
 
     def _cut(self, text: str) -> str:
         text = self._held + text
-        # Which stop string is completed first must not depend on how the text was cut into tokens.
+        # The stop string that is completed first wins, independent of the token boundaries.
         found = min(
             ((start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0),
             default=None,
@@ -54,5 +51,5 @@ class StopStrings:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Count the characters at the end of `text` that `stop` begins with."""
+    """Return the length of the longest proper prefix of `stop` that ends `text`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""An Engine over one worker thread that owns the device, from loading the model to freeing it."""
+"""Engine whose worker thread owns the model: loading, continuous batching, freeing."""
 
 from __future__ import annotations
 
@@ -17,56 +17,47 @@ from typing import Self, TypeVarTuple
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, EngineLoad, Finished, Queued
 from bot.engine.base import Progress, silent
 from bot.engine.serving.base import CausalLM, Tokenizer
-from bot.engine.serving.collector import Stream, StreamItem
-from bot.engine.serving.runner import Outcome, Runner, device_memory, is_out_of_memory, return_memory
+from bot.engine.serving.collector import OutputCollector, OutputItem
+from bot.engine.serving.runner import Runner, StepResult, device_memory, is_out_of_memory, release_memory
 from bot.engine.serving.scheduler import Scheduler, Step
 from bot.engine.serving.sequence import Sequence
-from bot.engine.serving.throughput import Speed
+from bot.engine.serving.throughput import Throughput
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable, PromptTooLong
 
 log = logging.getLogger(__name__)
 
-# Between two looks at the devices' memory.
-LOOK_SECONDS = 1.0
+MEMORY_CHECK_SECONDS = 1.0
 
 Ts = TypeVarTuple("Ts")
 
-NOT_ENTERED = "the engine is not running: no `async with` has entered it"
+NOT_ENTERED = "the engine is not running: enter it with `async with` first"
+
+Output = tuple[OutputCollector, OutputItem]
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedModel:
+    """A model, used by the worker thread only, with its tokenizer and its properties."""
+
     model: CausalLM
     tokenizer: Tokenizer
     info: EngineInfo
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What stays on the event loop's side; the model itself is the worker's alone."""
-
-    tokenizer: Tokenizer
-    info: EngineInfo
-    context: int
-
-
 class ServingEngine:
     """Answers many requests at once with one model.
 
-    `load` runs in the worker thread and calls the progress it is given; `progress` is called from that
-    thread.  Closing the engine ends what is running or waiting with EngineFailed.
-
-    Only when that returns is the memory free: a step under way, or a tensor that is being
-    read, cannot be interrupted.  Whoever does not wait so long cancels it; the thread is a
-    daemon, and the program may end without it.
+    `load` and `progress` run in the worker thread.  Closing the engine ends running and
+    waiting requests with EngineFailed, and returns once the memory is free: a running step
+    or read cannot be interrupted.  Cancel it to give up; the thread is a daemon.
     """
 
-    # The worker holds the lock between two steps and never during one, so the event
-    # loop takes it without noticing.  Everything that both sides write is under it.
+    # The lock guards all state shared by the worker and the event loop.  The worker never
+    # holds it during a step, so the event loop does not block on it.
 
     def __init__(
         self,
-        load: Callable[[Progress], Loaded],
+        load: Callable[[Progress], LoadedModel],
         *,
         max_waiting: int,
         progress: Progress = silent,
@@ -78,9 +69,10 @@ class ServingEngine:
         self._now = now
         self._lock = threading.Condition()
         self._scheduler: Scheduler[Sequence] = Scheduler(0)
-        self._streams: dict[Sequence, Stream] = {}
-        self._speed = Speed()
-        self._known: _Known | None = None
+        self._collectors: dict[Sequence, OutputCollector] = {}
+        self._throughput = Throughput()
+        # Without the model: only the worker refers to it, so that its memory is freed with the thread.
+        self._loaded: tuple[Tokenizer, EngineInfo] | None = None
         self._down: str | None = NOT_ENTERED
         self._closing = False
         self._is_in_step = False
@@ -90,7 +82,7 @@ class ServingEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return self._entered().info
+        return self._entered()[1]
 
     @property
     def load(self) -> EngineLoad:
@@ -98,11 +90,11 @@ class ServingEngine:
             return EngineLoad(
                 running=len(self._scheduler.running),
                 waiting=len(self._scheduler.waiting),
-                tokens_per_second=self._speed.tokens_per_second,
-                since_progress=self._now() - self._last_progress if self._is_at_work() else 0.0,
+                tokens_per_second=self._throughput.tokens_per_second,
+                since_progress=self._now() - self._last_progress if self._is_busy() else 0.0,
                 down=self._down,
                 slots=self._scheduler.slots,
-                wait=self._speed.wait(len(self._scheduler.waiting), self._scheduler.slots),
+                wait=self._throughput.wait(len(self._scheduler.waiting), self._scheduler.slots),
                 device_bytes=self._device_bytes,
                 tokens=self._tokens,
                 steps=self._steps,
@@ -111,13 +103,13 @@ class ServingEngine:
             )
 
     def count_tokens(self, messages: Many[ChatMessage]) -> int:
-        return len(self._entered().tokenizer.prompt(messages))
+        return len(self._entered()[0].prompt(messages))
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        sequence, stream = self._enqueue(request)
+        sequence, collector = self._enqueue(request)
         try:
             while True:
-                event = await stream.get()
+                event = await collector.get()
                 yield event
                 if isinstance(event, Finished):
                     return
@@ -125,8 +117,8 @@ class ServingEngine:
             self._cancel(sequence)
 
     async def __aenter__(self) -> Self:
-        self._home = asyncio.get_running_loop()
-        self._ready: asyncio.Future[None] = self._home.create_future()
+        self._event_loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._event_loop.create_future()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -145,44 +137,44 @@ class ServingEngine:
     async def _close(self) -> None:
         with self._lock:
             self._closing = True
-            self._abandon("the engine was closed")
+            self._fail_all("the engine was closed")
             self._lock.notify()
         await self._ended.wait()
         self._thread.join()
 
     # On the event loop.
 
-    def _entered(self) -> _Known:
-        if self._known is None:
+    def _entered(self) -> tuple[Tokenizer, EngineInfo]:
+        if self._loaded is None:
             raise EngineFailed(NOT_ENTERED)
-        return self._known
+        return self._loaded
 
-    def _enqueue(self, request: ChatRequest) -> tuple[Sequence, Stream]:
-        known = self._entered()
-        prompt = tuple(known.tokenizer.prompt(request.messages))
-        if len(prompt) >= known.context:
-            raise PromptTooLong(len(prompt), known.context)
-        sequence, stream = Sequence.of(request, prompt, known.tokenizer, known.context), Stream()
+    def _enqueue(self, request: ChatRequest) -> tuple[Sequence, OutputCollector]:
+        tokenizer, info = self._entered()
+        prompt = tuple(tokenizer.prompt(request.messages))
+        if len(prompt) >= info.context_length:
+            raise PromptTooLong(len(prompt), info.context_length)
+        sequence, collector = Sequence.of(request, prompt, tokenizer, info.context_length), OutputCollector()
         with self._lock:
             if self._down is not None:
                 raise EngineFailed(self._down)
             waiting = len(self._scheduler.waiting)
             if not self._scheduler.free and waiting >= self._max_waiting:
-                raise EngineBusy(waiting, self._max_waiting, self._speed.wait(waiting, self._scheduler.slots))
-            if not self._is_at_work():
+                raise EngineBusy(waiting, self._max_waiting, self._throughput.wait(waiting, self._scheduler.slots))
+            if not self._is_busy():
                 self._last_progress = self._now()
-            sequence.asked = self._now()
-            self._streams[sequence] = stream
+            sequence.enqueued_at = self._now()
+            self._collectors[sequence] = collector
             self._scheduler.add(sequence)
-            self._tell(self._moved())
+            self._send(self._position_changes())
             self._lock.notify()
-        return sequence, stream
+        return sequence, collector
 
     def _cancel(self, sequence: Sequence) -> None:
         with self._lock:
-            if sequence in self._streams:
-                self._leave(sequence)
-                self._tell(self._moved())
+            if sequence in self._collectors:
+                self._remove(sequence)
+                self._send(self._position_changes())
 
     # In the worker thread.
 
@@ -193,7 +185,7 @@ class ServingEngine:
         except EngineError as error:
             failure = error
         except Exception as error:
-            # The thread's outermost frame: whoever waits must hear of the end, whatever it was.
+            # Outermost frame of the thread: pending requests must fail, whatever the error is.
             log.exception("the engine's worker died")
             if is_out_of_memory(error):
                 failure = EngineUnavailable(
@@ -202,31 +194,31 @@ class ServingEngine:
             else:
                 failure = EngineFailed(f"the engine's worker died of {type(error).__name__}: {error}")
         finally:
-            with suppress(RuntimeError):  # a broken device takes nothing back
-                return_memory()
+            with suppress(RuntimeError):  # raised by a broken device
+                release_memory()
             with self._lock:
                 self._is_in_step = False
-                self._abandon(str(failure))
-            self._call(self._end, failure)
+                self._fail_all(str(failure))
+            self._call_soon(self._end, failure)
 
     def _serve(self) -> None:
         loaded = self._load_model(self._report)
-        runner, slots = Runner(loaded.model, loaded.tokenizer.vocabulary), loaded.model.slots
-        self._known = _Known(loaded.tokenizer, loaded.info, loaded.model.context_length)
+        runner = Runner(loaded.model, loaded.tokenizer.vocabulary)
+        self._loaded = loaded.tokenizer, loaded.info
         with self._lock:
             if self._closing:
                 return
-            self._scheduler = Scheduler(slots)
+            self._scheduler = Scheduler(loaded.model.slots)
             self._down = None
-        self._call(self._start)
-        looked = -math.inf
+        self._call_soon(self._start)
+        checked = -math.inf
         while (step := self._next_step()) is not None:
             began = self._now()
-            outcomes = runner.run(step)
-            if began - looked >= LOOK_SECONDS:
-                # Asked here, and not by who wants to know: a device that hangs may hold up the answer.
-                looked, self._device_bytes = began, device_memory()
-            self._pass_on(outcomes, self._now() - began)
+            results = runner.run(step)
+            if began - checked >= MEMORY_CHECK_SECONDS:
+                # Queried in this thread: a hanging device may block the call.
+                checked, self._device_bytes = began, device_memory()
+            self._deliver(results, self._now() - began)
 
     def _report(self, done: int, total: int) -> None:
         if self._closing:
@@ -240,74 +232,72 @@ class ServingEngine:
             self._is_in_step = step is not None
             if step is not None and step.is_prefill:
                 for sequence in step.jobs:
-                    sequence.started = self._now()
+                    sequence.prefill_started_at = self._now()
                     self._started += 1
-                    self._waited += sequence.started - sequence.asked
+                    self._waited += sequence.prefill_started_at - sequence.enqueued_at
             return step
 
-    def _pass_on(self, outcomes: Mapping[Sequence, Outcome], seconds: float) -> None:
-        news: list[tuple[Stream, StreamItem]] = []
+    def _deliver(self, results: Mapping[Sequence, StepResult], seconds: float) -> None:
+        outputs: list[Output] = []
         with self._lock:
             self._is_in_step = False
             self._last_progress = self._now()
             self._steps += 1
-            self._tokens += len(outcomes)
-            self._speed.step(len(outcomes), seconds)
-            for sequence, outcome in outcomes.items():
-                stream = self._streams.get(sequence)
-                if stream is None:  # cancelled while the step ran
+            self._tokens += len(results)
+            self._throughput.step(len(results), seconds)
+            for sequence, result in results.items():
+                collector = self._collectors.get(sequence)
+                if collector is None:  # cancelled during the step
                     continue
-                if isinstance(outcome, EngineFailed):
-                    news.append((stream, outcome))
-                    self._leave(sequence)
+                if isinstance(result, EngineFailed):
+                    outputs.append((collector, result))
+                    self._remove(sequence)
                     continue
-                if outcome:
-                    news.append((stream, Delta(outcome)))
+                if result:
+                    outputs.append((collector, Delta(result)))
                 if sequence.reason is not None:
-                    news.append((stream, Finished(sequence.reason, sequence.usage)))
-                    self._leave(sequence)
-            self._tell(news + self._moved())
+                    outputs.append((collector, Finished(sequence.reason, sequence.usage)))
+                    self._remove(sequence)
+            self._send(outputs + self._position_changes())
 
-    # On both sides, with the lock held.
+    # In both threads, with the lock held.
 
-    def _is_at_work(self) -> bool:
-        # A step that is stuck stays so when all who waited for it have gone.
+    def _is_busy(self) -> bool:
+        # A stuck step still counts after all its requests were cancelled.
         return self._is_in_step or bool(self._scheduler.running)
 
-    def _leave(self, sequence: Sequence) -> None:
-        del self._streams[sequence]
+    def _remove(self, sequence: Sequence) -> None:
+        del self._collectors[sequence]
         self._scheduler.remove(sequence)
-        if sequence.started is not None:
-            self._speed.answer(self._now() - sequence.started)
+        if sequence.prefill_started_at is not None:
+            self._throughput.answer(self._now() - sequence.prefill_started_at)
 
-    def _moved(self) -> list[tuple[Stream, StreamItem]]:
-        news: list[tuple[Stream, StreamItem]] = []
+    def _position_changes(self) -> list[Output]:
+        outputs: list[Output] = []
         for position, sequence in enumerate(self._scheduler.waiting, start=1):
             if sequence.position != position:
                 sequence.position = position
-                news.append(
-                    (self._streams[sequence], Queued(position, self._speed.wait(position, self._scheduler.slots)))
-                )
-        return news
+                wait = self._throughput.wait(position, self._scheduler.slots)
+                outputs.append((self._collectors[sequence], Queued(position, wait)))
+        return outputs
 
-    def _abandon(self, why: str) -> None:
+    def _fail_all(self, reason: str) -> None:
         if self._down is None:
-            self._down = why
-        self._tell([(stream, EngineFailed(why)) for stream in self._streams.values()])
-        self._streams.clear()
+            self._down = reason
+        self._send([(collector, EngineFailed(reason)) for collector in self._collectors.values()])
+        self._collectors.clear()
         self._scheduler = Scheduler(0)
 
-    def _tell(self, news: Many[tuple[Stream, StreamItem]]) -> None:
-        # One call a step, whatever the number of rows: each one wakes the event loop.
-        if news:
-            self._call(_put_all, news)
+    def _send(self, outputs: Many[Output]) -> None:
+        # One call per step for all rows: each call wakes the event loop.
+        if outputs:
+            self._call_soon(_put_all, outputs)
 
-    def _call(self, function: Callable[[*Ts], None], *args: *Ts) -> None:
-        # An event loop that is closed has nobody left who reads.
-        with suppress(RuntimeError):
-            self._home.call_soon_threadsafe(function, *args)
+    def _call_soon(self, function: Callable[[*Ts], None], *args: *Ts) -> None:
+        with suppress(RuntimeError):  # the event loop is closed: no reader is left
+            self._event_loop.call_soon_threadsafe(function, *args)
 
-    # Called by `_call`.
+    # Called through `_call_soon`.
 
     def _start(self) -> None:
         if not self._ready.done():
@@ -319,6 +309,6 @@ class ServingEngine:
         self._ended.set()
 
 
-def _put_all(news: Many[tuple[Stream, StreamItem]]) -> None:
-    for stream, item in news:
-        stream.put(item)
+def _put_all(outputs: Many[Output]) -> None:
+    for collector, item in outputs:
+        collector.put(item)

@@ -1,4 +1,4 @@
-"""Numbers on their way to a device."""
+"""Asynchronous host-to-device copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def to_device_async(device: torch.device, numbers: Sequence[object]) -> Tensor:
-    """Make a tensor, nested lists included, without waiting for what the device has yet to do."""
-    made = torch.tensor(numbers)
-    # A copy from other memory waits until the device has done all that it was given before.
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+    """Return a tensor of (nested) numbers on `device`, without a synchronisation."""
+    tensor = torch.tensor(numbers)
+    # Only copies from pinned memory are asynchronous.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

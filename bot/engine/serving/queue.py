@@ -1,4 +1,4 @@
-"""Waiting for a turn, for engines whose answers are made elsewhere and not in a batch of ours."""
+"""Fair admission queue for engines that do not use our batching."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from bot.errors import EngineBusy
 
 
 @dataclass(eq=False, slots=True)
-class Turn:
-    """One request's place in the queue."""
+class SlotTicket:
+    """One request's position in the queue."""
 
     user: str
     channel: str
     prompt_tokens: int
-    position: int = -1  # not known yet; 0 is running
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    position: int = -1  # -1 before the first update; 0 is running
+    position_changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def queued(self) -> Queued | None:
-        """Wait for a place that was not told yet; None once the turn has come."""
-        await self.moved.wait()
-        self.moved.clear()
+        """Wait for the next position; None once the request may run."""
+        await self.position_changed.wait()
+        self.position_changed.clear()
         return Queued(self.position) if self.position else None
 
 
-class Turns:
-    """Lets `slots` requests run at once; others wait, fairly between users and channels."""
+class FairQueue:
+    """Runs `slots` requests at once; others wait, fairly between users and channels."""
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._scheduler: Scheduler[Turn] = Scheduler(slots)
+        self._scheduler: Scheduler[SlotTicket] = Scheduler(slots)
 
     @property
     def slots(self) -> int:
@@ -46,26 +46,26 @@ class Turns:
     def waiting(self) -> int:
         return len(self._scheduler.waiting)
 
-    def take(self, request: ChatRequest, prompt_tokens: int) -> Turn:
-        """Queue up; whoever does gives the turn back with `leave`, whatever happens.
+    def enqueue(self, request: ChatRequest, prompt_tokens: int) -> SlotTicket:
+        """Queue a request; the caller must `release` the ticket.
 
         Raises:
-            EngineBusy: Too many wait already.
+            EngineBusy: The queue is full.
         """
         if not self._scheduler.free and self.waiting >= self._max_waiting:
             raise EngineBusy(self.waiting, self._max_waiting)
-        turn = Turn(request.user, request.channel, prompt_tokens)
-        self._scheduler.add(turn)
-        self._move()
-        return turn
+        ticket = SlotTicket(request.user, request.channel, prompt_tokens)
+        self._scheduler.add(ticket)
+        self._update_positions()
+        return ticket
 
-    def leave(self, turn: Turn) -> None:
-        self._scheduler.remove(turn)
-        self._move()
+    def release(self, ticket: SlotTicket) -> None:
+        self._scheduler.remove(ticket)
+        self._update_positions()
 
-    def _move(self) -> None:
-        places = {turn: position for position, turn in enumerate(self._scheduler.waiting, start=1)}
-        for turn in [*places, *self._scheduler.running]:
-            if turn.position != places.get(turn, 0):
-                turn.position = places.get(turn, 0)
-                turn.moved.set()
+    def _update_positions(self) -> None:
+        positions = {ticket: position for position, ticket in enumerate(self._scheduler.waiting, start=1)}
+        for ticket in [*positions, *self._scheduler.running]:
+            if ticket.position != positions.get(ticket, 0):
+                ticket.position = positions.get(ticket, 0)
+                ticket.position_changed.set()

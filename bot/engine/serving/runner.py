@@ -1,4 +1,4 @@
-"""One step through model and sampler; what fails, fails for the rows concerned and nobody else."""
+"""Run steps on model and sampler, and isolate failures to the rows that cause them."""
 
 from __future__ import annotations
 
@@ -20,142 +20,132 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Outcome = str | EngineFailed  # the text that the step completed, often ''; or why the row ends
+StepResult = str | EngineFailed  # the text that the step completed, often ''; or the failure that ends the row
 
-# Steps that go well before twice as many rows are decoded together again: each failure
-# costs a collection of garbage, and a traceback in the log.
-CALM = 200
+# Successful steps before the row limit doubles again: each out-of-memory costs a garbage
+# collection and a traceback in the log.
+STEPS_BEFORE_GROWTH = 200
 
 
 class Runner:
-    """Feeds steps to the model, and what the model says back to the sequences.
+    """Runs steps on the model, and appends sampled tokens to their sequences.
 
-    Where a step of several rows fails, one may have failed the others, or all together
-    were too much: its halves are tried, until the rows that fail alone are found.  A step
-    that is run again writes the same keys and values to the same places.  A decode that
-    was too much for the memory is made in smaller parts for a while.  What a broken device
-    raises ends the worker: none of its steps will go well again.
+    A failed step of several rows is bisected until the failing rows are found.  Retrying is
+    idempotent: it writes the same keys and values to the same cache entries.  After an
+    out-of-memory decode, the row limit is halved for a while.  An error of the device itself
+    ends the worker, since no later step can succeed.
     """
 
     def __init__(self, model: CausalLM, vocabulary: int) -> None:
         self._model = model
         self._sampler = Sampler(vocabulary)
-        self._most_rows = model.slots
-        self._calm = 0
+        self._max_rows = model.slots
+        self._successes = 0
 
-    def run(self, step: Step[Sequence]) -> dict[Sequence, Outcome]:
-        """Give each of the step's sequences its next token, or the reason why it gets none."""
-        outcomes: dict[Sequence, Outcome] = {}
-        for part in _parts(step, len(step.jobs) if step.is_prefill else self._most_rows):
-            outcomes |= self._run(part)
-        return outcomes
+    def run(self, step: Step[Sequence]) -> dict[Sequence, StepResult]:
+        """Append the next token to each sequence of the step; return the texts or failures."""
+        results: dict[Sequence, StepResult] = {}
+        for part in _split(step, len(step.jobs) if step.is_prefill else self._max_rows):
+            results |= self._run(part)
+        return results
 
-    def _run(self, step: Step[Sequence]) -> dict[Sequence, Outcome]:
+    def _run(self, step: Step[Sequence]) -> dict[Sequence, StepResult]:
         jobs = step.jobs
-        tokens = _guarded(lambda: self._tokens(jobs))
-        if isinstance(tokens, _MemoryIsFull) and len(jobs) == 1:
-            tokens = _guarded(lambda: self._tokens(jobs))  # with what was given back there may be enough
+        tokens = _catch(lambda: self._sample(jobs))
+        if isinstance(tokens, _OutOfMemory) and len(jobs) == 1:
+            tokens = _catch(lambda: self._sample(jobs))  # the memory that was freed may be enough
         if not isinstance(tokens, EngineFailed):
-            self._note_success()
-            return {sequence: _take(sequence, token) for sequence, token in zip(jobs, tokens, strict=True)}
+            self._successes += 1
+            if self._successes >= STEPS_BEFORE_GROWTH:
+                self._max_rows, self._successes = min(2 * self._max_rows, self._model.slots), 0
+            return {sequence: _append(sequence, token) for sequence, token in zip(jobs, tokens, strict=True)}
         if len(jobs) == 1:
             return dict.fromkeys(jobs, tokens)
         half = (len(jobs) + 1) // 2
-        outcomes: dict[Sequence, Outcome] = {}
-        for part in _parts(step, half):
-            outcomes |= self._run(part)
+        results: dict[Sequence, StepResult] = {}
+        for part in _split(step, half):
+            results |= self._run(part)
         if (
-            isinstance(tokens, _MemoryIsFull)
+            isinstance(tokens, _OutOfMemory)
             and not step.is_prefill
-            and not any(isinstance(each, EngineFailed) for each in outcomes.values())
+            and not any(isinstance(each, EngineFailed) for each in results.values())
         ):
-            self._most_rows, self._calm = min(half, self._most_rows), 0
-        return outcomes
-
-    def _note_success(self) -> None:
-        self._calm += 1
-        if self._calm >= CALM:
-            self._most_rows, self._calm = min(2 * self._most_rows, self._model.slots), 0
+            self._max_rows, self._successes = min(half, self._max_rows), 0
+        return results
 
     @torch.inference_mode()
-    def _tokens(self, jobs: Mapping[Sequence, int]) -> list[int | None]:
+    def _sample(self, jobs: Mapping[Sequence, int]) -> list[int | None]:
         batch = Batch(
             slots=tuple(jobs.values()),
             tokens=tuple(sequence.next_input for sequence in jobs),
-            starts=tuple(sequence.cached for sequence in jobs),
+            starts=tuple(sequence.num_cached for sequence in jobs),
         )
-        return self._sampler.draw(self._model.forward(batch), [sequence.row for sequence in jobs])
+        return self._sampler.sample(self._model.forward(batch), [sequence.sampler for sequence in jobs])
 
 
-class _MemoryIsFull(EngineFailed):
-    """There was no memory for a step."""
+class _OutOfMemory(EngineFailed):
+    """A step ran out of memory."""
 
 
-def _parts(step: Step[Sequence], rows: int) -> Iterator[Step[Sequence]]:
-    """Cut a step into steps of at most so many rows."""
+def _split(step: Step[Sequence], rows: int) -> Iterator[Step[Sequence]]:
+    """Split a step into steps of at most `rows` rows."""
     every = iter(step.jobs.items())
     while part := dict(islice(every, rows)):
         yield Step(part, step.is_prefill)
 
 
-def _take(sequence: Sequence, token: int | None) -> Outcome:
+def _append(sequence: Sequence, token: int | None) -> StepResult:
     if token is None:
-        return EngineFailed("the model's numbers are no numbers any more (NaN or inf); this answer ends here")
-    return _guarded(lambda: sequence.take(token))
+        return EngineFailed("the model returned NaN or infinite logits, so this answer ends here")
+    return _catch(lambda: sequence.append_token(token))
 
 
-def _guarded(work: Callable[[], T]) -> T | EngineFailed:
+def _catch(work: Callable[[], T]) -> T | EngineFailed:
     try:
         return work()
     except Exception as error:
-        # Whatever a model or a device raises, the loop has others to serve.
-        log.exception("a step of the model failed")
-        failure = (_MemoryIsFull if is_out_of_memory(error) else EngineFailed)(_sentence(error))
-    # Outside the handler: inside it the traceback still holds the failed step's tensors.
-    if isinstance(failure, _MemoryIsFull):
-        # The young: what a step leaves behind is young, and to look at all there is would stop the event
-        # loop for half a second.
+        # Any error of a model or device: the other requests must go on.
+        log.exception("a model step failed")
+        if is_out_of_memory(error):
+            failure: EngineFailed = _OutOfMemory(
+                "not enough memory for this answer; lower engine.max_batch_size or use int4"
+            )
+        else:
+            failure = EngineFailed(f"a model step failed ({type(error).__name__}); see the log")
+    # Outside the handler: within it the traceback keeps the failed step's tensors alive.
+    if isinstance(failure, _OutOfMemory):
+        # A step's garbage is young; a full collection would stop the event loop for half a second.
         gc.collect(1)
-        return_memory()
+        release_memory()
     else:
-        _raise_if_broken()
+        # After a device error every CUDA call raises until the process ends: raise it here.
+        for device in _reserved_bytes():
+            torch.cuda.synchronize(device)
     return failure
 
 
-def _raise_if_broken() -> None:
-    """Ask the devices whether the failure is theirs: after some errors CUDA raises at each call until the process ends."""
-    for device in _reserved():
-        torch.cuda.synchronize(device)
-
-
 def device_memory() -> int:
-    """Bytes that torch holds on CUDA devices, its reserve included."""
-    return sum(_reserved().values())
+    """Return the bytes that torch reserves on CUDA devices."""
+    return sum(_reserved_bytes().values())
 
 
-def _reserved() -> dict[int, int]:
-    """Bytes by device; one that we hold nothing of is not spoken to, for that alone would take memory there."""
+def _reserved_bytes() -> dict[int, int]:
+    # Devices without a reservation are left out: synchronising would create a context there.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {device: held for device in devices if (held := torch.cuda.memory_reserved(device))}
 
 
-def return_memory() -> None:
-    """Give back to the device what torch keeps in reserve."""
+def release_memory() -> None:
+    """Return torch's cached memory to the CUDA devices."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Recognise what torch raises when memory runs out; on a CPU that is a plain RuntimeError."""
+    """Return whether an error means out of memory; on a CPU torch raises RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-def _sentence(error: Exception) -> str:
-    if is_out_of_memory(error):
-        return "there is not enough memory for this answer; a lower engine.max_batch_size or int4 needs less"
-    return f"a step of the model failed ({type(error).__name__}); the log has the details"

@@ -1,4 +1,4 @@
-"""The next token of every row: temperature, top-k, top-p, a seed each."""
+"""Sampling with temperature, top-k, top-p and a seed per row."""
 
 from __future__ import annotations
 
@@ -14,72 +14,71 @@ from bot.engine.serving.h2d import to_device_async
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Row:
-    """How one sequence is sampled.
+class SamplerState:
+    """Sampling parameters and random generator of one sequence.
 
-    Python's generator and not torch's: it draws the same numbers for a seed on every
-    device, and costs nothing beside a kernel launch.
+    Python's generator, unlike torch's, returns the same numbers for a seed on every device,
+    and costs less than a kernel launch.
     """
 
     params: SamplingParams
     random: Random
 
     @classmethod
-    def of(cls, params: SamplingParams) -> Row:
+    def of(cls, params: SamplingParams) -> SamplerState:
         return cls(params, Random(params.seed))
 
 
-# float32's last number before 1: times a sum it stays below that sum.
+# The largest float32 below 1: multiplied by a sum it stays below the sum.
 BELOW_ONE = 1 - 2**-24
 
-# Colder is argmax already, and would overflow.
-COLDEST = 1e-6
+# Lower temperatures equal argmax, and would overflow.
+MIN_TEMPERATURE = 1e-6
 
-# Nothing at all is before the likeliest id, so it is always kept.
-LEAST = 1e-9
+# The likeliest id has no probability before it, so it always passes.
+MIN_TOP_P = 1e-9
 
 
 class Sampler:
-    """Draws all rows of a step at once; a row's draw does not depend on its neighbours.
+    """Samples all rows of a step at once; rows are independent of each other.
 
-    Ids from `vocabulary` on have no text and are never drawn.
+    Ids from `vocabulary` on have no text and are never sampled.
     """
 
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
         self._cuts = _Cuts.of((), torch.device("cpu"))
 
-    def draw(self, logits: Tensor, rows: Sequence[Row]) -> list[int | None]:
-        """Draw one id per row of `logits` [rows, vocab]; None where a logit is NaN or inf.
+    def sample(self, logits: Tensor, rows: Sequence[SamplerState]) -> list[int | None]:
+        """Sample one id per row of `logits` [rows, vocab]; None where a logit is NaN or inf.
 
-        Each row takes exactly one number from its generator, greedy ones too, so an
-        answer can be replayed from its seed alone.
+        Each row uses exactly one random number, greedy rows too, so that a seed alone
+        reproduces an answer.
         """
         logits = logits[:, : self._vocabulary].float()
         if all(row.params.temperature == 0 for row in rows):
             ids = logits.argmax(-1)
-            _numbers(rows)
+            _random_numbers(rows)
         else:
             candidates, cumulative, kept = self.candidates(logits, rows)
             total = (cumulative * kept).amax(-1, keepdim=True)
-            sought = to_device_async(logits.device, _numbers(rows))[:, None] * total
-            places = ((cumulative <= sought) & kept).sum(-1, keepdim=True)
-            ids = candidates.gather(-1, places)[:, 0]
-        # A sum is finite only where every logit is.  One tensor carries both answers,
-        # because reading a device's memory waits for the device.
-        drawn: list[int] = torch.where(logits.sum(-1).isfinite(), ids, -1).tolist()
-        return [token if token >= 0 else None for token in drawn]
+            threshold = to_device_async(logits.device, _random_numbers(rows))[:, None] * total
+            indices = ((cumulative <= threshold) & kept).sum(-1, keepdim=True)
+            ids = candidates.gather(-1, indices)[:, 0]
+        # The sum is finite only if every logit is.  -1 marks the others in the same tensor:
+        # each read from a device synchronises with it.
+        sampled: list[int] = torch.where(logits.sum(-1).isfinite(), ids, -1).tolist()
+        return [token if token >= 0 else None for token in sampled]
 
-    def candidates(self, logits: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
-        """Cut `logits` [rows, vocab] down to what may be drawn.
+    def candidates(self, logits: Tensor, rows: Sequence[SamplerState]) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply temperature, then top-k, then top-p to `logits` [rows, vocab].
 
-        In this order: temperature; the `top_k` likeliest; of those the smallest set
-        whose probability reaches `top_p`, the id that crosses the border included and
-        one id at least.
+        Top-p keeps the smallest set that reaches it, including the id that crosses it, and
+        at least one id.
 
         Returns:
-            Ids, likeliest first; the probability of each and all before it; and which
-            are left after the cuts: all [rows, candidates].
+            Ids, likeliest first; cumulative probabilities; and a mask of the ids kept: all
+            [rows, candidates].
         """
         cuts = self._cuts = self._cuts if self._cuts.rows == tuple(rows) else _Cuts.of(rows, logits.device)
         width = min(cuts.widest or logits.shape[-1], logits.shape[-1])
@@ -92,34 +91,34 @@ class Sampler:
         return ids, cumulative, cumulative - probabilities < cuts.top_p
 
 
-def _numbers(rows: Sequence[Row]) -> list[float]:
-    """Draw a number for each row; after all that may run out of memory, for a step that failed is run again."""
+def _random_numbers(rows: Sequence[SamplerState]) -> list[float]:
+    # Called after everything that can run out of memory: a failed step is retried with the same numbers.
     return [min(row.random.random(), BELOW_ONE) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class _Cuts:
-    """The rows' parameters as columns [rows, 1]; kept from step to step while the batch stays."""
+    """The rows' parameters as columns [rows, 1], cached while the batch does not change."""
 
-    rows: tuple[Row, ...]
-    widest: int  # candidates that the most generous row looks at; 0 is all
+    rows: tuple[SamplerState, ...]
+    widest: int  # the largest top_k; 0 is the whole vocabulary
     temperature: Tensor
-    top_k: Tensor | None  # None where `widest` is every row's
+    top_k: Tensor | None  # None if all rows have the same
     top_p: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device) -> _Cuts:
+    def of(cls, rows: Sequence[SamplerState], device: torch.device) -> _Cuts:
         def column(values: list[float] | list[int]) -> Tensor:
             return to_device_async(device, values)[:, None]
 
         every = [row.params for row in rows]
-        # Temperature 0 is the likeliest id alone; a cut that is switched off lies beyond everything.
+        # Temperature 0 is top_k = 1; a top_p of 2 is never reached.
         top_k = [1 if params.temperature == 0 else params.top_k for params in every]
-        top_p = [max(params.top_p, LEAST) if params.top_p < 1 else 2.0 for params in every]
+        top_p = [max(params.top_p, MIN_TOP_P) if params.top_p < 1 else 2.0 for params in every]
         return cls(
             rows=tuple(rows),
             widest=0 if 0 in top_k else max(top_k, default=0),
-            temperature=column([max(params.temperature, COLDEST) for params in every]),
+            temperature=column([max(params.temperature, MIN_TEMPERATURE) for params in every]),
             top_k=column([k or torch.iinfo(torch.int64).max for k in top_k]) if len(set(top_k)) > 1 else None,
             top_p=column(top_p),
         )

@@ -1,4 +1,4 @@
-"""Which sequences the next step runs.  Pure Python: no torch, no asyncio."""
+"""Choose the sequences of the next step.  Pure Python: no torch, no asyncio."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from heapq import heappop, heappush
 from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
-# Prompts are prefilled together while they have no more tokens than this: more of them make
-# short ones cheaper, but every running answer waits meanwhile.
+# Token budget of a prefill: larger batches make short prompts cheaper, but stall running answers.
 PREFILL_TOKENS = 512
 
 
 class Job(Protocol):
-    """What is scheduled; `user` and `channel` are opaque, jobs are told apart by identity."""
+    """A schedulable request; hashed by identity, `user` and `channel` are opaque."""
 
     @property
     def user(self) -> str: ...
@@ -31,10 +30,10 @@ T = TypeVar("T")
 J = TypeVar("J", bound=Job)
 
 
-def in_turn(rows: Iterable[Iterable[T]]) -> Iterator[T]:
-    """Take one item of each row in turn, until all are empty.
+def round_robin(rows: Iterable[Iterable[T]]) -> Iterator[T]:
+    """Yield one item of each row in turn, until all are empty.
 
-    >>> "".join(in_turn(["abc", "x", "12"]))
+    >>> "".join(round_robin(["abc", "x", "12"]))
     'ax1b2c'
     """
     waiting = deque(iter(row) for row in rows)
@@ -46,10 +45,10 @@ def in_turn(rows: Iterable[Iterable[T]]) -> Iterator[T]:
             break
 
 
-class Rotation(Generic[J]):
-    """A queue that turns over users, then over a user's channels; first come within one channel.
+class RoundRobinQueue(Generic[J]):
+    """Round robin over users, then over a user's channels; FIFO within a channel.
 
-    With n users waiting, each is served within n turns, however much the others ask.
+    With n users waiting, each is served within n pops, however many jobs the others queue.
     """
 
     def __init__(self) -> None:
@@ -60,32 +59,32 @@ class Rotation(Generic[J]):
         return self._size
 
     def __iter__(self) -> Iterator[J]:
-        """All that wait, in the order they are served if nobody else comes."""
-        return in_turn(in_turn(channels.values()) for channels in self._users.values())
+        """Iterate in the order jobs are served if no other arrives."""
+        return round_robin(round_robin(channels.values()) for channels in self._users.values())
 
     def push(self, job: J) -> None:
         self._users.setdefault(job.user, OrderedDict()).setdefault(job.channel, deque()).append(job)
         self._size += 1
 
     def pop(self, running: Mapping[str, int] = MappingProxyType({})) -> J:
-        """Take the next job of those users of whom the fewest are `running`."""
+        """Remove and return the next job of the user with the fewest `running` jobs."""
         user, channels = min(self._users.items(), key=lambda item: running.get(item[0], 0))
-        channel, line = next(iter(channels.items()))
-        job = line[0]
+        channel, jobs = next(iter(channels.items()))
+        job = jobs[0]
         channels.move_to_end(channel)
         self._users.move_to_end(user)
         self.discard(job)
         return job
 
     def discard(self, job: J) -> bool:
-        """Take a job out; say whether it was there."""
+        """Remove a job; return whether it was queued."""
         channels = self._users.get(job.user, OrderedDict())
-        line = channels.get(job.channel, deque())
-        if job not in line:
+        jobs = channels.get(job.channel, deque())
+        if job not in jobs:
             return False
-        line.remove(job)
+        jobs.remove(job)
         self._size -= 1
-        if not line:
+        if not jobs:
             del channels[job.channel]
         if not channels:
             del self._users[job.user]
@@ -94,38 +93,38 @@ class Rotation(Generic[J]):
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[J]):
-    """The sequences of one step, each with its slot: whole prompts, or one token each."""
+    """The jobs of one step with their slots: whole prompts, or one token each."""
 
     jobs: Mapping[J, int]
     is_prefill: bool
 
 
 class Scheduler(Generic[J]):
-    """Gives slots to jobs and steps to slots.
+    """Assigns slots to jobs, and composes steps.
 
-    A job gets a slot as soon as one is free, so while any job waits all slots are
-    taken.  Whose jobs hold slots already lets those pass whose jobs hold fewer.  Prefills
-    and decodes alternate, so that answers keep flowing while others come in.
+    A job gets a slot as soon as one is free: while any job waits, all slots are in use.
+    Users with fewer running jobs go first.  Prefills and decodes alternate, so that running
+    answers keep streaming while new ones start.
     """
 
     def __init__(self, slots: int, prefill_tokens: int = PREFILL_TOKENS) -> None:
         self.slots = slots
-        self._free = list(range(slots))  # a heap: a model reads low slots side by side fastest
+        self._free = list(range(slots))  # a heap: models read adjacent low slots fastest
         self._prefill_tokens = prefill_tokens
-        self._waiting: Rotation[J] = Rotation()
+        self._waiting: RoundRobinQueue[J] = RoundRobinQueue()
         self._running: dict[J, int] = {}
-        self._new: deque[J] = deque()  # have a slot, their prompts are not in it yet
-        self._held_up: set[J] = set()  # of these, the short ones that a long one went before
+        self._new: deque[J] = deque()  # admitted, not prefilled yet
+        self._deferred: set[J] = set()  # the short ones of these that a long prompt overtook
         self._was_prefill = False
 
     @property
     def waiting(self) -> list[J]:
-        """Those without a slot, the next one first."""
+        """Jobs without a slot, the next one first."""
         return list(self._waiting)
 
     @property
     def running(self) -> Mapping[J, int]:
-        """Those with a slot, and which."""
+        """Jobs with their slots."""
         return MappingProxyType(self._running)
 
     @property
@@ -137,22 +136,21 @@ class Scheduler(Generic[J]):
         self._admit()
 
     def remove(self, job: J) -> bool:
-        """Take a job out, wherever it is; say whether it was there.
+        """Remove a job, waiting or running; return whether it was scheduled.
 
-        Its slot goes to the next one at once: between two steps nobody reads it, and
-        a prefill forgets what it held.
+        Its slot is reused at once: a prefill overwrites it.
         """
         if job not in self._running:
             return self._waiting.discard(job)
         heappush(self._free, self._running.pop(job))
         if job in self._new:
             self._new.remove(job)
-            self._held_up.discard(job)
+            self._deferred.discard(job)
         self._admit()
         return True
 
     def step(self) -> Step[J] | None:
-        """Choose the next step; None while nothing runs."""
+        """Return the next step; None if no job runs."""
         if not self._running:
             return None
         decoding = [job for job in self._running if job not in self._new]
@@ -167,27 +165,27 @@ class Scheduler(Generic[J]):
             self._new.append(job)
 
     def _prompts(self) -> list[J]:
-        """Take the next prompts: a long one alone, or short ones together.
+        """Return the next prompts: a long one alone, or short ones together.
 
-        They go in the order they came, but no short one waits for two long ones.  A long one
-        is passed only by those that the last long one held up, so it does not wait for ever.
+        FIFO, except that a short prompt waits for at most one long one.  Only prompts deferred
+        by the last long one overtake the next, so long prompts do not starve.
         """
-        first = next((job for job in self._new if job in self._held_up), self._new[0])
+        first = next((job for job in self._new if job in self._deferred), self._new[0])
         jobs = [first]
         if self._is_long(first):
-            self._held_up.update(job for job in self._new if not self._is_long(job))
+            self._deferred.update(job for job in self._new if not self._is_long(job))
         else:
-            # Those that were held up first; a sort leaves the others in their order.
+            # Deferred jobs first; the sort is stable.
             others = (job for job in self._new if job is not first and not self._is_long(job))
             tokens = first.prompt_tokens
-            for job in sorted(others, key=lambda job: job not in self._held_up):
+            for job in sorted(others, key=lambda job: job not in self._deferred):
                 tokens += job.prompt_tokens
                 if tokens > self._prefill_tokens:
                     break
                 jobs.append(job)
         for job in jobs:
             self._new.remove(job)
-            self._held_up.discard(job)
+            self._deferred.discard(job)
         return jobs
 
     def _is_long(self, job: J) -> bool:

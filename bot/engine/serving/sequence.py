@@ -1,4 +1,4 @@
-"""One request on its way through the model: its prompt, its answer so far, its end."""
+"""State of one request in the serving loop."""
 
 from __future__ import annotations
 
@@ -7,42 +7,41 @@ from dataclasses import dataclass
 from bot.domain import ChatRequest, FinishReason, Usage
 from bot.engine.serving.base import Tokenizer
 from bot.engine.serving.detokenizer import StopStrings
-from bot.engine.serving.sampler import Row
+from bot.engine.serving.sampler import SamplerState
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """What the worker knows of a request.
+    """Prompt, answer and sampler of a request.
 
-    `limit` is how many tokens the answer may have; `position`, `asked` and `started` are
-    the loop's notes: the place in the queue that was told last, when the request came, and
-    when the prefill began.
+    `position`, `enqueued_at` and `prefill_started_at` belong to the serving loop: the queue
+    position last reported, and times of its clock.
     """
 
     user: str
     channel: str
     prompt: tuple[int, ...]
-    limit: int
-    row: Row
+    limit: int  # tokens of the answer
+    sampler: SamplerState
     text: StopStrings
     stop_ids: frozenset[int]
     tokens: int = 0  # sampled so far, a stop id included
     last: int = -1
     reason: FinishReason | None = None
     position: int = 0
-    asked: float = 0.0
-    started: float | None = None
+    enqueued_at: float = 0.0
+    prefill_started_at: float | None = None
 
     @classmethod
     def of(cls, request: ChatRequest, prompt: tuple[int, ...], tokenizer: Tokenizer, context: int) -> Sequence:
-        """Build it from a request whose prompt is shorter than the context."""
+        """Create it from a request whose prompt is shorter than the context."""
         params, room = request.params, context - len(prompt)
         return cls(
             user=request.user,
             channel=request.channel,
             prompt=prompt,
             limit=room if params.max_tokens is None else min(params.max_tokens, room),
-            row=Row.of(params),
+            sampler=SamplerState.of(params),
             text=StopStrings(tokenizer.detokenizer(), params.stop),
             stop_ids=tokenizer.stop_ids,
         )
@@ -52,8 +51,8 @@ class Sequence:
         return len(self.prompt)
 
     @property
-    def cached(self) -> int:
-        """How many tokens its slot holds: all but the last, which is fed next."""
+    def num_cached(self) -> int:
+        """Tokens in the slot: all but the last, which is the next input."""
         return len(self.prompt) + self.tokens - 1 if self.tokens else 0
 
     @property
@@ -64,10 +63,10 @@ class Sequence:
     def usage(self) -> Usage:
         return Usage(prompt_tokens=len(self.prompt), completion_tokens=self.tokens)
 
-    def take(self, token: int) -> str:
-        """Add a sampled token; return the text that it completes, often ''.
+    def append_token(self, token: int) -> str:
+        """Append a sampled token; return the text it completes, often ''.
 
-        Sets `reason` when the answer ends with it.
+        Sets `reason` if the token ends the answer.
         """
         self.tokens += 1
         self.last = token

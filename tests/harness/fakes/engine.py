@@ -18,7 +18,7 @@ from bot.domain import (
     FinishReason,
     Usage,
 )
-from bot.engine.serving.queue import Turns
+from bot.engine.serving.queue import FairQueue
 from bot.errors import PromptTooLong
 
 Item = str | EngineEvent | Exception | asyncio.Event
@@ -60,7 +60,7 @@ class ScriptedEngine:
         self._answers = list(answers)
         self._default = default
         self._context_length = context_length
-        self._turns = Turns(max_batch_size, max_waiting)
+        self._queue = FairQueue(max_batch_size, max_waiting)
 
     @property
     def info(self) -> EngineInfo:
@@ -76,11 +76,11 @@ class ScriptedEngine:
     @property
     def load(self) -> EngineLoad:
         return EngineLoad(
-            running=self._turns.running,
-            waiting=self._turns.waiting,
+            running=self._queue.running,
+            waiting=self._queue.waiting,
             since_progress=self.since_progress,
             down=self.down,
-            slots=self._turns.slots,
+            slots=self._queue.slots,
         )
 
     def add(self, *answers: Answer) -> None:
@@ -100,14 +100,14 @@ class ScriptedEngine:
         prompt_tokens = self.count_tokens(request.messages)
         if prompt_tokens >= self._context_length:
             raise PromptTooLong(prompt_tokens, self._context_length)
-        turn = self._turns.take(request, prompt_tokens)
+        ticket = self._queue.enqueue(request, prompt_tokens)
         self.requests.append(request)
         self._came.set()
         answer = self._answers.pop(0) if self._answers else self._default
         is_finished = False
         said = 0
         try:
-            while (queued := await turn.queued()) is not None:
+            while (queued := await ticket.queued()) is not None:
                 yield queued
             script = answer(request) if callable(answer) else answer
             for item in [script] if isinstance(script, str) else script:
@@ -131,7 +131,7 @@ class ScriptedEngine:
         finally:
             if not is_finished:
                 self.closed.append(request)
-            self._turns.leave(turn)
+            self._queue.release(ticket)
 
     async def __aenter__(self) -> Self:
         return self

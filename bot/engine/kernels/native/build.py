@@ -1,7 +1,7 @@
-"""Gets layers.c and the products it includes compiled, once for each kind of processor, and loads what came of it.
+"""Compile layers.c once per CPU type, and load the library.
 
-`python -m bot.engine.kernels.native.build` compiles beside the source for every kind that this machine's family knows:
-for an image, whose containers have no compiler.
+`python -m bot.engine.kernels.native.build` compiles for every CPU type of this architecture
+into the source folder: for images, whose containers have no compiler.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("layers.c")
-_HEADER = Path(__file__).with_name("products.h")
-# Numbers may be infinite or none at all, but nobody asks what a product raised or which of errno's codes it left.
+_HEADER = Path(__file__).with_name("matmul.h")
+# Infinities and NaN must work; errno and floating-point traps are never read.
 _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
-# Kinds of processors of PCs, as torch tells them apart, for gcc (from 11 on) and clang (from 12 on).
+# x86-64 CPU types as torch names them, for gcc >= 11 and clang >= 12.
 _KINDS = {
     "AVX512_BF16": ("-march=x86-64-v4", "-mavx512bf16"),
     "AVX512": ("-march=x86-64-v4",),
@@ -38,7 +38,7 @@ _SECONDS = 120
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Load the library for this processor, compiling it where that was not done yet; None where it cannot be had."""
+    """Load the library for this CPU, compiling it on first use; return None if that fails."""
     kind = kind_of_processor()
     name = _name(kind)
     try:
@@ -46,39 +46,39 @@ def library() -> ctypes.CDLL | None:
             if (folder / name).is_file():
                 return _load(folder / name)
         return _load(compile_for(kind, _cache()))
-    # A home that nobody has is a RuntimeError, a file that is no library an OSError.
+    # RuntimeError: no home directory.  OSError: the file is not a library.
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        log.warning("quantised models run at about half their speed on this CPU: %s", error)
+        log.warning("native CPU kernels unavailable, quantised models run at about half speed: %s", error)
         return None
 
 
-def present() -> ctypes.CDLL:
-    """The library, for what is only made where there is one."""
+def loaded_library() -> ctypes.CDLL:
+    """Return the library, for code that exists only where it loads."""
     found = library()
-    assert found is not None, "a product was made without it"
+    assert found is not None, "a native matmul was created without the library"
     return found
 
 
 def kind_of_processor() -> str:
-    """Name what the library is compiled for here."""
+    """Return the CPU type to compile for on this machine."""
     kind: str = torch.backends.cpu.get_cpu_capability()
     return "AVX512_BF16" if kind == "AVX512" and torch.cpu._is_avx512_bf16_supported() else kind
 
 
 def compile_for(kind: str, folder: Path) -> Path:
-    """Compile for a kind of processor into a folder; return the file.
+    """Compile for a CPU type into a folder; return the file.
 
     Raises:
-        OSError: There is no place for it.
-        RuntimeError: There is no C compiler, or it failed.
-        subprocess.SubprocessError: It took too long.
+        OSError: The folder is not writable.
+        RuntimeError: No C compiler, or it failed.
+        subprocess.SubprocessError: The compiler timed out.
     """
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
-        raise RuntimeError("there is no C compiler here; install one (on Debian: apt install gcc libc6-dev)")
+        raise RuntimeError("no C compiler found; install one (on Debian: apt install gcc libc6-dev)")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log.info("compiling products for this CPU, which happens once")
-    # Under another name until it is whole: another process may look for it.
+    log.info("compiling the native CPU kernels (first use only)")
+    # Renamed when complete: another process may look for the file.
     with tempfile.TemporaryDirectory(dir=folder) as draft:
         made = Path(draft, "layers.so")
         done = subprocess.run(  # noqa: S603 - the compiler that the operator named or installed

@@ -1,8 +1,8 @@
-/* ChatGLM's layers on a CPU, a token a row: all of a step in one call, in which each weight is read once.
+/* All ChatGLM layers of a decode step on a CPU, one token per row; each weight is read once.
 
-   `chatglm.model` defines the network.  Keys and values are bfloat16, all else is float32. */
+   `chatglm.model` is the reference.  The KV cache is bfloat16, all activations are float32. */
 
-#include "products.h"
+#include "matmul.h"
 
 struct norm {
     const float *weight, *bias;
@@ -20,13 +20,12 @@ struct network {
     const struct layer *layer;
     struct norm last;
     const float *cosine, *sine; /* [positions, head_dim / channels / 2] */
-    /* Where a step computes: [rows, hidden] twice, [rows, 3 * hidden or inner], [rows, hidden], and for each thread
-       [scratch_size] */
+    /* Workspace: [rows, hidden] twice, [rows, max(3 * hidden, inner)], [rows, hidden], and [threads, scratch_size] */
     float *state, *normed, *wide, *mixed, *scratch;
     int64_t scratch_size;
 };
 
-/* The tokens of a step: each one's slot, its place there, and its positions, [channels, rows]. */
+/* The tokens of a step: slot, index in the slot, and positions [channels, rows]. */
 struct tokens {
     int64_t rows;
     const int64_t *slots, *at, *positions;
@@ -38,7 +37,7 @@ INLINE floats at_least(floats low, floats numbers)
     return (floats)(((ints)low & less) | ((ints)numbers & ~less));
 }
 
-/* e to these powers, within 3e-7 of it: Cody and Waite's reduction to |rest| <= ln(2) / 2, then Taylor's series. */
+/* exp within 3e-7: Cody-Waite reduction to |rest| <= ln(2) / 2, then a Taylor series. */
 INLINE floats exponential(floats power)
 {
     const floats none = {0};
@@ -88,7 +87,7 @@ static void add_residual(const struct network *n, int64_t rows, int64_t first, i
             store(n->state + k, load(n->state + k) + n->alpha * load(n->normed + k));
 }
 
-/* Each part of the head has its own position, and pairs (i, i + size / 2). */
+/* RoPE: each channel's part of the head has its own position, and pairs (i, i + size / 2). */
 static void rotate(const struct network *n, const struct tokens *t, int64_t row, float *head)
 {
     int64_t size = n->head_dim / n->channels, pairs = size / 2;
@@ -102,7 +101,7 @@ static void rotate(const struct network *n, const struct tokens *t, int64_t row,
     }
 }
 
-/* One head of one token: its key and value join the slot, its query meets all that is there. */
+/* One head of one token: append its key and value to the cache, attend to the whole slot. */
 static void attend(const struct network *n, const struct layer *layer, const struct tokens *t, int64_t row,
                    int64_t head, float *scores)
 {
@@ -148,7 +147,7 @@ static void attend(const struct network *n, const struct layer *layer, const str
     }
 }
 
-/* Run all layers on `state`; what the last norm makes of it is in `normed` then. */
+/* Run all layers on `state`; the output of the last norm is in `normed`. */
 void run_layers(const struct network *n, const struct tokens *t)
 {
 #pragma omp parallel num_threads(n->threads)
@@ -158,20 +157,20 @@ void run_layers(const struct network *n, const struct tokens *t)
         for (const struct layer *layer = n->layer; layer < n->layer + n->layers; layer++) {
             normalise(n, &layer->input, rows);
 #pragma omp barrier
-            product(&layer->query_key_value, n->normed, rows, n->wide, scratch, &first, &end);
+            matmul(&layer->query_key_value, n->normed, rows, n->wide, scratch, &first, &end);
 #pragma omp barrier
             share(rows * n->heads, 1, &first, &end);
             for (int64_t i = first; i < end; i++) attend(n, layer, t, i / n->heads, i % n->heads, scratch);
 #pragma omp barrier
-            product(&layer->dense, n->mixed, rows, n->state, scratch, &first, &end);
+            matmul(&layer->dense, n->mixed, rows, n->state, scratch, &first, &end);
             add_residual(n, rows, first, end);
 #pragma omp barrier
             normalise(n, &layer->post, rows);
 #pragma omp barrier
-            product(&layer->up, n->normed, rows, n->wide, scratch, &first, &end);
+            matmul(&layer->up, n->normed, rows, n->wide, scratch, &first, &end);
             for (int64_t j = 0; j < rows; j++) gelu(n->wide + j * n->inner + first, end - first);
 #pragma omp barrier
-            product(&layer->down, n->wide, rows, n->state, scratch, &first, &end);
+            matmul(&layer->down, n->wide, rows, n->state, scratch, &first, &end);
             add_residual(n, rows, first, end);
 #pragma omp barrier
         }
@@ -179,17 +178,17 @@ void run_layers(const struct network *n, const struct tokens *t)
     }
 }
 
-/* Multiply [rows, columns] by a matrix; `scratch` has rows * columns numbers for each thread. */
+/* Multiply [rows, columns] by a matrix; `scratch` holds rows * columns floats per thread. */
 void multiply(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch, int64_t threads)
 {
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, end;
-        product(m, input, rows, output, scratch + omp_get_thread_num() * rows * m->columns, &first, &end);
+        matmul(m, input, rows, output, scratch + omp_get_thread_num() * rows * m->columns, &first, &end);
     }
 }
 
-/* Weights as bfloat16, [rows, columns]; where a row has one scale, without it. */
+/* Convert weights to bfloat16 [rows, columns]; per-row scales are not applied. */
 void convert(const struct matrix *m, uint16_t *output, int64_t threads)
 {
 #pragma omp parallel num_threads(threads)

@@ -1,4 +1,4 @@
-"""All layers of the network for one token a row, in one call of layers.c."""
+"""All layers of a decode step in one call of layers.c."""
 
 from __future__ import annotations
 
@@ -10,62 +10,62 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bot.engine.kernels.native.build import present
-from bot.engine.kernels.native.products import MOST_ROWS, Matrix, Product
+from bot.engine.kernels.native.build import loaded_library
+from bot.engine.kernels.native.matmul import MOST_ROWS, MatrixStruct, NativeMatmul
 
 _LANES = 16
 
 
-class _Norm(ctypes.Structure):
+class _NormStruct(ctypes.Structure):
     _fields_ = (("weight", c_void_p), ("bias", c_void_p))
 
 
-class _Layer(ctypes.Structure):
+class _LayerStruct(ctypes.Structure):
     _fields_ = (
-        ("input", _Norm),
-        ("post", _Norm),
-        ("query_key_value", Matrix),
-        ("dense", Matrix),
-        ("up", Matrix),
-        ("down", Matrix),
+        ("input", _NormStruct),
+        ("post", _NormStruct),
+        ("query_key_value", MatrixStruct),
+        ("dense", MatrixStruct),
+        ("up", MatrixStruct),
+        ("down", MatrixStruct),
         ("keys", c_void_p),
         ("values", c_void_p),
     )
 
 
-class _Network(ctypes.Structure):
+class _NetworkStruct(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in ("layers", "hidden", "inner", "heads", "head_dim", "channels", "capacity")),
         ("threads", c_int64),
         ("epsilon", c_float),
         ("alpha", c_float),
-        ("layer", POINTER(_Layer)),
-        ("last", _Norm),
+        ("layer", POINTER(_LayerStruct)),
+        ("last", _NormStruct),
         *((name, c_void_p) for name in ("cosine", "sine", "state", "normed", "wide", "mixed", "scratch")),
         ("scratch_size", c_int64),
     )
 
 
-class _Tokens(ctypes.Structure):
+class _TokensStruct(ctypes.Structure):
     _fields_ = (("rows", c_int64), ("slots", c_void_p), ("at", c_void_p), ("positions", c_void_p))
 
 
 class Layer(NamedTuple):
-    """The parts of one layer."""
+    """Norms and matmuls of one layer."""
 
     input_norm: nn.LayerNorm
-    query_key_value: Product
-    dense: Product
+    query_key_value: NativeMatmul
+    dense: NativeMatmul
     post_norm: nn.LayerNorm
-    up: Product
-    down: Product
+    up: NativeMatmul
+    down: NativeMatmul
 
 
 class Layers:
     """A network's layers over a cache, for up to `MOST_ROWS` rows of one token.
 
-    `keys` and `values` are bfloat16 `[layers, slots, heads, capacity, head_dim]`, `angles` the cosine and sine of
-    every position there is, float32 `[positions, head_dim / channels / 2]`, and `alpha` scales the residuals.
+    `keys` and `values` are bfloat16 `[layers, slots, heads, capacity, head_dim]`, `angles` the cosine and sine
+    per position, float32 `[positions, head_dim / channels / 2]`, and `alpha` scales the residuals.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Layers:
         _, slots, heads, capacity, head_dim = keys.shape
         hidden, inner = heads * head_dim, layers[0].up.rows
         most, threads = min(slots, MOST_ROWS), torch.get_num_threads()
-        self._kept = (list(layers), last, keys, values, angles)  # the structure points to what these hold
+        self._owners = (list(layers), last, keys, values, angles)  # the struct points into their memory
         self._state, self._normed, self._mixed = torch.empty(3, most, hidden).unbind()
         self._wide = torch.empty(most, max(3 * hidden, inner))
-        # A row's inputs in another order, or an attention's shares.
+        # Per thread: a reordered input row, or attention weights.
         self._scratch = torch.empty(threads, max(most * max(hidden, inner), capacity + _LANES))
-        self._network = _Network(
+        self._network = _NetworkStruct(
             layers=len(layers),
             hidden=hidden,
             inner=inner,
@@ -98,7 +98,7 @@ class Layers:
             threads=threads,
             epsilon=last.eps,
             alpha=alpha,
-            layer=(_Layer * len(layers))(
+            layer=(_LayerStruct * len(layers))(
                 *(_layer(layer, key, value) for layer, key, value in zip(layers, keys, values, strict=True))
             ),
             last=_norm(last),
@@ -113,24 +113,24 @@ class Layers:
         )
 
     def __call__(self, hidden: Tensor, slots: Tensor, at: Tensor, positions: Tensor) -> Tensor:
-        """Run the layers on float32 `[rows, hidden]`; what the last norm makes of it is good until the next call.
+        """Run the layers on float32 `[rows, hidden]`; the result is valid until the next call.
 
-        `slots` and `at` are int64 `[rows]`, a token's slot and its place there; `positions` is `[channels, rows]`.
+        `slots` and `at` are int64 `[rows]`, a token's slot and index; `positions` is `[channels, rows]`.
         """
         rows = hidden.shape[0]
         self._state[:rows] = hidden
-        tokens = _Tokens(rows=rows, slots=slots.data_ptr(), at=at.data_ptr(), positions=positions.data_ptr())
-        present().run_layers(ctypes.byref(self._network), ctypes.byref(tokens))
+        tokens = _TokensStruct(rows=rows, slots=slots.data_ptr(), at=at.data_ptr(), positions=positions.data_ptr())
+        loaded_library().run_layers(ctypes.byref(self._network), ctypes.byref(tokens))
         return self._normed[:rows]
 
 
-def suits(keys: Tensor) -> bool:
-    """Say whether the layers can keep keys and values like these."""
+def supports(keys: Tensor) -> bool:
+    """Return whether the layers support this cache."""
     return keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and keys.shape[-1] % _LANES == 0
 
 
-def _layer(layer: Layer, keys: Tensor, values: Tensor) -> _Layer:
-    return _Layer(
+def _layer(layer: Layer, keys: Tensor, values: Tensor) -> _LayerStruct:
+    return _LayerStruct(
         input=_norm(layer.input_norm),
         post=_norm(layer.post_norm),
         query_key_value=layer.query_key_value.matrix,
@@ -142,5 +142,5 @@ def _layer(layer: Layer, keys: Tensor, values: Tensor) -> _Layer:
     )
 
 
-def _norm(norm: nn.LayerNorm) -> _Norm:
-    return _Norm(weight=norm.weight.data_ptr(), bias=norm.bias.data_ptr())
+def _norm(norm: nn.LayerNorm) -> _NormStruct:
+    return _NormStruct(weight=norm.weight.data_ptr(), bias=norm.bias.data_ptr())

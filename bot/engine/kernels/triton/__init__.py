@@ -1,1 +1,1 @@
-"""Products and parts of a decoding step on CUDA; whoever imports what is in here needs triton."""
+"""CUDA kernels in Triton; importing the modules requires triton."""

@@ -1,4 +1,4 @@
-"""How a product's sums leave a Triton kernel: as they are, or with bias and GELU in the activations' dtype."""
+"""Matmul epilogues: bias, GELU, cast, split-K sum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def tanh_gelu(x):
-    # (1 + tanh(u)) / 2 is the sigmoid of 2 u; exp of what is not positive cannot overflow.
+    # (1 + tanh(u)) / 2 is sigmoid(2u); exp of a non-positive number cannot overflow.
     twice = 1.5957691216057308 * (x + 0.044715 * x * x * x)
     falling = tl.exp(-tl.abs(twice))
     return x * tl.where(twice >= 0, 1.0, falling) / (1.0 + falling)
@@ -19,7 +19,7 @@ def store_sums(
     sums, bias, out, row, token, rows, tokens, split,
     has_bias: tl.constexpr, gelu: tl.constexpr, is_partial: tl.constexpr,
 ):  # fmt: skip
-    """Store `[block_rows, block_tokens]` sums to `[tokens, rows]`, or to a split's own `[tokens, rows]` in float32."""
+    """Store `[block_rows, block_tokens]` sums to `[tokens, rows]`, or as float32 to the split's partial result."""
     inside = (row < rows)[:, None] & (token < tokens)[None, :]
     at = token.to(tl.int64)[None, :] * rows + row[:, None]
     if is_partial:
@@ -37,7 +37,7 @@ def add_splits(
     partial, bias, out, rows, size, splits,
     has_bias: tl.constexpr, gelu: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Add up what the splits of a product have stored, in their order: the same each time."""
+    """Add the partial results of a split-K matmul, in a fixed order: deterministic."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     sums = tl.zeros((block,), dtype=tl.float32)
     for split in range(splits):

@@ -1,7 +1,8 @@
-"""Triton kernels for weights of 4 bits: one activation row, many rows, and the weights alone."""
+"""Triton kernels for int4 weights: one activation row, many rows, dequantisation.
 
-# A byte holds two columns, the even one in its high nibble.  The two are multiplied apart, with the even
-# and with the odd activations, so that nothing is put back in order.  `pairs` is half the columns.
+A byte holds two columns, the even one in its high nibble.  High and low nibbles are multiplied
+separately, with even and odd activations, so no interleaving is needed.  `pairs` is columns / 2.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from bot.engine.kernels.triton.epilogue import store_sums
 
 @triton.jit
 def high(packed):
-    return packed >> 4  # a shift of int8 keeps the sign
+    return packed >> 4  # int8 shifts keep the sign
 
 
 @triton.jit
@@ -28,9 +29,9 @@ def one_row(
     has_zero: tl.constexpr, has_bias: tl.constexpr, gelu: tl.constexpr, is_partial: tl.constexpr,
     by_groups: tl.constexpr, group: tl.constexpr, block_rows: tl.constexpr, block_groups: tl.constexpr,
 ):  # fmt: skip
-    """Multiply activations of one row; a program takes `block_rows` weight rows and one split of the groups.
+    """Multiply one activation row; a program handles `block_rows` weight rows and one split of the groups.
 
-    Without `by_groups` rows have one scale each, and `group` is how they are cut for reading.
+    Without `by_groups` there is one scale per row, and `group` is only the read size.
     """
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     split = tl.program_id(1)
@@ -70,9 +71,9 @@ def many_rows(
     has_zero: tl.constexpr, has_bias: tl.constexpr, gelu: tl.constexpr, is_partial: tl.constexpr,
     by_groups: tl.constexpr, group: tl.constexpr, block_rows: tl.constexpr, block_tokens: tl.constexpr,
 ):  # fmt: skip
-    """Multiply activations of many rows on the matrix units, a group of columns at a time.
+    """Multiply many activation rows on tensor cores, one group of columns at a time.
 
-    A group's scale is applied to its sums, which are float32: no weight is rounded.
+    Scales apply to float32 group sums, so no weight is rounded.
     """
     token = tl.program_id(0) * block_tokens + tl.arange(0, block_tokens)
     row = tl.program_id(1) * block_rows + tl.arange(0, block_rows)
@@ -112,7 +113,7 @@ def dequantise(
     packed, scale, zero, out, pairs, groups, group,
     has_zero: tl.constexpr, block_pairs: tl.constexpr,
 ):  # fmt: skip
-    """Write the rows as floating numbers, each rounded once."""
+    """Store the dequantised rows, each weight rounded once."""
     row = tl.program_id(0).to(tl.int64)
     pair = tl.program_id(1) * block_pairs + tl.arange(0, block_pairs)
     here = pair < pairs

@@ -1,4 +1,4 @@
-"""Triton kernels for weights of 8 bits: one activation row, many rows, and the weights alone."""
+"""Triton kernels for int8 weights: one activation row, many rows, dequantisation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def one_row(
     has_bias: tl.constexpr, gelu: tl.constexpr, is_partial: tl.constexpr,
     block_rows: tl.constexpr, block_columns: tl.constexpr,
 ):  # fmt: skip
-    """Multiply `[columns]` activations; a program takes `block_rows` weight rows and one split of the columns."""
+    """Multiply `[columns]` activations; a program handles `block_rows` weight rows and one split of the columns."""
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     split = tl.program_id(1)
     first = split * per_split
@@ -27,7 +27,7 @@ def one_row(
         x = tl.load(hidden + column, mask=here, other=0.0).to(tl.float32)
         weight = tl.load(values + at_row + column[None, :], mask=(row < rows)[:, None] & here[None, :], other=0)
         sums += weight.to(tl.float32) * x[None, :]
-    # Each row's scale is applied once, to its sum.
+    # The row scale is applied once, to the sum.
     total = tl.sum(sums, axis=1) * tl.load(scale + row, mask=row < rows, other=0.0)
     token = tl.zeros((1,), dtype=tl.int32)
     store_sums(total[:, None], bias, out, row, token, rows, 1, split, has_bias, gelu, is_partial)
@@ -39,8 +39,8 @@ def many_rows(
     has_bias: tl.constexpr, gelu: tl.constexpr, is_partial: tl.constexpr,
     block_rows: tl.constexpr, block_tokens: tl.constexpr, block_columns: tl.constexpr,
 ):  # fmt: skip
-    """Multiply `[tokens, columns]` activations on the matrix units; the weights become floats in registers."""
-    # Programs that share weights are neighbours, so that these come from the cache after the first.
+    """Multiply `[tokens, columns]` activations on tensor cores; weights are converted in registers."""
+    # Programs that share weights are adjacent, so that all but the first read them from L2.
     token = tl.program_id(0) * block_tokens + tl.arange(0, block_tokens)
     row = tl.program_id(1) * block_rows + tl.arange(0, block_rows)
     split = tl.program_id(2)
@@ -54,7 +54,7 @@ def many_rows(
         here = column < last
         weight = tl.load(values + at_row + column[None, :], mask=(row < rows)[:, None] & here[None, :], other=0)
         x = tl.load(hidden + at_token + column[:, None], mask=(token < tokens)[None, :] & here[:, None], other=0.0)
-        # -128..127 are numbers of float16 and of bfloat16: nothing is rounded here.
+        # -128..127 are exact in float16 and bfloat16.
         sums = tl.dot(weight.to(x.dtype), x, sums)
     sums *= tl.load(scale + row, mask=row < rows, other=0.0)[:, None]
     store_sums(sums, bias, out, row, token, rows, tokens, split, has_bias, gelu, is_partial)
@@ -62,7 +62,7 @@ def many_rows(
 
 @triton.jit
 def dequantise(values, scale, out, columns, block_columns: tl.constexpr):
-    """Write the rows as floating numbers, each rounded once."""
+    """Store the dequantised rows, each weight rounded once."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
     here = column < columns

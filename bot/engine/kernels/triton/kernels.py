@@ -1,4 +1,4 @@
-"""Triton kernels for what lies between a step's products: norms, rotation, attention of one query."""
+"""Triton kernels between matmuls: LayerNorm, RoPE, single-query attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def add_norm(
     product, residual, weight, bias, normed, cast, hidden, alpha, epsilon,
     has_residual: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """A program normalises one row, and writes it twice: as float32 and in the dtype of `cast`."""
+    """Normalise one row per program; store it as float32 and in the dtype of `cast`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, block)
     here = column < hidden
@@ -30,7 +30,7 @@ def add_norm(
 
 @triton.jit
 def turned(source, cos, sin, positions, index, channels: tl.constexpr, head_dim: tl.constexpr):
-    """Load a head and rotate it: each channel's part has pairs (i, i + size / 2) and a position."""
+    """Load a head and apply RoPE: each channel's part has pairs (i, i + size / 2) and a position."""
     part: tl.constexpr = head_dim // channels
     pairs: tl.constexpr = part // 2
     channel, within = index // part, index % part
@@ -47,7 +47,7 @@ def rope_and_append(
     query_key_value, cos, sin, positions, keys, values, slots, at, query, capacity,
     heads: tl.constexpr, channels: tl.constexpr, head_dim: tl.constexpr,
 ):  # fmt: skip
-    """A program takes one head of one row."""
+    """Rotate and append one head of one row per program."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     index = tl.arange(0, head_dim)
     source = query_key_value + (row * heads + head) * 3 * head_dim
@@ -67,10 +67,10 @@ def attend(
     query, keys, values, slots, at, mixed, parts, best, weight, capacity, scale,
     heads: tl.constexpr, head_dim: tl.constexpr, splits: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """A program takes one head of one row and one split of its tokens; softmax as they come.
+    """Attend with one head of one row over one split of its tokens per program; online softmax.
 
-    With one split `mixed` is the result; with several each leaves what it has: its best score, the weight of
-    its tokens relative to that, and their values' sum.
+    With one split `mixed` is the result.  With several, each stores its best score, the softmax
+    denominator relative to it, and the weighted sum of values.
     """
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     index = tl.arange(0, head_dim)
@@ -112,7 +112,7 @@ def join_splits(
     parts, best, weight, at, mixed,
     heads: tl.constexpr, head_dim: tl.constexpr, splits: tl.constexpr,
 ):  # fmt: skip
-    """A program puts the splits of one head of one row together; `splits` is a power of two."""
+    """Combine the splits of one head of one row per program; `splits` is a power of two."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     index, split = tl.arange(0, head_dim), tl.arange(0, splits)
     mine = (row * heads + head) * splits + split

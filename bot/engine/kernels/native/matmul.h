@@ -1,6 +1,6 @@
-/* Products of quantised weights, which `kernels.reference` defines, and a few rows of float32; sums are float32.
+/* Matmuls of quantised weights and a few float32 rows, with float32 sums; `kernels.reference` is the reference.
 
-   Sizes are multiples of LANES, in 4 bits those of groups of 2 * LANES: who calls sees to it. */
+   Callers guarantee that sizes are multiples of LANES, and int4 groups multiples of 2 * LANES. */
 
 #include <omp.h>
 #include <stdint.h>
@@ -11,10 +11,10 @@
 
 enum {
     LANES = 16,
-    TOKENS = 4,   /* rows of input at once, and */
-    TOGETHER = 4, /* rows of weights: the sums of all pairs stay in registers */
-    BLOCK = 32,   /* rows of weights that stay in the cache while the next TOKENS come */
-    LINE = 64     /* bytes of memory that are fetched at once */
+    TOKENS = 4,   /* input rows per register tile */
+    TOGETHER = 4, /* weight rows per register tile: all TOKENS * TOGETHER sums stay in registers */
+    BLOCK = 32,   /* weight rows that stay in the cache across input tiles */
+    LINE = 64     /* bytes of a cache line */
 };
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -26,8 +26,8 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_a
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 4")
 
-/* In 8 bits, and in 4 bits without groups, `scale` has a number for each row.  With groups `grid` has a scale and a
-   zero for each, side by side in bfloat16. */
+/* Without groups, `scale` holds one float per row.  With int4 groups, `grid` holds a bfloat16 scale and zero per
+   group. */
 struct matrix {
     int64_t bits, rows, columns, groups;
     const int8_t *values;
@@ -43,7 +43,7 @@ INLINE floats as_floats(ints numbers) { return __builtin_convertvector(numbers, 
 INLINE ints load_bytes(const int8_t *from)
 {
 #ifdef __AVX512F__
-    /* What gcc 12 makes of the other line is a quarter as fast. */
+    /* gcc 12 compiles the generic line to code a quarter as fast. */
     return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
 #else
     return __builtin_convertvector(*(const bytes *)from, ints);
@@ -85,7 +85,7 @@ INLINE float total(floats numbers)
     return (c[0] + c[1]) + (c[2] + c[3]);
 }
 
-/* This thread's part of `count`, in whole blocks. */
+/* This thread's share of `count`, in whole blocks. */
 INLINE void share(int64_t count, int64_t block, int64_t *first, int64_t *end)
 {
     int64_t blocks = (count + block - 1) / block, threads = omp_get_num_threads(), thread = omp_get_thread_num();
@@ -96,7 +96,7 @@ INLINE void share(int64_t count, int64_t block, int64_t *first, int64_t *end)
 
 #define EACH_OTHER(FROM) FROM, FROM + 2, FROM + 4, FROM + 6, FROM + 8, FROM + 10, FROM + 12, FROM + 14
 
-/* Lay rows out as they are read: a block of each after the other; for nibbles even columns before odd ones. */
+/* Reorder input rows to the order they are read in: blocks of all rows interleaved; for int4, even columns before odd. */
 static void interleave(const float *input, int64_t rows, int64_t columns, int64_t bits, float *blocks)
 {
     int64_t size = bits == 4 ? 2 * LANES : LANES;
@@ -115,9 +115,9 @@ static void interleave(const float *input, int64_t rows, int64_t columns, int64_
 }
 
 #ifdef __AVX512BF16__
-enum { PAIRS = 128 /* columns that are multiplied in pairs of bfloat16 at once, which a group has to be made of */ };
+enum { PAIRS = 128 /* columns per step of the bfloat16 dot product; group sizes are multiples of it */ };
 
-/* The same for pairs: a vector for each nibble of 32 words of 16 bits.  Behind it all are the sums of the groups,
+/* As `interleave`, for bfloat16 pairs: one vector per nibble of 32 16-bit words, then the group sums
    [groups, TOKENS]. */
 static void interleave_pairs(const struct matrix *m, const float *input, int64_t rows, float *blocks)
 {
@@ -138,7 +138,7 @@ static void interleave_pairs(const struct matrix *m, const float *input, int64_t
 }
 #endif
 
-/* The processor's own guesses end with each row: fetch what comes after the rows at hand. */
+/* The hardware prefetcher stops at the end of a row: prefetch the next rows. */
 INLINE void fetch_ahead(const int8_t *values, int64_t width, int64_t k)
 {
     if (k % LINE == 0)
@@ -173,7 +173,7 @@ INLINE void read_grid(const struct matrix *m, int64_t row, int64_t group, float 
     *zero = pair ? from_bfloat16(pair[1]) : 0;
 }
 
-/* What the lowest four bits of each number stand for. */
+/* Dequantise the lowest four bits of each lane. */
 INLINE floats on_grid(ints nibbles, floats grid, float scale, float zero)
 {
 #ifdef __AVX512F__
@@ -222,16 +222,16 @@ INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const 
 }
 
 #ifdef __AVX512BF16__
-/* Steps of the grid are exact in bfloat16, of which the processor multiplies twice as many: only activations are
-   rounded.  A group's zero is multiplied by the sum of its activations. */
+/* The int4 values are exact in bfloat16, whose dot product has twice the throughput; only activations are rounded.
+   A group's zero is multiplied by the sum of its activations. */
 INLINE void int4_pairs(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
                        const int tokens)
 {
-    /* By their lowest four bits; a fifth, of the nibble beside, makes no difference. */
+    /* Indexed by five bits: the table repeats because the fifth belongs to the next nibble. */
     static const uint16_t steps[32] = {
         0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, /* 0 to 7 */
         0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, /* -8 to -1 */
-        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, /* and again */
+        0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, /* repeated */
         0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
     };
     const __m512i table = _mm512_loadu_si512(steps);
@@ -285,7 +285,7 @@ INLINE int is_in_pairs(const struct matrix *m)
 #endif
 }
 
-/* Loops over tokens are made for each number of them: sums stay in registers then. */
+/* Specialised per token count, so that sums stay in registers. */
 static void some_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
                       int tokens)
 {
@@ -301,9 +301,9 @@ static void some_rows(const struct matrix *m, int64_t first, int64_t end, const 
 #undef CASE
 }
 
-/* This thread's part of a product, [rows, columns] to [rows, m->rows]: each row's numbers from `first` to `end`. */
-static void product(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch,
-                    int64_t *first, int64_t *end)
+/* This thread's part of the matmul [rows, columns] to [rows, m->rows]: output columns `first` to `end`. */
+static void matmul(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch,
+                   int64_t *first, int64_t *end)
 {
     int64_t count[(rows + TOKENS - 1) / TOKENS];
     for (int64_t j = 0; j < rows; j += TOKENS) {

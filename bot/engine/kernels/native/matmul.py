@@ -1,4 +1,4 @@
-"""int8 and int4 weights times bfloat16 activations, through products.h."""
+"""int8 and int4 matmuls on a CPU, through matmul.h."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bot.engine.kernels.native.build import library, present
+from bot.engine.kernels.native.build import library, loaded_library
 from bot.engine.kernels.reference import Int8, Quantised
 
-# From more activations on, weights are turned to bfloat16 for each product, and oneDNN does the rest.  For 4096 x 4096
-# weights in int8 and 24, 64, 256 activations the two ways take 2.0 and 14, 5.4 and 12, 25 and 19 ms on two cores.
+# Beyond this many activation rows, weights are converted to bfloat16 per call for oneDNN.  For 4096 x 4096 int8
+# weights and 24, 64, 256 rows the two ways take 2.0 and 14, 5.4 and 12, 25 and 19 ms on two cores.
 MOST_ROWS = 64
 _LANES = 16
 
 
-class Matrix(ctypes.Structure):
-    """`struct matrix` of products.h."""
+class MatrixStruct(ctypes.Structure):
+    """`struct matrix` of matmul.h."""
 
     _fields_ = (
         ("bits", c_int64),
@@ -33,11 +33,11 @@ class Matrix(ctypes.Structure):
     )
 
 
-class Product:
-    """A quantised matrix as it is stored, ready for activations in bfloat16 or float32; what comes out is of their dtype.
+class NativeMatmul:
+    """A quantised matrix for bfloat16 or float32 activations; returns their dtype.
 
-    Up to `MOST_ROWS` rows no weight is rounded, and sums are float32; so may the activations be, which some processors
-    round to bfloat16.
+    Up to `MOST_ROWS` rows weights are exact and sums float32; some CPUs round activations
+    to bfloat16.
     """
 
     def __init__(self, weight: Quantised, bias: Tensor | None) -> None:
@@ -48,12 +48,12 @@ class Product:
         if weight.scale.shape[1] == 1 and (isinstance(weight, Int8) or weight.zero is None):
             self._row_scale = weight.scale.float().flatten()
         else:
-            assert not isinstance(weight, Int8), "int8 has one scale a row"
+            assert not isinstance(weight, Int8), "int8 has one scale per row"
             groups = weight.scale.shape[1]
             zero = torch.zeros_like(weight.scale) if weight.zero is None else weight.zero
             self._grid = torch.stack([weight.scale, zero], dim=-1).bfloat16()
         self._values = (weight.values if isinstance(weight, Int8) else weight.packed).contiguous()
-        self.matrix = Matrix(
+        self.matrix = MatrixStruct(
             bits=8 if isinstance(weight, Int8) else 4,
             rows=self.rows,
             columns=self.columns,
@@ -74,7 +74,7 @@ class Product:
         hidden = hidden.contiguous()
         sums = torch.empty(rows, self.rows)
         scratch = torch.empty(threads, rows, self.columns)
-        present().multiply(
+        loaded_library().multiply(
             ctypes.byref(self.matrix),
             c_void_p(hidden.data_ptr()),
             c_int64(rows),
@@ -86,17 +86,19 @@ class Product:
 
     def _many(self, hidden: Tensor) -> Tensor:
         weight = torch.empty(self.rows, self.columns, dtype=torch.bfloat16)
-        present().convert(ctypes.byref(self.matrix), c_void_p(weight.data_ptr()), c_int64(torch.get_num_threads()))
+        loaded_library().convert(
+            ctypes.byref(self.matrix), c_void_p(weight.data_ptr()), c_int64(torch.get_num_threads())
+        )
         sums = functional.linear(hidden, weight).float()
         return sums + self._bias if self._row_scale is None else torch.addcmul(self._bias, sums, self._row_scale)
 
 
-def suits(rows: int, columns: int, bits: int, groups: int) -> bool:
-    """Say whether there is a product here for a matrix of these sizes, with so many groups in a row."""
+def supports(rows: int, columns: int, bits: int, groups: int) -> bool:
+    """Return whether the native matmul supports a matrix with `groups` scales per row."""
     return rows % _LANES == 0 and columns // groups % (_LANES * 8 // bits) == 0 and library() is not None
 
 
-def pack(weight: Quantised, bias: Tensor | None) -> Product | None:
-    """Prepare a matrix for activations in bfloat16; None where there is no product for it."""
+def pack(weight: Quantised, bias: Tensor | None) -> NativeMatmul | None:
+    """Pack a matrix for bfloat16 activations; return None if it is not supported."""
     bits, groups = (8, 1) if isinstance(weight, Int8) else (4, weight.scale.shape[1])
-    return Product(weight, bias) if suits(*weight.shape, bits, groups) else None
+    return NativeMatmul(weight, bias) if supports(*weight.shape, bits, groups) else None

@@ -1,4 +1,4 @@
-"""int8 and int4 weights times float16 or bfloat16 activations, through Triton."""
+"""int8 and int4 matmuls for float16 or bfloat16 activations, through Triton."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from bot.engine.kernels.reference import Int4, Int8, Quantised
-from bot.engine.kernels.triton import epilogue as finish
-from bot.engine.kernels.triton import int4, int8
+from bot.engine.kernels.triton import epilogue, int4, int8
 
-# None of these sizes is measured yet.  Programs for each of which there should be work: two for each
-# multiprocessor of the largest GPUs we know; with fewer, the columns are split.
+# None of these sizes is measured yet.  Minimum number of programs, two per multiprocessor of the
+# largest GPUs; below it the columns are split (split-K).
 _PROGRAMS = 264
 _MOST_SPLITS = 8
-# From so many activation rows on, weights are turned to floats for each product: that moves 5 bytes a weight,
-# which at 4.8 TB/s takes as long as the matrix units at 700 TFLOP/s take for 360 rows.
+# From this many activation rows on, weights are dequantised per call: that moves 5 bytes per weight, which at
+# 4.8 TB/s takes as long as 360 rows on tensor cores at 700 TFLOP/s.
 DEQUANTISE_FROM = 384
-# So many weights at a time: the table of words in float16 would need a gigabyte.
+# Chunk of weights to dequantise: the whole embedding table in float16 would need a gigabyte.
 _WEIGHTS_AT_ONCE = 1 << 26
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -28,8 +27,8 @@ _GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
-    """How a product is cut into programs."""
+class _Tiling:
+    """Program grid of a matmul."""
 
     block_rows: int
     block_tokens: int
@@ -37,8 +36,8 @@ class _Shape:
     per_split: int
 
     @classmethod
-    def of(cls, tokens: int, rows: int, pieces: int, pieces_at_once: int) -> _Shape:
-        """Cut for so many activation rows and weight rows; columns come in `pieces`, read so many at once."""
+    def of(cls, tokens: int, rows: int, pieces: int, pieces_at_once: int) -> _Tiling:
+        """Choose the grid; columns are counted in `pieces`, of which a program reads `pieces_at_once`."""
         block_rows = 8 if tokens == 1 else 32 if tokens <= 32 else 64
         block_tokens = 1 if tokens == 1 else 16 if tokens <= 16 else 32 if tokens <= 32 else 64
         programs = -(-rows // block_rows) * -(-tokens // block_tokens)
@@ -48,11 +47,11 @@ class _Shape:
         return cls(block_rows, block_tokens, -(-pieces // per_split), per_split)
 
 
-class Product(ABC):
-    """A quantised matrix, ready for activations of one dtype on its device.
+class TritonMatmul(ABC):
+    """A quantised matrix for activations of one dtype on its device.
 
-    Up to `DEQUANTISE_FROM` rows the weights are read as they are stored, and no weight is rounded: what a
-    product is off by is one rounding to the activations' dtype and the rounding of float32 sums.
+    Below `DEQUANTISE_FROM` rows weights are exact: the only errors are those of float32 sums
+    and one rounding to the activations' dtype.
     """
 
     def __init__(self, rows: int, columns: int, bias: Tensor | None) -> None:
@@ -60,20 +59,20 @@ class Product(ABC):
         self._bias = None if bias is None else bias.contiguous()
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Multiply `[..., columns]`."""
+        """Map `[..., columns]` to `[..., rows]`."""
         return self._multiply(hidden, gelu=False)
 
     def with_gelu(self, hidden: Tensor) -> Tensor:
-        """Multiply, then apply the tanh form of GELU."""
+        """Multiply, then apply tanh GELU."""
         return self._multiply(hidden, gelu=True)
 
     def _multiply(self, hidden: Tensor, gelu: bool) -> Tensor:
         flat = hidden.reshape(-1, self.columns).contiguous()
-        with torch.cuda.device_of(flat):  # Triton launches on the current device, wherever its arguments are
-            out = (self._through_floats if len(flat) >= DEQUANTISE_FROM else self._as_stored)(flat, gelu)
+        with torch.cuda.device_of(flat):  # Triton launches on the current device, not its arguments' device
+            out = (self._dequantise_first if len(flat) >= DEQUANTISE_FROM else self._fused)(flat, gelu)
         return out.view(*hidden.shape[:-1], self.rows)
 
-    def _as_stored(self, hidden: Tensor, gelu: bool) -> Tensor:
+    def _fused(self, hidden: Tensor, gelu: bool) -> Tensor:
         tokens = len(hidden)
         out = hidden.new_empty(tokens, self.rows)
         if not tokens:
@@ -85,13 +84,13 @@ class Product(ABC):
         partial = hidden.new_empty(shape.splits, tokens, self.rows, dtype=torch.float32)
         self._launch(hidden, partial, shape, gelu=False)
         size = tokens * self.rows
-        finish.add_splits[(-(-size // 1024),)](
+        epilogue.add_splits[(-(-size // 1024),)](
             partial, self._bias, out, self.rows, size, shape.splits,
             has_bias=self._bias is not None, gelu=gelu, block=1024,
         )  # fmt: skip
         return out
 
-    def _through_floats(self, hidden: Tensor, gelu: bool) -> Tensor:
+    def _dequantise_first(self, hidden: Tensor, gelu: bool) -> Tensor:
         at_once = max(1, _WEIGHTS_AT_ONCE // self.columns)
         parts = []
         for first in range(0, self.rows, at_once):
@@ -103,29 +102,29 @@ class Product(ABC):
 
     @abstractmethod
     def dequantised(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        """Compute a stretch of rows, each weight rounded once."""
+        """Return a range of rows, each weight rounded once."""
 
     @abstractmethod
-    def _shape(self, tokens: int) -> _Shape: ...
+    def _shape(self, tokens: int) -> _Tiling: ...
 
     @abstractmethod
-    def _launch(self, hidden: Tensor, out: Tensor, shape: _Shape, gelu: bool) -> None: ...
+    def _launch(self, hidden: Tensor, out: Tensor, shape: _Tiling, gelu: bool) -> None: ...
 
 
-class Int8Product(Product):
+class Int8Matmul(TritonMatmul):
     def __init__(self, weight: Int8, bias: Tensor | None) -> None:
         super().__init__(*weight.shape, bias)
         self._values = weight.values.contiguous()
         self._scale = weight.scale.float().flatten()
 
-    def _shape(self, tokens: int) -> _Shape:
-        return _Shape.of(tokens, self.rows, self.columns, self._block(tokens))
+    def _shape(self, tokens: int) -> _Tiling:
+        return _Tiling.of(tokens, self.rows, self.columns, self._block(tokens))
 
     @staticmethod
     def _block(tokens: int) -> int:
-        return 512 if tokens == 1 else 128  # of columns
+        return 512 if tokens == 1 else 128  # columns
 
-    def _launch(self, hidden: Tensor, out: Tensor, shape: _Shape, gelu: bool) -> None:
+    def _launch(self, hidden: Tensor, out: Tensor, shape: _Tiling, gelu: bool) -> None:
         tokens, is_partial = len(hidden), shape.splits > 1
         grid_rows = -(-self.rows // shape.block_rows)
         has_bias = self._bias is not None and not is_partial
@@ -152,7 +151,7 @@ class Int8Product(Product):
         return out
 
 
-class Int4Product(Product):
+class Int4Matmul(TritonMatmul):
     def __init__(self, weight: Int4, bias: Tensor | None) -> None:
         super().__init__(*weight.shape, bias)
         self._packed = weight.packed.contiguous()
@@ -161,13 +160,13 @@ class Int4Product(Product):
         self._scale = weight.scale.contiguous()
         self._zero = None if weight.zero is None else weight.zero.contiguous()
 
-    def _shape(self, tokens: int) -> _Shape:
-        return _Shape.of(tokens, self.rows, -(-self.columns // self._group), self._block(tokens))
+    def _shape(self, tokens: int) -> _Tiling:
+        return _Tiling.of(tokens, self.rows, -(-self.columns // self._group), self._block(tokens))
 
     def _block(self, tokens: int) -> int:
         return 1024 // self._group if tokens == 1 else 1  # groups
 
-    def _launch(self, hidden: Tensor, out: Tensor, shape: _Shape, gelu: bool) -> None:
+    def _launch(self, hidden: Tensor, out: Tensor, shape: _Tiling, gelu: bool) -> None:
         tokens, is_partial = len(hidden), shape.splits > 1
         grid_rows = -(-self.rows // shape.block_rows)
         weight = (self._packed, self._scale, self._zero, self._bias)
@@ -206,10 +205,10 @@ def _has_groups(weight: Int4) -> bool:
     return weight.scale.shape[1] > 1 or weight.zero is not None
 
 
-def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> Product | None:
-    """Prepare a matrix for activations of `dtype`; None where no kernel suits it."""
+def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> TritonMatmul | None:
+    """Pack a matrix for activations of `dtype`; return None if no kernel supports it."""
     if dtype not in _DTYPES:
         return None
     if isinstance(weight, Int8):
-        return Int8Product(weight, bias)
-    return Int4Product(weight, bias) if not _has_groups(weight) or weight.group in _GROUPS else None
+        return Int8Matmul(weight, bias)
+    return Int4Matmul(weight, bias) if not _has_groups(weight) or weight.group in _GROUPS else None
