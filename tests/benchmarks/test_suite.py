@@ -101,7 +101,7 @@ def test_a_plan_without_channels_and_loading_gives_a_shorter_table(monkeypatch: 
 def test_a_batch_that_does_not_fit_is_reported_and_the_rest_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = WeightsPlan("int8", batches=(BatchTarget(1000, rate=1.0),))
     monkeypatch.setitem(PLANS, "cpu", replace(SMALL, weights=(weights,), channels=None, load_times=None))
-    monkeypatch.setattr(suite, "free_bytes", lambda device: 36_000_000)
+    monkeypatch.setattr(suite, "available_bytes", lambda device: 36_000_000)
     ran = bench()
     assert ran.exit_code == 0, ran.output
     assert (
@@ -232,8 +232,8 @@ def test_step_bytes_equal_the_tensors_of_a_network(quantization: str) -> None:
     model = load_random(config, quantization=quantization, dtype="float16", slots=1)  # type: ignore[arg-type]
     held = sum(norm.nbytes for norm in model.network.parameters())
     for module in model.network.modules():
-        product = vars(module).get("_product")
-        for part in vars(product).values() if product is not None and hasattr(product, "_weight") else ():
+        matmul = vars(module).get("_matmul")
+        for part in vars(matmul).values() if matmul is not None and hasattr(matmul, "_weight") else ():
             match part:
                 case torch.Tensor():
                     held += part.nbytes

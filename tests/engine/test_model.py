@@ -318,8 +318,8 @@ def test_a_cache_larger_than_memory_is_reported() -> None:
     with pytest.raises(EngineUnavailable) as refused:
         ChatGLMForServing(load_random(CONFIG).network, slots=10**10)  # beyond any address space
     assert str(refused.value) == (
-        "the cache for engine.max_batch_size = 10000000000 needs 915527.3 GiB of memory, and there is not as much: "
-        "lower engine.max_batch_size"
+        "not enough memory for the KV cache: 915527.3 GiB for engine.max_batch_size = 10000000000 and 64 tokens each; "
+        "lower engine.max_batch_size or engine.context_length"
     )
 
 
