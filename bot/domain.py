@@ -1,4 +1,4 @@
-"""The values everyone passes around: messages, requests, events, exchanges."""
+"""The values that all packages share: messages, requests, events, exchanges."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -191,7 +191,7 @@ class Kind(StrEnum):
 
 
 class Status(StrEnum):
-    """An exchange's way: `open ▸ answered ▸ delivered`, or `failed`, or `cleared`."""
+    """Stored state of an exchange; bot/lifecycle.py lists the transitions."""
 
     OPEN = "open"
     ANSWERED = "answered"
@@ -202,7 +202,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a message got: the model's `text`, and the bot's own words beside it."""
+    """The model's `text`, and the bot's own words beside it."""
 
     text: str
     notice: str = ""
@@ -210,11 +210,24 @@ class Answer:
     usage: Usage = Usage()
 
 
+@dataclass(slots=True)
+class Part:
+    """One platform message that carries a part of a reply; `id` is None until it was sent.
+
+    `generation` counts the messages that were in this place and are gone.
+    """
+
+    id: str | None = None
+    is_recorded: bool = False
+    generation: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One message to the bot with the reply to it: one row in the store.
+    """One message to the bot and the reply to it: one row in the store.
 
     `parts` are the platform's ids of the messages that carry the reply, in order.
+    `fence` is the number of its latest claim (see bot/lifecycle.py).
     """
 
     id: int
@@ -224,11 +237,12 @@ class Exchange:
     seed: int
     answer: Answer | None = None
     parts: tuple[str, ...] = ()
+    fence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """How many questions stand before one, waiting or being answered: of its author anywhere, of all in its channel."""
+    """Earlier questions that are not answered yet: of the author anywhere, of everybody in the channel."""
 
     author: int = 0
     channel: int = 0

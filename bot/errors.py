@@ -10,25 +10,26 @@
     │   └── EngineFailed        this request died; others live
     ├── StoreError              the database cannot be used
     │   └── StoreInUse          by another bot: one at a time
-    ├── NotScrubbed             what was deleted is in no row any more, but still in the file
-    ├── AddressUnavailable      the operations server cannot listen where it shall
+    ├── NotErased               deleted from every row, but still in the database's file
+    ├── ClaimLost               another worker has claimed the exchange
+    ├── AddressUnavailable      the operations server cannot listen on its address
     └── PlatformError
         ├── LoginRefused        a wrong token: the program ends
-        ├── PlatformUnavailable a passing fault: try again
-        ├── RateLimited         the platform says when
-        ├── MarkupRefused       send the same words plain
-        ├── MessageGone         the message to edit is no more
-        └── ChannelGone         nobody can be reached there any more
+        ├── PlatformUnavailable a temporary fault: retry
+        ├── RateLimited         retry after the platform's delay
+        ├── MarkupRefused       send the same text without markup
+        ├── MessageGone         the message to edit was deleted
+        └── ChannelGone         the channel cannot be written to any more
 
-Each message says what is wrong, where, and what to do; it may be shown to an operator
-as it is.  What people on a platform read is written where they are answered.
+Each message says what is wrong, where, and what to do, and may be shown to an operator.
+The sentences for people on a platform are in bot/chat.
 """
 
 from collections.abc import Sequence
 
 
 class BotError(Exception):
-    """Everything this program raises on purpose."""
+    """Base class of all errors that this program raises."""
 
     exit_code = 1
 
@@ -54,7 +55,7 @@ class EngineUnavailable(EngineError):
 
 
 class CheckpointError(EngineError):
-    """A model folder that misses something or holds something else."""
+    """A model folder is incomplete or holds something else."""
 
 
 class EngineBusy(EngineError):
@@ -80,7 +81,7 @@ class PromptTooLong(EngineError):
 
 
 class EngineFailed(EngineError):
-    """This request died (out of memory, numbers that are not numbers); others live."""
+    """This request failed (out of memory, NaN); others are not affected."""
 
 
 class StoreError(BotError):
@@ -88,40 +89,48 @@ class StoreError(BotError):
 
 
 class StoreInUse(StoreError):
-    """Another bot runs on this database; two would answer everything twice."""
+    """Another bot runs on this database; two would answer every message twice."""
 
 
 class NotErased(BotError):
-    """What was deleted, `count` chats, is in no row any more, but the database's file still holds it.
+    """`count` chats were deleted from every row, but the database's file still holds their text.
 
-    Another program is in the way, or the disk is full.  The store tries again by itself.
+    Another program reads the file, or the disk is full.  The store retries by itself.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        super().__init__("what was deleted is in no row any more, but the database's file still holds it for now")
+        super().__init__("deleted from every row, but the database's file still holds the text for now")
+
+
+class ClaimLost(BotError):
+    """Another worker has claimed the exchange; this one must change nothing any more."""
+
+    def __init__(self, exchange: int) -> None:
+        self.exchange = exchange
+        super().__init__(f"the claim of exchange {exchange} was lost")
 
 
 class AddressUnavailable(BotError):
-    """The operations server cannot listen where it shall: the port is taken, or the host is not ours."""
+    """The operations server cannot listen: the port is taken, or the host is not an address of this machine."""
 
 
 class PlatformError(BotError):
-    """A platform did not do what it was asked to."""
+    """A platform refused or failed a call."""
 
 
 class LoginRefused(PlatformError):
-    """The platform does not know this token: a mistake in the settings, which no restart cures."""
+    """The platform rejects the token; the settings must be changed."""
 
     exit_code = 2
 
 
 class PlatformUnavailable(PlatformError):
-    """Cut off, timed out, or an error of the platform's own: worth another try."""
+    """A connection error, a timeout or a server error; retrying may help."""
 
 
 class RateLimited(PlatformError):
-    """The platform wants no call for `seconds`."""
+    """The platform accepts no call for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -129,7 +138,7 @@ class RateLimited(PlatformError):
 
 
 class MarkupRefused(PlatformError):
-    """The platform cannot read the markup of this text."""
+    """The platform rejects the markup of this text."""
 
 
 class MessageGone(PlatformError):

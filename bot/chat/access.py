@@ -1,4 +1,4 @@
-"""Who may talk to the bot, who may stop and clear what, and how much in a minute or hour."""
+"""Permissions and limits: allow and deny lists, admins, rates per minute and hour."""
 
 import math
 from collections import deque
@@ -9,20 +9,20 @@ from bot.config.schema import AccessSection, LimitsSection
 from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, QueueDepth, Usage
 from bot.util.clock import Clock
 
-# Who sits at the console is the operator: no id of a platform can equal this one.
+# The person at the console; no id of a platform can equal this one.
 OPERATOR = Author("console", "operator", "operator")
 _FIRST = QueueDepth()
 
 
 class Access:
-    """The rules of [access] and [limits]; people are told apart by id, never by name.
+    """The rules of [access] and [limits]; people are identified by id, never by name.
 
-    A channel counts with its threads: where each question opens one, a limit per thread
-    would be none.  Edits, retries and buttons count as questions, commands count by
-    themselves: who may ask no more can still stop and clear.
+    A channel counts with its threads: a limit per thread would be none where each question
+    opens one.  Edits, retries and buttons count as questions.  Commands have a limit of
+    their own: a person whose questions are refused can still stop and clear.
 
-    What was used is remembered here alone, so a restart forgives it: nobody who asks can
-    bring one about, and what the database knows could be cleared away by who spent it.
+    Usage is kept in memory, so a restart resets it: users cannot cause one, but could clear
+    what the database knows.
     """
 
     def __init__(self, access: AccessSection, limits: LimitsSection, clock: Clock) -> None:
@@ -36,7 +36,7 @@ class Access:
         self._is_paused = False
 
     def reconfigure(self, access: AccessSection, limits: LimitsSection) -> None:
-        """Go by these rules from now on; what was used counts on."""
+        """Apply these rules from now on; usage so far still counts."""
         self._access = access
         self._limits = limits
         self._asked_by_user.limit = limits.requests_per_minute
@@ -54,16 +54,16 @@ class Access:
         return self._is_paused
 
     def pause(self) -> None:
-        """Turn new questions away until `resume`; what was taken up before goes on."""
+        """Refuse new questions until `resume`; those accepted before are answered."""
         self._is_paused = True
 
     def resume(self) -> bool:
-        """Take questions again; False if it was not paused."""
+        """Accept questions again; return False if it was not paused."""
         was_paused, self._is_paused = self._is_paused, False
         return was_paused
 
     def admits(self, message: IncomingMessage) -> bool:
-        """Whether this message is for us at all; one that is not gets no reply."""
+        """Return whether the message is for the bot; any other gets no reply."""
         if message.author.is_bot:
             return False
         places = (
@@ -80,31 +80,31 @@ class Access:
         return author.key in self._access.admins or author.key == OPERATOR.key
 
     def may_control(self, author: Author, exchange: Exchange) -> bool:
-        """Stop it or have it answered again: who asked, and admins."""
+        """Return whether `author` may stop or retry it: its own author and admins may."""
         return author.key == exchange.message.author.key or self.is_admin(author)
 
     def may_clear(self, author: Author) -> bool:
         return self._access.clear_by == "everyone" or self.is_admin(author)
 
     def refusal(self, message: IncomingMessage, translate: Translate, standing: QueueDepth = _FIRST) -> str | None:
-        """One sentence why this question is not answered, or None; then it counts."""
+        """Return a sentence if the question is refused; None counts it."""
         if self._is_paused:
             return translate("I am paused just now: an admin will let me go on. Please ask again later.")
         if not message.text.strip():
             return translate("I can only read text, and there was none in your message: what would you like to ask?")
         if len(message.text) > self._limits.max_message_chars:
-            return translate(
-                "Your message has {count} characters, and I read at most {limit}. Please shorten it."
-            ).format(count=len(message.text), limit=self._limits.max_message_chars)
+            return translate("Your message is too long: {count} characters, the limit is {limit}.").format(
+                count=len(message.text), limit=self._limits.max_message_chars
+            )
         size = len(message.text) + len(message.quoted or "")
         if size > self._limits.max_message_chars:
             return translate(
-                "Your message and what it quotes have {count} characters, and I read at most {limit}. Please shorten it."
+                "Your message and its quotation are too long: {count} characters, the limit is {limit}."
             ).format(count=size, limit=self._limits.max_message_chars)
         return self._too_much(message, translate, standing)
 
     def command_refusal(self, message: IncomingMessage, translate: Translate) -> str | None:
-        """One sentence why this command is not carried out, or None; then it counts."""
+        """Return a sentence if the command is refused; None counts it."""
         if wait := self._commanded_by_user.wait(message.author.key):
             return translate("You have used many commands just now. Please try again in {seconds} s.").format(
                 seconds=math.ceil(wait)
@@ -113,7 +113,7 @@ class Access:
         return None
 
     def spend(self, message: IncomingMessage, usage: Usage) -> None:
-        """Count what an answer took against the asker's hour, and the channel's."""
+        """Count the tokens of an answer against the hourly limits of its author and channel."""
         tokens = usage.prompt_tokens + usage.completion_tokens
         self._tokens_of_user.add(message.author.key, tokens)
         self._tokens_in_channel.add(_channel_id(message.channel), tokens)
@@ -121,20 +121,19 @@ class Access:
     def _too_much(self, message: IncomingMessage, translate: Translate, standing: QueueDepth) -> str | None:
         user, channel = message.author.key, _channel_id(message.channel)
         if 0 < self._limits.waiting_per_user <= standing.author:
-            return translate(
-                "Questions of yours that wait for an answer: {count}. Please ask again when one of them has it."
-            ).format(count=standing.author)
+            return translate("You already have {count} questions waiting; please wait for one of them.").format(
+                count=standing.author
+            )
         if 0 < self._limits.waiting_per_channel <= standing.channel:
             return translate(
-                "Questions that wait for an answer in this channel: {count}. "
-                "Please ask again when some of them have it."
+                "This channel already has {count} questions waiting; please wait for some of them."
             ).format(count=standing.channel)
         if wait := self._asked_by_user.wait(user):
             return translate("You have asked a lot just now. Please ask again in {seconds} s.").format(
                 seconds=math.ceil(wait)
             )
         if wait := self._tokens_of_user.wait(user):
-            return translate("Your share of this hour is used up. Please ask again in {minutes} min.").format(
+            return translate("You've used your hourly quota. Please ask again in {minutes} min.").format(
                 minutes=math.ceil(wait / 60)
             )
         if wait := self._asked_in_channel.wait(channel):
@@ -142,7 +141,7 @@ class Access:
                 seconds=math.ceil(wait)
             )
         if wait := self._tokens_in_channel.wait(channel):
-            return translate("This channel's share of this hour is used up. Please ask again in {minutes} min.").format(
+            return translate("This channel has used its hourly quota. Please ask again in {minutes} min.").format(
                 minutes=math.ceil(wait / 60)
             )
         self._asked_by_user.add(user)
@@ -151,11 +150,11 @@ class Access:
 
 
 class SlidingWindow:
-    """At most `limit` per key in any stretch of `seconds`; a limit of 0 is none.
+    """At most `limit` per key in any `seconds`; a limit of 0 is none.
 
-    Strict, unlike a leaky bucket, which lets twice as many through at the border of
-    two stretches; and on the monotonic clock, which the `limits` library is not.
-    `limit` may be set anew at any time; while it is 0, nothing is remembered.
+    Strict, unlike fixed windows, which let twice as many through at their border; and on
+    the monotonic clock, unlike the `limits` library.  `limit` may be changed at any time;
+    while it is 0, nothing is recorded.
     """
 
     def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
@@ -165,11 +164,11 @@ class SlidingWindow:
         self._spent: dict[Hashable, deque[tuple[float, int]]] = {}
 
     def __len__(self) -> int:
-        """How many keys it remembers."""
+        """Return the number of keys with recent usage."""
         return len(self._spent)
 
     def wait(self, key: Hashable) -> float:
-        """Seconds until one more is allowed; 0 when it is allowed now."""
+        """Return the seconds until one more is allowed; 0 if it is now."""
         spent = self._current(key)
         over = sum(weight for _, weight in spent) - self.limit
         if not self.limit or over < 0:
@@ -178,13 +177,13 @@ class SlidingWindow:
             over -= weight
             if over < 0:
                 return at + self._seconds - self._clock.now()
-        raise AssertionError("what was spent cannot exceed the limit once all of it is taken off")
+        raise AssertionError("usage cannot exceed the limit once all of it is subtracted")
 
     def add(self, key: Hashable, weight: int = 1) -> None:
         if not self.limit or not weight:
             return
-        # In the order of their last use, so that those to forget stand in front: keys
-        # come from outside and would pile up over a year.
+        # Ordered by last use, so that the oldest can be dropped: keys come from outside
+        # and would accumulate over a year.
         spent = self._spent.pop(key, deque())
         spent.append((self._clock.now(), weight))
         self._spent[key] = spent

@@ -1,41 +1,40 @@
-"""The slash commands: one async generator each, the same on every platform."""
+"""The slash commands: one function each, the same on every platform."""
 
 import difflib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import wraps
 
 from bot import __version__
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
+from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
 from bot.config.reload import ConfigWatcher
-from bot.domain import Exchange, Notice, ReplyEvent
+from bot.domain import Exchange
 from bot.engine.base import Engine
 from bot.errors import NotErased
 from bot.observability import process
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CommandContext:
     """One use of a command, and the parts it may work with."""
 
     exchange: Exchange
-    args: str
+    arguments: str
     translate: Translate
     access: Access
-    conversations: Conversations
+    exchanges: Exchanges
     engine: Engine
-    live: ConfigWatcher | None = None
+    watcher: ConfigWatcher | None = None
 
     @property
     def is_by_admin(self) -> bool:
         return self.access.is_admin(self.exchange.message.author)
 
 
-Run = Callable[[Call], AsyncGenerator[ReplyEvent, None]]
+# Carries a command out and returns the sentence that answers it, in Markdown.
+Handler = Callable[[CommandContext], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Command:
 
     name: str
     summary: str
-    run: Run
+    run: Handler
     is_for_admins: bool = False
     argument: str = ""  # the one word that it may take
 
@@ -54,61 +53,43 @@ COMMANDS: dict[str, Command] = {}
 
 def command(
     name: str, summary: str, *, for_admins: bool = False, argument: str = "", takes_words: bool = False
-) -> Callable[[Run], Run]:
-    """Make a function the command `/name`; one for admins does nothing for anybody else.
+) -> Callable[[Handler], Handler]:
+    """Register a function as the command `/name`; with `for_admins`, others get a refusal.
 
-    Unless it has an argument or `takes_words`, it does nothing either where more follows
-    its name: "/clear the table, please" means something else.
+    Unless it has an argument or `takes_words`, it refuses more words after its name:
+    "/clear the table, please" means something else.
     """
 
-    def not_alone(call: Call) -> str | None:
-        why = call.translate("I did nothing: /{name} stands alone, and more followed it.")
-        return why.format(name=name) if call.args else None
+    def register(handler: Handler) -> Handler:
+        async def run(context: CommandContext) -> str:
+            translate = context.translate
+            if for_admins and not context.is_by_admin:
+                return translate("Only admins may do that.")
+            if context.arguments and not (argument or takes_words):
+                return translate("I did nothing: /{name} stands alone, and more followed it.").format(name=name)
+            return await handler(context)
 
-    def register(run: Run) -> Run:
-        careful = run if argument or takes_words else _unless(not_alone, run)
-        if for_admins:
-            careful = _unless(_of_others, careful)
-        COMMANDS[name] = Command(name, summary, careful, for_admins, argument)
-        return run
+        COMMANDS[name] = Command(name, summary, run, for_admins, argument)
+        return handler
 
     return register
 
 
-def _unless(refusal: Callable[[Call], str | None], run: Run) -> Run:
-    """`run`, but for the calls that are told a sentence instead."""
-
-    @wraps(run)
-    async def guarded(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-        if why := refusal(call):
-            yield Notice(why)
-            return
-        async with aclosing(run(call)) as events:
-            async for event in events:
-                yield event
-
-    return guarded
-
-
-def _of_others(call: Call) -> str | None:
-    return None if call.is_by_admin else call.translate("Only admins may do that.")
-
-
 def menu() -> list[Command]:
-    """Those that a platform shows everybody; an admin types the others as a message."""
+    """Return the commands that a platform's menu shows; an admin types the others as a message."""
     return [command for command in COMMANDS.values() if not command.is_for_admins]
 
 
 def gettext_noop(text: str) -> str:
-    """Mark a text for the catalogues where nobody is there yet to read it."""
+    """Mark a text for the catalogues; it is translated where it is shown."""
     return text
 
 
 def parse(text: str) -> tuple[Command, str] | None:
-    """Find the command a message calls, and the rest of its text.
+    """Return the command that a message calls, and the rest of its text.
 
-    A message that is nothing but a command's name (and its argument, if it has one) is
-    that command too: where slash commands cannot be typed, "@bot clear" can.
+    A message that is only a command's name (and its argument, if it has one) is that
+    command too, since some places cannot send slash commands: "@bot clear".
 
     >>> called, args = parse("/help@our_bot clear")
     >>> called.name, args
@@ -132,53 +113,48 @@ def parse(text: str) -> tuple[Command, str] | None:
 
 
 def is_forget(exchange: Exchange) -> bool:
-    """Whether this message asks to forget its author: no trace of it stays either."""
+    """Return whether this is /forget me, of which no trace stays either."""
     called = parse(exchange.message.text)
     return called is not None and called[0].name == "forget" and called[1].lower() == called[0].argument
 
 
 def is_retry(exchange: Exchange) -> bool:
-    """Whether this message asks for another one to be answered again."""
+    """Return whether this is /retry."""
     called = parse(exchange.message.text)
     return called is not None and called[0].name == "retry" and not called[1]
 
 
 @command("clear", gettext_noop("Forget this conversation"))
-async def clear(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    if not call.access.may_clear(call.exchange.message.author):
-        yield Notice(call.translate("Only admins may make me forget a conversation."))
-        return
-    count, rest = await _deleted(call, call.conversations.clear(call.exchange.message.channel, call.exchange))
-    if count:
-        yield Notice(call.translate("Forgotten: everything said here ({count}).").format(count=count) + rest)
-    else:
-        yield Notice(call.translate("There was nothing to forget here."))
+async def clear(context: CommandContext) -> str:
+    translate, message = context.translate, context.exchange.message
+    if not context.access.may_clear(message.author):
+        return translate("Only admins may make me forget a conversation.")
+    count, rest = await _deleted(context, context.exchanges.clear(message.channel, context.exchange))
+    if not count:
+        return translate("There was nothing to forget here.")
+    return translate("Forgotten: everything said here ({count}).").format(count=count) + rest
 
 
 @command("forget", gettext_noop("Forget all that you ever said to me, everywhere: /forget me"), argument="me")
-async def forget(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    if not is_forget(call.exchange):
-        yield Notice(
-            call.translate(
-                "Say `forget me` to me, and I delete all that you ever said to me, in every channel, and my answers "
-                "to it. `/clear` forgets this conversation only."
-            )
+async def forget(context: CommandContext) -> str:
+    translate = context.translate
+    if not is_forget(context.exchange):
+        return translate(
+            "Say `forget me` to me, and I delete all that you ever said to me, in every channel, and my answers "
+            "to it. `/clear` forgets this conversation only."
         )
-        return
-    count, rest = await _deleted(call, call.conversations.forget(call.exchange))
-    if count:
-        said = call.translate("Forgotten: all that you ever said to me ({count}), and my answers.").format(count=count)
-        yield Notice(said + rest)
-    else:
-        yield Notice(call.translate("I remember nothing that you said to me."))
+    count, rest = await _deleted(context, context.exchanges.forget(context.exchange))
+    if not count:
+        return translate("I remember nothing that you said to me.")
+    return translate("Forgotten: all that you ever said to me ({count}), and my answers.").format(count=count) + rest
 
 
-async def _deleted(call: Call, deletion: Awaitable[int]) -> tuple[int, str]:
-    """How much it deleted, and what is still to be said about that."""
+async def _deleted(context: CommandContext, deletion: Awaitable[int]) -> tuple[int, str]:
+    """Return the number of deleted questions, and a sentence if the file still holds their text."""
     try:
         return await deletion, ""
     except NotErased as error:
-        rest = call.translate(
+        rest = context.translate(
             "No answer of mine will use it again, but the file of my database still holds the words: another program is "
             "using it, or the disk is full. I remove them by myself as soon as I can."
         )
@@ -186,116 +162,116 @@ async def _deleted(call: Call, deletion: Awaitable[int]) -> tuple[int, str]:
 
 
 @command("stop", gettext_noop("Stop the answer that is being written"))
-async def stop(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    message = call.exchange.message
-    active = call.conversations.active(message.channel)
-    mine = [exchange for exchange in active if call.access.may_control(message.author, exchange)]
+async def stop(context: CommandContext) -> str:
+    message = context.exchange.message
+    active = context.exchanges.in_channel(message.channel)
+    mine = [exchange for exchange in active if context.access.may_control(message.author, exchange)]
     for exchange in mine:
-        call.conversations.stop(exchange)
+        context.exchanges.stop(exchange)
     if mine:
-        yield Notice(call.translate("Stopped."))
-    elif active:
-        yield Notice(call.translate("Only the person who asked, and admins, may stop this answer."))
-    else:
-        yield Notice(call.translate("Nothing is being answered here."))
+        return context.translate("Stopped.")
+    if active:
+        return context.translate("Only the person who asked, and admins, may stop this answer.")
+    return context.translate("Nothing is being answered here.")
 
 
 @command("retry", gettext_noop("Answer the last question again"))
-async def retry(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    # A question that can be answered again was taken up before this runs: see dispatch.
-    yield Notice(call.translate("There is no question of yours here that I could answer again."))
+async def retry(context: CommandContext) -> str:
+    # Reached only where no question can be answered again: see retries.py.
+    return context.translate("There is no question of yours here that I could answer again.")
 
 
 @command("status", gettext_noop("Tell which model runs, and how busy it is"))
-async def status(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    info, load = call.engine.info, call.engine.load
+async def status(context: CommandContext) -> str:
+    translate, info, load = context.translate, context.engine.info, context.engine.load
     lines = [
-        call.translate("Model: {model} ({quantization}, {dtype}, {device}), context of {context} tokens").format(
+        translate("Model: {model} ({quantization}, {dtype}, {device}), context of {context} tokens").format(
             model=info.model,
             quantization=info.quantization,
             dtype=info.dtype,
             device=info.device,
             context=info.context_length,
         ),
-        call.translate("Answering: {running}, waiting: {waiting}").format(running=load.running, waiting=load.waiting),
+        translate("Answering: {running}, waiting: {waiting}").format(running=load.running, waiting=load.waiting),
     ]
     if load.is_changing:
-        lines.append(call.translate("The model is being changed; new questions wait for the next one."))
+        lines.append(translate("The model is being changed; new questions wait for the next one."))
     if load.tokens_per_second is not None:
-        lines.append(call.translate("Speed: {speed} tokens/s").format(speed=round(load.tokens_per_second)))
-    lines.append(call.translate("Version: {version}").format(version=__version__))
-    if call.is_by_admin:
-        if call.access.is_paused:
-            lines.append(call.translate("Paused: new questions are turned away."))
-        lines.append(call.translate("Memory: {mebibytes} MiB").format(mebibytes=process.memory() >> 20))
-        lines.append(call.translate("Up for: {uptime}").format(uptime=_lasting(process.uptime(), call.translate)))
-        lines.append(call.translate("Runs on: {versions}").format(versions=", ".join(process.versions())))
-        lines += _reread(call)
-    yield Notice("\n".join(f"- {line}" for line in lines))
+        lines.append(translate("Speed: {speed} tokens/s").format(speed=round(load.tokens_per_second)))
+    lines.append(translate("Version: {version}").format(version=__version__))
+    if context.is_by_admin:
+        if context.access.is_paused:
+            lines.append(translate("Paused: new questions are turned away."))
+        lines.append(translate("Memory: {mebibytes} MiB").format(mebibytes=process.memory() >> 20))
+        lines.append(translate("Up for: {uptime}").format(uptime=_duration(process.uptime(), translate)))
+        lines.append(translate("Runs on: {versions}").format(versions=", ".join(process.versions())))
+        lines += _last_reload(context)
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def _lasting(time: timedelta, translate: Translate) -> str:
-    """Write it in the reader's language: Python would name the days in English.
+def _duration(time: timedelta, translate: Translate) -> str:
+    """Write a duration in the reader's language; Python would name the days in English.
 
-    >>> _lasting(timedelta(hours=26), str), _lasting(timedelta(seconds=2), str)
+    >>> _duration(timedelta(hours=26), str), _duration(timedelta(seconds=2), str)
     ('1 d 2:00:00', '0:00:02')
     """
     hours = str(timedelta(seconds=time.seconds))
     return translate("{days} d {hours}").format(days=time.days, hours=hours) if time.days else hours
 
 
-def _reread(call: Call) -> Iterator[str]:
-    """What came of the last change of config.toml."""
-    last = call.live.last_result if call.live is not None else None
+def _last_reload(context: CommandContext) -> Iterator[str]:
+    last = context.watcher.last_result if context.watcher is not None else None
     if last is None:
         return
-    yield call.translate("Settings read again: {time}").format(time=f"{last.at:%Y-%m-%d %H:%M:%S} UTC")
+    translate = context.translate
+    yield translate("Settings reloaded: {time}").format(time=f"{last.at:%Y-%m-%d %H:%M:%S} UTC")
     if last.changed:
-        yield call.translate("Changed by that: {settings}").format(settings=", ".join(last.changed))
+        yield translate("Changed: {settings}").format(settings=", ".join(last.changed))
     if last.needs_restart:
-        yield call.translate("Needs a restart: {settings}").format(settings=", ".join(last.needs_restart))
+        yield translate("Needs a restart: {settings}").format(settings=", ".join(last.needs_restart))
     if last.rejected:
-        yield call.translate("Refused, so the old settings stay: {mistakes}").format(mistakes="; ".join(last.rejected))
+        yield translate("Reload rejected, keeping the previous settings: {mistakes}").format(
+            mistakes="; ".join(last.rejected)
+        )
     if last.failure is not None:
-        yield call.translate("The model was not changed: {why}").format(why=last.failure)
+        yield translate("The model was not changed: {why}").format(why=last.failure)
 
 
 @command("help", gettext_noop("List the commands"), takes_words=True)
-async def help_(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    offered = COMMANDS.values() if call.is_by_admin else menu()
-    lines = [f"- `/{each.name}` – {call.translate(each.summary)}" for each in offered]
-    yield Notice("\n".join([call.translate("Ask me anything, or use a command:"), "", *lines]))
+async def help_(context: CommandContext) -> str:
+    offered = COMMANDS.values() if context.is_by_admin else menu()
+    lines = [f"- `/{each.name}` – {context.translate(each.summary)}" for each in offered]
+    return "\n".join([context.translate("Ask me anything, or use a command:"), "", *lines])
 
 
 @command("pause", gettext_noop("Turn new questions away"), for_admins=True)
-async def pause(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    call.access.pause()
-    yield Notice(
-        call.translate("Paused: answers under way go on, new questions are turned away, until /resume or a restart.")
+async def pause(context: CommandContext) -> str:
+    context.access.pause()
+    return context.translate(
+        "Paused: answers under way go on, new questions are turned away, until /resume or a restart."
     )
 
 
 @command("resume", gettext_noop("Take questions again"), for_admins=True)
-async def resume(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    yield Notice(
-        call.translate("I take questions again.") if call.access.resume() else call.translate("I was not paused.")
-    )
+async def resume(context: CommandContext) -> str:
+    translate = context.translate
+    return translate("I take questions again.") if context.access.resume() else translate("I was not paused.")
 
 
 @command("limits", gettext_noop("Tell which limits are in force"), for_admins=True)
-async def limits(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-    lines = [f"- `{name} = {int(value) if value == int(value) else value}`" for name, value in call.access.limits]
-    yield Notice("\n".join([call.translate("From config.toml, [limits]; 0 is no limit:"), "", *lines]))
+async def limits(context: CommandContext) -> str:
+    values = context.access.limits
+    lines = [f"- `{name} = {int(value) if value == int(value) else value}`" for name, value in values]
+    return "\n".join([context.translate("From config.toml, [limits]; 0 is no limit:"), "", *lines])
 
 
 def _unknown(name: str) -> Command:
-    async def run(call: Call) -> AsyncGenerator[ReplyEvent, None]:
-        sentence = call.translate("There is no command /{name}; /help lists those there are.").format(name=name)
+    async def run(context: CommandContext) -> str:
         near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
         if near:
-            sentence = call.translate("There is no command /{name}; did you mean /{near}?").format(
+            return context.translate("There is no command /{name}; did you mean /{near}?").format(
                 name=name, near=near[0]
             )
-        yield Notice(sentence)
+        return context.translate("There is no command /{name}; /help lists those there are.").format(name=name)
 
     return Command(name, "", run)

@@ -1,34 +1,27 @@
-"""Each channel's conversation: whose turn it is, what the model is shown, how it ends."""
+"""Answer questions with the model: history, prompt, generation."""
 
 import asyncio
 import bisect
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import assert_never
+from contextlib import aclosing
+from dataclasses import replace
 
 import structlog
 
-from bot.chat.i18n import Translate, translator_for
-from bot.chat.lines import Lines, Turn
-from bot.config.schema import ConversationSection
+from bot.chat.exchanges import Exchanges, Worker
+from bot.chat.i18n import Translate
+from bot.chat.settings import ChatSettings
+from bot.chat.stream import ReplyStream
 from bot.domain import (
     Answer,
-    ChannelKey,
     ChatMessage,
     ChatRequest,
     Delta,
-    EngineEvent,
-    Exchange,
     Finished,
     FinishReason,
     IncomingMessage,
     Notice,
     Queued,
-    QueueDepth,
-    ReplyEvent,
-    SamplingParams,
     Status,
     Usage,
 )
@@ -36,260 +29,143 @@ from bot.engine.base import Engine
 from bot.errors import EngineBusy, EngineError, PromptTooLong, StoreError
 from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
-from bot.util.clock import Clock, MonotonicClock
-from bot.util.retry import retry_until_stored
+from bot.util.clock import Clock
 from bot.util.text import replace_surrogates
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
+class _Draft:
+    """The answer so far, stored at the end; each addition is shown at once."""
+
+    def __init__(self, stream: ReplyStream) -> None:
+        self._stream = stream
+        self._texts: list[str] = []
+        self._notices: list[str] = []
+
+    def extend(self, text: str) -> None:
+        text = replace_surrogates(text)
+        self._texts.append(text)
+        self._stream.put(Delta(text))
+
+    def note(self, sentence: str) -> None:
+        self._notices.append(sentence)
+        self._stream.put(Notice(sentence))
+
+    def queued(self, event: Queued) -> None:
+        self._stream.put(event)
+
+    def answer(self, finished: Finished) -> Answer:
+        return Answer("".join(self._texts), "\n\n".join(self._notices), finished.reason, finished.usage)
+
+
 class Conversations:
-    """Answers the exchanges of a channel one after the other, in the order of their rows."""
+    """Generates the answers of a channel one after the other."""
 
     def __init__(
         self,
         engine: Engine,
         store: Store,
-        settings: ConversationSection,
-        params: SamplingParams,
-        *,
-        answer_seconds: float,
-        clock: Clock | None = None,
-        metrics: Metrics | None = None,
+        exchanges: Exchanges,
+        settings: ChatSettings,
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self._engine = engine
         self._store = store
+        self._exchanges = exchanges
         self._settings = settings
-        self._params = params
-        self._answer_seconds = answer_seconds
-        self._clock = clock or MonotonicClock()
-        self._metrics = metrics or Metrics()
-        self._lines = Lines()
-        self._deletions = 0  # ever begun
-        self._deleting = 0  # under way
-        self._nothing_is_deleted = asyncio.Event()
-        self._nothing_is_deleted.set()
+        self._clock = clock
+        self._metrics = metrics
 
-    def reconfigure(self, settings: ConversationSection, params: SamplingParams, *, answer_seconds: float) -> None:
-        """Answer by these settings from the next prompt on."""
-        self._settings = settings
-        self._params = params
-        self._answer_seconds = answer_seconds
+    async def answer(self, worker: Worker, stream: ReplyStream) -> Finished:
+        """Answer a question when its turn comes, store the answer, and return how it ended.
 
-    def expect(self, exchange: Exchange) -> None:
-        """Take a place in the channel's line; `reply` or `dismiss` must follow.
-
-        Places go by the row, not by who comes to `reply` first.
+        Faults of the engine and the store become a sentence for the author.  If this is
+        cancelled, nothing is stored: the exchange stays open.
         """
-        self._lines.join(exchange)
-
-    def dismiss(self, exchange: Exchange) -> None:
-        """Give the place up."""
-        self._lines.leave(self._lines.turn(exchange))
-
-    def awaits(self, exchange: Exchange) -> bool:
-        """Whether it has a place in its line."""
-        return self._lines.find(exchange) is not None
-
-    def active(self, channel: ChannelKey) -> list[Exchange]:
-        """The exchanges here that wait or are being answered, in order."""
-        return [turn.exchange for turn in self._lines.of(channel)]
-
-    def standing(self, exchange: Exchange) -> QueueDepth:
-        """What came before this exchange and is not answered yet; a retry comes when it is asked for."""
-        return self._lines.standing(exchange)
-
-    async def reply(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
-        """Answer an expected exchange: keep the answer, then tell that it is finished.
-
-        What goes wrong on the way becomes a sentence for the asker.  Whoever closes
-        the generator early leaves the exchange open: it is owed, not answered.
-        """
-        turn = self._lines.turn(exchange)
+        draft = _Draft(stream)
+        translate = self._settings.translator_for(worker.exchange.message)
         try:
-            while (position := self._lines.position(turn)) and not turn.is_stopped:
-                yield Queued(position)
-                await turn.movement()
-            async with aclosing(self._answer(turn)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._lines.leave(turn)
-
-    def stop(self, exchange: Exchange) -> bool:
-        """End its generation, running or still waiting; the partial answer is kept."""
-        turn = self._lines.find(exchange)
-        if turn is None:
-            return False
-        turn.stop()
-        return True
-
-    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
-        """Forget what was said here, a channel's threads included; return how much.
-
-        With `before`, only what was said before that exchange.  What is being answered is
-        stopped and not kept.
-        """
-
-        def goes(exchange: Exchange) -> bool:
-            key = exchange.message.channel
-            is_here = key == channel or (channel.thread is None and replace(key, thread=None) == channel)
-            return is_here and (before is None or exchange.id < before.id)
-
-        async with self._deletion(goes):
-            return await self._store.clear(channel, before)
-
-    async def forget(self, by: Exchange) -> int:
-        """Forget all that its author said before this exchange, wherever; return how much.
-
-        What is being answered to them is stopped and not kept.
-        """
-        author = by.message.author
-        async with self._deletion(lambda past: past.message.author.key == author.key and past.id < by.id):
-            return await self._store.forget(author, by)
-
-    async def reopen(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
-        """Open an exchange again, to be answered anew, or with a new text; None if it was cleared."""
-        turn = self._lines.find(exchange)
-        if turn is not None:
-            turn.stop()
-            await turn.left.wait()
-        if text is None:
-            return await self._store.requeue(exchange.id)
-        async with self._deletion(lambda past: past.id == exchange.id):
-            return await self._store.requeue(exchange.id, text)
-
-    async def erase(self, exchange: Exchange) -> None:
-        """Forget one exchange: its message was deleted."""
-        async with self._deletion(lambda past: past.id == exchange.id):
-            await self._store.erase(exchange.id)
-
-    @asynccontextmanager
-    async def _deletion(self, goes: Callable[[Exchange], bool]) -> AsyncIterator[None]:
-        """Stop answering what goes; until it is gone, no prompt is made that could still hold it."""
-        self._deletions += 1
-        self._deleting += 1
-        self._nothing_is_deleted.clear()
-        for turn in self._lines:
-            if goes(turn.exchange):
-                turn.stop()
-        try:
-            yield
-        finally:
-            self._deleting -= 1
-            if not self._deleting:
-                self._nothing_is_deleted.set()
-
-    async def _answer(self, turn: Turn) -> AsyncGenerator[ReplyEvent, None]:
-        exchange = turn.exchange
-        translate = translator_for(exchange.message, self._settings.language)
-        text: list[str] = []
-        notices: list[str] = []
-        finished = Finished(FinishReason.CANCELLED)
-        try:
-            async with aclosing(self._generated(turn)) as events:
-                async for event in events:
-                    match event:
-                        case Delta():
-                            said = replace_surrogates(event.text)
-                            text.append(said)
-                            yield Delta(said)
-                        case Queued():
-                            yield event
-                        case LeftOut(count):
-                            notices.append(
-                                translate("The oldest turns of this conversation were left out: {count}.").format(
-                                    count=count
-                                )
-                            )
-                            yield Notice(notices[-1])
-                        case Finished():
-                            finished = event
-                        case _:
-                            assert_never(event)
-        except (EngineError, StoreError) as error:
-            log.warning("exchange failed", exchange=exchange.id, error=type(error).__name__)
-            finished = Finished(FinishReason.ERROR)
-            notices.append(_sentence(error, translate))
-            yield Notice(notices[-1])
-        answer = Answer("".join(text), "\n\n".join(notices), finished.reason, finished.usage)
-        await retry_until_stored(lambda: self._store.record_answer(exchange.id, answer), self._clock)
-        yield finished
-
-    async def _generated(self, turn: Turn) -> AsyncGenerator["EngineEvent | LeftOut", None]:
-        """The events of a prompt made for the model that answers it, even if that is another by then."""
-        while True:
-            messages, left_out = await self._prompt_without_deleted(turn)
-            info = self._engine.info
+            while not worker.is_stopped and (position := self._exchanges.position(worker)):
+                draft.queued(Queued(position))
+                await worker.wait_for_position()
             try:
-                async with aclosing(self._generate(turn, messages)) as events:
-                    async for event in events:
-                        if left_out and not isinstance(event, Queued):
-                            yield LeftOut(left_out)
-                            left_out = 0
-                        yield event
-                return
+                finished = await self._generate(worker, draft, translate)
+            except (EngineError, StoreError) as error:
+                log.warning("exchange failed", exchange=worker.exchange.id, error=type(error).__name__)
+                draft.note(_sentence(error, translate))
+                finished = Finished(FinishReason.ERROR)
+            await self._exchanges.record_answer(worker.exchange, draft.answer(finished))
+            return finished
+        finally:
+            self._exchanges.leave_channel(worker)
+
+    async def _generate(self, worker: Worker, draft: _Draft, translate: Translate) -> Finished:
+        while True:
+            messages, left_out = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
+            model = self._engine.info
+            sentence = translate("The oldest turns of this conversation were left out: {count}.")
+            try:
+                return await self._run_model(
+                    worker, messages, draft, sentence.format(count=left_out) if left_out else ""
+                )
             except PromptTooLong:
-                if self._engine.info == info:
+                # The model may have been replaced since the prompt was cut to its context.
+                if self._engine.info == model:
                     raise
 
-    async def _generate(self, turn: Turn, messages: tuple[ChatMessage, ...]) -> AsyncGenerator[EngineEvent, None]:
-        """The engine's events until they end, or until the turn is stopped; always one `Finished`."""
-        if turn.is_stopped:  # while it waited for its turn
-            yield Finished(FinishReason.CANCELLED)
-            return
+    async def _run_model(
+        self, worker: Worker, messages: tuple[ChatMessage, ...], draft: _Draft, notice: str
+    ) -> Finished:
+        """Pass the engine's events on until they end, the worker is stopped, or the time is over."""
+        if worker.is_stopped:
+            return Finished(FinishReason.CANCELLED)
+        exchange = worker.exchange
         request = ChatRequest(
             messages,
-            replace(self._params, seed=turn.exchange.seed),
-            channel=str(turn.exchange.message.channel),
-            user=turn.exchange.message.author.key,
+            replace(self._settings.params, seed=exchange.seed),
+            channel=str(exchange.message.channel),
+            user=exchange.message.author.key,
         )
-        deltas = 0
-        began, outcome = self._clock.now(), "closed"
-        timer: asyncio.TimerHandle | None = None
+        began, outcome, deltas = self._clock.now(), "closed", 0
         try:
-            async with aclosing(self._engine.generate(request)) as generated:
-                while event := await turn.unless_stopped(generated):
+            async with worker.generating() as limit, aclosing(self._engine.generate(request)) as events:
+                async for event in events:
+                    if isinstance(event, Queued):
+                        draft.queued(event)
+                        continue
+                    if notice:
+                        draft.note(notice)
+                        notice = ""
                     if isinstance(event, Finished):
                         outcome = event.reason.value
-                    if isinstance(event, Delta) and not deltas:
+                        return event
+                    if not deltas:
                         self._metrics.first_token.observe(self._clock.now() - began)
-                    yield event
-                    match event:
-                        case Delta():
-                            deltas += 1
-                            timer = timer or asyncio.get_running_loop().call_later(self._answer_seconds, turn.time_out)
-                        case Finished():
-                            return
+                        limit.reschedule(asyncio.get_running_loop().time() + self._settings.answer_seconds)
+                    deltas += 1
+                    draft.extend(event.text)
+        except TimeoutError:
+            reason = worker.cut_off_reason()
+            # The engine counts what it finishes; of a generation that was cut off, a delta is about a token.
+            return Finished(reason, Usage(self._engine.count_tokens(messages), deltas))
         except EngineError as error:
             outcome = engine_outcome(error)
             raise
         finally:
             self._metrics.requests.labels(outcome).inc()
-            if timer is not None:
-                timer.cancel()
-        reason = FinishReason.LENGTH if turn.is_late else FinishReason.CANCELLED
-        # The engine counts what it finishes; of what was stopped, a delta is about a token.
-        yield Finished(reason, Usage(self._engine.count_tokens(messages), deltas))
+        raise AssertionError("the events of an engine end with Finished")
 
-    async def _prompt_without_deleted(self, turn: Turn) -> tuple[tuple[ChatMessage, ...], int]:
-        """A prompt that no deletion overtook: one made while something was deleted may hold it."""
-        while True:
-            await self._nothing_is_deleted.wait()
-            deletions = self._deletions
-            prompt = await self._prompt(turn)
-            if deletions == self._deletions:
-                return prompt
-
-    async def _prompt(self, turn: Turn) -> tuple[tuple[ChatMessage, ...], int]:
-        """The messages for the model, and how many older turns did not fit; stops the turn if it was cleared."""
-        history = await self._store.history(turn.exchange, self._settings.history_turns)
+    async def _prompt(self, worker: Worker) -> tuple[tuple[ChatMessage, ...], int]:
+        """Return the messages for the model, and how many older turns did not fit."""
+        conversation = self._settings.conversation
+        history = await self._store.history(worker.exchange, conversation.history_turns)
         exchange = history.now
         if exchange.status is Status.CLEARED:
-            # It was kept before a deletion, and took its place in the line after it.
-            turn.stop()
+            worker.stop()  # it was claimed after the deletion had looked for workers
             return (), 0
-        opening = [ChatMessage("system", self._settings.system_prompt)] if self._settings.system_prompt else []
+        opening = [ChatMessage("system", conversation.system_prompt)] if conversation.system_prompt else []
         turns = [
             (ChatMessage("user", self._spoken(past.message)), ChatMessage("assistant", past.answer.text))
             for past in history.exchanges
@@ -301,8 +177,8 @@ class Conversations:
             return (*opening, *(message for turn in turns[oldest:] for message in turn), question)
 
         context = self._engine.info.context_length
-        # A small context is shared evenly, however much is asked for the answer.
-        room = context - min(self._settings.answer_tokens, context // 2)
+        # A small context is shared evenly, however much is reserved for the answer.
+        room = context - min(conversation.answer_tokens, context // 2)
 
         def fewest_left_out() -> int:
             needed = self._engine.count_tokens(without(len(turns)))
@@ -312,26 +188,19 @@ class Conversations:
                 range(len(turns)), True, key=lambda oldest: self._engine.count_tokens(without(oldest)) <= room
             )
 
-        # Counting is quick for a turn and slow for a book; the event loop must not wait for a book.
+        # Tokenising a book would block the event loop.
         left_out = await asyncio.to_thread(fewest_left_out)
         return without(left_out), history.older + left_out
 
     def _spoken(self, message: IncomingMessage) -> str:
-        """What the model reads of a message: who spoke, where several do, and what they quoted."""
+        """Return what the model reads: the speaker where there are several, the quotation, the text."""
         text = message.text
-        if self._settings.name_speakers and not message.is_direct:
+        if self._settings.conversation.name_speakers and not message.is_direct:
             text = f"{message.author.name}: {text}"
         if message.quoted:
             quoted = "\n".join(f"> {line}" for line in message.quoted.splitlines())
             text = f"{quoted}\n\n{text}"
         return text
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """So many of the oldest turns did not fit the prompt."""
-
-    count: int
 
 
 def _sentence(error: EngineError | StoreError, translate: Translate) -> str:
@@ -341,7 +210,7 @@ def _sentence(error: EngineError | StoreError, translate: Translate) -> str:
                 minutes=max(1, math.ceil((error.wait or 0) / 60))
             )
         case PromptTooLong():
-            return translate("Your message takes {tokens} tokens, and I can read {limit}. Please shorten it.").format(
+            return translate("Your message is too long: {tokens} tokens, the limit is {limit}.").format(
                 tokens=error.tokens, limit=error.limit
             )
         case StoreError():

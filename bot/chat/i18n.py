@@ -1,4 +1,4 @@
-"""The bot's own words, in the asker's language: English as written in the code, Chinese from bot/chat/locale."""
+"""The bot's own sentences: English as written in the code, Chinese from bot/chat/locale."""
 
 import gettext
 import math
@@ -20,13 +20,13 @@ _KANA = re.compile("[\u3040-\u30ff]")  # Japanese is written with both
 
 
 def translator_for(message: IncomingMessage, setting: str) -> Translate:
-    """What speaks to the author of this message; `setting` is `conversation.language`."""
+    """Return the translator for the author of a message; `setting` is `conversation.language`."""
     return translator(language_for(setting, message.locale, message.text))
 
 
 @cache
 def translator(language: str) -> Translate:
-    """Load a catalogue; a sentence that it lacks is said in English.
+    """Load a catalogue; sentences that it lacks stay English.
 
     >>> translator("zh")("Stopped.")
     '已停止。'
@@ -39,9 +39,7 @@ def translator(language: str) -> Translate:
 
 
 def language_for(setting: str, locale: str | None, text: str) -> Language:
-    """Choose: what the operator set, else what the asker's app says, else the script of the message.
-
-    A locale of neither language is answered in English, and so is a script of neither.
+    """Choose the operator's setting, else the author's locale, else the script of the message; else English.
 
     >>> language_for("auto", "zh-TW", "hello"), language_for("auto", None, "你好"), language_for("en", "zh", "你好")
     ('zh', 'zh', 'en')
@@ -53,10 +51,10 @@ def language_for(setting: str, locale: str | None, text: str) -> Language:
     return "zh" if _HAN.search(text) and not _KANA.search(text) else "en"
 
 
-def ending(reason: FinishReason, translate: Translate) -> str:
-    """What stands below an answer that is not whole; nothing below one that is.
+def finish_note(reason: FinishReason, translate: Translate) -> str:
+    """Return the note below an incomplete answer; empty for a complete one.
 
-    >>> ending(FinishReason.CANCELLED, str), ending(FinishReason.STOP, str)
+    >>> finish_note(FinishReason.CANCELLED, str), finish_note(FinishReason.STOP, str)
     ('(stopped)', '')
     """
     match reason:
@@ -71,7 +69,7 @@ def ending(reason: FinishReason, translate: Translate) -> str:
 
 
 def waiting(queued: Queued, translate: Translate) -> str:
-    """What an asker reads who waits.
+    """Return the sentence shown while a question waits.
 
     >>> waiting(Queued(2, 12.3), str), waiting(Queued(3, 600), str)
     ('Waiting: number 2 in the queue, about 13 s.', 'Waiting: number 3 in the queue, about 10 min.')

@@ -28,35 +28,47 @@ class Store(Protocol):
     leaving closes it.  Every method may raise StoreError.
     """
 
-    async def enqueue(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
-        """Open an exchange, or return None if this message was seen before."""
-        ...
+    async def enqueue(self, message: IncomingMessage, kind: Kind, *, claim: bool = True) -> Exchange | None:
+        """Store a message as an open exchange, and claim it.
 
-    async def record_part(self, exchange: int, part: int, message_id: str) -> None:
-        """Note the platform message that will become this part (0, 1, …) of the reply."""
-        ...
-
-    async def record_answer(self, exchange: int, answer: Answer) -> bool:
-        """Keep the answer; from now on it is owed to the platform.
-
-        Return False, and keep nothing, if the exchange is no longer open: it was
-        cleared while the model was at work.
+        A known message changes nothing, but is claimed and returned if it is owed.  Return
+        None for any other known message, and without `claim`.
         """
         ...
 
-    async def complete(self, exchange: int) -> None:
-        """Note that the answered exchange has reached its platform whole."""
+    async def claim_owed(self, platform: str) -> list[Exchange]:
+        """Claim all exchanges of the platform that are owed, and return them, oldest first."""
         ...
 
-    async def fail(self, exchange: int, why: str) -> None:
-        """Give up: nobody can be reached there any more."""
+    async def claim(self, exchange: Exchange) -> Exchange | None:
+        """Claim one exchange if it is owed."""
         ...
 
-    async def requeue(self, exchange: int, text: str | None = None) -> Exchange | None:
-        """Open it again with a new seed, its answer forgotten, its parts kept.
+    def release(self, exchange: Exchange) -> None:
+        """Give a claim up; it is void for the next call of a claiming method."""
+        ...
 
-        For a retry, or with `text` for an edited message: what others quoted of the old
-        words goes with them.  None if it was cleared.
+    async def record_part(self, exchange: Exchange, part: int, message_id: str) -> bool:
+        """Store the platform message that carries this part (0, 1, …) of the reply; False if the claim was lost."""
+        ...
+
+    async def record_answer(self, exchange: Exchange, answer: Answer) -> bool:
+        """Store the answer, which is now owed to the platform; False if the claim was lost."""
+        ...
+
+    async def complete(self, exchange: Exchange) -> bool:
+        """Mark an answered exchange as delivered and release it; False if the claim was lost."""
+        ...
+
+    async def fail(self, exchange: Exchange, reason: str) -> bool:
+        """Give the exchange up for good and release it; False if the claim was lost."""
+        ...
+
+    async def requeue(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
+        """Open it again and claim it, revoking any earlier claim; its parts are kept, its answer is not.
+
+        It gets a new seed.  With `text`, for an edited message, quotations of the old text
+        are deleted too.  None if it was cleared.
         """
         ...
 
@@ -119,7 +131,7 @@ class Store(Protocol):
         """
         ...
 
-    async def erase(self, exchange: int) -> None:
+    async def erase(self, exchange: Exchange) -> None:
         """The same for one exchange: its message was deleted.  It does not raise NotScrubbed."""
         ...
 
@@ -138,10 +150,6 @@ class Store(Protocol):
         is taken for a message of the new one.  Return how many exchanges moved; once they
         have, there are none to move again.
         """
-        ...
-
-    async def owed(self, platform: str) -> list[Exchange]:
-        """What a crash left open or undelivered, oldest first."""
         ...
 
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:

@@ -16,10 +16,9 @@ from bot.domain import (
     Usage,
 )
 
-# What a cleared exchange keeps is its key, its order and the ids of its parts: nothing
-# that somebody wrote, and nothing that says who it was.
+# A cleared exchange keeps its key, its order and the ids of its parts: no text, and nothing
+# that tells its author.
 BLANK: dict[str, Any] = {
-    "status": Status.CLEARED,
     "author": "",
     "author_name": "",
     "author_roles": [],
@@ -91,4 +90,5 @@ def to_exchange(row: Row[Any]) -> Exchange:
         if row.reason is None
         else Answer(row.answer, row.notice, FinishReason(row.reason), Usage(row.prompt_tokens, row.completion_tokens)),
         parts=tuple(row.parts),
+        fence=row.fence,
     )

@@ -98,10 +98,15 @@ exchanges = Table(
     # whole, with its exchange.
     Column("parts", JSON, nullable=False),
     Column("failure", SafeText),
+    # The claim, see bot/lifecycle.py: the process that works on the exchange, the number of
+    # claims so far, and when this one ends (only where several processes share the database).
+    Column("owner", SafeText),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("claimed_until", UtcDateTime),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
     Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, high_water
-    Index(None, "platform", "status"),  # owed
+    Index(None, "platform", "status"),  # claim_owed
     Index(None, "author_platform", "author"),  # forget
     # Ids order the history, so one must not come back after rows were deleted.
     sqlite_autoincrement=True,

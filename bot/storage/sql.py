@@ -3,17 +3,22 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import wraps
+from itertools import count
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, assert_never
 
-from sqlalchemy import ColumnElement, Text, and_, cast, false, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Text, Update, and_, cast, false, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bot import lifecycle
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
 from bot.errors import NotErased, StoreError
+from bot.lifecycle import ClaimEffect, Transition
 from bot.observability.metrics import Metrics
 from bot.storage import connections, migrate
 from bot.storage.base import History
@@ -54,8 +59,29 @@ def shielded(
 
     @wraps(method)
     async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with store._metrics.store_call(method.__name__, store._clock):
-            return await detach_on_cancel(store._transactions.start(method(store, *args, **kwargs), method.__name__))
+        return await store._shield(method.__name__, method(store, *args, **kwargs))
+
+    return call
+
+
+def claiming(
+    method: Callable[Concatenate["SqlStore", str, Arguments], Coroutine[Any, Any, Result]],
+) -> Callable[Concatenate["SqlStore", Arguments], Coroutine[Any, Any, Result]]:
+    """Pass the method an owner of its own to claim for, and shield it.
+
+    A claim whose acknowledgement is lost, by an error or a cancellation, belongs to no
+    worker: whether it was committed or not, it is void for the next claiming method.
+    """
+
+    @wraps(method)
+    async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        owner = f"{store._life}.{next(store._claims)}"
+        try:
+            return await store._shield(method.__name__, method(store, owner, *args, **kwargs))
+        except BaseException:
+            abandon = update(exchanges).where(exchanges.c.owner == owner).values(owner=None)
+            store._void.append((owner, abandon))
+            raise
 
     return call
 
@@ -88,15 +114,19 @@ class SqlStore:
         self._url = url
         self._clock = clock or MonotonicClock()
         self._metrics = metrics or Metrics()
+        self._life = secrets.token_hex(8)  # of this process; claims of earlier ones are void
+        self._claims = count()
+        # Statements that take back released and abandoned claims, the latter with their owners.
+        self._void: list[tuple[str | None, Update]] = []
         self._location = connections.locate(url)
         self._busy_timeout = busy_timeout
         self._transactions = Transactions(
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, suspicious=suspicious
         )
         # On a server the operator's VACUUM, logs and backups decide.
-        self._scrubber: Vacuum | None = None
+        self._vacuum: Vacuum | None = None
         if self._location.path is not None:
-            self._scrubber = Vacuum(
+            self._vacuum = Vacuum(
                 self._transactions.writer,
                 self._transactions.lock,
                 self._location.name,
@@ -118,68 +148,94 @@ class SqlStore:
     ) -> None:
         await join_task(asyncio.create_task(self._close()))
 
-    @shielded
-    async def enqueue(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
+    @claiming
+    async def enqueue(
+        self, owner: str, /, message: IncomingMessage, kind: Kind, *, claim: bool = True
+    ) -> Exchange | None:
         # The dialects' own inserts, alike but for their module.
         insert = sqlite.insert if self._location.path is not None else postgresql.insert
-        new = (
-            insert(exchanges)
-            .values(**message_values(message), kind=kind, status=Status.OPEN, seed=_new_seed(), parts=[])
-            .on_conflict_do_nothing(index_elements=["platform", "channel", "message"])
-            .returning(*exchanges.c)
-        )
-        async with self._transactions.writing() as tx:
-            row = (await tx.execute(new)).first()
+        async with self._claiming(owner) as tx:
+            new = insert(exchanges).values(
+                **message_values(message),
+                kind=kind,
+                status=Status.OPEN,
+                seed=_new_seed(),
+                parts=[],
+                owner=owner if claim else None,
+                fence=int(claim),
+            )
+            key = ["platform", "channel", "message"]
+            if not claim:
+                await tx.execute(new.on_conflict_do_nothing(index_elements=key))
+                return None
+            owed = new.on_conflict_do_update(
+                index_elements=key, set_=_taken(owner), where=and_(_allowed(lifecycle.CLAIM), self._unclaimed)
+            )
+            row = (await tx.execute(owed.returning(*exchanges.c))).first()
         return None if row is None else to_exchange(row)
 
+    @claiming
+    async def claim_owed(self, owner: str, /, platform: str) -> list[Exchange]:
+        async with self._claiming(owner) as tx:
+            owed = _change(lifecycle.CLAIM, owner=owner).where(exchanges.c.platform == platform, self._unclaimed)
+            rows = (await tx.execute(owed.returning(*exchanges.c))).all()
+        return sorted(map(to_exchange, rows), key=lambda exchange: exchange.id)
+
+    @claiming
+    async def claim(self, owner: str, /, exchange: Exchange) -> Exchange | None:
+        async with self._claiming(owner) as tx:
+            owed = _change(lifecycle.CLAIM, owner=owner).where(exchanges.c.id == exchange.id, self._unclaimed)
+            row = (await tx.execute(owed.returning(*exchanges.c))).first()
+        return None if row is None else to_exchange(row)
+
+    def release(self, exchange: Exchange) -> None:
+        self._void.append((None, _change(lifecycle.RELEASE, held_by=exchange)))
+
     @shielded
-    async def record_part(self, exchange: int, part: int, message_id: str) -> None:
-        # Killed before this is kept, the bot sends that message again: so it waits for nobody,
-        # and is one statement.
+    async def record_part(self, exchange: Exchange, part: int, message_id: str) -> bool:
+        # A crash before this is stored sends that message again: so it is a single statement
+        # that jumps the queue.
         with_part = _WITH_PART if self._location.path is not None else _WITH_PART_ON_A_SERVER
-        note = (
-            update(exchanges)
-            .where(exchanges.c.id == exchange, func.json_array_length(exchanges.c.parts) >= part)
+        record = (
+            _change(lifecycle.RECORD_PART, held_by=exchange)
+            .where(func.json_array_length(exchanges.c.parts) >= part)
             .values(parts=with_part.bindparams(part=part, written=json.dumps(message_id)))
         )
         async with self._transactions.writing(urgent=True) as tx:
-            noted = await tx.execute(note)
-        if noted.rowcount != 1:
-            raise StoreError(f"exchange {exchange} does not exist, or its part {part} comes before an earlier one")
+            recorded = await tx.execute(record)
+        if recorded.rowcount == 0 and await self._first(_held(exchange), _allowed(lifecycle.RECORD_PART)) is not None:
+            raise StoreError(f"exchange {exchange.id} has no part {part - 1} yet, so part {part} cannot be recorded")
+        return recorded.rowcount == 1
 
     @shielded
-    async def record_answer(self, exchange: int, answer: Answer) -> bool:
-        return await self._move(exchange, {Status.OPEN}, Status.ANSWERED, answer_values(answer))
+    async def record_answer(self, exchange: Exchange, answer: Answer) -> bool:
+        return await self._execute(_change(lifecycle.ANSWER, held_by=exchange).values(**answer_values(answer)))
 
     @shielded
-    async def complete(self, exchange: int) -> None:
-        await self._move(exchange, {Status.ANSWERED}, Status.DELIVERED)
+    async def complete(self, exchange: Exchange) -> bool:
+        return await self._execute(_change(lifecycle.COMPLETE, held_by=exchange))
 
     @shielded
-    async def fail(self, exchange: int, why: str) -> None:
-        await self._move(exchange, {Status.OPEN, Status.ANSWERED}, Status.FAILED, {"failure": why})
+    async def fail(self, exchange: Exchange, reason: str) -> bool:
+        return await self._execute(_change(lifecycle.FAIL, held_by=exchange).values(failure=reason))
 
-    @shielded
-    async def requeue(self, exchange: int, text: str | None = None) -> Exchange | None:
-        values = {"status": Status.OPEN, "seed": _new_seed(), "failure": None, **UNANSWERED}
+    @claiming
+    async def requeue(self, owner: str, /, exchange: Exchange, text: str | None = None) -> Exchange | None:
+        values = {"seed": _new_seed(), "failure": None, **UNANSWERED}
         if text is not None:
             values["text"] = text
-        again = (
-            update(exchanges)
-            .where(exchanges.c.id == exchange, exchanges.c.status != Status.CLEARED)
-            .values(values)
-            .returning(*exchanges.c)
-        )
-        async with self._transactions.writing() as tx:
-            said = [] if text is None else (await tx.execute(select_text(exchanges.c.id == exchange))).all()
-            row = (await tx.execute(again)).first()
+        async with self._claiming(owner) as tx:
+            is_it = exchanges.c.id == exchange.id
+            again = _change(lifecycle.REQUEUE, owner=owner).where(is_it).values(values)
+            said = [] if text is None else (await tx.execute(select_text(is_it))).all()
+            row = (await tx.execute(again.returning(*exchanges.c))).first()
             if row is None:
                 return None
             await redact_quotes(tx, said)
-            if said and self._scrubber is not None:
-                await self._scrubber.record_deletion(tx)
-        if said and self._scrubber is not None:
-            self._scrubber.schedule()  # who edited waits for the new answer, nobody for this
+            if said and self._vacuum is not None:
+                await self._vacuum.record_deletion(tx)
+        if said and self._vacuum is not None:
+            self._vacuum.schedule()  # the author waits for the new answer, not for this
         return to_exchange(row)
 
     @shielded
@@ -231,19 +287,23 @@ class SqlStore:
     @shielded
     async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         here = _exactly(channel) if channel.thread is not None else _within(channel)
-        return self._told(await self._blank(here, _NOT_ASKING, *_earlier(before), with_quotations=True))
+        return self._told(
+            await self._blank(lifecycle.CLEAR, here, _NOT_ASKING, *_earlier(before), with_quotations=True)
+        )
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
-        return self._told(await self._blank(_by(author), *(_earlier(before) or [_NOT_ASKING]), with_quotations=True))
+        return self._told(
+            await self._blank(lifecycle.CLEAR, _by(author), *(_earlier(before) or [_NOT_ASKING]), with_quotations=True)
+        )
 
     @shielded
-    async def erase(self, exchange: int) -> None:
-        await self._blank(exchanges.c.id == exchange, with_quotations=True)
+    async def erase(self, exchange: Exchange) -> None:
+        await self._blank(lifecycle.CLEAR, exchanges.c.id == exchange.id, with_quotations=True)
 
     @shielded
     async def expire(self, before: datetime) -> int:
-        return await self._blank(exchanges.c.sent_at < before, exchanges.c.status != Status.OPEN)
+        return await self._blank(lifecycle.EXPIRE, exchanges.c.sent_at < before)
 
     @shielded
     async def rename_channel(self, channel: ChannelKey, to: str) -> int:
@@ -265,16 +325,6 @@ class SqlStore:
                 }
                 await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
         return len(rows)
-
-    @shielded
-    async def owed(self, platform: str) -> list[Exchange]:
-        query = (
-            select(exchanges)
-            .where(exchanges.c.platform == platform, exchanges.c.status.in_([Status.OPEN, Status.ANSWERED]))
-            .order_by(exchanges.c.id)
-        )
-        async with self._transactions.reading() as tx:
-            return [to_exchange(row) for row in await tx.execute(query)]
 
     @shielded
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
@@ -303,40 +353,46 @@ class SqlStore:
             row = (await tx.execute(query)).first()
         return None if row is None else to_exchange(row)
 
-    async def _move(
-        self, exchange: int, origins: set[Status], status: Status, values: dict[str, Any] | None = None
-    ) -> bool:
-        """Change the status if it is one of `origins`; say whether it was."""
-        move = (
-            update(exchanges)
-            .where(exchanges.c.id == exchange, exchanges.c.status.in_(origins))
-            .values(status=status, **(values or {}))
-        )
-        async with self._transactions.writing() as tx:
-            moved = await tx.execute(move)
-        return moved.rowcount == 1
+    async def _shield(self, name: str, work: Coroutine[Any, Any, Result]) -> Result:
+        with self._metrics.store_call(name, self._clock):
+            return await detach_on_cancel(self._transactions.start(work, name))
 
-    async def _blank(self, *which: ColumnElement[bool], with_quotations: bool = False) -> int:
+    @asynccontextmanager
+    async def _claiming(self, owner: str) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction that claims for `owner`, and in which released and abandoned claims are void."""
+        async with self._transactions.writing() as tx:
+            # Its own claim may be abandoned already, and takes effect only now.
+            void = [entry for entry in self._void if entry[0] != owner]
+            for _, statement in void:
+                await tx.execute(statement)
+            yield tx
+        self._void = [entry for entry in self._void if entry not in void]
+
+    async def _execute(self, change: Update) -> bool:
+        async with self._transactions.writing() as tx:
+            return (await tx.execute(change)).rowcount == 1
+
+    @property
+    def _unclaimed(self) -> ColumnElement[bool]:
+        """Rows that no worker of this process has claimed; another process that had is gone."""
+        return or_(exchanges.c.owner.is_(None), exchanges.c.owner.not_like(f"{self._life}.%"))
+
+    async def _blank(self, transition: Transition, *which: ColumnElement[bool], with_quotations: bool = False) -> int:
         """Delete text and names for good; return how many chats had some."""
-        blank = (
-            update(exchanges)
-            .where(*which, exchanges.c.status != Status.CLEARED)
-            .values(**BLANK, **UNANSWERED)
-            .returning(exchanges.c.kind)
-        )
+        blank = _change(transition).where(*which).values(**BLANK, **UNANSWERED).returning(exchanges.c.kind)
         async with self._transactions.writing() as tx:
             said = (await tx.execute(select_text(*which))).all() if with_quotations else []
             kinds: list[str] = list((await tx.execute(blank)).scalars())
-            if kinds and self._scrubber is not None:
-                await self._scrubber.record_deletion(tx)
+            if kinds and self._vacuum is not None:
+                await self._vacuum.record_deletion(tx)
             await redact_quotes(tx, said)
-        if self._scrubber is not None:
-            await self._scrubber.run()
+        if self._vacuum is not None:
+            await self._vacuum.run()
         return kinds.count(Kind.CHAT)
 
     def _told(self, count: int) -> int:
         """The count, unless whoever deleted so much is to know that the file still holds it."""
-        if count and self._scrubber is not None and self._scrubber.last_run_failed:
+        if count and self._vacuum is not None and self._vacuum.last_run_failed:
             raise NotErased(count)
         return count
 
@@ -350,13 +406,13 @@ class SqlStore:
         except StoreError:
             await self._transactions.dispose()
             raise
-        if self._scrubber is not None:
-            await self._scrubber.run()  # a crash may have come in between
+        if self._vacuum is not None:
+            await self._vacuum.run()  # a crash may have come in between
 
     async def _close(self) -> None:
         await self._transactions.wait_idle()
-        if self._scrubber is not None:
-            await self._scrubber.close()
+        if self._vacuum is not None:
+            await self._vacuum.close()
         await self._transactions.dispose()
 
 
@@ -379,3 +435,38 @@ def _earlier(before: Exchange | None) -> list[ColumnElement[bool]]:
 
 def _by(author: Author) -> ColumnElement[bool]:
     return and_(exchanges.c.author_platform == author.platform, exchanges.c.author == author.id)
+
+
+def _allowed(transition: Transition) -> ColumnElement[bool]:
+    return exchanges.c.status.in_(sorted(transition.origins))
+
+
+def _taken(owner: str) -> dict[str, Any]:
+    return {"owner": owner, "fence": exchanges.c.fence + 1}
+
+
+def _held(exchange: Exchange) -> ColumnElement[bool]:
+    """Whether the claim of `exchange` is still the latest one."""
+    return and_(exchanges.c.id == exchange.id, exchanges.c.fence == exchange.fence)
+
+
+def _change(transition: Transition, *, owner: str | None = None, held_by: Exchange | None = None) -> Update:
+    """Build the statement of a transition; an illegal one changes no row."""
+    assert transition.needs_claim == (held_by is not None), "a worker's transition names its claim"
+    change = update(exchanges).where(_allowed(transition))
+    if held_by is not None:
+        change = change.where(_held(held_by))
+    if transition.target is not None:
+        change = change.values(status=transition.target)
+    match transition.claim:
+        case ClaimEffect.TAKE:
+            assert owner is not None, "a claim has an owner"
+            return change.values(_taken(owner))
+        case ClaimEffect.KEEP:
+            return change
+        case ClaimEffect.RELEASE:
+            return change.values(owner=None)
+        case ClaimEffect.REVOKE:
+            return change.values(owner=None, fence=exchanges.c.fence + 1)
+        case _:
+            assert_never(transition.claim)

@@ -215,7 +215,7 @@ async def test_a_second_ctrl_c_leaves_while_an_answer_cannot_be_written_down(
     with pytest.raises(asyncio.CancelledError):
         await chat
     monkeypatch.undo()
-    assert [exchange.message.text for exchange in await harness.store.owed("console")] == ["one"]
+    assert [exchange.message.text for exchange in await harness.store.claim_owed("console")] == ["one"]
 
 
 async def test_a_screen_that_takes_nothing_is_one_sentence(harness: Harness) -> None:

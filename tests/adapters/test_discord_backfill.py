@@ -202,7 +202,7 @@ async def test_of_old_unlisted_channels_only_direct_ones_are_probed(platform: Di
         ):
             kept = await bot.harness.store.enqueue(a_message("long ago", id=old, channel=place), Kind.CHAT)
             assert kept is not None
-            await bot.harness.store.fail(kept.id, "long ago")
+            await bot.harness.store.fail(kept, "long ago")
         await platform.say("one")
         await bot.shows("ok")
     platform.archived.add(thread)

@@ -85,12 +85,12 @@ def _work(
             return
         known.append(exchange)
         try:
-            async with aclosing(harness.intake.handle(exchange)) as events:
+            async with aclosing(harness.HANDLE(exchange)) as events:
                 async for _ in events:
                     await asyncio.sleep(0)
-            await harness.intake.complete(exchange.id)
+            await harness.exchanges.complete(exchange)
         finally:
-            harness.intake.release(exchange)
+            harness.exchanges.release(exchange)
 
     def begun() -> Awaitable[object]:
         return store.enqueue(_message(number, chance), Kind.CHAT)
@@ -101,19 +101,19 @@ def _work(
             replied,
             replied,
             begun,
-            lambda: store.record_part(some.id, 0, f"p{number}"),
-            lambda: store.record_answer(some.id, Answer(f"A {_TEXT} Z")),
-            lambda: store.complete(some.id),
-            lambda: store.fail(some.id, "gone"),
-            lambda: store.requeue(some.id),
+            lambda: store.record_part(some, 0, f"p{number}"),
+            lambda: store.record_answer(some, Answer(f"A {_TEXT} Z")),
+            lambda: store.complete(some),
+            lambda: store.fail(some, "gone"),
+            lambda: store.requeue(some),
             lambda: store.history(some, 20),
             lambda: store.find(channel, some.message.id),
             lambda: store.find_by_reply(channel, "p1"),
             lambda: store.has_history(channel),
             lambda: store.latest(channel, MEI),
-            lambda: store.owed("discord"),
+            lambda: store.claim_owed("discord"),
             lambda: store.last_message_ids("discord"),
-            *([lambda: store.erase(some.id)] if number % 3 == 0 else []),
+            *([lambda: store.erase(some)] if number % 3 == 0 else []),
             *([lambda: store.clear(channel)] if number % 11 == 0 else []),
             *([lambda: store.forget(MEI)] if number % 61 == 0 else []),
             *([lambda: store.expire(NOON - timedelta(days=1))] if number % 7 == 0 else []),

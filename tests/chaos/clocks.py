@@ -168,7 +168,7 @@ async def _old_and_fresh(toll: Toll, wall: Wall, move: timedelta, folder: Path) 
         toll.check(owed["old"] is not None, "catch_up_minutes, old")
         settled = await store.enqueue(replace(a_message("kept", author=MEI), sent_at=sent), Kind.COMMAND)
         assert settled is not None
-        await store.fail(settled.id, "settled, as far as deleting goes")
+        await store.fail(settled, "settled, as far as deleting goes")
         await store.expire(calendar.today() - timedelta(hours=12))
         left = await store.find(settled.message.channel, settled.message.id)
         toll.check(left is not None and left.message.text == "kept", "retention")

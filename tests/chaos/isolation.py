@@ -269,8 +269,8 @@ class Machine(RuleBasedStateMachine):
             for go_on in self.engine.held:
                 go_on.set()
         await self._shown(exchange)
-        await self.harness.intake.complete(exchange.id)
-        self.harness.intake.release(exchange)
+        await self.harness.exchanges.complete(exchange)
+        self.harness.exchanges.release(exchange)
         self._gone(gone)
 
     async def _edit(self, word: Word) -> None:
@@ -366,10 +366,10 @@ class Machine(RuleBasedStateMachine):
                 part = IDS[len(self.placed.setdefault(place, [])) % 5] + str(len(self.placed[place]))
                 self.placed[place].append(part)
                 with suppress(StoreError):
-                    await self.harness.intake.record_part(exchange.id, 0, part)
+                    await self.harness.record_part(exchange, 0, part)
             await self._shown(exchange)
-            await self.harness.intake.complete(exchange.id)
-            self.harness.intake.release(exchange)
+            await self.harness.exchanges.complete(exchange)
+            self.harness.exchanges.release(exchange)
 
         task = asyncio.create_task(reply())
         self.replies.add(task)
@@ -382,7 +382,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _shown(self, exchange: Exchange) -> None:
         own = set(SECRET.findall(exchange.message.text))
-        async with aclosing(self.harness.intake.handle(exchange)) as events:
+        async with aclosing(self.harness.HANDLE(exchange)) as events:
             async for event in events:
                 if isinstance(event, Delta | Notice) and not own.issuperset(SECRET.findall(event.text)):
                     self.violations.append(f"{event.text} is shown to who asked {own}")

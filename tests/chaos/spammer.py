@@ -142,13 +142,13 @@ class World:
             a_message(question.text, channel=channel, author=author)
         )
         is_answered = False
-        async with aclosing(self.harness.intake.handle(exchange)) as events:
+        async with aclosing(self.harness.HANDLE(exchange)) as events:
             async for event in events:
                 if isinstance(event, Delta) and not is_answered:
                     is_answered = True
                     waits.seconds.append(self.clock.now() - asked)
         waits.refused += not is_answered
-        await self.harness.intake.complete(exchange.id)
+        await self.harness.exchanges.complete(exchange)
         self._questions.discard(question)
 
     async def pass_time(self, seconds: float) -> None:
@@ -182,7 +182,7 @@ class World:
         """Whether it is in the model's hands, or waits in its channel's line."""
         if question.exchange is None:
             return False
-        line = self.harness.conversations.active(question.exchange.message.channel)
+        line = self.harness.exchanges.in_channel(question.exchange.message.channel)
         return question.text in self._engine.inside or question.exchange in line[1:]
 
 

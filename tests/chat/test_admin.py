@@ -1,5 +1,6 @@
 """What only admins may do, whoever asks, wherever and however it is spelled."""
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -96,10 +97,12 @@ async def test_no_edit_makes_a_question_a_command(tmp_path: Path) -> None:
 async def test_while_paused_questions_are_turned_away_and_what_runs_goes_on(tmp_path: Path) -> None:
     async with make_harness(tmp_path, access=ADMINS) as harness:
         admin = role("admin", "discord")
-        running = harness.intake.handle(await harness.accept(a_message("before")))
-        await anext(running)
+        harness.engine.go_on.clear()
+        running = asyncio.create_task(harness.ask(a_message("before")))
+        await harness.engine.asked(1)
         assert "until /resume" in await effect_of(harness, "/pause", admin, "discord")
-        assert [event async for event in running]
+        harness.engine.go_on.set()
+        assert text_of(await running) == "ok"
 
         events = await harness.ask(a_message("while"))
 

@@ -72,7 +72,7 @@ async def test_a_command_is_kept_and_answered_once_but_is_no_history(harness: Ha
     message = a_message("/help")
     exchange = await harness.accept(message)
     await harness.replied(exchange)
-    kept = await harness.kept(exchange)
+    kept = await harness.stored(exchange)
     assert (kept.kind, kept.status) == (Kind.COMMAND, Status.DELIVERED)
     assert await harness.intake.accept(message) is None
     await harness.ask(a_message("hi"))
@@ -83,8 +83,7 @@ async def test_clear_itself_is_answered_once_even_after_a_crash(tmp_path: Path) 
     async with make_harness(tmp_path) as before:
         await before.ask(a_message("one"))
         exchange = await before.accept(a_message("/clear"))
-        async for _ in before.intake.handle(exchange):
-            pass
+        await before.events(exchange)
     async with make_harness(tmp_path) as after:
         (owed,) = await after.intake.recover("discord")
         assert "1" in notice_of(await after.replied(owed))
@@ -128,7 +127,7 @@ async def test_stop_says_when_there_is_nothing_to_stop(harness: Harness) -> None
 async def test_retry_answers_the_last_question_again_in_its_place(harness: Harness) -> None:
     harness.engine.add("first try", "second try")
     question = await harness.accept(a_message("hi"))
-    await harness.intake.record_part(question.id, 0, "m1")
+    await harness.record_part(question, 0, "m1")
     await harness.replied(question)
     again = await harness.accept(a_message("/retry"))
     assert (again.id, again.parts) == (question.id, ("m1",))

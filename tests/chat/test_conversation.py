@@ -1,7 +1,6 @@
 """A channel's conversation: order, history, stopping, clearing, and what goes wrong."""
 
 import asyncio
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bot.config.schema import ConversationSection, LimitsSection
-from bot.domain import ChannelKey, ChatMessage, Delta, Finished, FinishReason, Queued, ReplyEvent, Status, Usage
+from bot.domain import ChannelKey, ChatMessage, Finished, FinishReason, Queued, ReplyEvent, Status, Usage
 from bot.errors import EngineBusy, EngineFailed
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
@@ -20,8 +19,9 @@ async def test_a_question_is_answered_and_kept(harness: Harness) -> None:
     harness.engine.add(["Hel", "lo!"])
     exchange = await harness.accept(a_message("hi"))
     events = await harness.replied(exchange)
-    assert events == [Delta("Hel"), Delta("lo!"), Finished(FinishReason.STOP, Usage(2, 6))]
-    kept = await harness.kept(exchange)
+    assert text_of(events) == "Hello!"
+    assert events[-1] == Finished(FinishReason.STOP, Usage(2, 6))
+    kept = await harness.stored(exchange)
     assert kept.status is Status.DELIVERED
     assert kept.answer is not None
     assert (kept.answer.text, kept.answer.usage) == ("Hello!", Usage(2, 6))
@@ -29,10 +29,10 @@ async def test_a_question_is_answered_and_kept(harness: Harness) -> None:
 
 async def test_the_answer_is_kept_before_it_is_told_to_be_finished(harness: Harness) -> None:
     exchange = await harness.accept(a_message("hi"))
-    async with aclosing(harness.intake.handle(exchange)) as events:
+    async with harness.intake.answers.stream(exchange) as events:
         async for event in events:
             if isinstance(event, Finished):
-                assert (await harness.kept(exchange)).status is Status.ANSWERED
+                assert (await harness.stored(exchange)).status is Status.ANSWERED
 
 
 async def test_the_model_is_shown_what_was_said_before(harness: Harness) -> None:
@@ -143,19 +143,20 @@ async def test_a_stopped_answer_keeps_what_was_said(harness: Harness) -> None:
     events: list[ReplyEvent] = []
 
     async def read() -> None:
-        async for event in harness.intake.handle(exchange):
-            events.append(event)
-            said.set()
+        async with harness.intake.answers.stream(exchange) as stream:
+            async for event in stream:
+                events.append(event)
+                said.set()
 
     reading = asyncio.create_task(read())
     await said.wait()
-    assert harness.intake.stop(exchange)
+    assert harness.exchanges.stop(exchange)
     await reading
     assert text_of(events) == "half an "
     assert isinstance(events[-1], Finished)
     assert events[-1].reason is FinishReason.CANCELLED
     assert len(harness.engine.closed) == 1, "the model works on"
-    kept = await harness.kept(exchange)
+    kept = await harness.stored(exchange)
     assert kept.answer is not None
     assert (kept.answer.text, kept.answer.reason) == ("half an ", FinishReason.CANCELLED)
 
@@ -166,18 +167,18 @@ async def test_a_waiting_question_can_be_stopped(harness: Harness) -> None:
     running = asyncio.create_task(harness.replied(first))
     waiting = asyncio.create_task(harness.replied(second))
     await harness.engine.asked(1)
-    assert harness.intake.stop(second)
+    assert harness.exchanges.stop(second)
     # It still leaves the line in its turn: the answer to the first stands above.
     assert (await waiting)[-1] == Finished(FinishReason.CANCELLED, Usage())
     assert len(harness.engine.requests) == 1, "the model never saw it"
-    harness.intake.stop(first)
+    harness.exchanges.stop(first)
     await running
 
 
 async def test_there_is_nothing_to_stop_where_nothing_runs(harness: Harness) -> None:
     exchange = await harness.accept(a_message())
     await harness.replied(exchange)
-    assert not harness.intake.stop(exchange)
+    assert not harness.exchanges.stop(exchange)
 
 
 async def test_an_answer_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
@@ -190,13 +191,13 @@ async def test_an_answer_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_a_reply_that_nobody_reads_on_is_owed(harness: Harness) -> None:
-    harness.engine.add(["one", "two"], "again")
+    harness.engine.add(["one", asyncio.Event()], "again")
     exchange = await harness.accept(a_message())
-    async with aclosing(harness.intake.handle(exchange)) as events:
+    async with harness.intake.answers.stream(exchange) as events:
         await anext(events)
-    assert (await harness.kept(exchange)).status is Status.OPEN
+    assert (await harness.stored(exchange)).status is Status.OPEN
     assert harness.engine.closed, "the model works on"
-    harness.intake.release(exchange)
+    harness.exchanges.release(exchange)
     (owed,) = await harness.intake.recover("discord")
     assert text_of(await harness.replied(owed)) == "again"
     assert harness.engine.requests[0].params.seed == harness.engine.requests[1].params.seed == exchange.seed
@@ -217,9 +218,9 @@ async def test_clearing_while_an_answer_grows_ends_it_and_keeps_nothing(harness:
     exchange = await harness.accept(a_message("tell me"))
     replying = asyncio.create_task(harness.replied(exchange))
     await harness.engine.asked(1)
-    assert await harness.conversations.clear(CHANNEL) == 1
+    assert await harness.exchanges.clear(CHANNEL) == 1
     assert isinstance((await replying)[-1], Finished)
-    kept = await harness.kept(exchange)
+    kept = await harness.stored(exchange)
     assert (kept.status, kept.message.text, kept.answer) == (Status.CLEARED, "", None)
     await harness.ask(a_message("next"))
     assert len(harness.engine.requests[-1].messages) == 1
@@ -234,7 +235,7 @@ async def test_clearing_a_channel_ends_what_grows_in_its_threads(harness: Harnes
     await harness.engine.asked(1)
     outside = asyncio.create_task(harness.ask(a_message(channel=elsewhere)))
     await harness.engine.asked(2)
-    await harness.conversations.clear(CHANNEL)
+    await harness.exchanges.clear(CHANNEL)
     assert isinstance(last := (await inside)[-1], Finished)
     assert last.reason is FinishReason.CANCELLED
     hold.set()
@@ -251,7 +252,7 @@ async def test_what_the_engine_cannot_do_is_one_sentence(harness: Harness, error
     events = await harness.replied(exchange)
     assert said in notice_of(events)
     assert events[-1] == Finished(FinishReason.ERROR)
-    assert (await harness.kept(exchange)).status is Status.DELIVERED
+    assert (await harness.stored(exchange)).status is Status.DELIVERED
     assert text_of(await harness.ask(a_message("hi"))) == "better"
     assert len(harness.engine.requests[-1].messages) == 1, "what failed is no history"
 
@@ -260,7 +261,7 @@ async def test_a_question_longer_than_the_context_is_refused_with_its_size(tmp_p
     async with make_harness(tmp_path, ScriptedEngine(context_length=50)) as harness:
         await harness.ask(a_message("short"))
         notice = notice_of(await harness.ask(a_message("x" * 60)))
-    assert notice == "Your message takes 60 tokens, and I can read 50. Please shorten it."
+    assert notice == "Your message is too long: 60 tokens, the limit is 50."
 
 
 async def test_a_failure_in_the_middle_keeps_what_was_said_and_says_so(harness: Harness) -> None:

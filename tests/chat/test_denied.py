@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("access", RULES.values(), ids=RULES)
 
 async def answered(harness: Harness) -> Exchange:
     exchange = await harness.accept(a_message("question", server=SERVER))
-    await harness.intake.record_part(exchange.id, 0, "m1")
+    await harness.record_part(exchange, 0, "m1")
     await harness.replied(exchange)
     return exchange
 
@@ -44,7 +44,7 @@ async def test_an_edit_of_an_old_question_is_not_answered(harness: Harness, acce
     exchange = await answered(harness)
     deny(harness, access)
     assert await harness.intake.edit(replace(exchange.message, text="another question")) is None
-    assert (await harness.kept(exchange)).message.text == "question"
+    assert (await harness.stored(exchange)).message.text == "question"
 
 
 @pytest.mark.parametrize("action", Action)
@@ -52,7 +52,7 @@ async def test_a_button_does_nothing_and_says_nothing(harness: Harness, access: 
     exchange = await answered(harness)
     deny(harness, access)
     assert await harness.intake.on_button(CHANNEL, "m1", action, MEI) == ButtonResult()
-    assert (await harness.kept(exchange)).status is Status.DELIVERED
+    assert (await harness.stored(exchange)).status is Status.DELIVERED
 
 
 async def test_what_was_kept_before_is_not_answered_afterwards(harness: Harness, access: AccessSection) -> None:
@@ -71,4 +71,4 @@ async def test_who_asked_to_be_forgotten_before_still_is(harness: Harness, acces
     deny(harness, access)
     (forget,) = await harness.intake.recover("discord")
     assert notice_of(await harness.replied(forget))
-    assert (await harness.kept(exchange)).message.text == ""
+    assert (await harness.stored(exchange)).message.text == ""

@@ -1,4 +1,4 @@
-"""What is owed is taken up by one alone, whatever happens while its rows travel."""
+"""Each owed exchange is claimed by one worker, whatever happens while its rows travel."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,9 +7,10 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from bot.chat.hands import Hands
-from bot.domain import Action, Exchange
-from tests.harness.harness import Harness
+from bot.chat.exchanges import Worker
+from bot.domain import Action, ChannelKey, Exchange, Part
+from bot.errors import ClaimLost
+from tests.harness.harness import Harness, text_of
 from tests.harness.messages import CHANNEL, MEI, a_message
 
 Arguments = ParamSpec("Arguments")
@@ -36,9 +37,9 @@ class Slow:
 
 async def answered(harness: Harness, text: str = "question") -> Exchange:
     exchange = await harness.accept(a_message(text))
-    await harness.intake.record_part(exchange.id, 0, "m1")
+    await harness.record_part(exchange, 0, "m1")
     await harness.replied(exchange)
-    harness.intake.release(exchange)
+    harness.exchanges.release(exchange)
     return exchange
 
 
@@ -46,11 +47,11 @@ async def test_what_is_delivered_while_the_rows_travel_is_not_owed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchange = await harness.accept(a_message("question"))
-    reading = Slow(monkeypatch, harness, "owed")
+    reading = Slow(monkeypatch, harness, "claim_owed")
     owed = asyncio.create_task(harness.intake.recover("discord"))
     await reading.is_done.wait()
     await harness.replied(exchange)
-    harness.intake.release(exchange)
+    harness.exchanges.release(exchange)
     reading.may_arrive.set()
     assert await owed == []
 
@@ -73,13 +74,13 @@ async def test_what_was_accepted_and_done_while_the_rows_travel_is_not_owed(
     beginning = Slow(monkeypatch, harness, "enqueue")
     accepting = asyncio.create_task(harness.accept(a_message("question")))
     await beginning.is_done.wait()
-    reading = Slow(monkeypatch, harness, "owed")
+    reading = Slow(monkeypatch, harness, "claim_owed")
     owed = asyncio.create_task(harness.intake.recover("discord"))
     await reading.is_done.wait()
     beginning.may_arrive.set()
     exchange = await accepting
     await harness.replied(exchange)
-    harness.intake.release(exchange)
+    harness.exchanges.release(exchange)
     reading.may_arrive.set()
     assert await owed == []
 
@@ -108,7 +109,7 @@ async def test_what_is_reopened_is_not_owed_before_it_is_taken_up(
     assert taken_up is not None
     assert taken_up.id == exchange.id
     await harness.replied(taken_up)
-    harness.intake.release(taken_up)
+    harness.exchanges.release(taken_up)
     assert await harness.intake.recover("discord") == []
 
 
@@ -118,24 +119,90 @@ async def test_who_asks_twice_at_once_what_is_owed_gets_it_once(harness: Harness
     assert len(first) + len(second) == 1
 
 
-async def test_a_reply_that_is_broken_off_is_owed_again(harness: Harness) -> None:
+async def test_an_interrupted_reply_is_owed_again(harness: Harness) -> None:
     exchange = await harness.accept(a_message("question"))
     assert await harness.intake.recover("discord") == []
-    harness.conversations.dismiss(exchange)
-    harness.intake.release(exchange)
+    harness.exchanges.release(exchange)
     assert [owed.id for owed in await harness.intake.recover("discord")] == [exchange.id]
 
 
-async def test_a_row_of_what_was_held_or_came_and_went_on_its_way_is_not_free(harness: Harness) -> None:
-    hands = Hands()
-    held, passing, free = [await answered(harness, f"question {number}") for number in range(3)]
-    hands.take(held)
+async def test_two_requeues_at_once_leave_one_worker_and_one_place_in_the_channel(harness: Harness) -> None:
+    exchange = await answered(harness)
+    first, second = await asyncio.gather(harness.exchanges.requeue(exchange), harness.exchanges.requeue(exchange))
+    claimed = [each for each in (first, second) if each is not None and harness.exchanges.find(each)]
+    assert len(claimed) == 1
+    assert [each.id for each in harness.exchanges.in_channel(CHANNEL)] == [exchange.id]
+    assert text_of(await harness.replied(claimed[0])) == "ok"
+    assert harness.exchanges.in_channel(CHANNEL) == []
+    assert text_of(await harness.ask(a_message("next"))) == "ok"
 
-    async def rows() -> list[Exchange]:
-        hands.take(passing)
-        for exchange in (held, passing):
-            hands.let_go(exchange)
-        return [held, passing, free]
 
-    assert await hands.free(rows()) == [free]
-    assert await hands.free(asyncio.sleep(0, [held, passing, free])) == [held, passing, free]
+async def test_a_worker_that_lost_its_claim_stores_nothing_and_ends(harness: Harness) -> None:
+    harness.engine.add(["old ", asyncio.Event()], "new")
+    exchange = await harness.accept(a_message("question"))
+    old = asyncio.create_task(harness.events(exchange))
+    await harness.engine.asked(1)
+    requeued = await harness.exchanges.requeue(exchange)
+    assert requeued is not None
+    with pytest.raises(ClaimLost):
+        await old
+    assert text_of(await harness.replied(requeued)) == "new"
+    stored = await harness.stored(exchange)
+    assert stored.answer is not None
+    assert stored.answer.text == "new"
+
+
+async def test_a_requeued_exchange_keeps_the_messages_that_its_last_worker_has_sent(harness: Harness) -> None:
+    exchange = await harness.accept(a_message("question"))
+    worker = harness.exchanges.worker(exchange)
+    worker.parts.append(Part("m1"))  # sent, and not recorded yet
+    requeued = await harness.exchanges.requeue(exchange)
+    assert requeued is not None
+    assert harness.exchanges.worker(requeued).parts == [Part("m1")]
+
+
+async def test_a_worker_starts_after_the_one_before_it_has_ended(harness: Harness) -> None:
+    exchange = await harness.accept(a_message("question"))
+    steps: list[str] = []
+
+    async def call_platform(worker: Worker) -> None:
+        steps.append(f"{worker.exchange.fence} begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            steps.append(f"{worker.exchange.fence} ends")
+
+    async def go_on(worker: Worker) -> None:
+        steps.append(f"{worker.exchange.fence} begins")
+
+    harness.exchanges.start(exchange, call_platform)
+    await harness.clock.settle()
+    await harness.exchanges.requeue(exchange)  # never started
+    again = await harness.exchanges.requeue(exchange)
+    assert again is not None
+    task = harness.exchanges.start(again, go_on)
+    assert task is not None
+    await task
+    assert steps == ["1 begins", "1 ends", "3 begins"]
+
+
+async def test_an_exchange_whose_claim_was_lost_is_not_started(harness: Harness) -> None:
+    exchange = await harness.accept(a_message("question"))
+    await harness.exchanges.requeue(exchange)
+    assert harness.exchanges.start(exchange, lambda worker: asyncio.sleep(0)) is None
+
+
+async def test_a_recovery_that_is_cancelled_leaves_nothing_claimed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await harness.intake.store(a_message("/retry"))
+    await harness.intake.store(a_message("question", channel=ChannelKey("discord", "c2")))
+    latest = Slow(monkeypatch, harness, "latest")
+    recovering = asyncio.create_task(harness.intake.recover("discord"))
+    await latest.is_done.wait()
+    recovering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await recovering
+    latest.may_arrive.set()
+    assert len(await harness.intake.recover("discord")) == 2

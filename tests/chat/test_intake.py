@@ -33,8 +33,7 @@ async def test_an_answer_that_was_not_delivered_is_given_again_without_the_model
     async with make_harness(tmp_path) as before:
         before.engine.add("a long answer")
         exchange = await before.accept(a_message("hi"))
-        async for _ in before.intake.handle(exchange):
-            pass  # killed before it was delivered
+        await before.events(exchange)  # killed before it was delivered
     async with make_harness(tmp_path) as after:
         (owed,) = await after.intake.recover("discord")
         assert text_of(await after.replied(owed)) == "a long answer"
@@ -44,8 +43,7 @@ async def test_an_answer_that_was_not_delivered_is_given_again_without_the_model
 
 async def test_an_owed_answer_brings_the_bots_own_words_too(harness: Harness) -> None:
     exchange = await harness.accept(a_message("hi"))
-    answered = replace(exchange, status=Status.ANSWERED, answer=Answer("part", "Stopped here.", FinishReason.LENGTH))
-    harness.conversations.dismiss(exchange)
+    answered = await harness.exchanges.answer_with(exchange, Answer("part", "Stopped here.", FinishReason.LENGTH))
     assert await harness.replied(answered) == [Delta("part"), Notice("Stopped here."), Finished(FinishReason.LENGTH)]
 
 
@@ -118,7 +116,7 @@ async def test_an_edited_question_is_answered_anew_in_its_place(harness: Harness
     harness.engine.add("four", "six")
     question = a_message("2 + 2?")
     exchange = await harness.accept(question)
-    await harness.intake.record_part(exchange.id, 0, "m1")
+    await harness.record_part(exchange, 0, "m1")
     await harness.replied(exchange)
     again = await harness.intake.edit(replace(question, text="3 + 3?"))
     assert again is not None
@@ -163,7 +161,7 @@ async def test_a_deleted_question_is_forgotten_and_not_answered_on(harness: Harn
 async def test_buttons_do_what_they_say_for_whom_they_may(harness: Harness) -> None:
     harness.engine.add(["first", asyncio.Event()], "second")
     exchange = await harness.accept(a_message("hi"))
-    await harness.intake.record_part(exchange.id, 0, "m1")
+    await harness.record_part(exchange, 0, "m1")
     growing = asyncio.create_task(harness.replied(exchange))
     await harness.engine.asked(1)
     tom = replace(MEI, id="2", name="Tom")
@@ -182,7 +180,7 @@ async def test_what_is_in_hand_is_not_owed_until_it_is_let_go(harness: Harness) 
     exchange = await harness.accept(a_message("hi"))
     await harness.intake.store(a_message("missed"))
     assert [owed.message.text for owed in await harness.intake.recover("discord")] == ["missed"]
-    harness.intake.release(exchange)
+    harness.exchanges.release(exchange)
     assert [owed.id for owed in await harness.intake.recover("discord")] == [exchange.id]
 
 
@@ -201,7 +199,7 @@ async def test_after_a_long_time_away_each_channel_gets_one_notice(tmp_path: Pat
             await before.intake.store(a_message(text))
         await before.intake.store(a_message("other", channel=elsewhere))
         begun = await before.accept(a_message("with a placeholder", channel=elsewhere))
-        await before.intake.record_part(begun.id, 0, "m1")
+        await before.record_part(begun, 0, "m1")
         await before.intake.store(a_message("other again", channel=elsewhere))
         await before.intake.store(replace(a_message("fresh"), sent_at=NOON + timedelta(hours=2)))
     async with make_harness(tmp_path, today=NOON + timedelta(hours=2)) as after:
@@ -227,7 +225,7 @@ async def test_an_edit_that_is_refused_keeps_the_answer_and_says_why(harness: Ha
     events = await harness.replied(refused)
     assert text_of(events) == "four"
     assert "I am paused" in notice_of(events)
-    kept = await harness.kept(exchange)
+    kept = await harness.stored(exchange)
     assert (kept.status, kept.message.text) == (Status.DELIVERED, "2 + 2?")
     assert kept.answer is not None
     assert kept.answer.text == "four"

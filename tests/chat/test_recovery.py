@@ -1,9 +1,11 @@
 """What is owed after a time away: each exchange once, and nobody waits for what only comes afterwards."""
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,8 +91,7 @@ async def test_a_retry_that_is_refused_is_told_and_the_old_answer_stays(harness:
 
 async def test_a_retry_of_an_answer_that_is_still_shown_is_owed(harness: Harness) -> None:
     shown = await harness.accept(a_message("question"))
-    async for _ in harness.intake.handle(shown):
-        pass  # kept, and not delivered yet
+    await harness.events(shown)  # kept, and not delivered yet
     await said_while_away(harness, "/retry")
     (exchange,) = await owed(harness)
     assert (exchange.id, exchange.answer) == (shown.id, None)
@@ -128,14 +129,16 @@ async def test_an_edit_that_was_written_down_and_told_to_have_failed_is_answered
 ) -> None:
     question = a_message("quesiton")
     await harness.ask(question)
-    reopen = harness.store.requeue
+    shield = harness.store._shield
 
-    async def losing_the_answer(exchange: int, text: str | None = None) -> Exchange | None:
-        await reopen(exchange, text)
-        raise StoreError("the connection was lost")
+    async def losing_the_acknowledgement(name: str, work: Coroutine[Any, Any, object]) -> object:
+        result = await shield(name, work)
+        if name == "requeue":
+            raise StoreError("the connection was lost")
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(harness.store, "requeue", losing_the_answer)
+        patch.setattr(harness.store, "_shield", losing_the_acknowledgement)
         with pytest.raises(StoreError):
             await harness.intake.edit(replace(question, text="question"))
     again = await harness.intake.edit(replace(question, text="question"))
@@ -149,7 +152,7 @@ async def test_an_old_question_that_was_to_be_answered_anew_before_a_crash_is(tm
     question = a_message("what is it?")
     async with make_harness(tmp_path, today=NOON + timedelta(hours=2)) as harness:
         exchange = await harness.accept(question)
-        await harness.intake.record_part(exchange.id, 0, "m1")
+        await harness.record_part(exchange, 0, "m1")
         await harness.replied(exchange)
         if is_edit:
             assert await harness.intake.edit(replace(question, text="what is that?"))
@@ -163,9 +166,9 @@ async def test_an_old_question_that_was_to_be_answered_anew_before_a_crash_is(tm
 async def test_a_retry_pressed_while_others_may_be_missing_waits_for_its_place(harness: Harness) -> None:
     await said_while_away(harness, "first")
     second = await harness.accept(a_message("second"))
-    await harness.intake.record_part(second.id, 0, "m1")
+    await harness.record_part(second, 0, "m1")
     await harness.replied(second)
-    harness.intake.release(second)
+    harness.exchanges.release(second)
     pressed = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI, later=True)
     assert pressed == ButtonResult()
     assert [exchange.message.text for exchange in await owed(harness)] == ["first", "second"]

@@ -211,7 +211,7 @@ async def test_new_limits_count_what_was_asked_before(harness: Harness) -> None:
     assert not harness.access.admits(a_message())
     harness.access.spend(a_message(), Usage(5, 5))
     harness.access.reconfigure(AccessSection(), LimitsSection(tokens_per_hour=10))
-    assert "used up" in (harness.access.refusal(a_message(), str) or "")
+    assert "hourly quota" in (harness.access.refusal(a_message(), str) or "")
 
 
 async def test_the_next_answer_goes_by_the_new_settings(harness: Harness) -> None:
@@ -222,7 +222,7 @@ async def test_the_next_answer_goes_by_the_new_settings(harness: Harness) -> Non
     [request] = harness.engine.requests
     assert request.messages[0].content == "Be kind."
     assert request.params.temperature == 0
-    assert harness.intake.translator_for_author(a_message())("Stopped.") == "已停止。"
+    assert harness.intake.translator_for(a_message())("Stopped.") == "已停止。"
 
 
 async def test_a_prompt_is_made_anew_for_a_model_that_holds_less(tmp_path: Path) -> None:

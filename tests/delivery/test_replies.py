@@ -7,7 +7,7 @@ import pytest
 
 from bot.delivery.markdown.format import MarkdownFormat, Rendered
 from bot.delivery.replies import GRACE, Replies
-from bot.domain import Action, Answer, ChannelKey, Controls, Status
+from bot.domain import Action, ChannelKey, Controls, Exchange, Status
 from bot.errors import ChannelGone, LoginRefused, MarkupRefused, PlatformError, StoreError
 from tests.harness.fakes import FakeMessenger, FastClock
 from tests.harness.fakes.messenger import Failure, Verb
@@ -48,7 +48,7 @@ async def test_a_reply_grows_in_one_message_and_is_delivered(harness: Harness, c
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["Hello there"]
     assert messenger.violations == []
-    kept = await harness.kept(exchange)
+    kept = await harness.stored(exchange)
     assert (kept.status, len(kept.parts)) == (Status.DELIVERED, 1)
 
 
@@ -85,7 +85,7 @@ async def test_a_question_edited_while_the_first_message_is_on_its_way_is_answer
         messenger.answers.set()
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["ok"]
-    assert (await harness.kept(again)).parts == ("m1",)
+    assert (await harness.stored(again)).parts == ("m1",)
 
 
 async def test_a_message_that_the_database_did_not_take_note_of_is_edited_by_the_next_answer(
@@ -93,7 +93,7 @@ async def test_a_message_that_the_database_did_not_take_note_of_is_edited_by_the
 ) -> None:
     placed, refused = harness.store.record_part, asyncio.Event()
 
-    async def refuse(exchange: int, part: int, message_id: str) -> None:
+    async def refuse(exchange: Exchange, part: int, message_id: str) -> bool:
         refused.set()
         raise StoreError("the database is locked")
 
@@ -109,7 +109,7 @@ async def test_a_message_that_the_database_did_not_take_note_of_is_edited_by_the
         replies.start(again)
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["ok"]
-    assert (await harness.kept(again)).parts == ("m1",)
+    assert (await harness.stored(again)).parts == ("m1",)
 
 
 async def test_a_double_click_gives_a_question_one_place_in_the_line(harness: Harness, clock: FastClock) -> None:
@@ -125,7 +125,7 @@ async def test_a_double_click_gives_a_question_one_place_in_the_line(harness: Ha
         await replies.wait_idle()
         await asyncio.gather(press(), press())
         await replies.wait_idle()
-        assert harness.conversations.active(CHANNEL) == []
+        assert harness.exchanges.in_channel(CHANNEL) == []
         replies.start(await harness.accept(a_message("are you there?")))
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["ok", "ok"]
@@ -164,8 +164,9 @@ async def test_of_three_replies_to_one_question_the_last_waits_for_the_first(
         replies.start(question)
         await messenger.has_it.wait()
         for _ in range(2):
-            replies.start(replace(question, answer=Answer("ok")))
-            await asyncio.sleep(0)
+            requeued = await harness.exchanges.requeue(question)
+            assert requeued is not None
+            replies.start(requeued)
         await asyncio.sleep(0)
         messenger.answers.set()
         await replies.wait_idle()
@@ -190,7 +191,7 @@ async def test_an_adapter_that_ends_waits_for_the_message_that_is_on_its_way(
     assert not serving.done()
     messenger.answers.set()
     await serving
-    assert (await harness.kept(exchange)).parts == ("m1",)
+    assert (await harness.stored(exchange)).parts == ("m1",)
 
 
 async def test_a_channel_that_is_gone_ends_only_its_own_exchange(harness: Harness, clock: FastClock) -> None:
@@ -204,7 +205,7 @@ async def test_a_channel_that_is_gone_ends_only_its_own_exchange(harness: Harnes
         replies.start(await harness.accept(a_message("hi")))
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["ok"]
-    assert (await harness.kept(lost)).status is Status.FAILED
+    assert (await harness.stored(lost)).status is Status.FAILED
     assert await harness.intake.recover("discord") == []
 
 
@@ -216,7 +217,7 @@ async def test_a_fault_of_ours_ends_its_exchange_for_good_and_no_other(harness: 
         await replies.wait_idle()
         replies.start(await harness.accept(a_message("hi")))
         await replies.wait_idle()
-    assert (await harness.kept(broken)).status is Status.FAILED
+    assert (await harness.stored(broken)).status is Status.FAILED
     assert messenger.texts(CHANNEL) == [SORRY, "ok"]
 
 
@@ -233,7 +234,7 @@ async def test_who_asked_reads_why_a_reply_cannot_be_shown_and_may_ask_for_anoth
     async with Replies(harness.intake, messenger, clock) as replies:
         replies.start(broken := await harness.accept(a_message(question)))
         await replies.wait_idle()
-        assert (await harness.kept(broken)).status is Status.FAILED
+        assert (await harness.stored(broken)).status is Status.FAILED
         assert await harness.intake.recover("discord") == []
         (shown,) = messenger.messages.values()
         assert (shown.text, shown.controls) == (sentence, frozenset({Action.RETRY}))
@@ -242,7 +243,7 @@ async def test_who_asked_reads_why_a_reply_cannot_be_shown_and_may_ask_for_anoth
         replies.start(pressed.again)
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["ok"]
-    assert (await harness.kept(broken)).status is Status.DELIVERED
+    assert (await harness.stored(broken)).status is Status.DELIVERED
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ async def test_a_reply_of_which_nothing_may_be_sent_fails_and_is_owed_no_more(
     async with Replies(harness.intake, messenger, clock) as replies:
         replies.start(refused := await harness.accept(a_message("hi")))
         await replies.wait_idle()
-    assert (await harness.kept(refused)).status is Status.FAILED
+    assert (await harness.stored(refused)).status is Status.FAILED
     assert await harness.intake.recover("discord") == []
     assert len(messenger.calls) <= 4
 
@@ -281,7 +282,7 @@ async def test_what_is_nearly_done_when_the_adapter_ends_is_finished(harness: Ha
         await harness.engine.asked(1)
         asyncio.get_running_loop().call_soon(go_on.set)
     assert messenger.texts(CHANNEL) == ["half and half"]
-    assert (await harness.kept(exchange)).status is Status.DELIVERED
+    assert (await harness.stored(exchange)).status is Status.DELIVERED
 
 
 async def test_what_comes_while_the_adapter_ends_is_owed(harness: Harness, clock: FastClock) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -8,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bot.chat.stream import ReplyStream
 from bot.delivery.markdown.blocks import is_balanced
 from bot.delivery.markdown.format import MarkdownFormat, Rendered
 from bot.delivery.markdown.split import split
 from bot.delivery.pacer import Pacer
-from bot.delivery.sender import Delivery, parts_of
+from bot.delivery.sender import RecordPart, Sender
+from bot.delivery.view import ReplyView
 from bot.domain import (
     Action,
     Controls,
@@ -22,6 +25,7 @@ from bot.domain import (
     FinishReason,
     Kind,
     Notice,
+    Part,
     Queued,
     ReplyEvent,
     Status,
@@ -35,6 +39,7 @@ from bot.errors import (
     RateLimited,
     StoreError,
 )
+from bot.observability.metrics import Metrics
 from tests.delivery.markdown.texts import TEXT
 from tests.harness.fakes import Failure, FakeMessenger, ManualClock
 from tests.harness.fakes.messenger import Verb
@@ -55,7 +60,7 @@ class World:
         self.exchange = Exchange(1, a_message(id="q1"), Kind.CHAT, Status.OPEN, seed=1)
         self.store_faults = 0
 
-    async def placed(self, exchange: int, part: int, message_id: str) -> None:
+    async def record(self, part: int, message_id: str) -> None:
         if self.store_faults:
             self.store_faults -= 1
             raise StoreError("the database is locked")
@@ -63,11 +68,34 @@ class World:
         parts[part : part + 1] = [message_id]
         self.exchange = replace(self.exchange, parts=tuple(parts))
 
-    def delivery(self) -> Delivery:
-        return Delivery(self.messenger, self.exchange, self.placed, self.pacer, parts_of(self.exchange))
+    async def run(
+        self,
+        events: AsyncGenerator[ReplyEvent, None],
+        exchange: Exchange | None = None,
+        record: RecordPart | None = None,
+    ) -> None:
+        """Deliver the events of a generator, as a sender after a restart does."""
+        exchange = exchange or self.exchange
+
+        async def produce(stream: ReplyStream) -> None:
+            async with aclosing(events):
+                async for event in events:
+                    stream.put(event)
+
+        sender = Sender(
+            self.messenger,
+            exchange,
+            ReplyView(exchange, self.messenger.format, str),
+            self.pacer,
+            [Part(id, is_recorded=True) for id in exchange.parts],
+            record or self.record,
+            Metrics(),
+        )
+        async with ReplyStream(produce) as stream:
+            await sender.run(stream)
 
     async def deliver(self, *events: ReplyEvent | float) -> None:
-        await self.clock.run(self.delivery().run(self.stream(*events)))
+        await self.clock.run(self.run(self.stream(*events)))
 
     async def stream(self, *events: ReplyEvent | float) -> AsyncGenerator[ReplyEvent, None]:
         """The events; a number is a pause."""
@@ -103,7 +131,7 @@ def answered(*texts: str, reason: FinishReason = FinishReason.STOP) -> list[Repl
 
 
 async def test_a_placeholder_is_sent_at_once_as_a_reply_with_a_stop_button(world: World) -> None:
-    run = asyncio.create_task(world.delivery().run(world.stream(60.0, *answered("hello"))))
+    run = asyncio.create_task(world.run(world.stream(60.0, *answered("hello"))))
     await world.clock.settle()
     assert world.texts == ["…"]
     assert world.exchange.parts == ("m1",)
@@ -149,13 +177,13 @@ async def test_a_slow_platform_does_not_hold_back_the_model(world: World) -> Non
         ended.append(world.clock.now())
         yield Finished(FinishReason.STOP)
 
-    await world.clock.run(world.delivery().run(events()))
+    await world.clock.run(world.run(events()))
     assert ended == [6.0]
     assert world.texts == ["abcdef"]
 
 
 async def test_the_queue_is_shown_until_text_comes(world: World) -> None:
-    run = asyncio.create_task(world.delivery().run(world.stream(Queued(3, 12.0), 5.0, Queued(1), 5.0, *answered("hi"))))
+    run = asyncio.create_task(world.run(world.stream(Queued(3, 12.0), 5.0, Queued(1), 5.0, *answered("hi"))))
     await world.clock.advance(2.0)
     assert world.texts == ["Waiting: number 3 in the queue, about 12 s."]
     await world.clock.advance(5.0)
@@ -172,7 +200,7 @@ async def test_notices_stand_below_the_text_however_they_come(world: World) -> N
 
 
 async def test_a_notice_does_not_hide_that_one_waits(world: World) -> None:
-    run = asyncio.create_task(world.delivery().run(world.stream(Notice("Note."), Queued(2), 9.0, *answered("hi"))))
+    run = asyncio.create_task(world.run(world.stream(Notice("Note."), Queued(2), 9.0, *answered("hi"))))
     await world.clock.advance(5.0)
     assert world.texts == ["Waiting: number 2 in the queue.\n\nNote."]
     await world.clock.run(run)
@@ -182,7 +210,11 @@ async def test_a_notice_does_not_hide_that_one_waits(world: World) -> None:
 async def test_no_text_is_older_than_two_intervals_while_it_flows() -> None:
     world = World(limit=300)
     run = asyncio.create_task(
-        world.delivery().run(world.stream(*(step for n in range(200) for step in (Delta(f"{n:03} "), 0.125))))
+        world.run(
+            world.stream(
+                *(step for n in range(200) for step in (Delta(f"{n:03} "), 0.125)), Finished(FinishReason.STOP)
+            )
+        )
     )
     for now in range(1, 200):
         await world.clock.advance(0.125)
@@ -244,15 +276,14 @@ async def test_a_long_answer_goes_on_in_further_messages() -> None:
 async def test_every_part_is_placed_before_it_is_edited() -> None:
     world = World(limit=60)
     seen = []
-    placed = world.placed
+    record = world.record
 
-    async def noting(exchange: int, part: int, message_id: str) -> None:
+    async def noting(part: int, message_id: str) -> None:
         seen.append(message_id)
-        await placed(exchange, part, message_id)
+        await record(part, message_id)
         assert world.messenger.messages[message_id].text == "…"
 
-    delivery = Delivery(world.messenger, world.exchange, noting, world.pacer, [])
-    await world.clock.run(delivery.run(world.stream(*answered("word " * 50))))
+    await world.clock.run(world.run(world.stream(*answered("word " * 50)), record=noting))
     assert seen == list(world.messenger.messages)
 
 
@@ -267,7 +298,7 @@ async def test_the_old_messages_of_a_shorter_reply_are_emptied_and_then_taken_ba
     world = World(limit=60)
     await world.deliver(*answered("an old sentence. " * 10))
     assert len(world.texts) == 4
-    run = asyncio.create_task(world.delivery().run(world.stream(Delta("new"), 60.0, *answered(" text"))))
+    run = asyncio.create_task(world.run(world.stream(Delta("new"), 60.0, *answered(" text"))))
     await world.clock.advance(30.0)
     assert world.texts == ["new", "…", "…", "…"]
     await world.clock.run(run)
@@ -301,7 +332,7 @@ async def test_a_wait_is_obeyed_and_the_last_text_lands(world: World) -> None:
 
 async def test_a_placeholder_that_was_refused_is_tried_again_before_any_event(world: World) -> None:
     world.fail({0: RateLimited(7.0), 1: PlatformUnavailable("cut off")})
-    run = asyncio.create_task(world.delivery().run(world.stream(60.0, *answered("hi"))))
+    run = asyncio.create_task(world.run(world.stream(60.0, *answered("hi"))))
     await world.clock.advance(10.0)
     assert world.texts == ["…"]
     await world.clock.run(run)
@@ -380,7 +411,7 @@ async def test_a_platform_that_refuses_plain_words_is_a_mistake(world: World) ->
 
 
 async def test_a_message_that_is_gone_is_sent_anew_and_placed_in_its_stead(world: World) -> None:
-    run = asyncio.create_task(world.delivery().run(world.stream(Delta("one"), 9.0, *answered(" two"))))
+    run = asyncio.create_task(world.run(world.stream(Delta("one"), 9.0, *answered(" two"))))
     await world.clock.advance(5.0)
     del world.messenger.messages["m1"]
     await world.clock.run(run)
@@ -412,7 +443,7 @@ async def test_a_channel_that_is_gone_ends_the_delivery_and_the_model(world: Wor
 
     world.fail({2: ChannelGone("the bot was removed")})
     with pytest.raises(ChannelGone):
-        await world.clock.run(world.delivery().run(events()))
+        await world.clock.run(world.run(events()))
     assert closed == [True]
 
 
@@ -422,7 +453,7 @@ async def test_a_failing_stream_is_told_to_the_caller(world: World) -> None:
         raise StoreError("the disk is full")
 
     with pytest.raises(StoreError):
-        await world.clock.run(world.delivery().run(events()))
+        await world.clock.run(world.run(events()))
     assert world.texts == ["half"]
 
 
@@ -441,7 +472,7 @@ async def test_however_long_the_store_is_broken_nothing_is_sent_again(world: Wor
 
 async def test_a_send_that_has_begun_is_noted_even_if_the_delivery_is_cancelled(world: World) -> None:
     world.messenger.seconds_per_call = 5.0
-    run = asyncio.create_task(world.delivery().run(world.stream(60.0, *answered("hello"))))
+    run = asyncio.create_task(world.run(world.stream(60.0, *answered("hello"))))
     await world.clock.advance(1.0)
     run.cancel()
     await world.clock.advance(10.0)
@@ -452,7 +483,7 @@ async def test_a_send_that_has_begun_is_noted_even_if_the_delivery_is_cancelled(
 async def test_a_send_that_was_told_to_wait_when_its_delivery_had_gone_holds_back_the_next(world: World) -> None:
     world.messenger.seconds_per_call = 5.0
     world.messenger.script = lambda number, verb: Failure(RateLimited(60.0)) if number == 0 else None
-    run = asyncio.create_task(world.delivery().run(world.stream(*answered("hello"))))
+    run = asyncio.create_task(world.run(world.stream(*answered("hello"))))
     await world.clock.advance(1.0)
     run.cancel()
     await world.clock.advance(10.0)
@@ -473,8 +504,7 @@ async def test_replies_in_one_channel_share_its_pace_fairly(world: World) -> Non
         async with asyncio.TaskGroup() as tasks:
             for number in range(4):
                 exchange = replace(world.exchange, id=number, message=a_message())
-                delivery = Delivery(world.messenger, exchange, world.placed, world.pacer, parts_of(exchange))
-                tasks.create_task(delivery.run(words(str(number))))
+                tasks.create_task(world.run(words(str(number)), exchange))
 
     await world.clock.run(all_of_them())
     edits = [call for call in world.messenger.calls if call.verb == "edit"]

@@ -43,7 +43,7 @@ class DiscordBot:
 
     async def all_is_delivered(self) -> None:
         async with asyncio.timeout(TIMEOUT):
-            while await self.harness.store.owed("discord"):
+            while await self.harness.store.claim_owed("discord"):
                 pass
 
 

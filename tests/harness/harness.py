@@ -1,7 +1,7 @@
-"""The program without platform and model: real store and chat, a scripted engine."""
+"""The whole chat on a real store and a scripted engine, without a platform."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
+from bot.chat.exchanges import Exchanges
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
-from bot.domain import Delta, Exchange, IncomingMessage, Kind, Notice, ReplyEvent, SamplingParams
+from bot.domain import Delta, Exchange, IncomingMessage, Kind, Notice, Part, ReplyEvent
+from bot.errors import ClaimLost
 from bot.storage.sql import SqlStore
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.messages import NOON
 
+# No limits.
 NO_LIMITS = LimitsSection(
     requests_per_minute=0,
     requests_per_minute_channel=0,
@@ -33,40 +36,57 @@ class Harness:
     engine: ScriptedEngine
     store: SqlStore
     access: Access
-    conversations: Conversations
+    settings: ChatSettings
     intake: Intake
+
+    @property
+    def exchanges(self) -> Exchanges:
+        return self.intake.exchanges
 
     async def accept(self, message: IncomingMessage) -> Exchange:
         exchange = await self.intake.accept(message)
         assert exchange is not None, "the message was not accepted"
         return exchange
 
+    async def events(self, exchange: Exchange) -> list[ReplyEvent]:
+        """Answer a claimed exchange, and deliver nothing."""
+        async with self.intake.answers.stream(exchange) as stream:
+            return [event async for event in stream]
+
     async def replied(self, exchange: Exchange) -> list[ReplyEvent]:
-        """Process an accepted exchange to its end and mark it as delivered."""
-        async with aclosing(self.intake.handle(exchange)) as events:
-            seen = [event async for event in events]
-        await self.intake.complete(exchange.id)
+        """Answer a claimed exchange, and count it as delivered."""
+        seen: list[ReplyEvent] = []
+        with suppress(ClaimLost):  # edited or retried meanwhile
+            async with self.intake.answers.stream(exchange) as stream:
+                seen.extend([event async for event in stream])
+            await self.exchanges.complete(exchange)
         return seen
 
     async def ask(self, message: IncomingMessage) -> list[ReplyEvent]:
         return await self.replied(await self.accept(message))
 
-    async def kept(self, exchange: Exchange) -> Exchange:
+    async def record_part(self, exchange: Exchange, number: int, message_id: str) -> None:
+        """Record a sent message of the reply, as the delivery does."""
+        worker = self.exchanges.worker(exchange)
+        await self.exchanges.record_part(worker, number, message_id)
+        worker.parts[number:] = [Part(message_id, is_recorded=True)]
+
+    async def stored(self, exchange: Exchange) -> Exchange:
         """Return the exchange as the store has it now."""
         found = await self.store.find(exchange.message.channel, exchange.message.id)
         assert found is not None
         return found
 
     def raise_on(self, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Raise a ZeroDivisionError when a message with this text is stored."""
-        begin = self.store.enqueue
+        """Let storing a message with this text raise an unexpected error."""
+        enqueue = self.store.enqueue
 
-        async def raising(message: IncomingMessage, kind: Kind) -> Exchange | None:
+        async def failing(message: IncomingMessage, kind: Kind, *, claim: bool = True) -> Exchange | None:
             if message.text == text:
                 raise ZeroDivisionError
-            return await begin(message, kind)
+            return await enqueue(message, kind, claim=claim)
 
-        monkeypatch.setattr(self.store, "enqueue", raising)
+        monkeypatch.setattr(self.store, "enqueue", failing)
 
 
 @asynccontextmanager
@@ -79,20 +99,13 @@ async def make_harness(
     limits: LimitsSection | None = None,
     today: datetime = NOON,
 ) -> AsyncIterator[Harness]:
-    """Build it on the database in `folder`, which later harnesses can reopen."""
-    clock, engine = ManualClock(), engine or ScriptedEngine()
-    settings, bounds = conversation or ConversationSection(), limits or LimitsSection()
+    """Build the chat on a database in `folder`; another one there later finds the same rows."""
+    clock, engine, bounds = ManualClock(), engine or ScriptedEngine(), limits or LimitsSection()
+    settings = ChatSettings(conversation, answer_seconds=bounds.answer_seconds)
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
         rules = Access(access or AccessSection(), bounds, clock)
-        conversations = Conversations(engine, store, settings, SamplingParams(), answer_seconds=bounds.answer_seconds)
-        yield Harness(
-            clock,
-            engine,
-            store,
-            rules,
-            conversations,
-            Intake(rules, conversations, engine, store, settings, lambda: today),
-        )
+        intake = Intake(rules, engine, store, settings, today=lambda: today)
+        yield Harness(clock, engine, store, rules, settings, intake)
 
 
 def text_of(events: list[ReplyEvent]) -> str:
@@ -101,5 +114,5 @@ def text_of(events: list[ReplyEvent]) -> str:
 
 
 def notice_of(events: list[ReplyEvent]) -> str:
-    """Return the bot's own text."""
+    """Return the bot's own words."""
     return "\n".join(event.text for event in events if isinstance(event, Notice))

@@ -1,9 +1,9 @@
-"""The bot on a loopback platform, with the real adapter, library and store."""
+"""The bot on a loopback platform: the real adapter, library and store; what is measured asks it and watches."""
 
 import asyncio
 import re
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,17 @@ from bot.adapters.slack.settings import SlackSection
 from bot.adapters.telegram.markup import Entity, TelegramFormat
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
+from bot.chat.exchanges import Exchanges
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection
 from bot.delivery.markdown.format import Format, Rendered
-from bot.domain import Exchange, IncomingMessage, ReplyEvent, SamplingParams
+from bot.domain import Exchange, SamplingParams
 from bot.engine.base import Engine
 from bot.storage.base import Store
 from bot.storage.connections import BUSY_TIMEOUT
 from bot.storage.sql import SqlStore
-from bot.util.clock import Clock
+from bot.util.clock import Clock, MonotonicClock
 from tests.harness.harness import NO_LIMITS
 from tests.harness.platform import LoopbackPlatform, Seen
 from tests.harness.servers.discord import DiscordPlatform
@@ -33,7 +34,7 @@ from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
 from tests.harness.servers.telegram_words import markdown
 
-# Entered with the platform before the bot starts, and left after it.
+# What is done to a platform before the bot comes, for as long as it is there.
 Around = Callable[[Any], AbstractAsyncContextManager[object]]
 
 
@@ -41,17 +42,17 @@ def _unchanged(platform: object) -> AbstractAsyncContextManager[object]:
     return nullcontext()
 
 
-# The platforms' clocks are fixed at a time in the past, so no question may expire.
+# The platforms' clocks stand still, somewhere in the past.
 _NO_EXPIRY = ConversationSection(catch_up_minutes=10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The differences between platforms that measurements depend on.
+    """What differs between the platforms, as far as measuring goes.
 
-    `edit_interval` is that of a group, in seconds.  `written` converts a text to the
-    `Seen.markdown` of its message: the same text where the platform `takes_markdown`, elsewhere
-    the same up to whitespace.
+    `edit_interval` is that of a channel with many people, in seconds; `written` is
+    what `Seen.markdown` has of a message: the Markdown that was sent where the platform
+    `takes_markdown`, elsewhere the same up to whitespace.
     """
 
     open: Callable[[], LoopbackPlatform]
@@ -85,63 +86,58 @@ PROFILES = {
 }
 
 
-class TrackedIntake(Intake):
-    """An Intake that reports when a question, identified by its text, is settled."""
+class TrackedExchanges(Exchanges):
+    """Exchanges that announce when a question, known by its text, is delivered or has failed."""
 
-    def __init__(self, access: Access, conversations: Conversations, engine: Engine, store: Store) -> None:
-        super().__init__(access, conversations, engine, store, _NO_EXPIRY)
-        self._stored_in = store
-        self._questions: dict[int, IncomingMessage] = {}
-        self._settled: dict[str, asyncio.Future[Exchange]] = {}
+    def __init__(self, store: Store, clock: Clock) -> None:
+        super().__init__(store, clock)
+        self._rows = store
+        self._finished: dict[str, asyncio.Future[Exchange]] = {}
 
-    def settled(self, question: str) -> asyncio.Future[Exchange]:
-        """Return a future of the stored exchange, set when it is delivered or has failed."""
-        return self._settled.setdefault(question, asyncio.get_running_loop().create_future())
+    def finished(self, question: str) -> asyncio.Future[Exchange]:
+        """Return the exchange as the store has it once it is finished."""
+        return self._finished.setdefault(question, asyncio.get_running_loop().create_future())
 
-    def handle(self, exchange: Exchange) -> AsyncGenerator[ReplyEvent, None]:
-        self._questions[exchange.id] = exchange.message
-        return super().handle(exchange)
-
-    async def complete(self, exchange: int) -> None:
+    async def complete(self, exchange: Exchange) -> None:
         await super().complete(exchange)
-        await self._report(exchange)
+        await self._announce(exchange)
 
-    async def fail(self, exchange: int, why: str) -> None:
-        await super().fail(exchange, why)
-        await self._report(exchange)
+    async def fail(self, exchange: Exchange, reason: str) -> None:
+        await super().fail(exchange, reason)
+        await self._announce(exchange)
 
-    async def _report(self, id: int) -> None:
-        question = self._questions[id]
-        exchange = await self._stored_in.find(question.channel, question.id)
-        assert exchange is not None, "a settled exchange is in the store"
-        waiting = self.settled(question.text)
+    async def _announce(self, exchange: Exchange) -> None:
+        question = exchange.message
+        row = await self._rows.find(question.channel, question.id)
+        assert row is not None, "a finished exchange is in the store"
+        waiting = self.finished(question.text)
         if not waiting.done():
-            waiting.set_result(exchange)
+            waiting.set_result(row)
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A connected bot and its platform."""
+    """A bot that listens, and the platform it listens to."""
 
     platform: LoopbackPlatform
     profile: Profile
     clock: Clock
-    intake: TrackedIntake
+    exchanges: TrackedExchanges
     database: Path
 
     async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
-        """Mention the bot with a unique question; return the settled exchange.
+        """Mention the bot and wait until it has answered, or been given up; no two questions are alike.
 
         Raises:
-            TimeoutError: It is not settled after `seconds`.
+            TimeoutError: The answer was not there after so many seconds.
         """
-        settled = self.intake.settled(question)
+        finished = self.exchanges.finished(question)
         if direct:
             await self.platform.say(question, author=channel, direct=True)
         else:
             await self.platform.say(question, channel=channel)
         async with asyncio.timeout(seconds):
-            return await settled
+            return await finished
 
     def replies(self, channel: str) -> list[Seen]:
         return [seen for seen in self.platform.seen(channel) if seen.author == "bot"]
@@ -157,25 +153,23 @@ async def open_bench(
     around: Around = _unchanged,
     busy_timeout: float = BUSY_TIMEOUT,
 ) -> AsyncIterator[Bench]:
-    """Run the bot on this platform; an adapter that ends early raises its error at the end."""
+    """Start the bot on this platform; an adapter that ends before the block does is an error.
+
+    `around` is entered when the platform is there and the bot is not.
+    """
     profile = PROFILES[name]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         database = Path(folder) / "bot.db"
         store = SqlStore(f"sqlite+aiosqlite:///{database}", busy_timeout=busy_timeout)
         async with profile.open() as platform, around(platform), store, engine:
-            conversations = Conversations(
-                engine,
-                store,
-                ConversationSection(),
-                params or SamplingParams(),
-                answer_seconds=NO_LIMITS.answer_seconds,
-            )
             access = Access(AccessSection(), NO_LIMITS, clock)
-            intake = TrackedIntake(access, conversations, engine, store)
+            settings = ChatSettings(_NO_EXPIRY, params, NO_LIMITS.answer_seconds)
+            exchanges = TrackedExchanges(store, MonotonicClock())
+            intake = Intake(access, engine, store, settings, exchanges=exchanges)
             adapter = asyncio.create_task(platform.adapter(clock).run(intake))
             try:
                 await platform.until(lambda: profile.is_connected(platform) or adapter.done(), 60.0)
-                yield Bench(platform, profile, clock, intake, database)
+                yield Bench(platform, profile, clock, exchanges, database)
             finally:
                 if adapter.done():
                     adapter.result()

@@ -150,7 +150,7 @@ async def test_a_reply_that_is_broken_off_is_counted_as_such(harness: Harness) -
     harness.engine.add(["a", "b", "c"])
     exchange = await harness.intake.accept(a_message("hello", channel=ChannelKey("fake", "c1")))
     assert exchange is not None
-    async with aclosing(harness.intake.handle(exchange)) as replies:
+    async with aclosing(harness.HANDLE(exchange)) as replies:
         await anext(replies)
     assert harness("exchanges_total", platform="fake", kind="chat", outcome="broken_off") == 1
     assert harness("requests_total", outcome="closed") == 1

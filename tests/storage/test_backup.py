@@ -19,7 +19,7 @@ async def test_a_backup_of_a_running_bot_is_a_snapshot_that_can_be_restored(tmp_
     async with temporary_store(tmp_path) as store:
         first = await store.enqueue(message(1, "before"), Kind.CHAT)
         assert first is not None
-        await store.record_answer(first.id, Answer("yes"))
+        await store.record_answer(first, Answer("yes"))
         size = back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
         await store.enqueue(message(2, "after"), Kind.CHAT)
     assert size == (tmp_path / "backup.db").stat().st_size

@@ -45,11 +45,11 @@ async def filled(url: str) -> str:
                 message(number, f"“{number}” \0 你好 🙂", THREAD if number % 2 else ROOM), Kind.CHAT
             )
             assert exchange is not None
-            await store.record_part(exchange.id, 0, f"p{number}")
+            await store.record_part(exchange, 0, f"p{number}")
             if number < 5:
-                await store.record_answer(exchange.id, Answer("yes", "so", FinishReason.LENGTH, Usage(7, 3)))
+                await store.record_answer(exchange, Answer("yes", "so", FinishReason.LENGTH, Usage(7, 3)))
             if number < 3:
-                await store.complete(exchange.id)
+                await store.complete(exchange)
         await store.fail(8, "gone")
         await store.erase(1)
     return url

@@ -52,7 +52,7 @@ async def talk(store: SqlStore) -> int:
         asked = replace(message(number, text, author=WROTE), quoted=TEXTS[3], locale="zh-Hant-HK")
         exchange = await store.enqueue(asked, Kind.CHAT)
         assert exchange is not None
-        await store.record_answer(exchange.id, Answer(answer, ANSWERS[3]))
+        await store.record_answer(exchange, Answer(answer, ANSWERS[3]))
         last = exchange.id
     # An edit: the old text must be deleted as well.
     await store.requeue(last, TEXTS[2] + "edited")
@@ -88,7 +88,7 @@ async def test_forget_leaves_no_byte_in_the_files(store: SqlStore, tmp_path: Pat
 async def test_erase_leaves_no_byte_in_the_files(store: SqlStore, tmp_path: Path) -> None:
     exchange = await store.enqueue(message(9, "only this one goes", author=MEI), Kind.CHAT)
     assert exchange is not None
-    await store.erase(exchange.id)
+    await store.erase(exchange)
     assert b"only this one goes" not in bytes_in(tmp_path)
 
 
@@ -234,7 +234,7 @@ def rewriting(takes: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
 async def test_concurrent_deletions_share_a_vacuum(store: SqlStore, tmp_path: Path) -> None:
     begun = [await store.enqueue(message(number, f"secret {number}"), Kind.CHAT) for number in range(50)]
     with rewriting() as rewritten:
-        await asyncio.gather(*[store.erase(exchange.id) for exchange in begun if exchange is not None])
+        await asyncio.gather(*[store.erase(exchange) for exchange in begun if exchange is not None])
         assert b"secret" not in bytes_in(tmp_path)
         assert 1 <= len(rewritten) <= 10
         before = len(rewritten)
@@ -270,7 +270,7 @@ async def test_one_vacuum_of_a_large_file_covers_all_deletions_up_to_then(tmp_pa
             for each in ids[1:]:
                 await store.erase(each)  # in the background
             assert len(rewritten) == 1
-            assert await store.owed("slack") == []
+            assert await store.claim_owed("slack") == []
             # The burst covers one of the three seconds; the others are 2 % of a hundred.
             await clock.advance(99)
             assert len(rewritten) == 1

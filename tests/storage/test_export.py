@@ -20,8 +20,8 @@ async def create_database(folder: Path) -> str:
     async with temporary_store(folder) as store:
         first = await store.enqueue(message(1, "is it “so”?\n你好"), Kind.CHAT)
         assert first is not None
-        await store.record_part(first.id, 0, "p1")
-        await store.record_answer(first.id, Answer("It is.", "cut off", FinishReason.LENGTH, Usage(7, 3)))
+        await store.record_part(first, 0, "p1")
+        await store.record_answer(first, Answer("It is.", "cut off", FinishReason.LENGTH, Usage(7, 3)))
         await store.enqueue(message(2, channel=OTHER), Kind.CHAT)
         await store.enqueue(message(3, "in the thread", THREAD, BEN), Kind.COMMAND)
         await store.enqueue(message(4), Kind.CHAT)

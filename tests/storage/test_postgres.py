@@ -89,7 +89,7 @@ async def test_settings_in_the_url_take_precedence(postgres: PostgresServer, dat
 async def test_a_server_on_a_unix_socket_is_reached_through_its_folder(postgres: PostgresServer, database: str) -> None:
     url = f"postgres://bot@/{database}?host={postgres.folder}&port={postgres.port}&password=open+sesame/@:%25?%23"
     async with SqlStore(url) as store:
-        assert await store.owed("slack") == []
+        assert await store.claim_owed("slack") == []
 
 
 async def test_no_query_scans_the_whole_table(store: SqlStore, postgres: PostgresServer, database: str) -> None:
@@ -106,10 +106,10 @@ async def test_no_query_scans_the_whole_table(store: SqlStore, postgres: Postgre
         await store.history(exchange, 5)
         await store.find(ROOM, "1")
         await store.latest(ROOM, MEI)
-        await store.owed("slack")
+        await store.claim_owed("slack")
         await store.last_message_ids("slack")
-        await store.record_part(exchange.id, 0, "m")
-        await store.record_answer(exchange.id, Answer("hi"))
+        await store.record_part(exchange, 0, "m")
+        await store.record_answer(exchange, Answer("hi"))
         await store.clear(ROOM)
         await store.forget(MEI)
     finally:
@@ -158,11 +158,11 @@ async def test_an_exchange_that_another_process_clears_is_neither_answered_nor_r
     with postgres.connected(database) as other:
         other.execute("BEGIN")
         other.execute("UPDATE exchanges SET status = 'cleared', text = ''")
-        answered = asyncio.create_task(store.record_answer(exchange.id, Answer("too late")))
+        answered = asyncio.create_task(store.record_answer(exchange, Answer("too late")))
         await until_waiting(postgres, database)
         other.execute("COMMIT")
     assert not await answered
-    assert await store.requeue(exchange.id, "too late") is None
+    assert await store.requeue(exchange, "too late") is None
     assert "too late" not in str(postgres.run("SELECT exchanges::text FROM exchanges", database))
 
 
@@ -170,11 +170,11 @@ async def test_parts_of_two_processes_are_both_recorded(
     store: SqlStore, postgres: PostgresServer, database: str
 ) -> None:
     exchange = await enqueue(store)
-    await store.record_part(exchange.id, 0, "gone")
+    await store.record_part(exchange, 0, "gone")
     with postgres.connected(database) as other:
         other.execute("BEGIN")
         other.execute("""UPDATE exchanges SET parts = '["m0"]'""")
-        second = asyncio.create_task(store.record_part(exchange.id, 1, "m1"))
+        second = asyncio.create_task(store.record_part(exchange, 1, "m1"))
         await until_waiting(postgres, database)
         other.execute("COMMIT")
     await second
@@ -189,8 +189,8 @@ async def test_a_locked_row_is_reported_after_the_busy_timeout(postgres: Postgre
             other.execute("SELECT * FROM exchanges FOR UPDATE")
             assert await store.find(ROOM, "1") == exchange  # readers do not wait
             with pytest.raises(StoreError, match="is locked by another program: end that"):
-                await store.record_answer(exchange.id, Answer("hi"))
-        assert await store.record_answer(exchange.id, Answer("hi"))
+                await store.record_answer(exchange, Answer("hi"))
+        assert await store.record_answer(exchange, Answer("hi"))
 
 
 async def test_a_write_that_waits_too_long_for_the_lock_is_reported(postgres: PostgresServer, database: str) -> None:
@@ -199,7 +199,7 @@ async def test_a_write_that_waits_too_long_for_the_lock_is_reported(postgres: Po
         with postgres.connected(database) as other:
             other.execute("BEGIN")
             other.execute("SELECT * FROM exchanges FOR UPDATE")
-            first = asyncio.create_task(store.record_answer(exchange.id, Answer("hi")))
+            first = asyncio.create_task(store.record_answer(exchange, Answer("hi")))
             await until_waiting(postgres, database)
             with pytest.raises(StoreError, match="is overloaded, no connection was free in time"):
                 await store.enqueue(message(2), Kind.CHAT)
@@ -237,13 +237,13 @@ async def test_the_store_reconnects_after_a_server_restart(
             with pytest.raises(
                 StoreError, match=r"cannot be reached: is its server running.*running bot recovers by itself"
             ):
-                await store.record_answer(exchange.id, Answer("hi"))
+                await store.record_answer(exchange, Answer("hi"))
             with pytest.raises(StoreError, match="cannot be reached"):
-                await store.owed("slack")
+                await store.claim_owed("slack")
     finally:
         postgres.start()
-    assert await store.owed("slack") == [exchange]
-    assert await store.record_answer(exchange.id, Answer("hi"))
+    assert await store.claim_owed("slack") == [exchange]
+    assert await store.record_answer(exchange, Answer("hi"))
 
 
 async def test_a_broken_connection_fails_only_the_current_call(
@@ -253,7 +253,7 @@ async def test_a_broken_connection_fails_only_the_current_call(
     with postgres.connected(database) as other:
         other.execute("BEGIN")
         other.execute("SELECT * FROM exchanges FOR UPDATE")
-        call = asyncio.create_task(store.record_answer(exchange.id, Answer("hi")))
+        call = asyncio.create_task(store.record_answer(exchange, Answer("hi")))
         await until_waiting(postgres, database)
         postgres.run(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -261,7 +261,7 @@ async def test_a_broken_connection_fails_only_the_current_call(
         )
         with pytest.raises(StoreError, match="closed the connection: a running bot recovers by itself"):
             await call
-    assert await store.record_answer(exchange.id, Answer("hi"))
+    assert await store.record_answer(exchange, Answer("hi"))
 
 
 async def test_the_store_closes_while_the_server_is_away(postgres: PostgresServer, database: str) -> None:
@@ -385,7 +385,7 @@ async def test_deleted_text_is_in_no_row(store: SqlStore, postgres: PostgresServ
     for number, author in enumerate([MEI, BEN, MEI]):
         exchange = await store.enqueue(message(number, "a secret question", author=author), Kind.CHAT)
         assert exchange is not None
-        await store.record_answer(exchange.id, Answer("a secret answer", "a secret notice"))
+        await store.record_answer(exchange, Answer("a secret answer", "a secret notice"))
     rows = "SELECT exchanges::text FROM exchanges"
     assert "secret" in str(postgres.run(rows, database))
     await store.forget(MEI)

@@ -104,10 +104,10 @@ async def test_no_query_scans_the_whole_table(tmp_path: Path) -> None:
             await store.history(exchange, 5)
             await store.find(ROOM, "1")
             await store.latest(ROOM, MEI)
-            await store.owed("slack")
+            await store.claim_owed("slack")
             await store.last_message_ids("slack")
-            await store.record_part(exchange.id, 0, "m")
-            await store.record_answer(exchange.id, Answer("hi"))
+            await store.record_part(exchange, 0, "m")
+            await store.record_answer(exchange, Answer("hi"))
             await store.clear(ROOM)
             await store.forget(MEI)
         finally:
@@ -272,7 +272,7 @@ async def test_a_locked_database_is_reported_and_recovers(tmp_path: Path) -> Non
         with write_locked(tmp_path / "bot.db"):
             with pytest.raises(StoreError, match="is locked by another program: close that"):
                 await store.enqueue(message(1), Kind.CHAT)
-            assert await store.owed("slack") == []  # reading goes on
+            assert await store.claim_owed("slack") == []  # reading goes on
             with pytest.raises(StoreError, match="is locked"):
                 async with SqlStore(url, busy_timeout=0.01):
                     pass
@@ -287,7 +287,7 @@ async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path
             with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a running bot"):
                 await store.enqueue(message(2, "y" * 200_000), Kind.CHAT)
             assert await store.find(ROOM, "2") is None
-            assert await store.record_answer(first.id, Answer("short"))
+            assert await store.record_answer(first, Answer("short"))
             await store.clear(ROOM)
             assert await store.enqueue(message(2, "y" * 50_000), Kind.CHAT) is not None
 
@@ -317,7 +317,7 @@ async def test_a_database_with_missing_tables_is_reported(tmp_path: Path, damage
         other.execute(damage)
     with pytest.raises(StoreError, match=rf"cannot be used \({complaint}\): restore a backup, or name another"):
         async with temporary_store(tmp_path) as store:
-            await store.owed("slack")
+            await store.claim_owed("slack")
 
 
 async def test_an_error_contains_no_text_of_people(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ async def test_a_part_is_recorded_before_all_waiting_writes(tmp_path: Path) -> N
 
         await asyncio.gather(
             *[write(f"begin {number}", store.enqueue(message(number), Kind.CHAT)) for number in range(1, 20)],
-            write("placed", store.record_part(exchange.id, 0, "m0")),
+            write("placed", store.record_part(exchange, 0, "m0")),
         )
         assert committed.index("placed") <= 1  # one may have been in flight
         assert [name for name in committed if name != "placed"] == [f"begin {number}" for number in range(1, 20)]
@@ -432,7 +432,7 @@ async def test_a_part_is_recorded_in_one_statement(tmp_path: Path) -> None:
         assert exchange is not None
         event.listen(Engine, "before_cursor_execute", note)
         try:
-            await store.record_part(exchange.id, 0, "m0")
+            await store.record_part(exchange, 0, "m0")
         finally:
             event.remove(Engine, "before_cursor_execute", note)
     assert said == ["UPDATE"]

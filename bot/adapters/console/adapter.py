@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from typing import TextIO, assert_never
 from uuid import uuid4
 
@@ -17,12 +18,12 @@ from rich.console import Console
 from rich.status import Status
 
 from bot.chat.access import OPERATOR
-from bot.chat.i18n import ending, waiting
+from bot.chat.exchanges import Worker
+from bot.chat.i18n import finish_note, waiting
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
 from bot.errors import PlatformUnavailable, StoreError
-from bot.observability.logging import log_context
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff
@@ -78,7 +79,7 @@ class ConsoleAdapter:
 
     async def _accepted(self, intake: Intake, message: IncomingMessage) -> Exchange | None:
         """Keep it as soon as the database takes it; None if Ctrl-C gives it up before."""
-        translate, told, wait = intake.translator_for_author(message), "", Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        translate, told, wait = intake.settings.translator_for(message), "", Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         given_up = asyncio.Event()
         # In a pipe nobody can ask again: there Ctrl-C ends the program.
         with _on_interrupt(given_up.set) if self._source.isatty() else nullcontext():
@@ -88,9 +89,7 @@ class ConsoleAdapter:
                 except StoreError as error:
                     if not told:
                         self._print(
-                            translate(
-                                "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
-                            ),
+                            translate("I can't save messages right now. Yours is queued and will be answered."),
                             style="dim",
                         )
                     if str(error) != told:  # the operator, who sits here, can do something about it
@@ -100,39 +99,41 @@ class ConsoleAdapter:
         return None
 
     async def _answer(self, intake: Intake, exchange: Exchange) -> None:
-        with log_context(exchange=exchange.id):
-            await self._show(intake, exchange)
+        task = intake.exchanges.start(exchange, partial(self._show, intake))
+        if task is not None:
+            with _on_interrupt(lambda: intake.exchanges.stop(exchange)):
+                await task
 
-    async def _show(self, intake: Intake, exchange: Exchange) -> None:
-        """Print the reply as it grows: the model's words, then the bot's own below them."""
-        translate = intake.translator_for(exchange)
+    async def _show(self, intake: Intake, worker: Worker) -> None:
+        """Print the reply as it grows: the model's text, then the bot's own words below it."""
+        exchange = worker.exchange
+        translate = intake.settings.translator_for(exchange.message)
         notices: list[str] = []
         is_line_open = False
-        with _on_interrupt(lambda: intake.stop(exchange)), self._sign_of_life() as sign:
-            async with aclosing(intake.handle(exchange)) as events:
-                async for event in events:
+        with self._spinner() as spinner:
+            async with intake.answers.stream(exchange) as stream:
+                async for event in stream:
                     match event:
                         case Queued():
-                            if sign is not None:
-                                sign.update(waiting(event, translate))
+                            if spinner is not None:
+                                spinner.update(waiting(event, translate))
                         case Delta():
-                            if sign is not None:
-                                sign.stop()
+                            if spinner is not None:
+                                spinner.stop()
                             self._print(event.text, end="")
                             is_line_open = not event.text.endswith("\n")
                         case Notice():
                             notices.append(event.text)
                         case Finished(reason):
-                            if sentence := ending(reason, translate):
-                                notices.append(sentence)
+                            if note := finish_note(reason, translate):
+                                notices.append(note)
                         case _:
                             assert_never(event)
         if is_line_open:
             self._print("")
         for notice in notices:
             self._print(notice, style="dim")
-        await intake.complete(exchange.id)
-        intake.release(exchange)
+        await intake.exchanges.complete(exchange)
 
     def _print(self, text: str, *, end: str = "\n", style: str | None = None) -> None:
         try:
@@ -142,7 +143,7 @@ class ConsoleAdapter:
         except OSError as error:
             raise PlatformUnavailable(f"standard output cannot be written to: {error.strerror}") from error
 
-    def _sign_of_life(self) -> AbstractContextManager[Status | None]:
+    def _spinner(self) -> AbstractContextManager[Status | None]:
         if self._screen.is_terminal:
             return Status("…", console=self._screen)
         return nullcontext()

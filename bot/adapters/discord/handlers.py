@@ -174,7 +174,7 @@ class EventHandlers:
             if await self._respond(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True)):
                 self._messenger.respond_to(interaction)
         else:  # a retry, answered in the reply of the question
-            translate = self._intake.translator_for(exchange)
+            translate = self._intake.settings.translator_for(exchange.message)
             notice = translate("I am answering the question again.")
             await self._respond(interaction.response.send_message(notice, ephemeral=True))
         self._replies.start(exchange)

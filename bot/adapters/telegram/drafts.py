@@ -1,7 +1,6 @@
 """Telegram's drafts: a preview of the growing answer that vanishes by itself when it is not kept alive."""
 
 import asyncio
-from contextlib import aclosing
 
 import structlog
 from telegram import Bot
@@ -10,11 +9,11 @@ from bot.adapters.telegram.client import map_errors
 from bot.adapters.telegram.markup import TelegramFormat
 from bot.adapters.telegram.messenger import entities_of, is_private, thread_id
 from bot.adapters.telegram.settings import TelegramSection
+from bot.chat.stream import ReplyStream
 from bot.delivery.markdown.format import Rendered
 from bot.delivery.markdown.split import Splitter
 from bot.delivery.pacer import Pacer
-from bot.delivery.replies import Events
-from bot.domain import Delta, Exchange, Kind, ReplyEvent
+from bot.domain import Delta, Exchange, Kind
 from bot.errors import PlatformError, RateLimited
 from bot.util.aio import race
 from bot.util.clock import Clock
@@ -37,26 +36,25 @@ class Drafts:
         self._interval = settings.draft_interval
         self._clock = clock
 
-    async def show(self, exchange: Exchange, events: Events, pacer: Pacer) -> Events:
+    async def show(self, exchange: Exchange, stream: ReplyStream, pacer: Pacer) -> ReplyStream:
         is_new = exchange.kind is Kind.CHAT and exchange.answer is None and not exchange.parts
         if not is_new or not is_private(exchange.message.channel):
-            return events
+            return stream
         splitter = Splitter(TelegramFormat())
-        known: list[ReplyEvent] = []
+        known = ReplyStream()
         is_over = asyncio.Event()
         drawing = asyncio.create_task(self._draw(exchange, splitter, pacer, is_over))
         try:
-            async with aclosing(events):
-                async for event in events:
-                    known.append(event)
-                    if isinstance(event, Delta):
-                        splitter.append(event.text)
+            async for event in stream:
+                known.put(event)
+                if isinstance(event, Delta):
+                    splitter.append(event.text)
             is_over.set()
             await drawing
         finally:
             drawing.cancel()
             await asyncio.gather(drawing, return_exceptions=True)
-        return _again(known)
+        return known
 
     async def _draw(self, exchange: Exchange, splitter: Splitter, pacer: Pacer, is_over: asyncio.Event) -> None:
         """Show the end of the answer, as far as one message can, until the answer is over."""
@@ -67,9 +65,9 @@ class Drafts:
                 await self._call(exchange, now)
 
         while not is_over.is_set():
-            chunks = splitter.chunks()
+            pieces = splitter.chunks()
             # An empty draft says that the bot is thinking.
-            now = TelegramFormat().render(chunks[-1].text if chunks else "")
+            now = TelegramFormat().render(pieces[-1].text if pieces else "")
             if now != shown or self._clock.now() >= until:
                 try:
                     await pacer.call(exchange.message.channel, call, urgent=True)
@@ -91,8 +89,3 @@ class Drafts:
                 message_thread_id=thread_id(channel),
                 entities=entities_of(text),
             )
-
-
-async def _again(events: list[ReplyEvent]) -> Events:
-    for event in events:
-        yield event

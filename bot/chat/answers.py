@@ -1,0 +1,115 @@
+"""Answer a claimed exchange: with its stored answer, a command, a refusal, or the model."""
+
+from functools import partial
+
+import structlog
+
+from bot.chat.access import Access
+from bot.chat.commands import CommandContext, is_forget, parse
+from bot.chat.conversation import Conversations
+from bot.chat.exchanges import Exchanges, Worker, refused
+from bot.chat.settings import ChatSettings
+from bot.chat.stream import ReplyStream
+from bot.config.reload import ConfigWatcher
+from bot.domain import Answer, Delta, Exchange, Finished, FinishReason, Kind, Notice, QueueDepth
+from bot.engine.base import Engine
+from bot.errors import StoreError
+from bot.observability.metrics import Metrics
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Answers:
+    """Opens the stream of each reply; the answer is stored before `Finished` is put."""
+
+    def __init__(
+        self,
+        access: Access,
+        exchanges: Exchanges,
+        conversations: Conversations,
+        engine: Engine,
+        settings: ChatSettings,
+        metrics: Metrics,
+        watcher: ConfigWatcher | None = None,
+    ) -> None:
+        self._access = access
+        self._exchanges = exchanges
+        self._conversations = conversations
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._watcher = watcher
+
+    def stream(self, exchange: Exchange) -> ReplyStream:
+        """Return the reply of a claimed exchange; entering the stream begins to answer.
+
+        Raises:
+            ClaimLost: The claim is another worker's by now.
+        """
+        worker = self._exchanges.worker(exchange)
+        worker.leaves_no_trace = exchange.kind is Kind.COMMAND and is_forget(exchange)
+        return ReplyStream(partial(self._produce, worker))
+
+    async def _produce(self, worker: Worker, stream: ReplyStream) -> None:
+        exchange = worker.exchange
+        message, outcome = exchange.message, "broken_off"
+        log.info("exchange begins", exchange=exchange.id, kind=exchange.kind.value, channel=str(message.channel))
+        try:
+            finished = await self._answer(worker, stream)
+            outcome = finished.reason.value
+            if exchange.answer is None:  # else its tokens were counted when it was generated
+                self._access.spend(message, finished.usage)
+            log.info("exchange answered", exchange=exchange.id, reason=outcome)
+            stream.put(finished)
+        finally:
+            platform = message.channel.platform
+            self._metrics.reply_changes.labels(platform).inc(stream.changes)
+            self._metrics.exchanges.labels(platform, exchange.kind.value, outcome).inc()
+
+    async def _answer(self, worker: Worker, stream: ReplyStream) -> Finished:
+        exchange = worker.exchange
+        if exchange.answer is not None:
+            return _show_stored(exchange.answer, stream)
+        if exchange.kind is Kind.COMMAND:
+            return await self._run_command(exchange, stream)
+        if not worker.is_admitted:
+            # Questions from the backlog are exempt from the limit of waiting ones.
+            depth = QueueDepth() if worker.is_backlog else self._exchanges.depth(exchange)
+            translate = self._settings.translator_for(exchange.message)
+            if refusal := self._access.refusal(exchange.message, translate, depth):
+                self._exchanges.leave_channel(worker)
+                return await self._refuse(exchange, "question", refusal, stream)
+        return await self._conversations.answer(worker, stream)
+
+    async def _run_command(self, exchange: Exchange, stream: ReplyStream) -> Finished:
+        translate = self._settings.translator_for(exchange.message)
+        if refusal := self._access.command_refusal(exchange.message, translate):
+            return await self._refuse(exchange, "command", refusal, stream)
+        called = parse(exchange.message.text)
+        assert called is not None, "an exchange of kind command calls one"
+        command, arguments = called
+        context = CommandContext(
+            exchange, arguments, translate, self._access, self._exchanges, self._engine, self._watcher
+        )
+        try:
+            sentence = await command.run(context)
+        except StoreError as error:
+            log.warning("command failed", exchange=exchange.id, error=str(error))
+            sentence = translate("My database has a problem, so I cannot answer now. Please try again later.")
+        stream.put(Notice(sentence))
+        await self._exchanges.record_answer(exchange, Answer("", sentence))
+        return Finished(FinishReason.STOP)
+
+    async def _refuse(self, exchange: Exchange, kind: str, sentence: str, stream: ReplyStream) -> Finished:
+        self._metrics.refusals.labels(kind).inc()
+        stream.put(Notice(sentence))
+        await self._exchanges.record_answer(exchange, refused(sentence))
+        return Finished(FinishReason.ERROR)
+
+
+def _show_stored(answer: Answer, stream: ReplyStream) -> Finished:
+    if answer.text:
+        stream.put(Delta(answer.text))
+    if answer.notice:
+        stream.put(Notice(answer.notice))
+    return Finished(answer.reason, answer.usage)

@@ -1,0 +1,400 @@
+"""Exchanges in flight: who works on what, in which order, and every change of state.
+
+The row in the store is the truth (bot/lifecycle.py has the table of transitions).  The
+registry here holds only what a row cannot: the task, the stop flag, the parts being shown.
+"""
+
+import asyncio
+import bisect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import count
+from typing import Any, TypeVar
+
+import structlog
+
+from bot.domain import Answer, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Part, QueueDepth, Status
+from bot.errors import ClaimLost
+from bot.observability.logging import log_context
+from bot.storage.base import Store
+from bot.util.aio import finish_before_cancel
+from bot.util.clock import Clock
+from bot.util.retry import retry_until_stored
+
+T = TypeVar("T")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Worker:
+    """The work on one exchange whose claim this process holds."""
+
+    def __init__(self, exchange: Exchange, number: int, previous: "Worker | None" = None) -> None:
+        self.exchange = exchange
+        self.number = number  # order in which exchanges of all channels were claimed
+        self.parts: list[Part] = previous.parts if previous else [Part(id, is_recorded=True) for id in exchange.parts]
+        self.has_position = exchange.kind is Kind.CHAT and exchange.answer is None
+        self.is_admitted = False  # a limit let it through before its old answer was dropped
+        self.is_backlog = False  # it was owed, and does not count as waiting
+        self.is_pending = False  # `recover` will return it
+        self.is_stopped = False
+        self.is_deleted = False
+        self.leaves_no_trace = False  # its row is cleared once its reply was shown
+        self.task: asyncio.Task[None] | None = None
+        self._previous = previous
+        self._generation: asyncio.Timeout | None = None
+        self._position_changed = asyncio.Event()
+
+    def notify_position(self) -> None:
+        self._position_changed.set()
+
+    async def wait_for_position(self) -> None:
+        """Wait until the position in the channel changed, or the worker was stopped."""
+        await self._position_changed.wait()
+        self._position_changed.clear()
+
+    @asynccontextmanager
+    async def generating(self) -> AsyncIterator[asyncio.Timeout]:
+        """Run the block until `stop`, or the time limit that the block sets with `reschedule`.
+
+        Raises:
+            TimeoutError: It was stopped, or the time is over.
+        """
+        async with asyncio.timeout(None) as generation:
+            self._generation = generation
+            try:
+                yield generation
+            finally:
+                self._generation = None
+
+    def stop(self) -> None:
+        """End the generation, running or waiting for its turn; a partial answer is kept."""
+        self.is_stopped = True
+        self._position_changed.set()
+        if self._generation is not None and not self._generation.expired():
+            self._generation.reschedule(asyncio.get_running_loop().time())
+
+    def cut_off_reason(self) -> FinishReason:
+        """Return why `generating` raised TimeoutError."""
+        return FinishReason.CANCELLED if self.is_stopped else FinishReason.LENGTH
+
+    async def end_previous(self) -> None:
+        """Wait until an earlier worker of the exchange has ended, and so on back.
+
+        Two workers of one exchange would edit the same messages against each other.
+        """
+        previous, self._previous = self._previous, None
+        if previous is None:
+            return
+        if previous.task is None:
+            previous._previous, self._previous = None, previous._previous
+            await self.end_previous()
+        else:
+            previous.task.cancel()
+            await finish_before_cancel(asyncio.wait([previous.task]))
+
+
+class Exchanges:
+    """Claims exchanges, orders them by channel, and performs their transitions.
+
+    Within a channel, questions are answered one after the other in the order of their rows.
+    """
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._workers: dict[int, Worker] = {}
+        self._channels: dict[ChannelKey, list[Worker]] = {}  # those with a position, by exchange id
+        self._numbers = count()
+        self._deletions = 0  # ever begun
+        self._deletions_running = 0
+        self._no_deletion = asyncio.Event()
+        self._no_deletion.set()
+
+    # Claims.
+
+    async def enqueue(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
+        """Store a live message and claim it; None if it is known and not owed."""
+        return self._registered(await self._store.enqueue(message, kind))
+
+    async def enqueue_backlog(self, message: IncomingMessage, kind: Kind) -> None:
+        """Store a message that was missed; `claim_owed` then returns it with the others."""
+        await self._store.enqueue(message, kind, claim=False)
+
+    async def claim_owed(self, platform: str) -> list[Exchange]:
+        """Claim everything owed on the platform, in the order of the rows."""
+        owed = await self._store.claim_owed(platform)
+        for exchange in owed:
+            self._registered(exchange)
+            self._workers[exchange.id].is_backlog = True
+        return owed
+
+    async def claim(self, exchange: Exchange) -> Exchange | None:
+        """Claim one exchange if it is owed."""
+        return self._registered(await self._store.claim(exchange))
+
+    async def requeue(
+        self, exchange: Exchange, text: str | None = None, *, is_admitted: bool = False
+    ) -> Exchange | None:
+        """Open the exchange again, with a new seed and perhaps a new text, and claim it.
+
+        An earlier worker loses its claim; its messages are reused.  None if the exchange
+        was cleared.
+        """
+        previous = self._workers.get(exchange.id)
+        if text is None:
+            reopened = await self._store.requeue(exchange)
+        else:
+            async with self._prompt_barrier():  # the old text must not reach a prompt any more
+                reopened = await self._store.requeue(exchange, text)
+        if self._registered(reopened, previous) is None or reopened is None:
+            return None
+        self.worker(reopened).is_admitted = is_admitted
+        return reopened
+
+    async def answer_with(self, exchange: Exchange, answer: Answer) -> Exchange:
+        """Store an answer that needs no generation; return the exchange, to be delivered."""
+        await self.record_answer(exchange, answer)
+        worker = self.worker(exchange)
+        self.leave_channel(worker)
+        worker.exchange = replace(exchange, status=Status.ANSWERED, answer=answer)
+        return worker.exchange
+
+    def postpone(self, exchange: Exchange) -> None:
+        """Leave a claimed exchange to the next `take_pending`."""
+        self._workers[exchange.id].is_pending = True
+
+    def take_pending(self, platform: str) -> list[Exchange]:
+        """Return the postponed exchanges of the platform."""
+        pending = [
+            worker
+            for worker in self._workers.values()
+            if worker.is_pending and worker.exchange.message.channel.platform == platform
+        ]
+        for worker in pending:
+            worker.is_pending = False
+        return [worker.exchange for worker in pending]
+
+    def release(self, exchange: Exchange) -> None:
+        """Give the claim up: if the exchange is not finished, it is owed again."""
+        if self._drop(exchange):
+            self._store.release(exchange)
+
+    def _registered(self, exchange: Exchange | None, previous: Worker | None = None) -> Exchange | None:
+        """Add a worker for a new claim; None if there is no claim, or a newer one already."""
+        if exchange is None:
+            return None
+        replaced = self._workers.get(exchange.id)
+        if replaced is not None:
+            if replaced.exchange.fence > exchange.fence:
+                return None
+            replaced.stop()
+            self.leave_channel(replaced)
+        worker = Worker(exchange, next(self._numbers), replaced or previous)
+        self._workers[exchange.id] = worker
+        if worker.has_position:
+            queue = self._channels.setdefault(exchange.message.channel, [])
+            bisect.insort(queue, worker, key=lambda other: other.exchange.id)
+        return exchange
+
+    def _drop(self, exchange: Exchange) -> bool:
+        worker = self.find(exchange)
+        if worker is None:
+            return False
+        self.leave_channel(worker)
+        del self._workers[exchange.id]
+        return True
+
+    # Workers and their order.
+
+    def find(self, exchange: Exchange) -> Worker | None:
+        """Return the worker that holds the claim of `exchange`, or None if it was lost."""
+        worker = self._workers.get(exchange.id)
+        return worker if worker is not None and worker.exchange.fence == exchange.fence else None
+
+    def worker(self, exchange: Exchange) -> Worker:
+        """Return the worker that holds the claim of `exchange`.
+
+        Raises:
+            ClaimLost: There is none.
+        """
+        if (worker := self.find(exchange)) is None:
+            raise ClaimLost(exchange.id)
+        return worker
+
+    def start(
+        self, exchange: Exchange, work: Callable[[Worker], Coroutine[Any, Any, None]]
+    ) -> asyncio.Task[None] | None:
+        """Run `work` in a task once an earlier worker has ended, then release; None if the claim was lost."""
+        worker = self.find(exchange)
+        if worker is None or worker.task is not None:
+            return None
+        worker.task = asyncio.create_task(self._run(worker, work), name=f"exchange {exchange.id}")
+        return worker.task
+
+    async def _run(self, worker: Worker, work: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
+        with log_context(exchange=worker.exchange.id):
+            try:
+                await worker.end_previous()
+                await work(worker)
+            except ClaimLost:
+                log.info("claim lost, another worker goes on")
+            finally:
+                self.release(worker.exchange)
+
+    def stop(self, exchange: Exchange) -> bool:
+        """End the generation of an answer, running or waiting; return whether there is one."""
+        worker = self._workers.get(exchange.id)
+        if worker is None or not worker.has_position:
+            return False
+        worker.stop()
+        return True
+
+    def in_channel(self, channel: ChannelKey) -> list[Exchange]:
+        """Return the questions in the channel that wait or are being answered, in order."""
+        return [worker.exchange for worker in self._channels.get(channel, ())]
+
+    def position(self, worker: Worker) -> int:
+        """Return how many questions of the channel come first."""
+        return self._channels[worker.exchange.message.channel].index(worker)
+
+    def leave_channel(self, worker: Worker) -> None:
+        """Let the next question of the channel be answered."""
+        if not worker.has_position:
+            return
+        worker.has_position = False
+        channel = worker.exchange.message.channel
+        queue = self._channels[channel]
+        queue.remove(worker)
+        for other in queue:
+            other.notify_position()
+        if not queue:
+            del self._channels[channel]
+
+    def depth(self, exchange: Exchange) -> QueueDepth:
+        """Count the earlier unanswered questions; a retry counts from when it was asked for."""
+        own, message = self.find(exchange), exchange.message
+        earlier = [
+            worker.exchange.message
+            for queue in self._channels.values()
+            for worker in queue
+            if worker is not own and (own is None or worker.number < own.number)
+        ]
+        channel = (message.channel.platform, message.channel.channel)
+        return QueueDepth(
+            author=sum(other.author.key == message.author.key for other in earlier),
+            channel=sum((other.channel.platform, other.channel.channel) == channel for other in earlier),
+        )
+
+    # Transitions of a worker.
+
+    async def record_part(self, worker: Worker, number: int, message_id: str) -> None:
+        """Store the id of the platform message that carries part `number` of the reply.
+
+        Raises:
+            ClaimLost: Another worker goes on with the exchange.
+        """
+        if not await self._store.record_part(worker.exchange, number, message_id):
+            self._check_deleted(worker)
+
+    async def record_answer(self, exchange: Exchange, answer: Answer) -> None:
+        """Store the answer; from now on it is owed to the platform.
+
+        Raises:
+            ClaimLost: Another worker goes on with the exchange.
+        """
+        if not await retry_until_stored(lambda: self._store.record_answer(exchange, answer), self._clock):
+            self._check_deleted(self.worker(exchange))
+
+    async def complete(self, exchange: Exchange) -> None:
+        """Note that the last edit has landed, or that there is nothing to show."""
+        await self._finish(exchange, lambda: self._store.complete(exchange))
+
+    async def fail(self, exchange: Exchange, reason: str) -> None:
+        """Note that the platform will never show the reply."""
+        await self._finish(exchange, lambda: self._store.fail(exchange, reason))
+
+    async def settle(self, exchange: Exchange, answer: Answer) -> None:
+        """Store an answer that is not shown."""
+        await self.record_answer(exchange, answer)
+        await self.complete(exchange)
+
+    async def _finish(self, exchange: Exchange, write: Callable[[], Awaitable[object]]) -> None:
+        worker = self.find(exchange)
+        if worker is None:
+            return
+        if worker.leaves_no_trace:
+            await retry_until_stored(lambda: self._store.erase(exchange), self._clock)
+        else:
+            await retry_until_stored(write, self._clock)
+        self._drop(exchange)
+
+    def _check_deleted(self, worker: Worker) -> None:
+        # What was deleted has no claim any more, but its last edit still takes the Stop button away.
+        if not worker.is_deleted:
+            raise ClaimLost(worker.exchange.id)
+
+    # Deletions.
+
+    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
+        """Delete the channel's exchanges, threads included; return the number of questions.
+
+        With `before`, only those before that exchange.  Answers in progress are stopped and not kept.
+        """
+
+        def is_covered(exchange: Exchange) -> bool:
+            key = exchange.message.channel
+            is_here = key == channel or (channel.thread is None and replace(key, thread=None) == channel)
+            return is_here and (before is None or exchange.id < before.id)
+
+        async with self._deletion(is_covered):
+            return await self._store.clear(channel, before)
+
+    async def forget(self, by: Exchange) -> int:
+        """Delete everything its author said before this exchange, in all channels; return the number of questions."""
+        author = by.message.author
+        async with self._deletion(lambda past: past.message.author.key == author.key and past.id < by.id):
+            return await self._store.forget(author, by)
+
+    async def erase(self, exchange: Exchange) -> None:
+        """Delete one exchange: its message was deleted."""
+        async with self._deletion(lambda past: past.id == exchange.id):
+            await self._store.erase(exchange)
+
+    async def read_undeleted(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read for a prompt; once more if a deletion overlapped, since the result may hold deleted text."""
+        while True:
+            await self._no_deletion.wait()
+            deletions = self._deletions
+            result = await read()
+            if deletions == self._deletions:
+                return result
+
+    @asynccontextmanager
+    async def _deletion(self, is_covered: Callable[[Exchange], bool]) -> AsyncIterator[None]:
+        """Stop what is covered, and hold prompts back until the deletion is done."""
+        for worker in self._workers.values():
+            if is_covered(worker.exchange):
+                worker.is_deleted = True
+                if worker.has_position:
+                    worker.stop()
+        async with self._prompt_barrier():
+            yield
+
+    @asynccontextmanager
+    async def _prompt_barrier(self) -> AsyncIterator[None]:
+        self._deletions += 1
+        self._deletions_running += 1
+        self._no_deletion.clear()
+        try:
+            yield
+        finally:
+            self._deletions_running -= 1
+            if not self._deletions_running:
+                self._no_deletion.set()
+
+
+def refused(sentence: str) -> Answer:
+    """Return the answer of a question that gets a sentence instead."""
+    return Answer("", sentence, FinishReason.ERROR)

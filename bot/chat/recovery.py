@@ -1,0 +1,97 @@
+"""Answer what a crash, a restart or an outage left undone."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+
+from bot.chat.access import Access
+from bot.chat.commands import is_forget
+from bot.chat.exchanges import Exchanges, refused
+from bot.chat.retries import Retries, is_open_retry
+from bot.chat.settings import ChatSettings
+from bot.domain import Answer, Exchange, FinishReason, Status
+from bot.util.clock import Calendar
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Recovery:
+    """Claims everything owed on a platform, and settles what needs no answer any more."""
+
+    def __init__(
+        self, access: Access, exchanges: Exchanges, retries: Retries, settings: ChatSettings, calendar: Calendar
+    ) -> None:
+        self._access = access
+        self._exchanges = exchanges
+        self._retries = retries
+        self._settings = settings
+        self._calendar = calendar
+
+    async def recover(self, platform: str) -> list[Exchange]:
+        """Return the exchanges to be shown now, in the order of their rows, each claimed.
+
+        Questions older than `catch_up_minutes` whose reply had not begun are not answered
+        any more: in each channel the newest gets a notice, which settles them all.
+        """
+        owed = [*await self._exchanges.claim_owed(platform), *self._exchanges.take_pending(platform)]
+        try:
+            shown = await self._settle(sorted(owed, key=lambda exchange: exchange.id))
+        except BaseException:
+            for exchange in owed:
+                self._exchanges.release(exchange)
+            raise
+        # An exchange that a /retry has requeued is here twice, the first time without its claim.
+        return sorted(filter(self._exchanges.find, shown), key=lambda exchange: exchange.id)
+
+    async def _settle(self, owed: list[Exchange]) -> list[Exchange]:
+        admitted = []
+        for exchange in owed:
+            # A request to be forgotten is carried out even if its author was denied since.
+            if self._access.admits(exchange.message) or is_forget(exchange):
+                admitted.append(exchange)
+            else:
+                await self._exchanges.fail(exchange, "not admitted any more")
+        late = [exchange for exchange in admitted if self._is_late(exchange)]
+        shown = await self._settle_late(late)
+        for exchange in admitted:
+            if exchange in late:
+                continue
+            if is_open_retry(exchange):
+                shown += await self._settle_retry(exchange)
+            else:
+                shown.append(exchange)
+        return shown
+
+    def _is_late(self, exchange: Exchange) -> bool:
+        """Whether its author hardly waits any more; a reply that was begun is finished however late."""
+        worker = self._exchanges.find(exchange)
+        is_admitted = worker is not None and worker.is_admitted
+        oldest = self._calendar.today() - timedelta(minutes=self._settings.conversation.catch_up_minutes)
+        return (
+            exchange.answer is None
+            and not exchange.parts
+            and exchange.message.sent_at < oldest
+            and not is_admitted
+            and not is_forget(exchange)
+        )
+
+    async def _settle_late(self, late: list[Exchange]) -> list[Exchange]:
+        # Threads count with their channel: where each question opens one, there would be a flood of notices.
+        newest = {replace(exchange.message.channel, thread=None): exchange.id for exchange in late}
+        shown = []
+        for exchange in late:
+            if exchange.id in newest.values():
+                translate = self._settings.translator_for(exchange.message)
+                notice = translate("I was away, and this was some time ago. Please ask again if you like.")
+                shown.append(await self._exchanges.answer_with(exchange, refused(notice)))
+            else:
+                await self._exchanges.settle(exchange, Answer("", reason=FinishReason.ERROR))
+        return shown
+
+    async def _settle_retry(self, retry: Exchange) -> list[Exchange]:
+        latest = await self._retries.target(retry)
+        if latest is not None and latest.status is Status.OPEN:
+            await self._exchanges.settle(retry, Answer(""))  # its question is going to be answered anyway
+            return []
+        return [await self._retries.resolve(retry, latest)]

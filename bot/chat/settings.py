@@ -1,0 +1,42 @@
+"""The settings that answers follow; config.toml may change them while the bot runs."""
+
+from bot.chat.i18n import Translate, translator_for
+from bot.config.schema import Config, ConversationSection
+from bot.domain import IncomingMessage, SamplingParams
+
+
+class ChatSettings:
+    """One object that all parts of the chat read; `reconfigure` takes effect at their next use.
+
+    `answer_seconds` limits a generation, from its first text on.
+    """
+
+    def __init__(
+        self,
+        conversation: ConversationSection | None = None,
+        params: SamplingParams | None = None,
+        answer_seconds: float = 300.0,
+    ) -> None:
+        self.conversation = conversation or ConversationSection()
+        self.params = params or SamplingParams()
+        self.answer_seconds = answer_seconds
+
+    @classmethod
+    def of(cls, config: Config) -> "ChatSettings":
+        settings = cls()
+        settings.reconfigure(config)
+        return settings
+
+    def reconfigure(self, config: Config) -> None:
+        self.conversation = config.conversation
+        self.params = SamplingParams(
+            config.sampling.temperature,
+            config.sampling.top_k,
+            config.sampling.top_p,
+            config.limits.max_answer_tokens or None,
+        )
+        self.answer_seconds = config.limits.answer_seconds
+
+    def translator_for(self, message: IncomingMessage) -> Translate:
+        """Return the translator into the language of the message's author."""
+        return translator_for(message, self.conversation.language)
