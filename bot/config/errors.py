@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in words an operator can act on."""
+"""Error messages for invalid settings."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from bot.config.secrets import is_secret
 
 
 def explain(errors: Sequence[ErrorDetails], known: Mapping[Key, FieldInfo]) -> dict[Key, list[str]]:
-    """Turn what pydantic found into sentences, by the setting or table they are about."""
+    """Translate pydantic's errors to sentences, grouped by setting or section."""
     groups: dict[tuple[Key, str], list[ErrorDetails]] = {}
     for error in errors:
         key = _setting(error, known)
@@ -23,12 +23,13 @@ def explain(errors: Sequence[ErrorDetails], known: Mapping[Key, FieldInfo]) -> d
     return sentences
 
 
-def unknown(near: Sequence[str]) -> str:
-    return "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+def unknown(near: Sequence[str], noun: str = "setting") -> str:
+    """Return the message for an unknown name, with the most similar known one as a suggestion."""
+    return f"unknown {noun}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _setting(error: ErrorDetails, known: Mapping[Key, FieldInfo]) -> Key:
-    """Drop what pydantic adds below a setting: positions in a list, branches of a union."""
+    # Below a setting pydantic adds positions in lists and branches of unions.
     key = tuple(str(part) for part in error["loc"])
     if error["type"] == "one_setting":
         return (*key, error["ctx"]["setting"])
@@ -38,45 +39,51 @@ def _setting(error: ErrorDetails, known: Mapping[Key, FieldInfo]) -> Key:
 def _sentence(key: Key, errors: Sequence[ErrorDetails], known: Mapping[Key, FieldInfo]) -> str:
     error, field = errors[0], known.get(key)
     context = error.get("ctx", {})
-    if field is not None and is_secret(field) and error["type"] != "value_error":  # that is a sentence of our own
-        return "this is not a text"  # what it is instead is not shown
+    if field is not None and is_secret(field) and error["type"] != "value_error":  # our own messages show no secret
+        return "the value is not a string"
     value = _shown(error["input"])
     if options := [word for each in errors for word in _options(each)]:
         return f"{value} is not one of {', '.join(options)}"
     match error["type"]:
         case "extra_forbidden":
-            return unknown(_near(key, known))
+            return unknown(_similar(key, known), _noun(key, error["input"]))
         case "one_setting":
             return str(context["why"])
         case "tokens_missing":
             missing = [variable((*key, name)) for name in context["missing"]]
             return f"{context['why']}, but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
         case "int_type" | "int_parsing" | "int_from_float":
-            return f"{value} is not a whole number"
+            return f"{value} is not an integer"
         case "float_type" | "float_parsing" | "finite_number":
             return f"{value} is not a number"
         case "string_type":
-            return f"{value} is not a text; put it in quotes"
+            return f"{value} is not a string; put it in quotes"
         case "tuple_type":
             return f'{value} is not a list; write ["…", "…"]'
         case "dict_type" | "model_type" | "model_attributes_type":
-            return f"{value} is not a table; write [{'.'.join(key)}], and its settings below that"
+            return f"{value} is not a table; write [{'.'.join(key)}], with its settings below"
         case "greater_than_equal":
-            return f"{value} is too small; the least is {context['ge']:g}"
+            return f"{value} is too small; the minimum is {context['ge']:g}"
         case "greater_than":
-            return f"{value} is too small; it must be more than {context['gt']:g}"
+            return f"{value} is too small; it must be greater than {context['gt']:g}"
         case "less_than_equal":
-            return f"{value} is too large; the most is {context['le']:g}"
+            return f"{value} is too large; the maximum is {context['le']:g}"
         case "string_pattern_mismatch" if field is not None:
             return f"{value} is not one of {field.description}"
         case "value_error":
             return str(context["error"])
         case _:
-            return f"{value} does not fit: {error['msg']}"
+            return f"{value} is invalid: {error['msg']}"
 
 
-def _near(key: Key, known: Mapping[Key, FieldInfo]) -> list[str]:
-    """Find the likeliest setting or table for a key that is none."""
+def _noun(key: Key, value: object) -> str:
+    if key[0] == "adapters" and len(key) == 2:
+        return "platform"
+    return "section" if isinstance(value, dict) else "setting"
+
+
+def _similar(key: Key, known: Mapping[Key, FieldInfo]) -> list[str]:
+    """Find the most similar setting or section, or the only setting of this name in another section."""
     tables = {k[:length] for k in known for length in range(1, len(k))}
     beside = {k[-1] for k in (*known, *tables) if k[:-1] == key[:-1]}
     if near := get_close_matches(key[-1], sorted(beside), n=1):

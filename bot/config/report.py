@@ -1,9 +1,9 @@
-"""What `python -m bot check` prints: the settings in force, where each was made, what it would be otherwise."""
+"""Output of `bot check`: current settings, their sources and defaults."""
 
 import json
 from collections.abc import Iterator
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from bot.config.schema import AdapterSection, Config, Key, Section
@@ -12,7 +12,7 @@ from bot.config.sources import LoadedConfig
 
 
 def report(loaded: LoadedConfig) -> Iterator[str]:
-    """Yield lines; those of settings that differ from their default begin with a star."""
+    """Yield lines; settings that differ from their default are marked with a star."""
     changed = 0
     for table, section, default in _tables(loaded.config):
         yield f"[{'.'.join(table)}]"
@@ -30,7 +30,6 @@ def report(loaded: LoadedConfig) -> Iterator[str]:
 
 
 def _tables(config: Config) -> Iterator[tuple[Key, Section, Section]]:
-    """Yield each table as it is and as it would be by default."""
     for name, section in config:
         if isinstance(section, Section):
             yield (name,), section, type(section)()
@@ -40,7 +39,6 @@ def _tables(config: Config) -> Iterator[tuple[Key, Section, Section]]:
 
 
 def _shown(field: FieldInfo, value: object) -> str:
-    """Write a value as config.toml would, and a secret not at all."""
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
         return _toml(secret) if is_address(field) and not has_password(secret) else "(set)"
@@ -48,7 +46,12 @@ def _shown(field: FieldInfo, value: object) -> str:
 
 
 def _toml(value: object) -> str:
+    """Format a value as in config.toml; secrets inside are hidden."""
     match value:
+        case SecretStr():
+            return "(set)"
+        case BaseModel():
+            return _toml(dict(value))
         case tuple() | list():
             return f"[{', '.join(_toml(item) for item in value)}]"
         case dict() if value:
@@ -56,5 +59,5 @@ def _toml(value: object) -> str:
         case float() if value.is_integer():
             return str(int(value))
         case _:
-            # TOML writes texts, numbers, true and false as JSON does.
+            # TOML and JSON write strings, numbers and booleans alike.
             return json.dumps(value, ensure_ascii=False)

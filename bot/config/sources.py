@@ -1,4 +1,4 @@
-"""Where settings come from: config.toml, secret files and the environment."""
+"""Load settings from config.toml, secret files and the environment."""
 
 import os
 import re
@@ -36,14 +36,14 @@ from bot.config.schema import (
 from bot.config.secrets import has_password, is_address, is_secret
 from bot.errors import ConfigError
 
-SECRETS_DIR = Path("/run/secrets")  # where Docker, Podman and Swarm mount them
+SECRETS_DIR = Path("/run/secrets")  # the mount point of Docker, Podman and Swarm
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """The settings, and for each that was set somewhere, where."""
+    """The settings, and the source of each one that is set."""
 
     config: Config
     origins: Mapping[Key, str]
@@ -55,14 +55,13 @@ def load_config(
     backends: Collection[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> Config:
-    """Read all settings; the environment outranks secret files, and those config.toml.
+    """Load all settings; environment variables override secret files, which override config.toml.
 
-    `path` None means ./config.toml if there is one, and the defaults if not.
-    `adapters` are the tables that may stand under `[adapters]`; `backends`, if
-    given, the words that `engine.backend` may be.
+    With `path` None, ./config.toml is optional.  `adapters` are the sections allowed under
+    `[adapters]`, `backends` the values allowed for `engine.backend`.
 
     Raises:
-        ConfigError: There are mistakes; it lists them all.
+        ConfigError: Lists all mistakes.
     """
     return load_with_origins(path, adapters, backends, environ).config
 
@@ -73,16 +72,16 @@ def load_with_origins(
     backends: Collection[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> LoadedConfig:
-    """As `load_config`, and say where each setting was made."""
+    """Load all settings like `load_config`, with the source of each."""
     known = known_settings(adapters)
     file = _File.read(path)
-    around = _Surroundings(known, os.environ if environ is None else environ)
+    environment = _Environment(known, os.environ if environ is None else environ)
     in_file: list[tuple[int, str]] = []
-    elsewhere = list(around.mistakes)
+    elsewhere = list(environment.mistakes)
 
     def note(key: Key, sentence: str) -> None:
-        if key in around.origins:
-            elsewhere.append(f"{around.origins[key]}: {sentence}")
+        if key in environment.origins:
+            elsewhere.append(f"{environment.origins[key]}: {sentence}")
         elif line := file.line(key):
             in_file.append((line, f"line {line}, {'.'.join(key)}: {sentence}"))
         else:
@@ -90,12 +89,12 @@ def load_with_origins(
 
     for key in file.take_secrets(known):
         line, home = file.line(key), _home_of(key, known)
-        places = f"the environment variable {variable(home)} or the file {around.secrets_dir / secret_file(home)}"
-        refused = f"line {line}, {'.'.join(key)}: a secret does not belong in this file; put it into {places}"
-        in_file.append((line, refused))
+        places = f"the environment variable {variable(home)} or the file {environment.secrets_dir / secret_file(home)}"
+        refusal = f"line {line}, {'.'.join(key)}: secrets are not allowed in this file; use {places}"
+        in_file.append((line, refusal))
     config = Config()
     try:
-        config = _validated(adapters, backends, file.tables, around)
+        config = _validated(adapters, backends, file.tables, environment)
     except ValidationError as error:
         for key, sentences in explain(error.errors(include_url=False), known).items():
             for sentence in sentences:
@@ -105,12 +104,12 @@ def load_with_origins(
         where = [file.name] * bool(in_file) + ["the environment"] * bool(elsewhere)
         raise ConfigError(" with ".join(where), [*(text for _, text in sorted(in_file)), *elsewhere])
     origins = {key: f"{file.name}, line {file.lines[key]}" for key in known if key in file.lines}
-    return LoadedConfig(config, origins | around.origins)
+    return LoadedConfig(config, origins | environment.origins)
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """config.toml: what it says, and in which line."""
+    """The contents of config.toml, with line numbers."""
 
     name: str
     tables: dict[str, Any]
@@ -120,18 +119,18 @@ class _File:
     def read(cls, path: Path | None) -> "_File":
         where = path or Path("config.toml")
         try:
-            text = where.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+            text = where.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
             return cls(str(where), tomllib.loads(text + "\n"), _lines(text))
         except FileNotFoundError:
             if path is None:
                 return cls(str(where), {}, {})
-            raise ConfigError(str(where), ["there is no such file; name another one, or go without --config"]) from None
+            raise ConfigError(str(where), ["the file does not exist; name another one, or omit --config"]) from None
         except OSError as error:
-            raise ConfigError(str(where), [f"it cannot be read ({error.strerror}); name a file that can"]) from None
+            raise ConfigError(str(where), [f"the file cannot be read ({error.strerror})"]) from None
         except UnicodeDecodeError as error:
             raise ConfigError(str(where), [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
         except tomllib.TOMLDecodeError as error:
-            # "Expected '=' after a key (at line 3, column 5)"; the text is no secret, the line is not shown
+            # "Expected '=' after a key (at line 3, column 5)"; the message quotes no value, the line is not shown
             what, _, place = str(error).rstrip(")").rpartition(" (at ")
             raise ConfigError(str(where), [f"{place}: {what[:1].lower()}{what[1:]}"]) from None
 
@@ -140,11 +139,11 @@ class _File:
         return next((self.lines[part] for part in above if part in self.lines), 0)
 
     def take_secrets(self, known: Mapping[Key, FieldInfo]) -> list[Key]:
-        """Remove every secret, so that nothing later can show one; return where they were."""
-        return list(_taken(self.tables, (), known))
+        """Remove all secrets before anything can show them; return their keys."""
+        return list(_remove_secrets(self.tables, (), known))
 
 
-def _taken(table: dict[str, Any], parent: Key, known: Mapping[Key, FieldInfo]) -> Iterator[Key]:
+def _remove_secrets(table: dict[str, Any], parent: Key, known: Mapping[Key, FieldInfo]) -> Iterator[Key]:
     for name, value in list(table.items()):
         key = (*parent, name)
         if key in known and is_address(known[key]):
@@ -157,11 +156,11 @@ def _taken(table: dict[str, Any], parent: Key, known: Mapping[Key, FieldInfo]) -
             continue
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, dict):
-                yield from _taken(inner, key, known)
+                yield from _remove_secrets(inner, key, known)
 
 
 def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
-    """Find the setting that a secret in config.toml was meant for."""
+    """Guess the setting that a secret in config.toml was meant for."""
     if key in known or (key[0] == "adapters" and len(key) == 3):
         return key
     secrets = {
@@ -174,7 +173,7 @@ def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
 
 
 def _lines(text: str) -> dict[Key, int]:
-    r"""Find the line of each key in valid TOML: a statement is the fewest lines that parse by themselves.
+    r"""Find the line of each key in valid TOML: a statement is the fewest lines that parse.
 
     >>> _lines('[a]\nb.c = [\n  1,\n]\n\n[d]\n')
     {('a',): 1, ('a', 'b'): 2, ('a', 'b', 'c'): 2, ('d',): 6}
@@ -207,8 +206,8 @@ def _keys(table: Mapping[str, Any], parent: Key = ()) -> Iterator[Key]:
                 yield from _keys(inner, key)
 
 
-class _Surroundings:
-    """What variables and secret files set, and those of them that set nothing."""
+class _Environment:
+    """Settings from environment variables and secret files, and mistakes among them."""
 
     def __init__(self, known: Mapping[Key, FieldInfo], environ: Mapping[str, str]) -> None:
         self._names = {variable(key): key for key in known}
@@ -216,7 +215,7 @@ class _Surroundings:
         self.mistakes: list[str] = []
         self.secrets_dir = Path(environ.get("BOT_SECRETS_DIR") or SECRETS_DIR)
         if environ.get("BOT_SECRETS_DIR") and not self.secrets_dir.is_dir():
-            self.mistakes.append(f"BOT_SECRETS_DIR: there is no folder {self.secrets_dir}")
+            self.mistakes.append(f"BOT_SECRETS_DIR: {self.secrets_dir} is not a directory")
         self.files = self._read_files()
         self.variables = self._read_variables(environ)
 
@@ -224,13 +223,13 @@ class _Surroundings:
         values: dict[Key, str] = {}
         for name, value in sorted(environ.items()):
             if name in self._names:
-                if _LONE_SURROGATE.search(value):  # a byte that the system could not decode
-                    self.mistakes.append(f"{name}: it is not UTF-8")
-                elif value:  # an empty variable is how a compose file says "not set"
+                if _LONE_SURROGATE.search(value):  # an undecodable byte
+                    self.mistakes.append(f"{name}: not UTF-8")
+                elif value:  # compose files pass unset variables as empty
                     values[self._names[name]] = value
                     self.origins[self._names[name]] = name
             elif name.startswith("BOT_") and name != "BOT_SECRETS_DIR":
-                # BOT_SOMETHING may be another program's; two underscores, or nearly our name, are ours.
+                # Other programs may use BOT_SOMETHING; report only similar names and those with two underscores.
                 near = get_close_matches(name, self._names, n=1, cutoff=0.6 if "__" in name else 0.9)
                 if near or "__" in name:
                     self.mistakes.append(f"{name}: {unknown(near)}")
@@ -240,7 +239,7 @@ class _Surroundings:
         try:
             return sorted(self.secrets_dir.iterdir()) if self.secrets_dir.is_dir() else []
         except OSError as error:
-            self.mistakes.append(f"{self.secrets_dir}: it cannot be read: {error.strerror}")
+            self.mistakes.append(f"{self.secrets_dir}: cannot be read: {error.strerror}")
             return []
 
     def _read_files(self) -> dict[Key, str]:
@@ -253,9 +252,9 @@ class _Surroundings:
                 try:
                     value = file.read_text(encoding="utf-8").strip()
                 except OSError as error:
-                    self.mistakes.append(f"{file}: it cannot be read: {error.strerror}")
+                    self.mistakes.append(f"{file}: cannot be read: {error.strerror}")
                 except UnicodeDecodeError:
-                    self.mistakes.append(f"{file}: it is not UTF-8")
+                    self.mistakes.append(f"{file}: not UTF-8")
                 else:
                     if value:
                         values[key] = value
@@ -266,7 +265,7 @@ class _Surroundings:
 
 
 class _Named(EnvSettingsSource):
-    """Variables and secret files: both are texts under a flat name."""
+    """Source for environment variables and secret files: strings under a flat name."""
 
     def __init__(self, settings: type[BaseSettings], values: Mapping[Key, str]) -> None:
         super().__init__(settings)
@@ -277,7 +276,7 @@ def _validated(
     adapters: Mapping[str, type[AdapterSection]],
     backends: Collection[str],
     tables: dict[str, Any],
-    around: _Surroundings,
+    environment: _Environment,
 ) -> Config:
     class Sources(BaseSettings):
         model_config = SettingsConfigDict(
@@ -294,14 +293,14 @@ def _validated(
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (
-                _Named(settings_cls, around.variables),
-                _Named(settings_cls, around.files),
+                _Named(settings_cls, environment.variables),
+                _Named(settings_cls, environment.files),
                 InitSettingsSource(settings_cls, tables),
             )
 
     def known_platform(one: str) -> str:
         if one.partition(":")[0] not in adapters:
-            raise ValueError(f"{one!r} is on no platform that this program knows: {', '.join(adapters)}")
+            raise ValueError(f"{one!r}: unknown platform; known platforms: {', '.join(adapters)}")
         return one
 
     def known_backend(engine: EngineSection) -> EngineSection:
@@ -313,7 +312,7 @@ def _validated(
     sections: dict[str, Any] = {
         name: (field.annotation, field) for name, field in Config.model_fields.items() if name != "adapters"
     }
-    # Checked one by one, so that no mistake hides another.
+    # Each item is validated by itself, so that no mistake hides another.
     known: Any = Annotated[PlatformId, AfterValidator(known_platform)]
     lists: dict[str, Any] = {
         name: (Annotated[tuple[known, ...], *field.metadata], field.default)

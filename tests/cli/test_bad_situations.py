@@ -123,9 +123,9 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "sentence"),
     [
-        (lambda file: None, "there is no such file; name another one, or go without --config"),
-        (lambda file: file.touch(mode=0), "it cannot be read (Permission denied); name a file that can"),
-        (lambda file: file.mkdir(), "it cannot be read (Is a directory); name a file that can"),
+        (lambda file: None, "the file does not exist; name another one, or omit --config"),
+        (lambda file: file.touch(mode=0), "the file cannot be read (Permission denied)"),
+        (lambda file: file.mkdir(), "the file cannot be read (Is a directory)"),
     ],
     ids=["missing", "unreadable", "a folder"],
 )
