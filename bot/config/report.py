@@ -51,7 +51,7 @@ def _toml(value: object) -> str:
         case SecretStr():
             return "(set)"
         case BaseModel():
-            return _toml(dict(value))
+            return _toml(dict(iter(value)))
         case tuple() | list():
             return f"[{', '.join(_toml(item) for item in value)}]"
         case dict() if value:

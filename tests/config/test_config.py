@@ -162,7 +162,7 @@ def test_the_listing_says_where_the_mistakes_are(folder: Path) -> None:
         ("[engine]\nmax_batch_size = 0", "line 2, engine.max_batch_size: 0 is too small; the minimum is 1"),
         ("[engine]\nmax_batch_size = true", "line 2, engine.max_batch_size: true is not a number"),
         ("[engine]\nmax_batch_size = 1.5", "line 2, engine.max_batch_size: 1.5 is not an integer"),
-        ("[engine]\ndevice = 'gpu'", "'gpu' is not one of auto, cuda, cuda:1 (the second one), \"cuda:0,cuda:1\""),
+        ("[engine]\ndevice = 'gpu'", "'gpu' is not one of auto, cuda, cuda:1 (the second GPU), \"cuda:0,cuda:1\""),
         ("[engine]\nbackend = 'llama'", "line 2, engine.backend: 'llama' is not one of chatglm, echo"),
         ("[storage]\nurl = 7", "line 2, storage.url: the value is not a string"),
         ("[adapters.discord]\nproxy = '?'", "'?' is invalid: String should have at least 2 characters"),
@@ -365,7 +365,7 @@ def test_an_adapter_that_is_switched_on_without_its_token_is_a_mistake(folder: P
 
 def test_one_token_of_two_is_a_mistake(folder: Path) -> None:
     assert mistake(BOT_SLACK__APP_TOKEN="x") == (
-        "adapters.slack: one token is there, but BOT_SLACK__BOT_TOKEN is not set"
+        "adapters.slack: only one token is set, but BOT_SLACK__BOT_TOKEN is not set"
     )
 
 

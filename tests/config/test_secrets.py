@@ -7,15 +7,18 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import pytest
 from aiohttp import web
+from pydantic import Field, SecretStr, create_model
 
 from bot.adapters import SETTINGS
 from bot.config.report import report
-from bot.config.secrets import environment_secrets
-from bot.config.sources import load_with_origins
+from bot.config.schema import AdapterSection, Config, Section
+from bot.config.secrets import Address, environment_secrets, is_secret
+from bot.config.sources import LoadedConfig, load_with_origins
 from bot.observability.logging import Redaction
 from tests.cli.test_main import environment
 from tests.harness import warm_start
@@ -175,3 +178,30 @@ def test_what_libraries_read_by_themselves_is_blotted_out_too() -> None:
     environ = {"HF_TOKEN": "canary-6-hub", "https_proxy": "http://me:canary-11@proxy:1", "NO_PROXY": "localhost"}
     redact = Redaction(environment_secrets(environ))
     assert seen_in(redact("canary-6-hub http://me:canary-11@proxy:1 canary-11"), "canary-6-hub", "canary-11") == []
+
+
+class ApiKeySection(Section):
+    url: Annotated[SecretStr, Address] = SecretStr("http://me:canary-21@proxy:1")
+    keys_by_host: dict[str, tuple[SecretStr, ...]] = Field(default={"hub": (SecretStr("canary-22"),)})
+
+
+@pytest.mark.parametrize("name", [*Config.model_fields])
+def test_a_secret_in_any_section_at_any_depth_is_redacted_and_not_shown(name: str) -> None:
+    base: Any = AdapterSection if name == "adapters" else Config.model_fields[name].annotation
+    section: Any = create_model(
+        "Extended",
+        __base__=base,
+        required=(SecretStr, SecretStr("canary-23")),
+        optional=(SecretStr | None, SecretStr("canary-24")),
+        nested=(ApiKeySection, ApiKeySection()),
+        many=(list[ApiKeySection], [ApiKeySection()]),
+    )
+    config = Config(**{name: {"new": section()} if name == "adapters" else section()})  # type: ignore[arg-type]
+    canaries = ("canary-21", "canary-22", "canary-23", "canary-24")
+    assert {secret for secret in config.secrets if secret in canaries} == {*canaries}
+    line = repr([SecretStr.get_secret_value(each) for each in (section().required, section().optional)])
+    assert seen_in(Redaction(config.secrets)(f"{line} canary-21 canary-22"), *canaries) == []
+    assert all(is_secret(section.model_fields[field]) for field in ("required", "optional", "nested", "many"))
+    shown = "\n".join(report(LoadedConfig(config, {})))
+    assert seen_in(shown, *canaries) == []
+    assert "(set)" in shown

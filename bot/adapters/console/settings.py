@@ -11,5 +11,5 @@ class ConsoleSection(AdapterSection):
     """A chat in the terminal, for one person."""
 
     enabled: Literal["auto"] | bool = Field(
-        default="auto", description="auto (on when no other adapter is), true, false"
+        default="auto", description="auto (on when no other platform is), true, false"
     )
