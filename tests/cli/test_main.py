@@ -88,7 +88,7 @@ def test_a_database_that_is_newer_than_the_program_is_left_alone(tmp_path: Path)
     ran = bot(tmp_path, "run", stdin="hello\n")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("bot: ")
-    assert "newer" in ran.stderr
+    assert "Update the program" in ran.stderr
     assert file.read_bytes() == before
 
 
