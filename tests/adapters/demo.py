@@ -1,4 +1,4 @@
-"""`python -m tests.adapters.demo PLATFORM`: the real bot with the demo model, talking to a person on a loopback server."""
+"""`python -m tests.adapters.demo PLATFORM`: the demo model in a conversation on a loopback server."""
 
 import argparse
 import asyncio
@@ -17,18 +17,18 @@ from tests.harness.fakes import FastClock
 from tests.harness.platform import Seen
 from tests.harness.platform_bench import PROFILES, Bench, open_bench
 
-# The demo model writes its longest answer in seconds: at this pace it is still seen to grow.
+# At this speed of the clock even the demo model's answers, which take seconds, are seen to grow.
 FACTOR = 20.0
 _PERSON, _CHANNEL = "Mei", "general"
 _BUTTONS = {Action.STOP: "[Stop]", Action.RETRY: "[Regenerate]"}
 _WIDTH = 72
-# A model of this size on a busy machine.
+# Timeout for an answer on a busy machine.
 _SECONDS = 60.0
 
 
 @dataclass(slots=True)
-class Conversation:
-    """What a person does, and what they see of it: each new message, and each one that changes."""
+class DemoUser:
+    """A user's actions, and a transcript of new and changed messages."""
 
     bench: Bench
     say: Callable[[str], None]
@@ -36,14 +36,14 @@ class Conversation:
     _first: str | None = None
 
     async def ask(self, text: str) -> str:
-        """Say something to the bot and wait for the whole answer; return the question's id."""
+        """Mention the bot and wait for the whole answer; return the question's id."""
         before = self._replies()
         id = await self._question(text)
         await self._until(lambda: self._is_answered(before))
         return id
 
     async def ask_and_stop(self, text: str) -> None:
-        """Press Stop once some of the answer can be read."""
+        """Mention the bot and press Stop once part of the answer is visible."""
         before = self._replies()
         await self._question(text)
 
@@ -56,7 +56,7 @@ class Conversation:
         await self._until(lambda: self._is_answered(before))
 
     async def edit(self, id: str, text: str) -> None:
-        """Edit the last question and wait until its reply is another one."""
+        """Edit the last question and wait for its new reply."""
         reply = self.bench.replies(_CHANNEL)[-1]
         self.say(f"{_PERSON} edits the question")
         await self.bench.platform.edit(id, text)
@@ -73,8 +73,8 @@ class Conversation:
         await self.bench.platform.command(name, author=_PERSON, channel=_CHANNEL)
         await self._until(lambda: any(seen.markdown.strip(" …") for seen in self._new(before)))
 
-    def begin_anew(self) -> None:
-        """Say the next thing where no conversation goes on."""
+    def start_conversation(self) -> None:
+        """Write the next message outside the current thread."""
         self._first = None
 
     def show_all(self) -> None:
@@ -82,7 +82,7 @@ class Conversation:
             self._show(seen, in_full=True)
 
     async def _question(self, text: str) -> str:
-        # On Slack each mention opens a thread, and a conversation goes on in its own.
+        # On Slack each mention opens a thread, which contains the conversation.
         thread = self._first if self.bench.platform.name == "slack" else None
         id = await self.bench.platform.say(text, author=_PERSON, channel=_CHANNEL, thread=thread)
         self._first = self._first or id
@@ -124,25 +124,25 @@ class Conversation:
 
 
 async def play(platform: str, say: Callable[[str], None]) -> None:
-    """The whole conversation on one platform; `say` is told each line of the transcript."""
+    """Play the conversation on one platform; `say` gets each line of the transcript."""
     engine = open_engine(EngineSection())
-    # The likeliest words, so that it goes the same way each time.
+    # Greedy decoding, so that the answers are the same each time.
     async with open_bench(platform, engine, FastClock(FACTOR), SamplingParams(temperature=0)) as bench:
-        person = Conversation(bench, say)
+        person = DemoUser(bench, say)
         say(f"— {platform}: a mention")
         await person.ask("Hello")
         say("— a follow-up")
         await person.ask("What did I just say?")
         say("— the conversation is forgotten")
         await person.command("clear")
-        person.begin_anew()
+        person.start_conversation()
         await person.ask("What did I just say?")
         say("— a long answer, stopped")
         await person.ask_and_stop("Tell me everything about this bot")
         say("— a question that is edited")
         id = await person.ask("say blue whale")
         await person.edit(id, "say red panda")
-        say("— what stands there in the end")
+        say("— the final messages")
         person.show_all()
     for violation in bench.platform.violations:
         say(f"not allowed on {platform}: {violation}")
@@ -160,7 +160,7 @@ def main() -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201  # it is a command
+    print(line, flush=True)  # noqa: T201  # the output of a command
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make lossless`: what arrives of long answers on each platform, and how soon; prints a table, ends with 1 on a fault."""
+"""`make lossless`: check the delivery of long answers on each platform and print a table."""
 
 import argparse
 import asyncio
@@ -26,16 +26,16 @@ from tests.adapters.lossless_runs import (
 )
 from tests.harness.platform_bench import PROFILES
 
-# What the figures must be, in milliseconds.
+# Limits in milliseconds.
 _PLACEHOLDER = 300.0
 _LATENESS = 50.0
-# Seconds for the call itself, which no interval counts.
+# Seconds for the call itself, in addition to the edit intervals.
 _CALL = 0.1
 
 
 @dataclass(slots=True)
 class Report:
-    """One platform's column, and what passed and failed there."""
+    """One platform's column of the table, and its passed and failed checks."""
 
     platform: str
     passed: int = 0
@@ -54,15 +54,15 @@ async def measure(name: str, numbers: Sequence[int], seed: int, *, with_times: b
 
     def progress(done: int) -> None:
         if done % 25 == 0 or done == len(numbers):
-            _tell(f"{name}: {done} of {len(numbers)} answers")
+            _print_progress(f"{name}: {done} of {len(numbers)} answers")
 
     report_delivered(report, await deliver(name, cases(numbers, seed), seed, progress), seed)
     if with_times:
-        _tell(f"{name}: from a mention to the placeholder")
+        _print_progress(f"{name}: from a mention to the placeholder")
         _report_placeholders(report, await placeholders(name))
-        _tell(f"{name}: the age of text that flows")
+        _print_progress(f"{name}: the age of text that flows")
         _report_ages(report, await ages(name), PROFILES[name].edit_interval)
-        _tell(f"{name}: 200 mentions in 50 channels at once")
+        _print_progress(f"{name}: 200 mentions in 50 channels at once")
         _report_load(report, await load(name))
     return report
 
@@ -78,14 +78,14 @@ def report_delivered(report: Report, delivered: Delivered, seed: int) -> None:
     report.check(not early, f"{len(early)} calls before Retry-After: {early[:3]}")
     report.check(not long, f"{len(long)} texts over the limit: {long[:3]}")
     report.check(not others, f"{len(others)} calls that the platform forbids: {others[:3]}")
-    refusals = delivered.refusals
-    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(refusals.refused.items()))
+    injected = delivered.injected
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(injected.failed.items()))
     report.rows |= {
         "answers": f"{delivered.cases}",
         "characters": f"{delivered.characters:,}",
         "messages": f"{delivered.messages:,}",
-        "calls": f"{refusals.calls:,}",
-        "refused": f"{refusals.refused.total():,}",
+        "calls": f"{injected.calls:,}",
+        "refused": f"{injected.failed.total():,}",
         "by kind": kinds,
         "every character exactly once": f"{delivered.without(NOT_EXACT)} of {delivered.cases}",
         "visible text as markdown-it reads it": f"{delivered.without(NOT_VISIBLE)} of {delivered.cases}",
@@ -103,7 +103,7 @@ def report_delivered(report: Report, delivered: Delivered, seed: int) -> None:
 def _report_placeholders(report: Report, times: Times) -> None:
     p50, p99 = (1e3 * times.percentile(percent) for percent in (50, 99))
     report.rows[f"mention to placeholder, p50 / p99 of {len(times.values)}"] = f"{p50:.0f} / {p99:.0f} ms"
-    report.check(p99 < _PLACEHOLDER, f"the placeholder took {p99:.0f} ms (p99), and {_PLACEHOLDER:.0f} are allowed")
+    report.check(p99 < _PLACEHOLDER, f"the placeholder took {p99:.0f} ms (p99), the limit is {_PLACEHOLDER:.0f}")
 
 
 def _report_ages(report: Report, times: Times, interval: float) -> None:
@@ -111,7 +111,7 @@ def _report_ages(report: Report, times: Times, interval: float) -> None:
     report.rows["edit interval"] = f"{interval} s"
     report.rows["age of flowing text, p50 / oldest"] = f"{p50:.2f} / {oldest:.2f} s"
     allowed = 2 * interval + _CALL
-    report.check(oldest <= allowed, f"text was {oldest:.2f} s old, and {allowed:.2f} s are allowed")
+    report.check(oldest <= allowed, f"text was {oldest:.2f} s old, the limit is {allowed:.2f} s")
 
 
 def _report_load(report: Report, measured: Load) -> None:
@@ -122,7 +122,7 @@ def _report_load(report: Report, measured: Load) -> None:
     report.rows[f"{what}: seconds"] = f"{measured.seconds:.0f}"
     report.rows["lateness of the event loop, p99: idle / busy"] = f"{idle:.1f} / {busy:.1f} ms"
     report.check(not measured.faults, f"{what}: {measured.faults[:3]}")
-    report.check(busy - idle <= _LATENESS, f"the event loop was {busy - idle:.0f} ms later than when idle (p99)")
+    report.check(busy - idle <= _LATENESS, f"the event loop lagged {busy - idle:.0f} ms more than when idle (p99)")
 
 
 def _is_too_long(violation: str) -> bool:
@@ -130,7 +130,7 @@ def _is_too_long(violation: str) -> bool:
 
 
 def table(reports: Sequence[Report]) -> str:
-    """The reports as a table in Markdown, a platform to a column."""
+    """Return a Markdown table with a column per platform."""
     labels = list(dict.fromkeys(label for report in reports for label in report.rows))
     lines = [["", *(report.platform for report in reports)], ["---", *("---:" for _ in reports)]]
     lines += [[label, *(report.rows.get(label, "") for report in reports)] for label in labels]
@@ -139,14 +139,14 @@ def table(reports: Sequence[Report]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.adapters.lossless", description=__doc__)
-    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"of {', '.join(PROFILES)}; all of them")
-    parser.add_argument("--cases", type=int, default=300, help="answers per platform (300)")
-    parser.add_argument("--seed", type=int, default=4, help="for other answers (4)")
-    parser.add_argument("--case", type=int, help="this answer alone, and no times")
+    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(PROFILES)}; default: all")
+    parser.add_argument("--cases", type=int, default=300, help="answers per platform (default: 300)")
+    parser.add_argument("--seed", type=int, default=4, help="seed of the answers (default: 4)")
+    parser.add_argument("--case", type=int, help="deliver only this answer and measure no latencies")
     options = parser.parse_args()
     if unknown := set(options.platforms) - set(PROFILES):
-        parser.error(f"there is no platform {', '.join(sorted(unknown))}")
-    # Refusals are what this is about; only what nobody expects is worth a line.
+        parser.error(f"unknown platform: {', '.join(sorted(unknown))}")
+    # Injected faults are logged as warnings; only errors are unexpected.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -166,10 +166,10 @@ def main() -> int:
 
 
 def _print_line(line: str) -> None:
-    print(line, flush=True)  # noqa: T201  # it is a command
+    print(line, flush=True)  # noqa: T201  # the output of a command
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201  # its progress
 
 

@@ -1,4 +1,4 @@
-"""The runs of `make lossless`: answers while every fourth call is refused, and times where none is."""
+"""The runs of `make lossless`: deliveries while every fourth call fails, and latencies without faults."""
 
 import asyncio
 import bisect
@@ -14,16 +14,16 @@ from typing import Literal
 from bot.delivery.markdown.blocks import BlockIndex, is_balanced, visible_text
 from bot.delivery.markdown.split import Chunk, join, split
 from bot.domain import Action, ChatRequest, Exchange, Status
-from tests.adapters.lossless_cases import Case
+from tests.adapters.lossless_cases import AnswerCase
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import Item, Script
 from tests.harness.platform import Fault, Seen
 from tests.harness.platform_bench import PROFILES, Bench, Profile, open_bench, without_spaces
 
-# How much faster than the platforms' own time; Retry-After and intervals are scaled with it.
+# Speed of the bot's clock; Retry-After and intervals are scaled with it.
 FACTOR = 50.0
-# Conversations under way at once while calls are refused.
-_AT_ONCE = 24
+# Conversations in flight at once while calls fail.
+_IN_FLIGHT = 24
 # Real seconds between two deltas of an answer.
 _DELTA_SECONDS = 0.005
 
@@ -32,42 +32,42 @@ Progress = Callable[[int], None]
 
 
 @dataclass(slots=True)
-class Refusals:
-    """A Script that refuses every fourth call, each time in another way."""
+class InjectedFaults:
+    """A FaultScript that fails every fourth call, with each kind of fault in turn."""
 
     chance: random.Random
     calls: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, number: int, name: str) -> Fault | None:
         self.calls += 1
         if number % 4 != 3:
             return None
         kind = _KINDS[number // 4 % len(_KINDS)]
-        self.refused[kind] += 1
-        # R9 of the reliability figures: from 1 to 30 seconds.
+        self.failed[kind] += 1
+        # As in figure R9: from 1 to 30 seconds.
         return Fault(kind, self.chance.uniform(1, 30) if kind == "429" else 0.0)
 
 
 @dataclass(slots=True)
 class Delivered:
-    """What became of the answers; `faults` are sentences by the number of the case."""
+    """Results of all deliveries; `faults` are descriptions by case number."""
 
-    refusals: Refusals
+    injected: InjectedFaults
     cases: int
     characters: int = 0
     messages: int = 0
-    left_behind: int = 0  # "…" whose id we never heard
+    left_behind: int = 0  # "…" whose id was lost
     faults: dict[int, list[str]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def without(self, kind: str) -> int:
-        """How many cases do not have this fault."""
+        """Return the number of cases without this kind of fault."""
         return self.cases - sum(any(fault.startswith(kind) for fault in faults) for faults in self.faults.values())
 
 
-# How each kind of fault begins.
+# Prefixes of the descriptions.
 NOT_EXACT, NOT_VISIBLE, NOT_BALANCED, NOT_LANDED, TWICE = (
     "characters:",
     "visible text:",
@@ -77,38 +77,40 @@ NOT_EXACT, NOT_VISIBLE, NOT_BALANCED, NOT_LANDED, TWICE = (
 )
 
 
-async def deliver(name: str, cases: Sequence[Case], seed: int, progress: Progress = lambda done: None) -> Delivered:
-    """Have each answer given in a conversation of its own while every fourth call is refused."""
+async def deliver(
+    name: str, cases: Sequence[AnswerCase], seed: int, progress: Progress = lambda done: None
+) -> Delivered:
+    """Deliver each answer in a separate conversation while every fourth call fails."""
     answers = {question(case): case for case in cases}
     engine = ScriptedEngine(
         default=lambda request: flowing(answers[asked(request)].deltas),
         context_length=1_000_000,
-        max_batch_size=_AT_ONCE,
+        max_batch_size=_IN_FLIGHT,
         max_waiting=len(cases) + 1,
     )
-    result = Delivered(Refusals(random.Random(seed)), cases=len(cases))
+    result = Delivered(InjectedFaults(random.Random(seed)), cases=len(cases))
     arrived: list[Arrived | None] = []
     began = time.monotonic()
     async with open_bench(name, engine, FastClock(FACTOR)) as bench:
-        bench.platform.script = result.refusals
-        room = asyncio.Semaphore(_AT_ONCE)
+        bench.platform.script = result.injected
+        slots = asyncio.Semaphore(_IN_FLIGHT)
 
-        async def one(case: Case) -> Arrived | None:
-            async with room:
+        async def one(case: AnswerCase) -> Arrived | None:
+            async with slots:
                 found = await _arrived(bench, case)
             arrived.append(found)
             progress(len(arrived))
             return found
 
         async with asyncio.TaskGroup() as tasks:
-            under_way = [tasks.create_task(one(case)) for case in cases]
+            deliveries = [tasks.create_task(one(case)) for case in cases]
         result.violations = list(bench.platform.violations)
     result.seconds = time.monotonic() - began
-    # Only now: reading takes its time, and the event loop is the bot's.
-    for case, task in zip(cases, under_way, strict=True):
+    # Compared only after all deliveries, since it would block the bot's event loop.
+    for case, task in zip(cases, deliveries, strict=True):
         result.characters += len(case.answer)
         found = task.result()
-        faults = list(_faults(name, case, found)) if found else [f"{NOT_LANDED} it was not delivered in time"]
+        faults = list(_faults(name, case, found)) if found else [f"{NOT_LANDED} not delivered in time"]
         if faults:
             result.faults[case.number] = faults
         if found:
@@ -119,14 +121,14 @@ async def deliver(name: str, cases: Sequence[Case], seed: int, progress: Progres
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The messages of a reply, and those of the bot's that belong to none."""
+    """The messages of a reply, and the bot's other messages in its channel."""
 
     exchange: Exchange
     parts: list[Seen]
     others: list[Seen]
 
 
-async def _arrived(bench: Bench, case: Case) -> Arrived | None:
+async def _arrived(bench: Bench, case: AnswerCase) -> Arrived | None:
     is_direct = case.number % 3 == 2
     channel = f"Mei{case.number}" if is_direct else f"room{case.number}"
     try:
@@ -139,11 +141,11 @@ async def _arrived(bench: Bench, case: Case) -> Arrived | None:
     return Arrived(exchange, parts, [seen for seen in replies if seen.id not in exchange.parts])
 
 
-def _faults(name: str, case: Case, found: Arrived) -> Iterator[str]:
+def _faults(name: str, case: AnswerCase, found: Arrived) -> Iterator[str]:
     profile, parts = PROFILES[name], found.parts
     pieces = split(case.answer, profile.format)
-    if [_standing(profile, piece) for piece in pieces if _standing(profile, piece)] != _texts(profile, parts):
-        # A text that grew may have been cut elsewhere, where a longer one takes less room.
+    if [_shown_text(profile, piece) for piece in pieces if _shown_text(profile, piece)] != _texts(profile, parts):
+        # A streamed text may have been split earlier, before closing marks needed less room.
         pieces = cut_like(parts, case.answer, profile)
     if join(pieces) != case.answer:
         yield f"{NOT_EXACT} {len(parts)} messages that are not the answer, cut"
@@ -166,14 +168,14 @@ def _faults(name: str, case: Case, found: Arrived) -> Iterator[str]:
 
 
 def cut_like(parts: Sequence[Seen], answer: str, profile: Profile) -> list[Chunk]:
-    """Cut the answer where these messages do; empty where they are not its pieces."""
+    """Split the answer where these messages end; return [] if they are not its pieces."""
     return next(_cuts(_texts(profile, parts), "", answer, profile, set()), [])
 
 
 def _cuts(
-    standing: Sequence[str], opening: str, rest: str, profile: Profile, tried: set[tuple[int, str]]
+    shown: Sequence[str], opening: str, rest: str, profile: Profile, tried: set[tuple[int, str]]
 ) -> Iterator[list[Chunk]]:
-    if not standing:
+    if not shown:
         if not rest.strip():
             yield [Chunk(rest)] if rest else []
         return
@@ -186,32 +188,32 @@ def _cuts(
     def piece(at: int) -> Chunk:
         return Chunk(window[:at], opening, index.closing_at(len(opening) + at))
 
-    beginning = _standing(profile, Chunk(window[:_BEGINNING], opening))
-    if not all(one == other for one, other in zip(_letters(beginning), _letters(standing[0]), strict=False)):
+    start = _shown_text(profile, Chunk(window[:_START], opening))
+    if not all(one == other for one, other in zip(_letters(start), _letters(shown[0]), strict=False)):
         return
     ends = range(1, len(window) + 1)
-    near = bisect.bisect_left(ends, len(standing[0]), key=lambda at: len(_standing(profile, piece(at))))
-    fitting = [at for at in ends[max(0, near - _NEAR) : near + _NEAR] if _standing(profile, piece(at)) == standing[0]]
-    # Whitespace and marks make many places alike; a cut stands at the begin of a line where it can.
+    near = bisect.bisect_left(ends, len(shown[0]), key=lambda at: len(_shown_text(profile, piece(at))))
+    fitting = [at for at in ends[max(0, near - _NEAR) : near + _NEAR] if _shown_text(profile, piece(at)) == shown[0]]
+    # Whitespace and marks make several places equal; the splitter prefers the start of a line.
     for at in sorted(fitting, key=lambda at: (not index.is_line_start(len(opening) + at), -at)):
         following = index.opening_at(len(opening) + at, room=profile.format.limit // 2)
-        for others in _cuts(standing[1:], following, rest[at:], profile, tried):
-            yield [piece(at), *others]
+        for rest_of_chunks in _cuts(shown[1:], following, rest[at:], profile, tried):
+            yield [piece(at), *rest_of_chunks]
 
 
 def _letters(text: str) -> list[str]:
-    """The first few: enough to know a message by, and few enough to leave marks aside that go on for long."""
+    # The first few identify a message; more could lie behind a long run of marks.
     return [character for character in text if character.isalnum()][:12]
 
 
-# Characters of Markdown that hold so many letters, but for answers that are nearly all marks.
-_BEGINNING = 400
-# How far from the place that a message's length tells its end is looked for.
+# Characters of Markdown that contain that many letters, except in answers that are mostly marks.
+_START = 400
+# Distance from the expected end of a message within which the end is searched.
 _NEAR = 100
 
 
-def _standing(profile: Profile, piece: Chunk) -> str:
-    """What stands on the platform of a piece; nothing of one that nobody would see."""
+def _shown_text(profile: Profile, piece: Chunk) -> str:
+    """Return the text that the platform shows for a piece, "" if it has no visible text."""
     rendered = profile.format.render(piece.text)
     return _compared(profile, profile.written(rendered)) if rendered.text.strip() else ""
 
@@ -221,11 +223,11 @@ def _texts(profile: Profile, parts: Sequence[Seen]) -> list[str]:
 
 
 def _compared(profile: Profile, text: str) -> str:
-    """To the character where the Markdown itself is sent; elsewhere whitespace is the platform's."""
+    # Platforms with entities change whitespace.
     return text if profile.takes_markdown else without_spaces(text)
 
 
-# Stands behind the "<" of what Slack would read as a ping: the one neutralisation that adds a sign.
+# Inserted behind "<" where Slack would read a mention.
 _JOINER = "\u2060"
 
 
@@ -234,17 +236,17 @@ def _first_difference(a: str, b: str) -> str:
     return f"at {at} {a[at : at + 20]!r}, not {b[at : at + 20]!r}"
 
 
-def question(case: Case) -> str:
+def question(case: AnswerCase) -> str:
     return f"case {case.number}"
 
 
 def asked(request: ChatRequest) -> str:
-    """The question without the name of who asked it."""
+    """Return the question without its author's name."""
     return request.messages[-1].content.rpartition(": ")[2]
 
 
 def flowing(deltas: Iterable[str], seconds: float = _DELTA_SECONDS) -> Script:
-    """Deltas with time between them, as a model's come."""
+    """Return deltas with pauses between them, as from a model."""
 
     def items() -> Iterator[Item]:
         for delta in deltas:
@@ -258,7 +260,7 @@ def flowing(deltas: Iterable[str], seconds: float = _DELTA_SECONDS) -> Script:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds of real time, as they were measured."""
+    """Measured durations in real seconds."""
 
     values: tuple[float, ...]
 
@@ -268,7 +270,7 @@ class Times:
 
 
 async def placeholders(name: str, count: int = 100) -> Times:
-    """From a mention to the first message of the reply, each time in a quiet channel."""
+    """Measure the time from a mention to the first message of the reply, each in an idle channel."""
     took = []
     async with open_bench(name, ScriptedEngine(context_length=1_000_000), FastClock(FACTOR)) as bench:
         for number in range(count):
@@ -282,10 +284,9 @@ async def placeholders(name: str, count: int = 100) -> Times:
 
 
 async def ages(name: str, count: int = 5, deltas: int = 600, factor: float = 1.0) -> Times:
-    """How old each delta of 20 characters was when it could be read, in the bot's seconds.
+    """Measure the age of each delta of 20 characters when it becomes visible, in the bot's seconds.
 
-    The answers flow at once, each in a channel of its own, twenty deltas in a second: at
-    the platform's own intervals, for the calls take the same real time at any.
+    The answers are streamed concurrently, each in its own channel, at twenty deltas a second.
     """
     took: list[float] = []
     said: dict[str, list[float]] = {f"question {number}": [] for number in range(count)}
@@ -304,7 +305,7 @@ async def ages(name: str, count: int = 5, deltas: int = 600, factor: float = 1.0
     async with open_bench(name, ScriptedEngine(default=answer, context_length=1_000_000), FastClock(factor)) as bench:
 
         async def read(question: str) -> None:
-            """Look at the channel whenever something has changed there."""
+            """Read the channel after each change."""
             times, channel, next_one = said[question], question.replace("question", "room"), 0
 
             def is_read() -> bool:
@@ -329,7 +330,7 @@ _NUMBER = re.compile(r"\b\d{5}\b")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Many mentions at once: how late the event loop was, before and meanwhile, and who was not answered once."""
+    """Results of many concurrent mentions: event loop lag before and meanwhile, and wrong answers."""
 
     mentions: int
     seconds: float
@@ -347,7 +348,7 @@ async def load(
     idle_seconds: float = 3.0,
     factor: float = 1.0,
 ) -> Load:
-    """Ask in all channels at once, at the platform's own intervals; bot and platform share one event loop."""
+    """Mention the bot in all channels at once; bot and platform share one event loop."""
     tail = [f" 第{number}句 word" for number in range(sentences)]
 
     def answer(request: ChatRequest) -> Script:
@@ -379,7 +380,7 @@ async def load(
 
 @asynccontextmanager
 async def lateness(every: float = 0.005) -> AsyncIterator[list[float]]:
-    """How much later than it wished, in seconds, a task is woken that sleeps again and again."""
+    """Collect the event loop's lag in seconds, measured by repeated sleeps."""
     late: list[float] = []
 
     async def watch() -> None:

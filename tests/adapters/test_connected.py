@@ -1,4 +1,4 @@
-"""Each adapter knows whether what is said on its platform reaches it."""
+"""`is_connected` of each adapter."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,12 +16,14 @@ from tests.harness.servers.discord import DiscordPlatform
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT):
-        while not condition():  # noqa: ASYNC110  # an adapter tells nobody when that changes
+        while not condition():  # noqa: ASYNC110  # no event reports the change
             await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("name", PROFILES)
-async def test_it_is_connected_from_the_login_on_and_notices_when_it_is_cut_off(name: str, tmp_path: Path) -> None:
+async def test_an_adapter_is_connected_after_the_login_and_until_the_connection_is_lost(
+    name: str, tmp_path: Path
+) -> None:
     async with make_harness(tmp_path) as harness, PROFILES[name].open() as platform:
         adapter = platform.adapter(FastClock(20.0))
         assert not adapter.is_connected
@@ -36,7 +38,7 @@ async def test_it_is_connected_from_the_login_on_and_notices_when_it_is_cut_off(
             await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_discord_client_that_is_closed_no_longer_waits_for_its_servers(tmp_path: Path) -> None:
+async def test_a_closed_discord_client_does_not_wait_for_its_servers(tmp_path: Path) -> None:
     def is_waiting() -> bool:
         return any("_delay_ready" in repr(task.get_coro()) for task in asyncio.all_tasks())
 

@@ -1,4 +1,4 @@
-"""A few cases of `make lossless`, and its counting: what arrives, not how soon."""
+"""A few cases of `make lossless` and of the demo, without time limits."""
 
 import random
 
@@ -10,20 +10,29 @@ from bot.delivery.markdown.split import join, split
 from tests.adapters.demo import play
 from tests.adapters.lossless import Report, report_delivered, table
 from tests.adapters.lossless_cases import LONGEST, cases
-from tests.adapters.lossless_runs import NOT_EXACT, Delivered, Refusals, ages, cut_like, deliver, load, placeholders
+from tests.adapters.lossless_runs import (
+    NOT_EXACT,
+    Delivered,
+    InjectedFaults,
+    ages,
+    cut_like,
+    deliver,
+    load,
+    placeholders,
+)
 from tests.harness.platform import Seen
 from tests.harness.platform_bench import PROFILES
 
 every_platform = pytest.mark.parametrize("platform", PROFILES)
 
 
-def test_an_answer_depends_on_its_number_and_the_seed_alone() -> None:
+def test_a_case_depends_only_on_its_number_and_the_seed() -> None:
     many, one = cases(range(9), 4), cases([7], 4)
     assert many[7:8] == one
     assert cases([7], 5) != one
 
 
-def test_answers_are_of_all_lengths_and_come_in_pieces() -> None:
+def test_answers_have_all_lengths_and_several_deltas() -> None:
     answers = cases(range(24), 4)
     lengths = [len(case.answer) for case in answers]
     assert min(lengths) < 100
@@ -32,26 +41,26 @@ def test_answers_are_of_all_lengths_and_come_in_pieces() -> None:
 
 
 @every_platform
-async def test_while_every_fourth_call_is_refused_every_character_arrives_once(platform: str) -> None:
+async def test_every_character_arrives_once_although_every_fourth_call_fails(platform: str) -> None:
     delivered = await deliver(platform, cases(range(4), 11), seed=11)
     assert delivered.faults == {}
     assert delivered.violations == []
-    assert delivered.refusals.refused.total() == delivered.refusals.calls // 4 > 0
+    assert delivered.injected.failed.total() == delivered.injected.calls // 4 > 0
 
 
 @every_platform
-async def test_who_is_kept_waiting_sees_the_text_grow(platform: str) -> None:
+async def test_placeholders_and_ages_are_measured(platform: str) -> None:
     assert len((await placeholders(platform, 3)).values) == 3
     assert len((await ages(platform, 1, deltas=40, factor=50)).values) == 40
 
 
 @every_platform
-async def test_all_who_ask_at_once_are_answered_once(platform: str) -> None:
+async def test_concurrent_mentions_are_each_answered_once(platform: str) -> None:
     measured = await load(platform, mentions=12, channels=4, sentences=5, idle_seconds=0.05, factor=50)
     assert measured.faults == ()
 
 
-def test_messages_that_are_cut_elsewhere_are_known_to_be_the_answer_and_others_not() -> None:
+def test_cut_like_accepts_other_splits_of_the_answer_and_no_other_messages() -> None:
     code = "".join(f"line_{number} = '值'\n" for number in range(120))
     answer = f"First **this**.\n\n```py\n{code}```\n\nThen that."
     pieces = split(answer, MarkdownFormat(500))
@@ -62,10 +71,10 @@ def test_messages_that_are_cut_elsewhere_are_known_to_be_the_answer_and_others_n
     assert join(cut_like([parts[0], *parts], answer, PROFILES["discord"])) != answer
 
 
-def test_what_went_wrong_is_told_with_the_command_that_repeats_it() -> None:
+def test_a_failure_is_reported_with_the_command_that_repeats_it() -> None:
     report = Report("slack")
     report_delivered(
-        report, Delivered(Refusals(random.Random(4)), cases=3, faults={2: [f"{NOT_EXACT} one too few"]}), 4
+        report, Delivered(InjectedFaults(random.Random(4)), cases=3, faults={2: [f"{NOT_EXACT} one too few"]}), 4
     )
     (failure,) = report.failures
     assert "one too few" in failure
@@ -78,8 +87,8 @@ def test_what_went_wrong_is_told_with_the_command_that_repeats_it() -> None:
 async def test_the_demo_plays_to_its_end(platform: str) -> None:
     lines: list[str] = []
     await play(platform, lines.append)
-    told = "\n".join(lines)
-    assert "(stopped)" in told
-    assert "Forgotten" in told
-    assert "red panda" in told.partition("what stands there in the end")[2]
-    assert "not allowed" not in told
+    transcript = "\n".join(lines)
+    assert "(stopped)" in transcript
+    assert "Forgotten" in transcript
+    assert "red panda" in transcript.partition("the final messages")[2]
+    assert "not allowed" not in transcript
