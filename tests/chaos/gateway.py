@@ -24,7 +24,7 @@ NAME = "R11"
 
 FACTOR = 100.0
 _TIMEOUT = 30.0
-_SETTLING = 60.0
+_FINISHING = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ async def drop_connections(name: str, drops: int, seed: int) -> DropResult:
         places = await _known_places(bench, result)
         for number in range(drops):
             await _drop(bench, places, result, chance, is_resumable=number % 2 == 0)
-        settled = [bench.intake.settled(question) for question in result.sent]
-        with suppress(TimeoutError):  # unsettled questions are counted as missed
-            async with asyncio.timeout(_SETTLING):
-                await asyncio.gather(*settled)
+        finished = [bench.exchanges.finished(question) for question in result.sent]
+        with suppress(TimeoutError):  # unfinished questions are counted as missed
+            async with asyncio.timeout(_FINISHING):
+                await asyncio.gather(*finished)
         _count(bench, result)
         # Slack redelivers events that arrive during a backfill, here for 3 s only; missed ones are
         # counted above.
@@ -100,9 +100,9 @@ async def _known_places(bench: Bench, result: DropResult) -> list[Place]:
     name = roots[0] if bench.platform.name == "slack" else "a thread"
     places.append(Place("general", thread=name))
     await _say(bench, places[-1], result)
-    settled = [bench.intake.settled(question) for question in result.sent]
+    finished = [bench.exchanges.finished(question) for question in result.sent]
     async with asyncio.timeout(_TIMEOUT):
-        await asyncio.gather(*settled)
+        await asyncio.gather(*finished)
     return places
 
 

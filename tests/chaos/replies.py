@@ -1,13 +1,13 @@
-"""What a model may say, through each platform's real library: pings, torn markup, half characters.
+"""Hostile model output through each platform's real library: mentions, broken markup, half characters.
 
-The server decides as the platform would whether anybody is called, and reads the markup
-strictly.  All words must stand in the messages.
+The server decides as the platform does whether a text mentions anyone, and parses markup
+strictly.  All words must be in the messages.
 """
 
 import asyncio
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +18,14 @@ from bot.adapters.slack.client import web_api
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.telegram.client import open_bot
 from bot.adapters.telegram.messenger import TelegramMessenger
+from bot.chat.stream import ReplyStream
 from bot.delivery.markdown.blocks import visible_text
 from bot.delivery.messenger import Messenger
 from bot.delivery.pacer import Pacer
-from bot.delivery.sender import Delivery, parts_of
-from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, Kind, Notice, ReplyEvent, Status, Usage
+from bot.delivery.sender import Sender
+from bot.delivery.view import ReplyView
+from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, Kind, Notice, Status, Usage
+from bot.observability.metrics import Metrics
 from bot.util.text import clean, replace_surrogates
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes.clock import FastClock
@@ -33,10 +36,10 @@ from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import UNCHANGED, TelegramPlatform
 
 COUNTS: dict[Scale, int] = {"full": 10_000, "short": 60}
-_AT_ONCE = 16
+_CONCURRENT = 16
 _WORD = re.compile(r"w\d+z")
-# The server counts more than what Slack knows: <!doctype html> calls nobody.
-_CALLS = re.compile(r"<(?:!(?:channel|here|everyone|group|subteam|date)\b|[@#])", re.IGNORECASE)
+# The server also counts what Slack ignores, such as <!doctype html>.
+_MENTIONS = re.compile(r"<(?:!(?:channel|here|everyone|group|subteam|date)\b|[@#])", re.IGNORECASE)
 
 _PIECES = (
     "@everyone", "@here", "<@123456789012345678>", "<@!1>", "<@&100000000000000000>", "<#100000000000000100>",
@@ -50,8 +53,8 @@ _PIECES = (
 
 
 @dataclass(slots=True)
-class Stage:
-    """A platform with the messenger that writes there; `text` is what a message shows."""
+class MessengerTarget:
+    """A platform, its messenger and a question; `text` returns a message's text and forgets it."""
 
     platform: Any
     messenger: Messenger
@@ -64,13 +67,13 @@ class Stage:
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     """One row per platform."""
-    for name, opened in OPENED.items():
+    for name, opened in OPENERS.items():
         async with AsyncExitStack() as stack:
             yield await _row(name, await opened(stack), COUNTS[scale], seed)
 
 
 def reply(chance: random.Random, number: int) -> str:
-    """Words that can be counted, and between them what should do nothing."""
+    """Return countable words with hostile pieces between them."""
     if chance.random() < 0.0005:
         return f"w{number}z {'x' * 100_000} w{number + 1}z"
     parts = []
@@ -82,57 +85,54 @@ def reply(chance: random.Random, number: int) -> str:
 
 
 def deltas(chance: random.Random, text: str) -> list[str]:
-    """The text as a model says it, cut anywhere: also within a mention."""
+    """Cut the text at random places, also within a mention."""
     cuts = sorted(chance.randrange(len(text) + 1) for _ in range(chance.randrange(4)))
     return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-async def _row(name: str, stage: Stage, count: int, seed: int) -> Row:
+async def _row(name: str, target: MessengerTarget, count: int, seed: int) -> Row:
     chance = random.Random(f"{seed} {name} replies")
-    pacer = Pacer(stage.messenger.edit_interval, FastClock(1e6))
-    lost = crashes = messages = 0
+    pacer = Pacer(target.messenger.edit_interval, FastClock(1e6))
+    metrics, lost, crashes, messages = Metrics(), 0, 0, 0
     why: list[str] = []
 
     async def one(number: int) -> None:
         nonlocal lost, crashes, messages
         said = reply(chance, number)
-        # The bot's own sentences hold people's words as well, which are cleaned when they come in.
+        # The bot's notices may quote users, whose texts are cleaned on arrival.
         is_notice = chance.random() < 0.1
         said = clean(said) if is_notice else said
         parts = deltas(chance, said)
         ids: list[str] = []
 
-        async def placed(exchange: int, part: int, message_id: str) -> None:
+        async def record_part(part: int, message_id: str) -> None:
             ids[part:] = [message_id]
 
-        async def events() -> AsyncGenerator[ReplyEvent, None]:
-            if is_notice:
-                yield Notice(said)
-            else:
-                for each in parts:
-                    yield Delta(replace_surrogates(each))
-            yield Finished(FinishReason.STOP, Usage(0, 0))
-
-        message = a_message(said, id=stage.question, channel=stage.channel)
+        stream = ReplyStream()
+        for event in [Notice(said)] if is_notice else [Delta(replace_surrogates(part)) for part in parts]:
+            stream.put(event)
+        stream.put(Finished(FinishReason.STOP, Usage(0, 0)))
+        message = a_message(said, id=target.question, channel=target.channel)
         exchange = Exchange(number + 1, message, Kind.CHAT, Status.OPEN, 0)
         try:
             async with asyncio.timeout(60):
-                await Delivery(stage.messenger, exchange, placed, pacer, parts_of(exchange)).run(events())
-        except Exception as error:  # noqa: BLE001 - to count them all is what this is for
+                view = ReplyView(exchange, target.messenger.format, str)
+                await Sender(target.messenger, exchange, view, pacer, [], record_part, metrics).run(stream)
+        except Exception as error:  # noqa: BLE001 - every error is counted
             crashes += 1
             why.append(f"{error!r} at {said[:80]!r}")
             return
         messages += len(ids)
-        shown = set(_WORD.findall("".join(map(stage.text, ids))))
-        # Where the markup is read here, a word may be the name of a code block's language, or a link's address.
+        shown = set(_WORD.findall("".join(map(target.text, ids))))
+        # Telegram parses the markup, so a word may become a code block's language or a URL.
         missing = set(_WORD.findall(visible_text(said) if name == "telegram" else said)) - shown
         if missing:
             lost += 1
             why.append(f"{len(missing)} words are missing of {said[:120]!r}")
 
-    for begin in range(0, count, _AT_ONCE):
-        await asyncio.gather(*(one(100 * number) for number in range(begin, min(begin + _AT_ONCE, count))))
-    violations = stage.violations()
+    for begin in range(0, count, _CONCURRENT):
+        await asyncio.gather(*(one(100 * number) for number in range(begin, min(begin + _CONCURRENT, count))))
+    violations = target.violations()
     told = (
         f"{count:,} replies in {messages:,} messages: pings and markup errors {len(violations)}, "
         f"words lost {lost}, crashes {crashes}"
@@ -142,7 +142,7 @@ async def _row(name: str, stage: Stage, count: int, seed: int) -> Row:
     return Row(name, told, not (violations or lost or crashes))
 
 
-async def _discord(stack: AsyncExitStack) -> Stage:
+async def _discord(stack: AsyncExitStack) -> MessengerTarget:
     platform = await stack.enter_async_context(DiscordPlatform())
     clock = FastClock(500.0)
     settings = platform.settings()
@@ -152,7 +152,7 @@ async def _discord(stack: AsyncExitStack) -> Stage:
     await client.login(TOKEN)
     question = await platform.say("what?")
     channel = ChannelKey("discord", str(platform.channel("general")))
-    return Stage(
+    return MessengerTarget(
         platform,
         messenger,
         channel,
@@ -162,7 +162,7 @@ async def _discord(stack: AsyncExitStack) -> Stage:
     )
 
 
-async def _telegram(stack: AsyncExitStack) -> Stage:
+async def _telegram(stack: AsyncExitStack) -> MessengerTarget:
     platform = await stack.enter_async_context(TelegramPlatform())
     settings = platform.settings()
     bot = open_bot(settings)
@@ -170,7 +170,7 @@ async def _telegram(stack: AsyncExitStack) -> Stage:
     stack.push_async_callback(bot.shutdown)
 
     async def moved(channel: ChannelKey, to: str) -> None:
-        raise AssertionError("no group moves here")
+        raise AssertionError("no group migrates here")
 
     question = await platform.say("what?")
     chat = platform.group("general")
@@ -182,7 +182,7 @@ async def _telegram(stack: AsyncExitStack) -> Stage:
         ]
         return [*(each for each in platform.violations if each != UNCHANGED), *map(str, called)]
 
-    return Stage(
+    return MessengerTarget(
         platform,
         TelegramMessenger(bot, settings, moved),
         ChannelKey("telegram", str(chat.id)),
@@ -192,22 +192,22 @@ async def _telegram(stack: AsyncExitStack) -> Stage:
     )
 
 
-async def _slack(stack: AsyncExitStack) -> Stage:
+async def _slack(stack: AsyncExitStack) -> MessengerTarget:
     platform = await stack.enter_async_context(SlackServer())
     api = await stack.enter_async_context(web_api(platform.settings()))
     question = await platform.say("what?")
     channel = ChannelKey("slack", platform.workspace.channel("general"))
-    return Stage(
+    return MessengerTarget(
         platform,
         SlackMessenger(api, 1.0),
         channel,
         question,
         lambda id: platform.workspace.messages.pop(id).markdown,
-        lambda: [*platform.violations, *filter(_CALLS.match, platform.workspace.pings)],
+        lambda: [*platform.violations, *filter(_MENTIONS.match, platform.workspace.pings)],
     )
 
 
-OPENED: dict[str, Callable[[AsyncExitStack], Awaitable[Stage]]] = {
+OPENERS: dict[str, Callable[[AsyncExitStack], Awaitable[MessengerTarget]]] = {
     "discord": _discord,
     "telegram": _telegram,
     "slack": _slack,

@@ -1,8 +1,8 @@
 """R12: a platform ten times slower than the model, while long answers stream in many channels.
 
-Each call to it takes as long as the model takes for ten deltas.  Another platform of the
-same bot is as quick as ever, and its people must not notice.  Memory is that of the whole
-process, the loopback servers and what they have heard included.
+Each call takes as long as ten deltas of the model.  A second platform of the same bot has
+its normal speed, and must not slow down.  Memory includes the loopback servers and the
+messages they store.
 """
 
 import asyncio
@@ -27,69 +27,69 @@ from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_sp
 
 NAME = "R12"
 
-# So fast that what slows the edits is the platform, and not the interval that we keep.
+# The platform limits the edits at this speed, not the edit interval.
 FACTOR = 50.0
-# Real seconds between two deltas; a call takes so many times as long.
+# Real seconds between two deltas; a call takes `_SLOWER` times as long.
 _DELTA_SECONDS = 0.1
 _SLOWER = 10
 _BOUND = 50_000_000  # bytes
-_PATIENCE = 120.0
-# Which other platform the bot serves meanwhile.
-_BESIDE = {"discord": "telegram", "telegram": "slack", "slack": "discord"}
+_TIMEOUT = 120.0
+# The second platform.
+_OTHER = {"discord": "telegram", "telegram": "slack", "slack": "discord"}
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How many answers stream at once, of how many deltas, and how often somebody asks on the other platform."""
+    """Concurrent answers, deltas of each, and questions on the second platform."""
 
     channels: int
     deltas: int
-    asked_beside: int
+    other_questions: int
 
 
 FULL, SHORT = Size(20, 300, 12), Size(6, 20, 2)
 
 
 @dataclass
-class Slowness:
-    """What the slow platform cost."""
+class SlowdownResult:
+    """Memory, calls and errors on the slow platform, and latencies on the second one."""
 
     size: Size
     bytes_more: int = 0
     edits: int = 0
     wrong: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
-    alone: list[float] = field(default_factory=list)  # seconds from question to answer on the other platform
-    beside: list[float] = field(default_factory=list)
+    before: list[float] = field(default_factory=list)  # seconds per answer on the second platform
+    meanwhile: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
         deltas = self.size.channels * self.size.deltas
-        told = f"{self.size.channels} answers of {self.size.deltas} deltas: {self.bytes_more / 1e6:.1f} MB more, "
-        told += f"{deltas:,} deltas in {self.edits:,} calls, wrong {len(self.wrong)}, "
-        told += f"violations {len(self.violations)}; an answer on the other platform took "
-        told += f"{statistics.median(self.alone):.2f} s before, {statistics.median(self.beside):.2f} s beside"
-        return told + "".join(f"; {fault}" for fault in [*self.wrong, *self.violations][:3])
+        text = f"{self.size.channels} answers of {self.size.deltas} deltas: {self.bytes_more / 1e6:.1f} MB more, "
+        text += f"{deltas:,} deltas in {self.edits:,} calls, wrong {len(self.wrong)}, "
+        text += f"violations {len(self.violations)}; an answer on the other platform took "
+        text += f"{statistics.median(self.before):.2f} s before, {statistics.median(self.meanwhile):.2f} s beside"
+        return text + "".join(f"; {fault}" for fault in [*self.wrong, *self.violations][:3])
 
     @property
     def is_kept(self) -> bool:
         is_small = self.bytes_more < _BOUND
-        # Beside a call for every tenth delta: the placeholder, its first text, and the whole one.
+        # Besides a call per ten deltas: the placeholder, its first text and the final text.
         is_merged = self.edits < self.size.channels * (2 * self.size.deltas / _SLOWER + 3)
         return is_small and is_merged and not (self.wrong or self.violations)
 
     @property
     def is_in_time(self) -> bool:
-        """Whether nobody on the other platform waited for even one slow call."""
-        waited = statistics.median(self.beside) - statistics.median(self.alone)
+        """Return whether the second platform waited less than one slow call."""
+        waited = statistics.median(self.meanwhile) - statistics.median(self.before)
         return waited < _DELTA_SECONDS * _SLOWER
 
 
-async def slowness_of(name: str, size: Size) -> Slowness:
-    """Let long answers stream on this platform while somebody asks on another one."""
-    slowness, clock = Slowness(size), FastClock(FACTOR)
+async def slow_down(name: str, size: Size) -> SlowdownResult:
+    """Stream long answers on a slow platform while questions are asked on the second one."""
+    result, clock = SlowdownResult(size), FastClock(FACTOR)
 
-    async def slowly(request: web.Request) -> None:
-        slowness.edits += 1
+    async def delay(request: web.Request) -> None:
+        result.edits += 1
         await asyncio.sleep(_DELTA_SECONDS * _SLOWER)
 
     @asynccontextmanager
@@ -104,28 +104,28 @@ async def slowness_of(name: str, size: Size) -> Slowness:
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=size.channels + 1)
     async with (
         open_bench(name, engine, clock, around=around) as bench,
-        _beside(bench, _BESIDE[name]) as other,
+        _serve_other(bench, _OTHER[name]) as other,
     ):
-        slowness.alone = await _asked(bench, other, size.asked_beside, "before")
-        bench.platform.gate.guard = slowly  # type: ignore[attr-defined]  # each loopback platform has one
+        result.before = await _latencies(bench, other, size.other_questions, "before")
+        bench.platform.gate.guard = delay  # type: ignore[attr-defined]  # each loopback platform has one
         gc.collect()
         tracemalloc.start()
         try:
-            before, _ = tracemalloc.get_traced_memory()
+            start, _ = tracemalloc.get_traced_memory()
             streaming = [
-                asyncio.create_task(bench.ask(f"long {number}", f"room{number}", seconds=_PATIENCE))
+                asyncio.create_task(bench.ask(f"long {number}", f"room{number}", seconds=_TIMEOUT))
                 for number in range(size.channels)
             ]
-            await bench.platform.until(lambda: slowness.edits > size.channels, _PATIENCE)
-            slowness.beside = await _asked(bench, other, size.asked_beside, "beside")
+            await bench.platform.until(lambda: result.edits > size.channels, _TIMEOUT)
+            result.meanwhile = await _latencies(bench, other, size.other_questions, "beside")
             found = await asyncio.gather(*streaming, return_exceptions=True)
-            slowness.bytes_more = tracemalloc.get_traced_memory()[1] - before
+            result.bytes_more = tracemalloc.get_traced_memory()[1] - start
         finally:
             tracemalloc.stop()
         for number, exchange in enumerate(found):
-            slowness.wrong += _faults(bench, f"room{number}", exchange, "".join(_deltas(f"long {number}", size)))
-        slowness.violations = [*bench.platform.violations, *other.violations]
-    return slowness
+            result.wrong += _faults(bench, f"room{number}", exchange, "".join(_deltas(f"long {number}", size)))
+        result.violations = [*bench.platform.violations, *other.violations]
+    return result
 
 
 def _deltas(question: str, size: Size) -> list[str]:
@@ -133,8 +133,8 @@ def _deltas(question: str, size: Size) -> list[str]:
 
 
 @asynccontextmanager
-async def _beside(bench: Bench, name: str) -> AsyncIterator[LoopbackPlatform]:
-    """Serve another platform with the same bot."""
+async def _serve_other(bench: Bench, name: str) -> AsyncIterator[LoopbackPlatform]:
+    """Serve a second platform with the same bot."""
     profile = PROFILES[name]
     async with profile.open() as platform:
         adapter = asyncio.create_task(platform.adapter(bench.clock).run(bench.intake))
@@ -148,17 +148,17 @@ async def _beside(bench: Bench, name: str) -> AsyncIterator[LoopbackPlatform]:
             await asyncio.gather(adapter, return_exceptions=True)
 
 
-async def _asked(bench: Bench, platform: LoopbackPlatform, count: int, when: str) -> list[float]:
-    """Seconds from question to delivered answer, one after the other."""
-    took = []
+async def _latencies(bench: Bench, platform: LoopbackPlatform, count: int, when: str) -> list[float]:
+    """Ask one question after another; return the seconds until each is delivered."""
+    seconds = []
     for number in range(count):
         question = f"{when} {number}"
-        settled, began = bench.intake.settled(question), time.monotonic()
+        finished, began = bench.exchanges.finished(question), time.monotonic()
         await platform.say(question, channel=question)
-        async with asyncio.timeout(_PATIENCE):
-            await settled
-        took.append(time.monotonic() - began)
-    return took
+        async with asyncio.timeout(_TIMEOUT):
+            await finished
+        seconds.append(time.monotonic() - began)
+    return seconds
 
 
 def _faults(bench: Bench, channel: str, exchange: Exchange | BaseException, answer: str) -> list[str]:
@@ -173,5 +173,5 @@ def _faults(bench: Bench, channel: str, exchange: Exchange | BaseException, answ
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     for name in PROFILES:
-        slowness = await slowness_of(name, FULL if scale == "full" else SHORT)
-        yield Row(name, str(slowness), slowness.is_kept, slowness.is_in_time)
+        result = await slow_down(name, FULL if scale == "full" else SHORT)
+        yield Row(name, str(result), result.is_kept, result.is_in_time)

@@ -87,7 +87,7 @@ PROFILES = {
 
 
 class TrackedExchanges(Exchanges):
-    """Exchanges that announce when a question, known by its text, is delivered or has failed."""
+    """Exchanges that report when a question, identified by its text, has finished."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         super().__init__(store, clock)
@@ -95,18 +95,18 @@ class TrackedExchanges(Exchanges):
         self._finished: dict[str, asyncio.Future[Exchange]] = {}
 
     def finished(self, question: str) -> asyncio.Future[Exchange]:
-        """Return the exchange as the store has it once it is finished."""
+        """Return a future of the stored exchange, set when it is delivered or has failed."""
         return self._finished.setdefault(question, asyncio.get_running_loop().create_future())
 
     async def complete(self, exchange: Exchange) -> None:
         await super().complete(exchange)
-        await self._announce(exchange)
+        await self._report(exchange)
 
     async def fail(self, exchange: Exchange, reason: str) -> None:
         await super().fail(exchange, reason)
-        await self._announce(exchange)
+        await self._report(exchange)
 
-    async def _announce(self, exchange: Exchange) -> None:
+    async def _report(self, exchange: Exchange) -> None:
         question = exchange.message
         row = await self._rows.find(question.channel, question.id)
         assert row is not None, "a finished exchange is in the store"
@@ -117,19 +117,20 @@ class TrackedExchanges(Exchanges):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A bot that listens, and the platform it listens to."""
+    """A connected bot and its platform."""
 
     platform: LoopbackPlatform
     profile: Profile
     clock: Clock
+    intake: Intake
     exchanges: TrackedExchanges
     database: Path
 
     async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
-        """Mention the bot and wait until it has answered, or been given up; no two questions are alike.
+        """Mention the bot with a unique question; return the finished exchange.
 
         Raises:
-            TimeoutError: The answer was not there after so many seconds.
+            TimeoutError: It has not finished after `seconds`.
         """
         finished = self.exchanges.finished(question)
         if direct:
@@ -153,10 +154,7 @@ async def open_bench(
     around: Around = _unchanged,
     busy_timeout: float = BUSY_TIMEOUT,
 ) -> AsyncIterator[Bench]:
-    """Start the bot on this platform; an adapter that ends before the block does is an error.
-
-    `around` is entered when the platform is there and the bot is not.
-    """
+    """Run the bot on this platform; an adapter that ends early raises its error at the end."""
     profile = PROFILES[name]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         database = Path(folder) / "bot.db"
@@ -169,7 +167,7 @@ async def open_bench(
             adapter = asyncio.create_task(platform.adapter(clock).run(intake))
             try:
                 await platform.until(lambda: profile.is_connected(platform) or adapter.done(), 60.0)
-                yield Bench(platform, profile, clock, exchanges, database)
+                yield Bench(platform, profile, clock, intake, exchanges, database)
             finally:
                 if adapter.done():
                     adapter.result()
