@@ -1,7 +1,8 @@
-"""The READMEs name every setting with its default, and no file that is not there."""
+"""The READMEs list every setting with its default; pages link to and name what exists."""
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import SecretStr
 from bot.adapters import SETTINGS
 from bot.chat.commands import COMMANDS
 from bot.config.schema import known_settings, variable
+from bot.lifecycle import TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
@@ -67,7 +69,42 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_the_tour_names_only_files_that_are_there() -> None:
-    text = (ROOT / "docs" / "TOUR.md").read_text(encoding="utf-8")
-    for path in re.findall(r"`((?:bot|tests|migrations)/[\w/]+\.py)`", text):
-        assert (ROOT / path).exists(), path
+PAGES = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+# Files that a page tells its reader to write.
+NEW_FILES = {"bot/server/app.py"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_name_files_that_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:bot|tests|migrations|benchmarks|training|docs|release)/[\w/]+\.\w+)`", text))
+    assert [path for path in sorted(named - NEW_FILES) if not (ROOT / path).exists()] == []
+
+
+TOUR = (ROOT / "docs" / "TOUR.md").read_text(encoding="utf-8")
+
+
+def test_the_tour_draws_every_transition_of_an_exchange() -> None:
+    drawn = set(re.findall(r"^    (\w+) --> (\w+): (\w+)$", TOUR, re.MULTILINE))
+    legal = {
+        (origin.value, transition.target.value, name)
+        for name, transition in TRANSITIONS.items()
+        if transition.target is not None
+        for origin in transition.origins
+    }
+    assert drawn == legal
+
+
+def test_the_tour_names_the_effect_of_each_transition_on_the_claim() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (take|keep|release|revoke) \|$", TOUR, re.MULTILINE))
+    assert rows == {name: transition.claim.value for name, transition in TRANSITIONS.items()}
+
+
+def test_the_tour_lists_the_layers_that_the_linter_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(contract["layers"] for contract in contracts if contract.get("containers") == ["bot"])
+    table = TOUR.partition("## Which package may import which")[2].partition("## Where to add")[0]
+    rows = [re.findall(r"`bot/(\w+)(?:\.py|/)`", row) for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)]
+    assert [row for row in rows if row] == [re.split(r" [|:] ", layer) for layer in layers]
