@@ -63,7 +63,7 @@ def title(figure: Figure) -> str:
 
     >>> from tests.chaos import kills
     >>> title(kills)
-    'the whole bot on a loopback platform, killed at random points while people talk to it.'
+    'the whole bot on a loopback platform, killed at random points while users write.'
     """
     assert figure.__doc__ is not None, f"{figure.NAME} does not say what it breaks"
     return figure.__doc__.splitlines()[0].partition(": ")[2]

@@ -1,9 +1,8 @@
-"""R1: the whole bot on a loopback platform, killed at random points while people talk to it.
+"""R1: the whole bot on a loopback platform, killed at random points while users write.
 
-Each life of the bot is a process of its own, as `bot run` starts it; people speak before,
-during and after it, and it is killed (-9) at a random moment: while it starts, while it
-connects, while it answers.  The last life is left alone until all is answered.  Then each
-question must have one answer, whole.
+Each run is a separate process, started like `bot run` and killed (-9) at a random moment:
+while it starts, connects or answers.  Users write before, during and after it.  The last
+run is not killed.  Then each question must have exactly one complete answer.
 """
 
 import asyncio
@@ -26,13 +25,13 @@ CHANNELS = ("general", "random", "运维")
 # A start takes about 2 s, an answer half a second.
 STARTING = 2.0
 ANSWERING = 1.0
-# Every so many lives end while they start.
-STILLBORN = 3
+# Every third run is killed while it starts.
+EARLY_KILLS = 3
 
 
 @dataclass
-class Toll:
-    """What the kills cost."""
+class KillResult:
+    """Questions and errors after all kills."""
 
     questions: dict[str, str] = field(default_factory=dict)  # the channel of each
     kills: int = 0
@@ -45,40 +44,40 @@ class Toll:
 
     def __str__(self) -> str:
         counts = {"lost": self.lost, "answered twice": self.twice, "torn": self.torn, "errors logged": self.errors}
-        told = [f"{kind} {len(found)} {' '.join(found[:5])}".rstrip() for kind, found in counts.items()]
-        told += [f"left-over placeholders {self.orphans}", f"integrity {self.integrity}"]
-        return f"kills {self.kills}, questions {len(self.questions)}: {', '.join(told)}"
+        parts = [f"{kind} {len(found)} {' '.join(found[:5])}".rstrip() for kind, found in counts.items()]
+        parts += [f"left-over placeholders {self.orphans}", f"integrity {self.integrity}"]
+        return f"kills {self.kills}, questions {len(self.questions)}: {', '.join(parts)}"
 
     @property
     def is_kept(self) -> bool:
         return not (self.lost or self.twice or self.torn or self.errors) and self.integrity == "ok"
 
 
-async def toll_of(name: str, kills: int, seed: int) -> Toll:
-    """Kill the bot so often, and count."""
+async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:
+    """Kill the bot `kills` times, then check the answers."""
     chance = random.Random(f"{seed} {name}")
-    toll = Toll()
+    result = KillResult()
 
     async def ask(platform: LoopbackPlatform, channel: str) -> None:
-        number = f"q{len(toll.questions)}e"
-        toll.questions[number] = channel
+        number = f"q{len(result.questions)}e"
+        result.questions[number] = channel
         await platform.say(f"{number} {'and so on 你好 ' * chance.randrange(1, 40)}{number}", channel=channel)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         async with PROFILES[name].open() as platform:
             platforms = {name: platform}
-            # A bot that was never there before has nothing to catch up from.
+            # A backfill needs a known message in each channel.
             async with run_bot(platforms, folder) as bot:
                 await bot.connected()
                 for channel in CHANNELS:
                     await ask(platform, channel)
-                await until(lambda: _are_answered(platform, toll))
+                await until(lambda: _are_answered(platform, result))
             for kill in range(kills):
-                toll.kills += 1
+                result.kills += 1
                 await ask(platform, chance.choice(CHANNELS))
                 async with run_bot(platforms, folder) as bot:
-                    if kill % STILLBORN == 0:
+                    if kill % EARLY_KILLS == 0:
                         await asyncio.sleep(chance.uniform(0.1, STARTING))
                         continue
                     await bot.connected()
@@ -86,39 +85,39 @@ async def toll_of(name: str, kills: int, seed: int) -> Toll:
                         await ask(platform, chance.choice(CHANNELS))
                         await asyncio.sleep(chance.uniform(0.0, ANSWERING / 3))
             async with run_bot(platforms, folder):
-                with suppress(TimeoutError):  # what is not answered by then is counted as lost
-                    await until(lambda: _are_answered(platform, toll), 2 * TIMEOUT)
-                await asyncio.sleep(1.0)  # an answer too many would come now
-            _count(platform, toll)
-        toll.errors = logged_errors(folder)
+                with suppress(TimeoutError):  # unanswered questions are counted as lost
+                    await until(lambda: _are_answered(platform, result), 2 * TIMEOUT)
+                await asyncio.sleep(1.0)  # for duplicate answers
+            _count(platform, result)
+        result.errors = logged_errors(folder)
         database = sqlite3.connect(folder / "bot.db")
-        toll.integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
+        result.integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
         database.close()
-    return toll
+    return result
 
 
-def _are_answered(platform: LoopbackPlatform, toll: Toll) -> bool:
+def _are_answered(platform: LoopbackPlatform, result: KillResult) -> bool:
     # The answer repeats the question, which begins and ends with its number.
     shown = {channel: "\n".join(replies(platform, channel)) for channel in CHANNELS}
-    return all(shown[channel].count(number) >= 2 for number, channel in toll.questions.items())
+    return all(shown[channel].count(number) >= 2 for number, channel in result.questions.items())
 
 
-def _count(platform: LoopbackPlatform, toll: Toll) -> None:
+def _count(platform: LoopbackPlatform, result: KillResult) -> None:
     shown = {channel: replies(platform, channel) for channel in CHANNELS}
-    toll.orphans = sum(reply.strip() == "…" for found in shown.values() for reply in found)
-    for number, channel in toll.questions.items():
+    result.orphans = sum(reply.strip() == "…" for found in shown.values() for reply in found)
+    for number, channel in result.questions.items():
         holding = [reply for reply in shown[channel] if number in reply]
         if not holding:
-            toll.lost.append(number)
+            result.lost.append(number)
         elif len(holding) > 1:
-            toll.twice.append(number)
+            result.twice.append(number)
         elif holding[0].count(number) != 2:
-            toll.torn.append(number)
+            result.torn.append(number)
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     kills = 200 if scale == "full" else 2
     async with asyncio.TaskGroup() as tasks:
-        tolls = {name: tasks.create_task(toll_of(name, kills, seed)) for name in PLATFORMS}
-    for name, toll in tolls.items():
-        yield Row(name, str(toll.result()), toll.result().is_kept)
+        results = {name: tasks.create_task(kill_repeatedly(name, kills, seed)) for name in PLATFORMS}
+    for name, result in results.items():
+        yield Row(name, str(result.result()), result.result().is_kept)

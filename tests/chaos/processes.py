@@ -1,4 +1,4 @@
-"""The bot as a process, started as an operator starts it, on platforms of this machine."""
+"""The bot as a process, started as by an operator, on loopback platforms."""
 
 import asyncio
 import json
@@ -23,11 +23,11 @@ Process = asyncio.subprocess.Process | WarmProcess
 
 ROOT = Path(__file__).parents[2]
 PLATFORMS = tuple(PROFILES)
-# Seconds in which a bot connects or answers, on a machine with other work.
+# Seconds for connecting or answering on a busy machine.
 TIMEOUT = 60.0
 
-# How often each loopback server was connected to; a process that polls does so twice.
-_CONTACTS: dict[str, Callable[[Any], float]] = {
+# Number of connections to each loopback server; two polls count as one.
+_CONNECTIONS: dict[str, Callable[[Any], float]] = {
     "discord": lambda platform: len(platform.identified),
     "telegram": lambda platform: platform.polls / 2,
     "slack": lambda platform: platform.links,
@@ -36,7 +36,7 @@ _CONTACTS: dict[str, Callable[[Any], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class BotProcess:
-    """A running one."""
+    """A running bot."""
 
     process: Process
     platforms: Mapping[str, LoopbackPlatform]
@@ -45,19 +45,23 @@ class BotProcess:
 
     @property
     def is_connected(self) -> bool:
-        """Whether it has reached all its platforms."""
+        """Return whether it is connected to all its platforms."""
         return all(
-            _CONTACTS[name](platform) >= self._before[name] + 1 and PROFILES[name].is_connected(platform)
+            _CONNECTIONS[name](platform) >= self._before[name] + 1 and PROFILES[name].is_connected(platform)
             for name, platform in self.platforms.items()
         )
 
     async def connected(self) -> None:
-        """Wait for that; an end before it is an error, told with the end of the log."""
+        """Wait until it is connected to all its platforms.
+
+        Raises:
+            AssertionError: The process ended; with the end of its log.
+        """
         await until(lambda: self.is_connected or self.process.returncode is not None)
         assert self.is_connected, (self.folder / "log").read_text(encoding="utf-8")[-2000:]
 
     async def ended(self, seconds: float) -> int | None:
-        """Its exit code; None if it still runs after so many seconds."""
+        """Return its exit code, None if it still runs after `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.process.wait()
@@ -80,15 +84,17 @@ async def run_bot(
     more: Mapping[str, str] | None = None,
     module: str = "bot",
 ) -> AsyncIterator[BotProcess]:
-    """`python -m bot run`; it is killed at the end if it still lives.
+    """Run `python -m bot run`; kill it at the end if it still runs.
 
-    `more` are variables of its environment, as `BOT_ENGINE__BACKEND`.  What it logs is
-    added to `folder / "log"`, and its database is in `folder` too.
+    `more` are environment variables such as `BOT_ENGINE__BACKEND`.  Its database and its log
+    are in `folder`.
     """
     given = environment(platforms, folder) | dict(more or {})
     process = await start(module, folder, given)
     try:
-        yield BotProcess(process, platforms, folder, {name: _CONTACTS[name](each) for name, each in platforms.items()})
+        yield BotProcess(
+            process, platforms, folder, {name: _CONNECTIONS[name](each) for name, each in platforms.items()}
+        )
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
@@ -96,7 +102,7 @@ async def run_bot(
 
 
 def environment(platforms: Mapping[str, LoopbackPlatform], folder: Path) -> dict[str, str]:
-    """The settings as an operator gives them; nothing else of this process's."""
+    """Return the settings as environment variables, without this process's own BOT_ variables."""
     given = {key: value for key, value in os.environ.items() if not key.startswith("BOT_")}
     given |= {
         "PYTHONPATH": str(ROOT),
@@ -111,21 +117,21 @@ def environment(platforms: Mapping[str, LoopbackPlatform], folder: Path) -> dict
         "BOT_LIMITS__TOKENS_PER_HOUR": "0",
         "BOT_LIMITS__TOKENS_PER_HOUR_CHANNEL": "0",
         "BOT_CONVERSATION__HISTORY_TURNS": "0",
-        # The servers' clocks stand still, somewhere in the past.
+        # The servers' clocks are fixed at a time in the past.
         "BOT_CONVERSATION__CATCH_UP_MINUTES": "10000000",
     }
     for name, platform in platforms.items():
-        given |= _variables(name, platform.settings())  # type: ignore[attr-defined]  # each loopback platform has them
+        given |= _variables(name, platform.settings())  # type: ignore[attr-defined]  # every loopback platform has settings()
     return given
 
 
 def _variables(name: str, settings: AdapterSection) -> dict[str, str]:
-    # Intervals so short that a life of a second has many calls in it.
+    # Short intervals, for many calls within a run of a second.
     quick = {"edit_seconds": "0.05", "edit_interval": "0.05", "edit_interval_group": "0.05"}
     given = {}
     for key in type(settings).model_fields:
         value = getattr(settings, key)
-        # Half a second for a call, with which other tests are content, is too short for a busy machine.
+        # The timeout of half a second in other tests is too short for a busy machine.
         if value is not None and key != "call_seconds":
             text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
             given[variable(("adapters", name, key))] = quick.get(key, text)
@@ -133,7 +139,7 @@ def _variables(name: str, settings: AdapterSection) -> dict[str, str]:
 
 
 async def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
-    """Wait for what another process does; looking takes a fifth of the time at most."""
+    """Poll until the condition holds; checking it takes at most a fifth of the time."""
     async with asyncio.timeout(seconds):
         while True:
             began = time.monotonic()
@@ -143,12 +149,12 @@ async def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None
 
 
 def replies(platform: LoopbackPlatform, channel: str) -> list[str]:
-    """What the bot says in a channel and its threads."""
+    """Return the bot's messages in a channel and its threads."""
     return [seen.visible for seen in platform.seen(channel) if seen.author == "bot"]
 
 
 def logged_errors(folder: Path) -> list[str]:
-    """The lines of the log that tell of a fault: errors, and what is no line of a log."""
+    """Return the log's errors, and lines that are not log events."""
     found = []
     for line in (folder / "log").read_text(encoding="utf-8").splitlines():
         try:
@@ -162,6 +168,6 @@ def logged_errors(folder: Path) -> list[str]:
 
 
 def memory(pid: int) -> int:
-    """The bytes that a process holds and shares with nobody: its heap, not the libraries it reads."""
+    """Return the private memory of a process in bytes: its heap, without shared libraries."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))

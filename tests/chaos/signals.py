@@ -1,8 +1,8 @@
-"""R5: SIGTERM, at any moment of the bot's life, and twice; also SIGINT.
+"""R5: SIGTERM in any state of the bot, once and twice; also SIGINT.
 
-The bot is a process of its own.  It must end with 0 within 8 s, whatever it is at and
-whoever does not answer it, and at a second signal within 1 s; started again it goes on
-in the messages in which it stopped, and each answer is there once, and whole.
+The bot is a separate process.  It must exit with 0 within 8 s, in any state and even if the
+platform does not respond, and within 1 s after a second signal.  After a restart it
+continues in the same messages, and each answer is complete and there once.
 """
 
 import asyncio
@@ -26,16 +26,16 @@ from tests.harness.platform_bench import PROFILES
 
 NAME = "R5"
 
-IN_TIME = 8.0  # what stops containers waits 10 s before it kills
+IN_TIME = 8.0  # container runtimes kill after 10 s
 AT_ONCE = 1.0
-# Two cores bear so many processes that mostly wait.
-AT_A_TIME = 4
+# Concurrent processes, which mostly wait.
+CONCURRENT = 4
 SLOW = "tests.chaos.slow_bot"
 
 
 @dataclass
-class Scene:
-    """One life that is ended by a signal, on a platform of its own."""
+class SignalScene:
+    """A platform and its questions, for a bot that a signal ends."""
 
     name: str
     chance: random.Random
@@ -48,29 +48,29 @@ class Scene:
         await self.platform.say(f"{number} {'and so on ' * words}{number}", channel=channel)
 
     async def answer_grows(self) -> None:
-        """Wait until something of an answer, and not all of it, can be read."""
-        await until(lambda: any(re.search(r"q\d+e\s*and", said) for said in self.said()))
+        """Wait until an answer is partly visible."""
+        await until(lambda: any(re.search(r"q\d+e\s*and", reply) for reply in self.replies()))
 
-    def said(self) -> list[str]:
+    def replies(self) -> list[str]:
         return [reply for channel in ("general", *_CHANNELS) for reply in replies(self.platform, channel)]
 
     @property
     def is_answered(self) -> bool:
-        return all("\n".join(self.said()).count(number) >= 2 for number in self.questions)
+        return all("\n".join(self.replies()).count(number) >= 2 for number in self.questions)
 
     @property
     def faults(self) -> list[str]:
-        """The questions without an answer, or with more than one, or with one of which a part is missing."""
-        holding = {number: [reply for reply in self.said() if number in reply] for number in self.questions}
+        """Return the questions without exactly one complete answer."""
+        holding = {number: [reply for reply in self.replies() if number in reply] for number in self.questions}
         return [number for number, found in holding.items() if [reply.count(number) for reply in found] != [2]]
 
 
-Act = Callable[[Scene, BotProcess], Awaitable[None]]
+Act = Callable[[SignalScene, BotProcess], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Case:
-    """What the bot is at when the signal comes; `then` says how it must end."""
+class SignalCase:
+    """The bot's state when the signal arrives, and how it must end."""
 
     act: Act
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -85,34 +85,34 @@ _TOKENS = {"SLOW_TOKENS": "0.05"}
 _MODEL = {"BOT_ENGINE__BACKEND": "chatglm"}
 
 
-async def _generating(scene: Scene, bot: BotProcess) -> None:
+async def _generating(scene: SignalScene, bot: BotProcess) -> None:
     await bot.connected()
     await scene.ask(150)  # takes about 20 s
     await scene.answer_grows()
     await asyncio.sleep(scene.chance.uniform(0.0, 0.5))
 
 
-async def _ending(scene: Scene, bot: BotProcess) -> None:
+async def _ending(scene: SignalScene, bot: BotProcess) -> None:
     await bot.connected()
     await scene.ask(20)  # takes about 3 s, and ends in time
     await scene.answer_grows()
 
 
-async def _starting(scene: Scene, bot: BotProcess) -> None:
-    # Before that Python itself has not begun.
+async def _starting(scene: SignalScene, bot: BotProcess) -> None:
+    # Earlier, Python itself has not started.
     await asyncio.sleep(scene.chance.uniform(0.3, 2.0))
 
 
-async def _loading(scene: Scene, bot: BotProcess) -> None:
+async def _loading(scene: SignalScene, bot: BotProcess) -> None:
     await scene.ask(5)
     await asyncio.sleep(scene.chance.uniform(1.5, 4.0))
 
 
-async def _idle(scene: Scene, bot: BotProcess) -> None:
+async def _idle(scene: SignalScene, bot: BotProcess) -> None:
     await bot.connected()
 
 
-async def _hanging(scene: Scene, bot: BotProcess) -> None:
+async def _hanging(scene: SignalScene, bot: BotProcess) -> None:
     await _generating(scene, bot)
     calls = asyncio.Event()
 
@@ -125,7 +125,7 @@ async def _hanging(scene: Scene, bot: BotProcess) -> None:
     await calls.wait()
 
 
-async def _refused(scene: Scene, bot: BotProcess) -> None:
+async def _refused(scene: SignalScene, bot: BotProcess) -> None:
     await _generating(scene, bot)
     refused = asyncio.Event()
 
@@ -138,48 +138,48 @@ async def _refused(scene: Scene, bot: BotProcess) -> None:
     await asyncio.sleep(0.1)
 
 
-async def _queued(scene: Scene, bot: BotProcess) -> None:
+async def _queued(scene: SignalScene, bot: BotProcess) -> None:
     await bot.connected()
     for number in range(20):
         await scene.ask(100, _CHANNELS[number % len(_CHANNELS)])
     await scene.answer_grows()
 
 
-async def _by_the_model(scene: Scene, bot: BotProcess) -> None:
+async def _by_the_model(scene: SignalScene, bot: BotProcess) -> None:
     await bot.connected()
     for channel in _CHANNELS:
         await scene.platform.say("what can you do for us here?", channel=channel)
-    await until(lambda: any(len(said) > 5 for said in scene.said()))
+    await until(lambda: any(len(reply) > 5 for reply in scene.replies()))
 
 
-async def _wedged(scene: Scene, bot: BotProcess) -> None:
+async def _wedged(scene: SignalScene, bot: BotProcess) -> None:
     await bot.connected()
     await scene.platform.say("hello", channel="general")
-    await until(lambda: bool(scene.said()))
+    await until(lambda: bool(scene.replies()))
 
 
 _TWICE, _INTERRUPT = (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)
 CASES = {
-    "starting": Case(_starting),
-    "loading the model": Case(_loading, _MODEL),
-    "waiting for the model": Case(_loading, {"SLOW_LOADING": "60"}, SLOW),
-    "idle": Case(_idle),
-    "answer ends in time": Case(_ending, _TOKENS, SLOW),
-    "generating": Case(_generating, _TOKENS, SLOW),
-    "20 queued": Case(_queued, _TOKENS, SLOW),
-    "the demo model": Case(_by_the_model, _MODEL),
-    "stuck in a step": Case(_wedged, {**_MODEL, "SLOW_STEP": "60"}, SLOW),
-    "platform hangs": Case(_hanging, _TOKENS, SLOW),
-    "waiting for 429": Case(_refused, _TOKENS, SLOW),
-    "second SIGTERM": Case(_generating, _TOKENS, SLOW, _TWICE, 128 + signal.SIGTERM, AT_ONCE),
-    "SIGINT": Case(_generating, _TOKENS, SLOW, _INTERRUPT, 130),
-    "second SIGINT": Case(_generating, _TOKENS, SLOW, _INTERRUPT * 2, 130, AT_ONCE),
+    "starting": SignalCase(_starting),
+    "loading the model": SignalCase(_loading, _MODEL),
+    "waiting for the model": SignalCase(_loading, {"SLOW_LOADING": "60"}, SLOW),
+    "idle": SignalCase(_idle),
+    "answer ends in time": SignalCase(_ending, _TOKENS, SLOW),
+    "generating": SignalCase(_generating, _TOKENS, SLOW),
+    "20 queued": SignalCase(_queued, _TOKENS, SLOW),
+    "the demo model": SignalCase(_by_the_model, _MODEL),
+    "stuck in a step": SignalCase(_wedged, {**_MODEL, "SLOW_STEP": "60"}, SLOW),
+    "platform hangs": SignalCase(_hanging, _TOKENS, SLOW),
+    "waiting for 429": SignalCase(_refused, _TOKENS, SLOW),
+    "second SIGTERM": SignalCase(_generating, _TOKENS, SLOW, _TWICE, 128 + signal.SIGTERM, AT_ONCE),
+    "SIGINT": SignalCase(_generating, _TOKENS, SLOW, _INTERRUPT, 130),
+    "second SIGINT": SignalCase(_generating, _TOKENS, SLOW, _INTERRUPT * 2, 130, AT_ONCE),
 }
 SHORT = {"discord": "second SIGTERM", "telegram": "answer ends in time", "slack": "second SIGTERM"}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SignalOutcome:
     case: str
     seconds: float
     code: int | None
@@ -195,15 +195,15 @@ class Outcome:
         return self.seconds <= CASES[self.case].within
 
 
-async def outcome_of(name: str, called: str, seed: int) -> Outcome:
-    """End a life in the middle of this, and begin another one that does what was left."""
+async def end_by_signal(name: str, called: str, seed: int) -> SignalOutcome:
+    """End a bot in this state by a signal, then check the answers of a new one."""
     case = CASES[called]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         async with PROFILES[name].open() as platform:
-            scene = Scene(name, random.Random(f"{seed} {name} {called}"), platform)
+            scene = SignalScene(name, random.Random(f"{seed} {name} {called}"), platform)
             if case.act is _loading:
-                # What is said before it listens is read by who was there before.
+                # A backfill needs a known message.
                 async with run_bot({name: platform}, folder) as bot:
                     await bot.connected()
                     await scene.ask(1)
@@ -224,30 +224,30 @@ async def outcome_of(name: str, called: str, seed: int) -> Outcome:
                 with suppress(TimeoutError):  # counted below
                     await until(lambda: scene.is_answered)
                 await bot.connected()
-                await asyncio.sleep(0.5)  # an answer too many would come now
-            return Outcome(called, seconds, code, scene.faults, logged_errors(folder))
+                await asyncio.sleep(0.5)  # for duplicate answers
+            return SignalOutcome(called, seconds, code, scene.faults, logged_errors(folder))
 
 
-def _told(outcomes: list[Outcome]) -> str:
-    told = []
+def _describe(outcomes: list[SignalOutcome]) -> str:
+    parts = []
     for case in dict.fromkeys(each.case for each in outcomes):
         these = [each for each in outcomes if each.case == case]
         longest = max(each.seconds for each in these)
-        told.append(f"{case} {longest:.1f} s")
-        told += [f"(ended with {each.code}!)" for each in these if each.code != CASES[case].code]
-        told += [f"({len(each.faults)} answers wrong!)" for each in these if each.faults]
-        told += ["(too late!)"] * (longest > CASES[case].within)
-    return f"{len(outcomes)} lives ended, the slowest of each kind: {', '.join(told).replace(', (', ' (')}"
+        parts.append(f"{case} {longest:.1f} s")
+        parts += [f"(ended with {each.code}!)" for each in these if each.code != CASES[case].code]
+        parts += [f"({len(each.faults)} answers wrong!)" for each in these if each.faults]
+        parts += ["(too late!)"] * (longest > CASES[case].within)
+    return f"{len(outcomes)} processes ended, the slowest of each kind: {', '.join(parts).replace(', (', ' (')}"
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
-    # What a shell starts in the background ignores SIGINT, and so would the bots.
+    # A shell lets background processes, and so the bots, ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    gate = asyncio.Semaphore(AT_A_TIME)
+    gate = asyncio.Semaphore(CONCURRENT)
 
-    async def outcome(name: str, case: str, number: int) -> Outcome:
+    async def outcome(name: str, case: str, number: int) -> SignalOutcome:
         async with gate:
-            return await outcome_of(name, case, seed + number)
+            return await end_by_signal(name, case, seed + number)
 
     def cases(name: str) -> list[str]:
         return list(CASES) if scale == "full" else [SHORT[name]]
@@ -260,4 +260,4 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     for name, done in begun.items():
         outcomes = [task.result() for task in done]
         is_kept = all(each.is_kept for each in outcomes)
-        yield Row(name, _told(outcomes), is_kept, all(each.is_in_time for each in outcomes))
+        yield Row(name, _describe(outcomes), is_kept, all(each.is_in_time for each in outcomes))

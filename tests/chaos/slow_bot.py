@@ -1,7 +1,7 @@
-"""The bot with an engine that takes its time: `python -m tests.chaos.slow_bot run`.
+"""The bot with a slow engine: `python -m tests.chaos.slow_bot run`.
 
-SLOW_LOADING, SLOW_TOKENS and SLOW_STEP are seconds: for the echo to load, for each of
-its tokens, and for each step of a model, which nothing can interrupt.
+SLOW_LOADING, SLOW_TOKENS and SLOW_STEP are seconds: for loading the echo engine, for each of
+its tokens, and for each uninterruptible step of a model.
 """
 
 import asyncio
@@ -34,17 +34,17 @@ class SlowEcho(echo.EchoEngine):
 
 
 def _slow_down() -> None:
-    echo.EchoEngine = SlowEcho  # type: ignore[misc]  # in this process alone, which is made for it
+    echo.EchoEngine = SlowEcho  # type: ignore[misc]  # this process exists for the test
     if _seconds("SLOW_STEP"):
         from bot.engine.serving.runner import Runner
 
         run = Runner.run
 
-        def slowly(self: Runner, *args: Any) -> Any:
+        def delayed_run(self: Runner, *args: Any) -> Any:
             time.sleep(_seconds("SLOW_STEP"))
             return run(self, *args)
 
-        Runner.run = slowly  # type: ignore[assignment,method-assign]
+        Runner.run = delayed_run  # type: ignore[assignment,method-assign]
 
 
 if __name__ == "__main__":
