@@ -21,7 +21,7 @@ class ComponentsCollector:
         self._components = components
 
     def collect(self) -> Iterator[Metric]:
-        connected = _gauge("platform_connected", "1 where what is said on a platform reaches the bot.", ("platform",))
+        connected = _gauge("platform_connected", "1 while the platform is connected.", ("platform",))
         for name, adapter in self._components.adapters.items():
             connected.add_metric([name], adapter.is_connected)
         yield connected
@@ -31,21 +31,21 @@ class ComponentsCollector:
 
 def _engine_metrics(info: EngineInfo, load: EngineLoad) -> Iterator[Metric]:
     names = ("version", "model", "backend", "quantization", "dtype", "device")
-    about = _gauge("engine_info", "What runs; always 1.", names)
+    about = _gauge("engine_info", "Version and model, as labels; always 1.", names)
     about.add_metric([__version__, info.model, info.backend, info.quantization, info.dtype, info.device], 1)
     yield about
     for name, help, value in (
         ("requests_running", "Requests in the batch.", load.running),
         ("requests_waiting", "Requests in the queue.", load.waiting),
-        ("slots", "Requests that fit the cache at once.", load.slots),
-        ("progress_age_seconds", "Since the last step ended, while there is work.", load.since_progress),
+        ("slots", "Capacity of the cache in requests.", load.slots),
+        ("progress_age_seconds", "Seconds since the last step ended, while there is work.", load.since_progress),
         ("device_memory_bytes", "Memory that torch holds on the devices; 0 on a CPU.", load.device_bytes),
     ):
         gauge = _gauge(name, help)
         gauge.add_metric((), value)
         yield gauge
-    yield CounterMetricFamily(f"{PREFIX}_tokens", "Tokens that the model made.", load.tokens)
-    yield CounterMetricFamily(f"{PREFIX}_steps", "Steps; tokens by steps are the rows of a batch.", load.steps)
+    yield CounterMetricFamily(f"{PREFIX}_tokens", "Generated tokens.", load.tokens)
+    yield CounterMetricFamily(f"{PREFIX}_steps", "Decoding steps; tokens per step is the batch size.", load.steps)
     yield SummaryMetricFamily(
         f"{PREFIX}_queue_wait_seconds", "From a request to its prefill.", load.started, load.waited
     )

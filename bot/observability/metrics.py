@@ -34,21 +34,24 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.first_token = self._histogram(
-            "first_token_seconds", "From a request to the first text of its answer, waiting included.", (), _LONG
+            "first_token_seconds",
+            "Time to first token: from a request to the first text of its answer, queueing included.",
+            (),
+            _LONG,
         )
         self.requests = self._counter(
             "requests",
-            "Calls of the model by how they ended: stop, length, closed, busy, too_long, failed.",
+            "Model requests by outcome: stop, length, closed, busy, too_long, failed.",
             ("outcome",),
         )
         self.exchanges = self._counter(
             "exchanges",
-            "Messages to the bot by how their reply ended: stop, length, cancelled, error (refused ones too), broken_off.",
+            "Messages to the bot by outcome: stop, length, cancelled, error (refused ones too), broken_off.",
             ("platform", "kind", "outcome"),
         )
-        self.refusals = self._counter("refusals", "Messages that a limit turned away with a sentence.", ("kind",))
+        self.refusals = self._counter("refusals", "Messages refused by a limit.", ("kind",))
         self.reply_changes = self._counter(
-            "reply_changes", "Changes of replies that grow; those beyond the edits were merged.", ("platform",)
+            "reply_changes", "Updates of streaming replies; several are merged into one edit.", ("platform",)
         )
         self.calls = self._counter(
             "platform_calls",
@@ -56,14 +59,14 @@ class Metrics:
             ("platform", "verb", "outcome"),
         )
         self.call_seconds = self._histogram(
-            "platform_call_seconds", "How long calls to a platform take.", ("platform", "verb"), _SHORT
+            "platform_call_seconds", "Duration of platform calls.", ("platform", "verb"), _SHORT
         )
         self.store_seconds = self._histogram(
-            "store_seconds", "How long the database takes, its queue included.", ("method",), _SHORT
+            "store_seconds", "Duration of store calls, queueing included.", ("method",), _SHORT
         )
-        self.store_errors = self._counter("store_errors", "Calls of the database that failed.", ("method",))
+        self.store_errors = self._counter("store_errors", "Failed store calls.", ("method",))
         self.loop_lateness = self._histogram(
-            "loop_lateness_seconds", "How late the event loop wakes who sleeps.", (), _SHORT
+            "loop_lateness_seconds", "How much later than due the event loop wakes a sleep.", (), _SHORT
         )
 
     @contextmanager
