@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-# Where a symbol is, newest place first.
+# Modules of a symbol, the current one first; ":name" where it had another name.
 _PLACES = {
     "Config": ("bot.config.schema", "bot.config"),
     "ConsoleSection": ("bot.adapters.console.settings", "bot.adapters.console_settings"),
@@ -27,7 +27,7 @@ _PLACES = {
     "MarkdownFormat": ("bot.delivery.markdown.format", "bot.markup.format"),
     "Replies": ("bot.delivery.replies", "bot.adapters.base"),
     "StorageSection": ("bot.config.schema", "bot.config"),
-    "set_up": ("bot.observability.logging", "bot.logs"),
+    "configure_logging": ("bot.observability.logging", "bot.logs:set_up"),
 }
 UNLIMITED = (
     "requests_per_minute", "requests_per_minute_channel", "tokens_per_hour", "tokens_per_hour_channel",
@@ -44,8 +44,9 @@ def use_checkout(folder: Path) -> None:
 def find(symbol: str) -> Any:
     """Look a symbol of bot/ up in the first of its modules that exists."""
     for place in _PLACES[symbol]:
+        module, _, name = place.partition(":")
         try:
-            return getattr(import_module(place), symbol)
+            return getattr(import_module(module), name or symbol)
         except (ModuleNotFoundError, AttributeError):
             continue
     raise LookupError(f"{symbol} is in none of {', '.join(_PLACES[symbol])}")
@@ -117,7 +118,7 @@ class MemoryPlatform:
 
 def log_to_memory() -> None:
     """Log as the program does by default, without printing."""
-    find("set_up")(find("LogsSection")(format="json"), stream=io.StringIO())
+    find("configure_logging")(find("LogsSection")(format="json"), stream=io.StringIO())
 
 
 @asynccontextmanager

@@ -41,14 +41,21 @@ class Trace:
         if not self.is_on or not self._is_ours(frame):
             return
         self.files.add(frame.f_code.co_filename.removeprefix(self.folder))
-        if frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        if self._is_generator(frame):
             self.generators.add(frame.f_code.co_qualname)
-            nested, caller = [], frame
-            while caller := caller.f_back:  # type: ignore[assignment]  # None ends it
-                if caller.f_code.co_flags & inspect.CO_ASYNC_GENERATOR and self._is_ours(caller):
+            nested, caller = [frame.f_code.co_qualname], frame.f_back
+            while caller is not None:
+                if self._is_generator(caller):
                     nested.append(caller.f_code.co_qualname)
-            if len(nested) >= len(self.deepest):
-                self.deepest = [*reversed(nested), frame.f_code.co_qualname]
+                caller = caller.f_back
+            if len(nested) > len(self.deepest):
+                self.deepest = nested[::-1]
+
+    def _is_generator(self, frame: FrameType) -> bool:
+        """Return whether it is an async generator of bot/; a context manager, stepped by contextlib, is none."""
+        stepped_by = frame.f_back.f_code.co_filename if frame.f_back else ""
+        is_generator = bool(frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR)
+        return is_generator and self._is_ours(frame) and not stepped_by.endswith("contextlib.py")
 
     def _is_ours(self, frame: FrameType) -> bool:
         return frame.f_code.co_filename.startswith(self.folder)
