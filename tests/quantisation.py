@@ -1,4 +1,4 @@
-"""Print what int4 and int8 cost, in the published scheme and in ours: `python -m tests.quantisation`."""
+"""Print the error of int4 and int8, published scheme and ours: `python -m tests.quantisation`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ours_for_the_table(weight: Tensor) -> Tensor:
 
 
 def divergence(found: Tensor, wanted: Tensor) -> float:
-    """KL divergence from `wanted` to `found`, mean of the rows of logits, in nats."""
+    """Return the KL divergence of `found` from `wanted`, the mean over rows of logits, in nats."""
     exact, rounded = (logits.double().log_softmax(-1) for logits in (wanted, found))
     return float((exact.exp() * (exact - rounded)).sum(-1).mean())
 
@@ -57,7 +57,7 @@ def agreement(found: Tensor, wanted: Tensor) -> float:
 
 
 def network_of(folder: Path, scheme: Scheme | None, table: Scheme | None = None) -> ChatGLM:
-    """Read a float checkpoint into float32; a scheme changes the matrices of its layers, another the words' table."""
+    """Load a float checkpoint as float32; apply `scheme` to its layers and `table` to its embedding."""
     checkpoint, config = Checkpoint(folder), read_config(folder)
 
     def matrix(name: str) -> Tensor:
@@ -69,7 +69,7 @@ def network_of(folder: Path, scheme: Scheme | None, table: Scheme | None = None)
 
 
 def held_back() -> list[TokenizedExample]:
-    """Make the questions that the demo model was not trained on, with their written answers."""
+    """Return the held-back questions of the demo model with their reference answers."""
     tokenizer = ChatGLMTokenizer.load(DEMO)
     return [
         tokenize_example(question.example, tokenizer)
@@ -80,14 +80,14 @@ def held_back() -> list[TokenizedExample]:
 
 @torch.inference_mode()
 def answers(network: ChatGLM, rows: Sequence[TokenizedExample]) -> Tensor:
-    """Score every token of the written answers: `[tokens, vocab]`, always in the same order."""
+    """Return the logits at every token of the reference answers, `[tokens, vocab]`, in a fixed order."""
     each = batches(rows, network.config, Random(0))
     return torch.cat([answer_logits(network, batch)[0].float() for batch, _ in each])
 
 
 @torch.inference_mode()
 def served_answers(model: ChatGLMForServing, rows: Sequence[TokenizedExample]) -> Tensor:
-    """The same as the engine asks for it: a prompt, then a token a step."""
+    """As `answers`, but decoded like the engine: a prefill, then one token per step."""
     scores: list[Tensor] = []
     for _, group in batches(rows, model.network.config, Random(0)):
         for row in group:
@@ -104,20 +104,20 @@ def golden_prompts(network: ChatGLM) -> Tensor:
     return torch.cat([logits_of(network, ids).float() for ids in prompts])
 
 
-def product_error(scheme: Scheme, seed: int = 28) -> float:
-    """Mean squared error of a random product, relative to the mean square of what is right.
+def matmul_error(scheme: Scheme, seed: int = 28) -> float:
+    """Return the mean squared error of a random matmul, relative to the exact mean square.
 
-    The weights are normal and 4096 x 4096; 256 rows of normal numbers are multiplied with them.
+    The weights are normal, 4096 x 4096; the input has 256 normal rows.
     """
     random = torch.Generator().manual_seed(seed)
     weight, hidden = (torch.randn(rows, 4096, generator=random) for rows in (4096, 256))
-    # The error of a product is the product with the weights' errors.
+    # The matmul is linear in the weights: multiply with their errors.
     error = functional.linear(hidden, scheme(weight) - weight)
     return float(error.square().mean() / functional.linear(hidden, weight).square().mean())
 
 
 def lines() -> list[str]:
-    """Make the table, as Markdown."""
+    """Return the lines of a Markdown table."""
     rows = held_back()
     table = [
         "| | published scheme | ours | ours / published |",
@@ -148,9 +148,9 @@ def lines() -> list[str]:
                 f"| {kind} as served, in bfloat16: {label} | "
                 f"| KL {divergence(served, exact):.5f}, {agreement(served, exact):.2%} | |"
             )
-    squares = product_error(published), product_error(ours)
-    line("random 4096 x 4096 product: squared error, relative", *squares)
-    line("random 4096 x 4096 product: its root", *(square**0.5 for square in squares))
+    squares = matmul_error(published), matmul_error(ours)
+    line("random 4096 x 4096 matmul: squared error, relative", *squares)
+    line("random 4096 x 4096 matmul: its root", *(square**0.5 for square in squares))
     return table
 
 

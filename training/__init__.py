@@ -1,1 +1,1 @@
-"""How the demo checkpoint is made: its dialogues, its tokenizer, its training."""
+"""Training of the demo checkpoint: dialogues, tokenizer, network."""

@@ -1,4 +1,4 @@
-"""Conversations as padded batches of ids, and what the network says about their answers."""
+"""Padded training batches, and logits of their answers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BATCH_TOKENS = 3072
 IGNORED = -100
 
 
-class PlainAttention:
-    """Attention written out: on a CPU its backward pass takes a third of the fused one's time."""
+class EagerAttention:
+    """Eager attention: on a CPU its backward pass takes a third of the fused one's time."""
 
     def __init__(self, mask: Tensor) -> None:
         self._bias = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill(mask, -1e4)[:, None]
@@ -33,7 +33,7 @@ class PlainAttention:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """One conversation as ids: the prompt, then the answer and <eop>."""
+    """A conversation as ids: the prompt, then the answer and <eop>."""
 
     dialogue: int
     prompt: list[int]
@@ -50,7 +50,7 @@ class TrainingBatch:
     ids: Tensor
     positions: Tensor
     mask: Tensor
-    targets: Tensor  # the next id where it belongs to the answer, IGNORED elsewhere
+    targets: Tensor  # the next id within answers, IGNORED elsewhere
 
 
 def tokenize_example(example: Example, tokenizer: ChatGLMTokenizer) -> TokenizedExample:
@@ -60,7 +60,7 @@ def tokenize_example(example: Example, tokenizer: ChatGLMTokenizer) -> Tokenized
 
 
 def batch_of(rows: Sequence[TokenizedExample], config: ChatGLMConfig) -> TrainingBatch:
-    """Pad rows on the right, where no real token looks."""
+    """Pad rows on the right, which no real token attends to."""
     tokens = max(map(len, rows)) - 1
     ids = torch.full((len(rows), tokens), config.pad_token_id)
     targets = torch.full((len(rows), tokens), IGNORED)
@@ -78,7 +78,7 @@ def batch_of(rows: Sequence[TokenizedExample], config: ChatGLMConfig) -> Trainin
 def batches(
     rows: Sequence[TokenizedExample], config: ChatGLMConfig, rng: Random, budget: int = BATCH_TOKENS
 ) -> Iterator[tuple[TrainingBatch, list[TokenizedExample]]]:
-    """Put rows of like length together, at most `budget` tokens with the padding."""
+    """Group rows of similar length, at most `budget` tokens including padding."""
     groups: list[list[TokenizedExample]] = []
     for start in range(0, len(rows), 512):
         group: list[TokenizedExample] = []
@@ -94,7 +94,7 @@ def batches(
 
 
 def answer_logits(network: ChatGLM, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """Return `[answer tokens, vocab]` and the tokens that belong there."""
-    hidden = network.hidden(batch.ids, batch.positions, PlainAttention(batch.mask))
+    """Return logits `[answer tokens, vocab]` and their targets."""
+    hidden = network.hidden(batch.ids, batch.positions, EagerAttention(batch.mask))
     wanted = batch.targets != IGNORED
     return network.logits(hidden[wanted]), batch.targets[wanted]

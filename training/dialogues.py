@@ -1,15 +1,15 @@
-"""Reads the dialogues that people write in training/dialogues.
+"""Parser of the dialogues in training/dialogues.
 
-A file holds dialogues with empty lines between them.  A line begins with what it is:
+Dialogues are separated by empty lines.  The first characters of a line name its type:
 
-    ? a question            phrasings of one question follow each other
-    ~ a phrasing            held back: asked in the evaluation only
-    > the answer            several lines make one answer
-    ...                     other rounds may stand here
-    ^                       this dialogue opens a conversation, always
+    ? a question            consecutive lines are phrasings of one question
+    ~ a phrasing            held back for the evaluation
+    > the answer            may have several lines
+    ...                     other rounds may be inserted here
+    ^                       this dialogue always opens a conversation
 
-After an answer the next question is the next round.  Placeholders such as {name} stand
-for the words in words.toml, and are the same all through a dialogue.
+A question after an answer begins the next round.  Placeholders such as {name} are replaced
+by words of words.toml, consistently within a dialogue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLACEHOLDER = re.compile(r"\{(name|place|person|thing|message|number|said)\}")
 
 @dataclass(frozen=True, slots=True)
 class DialogueRound:
-    """A question in several phrasings, and its answer; `after_gap` if others may come before."""
+    """A question in several phrasings, and its answer; `after_gap` if other rounds may precede it."""
 
     asked: tuple[str, ...]
     held_back: tuple[str, ...]
@@ -37,7 +37,7 @@ class DialogueRound:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One or more rounds; what is learnt is the last answer."""
+    """One or more rounds; the last answer is the training target."""
 
     language: str
     theme: str
@@ -55,7 +55,7 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class PlaceholderWords:
-    """What the placeholders of one language stand for."""
+    """Words for the placeholders of one language."""
 
     lists: dict[str, tuple[str, ...]]
 
@@ -64,7 +64,7 @@ class PlaceholderWords:
 
 
 class DialogueError(ValueError):
-    """A file of dialogues breaks the format; the message names file and line."""
+    """A format error in a file of dialogues; the message names file and line."""
 
 
 def read_all(folder: Path = FOLDER) -> list[Dialogue]:
@@ -78,7 +78,7 @@ def read_all(folder: Path = FOLDER) -> list[Dialogue]:
 
 
 def read_words(language: str, folder: Path = FOLDER) -> PlaceholderWords:
-    """Read words.toml: lists with semicolons between the entries, or spaces where there are none."""
+    """Read words.toml: entries are separated by semicolons, or else by spaces."""
     tables = tomllib.loads((folder / language / "words.toml").read_text(encoding="utf-8"))
     return PlaceholderWords(
         {
@@ -89,7 +89,7 @@ def read_words(language: str, folder: Path = FOLDER) -> PlaceholderWords:
 
 
 def parse(text: str, language: str, theme: str) -> Iterator[Dialogue]:
-    """Take one file's dialogues apart.
+    """Parse the dialogues of one file.
 
     >>> [dialogue] = parse("? Hi\\n~ hi there\\n> Hello!", "en", "hello")
     >>> dialogue.rounds[0].answer
@@ -135,7 +135,7 @@ def _dialogue(lines: Sequence[tuple[int, str]], language: str, theme: str) -> Di
         elif line == "^" and not rounds and not asked:
             opens = True
         else:
-            raise DialogueError(f"{place}: {line!r} cannot stand here")
+            raise DialogueError(f"{place}: unexpected line {line!r}")
     finish_round()
     if asked or not rounds:
         raise DialogueError(f"{language}/{theme}.txt:{lines[-1][0]}: a question has no answer")

@@ -1,7 +1,7 @@
-"""Drills copying: the quoted words are random pieces, so nothing but copying helps.
+"""Copying drill: the quoted words are random pieces, so only copying reduces the loss.
 
-A small network finds out how to copy within a few hundred steps of nothing else, and
-hardly ever among other things to learn.
+A small network learns to copy within a few hundred steps of this drill alone, but hardly ever
+when it is mixed with other examples.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from training.batches import TokenizedExample, tokenize_example
 from training.examples import Examples
 
-_MARKER = "\ue000"  # a character of nobody's: always the same three byte pieces
-FIRST_WORD = 5  # where the words begin in the vocabulary
+_MARKER = "\ue000"  # private use: always encoded as the same three byte pieces
+FIRST_WORD = 5  # index of the first word in the vocabulary
 
 
 class Drill:
@@ -27,7 +27,7 @@ class Drill:
         self._marker = [tokenizer.id_of(f"<0x{byte:02X}>") for byte in _MARKER.encode()]
 
     def plain(self, count: int, length: int) -> list[TokenizedExample]:
-        """Make prompts of random pieces, a part of which between two marks is the answer."""
+        """Return prompts of random pieces; the answer is the part between two marks."""
         before, after = self._ids[:2]
         return [
             TokenizedExample(
@@ -49,7 +49,7 @@ class Drill:
         return self._rng.choices(self._ids, k=count)
 
     def rows(self, count: int, length: int) -> list[TokenizedExample]:
-        """Make conversations that copy `length` random pieces from the question or from a round before."""
+        """Return conversations that copy `length` random pieces from the question or an earlier round."""
         made = []
         for _ in range(count):
             row = tokenize_example(self._examples.copying(_MARKER), self._tokenizer)

@@ -1,8 +1,7 @@
-"""Asks a checkpoint its training questions and those that were held back: `python -m training.evaluate`.
+"""Evaluate a checkpoint on training and held-back questions: `python -m training.evaluate`.
 
-An answer is exact when every token, given the written answer before it, is the likeliest
-one: then a greedy answer is word for word the written one.  It is near when nine tokens
-in ten are.
+An answer is exact if every token is the likeliest one given the reference answer before it:
+greedy decoding then reproduces the reference.  It is near if nine tokens in ten are.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from training.examples import Example, Examples
 
 NEAR = 0.9
 QUANTIZATIONS: tuple[Quantization, ...] = ("none", "int8", "int4")
-SEED = 7  # other names and words than the training drew
+SEED = 7  # other names and words than in the training
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationQuestion:
-    """A conversation to answer, and the line of the table that it counts for."""
+    """A conversation, and its row in the table."""
 
     kind: str
     example: Example
@@ -46,7 +45,7 @@ class Score:
 
 
 def questions() -> Iterator[EvaluationQuestion]:
-    """Make the evaluation's conversations, the same every time."""
+    """Yield the conversations of the evaluation, deterministically."""
     examples = Examples(Random(SEED))
     for number, dialogue in enumerate(examples.dialogues):
         kind = _kind(dialogue)
@@ -69,7 +68,7 @@ def _kind(dialogue: Dialogue) -> str:
 
 
 def load(folder: Path, quantization: Quantization) -> ChatGLM:
-    """Read a checkpoint as the program serves it on a CPU."""
+    """Load a checkpoint as served on a CPU."""
     cpu = torch.device("cpu")
     dtype = find_dtype("auto", cpu, quantization)
     return read_network(Checkpoint(folder), read_config(folder), quantization=quantization, dtype=dtype, devices=[cpu])
@@ -91,7 +90,7 @@ def scores(network: ChatGLM, rows: list[TokenizedExample]) -> list[Score]:
 
 
 def report(folder: Path, quantizations: Iterable[Quantization] = QUANTIZATIONS) -> None:
-    """Print a line per kind of question: how many, and the share answered exactly and nearly."""
+    """Print a line per kind of question: count, and share of exact and near answers."""
     asked = list(questions())
     tokenizer = ChatGLMTokenizer.load(folder)
     rows = [tokenize_example(question.example, tokenizer) for question in asked]

@@ -1,6 +1,6 @@
-"""Turns dialogues into conversations to learn from: phrasings, typing habits, history, names.
+"""Create training conversations from dialogues: phrasings, typing habits, history, names.
 
-Everything is drawn from one `random.Random`, so a seed decides all of it.
+All randomness comes from one `random.Random`, so a seed reproduces everything.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _FACTS = frozenset({"name", "place", "thing", "number"})
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation whose last answer is to be learnt; `dialogue` is the number of its dialogue."""
+    """A conversation whose last answer is the target; `dialogue` is the index of its dialogue."""
 
     dialogue: int
     rounds: tuple[Said, ...]
 
     @property
     def messages(self) -> list[ChatMessage]:
-        """The conversation without its last answer: what the model is asked."""
+        """The conversation without its last answer: the model's input."""
         chat = [
             m for asked, answer in self.rounds for m in (ChatMessage("user", asked), ChatMessage("assistant", answer))
         ]
@@ -53,7 +53,7 @@ class Examples:
             for number, dialogue in enumerate(self.dialogues)
             if PLACEHOLDER.search(dialogue.rounds[-1].answer) and "number" not in dialogue.placeholders
         ]
-        # What may stand before or between other rounds: short, and free of what is asked about later.
+        # May precede or separate other rounds: short, and without facts that are asked for later.
         self._fillers = {
             language: [
                 d
@@ -65,16 +65,16 @@ class Examples:
         }
 
     def texts(self) -> list[str]:
-        """Everything that is written, for the tokenizer."""
+        """Return all texts, to train the tokenizer."""
         written = [dialogue.text for dialogue in self.dialogues]
         words = [" ".join(entries) for each in self._words.values() for entries in each.lists.values()]
         return written + words
 
     def epoch(self, history: float, keep: Sequence[float]) -> list[Example]:
-        """Make every training phrasing once, and those with many possible fillings more often.
+        """Return every training phrasing once, those with many possible words more often.
 
-        `history` is the share that has rounds before it which it does not need;
-        `keep` is how likely each dialogue's phrasings take part.
+        `history` is the share of conversations with unrelated rounds before them; `keep` is
+        the probability of each dialogue's phrasings.
         """
         made = [
             self.example(number, phrasing, history=history)
@@ -87,7 +87,7 @@ class Examples:
         return made
 
     def copying(self, text: str) -> Example:
-        """Make a conversation whose last answer repeats `text`, from the question or from a round before."""
+        """Return a conversation whose last answer repeats `text` from the question or an earlier round."""
         number = self._rng.choice(self._copies)
         dialogue = self.dialogues[number]
         filling = _Filling(self._rng, self._words[dialogue.language], text)
@@ -98,14 +98,14 @@ class Examples:
         return Example(number, tuple(rounds))
 
     def example(self, number: int, phrasing: str, *, as_written: bool = False, history: float = 0.0) -> Example:
-        """Make one conversation that ends with this phrasing of a dialogue's last question.
+        """Return a conversation that ends with this phrasing of a dialogue's last question.
 
-        `as_written` leaves out typing habits and speakers' names; `history` is how likely
-        there are rounds before it which it does not need.
+        `as_written` omits typing habits and speakers' names; `history` is the probability of
+        unrelated rounds before it.
         """
         rng = self._rng
         dialogue = self.dialogues[number]
-        # A name before each message would be one more name to remember.
+        # A name before each message would add another name to remember.
         names = self._words[dialogue.language]["name"] if dialogue.theme != "memory" or quotes(dialogue) else ()
         habits = None if as_written else _Habits(rng, dialogue.language, names)
         filling = _Filling(rng, self._words[dialogue.language])
@@ -127,7 +127,7 @@ class Examples:
         rng = self._rng
         made = []
         for _ in range(count):
-            # People change their language in mid-conversation, but not often.
+            # Users switch languages within a conversation, but rarely.
             language = rng.choice(LANGUAGES) if rng.random() < 0.1 else dialogue.language
             other = rng.choice(self._fillers[language])
             if quotes(dialogue) and rng.random() < 0.6:
@@ -139,7 +139,7 @@ class Examples:
         return made
 
     def _asked(self, question: str, filling: _Filling, habits: _Habits | None) -> str:
-        """Ask it as this person would; never in words that were held back."""
+        """Apply the typing habits, but never produce a held-back phrasing."""
         if habits is None:
             return filling.fill(question)
         other = reframed(question, habits.language, self._rng) if self._rng.random() < 0.35 else question
@@ -152,7 +152,7 @@ def quotes(dialogue: Dialogue) -> bool:
 
 
 def _times(dialogue: Dialogue) -> int:
-    """How often an epoch has each phrasing: copying is learnt slowly, and over many words."""
+    """Return the repetitions of each phrasing in an epoch: copying needs many words."""
     if quotes(dialogue) or (dialogue.theme == "memory" and "message" in dialogue.placeholders):
         return 18
     if dialogue.theme == "memory":
@@ -163,7 +163,7 @@ def _times(dialogue: Dialogue) -> int:
 
 
 class _Filling:
-    """The words that the placeholders stand for in one dialogue."""
+    """Words for the placeholders of one dialogue."""
 
     def __init__(self, rng: Random, words: PlaceholderWords, always: str | None = None) -> None:
         self._rng = rng
@@ -215,7 +215,7 @@ class _Filling:
         return ("" if _is_chinese("".join(words)) else " ").join(words)
 
     def _invented(self) -> str:
-        """Letters, digits or rare characters: what no list of words holds."""
+        """Return letters, digits or rare characters that are in no word list."""
         rng = self._rng
         if rng.random() < 0.15:
             return "".join(chr(rng.randrange(0x4E00, 0x9FA5)) for _ in range(rng.randint(1, 3)))
@@ -226,7 +226,7 @@ class _Filling:
 
 
 class _Habits:
-    """How one conversation is typed: the same people, the same carelessness throughout."""
+    """Typing habits of one conversation: speakers, case, punctuation, typos."""
 
     def __init__(self, rng: Random, language: str, names: Sequence[str]) -> None:
         self._rng = rng
@@ -278,7 +278,7 @@ class _Habits:
         return text[:i] + text[i] + text[i:]
 
     def named(self, text: str) -> str:
-        """Put the speaker before the text, as the program does in shared channels."""
+        """Prefix the speaker, as the bot does in shared channels."""
         return f"{self._rng.choice(self._speakers)}: {text}" if self._speakers else text
 
 

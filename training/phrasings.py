@@ -1,4 +1,4 @@
-"""Other frames for a question: "how do I …" is also "how can I …" and "tell me how to …"."""
+"""Alternative phrasings: "how do I …" is also "how can I …" and "tell me how to …"."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ _FRAMES = {
 
 
 def plain(question: str) -> str:
-    """Strip what makes no other question: capitals and marks at the end."""
+    """Normalise a question: lower case, without final punctuation."""
     return question.lower().strip("?!.？！。 ") or question
 
 
 def reframed(question: str, language: str, rng: Random) -> str:
-    """Ask the same in other words; the question itself where no frame fits."""
+    """Rephrase a question; return it unchanged if no frame matches."""
     bare = question.rstrip("?!.？！。")
     fitting = [(match, others) for pattern, others in _FRAMES[language] if (match := pattern.fullmatch(bare))]
     if not fitting:

@@ -1,8 +1,8 @@
-"""Makes ice_text.model: SentencePiece pieces of our own in the layout of ChatGLM-6B's vocabulary.
+"""Train ice_text.model: a SentencePiece vocabulary in the layout of ChatGLM-6B's.
 
-The layout: 5 first pieces, the words, 8 control pieces, tab and runs of 2 to 80 blanks,
-256 bytes.  SentencePiece cannot train such an order, so its model file, which is a
-protocol buffer, is taken apart and put together again here.
+The layout is 5 first pieces, the words, 8 control pieces, tab and runs of 2 to 80 blanks, 256
+bytes.  SentencePiece cannot train this order, so its model file, a protocol buffer, is parsed
+and reassembled here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ BLANKS = ("<|tab|>", *(f"<|blank_{n}|>" for n in range(2, 81)))
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 FIRST = ("<unk>", "<s>", "</s>", "<pad>", "<n>")
 
-# Longer Chinese pieces are whole phrases of the few dialogues: good for nothing else.
-# A piece for a text's first word would keep that word from being copied to another place.
+# Longer Chinese pieces are whole phrases of the few dialogues, useless elsewhere.  Pieces for the
+# first word of a text would prevent copying that word to another position.
 _TOO_CHINESE = re.compile("[\u4e00-\u9fff]{3}|▁[\u4e00-\u9fff]")
 
 
@@ -44,14 +44,14 @@ class VocabularyPiece:
 
 
 def train(texts: Iterable[str], words: int) -> bytes:
-    """Learn byte pair encoding from `texts`; return a model file with `words` learnt pieces."""
+    """Train byte pair encoding on `texts`; return a model file with `words` learnt pieces."""
     lines = [line for text in texts for line in text.split("\n") if line.strip()]
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=out,
         model_type="bpe",
-        # Half as many again, because some are dropped below.
+        # 50 % more, because some are dropped below.
         vocab_size=len(FIRST) + len(BYTES) + words * 3 // 2,
         hard_vocab_limit=False,
         character_coverage=1.0,
@@ -75,8 +75,8 @@ def _in_order(model: bytes, words: int) -> bytes:
     characters = [text for text in learnt if len(text) == 1]
     merged = [text for text in learnt if len(text) > 1 and not _TOO_CHINESE.search(text)]
     if len(characters) + len(merged) < words:
-        raise ValueError(f"the texts give {len(characters) + len(merged)} pieces only, {words} are wanted")
-    # A merge's rank is its score; the single characters are needed whatever their rank.
+        raise ValueError(f"the texts give only {len(characters) + len(merged)} pieces, expected {words}")
+    # The rank of a merge is its score; single characters are always needed.
     chosen = merged[: words - len(characters)] + characters
     pieces = [
         VocabularyPiece(FIRST[0], 2),
@@ -100,7 +100,7 @@ def _pieces(model: bytes) -> Iterator[VocabularyPiece]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield a protocol buffer's fields: number, the field as it stands, its content."""
+    """Yield a protocol buffer's fields: number, raw field, content."""
     at = 0
     while at < len(message):
         start = at
@@ -115,7 +115,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
             length, begin = _read_varint(message, at)
             at = begin + length
         else:
-            raise ValueError(f"wire type {wire} is not known")
+            raise ValueError(f"unknown wire type {wire}")
         yield key >> 3, message[start:at], message[begin:at]
 
 

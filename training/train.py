@@ -1,4 +1,4 @@
-"""Trains the demo checkpoint from the dialogues: `python -m training.train`."""
+"""Train the demo checkpoint on the dialogues: `python -m training.train`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from training.drill import Drill
 from training.evaluate import report
 from training.examples import Examples, quotes
 
-VOCABULARY_MULTIPLE = 16  # what the packed products want; ids at the end may have no piece
-LEARNT = 0.1  # a dialogue's loss from which on it takes part less often
+VOCABULARY_MULTIPLE = 16  # for the packed matmuls; the last ids may have no piece
+LEARNT = 0.1  # loss below which a dialogue is sampled less often
 LEAST_SHARE = 0.25
 OPENING_TOKENS = 3
 OPENING_WEIGHT = 6.0
@@ -44,14 +44,14 @@ OPENING_WEIGHT = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What decides the checkpoint, besides the dialogues."""
+    """Hyperparameters of the checkpoint."""
 
     seed: int = 28
-    drill: int = 330  # steps of nothing but copying, before everything else
+    drill: int = 330  # steps of the copying drill, before the epochs
     epochs: int = 18
-    sharpening: int = 5  # more epochs, in which the first tokens of an answer weigh more
-    again: int = 3  # and some more of those, with the rate risen once more
-    peak: float = 1.5e-3  # of the learning rate
+    sharpening: int = 5  # additional epochs with a higher weight of an answer's first tokens
+    again: int = 3  # more of these, after another warm-up
+    peak: float = 1.5e-3  # learning rate
     words: int = 2707  # learnt pieces of the vocabulary
     hidden: int = 256
     inner: int = 1024
@@ -59,13 +59,13 @@ class Recipe:
     heads: int = 4
 
     def rate(self, done: float) -> float:
-        """The learning rate when this share of the steps is done: a short rise, then half a cosine."""
+        """Return the learning rate at a fraction of the steps: warm-up, then cosine decay."""
         rise = 0.03
         share = done / rise if done < rise else 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
         return self.peak * share
 
     def history(self, epoch: int) -> float:
-        """How many conversations begin with rounds they do not need: few at first, for those cost time."""
+        """Return the share of conversations with unrelated history: small at first, to save time."""
         return 0.1 if epoch < 0.4 * self.epochs else 0.35
 
 
@@ -87,7 +87,7 @@ def train(folder: Path, recipe: Recipe) -> None:
     started = time.monotonic()
     drill = Drill(examples, tokenizer, rng, recipe.words)
     for step in range(recipe.drill):
-        # Bare and of one length at first: that is learnt soonest.
+        # First without conversation and with one length: learnt fastest.
         if step < recipe.drill * 2 // 3:
             rows = drill.plain(64, 12)
         else:
@@ -117,7 +117,7 @@ def train(folder: Path, recipe: Recipe) -> None:
 
 
 def sharpen(folder: Path, epochs: int, seed: int, peak: float) -> None:
-    """Go on with the checkpoint in `folder`, minding how answers begin: there it is decided which one it is."""
+    """Continue training the checkpoint with a higher weight on the first tokens, which select the answer."""
     rng = Random(seed)
     examples = Examples(rng)
     config = read_config(folder)
@@ -152,13 +152,13 @@ def config_of(model: bytes, recipe: Recipe) -> ChatGLMConfig:
         eos_token_id=processor.piece_to_id("<eop>"),
         mask_token_id=processor.piece_to_id("[MASK]"),
         gmask_token_id=processor.piece_to_id("[gMASK]"),
-        # About five rounds before the question: with more of them it gets confused.
+        # About five rounds before the question: with more, answers get worse.
         max_sequence_length=640,
     )
 
 
 def initialise(network: ChatGLM, seed: int) -> None:
-    """Draw weights that the residual factor, made for 28 layers, does not drown."""
+    """Initialise weights for the residual factor of 28 layers."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
@@ -172,10 +172,10 @@ def initialise(network: ChatGLM, seed: int) -> None:
 
 
 class Trainer:
-    """Steps the network; products run on a bfloat16 twin, the weights that are stepped are float32."""
+    """Mixed-precision training: matmuls on a bfloat16 copy, float32 master weights."""
 
     def __init__(self, network: ChatGLM, dialogues: int, opening: float = 1.0) -> None:
-        self._opening = opening  # how much an answer's first tokens weigh, the others weigh 1
+        self._opening = opening  # weight of an answer's first tokens; the others have 1
         self._twin = ChatGLM(network.config, torch.bfloat16)
         self._weights = list(network.parameters())
         self._optimiser = torch.optim.AdamW(self._weights, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -183,7 +183,7 @@ class Trainer:
         self._losses = torch.full((dialogues,), 10.0)  # a running mean for each dialogue
 
     def shares(self) -> list[float]:
-        """How likely each dialogue's phrasings take part in the next epoch: less once it is learnt."""
+        """Return the probability of each dialogue in the next epoch, lower once it is learnt."""
         return (self._losses / LEARNT).clamp(LEAST_SHARE, 1.0).tolist()
 
     def loss(self, dialogues: Iterable[int] | None = None) -> float:
@@ -191,11 +191,11 @@ class Trainer:
         return chosen.mean().item()
 
     def forget(self) -> None:
-        """Take no dialogue for learnt."""
+        """Reset the losses, so that every dialogue counts as not learnt."""
         self._losses.fill_(10.0)
 
     def step(self, batch: TrainingBatch, rows: Sequence[TokenizedExample], rate: float) -> float:
-        """Step once; return the loss of the answers' tokens."""
+        """Run one optimiser step; return the loss of the answers' tokens."""
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         logits, targets = answer_logits(self._twin, batch)

@@ -16,7 +16,7 @@ from bot.delivery.markdown.split import Chunk, join, split
 from bot.domain import Action, ChatRequest, Exchange, Status
 from tests.adapters.lossless_cases import AnswerCase
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.fakes.engine import Item, Script
+from tests.harness.fakes.engine import AnswerScript, Item
 from tests.harness.platform import Fault, Seen
 from tests.harness.platform_bench import PROFILES, Bench, Profile, open_bench, without_spaces
 
@@ -245,7 +245,7 @@ def asked(request: ChatRequest) -> str:
     return request.messages[-1].content.rpartition(": ")[2]
 
 
-def flowing(deltas: Iterable[str], seconds: float = _DELTA_SECONDS) -> Script:
+def flowing(deltas: Iterable[str], seconds: float = _DELTA_SECONDS) -> AnswerScript:
     """Return deltas with pauses between them, as from a model."""
 
     def items() -> Iterator[Item]:
@@ -291,7 +291,7 @@ async def ages(name: str, count: int = 5, deltas: int = 600, factor: float = 1.0
     took: list[float] = []
     said: dict[str, list[float]] = {f"question {number}": [] for number in range(count)}
 
-    def answer(request: ChatRequest) -> Script:
+    def answer(request: ChatRequest) -> AnswerScript:
         times = said[asked(request)]
 
         def items() -> Iterator[Item]:
@@ -351,7 +351,7 @@ async def load(
     """Mention the bot in all channels at once; bot and platform share one event loop."""
     tail = [f" 第{number}句 word" for number in range(sentences)]
 
-    def answer(request: ChatRequest) -> Script:
+    def answer(request: ChatRequest) -> AnswerScript:
         return flowing([f"answer to {asked(request)}:", *tail], 0.05)
 
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=channels, max_waiting=mentions)

@@ -16,7 +16,7 @@ from tests.adapters.lossless_runs import asked
 from tests.chaos.figure import Row, Scale
 from tests.chaos.tcp_proxy import CUTS, TcpProxy, open_tcp_proxy
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.fakes.engine import Item, Script
+from tests.harness.fakes.engine import AnswerScript, Item
 from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 from tests.harness.servers.telegram import UNCHANGED
 
@@ -71,7 +71,7 @@ class EndlessAnswers:
     ends: asyncio.Event = field(default_factory=asyncio.Event)
     texts: dict[str, str] = field(default_factory=dict)
 
-    def answer(self, request: ChatRequest) -> Script:
+    def answer(self, request: ChatRequest) -> AnswerScript:
         return self._items(asked(request))
 
     def _items(self, question: str) -> Iterator[Item]:

@@ -14,7 +14,7 @@ from tests.adapters.lossless_runs import asked, flowing, lateness
 from tests.chaos.faults import locked_by_another, percentile
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.fakes.engine import Script
+from tests.harness.fakes.engine import AnswerScript
 from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 
 NAME = "R7"
@@ -63,7 +63,7 @@ def _words(question: str) -> str:
     return without_spaces(f"answer to {question}.")
 
 
-def _answer(request: ChatRequest) -> Script:
+def _answer(request: ChatRequest) -> AnswerScript:
     return flowing([f"answer to {asked(request)}", *"."], 0.3)
 
 

@@ -24,7 +24,7 @@ from bot.util.clock import Clock
 from tests.adapters.lossless_runs import asked, flowing
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.fakes.engine import Script
+from tests.harness.fakes.engine import AnswerScript
 from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 from tests.harness.servers.fault_gate import is_client_connected
 from tests.harness.servers.telegram import WRITING
@@ -207,7 +207,7 @@ async def outcome_of(
 
     limit = PROFILES[name].format.limit
 
-    def answer(request: ChatRequest) -> Script:
+    def answer(request: ChatRequest) -> AnswerScript:
         text = _answer(asked(request), limit)
         size = 1 + len(text) // _DELTAS
         return flowing(text[at : at + size] for at in range(0, len(text), size))

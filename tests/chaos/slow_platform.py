@@ -21,7 +21,7 @@ from bot.domain import ChatRequest, Exchange, Status
 from tests.adapters.lossless_runs import asked, flowing
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
-from tests.harness.fakes.engine import Script
+from tests.harness.fakes.engine import AnswerScript
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 
@@ -97,7 +97,7 @@ async def slow_down(name: str, size: Size) -> SlowdownResult:
         platform.call_seconds = 30.0
         yield
 
-    def answer(request: ChatRequest) -> Script:
+    def answer(request: ChatRequest) -> AnswerScript:
         question = asked(request)
         return flowing(_deltas(question, size), _DELTA_SECONDS) if "long" in question else f"answer to {question}"
 

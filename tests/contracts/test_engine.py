@@ -1,4 +1,4 @@
-"""What everyone may expect of an Engine, whatever runs the model."""
+"""Contract of Engine, for every implementation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.hot_swap import HotSwapEngine
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.text import ChatTokenizer
-from bot.engine.serving.base import Batch, CausalLM
+from bot.engine.serving.base import Batch, CausalLM, Tokenizer
 from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
 from bot.util.clock import MonotonicClock
@@ -46,7 +46,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine with its sizes as above; inside `held()` no answer that runs comes to its end."""
+    """An engine with the sizes above; inside `held()` running answers do not finish."""
 
     engine: Engine
     held: Callable[[], AbstractAsyncContextManager[None]]
@@ -56,7 +56,7 @@ class Subject:
 async def echo() -> AsyncIterator[Subject]:
     @asynccontextmanager
     async def held() -> AsyncIterator[None]:
-        yield  # it goes on only when it is read
+        yield  # it advances only when read
 
     engine = EchoEngine(max_batch_size=SLOTS, max_waiting=MAX_WAITING, context_length=CONTEXT)
     async with engine:
@@ -84,7 +84,7 @@ async def scripted() -> AsyncIterator[Subject]:
 
 @asynccontextmanager
 async def switched() -> AsyncIterator[Subject]:
-    """One whose engine has taken another's place."""
+    """A HotSwapEngine after a change."""
     opened: list[ScriptedEngine] = []
 
     def open_engine(options: EngineSection, progress: Progress) -> ScriptedEngine:
@@ -113,7 +113,7 @@ async def switched() -> AsyncIterator[Subject]:
 
 
 class HeldModel:
-    """A model whose steps can be held, so that a test need not race it."""
+    """A model whose steps can be blocked, to avoid races in tests."""
 
     def __init__(self, model: CausalLM) -> None:
         self._model = model
@@ -128,37 +128,31 @@ class HeldModel:
 
 
 @asynccontextmanager
-async def chatglm() -> AsyncIterator[Subject]:
-    config = replace(read_config(GOLDEN), max_sequence_length=CONTEXT)
-    model = HeldModel(load_random(config, slots=SLOTS, device="cpu"))
-    info = EngineInfo("random", "chatglm", "none", "float32", "cpu", CONTEXT)
-    tokenizer = ChatGLMTokenizer.load(GOLDEN)
+async def serving(model: CausalLM, tokenizer: Tokenizer, backend: str) -> AsyncIterator[Subject]:
+    """Serve a model with `SLOTS` slots of `CONTEXT` tokens."""
+    held_model = HeldModel(model)
+    info = EngineInfo("random", backend, "none", "float32", "cpu", CONTEXT)
 
     @asynccontextmanager
     async def held() -> AsyncIterator[None]:
-        model.go_on.clear()
+        held_model.go_on.clear()
         yield
-        model.go_on.set()
+        held_model.go_on.set()
 
-    async with ServingEngine(lambda progress: LoadedModel(model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
+    async with ServingEngine(lambda _: LoadedModel(held_model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
         yield Subject(engine, held)
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
-@asynccontextmanager
-async def transformers() -> AsyncIterator[Subject]:
+def chatglm() -> AbstractAsyncContextManager[Subject]:
+    config = replace(read_config(GOLDEN), max_sequence_length=CONTEXT)
+    return serving(load_random(config, slots=SLOTS, device="cpu"), ChatGLMTokenizer.load(GOLDEN), "chatglm")
+
+
+def transformers() -> AbstractAsyncContextManager[Subject]:
     tokenizer = ChatTokenizer(make_tokenizer(), frozenset([0]), "a folder")
-    model = HeldModel(PretrainedForServing(make_network("glm4"), slots=SLOTS, context_length=CONTEXT))
-    info = EngineInfo("random", "transformers", "none", "float32", "cpu", CONTEXT)
-
-    @asynccontextmanager
-    async def held() -> AsyncIterator[None]:
-        model.go_on.clear()
-        yield
-        model.go_on.set()
-
-    async with ServingEngine(lambda progress: LoadedModel(model, tokenizer, info), max_waiting=MAX_WAITING) as engine:
-        yield Subject(engine, held)
+    model = PretrainedForServing(make_network("glm4"), slots=SLOTS, context_length=CONTEXT)
+    return serving(model, tokenizer, "transformers")
 
 
 @pytest.fixture(params=[echo, scripted, switched, chatglm, transformers], ids=lambda make: make.__name__)
@@ -179,7 +173,7 @@ async def events(engine: Engine, request: ChatRequest) -> list[EngineEvent]:
 
 
 def assert_in_order(seen: list[EngineEvent]) -> None:
-    """`Queued`s, then `Delta`s, then one `Finished`."""
+    """Assert `Queued`s, then `Delta`s, then one `Finished`."""
     kinds = [type(event) for event in seen]
     assert kinds == sorted(kinds, key=[Queued, Delta, Finished].index)
     assert kinds.count(Finished) == 1

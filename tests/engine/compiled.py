@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for real GPUs, which needs none: `python -m tests.engine.compiled 75:fp16 90:bf16`.
+"""Compile every Triton kernel for real GPUs without one: `python -m tests.engine.compiled 75:fp16 90:bf16`.
 
 Triton's interpreter forgives what its compiler does not.
 """
@@ -26,7 +26,7 @@ FLAGS = {"has_bias": True, "gelu": True, "is_partial": False, "has_zero": True}
 
 
 def kernel_calls(number: str) -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
-    """List each kernel with the types of its arguments and its constants, for activations like `number`."""
+    """Return each kernel with its argument types and constants, for activations of dtype `number`."""
     half = f"*{number}"
     product = {"hidden": half, "bias": half, "out": half}
     int8_weight, int4_weight = {"scale": "*fp32"}, {"scale": "*bf16", "zero": "*bf16"}

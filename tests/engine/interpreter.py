@@ -1,4 +1,4 @@
-"""What Triton's interpreter gets wrong and our kernels need."""
+"""Fixes of Triton's interpreter that our kernels need."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IS_INTERPRETED = isinstance(int8.one_row, InterpretedFunction)
 
 
 def repair_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bfloat16 be made of integers, and multiplied: 3.7.1 takes the number's bits for the number in both."""
+    """Fix conversions from int to bfloat16, and products: 3.7.1 uses the bit pattern as the value in both."""
     dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
     def floats(operand: Any) -> Any:
@@ -27,7 +27,7 @@ def repair_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def repaired_cast(self: Any, source: Any, to: Any) -> Any:
         if to.scalar == tl.bfloat16 and source.dtype.scalar.is_int():
-            # Small integers are bfloat16 numbers: nothing is lost.
+            # Small integers are exact in bfloat16.
             return TensorHandle((source.data.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16), to.scalar)
         return cast(self, source, to)
 

@@ -1,4 +1,4 @@
-"""Very small chat models of the transformers library, made here: folders as the hub has them."""
+"""Create tiny chat models of the transformers library, as folders in the hub's layout."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 128,
-    # Large enough that small random models say different things to different prompts.
+    # Large enough that small random models answer different prompts differently.
     "initializer_range": 0.4,
     "pad_token_id": 0,
     "bos_token_id": None,
@@ -50,7 +50,7 @@ SIZES: dict[str, Any] = {
 
 WINDOW = 12
 
-# A few ids more than have a text, as most models have.
+# More ids than the vocabulary has, as in most models.
 VOCABULARY = 296
 
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -76,7 +76,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 
 def make_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with hardly any merges, so that Chinese and emoji are several tokens each."""
+    """Return a byte-level BPE with few merges: Chinese characters and emoji are several tokens each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -112,12 +112,12 @@ def make_folder(
 
 
 def generate(network: PreTrainedModel, ids: Tensor, **options: object) -> list[int]:
-    """What the library's own generate() says greedily to one prompt, `[1, tokens]`, with the prompt."""
+    """Return the library's greedy generate() for one prompt, `[1, tokens]`, prompt included."""
     say = cast("Callable[..., Tensor]", network.generate)
     return cast("list[int]", say(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)[0].tolist())
 
 
 def change(folder: Path, name: str = "config.json", **changes: object) -> None:
-    """Change a JSON file in it; None takes a key out."""
+    """Edit a JSON file in the folder; None removes a key."""
     numbers = json.loads((folder / name).read_text()) | changes
     (folder / name).write_text(json.dumps({key: value for key, value in numbers.items() if value is not None}))

@@ -1,4 +1,4 @@
-"""What the published tokenizer does and ours does not: control text, padding, truncation, pairs, masks.
+"""Features of the published tokenizer that ours lacks: control text, padding, truncation, pairs, masks.
 
 Only the goldens need it: they are numbers of transformers 4.27.1 running the published code.
 """
@@ -17,7 +17,7 @@ _SPLIT = re.compile("(" + "|".join(map(re.escape, CONTROL_TEXT)) + ")")
 
 @dataclass(frozen=True)
 class Padded:
-    """One row of a batch: ids, their two positions, and what each may not see."""
+    """One row of a batch: ids, two positions each, and the mask."""
 
     input_ids: list[int]
     position_ids: list[list[int]]
@@ -45,7 +45,7 @@ class ReferenceTokenizer:
         }
 
     def ids(self, text: str) -> list[int]:
-        """Encode, with control ids for control text; white space beside them is lost."""
+        """Encode with control ids for control text; adjacent white space is dropped."""
         parts = _SPLIT.split(text)
         ids: list[int] = []
         for i, part in enumerate(parts):
@@ -57,7 +57,7 @@ class ReferenceTokenizer:
         return ids
 
     def ids_without_dummy_prefix(self, text: str) -> list[int]:
-        """Encode behind a newline, and drop what stands for it."""
+        """Encode after a newline, and drop its id."""
         ids = self.ours.encode("<n>" + text)
         return ids[ids.index(self.ours.id_of("<n>")) + 1 :]
 

@@ -1,4 +1,4 @@
-"""Backends by name: what is found, what is missing, and where a model comes from."""
+"""Backends by name, missing packages, and model folders."""
 
 import json
 import shutil
@@ -125,7 +125,7 @@ async def test_echo_obeys_max_tokens_and_stop_strings() -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A folder with a very small ChatGLM of random weights."""
+    """A folder with a tiny ChatGLM with random weights."""
     config = replace(
         read_config(GOLDEN),
         hidden_size=32,
@@ -194,7 +194,7 @@ def test_an_invalid_name_is_rejected_with_the_valid_forms() -> None:
 
 
 class Hub:
-    """The hub's files on disk; notes what is fetched."""
+    """A fake of the hub; records downloads."""
 
     def __init__(self, folder: Path, *files: str) -> None:
         self.fetched: list[tuple[str, str | None, list[str]]] = []

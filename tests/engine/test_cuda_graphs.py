@@ -1,4 +1,4 @@
-"""Decoding steps on buffers that stay where they are, recorded once for each batch size."""
+"""Decode steps on static buffers, captured once per batch size."""
 
 import logging
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_replayed_steps_equal_eager_steps_for_any_sequence_of_batches(
 ) -> None:
     recording = FakeCapture()
     replayed = ChatGLMForServing(eager_model.network, slots=SLOTS, capture=recording)
-    held: dict[int, int] = {}  # how many tokens are in each slot
+    held: dict[int, int] = {}  # tokens in each slot
     results: list[tuple[Tensor, Tensor]] = []
     for _ in range(data.draw(st.integers(2, 8))):
         free = [slot for slot in range(SLOTS) if slot not in held]
@@ -70,7 +70,7 @@ def test_replayed_steps_equal_eager_steps_for_any_sequence_of_batches(
             for slot in data.draw(st.lists(st.sampled_from(slots), unique=True)):
                 del held[slot]  # this answer is complete
         results.append((replayed.forward(batch), eager_model.forward(batch)))
-    # At the end: what a step returned must not change with those after it.
+    # Compared at the end: later steps must not change earlier results.
     for found, wanted in results:
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     assert recording.count <= len({padded_size(rows, SLOTS) for rows in range(1, SLOTS + 1)})

@@ -1,4 +1,4 @@
-"""Two hundred damaged checkpoints: each is refused in one sentence, or gives the numbers of the whole one."""
+"""Two hundred corrupt checkpoints: each is rejected with one sentence, or gives the same logits."""
 
 import json
 import random
@@ -60,7 +60,7 @@ def cut_off(path: Path, chance: Chance) -> None:
 
 
 def blank(path: Path, chance: Chance) -> None:
-    """A block that was never written: a disk or a download that stopped in between."""
+    """Zero a block, as after an interrupted download."""
     content = bytearray(path.read_bytes())
     start = chance.randrange(len(content))
     content[start : start + 4096] = bytes(len(content[start : start + 4096]))
@@ -68,7 +68,7 @@ def blank(path: Path, chance: Chance) -> None:
 
 
 def swap(path: Path, chance: Chance) -> None:
-    """A file under the name of another."""
+    """Swap two files."""
     others = [other for other in path.parent.glob(f"*{path.suffix}") if other != path]
     shutil.copyfile(chance.choice(others) if others else path.parent / "config.json", path)
 
@@ -98,7 +98,7 @@ def damage_json(folder: Path, form: str, chance: Chance) -> str:
 
 
 def damage_config(folder: Path, form: str, chance: Chance) -> str:
-    """Another number than the right one: of a size, or of an id."""
+    """Change a size or an id in config.json."""
     path = folder / "config.json"
     fields = json.loads(path.read_text())
     sizes = [name for name, value in fields.items() if type(value) is int and name not in HARMLESS]

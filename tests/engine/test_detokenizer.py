@@ -1,4 +1,4 @@
-"""Ids to text as it grows: nothing that was shown changes, and nothing waits for long."""
+"""Incremental detokenisation: returned text never changes, and little is held back."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def streamed(ids: Sequence[int]) -> str:
 
 
 class Words:
-    """A model whose ids are the words it was given; `late` is what it holds back."""
+    """A detokenizer whose ids index the given words; `late` is the text it holds back."""
 
     def __init__(self, words: Sequence[str], late: str = "") -> None:
         self._words = words
@@ -67,7 +67,7 @@ def test_every_golden_text_is_post_processed_as_published(case: dict[str, Any]) 
 
 
 def published_punctuation(text: str) -> str:
-    """Widen marks beside Chinese in the published order: a mark at a time, before and after."""
+    """Replace marks beside Chinese in the published order: one mark at a time, before and after."""
     for mark, wide in zip(",!:;?", "，！：；？", strict=True):
         text = re.sub(f"([\u4e00-\u9fff])\\{mark}", rf"\1{wide}", text)
         text = re.sub(f"\\{mark}([\u4e00-\u9fff])", rf"{wide}\1", text)
@@ -79,14 +79,14 @@ def test_full_width_marks_equal_the_published_order_of_replacements(text: str) -
     assert respond(f"a{text}a") == published_punctuation(f"a{text}a")
 
 
-# The growing answer
+# Incremental answers
 
 KINDS_OF_ID = (
     st.integers(0, PIECES - 1),
     st.integers(728, 983),  # bytes
     st.sampled_from([0, 1, 3, 4, 301, 645, 648, 649]),  # unknown, control, padding, white space
 )
-# Whatever may have to wait: gaps, quotes, brackets, codes of white space, marks, Chinese.
+# Everything that can be held back: gaps, quotes, brackets, white-space codes, marks, Chinese.
 WAITING = st.text("  ,.!?:;''ntvemrs[]训练时间<|blank_8>\t\n1好", max_size=12)
 TROUBLE = (
     "[[训练时间]]",
@@ -129,7 +129,7 @@ def test_returned_text_is_a_prefix_of_every_later_answer(ids: list[int]) -> None
 
 
 def waiting(ids: Sequence[int]) -> list[str]:
-    """After each id, say which characters (not white space, not halves) are known but not shown yet."""
+    """Yield the complete characters held back after each id, without white space."""
     stream, shown, found = TOKENIZER.detokenizer(), 0, []
     for n, token in enumerate(ids, 1):
         shown += len(stream.push(token))
@@ -140,7 +140,7 @@ def waiting(ids: Sequence[int]) -> list[str]:
 @settings(max_examples=150, deadline=None)
 @given(IDS)
 def test_at_most_a_few_characters_are_held_back(ids: list[int]) -> None:
-    # The beginnings of "[[训练时间]]", " n't", " 've" and "<|blank_80|>", one after the other.
+    # Consecutive prefixes of "[[训练时间]]", " n't", " 've" and "<|blank_80|>".
     assert max(map(len, waiting(ids)), default=0) <= 25
 
 
@@ -179,7 +179,7 @@ def test_trailing_white_space_is_never_returned() -> None:
 
 
 class Counted:
-    """The tokenizer's pieces, counting how often one is looked up."""
+    """The tokenizer's pieces; counts lookups."""
 
     leading_spaces_dropped = TOKENIZER.leading_spaces_dropped
 

@@ -1,4 +1,4 @@
-"""The published numbers, held against our model by the command that anyone can run on a set of their own."""
+"""The published golden set, checked with the command that works for any set."""
 
 import random
 import re
@@ -18,7 +18,7 @@ SECOND = GOLDEN.parent / "golden2"  # of our own: python -m tests.golden.second
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A set with a checkpoint and a few numbers only."""
+    """A set with a checkpoint and a few tensors only."""
     for name in (
         "config.json",
         "model.safetensors.index.json",
@@ -86,7 +86,7 @@ def test_missing_items_do_not_stop_the_other_checks(
     assert main([str(second)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].endswith(" passed, 0 failed")
-    # Only what needs a prompt that is gone is left, and it is named.
+    # Only items of a removed prompt remain, and they are named.
     unknown = [line.split()[1].rstrip(":") for line in lines if line.startswith("unknown")]
     told = [line for line in lines if line.startswith("skip")]
     for name in unknown:
@@ -110,7 +110,7 @@ def test_other_layers_prompts_and_lengths_are_recognised(second: Path, capsys: p
         "ok       p17.decode_step1_logits",
     ):
         assert line in out
-    assert "unknown  tokenizer_golden.json moods: nothing here knows what it is" in out
+    assert "unknown  tokenizer_golden.json moods: no check for this name" in out
 
 
 def test_a_malformed_item_fails_alone(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,8 +127,8 @@ def test_missing_items_are_named_and_present_ones_checked(small: Path, capsys: p
     assert main([str(small)]) == 0
     out = capsys.readouterr().out
     assert "ok       p0.logits: " in out
-    assert "skip     forced: this set has no forced.tokens" in out
-    assert "note     chat: this set has no chat_golden.json" in out
+    assert "skip     forced: forced.tokens is not in this set" in out
+    assert "note     chat: chat_golden.json is not in this set" in out
 
 
 def test_a_wrong_number_fails(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +142,7 @@ def test_a_wrong_number_fails(small: Path, capsys: pytest.CaptureFixture[str]) -
 def test_an_unknown_item_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(small, moon__phase=torch.zeros(1))
     assert main([str(small)]) == 0
-    assert "unknown  moon.phase: nothing here knows what it is" in capsys.readouterr().out
+    assert "unknown  moon.phase: no check for this name" in capsys.readouterr().out
 
 
 def test_an_unreadable_checkpoint_fails(small: Path, capsys: pytest.CaptureFixture[str]) -> None:

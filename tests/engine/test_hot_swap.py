@@ -1,4 +1,4 @@
-"""The switch of models: who waits is answered by the next one, and what fails is taken back."""
+"""HotSwapEngine: requests waiting during a change are requeued, and failed changes are rolled back."""
 
 from __future__ import annotations
 
@@ -32,48 +32,48 @@ TRIAL = ChatMessage("user", "hello")
 
 
 class Model(ScriptedEngine):
-    """Says its name; notes in the garage's diary when it comes and goes."""
+    """Answers with its name; records in the factory's history when it enters and exits."""
 
-    def __init__(self, garage: Garage, section: EngineSection) -> None:
+    def __init__(self, factory: ModelFactory, section: EngineSection) -> None:
         super().__init__(
             default=[section.model], max_batch_size=section.max_batch_size, max_waiting=section.max_waiting
         )
-        self.garage = garage
+        self.factory = factory
         self.name = section.model
 
     async def __aenter__(self) -> Self:
-        self.garage.diary.append(f"{self.name} comes")
-        await self.garage.comings.get(self.name, nothing)()
+        self.factory.history.append(f"enter {self.name}")
+        await self.factory.on_enter.get(self.name, nothing)()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.garage.diary.append(f"{self.name} goes")
-        await self.garage.goings.get(self.name, nothing)()
+        self.factory.history.append(f"exit {self.name}")
+        await self.factory.on_exit.get(self.name, nothing)()
 
     def texts(self) -> list[str]:
-        """What was asked, without the trial of a first token."""
+        """Return the questions, without the trial request."""
         return [request.messages[-1].content for request in self.requests if request.messages != (TRIAL,)]
 
 
 async def nothing() -> None:
-    """Nothing happens."""
+    """Do nothing."""
 
 
-class Garage:
-    """Where models come from: `prepare` is told of each, `comings` and `goings` happen then, `faults` the check finds."""
+class ModelFactory:
+    """Opens models; `on_enter` and `on_exit` run then, `check_errors` fail the check, `prepare` gets each model."""
 
     def __init__(self) -> None:
-        self.diary: list[str] = []
+        self.history: list[str] = []
         self.models: list[Model] = []
-        self.comings: dict[str, Callable[[], Awaitable[None]]] = {}
-        self.goings: dict[str, Callable[[], Awaitable[None]]] = {}
-        self.faults: dict[str, str] = {}
+        self.on_enter: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.on_exit: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.check_errors: dict[str, str] = {}
         self.progress: Progress | None = None
         self.prepare: Callable[[Model], None] = lambda model: None
         self.clock = ManualClock()
-        self.switch = HotSwapEngine(OLD, self.open, self.clock, check=self.check)
+        self.engine = HotSwapEngine(OLD, self.open, self.clock, check=self.check)
 
     def open(self, section: EngineSection, progress: Progress) -> Model:
         assert threading.current_thread() is not threading.main_thread(), "imports take seconds"
@@ -84,92 +84,92 @@ class Garage:
         return model
 
     def check(self, section: EngineSection) -> None:
-        if section.model in self.faults:
-            raise CheckpointError(self.faults[section.model])
+        if section.model in self.check_errors:
+            raise CheckpointError(self.check_errors[section.model])
 
-    async def written(self, entry: str) -> None:
-        """Wait until this stands in the diary."""
-        while entry not in self.diary:  # noqa: ASYNC110 - a thread comes before it, which sets no event
+    async def recorded(self, entry: str) -> None:
+        """Wait until the history contains the entry."""
+        while entry not in self.history:  # noqa: ASYNC110 - the entry is added after a thread that sets no event
             await asyncio.sleep(0)
 
     async def changing(self) -> None:
-        """Wait until who asks waits for another model."""
-        while not self.switch.load.is_changing:  # noqa: ASYNC110 - as above
+        """Wait until requests are held for another model."""
+        while not self.engine.load.is_changing:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0)
 
 
 @pytest.fixture
-async def garage() -> AsyncIterator[Garage]:
-    garage = Garage()
-    async with garage.switch:
-        yield garage
-    # One that fails on its way in goes by itself: a test of that writes so into the diary.
-    assert sum("comes" in line for line in garage.diary) == sum("goes" in line for line in garage.diary)
+async def factory() -> AsyncIterator[ModelFactory]:
+    factory = ModelFactory()
+    async with factory.engine:
+        yield factory
+    # A model that fails on entering cleans up itself: such tests add its exit to the history.
+    assert sum("enter" in line for line in factory.history) == sum("exit" in line for line in factory.history)
 
 
 def ask(text: str) -> ChatRequest:
     return ChatRequest((ChatMessage("user", text),))
 
 
-class Asker:
-    """Asks, and keeps what it is told."""
+class Client:
+    """Sends a request and collects its events."""
 
-    def __init__(self, garage: Garage, text: str = "?") -> None:
+    def __init__(self, factory: ModelFactory, text: str = "?") -> None:
         self.seen: list[EngineEvent] = []
-        self._news = asyncio.Event()
-        self.task = asyncio.create_task(self._run(garage.switch.generate(ask(text))))
-        self.task.add_done_callback(lambda _: self._news.set())
+        self._updated = asyncio.Event()
+        self.task = asyncio.create_task(self._run(factory.engine.generate(ask(text))))
+        self.task.add_done_callback(lambda _: self._updated.set())
 
     async def _run(self, events: AsyncGenerator[EngineEvent, None]) -> None:
         async with aclosing(events):
             async for event in events:
                 self.seen.append(event)
-                self._news.set()
+                self._updated.set()
 
-    async def told(self, count: int = 1) -> EngineEvent:
-        """Wait until it was told so much; the last of it."""
+    async def received(self, count: int = 1) -> EngineEvent:
+        """Wait for `count` events; return the last."""
         while len(self.seen) < count:
             assert not self.task.done(), self.task.result()
-            self._news.clear()
-            await self._news.wait()
+            self._updated.clear()
+            await self._updated.wait()
         return self.seen[-1]
 
     async def text(self) -> str:
-        """Wait for the end; the answer."""
+        """Wait for the end; return the answer."""
         await self.task
         assert [type(event) for event in self.seen].count(Finished) == 1
         return "".join(event.text for event in self.seen if isinstance(event, Delta))
 
 
-async def test_the_old_model_is_freed_before_the_new_one_loads(garage: Garage) -> None:
-    assert await garage.switch.change(NEW) is None
-    assert garage.diary == ["old comes", "old goes", "new comes"]
-    assert not garage.switch.load.is_changing
-    assert await Asker(garage).text() == "new"
+async def test_the_old_model_is_freed_before_the_new_one_loads(factory: ModelFactory) -> None:
+    assert await factory.engine.change(NEW) is None
+    assert factory.history == ["enter old", "exit old", "enter new"]
+    assert not factory.engine.load.is_changing
+    assert await Client(factory).text() == "new"
 
 
-async def test_an_answer_with_output_finishes_on_the_old_model(garage: Garage) -> None:
+async def test_an_answer_with_output_finishes_on_the_old_model(factory: ModelFactory) -> None:
     go_on = asyncio.Event()
-    garage.models[0].add(["Hel", go_on, "lo"])
-    reader = Asker(garage)
-    await reader.told()
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await garage.changing()
-    late = Asker(garage)
-    await late.told()
-    assert (garage.switch.load.running, garage.switch.load.waiting) == (1, 1)
-    assert garage.diary == ["old comes"]
+    factory.models[0].add(["Hel", go_on, "lo"])
+    reader = Client(factory)
+    await reader.received()
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await factory.changing()
+    late = Client(factory)
+    await late.received()
+    assert (factory.engine.load.running, factory.engine.load.waiting) == (1, 1)
+    assert factory.history == ["enter old"]
     go_on.set()
     assert await reader.text() == "Hello"
     assert await change is None
     assert await late.text() == "new"
 
 
-async def test_requests_without_output_are_requeued_for_the_new_model_in_order(garage: Garage) -> None:
-    assert await garage.switch.change(OLD.model_copy(update={"max_waiting": 9})) is None
-    garage.models[0].go_on.clear()
-    early = [Asker(garage, str(number)) for number in range(4)]
-    await early[3].told()
+async def test_requests_without_output_are_requeued_for_the_new_model_in_order(factory: ModelFactory) -> None:
+    assert await factory.engine.change(OLD.model_copy(update={"max_waiting": 9})) is None
+    factory.models[0].go_on.clear()
+    early = [Client(factory, str(number)) for number in range(4)]
+    await early[3].received()
     assert early[3].seen == [Queued(2)]
     loading, loaded = asyncio.Event(), asyncio.Event()
 
@@ -177,119 +177,119 @@ async def test_requests_without_output_are_requeued_for_the_new_model_in_order(g
         loading.set()
         await loaded.wait()
 
-    garage.comings["new"] = load
-    change = asyncio.create_task(garage.switch.change(NEW))
+    factory.on_enter["new"] = load
+    change = asyncio.create_task(factory.engine.change(NEW))
     await loading.wait()
-    late = Asker(garage, "4")
-    await late.told()
+    late = Client(factory, "4")
+    await late.received()
     assert early[0].seen[-1] == Queued(1, 1.0, is_model_changing=True)
     assert late.seen == [Queued(5, 1.0, is_model_changing=True)]
-    assert (garage.switch.load.running, garage.switch.load.waiting) == (0, 5)
+    assert (factory.engine.load.running, factory.engine.load.waiting) == (0, 5)
     loaded.set()
     assert await change is None
-    assert [await asker.text() for asker in [*early, late]] == ["new"] * 5
-    assert garage.models[1].texts() == ["0", "1", "2", "3", "4"]
+    assert [await client.text() for client in [*early, late]] == ["new"] * 5
+    assert factory.models[1].texts() == ["0", "1", "2", "3", "4"]
 
 
-async def test_the_estimated_wait_is_the_last_loading_time(garage: Garage) -> None:
+async def test_the_estimated_wait_is_the_last_loading_time(factory: ModelFactory) -> None:
     async def load() -> None:
-        await garage.clock.sleep(40)
+        await factory.clock.sleep(40)
 
-    garage.comings["new"] = garage.comings["newer"] = load
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await garage.written("new comes")
-    await garage.clock.advance(40)
+    factory.on_enter["new"] = factory.on_enter["newer"] = load
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await factory.recorded("enter new")
+    await factory.clock.advance(40)
     await change
-    change = asyncio.create_task(garage.switch.change(NEWER))
-    await garage.written("newer comes")
-    await garage.clock.advance(10)
-    asker = Asker(garage)
-    assert await asker.told() == Queued(1, 30.0, is_model_changing=True)
-    await garage.clock.advance(30)
+    change = asyncio.create_task(factory.engine.change(NEWER))
+    await factory.recorded("enter newer")
+    await factory.clock.advance(10)
+    client = Client(factory)
+    assert await client.received() == Queued(1, 30.0, is_model_changing=True)
+    await factory.clock.advance(30)
     assert await change is None
-    assert await asker.text() == "newer"
+    assert await client.text() == "newer"
 
 
-async def test_the_queue_limit_holds_during_a_change(garage: Garage) -> None:
+async def test_the_queue_limit_holds_during_a_change(factory: ModelFactory) -> None:
     loading = asyncio.Event()
-    garage.comings["new"] = forever(loading)
-    garage.diary.append("new goes")
-    change = asyncio.create_task(garage.switch.change(NEW))
+    factory.on_enter["new"] = forever(loading)
+    factory.history.append("exit new")
+    change = asyncio.create_task(factory.engine.change(NEW))
     await loading.wait()
-    askers = [Asker(garage) for _ in range(3)]
-    for asker in askers:
-        await asker.told()
+    clients = [Client(factory) for _ in range(3)]
+    for client in clients:
+        await client.received()
     with pytest.raises(EngineBusy) as caught:
-        await anext(garage.switch.generate(ask("one too many")))
+        await anext(factory.engine.generate(ask("one too many")))
     assert (caught.value.waiting, caught.value.limit, caught.value.wait) == (3, 3, 1.0)
-    for asker in askers:
-        asker.task.cancel()
-    await asyncio.wait([asker.task for asker in askers])
-    assert garage.switch.load.waiting == 0
+    for client in clients:
+        client.task.cancel()
+    await asyncio.wait([client.task for client in clients])
+    assert factory.engine.load.waiting == 0
     await stopped(change)
 
 
-async def test_an_accepted_request_is_not_rejected_by_a_smaller_model(garage: Garage) -> None:
-    garage.models[0].go_on.clear()
-    askers = [Asker(garage) for _ in range(5)]
-    await askers[4].told()
+async def test_an_accepted_request_is_not_rejected_by_a_smaller_model(factory: ModelFactory) -> None:
+    factory.models[0].go_on.clear()
+    clients = [Client(factory) for _ in range(5)]
+    await clients[4].received()
     small = NEW.model_copy(update={"max_batch_size": 1, "max_waiting": 1})
-    assert await garage.switch.change(small) is None
-    assert [await asker.text() for asker in askers] == ["new"] * 5
+    assert await factory.engine.change(small) is None
+    assert [await client.text() for client in clients] == ["new"] * 5
 
 
-async def test_a_request_cancelled_during_a_change_is_not_requeued(garage: Garage) -> None:
+async def test_a_request_cancelled_during_a_change_is_not_requeued(factory: ModelFactory) -> None:
     loading, loaded = asyncio.Event(), asyncio.Event()
 
     async def load() -> None:
         loading.set()
         await loaded.wait()
 
-    garage.comings["new"] = load
-    garage.models[0].go_on.clear()
-    leaves, stays = Asker(garage, "leaves"), Asker(garage, "stays")
-    await garage.models[0].asked(2)
-    change = asyncio.create_task(garage.switch.change(NEW))
+    factory.on_enter["new"] = load
+    factory.models[0].go_on.clear()
+    leaves, stays = Client(factory, "leaves"), Client(factory, "stays")
+    await factory.models[0].asked(2)
+    change = asyncio.create_task(factory.engine.change(NEW))
     await loading.wait()
     await stopped(leaves.task)
     loaded.set()
     assert await change is None
     assert await stays.text() == "new"
-    assert garage.models[1].texts() == ["stays"]
+    assert factory.models[1].texts() == ["stays"]
 
 
-async def test_a_request_cancelled_while_it_is_requeued_ends(garage: Garage) -> None:
-    garage.models[0].go_on.clear()
-    asker = Asker(garage)
-    await garage.models[0].asked(1)
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await garage.changing()
-    await stopped(asker.task)
+async def test_a_request_cancelled_while_it_is_requeued_ends(factory: ModelFactory) -> None:
+    factory.models[0].go_on.clear()
+    client = Client(factory)
+    await factory.models[0].asked(1)
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await factory.changing()
+    await stopped(client.task)
     assert await change is None
-    assert garage.models[1].texts() == []
+    assert factory.models[1].texts() == []
 
 
-async def test_a_slow_reader_is_requeued_on_its_next_read(garage: Garage) -> None:
-    garage.models[0].go_on.clear()
-    running = [Asker(garage) for _ in range(2)]
-    await garage.models[0].asked(2)
-    slow = garage.switch.generate(ask("slow"))
+async def test_a_slow_reader_is_requeued_on_its_next_read(factory: ModelFactory) -> None:
+    factory.models[0].go_on.clear()
+    running = [Client(factory) for _ in range(2)]
+    await factory.models[0].asked(2)
+    slow = factory.engine.generate(ask("slow"))
     assert await anext(slow) == Queued(1)
-    assert await garage.switch.change(NEW) is None
+    assert await factory.engine.change(NEW) is None
     async with aclosing(slow):
         assert [event async for event in slow][-2] == Delta("new")
-    assert [await asker.text() for asker in running] == ["new"] * 2
+    assert [await client.text() for client in running] == ["new"] * 2
 
 
-async def test_a_failed_check_does_not_affect_running_requests(garage: Garage) -> None:
-    garage.faults["new"] = "there is no such folder"
-    assert await garage.switch.change(NEW) == "there is no such folder"
-    assert garage.diary == ["old comes"]
-    assert await Asker(garage).text() == "old"
+async def test_a_failed_check_does_not_affect_running_requests(factory: ModelFactory) -> None:
+    factory.check_errors["new"] = "there is no such folder"
+    assert await factory.engine.change(NEW) == "there is no such folder"
+    assert factory.history == ["enter old"]
+    assert await Client(factory).text() == "old"
 
 
 @pytest.mark.parametrize("fault", ["load", "first token"])
-async def test_the_old_model_is_restored_if_the_new_one_fails(garage: Garage, fault: str) -> None:
+async def test_the_old_model_is_restored_if_the_new_one_fails(factory: ModelFactory, fault: str) -> None:
     async def fail() -> None:
         raise CheckpointError("it is broken")
 
@@ -298,104 +298,104 @@ async def test_the_old_model_is_restored_if_the_new_one_fails(garage: Garage, fa
             model.add([EngineFailed("it is broken")])
 
     if fault == "load":
-        garage.comings["new"] = fail
-        garage.diary.append("new goes")
+        factory.on_enter["new"] = fail
+        factory.history.append("exit new")
     else:
-        garage.prepare = prepare
-    garage.models[0].go_on.clear()
-    asker = Asker(garage)
-    await garage.models[0].asked(1)
-    assert await garage.switch.change(NEW) == "it is broken"
-    assert await asker.text() == "old"
-    assert [line for line in garage.diary if "comes" in line] == ["old comes", "new comes", "old comes"]
+        factory.prepare = prepare
+    factory.models[0].go_on.clear()
+    client = Client(factory)
+    await factory.models[0].asked(1)
+    assert await factory.engine.change(NEW) == "it is broken"
+    assert await client.text() == "old"
+    assert [line for line in factory.history if "enter" in line] == ["enter old", "enter new", "enter old"]
 
 
-async def test_a_stalled_load_is_given_up(garage: Garage) -> None:
+async def test_a_stalled_load_is_given_up(factory: ModelFactory) -> None:
     async def load() -> None:
-        assert garage.progress is not None
-        await garage.clock.sleep(STALLED_SECONDS - 10)
-        garage.progress(1, 2)
-        await garage.clock.sleep(STALLED_SECONDS + 10)
+        assert factory.progress is not None
+        await factory.clock.sleep(STALLED_SECONDS - 10)
+        factory.progress(1, 2)
+        await factory.clock.sleep(STALLED_SECONDS + 10)
 
-    garage.comings["new"] = load
-    garage.diary.append("new goes")
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await garage.written("new comes")
-    await garage.clock.advance(STALLED_SECONDS + 10)
+    factory.on_enter["new"] = load
+    factory.history.append("exit new")
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await factory.recorded("enter new")
+    await factory.clock.advance(STALLED_SECONDS + 10)
     assert not change.done()
-    await garage.clock.advance(STALLED_SECONDS)
+    await factory.clock.advance(STALLED_SECONDS)
     assert await change == "loading stalled: no progress for 180 s"
-    assert await Asker(garage).text() == "old"
+    assert await Client(factory).text() == "old"
 
 
-async def test_if_both_models_fail_the_change_raises_and_requests_stay_queued(garage: Garage) -> None:
+async def test_if_both_models_fail_the_change_raises_and_requests_stay_queued(factory: ModelFactory) -> None:
     async def fail() -> None:
         raise EngineUnavailable("no memory")
 
-    garage.models[0].go_on.clear()
-    asker = Asker(garage)
-    await garage.models[0].asked(1)
-    garage.comings = {"new": fail, "old": fail}
-    garage.diary += ["new goes", "old goes"]
+    factory.models[0].go_on.clear()
+    client = Client(factory)
+    await factory.models[0].asked(1)
+    factory.on_enter = {"new": fail, "old": fail}
+    factory.history += ["exit new", "exit old"]
     with pytest.raises(EngineUnavailable, match=r"(?s)no memory.*Restoring the previous model failed too: no memory"):
-        await garage.switch.change(NEW)
-    assert not asker.task.done()
-    assert asker.seen
-    assert all(isinstance(event, Queued) for event in asker.seen)
-    assert garage.switch.load.is_changing
-    await stopped(asker.task)
+        await factory.engine.change(NEW)
+    assert not client.task.done()
+    assert client.seen
+    assert all(isinstance(event, Queued) for event in client.seen)
+    assert factory.engine.load.is_changing
+    await stopped(client.task)
 
 
-async def test_a_newer_change_supersedes_the_running_one(garage: Garage) -> None:
+async def test_a_newer_change_supersedes_the_running_one(factory: ModelFactory) -> None:
     loading = asyncio.Event()
-    garage.comings["new"] = forever(loading)
-    garage.diary.append("new goes")
-    first = asyncio.create_task(garage.switch.change(NEW))
+    factory.on_enter["new"] = forever(loading)
+    factory.history.append("exit new")
+    first = asyncio.create_task(factory.engine.change(NEW))
     await loading.wait()
-    asker = Asker(garage)
-    assert await garage.switch.change(NEWER) is None
+    client = Client(factory)
+    assert await factory.engine.change(NEWER) is None
     assert await first == SUPERSEDED
-    assert await asker.text() == "newer"
+    assert await client.text() == "newer"
 
 
-async def test_a_superseding_change_that_fails_restores_the_old_model(garage: Garage) -> None:
+async def test_a_superseding_change_that_fails_restores_the_old_model(factory: ModelFactory) -> None:
     loading = asyncio.Event()
-    garage.comings["new"] = forever(loading)
-    garage.diary.append("new goes")
-    garage.faults["newer"] = "there is no such folder"
-    first = asyncio.create_task(garage.switch.change(NEW))
+    factory.on_enter["new"] = forever(loading)
+    factory.history.append("exit new")
+    factory.check_errors["newer"] = "there is no such folder"
+    first = asyncio.create_task(factory.engine.change(NEW))
     await loading.wait()
-    assert await garage.switch.change(NEWER) == "there is no such folder"
+    assert await factory.engine.change(NEWER) == "there is no such folder"
     assert await first == SUPERSEDED
-    assert await Asker(garage).text() == "old"
+    assert await Client(factory).text() == "old"
 
 
-async def test_a_change_back_to_the_old_section_loads_it_again(garage: Garage) -> None:
+async def test_a_change_back_to_the_old_section_loads_it_again(factory: ModelFactory) -> None:
     loading = asyncio.Event()
-    garage.comings["new"] = forever(loading)
-    garage.diary.append("new goes")
-    first = asyncio.create_task(garage.switch.change(NEW))
+    factory.on_enter["new"] = forever(loading)
+    factory.history.append("exit new")
+    first = asyncio.create_task(factory.engine.change(NEW))
     await loading.wait()
-    assert await garage.switch.change(OLD) is None
+    assert await factory.engine.change(OLD) is None
     assert await first == SUPERSEDED
-    assert await Asker(garage).text() == "old"
+    assert await Client(factory).text() == "old"
 
 
-async def test_a_change_cancelled_before_the_old_model_closed_has_no_effect(garage: Garage) -> None:
-    garage.models[0].add(["Hel", asyncio.Event()])
-    reader = Asker(garage)
-    await reader.told()
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await garage.changing()
-    late = Asker(garage)
-    await late.told()
+async def test_a_change_cancelled_before_the_old_model_closed_has_no_effect(factory: ModelFactory) -> None:
+    factory.models[0].add(["Hel", asyncio.Event()])
+    reader = Client(factory)
+    await reader.received()
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await factory.changing()
+    late = Client(factory)
+    await late.received()
     await stopped(change)
     assert await late.text() == "old"
     await stopped(reader.task)
 
 
-class Door:
-    """On its way out a model stands in it until it is opened."""
+class ExitGate:
+    """Blocks a model's exit until it is opened."""
 
     def __init__(self) -> None:
         self.reached, self._opened = asyncio.Event(), asyncio.Event()
@@ -408,65 +408,65 @@ class Door:
         self._opened.set()
 
 
-async def test_a_shutdown_during_a_change_waits_for_the_closing_model(garage: Garage) -> None:
-    door = garage.goings["old"] = Door()
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await door.reached.wait()
+async def test_a_shutdown_during_a_change_waits_for_the_closing_model(factory: ModelFactory) -> None:
+    gate = factory.on_exit["old"] = ExitGate()
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await gate.reached.wait()
     await stopped(change)
-    end = asyncio.create_task(garage.switch.__aexit__(None, None, None))
-    await garage.clock.settle()
+    end = asyncio.create_task(factory.engine.__aexit__(None, None, None))
+    await factory.clock.settle()
     assert not end.done()
-    door.open()
+    gate.open()
     await end
 
 
-async def test_the_new_model_loads_only_after_the_old_models_last_step(garage: Garage) -> None:
-    door = garage.goings["old"] = Door()
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await door.reached.wait()
-    await garage.clock.advance(STUCK_SECONDS - 1)
-    assert garage.diary == ["old comes", "old goes"]
-    door.open()
+async def test_the_new_model_loads_only_after_the_old_models_last_step(factory: ModelFactory) -> None:
+    gate = factory.on_exit["old"] = ExitGate()
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await gate.reached.wait()
+    await factory.clock.advance(STUCK_SECONDS - 1)
+    assert factory.history == ["enter old", "exit old"]
+    gate.open()
     assert await change is None
-    assert await Asker(garage).text() == "new"
+    assert await Client(factory).text() == "new"
 
 
-async def test_a_newer_change_also_waits_for_the_closing_model(garage: Garage) -> None:
-    door = garage.goings["old"] = Door()
-    first = asyncio.create_task(garage.switch.change(NEW))
-    await door.reached.wait()
-    second = asyncio.create_task(garage.switch.change(NEWER))
+async def test_a_newer_change_also_waits_for_the_closing_model(factory: ModelFactory) -> None:
+    gate = factory.on_exit["old"] = ExitGate()
+    first = asyncio.create_task(factory.engine.change(NEW))
+    await gate.reached.wait()
+    second = asyncio.create_task(factory.engine.change(NEWER))
     assert await first == SUPERSEDED
-    await garage.clock.advance(1)
-    assert garage.diary == ["old comes", "old goes"]
-    door.open()
+    await factory.clock.advance(1)
+    assert factory.history == ["enter old", "exit old"]
+    gate.open()
     assert await second is None
 
 
-async def test_a_stuck_step_fails_the_change_instead_of_loading_a_second_model(garage: Garage) -> None:
-    door = garage.goings["old"] = Door()
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await door.reached.wait()
-    await garage.clock.advance(2 * STUCK_SECONDS)
+async def test_a_stuck_step_fails_the_change_instead_of_loading_a_second_model(factory: ModelFactory) -> None:
+    gate = factory.on_exit["old"] = ExitGate()
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await gate.reached.wait()
+    await factory.clock.advance(2 * STUCK_SECONDS)
     with pytest.raises(EngineUnavailable, match=r"a step of the old model has not ended for 60 s, so its memory"):
         await change
-    assert garage.diary == ["old comes", "old goes"]
-    door.open()
+    assert factory.history == ["enter old", "exit old"]
+    gate.open()
 
 
-async def test_the_old_model_is_restored_only_after_the_failed_one_is_freed(garage: Garage) -> None:
-    door = garage.goings["new"] = Door()
-    garage.prepare = lambda model: model.add([EngineFailed("it is broken")]) if model.name == "new" else None
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await door.reached.wait()
-    await garage.clock.advance(STUCK_SECONDS - 1)
-    assert garage.diary == ["old comes", "old goes", "new comes", "new goes"]
-    door.open()
+async def test_the_old_model_is_restored_only_after_the_failed_one_is_freed(factory: ModelFactory) -> None:
+    gate = factory.on_exit["new"] = ExitGate()
+    factory.prepare = lambda model: model.add([EngineFailed("it is broken")]) if model.name == "new" else None
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await gate.reached.wait()
+    await factory.clock.advance(STUCK_SECONDS - 1)
+    assert factory.history == ["enter old", "exit old", "enter new", "exit new"]
+    gate.open()
     assert await change == "it is broken"
-    assert await Asker(garage).text() == "old"
+    assert await Client(factory).text() == "old"
 
 
-async def test_a_load_that_ignores_its_cancellation_is_given_up(garage: Garage) -> None:
+async def test_a_load_that_ignores_its_cancellation_is_given_up(factory: ModelFactory) -> None:
     never = asyncio.Event()
 
     async def hang() -> None:
@@ -475,51 +475,51 @@ async def test_a_load_that_ignores_its_cancellation_is_given_up(garage: Garage) 
         finally:
             await never.wait()
 
-    garage.comings["new"] = hang
-    garage.diary.append("new goes")
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await garage.written("new comes")
-    await garage.clock.advance(STALLED_SECONDS + STUCK_SECONDS + 1)
+    factory.on_enter["new"] = hang
+    factory.history.append("exit new")
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await factory.recorded("enter new")
+    await factory.clock.advance(STALLED_SECONDS + STUCK_SECONDS + 1)
     assert "loading stalled" in (await change or "")
-    assert await Asker(garage).text() == "old"
+    assert await Client(factory).text() == "old"
     never.set()
 
 
-async def test_a_stuck_step_does_not_block_the_shutdown(garage: Garage) -> None:
-    door = garage.goings["old"] = Door()
-    end = asyncio.create_task(garage.switch.__aexit__(None, None, None))
-    await door.reached.wait()
+async def test_a_stuck_step_does_not_block_the_shutdown(factory: ModelFactory) -> None:
+    gate = factory.on_exit["old"] = ExitGate()
+    end = asyncio.create_task(factory.engine.__aexit__(None, None, None))
+    await gate.reached.wait()
     with capture_logs() as logs:
-        await garage.clock.advance(CLOSING_SECONDS)
+        await factory.clock.advance(CLOSING_SECONDS)
     assert end.done()
     assert [line["event"] for line in logs] == ["the model's step did not end in time; exiting without it"]
-    door.open()
+    gate.open()
 
 
-async def test_answers_of_a_stuck_model_are_abandoned(garage: Garage) -> None:
+async def test_answers_of_a_stuck_model_are_abandoned(factory: ModelFactory) -> None:
     go_on = asyncio.Event()
-    garage.models[0].add(["Hel", go_on])
-    reader = Asker(garage)
-    await reader.told()
-    change = asyncio.create_task(garage.switch.change(NEW))
-    await garage.changing()
-    garage.models[0].since_progress = STUCK_SECONDS
-    await garage.clock.advance(1)
+    factory.models[0].add(["Hel", go_on])
+    reader = Client(factory)
+    await reader.received()
+    change = asyncio.create_task(factory.engine.change(NEW))
+    await factory.changing()
+    factory.models[0].since_progress = STUCK_SECONDS
+    await factory.clock.advance(1)
     assert await change is None
-    assert await Asker(garage).text() == "new"
+    assert await Client(factory).text() == "new"
     await stopped(reader.task)
 
 
-async def test_max_waiting_changes_without_reloading(garage: Garage) -> None:
-    assert await garage.switch.change(OLD.model_copy(update={"max_waiting": 1})) is None
-    assert garage.diary == ["old comes"]
-    garage.models[0].go_on.clear()
-    askers = [Asker(garage) for _ in range(3)]
-    await askers[2].told()
+async def test_max_waiting_changes_without_reloading(factory: ModelFactory) -> None:
+    assert await factory.engine.change(OLD.model_copy(update={"max_waiting": 1})) is None
+    assert factory.history == ["enter old"]
+    factory.models[0].go_on.clear()
+    clients = [Client(factory) for _ in range(3)]
+    await clients[2].received()
     with pytest.raises(EngineBusy, match=r"max_waiting is 1"):
-        await anext(garage.switch.generate(ask("one too many")))
-    garage.models[0].go_on.set()
-    assert [await asker.text() for asker in askers] == ["old"] * 3
+        await anext(factory.engine.generate(ask("one too many")))
+    factory.models[0].go_on.set()
+    assert [await client.text() for client in clients] == ["old"] * 3
 
 
 async def test_at_most_one_model_is_in_memory(tmp_path: Path) -> None:
@@ -533,24 +533,24 @@ async def test_at_most_one_model_is_in_memory(tmp_path: Path) -> None:
         return open_engine(section, progress)
 
     section = EngineSection(model="demo")
-    async with HotSwapEngine(section, open_alone, MonotonicClock()) as switch:
-        assert [event async for event in switch.generate(ask("hello"))]
-        assert await switch.change(section.model_copy(update={"quantization": "int8"})) is None
-        failure = await switch.change(section.model_copy(update={"model": str(tmp_path)}))
+    async with HotSwapEngine(section, open_alone, MonotonicClock()) as engine:
+        assert [event async for event in engine.generate(ask("hello"))]
+        assert await engine.change(section.model_copy(update={"quantization": "int8"})) is None
+        failure = await engine.change(section.model_copy(update={"model": str(tmp_path)}))
         assert "model.safetensors" in (failure or "")
-        assert switch.info.quantization == "int8"
+        assert engine.info.quantization == "int8"
     assert living == [0, 0, 0, 0]
 
 
 async def test_counters_continue_across_models() -> None:
-    """Prometheus takes a counter that falls for a program that began anew."""
+    """Prometheus treats a decreasing counter as a restart."""
     section = EngineSection(model="demo")
-    async with HotSwapEngine(section, open_engine, MonotonicClock()) as switch:
-        assert [event async for event in switch.generate(ask("hello"))]
-        before = switch.load
-        assert await switch.change(section.model_copy(update={"quantization": "int8"})) is None
-        after = switch.load
-        assert switch.info.quantization == "int8"
+    async with HotSwapEngine(section, open_engine, MonotonicClock()) as engine:
+        assert [event async for event in engine.generate(ask("hello"))]
+        before = engine.load
+        assert await engine.change(section.model_copy(update={"quantization": "int8"})) is None
+        after = engine.load
+        assert engine.info.quantization == "int8"
     assert after.tokens > before.tokens > 0
     assert after.steps > before.steps > 0
     assert after.started == before.started + 1  # the trial
@@ -558,7 +558,7 @@ async def test_counters_continue_across_models() -> None:
 
 async def test_using_it_before_entering_raises() -> None:
     with pytest.raises(EngineFailed, match="async with"):
-        await anext(Garage().switch.generate(ask("?")))
+        await anext(ModelFactory().engine.generate(ask("?")))
 
 
 def forever(begun: asyncio.Event) -> Callable[[], Awaitable[None]]:

@@ -1,4 +1,4 @@
-"""int8 and int4: layouts, rounding, and every product against its plain twin."""
+"""int8 and int4: layouts, rounding, and every matmul against the reference."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from bot.engine.kernels.reference import (
 )
 
 BFLOAT16_STEP = 2.0**-8
-"""Of two neighbouring bfloat16 numbers, how much the larger is larger, at most relatively."""
+"""Largest relative distance between adjacent bfloat16 numbers."""
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -67,7 +67,7 @@ def test_fitted_groups_are_closer_than_min_max_groups(columns: int, rows: int, s
     low, high = groups.aminmax(dim=-1, keepdim=True)
     step = (high - low) / 15
     naive = ((groups - low) / step).round() * step + low
-    # Scales of 8 bits are a little off the range that they stand for.
+    # bfloat16 scales are slightly off the exact range.
     assert squared_error(weight, quantised) <= (naive - groups).square().mean().item() * 1.02
 
 

@@ -1,4 +1,4 @@
-"""The guard counts what is really held, and says in one sentence what fits."""
+"""The memory estimate equals real allocations, and names settings that fit."""
 
 import logging
 import weakref
@@ -63,11 +63,11 @@ def setup_for(quantization: Quantization, device: torch.device = CUDA, slots: in
     return Setup(PUBLISHED, quantization, find_dtype("auto", device, quantization), (device,), slots)
 
 
-# What is held
+# Weights and cache
 
 
 def tensors_in(thing: object, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor that is reached from a model through its parts."""
+    """Yield every tensor reachable from a model."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
@@ -90,7 +90,7 @@ def tensors_in(thing: object, seen: set[int]) -> Iterator[Tensor]:
 def bytes_in(*things: object) -> int:
     storages: dict[int, int] = {}
     for tensor in tensors_in(list(things), set()):
-        if tensor.is_mkldnn:  # it has no storage to be asked
+        if tensor.is_mkldnn:  # has no storage
             storages[id(tensor)] = tensor.numel() * tensor.itemsize
         else:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -116,7 +116,7 @@ def test_estimated_weights_and_cache_equal_those_of_a_loaded_model(
     found = needs(Setup(config, quantization, model.dtype, (CPU,), slots))[CPU]
     assert found.weights == pytest.approx(bytes_in(model.network), rel=0.01)
     assert found.cache == bytes_in([(cache.keys, cache.values) for cache in model._caches])
-    computing = bytes_in(model) - bytes_in(model.network) - found.cache  # what decoding holds between steps
+    computing = bytes_in(model) - bytes_in(model.network) - found.cache  # buffers kept between decode steps
     assert 0 <= computing < memory._RESERVE / 8
 
 
@@ -149,11 +149,11 @@ def test_memory_is_split_between_the_devices() -> None:
     assert needs(Setup(config, "int4", torch.float16, (CUDA, CUDA), 2)) == {CUDA: whole}
 
 
-# What a step takes
+# Workspace
 
 
 class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
-    """Notes how many bytes were alive at once, at most, of tensors made while it is entered: not those of `model`."""
+    """Measures the peak of bytes allocated inside, without those of `model`."""
 
     def __init__(self, model: object) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
@@ -318,12 +318,12 @@ def test_the_preflight_counts_a_prefix_without_reading_it(monkeypatch: pytest.Mo
     assert [setup.prefix > 0 for setup in seen] == [True, False]
 
 
-# What is free
+# Available memory
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine with 8 GiB available, and control groups and a process to be written by the test."""
+    """A fake machine with 8 GiB available; tests write its cgroups and process status."""
     monkeypatch.setattr(memory_available, "_GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(memory_available, "_OURS", tmp_path / "ours")
     monkeypatch.setattr(memory_available, "_STATUS", tmp_path / "status")

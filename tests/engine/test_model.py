@@ -1,4 +1,4 @@
-"""The network, its layout of tokens, and its cache; the published numbers are test_golden's."""
+"""The network, its token layout and its cache; test_golden compares published numbers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from bot.engine.chatglm.weights import build_network, expected_shapes
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache
 from bot.errors import CheckpointError, EngineUnavailable
-from tests.golden.network import Recording
+from tests.golden.network import RecordingAttention
 from tests.golden.runs import run
 
 CONFIG = ChatGLMConfig(
@@ -189,7 +189,7 @@ def test_fused_attention_equals_eager_attention(model: ChatGLMForServing) -> Non
     ids, positions, mask = inputs(PROMPTS[3])
     with torch.inference_mode():
         fused = model.network.hidden(ids, positions, WholeSequence(mask))
-        plain = model.network.hidden(ids, positions, Recording(mask))
+        plain = model.network.hidden(ids, positions, RecordingAttention(mask))
     torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-4)
 
 
@@ -346,7 +346,7 @@ def test_layers_split_between_devices_give_the_same_logits(devices: str, quantiz
         wanted, found = (run(model, prompts, 4, lambda *_: [7] * len(prompts)) for model in (whole, split))  # noqa: B023
         if quantization == "none":
             assert torch.equal(found.logits, wanted.logits)
-        else:  # on one device all layers may be one call, which rounds less between its parts
+        else:  # on one device all layers may be one native call, which rounds less between ops
             assert (found.logits - wanted.logits).norm() / wanted.logits.norm() < 0.02
 
 
@@ -371,7 +371,7 @@ def test_hidden_states_move_to_the_next_device() -> None:
     model = ChatGLMForServing(network, slots=2, stages=2)
     assert model.devices == (cpu, meta)
     ids, positions, mask = inputs(PROMPTS[0])
-    # On the meta device an operation with a tensor of the CPU would fail.
+    # Mixing meta and CPU tensors would fail.
     whole = network.hidden(ids, positions, model._attend(lambda cache: cache.prefill((1,), list(mask))))
     step = network.hidden(ids[:, :1], positions[:, :1], model._attend(lambda cache: cache.decode((1,), (5,))))
     assert (whole.device, whole.shape, step.device, step.shape) == (meta, (1, 5, 64), meta, (1, 1, 64))

@@ -1,4 +1,4 @@
-"""Products and layers in C against their plain twins; skipped where nothing can compile them."""
+"""Native matmuls and layers against their references; skipped without a C compiler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bot.engine.serving.base import Batch
 
 needs_library = pytest.mark.skipif(build.library() is None, reason="no C compiler is here")
 
-# Sums of float32 in another order: each of the numbers added may be off by its rounding.
+# Float32 sums in another order: each term may differ by its rounding.
 SUM_ERROR = 2.0**-23
 BFLOAT16_ERROR = 2.0**-8
 
@@ -46,7 +46,7 @@ def largest_sum(hidden: Tensor, weight: Quantised) -> float:
     return (hidden.abs() @ dequantise(weight).abs().T).max().item()
 
 
-# Products
+# Matmuls
 
 
 @needs_library
@@ -117,7 +117,7 @@ def test_groups_without_zero_points_are_supported() -> None:
 
 # Layers
 
-# Two kinds of heads, a vocabulary that products suit, and prompts of several lengths.
+# Two head sizes, a vocabulary that the native matmul supports, and prompts of several lengths.
 SIZES: list[dict[str, Any]] = [
     {"hidden_size": 64, "num_attention_heads": 4, "inner_hidden_size": 160, "num_layers": 3},
     {"hidden_size": 128, "num_attention_heads": 2, "inner_hidden_size": 96, "num_layers": 1},
@@ -156,14 +156,14 @@ def test_native_layers_equal_layerwise_decoding(sizes: dict[str, Any], kind: Any
     for each in (model, plain):
         each.forward(Batch(slots, prompts, (0,) * len(slots)))
     starts = [len(tokens) for tokens in prompts]
-    # Rows come in any order, and not all in every step.
+    # Rows in any order, and not all of them in every step.
     for step, rows in enumerate(([*slots], [5], [7, 2, 8], [*reversed(slots)], [0, 1])):
         batch = Batch(
             tuple(rows), tuple((5 + (step * 11 + row) % 140,) for row in rows), tuple(starts[row] for row in rows)
         )
         found, wanted = model.forward(batch), plain.forward(batch)
         assert found.shape == wanted.shape
-        # The parts round to bfloat16 between them, layer by layer.
+        # The layerwise path rounds to bfloat16 between ops.
         apart = (found - wanted).norm() / wanted.norm()
         assert apart < 0.02, step
         for row in rows:

@@ -1,4 +1,4 @@
-"""Models of the transformers library over slots: what they say is what they say alone."""
+"""Batched transformers models: answers equal those of each prompt alone."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def served(network: PreTrainedModel, slots: int = 4, context_length: int = 128) 
 
 
 def alone(network: PreTrainedModel, prompt: Sequence[int], tokens: int) -> list[int]:
-    """What the library's own generate() answers, greedily and without an end."""
+    """Return the library's greedy generate() without stop ids."""
     network.set_attn_implementation("eager")
     ids = torch.tensor([prompt])
     return generate(network, ids, max_new_tokens=tokens, eos_token_id=None)[len(prompt) :]
 
 
 class Conversation:
-    """Rows that come and go, each followed greedily."""
+    """Sequences that join and leave the batch, decoded greedily."""
 
     def __init__(self, model: PretrainedForServing) -> None:
         self.model = model
@@ -135,7 +135,7 @@ def test_bfloat16_passes_the_comparison() -> None:
 
 
 def test_unsupported_attention_is_rejected() -> None:
-    # Its positions are a bias on the scores, which only its own mask carries.
+    # ALiBi: positions are a bias in the model's own mask.
     network = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
     with pytest.raises(CheckpointError, match=r'model_type "bloom" has a custom attention .*: choose another'):
         served(network.eval())
@@ -192,7 +192,7 @@ def test_a_cache_that_does_not_fit_names_the_settings_to_lower(monkeypatch: pyte
         raise MemoryError
 
     monkeypatch.setattr(SlotCache, "sized", sized)
-    # 2 layers, keys and values, 2 heads of 8 numbers of 4 bytes: 256 bytes a token.
+    # 2 layers, keys and values, 2 heads of 8 floats of 4 bytes: 256 bytes per token.
     with pytest.raises(
         EngineUnavailable,
         match=r"2.0 GiB for engine.max_batch_size = 64 and 131072 tokens each; lower engine.max_batch_size or engine",

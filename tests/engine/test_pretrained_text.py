@@ -1,4 +1,4 @@
-"""A library's tokenizer: the chat template's prompt, and an answer's text as it grows."""
+"""transformers tokenizers: chat templates and incremental detokenisation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DEAF_TO_SYSTEM = (
 
 
 def plain(text: str) -> list[int]:
-    """Ids of a text, the control tokens in it too."""
+    """Encode a text, control tokens included."""
     return cast("list[int]", LIBRARY.encode(text, add_special_tokens=False))
 
 
 def spelled(ids: list[int], spelling: IncrementalDetokenizer | None = None) -> list[str]:
-    """What each push and the end gave."""
+    """Return the text of each push and of the finish."""
     spelling = spelling or OURS.detokenizer()
     return [*(spelling.push(token) for token in ids), spelling.finish()]
 
@@ -51,7 +51,7 @@ def test_user_text_is_never_a_control_token(text: str) -> None:
     ids = OURS.prompt([ChatMessage("user", text)])
     control = set(plain("".join(CONTROL)))
     assert [token for token in ids if token in control] == plain("<|user|><|assistant|>")
-    # Nothing of it is lost either.
+    # The text is complete, too.
     assert LIBRARY.decode(ids, clean_up_tokenization_spaces=False) == f"<|user|>\n{text}<|assistant|>\n"
 
 

@@ -1,4 +1,4 @@
-"""The prompt of a chat, against the published one, and chats the model was never shown."""
+"""The prompt format against the published one, and unusual chats."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_every_golden_chat_has_the_published_prompt(case: dict[str, Any]) -> Non
     assert render(messages(case)) == case["prompt_text"]
     ids = ChatGLMTokenizer.load(GOLDEN).prompt(messages(case))
     if "<sop>" in case["query"]:
-        # Typed, so only text: the one <sop> is ours, at the end.
+        # User text has no control ids: the only <sop> is the final one.
         assert case["prompt_ids"].count(644) == 2
         assert ids.index(644) == len(ids) - 1
     else:

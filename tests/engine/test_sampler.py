@@ -1,4 +1,4 @@
-"""The sampler: the published distributions, seeds, and rows that do not know each other."""
+"""The sampler: published distributions, seeds, and independent rows."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ def golden(name: str) -> Tensor:
 
 
 def probabilities(logits: Tensor, *params: SamplingParams) -> Tensor:
-    """The distribution over the whole vocabulary, a row for each of `params`."""
+    """Return the distribution over the vocabulary, one row for each of `params`."""
     logits = logits.expand(len(params), -1)
     ids, cumulative, kept = Sampler(logits.shape[-1]).candidates(logits, [SamplerState.of(each) for each in params])
     found = cumulative.diff(prepend=torch.zeros(len(params), 1)) * kept
@@ -34,7 +34,7 @@ def probabilities(logits: Tensor, *params: SamplingParams) -> Tensor:
 
 
 def defined(logits: list[float], params: SamplingParams) -> list[float]:
-    """The slow twin: one row, plain Python, straight from the definition."""
+    """Reference implementation: one row, plain Python."""
     if params.temperature == 0:
         return [float(i == logits.index(max(logits))) for i in range(len(logits))]
     scores = [(logit - max(logits)) / params.temperature for logit in logits]

@@ -1,4 +1,4 @@
-"""The scheduler: fair, complete, and never one slot twice."""
+"""The scheduler: fairness, no starvation, unique slots."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -111,7 +111,7 @@ def test_after_any_removal_the_first_waiting_job_is_served_next(
 def test_with_n_users_each_is_served_within_n_pops(first: list[str], later: list[str]) -> None:
     queue = rotation(*(Job(user=user) for user in first))
     everybody = len(set(first + later))
-    turns: Counter[str] = Counter()  # that went to others while this user waited
+    turns: Counter[str] = Counter()  # pops of other users while this user waited
     while queue:
         waiting = {job.user for job in queue}
         served = queue.pop().user
@@ -123,7 +123,7 @@ def test_with_n_users_each_is_served_within_n_pops(first: list[str], later: list
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Any order of coming, going and stepping."""
+    """Random sequences of add, remove and step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,8 +131,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.present: list[Job] = []
         self.prefilled: list[Job] = []
         self.was_prefill = False
-        self.long_ones: Counter[Job] = Counter()  # that went before a short one since it has its slot
-        self.short_ones: Counter[Job] = Counter()  # steps that went before a long one, of those that came later
+        self.long_ones: Counter[Job] = Counter()  # long prompts that overtook a short one with a slot
+        self.short_ones: Counter[Job] = Counter()  # steps of later jobs before a long one
 
     @rule(user=keys, channel=keys, tokens=st.integers(1, 60))
     def somebody_comes(self, user: str, channel: str, tokens: int) -> None:

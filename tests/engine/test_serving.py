@@ -1,4 +1,4 @@
-"""The serving loop while all goes well: what requests see of it, and of each other."""
+"""The serving loop without failures."""
 
 import asyncio
 import random
@@ -114,7 +114,7 @@ async def test_a_waiting_request_gets_its_position_at_once_and_on_every_change()
             assert await anext(second) == Queued(1, None)
             assert await anext(third) == Queued(2, None)
             time.seconds += 6
-            for _ in range(3):  # "a", "b", the end; then the second one's prefill
+            for _ in range(3):  # "a", "b", the stop id; then the second prefill
                 await gate.step()
             await first
             assert await anext(third) == Queued(1, 6.0)
@@ -162,7 +162,7 @@ async def test_a_closed_request_leaves_the_batch_before_the_next_step() -> None:
         while not all(task.done() for task in both):
             await gate.step()
         assert len(model.steps[-1]) == 2
-        await leaving.aclose()  # in the middle of a step
+        await leaving.aclose()  # during a step
         await gate.step()
         assert len(model.steps[-1]) == 1
         assert engine.load.running == 1
@@ -206,7 +206,7 @@ async def test_a_slow_reader_gets_the_whole_answer_in_few_deltas() -> None:
     async with serving(model) as engine:
         slow = engine.generate(ask("a long answer to a slow reader"))
         first = await anext(slow)
-        while engine.load.running:  # the worker does not wait for the reader
+        while engine.load.running:  # the worker never waits for the reader
             await events(engine, ask("x"))
         rest = [event async for event in slow]
     assert len(rest) <= 3

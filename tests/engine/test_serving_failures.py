@@ -1,4 +1,4 @@
-"""The serving loop when something goes wrong: who is told, and who does not notice."""
+"""The serving loop with failures: errors reach the affected requests only."""
 
 import asyncio
 import threading
@@ -86,7 +86,7 @@ async def test_a_step_succeeds_on_retry_after_memory_was_released() -> None:
 
 
 async def whole_batch(model: ScriptedModel, texts: list[str]) -> list[list[EngineEvent] | BaseException]:
-    """Ask all at once, so that they share the steps from the first prefill on."""
+    """Send all requests at once, so that they share all steps."""
     before, gate = model.before, Gate()
     model.before = gate
     async with serving(model) as engine:
@@ -120,7 +120,7 @@ async def test_a_step_too_large_for_memory_is_split(is_written: bool) -> None:
         return logits
 
     model = ScriptedModel()
-    if is_written:  # the keys and values stand there already when it runs out
+    if is_written:  # keys and values are already cached when memory runs out
         model.after = fail_late
     else:
         model.before = fail
@@ -151,7 +151,7 @@ async def test_the_row_limit_grows_again_after_successful_steps(monkeypatch: pyt
 
 async def test_memory_is_released_after_the_failed_steps_tensors_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Big:
-        """Stands for the step's tensors."""
+        """A substitute for the step's tensors."""
 
     remains: list[Big | None] = []
     step: list[weakref.ref[Big]] = []
@@ -162,7 +162,7 @@ async def test_memory_is_released_after_the_failed_steps_tensors_are_freed(monke
         step.append(weakref.ref(big))
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(runner.log, "disabled", True)  # the test's own log would keep the traceback
+    monkeypatch.setattr(runner.log, "disabled", True)  # a logged traceback would keep the tensors alive
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: remains.append(step[0]()))
     model.before = fail
@@ -173,7 +173,7 @@ async def test_memory_is_released_after_the_failed_steps_tensors_are_freed(monke
 
 
 class Device:
-    """A GPU of which torch holds memory, beside one that another program uses; once broken it raises at each call."""
+    """A GPU with memory reserved by torch, and one without; once broken it raises at each call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_broken = False
@@ -282,7 +282,7 @@ async def test_a_dead_worker_fails_all_requests_and_is_reported() -> None:
     async with serving(model, now=time) as engine:
         tasks = [asyncio.create_task(events(engine, ask("hello"))) for _ in range(3)]
         await gate.arrival()
-        del time.seconds  # the next look at the clock raises
+        del time.seconds  # the next call of the clock raises
         gate.open()
         for failure in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(failure, EngineFailed)

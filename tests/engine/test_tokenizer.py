@@ -1,4 +1,4 @@
-"""Text to ids: the published numbers, and everything somebody might type."""
+"""Tokenizer: published ids, and arbitrary input."""
 
 import json
 import os
@@ -26,7 +26,7 @@ TOKENIZER = ChatGLMTokenizer.load(GOLDEN)
 
 
 def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Take a protocol buffer of length-delimited fields apart: number and whole field."""
+    """Split a protocol buffer of length-delimited fields into numbers and raw fields."""
     at = 0
     while at < len(message):
         start, (number, wire), at = at, divmod(message[at], 8), at + 1
@@ -42,7 +42,7 @@ def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def without_layout(model: bytes) -> bytes:
-    """Make a model file of today the file of the first release, which ends with the words."""
+    """Convert a model file to the first release's, which ends with the words."""
     is_added = re.compile(rb"\[g?s?MASK\]|<unused_0>|<[se]op>|<ENC>|<dBLOCK>|<\|(tab|blank_\d+)\|>|<0x[0-9A-F]{2}>")
     kept = b"".join(field for number, field in fields(model) if number != 1 or not is_added.search(field))
     byte_fallback = b"\x98\x02"
@@ -52,7 +52,7 @@ def without_layout(model: bytes) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the golden checkpoint's text files, to be damaged."""
+    """A copy of the golden checkpoint's tokenizer files."""
     for name in ("ice_text.model", "config.json", "tokenizer_config.json"):
         shutil.copyfile(GOLDEN / name, tmp_path / name)
     return tmp_path

@@ -1,4 +1,4 @@
-"""The backend for other chat models: from a folder to answers, and what folders cannot be used."""
+"""transformers backend: from a folder to answers, and rejected folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bot.engine.serving.engine import ServingEngine
 from bot.errors import CheckpointError, EngineError, EngineFailed, EngineUnavailable
 from tests.engine.pretrained import CONFIGS, VOCABULARY, change, generate, make_folder, make_tokenizer
 
-# What bitsandbytes packs on a CPU is cut into blocks of 64.
+# bitsandbytes packs blocks of 64 on a CPU.
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 
 
@@ -56,7 +56,7 @@ def expected(network: PreTrainedModel, text: str, tokens: int) -> str:
     prompt = f"<|user|>\n{text}<|assistant|>\n"
     ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
     network.set_attn_implementation("sdpa")
-    # We never draw what has no text.
+    # Ids without text are never sampled.
     said = generate(network, ids, max_new_tokens=tokens, suppress_tokens=[*range(len(tokenizer), VOCABULARY)])
     spoken = tokenizer.decode(said[ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(spoken, str)

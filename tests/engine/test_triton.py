@@ -1,4 +1,4 @@
-"""Every Triton kernel against its plain twin: through the interpreter, and on a GPU where there is one."""
+"""Every Triton kernel against its reference, in the interpreter, and on a GPU if present."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ from bot.engine.kernels.triton import matmul, ops
 from tests.engine.interpreter import IS_INTERPRETED, repair_bfloat16
 
 FLOAT32_STEP = 2.0**-24
-NO_GPU = "no GPU is here: Triton kernels were interpreted, not run"
+NO_GPU = "no GPU: Triton kernels were interpreted, not run"
 DTYPES = [torch.float16, torch.bfloat16]
 KINDS = ["int8", "int4", "published int8", "published int4"]
 
@@ -45,7 +45,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def step_of(dtype: torch.dtype) -> float:
-    """How much rounding may change a number, relatively; the interpreter cuts bfloat16 off instead of rounding it."""
+    """Return the relative rounding error of a dtype; the interpreter truncates bfloat16."""
     return 2.0**-11 if dtype == torch.float16 else 2.0**-7
 
 
@@ -62,18 +62,18 @@ def packed(weight: Quantised, bias: Tensor | None, dtype: torch.dtype, device: t
 
 
 def exact(hidden: Tensor, weight: Quantised, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Multiply in float64; also return what the sums' terms add up to without their signs."""
+    """Multiply in float64; also return the sums of the terms' absolute values."""
     matrix = dequantise(weight, torch.float64)
     total = functional.linear(hidden.double(), matrix, None if bias is None else bias.double())
     return total, hidden.double().abs() @ matrix.abs().T + (0 if bias is None else bias.double().abs())
 
 
 def bound(dtype: torch.dtype, total: Tensor, size: Tensor, columns: int) -> Tensor:
-    # The result is rounded once, and the sum of float32 numbers as often as it has terms.
+    # One rounding of the result, and one per term of the float32 sum.
     return step_of(dtype) * total.abs() + columns * FLOAT32_STEP * size + 2.0**-24
 
 
-# The columns are several blocks, a part of one, and what 32 divides and 64 does not.
+# Columns: several blocks, part of a block, and a multiple of 32 but not of 64.
 SHAPES = [(40, 96), (17, 2048), (65, 160)]
 
 
@@ -89,7 +89,7 @@ def test_a_matmul_rounds_only_its_result(device: torch.device, kind: str, tokens
         total, size = exact(hidden, weight, bias)
         assert (found.shape, found.dtype) == ((1, tokens, rows), dtype)
         assert ((found[0].cpu().double() - total).abs() <= bound(dtype, total, size, columns)).all()
-        # GELU nowhere rises by more than 1.13 for 1.
+        # GELU's derivative is at most 1.13.
         curved = functional.gelu(total, approximate="tanh")
         error = (product.with_gelu(hidden.to(device)).cpu().double() - curved).abs()
         assert (error <= bound(dtype, curved, 1.13 * size, columns) + 1e-6).all()
@@ -137,7 +137,7 @@ def test_many_rows_use_dequantised_weights_rounded_once(
     wanted = dequantise(weight, torch.float64)
     assert ((floats - wanted[3:20]).abs() <= step_of(dtype) * wanted[3:20].abs() + 2.0**-23).all()
     total, size = exact(hidden, weight, bias)
-    # Torch's own product may round its sums as well as its result.
+    # torch's matmul may round its sums, too.
     limit = 3 * step_of(dtype) * size
     assert ((product(hidden.to(device)).cpu().double() - total).abs() <= limit).all()
     curved = functional.gelu(total, approximate="tanh")
@@ -183,7 +183,7 @@ def test_a_linear_layer_uses_the_fused_gelu(device: torch.device, monkeypatch: p
     assert torch.equal(part.gelu(hidden), packed(weight, None, torch.float16, device).with_gelu(hidden))
 
 
-# Between the products
+# Decode ops
 
 
 @pytest.mark.parametrize("hidden", [64, 100, 4096])
@@ -198,7 +198,7 @@ def test_residuals_are_added_and_normalised_in_float32(device: torch.device, dty
         moved = None if before is None else before.to(device)
         normed, cast = ops.add_norm(product.to(device), moved, 7.5, norm.to(device), dtype)
         norm.cpu()
-        # Sums of a few thousand float32 numbers of about 1.
+        # Sums of a few thousand float32 values of about 1.
         torch.testing.assert_close(normed.cpu(), wanted, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(cast.cpu(), wanted.to(dtype), atol=1e-4, rtol=2 * step_of(dtype))
 
@@ -251,12 +251,12 @@ def test_each_query_attends_to_its_own_slot_up_to_its_length(
     keys, values = a_cache(len(at) + 1, capacity, head_dim, dtype)
     slots = torch.arange(len(at)).flip(0) + 1
     for slot, last in zip(slots.tolist(), at, strict=True):
-        keys[slot, :, last + 1 :] = torch.nan  # what is left of others must not be read
+        keys[slot, :, last + 1 :] = torch.nan  # stale entries must not be read
         values[slot, :, last + 1 :] = torch.nan
     query, places = normal(len(at), 3, head_dim).to(dtype), torch.tensor(at)
     wanted = eager.attend(query, keys, values, slots, places)
     found = ops.attend(*(each.to(device) for each in (query, keys, values, slots, places))).cpu()
-    # Both sum in float32: what differs is the rounding of the result.
+    # Both sum in float32; only the rounding of the result differs.
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=2 * step_of(dtype))
     assert not found[places < 0].any()
 
@@ -295,7 +295,7 @@ def test_a_decode_step_of_kernels_equals_the_network(
     with torch.inference_mode():
         found = Decoder(ours.network, cache, ops)(numbers.to(device)).cpu()
         expected = Decoder(wanted.network, eager_cache, eager)(numbers)
-    # The twin's weights are float16 numbers, ours are not rounded.
+    # The reference rounds weights to float16, the kernels do not.
     torch.testing.assert_close(found[:2], expected[:2], atol=0.03, rtol=0.03)
     torch.testing.assert_close(cache.keys.cpu(), eager_cache.keys, atol=0.03, rtol=0.03)
     assert not ops.supports(96, 2, torch.float16)

@@ -1,4 +1,4 @@
-"""Checkpoints: every form loads to the same numbers, and whatever is wrong is one sentence."""
+"""Checkpoints: all formats load to the same weights, and errors are one sentence."""
 
 import errno
 import json
@@ -59,7 +59,7 @@ def with_bins(folder: Path) -> None:
 
 
 def with_one_file(folder: Path, **changed: Tensor | None) -> None:
-    """One model.safetensors, with some tensors others (`None`: gone); `__` in a name is a dot."""
+    """Write model.safetensors with some tensors replaced (None: removed); `__` in a name is a dot."""
     content = tensors()
     for name, tensor in changed.items():
         if tensor is None:
@@ -86,7 +86,7 @@ def with_another_head(folder: Path) -> None:
     with_one_file(folder, lm_head__weight=torch.zeros(1024, 64))
 
 
-# What loads
+# Valid checkpoints
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_prefix_in_a_full_checkpoint_is_used(folder: Path) -> None:
         assert torch.equal(logits(whole), logits(apart))
 
 
-# What does not
+# Invalid checkpoints
 
 
 def edit_json(path: Path, **fields: Any) -> None:
@@ -234,7 +234,7 @@ def with_changed_bytes(folder: Path) -> None:
 
 
 def with_changed_names(folder: Path) -> None:
-    """Layer 1's tensors are called layer 2's and the other way round, behind the archive's back."""
+    """Swap the names of layers 1 and 2 without updating the archive's checksums."""
     with_bins(folder)
     for path in folder.glob("*.bin"):
         content = path.read_bytes()
@@ -381,7 +381,7 @@ def use(folder: Path) -> None:
 
 @pytest.fixture
 def whole(folder: Path) -> Path:
-    """A folder of which each form of the weights is enough."""
+    """A folder with the weights in every format."""
     with_one_file(folder)
     shutil.copyfile(GOLDEN / "ice_text.model", folder / "ice_text.model")
     return folder
@@ -409,7 +409,7 @@ def test_a_permission_error_does_not_advise_a_new_download(
             raise PermissionError(errno.EACCES, "Permission denied")
         return opened(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", refuse)  # whoever runs this may read everything, maybe
+    monkeypatch.setattr(Path, "open", refuse)  # root can read every file
     with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(Permission denied\): let the bot's user"):
         use(whole)
 

@@ -1,1 +1,1 @@
-"""Holds a folder of published numbers against our model: `python -m tests.golden DIR`."""
+"""Compare our model with a folder of golden tensors: `python -m tests.golden DIR`."""

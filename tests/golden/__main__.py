@@ -1,4 +1,4 @@
-"""Hold a folder with the layout of the golden set against our model, a line per item."""
+"""Compare our model with a golden set; print a line per item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network items: prompts, masks, positions, hidden states, caches, decode steps, odd prompts, prefixes."""
+"""Golden items of the network: masks, positions, hidden states, caches, decode steps, prefixes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_all(golden: Golden) -> None:
 
 
 def _forms(golden: Golden) -> None:
-    """Weights that lie there as safetensors and as `.bin` are the same."""
+    """Compare safetensors with `.bin` weights."""
     bins = list(golden.folder.glob("pytorch_model*"))
     if not bins or not list(golden.folder.glob("model*.safetensors")):
         return
@@ -56,7 +56,7 @@ def _forms(golden: Golden) -> None:
 
 
 def logits_of(network: ChatGLM, ids: list[int], prefix: Tensor | None = None) -> Tensor:
-    """Logits at every token of one prompt, without a cache."""
+    """Return the logits at every token of one prompt, without a cache."""
     layout = layout_of(ids, network.config)
     logits: Tensor = network(torch.tensor([ids]), layout.positions(len(ids))[None], layout.mask(len(ids))[None], prefix)
     return logits[0]
@@ -72,7 +72,7 @@ def _prompt(golden: Golden, name: str) -> None:
     golden.equal(f"{name}.tokenizer_position_ids", lambda: tokenizers.positions(size).T)
     golden.equal(f"{name}.tokenizer_attention_mask", lambda: tokenizers.mask(size))
 
-    attend = Recording(layout.mask(size)[None])
+    attend = RecordingAttention(layout.mask(size)[None])
     inputs: list[Tensor] = []
     hooks = [
         block.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0]))
@@ -86,7 +86,7 @@ def _prompt(golden: Golden, name: str) -> None:
     golden.close(f"{name}.logits_last", lambda: logits[-1])
     golden.close(f"{name}.logits_last2", lambda: logits[-2:])
     golden.close(f"{name}.hidden_states", lambda: torch.stack([*inputs, last[0]]))
-    # Of the heads, the goldens hold the first.
+    # The goldens hold only the first head.
     golden.close(f"{name}.attn_probs_last", lambda: attend.shares[-1][0])
     for found in golden.names(rf"{re.escape(name)}\.(attn_probs_|key_cache_|value_cache_)layer(\d+)"):
         kept = {"attn_probs_": attend.shares, "key_cache_": attend.keys, "value_cache_": attend.values}[found[1]]
@@ -101,7 +101,7 @@ def _prompt(golden: Golden, name: str) -> None:
 
 
 def _decoding(golden: Golden, model: ChatGLMForServing, name: str, prompts: list[list[int]]) -> None:
-    """What follows the prompts, greedily and through the cache."""
+    """Compare greedy decoding through the cache."""
     mark = re.escape(name)
     steps = [int(found[1]) for found in golden.names(rf"{mark}\.decode_step(\d+)_logits")]
     lengths = [int(found[1]) for found in golden.names(rf"{mark}\.greedy(\d+)(?:_position_ids)?")]
@@ -119,15 +119,15 @@ def _decoding(golden: Golden, model: ChatGLMForServing, name: str, prompts: list
 
 def _forced(golden: Golden) -> None:
     tokens: list[int] = golden.need("forced.tokens").tolist()
-    golden.note("forced.tokens", "what is fed")
+    golden.note("forced.tokens", "input")
     made = run(golden.model, [golden.prompt("p0")], len(tokens) + 1, lambda step, _: [(*tokens, 0)[step]])
     golden.close("forced.logits", lambda: made.logits)
 
 
 def _batch(golden: Golden) -> None:
-    """Rows of different lengths: padded on the left as the reference has them, and in our slots."""
+    """Compare rows of different lengths: left-padded like the reference, and in our slots."""
     ids = golden.need("batch.input_ids")
-    golden.note("batch.input_ids", "what is fed")
+    golden.note("batch.input_ids", "input")
     prompts = batch_prompts(golden)
     size = ids.shape[1]
     masks, positions = torch.ones(len(ids), size, size, dtype=torch.bool), torch.zeros(len(ids), size, 2).long()
@@ -164,7 +164,7 @@ def _one_dimension(golden: Golden) -> None:
 
 def _first_release(golden: Golden, kind: str) -> None:
     name = f"first_release.{kind}"
-    # The ids that the first release published, whatever the dimensions of this set.
+    # The first release's ids, independent of this set's sizes.
     config = replace(
         golden.config,
         first_release=True,
@@ -179,7 +179,7 @@ def _first_release(golden: Golden, kind: str) -> None:
     golden.equal(f"{name}.position_ids", lambda: layout.positions(len(ids)).T)
     golden.equal(f"{name}.attention_mask", lambda: layout.mask(len(ids)))
     for found in golden.names(rf"{re.escape(name)}\.step(\d+)_position_ids"):
-        # Step 1 is the prompt's last token.
+        # Step 1 is the last token of the prompt.
         golden.equal(found[0], partial(torch.tensor, layout.position(len(ids) + int(found[1]) - 1)))
 
 
@@ -206,18 +206,18 @@ def _prefix(golden: Golden, name: str) -> None:
 def _rotation(golden: Golden) -> None:
     for name, size in [(found[1], int(found[2])) for found in golden.names(r"(rotary(\d+))\.positions")]:
         positions = golden.need(f"{name}.positions")
-        golden.note(f"{name}.positions", "what is fed")
+        golden.note(f"{name}.positions", "input")
         for half, kind in ((False, "float"), (True, "half")):
             cos, sin = rotary_angles(positions, size, half)
             golden.close(f"{name}.{kind}.cos", cos.clone, 1e-6)
             golden.close(f"{name}.{kind}.sin", sin.clone, 1e-6)
-        # At position 1 the float32 angle is the frequency itself.
+        # At position 1 the float32 angle equals the frequency.
         cos, sin = rotary_angles(torch.tensor([1]), size)
         golden.close(f"{name}.inv_freq_half", partial(torch.atan2, sin, cos), 1e-6)
 
 
 def _diagnosis(golden: Golden) -> None:
-    """A wrong residual factor gives these numbers; we must give others, unless it is right here."""
+    """Check that our logits differ from those of a wrong residual factor, unless it is right for this depth."""
     wrong = golden.need("diag.alpha_own_layers.logits_last")
     right = chatglm.RESIDUAL_SCALE
     chatglm.RESIDUAL_SCALE = (2 * golden.config.num_layers) ** 0.5
@@ -234,13 +234,11 @@ def _half(golden: Golden) -> None:
     for found in golden.names(r"fp16cpu\.(\w+)\.logits_last"):
         model = load(golden.folder, dtype="float16", half_angles=True)
         ours = run(model, [golden.prompt(found[1])], 1).logits[0]
-        golden.note(
-            found[0], f"the reference's fp16 angles, for information: {compared(ours, golden.numbers[found[0]])}"
-        )
+        golden.note(found[0], f"fp16 angles of the reference, informative: {compared(ours, golden.numbers[found[0]])}")
 
 
 def _other_dtypes(golden: Golden) -> None:
-    """How far the other dtypes and our own int8 and int4 are from float32; nothing hangs on it."""
+    """Print the distance of other dtypes and quantisations from float32; informative only."""
     prompts = [golden.prompt(found[1]) for found in golden.names(r"(p\d+)\.input_ids")]
     golden.need("p0.input_ids")
     wanted = torch.cat([logits_of(golden.model.network, ids) for ids in prompts])
@@ -267,7 +265,7 @@ def _other_dtypes(golden: Golden) -> None:
 
 
 def compared(ours: Tensor, wanted: Tensor) -> str:
-    """Largest error, KL divergence in nats, and how often the likeliest token is the same."""
+    """Return the largest error, the KL divergence in nats, and the agreement of the argmax."""
     ours, wanted = ours.float(), wanted.float().view_as(ours)
     error = (ours - wanted).abs().max().item()
     divergence = functional.kl_div(ours.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True).sum(
@@ -278,15 +276,15 @@ def compared(ours: Tensor, wanted: Tensor) -> str:
 
 
 def _tokenizer_layout(ids: list[int], config: ChatGLMConfig) -> Layout:
-    """As the published tokenizer has it when it pads: [MASK] goes before [gMASK]."""
+    """Return the layout of the published tokenizer when padding, which prefers [MASK] to [gMASK]."""
     layout = layout_of(ids, config)
     if config.mask_token_id in ids:
         return replace(layout, mask_position=ids.index(config.mask_token_id))
     return layout
 
 
-class Recording(WholeSequence):
-    """Plain attention, step by step, that keeps what it saw of row 0: `[heads, ...]` per layer."""
+class RecordingAttention(WholeSequence):
+    """Eager attention that records row 0, `[heads, ...]` per layer."""
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask)

@@ -1,4 +1,4 @@
-"""Items of the published int8, int4 and int4-qe checkpoints: bytes, scales, logits, greedy tokens."""
+"""Golden items of the published int8, int4 and int4-qe checkpoints."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def _bits(kind: str) -> int:
 
 
 def _folder(golden: Golden, kind: str) -> None:
-    """The published layout as it lies in a folder of its own."""
+    """Compare a quantised checkpoint in its own folder."""
     if not (golden.folder / kind).is_dir():
-        golden.note(f"{kind}/", "this set has no such folder")
+        golden.note(f"{kind}/", "not in this set")
         return
     model = load(golden.folder / kind, dtype="float32")
     _logits(golden, f"{kind}.cpu_reference", lambda: model, f" of {kind}/")
@@ -94,7 +94,7 @@ def _logits(golden: Golden, name: str, model: Callable[[], ChatGLMForServing], l
         if item[2]:
             golden.equal(item[0], partial(made.tokens[0].__getitem__, slice(int(item[2]))), f"{item[0]}{label}")
         else:
-            # Serving returns the last token's logits; the one before sees the same prompt.
+            # Serving only returns the last token's logits, so both are computed without it.
             golden.close(item[0], partial(_last_two, golden, model()), label=f"{item[0]}{label}")
 
 

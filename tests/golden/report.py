@@ -1,4 +1,4 @@
-"""A folder of golden numbers, and a line of verdict for each of them."""
+"""A folder of golden tensors, and a verdict per item."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.errors import BotError
 
 TOLERANCE = 2e-3
-"""Absolute, on logits in float32, whose standard deviation is 6 to 10."""
+"""Absolute tolerance of float32 logits, whose standard deviation is 6 to 10."""
 
 
 class MissingItemError(Exception):
-    """This set does not hold what the check needs."""
+    """An item that a check needs is missing."""
 
 
 class Golden:
-    """The numbers of one folder; what they are held against is checked off."""
+    """The tensors of one folder; tracks which were compared."""
 
     def __init__(self, folder: Path, out: Callable[[str], None]) -> None:
         self.folder = folder
@@ -67,30 +67,30 @@ class Golden:
         return self.numbers[name]
 
     def prompt(self, name: str) -> list[int]:
-        """The ids of a prompt, which are input and not a result."""
+        """Return the ids of a prompt, an input."""
         self._unseen.pop(f"{name}.input_ids", None)
         ids: list[int] = self.need(f"{name}.input_ids")[0].tolist()
         return ids
 
     def names(self, pattern: str) -> Iterator[re.Match[str]]:
-        """Match the names of all tensors in full, in order."""
+        """Yield full matches of the sorted tensor names."""
         return (found for name in sorted(self.numbers) if (found := re.fullmatch(pattern, name)))
 
     def run(self, label: str, check: Callable[[], None]) -> None:
-        """Make one check; name what it lacks, count an error of ours as a failure."""
+        """Run a check; report missing items as skipped, and errors as failures."""
         try:
             with torch.inference_mode():
                 check()
         except MissingItemError as missing:
-            self._out(f"skip     {label}: this set has no {missing}")
+            self._out(f"skip     {label}: {missing} is not in this set")
         except BotError as error:
             self.verdict(label, str(error), good=False)
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            # A set of another kind than we know: the other checks go on.
+            # An unknown kind of set: the other checks continue.
             self.verdict(label, f"{type(error).__name__}: {error}", good=False)
 
     def close(self, name: str, found: Callable[[], Tensor], tolerance: float = TOLERANCE, label: str = "") -> None:
-        """Hold a tensor, if the set has it, against ours."""
+        """Compare our tensor with the set's, if it has one."""
         if name not in self.numbers:
             return
         self._unseen.pop(name, None)
@@ -110,18 +110,18 @@ class Golden:
         self._out(f"{'ok  ' if good else 'FAIL'}     {label}: {detail}")
 
     def same(self, label: str, pairs: list[tuple[object, object]]) -> None:
-        """Hold many pairs of ours and theirs against each other, in one line."""
+        """Compare pairs of ours and theirs; report them in one line."""
         other = [(ours, theirs) for ours, theirs in pairs if ours != theirs]
         detail = f"{len(pairs)} equal" if not other else f"{len(other)} of {len(pairs)} differ, first {other[0]!r}"
         self.verdict(label, detail, good=not other)
 
     def note(self, name: str, why: str) -> None:
-        """Say why a tensor is not compared, or tell a figure that nothing hangs on."""
+        """Print why an item is not compared, or an informative value."""
         self._unseen.pop(name, None)
         self._out(f"note     {name}: {why}")
 
     def unknown(self, name: str) -> None:
-        self._out(f"unknown  {name}: nothing here knows what it is, or this set lacks what it is computed from")
+        self._out(f"unknown  {name}: no check for this name, or its inputs are not in this set")
 
     def finish(self) -> None:
         for name in self._unseen:

@@ -1,4 +1,4 @@
-"""Runs of a model that the goldens are held against: greedy, forced, sampled."""
+"""Model runs for comparison: greedy, forced, sampled."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.serving.base import Batch
 
 Choose = Callable[[int, Tensor], list[int]]
-"""Picks each row's next token; given the step and the logits `[rows, vocab]`."""
+"""Chooses each row's next token from the step and the logits `[rows, vocab]`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ModelRun:
     logits: Tensor  # [steps, rows, vocab]
     tokens: Tensor  # [rows, steps]
 
@@ -26,8 +26,8 @@ def greedy(_: int, logits: Tensor) -> list[int]:
     return chosen
 
 
-def run(model: ChatGLMForServing, prompts: Sequence[Sequence[int]], steps: int, choose: Choose = greedy) -> Run:
-    """Feed the prompts as one batch, then what is chosen, a token a row and step."""
+def run(model: ChatGLMForServing, prompts: Sequence[Sequence[int]], steps: int, choose: Choose = greedy) -> ModelRun:
+    """Prefill the prompts as one batch, then decode the chosen tokens."""
     slots = tuple(range(len(prompts)))
     starts = [len(prompt) for prompt in prompts]
     logits = [model.forward(Batch(slots, tuple(map(tuple, prompts)), (0,) * len(slots)))]
@@ -36,4 +36,4 @@ def run(model: ChatGLMForServing, prompts: Sequence[Sequence[int]], steps: int, 
         logits.append(model.forward(Batch(slots, tuple((token,) for token in tokens[-1]), tuple(starts))))
         tokens.append(choose(step, logits[-1]))
         starts = [start + 1 for start in starts]
-    return Run(torch.stack(logits), torch.tensor(tokens).T)
+    return ModelRun(torch.stack(logits), torch.tensor(tokens).T)

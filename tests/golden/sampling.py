@@ -1,4 +1,4 @@
-"""Sampling items: the distribution that is drawn from, and runs with torch's own draw."""
+"""Golden items of sampling: distributions, and runs sampled with torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.golden.report import Golden
 from tests.golden.runs import Choose, run
 
 CHAT = SamplingParams(temperature=0.95, top_k=50, top_p=0.7)
-# What "hot" is stands nowhere: these give the published tokens of the first set.
+# The set does not define "hot": these reproduce the published tokens of the first set.
 _HOT = tuple(
     SamplingParams(temperature=temperature, top_k=50, top_p=top_p)
     for temperature, top_p in ((3.0, 1.0), (3.0, 0.95), (3.5, 0.95), (4.0, 0.95), (4.0, 0.9))
 )
 _NOT_OURS = {
-    "sampling.beam4_tokens": "chat never searches with beams, and neither do we",
-    "sampling.greedy_reppen1.3_tokens": "chat has no repetition penalty, and neither have we",
-    "sampling.nan_batch.probs": "on purpose: a row with NaN ends with an error, its neighbours are not touched",
-    "sampling.nan_batch.scores_out": "on purpose: as sampling.nan_batch.probs",
+    "sampling.beam4_tokens": "chat does not use beam search, and neither do we",
+    "sampling.greedy_reppen1.3_tokens": "chat has no repetition penalty, and neither do we",
+    "sampling.nan_batch.probs": "deliberate: a row with NaN ends with an error, other rows are not affected",
+    "sampling.nan_batch.scores_out": "deliberate: see sampling.nan_batch.probs",
 }
 
 
@@ -35,7 +35,7 @@ def check_all(golden: Golden) -> None:
 
 
 def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities of all ids, `[rows, vocab]`."""
+    """Return the probabilities of all ids, `[rows, vocab]`."""
     ids, cumulative, kept = Sampler(logits.shape[1]).candidates(logits, [SamplerState.of(params) for _ in logits])
     each = cumulative.diff(dim=1, prepend=torch.zeros(len(logits), 1)) * kept
     return torch.zeros_like(logits).scatter(1, ids, each / each.sum(1, keepdim=True))
@@ -45,10 +45,10 @@ def _distributions(golden: Golden) -> None:
     for name in ("raw", "flat"):
         if f"sampling.{name}.probs" in golden.numbers:
             logits = golden.need(f"sampling.{name}.logits_in")
-            golden.note(f"sampling.{name}.logits_in", "what is fed")
+            golden.note(f"sampling.{name}.logits_in", "input")
             golden.close(f"sampling.{name}.probs", partial(_of, logits, CHAT), 1e-5)
     if any(name.startswith("sampling.very_flat") for name in golden.numbers):
-        # The README: the same logits, times 0.05.
+        # By the set's README: the same logits, times 0.05.
         logits = golden.need("sampling.raw.logits_in") * 0.05
         only_top_k = SamplingParams(temperature=1.0, top_k=50, top_p=1.0)
         golden.close("sampling.very_flat.probs", partial(_of, logits, CHAT), 1e-5)
@@ -59,8 +59,8 @@ def _of(logits: Tensor, params: SamplingParams) -> Tensor:
     return distribution(logits[None], params)[0]
 
 
-def drawn_by_torch(params: SamplingParams, seed: int) -> Choose:
-    """Draw as the reference does, from our distribution."""
+def sampled_by_torch(params: SamplingParams, seed: int) -> Choose:
+    """Sample like the reference, from our distribution."""
     torch.manual_seed(seed)
 
     def choose(_: int, logits: Tensor) -> list[int]:
@@ -75,9 +75,9 @@ def _draws(golden: Golden) -> None:
     for found in golden.names(r"sampling\.seed(\d+)(_hot)?_tokens"):
         name, wanted = found[0], golden.numbers[found[0]].flatten()
         for params in _HOT if found[2] else (CHAT,):
-            tokens = run(golden.model, [ids], len(wanted), drawn_by_torch(params, int(found[1]))).tokens[0]
+            tokens = run(golden.model, [ids], len(wanted), sampled_by_torch(params, int(found[1]))).tokens[0]
             if not found[2] or torch.equal(tokens, wanted):
                 golden.equal(name, tokens.clone)
                 break
         else:
-            golden.note(name, "this set does not tell how hot, and no temperature and top_p tried gives these tokens")
+            golden.note(name, "the set does not name its temperature, and none that was tried gives these tokens")

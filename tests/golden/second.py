@@ -1,6 +1,6 @@
-"""Makes the second golden set, of our slow twin: `python -m tests.golden.second DIR`.
+"""Create the second golden set from the numpy reference: `python -m tests.golden.second DIR`.
 
-Other dimensions than the published set's, a unigram tokenizer, other prompts.
+It has other sizes than the published set, a unigram tokenizer and other prompts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ NAME = "transformer.layers.{}.{}"
 
 
 def vocabulary() -> bytes:
-    """A SentencePiece file in ChatGLM's layout: a unigram model that changes no character."""
+    """Return a SentencePiece file in ChatGLM's layout: a unigram model without normalisation."""
     pieces = [
         VocabularyPiece(FIRST[0], 2),
         *(VocabularyPiece(text, CONTROL) for text in FIRST[1:4]),
@@ -75,7 +75,7 @@ def vocabulary() -> bytes:
 
 
 def weights(sizes: Sizes = SIZES) -> Numbers:
-    """Draw the float16 tensors of a checkpoint."""
+    """Return random float16 tensors of a checkpoint."""
     random = np.random.default_rng(SEED)
     content: Numbers = {}
 
@@ -174,7 +174,7 @@ def _forced(ids: list[int], twin: Twin, numbers: Numbers) -> None:
 
 
 def _batch(rows: list[list[int]], twin: Twin, numbers: Numbers) -> None:
-    """Padded on the left; pad rows and columns are masked."""
+    """Add a left-padded batch; padding rows and columns are masked."""
     size = max(map(len, rows))
     masks = np.ones((len(rows), 1, size, size), dtype=np.bool_)
     where = np.zeros((len(rows), 2, size), dtype=np.int64)
@@ -254,9 +254,9 @@ def _quantised(folder: Path, kind: str, content: Numbers, ids: list[int], number
 
 
 def _with_its_own_depth(ids: list[int], content: Numbers) -> Array:
-    """What a residual factor of the network's own layers would give."""
+    """Return the logits for the wrong residual factor of the network's own depth."""
     ratio = (SIZES.layers / 28) ** 0.5
-    # A factor a on the residual is the same as 1 / a on what is added to it, up to the norms' epsilon.
+    # A factor a on the residual equals 1 / a on the branch, up to the epsilon of the norms.
     changed = {
         name: tensor.astype(np.float64) / ratio if ".dense." in name or "4h_to_h" in name else tensor
         for name, tensor in content.items()
@@ -266,7 +266,7 @@ def _with_its_own_depth(ids: list[int], content: Numbers) -> Array:
 
 
 class Text:
-    """The published tokenizer's way with text, as far as this set needs it."""
+    """Text handling of the published tokenizer, as far as this set needs it."""
 
     def __init__(self, folder: Path) -> None:
         self._model = SentencePieceProcessor(model_file=str(folder / "ice_text.model"))
@@ -335,7 +335,7 @@ def _chats(text: Text, twin: Twin) -> dict[str, Any]:
 
 
 def tidied(text: str) -> str:
-    """Replace marks beside Chinese, those after it first."""
+    """Post-process an answer: replace marks after Chinese, then those before it."""
     text = text.strip().replace("[[训练时间]]", "2023年")
     for mark, wide in zip(",!:;?", "，！：；？", strict=True):
         for step in (-1, 1):

@@ -1,4 +1,4 @@
-"""Items of text: the tokenizer's numbers, and whole runs of chat and stream_chat."""
+"""Golden items of text: the tokenizer, chat and stream_chat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from tests.engine.reference_tokenizer import CONTROL_TEXT, ReferenceTokenizer
 from tests.golden.report import Golden
 from tests.golden.runs import Choose, greedy, run
-from tests.golden.sampling import CHAT, drawn_by_torch
+from tests.golden.sampling import CHAT, sampled_by_torch
 
 Pairs = list[tuple[object, object]]
 
@@ -33,7 +33,7 @@ _KNOWN_CHATS = ("set", "chat", "stream", "process_response")
 def check_all(golden: Golden) -> None:
     numbers = golden.json("tokenizer_golden.json")
     if numbers is None:
-        golden.note("tokenizer", "this set has no tokenizer_golden.json")
+        golden.note("tokenizer", "tokenizer_golden.json is not in this set")
     else:
         golden.run("tokenizer", partial(_tokenizer, golden, numbers))
         if "num_image_tokens_20000" in numbers:
@@ -41,7 +41,7 @@ def check_all(golden: Golden) -> None:
     golden.run("prompts", partial(_prompts, golden))
     chats = golden.json("chat_golden.json")
     if chats is None:
-        golden.note("chat", "this set has no chat_golden.json")
+        golden.note("chat", "chat_golden.json is not in this set")
     else:
         golden.run("chat", partial(_chats, golden, chats))
 
@@ -70,9 +70,7 @@ def _tokenizer(golden: Golden, numbers: dict[str, Any]) -> None:
     }.items():
         _same_field(golden, f"tokenizer {field}", cases, field, found)
     plain = [case for case in cases if not any(control in case["text"] for control in CONTROL_TEXT)]
-    _same_field(
-        golden, "tokenizer, only control text is read differently", plain, "ids", lambda case: ours.encode(case["text"])
-    )
+    _same_field(golden, "tokenizer, only control text differs", plain, "ids", lambda case: ours.encode(case["text"]))
     _odd(golden, numbers, reference)
     _padding(golden, numbers, reference)
     for name in numbers:
@@ -81,12 +79,12 @@ def _tokenizer(golden: Golden, numbers: dict[str, Any]) -> None:
 
 
 def _same_field(golden: Golden, label: str, cases: list[Any], field: str, found: Callable[[Any], object]) -> None:
-    """Compare what the cases hold under one name; some may lack it."""
+    """Compare a field of the cases that have it."""
     having = [case for case in cases if field in case]
     if having:
         golden.same(label, [(found(case), case[field]) for case in having])
     else:
-        golden.note(label, "this set has none")
+        golden.note(label, "not in this set")
 
 
 def _odd(golden: Golden, numbers: dict[str, Any], reference: ReferenceTokenizer) -> None:
@@ -139,7 +137,7 @@ def _padding(golden: Golden, numbers: dict[str, Any], reference: ReferenceTokeni
                 ([[row.masked] for row in rows], batch["attention_mask_true_is_masked"]),
             ],
         )
-    # Of these a set has the ids, and names its text only if that is another than the first set's.
+    # A set names the text of these ids only if it differs from the first set's.
     for name, wanted in numbers.items():
         text = wanted.get("text", "你好 a b c") if isinstance(wanted, dict) else ""
         if found := re.fullmatch(r"batch_max_length(\d+)", name):
@@ -199,7 +197,7 @@ def _chat(golden: Golden, case: dict[str, Any]) -> None:
         f"chat, {case['note']}",
         [
             *((found[name], case[name]) for name in found if name in case),
-            # Control text that was typed stays text with us, on purpose.
+            # Deliberate difference: control text typed by users stays text.
             (ours.prompt(_messages(case)) == ids, not typed),
             ("".join([*map(deltas.push, made), deltas.finish()]), case["response"]),
         ],
@@ -210,7 +208,7 @@ def _stream(golden: Golden, case: dict[str, Any]) -> None:
     ours = golden.tokenizer
     made = _answer(golden, case, ours.prompt(_messages(case)))
     if made is not None:
-        # stream_chat keeps the last token to itself, we do not.
+        # stream_chat drops the last token, we do not.
         seen = [ours.complete(made[:count]) for count in range(1, len(made))]
         golden.same(f"stream_chat, {case['note']}", [(seen, case["responses"])])
 
@@ -223,19 +221,19 @@ def _messages(case: dict[str, Any]) -> list[ChatMessage]:
 
 
 def _answer(golden: Golden, case: dict[str, Any], ids: list[int]) -> list[int] | None:
-    """What our model says; None where the set does not tell how its answer was drawn."""
+    """Return our model's answer; None if the set does not say how its answer was sampled."""
     limits = case.get("kwargs", {})
     steps = limits.get("max_new_tokens") or max(limits.get("max_length", 2048) - len(ids), 1)
-    # One more than the published answer is enough to tell another one.
+    # One token more than the published answer shows any difference.
     steps = min(steps, len(case.get("output_ids") or case.get("responses", [])) + 2)
     seed = re.search(r"manual_seed\((\d+)\)", case["note"])
     choose: Choose
     if limits.get("do_sample") is False:
         choose = greedy
     elif seed:
-        choose = drawn_by_torch(CHAT, int(seed[1]))
+        choose = sampled_by_torch(CHAT, int(seed[1]))
     else:
-        golden.note(f"chat, {case['note']}", "this set does not tell the seed that it was sampled with")
+        golden.note(f"chat, {case['note']}", "the set does not name its seed")
         return None
     if case.get("force_step_token"):
         at, token = case["force_step_token"]

@@ -1,7 +1,7 @@
-"""ChatGLM a second time, slowly and in plain loops, for goldens of our own; it shares nothing with the program.
+"""Independent numpy reference of ChatGLM, for our own golden set.
 
-Written from the description of the published behaviour: numpy in float64, no cache, no
-batch, one head and one query at a time.
+Written from the description of the published behaviour, without code of the program: float64,
+no cache, no batch, one head and one query at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Numbers = Mapping[str, NDArray[np.generic]]
+Weights = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Sizes:
 
 @dataclass
 class Seen:
-    """What one pass went through; caches and shares are those of head 0 where there is no head in them."""
+    """Intermediate values of a pass; attention weights are those of head 0."""
 
-    inputs: list[Array] = field(default_factory=list)  # each layer's, then what the final norm makes
+    inputs: list[Array] = field(default_factory=list)  # of each layer, then the final norm's output
     keys: list[Array] = field(default_factory=list)  # [tokens, heads, head] per layer, rotated
     values: list[Array] = field(default_factory=list)
     shares: list[Array] = field(default_factory=list)  # [queries, keys] per layer
@@ -47,7 +47,7 @@ class Seen:
 
 
 def positions(ids: Sequence[int], size: int, sizes: Sizes, *, first_release: bool = False) -> list[list[int]]:
-    """Position and block position of `size` tokens that begin with the prompt `ids`."""
+    """Return position and block position of `size` tokens that begin with the prompt `ids`."""
     context = list(ids).index(sizes.sop)
     has_gmask = sizes.gmask in ids
     anchor = list(ids).index(sizes.gmask if has_gmask else sizes.mask)
@@ -63,7 +63,7 @@ def positions(ids: Sequence[int], size: int, sizes: Sizes, *, first_release: boo
 
 
 def hidden_keys(ids: Sequence[int], size: int, sizes: Sizes) -> NDArray[np.bool_]:
-    """Tell for each query which keys it may not see."""
+    """Return the mask `[queries, keys]`, True where masked."""
     context = list(ids).index(sizes.sop)
     masked = np.zeros((size, size), dtype=np.bool_)
     for query in range(size):
@@ -73,13 +73,13 @@ def hidden_keys(ids: Sequence[int], size: int, sizes: Sizes) -> NDArray[np.bool_
 
 
 def frequencies(size: int) -> Array:
-    """Inverse frequencies, which are float16 numbers."""
+    """Return the inverse frequencies, rounded to float16."""
     exact = [1.0 / np.float32(10000) ** np.float32(np.float32(2 * i) / np.float32(size)) for i in range(size // 2)]
     return np.array(exact, dtype=np.float16).astype(np.float64)
 
 
 def rotate(part: Array, position: int) -> Array:
-    """Turn each pair (i, i + half) of a vector by the position's angles."""
+    """Rotate each pair (i, i + half) of a vector by the position's angles."""
     half = len(part) // 2
     turned = np.empty_like(part)
     for i, frequency in enumerate(frequencies(len(part))):
@@ -99,7 +99,7 @@ def gelu(x: Array) -> Array:
 
 
 class Twin:
-    def __init__(self, numbers: Numbers, sizes: Sizes) -> None:
+    def __init__(self, numbers: Weights, sizes: Sizes) -> None:
         self.sizes = sizes
         self._numbers = {name: np.asarray(tensor, dtype=np.float64) for name, tensor in numbers.items()}
 
@@ -112,7 +112,7 @@ class Twin:
     ) -> Seen:
         """Run a sequence; `prefix` is `[prefix, 2 * layer + (0 for keys, 1 for values), head, dim]`."""
         seen = Seen()
-        alpha = math.sqrt(2 * 28)  # the published network's, whatever its depth
+        alpha = math.sqrt(2 * 28)  # the published constant, for any depth
         table = self._numbers["transformer.word_embeddings.weight"]
         hidden = np.array([table[token] for token in ids])
         for layer in range(self.sizes.layers):
@@ -130,7 +130,7 @@ class Twin:
         return seen
 
     def prompt(self, ids: Sequence[int], answer: Sequence[int] = (), prefix: Array | None = None) -> Seen:
-        """Run a prompt and what follows it."""
+        """Run a prompt and an answer."""
         whole = [*ids, *answer]
         where, masked = positions(ids, len(whole), self.sizes), hidden_keys(ids, len(whole), self.sizes)
         return self.run(whole, where, masked, prefix)
@@ -138,7 +138,7 @@ class Twin:
     def greedy(
         self, ids: Sequence[int], steps: int, prefix: Array | None = None
     ) -> tuple[list[int], list[Array], float]:
-        """Continue a prompt: tokens, the logits of each step, and the smallest lead of a chosen token."""
+        """Decode greedily; return tokens, logits per step, and the smallest margin of a chosen token."""
         tokens: list[int] = []
         logits: list[Array] = []
         lead = math.inf
@@ -205,7 +205,7 @@ class Twin:
 
 
 def quantised(weight: NDArray[np.float16], bits: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Round whole rows, in float16: integers and a scale a row."""
+    """Quantise by rows in float16; return integers and a scale per row."""
     most = 2 ** (bits - 1) - 1
     scale = (np.abs(weight).max(axis=1) / np.float16(most)).astype(np.float16)
     rows = [np.rint((row / its).astype(np.float16)) for row, its in zip(weight, scale, strict=True)]
@@ -213,7 +213,7 @@ def quantised(weight: NDArray[np.float16], bits: int) -> tuple[NDArray[np.int8],
 
 
 def packed(values: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Put two columns into a byte, the even one in the high half."""
+    """Pack two columns per byte, the even one in the high nibble."""
     rows = []
     for row in values.tolist():
         octets = [((row[i] & 15) << 4) | (row[i + 1] & 15) for i in range(0, len(row), 2)]
@@ -222,7 +222,7 @@ def packed(values: NDArray[np.int8]) -> NDArray[np.int8]:
 
 
 def probabilities(logits: Array, temperature: float = 0.95, top_k: int = 50, top_p: float = 0.7) -> Array:
-    """What chat draws from: temperature, then top_k, then the smallest set that reaches top_p."""
+    """Return chat's sampling distribution: temperature, top_k, then the smallest set that reaches top_p."""
     scores = logits / temperature
     order = sorted(range(len(scores)), key=lambda token: -scores[token])[:top_k]
     shares = softmax(np.array([scores[token] for token in order]))

@@ -1,4 +1,4 @@
-"""A CausalLM and a Tokenizer that a test sees through: the model says its prompt back, byte by byte."""
+"""A scripted CausalLM and Tokenizer: the model repeats its prompt, byte by byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bot.engine.serving.engine import LoadedModel, ServingEngine
 START, STOP = 256, 257
 VOCABULARY = 258
 
-FOREVER = "forever "  # a prompt that begins like this is answered without an end
+FOREVER = "forever "  # the answer to a prompt with this prefix never ends
 
 
 class ByteDetokenizer:
@@ -45,10 +45,10 @@ class ByteTokenizer:
 
 
 class ScriptedModel:
-    """Says each prompt back, and checks that the batches it is fed make sense.
+    """Repeats each prompt, and asserts that its batches are consistent.
 
-    `before` is called in every step, in the worker thread: it may wait or raise.
-    `after` may change the logits.
+    `before` runs in every step, in the worker thread; it may wait or raise.  `after` may
+    change the logits.
     """
 
     def __init__(self, slots: int = 4, context_length: int = 64) -> None:
@@ -70,8 +70,8 @@ class ScriptedModel:
                 assert start == 0
                 self._cache[slot] = []
             held = self._cache[slot]
-            # A step that failed may be run again.
-            assert start in {len(held), len(held) - 1}, "the slot holds something else"
+            # A failed step may be retried.
+            assert start in {len(held), len(held) - 1}, "the slot holds another sequence"
             del held[start:]
             assert start == 0 or len(tokens) == 1
             held += tokens
@@ -89,7 +89,7 @@ class ScriptedModel:
 
 
 class Gate:
-    """Holds the model before each step until the test lets it go on."""
+    """Blocks the model before each step until the test releases it."""
 
     def __init__(self) -> None:
         self._arrived = threading.Semaphore(0)
@@ -102,11 +102,11 @@ class Gate:
             assert self._go.acquire(timeout=60), "the test forgot to open the gate"
 
     async def arrival(self) -> None:
-        """Wait until the model stands before the next step."""
+        """Wait until the model is blocked before the next step."""
         assert await asyncio.to_thread(self._arrived.acquire, timeout=60)
 
     async def step(self) -> None:
-        """Let the model run the step it stands before, and wait until it stands before the next."""
+        """Release one step, and wait until the model is blocked before the next."""
         self._go.release()
         await self.arrival()
 
@@ -131,7 +131,7 @@ def loaded(model: ScriptedModel) -> LoadedModel:
 async def serving(
     model: ScriptedModel, *, max_waiting: int = 8, now: Callable[[], float] = time.monotonic
 ) -> AsyncIterator[ServingEngine]:
-    """Enter an engine around the model; when it is left, nothing may be left of it."""
+    """Run an engine around the model; assert that its thread has ended afterwards."""
     engine = ServingEngine(lambda progress: loaded(model), max_waiting=max_waiting, now=now)
     async with asyncio.timeout(60), engine:
         yield engine
@@ -152,7 +152,7 @@ def text_of(seen: list[EngineEvent]) -> str:
 
 
 class Time:
-    """A monotonic clock that a test moves by hand."""
+    """A manual monotonic clock."""
 
     def __init__(self) -> None:
         self.seconds = 100.0

@@ -1,4 +1,4 @@
-"""The dialogues of the demo model: well-formed, no question twice, nothing held back was learnt."""
+"""Dialogues of the demo model: format, unique questions, held-back phrasings."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,7 +19,7 @@ def dialogues() -> list[Dialogue]:
 
 
 def alone(dialogue: Dialogue) -> bool:
-    """Whether the question has one answer, whatever was said before."""
+    """Return whether the answer does not depend on earlier rounds."""
     return len(dialogue.rounds) == 1 and not dialogue.opens and not dialogue.rounds[0].after_gap
 
 

@@ -1,4 +1,4 @@
-"""What drills copying can be answered by copying, and by nothing else."""
+"""The copying drill can be solved by copying, and only by copying."""
 
 from random import Random
 
@@ -55,5 +55,5 @@ def test_only_the_answer_is_a_target() -> None:
     targets = [[t for t in row if t != IGNORED] for row in batch.targets.tolist()]
     assert targets == [short.answer, long.answer]
     assert batch.ids[0].tolist() == [*prompt, 30, config.pad_token_id, config.pad_token_id]
-    # The first answer token is what <sop> is followed by.
+    # The first answer token is the target of <sop>.
     assert batch.targets[0].tolist().index(30) == len(prompt) - 1

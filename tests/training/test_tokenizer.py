@@ -1,4 +1,4 @@
-"""The vocabulary of the demo model has the layout of ChatGLM-6B's."""
+"""The demo model's vocabulary has the layout of ChatGLM-6B's."""
 
 from sentencepiece import SentencePieceProcessor
 

@@ -1,1 +1,1 @@
-"""Loads and asks checkpoints of the published size, made of random weights: `python -m tests.weights`."""
+"""Load and run checkpoints of the published size with random weights: `python -m tests.weights`."""

@@ -1,4 +1,4 @@
-"""Write checkpoints of the published size, load each as int4 on the CPU, and hold the memory it takes to a limit."""
+"""Write checkpoints of the published size, load each as int4 on the CPU, and check the memory limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.weights.answer import TOKENS
 from tests.weights.checkpoints import FORMS, Form
 
 LIMIT = 6 * 10**9
-"""Bytes of RssAnon that loading and answering in int4 may take."""
+"""Maximum RssAnon in bytes while loading and answering in int4."""
 
 _SPARE = 10**9
 
@@ -25,8 +25,8 @@ def main() -> int:
     needed, free = max(form.bytes for form in FORMS) + _SPARE, shutil.disk_usage(place).free
     if free < needed:
         sys.stderr.write(
-            f"{place} has {free / 1e9:.1f} GB free, and the largest checkpoint takes {needed / 1e9:.1f} GB: free some, "
-            "or name another folder in WEIGHTS_FOLDER\n"
+            f"{place} has {free / 1e9:.1f} GB free, but the largest checkpoint needs {needed / 1e9:.1f} GB: free disk "
+            "space, or set WEIGHTS_FOLDER to another folder\n"
         )
         return 2
     passed = 0

@@ -1,4 +1,4 @@
-"""A process of its own that loads a checkpoint, answers, and says how much memory that took at most."""
+"""Load a checkpoint in a separate process, answer one request, and print the peak memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bot.domain import ChatMessage, ChatRequest, Finished, SamplingParams
 from bot.engine.backends.chatglm import open_engine
 
 TOKENS = 4
-_SECONDS_BETWEEN_LOOKS = 0.005
+_POLL_SECONDS = 0.005
 
 
-class Memory:
-    """Watches this process's RssAnon, from a thread; `peak` is in bytes."""
+class PeakMemory:
+    """Samples this process's RssAnon in a thread; `peak` is in bytes."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -33,13 +33,13 @@ class Memory:
         return self.peak
 
     def _watch(self) -> None:
-        while not self._stop.wait(_SECONDS_BETWEEN_LOOKS):
+        while not self._stop.wait(_POLL_SECONDS):
             status = Path("/proc/self/status").read_text()
             self.peak = max(self.peak, 1024 * int(status.partition("RssAnon:")[2].split()[0]))
 
 
 async def answer(options: EngineSection) -> dict[str, float | str | int]:
-    memory, began = Memory(), time.perf_counter()
+    memory, began = PeakMemory(), time.perf_counter()
     async with open_engine(options) as engine:
         loaded, after_loading = time.perf_counter(), memory.peak
         request = ChatRequest((ChatMessage("user", "word7 word28"),), SamplingParams(max_tokens=TOKENS, seed=1))

@@ -1,4 +1,4 @@
-"""Checkpoints of ChatGLM-6B's shape with random weights, written a shard at a time."""
+"""Checkpoints of ChatGLM-6B's size with random weights, written one shard at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BYTE_FALLBACK = b"\x12\x03\x98\x02\x01"  # trainer_spec { byte_fallback: true }
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way a checkpoint is published: float16 or int4, in so many shards of a kind."""
+    """A published checkpoint format: float16 or int4, number and type of shards."""
 
     label: str
     config: ChatGLMConfig
@@ -51,7 +51,7 @@ class Form:
         return list(expected_shapes(self.config).items())
 
     def write(self, folder: Path) -> None:
-        """Write the whole checkpoint, tokenizer included, into an empty folder."""
+        """Write the checkpoint and its tokenizer into a new folder."""
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(self.config.as_json()))
         (folder / MODEL_FILE).write_bytes(vocabulary())
@@ -71,7 +71,7 @@ class Form:
         (folder / f"{stem}{self.suffix}.index.json").write_text(json.dumps(index))
 
     def _parts(self) -> Iterator[list[str]]:
-        """Deal the tensors out to shards of about the same size, in order."""
+        """Split the tensors, in order, into shards of about the same size."""
         room = self.bytes / self.shards
         part: list[str] = []
         done, ends = 0, 1
@@ -91,7 +91,7 @@ FORMS = (
 
 
 class Random:
-    """Tensors that look like trained ones; all are cut from one pool, since drawing takes longer than writing."""
+    """Random tensors cut from one pool: generating each would take longer than writing it."""
 
     def __init__(self, seed: int) -> None:
         self._random = torch.Generator().manual_seed(seed)
@@ -100,7 +100,7 @@ class Random:
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if dtype == torch.int8:
-            # Each nibble from -7 to 7: the published scheme does not use -8.
+            # Nibbles from -7 to 7: the published scheme never uses -8.
             values = self._cut(self._bytes, shape)
             return values.where((values >> 4 != -8) & (values << 4 != -128), 0)
         if len(shape) == 1:
@@ -123,7 +123,7 @@ def _dtype(name: str, config: ChatGLMConfig) -> torch.dtype:
 
 
 def vocabulary() -> bytes:
-    """Make an ice_text.model in the published layout, of words without a meaning."""
+    """Return an ice_text.model in the published layout with placeholder words."""
     letters = [*"▁abcdefghijklmnopqrstuvwxyz"]
     words = letters + [f"▁word{number}" for number in range(_WORDS - len(letters))]
     pieces = [

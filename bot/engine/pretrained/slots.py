@@ -31,7 +31,7 @@ class Scoring(NamedTuple):
 
     @property
     def is_fusable(self) -> bool:
-        """Whether torch's fused attention supports it."""
+        """True if torch's fused attention supports it."""
         return self.softcap is None and self.sinks is None
 
 

@@ -16,7 +16,7 @@ from bot.errors import CheckpointError
 # No character has more tokens than this: a longer incomplete sequence is invalid bytes.
 LONGEST_CHARACTER = 8
 
-REPLACEMENT = "\ufffd"  # stands for bytes that are not valid UTF-8 yet
+REPLACEMENT = "\ufffd"  # of bytes that are not valid UTF-8 (yet)
 
 
 class ChatTokenizer:

@@ -74,7 +74,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids with text; higher ids are never sampled."""
+        """Number of ids; higher ids in the logits are never sampled."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""An engine that says what a test wrote down."""
+"""A fake engine with scripted answers."""
 
 from __future__ import annotations
 
@@ -22,30 +22,26 @@ from bot.engine.serving.queue import FairQueue
 from bot.errors import PromptTooLong
 
 Item = str | EngineEvent | Exception | asyncio.Event
-Script = str | Iterable[Item]
-Answer = Script | Callable[[ChatRequest], Script]
+AnswerScript = str | Iterable[Item]
+ScriptedAnswer = AnswerScript | Callable[[ChatRequest], AnswerScript]
 
 
 class ScriptedEngine:
-    """Takes one answer per request, in order; afterwards every request gets `default`.
+    """Uses one answer per request, in order, then `default` for all others.
 
-    An answer is a text or a list of items, or a function of the request that returns
-    one.  A text becomes one `Delta`, events are passed on as they are, an exception is
-    raised, and an `asyncio.Event` is waited for.  A `Finished` is added where the
-    answer has none.
+    An answer is a text, a list of items, or a function of the request that returns one.
+    Texts become `Delta`s, events are passed on, exceptions are raised, and an
+    `asyncio.Event` is awaited.  A missing `Finished` is added.
 
-    `requests` are all that were asked, `closed` those closed before their end.  While
-    `go_on` is cleared, every answer stops before its next event:
-
-        engine.go_on.clear()  ...  engine.go_on.set()
-
-    A token is a character.  `since_progress` and `down` are what `load` tells: a test sets them.
+    `requests` holds all requests, `closed` those closed before their end.  While `go_on` is
+    cleared, every answer pauses before its next event.  A token is a character.  Tests set
+    `since_progress` and `down` of the load.
     """
 
     def __init__(
         self,
-        *answers: Answer,
-        default: Answer = "ok",
+        *answers: ScriptedAnswer,
+        default: ScriptedAnswer = "ok",
         context_length: int = 2048,
         max_batch_size: int = 8,
         max_waiting: int = 64,
@@ -83,12 +79,12 @@ class ScriptedEngine:
             slots=self._queue.slots,
         )
 
-    def add(self, *answers: Answer) -> None:
-        """Write down what the next requests get."""
+    def add(self, *answers: ScriptedAnswer) -> None:
+        """Add answers for the next requests."""
         self._answers += answers
 
     async def asked(self, count: int) -> None:
-        """Wait until that many requests have come."""
+        """Wait for the given number of requests."""
         while len(self.requests) < count:
             self._came.clear()
             await self._came.wait()
@@ -105,7 +101,7 @@ class ScriptedEngine:
         self._came.set()
         answer = self._answers.pop(0) if self._answers else self._default
         is_finished = False
-        said = 0
+        completion_tokens = 0
         try:
             while (queued := await ticket.queued()) is not None:
                 yield queued
@@ -119,7 +115,7 @@ class ScriptedEngine:
                         is_finished = True
                         raise item
                     case str():
-                        said += len(item)
+                        completion_tokens += len(item)
                         yield Delta(item)
                     case _:
                         is_finished = isinstance(item, Finished)
@@ -127,7 +123,7 @@ class ScriptedEngine:
             if not is_finished:
                 await self.go_on.wait()
                 is_finished = True
-                yield Finished(FinishReason.STOP, Usage(prompt_tokens, said))
+                yield Finished(FinishReason.STOP, Usage(prompt_tokens, completion_tokens))
         finally:
             if not is_finished:
                 self.closed.append(request)
