@@ -108,3 +108,10 @@ def test_the_tour_lists_the_layers_that_the_linter_checks() -> None:
     table = TOUR.partition("## Which package may import which")[2].partition("## Where to add")[0]
     rows = [re.findall(r"`bot/(\w+)(?:\.py|/)`", row) for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)]
     assert [row for row in rows if row] == [re.split(r" [|:] ", layer) for layer in layers]
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    text = (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^\| ([^|]+?) \| .* \| `", text, re.MULTILINE)
+    assert len(terms) > 50
+    assert terms == sorted(terms)
