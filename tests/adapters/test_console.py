@@ -130,7 +130,7 @@ async def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(harness: Harness) 
 
 FULL = "data/bot.db cannot grow, the disk is full"
 LOCKED = "data/bot.db is locked by another program"
-WAITS = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+WAITS = "I can't save messages right now. Yours is queued and will be answered."
 
 
 class Reluctant:

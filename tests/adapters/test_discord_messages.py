@@ -252,6 +252,6 @@ async def test_a_message_waits_until_the_database_is_available(
     monkeypatch.setattr(bot.harness.store, "enqueue", failing)
     await bot.platform.say("one")
     await bot.platform.say("two")
-    waits = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+    waits = "I can't save messages right now. Yours is queued and will be answered."
     await bot.shows(waits, "ok", "ok")
     assert [request.messages[-1].content for request in bot.engine.requests] == ["Mei: one", "Mei: two"]

@@ -120,7 +120,7 @@ async def test_an_edit_stored_after_its_socket_closed_is_answered(
 ) -> None:
     reopen, is_slow, may_go_on = harness.store.requeue, asyncio.Event(), asyncio.Event()
 
-    async def slowly(exchange: int, text: str | None = None) -> Exchange | None:
+    async def slowly(exchange: Exchange, text: str | None = None) -> Exchange | None:
         is_slow.set()
         await may_go_on.wait()
         return await reopen(exchange, text)

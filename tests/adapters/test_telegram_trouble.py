@@ -75,7 +75,7 @@ async def test_a_message_that_cannot_be_stored_is_delivered_again(
         monkeypatch.setattr(harness.store, "enqueue", failing)
         await telegram.say("one", direct=True)
         await telegram.say("two", direct=True)
-        waits = "I cannot write anything down just now. Your message waits, and I answer it as soon as I can."
+        waits = "I can't save messages right now. Yours is queued and will be answered."
         await done(telegram, waits, "ok", "ok", channel="Mei")
     assert [request.messages[-1].content for request in harness.engine.requests] == ["one", "two"]
 

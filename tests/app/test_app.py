@@ -235,7 +235,7 @@ async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
             raise outcome
 
     monkeypatch.setattr(InstanceLock, "renew", renew)
-    monkeypatch.setattr(app, "_CLAIM_LASTS", 0.0)
+    monkeypatch.setattr(app, "_LOCK_INTERVAL", 0.0)
     standing_in(monkeypatch, Forever())
     with pytest.raises(StoreInUse, match="was faster"):
         await app.run(config, silent)
@@ -269,7 +269,7 @@ async def test_a_model_is_not_missed_while_it_is_changed() -> None:
 
     engine, clock = Changing(), ManualClock()
     engine.down = "the engine was closed"
-    watching = asyncio.create_task(app._end_without(engine, clock))
+    watching = asyncio.create_task(app._check_engine(engine, clock))
     await clock.advance(60)
     assert not watching.done()
     engine.is_changing = False

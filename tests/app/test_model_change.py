@@ -11,13 +11,14 @@ import pytest
 
 from bot.adapters import SETTINGS
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
+from bot.chat.exchanges import Exchanges
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import AccessSection, ConversationSection, EngineSection, LimitsSection
 from bot.config.sources import load_config
 from bot.delivery.replies import Replies
-from bot.domain import Author, ChannelKey, IncomingMessage, SamplingParams
+from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, SamplingParams
 from bot.engine import BACKENDS, open_engine, preflight
 from bot.engine.base import Engine, Progress
 from bot.engine.hot_swap import HotSwapEngine
@@ -35,16 +36,16 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.toml"
 
 
-class Watched(Intake):
-    """Lets a test wait for what is delivered."""
+class TrackedExchanges(Exchanges):
+    """Exchanges whose completion a test can await."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._delivered: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
-    async def complete(self, exchange: int) -> None:
+    async def complete(self, exchange: Exchange) -> None:
         await super().complete(exchange)
-        self._delivered[exchange].set()
+        self._delivered[exchange.id].set()
 
     async def has_delivered(self, exchange: int) -> None:
         await self._delivered[exchange].wait()
@@ -68,9 +69,18 @@ class Bot:
         self.switch = HotSwapEngine(config.engine, self.open_engine, clock, check=preflight)
         talk = ConversationSection()
         params = SamplingParams(max_tokens=16)
-        conversations = Conversations(self.switch, store, talk, params, answer_seconds=600, clock=clock)
         access = Access(AccessSection(), LimitsSection(requests_per_minute=0, tokens_per_hour=0), clock)
-        self.intake = Watched(access, conversations, self.switch, store, talk, lambda: NOON, clock, self.live)
+        self.exchanges = TrackedExchanges(store, clock)
+        self.intake = Intake(
+            access,
+            self.switch,
+            store,
+            ChatSettings(talk, params, 600),
+            clock=clock,
+            today=lambda: NOON,
+            watcher=self.live,
+            exchanges=self.exchanges,
+        )
         self.messenger = FakeMessenger(clock, script=self.look)
         self.somebody_reads_of_it = threading.Event()
         self.replies = Replies(self.intake, self.messenger, clock)
@@ -96,7 +106,7 @@ class Bot:
             exchange = await self.intake.accept(message)
             assert exchange is not None
             self.replies.start(exchange)
-            await self.intake.has_delivered(exchange.id)
+            await self.exchanges.has_delivered(exchange.id)
 
     async def until_asked(self, more: int) -> None:
         """Wait until people have asked so much more."""
@@ -140,7 +150,7 @@ async def test_three_changes_under_load_lose_no_message_and_the_last_that_works_
     assert (info.model, info.quantization) == ("demo", "int4")
     assert bot.live.current.engine.quantization == "int4"
     assert bot.live.last_result is not None
-    assert "there is no such folder" in (bot.live.last_result.failure or "")
+    assert "no such folder" in (bot.live.last_result.failure or "")
     assert not bot.messenger.violations
     # Each message has one reply, whole; each reply is to one message.
     replied = [message.reply_to for message in bot.messenger.messages.values()]

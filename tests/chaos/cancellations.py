@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -85,7 +85,7 @@ def _work(
             return
         known.append(exchange)
         try:
-            async with aclosing(harness.HANDLE(exchange)) as events:
+            async with harness.intake.answers.stream(exchange) as events:
                 async for _ in events:
                     await asyncio.sleep(0)
             await harness.exchanges.complete(exchange)
@@ -145,7 +145,7 @@ async def toll_of(cancellations: int, seed: int) -> Toll:
         folder = Path(name)
         async with make_harness(folder, engine, limits=NO_LIMITS) as harness:
             first = await harness.accept(a_message("first", channel=_CHANNELS[0]))
-            harness.conversations.dismiss(first)
+            harness.exchanges.release(first)
             known = [first]
             while toll.cancelled < cancellations:
                 works = [_work(harness, chance, toll.tasks + extra, known) for extra in range(_AT_ONCE)]

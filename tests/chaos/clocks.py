@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
 from bot.chat.i18n import translator
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
 from bot.delivery.pacer import Pacer
-from bot.domain import ChannelKey, Kind, SamplingParams, Usage
+from bot.domain import ChannelKey, Kind, Usage
 from bot.errors import RateLimited
 from bot.storage.sql import SqlStore
 from bot.util.clock import Calendar
@@ -138,13 +138,14 @@ async def _pace(toll: Toll, wall: Wall, move: timedelta) -> None:
 async def _answer_seconds(toll: Toll, wall: Wall, move: timedelta, folder: Path) -> None:
     engine = ScriptedEngine(default=["half", asyncio.Event()])
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'answer.db'}") as store:
-        conversations = Conversations(engine, store, ConversationSection(), SamplingParams(), answer_seconds=0.3)
-        exchange = await store.enqueue(a_message("hello", channel=_CHANNEL), Kind.CHAT)
+        access = Access(AccessSection(), LimitsSection(), ManualClock())
+        intake = Intake(access, engine, store, ChatSettings(answer_seconds=0.3))
+        exchange = await intake.accept(a_message("hello", channel=_CHANNEL))
         assert exchange is not None
-        conversations.expect(exchange)
-        began, events = time.monotonic(), conversations.reply(exchange)
-        async for _ in events:
-            wall.moved = move
+        began = time.monotonic()
+        async with intake.answers.stream(exchange) as stream:
+            async for _ in stream:
+                wall.moved = move
         toll.check(0.29 < time.monotonic() - began < 5.0, "answer_seconds")
 
 
@@ -155,9 +156,8 @@ async def _old_and_fresh(toll: Toll, wall: Wall, move: timedelta, folder: Path) 
     # Back too, for what is a day old by a clock that is a day behind was asked just now.
     sent = datetime.now(UTC)
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'owed.db'}") as store:
-        conversations = Conversations(engine, store, settings, SamplingParams(), answer_seconds=600)
         access = Access(AccessSection(), LimitsSection(), clock)
-        intake = Intake(access, conversations, engine, store, settings, clock=clock)
+        intake = Intake(access, engine, store, ChatSettings(settings), clock=clock)
         calendar = Calendar(clock)
         await intake.store(replace(a_message("fresh", channel=_CHANNEL), sent_at=sent))
         await intake.store(replace(a_message("old", channel=_CHANNEL), sent_at=sent - timedelta(days=3)))

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
+from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection
-from bot.domain import ChatRequest, SamplingParams
+from bot.domain import ChatRequest
 from bot.storage.sql import SqlStore
+from bot.util.clock import MonotonicClock
 from tests.chaos import replies
 from tests.chaos.figure import Row, Scale
 from tests.chaos.hostile_events import HOSTILE, Besieger, people_talk, wrong
@@ -28,7 +30,7 @@ from tests.chaos.leak_check import Witness, a_witness
 from tests.harness.fakes.clock import FastClock
 from tests.harness.fakes.engine import ScriptedEngine
 from tests.harness.harness import NO_LIMITS
-from tests.harness.platform_bench import PROFILES, TrackedIntake
+from tests.harness.platform_bench import PROFILES, TrackedExchanges
 
 NAME = "R3"
 
@@ -55,7 +57,7 @@ async def besieged(name: str, count: int, seed: int) -> Row:
     unanswered: list[str] = []
     raws = 0
 
-    async with a_bot(name) as (platform, intake, witness, adapter):
+    async with a_bot(name) as (platform, exchanges, witness, adapter):
         await people_talk(platform)
         templates = platform.real
 
@@ -66,9 +68,9 @@ async def besieged(name: str, count: int, seed: int) -> Row:
             for question, channel in zip(asked, CHANNELS, strict=True):
                 await platform.say(question, author=f"Asker {question[1:-1]}", channel=channel)
             for question in asked:
-                either: list[asyncio.Future[Any]] = [intake.settled(question), adapter]
+                either: list[asyncio.Future[Any]] = [exchanges.finished(question), adapter]
                 await asyncio.wait(either, timeout=60.0, return_when=asyncio.FIRST_COMPLETED)
-            unanswered.extend(each for each in asked if not intake.settled(each).done())
+            unanswered.extend(each for each in asked if not exchanges.finished(each).done())
 
         sent = 0
         for sent in range(1, count + 1):
@@ -105,20 +107,20 @@ async def besieged(name: str, count: int, seed: int) -> Row:
 @asynccontextmanager
 async def a_bot(
     name: str,
-) -> AsyncIterator[tuple[Besieger, TrackedIntake, Witness, asyncio.Task[None]]]:
+) -> AsyncIterator[tuple[Besieger, TrackedExchanges, Witness, asyncio.Task[None]]]:
     """The bot with a quick clock on a platform that besieges it."""
     clock = FastClock(500.0)
     engine = ScriptedEngine(default=_answer, max_batch_size=64, max_waiting=1_000_000)
     with tempfile.TemporaryDirectory() as folder, a_witness() as witness:
         async with HOSTILE[name]() as platform, SqlStore(f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}") as store:
-            conversations = Conversations(
-                engine, store, ConversationSection(history_turns=0), SamplingParams(), answer_seconds=600.0
-            )
-            intake = TrackedIntake(Access(AccessSection(), NO_LIMITS, clock), conversations, engine, store)
+            exchanges = TrackedExchanges(store, MonotonicClock())
+            settings = ChatSettings(ConversationSection(history_turns=0, catch_up_minutes=10_000_000))
+            access = Access(AccessSection(), NO_LIMITS, clock)
+            intake = Intake(access, engine, store, settings, exchanges=exchanges)
             adapter = asyncio.create_task(platform.adapter(clock).run(intake))
             try:
                 await platform.until(lambda: PROFILES[name].is_connected(platform) or adapter.done())
-                yield platform, intake, witness, adapter
+                yield platform, exchanges, witness, adapter
             finally:
                 adapter.cancel()
                 await asyncio.gather(adapter, return_exceptions=True)

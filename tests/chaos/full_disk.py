@@ -19,7 +19,7 @@ from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_sp
 
 NAME = "R6"
 
-_EXCUSE = without_spaces("I cannot write anything down just now. Your message waits, and I answer it as soon as I can.")
+_EXCUSE = without_spaces("I can't save messages right now. Yours is queued and will be answered.")
 _CHANNELS = 4
 _PATIENCE = 60.0
 _FACTOR = 20.0
@@ -84,7 +84,7 @@ async def toll_of(name: str, full: Full, questions: int) -> Toll:
             async def ask() -> None:
                 question = f"question {len(toll.questions):03}{_LONG}"
                 toll.questions.append(question[:12])
-                settled.append(asyncio.ensure_future(bench.intake.settled(question)))
+                settled.append(asyncio.ensure_future(bench.exchanges.finished(question)))
                 await bench.platform.say(question, channel=f"room{len(toll.questions) % _CHANNELS}")
 
             for _ in range(_CHANNELS):

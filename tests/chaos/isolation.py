@@ -14,7 +14,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from inspect import getcoroutinelocals
@@ -382,7 +382,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _shown(self, exchange: Exchange) -> None:
         own = set(SECRET.findall(exchange.message.text))
-        async with aclosing(self.harness.HANDLE(exchange)) as events:
+        async with self.harness.intake.answers.stream(exchange) as events:
             async for event in events:
                 if isinstance(event, Delta | Notice) and not own.issuperset(SECRET.findall(event.text)):
                     self.violations.append(f"{event.text} is shown to who asked {own}")

@@ -79,7 +79,7 @@ async def toll_of(name: str, size: _Size) -> Toll:
         async def ask() -> None:
             question = f"question {len(toll.questions):03}"
             toll.questions.append(question)
-            settled.append(asyncio.ensure_future(bench.intake.settled(question)))
+            settled.append(asyncio.ensure_future(bench.exchanges.finished(question)))
             await bench.platform.say(question, channel=f"room{len(toll.questions) % _CHANNELS}")
 
         for _ in range(_CHANNELS):

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
+from bot.chat.exchanges import Exchanges
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection
 from bot.delivery.replies import Replies
-from bot.domain import Author, ChannelKey, ChatRequest, Exchange, IncomingMessage, SamplingParams
+from bot.domain import Author, ChannelKey, ChatRequest, Exchange, IncomingMessage
 from bot.storage.sql import SqlStore
+from bot.util.clock import MonotonicClock
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FakeMessenger, FastClock, ScriptedEngine
 from tests.harness.harness import NO_LIMITS
@@ -36,13 +38,13 @@ _MEMORY = Path("/dev/shm")  # a folder of our own is made in it
 _MARK = re.compile(r"channel (\d+) question (\d+)\.")
 
 
-class _Dispatcher(Intake):
-    """Lets in so many messages at once."""
+class _LimitedExchanges(Exchanges):
+    """Frees room for another message when an exchange is completed."""
 
     room: asyncio.Semaphore
 
-    def release(self, exchange: Exchange) -> None:
-        super().release(exchange)
+    async def complete(self, exchange: Exchange) -> None:
+        await super().complete(exchange)
         self.room.release()
 
 
@@ -110,7 +112,8 @@ def _answer(request: ChatRequest) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Bot:
-    intake: _Dispatcher
+    intake: Intake
+    room: asyncio.Semaphore
     replies: Replies
     messenger: FakeMessenger
     engine: ScriptedEngine
@@ -121,13 +124,13 @@ async def _a_bot(folder: Path) -> AsyncIterator[_Bot]:
     clock, settings = FastClock(), ConversationSection()
     engine = ScriptedEngine(default=_answer, context_length=1_000_000, max_batch_size=_AT_ONCE)
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
-        conversations = Conversations(engine, store, settings, SamplingParams(), answer_seconds=600)
         access = Access(AccessSection(), NO_LIMITS, clock)
-        intake = _Dispatcher(access, conversations, engine, store, settings)
-        intake.room = asyncio.Semaphore(_AT_ONCE)
+        exchanges = _LimitedExchanges(store, MonotonicClock())
+        exchanges.room = asyncio.Semaphore(_AT_ONCE)
+        intake = Intake(access, engine, store, ChatSettings(settings), exchanges=exchanges)
         messenger = FakeMessenger(clock)
         async with Replies(intake, messenger, clock) as replies:
-            yield _Bot(intake, replies, messenger, engine)
+            yield _Bot(intake, exchanges.room, replies, messenger, engine)
 
 
 async def toll_of(channels: int, messages: int, seed: int) -> Toll:
@@ -137,10 +140,10 @@ async def toll_of(channels: int, messages: int, seed: int) -> Toll:
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         async with _a_bot(Path(folder)) as bot:
             for message in arriving:
-                await bot.intake.room.acquire()
+                await bot.room.acquire()
                 exchange = await bot.intake.accept(message)
                 if exchange is None:
-                    bot.intake.room.release()
+                    bot.room.release()
                 else:
                     bot.replies.start(exchange)
             await bot.replies.wait_idle()

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
 from bot.domain import (
     Author,
@@ -154,9 +154,9 @@ class Harness:
         channel, author = ChannelKey("discord", f"c{number}"), Author("discord", f"u{number}", "Mei")
         exchange = await self.intake.accept(a_message(question, channel=channel, author=author))
         assert exchange is not None, "nobody is refused here"
-        events = [event async for event in self.intake.handle(exchange)]
-        await self.intake.complete(exchange.id)
-        self.intake.release(exchange)
+        async with self.intake.answers.stream(exchange) as stream:
+            events = [event async for event in stream]
+        await self.intake.exchanges.complete(exchange)
         end = events[-1]
         assert isinstance(end, Finished)
         return Reply(
@@ -177,9 +177,13 @@ async def make_harness(max_tokens: int) -> AsyncIterator[Harness]:
         url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
         async with SqlStore(url) as store, engine:
             params = SamplingParams(temperature=0, max_tokens=max_tokens)
-            conversations = Conversations(engine, store, settings, params, answer_seconds=limits.answer_seconds)
             access = Access(AccessSection(), limits, clock)
-            yield Harness(model, tokenizer, Intake(access, conversations, engine, store, settings), store)
+            yield Harness(
+                model,
+                tokenizer,
+                Intake(access, engine, store, ChatSettings(settings, params, limits.answer_seconds)),
+                store,
+            )
 
 
 def a_shortage(harness: Harness, kind: Shortage, dice: random.Random, victim: str) -> Callable[[Batch], bool]:

@@ -246,7 +246,7 @@ async def _converse(bench: Bench, number: int, limit: int) -> list[str]:
                 return await _command(bench, channel)
             case 1:
                 exchange = await bench.ask(f"{question} long", channel, seconds=_PATIENCE)
-                settled = bench.intake.settled(f"{question} short")
+                settled = bench.exchanges.finished(f"{question} short")
                 await bench.platform.edit(exchange.message.id, f"{question} short")
                 async with asyncio.timeout(_PATIENCE):
                     exchange = await settled

@@ -142,7 +142,7 @@ class World:
             a_message(question.text, channel=channel, author=author)
         )
         is_answered = False
-        async with aclosing(self.harness.HANDLE(exchange)) as events:
+        async with self.harness.intake.answers.stream(exchange) as events:
             async for event in events:
                 if isinstance(event, Delta) and not is_answered:
                     is_answered = True

@@ -12,9 +12,17 @@ import pytest
 from bot.adapters import SETTINGS
 from bot.chat.intake import Intake
 from bot.config.reload import ConfigSource, ConfigWatcher, ReloadResult
-from bot.config.schema import AccessSection, Config, ConversationSection, EngineSection, LimitsSection, LogsSection
+from bot.config.schema import (
+    AccessSection,
+    Config,
+    ConversationSection,
+    EngineSection,
+    LimitsSection,
+    LogsSection,
+    SamplingSection,
+)
 from bot.config.sources import load_config
-from bot.domain import Author, Notice, SamplingParams, Usage
+from bot.domain import Author, Usage
 from bot.engine import BACKENDS
 from bot.errors import EngineUnavailable
 from bot.observability.logging import set_levels
@@ -216,13 +224,12 @@ async def test_new_limits_count_what_was_asked_before(harness: Harness) -> None:
 
 async def test_the_next_answer_goes_by_the_new_settings(harness: Harness) -> None:
     talk = ConversationSection(system_prompt="Be kind.", language="zh")
-    harness.conversations.reconfigure(talk, SamplingParams(temperature=0), answer_seconds=60)
-    harness.intake.reconfigure(talk)
+    harness.settings.reconfigure(Config(conversation=talk, sampling=SamplingSection(temperature=0)))
     await harness.ask(a_message())
     [request] = harness.engine.requests
     assert request.messages[0].content == "Be kind."
     assert request.params.temperature == 0
-    assert harness.intake.translator_for(a_message())("Stopped.") == "已停止。"
+    assert harness.settings.translator_for(a_message())("Stopped.") == "已停止。"
 
 
 async def test_a_prompt_is_made_anew_for_a_model_that_holds_less(tmp_path: Path) -> None:
@@ -288,28 +295,22 @@ async def test_admins_are_told_what_came_of_the_last_change(harness: Harness, fo
     follower.change = fail
     harness.access.reconfigure(AccessSection(admins=(MEI.key,)), LimitsSection())
     intake = Intake(
-        harness.access,
-        harness.conversations,
-        harness.engine,
-        harness.store,
-        ConversationSection(),
-        lambda: NOON,
-        harness.clock,
-        follower.live,
+        harness.access, harness.engine, harness.store, harness.settings, today=lambda: NOON, watcher=follower.live
     )
 
     async def status(author: Author = MEI) -> str:
         exchange = await intake.accept(a_message("/status", author=author))
         assert exchange is not None
-        return "\n".join([event.text async for event in intake.handle(exchange) if isinstance(event, Notice)])
+        async with intake.answers.stream(exchange) as stream:
+            return notice_of([event async for event in stream])
 
-    assert "Settings read again" not in await status()
+    assert "Settings reloaded" not in await status()
     await follower.write('[engine]\nmodel = "/nowhere"\n[logs]\nformat = "json"\n[adapters.discord]\nthreads = false\n')
     said = await status()
-    assert "Settings read again: 2026-11-20 12:00:00 UTC" in said
-    assert "Changed by that: engine.model" in said
+    assert "Settings reloaded: 2026-11-20 12:00:00 UTC" in said
+    assert "Changed: engine.model" in said
     assert "Needs a restart: logs.format, adapters.discord.threads" in said
     assert "The model was not changed: there is no such folder" in said
     await follower.write("[limits]\nrequests_per_minute = -1\n")
     assert "Refused, so the old settings stay: line 2, limits.requests_per_minute: " in await status()
-    assert "Settings read again" not in await status(Author("discord", "2", "Li"))
+    assert "Settings reloaded" not in await status(Author("discord", "2", "Li"))

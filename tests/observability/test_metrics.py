@@ -5,7 +5,7 @@ import json
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from bot.chat.access import Access
-from bot.chat.conversation import Conversations
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection, OperationsSection
 from bot.delivery.replies import Replies
-from bot.domain import Author, ChannelKey, SamplingParams
+from bot.domain import Author, ChannelKey
 from bot.errors import (
     ChannelGone,
     EngineBusy,
@@ -83,21 +83,12 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
 @asynccontextmanager
 async def make_harness(folder: Path, limits: LimitsSection | None = None) -> AsyncIterator[Harness]:
     clock, metrics, engine, bounds = FastClock(), Metrics(), ScriptedEngine(), limits or LimitsSection()
-    settings = ConversationSection(catch_up_minutes=10_000_000)
+    settings = ChatSettings(ConversationSection(catch_up_minutes=10_000_000), answer_seconds=bounds.answer_seconds)
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}", clock, metrics) as store:
         access = Access(AccessSection(), bounds, clock)
-        conversations = Conversations(
-            engine,
-            store,
-            settings,
-            SamplingParams(),
-            answer_seconds=bounds.answer_seconds,
-            clock=clock,
-            metrics=metrics,
-        )
         parts = Components(store, engine, {"fake": Platform()})
         metrics.registry.register(ComponentsCollector(parts))
-        intake = Intake(access, conversations, engine, store, settings, clock=clock, metrics=metrics)
+        intake = Intake(access, engine, store, settings, clock=clock, metrics=metrics)
         yield Harness(clock, metrics, engine, FakeMessenger(clock), intake, parts)
 
 
@@ -147,11 +138,11 @@ async def test_a_request_that_fails_is_counted_by_what_failed_it(
 
 
 async def test_a_reply_that_is_broken_off_is_counted_as_such(harness: Harness) -> None:
-    harness.engine.add(["a", "b", "c"])
+    harness.engine.add(["a", asyncio.Event()])
     exchange = await harness.intake.accept(a_message("hello", channel=ChannelKey("fake", "c1")))
     assert exchange is not None
-    async with aclosing(harness.HANDLE(exchange)) as replies:
-        await anext(replies)
+    async with harness.intake.answers.stream(exchange) as stream:
+        await anext(stream)
     assert harness("exchanges_total", platform="fake", kind="chat", outcome="broken_off") == 1
     assert harness("requests_total", outcome="closed") == 1
 

@@ -40,18 +40,20 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 async def filled(url: str) -> str:
     """Return a database with exchanges of every status, more than one batch of them."""
     async with SqlStore(url, JumpingClock()) as store:
+        stored = []
         for number in range(8):
             exchange = await store.enqueue(
                 message(number, f"“{number}” \0 你好 🙂", THREAD if number % 2 else ROOM), Kind.CHAT
             )
             assert exchange is not None
+            stored.append(exchange)
             await store.record_part(exchange, 0, f"p{number}")
             if number < 5:
                 await store.record_answer(exchange, Answer("yes", "so", FinishReason.LENGTH, Usage(7, 3)))
             if number < 3:
                 await store.complete(exchange)
-        await store.fail(8, "gone")
-        await store.erase(1)
+        await store.fail(stored[7], "gone")
+        await store.erase(stored[0])
     return url
 
 

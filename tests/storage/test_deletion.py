@@ -47,18 +47,19 @@ async def vacuumed() -> None:
 
 
 async def talk(store: SqlStore) -> int:
-    last = 0
+    exchange: Exchange | None = None
     for number, (text, answer) in enumerate(zip(TEXTS[:3], ANSWERS[:3], strict=True)):
         asked = replace(message(number, text, author=WROTE), quoted=TEXTS[3], locale="zh-Hant-HK")
         exchange = await store.enqueue(asked, Kind.CHAT)
         assert exchange is not None
         await store.record_answer(exchange, Answer(answer, ANSWERS[3]))
-        last = exchange.id
+    assert exchange is not None
     # An edit: the old text must be deleted as well.
-    await store.requeue(last, TEXTS[2] + "edited")
-    await store.fail(last, "chat not found")
+    edited = await store.requeue(exchange, TEXTS[2] + "edited")
+    assert edited is not None
+    assert await store.fail(edited, "chat not found")
     await vacuumed()
-    return last
+    return exchange.id
 
 
 def traces(folder: Path) -> list[str]:
@@ -115,7 +116,7 @@ async def test_clear_and_forget_raise_not_erased_while_another_program_reads(tmp
     async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0.1) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"), capture_logs() as logs:
-            with pytest.raises(NotErased, match="still holds it") as told:
+            with pytest.raises(NotErased, match="still holds the text") as told:
                 await (store.clear(ROOM) if what == "clear" else store.forget(WROTE))
             assert told.value.count == 3
             assert await store.clear(ROOM) == 0  # no row has the text
@@ -130,8 +131,9 @@ async def test_erase_edit_and_expire_do_not_fail_while_another_program_reads(tmp
         erased, edited, old = await enqueue_secrets(store, 3)
         with being_read(tmp_path / "bot.db"):
             await store.erase(erased)
-            assert await store.requeue(edited, "harmless") is not None
-            await store.fail(edited, "chat not found")
+            requeued = await store.requeue(edited, "harmless")
+            assert requeued is not None
+            await store.fail(requeued, "chat not found")
             await store.fail(old, "chat not found")
             assert await store.expire(NOON + timedelta(days=1)) == 2
             texts = [row.message.text for row in await rows_of(store, 3)]
@@ -147,7 +149,7 @@ async def rows_of(store: SqlStore, count: int) -> list[Exchange]:
 
 async def test_deletions_do_not_wait_each_for_a_program_that_keeps_reading(tmp_path: Path) -> None:
     async with SqlStore(url_of(tmp_path / "bot.db")) as store:
-        ids = await enqueue_secrets(store, 30)
+        secrets = await enqueue_secrets(store, 30)
         reader = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN'); "
         reader += "c.execute('SELECT * FROM exchanges').fetchone(); print('reading', flush=True); sys.stdin.read()"
         other = await asyncio.create_subprocess_exec(
@@ -157,7 +159,7 @@ async def test_deletions_do_not_wait_each_for_a_program_that_keeps_reading(tmp_p
             assert other.stdout is not None
             assert await other.stdout.readline() == b"reading\n"
             began = time.monotonic()
-            for each in ids:
+            for each in secrets:
                 await store.erase(each)
             took = time.monotonic() - began
             assert b"secret" in bytes_in(tmp_path)
@@ -254,20 +256,20 @@ class SlowVacuumClock(ManualClock):
         self._now += self.seconds
 
 
-async def enqueue_secrets(store: SqlStore, count: int) -> list[int]:
+async def enqueue_secrets(store: SqlStore, count: int) -> list[Exchange]:
     begun = [await store.enqueue(message(number, f"secret {number}!"), Kind.CHAT) for number in range(count)]
-    return [exchange.id for exchange in begun if exchange is not None]
+    return [exchange for exchange in begun if exchange is not None]
 
 
 async def test_one_vacuum_of_a_large_file_covers_all_deletions_up_to_then(tmp_path: Path) -> None:
     clock = SlowVacuumClock()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await enqueue_secrets(store, 20)
+        secrets = await enqueue_secrets(store, 20)
         with rewriting(clock.pass_by) as rewritten:
-            await store.erase(ids[0])
+            await store.erase(secrets[0])
             assert len(rewritten) == 1
             assert b"secret 0!" not in bytes_in(tmp_path)
-            for each in ids[1:]:
+            for each in secrets[1:]:
                 await store.erase(each)  # in the background
             assert len(rewritten) == 1
             assert await store.claim_owed("slack") == []
@@ -283,9 +285,9 @@ async def test_one_vacuum_of_a_large_file_covers_all_deletions_up_to_then(tmp_pa
 async def test_deletions_during_a_vacuum_are_vacuumed_later(tmp_path: Path) -> None:
     clock = SlowVacuumClock()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await enqueue_secrets(store, 20)
+        secrets = await enqueue_secrets(store, 20)
         with rewriting(clock.pass_by) as rewritten:
-            await asyncio.gather(*[store.erase(each) for each in ids])
+            await asyncio.gather(*[store.erase(each) for each in secrets])
             while b"secret" in bytes_in(tmp_path):
                 await clock.advance(151)
                 await vacuumed()
@@ -308,9 +310,9 @@ async def test_a_scheduled_vacuum_survives_a_crash(tmp_path: Path) -> None:
     crashed = tmp_path / "crashed"
     crashed.mkdir()
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await enqueue_secrets(store, 3)
+        secrets = await enqueue_secrets(store, 3)
         with rewriting(clock.pass_by):
-            for each in ids:
+            for each in secrets:
                 await store.erase(each)
         for name in ("bot.db", "bot.db-wal"):
             (crashed / name).write_bytes((tmp_path / name).read_bytes())
@@ -324,9 +326,9 @@ async def test_shutdown_vacuums_only_if_that_is_quick(tmp_path: Path, seconds: f
     clock = SlowVacuumClock()
     clock.seconds = seconds
     async with SqlStore(url_of(tmp_path / "bot.db"), clock) as store:
-        ids = await enqueue_secrets(store, 3)
+        secrets = await enqueue_secrets(store, 3)
         with rewriting(clock.pass_by) as rewritten:
-            for each in ids:
+            for each in secrets:
                 await store.erase(each)
             assert len(rewritten) == (1 if seconds > 1 else 2)
     assert needs_vacuum(tmp_path / "bot.db") is not is_clean
@@ -398,14 +400,14 @@ def test_the_duty_cycle_limits_the_share_of_the_time() -> None:
 async def test_rows_that_grew_and_moved_leave_no_copies_behind(store: SqlStore, tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)
     channels = [ChannelKey("slack", f"C{number}") for number in range(4)]
-    unanswered: list[tuple[int, str]] = []
+    unanswered: list[tuple[Exchange, str]] = []
     for number in range(400):
         channel = dice.choice(channels)
         words = f"{channel.channel} says {number:06}. "
         asked = message(number, words * dice.choice([1, 2, 5, 20, 60, 150, 300, 600]), channel)
         exchange = await store.enqueue(asked, Kind.CHAT)
         assert exchange is not None
-        unanswered.append((exchange.id, words))
+        unanswered.append((exchange, words))
         if dice.random() < 0.8:
             which, words = unanswered.pop(dice.randrange(len(unanswered)))
             await store.record_answer(which, Answer(words * dice.choice([1, 5, 30, 100, 250, 700]), words))

@@ -272,7 +272,7 @@ async def test_a_locked_database_is_reported_and_recovers(tmp_path: Path) -> Non
         with write_locked(tmp_path / "bot.db"):
             with pytest.raises(StoreError, match="is locked by another program: close that"):
                 await store.enqueue(message(1), Kind.CHAT)
-            assert await store.claim_owed("slack") == []  # reading goes on
+            assert await store.find(ROOM, "1") is None  # reading goes on
             with pytest.raises(StoreError, match="is locked"):
                 async with SqlStore(url, busy_timeout=0.01):
                     pass
