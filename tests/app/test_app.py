@@ -239,7 +239,7 @@ async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
     standing_in(monkeypatch, Forever())
     with pytest.raises(StoreInUse, match="was faster"):
         await app.run(config, silent)
-    assert [each.levelname for each in caplog.records if "keeps other bots off" in each.message] == ["WARNING"]
+    assert [each.levelname for each in caplog.records if "cannot be renewed" in each.message] == ["WARNING"]
 
 
 async def test_a_bot_whose_model_answers_no_more_ends_for_what_starts_it_again(

@@ -312,5 +312,5 @@ async def test_admins_are_told_what_came_of_the_last_change(harness: Harness, fo
     assert "Needs a restart: logs.format, adapters.discord.threads" in said
     assert "The model was not changed: there is no such folder" in said
     await follower.write("[limits]\nrequests_per_minute = -1\n")
-    assert "Refused, so the old settings stay: line 2, limits.requests_per_minute: " in await status()
+    assert "Reload rejected, keeping the previous settings: line 2, limits.requests_per_minute: " in await status()
     assert "Settings reloaded" not in await status(Author("discord", "2", "Li"))
