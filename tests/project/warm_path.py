@@ -53,9 +53,9 @@ class Trace:
 
     def _is_generator(self, frame: FrameType) -> bool:
         """Return whether it is an async generator of bot/; a context manager, stepped by contextlib, is none."""
-        stepped_by = frame.f_back.f_code.co_filename if frame.f_back else ""
+        stepped_by = frame.f_back.f_code.co_qualname if frame.f_back else ""
         is_generator = bool(frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR)
-        return is_generator and self._is_ours(frame) and not stepped_by.endswith("contextlib.py")
+        return is_generator and self._is_ours(frame) and not stepped_by.startswith("_AsyncGeneratorContextManager.")
 
     def _is_ours(self, frame: FrameType) -> bool:
         return frame.f_code.co_filename.startswith(self.folder)
