@@ -1,4 +1,4 @@
-"""What is done to a database from outside: another process that locks it, a disk that has no room left."""
+"""Faults of a SQLite file: a lock held by another process, a full disk."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ sys.stdin.read()
 
 @asynccontextmanager
 async def locked_by_another(path: Path) -> AsyncIterator[None]:
-    """Let another process hold the database's lock as long as the block lasts."""
+    """Lock the database from another process while the block runs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _LOCKER, str(path), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -39,20 +39,20 @@ async def locked_by_another(path: Path) -> AsyncIterator[None]:
 
 @dataclass
 class Disk:
-    """The room that a database has."""
+    """The size limit of a database."""
 
     connections: list[aiosqlite.Connection]
 
     async def limit(self, pages: int) -> None:
-        """Let the file have so many pages of 4 KiB; fewer than it has means no more than it has."""
+        """Limit the file to `pages` of 4 KiB; a file that is larger keeps its size."""
         for connection in self.connections:
-            with suppress(ValueError):  # it was closed meanwhile
+            with suppress(ValueError):  # the connection is closed
                 await connection.execute(f"PRAGMA max_page_count={pages}")
 
 
 @contextmanager
-def a_limited_disk() -> Iterator[Disk]:
-    """Get hold of the connections that are opened meanwhile."""
+def limited_disk() -> Iterator[Disk]:
+    """Collect the connections opened while the block runs, to limit them."""
     disk = Disk([])
 
     def opened(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -1,7 +1,7 @@
-"""What a figure is: one kind of fault, caused on purpose, and rows that tell what it cost.
+"""Figures: each injects one kind of fault and counts the consequences.
 
 A figure is a module of this package with a `NAME` ("R4"), a docstring whose first line
-says what is broken, and `rows`; it is found by being there.
+names the fault, and `rows`. Modules are discovered.
 """
 
 import importlib
@@ -12,37 +12,37 @@ from typing import Literal, Protocol, cast
 
 import tests.chaos
 
-# "full" is what `make reliability` promises; "short" is part of `make test`: seconds, outcomes only.
+# "full" runs in `make reliability`; "short" runs in `make test`: a few seconds, results only, no times.
 Scale = Literal["full", "short"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table.
+    """A row of the table.
 
-    `is_kept` judges what came out (nothing lost, nothing twice); `is_in_time` judges
-    times and rates, which only a machine without other work can be held to.
+    `is_kept` judges results (nothing lost, nothing twice); `is_in_time` judges times and
+    rates, which need an otherwise idle machine.
     """
 
     subject: str
-    told: str
+    result: str
     is_kept: bool
     is_in_time: bool = True
 
 
 class Figure(Protocol):
-    """The module of a figure, as the two that run it see it."""
+    """The module of a figure."""
 
     NAME: str
     __doc__: str | None
 
     def rows(self, scale: Scale, seed: int) -> AsyncIterator[Row]:
-        """Break things, count, and yield a row per subject: a platform, the store, the engine."""
+        """Inject the faults; yield a row per subject: a platform, the store, the engine."""
         ...
 
 
 def figures() -> dict[str, Figure]:
-    """Every figure by its name, R1 first."""
+    """Return all figures by name, R1 first."""
     names = [module.name for module in pkgutil.iter_modules(tests.chaos.__path__)]
     modules = [importlib.import_module(f"tests.chaos.{name}") for name in names if not name.startswith("__")]
     found = {module.NAME: cast(Figure, module) for module in modules if hasattr(module, "NAME")}
@@ -50,7 +50,7 @@ def figures() -> dict[str, Figure]:
 
 
 def number_of(name: str) -> int:
-    """Where a figure stands among the others.
+    """Return the number in a figure's name.
 
     >>> number_of("R15")
     15
@@ -59,11 +59,11 @@ def number_of(name: str) -> int:
 
 
 def title(figure: Figure) -> str:
-    """The first line of its docstring, without its name.
+    """Return the first line of the figure's docstring, without its name.
 
     >>> from tests.chaos import kills
     >>> title(kills)
     'the whole bot on a loopback platform, killed at random points while users write.'
     """
-    assert figure.__doc__ is not None, f"{figure.NAME} does not say what it breaks"
+    assert figure.__doc__ is not None, f"{figure.NAME} has no docstring"
     return figure.__doc__.splitlines()[0].partition(": ")[2]

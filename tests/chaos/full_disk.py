@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bot.domain import ChatRequest
 from tests.adapters.lossless_runs import asked
-from tests.chaos.faults import Disk, a_limited_disk
+from tests.chaos.faults import Disk, limited_disk
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
@@ -77,7 +77,7 @@ async def toll_of(name: str, full: Full, questions: int) -> Toll:
     """Fill the disk, ask until all channels are told, make room, and count once all is settled."""
     toll = Toll()
     engine = ScriptedEngine(default=_answer, context_length=10_000_000, max_batch_size=64, max_waiting=1000)
-    with a_limited_disk() as disk:
+    with limited_disk() as disk:
         async with open_bench(name, engine, FastClock(_FACTOR)) as bench:
             settled: list[asyncio.Future[object]] = []
 

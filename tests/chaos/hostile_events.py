@@ -1,4 +1,4 @@
-"""The loopback platforms, which also send what no platform should: a wrong event, or no event at all."""
+"""Loopback platforms that also send malformed events and frames."""
 
 import json
 import random
@@ -20,11 +20,11 @@ from tests.harness.servers.telegram import TelegramPlatform
 Json = dict[str, Any]
 
 
-class Besieger(LoopbackPlatform, Protocol):
-    """A platform that can be made to talk nonsense.
+class HostilePlatform(LoopbackPlatform, Protocol):
+    """A platform that sends junk on request.
 
-    `real` are the events that it sent of itself; `raw_share` is how much of the junk may
-    be frames that cost a connection.
+    `real` are the events it sent so far; `raw_share` is the share of junk that may be
+    frames which end a connection.
     """
 
     raw_share: float
@@ -33,32 +33,32 @@ class Besieger(LoopbackPlatform, Protocol):
     def real(self) -> list[Any]: ...
 
     async def send_wrong(self, event: Any) -> None:
-        """Send an event as it is."""
+        """Send an event unchanged."""
         ...
 
     async def send_raw(self, chance: random.Random) -> None:
-        """Send something else where an event should be."""
+        """Send a random frame that is not an event."""
         ...
 
     def texts(self) -> list[str]:
-        """All that the bot has said."""
+        """Return the texts of all the bot's messages."""
         ...
 
 
-class BesiegingDiscord(DiscordPlatform):
-    """A Besieger: events over the compressed gateway."""
+class HostileDiscord(DiscordPlatform):
+    """Malformed events over the compressed gateway."""
 
     raw_share = 0.004
 
     @property
     def real(self) -> list[Any]:
         events = [json.loads(event) for each in self._sessions.values() for event in each.events if event[:1] == "{"]
-        # Who is told to be somebody else by Discord itself has no way to know better.
+        # The bot must believe READY: a wrong identity in it cannot be detected.
         return [event for event in events if event.get("t") not in ("READY", "RESUMED")]
 
     async def send_wrong(self, event: Any) -> None:
         if isinstance(event, dict) and event.get("op") != 0:
-            event = {**event, "op": 0}  # the frame is Discord's own, what people do stands within
+            event = {**event, "op": 0}  # the envelope is Discord's; only its content is user input
         self._tell(json.dumps(event))
 
     async def send_raw(self, chance: random.Random) -> None:
@@ -85,14 +85,14 @@ class BesiegingDiscord(DiscordPlatform):
         return super()._callback(id, token, body)
 
 
-class BesiegingTelegram(TelegramPlatform):
-    """A Besieger: updates among those of a poll, and answers that are none."""
+class HostileTelegram(TelegramPlatform):
+    """Malformed updates in a poll, and malformed responses."""
 
     raw_share = 0.02
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.now = datetime.now(UTC)  # old questions get a notice, and no answer
+        self.now = datetime.now(UTC)  # old questions would be settled with a notice
         self._real: list[Any] = []
         self._wrong: list[Any] = []
 
@@ -106,7 +106,7 @@ class BesiegingTelegram(TelegramPlatform):
 
     async def send_wrong(self, event: Any) -> None:
         if isinstance(event, dict) and isinstance(event.get("update_id"), int):
-            # A number from the future would confirm, on Telegram itself, what nobody has read.
+            # A future number would confirm updates that were never delivered.
             event["update_id"] = min(event["update_id"], self.pending[0]["update_id"] if self.pending else 500_000)
         self._wrong.append(event)
         self._wake()
@@ -129,7 +129,7 @@ class BesiegingTelegram(TelegramPlatform):
         return [message.text for message in self.messages.values() if message.is_the_bots]
 
     async def _answer(self, request: web.Request) -> web.Response:
-        # An answer to a call of ours is no event.
+        # Junk is sent as events only, not as responses to other calls.
         kept, self.garbage = self.garbage, self.garbage if request.match_info["method"] == "getUpdates" else []
         try:
             return await super()._answer(request)
@@ -144,8 +144,8 @@ class BesiegingTelegram(TelegramPlatform):
         return wrong + updates
 
 
-class BesiegingSlack(SlackServer):
-    """A Besieger: envelopes over web sockets."""
+class HostileSlack(SlackServer):
+    """Malformed envelopes over web sockets."""
 
     raw_share = 0.05
 
@@ -156,7 +156,7 @@ class BesiegingSlack(SlackServer):
     async def send_wrong(self, event: Any) -> None:
         if isinstance(event, dict):
             envelope = Envelope("", {}, f"junk-{next(self._numbers)}")
-            self._envelopes[envelope.id] = envelope  # it may be acknowledged
+            self._envelopes[envelope.id] = envelope  # allows its acknowledgement
             event = {"envelope_id": envelope.id} | event
         await self._send(json.dumps(event))
 
@@ -174,15 +174,15 @@ class BesiegingSlack(SlackServer):
                 await (line.send_str(frame) if isinstance(frame, str) else line.send_bytes(frame))
 
 
-HOSTILE: dict[str, Callable[[], Besieger]] = {
-    "discord": BesiegingDiscord,
-    "telegram": BesiegingTelegram,
-    "slack": BesiegingSlack,
+HOSTILE: dict[str, Callable[[], HostilePlatform]] = {
+    "discord": HostileDiscord,
+    "telegram": HostileTelegram,
+    "slack": HostileSlack,
 }
 
 
-async def people_talk(platform: Besieger) -> None:
-    """Let everything happen once that people can do there, so that there are real events of each kind."""
+async def send_every_kind(platform: HostilePlatform) -> None:
+    """Cause a real event of each kind."""
     first = await platform.say("warm 1")
     await platform.say("warm 2", thread=None, mention=False)
     await platform.say("warm 3", author="Ann", direct=True)
@@ -196,7 +196,7 @@ async def people_talk(platform: Besieger) -> None:
     await platform.delete(await platform.say("warm 6", mention=False))
 
 
-def wrong(platform: Besieger, templates: list[Any], chance: random.Random) -> Any:
-    """One of the real events with something wrong in it, or as it was: that comes twice."""
+def malformed(platform: HostilePlatform, templates: list[Any], chance: random.Random) -> Any:
+    """Return a real event with faults, or unchanged: a duplicate."""
     event = chance.choice(templates)
     return event if chance.random() < 0.05 else mutated(event, chance)

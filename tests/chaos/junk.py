@@ -1,16 +1,16 @@
-"""Texts and events as nobody should send them, made from real ones by chance."""
+"""Random malformed texts and events, derived from real ones."""
 
 import copy
 import random
 from collections.abc import Iterator
 from typing import Any
 
-# Stands in every text of junk: no line of a log may hold it.
+# Part of every junk text; must not appear in a log.
 MARK = "zq≈junk"
 
 _PIECES = (
-    "\u202egnp.exe",  # from right to left
-    "\u2066\u200b\u200d\ufeff\u2069",  # isolates, and what has no width
+    "\u202egnp.exe",  # right to left
+    "\u2066\u200b\u200d\ufeff\u2069",  # isolates and zero-width characters
     "\ud83d",  # half an emoji
     "\udc00",
     "\x00\x07\x1b[2J\x9b",
@@ -36,13 +36,13 @@ def text(chance: random.Random) -> str:
 
 
 def huge(chance: random.Random) -> str:
-    """A megabyte of text."""
+    """Return a megabyte of text."""
     piece = f"{MARK} {chance.choice(_PIECES)} "
     return (piece * (1_000_000 // len(piece) + 1))[:1_000_000]
 
 
 def value(chance: random.Random) -> Any:
-    """What stands where something else was expected."""
+    """Return a value of a random wrong type."""
     nested: Any = MARK
     for _ in range(60):
         nested = [nested] if chance.random() < 0.5 else {"d": nested}
@@ -77,7 +77,7 @@ def value(chance: random.Random) -> Any:
 
 
 def mutated(event: Any, chance: random.Random) -> Any:
-    """The same event with one to three things wrong in it, wherever they are."""
+    """Return a copy of the event with one to three random faults."""
     event = copy.deepcopy(event)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         places = list(_places(event))
@@ -103,7 +103,7 @@ def mutated(event: Any, chance: random.Random) -> Any:
 
 
 def raw(chance: random.Random) -> str:
-    """A frame that is no event, and mostly no JSON."""
+    """Return a frame that is not an event, and mostly not JSON."""
     return chance.choice(
         [
             "",
@@ -129,7 +129,7 @@ def garbage(chance: random.Random) -> bytes:
 
 
 def _places(event: Any) -> Iterator[tuple[Any, Any]]:
-    """Every field and item, at any depth."""
+    """Iterate over all fields and items, at any depth, as container and key."""
     inner = event.items() if isinstance(event, dict) else enumerate(event) if isinstance(event, list) else ()
     for key, value in list(inner):
         yield event, key

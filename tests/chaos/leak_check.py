@@ -1,4 +1,4 @@
-"""What nobody would see go wrong: errors in tasks and in the log, and junk that the log holds."""
+"""Record unhandled task errors, logged errors, and user text in the log."""
 
 import asyncio
 import io
@@ -17,8 +17,8 @@ from bot.observability.logging import configure_logging
 
 
 @dataclass
-class Witness:
-    """What was seen so far; `crashes` are errors that nobody expected, of tasks and of ours."""
+class LeakCheck:
+    """Findings so far; `unhandled` are errors of tasks."""
 
     unhandled: list[str] = field(default_factory=list)
     stream: io.StringIO = field(default_factory=io.StringIO)
@@ -29,33 +29,33 @@ class Witness:
 
     @property
     def crashes(self) -> Counter[str]:
-        """Errors in the log, by who reports them and what."""
+        """Count the errors in the log by logger and event."""
         return Counter(
             f"{event['logger']}: {str(event['event']).splitlines()[0][:80]}"
             for event in self._events()
-            # The loopback server's own library says when the bot hangs up on it.
+            # The loopback server logs an error when the bot closes a connection.
             if event["level"] in ("error", "critical") and not event["logger"].startswith("aiohttp.server")
         )
 
     def leaks(self, mark: str) -> list[str]:
-        """The lines that hold this text."""
+        """Return the lines of the log that contain `mark`."""
         return [line for line in self.stream.getvalue().splitlines() if mark in line]
 
 
 @contextmanager
-def a_witness() -> Iterator[Witness]:
-    """Listen to the running loop and to all logs, as an operator has them who wants to know everything."""
-    witness, loop, root = Witness(), asyncio.get_running_loop(), logging.getLogger()
+def leak_check() -> Iterator[LeakCheck]:
+    """Watch the running loop and all logs at level debug."""
+    check, loop, root = LeakCheck(), asyncio.get_running_loop(), logging.getLogger()
     handlers, level, configuration = root.handlers[:], root.level, structlog.get_config()
     own = logging.getLogger("bot").level
 
     def unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        witness.unhandled.append(f"{context['message']}: {context.get('exception')!r}")
+        check.unhandled.append(f"{context['message']}: {context.get('exception')!r}")
 
     loop.set_exception_handler(unhandled)
-    configure_logging(LogsSection(level="debug", format="json"), stream=witness.stream)
+    configure_logging(LogsSection(level="debug", format="json"), stream=check.stream)
     try:
-        yield witness
+        yield check
     finally:
         loop.set_exception_handler(None)
         root.handlers[:] = handlers

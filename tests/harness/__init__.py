@@ -1,0 +1,1 @@
+"""What tests share: fakes, loopback servers, and a harness around the chat."""

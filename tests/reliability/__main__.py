@@ -25,7 +25,7 @@ async def measured(figure: Figure, scale: Scale, seed: int) -> list[Row]:
     async with aclosing(figure.rows(scale, seed)) as found:  # type: ignore[type-var]  # they are generators
         async for row in found:
             verdict = "ok" if row.is_kept and row.is_in_time else "FAILED" if not row.is_kept else "TOO SLOW"
-            print(f"{figure.NAME:<4} {row.subject:<12} {verdict:<9} {row.told}", flush=True)
+            print(f"{figure.NAME:<4} {row.subject:<12} {verdict:<9} {row.result}", flush=True)
             rows.append(row)
     return rows
 
@@ -35,7 +35,7 @@ def lines_of(figure: Figure, rows: Sequence[Row], seconds: float, seed: int) -> 
     lines = [f"| **{figure.NAME}** | | {title(figure)} | seed {seed}, {seconds:.0f} s |"]
     for row in rows:
         verdict = "ok" if row.is_kept and row.is_in_time else "**missed**"
-        lines.append(f"| {figure.NAME} | {row.subject} | {row.told.replace('|', '/')} | {verdict} |")
+        lines.append(f"| {figure.NAME} | {row.subject} | {row.result.replace('|', '/')} | {verdict} |")
     return lines
 
 
