@@ -118,20 +118,20 @@ async def test_a_lost_socket_is_replaced_without_missing_messages(harness: Harne
 async def test_an_edit_stored_after_its_socket_closed_is_answered(
     harness: Harness, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reopen, is_slow, may_go_on = harness.store.requeue, asyncio.Event(), asyncio.Event()
+    requeue, has_begun, may_go_on = harness.store.requeue, asyncio.Event(), asyncio.Event()
 
-    async def slowly(exchange: Exchange, text: str | None = None) -> Exchange | None:
-        is_slow.set()
+    async def slow(exchange: Exchange, text: str | None = None) -> Exchange | None:
+        has_begun.set()
         await may_go_on.wait()
-        return await reopen(exchange, text)
+        return await requeue(exchange, text)
 
     harness.engine.add("old", "new")
     async with running(harness, server):
         question = await server.say("quesiton")
         await answered(server, "old")
-        monkeypatch.setattr(harness.store, "requeue", slowly)
+        monkeypatch.setattr(harness.store, "requeue", slow)
         await server.edit(question, "question")
-        await is_slow.wait()
+        await has_begun.wait()
         await server.disconnect()
         await server.until(lambda: server.links == 2 and server.sockets == 1)
         may_go_on.set()

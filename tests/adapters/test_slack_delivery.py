@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -107,13 +107,15 @@ async def test_a_failed_or_lost_send_does_not_duplicate_the_reply(
     assert len(bots(server.seen(place))) == 2
 
 
-async def test_a_message_sent_before_a_crash_is_found_again(tmp_path: Path, server: SlackServer) -> None:
+async def test_a_message_sent_before_a_crash_is_found_again(
+    tmp_path: Path, server: SlackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with make_harness(tmp_path) as harness:
 
         async def crash(exchange: Exchange, part: int, message_id: str) -> bool:
             raise StoreError("the disk is full")
 
-        harness.store.record_part = crash  # type: ignore[method-assign]  # the id is lost between send and store
+        monkeypatch.setattr(harness.store, "record_part", crash)  # the id is lost between send and store
         async with running(harness, server):
             await server.say("some words before", mention=False)
             await server.say("hello")
@@ -126,16 +128,16 @@ WAITS = "I can't save messages right now. Yours is queued and will be answered."
 
 
 async def test_a_message_that_cannot_be_stored_is_retried_and_its_author_notified(
-    harness: Harness, server: SlackServer
+    harness: Harness, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, failures = harness.store.enqueue, [StoreError("the database is locked")] * 2
+    enqueue, failures = harness.store.enqueue, [StoreError("the database is locked")] * 2
 
     async def failing(message: IncomingMessage, kind: Kind, *, claim: bool = True) -> Exchange | None:
         if failures:
             raise failures.pop()
-        return await begin(message, kind, claim=claim)
+        return await enqueue(message, kind, claim=claim)
 
-    harness.store.enqueue = failing  # type: ignore[method-assign]  # a database that is locked for a moment
+    monkeypatch.setattr(harness.store, "enqueue", failing)
     async with running(harness, server):
         await server.say("hello", direct=True)
         await answered(server, WAITS, "ok", channel="Mei")
@@ -144,17 +146,23 @@ async def test_a_message_that_cannot_be_stored_is_retried_and_its_author_notifie
 
 
 async def test_a_write_whose_acknowledgement_was_lost_is_answered_at_once(
-    harness: Harness, server: SlackServer
+    harness: Harness, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shield, losses = harness.store._shield, [StoreError("the connection broke")]
+    losses = [StoreError("the connection broke")]
 
-    async def losing(name: str, work: Coroutine[Any, Any, object]) -> object:
-        result = await shield(name, work)
-        if losses and name in ("enqueue", "requeue"):
-            raise losses.pop()  # the commit succeeds, but its acknowledgement is lost
-        return result
+    def lossy(write: Callable[..., Awaitable[Exchange | None]]) -> Callable[..., Awaitable[Exchange | None]]:
+        """Let the commit succeed, but lose its acknowledgement."""
 
-    harness.store._shield = losing  # type: ignore[assignment,method-assign]  # for these two calls
+        async def written(*args: Any, **options: Any) -> Exchange | None:
+            exchange = await write(*args, **options)
+            if losses:
+                raise losses.pop()
+            return exchange
+
+        return written
+
+    monkeypatch.setattr(harness.store, "enqueue", lossy(harness.store.enqueue))
+    monkeypatch.setattr(harness.store, "requeue", lossy(harness.store.requeue))
     async with running(harness, server):
         question = await server.say("hello", direct=True)
         await answered(server, WAITS, "ok", channel="Mei")

@@ -64,12 +64,12 @@ async def test_a_message_is_stored_before_it_is_confirmed(telegram: TelegramPlat
 async def test_a_message_that_cannot_be_stored_is_delivered_again(
     telegram: TelegramPlatform, harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, failures = harness.store.enqueue, iter(range(2))
+    enqueue, failures = harness.store.enqueue, iter(range(2))
 
-    async def failing(message: IncomingMessage, kind: Kind) -> Exchange | None:
+    async def failing(message: IncomingMessage, kind: Kind, *, claim: bool = True) -> Exchange | None:
         if next(failures, None) is not None:
             raise StoreError("the disk is full")
-        return await begin(message, kind)
+        return await enqueue(message, kind, claim=claim)
 
     async with running(telegram, harness):
         monkeypatch.setattr(harness.store, "enqueue", failing)
