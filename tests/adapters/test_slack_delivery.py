@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -148,26 +148,21 @@ async def test_a_message_that_cannot_be_stored_is_retried_and_its_author_notifie
 async def test_a_write_whose_acknowledgement_was_lost_is_answered_at_once(
     harness: Harness, server: SlackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = [StoreError("the connection broke")]
+    shield, lossy = harness.store._shield, {"enqueue"}
 
-    def lossy(write: Callable[..., Awaitable[Exchange | None]]) -> Callable[..., Awaitable[Exchange | None]]:
-        """Let the commit succeed, but lose its acknowledgement."""
+    async def lose(name: str, work: Coroutine[Any, Any, object]) -> object:
+        result = await shield(name, work)
+        if name in lossy:
+            lossy.remove(name)
+            raise StoreError("the connection was lost during the commit")
+        return result
 
-        async def written(*args: Any, **options: Any) -> Exchange | None:
-            exchange = await write(*args, **options)
-            if losses:
-                raise losses.pop()
-            return exchange
-
-        return written
-
-    monkeypatch.setattr(harness.store, "enqueue", lossy(harness.store.enqueue))
-    monkeypatch.setattr(harness.store, "requeue", lossy(harness.store.requeue))
+    monkeypatch.setattr(harness.store, "_shield", lose)
     async with running(harness, server):
         question = await server.say("hello", direct=True)
         await answered(server, WAITS, "ok", channel="Mei")
         await server.until(lambda: server.is_quiet)
-        losses.append(StoreError("the connection broke"))
+        lossy.add("requeue")
         harness.engine.add("better")
         await server.edit(question, "good morning")
         await answered(server, WAITS, "better", channel="Mei")

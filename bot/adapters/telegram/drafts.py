@@ -1,4 +1,4 @@
-"""Telegram's drafts: a preview of the growing answer that vanishes by itself when it is not kept alive."""
+"""Telegram drafts: a preview of the answer that expires unless it is refreshed."""
 
 import asyncio
 
@@ -20,15 +20,15 @@ from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Telegram takes a draft away after 30 s.
+# Seconds; Telegram removes a draft after 30.
 _REFRESH = 20.0
 
 
 class Drafts:
     """A Preview for private chats, the only ones that have drafts.
 
-    Nothing of the answer is sent before all of it is known.  What then follows is the
-    delivery of any answer, so a crash before it leaves nothing that could be said twice.
+    The answer is sent only when it is complete, by the ordinary delivery, so a crash
+    during the preview leaves no message behind.
     """
 
     def __init__(self, bot: Bot, settings: TelegramSection, clock: Clock) -> None:
@@ -42,42 +42,42 @@ class Drafts:
             return stream
         splitter = Splitter(TelegramFormat())
         known = ReplyStream()
-        is_over = asyncio.Event()
-        drawing = asyncio.create_task(self._draw(exchange, splitter, pacer, is_over))
+        is_complete = asyncio.Event()
+        previewing = asyncio.create_task(self._preview(exchange, splitter, pacer, is_complete))
         try:
             async for event in stream:
                 known.put(event)
                 if isinstance(event, Delta):
                     splitter.append(event.text)
-            is_over.set()
-            await drawing
+            is_complete.set()
+            await previewing
         finally:
-            drawing.cancel()
-            await asyncio.gather(drawing, return_exceptions=True)
+            previewing.cancel()
+            await asyncio.gather(previewing, return_exceptions=True)
         return known
 
-    async def _draw(self, exchange: Exchange, splitter: Splitter, pacer: Pacer, is_over: asyncio.Event) -> None:
-        """Show the end of the answer, as far as one message can, until the answer is over."""
-        shown, until = None, 0.0
+    async def _preview(self, exchange: Exchange, splitter: Splitter, pacer: Pacer, is_complete: asyncio.Event) -> None:
+        """Show as much of the answer's end as one message can hold, until it is complete."""
+        shown, refresh_at = None, 0.0
 
         async def call() -> None:
-            if not is_over.is_set():  # it may be by now: the channel was told to wait
+            if not is_complete.is_set():  # checked again: the pacer may have waited
                 await self._call(exchange, now)
 
-        while not is_over.is_set():
+        while not is_complete.is_set():
             pieces = splitter.chunks()
-            # An empty draft says that the bot is thinking.
+            # Telegram shows an empty draft as "thinking".
             now = TelegramFormat().render(pieces[-1].text if pieces else "")
-            if now != shown or self._clock.now() >= until:
+            if now != shown or self._clock.now() >= refresh_at:
                 try:
                     await pacer.call(exchange.message.channel, call, urgent=True)
-                    shown, until = now, self._clock.now() + _REFRESH
+                    shown, refresh_at = now, self._clock.now() + _REFRESH
                 except RateLimited:
-                    continue  # the pacer lets nobody through before its time
+                    continue  # the pacer has paused the channel
                 except PlatformError as error:
-                    log.info("no draft is shown", exchange=exchange.id, error=str(error))
+                    log.info("telegram: preview stopped", exchange=exchange.id, error=str(error))
                     return
-            await race(self._clock.sleep(self._interval), is_over.wait())
+            await race(self._clock.sleep(self._interval), is_complete.wait())
 
     async def _call(self, exchange: Exchange, text: Rendered) -> None:
         channel = exchange.message.channel
