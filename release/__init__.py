@@ -1,1 +1,1 @@
-"""What a release needs beside the wheel; nothing of it is installed with the bot."""
+"""Tools for releases; not installed with the bot."""

@@ -1,8 +1,8 @@
-"""The bill of materials of a release: of all that is installed here, what the bot needs to run.
+"""Bill of materials of a release: the installed packages that the bot needs at run time.
 
     cyclonedx-py environment .venv/bin/python --pyproject pyproject.toml | python -m release.sbom
 
-reads one in CycloneDX's JSON, with the tests' tools in it, and writes one without them.
+The input is a CycloneDX JSON document of the whole environment, the output has no test tools.
 """
 
 import json
@@ -25,25 +25,25 @@ SHIPPED = ("postgres", "transformers")
 Bill = dict[str, Any]
 
 
-class NotAsLocked(Exception):
-    """What is installed is not what constraints.txt says."""
+class LockMismatch(Exception):
+    """An installed package differs from constraints.txt."""
 
 
 def shipped(bill: Bill, wanted: Iterable[str], locked: Mapping[str, str]) -> Bill:
-    """Keep the components that these requirements need, with `locked` as the versions that they must have.
+    """Keep the components that these requirements need, in the versions of `locked`.
 
     Raises:
-        NotAsLocked: One has another version, or is not installed.
+        LockMismatch: A package has another version or is not installed.
     """
     needs = dict(closure(wanted))
     components = {plain(each["name"]): each for each in bill["components"]}
     for name in needs:
         if name not in components:
-            raise NotAsLocked(f"{name} is not installed; make sbom installs it")
+            raise LockMismatch(f"{name} is not installed; make sbom installs it")
         version = components[name]["version"]
-        # What follows the + is where it was built for: 2.13.0+cpu.  What torch brings along for a device is not locked.
+        # The suffix is the build: 2.13.0+cpu.  Packages that only a GPU build of torch needs are not locked.
         if version.partition("+")[0] != locked.get(name, version).partition("+")[0]:
-            raise NotAsLocked(f"{name} {version} is installed, and constraints.txt says {locked[name]}")
+            raise LockMismatch(f"{name} {version} is installed, and constraints.txt says {locked[name]}")
     root = bill["metadata"]["component"]
     root |= {"version": __version__, "purl": f"pkg:pypi/chatglm-bot@{__version__}"}
     direct = {plain(each) for each in wanted}
@@ -61,7 +61,7 @@ def shipped(bill: Bill, wanted: Iterable[str], locked: Mapping[str, str]) -> Bil
 
 
 def closure(wanted: Iterable[str]) -> Iterator[tuple[str, set[str]]]:
-    """Yield each distribution that these requirements need here, and what it needs itself, extras as asked for."""
+    """Yield each distribution that these requirements need here, with its own dependencies."""
     ahead = [Requirement(each) for each in wanted]
     known: dict[str, set[str]] = {}
     while ahead:
@@ -80,14 +80,14 @@ def _required(name: str, extras: Iterable[str]) -> list[Requirement]:
     try:
         found = [Requirement(each) for each in metadata.requires(name) or []]
     except metadata.PackageNotFoundError:
-        return []  # `shipped` tells
+        return []  # `shipped` reports it
     return [
         each for each in found if each.marker is None or any(each.marker.evaluate({"extra": one}) for one in extras)
     ]
 
 
 def plain(name: str) -> str:
-    """A distribution's name without its requirements, as indexes compare it.
+    """Return the normalised name of a distribution, without its requirements.
 
     >>> plain("SQLAlchemy[asyncio]>=2.1,<2.2"), plain("discord.py>=2.7")
     ('sqlalchemy', 'discord-py')
@@ -96,7 +96,7 @@ def plain(name: str) -> str:
 
 
 def wanted() -> list[str]:
-    """What pyproject.toml asks for, the shipped extras too."""
+    """Return the requirements in pyproject.toml, including the shipped extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     return [*project["dependencies"], *(each for extra in SHIPPED for each in extras[extra])]
@@ -111,7 +111,7 @@ def locked() -> dict[str, str]:
 def main() -> int:
     try:
         bill = shipped(json.load(sys.stdin), wanted(), locked())
-    except NotAsLocked as error:
+    except LockMismatch as error:
         sys.stderr.write(f"{error}\n")
         return 1
     json.dump(bill, sys.stdout, indent=2, ensure_ascii=False)

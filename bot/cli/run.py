@@ -14,7 +14,7 @@ from bot.cli.common import load, progress_bar, quiet_on_terminal, redacted, with
 @click.command()
 @with_config
 def run(path: Path | None) -> None:
-    """Serve the configured platforms, or this terminal if there are none."""
+    """Serve the configured platforms, or this terminal if no platform is configured."""
     from bot.util.shutdown import exit_on_sigterm
 
     exit_on_sigterm()  # before the imports below, which take seconds

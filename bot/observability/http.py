@@ -1,4 +1,4 @@
-"""The operations server: /livez, /readyz and /metrics, for whatever watches over this program."""
+"""HTTP server for operations: /livez, /readyz and /metrics."""
 
 import asyncio
 import http.client
@@ -23,24 +23,24 @@ from bot.observability.health import Health
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Seconds for answers under way when the program ends.
-_GRACE = 1
-# Seconds that a running bot has to say whether it is ready; it takes one at most.
-_PATIENCE = 4.0
-_NOT_KEPT = {"Cache-Control": "no-store"}
+# Seconds for open requests on shutdown.
+_SHUTDOWN_SECONDS = 1
+# A running bot answers within a second.
+_QUERY_SECONDS = 4.0
+_NO_STORE = {"Cache-Control": "no-store"}
 
 
 def create_app(health: Health, figures: CollectorRegistry) -> Starlette:
-    """The pages of the operations server."""
+    """Create the application with all routes."""
 
     async def livez(request: Request) -> Response:
-        return PlainTextResponse("alive\n", headers=_NOT_KEPT)
+        return PlainTextResponse("alive\n", headers=_NO_STORE)
 
     async def readyz(request: Request) -> Response:
         states = await health.readiness()
         is_ready = all(state.reason is None for state in states)
         body = {"ready": is_ready, "parts": {state.component: state.reason or "ok" for state in states}}
-        return JSONResponse(body, status_code=200 if is_ready else 503, headers=_NOT_KEPT)
+        return JSONResponse(body, status_code=200 if is_ready else 503, headers=_NO_STORE)
 
     async def metrics(request: Request) -> Response:
         write, content_type = choose_encoder(request.headers.get("Accept", ""))
@@ -51,10 +51,10 @@ def create_app(health: Health, figures: CollectorRegistry) -> Starlette:
 
 @asynccontextmanager
 async def serve_operations(settings: OperationsSection, app: Starlette) -> AsyncIterator[int]:
-    """Serve these pages as long as the block lasts; yield the port.
+    """Serve the application inside the block; yield the port.
 
     Raises:
-        AddressUnavailable: The port is taken, or the host is no address of this machine.
+        AddressUnavailable: The port is in use, or the host is not an address of this machine.
     """
     with _listening(settings) as listener:
         port: int = listener.getsockname()[1]
@@ -68,11 +68,11 @@ async def serve_operations(settings: OperationsSection, app: Starlette) -> Async
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_graceful_shutdown=_GRACE,
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
         )
         task = asyncio.create_task(server.serve(sockets=[listener]), name="operations")
-        log.info("operations server listens", host=settings.host, port=port)
+        log.info("operations server listening", host=settings.host, port=port)
         try:
             yield port
         finally:
@@ -82,23 +82,23 @@ async def serve_operations(settings: OperationsSection, app: Starlette) -> Async
 
 
 def query_readiness(settings: OperationsSection) -> tuple[bool, str]:
-    """Ask the server of a running bot whether it is ready; return that, and what it says of each part."""
-    # Where it listens everywhere, it is asked here.
+    """Ask a running bot; return whether it is ready, and a line per component."""
+    # A server that listens on all addresses is queried on loopback.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    connection = http.client.HTTPConnection(host, settings.port, timeout=_PATIENCE)
+    connection = http.client.HTTPConnection(host, settings.port, timeout=_QUERY_SECONDS)
     try:
         connection.request("GET", "/readyz")
         reply = connection.getresponse()
         parts: dict[str, str] = json.load(reply)["parts"]
     except (OSError, http.client.HTTPException, ValueError, KeyError):
-        return False, f"no bot answers on {host}:{settings.port}: it does not run, or operations.enabled is off"
+        return False, f"no bot answers on {host}:{settings.port}: it is not running, or operations.enabled = false"
     finally:
         connection.close()
     return reply.status == HTTPStatus.OK, "\n".join(f"{part}: {state}" for part, state in parts.items())
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: how the program ends is decided elsewhere."""
+    """uvicorn without signal handlers: app.py handles signals."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -111,10 +111,10 @@ def _listening(settings: OperationsSection) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]  # without the address, in Python's own form
+        reason = (error.strerror or str(error)).partition(" (")[0]  # Python appends the address in its own form
         raise AddressUnavailable(
-            f"the operations server cannot listen on {settings.host}:{settings.port} ({reason}); choose "
-            "another operations.port (0 is any free one) or operations.host, or set operations.enabled = false"
+            f"the operations server cannot listen on {settings.host}:{settings.port} ({reason}); change "
+            "operations.port (0 = any free port) or operations.host, or set operations.enabled = false"
         ) from error
     with listener:
         yield listener

@@ -1,4 +1,4 @@
-"""Logs on standard error: events with ids, never a secret, never what people wrote."""
+"""Logging to standard error: events with ids, without secrets and message texts."""
 
 import base64
 import json
@@ -16,13 +16,13 @@ from structlog.typing import EventDict, WrappedLogger
 from bot.config.schema import LogsSection
 from bot.domain import Answer, Author, ChatMessage, ChatRequest, Delta, Exchange, IncomingMessage, Notice
 
-# What a library writes at "debug" is raw traffic: messages, and headers with tokens.
-_LEAST_OF_LIBRARIES = logging.INFO
+# At debug level libraries log raw traffic: messages, and headers with tokens.
+_MIN_LIBRARY_LEVEL = logging.INFO
 
-# What everybody looks for in a line stands at the same place in each.
-_FIRST = ("timestamp", "level", "logger", "event", "exchange")
+# Keys at the start of each line, in this order.
+_FIRST_KEYS = ("timestamp", "level", "logger", "event", "exchange")
 
-_PEOPLES_WORDS = frozenset(
+_TEXT_KEYS = frozenset(
     {
         "answer",
         "author",
@@ -38,29 +38,29 @@ _PEOPLES_WORDS = frozenset(
         "text",
     }
 )
-_PEOPLES_VALUES = (Answer, Author, ChatMessage, ChatRequest, Delta, Exchange, IncomingMessage, Notice)
+_TEXT_TYPES = (Answer, Author, ChatMessage, ChatRequest, Delta, Exchange, IncomingMessage, Notice)
 WITHHELD = "(not logged)"
 REDACTED = "(secret)"
 
 _TOKEN_SHAPES = re.compile(
     r"""
       \b[\w-]{23,28}\.[\w-]{6,7}\.[\w-]{27,}      # Discord
-    | (?<!\d)\d{8,12}:[\w-]{35}(?![\w-])          # Telegram; also in the address of each call: /bot123:ABC/getMe
+    | (?<!\d)\d{8,12}:[\w-]{35}(?![\w-])          # Telegram; also in the URL of each call: /bot123:ABC/getMe
     | \bx(?:ox[a-z]|app)-[\w-]{10,}               # Slack
-    | \bhf_[A-Za-z0-9]{20,}                       # the hub that weights come from
+    | \bhf_[A-Za-z0-9]{20,}                       # Hugging Face
     | (?<=://)[^\s/:@]*:[^\s/@]+(?=@)             # user:password in a URL
     | (?i:(?<=\bbearer\ )|(?<=\bauthorization:\ bot\ ))[^\s'"]+
     """,
     re.VERBOSE,
 )
-# SQLAlchemy adds the values of a failed statement to its message, unless told not to.
-_STATEMENT_VALUES = re.compile(r"\[parameters: .*?\](?=$|\n|\\n)")
+# SQLAlchemy appends the parameters of a failed statement to its message.
+_STATEMENT_PARAMETERS = re.compile(r"\[parameters: .*?\](?=$|\n|\\n)")
 
 
 def configure_logging(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
-    """Send everything that is logged, by this program and by libraries, to one place in one form.
+    """Send all log records, also those of libraries, to `stream` (default: stderr) in one format.
 
-    `secrets` are blotted out wherever they turn up; `stream` is standard error if not given.
+    `secrets` are redacted in every line.
     """
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
@@ -82,7 +82,7 @@ def configure_logging(settings: LogsSection, secrets: Iterable[str] = (), stream
 
 
 def set_levels(settings: LogsSection, before: LogsSection) -> None:
-    """Log from other levels on than `before`; form and place stay."""
+    """Change the log levels from those of `before`; format and stream stay."""
     for name in before.levels:
         logging.getLogger(name).setLevel(logging.NOTSET)
     for name, level in _levels(settings).items():
@@ -91,9 +91,9 @@ def set_levels(settings: LogsSection, before: LogsSection) -> None:
 
 @contextmanager
 def log_context(**ids: object) -> Iterator[None]:
-    """Put these ids into every line that is logged inside, whoever logs it.
+    """Add these ids to every line that is logged inside the block, also by libraries.
 
-    For one task's own code; in an async generator another task may run the end.
+    Not for async generators: another task may run their end.
 
     >>> with log_context(exchange=7):
     ...     structlog.contextvars.get_contextvars()
@@ -109,7 +109,7 @@ def _levels(settings: LogsSection) -> dict[str, int]:
     chosen = {"": max(ours, logging.WARNING), "bot": ours}
     for name, level in settings.levels.items():
         is_ours = name == "bot" or name.startswith("bot.")
-        chosen[name] = levels[level.upper()] if is_ours else max(levels[level.upper()], _LEAST_OF_LIBRARIES)
+        chosen[name] = levels[level.upper()] if is_ours else max(levels[level.upper()], _MIN_LIBRARY_LEVEL)
     return chosen
 
 
@@ -120,7 +120,7 @@ def _formatter(
     for_people = settings.format == "console" or (settings.format == "auto" and on_terminal)
     render: Callable[[WrappedLogger, str, EventDict], str | bytes]
     if for_people:
-        # The plain traceback: the pretty one shows local variables, and with them messages and tokens.
+        # Not the rich traceback: it shows local variables, such as messages and tokens.
         render = structlog.dev.ConsoleRenderer(
             colors=on_terminal, exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
         )
@@ -130,7 +130,7 @@ def _formatter(
         stamp = structlog.processors.TimeStamper(fmt="iso")
 
     def redacted(logger: WrappedLogger, method: str, event: EventDict) -> str:
-        first = {key: event[key] for key in _FIRST if key in event}
+        first = {key: event[key] for key in _FIRST_KEYS if key in event}
         return redact(str(render(logger, method, {**first, **event})))
 
     return structlog.stdlib.ProcessorFormatter(
@@ -142,36 +142,34 @@ def _formatter(
             stamp,
             structlog.processors.format_exc_info,
             withhold,
-            _inert,
+            _escape_controls,
             redacted,
         ]
     )
 
 
 def withhold(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Drop what may be a person's words: the net below the rule that only ids are logged."""
+    """Replace values that may be message texts; a safety net, the rule is to log only ids."""
     return {
-        key: WITHHELD if key in _PEOPLES_WORDS or isinstance(value, _PEOPLES_VALUES) else value
-        for key, value in event.items()
+        key: WITHHELD if key in _TEXT_KEYS or isinstance(value, _TEXT_TYPES) else value for key, value in event.items()
     }
 
 
-def _inert(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Take from texts what a terminal would obey."""
+def _escape_controls(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     return {key: value.replace("\x1b", "\\x1b") if isinstance(value, str) else value for key, value in event.items()}
 
 
 class Redaction:
-    """Blots secrets out of a finished line, in whatever field or traceback they stand.
+    """Removes secrets from a finished line, in any field or traceback.
 
     >>> Redaction(["a secret/1"])("said a%20secret%2F1 and YSBzZWNyZXQvMQ==")
     'said (secret) and (secret)'
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        # A shorter one is no token, but may be a common word.
+        # Shorter ones are not tokens, but may be common words.
         long = [secret for secret in secrets if len(secret) >= 6]
-        # A line may hold it as Python quotes it, as JSON does, or as both do; as URLs and headers have it.
+        # Secrets also appear as repr, as JSON or both, URL-encoded, and as base64 in headers.
         encoded = [base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode() for secret in long]
         escaped = [form for secret in long for form in (quote(secret, safe=""), quote(secret), quote_plus(secret))]
         quoted = {form for secret in [*long, *encoded, *escaped] for form in (secret, repr(secret)[1:-1])}
@@ -182,4 +180,4 @@ class Redaction:
     def __call__(self, line: str) -> str:
         line = self._known.sub(REDACTED, line)
         line = _TOKEN_SHAPES.sub(REDACTED, line)
-        return _STATEMENT_VALUES.sub(f"[parameters: {WITHHELD}]", line)
+        return _STATEMENT_PARAMETERS.sub(f"[parameters: {WITHHELD}]", line)

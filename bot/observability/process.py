@@ -1,4 +1,4 @@
-"""What this process takes and runs on: memory, time, versions."""
+"""Memory, uptime and versions of this process."""
 
 import platform
 import time
@@ -7,26 +7,26 @@ from importlib import metadata
 
 import psutil
 
-# What the bot stands on, in the order in which an operator asks for it.
+# Packages that matter for support, in order of importance.
 _DISTRIBUTIONS = ("torch", "transformers", "discord.py", "python-telegram-bot", "slack-bolt", "sqlalchemy")
 
 
 def memory() -> int:
-    """Bytes of memory that are this process's now; a GPU's memory is not counted."""
+    """Return the resident memory of this process in bytes, without GPU memory."""
     return int(psutil.Process().memory_info().rss)
 
 
 def uptime() -> timedelta:
-    """How long this process has been running, to the second."""
+    """Return the time since the start of this process, in whole seconds."""
     return timedelta(seconds=int(time.time() - psutil.Process().create_time()))
 
 
 def versions() -> list[str]:
-    """Python and the packages that matter, as far as they are installed; none is imported for it."""
+    """Return the versions of Python and the installed packages that matter, without importing them."""
     found = [f"Python {platform.python_version()}"]
     for name in _DISTRIBUTIONS:
         try:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            continue  # an extra that this installation does without
+            continue  # an optional package
     return found

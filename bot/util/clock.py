@@ -1,4 +1,4 @@
-"""Time as the program sees it: monotonic, and replaced by hand in tests."""
+"""Clocks: monotonic time, and a date that is robust against jumps of the system clock."""
 
 import asyncio
 import time
@@ -8,41 +8,40 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds that only ever grow; never the wall clock, which people may move."""
+    """Monotonic seconds; tests use a manual implementation."""
 
     def now(self) -> float: ...
 
     async def sleep(self, seconds: float) -> None: ...
 
 
-# Seconds for which the wall clock must have stood ahead before that is believed.
-_BELIEVED = 3600.0
+# Seconds until a wall clock that jumped ahead is trusted.
+_TRUST_SECONDS = 3600.0
 
 
 class Calendar:
-    """The date, for what cannot be undone: which texts are old enough to be deleted, which questions too old.
+    """Date for irreversible decisions: deleting old texts, expiring old questions.
 
-    It goes on with the monotonic clock.  Where somebody sets the wall clock back, it follows
-    at once; set ahead, the wall clock is believed an hour after that was first seen.  So a
-    clock that jumps to another year for a minute deletes nothing and turns nobody away.
-    What it says at the start is believed: there is nothing to hold against it.
+    Follows the monotonic clock.  A wall clock that is set back is followed at once, one that
+    jumps ahead only after an hour, so that a wrong date for a minute deletes nothing.  The
+    date at the start is trusted.
     """
 
     def __init__(self, clock: Clock, wall: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
         self._wall = wall
-        self._ahead = wall().timestamp() - clock.now()  # of the monotonic clock, in seconds
-        self._doubted_since: float | None = None
+        self._ahead = wall().timestamp() - clock.now()  # seconds ahead of the monotonic clock
+        self._ahead_since: float | None = None
 
     def today(self) -> datetime:
         now = self._clock.now()
         ahead = self._wall().timestamp() - now
-        if ahead <= self._ahead + 1.0:  # clocks that are kept right by a server go a little faster at times
-            self._ahead, self._doubted_since = ahead, None
-        elif self._doubted_since is None:
-            self._doubted_since = now
-        elif now - self._doubted_since >= _BELIEVED:
-            self._ahead, self._doubted_since = ahead, None
+        if ahead <= self._ahead + 1.0:  # NTP may speed the clock up slightly
+            self._ahead, self._ahead_since = ahead, None
+        elif self._ahead_since is None:
+            self._ahead_since = now
+        elif now - self._ahead_since >= _TRUST_SECONDS:
+            self._ahead, self._ahead_since = ahead, None
         return datetime.fromtimestamp(now + self._ahead, UTC)
 
 

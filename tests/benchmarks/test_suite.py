@@ -201,7 +201,7 @@ def test_reading_works_without_posix_fadvise(monkeypatch: pytest.MonkeyPatch, tm
 def test_gpu_memory_is_freed_between_models(monkeypatch: pytest.MonkeyPatch) -> None:
     freed: list[bool] = []
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
-    watch: Callable[[str, int, int], None] = lambda phase, done, total: None  # noqa: E731  # a stand-in
+    watch: Callable[[str, int, int], None] = lambda phase, done, total: None  # noqa: E731  # a stub
     suite._Suite(SMALL, torch.device("cuda"), 1, watch)._free_memory()
     assert freed == [True]
 

@@ -1,4 +1,4 @@
-"""What an operator meets on a bad day: the real program says in one sentence what is wrong and what to do, and ends."""
+"""Startup failures of the real program: one sentence that names the problem and the remedy."""
 
 import asyncio
 import os
@@ -18,15 +18,15 @@ from tests.harness import warm_start
 from tests.harness.platform_bench import PROFILES
 from tests.storage import url_of
 
-NOBODY_MAY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-NO_PRIVILEGES = "to take root's rights away it needs setpriv (util-linux)"
-NO_MOUNT = "this machine lets nobody mount a file system of their own (unshare --mount)"
+DROP_CAPABILITIES = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+NO_PRIVILEGES = "dropping the privileges of root needs setpriv (util-linux)"
+NO_MOUNT = "this machine does not allow user mounts (unshare --mount)"
 
 Prepare = Callable[[Path], object]
 
 
 def start(folder: Path, *args: str, before: Sequence[str] = (), **changes: str) -> tuple[int, str]:
-    """Run the bot until it ends by itself; return its exit code, and what it said on standard error."""
+    """Run the bot until it exits; return exit code and standard error."""
     if not before:
         warm = bot(folder, *(args or ("run",)), **changes)
         assert warm.stdout == ""
@@ -45,17 +45,17 @@ def start(folder: Path, *args: str, before: Sequence[str] = (), **changes: str) 
     return ran.returncode, ran.stderr
 
 
-def as_anybody() -> list[str]:
-    """How to start it so that rights count, which they do not for root."""
+def without_privileges() -> list[str]:
+    """Return a command prefix that enforces file permissions also for root."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
         pytest.skip(NO_PRIVILEGES)
-    return NOBODY_MAY
+    return DROP_CAPABILITIES
 
 
-def on_a_mount(folder: Path, options: str) -> list[str]:
-    """How to start it in `folder` as a small file system of its own."""
+def on_tmpfs(folder: Path, options: str) -> list[str]:
+    """Return a command prefix that mounts a tmpfs with `options` on `folder`."""
     namespace = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
     script = f'mount -t tmpfs -o {options} none "$0" && cd "$0" && exec "$@"'
     prefix = [*namespace, "sh", "-c", script, str(folder)]
@@ -72,11 +72,11 @@ def on_a_mount(folder: Path, options: str) -> list[str]:
     [
         (
             {"BOT_ENGINE__BACKEND": "chatglm", "BOT_ENGINE__MODEL": "/models/absent"},
-            'bot: engine.model = "/models/absent": there is no such folder; name one, or a model of the hub as',
+            'bot: engine.model = "/models/absent": no such folder; name a folder, a model of the hub as',
         ),
         (
             {"BOT_ENGINE__BACKEND": "chatglm", "BOT_ENGINE__DEVICE": "cuda:99"},
-            'bot: engine.device = "cuda:99", and torch',
+            'bot: engine.device = "cuda:99": torch',
         ),
         (
             {"BOT_STORAGE__URL": "sqlite+aiosqlite:////proc/bot/bot.db"},
@@ -85,39 +85,39 @@ def on_a_mount(folder: Path, options: str) -> list[str]:
     ],
     ids=["no model", "no GPU", "no folder"],
 )
-def test_what_is_not_there_is_named(tmp_path: Path, settings: dict[str, str], sentence: str) -> None:
+def test_a_missing_model_device_or_folder_is_named(tmp_path: Path, settings: dict[str, str], sentence: str) -> None:
     code, said = start(tmp_path, **settings)
     assert (code, said.count("\n")) == (1, 1), said
     assert said.startswith(sentence)
 
 
-def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir(mode=0o500)
-    code, said = start(tmp_path, before=as_anybody())
+    code, said = start(tmp_path, before=without_privileges())
     assert (code, said.count("\n")) == (1, 1), said
     assert "data/bot.db cannot be opened" in said
     assert "the bot's user needs read and write permission on it and its folder (Permission denied)" in said
 
 
-def test_a_file_system_that_takes_no_changes_is_named(tmp_path: Path) -> None:
-    code, said = start(tmp_path, before=on_a_mount(tmp_path, "ro"))
+def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
+    code, said = start(tmp_path, before=on_tmpfs(tmp_path, "ro"))
     assert (code, said.count("\n")) == (1, 1), said
     assert "(Read-only file system): create it, or name another file in storage.url" in said
 
 
-def test_a_disk_that_is_full_at_the_start_is_named(tmp_path: Path) -> None:
-    code, said = start(tmp_path, before=on_a_mount(tmp_path, "size=16k"))
+def test_a_disk_that_is_full_at_startup_is_named(tmp_path: Path) -> None:
+    code, said = start(tmp_path, before=on_tmpfs(tmp_path, "size=16k"))
     assert (code, said.count("\n")) == (1, 1), said
-    # SQLite says the one or the other, depending on which of its files has no room.
+    # SQLite reports one or the other, depending on which of its files has no space.
     assert "the disk is full: free some space" in said
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         code, said = start(tmp_path, BOT_OPERATIONS__ENABLED="true", BOT_OPERATIONS__PORT=port)
     assert (code, said.count("\n")) == (1, 1), said
-    assert f"cannot listen on 127.0.0.1:{port} (Address already in use); choose another operations.port" in said
+    assert f"cannot listen on 127.0.0.1:{port} (Address already in use); change operations.port" in said
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     ],
     ids=["missing", "unreadable", "a folder"],
 )
-def test_settings_that_were_named_must_be_readable(tmp_path: Path, prepare: Prepare, sentence: str) -> None:
+def test_a_named_config_file_must_be_readable(tmp_path: Path, prepare: Prepare, sentence: str) -> None:
     prepare(tmp_path / "mine.toml")
-    before = as_anybody() if (tmp_path / "mine.toml").is_file() else ()
+    before = without_privileges() if (tmp_path / "mine.toml").is_file() else ()
     code, said = start(tmp_path, "run", "--config", "mine.toml", before=before)
     assert (code, said) == (2, f"bot: mine.toml has 1 mistake:\n  {sentence}\n")
 
 
-def test_a_second_bot_on_the_same_database_ends_before_it_does_anything(tmp_path: Path) -> None:
+def test_a_second_bot_on_the_same_database_exits_without_side_effects(tmp_path: Path) -> None:
     with InstanceLock(url_of(tmp_path / "data" / "bot.db")):
         code, said = start(tmp_path)
         assert (code, said.count("\n")) == (1, 1), said
@@ -145,7 +145,7 @@ def test_a_second_bot_on_the_same_database_ends_before_it_does_anything(tmp_path
         assert not (tmp_path / "data" / "bot.db").exists()
 
 
-def test_what_only_looks_works_beside_a_bot_that_runs(tmp_path: Path) -> None:
+def test_read_only_commands_work_while_the_bot_runs(tmp_path: Path) -> None:
     assert bot(tmp_path, "run", stdin="remember this\n").returncode == 0
     with InstanceLock(url_of(tmp_path / "data" / "bot.db")):
         assert bot(tmp_path, "check").returncode == 0
@@ -156,14 +156,14 @@ def test_what_only_looks_works_beside_a_bot_that_runs(tmp_path: Path) -> None:
         assert '"remember this"' in bot(tmp_path, "export", listed[1]).stdout
 
 
-def test_a_migration_that_would_change_something_waits_for_the_bot_to_end(tmp_path: Path) -> None:
+def test_a_pending_migration_is_refused_while_the_bot_runs(tmp_path: Path) -> None:
     with InstanceLock(url_of(tmp_path / "data" / "bot.db")):
         code, said = start(tmp_path, "migrate")
     assert (code, said.count("\n")) == (1, 1), said
     assert "is in use by another bot" in said
 
 
-def test_a_password_of_where_it_is_copied_to_is_not_shown(tmp_path: Path) -> None:
+def test_the_password_of_the_copy_target_is_not_shown(tmp_path: Path) -> None:
     assert bot(tmp_path, "migrate").returncode == 0
     code, said = start(tmp_path, "copy", BOT_COPY_TO="postgresql://bot:hush-hush@127.0.0.1:1/bot")
     assert (code, said.count("\n")) == (1, 1), said
@@ -175,7 +175,7 @@ def test_a_password_of_where_it_is_copied_to_is_not_shown(tmp_path: Path) -> Non
     assert "hush" not in said
 
 
-def test_a_reader_that_has_enough_of_an_export_is_no_fault(tmp_path: Path) -> None:
+def test_export_exits_quietly_when_the_reader_closes_the_pipe(tmp_path: Path) -> None:
     assert bot(tmp_path, "run", stdin=f"{'x' * 7000}\n" * 20, BOT_LIMITS__REQUESTS_PER_MINUTE="0").returncode == 0
     with subprocess.Popen(
         [sys.executable, "-m", "bot", "export", "console:terminal"],
@@ -201,7 +201,7 @@ def test_a_reader_that_has_enough_of_an_export_is_no_fault(tmp_path: Path) -> No
         ("slack", "BOT_SLACK__APP_TOKEN", "xapp-1-A0-123456789012", 0),
     ],
 )
-async def test_a_wrong_token_ends_it_without_another_try(
+async def test_a_wrong_token_ends_the_bot_without_a_retry(
     tmp_path: Path, name: str, token: str, wrong: str, calls: int
 ) -> None:
     async with PROFILES[name].open() as platform:

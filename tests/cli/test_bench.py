@@ -156,8 +156,8 @@ def test_a_wrong_option_is_one_sentence_and_exit_code_2(args: Sequence[str], sen
 
 
 def test_a_model_or_device_that_does_not_exist_is_one_sentence() -> None:
-    assert "there is no such folder" in str(bench("--model", "nowhere").exception)
-    assert "is no device" in str(bench("--random", TINY, "--device", "tpu").exception)
+    assert "no such folder" in str(bench("--model", "nowhere").exception)
+    assert "is not a device" in str(bench("--random", TINY, "--device", "tpu").exception)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command line as an operator uses it: what is printed, and the exit codes."""
+"""The command line: output and exit codes."""
 
 import os
 import re
@@ -32,13 +32,13 @@ def test_run_answers_and_keeps_the_conversation(tmp_path: Path) -> None:
         assert b"remember this" not in file.read_bytes()
 
 
-def test_no_word_that_was_said_is_in_the_log(tmp_path: Path) -> None:
+def test_no_message_text_is_in_the_log(tmp_path: Path) -> None:
     ran = bot(tmp_path, "run", stdin="swordfish\n", BOT_LOGS__LEVEL="debug")
     assert '"exchange": 1' in ran.stderr
     assert "swordfish" not in ran.stderr
 
 
-def test_every_mistake_in_the_settings_is_listed_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_in_the_settings_are_listed_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         '[engine]\nquantisation = "int8"\nmax_waiting = -1\n\n[adapters.console]\ntoken = "abc"\n'
     )
@@ -52,13 +52,13 @@ def test_every_mistake_in_the_settings_is_listed_at_once(tmp_path: Path) -> None
     assert "abc" not in ran.stderr
 
 
-def test_a_config_file_that_was_named_must_exist(tmp_path: Path) -> None:
+def test_a_named_config_file_must_exist(tmp_path: Path) -> None:
     ran = bot(tmp_path, "run", "--config", "absent.toml")
     assert ran.returncode == 2
     assert "absent.toml" in ran.stderr
 
 
-def test_check_prints_what_is_in_force_and_where_it_was_set(tmp_path: Path) -> None:
+def test_check_prints_current_settings_and_their_sources(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[sampling]\ntop_k = 7\n")
     ran = bot(tmp_path, "check")
     assert ran.returncode == 0, ran.stderr
@@ -72,13 +72,13 @@ def test_the_config_of_the_repository_is_all_defaults(tmp_path: Path) -> None:
     assert "Changed settings: 0" in ran.stdout, ran.stderr
 
 
-def test_migrate_makes_the_database(tmp_path: Path) -> None:
+def test_migrate_creates_the_database(tmp_path: Path) -> None:
     ran = bot(tmp_path, "migrate")
     assert (ran.returncode, ran.stdout) == (0, "The database is up to date.\n"), ran.stderr
     assert (tmp_path / "data" / "bot.db").exists()
 
 
-def test_a_database_that_is_newer_than_the_program_is_left_alone(tmp_path: Path) -> None:
+def test_a_database_newer_than_the_program_is_left_unchanged(tmp_path: Path) -> None:
     bot(tmp_path, "migrate")
     file = tmp_path / "data" / "bot.db"
     with sqlite3.connect(file) as database:
@@ -92,14 +92,14 @@ def test_a_database_that_is_newer_than_the_program_is_left_alone(tmp_path: Path)
     assert file.read_bytes() == before
 
 
-def test_a_folder_that_is_no_model_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_gives_one_sentence(tmp_path: Path) -> None:
     ran = bot(tmp_path, "run", BOT_ENGINE__BACKEND="chatglm", BOT_ENGINE__MODEL=str(tmp_path))
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "config.json" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
-def test_sigterm_ends_it_in_good_order(tmp_path: Path) -> None:
+def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "bot", "run"],
         cwd=tmp_path,

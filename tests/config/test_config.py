@@ -62,7 +62,7 @@ def mistake(toml: str = "", **variables: str) -> str:
     return only
 
 
-def test_without_a_file_the_defaults_hold(folder: Path) -> None:
+def test_without_a_file_the_defaults_apply(folder: Path) -> None:
     config = load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
     assert config.model_copy(update={"adapters": {}}) == Config()
     assert list(config.adapters) == ["console", "discord", "slack"]
@@ -74,7 +74,7 @@ def test_a_named_file_that_is_missing_is_a_mistake(folder: Path) -> None:
     assert caught.value.place == "other.toml"
 
 
-def test_a_file_that_is_a_folder_is_a_mistake(folder: Path) -> None:
+def test_a_folder_instead_of_a_file_is_a_mistake(folder: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(folder, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
 
@@ -85,11 +85,11 @@ def test_a_file_in_another_encoding_is_a_mistake(folder: Path) -> None:
         load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
 
 
-def test_a_file_that_begins_with_a_byte_order_mark_is_read(folder: Path) -> None:
+def test_a_file_with_a_byte_order_mark_is_read(folder: Path) -> None:
     assert load('\ufeff[engine]\nquantization = "int8"').engine.quantization == "int8"
 
 
-def test_the_environment_outranks_secret_files_and_those_the_file(folder: Path) -> None:
+def test_the_environment_overrides_secret_files_which_override_the_file(folder: Path) -> None:
     toml = '[engine]\nquantization = "int8"\nmodel = "in the file"\ndevice = "cuda:1"'
     Path("secrets/engine__model").write_text("in a secret\n")
     Path("secrets/engine__quantization").write_text("none\n")
@@ -103,12 +103,12 @@ def test_variables_hold_lists_and_tables(folder: Path) -> None:
     assert config.logs.levels == {"bot.engine": "debug", "alembic": "info"}
 
 
-def test_the_levels_of_parts_may_be_written_with_and_without_quotes(folder: Path) -> None:
+def test_logger_names_are_read_with_and_without_quotes(folder: Path) -> None:
     levels = load("[logs.levels]\nbot.engine.serving = 'debug'\n'bot.engine' = 'info'").logs.levels
     assert levels == {"bot.engine.serving": "debug", "bot.engine": "info"}
 
 
-def test_an_empty_variable_is_one_that_is_not_set(folder: Path) -> None:
+def test_an_empty_variable_counts_as_unset(folder: Path) -> None:
     assert load(BOT_DISCORD__TOKEN="", BOT_ENGINE__MODEL="").engine.model == "demo"
 
 
@@ -117,7 +117,7 @@ def test_values_are_frozen(folder: Path) -> None:
         load().engine.model = "other"
 
 
-def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder: Path) -> None:
+def test_all_mistakes_are_reported_at_once_in_file_order(folder: Path) -> None:
     found = mistakes(
         """
         [engine]
@@ -144,7 +144,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder: Path)
     )
 
 
-def test_the_listing_says_where_the_mistakes_are(folder: Path) -> None:
+def test_the_report_names_file_and_environment(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load("[engine]\nx = 1", BOT_X__Y="1")
     assert str(caught.value) == (
@@ -183,7 +183,7 @@ def test_the_listing_says_where_the_mistakes_are(folder: Path) -> None:
         ("[engine]\nmodel = '''a", "end of document"),
     ],
 )
-def test_a_mistake_in_the_file_has_its_place_and_plain_words(folder: Path, toml: str, sentence: str) -> None:
+def test_a_mistake_in_the_file_is_reported_with_line_and_reason(folder: Path, toml: str, sentence: str) -> None:
     assert sentence in mistake(toml)
 
 
@@ -196,7 +196,7 @@ def test_a_mistake_in_the_file_has_its_place_and_plain_words(folder: Path, toml:
         ("BOT_TOKEN", ""),  # another bot's, perhaps
     ],
 )
-def test_only_a_variable_that_looks_like_ours_is_a_mistake(folder: Path, name: str, sentence: str) -> None:
+def test_only_variables_similar_to_ours_are_mistakes(folder: Path, name: str, sentence: str) -> None:
     if sentence:
         assert mistake(**{name: "x"}).endswith(sentence)
     else:
@@ -217,13 +217,13 @@ def test_only_a_variable_that_looks_like_ours_is_a_mistake(folder: Path, name: s
         ("[[x]]\n[[x.y]]\nsigning_secret = '{}'", "the environment variable"),
     ],
 )
-def test_a_secret_in_the_file_is_refused_with_where_to_put_it(folder: Path, toml: str, home: str) -> None:
+def test_a_secret_in_the_file_is_rejected_and_its_place_named(folder: Path, toml: str, home: str) -> None:
     found = mistakes(toml.format(CANARY))
     assert any("secrets are not allowed in this file" in each and home in each for each in found)
     assert CANARY not in "".join(found)
 
 
-def test_an_at_sign_in_a_databases_password_is_told_of_and_shows_no_part_of_it(folder: Path) -> None:
+def test_a_raw_at_sign_in_a_database_password_is_reported_without_the_password(folder: Path) -> None:
     assert mistake(BOT_STORAGE__URL="postgresql://bot:p@ss/word@h/d?sslmode=require") == (
         "BOT_STORAGE__URL: it has more than one @: in a password @ is written %40, : %3A, / %2F and % %25"
     )
@@ -239,12 +239,12 @@ def test_an_at_sign_in_a_databases_password_is_told_of_and_shows_no_part_of_it(f
         "sqlite+aiosqlite:///data/a:b@c@d.db",
     ],
 )
-def test_any_other_at_sign_in_a_databases_address_is_let_through(folder: Path, url: str) -> None:
+def test_other_at_signs_in_a_database_url_are_accepted(folder: Path, url: str) -> None:
     assert load(BOT_STORAGE__URL=url).storage.url.get_secret_value() == url
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
-def test_a_database_without_a_password_may_stand_in_the_file(folder: Path, scheme: str) -> None:
+def test_a_database_url_without_a_password_is_allowed_in_the_file(folder: Path, scheme: str) -> None:
     url = f"{scheme}://bot@db/bot"
     assert load(f"[storage]\nurl = '{url}'").storage.url.get_secret_value() == url
 
@@ -264,25 +264,25 @@ def test_a_secret_is_in_no_repr_and_no_traceback(folder: Path) -> None:
     "url",
     ["", "garbage", "mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "postgresql+asyncpg://h/d", "/data/bot.db"],
 )
-def test_a_database_of_no_known_kind_is_a_mistake_like_any_other(folder: Path, url: str) -> None:
+def test_an_unknown_database_scheme_is_reported_with_other_mistakes(folder: Path, url: str) -> None:
     assert mistakes(f"[engine]\nmax_wait = 3\n[storage]\nurl = '{url}'") == (
         "line 2, engine.max_wait: unknown setting; did you mean engine.max_waiting?",
         "line 4, storage.url: it must begin with sqlite+aiosqlite:/// (a file) or postgresql:// (a server)",
     )
 
 
-def test_a_wrong_url_is_refused_without_its_password(folder: Path) -> None:
+def test_a_wrong_url_is_rejected_without_its_password(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"BOT_STORAGE__URL: it must begin with sqlite\+aiosqlite:///") as caught:
         load(BOT_STORAGE__URL=f"mysql://u:{CANARY}@h/d")
     assert CANARY not in "".join(traceback.format_exception(caught.value))
     assert CANARY not in mistake(f"[storage]\nurl = 'mysql://u:{CANARY}@h/d'")
 
 
-def test_the_url_of_a_database_without_a_password_is_no_secret(folder: Path) -> None:
+def test_a_database_url_without_a_password_is_not_secret(folder: Path) -> None:
     assert load().secrets == ()
 
 
-def test_every_unknown_platform_in_the_rights_is_told_beside_their_other_mistakes(folder: Path) -> None:
+def test_unknown_platforms_in_access_are_reported_with_other_mistakes(folder: Path) -> None:
     Path("config.toml").write_text(
         '[access]\nadmins = ["foo:12", "discord:7", "Discord:5", "12"]\nclear_by = "all"\ndeny_users = ["tele:1"]'
     )
@@ -300,7 +300,7 @@ def test_every_unknown_platform_in_the_rights_is_told_beside_their_other_mistake
     ]
 
 
-def test_secret_files_of_others_are_left_alone(folder: Path) -> None:
+def test_secret_files_of_other_programs_are_ignored(folder: Path) -> None:
     Path("secrets/kubernetes.io").mkdir()
     Path("secrets/somebody_elses").write_bytes(b"\xff")
     Path("secrets/discord__token").write_text(" \n")
@@ -330,7 +330,7 @@ def test_a_variable_that_is_not_unicode_is_a_mistake(folder: Path) -> None:
     assert mistake(BOT_ENGINE__MODEL="model\udcff") == "BOT_ENGINE__MODEL: not UTF-8"
 
 
-def test_a_secrets_folder_that_is_named_but_missing_is_a_mistake(folder: Path) -> None:
+def test_a_named_secrets_folder_that_is_missing_is_a_mistake(folder: Path) -> None:
     assert mistake(BOT_SECRETS_DIR="nowhere") == "BOT_SECRETS_DIR: nowhere is not a directory"
 
 
@@ -347,13 +347,13 @@ def test_a_secrets_folder_that_is_named_but_missing_is_a_mistake(folder: Path) -
         ("", {"BOT_CONSOLE__ENABLED": "false", "BOT_DISCORD__ENABLED": "auto"}, []),
     ],
 )
-def test_an_adapter_is_on_when_its_tokens_are_there_and_the_console_when_nothing_else_is(
+def test_a_platform_is_enabled_by_its_tokens_and_the_console_if_no_other_is(
     folder: Path, toml: str, variables: dict[str, str], names: list[str]
 ) -> None:
     assert list(load(toml, **variables).enabled_adapters) == names
 
 
-def test_an_adapter_that_is_switched_on_without_its_token_is_a_mistake(folder: Path) -> None:
+def test_an_enabled_platform_without_its_token_is_a_mistake(folder: Path) -> None:
     assert (
         mistake("\n[adapters.discord]\nenabled = true")
         == "line 2, adapters.discord: enabled = true, but BOT_DISCORD__TOKEN is not set"
@@ -369,7 +369,7 @@ def test_one_token_of_two_is_a_mistake(folder: Path) -> None:
     )
 
 
-def test_each_setting_knows_where_it_was_made(folder: Path) -> None:
+def test_each_setting_has_its_source(folder: Path) -> None:
     Path("secrets/discord__token").write_text(CANARY)
     Path("config.toml").write_text(
         "# settings\n[engine]\nmodel = '''\nglm'''\n\n  [ logs . levels ]\n  'a.b' = 'info'\n"
@@ -383,7 +383,7 @@ def test_each_setting_knows_where_it_was_made(folder: Path) -> None:
     }
 
 
-def test_lines_are_counted_past_texts_that_look_like_tables(folder: Path) -> None:
+def test_line_numbers_are_right_after_strings_that_look_like_tables(folder: Path) -> None:
     toml = (
         '[conversation]\r\nsystem_prompt = """\r\n[engine]\r\nmodel = 1\r\n"""\r\n\r\n[engine]  # [x]\r\nmodel = 2\r\n'
     )
@@ -396,21 +396,21 @@ def example() -> str:
     return (Path(__file__).parents[2] / "config.toml").read_text(encoding="utf-8")
 
 
-def test_the_config_toml_of_the_repository_runs_as_it_is_and_changes_nothing(folder: Path) -> None:
+def test_the_config_toml_of_the_repository_changes_no_default(folder: Path) -> None:
     Path("config.toml").write_text(example(), encoding="utf-8")
     loaded = load_with_origins(None, SETTINGS, environ={"BOT_SECRETS_DIR": "secrets"})
     assert loaded.config.model_copy(update={"adapters": {}}) == Config()
     assert not loaded.origins
 
 
-def test_its_comments_are_all_the_settings_with_their_defaults_and_descriptions() -> None:
+def test_config_toml_lists_all_settings_with_defaults_and_descriptions() -> None:
     shown = re.sub(r"^# (?=\w+ = )", "", example(), flags=re.MULTILINE)
     tables = tomllib.loads(shown)
     expected: dict[str, dict[str, object]] = {}
     for key, field in known_settings(SETTINGS).items():
         default = field.get_default(call_default_factory=True)
         if default is None:
-            continue  # a token; it is not to stand there
+            continue  # tokens are not listed
         table = expected
         for name in key[:-1]:
             table = table.setdefault(name, {})  # type: ignore[assignment]  # tables in tables

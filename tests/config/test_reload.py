@@ -1,4 +1,4 @@
-"""config.toml changes while the program runs: what is right takes effect, and what is wrong changes nothing."""
+"""Reloading config.toml while the program runs."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from bot.config.schema import (
     SamplingSection,
 )
 from bot.config.sources import load_config
-from bot.domain import Author, Usage
+from bot.domain import Author, Notice, Usage
 from bot.engine import BACKENDS
 from bot.errors import EngineUnavailable
 from bot.observability.logging import set_levels
@@ -35,7 +35,7 @@ from tests.harness.messages import MEI, NOON, a_message
 
 @dataclass
 class Follower:
-    """Live settings on a file, whose looks a test lets happen one by one; the models asked for are `wanted`."""
+    """A ConfigWatcher that polls when the test advances the clock; records applied settings and models."""
 
     path: Path
     environ: dict[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Follower:
         return None if self.change is None else await self.change(section)
 
     async def at_rest(self) -> None:
-        """Wait until it waits for its next look."""
+        """Wait until the watcher sleeps until its next poll."""
         while self.clock.next_wake is None and not self.task.done():  # noqa: ASYNC110 - a thread reads
             await asyncio.sleep(0)
 
@@ -67,7 +67,7 @@ class Follower:
         return self.live.last_result
 
     async def write(self, toml: str) -> ReloadResult:
-        """Write the file, and wait until it was read."""
+        """Write the file and wait until it is loaded."""
         self.path.write_text(toml, encoding="utf-8")
         last = await self.look()
         assert last is not None
@@ -85,11 +85,11 @@ async def follower(tmp_path: Path) -> AsyncIterator[Follower]:
     await asyncio.wait([follower.task])
 
 
-async def test_what_is_not_changed_is_not_read_again(follower: Follower) -> None:
+async def test_an_unchanged_file_is_not_reloaded(follower: Follower) -> None:
     assert await follower.look(3) is None
 
 
-async def test_what_can_take_effect_does_so_at_once_and_is_named(follower: Follower) -> None:
+async def test_reloadable_settings_take_effect_at_once_and_are_named(follower: Follower) -> None:
     last = await follower.write("[limits]\nrequests_per_minute = 1\n[storage]\nretention_days = 7\n")
     assert last == ReloadResult(NOON, changed=("limits.requests_per_minute", "storage.retention_days"))
     [config] = follower.taken
@@ -97,7 +97,7 @@ async def test_what_can_take_effect_does_so_at_once_and_is_named(follower: Follo
     assert config == follower.live.current
 
 
-async def test_a_file_with_mistakes_is_refused_with_all_of_them(follower: Follower) -> None:
+async def test_a_file_with_mistakes_is_rejected_and_all_are_listed(follower: Follower) -> None:
     await follower.write("[limits]\nrequests_per_minute = 1\n")
     last = await follower.write("[limits]\nrequests_per_minute = -1\n[engine]\nquantisation = 4\n")
     assert [mistake.partition(":")[0] for mistake in last.rejected] == [
@@ -110,14 +110,14 @@ async def test_a_file_with_mistakes_is_refused_with_all_of_them(follower: Follow
     assert follower.live.current.limits.requests_per_minute == 2
 
 
-async def test_a_file_that_is_being_written_is_not_read(follower: Follower) -> None:
+async def test_a_file_that_is_still_being_written_is_not_loaded(follower: Follower) -> None:
     follower.path.write_text("[limits]\nrequests_per_min", encoding="utf-8")
     assert await follower.look(1) is None
     assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).rejected == ()
 
 
-async def test_a_link_to_another_file_is_noticed(follower: Follower, tmp_path: Path) -> None:
-    """As Kubernetes changes what it mounts."""
+async def test_a_swapped_symbolic_link_is_noticed(follower: Follower, tmp_path: Path) -> None:
+    # Kubernetes updates a mounted ConfigMap by swapping symbolic links.
     other, link = tmp_path / "..data", tmp_path / "link"
     other.write_text("[limits]\nrequests_per_minute = 1\n", encoding="utf-8")
     link.symlink_to(other)
@@ -127,7 +127,7 @@ async def test_a_link_to_another_file_is_noticed(follower: Follower, tmp_path: P
     assert last.changed == ("limits.requests_per_minute",)
 
 
-async def test_a_file_that_is_gone_changes_nothing_until_it_is_back(follower: Follower) -> None:
+async def test_a_deleted_file_changes_nothing_until_it_is_back(follower: Follower) -> None:
     follower.path.unlink()
     last = await follower.look()
     assert last is not None
@@ -136,28 +136,28 @@ async def test_a_file_that_is_gone_changes_nothing_until_it_is_back(follower: Fo
     assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).rejected == ()
 
 
-async def test_the_environment_outranks_a_changed_file_too(follower: Follower) -> None:
+async def test_the_environment_overrides_a_changed_file(follower: Follower) -> None:
     follower.environ["BOT_LIMITS__REQUESTS_PER_MINUTE"] = "20"
     assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).changed == ()
 
 
-async def test_what_needs_a_restart_is_named_and_stays_as_it_was(follower: Follower) -> None:
+async def test_settings_that_need_a_restart_are_named_and_unchanged(follower: Follower) -> None:
     last = await follower.write('[logs]\nformat = "json"\nlevel = "debug"\n[adapters.discord]\nthreads = false\n')
     assert last.changed == ("logs.level",)
     assert last.needs_restart == ("logs.format", "adapters.discord.threads")
     assert follower.live.current.logs == LogsSection(level="debug")
     last = await follower.write('[logs]\nformat = "json"\n')
-    assert last.needs_restart == ("logs.format",), "it still does"
+    assert last.needs_restart == ("logs.format",), "still pending"
 
 
-async def test_another_model_is_asked_for(follower: Follower) -> None:
+async def test_a_changed_engine_section_changes_the_model(follower: Follower) -> None:
     last = await follower.write('[engine]\nquantization = "int8"\n')
     assert last == ReloadResult(NOON, changed=("engine.quantization",))
     assert [section.quantization for section in follower.wanted] == ["int8"]
     assert follower.live.current.engine.quantization == "int8"
 
 
-async def test_a_model_that_does_not_run_is_told_until_another_is_named(follower: Follower) -> None:
+async def test_a_failed_model_change_is_reported_until_the_engine_section_changes(follower: Follower) -> None:
     async def fail(section: EngineSection) -> str | None:
         return "there is no such folder"
 
@@ -167,14 +167,14 @@ async def test_a_model_that_does_not_run_is_told_until_another_is_named(follower
     assert follower.live.current.engine.model == "demo"
     last = await follower.write('[engine]\nmodel = "/nowhere"\n[limits]\nrequests_per_minute = 1\n')
     assert last.failure == "there is no such folder"
-    assert len(follower.wanted) == 1, "it is not tried again for another setting"
+    assert len(follower.wanted) == 1, "another setting does not trigger a retry"
     follower.live.reload_now()
     await follower.look()
-    assert len(follower.wanted) == 2, "but if somebody asks for it"
-    assert (await follower.write("")).failure == "there is no such folder", "of the old one, which is asked for again"
+    assert len(follower.wanted) == 2, "a requested reload does"
+    assert (await follower.write("")).failure == "there is no such folder", "the failure of the previous change"
 
 
-async def test_a_newer_model_takes_the_place_of_one_that_is_loading(follower: Follower) -> None:
+async def test_a_newer_model_change_replaces_one_in_progress(follower: Follower) -> None:
     gone = asyncio.Event()
 
     async def load(section: EngineSection) -> str | None:
@@ -188,13 +188,13 @@ async def test_a_newer_model_takes_the_place_of_one_that_is_loading(follower: Fo
     await follower.write('[engine]\nquantization = "int8"\n')
     follower.live.reload_now()
     await follower.look()
-    assert len(follower.wanted) == 1, "it is loading already"
+    assert len(follower.wanted) == 1, "the same model is already loading"
     last = await follower.write('[engine]\nquantization = "int4"\n')
     assert last.failure is None
     assert follower.live.current.engine.quantization == "int4"
 
 
-async def test_when_no_model_is_left_following_ends_with_that_error(follower: Follower) -> None:
+async def test_watching_ends_with_the_error_when_no_model_is_left(follower: Follower) -> None:
     async def fail(section: EngineSection) -> str | None:
         raise EngineUnavailable("no model is left")
 
@@ -206,10 +206,10 @@ async def test_when_no_model_is_left_following_ends_with_that_error(follower: Fo
     assert caught.group_contains(EngineUnavailable, match="no model is left")
 
 
-# What the parts do with new settings.
+# Effects of new settings on the components.
 
 
-async def test_new_limits_count_what_was_asked_before(harness: Harness) -> None:
+async def test_new_limits_count_earlier_requests(harness: Harness) -> None:
     for _ in range(3):
         assert harness.access.refusal(a_message(), str) is None
     harness.access.reconfigure(AccessSection(), LimitsSection(requests_per_minute=3))
@@ -222,9 +222,9 @@ async def test_new_limits_count_what_was_asked_before(harness: Harness) -> None:
     assert "hourly quota" in (harness.access.refusal(a_message(), str) or "")
 
 
-async def test_the_next_answer_goes_by_the_new_settings(harness: Harness) -> None:
-    talk = ConversationSection(system_prompt="Be kind.", language="zh")
-    harness.settings.reconfigure(Config(conversation=talk, sampling=SamplingSection(temperature=0)))
+async def test_the_next_answer_uses_the_new_settings(harness: Harness) -> None:
+    conversation = ConversationSection(system_prompt="Be kind.", language="zh")
+    harness.settings.reconfigure(Config(conversation=conversation, sampling=SamplingSection(temperature=0)))
     await harness.ask(a_message())
     [request] = harness.engine.requests
     assert request.messages[0].content == "Be kind."
@@ -232,9 +232,9 @@ async def test_the_next_answer_goes_by_the_new_settings(harness: Harness) -> Non
     assert harness.settings.translator_for(a_message())("Stopped.") == "已停止。"
 
 
-async def test_a_prompt_is_made_anew_for_a_model_that_holds_less(tmp_path: Path) -> None:
+async def test_the_prompt_is_rebuilt_for_a_model_with_a_shorter_context(tmp_path: Path) -> None:
     class Shrinking(ScriptedEngine):
-        """Holds 200 tokens until it is asked, and 60 from then on."""
+        """Its context shrinks from 200 to 60 tokens at the first request."""
 
         def shrink(self) -> None:
             self._context_length = 60
@@ -254,7 +254,7 @@ async def test_a_prompt_is_made_anew_for_a_model_that_holds_less(tmp_path: Path)
     assert len(engine.requests[-1].messages) == 1
 
 
-async def test_another_retention_takes_effect_at_once(tmp_path: Path) -> None:
+async def test_a_changed_retention_takes_effect_at_once(tmp_path: Path) -> None:
     class Watched(SqlStore):
         async def expire(self, before: datetime) -> int:
             expired.put_nowait(before)
@@ -273,7 +273,7 @@ async def test_another_retention_takes_effect_at_once(tmp_path: Path) -> None:
         assert expired.empty()
 
 
-def test_log_levels_that_are_named_no_more_are_as_if_never_named() -> None:
+def test_log_levels_removed_from_the_settings_are_reset() -> None:
     names = ("", "bot", "bot.engine", "alembic")
     before = {name: logging.getLogger(name).level for name in names}
     try:
@@ -288,7 +288,7 @@ def test_log_levels_that_are_named_no_more_are_as_if_never_named() -> None:
             logging.getLogger(name).setLevel(level)
 
 
-async def test_admins_are_told_what_came_of_the_last_change(harness: Harness, follower: Follower) -> None:
+async def test_status_shows_admins_the_result_of_the_last_reload(harness: Harness, follower: Follower) -> None:
     async def fail(section: EngineSection) -> str | None:
         return "there is no such folder"
 
@@ -301,8 +301,8 @@ async def test_admins_are_told_what_came_of_the_last_change(harness: Harness, fo
     async def status(author: Author = MEI) -> str:
         exchange = await intake.accept(a_message("/status", author=author))
         assert exchange is not None
-        async with intake.answers.stream(exchange) as stream:
-            return notice_of([event async for event in stream])
+        async with intake.answers.stream(exchange) as events:
+            return "\n".join([event.text async for event in events if isinstance(event, Notice)])
 
     assert "Settings reloaded" not in await status()
     await follower.write('[engine]\nmodel = "/nowhere"\n[logs]\nformat = "json"\n[adapters.discord]\nthreads = false\n')

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_defaults_bear_no_mark(folder: Path) -> None:
+def test_defaults_have_no_mark(folder: Path) -> None:
     shown = lines(folder)
     assert not [line for line in shown if line.startswith("*")]
     assert "  temperature = 0.95" in shown
@@ -39,7 +39,7 @@ def test_defaults_bear_no_mark(folder: Path) -> None:
     assert shown[-2:] == ["Changed settings: 0", "Adapters that will run: console"]
 
 
-def test_a_changed_setting_is_marked_and_says_where_it_was_made_and_what_it_was(folder: Path) -> None:
+def test_a_changed_setting_is_marked_with_its_source_and_default(folder: Path) -> None:
     toml = '[conversation]\nsystem_prompt = "你好"\n[logs]\nlevels = { "bot.engine" = "debug" }'
     shown = lines(folder, toml, BOT_ACCESS__ADMINS="discord:1,discord:2")
     assert [line for line in shown if line.startswith("*")] == [
@@ -50,7 +50,7 @@ def test_a_changed_setting_is_marked_and_says_where_it_was_made_and_what_it_was(
     assert "Changed settings: 3" in shown
 
 
-def test_a_setting_that_repeats_its_default_is_not_marked_but_has_its_place(folder: Path) -> None:
+def test_a_setting_equal_to_its_default_has_a_source_but_no_mark(folder: Path) -> None:
     assert '  model = "demo"                              # bot.toml, line 2' in lines(
         folder, '[engine]\nmodel = "demo"'
     )
@@ -64,5 +64,5 @@ def test_secrets_are_shown_only_as_set(folder: Path) -> None:
     assert shown[-1] == "Adapters that will run: discord"
 
 
-def test_it_says_when_nothing_will_run(folder: Path) -> None:
+def test_a_configuration_without_platforms_is_pointed_out(folder: Path) -> None:
     assert "none; enable one" in lines(folder, "[adapters.console]\nenabled = false")[-1]

@@ -1,4 +1,4 @@
-"""Canaries in every place that a secret can come from; none may be seen, in any form, wherever the program speaks."""
+"""No secret, from any source and in any encoding, appears in output, logs or errors."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ from bot.observability.logging import Redaction
 from tests.cli.test_main import environment
 from tests.harness import warm_start
 
-# With what URLs and shells make something else of; a token in an address may not have it.
+# Some contain characters that URLs and shells encode.
 TOKENS = {
     "BOT_DISCORD__TOKEN": "canary-1.discord.token",
     "BOT_TELEGRAM__TOKEN": "123456789:canary-2-telegram-token",
@@ -39,24 +39,24 @@ PASSWORDS = {
     "BOT_SLACK__PROXY": "canary-10-proxy",
     "HTTPS_PROXY": "canary-11-proxy",
 }
-# Lines of a log: by then each platform has failed and been tried again.
-_A_LOT = 12
+# Log lines after which each platform has failed and been retried.
+_MANY_LINES = 12
 SECRETS = [*TOKENS.values(), *PASSWORDS.values()]
 
 
-def in_all_forms(secret: str) -> set[str]:
+def encodings_of(secret: str) -> set[str]:
     encoded = secret.encode()
     tails = {base64.b64encode(b"x" * pad + encoded).decode().rstrip("=")[-12:] for pad in range(3)}
     return {secret, quote(secret, safe=""), repr(secret)[1:-1], json.dumps(secret)[1:-1], *tails}
 
 
-def seen_in(text: str, *secrets: str) -> list[str]:
-    return [form for secret in secrets or SECRETS for form in in_all_forms(secret) if form in text]
+def leaks_in(text: str, *secrets: str) -> list[str]:
+    return [form for secret in secrets or SECRETS for form in encodings_of(secret) if form in text]
 
 
 @asynccontextmanager
 async def a_server(status: int, body: str) -> AsyncIterator[str]:
-    """Answers everything so, and repeats the address and the headers that it was asked with."""
+    """Serve this answer to every request; {asked} is replaced by URL and headers of the request."""
 
     async def answer(request: web.Request) -> web.Response:
         said = body.replace("{asked}", f"{request.url} {dict(request.headers)}")
@@ -75,7 +75,7 @@ async def a_server(status: int, body: str) -> AsyncIterator[str]:
 
 
 def everywhere(url: str, *, proxies: bool) -> dict[str, str]:
-    """Canaries in all settings, and all platforms at this address, or at it as a proxy."""
+    """Return variables with canaries in all secrets, and all platforms at `url` or behind it as a proxy."""
     beyond = "http://platform.invalid" if proxies else url
     given = TOKENS | {
         "BOT_DISCORD__API_URL": f"{beyond}/api/v10",
@@ -93,15 +93,15 @@ def everywhere(url: str, *, proxies: bool) -> dict[str, str]:
     return given
 
 
-async def what_it_says(folder: Path, *args: str, module: str = "bot", **variables: str) -> str:
-    """Run the program until it ends, or has said a lot; what it wrote, on both ways."""
+async def output_of(folder: Path, *args: str, module: str = "bot", **variables: str) -> str:
+    """Run the program until it exits or has written many lines; return its output."""
     log = folder / "said"
     log.unlink(missing_ok=True)
     env = environment(PYTHONASYNCIODEBUG="1", **variables)
     process = warm_start.start(args, folder=folder, env=env, stdout=log, stderr=log, module=module)
     try:
         while process.returncode is None:
-            if args == ("run",) and log.exists() and log.read_bytes().count(b"\n") >= _A_LOT:
+            if args == ("run",) and log.exists() and log.read_bytes().count(b"\n") >= _MANY_LINES:
                 process.terminate()
             await asyncio.sleep(0.05)
     finally:
@@ -119,16 +119,16 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("status", "body"), ANSWERS, ids=["refused", "broken", "nonsense"])
 @pytest.mark.parametrize("proxies", [False, True], ids=["direct", "by proxy"])
-async def test_no_secret_is_seen_when_platforms_fail(tmp_path: Path, status: int, body: str, proxies: bool) -> None:
+async def test_no_secret_is_shown_when_platforms_fail(tmp_path: Path, status: int, body: str, proxies: bool) -> None:
     async with a_server(status, body) as url:
         given = everywhere(url, proxies=proxies)
         for command in (["check", "--online"], ["run"]):
-            said = await what_it_says(tmp_path, *command, **given)
-            assert said, "it says what is wrong"
-            assert seen_in(said) == [], said
+            said = await output_of(tmp_path, *command, **given)
+            assert said, "there is an error message"
+            assert leaks_in(said) == [], said
 
 
-async def test_no_secret_is_seen_in_a_traceback_of_a_fault_of_ours(tmp_path: Path) -> None:
+async def test_no_secret_is_shown_in_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "faulty_bot.py").write_text(
         "import bot.adapters.telegram.adapter as module\n"
         "from bot.__main__ import main\n"
@@ -138,12 +138,12 @@ async def test_no_secret_is_seen_in_a_traceback_of_a_fault_of_ours(tmp_path: Pat
         "main()\n"
     )
     given = TOKENS | {"BOT_OPERATIONS__PORT": "0"}
-    said = await what_it_says(tmp_path, "run", module="faulty_bot", **given)
+    said = await output_of(tmp_path, "run", module="faulty_bot", **given)
     assert "RuntimeError: ('no route to https://x/bot(secret)/getMe'" in said
-    assert seen_in(said) == []
+    assert leaks_in(said) == []
 
 
-def test_no_secret_is_seen_in_the_settings_however_they_are_shown(tmp_path: Path) -> None:
+def test_no_secret_is_shown_in_any_form_of_the_settings(tmp_path: Path) -> None:
     for name, password in PASSWORDS.items():
         if name.startswith("BOT_"):
             (tmp_path / name.removeprefix("BOT_").lower()).write_text(f"http://me:{password}@proxy:1\n")
@@ -153,11 +153,11 @@ def test_no_secret_is_seen_in_the_settings_however_they_are_shown(tmp_path: Path
     sections = [loaded.config.storage, *loaded.config.adapters.values()]
     shown = [*report(loaded), repr(loaded), str(loaded), repr(loaded.config), loaded.config.model_dump_json()]
     shown += [form for section in sections for form in (repr(section), str(section), str(section.model_dump()))]
-    assert seen_in("\n".join(shown), *SECRETS, "canary-12/pass") == []
+    assert leaks_in("\n".join(shown), *SECRETS, "canary-12/pass") == []
     assert "  proxy = (set)" in "\n".join(shown).replace("* proxy", "  proxy")
 
 
-def test_a_mistake_in_the_settings_does_not_tell_the_secret_beside_it(tmp_path: Path) -> None:
+def test_a_mistake_in_the_settings_does_not_reveal_a_secret(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         '[adapters.discord]\nproxy = "http://me:canary-8@proxy:1"\n[adapters.slack]\nproxy = "me:canary-9@proxy:1"\n'
         'token = "canary-3"\n[storage]\nurl = "mysql://bot:canary-12/pass@db/bot"\n'
@@ -174,10 +174,10 @@ def test_a_proxy_without_a_password_is_shown(tmp_path: Path) -> None:
     assert "http://proxy:3128" not in loaded.config.secrets
 
 
-def test_what_libraries_read_by_themselves_is_blotted_out_too() -> None:
+def test_secrets_that_libraries_read_from_the_environment_are_redacted() -> None:
     environ = {"HF_TOKEN": "canary-6-hub", "https_proxy": "http://me:canary-11@proxy:1", "NO_PROXY": "localhost"}
     redact = Redaction(environment_secrets(environ))
-    assert seen_in(redact("canary-6-hub http://me:canary-11@proxy:1 canary-11"), "canary-6-hub", "canary-11") == []
+    assert leaks_in(redact("canary-6-hub http://me:canary-11@proxy:1 canary-11"), "canary-6-hub", "canary-11") == []
 
 
 class ApiKeySection(Section):
@@ -200,8 +200,8 @@ def test_a_secret_in_any_section_at_any_depth_is_redacted_and_not_shown(name: st
     canaries = ("canary-21", "canary-22", "canary-23", "canary-24")
     assert {secret for secret in config.secrets if secret in canaries} == {*canaries}
     line = repr([SecretStr.get_secret_value(each) for each in (section().required, section().optional)])
-    assert seen_in(Redaction(config.secrets)(f"{line} canary-21 canary-22"), *canaries) == []
+    assert leaks_in(Redaction(config.secrets)(f"{line} canary-21 canary-22"), *canaries) == []
     assert all(is_secret(section.model_fields[field]) for field in ("required", "optional", "nested", "many"))
     shown = "\n".join(report(LoadedConfig(config, {})))
-    assert seen_in(shown, *canaries) == []
+    assert leaks_in(shown, *canaries) == []
     assert "(set)" in shown

@@ -1,4 +1,4 @@
-"""The operations server: who asks it, over a real connection, is told the truth at once."""
+"""The operations server over a real connection."""
 
 import asyncio
 import socket
@@ -32,12 +32,12 @@ async def watcher(parts: Components) -> AsyncIterator[Watcher]:
         yield Watcher(http, port)
 
 
-async def test_while_the_model_loads_it_is_alive_and_not_ready(watcher: Watcher) -> None:
+async def test_it_is_alive_and_not_ready_while_the_model_loads(watcher: Watcher) -> None:
     assert await watcher.get("/livez") == (200, "alive\n")
     assert await watcher.ready() == (503, {"program": "ok", "store": "opening", "engine": "loading"})
 
 
-async def test_it_is_ready_when_all_parts_are(watcher: Watcher, parts: Components, tmp_path: Path) -> None:
+async def test_it_is_ready_when_all_components_are(watcher: Watcher, parts: Components, tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         parts.store, parts.engine = store, ScriptedEngine()
         assert await watcher.ready() == (200, {"program": "ok", "store": "ok", "engine": "ok"})
@@ -53,11 +53,11 @@ async def test_a_stuck_engine_is_not_ready_but_alive(watcher: Watcher, parts: Co
         assert (await watcher.get("/livez"))[0] == 200
 
 
-async def test_there_is_nothing_else(watcher: Watcher) -> None:
+async def test_other_paths_are_not_found(watcher: Watcher) -> None:
     assert (await watcher.get("/"))[0] == 404
 
 
-async def test_a_taken_port_is_one_sentence(parts: Components) -> None:
+async def test_a_port_in_use_is_one_sentence(parts: Components) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
@@ -65,7 +65,7 @@ async def test_a_taken_port_is_one_sentence(parts: Components) -> None:
             AddressUnavailable, match=rf"127\.0\.0\.1:{port} \(Address already in use\); .*operations\.port"
         ) as caught:
             async with serve_operations(OperationsSection(port=port), app):
-                raise AssertionError("it listens where somebody else does")
+                raise AssertionError("it listens on a port in use")
     assert "\n" not in str(caught.value)
 
 
@@ -79,7 +79,7 @@ async def test_it_listens_on_ipv6_too(parts: Components) -> None:
         assert answer.status == 200
 
 
-async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hold_it_up(parts: Components) -> None:
+async def test_shutdown_frees_the_port_without_waiting_for_an_open_connection(parts: Components) -> None:
     app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with asyncio.timeout(30):
         async with serve_operations(ANY_PORT, app) as port:
@@ -93,7 +93,7 @@ async def test_when_it_ends_the_port_is_free_and_an_open_connection_does_not_hol
         pass
 
 
-async def test_another_process_learns_whether_it_is_ready(parts: Components, tmp_path: Path) -> None:
+async def test_another_process_can_query_readiness(parts: Components, tmp_path: Path) -> None:
     app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with serve_operations(ANY_PORT, app) as port, temporary_store(tmp_path) as store:
         here = OperationsSection(host="0.0.0.0", port=port)
@@ -103,12 +103,12 @@ async def test_another_process_learns_whether_it_is_ready(parts: Components, tmp
         assert await asyncio.to_thread(query_readiness, here) == (True, "program: ok\nstore: ok\nengine: ok")
 
 
-async def test_where_no_bot_answers_that_is_said(unused_tcp_port: int) -> None:
+async def test_a_query_without_a_running_bot_says_so(unused_tcp_port: int) -> None:
     is_ready, said = await asyncio.to_thread(query_readiness, OperationsSection(port=unused_tcp_port))
     assert (is_ready, f"no bot answers on 127.0.0.1:{unused_tcp_port}" in said) == (False, True)
 
 
-async def test_what_is_no_bot_is_not_ready() -> None:
+async def test_another_server_on_the_port_is_not_ready() -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail here\r\n")
         await reader.read()

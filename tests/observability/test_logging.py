@@ -49,7 +49,7 @@ def events(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_line_is_json_where_no_terminal_reads_it() -> None:
+def test_lines_are_json_unless_a_terminal_reads_them() -> None:
     stream = logging_to(io.StringIO())
     log.info("exchange answered", exchange=7)
     (event,) = events(stream)
@@ -66,7 +66,7 @@ def test_a_line_is_json_where_no_terminal_reads_it() -> None:
         (io.StringIO(), "console", False, False),
     ],
 )
-def test_the_form_follows_the_setting_then_the_terminal(
+def test_the_format_follows_the_setting_then_the_terminal(
     stream: io.StringIO, form: str, is_json: bool, is_coloured: bool
 ) -> None:
     logging_to(stream, format=form)
@@ -75,7 +75,7 @@ def test_the_form_follows_the_setting_then_the_terminal(
     assert ("\x1b[" in stream.getvalue()) == is_coloured
 
 
-def test_standard_error_is_where_logs_go(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(LogsSection())
     log.info("ready")
     out, err = capsys.readouterr()
@@ -83,7 +83,7 @@ def test_standard_error_is_where_logs_go(capsys: pytest.CaptureFixture[str]) -> 
     assert "ready" in err
 
 
-def test_libraries_and_warnings_take_the_same_way() -> None:
+def test_libraries_and_warnings_log_in_the_same_format() -> None:
     stream = logging_to(io.StringIO(), level="debug")
     logging.getLogger("library").warning("%d of %d", 1, 2)
     with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def test_libraries_and_warnings_take_the_same_way() -> None:
     assert "DeprecationWarning: old" in second["event"]
 
 
-def test_every_line_inside_bears_the_bound_ids_whoever_writes_it() -> None:
+def test_lines_inside_a_log_context_have_its_ids_also_those_of_libraries() -> None:
     stream = logging_to(io.StringIO())
     with log_context(exchange=7):
         log.info("inside")
@@ -103,14 +103,14 @@ def test_every_line_inside_bears_the_bound_ids_whoever_writes_it() -> None:
     assert [event.get("exchange") for event in events(stream)] == [7, 7, None]
 
 
-def test_levels_are_set_per_part() -> None:
+def test_levels_are_set_per_logger() -> None:
     stream = logging_to(io.StringIO(), level="warning", levels={"bot.engine": "debug"})
     log.info("not heard")
     structlog.get_logger("bot.engine").debug("heard")
     assert [event["event"] for event in events(stream)] == ["heard"]
 
 
-def test_libraries_are_heard_from_warning_on_unless_named_and_never_at_debug() -> None:
+def test_libraries_log_at_warning_unless_configured_and_never_at_debug() -> None:
     stream = logging_to(io.StringIO(), level="debug")
     logging.getLogger("library").info("not heard")
     logging_to(stream, level="debug", levels={"library": "debug"})
@@ -119,7 +119,7 @@ def test_libraries_are_heard_from_warning_on_unless_named_and_never_at_debug() -
     assert [event["event"] for event in events(stream)] == ["heard"]
 
 
-def test_what_people_wrote_is_withheld_even_when_somebody_logs_it() -> None:
+def test_message_texts_are_withheld_even_if_logged() -> None:
     stream = logging_to(io.StringIO())
     message = IncomingMessage(
         "1", ChannelKey("x", "1"), Author("x", "1", CANARY), CANARY, datetime(2026, 1, 1, tzinfo=UTC)
@@ -131,7 +131,7 @@ def test_what_people_wrote_is_withheld_even_when_somebody_logs_it() -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_known_secret_is_blotted_out_wherever_it_stands(form: str) -> None:
+def test_a_known_secret_is_redacted_in_every_field(form: str) -> None:
     secret = 'pass"wörd\\7f3a91'
     stream = logging_to(io.StringIO(), secret, "", "abc", format=form)
     log.info("with %s", secret, url=f"x://{secret}", headers={"a": [secret]})
@@ -147,7 +147,7 @@ def test_a_known_secret_is_blotted_out_wherever_it_stands(form: str) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["C", "Z"]), min_size=6))
-def test_no_known_secret_stands_in_any_line(secret: str) -> None:
+def test_no_line_contains_a_known_secret(secret: str) -> None:
     assume(secret not in REDACTED)
     for form in ("json", "console"):
         stream = logging_to(io.StringIO(), secret, format=form)
@@ -168,7 +168,7 @@ def test_no_known_secret_stands_in_any_line(secret: str) -> None:
         "hf_" + "a" * 34,
     ],
 )
-def test_whatever_looks_like_a_token_is_blotted_out(token: str) -> None:
+def test_strings_with_the_shape_of_a_token_are_redacted(token: str) -> None:
     stream = logging_to(io.StringIO())
     log.info("refused", address=f"https://host.example/{token}/getMe")
     logging.getLogger("library").error("refused: %s", token)
@@ -176,7 +176,7 @@ def test_whatever_looks_like_a_token_is_blotted_out(token: str) -> None:
     assert stream.getvalue().count(REDACTED) == 2
 
 
-def test_passwords_and_authorizations_are_blotted_out() -> None:
+def test_passwords_and_authorization_headers_are_redacted() -> None:
     stream = logging_to(io.StringIO())
     log.info("postgresql+psycopg://bot:hush-hush@db/bot")
     log.info("Authorization: Bearer hush-hush")
@@ -185,13 +185,13 @@ def test_passwords_and_authorizations_are_blotted_out() -> None:
     assert "@db/bot" in stream.getvalue()
 
 
-def test_ids_and_times_are_no_tokens() -> None:
+def test_ids_and_times_are_not_redacted() -> None:
     stream = logging_to(io.StringIO())
     log.info("slack:C01:1718.2 at 2026-11-20T18:00:00.000000Z", channel="discord:123456789012345678")
     assert REDACTED not in stream.getvalue()
 
 
-def test_the_values_of_a_failed_statement_are_withheld() -> None:
+def test_the_parameters_of_a_failed_statement_are_withheld() -> None:
     failure = f"no such table\n[SQL: INSERT]\n[parameters: ('{CANARY}', '] x')]\n(Background: …)"
     stream = io.StringIO()
     for form in ("console", "json"):
@@ -204,7 +204,7 @@ def test_the_values_of_a_failed_statement_are_withheld() -> None:
     assert stream.getvalue().count("(Background: …)") == 2
 
 
-def test_a_text_cannot_command_the_terminal() -> None:
+def test_escape_sequences_in_texts_do_not_reach_the_terminal() -> None:
     stream = logging_to(io.StringIO(), format="console")
     logging.getLogger("library").error("refused: \x1b[2J")
     log.error("refused", channel="\x1b[2J")

@@ -1,4 +1,4 @@
-"""The program starts without torch, and says what is missing where it needs it."""
+"""The program starts without torch and names the missing package where it is needed."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def bot_without_torch(
     )
 
 
-def test_echo_runs_everything_else_without_torch(tmp_path: Path) -> None:
+def test_the_echo_backend_runs_without_torch(tmp_path: Path) -> None:
     ran = bot_without_torch(tmp_path, "run", stdin="hello 你好\n/status\n", BOT_ENGINE__BACKEND="echo")
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith("hello 你好\n- Model: echo")

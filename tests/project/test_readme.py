@@ -26,7 +26,7 @@ def shown(value: object) -> str:
 
 
 def tables(text: str) -> dict[str, str]:
-    """What stands under each table of config.toml."""
+    """Return the text under each section of config.toml."""
     parts = re.split(r"^\*\*`\[([\w.]+)\]`\*\*", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 

@@ -1,4 +1,4 @@
-"""What a release consists of: the bill of materials names what the bot needs, as locked, and nothing of its tests."""
+"""Release files: bill of materials, reproducible wheel, changelog."""
 
 import hashlib
 import re
@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from bot import __version__
-from release.sbom import NotAsLocked, closure, locked, plain, shipped, wanted
+from release.sbom import LockMismatch, closure, locked, plain, shipped, wanted
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, Any]:
-    """What the tool would find here, as far as we read it."""
+    """Return the fields of a CycloneDX bill that sbom.py reads."""
     installed = {plain(each.name): each for each in metadata.distributions()}
     return {
         "bomFormat": "CycloneDX",
@@ -34,7 +34,7 @@ def whole() -> dict[str, Any]:
     }
 
 
-def test_it_names_what_the_bot_needs_and_nothing_of_its_tests(whole: dict[str, Any]) -> None:
+def test_the_bill_contains_runtime_packages_and_no_test_packages(whole: dict[str, Any]) -> None:
     bill = shipped(deepcopy(whole), wanted(), locked())
     names = {plain(each["name"]) for each in bill["components"]}
     assert {"torch", "discord-py", "greenlet", "aiosignal", "psycopg-binary", "transformers"} <= names
@@ -42,30 +42,30 @@ def test_it_names_what_the_bot_needs_and_nothing_of_its_tests(whole: dict[str, A
     assert bill["metadata"]["component"]["version"] == __version__
 
 
-def test_each_dependency_leads_to_a_component(whole: dict[str, Any]) -> None:
+def test_each_dependency_refers_to_a_component(whole: dict[str, Any]) -> None:
     bill = shipped(deepcopy(whole), wanted(), locked())
     refs = {each["bom-ref"] for each in bill["components"]}
     assert {each["ref"] for each in bill["dependencies"]} == refs | {"root"}
     assert {ref for each in bill["dependencies"] for ref in each["dependsOn"]} <= refs
 
 
-def test_what_is_not_as_locked_makes_no_bill(whole: dict[str, Any]) -> None:
-    with pytest.raises(NotAsLocked, match=r"click \S+ is installed, and constraints\.txt says 0\.1"):
+def test_packages_that_differ_from_constraints_are_rejected(whole: dict[str, Any]) -> None:
+    with pytest.raises(LockMismatch, match=r"click \S+ is installed, and constraints\.txt says 0\.1"):
         shipped(deepcopy(whole), ["click"], {"click": "0.1"})
-    with pytest.raises(NotAsLocked, match="no-such-thing is not installed"):
+    with pytest.raises(LockMismatch, match="no-such-thing is not installed"):
         shipped(deepcopy(whole), ["no_such.thing>=1"], {})
 
 
-def test_extras_are_followed_as_they_are_asked_for() -> None:
+def test_extras_are_followed_when_requested() -> None:
     assert "greenlet" not in dict(closure(["sqlalchemy"]))
     assert "greenlet" in dict(closure(["sqlalchemy", "sqlalchemy[asyncio]"]))
 
 
-def test_everything_that_is_asked_for_is_locked() -> None:
+def test_all_requirements_are_locked() -> None:
     assert {plain(each) for each in wanted()} <= locked().keys()
 
 
-def test_the_same_sources_make_the_same_wheel(tmp_path: Path) -> None:
+def test_the_same_sources_build_the_same_wheel(tmp_path: Path) -> None:
     sources = tmp_path / "sources"
     sums: set[str] = set()
     for folder in ("bot", "migrations"):
@@ -84,7 +84,7 @@ def test_the_same_sources_make_the_same_wheel(tmp_path: Path) -> None:
     assert len(sums) == 1
 
 
-def test_the_changelog_tells_of_this_version_below_what_is_not_released() -> None:
+def test_the_changelog_has_this_version_below_unreleased() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = re.findall(r"^## (?:\[([\d.]+)\] - (\d{4}-\d{2}-\d{2})|Unreleased)$", text, re.MULTILINE)
     assert versions[0] == ("", "")

@@ -1,4 +1,4 @@
-"""The date, while somebody moves the machine's clock."""
+"""The calendar while the system clock is changed."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from tests.harness.messages import NOON
 
 
 class Wall:
-    """A wall clock that goes with a ManualClock, and can be moved."""
+    """A wall clock that follows a ManualClock and can be moved."""
 
     def __init__(self) -> None:
         self.clock = ManualClock(1000.0)
@@ -16,16 +16,16 @@ class Wall:
         self.calendar = Calendar(self.clock, lambda: NOON + timedelta(seconds=self.clock.now() - 1000) + self.moved)
 
     def after(self, **time: float) -> timedelta:
-        """How far the calendar is from noon once so much time has passed."""
+        """Let time pass; return the difference between the calendar and noon."""
         self.clock.jump(timedelta(**time).total_seconds())
         return self.calendar.today() - NOON
 
 
-def test_the_date_goes_on_with_the_clock() -> None:
+def test_the_date_follows_the_monotonic_clock() -> None:
     assert Wall().after(hours=5) == timedelta(hours=5)
 
 
-def test_a_year_that_came_for_a_minute_is_not_believed() -> None:
+def test_a_jump_of_a_year_for_a_minute_is_ignored() -> None:
     wall = Wall()
     wall.moved = timedelta(days=365)
     assert wall.after(minutes=1) == timedelta(minutes=1)
@@ -33,14 +33,14 @@ def test_a_year_that_came_for_a_minute_is_not_believed() -> None:
     assert wall.after(hours=2) == timedelta(hours=2, minutes=1)
 
 
-def test_a_date_that_stays_is_believed_after_an_hour() -> None:
+def test_a_jump_ahead_is_trusted_after_an_hour() -> None:
     wall = Wall()
     wall.moved = timedelta(days=1)
     assert wall.after(minutes=10) == timedelta(minutes=10)
     assert wall.after(minutes=61) == timedelta(days=1, minutes=71)
 
 
-def test_a_clock_that_is_set_back_is_followed_at_once() -> None:
+def test_a_clock_set_back_is_followed_at_once() -> None:
     wall = Wall()
     wall.moved = timedelta(days=-1)
     assert wall.after(minutes=1) == timedelta(days=-1, minutes=1)

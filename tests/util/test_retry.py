@@ -1,4 +1,4 @@
-"""What is told to wait is called again in its time, and not before."""
+"""Rate-limited calls are retried after the wait and not before."""
 
 from contextlib import AbstractAsyncContextManager, nullcontext
 
@@ -28,7 +28,7 @@ def refusing_once(ending: str, answer: web.Response, heard: list[str]) -> Guard:
     return guard
 
 
-async def test_a_method_of_slacks_that_must_wait_is_called_for_nobody_before_its_time() -> None:
+async def test_a_rate_limited_slack_method_is_not_called_before_its_time() -> None:
     clock, heard = ManualClock(), list[str]()
     refusal = web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "5"})
     async with SlackServer() as server, web_api(server.settings(), clock) as api:
@@ -45,7 +45,7 @@ async def test_a_method_of_slacks_that_must_wait_is_called_for_nobody_before_its
         assert (await api.users_info(user=ann))["ok"]
 
 
-async def test_of_slacks_new_messages_only_those_in_the_channel_that_must_wait_do() -> None:
+async def test_a_rate_limited_channel_delays_only_its_own_messages_on_slack() -> None:
     clock, heard = ManualClock(), list[str]()
     refusal = web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "5"})
     async with SlackServer() as server, web_api(server.settings(), clock) as api:
@@ -59,7 +59,7 @@ async def test_of_slacks_new_messages_only_those_in_the_channel_that_must_wait_d
         assert len(heard) == 2
 
 
-async def test_discord_is_told_the_commands_when_it_lets_us() -> None:
+async def test_discord_commands_are_registered_after_the_rate_limit() -> None:
     heard = list[str]()
     refusal = web.json_response(
         {"message": "You are being rate limited.", "retry_after": 1.5, "global": False},
@@ -79,7 +79,7 @@ async def test_discord_is_told_the_commands_when_it_lets_us() -> None:
     assert len(heard) == 2
 
 
-async def test_telegram_is_told_the_commands_when_it_lets_us() -> None:
+async def test_telegram_commands_are_registered_after_the_rate_limit() -> None:
     heard = list[str]()
     refusal = web.json_response(
         {"ok": False, "error_code": 429, "description": "Too Many Requests", "parameters": {"retry_after": 1}},

@@ -1,4 +1,4 @@
-"""The end of the program: its time is limited, and a second signal does not wait for it."""
+"""Shutdown: limited in time, and immediate after a second signal."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from bot.util.shutdown import ShutdownDeadline
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Those of the tests' own process come back."""
+    """Restore the signal handlers of the test process."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
@@ -21,14 +21,14 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_the_end_is_the_end(number: signal.Signals) -> None:
+def test_a_second_signal_exits_at_once(number: signal.Signals) -> None:
     codes: list[int] = []
     ShutdownDeadline(seconds=60.0, exit=codes.append).start()
     os.kill(os.getpid(), number)
     assert codes == [128 + number]
 
 
-async def test_an_end_that_takes_too_long_is_cut_off() -> None:
+async def test_a_shutdown_that_takes_too_long_is_cut_off() -> None:
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     codes: list[int] = []
