@@ -32,7 +32,7 @@ from bot.util.shutdown import ShutdownDeadline
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Seconds between two checks that this process still holds the lock on the database.
+# Seconds between two renewals of the lock on the database.
 _LOCK_INTERVAL = 15.0
 
 # Seconds between two checks that the engine still runs.

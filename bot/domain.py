@@ -10,7 +10,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class ChannelKey:
-    """Where a conversation happens; everything that is kept hangs on this key.
+    """The place of a conversation: everything stored belongs to one.
 
     >>> str(ChannelKey("slack", "C01", "1718.2"))
     'slack:C01:1718.2'
@@ -40,15 +40,15 @@ class Author:
 
     @property
     def key(self) -> str:
-        """What config.toml calls this person, in `access.admins` for example."""
+        """The person's id in config.toml, in `access.admins` for example."""
         return f"{self.platform}:{self.id}"
 
 
 @dataclass(frozen=True, slots=True)
 class IncomingMessage:
-    """What somebody said to the bot, free of a platform's notation.
+    """A message to the bot, without its platform's notation.
 
-    Its `id` is the platform's own; like a channel's it has no space.
+    `id` is the platform's own; like a channel's it has no space.
     """
 
     id: str
@@ -70,10 +70,10 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is drawn.
+    """Parameters of sampling.
 
-    `temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 switch those
-    cuts off; `max_tokens` None means as many as the context holds.
+    `temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 disable those
+    cuts; `max_tokens` None is limited by the context only.
     """
 
     temperature: float = 0.95
@@ -112,9 +112,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Still waiting: `position` 1 is next; `wait` in seconds, from measured speed.
+    """The request waits: `position` 1 is next; `wait` is an estimate in seconds.
 
-    With `is_model_changing` it is another model that is waited for, and `wait` is how long that takes.
+    With `is_model_changing` it waits for another model to be loaded.
     """
 
     position: int
@@ -162,7 +162,7 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine is, and whether it makes progress.
+    """The engine's load and progress.
 
     `since_progress` is the age in seconds of the last completed step, or of the oldest
     work after an idle time; 0 while idle.  `down` is the reason if it will never answer again.
@@ -249,7 +249,7 @@ class QueueDepth:
 
 
 class Action(StrEnum):
-    """What a button under a reply does."""
+    """The effect of a button under a reply."""
 
     STOP = "stop"
     RETRY = "retry"

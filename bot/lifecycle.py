@@ -2,7 +2,7 @@
 
 An exchange is one row of the store.  Beside its status the row has a claim: the process that
 works on it (`owner`) and a number that every claim raises (`fence`).  An exchange is *owed*
-while it is open or answered and nobody in this process has claimed it; claims of earlier
+while it is open or answered and no worker of this process has claimed it; claims of earlier
 processes are void.  Each write of a worker names its fence, so that a worker whose claim was
 revoked changes nothing any more.
 

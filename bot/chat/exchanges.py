@@ -1,4 +1,4 @@
-"""Exchanges in flight: who works on what, in which order, and every change of state.
+"""Exchanges in flight: their workers, their order, and every change of state.
 
 The row in the store is the truth (bot/lifecycle.py has the table of transitions).  The
 registry here holds only what a row cannot: the task, the stop flag, the parts being shown.
@@ -308,11 +308,11 @@ class Exchanges:
             self._check_deleted(self.worker(exchange))
 
     async def complete(self, exchange: Exchange) -> None:
-        """Note that the last edit has landed, or that there is nothing to show."""
+        """Mark the exchange as delivered: the last edit has landed, or nothing is shown."""
         await self._finish(exchange, lambda: self._store.complete(exchange))
 
     async def fail(self, exchange: Exchange, reason: str) -> None:
-        """Note that the platform will never show the reply."""
+        """Give the exchange up: the platform will never show the reply."""
         await self._finish(exchange, lambda: self._store.fail(exchange, reason))
 
     async def settle(self, exchange: Exchange, answer: Answer) -> None:

@@ -35,7 +35,7 @@ class ButtonResult:
 
 
 class Intake:
-    """Everything an adapter tells the bot; what it returns must be shown with `Replies.start`.
+    """All events of an adapter; each exchange it returns must be shown with `Replies.start`.
 
     Each call returns when its effect is stored: then the platform may be told that the
     event arrived.  All of them may raise StoreError; the event must then come again.
@@ -103,7 +103,7 @@ class Intake:
         if known is None or known.kind is not Kind.CHAT:
             return None
         if known.message.text == message.text:
-            # An earlier try may have stored the edit although it was told that it failed.
+            # An earlier attempt may have stored the edit and lost the acknowledgement.
             return await self.exchanges.claim(known)
         refusal = self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         # Even if it is refused, the old text goes: its author may have a reason to take it back.

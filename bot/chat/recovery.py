@@ -64,7 +64,7 @@ class Recovery:
         return shown
 
     def _is_late(self, exchange: Exchange) -> bool:
-        """Whether its author hardly waits any more; a reply that was begun is finished however late."""
+        """Return whether the question is too old to be answered; a reply that was begun is always finished."""
         worker = self._exchanges.find(exchange)
         is_admitted = worker is not None and worker.is_admitted
         oldest = self._calendar.today() - timedelta(minutes=self._settings.conversation.catch_up_minutes)

@@ -1,4 +1,4 @@
-"""What the delivery of a reply asks of a platform."""
+"""The seam between delivery and a platform: Messenger."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from bot.domain import ChannelKey, Controls
 
 
 class Messenger(Protocol):
-    """The verbs delivery needs of a platform; ids are the platform's own.
+    """The calls that delivery makes to a platform; ids are the platform's own.
 
     Every verb may raise RateLimited, PlatformUnavailable and ChannelGone.
     """
@@ -16,7 +16,7 @@ class Messenger(Protocol):
     def format(self) -> Format: ...
 
     def edit_interval(self, channel: ChannelKey) -> float:
-        """Seconds between two edits there: a group may bear fewer than a DM."""
+        """Return the seconds between two edits in the channel: a group may allow fewer than a DM."""
         ...
 
     async def send(
@@ -24,8 +24,8 @@ class Messenger(Protocol):
     ) -> str:
         """Send a message and return its id.
 
-        Each try at the same message has the same `nonce` (at most 25 characters), also
-        after a restart: a platform that knows nonces then has it once.
+        Each attempt at the same message has the same `nonce` (at most 25 characters), also
+        after a restart, so that a platform that knows nonces stores it once.
 
         Raises:
             MarkupRefused: The text could not be read as markup.
@@ -34,18 +34,18 @@ class Messenger(Protocol):
         ...
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
-        """Show this instead; that nothing changed is no error.
+        """Replace the content of a message; unchanged content is no error.
 
         Raises:
             MarkupRefused: The text could not be read as markup.
-            MessageGone: There is no such message to edit.
+            MessageGone: The message does not exist any more.
         """
         ...
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
-        """Take a message of the bot's own back.
+        """Delete a message of the bot.
 
         Raises:
-            MessageGone: It is gone already, or may no longer be deleted.
+            MessageGone: It is deleted already, or may no longer be deleted.
         """
         ...

@@ -1,4 +1,4 @@
-"""When a platform may be called: a lane per channel, shared by all the replies that grow there."""
+"""Pace the calls to a platform: one lane per channel, shared by all replies in it."""
 
 import asyncio
 import math
@@ -12,31 +12,31 @@ from bot.util.clock import Clock
 
 T = TypeVar("T")
 
-# Lanes kept before those at rest are dropped: a lane weighs about a kilobyte.
+# Number of lanes above which idle ones are dropped; a lane takes about a kilobyte.
 _LANES = 1024
 
 
 def by_channel(channel: ChannelKey) -> Hashable:
-    """The lane of a platform that counts a channel's threads together."""
+    """Return the lane of a channel, its threads included."""
     return channel.platform, channel.channel
 
 
 @dataclass(slots=True)
 class _Lane:
-    edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # who waits for the interval
-    call: asyncio.Lock = field(default_factory=asyncio.Lock)  # the one call under way
+    edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while waiting for the interval
+    call: asyncio.Lock = field(default_factory=asyncio.Lock)  # held during the one call in flight
     next_edit: float = -math.inf
     paused_until: float = -math.inf
 
-    def rests(self, now: float) -> bool:
+    def is_idle(self, now: float) -> bool:
         return not (self.edits.locked() or self.call.locked() or max(self.next_edit, self.paused_until) > now)
 
 
 class Pacer:
-    """Spaces the calls of one platform, a channel at a time; an adapter has one.
+    """Spaces the calls of one platform by channel; an adapter has one.
 
-    One call at a time is under way in a channel, so that nobody calls before they know
-    whether the last one was told to wait.  Callers come in turn.
+    A channel has one call in flight at a time, so that the next caller knows whether the
+    last one was rate limited.  Callers are served in order.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Pacer:
         self._lanes: dict[Hashable, _Lane] = {}
 
     async def call(self, channel: ChannelKey, do: Callable[[], Awaitable[T]], *, urgent: bool = False) -> T:
-        """Do it as soon as the channel bears it; an urgent call waits for no interval.
+        """Await `do()` as soon as the channel allows it; an urgent call skips the interval.
 
-        Nor does it put off an edit that waits: where a reply goes on in another message,
-        text that two messages have to show would be older than two intervals.
+        An urgent call does not delay a waiting edit: where a reply goes on in another message,
+        text that spans both would be older than two intervals.
 
         Raises:
-            RateLimited: As `do` raised it; the channel is then paused for all.
+            RateLimited: Raised by `do`; the channel is then paused for all callers.
         """
         lane = self._lane(channel)
         if urgent:
@@ -73,7 +73,7 @@ class Pacer:
                 await self.clock.sleep(wait)
             async with lane.call:
                 if due() > self.clock.now():
-                    continue  # another call was made while this one waited for it
+                    continue  # another call was made while this one waited for the lock
                 now = self.clock.now()
                 if lane.next_edit <= now:
                     lane.next_edit = now + self._interval(channel)
@@ -84,7 +84,7 @@ class Pacer:
                     raise
 
     def pause(self, channel: ChannelKey, seconds: float) -> None:
-        """Let nobody call there for so long: for a call that was told to wait when its caller had gone."""
+        """Pause the channel, for a 429 whose caller was cancelled."""
         lane = self._lane(channel)
         lane.paused_until = max(lane.paused_until, self.clock.now() + seconds)
 
@@ -92,5 +92,5 @@ class Pacer:
         key = self._lane_of(channel)
         if key not in self._lanes and len(self._lanes) >= _LANES:
             now = self.clock.now()
-            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.rests(now)}
+            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.is_idle(now)}
         return self._lanes.setdefault(key, _Lane())

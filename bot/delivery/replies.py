@@ -26,7 +26,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Seconds for replies in progress at shutdown: containers are killed 10 s after SIGTERM.
 GRACE = 6.0
 
-# Seconds until a channel is told again that its messages wait for the database.
+# Seconds between two notices to a channel that its messages wait for the database.
 _DELAY_NOTICE_INTERVAL = 600.0
 
 # Shows a reply while it grows in a way that leaves nothing behind; returns its events for the delivery.

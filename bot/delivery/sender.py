@@ -138,7 +138,7 @@ class Sender:
         return min(waiting, key=lambda number: self._messages[number].last_call, default=None)
 
     def _is_urgent(self, number: int) -> bool:
-        """Whether users wait for this message: the first one, or the next while text flows."""
+        """Return whether users wait for this message: the first one, or the next while text flows."""
         is_new = number == len(self._messages) or self._messages[number].part.id is None
         has_sent = any(message.part.id is not None for message in self._messages)
         return is_new and not (self._view.is_complete and has_sent)

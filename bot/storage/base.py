@@ -1,4 +1,4 @@
-"""What the program asks of a database: the Store."""
+"""The seam between the program and a database: Store."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,10 +10,9 @@ from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Ki
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A channel's answered exchanges, oldest first, and how many older ones there are.
+    """The answered exchanges before one, oldest first, and the number of older ones.
 
-    `now` is the exchange before which it stands, as it is kept by now: it may be cleared,
-    or have lost what it quoted.
+    `now` is that exchange as it is stored now: it may have been cleared, or have lost its quotation.
     """
 
     exchanges: tuple[Exchange, ...]
@@ -24,8 +23,8 @@ class History:
 class Store(Protocol):
     """Each method is one shielded transaction: a crash between two calls is safe.
 
-    An async context manager: entering opens the database and brings it up to date,
-    leaving closes it.  Every method may raise StoreError.
+    An async context manager: entering opens the database and migrates it, leaving closes
+    it.  Every method may raise StoreError.  bot/lifecycle.py describes claims.
     """
 
     async def enqueue(self, message: IncomingMessage, kind: Kind, *, claim: bool = True) -> Exchange | None:
@@ -73,91 +72,82 @@ class Store(Protocol):
         ...
 
     async def history(self, before: Exchange, limit: int) -> History:
-        """The channel's last `limit` chats with an answer of the model, before this one, which must exist.
+        """Return the channel's last `limit` questions with an answer of the model, before this exchange.
 
-        Exchanges whose answer is only a notice, or ended in an error, do not count.
+        Exchanges whose answer is only a notice, or ended in an error, are left out.
         """
         ...
 
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
-        """The exchange that this message began."""
+        """Return the exchange of this message; its thread need not be known."""
         ...
 
     async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
-        """The exchange whose reply this platform message carries a part of."""
+        """Return the exchange whose reply this platform message is a part of."""
         ...
 
     async def has_history(self, channel: ChannelKey) -> bool:
-        """Whether anybody ever spoke to the bot here, cleared or not."""
+        """Return whether the channel has exchanges, cleared ones included."""
         ...
 
     async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
-        """The channel's newest chat (of this author), to retry it; never a cleared one."""
+        """Return the channel's newest question (of this author), to retry it; never a cleared one."""
         ...
 
     async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
-        """Delete what was said here, in a channel without thread in its threads too.
+        """Delete the channel's exchanges, those of its threads included; return the number of questions.
 
-        With `before`, only what came before that exchange: who writes on while `/clear`
-        is carried out is not cleared with the rest.
+        With `before`, only those before that exchange.  Open commands stay: one of them may be
+        the /clear, which is owed its reply.
 
-        Texts and names are blanked, keys stay: a message that comes again is not
-        answered again.  When this returns, no row holds the text, and no byte of it is left in
-        a SQLite database's files; of a large file the unused parts may hold some until it is
-        rewritten, which it is by itself.  What else a server keeps is its operator's.
-
-        Another program that reads the file, or a full disk, keeps the bytes there longer.
-        Nobody waits for that for more than a moment, nothing fails, and it is tried again:
-        whoever clears or forgets is told by NotScrubbed, with the same count.
-
-        Whoever quoted it, in another thread or since, keeps their own words and loses the
-        quotation.  Return how many chats had text; commands are not counted.
-
-        A command that is still open stays: it may be the very one that clears, and is
-        owed its reply.
+        Texts and names are blanked, keys stay: a message that comes again is not answered
+        again.  Quotations of the deleted text, in other threads or later, are deleted too.
+        When this returns, no row holds the text, and no byte of it is left in the files of a
+        SQLite database; a large file may hold some until its next vacuum, which is automatic.
+        On a database server, its operator is responsible for logs and backups.
 
         Raises:
-            NotScrubbed: All that is done, but for the bytes in the file.
+            NotErased: The rows are blank, but another program reads the file, or the disk is
+                full; the vacuum is retried.
         """
         ...
 
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
-        """The same for all that one person said, everywhere, and the answers to it.
+        """Delete everything the person said, in all channels, and the answers, like `clear`.
 
-        With `before`, their open commands go too: it names the one that forgets, which stays.
+        With `before`, open commands are deleted too; that exchange is the /forget, and stays.
 
         Raises:
-            NotScrubbed: All that is done, but for the bytes in the file.
+            NotErased: As for `clear`.
         """
         ...
 
     async def erase(self, exchange: Exchange) -> None:
-        """The same for one exchange: its message was deleted.  It does not raise NotScrubbed."""
+        """Delete one exchange, like `clear`, without raising NotErased."""
         ...
 
     async def expire(self, before: datetime) -> int:
-        """The same for all that was said before this moment; what is still open is spared.
+        """Delete everything said before this time, like `clear`, without raising NotErased; open ones stay.
 
-        A quotation is as old as the message that it stands in.  It does not raise NotScrubbed.
+        A quotation is as old as the message that contains it.
         """
         ...
 
     async def rename_channel(self, channel: ChannelKey, to: str) -> int:
-        """Take the exchanges of a channel, its threads included, along to its new id.
+        """Move the exchanges of a channel, its threads included, to its new id; return their number.
 
-        The messages themselves stay behind: their ids, and those of the replies, get the
-        old channel and a space in front (more than once if that id is taken), so that none
-        is taken for a message of the new one.  Return how many exchanges moved; once they
-        have, there are none to move again.
+        The platform's messages stay behind: their ids get the old channel and a space in front
+        (more than once if that id is taken), so that no message of the new channel is mistaken
+        for one.  A second call moves none.
         """
         ...
 
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
-        """The newest message known per channel: where catching up begins."""
+        """Return the newest message of each channel: where a backfill begins."""
         ...
 
     async def check(self) -> None:
-        """Find out whether a message could be kept now, and change nothing."""
+        """Raise StoreError if a message could not be stored now; change nothing."""
         ...
 
     async def __aenter__(self) -> Self: ...

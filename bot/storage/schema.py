@@ -20,10 +20,9 @@ from sqlalchemy import (
 
 
 class SafeText(TypeDecorator[str]):
-    """Text that every database takes.
+    """Text that every database accepts.
 
-    Halves of a character pair that stand alone are no UTF-8, and PostgreSQL keeps no
-    NUL: each becomes U+FFFD.
+    Lone surrogates are not UTF-8, and PostgreSQL stores no NUL: each becomes U+FFFD.
     """
 
     impl = Text
@@ -40,14 +39,14 @@ class SafeText(TypeDecorator[str]):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment with its time zone; SQLite keeps it as UTC, without saying so."""
+    """A time with its time zone; SQLite stores it as naive UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and value.tzinfo is None:
-            raise ValueError("a moment without a time zone could be any of many")
+            raise ValueError("a time without a time zone is ambiguous")
         return value and value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -68,7 +67,7 @@ metadata = MetaData(
 exchanges = Table(
     "exchanges",
     metadata,
-    # SQLite counts only an INTEGER up by itself.
+    # SQLite increments only an INTEGER by itself.
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("platform", SafeText, nullable=False),
     Column("channel", SafeText, nullable=False),
@@ -88,14 +87,13 @@ exchanges = Table(
     Column("server", SafeText),
     Column("is_direct", Boolean, nullable=False),
     Column("locale", SafeText),
-    # What the message got; `reason` is null until there is an answer.
+    # The answer; `reason` is null until there is one.
     Column("answer", SafeText),
     Column("notice", SafeText),
     Column("reason", SafeText),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
-    # A list in the row and not a table of its own: it is only ever read and written
-    # whole, with its exchange.
+    # A list in the row instead of a table: it is only read and written with its exchange.
     Column("parts", JSON, nullable=False),
     Column("failure", SafeText),
     # The claim, see bot/lifecycle.py: the process that works on the exchange, the number of
@@ -108,6 +106,6 @@ exchanges = Table(
     Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, high_water
     Index(None, "platform", "status"),  # claim_owed
     Index(None, "author_platform", "author"),  # forget
-    # Ids order the history, so one must not come back after rows were deleted.
+    # Ids order the history, so none may be reused after rows were deleted.
     sqlite_autoincrement=True,
 )

@@ -33,13 +33,13 @@ from bot.util.clock import Clock, MonotonicClock
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-# A command that is being carried out may be the very one that deletes: it is still owed its reply.
-_NOT_ASKING = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
+# An open command may be the one that deletes, and is still owed its reply.
+_NOT_OPEN_COMMAND = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
 
-# The list of parts with one of them in its place, or at its end.
+# The list of parts with part number :part replaced or appended.
 _WITH_PART = text("json_set(parts, '$[' || :part || ']', json(:written))")
 _WITH_PART_ON_A_SERVER = text(
-    # Not as jsonb, which takes less than json does.
+    # Not as jsonb, which accepts less than json does.
     "(SELECT array_to_json(each[1 \\: CAST(:part AS int)] || CAST(:written AS json) || each[CAST(:part AS int) + 2 \\:]) "
     "FROM (SELECT ARRAY(SELECT json_array_elements(parts)) AS each) AS parted)"
 )
@@ -50,11 +50,11 @@ _NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
 def shielded(
     method: Callable[Concatenate["SqlStore", Arguments], Coroutine[Any, Any, Result]],
 ) -> Callable[Concatenate["SqlStore", Arguments], Coroutine[Any, Any, Result]]:
-    """Let the method run to its end even if its caller is cancelled meanwhile.
+    """Run the method to completion even if its caller is cancelled.
 
     A task that is cancelled within a transaction can leave the file locked for writing
-    while the pool looks idle.  So the caller gets its CancelledError at once, and the
-    transaction goes on in a task of the store, which waits for it when it closes.
+    while the pool looks idle.  So the caller is cancelled at once, and the transaction
+    continues in a task of the store, which waits for it when it closes.
     """
 
     @wraps(method)
@@ -67,7 +67,7 @@ def shielded(
 def claiming(
     method: Callable[Concatenate["SqlStore", str, Arguments], Coroutine[Any, Any, Result]],
 ) -> Callable[Concatenate["SqlStore", Arguments], Coroutine[Any, Any, Result]]:
-    """Pass the method an owner of its own to claim for, and shield it.
+    """Shield the method, and pass it a new owner to claim for.
 
     A claim whose acknowledgement is lost, by an error or a cancellation, belongs to no
     worker: whether it was committed or not, it is void for the next claiming method.
@@ -87,17 +87,16 @@ def claiming(
 
 
 class SqlStore:
-    """A Store on the database that `url` names.
+    """The Store on the database that `url` names.
 
-    Writers take turns in the order they came, so rows are numbered in the order of the calls.
+    Writers take turns in the order of their calls, and rows are numbered in that order.
 
-    After clear, forget, erase and expire a SQLite file is scrubbed (scrub.py), at once or as
-    soon as that is not too dear.  It waits up to `patience` seconds for whoever else reads the
-    file, and is tried again by itself if that was not enough: the rows are blank then, and
-    clear and forget say so with NotScrubbed.
+    After clear, forget, erase and expire a SQLite file is vacuumed (vacuum.py), at once or
+    when the time budget allows.  It waits up to `patience` seconds for other readers of the
+    file and is retried if that was not enough; clear and forget then raise NotErased.
 
-    `busy_timeout` is how long another program's lock is waited for, `queue_timeout` how
-    long one's turn; a transaction older than `suspicious` is reported.  All in seconds.
+    `busy_timeout` limits the wait for another program's lock, `queue_timeout` the wait for
+    the writer's turn; a transaction older than `suspicious` is logged.  All in seconds.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class SqlStore:
         self._transactions = Transactions(
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, suspicious=suspicious
         )
-        # On a server the operator's VACUUM, logs and backups decide.
+        # On a server, vacuum, logs and backups are the operator's.
         self._vacuum: Vacuum | None = None
         if self._location.path is not None:
             self._vacuum = Vacuum(
@@ -257,14 +256,12 @@ class SqlStore:
 
     @shielded
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
-        # The thread is left out: an id is unique in its channel, and an event about a
-        # message does not always say which thread that is in.
+        # Ids are unique in their channel, and some events omit the thread, so it is left out.
         return await self._first(_within(channel), exchanges.c.message == message_id)
 
     @shielded
     async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
-        # A button is pressed seldom: the channel's rows are few enough to look through.  LIKE takes
-        # a for A and cannot tell an id from the end of another, so it only narrows the search.
+        # LIKE ignores case and matches the end of a longer id, so it only narrows the search.
         likely = cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
         query = select(exchanges).where(_within(channel), likely).order_by(exchanges.c.id.desc())
         async with self._transactions.reading() as tx:
@@ -287,14 +284,16 @@ class SqlStore:
     @shielded
     async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         here = _exactly(channel) if channel.thread is not None else _within(channel)
-        return self._told(
-            await self._blank(lifecycle.CLEAR, here, _NOT_ASKING, *_earlier(before), with_quotations=True)
+        return self._checked(
+            await self._blank(lifecycle.CLEAR, here, _NOT_OPEN_COMMAND, *_earlier(before), with_quotations=True)
         )
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
-        return self._told(
-            await self._blank(lifecycle.CLEAR, _by(author), *(_earlier(before) or [_NOT_ASKING]), with_quotations=True)
+        return self._checked(
+            await self._blank(
+                lifecycle.CLEAR, _by(author), *(_earlier(before) or [_NOT_OPEN_COMMAND]), with_quotations=True
+            )
         )
 
     @shielded
@@ -313,7 +312,7 @@ class SqlStore:
             goal = _within(ChannelKey(channel.platform, to))
             taken = set((await tx.execute(select(exchanges.c.message).where(goal))).scalars())
             for row in rows:
-                # No id of a platform has a space, so no message that is yet to come can be meant.
+                # No platform's id has a space, so no future message is mistaken for this one.
                 message = f"{channel.channel} {row.message}"
                 while message in taken:
                     message = f"{channel.channel} {message}"
@@ -378,7 +377,7 @@ class SqlStore:
         return or_(exchanges.c.owner.is_(None), exchanges.c.owner.not_like(f"{self._life}.%"))
 
     async def _blank(self, transition: Transition, *which: ColumnElement[bool], with_quotations: bool = False) -> int:
-        """Delete text and names for good; return how many chats had some."""
+        """Delete texts and names; return the number of questions among the rows."""
         blank = _change(transition).where(*which).values(**BLANK, **UNANSWERED).returning(exchanges.c.kind)
         async with self._transactions.writing() as tx:
             said = (await tx.execute(select_text(*which))).all() if with_quotations else []
@@ -390,8 +389,8 @@ class SqlStore:
             await self._vacuum.run()
         return kinds.count(Kind.CHAT)
 
-    def _told(self, count: int) -> int:
-        """The count, unless whoever deleted so much is to know that the file still holds it."""
+    def _checked(self, count: int) -> int:
+        """Return the count; raise NotErased if the file still holds the text."""
         if count and self._vacuum is not None and self._vacuum.last_run_failed:
             raise NotErased(count)
         return count
@@ -399,7 +398,7 @@ class SqlStore:
     async def _open(self) -> None:
         await asyncio.to_thread(migrate.upgrade, self._url, self._busy_timeout)
         try:
-            # Whether one may write here shows with a transaction, on a server with a change.
+            # Missing permissions show in a transaction; on a server only in a change.
             async with self._transactions.writing() as tx:
                 if self._location.path is None:
                     await tx.execute(_NO_CHANGE)
@@ -407,7 +406,7 @@ class SqlStore:
             await self._transactions.dispose()
             raise
         if self._vacuum is not None:
-            await self._vacuum.run()  # a crash may have come in between
+            await self._vacuum.run()  # after a crash between a deletion and its vacuum
 
     async def _close(self) -> None:
         await self._transactions.wait_idle()
@@ -446,7 +445,7 @@ def _taken(owner: str) -> dict[str, Any]:
 
 
 def _held(exchange: Exchange) -> ColumnElement[bool]:
-    """Whether the claim of `exchange` is still the latest one."""
+    """Select the row if the claim of `exchange` is still its latest one."""
     return and_(exchanges.c.id == exchange.id, exchanges.c.fence == exchange.fence)
 
 
