@@ -67,7 +67,7 @@ async def test_an_interrupted_reply_is_edited_after_a_restart(platform: DiscordP
 
 
 async def send_unrecorded_placeholder(platform: DiscordPlatform, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The question that it replies to; the bot was killed before it could write its id down."""
+    """Send a placeholder whose id is not stored, as if the bot was killed; return its question."""
 
     async def failing(*arguments: Any) -> None:
         raise StoreError("the power is gone")
@@ -129,7 +129,7 @@ async def test_without_read_access_the_nonce_deduplicates_the_placeholder(
 async def test_a_delay_notice_is_not_mistaken_for_the_reply(
     platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def failing(*arguments: Any) -> None:
+    async def failing(*arguments: Any, **options: Any) -> None:
         raise StoreError("the disk is full")
 
     async with run_discord_bot(platform, tmp_path) as bot:
@@ -158,7 +158,7 @@ async def test_a_backfill_skips_forbidden_channels(platform: DiscordPlatform, tm
 
 
 def count_reads(platform: DiscordPlatform, *channels: int) -> int:
-    """How often the bot read what was said in these channels."""
+    """Count the bot's reads of these channels' histories."""
     return sum(platform.calls.count(f"GET /channels/{channel}/messages") for channel in channels)
 
 

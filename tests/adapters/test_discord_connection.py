@@ -27,7 +27,7 @@ async def test_a_resumed_session_delivers_what_was_missed(bot: DiscordBot) -> No
 
 
 def set_library_backoff(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """After a connection that failed; else it draws the time, and it comes to 17 minutes."""
+    """Fix the library's random wait after a failed connection, which grows to 17 minutes."""
     monkeypatch.setattr(ExponentialBackoff, "delay", lambda backoff: seconds)
 
 
@@ -53,7 +53,7 @@ async def test_a_new_session_begins_after_a_long_outage_despite_the_librarys_bac
         platform.is_unreachable = True
         await platform.disconnect()
         await platform.say("meanwhile")
-        # The library tries once; who comes after that is another client.
+        # The library tries once; the later attempts come from new clients.
         await platform.until(lambda: platform.rejected > 2)
         platform.is_unreachable = False
         await bot.shows("ok", "ok")

@@ -1,4 +1,4 @@
-"""Discord messages: which are answered, and how."""
+"""Discord messages and threads, and the replies to them."""
 
 import asyncio
 from pathlib import Path
@@ -145,7 +145,7 @@ async def test_mentions_in_an_answer_notify_only_the_asker(bot: DiscordBot) -> N
     bot.engine.add("@everyone <@&100000000000000003> `@here` https://example.org")
     await bot.platform.say("call all")
     await bot.shows("@everyone <@&100000000000000003> `@here` https://example.org")
-    # Any `parse` in allowed_mentions would be a violation.
+    # The server reports any `parse` in allowed_mentions as a violation.
     sent = [body for name, body in bot.platform.attempts if name == "send"]
     assert sent[0]["flags"] & 4, "links get no preview"
     assert sent[0]["allowed_mentions"]["replied_user"] is True
@@ -242,16 +242,15 @@ async def test_a_message_of_an_inaccessible_thread_is_skipped(bot: DiscordBot) -
 async def test_a_message_waits_until_the_database_is_available(
     bot: DiscordBot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, failures = bot.harness.store.enqueue, [StoreError("locked")] * 3
+    enqueue, failures = bot.harness.store.enqueue, [StoreError("locked")] * 3
 
-    async def failing(*arguments: Any) -> Any:
+    async def failing(*arguments: Any, **options: Any) -> Any:
         if failures:
             raise failures.pop()
-        return await begin(*arguments)
+        return await enqueue(*arguments, **options)
 
     monkeypatch.setattr(bot.harness.store, "enqueue", failing)
     await bot.platform.say("one")
     await bot.platform.say("two")
-    waits = "I can't save messages right now. Yours is queued and will be answered."
-    await bot.shows(waits, "ok", "ok")
+    await bot.shows("I can't save messages right now. Yours is queued and will be answered.", "ok", "ok")
     assert [request.messages[-1].content for request in bot.engine.requests] == ["Mei: one", "Mei: two"]

@@ -34,7 +34,7 @@ from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
 from tests.harness.servers.telegram_words import markdown
 
-# What is done to a platform before the bot comes, for as long as it is there.
+# Entered with the platform before the bot starts, and left after it.
 Around = Callable[[Any], AbstractAsyncContextManager[object]]
 
 
@@ -42,17 +42,17 @@ def _unchanged(platform: object) -> AbstractAsyncContextManager[object]:
     return nullcontext()
 
 
-# The platforms' clocks stand still, somewhere in the past.
+# The platforms' clocks are fixed at a time in the past, so no question may expire.
 _NO_EXPIRY = ConversationSection(catch_up_minutes=10_000_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What differs between the platforms, as far as measuring goes.
+    """The differences between platforms that measurements depend on.
 
-    `edit_interval` is that of a channel with many people, in seconds; `written` is
-    what `Seen.markdown` has of a message: the Markdown that was sent where the platform
-    `takes_markdown`, elsewhere the same up to whitespace.
+    `edit_interval` is that of a group, in seconds.  `written` converts a text to the
+    `Seen.markdown` of its message: the same text where the platform `takes_markdown`, elsewhere
+    the same up to whitespace.
     """
 
     open: Callable[[], LoopbackPlatform]

@@ -27,7 +27,7 @@ class Interaction:
 
 
 class DiscordRest(DiscordGateway):
-    """As strict as Discord, and as a careful client is."""
+    """Discord's API, with the strictness of the real one."""
 
     def __init__(self) -> None:
         super().__init__()
