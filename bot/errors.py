@@ -81,7 +81,7 @@ class PromptTooLong(EngineError):
 
 
 class EngineFailed(EngineError):
-    """This request failed (out of memory, NaN); others are not affected."""
+    """One request failed (out of memory, NaN); others are not affected."""
 
 
 class StoreError(BotError):

@@ -89,9 +89,9 @@ def read_words(language: str, folder: Path = FOLDER) -> PlaceholderWords:
 
 
 def parse(text: str, language: str, theme: str) -> Iterator[Dialogue]:
-    """Parse the dialogues of one file.
+    r"""Parse the dialogues of one file.
 
-    >>> [dialogue] = parse("? Hi\\n~ hi there\\n> Hello!", "en", "hello")
+    >>> [dialogue] = parse("? Hi\n~ hi there\n> Hello!", "en", "hello")
     >>> dialogue.rounds[0].answer
     'Hello!'
     """

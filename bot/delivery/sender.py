@@ -46,7 +46,7 @@ class _Message:
     is_plain: bool = False
 
     def lose(self) -> None:
-        """The message is gone; another one may take its place."""
+        """Forget a deleted message; the part can be sent again."""
         self.part.id = self.shown = None
         self.part.is_recorded = False
         self.part.generation += 1

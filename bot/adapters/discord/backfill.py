@@ -122,7 +122,6 @@ class Backfill:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Retry a rate-limited call after its wait."""
-
         report = log_retry("discord backfill rate limited")
         return await retry(call, RateLimited, clock=self._clock, backoff=Backoff(1.0, 1.0), on_failure=report)
 

@@ -46,13 +46,13 @@ class Chunk:
 
 
 def split(markdown: str, format: Format) -> list[Chunk]:
-    """Split a text into chunks of at most one message.
+    r"""Split a text into chunks of at most one message.
 
     A chunk may be all whitespace; it need not be sent.
 
     >>> from bot.delivery.markdown.format import MarkdownFormat
-    >>> [chunk.text for chunk in split("```py\\na = 1\\nb = 2\\nc = 3\\nd = 4\\n```", MarkdownFormat(28))]
-    ['```py\\na = 1\\nb = 2\\nc = 3\\n```', '```py\\nd = 4\\n```']
+    >>> [chunk.text for chunk in split("```py\na = 1\nb = 2\nc = 3\nd = 4\n```", MarkdownFormat(28))]
+    ['```py\na = 1\nb = 2\nc = 3\n```', '```py\nd = 4\n```']
     """
     splitter = Splitter(format)
     splitter.append(markdown)

@@ -73,9 +73,9 @@ def clean_up(text: str) -> str:
 
 
 def respond(text: str) -> str:
-    """Post-process a whole answer, like process_response of the published code.
+    r"""Post-process a whole answer, like process_response of the published code.
 
-    >>> respond(" 你好,world!\\n")
+    >>> respond(" 你好,world!\n")
     '你好，world!'
     """
     text = text.strip()

@@ -77,16 +77,16 @@ class ChatTokenizer:
 
 
 def rounds(messages: Sequence[ChatMessage], *, knows_system: bool) -> list[dict[str, str]]:
-    """Normalise a chat for any template: at most one system message, then alternating roles.
+    r"""Normalise a chat for any template: at most one system message, then alternating roles.
 
     Consecutive messages of one role are joined by newlines; a leading answer gets an empty
     question.
 
     >>> chat = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hi."), ChatMessage("user", "You there?")]
     >>> rounds(chat, knows_system=True)
-    [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi.\\nYou there?'}]
+    [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi.\nYou there?'}]
     >>> rounds(chat, knows_system=False)
-    [{'role': 'user', 'content': 'Be brief.\\n\\nHi.\\nYou there?'}]
+    [{'role': 'user', 'content': 'Be brief.\n\nHi.\nYou there?'}]
     """
     system = "\n".join(message.content for message in messages if message.role == "system" and message.content)
     chat: list[dict[str, str]] = []
