@@ -113,7 +113,7 @@ class Inbox:
             log.exception("event dropped", platform=self._platform)
 
     async def retry(self, attempt: Callable[[], Awaitable[T]], waiting: Waiting = tuple) -> T:
-        """Await `attempt()` until the database and the platform are available.
+        """Await `attempt()`, repeated while the database or the platform is unavailable.
 
         Authors of `waiting()` are told when the database delays their messages.
         """
