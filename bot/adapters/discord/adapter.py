@@ -10,7 +10,7 @@ import structlog
 
 from bot.adapters.base import Finding
 from bot.adapters.discord.client import BotClient, IdentifyBudget
-from bot.adapters.discord.handlers import EventHandlers
+from bot.adapters.discord.handlers import DiscordHandlers
 from bot.adapters.discord.http import (
     LOGIN_REFUSED,
     RateLimitTrace,
@@ -85,7 +85,7 @@ class DiscordAdapter:
         configure_endpoints(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
         replies = Replies(intake, messenger, self._clock)
-        handlers = EventHandlers(self._settings, intake, replies, messenger, self._clock)
+        handlers = DiscordHandlers(self._settings, intake, replies, messenger, self._clock)
         # The connection is closed last: replies in flight finish their calls.
         async with BackgroundTasks() as connections, replies, BackgroundTasks() as workers:
             tasks = [connections.start(self._stay_connected(handlers, messenger)), workers.start(handlers.run())]
@@ -93,7 +93,7 @@ class DiscordAdapter:
             for task in done:
                 task.result()
 
-    async def _stay_connected(self, handlers: EventHandlers, messenger: DiscordMessenger) -> None:
+    async def _stay_connected(self, handlers: DiscordHandlers, messenger: DiscordMessenger) -> None:
         trace, budget = RateLimitTrace(self._clock), IdentifyBudget(self._clock)
         backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
 

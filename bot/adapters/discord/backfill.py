@@ -34,7 +34,7 @@ _PROBES = 4
 _PROBE_SECONDS = 0.1
 
 
-class Backfill:
+class DiscordBackfill:
     """Reads missed messages; remembers inaccessible channels for later sessions."""
 
     def __init__(self, clock: Clock, call_seconds: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import discord
 import structlog
 
-from bot.adapters.discord.handlers import EventHandlers
+from bot.adapters.discord.handlers import DiscordHandlers
 from bot.adapters.discord.http import ALLOWED_MENTIONS, RateLimitTrace, call_timeout
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
@@ -67,7 +67,7 @@ class BotClient(discord.Client):
     def __init__(
         self,
         settings: DiscordSection,
-        handlers: EventHandlers,
+        handlers: DiscordHandlers,
         trace: RateLimitTrace,
         budget: IdentifyBudget,
         clock: Clock,

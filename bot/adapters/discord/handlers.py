@@ -9,7 +9,7 @@ from functools import partial
 import discord
 import structlog
 
-from bot.adapters.discord.backfill import Backfill
+from bot.adapters.discord.backfill import DiscordBackfill
 from bot.adapters.discord.http import call_timeout, map_errors
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import (
@@ -44,7 +44,7 @@ _ACTIONS = {action.value: action for action in Action}
 Work = Callable[[], Awaitable[None]]
 
 
-class EventHandlers:
+class DiscordHandlers:
     """Queues events; `run` stores each one before it processes the next.
 
     Events wait here while the database is unavailable.  The backfill of a new session is
@@ -72,7 +72,7 @@ class EventHandlers:
         self._replies = replies
         self._messenger = messenger
         self._inbox = Inbox(PLATFORM, intake, replies, clock, messenger.maybe_sent)
-        self._backfill = Backfill(clock, settings.call_seconds)
+        self._backfill = DiscordBackfill(clock, settings.call_seconds)
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
         self._unstored: deque[discord.Message] = deque()
         self._current: discord.Client | None = None

@@ -11,11 +11,11 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.base import Finding
 from bot.adapters.inbox import Inbox
-from bot.adapters.slack.backfill import Backfill
+from bot.adapters.slack.backfill import SlackBackfill
 from bot.adapters.slack.client import identify, web_api
 from bot.adapters.slack.connection import http_server, open_socket, socket_url
 from bot.adapters.slack.errors import TRANSIENT, map_errors
-from bot.adapters.slack.handlers import EventHandlers
+from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.parse import PLATFORM, MessageParser, UserDirectory
 from bot.adapters.slack.settings import SlackSection
@@ -64,13 +64,13 @@ class SlackAdapter:
             parser = MessageParser(me, api, users, intake.has_history, threads=self._settings.threads)
             async with Replies(intake, messenger, self._clock) as replies, BackgroundTasks() as background:
                 inbox = Inbox(PLATFORM, intake, replies, self._clock, messenger.maybe_sent)
-                handlers = EventHandlers(self._settings, api, me, parser, intake, inbox, messenger, background)
-                backfill = Backfill(api, parser, intake, inbox, handlers, self._retry)
+                handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, background)
+                backfill = SlackBackfill(api, parser, intake, inbox, handlers, self._retry)
                 is_http = self._settings.mode == "http"
                 serving = self._serve_http(handlers, backfill) if is_http else self._serve(api, handlers, backfill)
                 await replies.run_until_unauthorised(serving)
 
-    async def _serve_http(self, handlers: EventHandlers, backfill: Backfill) -> None:
+    async def _serve_http(self, handlers: SlackHandlers, backfill: SlackBackfill) -> None:
         settings = self._settings
         known = await self._retry(backfill.prepare)
         async with http_server(handlers.app, settings.host, settings.port, settings.path):
@@ -78,7 +78,7 @@ class SlackAdapter:
             await backfill.run(known)
             await asyncio.Event().wait()
 
-    async def _serve(self, api: AsyncWebClient, handlers: EventHandlers, backfill: Backfill) -> None:
+    async def _serve(self, api: AsyncWebClient, handlers: SlackHandlers, backfill: SlackBackfill) -> None:
         backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
 
         async def connect() -> None:
@@ -92,7 +92,7 @@ class SlackAdapter:
 
         await self._retry(connect, backoff)
 
-    async def _serve_socket(self, api: AsyncWebClient, handlers: EventHandlers, backfill: Backfill) -> None:
+    async def _serve_socket(self, api: AsyncWebClient, handlers: SlackHandlers, backfill: SlackBackfill) -> None:
         """Serve one connection.
 
         Raises:

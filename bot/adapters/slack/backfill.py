@@ -12,7 +12,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.adapters.inbox import Inbox
 from bot.adapters.slack.client import pages
 from bot.adapters.slack.errors import TRANSIENT
-from bot.adapters.slack.handlers import EventHandlers
+from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.parse import PLATFORM, Event, MessageParser
 from bot.chat.intake import Intake
 from bot.domain import ChannelKey, IncomingMessage
@@ -26,14 +26,14 @@ _THREAD_AGE = 24 * 3600.0
 
 
 @dataclass(frozen=True, eq=False)
-class Backfill:
+class SlackBackfill:
     """Stores missed messages, one channel after another."""
 
     _api: AsyncWebClient
     _parser: MessageParser
     _intake: Intake
     _inbox: Inbox
-    _handlers: EventHandlers
+    _handlers: SlackHandlers
     _retry: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 
     async def prepare(self) -> Mapping[ChannelKey, str]:

@@ -35,7 +35,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _TIMEOUT = 2.0
 
 
-class EventHandlers:
+class SlackHandlers:
     """Bolt's listeners: each returns once its event is stored, and raises otherwise.
 
     Slack redelivers an event that is not acknowledged.

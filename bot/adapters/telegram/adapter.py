@@ -9,7 +9,7 @@ from bot.adapters.base import Finding
 from bot.adapters.inbox import Inbox
 from bot.adapters.telegram.client import check_token, map_errors, open_bot
 from bot.adapters.telegram.drafts import Drafts
-from bot.adapters.telegram.handlers import UpdateHandlers
+from bot.adapters.telegram.handlers import TelegramHandlers
 from bot.adapters.telegram.messenger import TelegramMessenger
 from bot.adapters.telegram.parse import PLATFORM
 from bot.adapters.telegram.settings import TelegramSection
@@ -65,7 +65,7 @@ class TelegramAdapter:
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
             async with BackgroundTasks() as background, replies:
                 background.start(_publish_menu(bot, self._clock))
-                await self._poll(UpdateHandlers(bot, me, self._settings, intake, inbox, background), inbox)
+                await self._poll(TelegramHandlers(bot, me, self._settings, intake, inbox, background), inbox)
         finally:
             self.is_connected = False
             await bot.shutdown()
@@ -85,7 +85,7 @@ class TelegramAdapter:
             log.info("telegram: %s", _PRIVACY)
         return me
 
-    async def _poll(self, handlers: UpdateHandlers, inbox: Inbox) -> None:
+    async def _poll(self, handlers: TelegramHandlers, inbox: Inbox) -> None:
         def report(error: BotError, seconds: float) -> None:
             log.warning("telegram: polling failed, retrying", seconds=seconds, error=str(error))
             self.is_connected = isinstance(error, StoreError)

@@ -33,7 +33,7 @@ _POLL = timedelta(seconds=25)
 
 
 @dataclass(eq=False)
-class UpdateHandlers:
+class TelegramHandlers:
     """Polls for updates and hands them to the inbox in order."""
 
     _bot: Bot
