@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import discord
 import structlog
@@ -117,17 +118,16 @@ class DiscordHandlers:
         self._put(partial(self._delete, event.guild_id, event.channel_id, sorted(event.message_ids)))
 
     async def on_interaction(self, interaction: discord.Interaction) -> None:
-        data = dict(interaction.data or {})
         if interaction.channel_id is None:
             return
+        data: Mapping[str, Any] = interaction.data or {}
+        channel = channel_key(interaction.channel, interaction.channel_id)
+        name, action = data.get("name"), _ACTIONS.get(str(data.get("custom_id")))
         if interaction.type is discord.InteractionType.application_command:
-            name = data.get("name")
             if name in {command.name for command in menu()}:
-                self._put(partial(self._run_command, interaction, str(name)))
-        elif interaction.type is discord.InteractionType.component:
-            action = _ACTIONS.get(str(data.get("custom_id")))
-            if action is not None and interaction.message is not None:
-                await self._press(interaction, interaction.message.id, action)
+                self._put(partial(self._run_command, interaction, str(name), channel))
+        elif interaction.message is not None and action is not None:
+            await self._press(interaction, channel, interaction.message.id, action)
 
     def _put(self, work: Work, message: discord.Message | None = None) -> None:
         self._queue.put_nowait((work, message))
@@ -162,9 +162,8 @@ class DiscordHandlers:
             for message_id in message_ids:
                 await self._intake.delete(channel, str(message_id))
 
-    async def _run_command(self, interaction: discord.Interaction, name: str) -> None:
-        assert interaction.channel_id is not None, "checked in on_interaction"
-        message = parse_command(interaction, name, channel_key(interaction.channel, interaction.channel_id))
+    async def _run_command(self, interaction: discord.Interaction, name: str, channel: ChannelKey) -> None:
+        message = parse_command(interaction, name, channel)
         exchange = await self._intake.accept(message)
         if exchange is None:
             translate: Translate = translator(language_for("auto", message.locale, ""))
@@ -179,12 +178,12 @@ class DiscordHandlers:
             await self._respond(interaction.response.send_message(notice, ephemeral=True))
         self._replies.start(exchange)
 
-    async def _press(self, interaction: discord.Interaction, message_id: int, action: Action) -> None:
+    async def _press(
+        self, interaction: discord.Interaction, channel: ChannelKey, message_id: int, action: Action
+    ) -> None:
         """Apply a button at once: Stop must not wait in the queue."""
-        assert interaction.channel_id is not None, "checked in on_interaction"
-        channel = channel_key(interaction.channel, interaction.channel_id)
         try:
-            notice = await self._inbox.press(channel, str(message_id), action, parse_user(interaction))
+            notice = await self._inbox.press(channel, str(message_id), action, parse_user(interaction.user))
         except StoreError as error:
             # Without a response Discord shows that the interaction failed.
             log.warning("button press failed", error=str(error))
@@ -205,8 +204,8 @@ class DiscordHandlers:
 
     async def _parse(self, message: discord.Message) -> IncomingMessage | None:
         """Return the message if it addresses the bot."""
-        is_direct, is_hidden = message.guild is None, not (message.content or self._reads_all)
-        channel: ChannelKey | None = None
+        is_direct, channel = message.guild is None, None
+        is_hidden = not (message.content or self._client.intents.message_content)
         if is_direct_or_mention(message, self._me) or (is_reply_or_role_mention(message, self._me) and not is_hidden):
             channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
         elif self._threads and not is_hidden and isinstance(message.channel, discord.Thread):
@@ -235,7 +234,3 @@ class DiscordHandlers:
     def _me(self) -> discord.ClientUser:
         assert self._client.user is not None, "events come after the login"
         return self._client.user
-
-    @property
-    def _reads_all(self) -> bool:
-        return self._client.intents.message_content

@@ -49,7 +49,7 @@ def parse_message(message: discord.Message, me: discord.ClientUser, channel: Cha
     return IncomingMessage(
         id=str(message.id),
         channel=channel,
-        author=_author(message.author),
+        author=parse_user(message.author),
         text=_text(message, me),
         sent_at=message.created_at,
         server=str(message.guild.id) if message.guild else None,
@@ -63,7 +63,7 @@ def parse_command(interaction: discord.Interaction, name: str, channel: ChannelK
     return IncomingMessage(
         id=str(interaction.id),
         channel=channel,
-        author=parse_user(interaction),
+        author=parse_user(interaction.user),
         text=f"/{name}",
         sent_at=interaction.created_at,
         server=str(interaction.guild_id) if interaction.guild_id else None,
@@ -72,11 +72,7 @@ def parse_command(interaction: discord.Interaction, name: str, channel: ChannelK
     )
 
 
-def parse_user(interaction: discord.Interaction) -> Author:
-    return _author(interaction.user)
-
-
-def _author(user: discord.User | discord.Member) -> Author:
+def parse_user(user: discord.User | discord.Member) -> Author:
     roles = user.roles if isinstance(user, discord.Member) else []
     return Author(PLATFORM, str(user.id), user.display_name, frozenset(str(role.id) for role in roles), bool(user.bot))
 
