@@ -130,7 +130,7 @@ class Conversations:
         )
         began, outcome, deltas = self._clock.now(), "closed", 0
         try:
-            async with worker.generating() as limit, aclosing(self._engine.generate(request)) as events:
+            async with worker.generating(), aclosing(self._engine.generate(request)) as events:
                 async for event in events:
                     if isinstance(event, Queued):
                         draft.queued(event)
@@ -143,7 +143,7 @@ class Conversations:
                         return event
                     if not deltas:
                         self._metrics.first_token.observe(self._clock.now() - began)
-                        limit.reschedule(asyncio.get_running_loop().time() + self._settings.answer_seconds)
+                        worker.limit(self._settings.answer_seconds)
                     deltas += 1
                     draft.extend(event.text)
         except TimeoutError:

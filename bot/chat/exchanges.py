@@ -55,18 +55,23 @@ class Worker:
         self._position_changed.clear()
 
     @asynccontextmanager
-    async def generating(self) -> AsyncIterator[asyncio.Timeout]:
-        """Run the block until `stop`, or the time limit that the block sets with `reschedule`.
+    async def generating(self) -> AsyncIterator[None]:
+        """Run the block until `stop`, or until the time that it sets with `limit`.
 
         Raises:
             TimeoutError: It was stopped, or the time is over.
         """
-        async with asyncio.timeout(None) as generation:
-            self._generation = generation
+        async with asyncio.timeout(None) as timeout:
+            self._generation = timeout
             try:
-                yield generation
+                yield
             finally:
                 self._generation = None
+
+    def limit(self, seconds: float) -> None:
+        """End the generation after this time."""
+        if self._generation is not None and not self.is_stopped:
+            self._generation.reschedule(asyncio.get_running_loop().time() + seconds)
 
     def stop(self) -> None:
         """End the generation, running or waiting for its turn; a partial answer is kept."""

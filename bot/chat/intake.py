@@ -110,7 +110,11 @@ class Intake:
         requeued = await self.exchanges.requeue(known, message.text, is_admitted=refusal is None)
         if requeued is None or refusal is None or known.answer is None:
             return requeued
-        return await self.exchanges.answer_with(requeued, replace(known.answer, notice=refusal))
+        try:
+            return await self.exchanges.answer_with(requeued, replace(known.answer, notice=refusal))
+        except BaseException:
+            self.exchanges.release(requeued)
+            raise
 
     async def store_edit(self, message: IncomingMessage) -> None:
         """Take the new text of a question while others may be missing; `recover` then returns it."""

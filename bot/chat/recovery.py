@@ -35,16 +35,17 @@ class Recovery:
         any more: in each channel the newest gets a notice, which settles them all.
         """
         owed = [*await self._exchanges.claim_owed(platform), *self._exchanges.take_pending(platform)]
+        shown: list[Exchange] = []
         try:
-            shown = await self._settle(sorted(owed, key=lambda exchange: exchange.id))
+            await self._settle(sorted(owed, key=lambda exchange: exchange.id), shown)
         except BaseException:
-            for exchange in owed:
+            for exchange in [*owed, *shown]:
                 self._exchanges.release(exchange)
             raise
         # An exchange that a /retry has requeued is here twice, the first time without its claim.
         return sorted(filter(self._exchanges.find, shown), key=lambda exchange: exchange.id)
 
-    async def _settle(self, owed: list[Exchange]) -> list[Exchange]:
+    async def _settle(self, owed: list[Exchange], shown: list[Exchange]) -> None:
         admitted = []
         for exchange in owed:
             # A request to be forgotten is carried out even if its author was denied since.
@@ -53,15 +54,14 @@ class Recovery:
             else:
                 await self._exchanges.fail(exchange, "not admitted any more")
         late = [exchange for exchange in admitted if self._is_late(exchange)]
-        shown = await self._settle_late(late)
+        await self._settle_late(late, shown)
         for exchange in admitted:
             if exchange in late:
                 continue
             if is_open_retry(exchange):
-                shown += await self._settle_retry(exchange)
+                await self._settle_retry(exchange, shown)
             else:
                 shown.append(exchange)
-        return shown
 
     def _is_late(self, exchange: Exchange) -> bool:
         """Return whether the question is too old to be answered; a reply that was begun is always finished."""
@@ -76,10 +76,9 @@ class Recovery:
             and not is_forget(exchange)
         )
 
-    async def _settle_late(self, late: list[Exchange]) -> list[Exchange]:
+    async def _settle_late(self, late: list[Exchange], shown: list[Exchange]) -> None:
         # Threads count with their channel: where each question opens one, there would be a flood of notices.
         newest = {replace(exchange.message.channel, thread=None): exchange.id for exchange in late}
-        shown = []
         for exchange in late:
             if exchange.id in newest.values():
                 translate = self._settings.translator_for(exchange.message)
@@ -87,11 +86,10 @@ class Recovery:
                 shown.append(await self._exchanges.answer_with(exchange, refused(notice)))
             else:
                 await self._exchanges.settle(exchange, Answer("", reason=FinishReason.ERROR))
-        return shown
 
-    async def _settle_retry(self, retry: Exchange) -> list[Exchange]:
+    async def _settle_retry(self, retry: Exchange, shown: list[Exchange]) -> None:
         latest = await self._retries.target(retry)
         if latest is not None and latest.status is Status.OPEN:
             await self._exchanges.settle(retry, Answer(""))  # its question is going to be answered anyway
-            return []
-        return [await self._retries.resolve(retry, latest)]
+        else:
+            shown.append(await self._retries.resolve(retry, latest))

@@ -45,7 +45,11 @@ class Retries:
         requeued = await retry_until_stored(lambda: self._exchanges.requeue(target, is_admitted=True), self._clock)
         if requeued is None:
             return retry
-        await self._exchanges.settle(retry, Answer(""))  # the answer is the other reply, edited
+        try:
+            await self._exchanges.settle(retry, Answer(""))  # the answer is the other reply, edited
+        except BaseException:
+            self._exchanges.release(requeued)
+            raise
         return requeued
 
     def refusal(self, exchange: Exchange) -> str | None:

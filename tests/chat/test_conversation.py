@@ -161,6 +161,18 @@ async def test_a_stopped_answer_keeps_what_was_said(harness: Harness) -> None:
     assert (kept.answer.text, kept.answer.reason) == ("half an ", FinishReason.CANCELLED)
 
 
+async def test_a_stop_in_the_moment_of_the_first_text_is_not_lost(harness: Harness) -> None:
+    thinking = asyncio.Event()
+    harness.engine.add([thinking, "late", asyncio.Event()])
+    exchange = await harness.accept(a_message("hi"))
+    replying = asyncio.create_task(harness.events(exchange))
+    await harness.engine.asked(1)
+    await harness.clock.settle()
+    thinking.set()
+    assert harness.exchanges.stop(exchange)
+    assert (await replying)[-1].reason is FinishReason.CANCELLED  # type: ignore[union-attr]  # the last is Finished
+
+
 async def test_a_waiting_question_can_be_stopped(harness: Harness) -> None:
     harness.engine.add(["…", asyncio.Event()])
     first, second = await harness.accept(a_message("first")), await harness.accept(a_message("second"))
