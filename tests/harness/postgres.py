@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: in a temporary folder, on a free loopback port."""
+"""A PostgreSQL server for the tests: in a temporary folder, on a free loopback port."""
 
 import os
 import pwd
@@ -17,31 +17,33 @@ import psycopg
 from psycopg import sql
 
 from bot.storage import migrate
+from bot.storage.schema import metadata
 from bot.storage.sql import SqlStore
-from tests.storage import JumpingClock
+from tests.storage import JumpingClock, memory_folder
 
 USER, PASSWORD = "bot", "open sesame/@:%?#"
 TEMPLATE = "migrated"
-PATIENCE = 30  # seconds that a start or a stop may take
+TIMEOUT = 30  # seconds for a start or a stop
+ROOM = 1 << 30  # bytes for the data folder of a whole run
 
 MISSING = (
-    "PostgreSQL's server is not installed, so the Store is not tested on it: "
-    "apt-get install postgresql (Debian, Ubuntu) or brew install postgresql brings it"
+    "PostgreSQL's server is not installed, its tests are skipped: "
+    "apt-get install postgresql (Debian, Ubuntu) or brew install postgresql"
 )
 
 
 def programs() -> Path | None:
-    """The folder of initdb and postgres, the newest if there are several; None if there is none."""
+    """Return the folder of initdb and postgres, of the newest version; None if not installed."""
     on_path = shutil.which("initdb")
     if on_path is not None:
         return Path(on_path).resolve().parent
-    # Debian keeps the server's programs off the path.
+    # Debian does not put them on the path.
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     return found[-1].parent if found else None
 
 
 class PostgresServer:
-    """Runs from `with` to its end; `store`, `database` and `run` use it, `stop` and `start` interrupt it."""
+    """A server with a migrated template database; a context manager that starts and stops it."""
 
     def __init__(self, folder: Path) -> None:
         self._programs = folder
@@ -52,8 +54,8 @@ class PostgresServer:
             self.port: int = probe.getsockname()[1]
 
     def __enter__(self) -> Self:
-        # Not pytest's folder: that is closed to the user that the server runs as.  And short: it holds a socket.
-        self.folder = Path(tempfile.mkdtemp(prefix="bot-pg-"))
+        # Not pytest's folder, which the server's user cannot enter.  A short path, because of the socket.
+        self.folder = Path(tempfile.mkdtemp(prefix="bot-pg-", dir=memory_folder(ROOM)))
         try:
             self._initialise()
             self.start()
@@ -65,16 +67,16 @@ class PostgresServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop(signal.SIGQUIT)  # nothing need be written any more
+        self.stop(signal.SIGQUIT)  # without a last checkpoint
         shutil.rmtree(self.folder)
 
     def url(self, database: str, *, user: str = USER, password: str | None = PASSWORD) -> str:
-        """What storage.url would be."""
+        """Return a storage.url for a database of this server."""
         escaped = "" if password is None else ":" + "".join(f"%{byte:02X}" for byte in password.encode())
         return f"postgresql+psycopg://{user}{escaped}@127.0.0.1:{self.port}/{database}"
 
     def database(self) -> str:
-        """Make a new database with all the tables; return its name."""
+        """Create a migrated database from the template; return its name."""
         name = next(self._names)
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         self.run(create.format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
@@ -82,10 +84,10 @@ class PostgresServer:
 
     @contextmanager
     def lent(self) -> Iterator[str]:
-        """A database whose tables stay as they are, which is quicker than a new one: its rows go afterwards."""
+        """Lend a database for a test that changes rows only: its tables are truncated for the next one."""
         name = self._spare.pop() if self._spare else self.database()
         yield name
-        self.run("TRUNCATE exchanges RESTART IDENTITY", name)
+        self.run(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY", name)
         self._spare.append(name)
 
     @asynccontextmanager
@@ -95,7 +97,7 @@ class PostgresServer:
 
     @contextmanager
     def connected(self, database: str = "postgres") -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-        """A connection beside the store's; without its own transaction, each statement is one."""
+        """Open a connection beside the store's, in autocommit mode."""
         with psycopg.connect(
             host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=database, autocommit=True
         ) as connection:
@@ -118,7 +120,7 @@ class PostgresServer:
                 **_as_user(),
             )
         waiting = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1"]
-        for _ in range(PATIENCE * 20):
+        for _ in range(TIMEOUT * 20):
             if subprocess.run(waiting, check=False).returncode == 0:
                 return
             try:
@@ -129,11 +131,11 @@ class PostgresServer:
         raise RuntimeError((self.folder / "log").read_text(errors="replace"))
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it: SIGINT breaks off what runs, SIGQUIT is a crash."""
+        """Stop the server: SIGINT aborts running statements, SIGQUIT is a crash."""
         process = getattr(self, "_process", None)
         if process is not None:
             process.send_signal(how)
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)
             self._process = None
 
     @property
@@ -162,10 +164,10 @@ class PostgresServer:
             "port": self.port,
             "unix_socket_directories": self.folder,
             "max_connections": 40,
-            # Nothing here outlives the tests.
+            # No data outlives the tests.
             "fsync": "off",
             "full_page_writes": "off",
-            # A zone that is not UTC, and that had whims: moments must not depend on it.
+            # Not UTC, and with historical changes: timestamps must not depend on it.
             "timezone": "Asia/Shanghai",
         }
         with (self._data / "postgresql.conf").open("a") as file:
@@ -173,7 +175,7 @@ class PostgresServer:
 
 
 def _server_user() -> pwd.struct_passwd | None:
-    """Whom the server runs as when we are root, which it refuses to be."""
+    """Return the user for the server if this process is root, as which it refuses to run."""
     if os.geteuid() != 0:
         return None
     names = {user.pw_name for user in pwd.getpwall()}

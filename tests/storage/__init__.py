@@ -1,5 +1,6 @@
 """Tests of the database, with helpers for a store on a temporary file."""
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,17 @@ BEN = Author("slack", "U2", "Ben")
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ROOM = ChannelKey("slack", "C1")
 THREAD = ChannelKey("slack", "C1", "17.1")
+
+
+_MEMORY = Path("/dev/shm")
+
+
+def memory_folder(room: int) -> Path | None:
+    """Return a folder in memory with `room` bytes; None if there is none.
+
+    A disk would take a minute for the thousands of commits of these tests.
+    """
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= room else None
 
 
 class JumpingClock:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import LiteralString
 
@@ -30,8 +30,10 @@ from tests.storage import BEN, MEI, ROOM, message
 
 
 @pytest.fixture
-def database(postgres: PostgresServer) -> str:
-    return postgres.database()
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """A database in which a test changes rows only."""
+    with postgres.lent() as name:
+        yield name
 
 
 @pytest.fixture
@@ -368,7 +370,8 @@ async def test_invalid_connection_options_are_one_sentence(
     assert "hush" not in "".join(traceback.format_exception(refused.value))
 
 
-async def test_a_read_only_database_is_refused_at_the_start(postgres: PostgresServer, database: str) -> None:
+async def test_a_read_only_database_is_refused_at_the_start(postgres: PostgresServer) -> None:
+    database = postgres.database()
     postgres.run(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     with pytest.raises(StoreError, match=r"is read-only \(a standby\?\)"):
         async with postgres.store(database):
@@ -470,7 +473,8 @@ async def test_a_migration_waits_for_a_running_one_without_a_time_limit(empty: s
     assert migrate.current_revision(empty) == migrate.head_revision()
 
 
-def test_a_database_of_an_unknown_revision_is_refused(postgres: PostgresServer, database: str) -> None:
+def test_a_database_of_an_unknown_revision_is_refused(postgres: PostgresServer) -> None:
+    database = postgres.database()
     postgres.run("UPDATE alembic_version SET version_num = '9999'", database)
     with pytest.raises(StoreError, match=r"has revision 9999, which is unknown"):
         migrate.upgrade(postgres.url(database))
