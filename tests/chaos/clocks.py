@@ -1,7 +1,7 @@
-"""R10: the machine's wall clock, moved by a day forth and back and by a year for a minute.
+"""R10: the wall clock, moved by an hour, a day and a year while limits run.
 
-The wall clock is moved for the whole process, libraries included; monotonic time is only a
-hand's own.  Each limit is asked just before and just after its time.
+The wall clock is moved for the whole process, libraries included; monotonic time is a
+manual clock.  Each limit is tested just before and just after it is due.
 """
 
 import asyncio
@@ -45,14 +45,14 @@ _SAY = translator("en")
 
 @dataclass
 class Wall:
-    """The wall clock of this process, moved by so much."""
+    """The offset of this process's wall clock."""
 
     moved: timedelta = timedelta()
 
 
 @contextmanager
-def a_movable_wall() -> Iterator[Wall]:
-    """Let whatever asks for the time of day, in any module, get the moved one."""
+def movable_wall() -> Iterator[Wall]:
+    """Replace the time of day in all modules while the block runs."""
     wall, real, seconds = Wall(), datetime, time.time
 
     class Moved(datetime):
@@ -64,7 +64,7 @@ def a_movable_wall() -> Iterator[Wall]:
         def utcnow(cls) -> Any:
             return real.now(UTC).replace(tzinfo=None) + wall.moved
 
-    # Not the database's, which looks at what kind of date it is given.
+    # Not for the storage package: SQLAlchemy checks the type of its dates.
     changed = [
         module
         for name, module in sys.modules.items()
@@ -83,8 +83,8 @@ def a_movable_wall() -> Iterator[Wall]:
 
 
 @dataclass
-class Toll:
-    """Which limits fired early or late."""
+class Tally:
+    """Limits that fired early or late."""
 
     asked: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Toll:
         return f"limits asked {self.asked}: early or late {len(self.wrong)} {' '.join(self.wrong)}".rstrip()
 
 
-def _quotas(toll: Toll, wall: Wall, move: timedelta) -> None:
+def _quotas(tally: Tally, wall: Wall, move: timedelta) -> None:
     clock = ManualClock(1000.0)
     limits = LimitsSection(requests_per_minute=1, requests_per_minute_channel=0, tokens_per_hour=10)
     access = Access(AccessSection(), limits, clock)
@@ -108,10 +108,10 @@ def _quotas(toll: Toll, wall: Wall, move: timedelta) -> None:
     wall.moved = move
     for wait, is_refused in ((59.9, True), (0.2, True), (3600 - 60.2, True), (0.2, False)):
         clock.jump(wait)
-        toll.check((access.refusal(message, _SAY) is not None) == is_refused, "quota")
+        tally.check((access.refusal(message, _SAY) is not None) == is_refused, "quota")
 
 
-async def _pace(toll: Toll, wall: Wall, move: timedelta) -> None:
+async def _pace(tally: Tally, wall: Wall, move: timedelta) -> None:
     clock = ManualClock(1000.0)
     pacer = Pacer(lambda channel: 5.0, clock)
     at: list[float] = []
@@ -126,16 +126,16 @@ async def _pace(toll: Toll, wall: Wall, move: timedelta) -> None:
     await clock.advance(1.0)
     wall.moved = move
     await clock.advance(5.0)
-    toll.check(isinstance(second.exception() if second.done() else None, RateLimited), "edit interval")
+    tally.check(isinstance(second.exception() if second.done() else None, RateLimited), "edit interval")
     wall.moved = timedelta()
     third = asyncio.ensure_future(pacer.call(_CHANNEL, call))
     await clock.advance(1.0)
     wall.moved = move
     await clock.run(third)
-    toll.check(at == [1000.0, 1005.0, 1035.0], f"429: {at}")
+    tally.check(at == [1000.0, 1005.0, 1035.0], f"429: {at}")
 
 
-async def _answer_seconds(toll: Toll, wall: Wall, move: timedelta, folder: Path) -> None:
+async def _answer_seconds(tally: Tally, wall: Wall, move: timedelta, folder: Path) -> None:
     engine = ScriptedEngine(default=["half", asyncio.Event()])
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'answer.db'}") as store:
         access = Access(AccessSection(), LimitsSection(), ManualClock())
@@ -146,14 +146,15 @@ async def _answer_seconds(toll: Toll, wall: Wall, move: timedelta, folder: Path)
         async with intake.answers.stream(exchange) as stream:
             async for _ in stream:
                 wall.moved = move
-        toll.check(0.29 < time.monotonic() - began < 5.0, "answer_seconds")
+        # The upper bound only has to tell 0.3 s from an hour, on a busy machine too.
+        tally.check(0.29 < time.monotonic() - began < 600.0, "answer_seconds")
 
 
-async def _old_and_fresh(toll: Toll, wall: Wall, move: timedelta, folder: Path) -> None:
-    """What was just asked is answered, whatever the date; texts are deleted by a date that stays."""
+async def _old_and_fresh(tally: Tally, wall: Wall, move: timedelta, folder: Path) -> None:
+    """Check that fresh questions are answered and fresh texts are kept, whatever the wall clock says."""
     clock, settings = ManualClock(1000.0), ConversationSection(catch_up_minutes=60)
     engine = ScriptedEngine()
-    # Back too, for what is a day old by a clock that is a day behind was asked just now.
+    # Taken before the move: relative to a clock that is set back, the message is from the future.
     sent = datetime.now(UTC)
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'owed.db'}") as store:
         access = Access(AccessSection(), LimitsSection(), clock)
@@ -164,32 +165,32 @@ async def _old_and_fresh(toll: Toll, wall: Wall, move: timedelta, folder: Path) 
         wall.moved = move
         clock.jump(60.0)
         owed = {exchange.message.text: exchange.answer for exchange in await intake.recover("discord")}
-        toll.check(owed["fresh"] is None, "catch_up_minutes, fresh")
-        toll.check(owed["old"] is not None, "catch_up_minutes, old")
+        tally.check(owed["fresh"] is None, "catch_up_minutes, fresh")
+        tally.check(owed["old"] is not None, "catch_up_minutes, old")
         settled = await store.enqueue(replace(a_message("kept", author=MEI), sent_at=sent), Kind.COMMAND)
         assert settled is not None
-        await store.fail(settled, "settled, as far as deleting goes")
+        await store.fail(settled, "settled, so that retention applies")
         await store.expire(calendar.today() - timedelta(hours=12))
         left = await store.find(settled.message.channel, settled.message.id)
-        toll.check(left is not None and left.message.text == "kept", "retention")
+        tally.check(left is not None and left.message.text == "kept", "retention")
 
 
-async def toll_of(move: timedelta) -> Toll:
-    """Move the clock in the middle of every limit."""
-    toll = Toll()
+async def tally_of(move: timedelta) -> Tally:
+    """Move the clock in the middle of each limit."""
+    tally = Tally()
     with tempfile.TemporaryDirectory() as name:
-        with a_movable_wall() as wall:
-            _quotas(toll, wall, move)
-        with a_movable_wall() as wall:
-            await _pace(toll, wall, move)
-        with a_movable_wall() as wall:
-            await _answer_seconds(toll, wall, move, Path(name))
-        with a_movable_wall() as wall:
-            await _old_and_fresh(toll, wall, move, Path(name))
-    return toll
+        with movable_wall() as wall:
+            _quotas(tally, wall, move)
+        with movable_wall() as wall:
+            await _pace(tally, wall, move)
+        with movable_wall() as wall:
+            await _answer_seconds(tally, wall, move, Path(name))
+        with movable_wall() as wall:
+            await _old_and_fresh(tally, wall, move, Path(name))
+    return tally
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     for subject, move in _MOVES.items():
-        toll = await toll_of(move)
-        yield Row(subject, str(toll), not toll.wrong)
+        tally = await tally_of(move)
+        yield Row(subject, str(tally), not tally.wrong)

@@ -1,9 +1,8 @@
-"""R13: memory that runs out in the model.
+"""R13: out-of-memory errors in the model.
 
-The real engine and the bundled demo model, with conversations and store around it.  In
-random steps, prefills and decodes, before or after keys and values are written, there is
-no memory: for one request whatever it is batched with, for more than so many rows
-together, or once in passing.  Each answer is compared with the one of an undisturbed run.
+The real engine with the demo model, inside the whole chat.  Random steps fail, prefills and
+decodes, before or after keys and values are written: for one request in any batch, for
+batches above a size, or transiently.  Each answer is compared with an undisturbed run.
 """
 
 import asyncio
@@ -51,8 +50,8 @@ from tests.harness.messages import a_message
 NAME = "R13"
 
 SLOTS = 6
-# What a failed step holds when it fails.
-HOARD = 1 << 20
+# Bytes that a step holds when it fails.
+BALLAST = 1 << 20
 SECONDS = 2.0
 QUESTIONS = (
     "hello",
@@ -76,20 +75,20 @@ Shortage = Literal["one request", "together", "in passing"]
 SHORTAGES: tuple[Shortage, ...] = ("one request", "together", "in passing")
 
 
-class Hoard:
-    """Stands for the tensors of a step that failed: dead once nothing holds its frames."""
+class Ballast:
+    """Stand-in for the tensors of a failed step: freed once nothing holds its frames."""
 
     def __init__(self) -> None:
-        self.memory = bytearray(HOARD)
+        self.memory = bytearray(BALLAST)
 
 
-class Scarce:
-    """The model, with too little memory."""
+class LowMemoryModel:
+    """The demo model with injected out-of-memory errors."""
 
     def __init__(self, model: CausalLM) -> None:
         self._model = model
         self.context_length, self.slots = model.context_length, model.slots
-        self.hoards: list[weakref.ref[Hoard]] = []
+        self.ballasts: list[weakref.ref[Ballast]] = []
         self.failures = Counter[str]()
         self.fails: Callable[[Batch], bool] = lambda batch: False
         self.error: Callable[[], Exception] = MemoryError
@@ -99,24 +98,24 @@ class Scarce:
     def forward(self, batch: Batch) -> Tensor:
         if batch.is_prefill:
             self.prompts.update(zip(batch.slots, batch.tokens, strict=True))
-        hoard = Hoard()
+        ballast = Ballast()
         fails = self.fails(batch)
         logits = self._model.forward(batch) if self.is_written or not fails else None
         if fails or logits is None:
-            self.hoards.append(weakref.ref(hoard))
+            self.ballasts.append(weakref.ref(ballast))
             self.failures["prefills" if batch.is_prefill else "decodes"] += 1
             raise self.error()
         return logits
 
 
 @dataclass
-class Toll:
+class Tally:
     rounds: int = 0
     asked: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     victims: int = 0
     told: int = 0
-    harmed: list[str] = field(default_factory=list)  # those beside it
+    harmed: list[str] = field(default_factory=list)  # other requests in the batch
     held: int = 0
     next_failed: int = 0
     slowest_next: float = 0.0
@@ -143,17 +142,17 @@ class Reply:
 
 @dataclass(frozen=True)
 class Harness:
-    model: Scarce
+    model: LowMemoryModel
     tokenizer: ChatGLMTokenizer
     intake: Intake
     store: SqlStore
 
     async def ask(self, question: str) -> Reply:
-        # Each is somebody else, elsewhere: nobody is refused, and nobody waits for a turn.
+        # A new author and channel each time: no limit applies, and no question waits for another.
         number = next(_askers)
         channel, author = ChannelKey("discord", f"c{number}"), Author("discord", f"u{number}", "Mei")
         exchange = await self.intake.accept(a_message(question, channel=channel, author=author))
-        assert exchange is not None, "nobody is refused here"
+        assert exchange is not None, "no limit applies"
         async with self.intake.answers.stream(exchange) as stream:
             events = [event async for event in stream]
         await self.intake.exchanges.complete(exchange)
@@ -168,7 +167,7 @@ class Harness:
 
 @asynccontextmanager
 async def make_harness(max_tokens: int) -> AsyncIterator[Harness]:
-    model, tokenizer = Scarce(load(DEMO, device="cpu", slots=SLOTS)), ChatGLMTokenizer.load(DEMO)
+    model, tokenizer = LowMemoryModel(load(DEMO, device="cpu", slots=SLOTS)), ChatGLMTokenizer.load(DEMO)
     info = EngineInfo("demo", "chatglm", "none", "float32", "cpu", model.context_length)
     clock, settings = MonotonicClock(), ConversationSection(name_speakers=False)
     limits = LimitsSection(requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0)
@@ -186,8 +185,8 @@ async def make_harness(max_tokens: int) -> AsyncIterator[Harness]:
             )
 
 
-def a_shortage(harness: Harness, kind: Shortage, dice: random.Random, victim: str) -> Callable[[Batch], bool]:
-    """When a step fails; `victim` is the question that there is no memory for."""
+def shortage(harness: Harness, kind: Shortage, dice: random.Random, victim: str) -> Callable[[Batch], bool]:
+    """Return which steps fail; `victim` is the question without memory."""
     model = harness.model
     prompt = tuple(harness.tokenizer.prompt((ChatMessage("user", victim),)))
     after = dice.choice((0, dice.randrange(1, 12)))  # tokens of its answer; 0 is its prefill
@@ -214,35 +213,35 @@ def a_shortage(harness: Harness, kind: Shortage, dice: random.Random, victim: st
             return in_passing
 
 
-async def a_round(
-    harness: Harness, kind: Shortage, dice: random.Random, undisturbed: dict[str, Reply], toll: Toll
+async def run_round(
+    harness: Harness, kind: Shortage, dice: random.Random, undisturbed: dict[str, Reply], tally: Tally
 ) -> None:
-    """Ask several at once while memory is short, and one when it is not any more."""
+    """Ask several questions while memory is short, and one after it has recovered."""
     model = harness.model
     questions = dice.sample(QUESTIONS, dice.randint(2, SLOTS))
     victim = questions[0]
     model.error, model.is_written = dice.choice(ERRORS), dice.random() < 0.5
-    model.fails = a_shortage(harness, kind, dice, victim)
+    model.fails = shortage(harness, kind, dice, victim)
     replies = dict(zip(questions, await asyncio.gather(*map(harness.ask, questions)), strict=True))
     model.fails = lambda batch: False
-    toll.rounds += 1
-    toll.asked += len(questions)
+    tally.rounds += 1
+    tally.asked += len(questions)
     for question, reply in replies.items():
         if reply == undisturbed[question]:
             continue
         if kind == "one request" and question == victim and reply.reason is FinishReason.ERROR:
-            toll.victims += 1
-            toll.told += bool(reply.notice) and undisturbed[question].text.startswith(reply.text)
+            tally.victims += 1
+            tally.told += bool(reply.notice) and undisturbed[question].text.startswith(reply.text)
         else:
-            toll.harmed.append(f"{kind}: {question}")
+            tally.harmed.append(f"{kind}: {question}")
     began = time.monotonic()
-    toll.next_failed += await harness.ask(victim) != undisturbed[victim]
-    toll.slowest_next = max(toll.slowest_next, time.monotonic() - began)
+    tally.next_failed += await harness.ask(victim) != undisturbed[victim]
+    tally.slowest_next = max(tally.slowest_next, time.monotonic() - began)
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     dice = random.Random(seed)
-    # A traceback for each failure is what an operator wants, and nobody here.
+    # Each failure logs a traceback, which would bury the table.
     log = logging.getLogger("bot.engine.serving.runner")
     log.disabled, was_disabled = True, log.disabled
     try:
@@ -250,11 +249,11 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
         async with make_harness(max_tokens=48 if scale == "full" else 16) as harness:
             undisturbed = {question: await harness.ask(question) for question in QUESTIONS}
             for kind in SHORTAGES:
-                toll = Toll()
-                harness.model.failures, harness.model.hoards = toll.failures, []
+                tally = Tally()
+                harness.model.failures, harness.model.ballasts = tally.failures, []
                 for _ in range(60 if scale == "full" else 4):
-                    await a_round(harness, kind, dice, undisturbed, toll)
-                toll.held = sum(hoard() is not None for hoard in harness.model.hoards)
-                yield Row(kind, str(toll), toll.is_kept, toll.slowest_next <= SECONDS)
+                    await run_round(harness, kind, dice, undisturbed, tally)
+                tally.held = sum(ballast() is not None for ballast in harness.model.ballasts)
+                yield Row(kind, str(tally), tally.is_kept, tally.slowest_next <= SECONDS)
     finally:
         log.disabled = was_disabled

@@ -1,9 +1,9 @@
 """R9: half of all calls answered 429, Retry-After 1 to 30 s.
 
-Of every kind: logins, polls and socket tickets, sends, edits and deletes, look-ups,
-answers to commands; on Discord some hold for all calls, on Slack each for its method.
-A quarter of the people use a command, a quarter ask alone with the bot, a quarter ask for
-a long answer, and a quarter then edit the question, so that a long reply becomes a short one.
+Calls of all kinds: logins, polls and socket tickets, sends, edits and deletes, look-ups,
+responses to commands.  On Discord some limits are global, on Slack each is per method.
+Of four authors, one uses a command, one asks in a direct message, one asks for a long
+answer, and one then edits the question, so that a long reply becomes short.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from tests.harness.servers.telegram import WRITING
 
 NAME = "R9"
 
-# How much faster than the platforms' own time the bot's is, and with it each Retry-After.
+# Speed-up of the bot's clock, and with it of each Retry-After.
 FACTOR, SHORT_FACTOR = 100.0, 300.0
 CONVERSATIONS = 80
 AT_ONCE = 20
@@ -39,10 +39,10 @@ _SHARE = 0.5
 _SHORTEST, _LONGEST = 1.0, 30.0
 _PATIENCE = 60.0
 _DELTAS = 60
-# Of Discord's refusals one in ten holds for all calls.
+# Share of Discord's 429 responses that are global.
 _FOR_ALL = 0.1
-# Who was told that all have to wait may have calls under way.  Bot and server share an event
-# loop: what was begun before the refusal was heard is here within so many of its turns.
+# Turns of the shared event loop until calls that began before the bot read a global 429
+# have arrived; later calls are violations.
 _TURNS = 50
 
 Lane = tuple[Hashable, ...]
@@ -51,7 +51,7 @@ _ALL: Lane = ("all",)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a call is called, and the lanes that a refusal of it may close: its own first."""
+    """The name of a call, and the rate limits it counts against, its own first."""
 
     name: str
     lanes: tuple[Lane, ...]
@@ -59,7 +59,7 @@ class Route:
 
 @dataclass
 class Refuser:
-    """A guard that refuses every other call, and notes those that come before their time."""
+    """A guard that answers half of the calls with 429, and records calls before their Retry-After."""
 
     route: Callable[[web.Request], Any]
     refuse: Callable[[float, bool, bool], web.Response]
@@ -77,7 +77,7 @@ class Refuser:
         self.calls += 1
         wait = max(self._not_before.get(lane, now) for lane in route.lanes) - now
         if wait > 0:
-            self.early.append(f"{route.name} {wait:.1f} s before its time")
+            self.early.append(f"{route.name} {wait:.1f} s before its Retry-After")
         if self.chance.random() >= _SHARE:
             return None
         seconds = self.chance.uniform(_SHORTEST, _LONGEST)
@@ -103,7 +103,7 @@ class Refuser:
 
 
 def _is_shared(lane: Lane) -> bool:
-    """Whether several may call there at once: all channels, not one."""
+    """Return whether calls of several channels share this limit."""
     return lane[0] in ("all", "method")
 
 
@@ -114,7 +114,7 @@ async def _discord_route(request: web.Request) -> Route:
             name = {"POST": "send", "PATCH": "edit", "DELETE": "delete"}[request.method]
             return Route(name, (("channel", channel), _ALL))
         case ["interactions", *_]:
-            # Discord's limit for all calls does not count these.
+            # Discord's global limit does not count these.
             return Route("callback", (("path", request.path),))
         case ["webhooks", *_]:
             return Route("response", (("path", request.path),))
@@ -122,7 +122,7 @@ async def _discord_route(request: web.Request) -> Route:
 
 
 def _discord_refusal(seconds: float, is_for_all: bool, is_terse: bool) -> web.Response:
-    if is_for_all and is_terse:  # from what stands before the API: whole seconds, and no JSON
+    if is_for_all and is_terse:  # from Cloudflare: whole seconds, no JSON
         return web.Response(status=429, text="<html>", headers={"Retry-After": str(math.ceil(seconds))})
     body = {"message": "You are being rate limited.", "retry_after": seconds, "global": is_for_all}
     headers = {"Retry-After": str(seconds), "Via": "1.1 google"}
@@ -143,7 +143,7 @@ def _telegram_refusal(seconds: float, is_for_all: bool, is_terse: bool) -> web.R
 
 
 async def _slack_route(request: web.Request) -> Route:
-    """Slack counts a method over all channels, and new messages by channel."""
+    """Return a call's limits: Slack limits a method over all channels, new messages per channel."""
     method = request.match_info.get("method")
     if method is None:
         return Route("response_url", (("path", request.path),))
@@ -167,7 +167,7 @@ _WAYS: dict[str, tuple[Callable[[web.Request], Any], Callable[[float, bool, bool
 
 @dataclass
 class Outcome:
-    """What came of the conversations."""
+    """Results of the conversations."""
 
     refuser: Refuser
     conversations: int = 0
@@ -190,7 +190,7 @@ class Outcome:
 async def outcome_of(
     name: str, conversations: int, seed: int, *, factor: float = FACTOR, call_seconds: float = 30.0
 ) -> Outcome:
-    """Talk to the bot while half of its calls are refused."""
+    """Run conversations while half of the bot's calls get 429."""
     clock = FastClock(factor)
     route, refuse = _WAYS[name]
     refuser = Refuser(route, refuse, clock, random.Random(seed))
@@ -199,10 +199,10 @@ async def outcome_of(
     @asynccontextmanager
     async def around(platform: Any) -> AsyncIterator[None]:
         platform.gate.guard = refuser
-        # A call that the bot gave up may be refused all the same, and then nobody hears of it.
+        # With a short timeout the bot would miss the 429 of a call that it gave up.
         platform.call_seconds = call_seconds
         if platform.name == "telegram":
-            platform.now = datetime.now(UTC)  # what waits there shall not be too old to be answered
+            platform.now = datetime.now(UTC)  # waiting messages must not be too old to be answered
         yield
 
     limit = PROFILES[name].format.limit
@@ -229,7 +229,7 @@ async def outcome_of(
 
 
 def _answer(question: str, limit: int) -> str:
-    """Long where the question says so: more than two messages."""
+    """Return an answer; more than two messages if the question says "long"."""
     words = f"answer to {question}: 一些文字 and text"
     if "long" not in question:
         return words
@@ -238,7 +238,7 @@ def _answer(question: str, limit: int) -> str:
 
 
 async def _converse(bench: Bench, number: int, limit: int) -> list[str]:
-    """One person's talk with the bot in a channel of their own; what was wrong with it."""
+    """Run one conversation in its own channel; return its faults."""
     channel, question = f"room{number}", f"question {number}"
     try:
         match number % 4:
@@ -265,7 +265,7 @@ async def _command(bench: Bench, channel: str) -> list[str]:
         return sum("/retry" in seen.visible for seen in bench.replies(channel))
 
     try:
-        # On Discord a command is there once the bot was let announce it.
+        # Discord knows a command once the bot has registered it.
         await bench.platform.until(lambda: bool(getattr(bench.platform, "commands", True)), _PATIENCE)
         await bench.platform.command("help", channel=channel)
         await bench.platform.until(lambda: answers() > 0, _PATIENCE)

@@ -1,8 +1,7 @@
-"""R15: the whole bot for a long time, on all platforms at once: what it answers, and how much memory it comes to hold.
+"""R15: soak test of the whole bot on all platforms: answers and memory growth.
 
-People ask, edit, delete, have answers made anew and use commands, some of them often and
-many now and then; connections are cut.  What was asked and answered is taken off the
-loopback servers soon afterwards, so that only the bot can grow.
+Users ask, edit, delete, regenerate and use commands; connections are cut.  Finished
+messages are removed from the loopback servers soon, so that only the bot can grow.
 """
 
 import asyncio
@@ -25,18 +24,18 @@ from tests.harness.platform_bench import PROFILES
 NAME = "R15"
 
 MINUTES = {"full": 20.0, "short": 0.1}
-# Seconds between two things that happen in a room: two cores bear this beside the servers.
+# Seconds between two events in a room; two cores manage this beside the servers.
 PAUSE = {"full": 2.5, "short": 0.1}
 # Seconds between two lost connections.
 CUT = 47.0
-CALM = 13.0  # seconds after which all are connected again
-ROOMS, DIRECT = 8, 2  # of each platform; so many of them are conversations of two
+CALM = 13.0  # seconds until all platforms are connected again
+ROOMS, DIRECT = 8, 2  # per platform, and how many of them are direct messages
 MOST_GROWTH = 1.0  # MB in 1,000 messages
 MOST_LOG = 64 << 20  # bytes
 
-# What happens to a question once it is answered.
-FATES = {"left alone": 60, "edited": 10, "made anew": 10, "deleted": 8, "command": 12}
-# A context that holds the longest question, its answer, and some history.
+# What happens to an answered question, and how often.
+FATES = {"left alone": 60, "edited": 10, "regenerated": 10, "deleted": 8, "command": 12}
+# The context holds the longest question, its answer, and some history.
 SETTINGS = {
     "BOT_CONVERSATION__HISTORY_TURNS": "100",
     "BOT_CONVERSATION__ANSWER_TOKENS": "1024",
@@ -50,23 +49,23 @@ _NUMBER = re.compile(r"q\d+e")
 
 
 @dataclass
-class Toll:
-    """What was asked, and what came of it."""
+class Tally:
+    """Questions and their outcome."""
 
     asked: int = 0
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
     kinds: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FATES, 0))
     cuts: int = 0
-    is_calm: bool = True  # no connection is cut just now
-    delicate: int = 0  # how many do what no platform tells again: edits, buttons, commands
+    is_calm: bool = True  # no connection is being cut
+    delicate: int = 0  # actions in progress that no platform redelivers: edits, buttons, commands
     samples: list[tuple[int, int]] = field(default_factory=list)  # messages so far, bytes held
     longest_log: int = 0
-    longest_wait: float = 0.0  # seconds for an answer; a connection may have had to be made anew
+    longest_wait: float = 0.0  # seconds for an answer, reconnects included
 
     @property
     def growth(self) -> float:
-        """MB in 1,000 messages, by the straight line that fits best once a quarter of the time is over."""
+        """MB per 1,000 messages: slope of the least-squares line, without the first quarter."""
         settled = self.samples[len(self.samples) // 4 :]
         middle = sum(asked for asked, _ in settled) / len(settled)
         level = sum(held for _, held in settled) / len(settled)
@@ -76,51 +75,51 @@ class Toll:
 
 @dataclass
 class Room:
-    """A channel of one platform, where one thing happens after the other."""
+    """A channel of one platform, with one event at a time."""
 
     platform: LoopbackPlatform
     name: str
     is_direct: bool
     chance: random.Random
-    toll: Toll
-    old: set[str] = field(default_factory=set)  # the ids of what may be taken away next
+    tally: Tally
+    old: set[str] = field(default_factory=set)  # ids of the messages to remove next
     former: str = ""
 
     async def go_on(self) -> None:
-        """Ask something, and see what becomes of it; then take away what was asked before."""
+        """Ask a question, wait for its outcome, then remove the previous one."""
         number = self._number()
-        author = self.name if self.is_direct else self._somebody()
+        author = self.name if self.is_direct else self._author()
         asked = await self.platform.say(self._question(number), author=author, channel=self.name, direct=self.is_direct)
         is_answered = await self._answered(number)
         fate = self.chance.choices(list(FATES), list(FATES.values()))[0]
-        if (fate == "command" and self.is_direct) or not (is_answered and self.toll.is_calm):
+        if (fate == "command" and self.is_direct) or not (is_answered and self.tally.is_calm):
             fate = "left alone"
-        self.toll.kinds[fate] += 1
-        self.toll.delicate += fate != "left alone"
+        self.tally.kinds[fate] += 1
+        self.tally.delicate += fate != "left alone"
         await self._suffer(fate, number, asked, author)
-        self.toll.delicate -= fate != "left alone"
+        self.tally.delicate -= fate != "left alone"
 
     async def _suffer(self, fate: str, number: str, asked: str, author: str) -> None:
         match fate:
             case "edited":
                 number, replaced = self._number(), number
-                self.toll.asked += 1
+                self.tally.asked += 1
                 await self.platform.edit(asked, self._question(number))
                 await self._answered(number)
-                # The second message of an answer that became shorter is taken back a moment later.
+                # The second message of an answer that became shorter is deleted a moment later.
                 if not await self._seen(lambda: not self._count(replaced)):
-                    self.toll.twice.append(f"{self.platform.name} {replaced}")
-            case "made anew":
-                self.toll.asked += 1
+                    self.tally.twice.append(f"{self.platform.name} {replaced}")
+            case "regenerated":
+                self.tally.asked += 1
                 button = next(seen for seen in self._replies() if number in seen.visible and seen.actions)
                 for seen in self._replies():
-                    _make_stale(self.platform, seen.id)  # else nobody would see the same words come anew
+                    _make_stale(self.platform, seen.id)  # else the same text could not be seen to change
                 await self.platform.press(button.id, Action.RETRY, author=author)
                 await self._answered(number)
             case "deleted":
                 await self.platform.delete(asked)
             case "command":
-                self.toll.asked += 1
+                self.tally.asked += 1
                 before = {seen.id for seen in self._replies()}
                 await self.platform.command(
                     self.chance.choice(["clear", "help", "stop"]), author=author, channel=self.name
@@ -136,11 +135,11 @@ class Room:
 
         began = time.monotonic()
         is_answered = await self._seen(is_there)
-        self.toll.longest_wait = max(self.toll.longest_wait, time.monotonic() - began)
+        self.tally.longest_wait = max(self.tally.longest_wait, time.monotonic() - began)
         if is_answered:
             return True
         shown = [seen.visible[:60] for seen in self._replies()]
-        self.toll.lost.append(f"{self.platform.name} {self.name} {number}, where the bot says {shown[-2:]}")
+        self.tally.lost.append(f"{self.platform.name} {self.name} {number}, where the bot says {shown[-2:]}")
         return False
 
     async def _seen(self, condition: Callable[[], bool]) -> bool:
@@ -149,33 +148,33 @@ class Room:
         return condition()
 
     def _tidy(self, number: str) -> None:
-        """Count what is said, and take away all but the last question and answer."""
+        """Count the replies, and remove all but the last question and answer."""
         for known in {number, self.former} - {""}:
             if self._count(known) > 2:
-                self.toll.twice.append(f"{self.platform.name} {known}")
+                self.tally.twice.append(f"{self.platform.name} {known}")
         shown = {found for seen in self._replies() for found in _NUMBER.findall(seen.visible)}
-        self.toll.twice += [f"{self.platform.name} {again}" for again in shown - {number, self.former}]
-        _take_away(self.platform, self.old)
+        self.tally.twice += [f"{self.platform.name} {again}" for again in shown - {number, self.former}]
+        _remove(self.platform, self.old)
         self.old = {seen.id for seen in self.platform.seen(self.name)}
         self.former = number
 
     def _count(self, number: str) -> int:
-        # The answer repeats the question, which begins and ends with its number.
+        # The answer echoes the question, which begins and ends with its number.
         return sum(seen.visible.count(number) for seen in self._replies())
 
     def _replies(self) -> list[Seen]:
         return [seen for seen in self.platform.seen(self.name) if seen.author == "bot"]
 
     def _number(self) -> str:
-        self.toll.asked += 1
-        return f"q{self.toll.asked}e"
+        self.tally.asked += 1
+        return f"q{self.tally.asked}e"
 
     def _question(self, number: str) -> str:
         # A long one takes two messages on Discord.
         words = 250 if self.chance.random() < 0.05 else self.chance.randrange(1, 40)
         return f"{number} {'and so on 你好 ' * words}{number}"
 
-    def _somebody(self) -> str:
+    def _author(self) -> str:
         return f"p{self.chance.randrange(200)}" if self.chance.random() < 0.2 else f"m{self.chance.randrange(50)}"
 
 
@@ -183,15 +182,15 @@ def _is_whole(seen: Seen) -> bool:
     return seen.visible.strip() not in ("", "…")
 
 
-def _take_away(platform: Any, ids: set[str]) -> None:
-    """Let a loopback server forget messages, as if they had never been."""
+def _remove(platform: Any, ids: set[str]) -> None:
+    """Remove messages from a loopback server without an event."""
     messages: dict[Any, Any] = platform.workspace.messages if platform.name == "slack" else platform.messages
     for key in [key for key in messages if str(key[1] if isinstance(key, tuple) else key) in ids]:
         del messages[key]
 
 
 def _make_stale(platform: Any, id: str) -> None:
-    """Let a message look different, without the bot's being told."""
+    """Change a message on the server without an event."""
     match platform.name:
         case "discord":
             platform.messages[int(id)]["content"] = "stale"
@@ -205,29 +204,29 @@ def _make_stale(platform: Any, id: str) -> None:
             ]
 
 
-async def _watch(pid: int, folder: Path, toll: Toll, seconds: float) -> None:
-    """Note the memory and the length of the database's log, a hundred times and more."""
+async def _watch(pid: int, folder: Path, tally: Tally, seconds: float) -> None:
+    """Sample the memory and the length of the WAL, about a hundred times."""
     while True:
-        toll.samples.append((toll.asked, memory(pid)))
+        tally.samples.append((tally.asked, memory(pid)))
         with suppress(FileNotFoundError):
-            toll.longest_log = max(toll.longest_log, (folder / "bot.db-wal").stat().st_size)
+            tally.longest_log = max(tally.longest_log, (folder / "bot.db-wal").stat().st_size)
         await asyncio.sleep(min(5.0, seconds / 50))
 
 
-async def _cut(platforms: list[LoopbackPlatform], toll: Toll) -> None:
+async def _cut(platforms: list[LoopbackPlatform], tally: Tally) -> None:
     while True:
         await asyncio.sleep(CUT)
-        toll.is_calm = False
-        await until(lambda: not toll.delicate)
-        await platforms[toll.cuts % len(platforms)].disconnect(resumable=toll.cuts % 2 == 0)
-        toll.cuts += 1
+        tally.is_calm = False
+        await until(lambda: not tally.delicate)
+        await platforms[tally.cuts % len(platforms)].disconnect(resumable=tally.cuts % 2 == 0)
+        tally.cuts += 1
         await asyncio.sleep(CALM)
-        toll.is_calm = True
+        tally.is_calm = True
 
 
-async def soaked(scale: Scale, seed: int, minutes: float | None = None) -> tuple[Toll, list[str]]:
-    """Let people talk for so long; also the log's lines that tell of a fault."""
-    toll = Toll()
+async def soak(scale: Scale, seed: int, minutes: float | None = None) -> tuple[Tally, list[str]]:
+    """Run users for `minutes`; return the tally and the errors in the log."""
+    tally = Tally()
     seconds = 60 * (minutes or MINUTES[scale])
 
     async def live(room: Room, until: float) -> None:
@@ -244,8 +243,8 @@ async def soaked(scale: Scale, seed: int, minutes: float | None = None) -> tuple
             await bot.connected()
             over = asyncio.get_running_loop().time() + seconds
             beside = [
-                asyncio.create_task(_watch(bot.process.pid, folder, toll, seconds)),
-                asyncio.create_task(_cut(list(platforms.values()), toll)),
+                asyncio.create_task(_watch(bot.process.pid, folder, tally, seconds)),
+                asyncio.create_task(_cut(list(platforms.values()), tally)),
             ]
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -253,7 +252,7 @@ async def soaked(scale: Scale, seed: int, minutes: float | None = None) -> tuple
                         for number in range(ROOMS):
                             is_direct = number < DIRECT
                             called = f"d{number}" if is_direct else f"room{number}"
-                            room = Room(platform, called, is_direct, random.Random(f"{seed} {name} {number}"), toll)
+                            room = Room(platform, called, is_direct, random.Random(f"{seed} {name} {number}"), tally)
                             tasks.create_task(live(room, over))
             finally:
                 for task in beside:
@@ -262,17 +261,17 @@ async def soaked(scale: Scale, seed: int, minutes: float | None = None) -> tuple
             bot.process.terminate()
             code = await bot.ended(10.0)
         found = logged_errors(folder)
-    return toll, found if code == 0 else [f"exit code {code}", *found]
+    return tally, found if code == 0 else [f"exit code {code}", *found]
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
-    toll, errors = await soaked(scale, seed)
-    fates = ", ".join(f"{kind} {count}" for kind, count in toll.kinds.items())
-    told = (
-        f"{MINUTES[scale]:g} min, {toll.asked} messages ({fates}), connections cut {toll.cuts}: "
-        f"lost {len(toll.lost)} {' '.join(toll.lost[:5])}, twice {len(toll.twice)} {' '.join(toll.twice[:5])}, "
-        f"longest wait {toll.longest_wait:.1f} s, errors logged {len(errors)}, memory {toll.samples[-1][1] / 1e6:.0f} MB, "
-        f"growth {toll.growth:.2f} MB in 1,000 messages, longest WAL {toll.longest_log / 1e6:.1f} MB"
+    tally, errors = await soak(scale, seed)
+    fates = ", ".join(f"{kind} {count}" for kind, count in tally.kinds.items())
+    result = (
+        f"{MINUTES[scale]:g} min, {tally.asked} messages ({fates}), connections cut {tally.cuts}: "
+        f"lost {len(tally.lost)} {' '.join(tally.lost[:5])}, twice {len(tally.twice)} {' '.join(tally.twice[:5])}, "
+        f"longest wait {tally.longest_wait:.1f} s, errors logged {len(errors)}, memory {tally.samples[-1][1] / 1e6:.0f} MB, "
+        f"growth {tally.growth:.2f} MB in 1,000 messages, longest WAL {tally.longest_log / 1e6:.1f} MB"
     )
-    is_kept = not (toll.lost or toll.twice or errors) and toll.longest_log < MOST_LOG
-    yield Row("the bot", told, is_kept, toll.growth < MOST_GROWTH)
+    is_kept = not (tally.lost or tally.twice or errors) and tally.longest_log < MOST_LOG
+    yield Row("the bot", result, is_kept, tally.growth < MOST_GROWTH)

@@ -1,9 +1,9 @@
-"""R17: one person who asks without end beside fifty others.
+"""R17: one user who floods the bot with questions beside fifty others.
 
-The real store, limits, conversations and serving engine around a model whose steps take the
-time of a manual clock: a step waits until everybody has done what they do meanwhile, so what
-is counted does not depend on the machine.  People ask, read and think; the one asks twice a
-second, at length.  The others' waits are compared with those of the same minutes without them.
+The real store, limits, conversations and serving engine with a model whose steps take the
+time of a manual clock: a step waits until all users have acted, so the counts do not depend
+on the machine.  Users ask, read and think; the spammer asks twice a second for long
+answers.  The others' waits are compared with the same minutes without the spammer.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ NAME = "R17"
 PEOPLE = 50
 CHANNELS = [ChannelKey("discord", f"c{number}") for number in range(25)]
 SLOTS = 8
-# As measured of int4 weights on a good card: eight answers grow by a token in 50 ms.
+# Seconds, as measured with int4 weights on a GPU: a decode step of eight sequences takes 50 ms.
 DECODE, PREFILL = 0.05, 0.1
-LENGTH, LONG = 60, 200  # tokens of an answer: of everybody else's, and of the one's
+LENGTH, LONG = 60, 200  # tokens of an answer, of the others and of the spammer
 THINKING = 20.0
 
 Where = Callable[[int], ChannelKey]
@@ -52,7 +52,7 @@ Where = Callable[[int], ChannelKey]
 
 @dataclass(eq=False)
 class Question:
-    """One question and how far it has come."""
+    """A question and its progress."""
 
     text: str
     exchange: Exchange | None = None
@@ -61,7 +61,7 @@ class Question:
 
 @dataclass
 class Waits:
-    """Seconds to the first word, of those who were answered."""
+    """Seconds to the first text of answered questions."""
 
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
@@ -70,8 +70,8 @@ class Waits:
         return sorted(self.seconds)[(len(self.seconds) - 1) * percent // 100]
 
 
-class Watched:
-    """The serving engine, and which questions are inside."""
+class TrackedEngine:
+    """The serving engine, and the questions it holds."""
 
     def __init__(self, engine: ServingEngine) -> None:
         self._engine = engine
@@ -103,13 +103,13 @@ class Watched:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """It is entered by who made it."""
+        """The caller of `waits_of` closes the inner engine."""
 
 
 class World:
-    """Everybody, and the time that passes for them all."""
+    """All users, and the time that passes for them."""
 
-    def __init__(self, harness: Harness, engine: Watched, seconds: float) -> None:
+    def __init__(self, harness: Harness, engine: TrackedEngine, seconds: float) -> None:
         self.harness = harness
         self.clock = harness.clock
         self._engine = engine
@@ -152,7 +152,7 @@ class World:
         self._questions.discard(question)
 
     async def pass_time(self, seconds: float) -> None:
-        """Let so much time pass, and everybody do what they do in it."""
+        """Advance the clock, and let all users act meanwhile."""
         end = self.clock.now() + seconds
         await self._rest()
         while (wake := self.clock.next_wake) is not None and wake <= end:
@@ -161,7 +161,7 @@ class World:
         await self.clock.advance(end - self.clock.now())
 
     async def pass_idle_time(self, everybody: "asyncio.Future[None]") -> None:
-        """Move on where the model has nothing to do, until all have ended."""
+        """Advance the clock while the model is idle, until all users are done."""
         while not everybody.done():
             await asyncio.sleep(0.0002)
             if not self._engine.load.running and self._all_rest():
@@ -172,14 +172,14 @@ class World:
     async def _rest(self) -> None:
         await self.clock.settle()
         while not self._all_rest():
-            # Threads of the database are at work: no event of the loop tells when all of them are done.
+            # Database threads are working: the event loop has no event for their end.
             await asyncio.to_thread(time.sleep, 0.0002)
 
     def _all_rest(self) -> bool:
         return all(map(self._rests, self._questions))
 
     def _rests(self, question: Question) -> bool:
-        """Whether it is in the model's hands, or waits in its channel's line."""
+        """Return whether the engine holds the question, or it waits for its position in the channel."""
         if question.exchange is None:
             return False
         line = self.harness.exchanges.in_channel(question.exchange.message.channel)
@@ -187,13 +187,13 @@ class World:
 
 
 async def waits_of(seconds: float, seed: int, where: Where | None) -> tuple[Waits, Waits]:
-    """Let everybody talk for so long; return the others' waits, and those of the one."""
+    """Run all users for `seconds`; return the waits of the others and of the spammer."""
     home = asyncio.get_running_loop()
     model = ScriptedModel(slots=SLOTS, context_length=1024)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         async with ServingEngine(lambda progress: loaded(model), max_waiting=64) as serving:
-            engine = Watched(serving)
+            engine = TrackedEngine(serving)
             limits = LimitsSection(answer_seconds=100_000)
             talk = ConversationSection(name_speakers=False, history_turns=0)
             async with make_harness(Path(folder), engine, conversation=talk, limits=limits) as harness:  # type: ignore[arg-type]  # an Engine
@@ -201,7 +201,7 @@ async def waits_of(seconds: float, seed: int, where: Where | None) -> tuple[Wait
 
                 def before(batch: Batch) -> None:
                     cost = PREFILL if batch.is_prefill else DECODE
-                    asyncio.run_coroutine_threadsafe(world.pass_time(cost), home).result(timeout=60)
+                    asyncio.run_coroutine_threadsafe(world.pass_time(cost), home).result(timeout=600)
 
                 model.before = before
                 others, one = Waits(), Waits()
@@ -232,11 +232,11 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     alone, _ = await waits_of(seconds, seed, None)
     for place, where in PLACES.items() if scale == "full" else [("everywhere", PLACES["everywhere"])]:
         others, one = await waits_of(seconds, seed, where)
-        told = (
+        result = (
             f"p95 wait of {PEOPLE} others {others.p(95):.2f} s, without the one {alone.p(95):.2f} s "
             f"(p50 {others.p(50):.2f} s and {alone.p(50):.2f} s, {len(others.seconds)} and {len(alone.seconds)} answers); "
             f"refused: {others.refused} of theirs, {one.refused} of the one's {one.refused + len(one.seconds)}"
         )
-        # A few seconds have too few waits for a percentile.
+        # The short form has too few waits for a percentile.
         is_fair = scale == "short" or others.p(95) <= 2 * alone.p(95)
-        yield Row(place, told, is_fair and one.refused > 0 and not others.refused)
+        yield Row(place, result, is_fair and one.refused > 0 and not others.refused)

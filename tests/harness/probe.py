@@ -1,10 +1,10 @@
-"""What watches over the bot: asks its operations server over a real connection."""
+"""A health probe: reads the operations server over a real connection."""
 
 import aiohttp
 
 
-class Watcher:
-    """Asks the server at this port of this machine."""
+class HealthProbe:
+    """Client of the operations server on a local port."""
 
     def __init__(self, http: aiohttp.ClientSession, port: int) -> None:
         self._http = http
@@ -15,7 +15,7 @@ class Watcher:
             return answer.status, await answer.text()
 
     async def ready(self) -> tuple[int, dict[str, str]]:
-        """What /readyz answers, and what it says of each part."""
+        """Return the status of /readyz, and its message for each component."""
         async with self._http.get(f"{self._address}/readyz") as answer:
             body = await answer.json()
             assert body["ready"] is (answer.status == 200)

@@ -14,7 +14,7 @@ from bot.errors import AddressUnavailable
 from bot.observability.health import Components, Health
 from bot.observability.http import create_app, query_readiness, serve_operations
 from tests.harness.fakes import ManualClock, ScriptedEngine
-from tests.harness.probe import Watcher
+from tests.harness.probe import HealthProbe
 from tests.storage import temporary_store
 
 ANY_PORT = OperationsSection(port=0)
@@ -26,35 +26,35 @@ def parts() -> Components:
 
 
 @pytest.fixture
-async def watcher(parts: Components) -> AsyncIterator[Watcher]:
+async def probe(parts: Components) -> AsyncIterator[HealthProbe]:
     app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     async with serve_operations(ANY_PORT, app) as port, aiohttp.ClientSession() as http:
-        yield Watcher(http, port)
+        yield HealthProbe(http, port)
 
 
-async def test_it_is_alive_and_not_ready_while_the_model_loads(watcher: Watcher) -> None:
-    assert await watcher.get("/livez") == (200, "alive\n")
-    assert await watcher.ready() == (503, {"program": "ok", "store": "opening", "engine": "loading"})
+async def test_it_is_alive_and_not_ready_while_the_model_loads(probe: HealthProbe) -> None:
+    assert await probe.get("/livez") == (200, "alive\n")
+    assert await probe.ready() == (503, {"program": "ok", "store": "opening", "engine": "loading"})
 
 
-async def test_it_is_ready_when_all_components_are(watcher: Watcher, parts: Components, tmp_path: Path) -> None:
+async def test_it_is_ready_when_all_components_are(probe: HealthProbe, parts: Components, tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         parts.store, parts.engine = store, ScriptedEngine()
-        assert await watcher.ready() == (200, {"program": "ok", "store": "ok", "engine": "ok"})
+        assert await probe.ready() == (200, {"program": "ok", "store": "ok", "engine": "ok"})
 
 
-async def test_a_stuck_engine_is_not_ready_but_alive(watcher: Watcher, parts: Components, tmp_path: Path) -> None:
+async def test_a_stuck_engine_is_not_ready_but_alive(probe: HealthProbe, parts: Components, tmp_path: Path) -> None:
     engine = ScriptedEngine()
     engine.since_progress = 61.0
     async with temporary_store(tmp_path) as store:
         parts.store, parts.engine = store, engine
-        status, said = await watcher.ready()
+        status, said = await probe.ready()
         assert (status, said["engine"]) == (503, "no step has ended for 61 s")
-        assert (await watcher.get("/livez"))[0] == 200
+        assert (await probe.get("/livez"))[0] == 200
 
 
-async def test_other_paths_are_not_found(watcher: Watcher) -> None:
-    assert (await watcher.get("/"))[0] == 404
+async def test_other_paths_are_not_found(probe: HealthProbe) -> None:
+    assert (await probe.get("/"))[0] == 404
 
 
 async def test_a_port_in_use_is_one_sentence(parts: Components) -> None:

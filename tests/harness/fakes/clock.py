@@ -1,4 +1,4 @@
-"""Time that only moves when a test moves it."""
+"""Clocks for tests: one moved by hand, one that runs fast."""
 
 import asyncio
 import heapq
@@ -9,12 +9,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# More turns of the event loop than any chain of tasks in a test needs to come to rest.
+# More turns of the event loop than any chain of tasks in a test needs to settle.
 _TURNS = 50
 
 
 class ManualClock:
-    """A Clock moved by hand; sleepers wake in the order of their time."""
+    """A Clock moved by hand; sleepers wake in the order of their due times."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
@@ -34,18 +34,18 @@ class ManualClock:
 
     @property
     def next_wake(self) -> float | None:
-        """When the next sleeper wakes, or None if nobody sleeps."""
+        """Time at which the next sleeper wakes, or None."""
         while self._sleepers and self._sleepers[0][2].done():
             heapq.heappop(self._sleepers)
         return self._sleepers[0][0] if self._sleepers else None
 
     async def settle(self) -> None:
-        """Let every task run until all of them wait."""
+        """Run all tasks until each of them waits."""
         for _ in range(_TURNS):
             await asyncio.sleep(0)
 
     async def advance(self, seconds: float) -> None:
-        """Move on, stopping at each sleeper's time so that those it wakes can act then."""
+        """Advance the clock, stopping at each due time so that the sleeper acts then."""
         end = self._now + seconds
         await self.settle()
         while (wake := self.next_wake) is not None and wake <= end:
@@ -55,12 +55,12 @@ class ManualClock:
         self._now = end
 
     def jump(self, seconds: float) -> None:
-        """Move on where nobody sleeps."""
-        assert self.next_wake is None, "somebody sleeps: advance"
+        """Advance the clock at once; there must be no sleeper."""
+        assert self.next_wake is None, "a task sleeps: use advance"
         self._now += seconds
 
     async def run(self, work: Awaitable[T], limit: float = 100_000.0) -> T:
-        """Do the work while time flies; it may take `limit` seconds of this clock."""
+        """Run `work` while advancing the clock by at most `limit` seconds."""
         task = asyncio.ensure_future(work)
         end = self._now + limit
         try:
@@ -69,7 +69,7 @@ class ManualClock:
                 if task.done():
                     break
                 wake = self.next_wake
-                assert wake is not None, "the work waits for something that is not time"
+                assert wake is not None, "the work waits for something other than the clock"
                 assert wake <= end, f"the work is not done after {limit:g} s"
                 await self.advance(wake - self._now)
         finally:
@@ -79,7 +79,7 @@ class ManualClock:
 
 
 class FastClock:
-    """The real clock at `factor` times its speed, where threads and sockets take real time."""
+    """The real clock at `factor` times its speed, for tests with threads and sockets."""
 
     def __init__(self, factor: float = 50.0) -> None:
         self._factor = factor
