@@ -40,10 +40,10 @@ def load(path: Path | None) -> LoadedConfig:
         ConfigError: There are mistakes.
     """
     from bot.adapters import SETTINGS
-    from bot.config.sources import load_with_origins
+    from bot.config.sources import load_config
     from bot.engine import BACKENDS
 
-    return load_with_origins(path, SETTINGS, BACKENDS)
+    return load_config(path, SETTINGS, BACKENDS)
 
 
 def quiet_on_terminal(loaded: LoadedConfig) -> Config:

@@ -54,25 +54,15 @@ def load_config(
     adapters: Mapping[str, type[AdapterSection]],
     backends: Collection[str] = (),
     environ: Mapping[str, str] | None = None,
-) -> Config:
-    """Load all settings; environment variables override secret files, which override config.toml.
+) -> LoadedConfig:
+    """Load all settings, each with its source.
 
-    With `path` None, ./config.toml is optional.  `adapters` are the sections allowed under
+    Environment variables override secret files, which override config.toml.  With `path` None, ./config.toml is optional.  `adapters` are the sections allowed under
     `[adapters]`, `backends` the values allowed for `engine.backend`.
 
     Raises:
         ConfigError: Lists all mistakes.
     """
-    return load_with_origins(path, adapters, backends, environ).config
-
-
-def load_with_origins(
-    path: Path | None,
-    adapters: Mapping[str, type[AdapterSection]],
-    backends: Collection[str] = (),
-    environ: Mapping[str, str] | None = None,
-) -> LoadedConfig:
-    """Load all settings like `load_config`, with the source of each."""
     known = known_settings(adapters)
     file = _File.read(path)
     environment = _Environment(known, os.environ if environ is None else environ)

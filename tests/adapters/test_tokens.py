@@ -15,7 +15,7 @@ def load(folder: Path, **variables: str) -> list[str]:
     """Return the enabled platforms."""
     file = folder / "config.toml"
     file.touch()
-    return list(load_config(file, SETTINGS, environ=variables).enabled_adapters)
+    return list(load_config(file, SETTINGS, environ=variables).config.enabled_adapters)
 
 
 def mistakes(folder: Path, **variables: str) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class Bot:
         self.file = file
         self.store = store
         clock = FastClock()
-        source = ConfigSource(file, lambda: load_config(file, SETTINGS, BACKENDS, {}))
+        source = ConfigSource(file, lambda: load_config(file, SETTINGS, BACKENDS, {}).config)
         config = source.load()
         self.live = ConfigWatcher(config, source, clock)
         self.switch = HotSwapEngine(config.engine, self.open_engine, clock, check=preflight)

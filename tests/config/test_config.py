@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError
 
 from bot.adapters import SETTINGS
 from bot.config.schema import AdapterSection, Config, known_settings
-from bot.config.sources import load_config, load_with_origins
+from bot.config.sources import load_config
 from bot.engine import BACKENDS
 from bot.errors import ConfigError
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(toml: str = "", **variables: str) -> Config:
     Path("config.toml").write_text(toml, encoding="utf-8")
-    return load_config(None, ADAPTERS, ("chatglm", "echo"), {"BOT_SECRETS_DIR": "secrets"} | variables)
+    return load_config(None, ADAPTERS, ("chatglm", "echo"), {"BOT_SECRETS_DIR": "secrets"} | variables).config
 
 
 def mistakes(toml: str = "", **variables: str) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ def mistake(toml: str = "", **variables: str) -> str:
 
 
 def test_without_a_file_the_defaults_apply(folder: Path) -> None:
-    config = load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"})
+    config = load_config(None, ADAPTERS, environ={"BOT_SECRETS_DIR": "secrets"}).config
     assert config.model_copy(update={"adapters": {}}) == Config()
     assert list(config.adapters) == ["console", "discord", "slack"]
 
@@ -288,7 +288,7 @@ def test_unknown_platforms_in_access_are_reported_with_other_mistakes(folder: Pa
     )
     environ = {"BOT_SECRETS_DIR": "secrets", "BOT_ACCESS__ALLOW_ROLES": "Slack:U01"}
     with pytest.raises(ConfigError) as caught:
-        load_with_origins(Path("config.toml"), SETTINGS, BACKENDS, environ)  # as `bot check` does
+        load_config(Path("config.toml"), SETTINGS, BACKENDS, environ)  # as `bot check` does
     no_platform = "unknown platform; known platforms: console, discord, telegram, slack"
     assert sorted(caught.value.mistakes) == [
         f"BOT_ACCESS__ALLOW_ROLES: 'Slack:U01': {no_platform}",
@@ -375,7 +375,7 @@ def test_each_setting_has_its_source(folder: Path) -> None:
         "# settings\n[engine]\nmodel = '''\nglm'''\n\n  [ logs . levels ]\n  'a.b' = 'info'\n"
     )
     variables = {"BOT_SECRETS_DIR": "secrets", "BOT_ENGINE__DEVICE": "cpu"}
-    assert load_with_origins(None, ADAPTERS, environ=variables).origins == {
+    assert load_config(None, ADAPTERS, environ=variables).origins == {
         ("engine", "model"): "config.toml, line 3",
         ("engine", "device"): "BOT_ENGINE__DEVICE",
         ("logs", "levels"): "config.toml, line 6",
@@ -398,7 +398,7 @@ def example() -> str:
 
 def test_the_config_toml_of_the_repository_changes_no_default(folder: Path) -> None:
     Path("config.toml").write_text(example(), encoding="utf-8")
-    loaded = load_with_origins(None, SETTINGS, environ={"BOT_SECRETS_DIR": "secrets"})
+    loaded = load_config(None, SETTINGS, environ={"BOT_SECRETS_DIR": "secrets"})
     assert loaded.config.model_copy(update={"adapters": {}}) == Config()
     assert not loaded.origins
 

@@ -45,7 +45,7 @@ class Follower:
     change: Callable[[EngineSection], Awaitable[str | None]] | None = None
 
     def __post_init__(self) -> None:
-        source = ConfigSource(self.path, lambda: load_config(self.path, SETTINGS, BACKENDS, self.environ))
+        source = ConfigSource(self.path, lambda: load_config(self.path, SETTINGS, BACKENDS, self.environ).config)
         self.live = ConfigWatcher(source.load(), source, self.clock, lambda: NOON)
         self.task = asyncio.create_task(self.live.watch(self.taken.append, self._change))
 

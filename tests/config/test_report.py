@@ -6,7 +6,7 @@ from pydantic import SecretStr
 
 from bot.config.report import report
 from bot.config.schema import AdapterSection
-from bot.config.sources import load_with_origins
+from bot.config.sources import load_config
 
 
 class DiscordLike(AdapterSection):
@@ -18,7 +18,7 @@ class DiscordLike(AdapterSection):
 def lines(folder: Path, toml: str = "", **variables: str) -> list[str]:
     path = folder / "bot.toml"
     path.write_text(toml, encoding="utf-8")
-    loaded = load_with_origins(
+    loaded = load_config(
         path, {"console": AdapterSection, "discord": DiscordLike}, environ={"BOT_SECRETS_DIR": str(folder)} | variables
     )
     return [line.replace(str(path), "bot.toml") for line in report(loaded)]

@@ -18,7 +18,7 @@ from bot.adapters import SETTINGS
 from bot.config.report import report
 from bot.config.schema import AdapterSection, Config, Section
 from bot.config.secrets import Address, environment_secrets, is_secret
-from bot.config.sources import LoadedConfig, load_with_origins
+from bot.config.sources import LoadedConfig, load_config
 from bot.observability.logging import Redaction
 from tests.cli.test_main import environment
 from tests.harness import warm_start
@@ -149,7 +149,7 @@ def test_no_secret_is_shown_in_any_form_of_the_settings(tmp_path: Path) -> None:
             (tmp_path / name.removeprefix("BOT_").lower()).write_text(f"http://me:{password}@proxy:1\n")
     url = "postgresql+psycopg://bot:canary-12/pass@db/bot"
     environ = TOKENS | {"BOT_STORAGE__URL": url, "BOT_SECRETS_DIR": str(tmp_path)}
-    loaded = load_with_origins(None, SETTINGS, environ=environ)
+    loaded = load_config(None, SETTINGS, environ=environ)
     sections = [loaded.config.storage, *loaded.config.adapters.values()]
     shown = [*report(loaded), repr(loaded), str(loaded), repr(loaded.config), loaded.config.model_dump_json()]
     shown += [form for section in sections for form in (repr(section), str(section), str(section.model_dump()))]
@@ -169,7 +169,7 @@ def test_a_mistake_in_the_settings_does_not_reveal_a_secret(tmp_path: Path) -> N
 
 
 def test_a_proxy_without_a_password_is_shown(tmp_path: Path) -> None:
-    loaded = load_with_origins(None, SETTINGS, environ={"BOT_TELEGRAM__PROXY": "http://proxy:3128"})
+    loaded = load_config(None, SETTINGS, environ={"BOT_TELEGRAM__PROXY": "http://proxy:3128"})
     assert any("http://proxy:3128" in line for line in report(loaded))
     assert "http://proxy:3128" not in loaded.config.secrets
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bot.adapters import SETTINGS
 from bot.config.schema import known_settings, secret_file, variable
 from bot.config.secrets import is_secret
-from bot.config.sources import load_with_origins
+from bot.config.sources import load_config
 from bot.engine import BACKENDS
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def test_the_settings_in_the_manifest_are_valid(tmp_path: Path) -> None:
     inside = MANIFEST.partition("config.toml: |\n")[2].partition("\n---")[0]
     config.write_text(textwrap.dedent(inside), encoding="utf-8")
 
-    loaded = load_with_origins(config, SETTINGS, BACKENDS)
+    loaded = load_config(config, SETTINGS, BACKENDS)
 
     assert loaded.config.engine.quantization == "int4"
     assert loaded.config.operations.host == "0.0.0.0"
