@@ -14,6 +14,7 @@ from bot.domain import ChannelKey, Kind
 from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.messages import a_message
+from tests.harness.platform import Fault
 from tests.harness.servers.discord import DiscordPlatform
 
 
@@ -91,6 +92,18 @@ async def test_an_unrecorded_placeholder_is_found_after_its_nonce_expired(
     async with run_discord_bot(platform, tmp_path) as bot:
         await bot.shows("ok")
     assert count_sends(platform) == 1
+
+
+async def test_a_send_with_a_lost_response_is_found_after_its_nonce_expired(bot: DiscordBot) -> None:
+    def lose_first_response(number: int, name: str) -> Fault | None:
+        if number == 1:
+            bot.platform.forget_nonces()
+        return Fault("lost") if number == 0 else None
+
+    bot.platform.script = lose_first_response
+    await bot.platform.say("one")
+    await bot.shows("ok")
+    assert count_sends(bot.platform) == 1
 
 
 async def test_the_search_for_a_placeholder_is_retried(
