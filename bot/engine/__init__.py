@@ -1,7 +1,5 @@
 """Find and open the backend that config.toml names."""
 
-from __future__ import annotations
-
 import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -24,7 +22,7 @@ BACKENDS = tuple(module.name for module in pkgutil.iter_modules(backends.__path_
 EXTRAS = frozenset({"transformers"})
 
 
-def open_engine(options: EngineSection, progress: Progress = silent) -> Engine:
+def open_engine(options: "EngineSection", progress: Progress = silent) -> Engine:
     """Create the engine that `options` describe; entering it loads the model.
 
     `progress` is called from the engine's thread.
@@ -37,7 +35,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> Engine:
     return opener(options, progress)
 
 
-def preflight(options: EngineSection) -> None:
+def preflight(options: "EngineSection") -> None:
     """Check, without loading, whether an engine for `options` could run.
 
     Runs in a thread, while another model may still be serving.  A backend may define its own

@@ -1,7 +1,5 @@
 """Measure one model: loading, network steps, and the engine with one client and with many."""
 
-from __future__ import annotations
-
 import asyncio
 import platform
 import re
@@ -169,7 +167,7 @@ class _Loader:
         info = EngineInfo(options.model, "chatglm", model.quantization, dtype, devices, model.context_length)
         return LoadedModel(model, FixedPrompt(random_prompt(self._config, options.question), tokenizer), info)
 
-    def _load(self, report: Progress) -> tuple[ChatGLMForServing, Tokenizer | NumberedTokens]:
+    def _load(self, report: Progress) -> tuple[ChatGLMForServing, "Tokenizer | NumberedTokens"]:
         options, slots = self._options, max(self._options.batch, self._options.clients)
         if options.random is not None:
             tokenizer: Tokenizer | NumberedTokens = NumberedTokens(self._config.vocab_size)

@@ -1,7 +1,5 @@
 """Engine that replaces its model under load; the old model is freed before the new one loads."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import sys
@@ -40,10 +38,6 @@ Opener = Callable[[EngineSection, Progress], Engine]
 Check = Callable[[EngineSection], None]
 
 
-def unchecked(section: EngineSection) -> None:
-    """Accept any section."""
-
-
 class HotSwapEngine:
     """The engine that `section` describes, until `change` replaces it.
 
@@ -63,7 +57,7 @@ class HotSwapEngine:
         open: Opener,
         clock: Clock,
         *,
-        check: Check = unchecked,
+        check: Check = lambda section: None,
         progress: Progress = silent,
     ) -> None:
         self._section = section
@@ -165,7 +159,7 @@ class HotSwapEngine:
             raise EngineFailed("the engine is not running: enter it with `async with` first")
         return self._engine
 
-    def _admit(self) -> _Request:
+    def _admit(self) -> "_Request":
         load = self._latest().load
         running = sum(request.has_output for request in self._requests) if self._is_changing else self._slots
         waiting = max(len(self._requests) - running, 0)
@@ -177,7 +171,7 @@ class HotSwapEngine:
         self._requests[request] = None
         return request
 
-    def _queued(self, request: _Request) -> Queued:
+    def _queued(self, request: "_Request") -> Queued:
         waiting = [each for each in self._requests if not each.has_output]
         return Queued(waiting.index(request) + 1, self._seconds_left(), is_model_changing=True)
 

@@ -1,7 +1,5 @@
 """Memory available to a model: of a GPU, or of the machine and its cgroups."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

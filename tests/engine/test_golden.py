@@ -148,7 +148,7 @@ def test_an_unknown_item_is_named(small: Path, capsys: pytest.CaptureFixture[str
 def test_an_unreadable_checkpoint_fails(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (small / "model-00001-of-00003.safetensors").unlink()
     assert main([str(small)]) == 1
-    assert "names the shard model-00001-of-00003.safetensors, which is missing" in capsys.readouterr().out
+    assert "lists the shard model-00001-of-00003.safetensors, which is missing" in capsys.readouterr().out
 
 
 def test_without_a_folder_the_command_prints_its_usage(capsys: pytest.CaptureFixture[str]) -> None:

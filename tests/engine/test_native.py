@@ -36,10 +36,10 @@ def quantised(kind: str, weight: Tensor) -> Quantised:
     return quantise_rows(weight, 4) if kind == KINDS[2] else quantise(weight, int(kind[3:]))
 
 
-def product_of(weight: Quantised, bias: Tensor | None) -> matmul.NativeMatmul:
-    product = matmul.pack(weight, bias)
-    assert product is not None
-    return product
+def pack_native(weight: Quantised, bias: Tensor | None) -> matmul.NativeMatmul:
+    kernel = matmul.pack(weight, bias)
+    assert kernel is not None
+    return kernel
 
 
 def largest_sum(hidden: Tensor, weight: Quantised) -> float:
@@ -63,7 +63,7 @@ def test_few_rows_use_exact_weights(kind: str, rows: int, columns: int, tokens: 
     weight = quantised(kind, normal(rows, columns, seed=seed))
     bias = normal(rows, seed=seed + 1) if has_bias else None
     hidden = normal(tokens, columns, seed=seed + 2).bfloat16().float()
-    found = product_of(weight, bias)(hidden)
+    found = pack_native(weight, bias)(hidden)
     error = (found - linear(hidden, weight, bias)).abs().max().item()
     assert error <= columns * SUM_ERROR * (largest_sum(hidden, weight) + 4)
 
@@ -74,7 +74,7 @@ def test_few_rows_use_exact_weights(kind: str, rows: int, columns: int, tokens: 
 def test_many_rows_use_bfloat16_weights(kind: str, tokens: int) -> None:
     weight, bias = quantised(kind, normal(48, 160, seed=1)), normal(48, seed=2)
     hidden = normal(tokens, 160, seed=3).bfloat16()
-    found = product_of(weight, bias)(hidden)
+    found = pack_native(weight, bias)(hidden)
     assert found.dtype == torch.bfloat16
     error = (found.float() - linear(hidden.float(), weight, bias)).abs().max().item()
     assert error <= 2 * BFLOAT16_ERROR * largest_sum(hidden.float(), weight)
@@ -82,19 +82,19 @@ def test_many_rows_use_bfloat16_weights(kind: str, tokens: int) -> None:
 
 @needs_library
 def test_a_matmul_keeps_the_leading_dimensions() -> None:
-    product = product_of(quantise(normal(32, 64), 8), None)
-    assert product(normal(2, 3, 64).bfloat16()).shape == (2, 3, 32)
-    assert product(normal(64).bfloat16()).shape == (32,)
+    kernel = pack_native(quantise(normal(32, 64), 8), None)
+    assert kernel(normal(2, 3, 64).bfloat16()).shape == (2, 3, 32)
+    assert kernel(normal(64).bfloat16()).shape == (32,)
 
 
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_nan_and_infinity_propagate(kind: str, wrong: float) -> None:
-    product = product_of(quantised(kind, normal(16, 128)), None)
+    kernel = pack_native(quantised(kind, normal(16, 128)), None)
     hidden = normal(3, 128)
     hidden[1, 5] = wrong
-    found = product(hidden)
+    found = kernel(hidden)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
 
@@ -112,7 +112,7 @@ def test_groups_without_zero_points_are_supported() -> None:
     assert isinstance(weight, Int4)
     without = Int4(weight.packed, weight.scale)
     hidden = normal(2, 256, seed=1).bfloat16().float()
-    torch.testing.assert_close(product_of(without, None)(hidden), linear(hidden, without), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pack_native(without, None)(hidden), linear(hidden, without), rtol=1e-4, atol=1e-4)
 
 
 # Layers
@@ -217,12 +217,12 @@ def test_code_for_older_cpus_gives_the_same_results(kind: str, tmp_path: Path, m
     older = build._load(build.compile_for(kind, tmp_path))
     few, many = (normal(tokens, 256, seed=tokens).bfloat16() for tokens in (11, 70))
     for name in KINDS:
-        product = product_of(quantised(name, normal(48, 256)), normal(48))
-        wanted = product(few.float()), product(many)
+        kernel = pack_native(quantised(name, normal(48, 256)), normal(48))
+        wanted = kernel(few.float()), kernel(many)
         with monkeypatch.context() as patched:
             patched.setattr(matmul, "loaded_library", lambda: older)
-            torch.testing.assert_close(product(few.float()), wanted[0], rtol=1e-5, atol=1e-4)
-            assert torch.equal(product(many), wanted[1])
+            torch.testing.assert_close(kernel(few.float()), wanted[0], rtol=1e-5, atol=1e-4)
+            assert torch.equal(kernel(many), wanted[1])
 
 
 def test_without_a_compiler_torchs_matmuls_are_used_and_the_log_names_the_package(

@@ -188,10 +188,10 @@ def test_out_of_memory_during_the_comparison_is_not_reported_as_a_wrong_model(mo
 
 
 def test_a_cache_that_does_not_fit_names_the_settings_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sized(cache: SlotCache, slots: int, capacity: int) -> SlotCache:
+    def resized(cache: SlotCache, slots: int, capacity: int) -> SlotCache:
         raise MemoryError
 
-    monkeypatch.setattr(SlotCache, "sized", sized)
+    monkeypatch.setattr(SlotCache, "resized", resized)
     # 2 layers, keys and values, 2 heads of 8 floats of 4 bytes: 256 bytes per token.
     with pytest.raises(
         EngineUnavailable,

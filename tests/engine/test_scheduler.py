@@ -12,73 +12,80 @@ from bot.engine.serving.scheduler import RoundRobinQueue, Scheduler
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class FakeJob:
     name: str = ""
     user: str = ""
     channel: str = ""
     prompt_tokens: int = 10
 
 
-def names(jobs: Iterable[Job]) -> list[str]:
+def names(jobs: Iterable[FakeJob]) -> list[str]:
     return [job.name for job in jobs]
 
 
-def rotation(*jobs: Job) -> RoundRobinQueue[Job]:
-    queue: RoundRobinQueue[Job] = RoundRobinQueue()
+def rotation(*jobs: FakeJob) -> RoundRobinQueue[FakeJob]:
+    queue: RoundRobinQueue[FakeJob] = RoundRobinQueue()
     for job in jobs:
         queue.push(job)
     return queue
 
 
 def test_users_without_a_slot_go_first() -> None:
-    queue = rotation(Job("a1", "a"), Job("b1", "b"), Job("c1", "c"))
+    queue = rotation(FakeJob("a1", "a"), FakeJob("b1", "b"), FakeJob("c1", "c"))
     assert [queue.pop({"a": 2, "b": 1}).name for _ in range(3)] == ["c1", "b1", "a1"]
 
 
 def test_users_alternate_independent_of_arrival_order() -> None:
-    queue = rotation(Job("a1", "a"), Job("a2", "a"), Job("a3", "a"), Job("b1", "b"), Job("c1", "c"), Job("b2", "b"))
+    queue = rotation(
+        FakeJob("a1", "a"),
+        FakeJob("a2", "a"),
+        FakeJob("a3", "a"),
+        FakeJob("b1", "b"),
+        FakeJob("c1", "c"),
+        FakeJob("b2", "b"),
+    )
     assert names(queue) == ["a1", "b1", "c1", "a2", "b2", "a3"]
     assert [queue.pop().name for _ in range(len(queue))] == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
 def test_channels_of_one_user_alternate_and_one_channel_is_fifo() -> None:
-    queue = rotation(Job("x1", "a", "x"), Job("x2", "a", "x"), Job("y1", "a", "y"), Job("b1", "b", "x"))
+    queue = rotation(FakeJob("x1", "a", "x"), FakeJob("x2", "a", "x"), FakeJob("y1", "a", "y"), FakeJob("b1", "b", "x"))
     assert names(queue) == ["x1", "b1", "y1", "x2"]
 
 
 def test_a_served_user_queues_behind_the_waiting_ones() -> None:
-    queue = rotation(Job("a1", "a"), Job("b1", "b"), Job("c1", "c"))
+    queue = rotation(FakeJob("a1", "a"), FakeJob("b1", "b"), FakeJob("c1", "c"))
     assert queue.pop().name == "a1"
-    queue.push(Job("a2", "a"))
+    queue.push(FakeJob("a2", "a"))
     assert names(queue) == ["b1", "c1", "a2"]
 
 
 def test_discarding_an_unknown_job_has_no_effect() -> None:
-    queue = rotation(Job("a1", "a"))
-    assert not queue.discard(Job("a2", "a"))
-    assert not queue.discard(Job("b1", "b"))
+    queue = rotation(FakeJob("a1", "a"))
+    assert not queue.discard(FakeJob("a2", "a"))
+    assert not queue.discard(FakeJob("b1", "b"))
     assert len(queue) == 1
 
 
 def test_short_prompts_wait_for_at_most_one_long_prompt_and_share_a_prefill() -> None:
-    scheduler: Scheduler[Job] = Scheduler(slots=8, prefill_tokens=100)
+    scheduler: Scheduler[FakeJob] = Scheduler(slots=8, prefill_tokens=100)
     sizes = {"long1": 900, "long2": 900, "short1": 40, "long3": 900, "short2": 40, "short3": 40}
     for name, size in sizes.items():
-        scheduler.add(Job(name, user=name, prompt_tokens=size))
+        scheduler.add(FakeJob(name, user=name, prompt_tokens=size))
     steps = [step for _ in range(9) if (step := scheduler.step()) is not None and step.is_prefill]
     assert [names(step.jobs) for step in steps] == [["long1"], ["short1", "short2"], ["short3"], ["long2"], ["long3"]]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60))
 def test_a_long_prompt_does_not_starve_behind_short_ones(sizes: list[int]) -> None:
-    scheduler: Scheduler[Job] = Scheduler(slots=5, prefill_tokens=40)
-    long_one = Job(prompt_tokens=50)
-    scheduler.add(Job(prompt_tokens=45))
+    scheduler: Scheduler[FakeJob] = Scheduler(slots=5, prefill_tokens=40)
+    long_one = FakeJob(prompt_tokens=50)
+    scheduler.add(FakeJob(prompt_tokens=45))
     scheduler.add(long_one)
     prefills = 0
     while long_one in scheduler.running:
         while scheduler.free:
-            scheduler.add(Job(prompt_tokens=sizes[prefills % len(sizes)]))
+            scheduler.add(FakeJob(prompt_tokens=sizes[prefills % len(sizes)]))
         step = scheduler.step()
         assert step is not None
         prefills += step.is_prefill
@@ -95,7 +102,7 @@ keys = st.sampled_from("abcd")
 def test_after_any_removal_the_first_waiting_job_is_served_next(
     pairs: list[tuple[str, str]], data: st.DataObject
 ) -> None:
-    queue = rotation(*(Job(str(n), user, channel) for n, (user, channel) in enumerate(pairs)))
+    queue = rotation(*(FakeJob(str(n), user, channel) for n, (user, channel) in enumerate(pairs)))
     while order := list(queue):
         if data.draw(st.booleans()):
             assert queue.pop() is order[0]
@@ -109,7 +116,7 @@ def test_after_any_removal_the_first_waiting_job_is_served_next(
 
 @given(st.lists(keys, min_size=1, max_size=40), st.lists(keys, max_size=40))
 def test_with_n_users_each_is_served_within_n_pops(first: list[str], later: list[str]) -> None:
-    queue = rotation(*(Job(user=user) for user in first))
+    queue = rotation(*(FakeJob(user=user) for user in first))
     everybody = len(set(first + later))
     turns: Counter[str] = Counter()  # pops of other users while this user waited
     while queue:
@@ -119,7 +126,7 @@ def test_with_n_users_each_is_served_within_n_pops(first: list[str], later: list
         del turns[served]
         assert all(count < everybody for count in turns.values())
         if later:
-            queue.push(Job(user=later.pop()))
+            queue.push(FakeJob(user=later.pop()))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -127,16 +134,16 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler: Scheduler[Job] = Scheduler(slots=3, prefill_tokens=40)
-        self.present: list[Job] = []
-        self.prefilled: list[Job] = []
+        self.scheduler: Scheduler[FakeJob] = Scheduler(slots=3, prefill_tokens=40)
+        self.present: list[FakeJob] = []
+        self.prefilled: list[FakeJob] = []
         self.was_prefill = False
-        self.long_ones: Counter[Job] = Counter()  # long prompts that overtook a short one with a slot
-        self.short_ones: Counter[Job] = Counter()  # steps of later jobs before a long one
+        self.long_ones: Counter[FakeJob] = Counter()  # long prompts that overtook a short one with a slot
+        self.short_ones: Counter[FakeJob] = Counter()  # steps of later jobs before a long one
 
     @rule(user=keys, channel=keys, tokens=st.integers(1, 60))
     def somebody_comes(self, user: str, channel: str, tokens: int) -> None:
-        job = Job(user=user, channel=channel, prompt_tokens=tokens)
+        job = FakeJob(user=user, channel=channel, prompt_tokens=tokens)
         self.scheduler.add(job)
         self.present.append(job)
 

@@ -36,7 +36,7 @@ class Sizes:
 
 
 @dataclass
-class Seen:
+class Activations:
     """Intermediate values of a pass; attention weights are those of head 0."""
 
     inputs: list[Array] = field(default_factory=list)  # of each layer, then the final norm's output
@@ -109,9 +109,9 @@ class Twin:
         where: Sequence[Sequence[int]],
         masked: NDArray[np.bool_],
         prefix: Array | None = None,
-    ) -> Seen:
+    ) -> Activations:
         """Run a sequence; `prefix` is `[prefix, 2 * layer + (0 for keys, 1 for values), head, dim]`."""
-        seen = Seen()
+        seen = Activations()
         alpha = math.sqrt(2 * 28)  # the published constant, for any depth
         table = self._numbers["transformer.word_embeddings.weight"]
         hidden = np.array([table[token] for token in ids])
@@ -129,7 +129,7 @@ class Twin:
         seen.logits = hidden @ table.T
         return seen
 
-    def prompt(self, ids: Sequence[int], answer: Sequence[int] = (), prefix: Array | None = None) -> Seen:
+    def prompt(self, ids: Sequence[int], answer: Sequence[int] = (), prefix: Array | None = None) -> Activations:
         """Run a prompt and an answer."""
         whole = [*ids, *answer]
         where, masked = positions(ids, len(whole), self.sizes), hidden_keys(ids, len(whole), self.sizes)
@@ -174,7 +174,7 @@ class Twin:
         where: Sequence[Sequence[int]],
         masked: NDArray[np.bool_],
         prefix: Array | None,
-        seen: Seen,
+        seen: Activations,
     ) -> Array:
         head, heads, size = self.sizes.head, self.sizes.heads, len(hidden)
         together = self._linear(f"transformer.layers.{layer}.attention.query_key_value", hidden)

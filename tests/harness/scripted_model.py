@@ -116,14 +116,7 @@ class Gate:
 
 
 def loaded(model: ScriptedModel) -> LoadedModel:
-    info = EngineInfo(
-        model="scripted",
-        backend="scripted",
-        quantization="none",
-        dtype="float32",
-        device="cpu",
-        context_length=model.context_length,
-    )
+    info = EngineInfo("scripted", "scripted", "none", "float32", "cpu", model.context_length)
     return LoadedModel(model, ByteTokenizer(), info)
 
 

@@ -1,7 +1,5 @@
 """ChatGLM-6B backend: a checkpoint, our network and the serving loop."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Echo backend: repeats the last message, to try the bot without a model."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from types import TracebackType
@@ -27,7 +25,7 @@ CONTEXT_LENGTH = 2048
 TOKEN_LENGTH = 4  # characters, roughly an English token
 
 
-def open_engine(options: EngineSection, progress: Progress = silent) -> EchoEngine:
+def open_engine(options: EngineSection, progress: Progress = silent) -> "EchoEngine":
     """Create the engine; only the queue sizes of `options` are used."""
     return EchoEngine(max_batch_size=options.max_batch_size, max_waiting=options.max_waiting)
 
@@ -41,20 +39,11 @@ class EchoEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo(
-            model="echo",
-            backend="echo",
-            quantization="none",
-            dtype="none",
-            device="none",
-            context_length=self._context_length,
-        )
+        return EngineInfo("echo", "echo", "none", "none", "none", self._context_length)
 
     @property
     def load(self) -> EngineLoad:
-        return EngineLoad(
-            running=self._queue.running, waiting=self._queue.waiting, since_progress=0.0, slots=self._queue.slots
-        )
+        return self._queue.load
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return sum(1 + len(list(_tokens(message.content))) for message in messages)

@@ -1,7 +1,5 @@
 """transformers backend: any chat model of the library, in our serving loop."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

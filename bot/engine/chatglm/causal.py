@@ -1,10 +1,9 @@
 """ChatGLM as a `CausalLM`: batches of prompts or single tokens in, logits out."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -71,12 +70,14 @@ class ChatGLMForServing:
         config = self.network.config
         if len(self._caches) > 1:
             return None  # copies between devices cannot be captured in one graph
-        if capture is None:
-            if self.device.type != "cuda" or not cuda.has_decode_ops(config.head_dim, config.channels, self.dtype):
-                return None
-            capture = CudaGraphs()
+        ops: ModuleType | None = eager
+        if self.device.type == "cuda":
+            ops = cuda.decode_ops(config.head_dim, config.channels, self.dtype)
+            capture = capture or CudaGraphs()
+        if ops is None or capture is None:
+            return None
         return GraphRunner(
-            Decoder(self.network, self._caches[0], cuda.decode_ops() if self.device.type == "cuda" else eager),
+            Decoder(self.network, self._caches[0], ops),
             padding=padding(config.channels),
             most=self.slots,
             device=self.device,

@@ -1,18 +1,15 @@
 """Read checkpoint files, one tensor at a time, and verify them."""
 
-from __future__ import annotations
-
 import ctypes
 import pickle
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,13 +49,6 @@ class TensorInfo:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-class _Shard(Protocol):
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-
 class Checkpoint:
     """The weights in a folder: safetensors or `.bin`, one file or indexed shards.
 
@@ -76,7 +66,7 @@ class Checkpoint:
                 f"{folder} holds no weights: it needs model.safetensors or pytorch_model.bin, or their shards with "
                 "an index.json"
             )
-        self._shard_of: dict[str, _Shard] = {}
+        self._shard_of: dict[str, _SafetensorsShard | _PickleShard] = {}
         if found.suffix == ".json":
             self._open_shards(found)
         else:
@@ -104,7 +94,7 @@ class Checkpoint:
         files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not files:
             raise CheckpointError(f"{index} has no weight_map: {AGAIN}")
-        shards: dict[str, _Shard] = {}
+        shards: dict[str, _SafetensorsShard | _PickleShard] = {}
         for file in sorted({str(file) for file in files.values()}):
             # The index must not refer to files outside the folder.
             if Path(file).name != file or not (index.parent / file).is_file():
@@ -126,7 +116,7 @@ class Checkpoint:
                 self._shard_of[name] = shard
 
 
-def _open(file: Path) -> _Shard:
+def _open(file: Path) -> "_SafetensorsShard | _PickleShard":
     return _SafetensorsShard(file) if file.suffix == ".safetensors" else _PickleShard(file)
 
 

@@ -1,7 +1,5 @@
 """config.json of ChatGLM-6B; rejects other architectures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 A CUDA graph can capture it.  `ChatGLM.hidden` is the reference implementation.
 """
 
-from __future__ import annotations
-
 from typing import Protocol, cast
 
 import torch

@@ -1,7 +1,5 @@
 """Positions and attention mask of a ChatGLM sequence."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,9 +1,8 @@
 """Load a checkpoint folder, or random weights, as a model ready to serve."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -63,12 +62,16 @@ def load(
         CheckpointError: The folder is incomplete or of another model.
         EngineUnavailable: Unknown device, or not enough memory.
     """
-    checkpoint, config, devices = _open(folder, quantization, device, context)
+    opened = _open(folder, quantization, dtype, device, slots, ptuning, context, name or folder.name, available_bytes)
+    checkpoint, prefix_checkpoint, config, devices, estimate = opened
+    log.info("%s", estimate)
     kind = quantization if quantization != "none" else stored_quantization(config)
-    prefix = _prefix(checkpoint if ptuning is None else Checkpoint(ptuning), config, needed=ptuning is not None)
-    tokens = 0 if prefix is None else prefix.shape[3]
-    label = name or folder.name
-    log.info(_check_memory(label, config, quantization, dtype, devices, slots, tokens, available_bytes))
+    prefix = read_prefix(prefix_checkpoint, config)
+    if prefix is None and ptuning is not None:
+        raise CheckpointError(
+            f"{ptuning} holds no P-Tuning prefix (no tensor {PREFIX}embedding.weight): name the output folder of the "
+            'training, or set engine.ptuning = ""'
+        )
     network = read_network(
         checkpoint,
         config,
@@ -97,18 +100,22 @@ def check_load(
     Raises:
         As `load`, except for errors in the tensors themselves.
     """
-    checkpoint, config, devices = _open(folder, quantization, device, context)
-    prefix = ptuning_length(checkpoint if ptuning is None else Checkpoint(ptuning))
-
-    def available(device: torch.device) -> int | None:
-        return available_bytes(device, as_if_alone=True)
-
-    _check_memory(name, config, quantization, dtype, devices, slots, prefix, available)
+    available = partial(available_bytes, as_if_alone=True)
+    _open(folder, quantization, dtype, device, slots, ptuning, context, name, available)
 
 
 def _open(
-    folder: Path, quantization: Quantization, device: str, context: int
-) -> tuple[Checkpoint, ChatGLMConfig, list[torch.device]]:
+    folder: Path,
+    quantization: Quantization,
+    dtype: DType,
+    device: str,
+    slots: int,
+    ptuning: Path | None,
+    context: int,
+    name: str,
+    available: memory.Available,
+) -> tuple[Checkpoint, Checkpoint, ChatGLMConfig, list[torch.device], str]:
+    """Open the checkpoint and the one of its prefix; check quantisation, heads and memory."""
     config = read_config(folder)
     devices = find_devices(device, config.num_layers)
     check_quantization(folder, config, quantization)
@@ -117,24 +124,15 @@ def _open(
     check_heads(checkpoint, config)
     if context:
         config = replace(config, max_sequence_length=min(context, config.max_sequence_length))
-    return checkpoint, config, devices
+    prefix_checkpoint = checkpoint if ptuning is None else Checkpoint(ptuning)
+    prefix = ptuning_length(prefix_checkpoint)
 
-
-def _check_memory(
-    name: str,
-    config: ChatGLMConfig,
-    quantization: Quantization,
-    dtype: DType,
-    devices: list[torch.device],
-    slots: int,
-    prefix: int,
-    available: memory.Available,
-) -> str:
     def setup(kind: Quantization) -> memory.Setup:
         effective = kind if kind != "none" else stored_quantization(config)
         return memory.Setup(config, kind, find_dtype(dtype, devices[0], effective), tuple(devices), slots, prefix)
 
-    return memory.check(setup(quantization), name, available, setup)
+    estimate = memory.check(setup(quantization), name, available, setup)
+    return checkpoint, prefix_checkpoint, config, devices, estimate
 
 
 def load_random(
@@ -236,13 +234,3 @@ def find_dtype(name: DType, device: torch.device, quantization: Quantization) ->
         return torch.float16
     # The packed matmuls are fast with bfloat16 activations only.
     return torch.float32 if quantization == "none" else torch.bfloat16
-
-
-def _prefix(checkpoint: Checkpoint, config: ChatGLMConfig, *, needed: bool) -> Tensor | None:
-    prefix = read_prefix(checkpoint, config)
-    if prefix is None and needed:
-        raise CheckpointError(
-            f"{checkpoint.folder} holds no P-Tuning prefix (no tensor {PREFIX}embedding.weight): name the output folder "
-            'of the training, or set engine.ptuning = ""'
-        )
-    return prefix

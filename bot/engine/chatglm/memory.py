@@ -1,7 +1,5 @@
 """Estimate a model's memory before loading: weights, KV cache, workspace."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,10 +47,6 @@ class Need:
     @property
     def total(self) -> int:
         return self.weights + self.cache + self.workspace
-
-    def __add__(self, other: Need) -> Need:
-        """Combine two parts of a model on one device; their workspaces do not overlap in time."""
-        return Need(self.weights + other.weights, self.cache + other.cache, max(self.workspace, other.workspace))
 
 
 @dataclass(frozen=True, slots=True)

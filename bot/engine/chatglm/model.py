@@ -1,7 +1,5 @@
 """The network of ChatGLM-6B, for training and for serving."""
 
-from __future__ import annotations
-
 import math
 from typing import Protocol, cast
 

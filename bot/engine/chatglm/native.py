@@ -1,7 +1,5 @@
 """Decode steps on a CPU: all layers in one native call."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

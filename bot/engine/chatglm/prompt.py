@@ -1,7 +1,5 @@
 """Prompt format of ChatGLM-6B."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 

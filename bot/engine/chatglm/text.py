@@ -5,8 +5,6 @@ the reference.  `AnswerDetokenizer` does the same incrementally, and returns tex
 no later token can change it.
 """
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections.abc import Mapping, Sequence
@@ -82,14 +80,6 @@ def respond(text: str) -> str:
     for old, new in TRAINING_TIME.items():
         text = text.replace(old, new)
     return _MARK_BY_CHINESE.sub(lambda mark: mark[0].translate(_FULL_WIDTH), text)
-
-
-class Filter(Protocol):
-    """An incremental text transformation."""
-
-    def push(self, text: str) -> str: ...
-
-    def finish(self) -> str: ...
 
 
 class Replace:
@@ -218,7 +208,7 @@ class AnswerDetokenizer:
 
     def __init__(self, pieces: Pieces) -> None:
         self._decoder = PieceDecoder(pieces)
-        self._filters: Sequence[Filter] = (
+        self._filters: Sequence[Replace | Strip | Punctuation] = (
             Replace(WHITE_SPACE),
             *(Replace({gap: closed}) for gap, closed in CLEAN_UP),
             Strip(),

@@ -1,7 +1,5 @@
 """Tokenizer of ChatGLM, over a checkpoint's SentencePiece model (ice_text.model)."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """Build the network from a checkpoint: validate, quantise, place on devices."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

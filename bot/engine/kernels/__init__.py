@@ -1,7 +1,5 @@
 """Linear layers over float, int8 and int4 weights; the kernel depends on device and dtype."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 

@@ -1,7 +1,5 @@
 """Scaled dot-product attention in the layouts of the network and its cache."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """CPU matmuls: native C where it compiles, else torch's packed kernels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -61,7 +59,7 @@ class PackedInt4:
 
     def __init__(self, weight: Int4, bias: Tensor | None) -> None:
         rows, columns = weight.shape
-        grouped = _has_groups(weight)
+        grouped = weight.has_groups
         self._group = packed_group(weight)
         groups = columns // self._group
         scale = weight.scale if grouped else torch.ones(rows, groups)
@@ -79,20 +77,14 @@ class PackedInt4:
     def __call__(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
         sums = torch._weight_int4pack_mm_for_cpu(flat, self._packed, self._group, self._scale_and_zero)
-        if self._row_scale is None:
-            return (sums + self._bias).to(_QUANTISED_DTYPE).view(*hidden.shape[:-1], -1)
-        return (
-            torch.addcmul(self._bias, sums.float(), self._row_scale).to(_QUANTISED_DTYPE).view(*hidden.shape[:-1], -1)
-        )
-
-
-def _has_groups(weight: Int4) -> bool:
-    return weight.scale.shape[1] > 1 or weight.zero is not None
+        scale = self._row_scale
+        out = sums + self._bias if scale is None else torch.addcmul(self._bias, sums.float(), scale)
+        return out.to(_QUANTISED_DTYPE).view(*hidden.shape[:-1], -1)
 
 
 def packed_group(weight: Int4) -> int:
     """Return the group size to pass to torch's kernel; 0 if none fits."""
-    if _has_groups(weight):
+    if weight.has_groups:
         return weight.group if weight.group in _GROUPS else 0
     return next((group for group in reversed(_GROUPS) if weight.shape[1] % group == 0), 0)
 
@@ -105,8 +97,8 @@ def pack(
         return PackedFloat(weight, bias) if is_reordered(dtype) else None
     if dtype != _QUANTISED_DTYPE or weight.shape[0] % _ROW_MULTIPLE:
         return None
-    if (product := native.pack(weight, bias)) is not None:
-        return product
+    if (matmul := native.pack(weight, bias)) is not None:
+        return matmul
     if isinstance(weight, Int8):
         return PackedInt8(weight, bias) if weight.shape[1] % _INT8_COLUMN_MULTIPLE == 0 else None
     return PackedInt4(weight, bias) if packed_group(weight) else None

@@ -1,7 +1,5 @@
 """CUDA kernels: Triton, where it is installed."""
 
-from __future__ import annotations
-
 import logging
 from functools import cache
 from importlib.util import find_spec
@@ -28,7 +26,7 @@ def has_triton() -> bool:
     return found
 
 
-def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> TritonMatmul | None:
+def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> "TritonMatmul | None":
     """Pack a matrix for activations of `dtype`; return None if no fast kernel supports it."""
     if not has_triton():
         return None
@@ -38,17 +36,10 @@ def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> TritonMa
     return pack_for_triton(weight, bias, dtype)
 
 
-def has_decode_ops(head_dim: int, channels: int, dtype: torch.dtype) -> bool:
-    """Return whether the fused decode ops support these heads."""
+def decode_ops(head_dim: int, channels: int, dtype: torch.dtype) -> ModuleType | None:
+    """Return the `kernels.eager` ops as one Triton kernel each; None if these heads are not supported."""
     if not has_triton():
-        return False
-    from bot.engine.kernels.triton.ops import supports
-
-    return supports(head_dim, channels, dtype)
-
-
-def decode_ops() -> ModuleType:
-    """Return the `DecodeOps` module with one Triton kernel per op of `kernels.eager`."""
+        return None
     from bot.engine.kernels.triton import ops
 
-    return ops
+    return ops if ops.supports(head_dim, channels, dtype) else None

@@ -4,8 +4,6 @@ A step has one token per row.  `at` is int64 `[rows]`, the token's index in its 
 marks a padding row, which writes nothing and attends to zeros.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

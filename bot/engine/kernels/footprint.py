@@ -1,7 +1,5 @@
 """Memory footprint of a matrix as `Linear` and `TiedEmbedding` store it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

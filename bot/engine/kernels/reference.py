@@ -1,7 +1,5 @@
 """int8 and int4 quantisation in eager torch: the reference for every faster matmul."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,7 +31,7 @@ class Int8:
     def shape(self) -> tuple[int, int]:
         return self.values.shape[0], self.values.shape[1]
 
-    def to(self, device: torch.device) -> Int8:
+    def to(self, device: torch.device) -> "Int8":
         return Int8(self.values.to(device), self.scale.to(device))
 
 
@@ -55,11 +53,16 @@ class Int4:
         return self.packed.shape[0], 2 * self.packed.shape[1]
 
     @property
+    def has_groups(self) -> bool:
+        """True with several scales per row, or zeros."""
+        return self.scale.shape[1] > 1 or self.zero is not None
+
+    @property
     def group(self) -> int:
         """Columns that share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
-    def to(self, device: torch.device) -> Int4:
+    def to(self, device: torch.device) -> "Int4":
         zero = None if self.zero is None else self.zero.to(device)
         return Int4(self.packed.to(device), self.scale.to(device), zero)
 

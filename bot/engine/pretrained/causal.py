@@ -1,7 +1,5 @@
 """A transformers model as a `CausalLM`: batches of prompts or single tokens in, logits out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate, chain

@@ -1,12 +1,10 @@
 """Load a transformers checkpoint; a checkpoint's own code never runs."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -21,10 +19,10 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as library
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from bot.engine.base import Progress, silent
-from bot.engine.pretrained.progress import report_progress
 from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.runner import is_out_of_memory
 from bot.errors import CheckpointError, EngineUnavailable
@@ -98,7 +96,7 @@ def load_network(
         found = "only pickle files (.bin), which can run code" if any(folder.glob("*.bin")) else "no weights"
         raise CheckpointError(f"{folder} holds {found}: choose a version of the model with .safetensors files")
     quantiser = _quantiser(quantization, dtype)
-    with _map_errors(folder), report_progress(progress, sum(file.stat().st_size for file in files)):
+    with _map_errors(folder), _report_progress(progress, sum(file.stat().st_size for file in files)):
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -220,6 +218,29 @@ def _map_errors(folder: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{folder} cannot be loaded ({type(exc).__name__}: {_first_line(exc)}): download it again, or choose another"
         ) from exc
+
+
+@contextmanager
+def _report_progress(progress: Progress, total: int) -> Iterator[None]:
+    """Report models that load inside to `progress`, scaled to `total` bytes."""
+
+    def counted(items: Any) -> Iterator[Any]:
+        count = max(len(items), 1) if isinstance(items, Sized) else 1
+        for done, item in enumerate(items):
+            progress(total * min(done, count) // count, total)
+            yield item
+
+    def hook(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        # The library iterates over this bar, one tensor of the model per step.
+        is_loading = options.get("desc") == "Loading weights"
+        return counted(*args) if is_loading else library.EmptyTqdm(*args, **options)
+
+    before = library.set_tqdm_hook(hook)
+    try:
+        yield
+    finally:
+        library.set_tqdm_hook(before)
+    progress(total, total)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,8 +4,6 @@ A step concatenates the tokens of all its sequences in one row; only attention s
 Nothing is padded, and sequences of different lengths share a step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -54,7 +52,7 @@ class SlotCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._ends = [0] * slots
 
-    def resized(self, slots: int, capacity: int) -> SlotCache:
+    def resized(self, slots: int, capacity: int) -> "SlotCache":
         """Allocate an empty cache of another size with the same layers."""
         other = SlotCache(slots, capacity)
         for number, (keys, values) in self._layers.items():

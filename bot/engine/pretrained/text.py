@@ -1,7 +1,5 @@
 """Tokenizer, chat template and incremental detokenizer of a transformers model."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections.abc import Sequence
@@ -50,7 +48,7 @@ class ChatTokenizer:
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         return self._rendered(rounds(messages, knows_system=self._knows_system))
 
-    def detokenizer(self) -> IncrementalDetokenizer:
+    def detokenizer(self) -> "IncrementalDetokenizer":
         return IncrementalDetokenizer(self._decoder, self._unseen)
 
     def _rendered(self, messages: Sequence[dict[str, str]]) -> list[int]:

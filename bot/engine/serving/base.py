@@ -1,7 +1,5 @@
 """Protocols between the serving loop and a model: CausalLM, Tokenizer, Detokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -46,7 +44,7 @@ class CausalLM(Protocol):
         """Number of sequences the cache holds."""
         ...
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> "Tensor":
         """Run one step; return the next token's logits, float32 `[len(batch), vocab]`.
 
         A prefill overwrites its slots.

@@ -1,7 +1,5 @@
 """KV cache with one slot per sequence."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from mmap import mmap
@@ -49,7 +47,7 @@ class KeyValueCache:
             self.keys[..., : self._prefix, :] = keys
             self.values[..., : self._prefix, :] = values
 
-    def prefill(self, slots: Sequence[int], masks: Sequence[Tensor]) -> Prefill:
+    def prefill(self, slots: Sequence[int], masks: Sequence[Tensor]) -> "Prefill":
         """Reset the slots; the next step fills them from one row of concatenated prompts.
 
         Each mask is bool `[tokens, tokens]`, query by key; True is masked.
@@ -61,7 +59,7 @@ class KeyValueCache:
             first += len(mask)
         return Prefill(prompts, self._prefix)
 
-    def _prompt(self, slot: int, mask: Tensor, tokens: slice) -> _PromptView:
+    def _prompt(self, slot: int, mask: Tensor, tokens: slice) -> "_PromptView":
         end, old_end = self._prefix + len(mask), self._ends[slot]
         if end < old_end:
             # The previous sequence may have left NaN, and 0 * NaN is NaN.
@@ -72,7 +70,7 @@ class KeyValueCache:
         part = (slice(None), slot, slice(None), slice(end))
         return _PromptView(tokens, self.keys[part], self.values[part], mask_bias(mask, self.keys.dtype))
 
-    def decode(self, slots: Sequence[int], starts: Sequence[int]) -> Decode:
+    def decode(self, slots: Sequence[int], starts: Sequence[int]) -> "Decode":
         """Append one token to each slot at `starts`; fastest where `slots` ascend without gaps."""
         return Decode(self.keys, self.values, slots, self.reserve(slots, starts))
 

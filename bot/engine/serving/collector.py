@@ -1,7 +1,5 @@
 """Buffer of one request's events between the worker thread and its reader."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import assert_never
 

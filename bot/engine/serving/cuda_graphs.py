@@ -1,7 +1,5 @@
 """CUDA graphs of decode steps, captured once per batch size, with static input buffers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,11 +62,6 @@ def padded_size(rows: int, most: int) -> int:
     [1, 2, 4, 16, 24, 24]
     """
     return min(1 << (rows - 1).bit_length(), most)
-
-
-def no_capture(step: StepFunction) -> StepFunction:
-    """Run the step eagerly each time."""
-    return step
 
 
 class CudaGraphs:

@@ -1,7 +1,5 @@
 """Stop strings on top of any model's detokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from bot.engine.serving.base import Detokenizer

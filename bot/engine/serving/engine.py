@@ -1,7 +1,5 @@
 """Engine whose worker thread owns the model: loading, continuous batching, freeing."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -1,7 +1,5 @@
 """Asynchronous host-to-device copies."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

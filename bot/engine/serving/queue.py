@@ -1,11 +1,9 @@
 """Fair admission queue for engines that do not use our batching."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass, field
 
-from bot.domain import ChatRequest, Queued
+from bot.domain import ChatRequest, EngineLoad, Queued
 from bot.engine.serving.scheduler import Scheduler
 from bot.errors import EngineBusy
 
@@ -35,16 +33,9 @@ class FairQueue:
         self._scheduler: Scheduler[SlotTicket] = Scheduler(slots)
 
     @property
-    def slots(self) -> int:
-        return self._scheduler.slots
-
-    @property
-    def running(self) -> int:
-        return len(self._scheduler.running)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._scheduler.waiting)
+    def load(self) -> EngineLoad:
+        scheduler = self._scheduler
+        return EngineLoad(len(scheduler.running), len(scheduler.waiting), slots=scheduler.slots)
 
     def enqueue(self, request: ChatRequest, prompt_tokens: int) -> SlotTicket:
         """Queue a request; the caller must `release` the ticket.
@@ -52,8 +43,9 @@ class FairQueue:
         Raises:
             EngineBusy: The queue is full.
         """
-        if not self._scheduler.free and self.waiting >= self._max_waiting:
-            raise EngineBusy(self.waiting, self._max_waiting)
+        waiting = len(self._scheduler.waiting)
+        if not self._scheduler.free and waiting >= self._max_waiting:
+            raise EngineBusy(waiting, self._max_waiting)
         ticket = SlotTicket(request.user, request.channel, prompt_tokens)
         self._scheduler.add(ticket)
         self._update_positions()

@@ -1,7 +1,5 @@
 """Run steps on model and sampler, and isolate failures to the rows that cause them."""
 
-from __future__ import annotations
-
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping

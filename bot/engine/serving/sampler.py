@@ -1,7 +1,5 @@
 """Sampling with temperature, top-k, top-p and a seed per row."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -25,7 +23,7 @@ class SamplerState:
     random: Random
 
     @classmethod
-    def of(cls, params: SamplingParams) -> SamplerState:
+    def of(cls, params: SamplingParams) -> "SamplerState":
         return cls(params, Random(params.seed))
 
 
@@ -107,7 +105,7 @@ class _Cuts:
     top_p: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[SamplerState], device: torch.device) -> _Cuts:
+    def of(cls, rows: Sequence[SamplerState], device: torch.device) -> "_Cuts":
         def column(values: list[float] | list[int]) -> Tensor:
             return to_device_async(device, values)[:, None]
 

@@ -1,7 +1,5 @@
 """Choose the sequences of the next step.  Pure Python: no torch, no asyncio."""
 
-from __future__ import annotations
-
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """State of one request in the serving loop."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from bot.domain import ChatRequest, FinishReason, Usage
@@ -33,7 +31,7 @@ class Sequence:
     prefill_started_at: float | None = None
 
     @classmethod
-    def of(cls, request: ChatRequest, prompt: tuple[int, ...], tokenizer: Tokenizer, context: int) -> Sequence:
+    def of(cls, request: ChatRequest, prompt: tuple[int, ...], tokenizer: Tokenizer, context: int) -> "Sequence":
         """Create it from a request whose prompt is shorter than the context."""
         params, room = request.params, context - len(prompt)
         return cls(

@@ -1,7 +1,5 @@
 """Recent throughput of the model, for estimates of the waiting time."""
 
-from __future__ import annotations
-
 # Decay per step: after 100 steps a measurement has a third of its weight.
 STEP_DECAY = 0.99
 # Answers are fewer than steps, so they decay faster.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -60,24 +61,11 @@ class ScriptedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo(
-            model="scripted",
-            backend="scripted",
-            quantization="none",
-            dtype="none",
-            device="none",
-            context_length=self._context_length,
-        )
+        return EngineInfo("scripted", "scripted", "none", "none", "none", self._context_length)
 
     @property
     def load(self) -> EngineLoad:
-        return EngineLoad(
-            running=self._queue.running,
-            waiting=self._queue.waiting,
-            since_progress=self.since_progress,
-            down=self.down,
-            slots=self._queue.slots,
-        )
+        return replace(self._queue.load, since_progress=self.since_progress, down=self.down)
 
     def add(self, *answers: ScriptedAnswer) -> None:
         """Add answers for the next requests."""

@@ -4,8 +4,6 @@
 into the source folder: for images, whose containers have no compiler.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import logging

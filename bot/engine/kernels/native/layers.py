@@ -1,7 +1,5 @@
 """All layers of a decode step in one call of layers.c."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int64, c_void_p

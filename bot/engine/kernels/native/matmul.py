@@ -1,7 +1,5 @@
 """int8 and int4 matmuls on a CPU, through matmul.h."""
 
-from __future__ import annotations
-
 import ctypes
 from ctypes import c_int64, c_void_p
 
@@ -45,10 +43,9 @@ class NativeMatmul:
         self._bias = torch.zeros(self.rows) if bias is None else bias.float()
         self._grid = self._row_scale = None
         groups = 0
-        if weight.scale.shape[1] == 1 and (isinstance(weight, Int8) or weight.zero is None):
+        if isinstance(weight, Int8) or not weight.has_groups:
             self._row_scale = weight.scale.float().flatten()
         else:
-            assert not isinstance(weight, Int8), "int8 has one scale per row"
             groups = weight.scale.shape[1]
             zero = torch.zeros_like(weight.scale) if weight.zero is None else weight.zero
             self._grid = torch.stack([weight.scale, zero], dim=-1).bfloat16()

@@ -1,7 +1,5 @@
 """Matmul epilogues: bias, GELU, cast, split-K sum."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -4,8 +4,6 @@ A byte holds two columns, the even one in its high nibble.  High and low nibbles
 separately, with even and odd activations, so no interleaving is needed.  `pairs` is columns / 2.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

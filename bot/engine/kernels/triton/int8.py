@@ -1,7 +1,5 @@
 """Triton kernels for int8 weights: one activation row, many rows, dequantisation."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

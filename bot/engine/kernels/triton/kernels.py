@@ -1,7 +1,5 @@
 """Triton kernels between matmuls: LayerNorm, RoPE, single-query attention."""
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 
@@ -97,7 +95,7 @@ def attend(
         sums = sums * fade + tl.sum(share[:, None] * value, axis=0)
         highest = higher
     if splits == 1:
-        # What is nothing at all stays 0.
+        # An empty slot yields 0.
         result = sums / tl.where(length > 0, total, 1.0)
         tl.store(mixed + (row * heads + head) * head_dim + index, result.to(mixed.dtype.element_ty))
     else:

@@ -1,7 +1,5 @@
 """int8 and int4 matmuls for float16 or bfloat16 activations, through Triton."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -36,7 +34,7 @@ class _Tiling:
     per_split: int
 
     @classmethod
-    def of(cls, tokens: int, rows: int, pieces: int, pieces_at_once: int) -> _Tiling:
+    def of(cls, tokens: int, rows: int, pieces: int, pieces_at_once: int) -> "_Tiling":
         """Choose the grid; columns are counted in `pieces`, of which a program reads `pieces_at_once`."""
         block_rows = 8 if tokens == 1 else 32 if tokens <= 32 else 64
         block_tokens = 1 if tokens == 1 else 16 if tokens <= 16 else 32 if tokens <= 32 else 64
@@ -77,15 +75,15 @@ class TritonMatmul(ABC):
         out = hidden.new_empty(tokens, self.rows)
         if not tokens:
             return out
-        shape = self._shape(tokens)
-        if shape.splits == 1:
-            self._launch(hidden, out, shape, gelu)
+        tiling = self._tiling(tokens)
+        if tiling.splits == 1:
+            self._launch(hidden, out, tiling, gelu)
             return out
-        partial = hidden.new_empty(shape.splits, tokens, self.rows, dtype=torch.float32)
-        self._launch(hidden, partial, shape, gelu=False)
+        partial = hidden.new_empty(tiling.splits, tokens, self.rows, dtype=torch.float32)
+        self._launch(hidden, partial, tiling, gelu=False)
         size = tokens * self.rows
         epilogue.add_splits[(-(-size // 1024),)](
-            partial, self._bias, out, self.rows, size, shape.splits,
+            partial, self._bias, out, self.rows, size, tiling.splits,
             has_bias=self._bias is not None, gelu=gelu, block=1024,
         )  # fmt: skip
         return out
@@ -105,10 +103,10 @@ class TritonMatmul(ABC):
         """Return a range of rows, each weight rounded once."""
 
     @abstractmethod
-    def _shape(self, tokens: int) -> _Tiling: ...
+    def _tiling(self, tokens: int) -> _Tiling: ...
 
     @abstractmethod
-    def _launch(self, hidden: Tensor, out: Tensor, shape: _Tiling, gelu: bool) -> None: ...
+    def _launch(self, hidden: Tensor, out: Tensor, tiling: _Tiling, gelu: bool) -> None: ...
 
 
 class Int8Matmul(TritonMatmul):
@@ -117,29 +115,29 @@ class Int8Matmul(TritonMatmul):
         self._values = weight.values.contiguous()
         self._scale = weight.scale.float().flatten()
 
-    def _shape(self, tokens: int) -> _Tiling:
+    def _tiling(self, tokens: int) -> _Tiling:
         return _Tiling.of(tokens, self.rows, self.columns, self._block(tokens))
 
     @staticmethod
     def _block(tokens: int) -> int:
         return 512 if tokens == 1 else 128  # columns
 
-    def _launch(self, hidden: Tensor, out: Tensor, shape: _Tiling, gelu: bool) -> None:
-        tokens, is_partial = len(hidden), shape.splits > 1
-        grid_rows = -(-self.rows // shape.block_rows)
+    def _launch(self, hidden: Tensor, out: Tensor, tiling: _Tiling, gelu: bool) -> None:
+        tokens, is_partial = len(hidden), tiling.splits > 1
+        grid_rows = -(-self.rows // tiling.block_rows)
         has_bias = self._bias is not None and not is_partial
         weight = (self._values, self._scale, self._bias)
         if tokens == 1:
-            int8.one_row[(grid_rows, shape.splits)](
-                hidden, *weight, out, self.rows, self.columns, shape.per_split,
+            int8.one_row[(grid_rows, tiling.splits)](
+                hidden, *weight, out, self.rows, self.columns, tiling.per_split,
                 has_bias=has_bias, gelu=gelu, is_partial=is_partial,
-                block_rows=shape.block_rows, block_columns=self._block(tokens),
+                block_rows=tiling.block_rows, block_columns=self._block(tokens),
             )  # fmt: skip
             return
-        int8.many_rows[(-(-tokens // shape.block_tokens), grid_rows, shape.splits)](
-            hidden, *weight, out, tokens, self.rows, self.columns, shape.per_split,
+        int8.many_rows[(-(-tokens // tiling.block_tokens), grid_rows, tiling.splits)](
+            hidden, *weight, out, tokens, self.rows, self.columns, tiling.per_split,
             has_bias=has_bias, gelu=gelu, is_partial=is_partial,
-            block_rows=shape.block_rows, block_tokens=shape.block_tokens, block_columns=self._block(tokens),
+            block_rows=tiling.block_rows, block_tokens=tiling.block_tokens, block_columns=self._block(tokens),
         )  # fmt: skip
 
     def dequantised(self, rows: slice, dtype: torch.dtype) -> Tensor:
@@ -155,22 +153,22 @@ class Int4Matmul(TritonMatmul):
     def __init__(self, weight: Int4, bias: Tensor | None) -> None:
         super().__init__(*weight.shape, bias)
         self._packed = weight.packed.contiguous()
-        self._by_groups = _has_groups(weight)
+        self._by_groups = weight.has_groups
         self._group = weight.group if self._by_groups else 128
         self._scale = weight.scale.contiguous()
         self._zero = None if weight.zero is None else weight.zero.contiguous()
 
-    def _shape(self, tokens: int) -> _Tiling:
+    def _tiling(self, tokens: int) -> _Tiling:
         return _Tiling.of(tokens, self.rows, -(-self.columns // self._group), self._block(tokens))
 
     def _block(self, tokens: int) -> int:
         return 1024 // self._group if tokens == 1 else 1  # groups
 
-    def _launch(self, hidden: Tensor, out: Tensor, shape: _Tiling, gelu: bool) -> None:
-        tokens, is_partial = len(hidden), shape.splits > 1
-        grid_rows = -(-self.rows // shape.block_rows)
+    def _launch(self, hidden: Tensor, out: Tensor, tiling: _Tiling, gelu: bool) -> None:
+        tokens, is_partial = len(hidden), tiling.splits > 1
+        grid_rows = -(-self.rows // tiling.block_rows)
         weight = (self._packed, self._scale, self._zero, self._bias)
-        sizes = (self.rows, self.columns // 2, self._scale.shape[1], shape.per_split)
+        sizes = (self.rows, self.columns // 2, self._scale.shape[1], tiling.per_split)
         kind = {
             "has_zero": self._zero is not None,
             "has_bias": self._bias is not None and not is_partial,
@@ -178,15 +176,15 @@ class Int4Matmul(TritonMatmul):
             "is_partial": is_partial,
             "by_groups": self._by_groups,
             "group": self._group,
-            "block_rows": shape.block_rows,
+            "block_rows": tiling.block_rows,
         }
         if tokens == 1:
-            int4.one_row[(grid_rows, shape.splits)](
+            int4.one_row[(grid_rows, tiling.splits)](
                 hidden, *weight, out, *sizes, **kind, block_groups=self._block(tokens)
             )
             return
-        int4.many_rows[(-(-tokens // shape.block_tokens), grid_rows, shape.splits)](
-            hidden, *weight, out, tokens, *sizes, **kind, block_tokens=shape.block_tokens
+        int4.many_rows[(-(-tokens // tiling.block_tokens), grid_rows, tiling.splits)](
+            hidden, *weight, out, tokens, *sizes, **kind, block_tokens=tiling.block_tokens
         )
 
     def dequantised(self, rows: slice, dtype: torch.dtype) -> Tensor:
@@ -201,14 +199,10 @@ class Int4Matmul(TritonMatmul):
         return out
 
 
-def _has_groups(weight: Int4) -> bool:
-    return weight.scale.shape[1] > 1 or weight.zero is not None
-
-
 def pack(weight: Quantised, bias: Tensor | None, dtype: torch.dtype) -> TritonMatmul | None:
     """Pack a matrix for activations of `dtype`; return None if no kernel supports it."""
     if dtype not in _DTYPES:
         return None
     if isinstance(weight, Int8):
         return Int8Matmul(weight, bias)
-    return Int4Matmul(weight, bias) if not _has_groups(weight) or weight.group in _GROUPS else None
+    return Int4Matmul(weight, bias) if not weight.has_groups or weight.group in _GROUPS else None

@@ -1,7 +1,5 @@
 """The decode ops of `kernels.eager`, one Triton kernel each."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
