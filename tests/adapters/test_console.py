@@ -104,7 +104,7 @@ async def test_a_notice_comes_below_the_answer(harness: Harness) -> None:
 
 async def test_what_is_owed_from_the_last_run_is_answered_first(harness: Harness) -> None:
     question = a_message("still there?", channel=CHANNEL)
-    await harness.store.enqueue(question, kind=(await harness.accept(a_message("x"))).kind)
+    await harness.intake.store(question)
     harness.engine.add("yes", "now")
     assert await piped(harness, "next\n") == "> still there?\nyes\nnow\n"
 

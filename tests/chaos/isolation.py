@@ -46,7 +46,7 @@ from bot.domain import (
     Notice,
     Usage,
 )
-from bot.errors import StoreError
+from bot.errors import ClaimLost, StoreError
 from tests.chaos.figure import Row, Scale
 from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.messages import NOON
@@ -365,11 +365,11 @@ class Machine(RuleBasedStateMachine):
             if not exchange.parts and exchange.kind is Kind.CHAT:
                 part = IDS[len(self.placed.setdefault(place, [])) % 5] + str(len(self.placed[place]))
                 self.placed[place].append(part)
-                with suppress(StoreError):
+                with suppress(ClaimLost, StoreError):
                     await self.harness.record_part(exchange, 0, part)
-            await self._shown(exchange)
-            await self.harness.exchanges.complete(exchange)
-            self.harness.exchanges.release(exchange)
+            with suppress(ClaimLost):  # edited or retried meanwhile
+                await self._shown(exchange)
+                await self.harness.exchanges.complete(exchange)
 
         task = asyncio.create_task(reply())
         self.replies.add(task)
