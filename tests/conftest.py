@@ -1,9 +1,8 @@
-"""What many tests need: a harness on a database of its own."""
+"""Shared fixtures: a harness on a new database, a PostgreSQL server."""
 
 import os
 
-# Before torch is imported: matrices this small are done before a second thread wakes up, and the other cores have
-# other tests to run.
+# Before torch is imported: a second thread does not help matrices this small, and the other cores run other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
@@ -18,17 +17,15 @@ from hypothesis import settings
 from tests.harness.harness import Harness, make_harness
 from tests.harness.postgres import MISSING, PostgresServer, programs
 
-# Triton decides at its import whether kernels are interpreted, and other libraries import it too.  Where there is a
-# GPU they run on it.
+# Triton chooses between interpreter and GPU at its import, and other libraries import it too.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The same examples each time, so that a red run means a changed program; for a search
-# through new ones:  HYPOTHESIS_PROFILE=default make test
+# The same examples in each run, so that a failure means a changed program. For new examples:  HYPOTHESIS_PROFILE=default make test
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
-# Logs go where pytest shows them, never to standard output, which is the console adapter's.
+# Logs go to pytest: standard output belongs to the console adapter.
 structlog.configure(
     processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
     logger_factory=structlog.stdlib.LoggerFactory(),
@@ -37,12 +34,12 @@ structlog.configure(
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """How many processes `make test` shares the tests among: one waits while the others keep the cores busy."""
+    """Return the number of worker processes: one more than cores, since tests also wait."""
     return min(1 + (os.cpu_count() or 1), 8)  # each holds 0.7 GB
 
 
 def pytest_collection() -> None:
-    """Spare the garbage collector what is imported: half a million objects, looked through again and again."""
+    """Keep the garbage collector from scanning half a million imported objects."""
     gc.disable()
 
 
@@ -53,17 +50,17 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell once why tests were skipped, not once for each of them."""
+    """Print each reason for skipped tests once."""
     for reason in sorted({skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", ())}):
         terminalreporter.write_line(reason)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """One server for the whole run; without one, what asks for it is skipped."""
+    """One server for the whole run; without one its tests are skipped."""
     folder = programs()
     if folder is None:
-        # .ci/run sets this: there, not testing something is a fault.
+        # Set in CI: there, a skipped test is an error.
         (pytest.fail if os.environ.get("REQUIRE_POSTGRES") else pytest.skip)(MISSING)
     with PostgresServer(folder) as server:
         yield server

@@ -1,1 +1,1 @@
-"""What tests share: fakes, loopback servers, and a harness around the chat."""
+"""Shared test code: fakes, loopback servers, and a harness around the chat."""

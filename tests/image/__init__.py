@@ -1,1 +1,1 @@
-"""The container image, built and tried as an operator would: `make image`, `make image-test`."""
+"""The container image, built and tested: `make image`, `make image-test`."""

@@ -1,4 +1,4 @@
-"""Whatever builds and runs containers here: docker, or podman with buildah, which need no daemon."""
+"""Build and run containers: with docker, or podman and buildah, which need no daemon."""
 
 import json
 import os
@@ -10,47 +10,47 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# The Dockerfile's arguments; what stands in where no registry can be reached is the same Debian, from its own archive.
+# The Dockerfile's arguments. Without a registry, the same Debian is built from its archive.
 BASES = {"BASE": "python:3.11-slim-bookworm", "BUILD_BASE": "python:3.11-bookworm"}
 LOCAL_BASES = {"BASE": "localhost/debian-python:bookworm", "BUILD_BASE": "localhost/debian-python-build:bookworm"}
 PACKAGES = {"BASE": "python3,python3-venv,ca-certificates"}
 PACKAGES["BUILD_BASE"] = PACKAGES["BASE"] + ",gcc,libc6-dev"
 
 
-class ImageFault(Exception):
-    """What went wrong, for whoever ran the command."""
+class ImageError(Exception):
+    """A failure, as a sentence for the command line."""
 
 
-def told(*command: str | Path, stdin: str | None = None) -> str:
-    """Run a command quietly; return what it printed.
+def output_of(*command: str | Path, stdin: str | None = None) -> str:
+    """Run a command quietly; return its standard output.
 
     Raises:
-        ImageFault: It failed; with the end of what it said.
+        ImageError: It failed; with the end of its standard error.
     """
     done = subprocess.run([str(word) for word in command], input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ImageFault(f"{' '.join(map(str, command[:3]))} … ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise ImageError(f"{' '.join(map(str, command[:3]))} … ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
 
 
 def find_tool() -> str:
-    """Choose docker where its engine answers, else podman.
+    """Choose docker if its daemon responds, else podman.
 
     Raises:
-        ImageFault: There is neither.
+        ImageError: Neither is available.
     """
     if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0:
         return "docker"
     if shutil.which("podman") and shutil.which("buildah"):
         return "podman"
-    raise ImageFault(
-        "there is neither a docker that answers nor podman with buildah: install one "
+    raise ImageError(
+        "neither a running docker nor podman with buildah was found: install one "
         "(Debian, Ubuntu: apt install buildah podman runc debootstrap)"
     )
 
 
 def find_bases(tool: str) -> dict[str, str]:
-    """Choose what to build on: official images if they are here or can be had, else some made from Debian's archive."""
+    """Choose the base images: official ones if available, else built from Debian's archive."""
     return {argument: _find_base(tool, argument) for argument in BASES}
 
 
@@ -60,18 +60,20 @@ def _find_base(tool: str, argument: str) -> str:
         if subprocess.run([tool, *command], capture_output=True, check=False).returncode == 0:
             return official
     if subprocess.run([tool, "image", "inspect", local], capture_output=True, check=False).returncode:
-        print(f"{official} cannot be had: making {local} with debootstrap", flush=True)
+        print(f"{official} is not available: building {local} with debootstrap", flush=True)
         _bootstrap(tool, local, PACKAGES[argument])
     return local
 
 
 def _bootstrap(tool: str, image: str, packages: str) -> None:
     if os.geteuid() != 0 or not shutil.which("debootstrap"):
-        raise ImageFault("no base can be pulled, and making one needs debootstrap and root: name one with --base")
-    # On the disk that holds /var: /tmp may be memory.
-    folder = Path(told("mktemp", "--directory", "/var/tmp/base.XXXXXX").strip())
+        raise ImageError(
+            "no base image can be pulled, and building one needs debootstrap and root: name one with --base"
+        )
+    # Under /var: /tmp may be in memory.
+    folder = Path(output_of("mktemp", "--directory", "/var/tmp/base.XXXXXX").strip())
     try:
-        told(
+        output_of(
             "debootstrap",
             "--variant=minbase",
             f"--include={packages}",
@@ -80,19 +82,19 @@ def _bootstrap(tool: str, image: str, packages: str) -> None:
         )
         for inside in ("proc", "sys"):
             subprocess.run(["umount", folder / "root" / inside], capture_output=True, check=False)
-        # Packages and lists are not needed any more.
-        told("tar", "--one-file-system", "--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*",
+        # Without package files and lists.
+        output_of("tar", "--one-file-system", "--exclude=./var/cache/apt/archives/*.deb", "--exclude=./var/lib/apt/lists/*",
              "-C", folder / "root", "-cf", folder / "base.tar", ".")  # fmt: skip
-        told(tool, "import", folder / "base.tar", image)
+        output_of(tool, "import", folder / "base.tar", image)
     finally:
         shutil.rmtree(folder)
 
 
 def build(tool: str, bases: dict[str, str], image: str, arguments: Sequence[str]) -> None:
-    """Build the Dockerfile; what it prints goes to standard error.
+    """Build the Dockerfile; its output goes to standard error.
 
-    What pip is told on this machine (an index of one's own, its certificate) holds for
-    the build too, and stays in no layer.
+    pip's configuration of this machine (a private index, its certificate) applies to the
+    build too, and is in no layer.
     """
     command = ["docker", "build"] if tool == "docker" else ["buildah", "bud", "--layers", "--format", "docker"]
     latest = image.rpartition(":")[0] + ":latest"
@@ -102,7 +104,7 @@ def build(tool: str, bases: dict[str, str], image: str, arguments: Sequence[str]
     command += _pip_of_this_machine(tool)
     done = subprocess.run([*command, str(ROOT)], stdout=sys.stderr, check=False)
     if done.returncode:
-        raise ImageFault(f"{command[0]} ended with {done.returncode}; what it said stands above")
+        raise ImageError(f"{command[0]} ended with {done.returncode}; its output is above")
 
 
 def _pip_of_this_machine(tool: str) -> list[str]:
@@ -114,10 +116,10 @@ def _pip_of_this_machine(tool: str) -> list[str]:
     config.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()), encoding="utf-8")
     flags = ["--secret", f"id=pip.conf,src={config}"]
     if tool == "podman":
-        # Folders of wheels and a certificate are on this machine: docker's builder cannot see them, buildah can.
+        # Wheel folders and certificates are local: docker's builder cannot see them, buildah can.
         flags += ["--network", "host"]
         places = {Path(word.removeprefix("file://")) for value in settings.values() for word in value.split()}
-        # An index in a folder names files beside it.
+        # An index in a folder refers to files beside it.
         places = {place.parent if place.name == "simple" else place for place in places}
         for place in sorted(place for place in places if place.is_absolute() and place.exists()):
             flags += ["--volume", f"{place}:{place}:ro"]
@@ -125,16 +127,16 @@ def _pip_of_this_machine(tool: str) -> list[str]:
 
 
 def _pip_settings() -> dict[str, str]:
-    """What pip is configured with here, environment over files."""
+    """Return pip's configuration here; the environment overrides files."""
     found: dict[str, str] = {}
-    for line in told(sys.executable, "-m", "pip", "config", "list").splitlines():
+    for line in output_of(sys.executable, "-m", "pip", "config", "list").splitlines():
         key, _, value = line.partition("=")
         found[key.strip(":").split(".")[-1]] = value.strip("'")
     return {key: found[key] for key in ("index-url", "extra-index-url", "find-links", "cert") if key in found}
 
 
 def inspect(tool: str, what: str) -> dict[str, Any]:
-    [found] = json.loads(told(tool, "inspect", what))
+    [found] = json.loads(output_of(tool, "inspect", what))
     return dict(found)
 
 

@@ -1,4 +1,4 @@
-"""The image at work, hardened: started, asked, stopped, started again; and what it says of bad situations."""
+"""Test the hardened image: start, ask, stop, restart, and start with mistakes."""
 
 import queue
 import re
@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from tests.image.tools import ImageFault, inspect, told
+from tests.image.tools import ImageError, inspect, output_of
 
 USER = "10001:10001"
 HARDENED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-# Nothing is asked of a network: the model is the demo, the platform the terminal.
+# The demo model on the terminal needs no network.
 ALONE = ["--network", "none"]
-# Its health is asked for here, by the image's own command: podman would want systemd for that.  Left alone it also
-# raises the limits of open files and processes, which root may not everywhere.
+# Health is checked here with the image's own command: podman's health checks need systemd. By default podman also
+# raises the limits of open files and processes, which is not permitted everywhere.
 ONLY_PODMAN = ["--no-healthcheck", "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096"]
 START_SECONDS = 90.0
 STOP_SECONDS = 8.0
@@ -27,55 +27,59 @@ SUSPICIOUS = re.compile(r"token|password|secret|index-url", re.IGNORECASE)
 def check(holds: bool, what: str) -> None:
     print(f"{'ok ' if holds else '!! '} {what}", flush=True)
     if not holds:
-        raise ImageFault(what)
+        raise ImageError(what)
 
 
 def check_contents(tool: str, image: str) -> None:
-    """What the image says of itself, and what must not be in it."""
+    """Check the image's metadata, and that it holds no build leftovers or secrets."""
     config = inspect(tool, image)["Config"]
     check(config["User"] == USER, f"the user is {config['User']}")
     check(config["Entrypoint"] == ["bot"], "the command is in exec form")
     check("/data" in config["Volumes"], "/data is a volume")
     check(bool(config["Labels"]["org.opencontainers.image.title"]), "it has labels")
-    history = told(tool, "history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+    history = output_of(tool, "history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
     named = SUSPICIOUS.findall(history)
     check(not named, f"no secret in the history of its layers {named}")
-    left = told(
+    left = output_of(
         *running(tool), "--rm", "--entrypoint", "sh", image, "-c",
         "ls -A /etc/pip.conf /root/.cache /data 2>/dev/null; find /opt/bot /tmp -name '*.whl' -o -path '*/pip/*'",
     )  # fmt: skip
-    compiled = told(
+    compiled = output_of(
         *running(tool), "--rm", "--entrypoint", "python3", image, "-c",
         "from bot.engine.kernels.native.build import library; print(library()._name)",
     )  # fmt: skip
-    check("/site-packages/" in compiled, f"the CPU's products are compiled: {compiled.rpartition('/')[2].strip()}")
+    check("/site-packages/" in compiled, f"the CPU kernels are compiled: {compiled.rpartition('/')[2].strip()}")
     check(not left.strip().replace("/data:", ""), f"no cache and no configuration of the build in it {left.split()}")
 
 
 def running(tool: str) -> list[str]:
-    """The command that starts a container, hardened and without a network."""
+    """Return the command that starts a container, hardened and without a network."""
     return [tool, "run", *HARDENED, *ALONE, *(ONLY_PODMAN if tool == "podman" else [])]
 
 
 class Trial:
-    """One operator's first hour."""
+    """A first run, a restart, and wrong configurations."""
 
     def __init__(self, tool: str, image: str) -> None:
         self._tool = tool
         self._image = image
 
     def run(self) -> None:
-        """Raises ImageFault at the first thing that is not as promised."""
-        volume = f"chatglm-bot-trial-{time.monotonic_ns()}"
-        told(self._tool, "volume", "create", volume)
-        try:
-            self._first_day(volume)
-            self._second_day(volume)
-            self._bad_situations(volume)
-        finally:
-            told(self._tool, "volume", "rm", "--force", volume)
+        """Run all checks.
 
-    def _first_day(self, volume: str) -> None:
+        Raises:
+            ImageError: A check failed.
+        """
+        volume = f"chatglm-bot-trial-{time.monotonic_ns()}"
+        output_of(self._tool, "volume", "create", volume)
+        try:
+            self._first_run(volume)
+            self._restart(volume)
+            self._wrong_configurations(volume)
+        finally:
+            output_of(self._tool, "volume", "rm", "--force", volume)
+
+    def _first_run(self, volume: str) -> None:
         with Container(self._tool, self._image, ["-v", f"{volume}:/data"]) as bot:
             check(bot.healthy_after < START_SECONDS, f"ready {bot.healthy_after:.1f} s after its start")
             check("Hello" in bot.ask("hello"), "it answers")
@@ -83,13 +87,13 @@ class Trial:
             check(seconds < STOP_SECONDS, f"stopped {seconds:.1f} s after SIGTERM")
             check(code == 0, f"with exit code {code}")
 
-    def _second_day(self, volume: str) -> None:
+    def _restart(self, volume: str) -> None:
         with Container(self._tool, self._image, ["-v", f"{volume}:/data"]) as bot:
             answer = bot.ask("what did I just say?")
-            check("hello" in answer, f"after a restart it knows what was said: {answer!r}")
+            check("hello" in answer, f"it remembers the conversation after a restart: {answer!r}")
             bot.stop()
 
-    def _bad_situations(self, volume: str) -> None:
+    def _wrong_configurations(self, volume: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             wrong = Path(folder) / "config.toml"
             wrong.write_text("[engine]\nquantisation = 'int9'\n", encoding="utf-8")
@@ -118,23 +122,23 @@ class Trial:
 
 
 class Container:
-    """One life of the bot, with its terminal held open; removed at the end."""
+    """A running container with an open terminal; removed at the end."""
 
     def __init__(self, tool: str, image: str, flags: list[str]) -> None:
         self._tool = tool
         self._name = f"chatglm-bot-trial-{time.monotonic_ns()}"
         command = [*running(tool), "--interactive", "--name", self._name, *flags]
         known = inspect(tool, image)
-        kind, *self._asking_health = (known.get("Healthcheck") or known["Config"]["Healthcheck"])["Test"]
+        kind, *self._health_command = (known.get("Healthcheck") or known["Config"]["Healthcheck"])["Test"]
         check(kind == "CMD", "the health check is in exec form")
         self._began = time.monotonic()
         self._process = subprocess.Popen(
             [*command, "-e", "BOT_OPERATIONS__ENABLED=true", image],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self._said: queue.Queue[str] = queue.Queue()
+        self._output: queue.Queue[str] = queue.Queue()
         for stream in (self._process.stdout, self._process.stderr):
-            threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
+            threading.Thread(target=self._read, args=(stream,), daemon=True).start()
 
     def __enter__(self) -> Self:
         self.healthy_after = self._until(self._is_healthy, START_SECONDS) - self._began
@@ -145,32 +149,32 @@ class Container:
         self._process.wait(timeout=30)
 
     def ask(self, question: str) -> str:
-        """Say a line at its terminal, and return what follows up to a pause."""
-        while not self._said.empty():
-            self._said.get()
+        """Type a line on the terminal; return the output up to a pause."""
+        while not self._output.empty():
+            self._output.get()
         assert self._process.stdin is not None
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()
-        words = [self._said.get(timeout=60)]
+        words = [self._output.get(timeout=60)]
         while True:
             try:
-                words.append(self._said.get(timeout=3))
+                words.append(self._output.get(timeout=3))
             except queue.Empty:
                 return "".join(words)
 
     def stop(self) -> tuple[float, int]:
-        """Send SIGTERM as `docker stop` does; return the seconds it took and the exit code."""
+        """Stop it with SIGTERM, as `docker stop`; return the seconds it took and the exit code."""
         began = time.monotonic()
-        told(self._tool, "stop", "--time", "10", self._name)
+        output_of(self._tool, "stop", "--time", "10", self._name)
         seconds = time.monotonic() - began
         return seconds, int(inspect(self._tool, self._name)["State"]["ExitCode"])
 
-    def _listen(self, stream: object) -> None:
+    def _read(self, stream: object) -> None:
         for line in stream:  # type: ignore[attr-defined]  # a pipe of text
-            self._said.put(line)
+            self._output.put(line)
 
     def _is_healthy(self) -> bool:
-        done = subprocess.run([self._tool, "exec", self._name, *self._asking_health], capture_output=True, check=False)
+        done = subprocess.run([self._tool, "exec", self._name, *self._health_command], capture_output=True, check=False)
         return done.returncode == 0
 
     def _until(self, condition: Callable[[], bool], seconds: float) -> float:
@@ -180,8 +184,8 @@ class Container:
                 return time.monotonic()
             if self._process.poll() is not None:
                 lines = []
-                while not self._said.empty():
-                    lines.append(self._said.get())
-                raise ImageFault(f"the bot ended by itself: {''.join(lines)[-2000:]}")
+                while not self._output.empty():
+                    lines.append(self._output.get())
+                raise ImageError(f"the bot ended by itself: {''.join(lines)[-2000:]}")
             time.sleep(0.2)
-        raise ImageFault(f"the bot was not ready after {seconds:.0f} s")
+        raise ImageError(f"the bot was not ready after {seconds:.0f} s")

@@ -1,1 +1,1 @@
-"""What is broken on purpose, and counted: `make reliability`."""
+"""`make reliability`: the figures of tests/chaos, run and written to a table."""

@@ -1,4 +1,4 @@
-"""`make reliability`: every figure at full size, a row each; ends with 1 if a promise was broken.
+"""`make reliability`: run the figures at full size; exit code 1 if one fails.
 
 python -m tests.reliability [R1 R5 …] [--short] [--seed 7] [--write docs/RELIABILITY.md]
 """
@@ -19,8 +19,8 @@ from tests.chaos.figure import Figure, Row, Scale, figures, number_of, title
 BEGIN, END = "<!-- figures begin -->\n", "<!-- figures end -->\n"
 
 
-async def measured(figure: Figure, scale: Scale, seed: int) -> list[Row]:
-    """Run one figure, and tell each row as it comes."""
+async def measure(figure: Figure, scale: Scale, seed: int) -> list[Row]:
+    """Run one figure, printing each row as it comes."""
     rows: list[Row] = []
     async with aclosing(figure.rows(scale, seed)) as found:  # type: ignore[type-var]  # they are generators
         async for row in found:
@@ -30,8 +30,8 @@ async def measured(figure: Figure, scale: Scale, seed: int) -> list[Row]:
     return rows
 
 
-def lines_of(figure: Figure, rows: Sequence[Row], seconds: float, seed: int) -> list[str]:
-    """One figure's lines of the table in Markdown: what is broken, then a row per subject."""
+def table_lines(figure: Figure, rows: Sequence[Row], seconds: float, seed: int) -> list[str]:
+    """Return a figure's lines of the Markdown table: its fault, then a row per subject."""
     lines = [f"| **{figure.NAME}** | | {title(figure)} | seed {seed}, {seconds:.0f} s |"]
     for row in rows:
         verdict = "ok" if row.is_kept and row.is_in_time else "**missed**"
@@ -39,16 +39,16 @@ def lines_of(figure: Figure, rows: Sequence[Row], seconds: float, seed: int) -> 
     return lines
 
 
-def written(text: str, new: Mapping[str, list[str]]) -> str:
-    """The text with these figures' lines in its table; those of other figures stay as they are.
+def with_rows(text: str, new: Mapping[str, list[str]]) -> str:
+    """Return the text with these figures' lines replaced in its table.
 
     Raises:
-        ValueError: It has no place for a table.
+        ValueError: The text has no marks for a table.
     """
     before, begin, rest = text.partition(BEGIN)
     old, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"there is no place for the table: the lines {BEGIN.strip()} and {END.strip()}")
+        raise ValueError(f"the lines {BEGIN.strip()} and {END.strip()} are missing: they mark the table")
     kept: dict[str, list[str]] = {}
     for line in old.splitlines()[2:]:
         kept.setdefault(line.split("|")[1].strip(" *"), []).append(line)
@@ -58,31 +58,31 @@ def written(text: str, new: Mapping[str, list[str]]) -> str:
 
 
 def main() -> None:
-    """Run the figures named, or all."""
+    """Run the named figures, or all."""
     known = figures()
-    parser = argparse.ArgumentParser(description="What is broken on purpose, and counted.")
+    parser = argparse.ArgumentParser(description="Inject faults, and count what is lost, repeated or late.")
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(known), help=", ".join(known))
-    parser.add_argument("--short", action="store_true", help="the size that `make test` runs")
+    parser.add_argument("--short", action="store_true", help="the size of `make test`")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--write", type=Path, help="put the rows into the table of this file, between its marks")
+    parser.add_argument("--write", type=Path, help="write the rows to the table in this file, between its marks")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in known]:
-        parser.error(f"there is no figure {unknown[0]}; there are {', '.join(known)}")
-    # Whatever is broken is logged, a thousand times: only the rows are read here.
+        parser.error(f"unknown figure {unknown[0]}; choose from {', '.join(known)}")
+    # Each injected fault is logged, which would bury the rows.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     done: list[Row] = []
     scale: Scale = "short" if options.short else "full"
     for name in options.names:
         began = time.monotonic()
         print(f"\n{name}: {title(known[name])}", flush=True)
-        rows = asyncio.run(measured(known[name], scale, options.seed))
+        rows = asyncio.run(measure(known[name], scale, options.seed))
         seconds = time.monotonic() - began
         print(f"     {seconds:.0f} s, seed {options.seed}", flush=True)
         done += rows
-        if options.write:  # at once: the next figure may take twenty minutes
+        if options.write:  # at once: the next figure may take 20 min
             text = options.write.read_text(encoding="utf-8")
-            new = {name: lines_of(known[name], rows, seconds, options.seed)}
-            options.write.write_text(written(text, new), encoding="utf-8")
+            new = {name: table_lines(known[name], rows, seconds, options.seed)}
+            options.write.write_text(with_rows(text, new), encoding="utf-8")
     failed = sum(not (row.is_kept and row.is_in_time) for row in done)
     print(f"\n{len(done) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
