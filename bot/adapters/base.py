@@ -19,7 +19,7 @@ class Adapter(Protocol):
 
     @property
     def is_connected(self) -> bool:
-        """Whether messages from the platform reach the bot now, as far as is known."""
+        """True if messages from the platform reach the bot now, as far as is known."""
         ...
 
     async def run(self, intake: Intake) -> None:

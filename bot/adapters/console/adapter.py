@@ -1,4 +1,4 @@
-"""A terminal: the smallest adapter, and the model for a new one."""
+"""The terminal: the smallest adapter, and an example for new ones."""
 
 import asyncio
 import io
@@ -32,31 +32,30 @@ from bot.util.text import clean
 CHANNEL = ChannelKey("console", "terminal")
 LEAVE = frozenset({"stop", "exit", "quit"})
 
-# Seconds between two tries to write a question down: the first, and the longest.
+# Seconds between attempts to store a question: the first delay and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 10.0
 
 
 def open_adapter(settings: AdapterSection, clock: Clock) -> "ConsoleAdapter":
     for stream in (sys.stdin, sys.stdout):
-        # What is not UTF-8 shall not end the chat.
+        # Bytes that are not UTF-8 must not end the chat.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # Python has none where the shell closed it (<&-): that is the end of the input.
+    # sys.stdin is None if the shell closed it (<&-), which is the end of the input.
     return ConsoleAdapter(sys.stdin or io.StringIO(), sys.stdout, clock)
 
 
 class ConsoleAdapter:
-    """One person's chat: lines in, answers out, one after the other.
+    """A chat with one person: reads lines and prints answers, one at a time.
 
-    On a terminal with line editing and a sign of life while the model thinks; else
-    plain, so that it can be scripted.
+    On a terminal with line editing and a spinner; in a pipe plain, for scripts.
     """
 
     def __init__(self, source: TextIO, target: TextIO, clock: Clock | None = None) -> None:
         self._source = source
         self._clock = clock or MonotonicClock()
-        # highlight would colour numbers in the answers; soft_wrap leaves lines to the terminal.
+        # highlight would colour numbers in answers; soft_wrap lets the terminal break lines.
         self._screen = Console(file=target, highlight=False, soft_wrap=True)
 
     @property
@@ -78,10 +77,10 @@ class ConsoleAdapter:
                     await self._answer(intake, accepted)
 
     async def _accepted(self, intake: Intake, message: IncomingMessage) -> Exchange | None:
-        """Keep it as soon as the database takes it; None if Ctrl-C gives it up before."""
+        """Retry until the message is stored; None if Ctrl-C gives it up before."""
         translate, told, wait = intake.settings.translator_for(message), "", Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         given_up = asyncio.Event()
-        # In a pipe nobody can ask again: there Ctrl-C ends the program.
+        # In a pipe a question cannot be asked again, so Ctrl-C ends the program there.
         with _on_interrupt(given_up.set) if self._source.isatty() else nullcontext():
             while not given_up.is_set():
                 try:
@@ -92,7 +91,7 @@ class ConsoleAdapter:
                             translate("I can't save messages right now. Yours is queued and will be answered."),
                             style="dim",
                         )
-                    if str(error) != told:  # the operator, who sits here, can do something about it
+                    if str(error) != told:  # the reader is the operator, who can act on it
                         told = str(error)
                         self._print(told, style="dim")
                 await race(self._clock.sleep(wait.after_failure()), given_up.wait())
@@ -105,7 +104,7 @@ class ConsoleAdapter:
                 await task
 
     async def _show(self, intake: Intake, worker: Worker) -> None:
-        """Print the reply as it grows: the model's text, then the bot's own words below it."""
+        """Print the reply as it grows: the model's text, then the bot's notices."""
         exchange = worker.exchange
         translate = intake.settings.translator_for(exchange.message)
         notices: list[str] = []
@@ -139,7 +138,7 @@ class ConsoleAdapter:
         try:
             self._screen.print(clean(text), end=end, style=style, markup=False)
         except BrokenPipeError:
-            raise  # whoever read has seen enough
+            raise  # the reader of the pipe has closed it
         except OSError as error:
             raise PlatformUnavailable(f"standard output cannot be written to: {error.strerror}") from error
 
@@ -162,14 +161,14 @@ class ConsoleAdapter:
         else:
             loop = asyncio.get_running_loop()
             read: asyncio.Queue[str] = asyncio.Queue()
-            # A daemon, for nothing can wake a thread that waits for a line.
+            # A daemon: nothing can wake a thread that waits for a line.
             threading.Thread(target=_read, args=(self._source, loop, read), daemon=True).start()
             while line := await read.get():
                 yield line
 
 
 def _read(source: TextIO, loop: asyncio.AbstractEventLoop, read: "asyncio.Queue[str]") -> None:
-    """Hand each line to the event loop, at the end an empty one."""
+    """Pass each line to the event loop, and an empty one at the end."""
     while True:
         line = source.readline()
         if loop.is_closed():
@@ -181,7 +180,7 @@ def _read(source: TextIO, loop: asyncio.AbstractEventLoop, read: "asyncio.Queue[
 
 @contextmanager
 def _on_interrupt(stop: Callable[[], object]) -> Iterator[None]:
-    """Let Ctrl-C end the answer and not the program; another one, where that takes its time, leaves."""
+    """Let Ctrl-C call `stop`; a second one cancels the chat."""
     loop, chat = asyncio.get_running_loop(), asyncio.current_task()
     assert chat is not None
 
@@ -209,9 +208,9 @@ def _message(line: str) -> IncomingMessage:
 
 
 def _locale() -> str | None:
-    """Chinese, where the terminal is set to it; else each message shows its language by its script.
+    """Return "zh" if the terminal is set to Chinese; else the script of each message decides.
 
-    English is no answer: most servers are set to it, whoever sits there.
+    An English terminal says nothing: most servers are set to it.
     """
     named = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
     return "zh" if named.lower().startswith("zh") else None
