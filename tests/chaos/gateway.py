@@ -23,8 +23,7 @@ from tests.harness.platform_bench import PROFILES, Bench, open_bench
 NAME = "R11"
 
 FACTOR = 100.0
-_TIMEOUT = 30.0
-_FINISHING = 60.0
+_TIMEOUT = 60.0  # seconds without progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +69,11 @@ async def drop_connections(name: str, drops: int, seed: int) -> DropResult:
         places = await _known_places(bench, result)
         for number in range(drops):
             await _drop(bench, places, result, chance, is_resumable=number % 2 == 0)
-        finished = [bench.exchanges.finished(question) for question in result.sent]
-        with suppress(TimeoutError):  # unfinished questions are counted as missed
-            async with asyncio.timeout(_FINISHING):
-                await asyncio.gather(*finished)
+        unfinished = {bench.exchanges.finished(question) for question in result.sent}
+        while unfinished:
+            done, unfinished = await asyncio.wait(unfinished, timeout=_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break  # without progress the rest is counted as missed
         _count(bench, result)
         # Slack redelivers events that arrive during a backfill, here for 3 s only; missed ones are
         # counted above.

@@ -14,7 +14,7 @@ Verb = Literal["send", "edit", "delete"]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class MessengerCall:
     """A call of the messenger; `error` is what it raised."""
 
     at: float
@@ -27,7 +27,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Message:
+class ShownMessage:
     """A message in a channel."""
 
     channel: ChannelKey
@@ -62,8 +62,8 @@ class FakeMessenger:
     knows_nonces: bool = True
     script: FailureScript = lambda number, verb: None
     seconds_per_call: float = 0.0
-    messages: dict[str, Message] = field(default_factory=dict)
-    calls: list[Call] = field(default_factory=list)
+    messages: dict[str, ShownMessage] = field(default_factory=dict)
+    calls: list[MessengerCall] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class FakeMessenger:
             if message_id is None:
                 message_id = f"m{next(self._ids)}"
                 self._nonces[nonce] = message_id
-                self.messages[message_id] = Message(channel, text.text, controls, reply_to)
+                self.messages[message_id] = ShownMessage(channel, text.text, controls, reply_to)
 
         await self._call("send", channel, message_id, text, controls, do)
         assert message_id is not None
@@ -108,7 +108,7 @@ class FakeMessenger:
 
         await self._call("delete", channel, message_id, None, frozenset(), do)
 
-    def _message(self, message_id: str) -> Message:
+    def _message(self, message_id: str) -> ShownMessage:
         if message_id not in self.messages:
             raise MessageGone(f"there is no message {message_id}")
         return self.messages[message_id]
@@ -125,7 +125,7 @@ class FakeMessenger:
         began = self.clock.now()
         number = len(self.calls)
         words = text.text if text is not None else ""
-        self.calls.append(Call(began, verb, channel, message_id, words, controls))
+        self.calls.append(MessengerCall(began, verb, channel, message_id, words, controls))
         self._check(self.calls[number], text)
         await self.clock.sleep(self.seconds_per_call)
         failure = self.script(number, verb)
@@ -139,10 +139,10 @@ class FakeMessenger:
             self._not_before[channel.channel] = self.clock.now() + error.seconds
         if error is not None:
             if isinstance(error, PlatformError):
-                self.calls[number] = Call(began, verb, channel, message_id, words, controls, error)
+                self.calls[number] = MessengerCall(began, verb, channel, message_id, words, controls, error)
             raise error
 
-    def _check(self, call: Call, text: Rendered | None) -> None:
+    def _check(self, call: MessengerCall, text: Rendered | None) -> None:
         if call.at < self._not_before.get(call.channel.channel, call.at):
             self.violations.append(f"{call.verb} at {call.at:g}, before Retry-After")
         if text is None:
