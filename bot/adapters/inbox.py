@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import structlog
 
-from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.malformed import skip_malformed
 from bot.chat.intake import Intake
 from bot.delivery.replies import Replies
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
@@ -103,11 +103,10 @@ class Inbox:
             BotError: The event is fine, and may be processed later.
         """
         try:
-            await work()
+            with skip_malformed(self._platform):
+                await work()
         except BotError:
             raise
-        except PARSE_ERRORS as error:
-            log.warning("event skipped, it cannot be read", platform=self._platform, **describe_error(error))
         except Exception:
             # One event's bug must not stop the events after it, or come back at each start.
             log.exception("event dropped", platform=self._platform)

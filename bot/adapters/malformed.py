@@ -1,7 +1,13 @@
 """Malformed events: log type and location, skip."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import structlog
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # What reading an event of the wrong shape raises.
 PARSE_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
@@ -22,3 +28,12 @@ def describe_error(error: BaseException) -> dict[str, str]:
     last = traceback.extract_tb(error.__traceback__, limit=-1)
     at = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in last)
     return {"error": type(error).__name__, "at": at}
+
+
+@contextmanager
+def skip_malformed(platform: str, **where: object) -> Iterator[None]:
+    """Log and suppress what reading a malformed event raises."""
+    try:
+        yield
+    except PARSE_ERRORS as error:
+        log.warning("malformed event skipped", platform=platform, **describe_error(error), **where)

@@ -11,7 +11,7 @@ import structlog
 from bot.adapters.discord.handlers import DiscordHandlers
 from bot.adapters.discord.http import ALLOWED_MENTIONS, RateLimitTrace, call_timeout
 from bot.adapters.discord.settings import DiscordSection
-from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.malformed import PARSE_ERRORS, describe_error, skip_malformed
 from bot.chat.commands import menu
 from bot.chat.i18n import translator
 from bot.errors import PlatformError, PlatformUnavailable, RateLimited
@@ -185,17 +185,15 @@ class BotClient(discord.Client):
         """Log an error of an event handler; the library passes on partly parsed events."""
         error = sys.exc_info()[1]
         if isinstance(error, PARSE_ERRORS):
-            log.warning("event skipped, it cannot be read", kind=event_method, **describe_error(error))
+            log.warning("malformed event skipped", platform="discord", kind=event_method, **describe_error(error))
         else:
             log.error("event dropped", kind=event_method, exc_info=error)
 
 
 def _guarded(name: str, parse: Callable[[Any], Any]) -> Callable[[Any], None]:
     def guarded(data: Any) -> None:
-        try:
+        with skip_malformed("discord", kind=name):
             parse(data)
-        except PARSE_ERRORS as error:
-            log.warning("event skipped, it cannot be read", kind=name, **describe_error(error))
 
     return guarded
 

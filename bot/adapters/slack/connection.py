@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-import structlog
 from aiohttp import web
 from slack_bolt.adapter.socket_mode.aiohttp import AsyncSocketModeHandler
 from slack_bolt.async_app import AsyncApp
@@ -13,13 +12,12 @@ from slack_sdk.socket_mode.aiohttp import SocketModeClient
 from slack_sdk.socket_mode.request import SocketModeRequest
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.malformed import skip_malformed
 from bot.adapters.slack.errors import map_errors
+from bot.adapters.slack.parse import PLATFORM
 from bot.adapters.slack.settings import SlackSection
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.util.clock import Clock
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds between pings; after four without a pong the socket is lost.
 _PING_SECONDS = 5.0
@@ -51,22 +49,16 @@ class SocketConnection(AsyncSocketModeHandler):
             return
         self._listeners.add(task)
         task.add_done_callback(self._listeners.discard)
-        try:
-            # Slack redelivers an event whose acknowledgement is lost with the connection.
-            with suppress(ConnectionError):
-                await super().handle(client, req)
-        except PARSE_ERRORS as error:
-            log.warning("event skipped, it cannot be read", platform="slack", **describe_error(error))
+        # Slack redelivers an event whose acknowledgement is lost with the connection.
+        with skip_malformed(PLATFORM), suppress(ConnectionError):
+            await super().handle(client, req)
 
     async def _filter(self, message: str) -> None:
         """Drop frames that are no envelope: the library would log an error for each."""
-        try:
+        with skip_malformed(PLATFORM):
             envelope = json.loads(message)
-        except (ValueError, RecursionError) as error:
-            log.warning("frame skipped, it cannot be read", platform="slack", **describe_error(error))
-            return
-        if isinstance(envelope, dict) and isinstance(envelope.get("payload", {}), dict):
-            await self._enqueue(message)
+            if isinstance(envelope, dict) and isinstance(envelope.get("payload", {}), dict):
+                await self._enqueue(message)
 
     async def wait_lost(self, clock: Clock) -> None:
         """Wait until the connection is closed for good."""

@@ -137,7 +137,7 @@ class SlackHandlers:
         if isinstance(error, BotError):
             log.warning("event not acknowledged, Slack will redeliver it", error=str(error))
         elif isinstance(error, (*PARSE_ERRORS, BoltUnhandledRequestError)):
-            log.warning("event skipped, it cannot be read", platform=PLATFORM, **describe_error(error))
+            log.warning("malformed event skipped", platform=PLATFORM, **describe_error(error))
         else:
             log.error("event dropped", platform=PLATFORM, exc_info=error)
 

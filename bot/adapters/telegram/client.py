@@ -9,12 +9,11 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from telegram import Bot, Update
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, RetryAfter, TelegramError
 from telegram.request import HTTPXRequest
 
-from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.malformed import skip_malformed
 from bot.adapters.telegram.settings import TelegramSection
 from bot.errors import (
     ChannelGone,
@@ -25,8 +24,6 @@ from bot.errors import (
     PlatformUnavailable,
     RateLimited,
 )
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The most concurrent calls; a channel has one at a time.
 _CONNECTIONS = 64
@@ -54,13 +51,8 @@ def open_bot(settings: TelegramSection) -> Bot:
     assert settings.token is not None, "an adapter without its token does not run"
     url = settings.api_url.rstrip("/")
     seconds = settings.call_seconds
-    bounds: dict[str, Any] = {
-        "read_timeout": seconds,
-        "write_timeout": seconds,
-        "connect_timeout": seconds,
-        "pool_timeout": seconds,
-        "proxy": settings.proxy.get_secret_value() or None,
-    }
+    bounds: dict[str, Any] = {f"{step}_timeout": seconds for step in ("read", "write", "connect", "pool")}
+    bounds["proxy"] = settings.proxy.get_secret_value() or None
     return Bot(
         settings.token.get_secret_value(),
         base_url=f"{url}/bot",
@@ -161,11 +153,8 @@ def _has_id(update: object) -> bool:
 
 
 def _readable(update: dict[str, Any]) -> dict[str, Any]:
-    try:
+    readable = {"update_id": update["update_id"]}
+    with skip_malformed("telegram", **readable):
         Update.de_json(dict(update), None)
-    except PARSE_ERRORS as error:
-        log.warning(
-            "event skipped, it cannot be read", platform="telegram", update=update["update_id"], **describe_error(error)
-        )
-        return {"update_id": update["update_id"]}
-    return update
+        readable = update
+    return readable

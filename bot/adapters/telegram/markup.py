@@ -8,6 +8,7 @@ itself never contains, so that tests can remove them.
 import re
 import unicodedata
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from markdown_it.token import Token
 
@@ -234,8 +235,7 @@ def _table(rows: list[list[str]]) -> str:
     >>> [line.replace(EN_SPACE, "") for line in _table([["名", "b"], ["c", "d"]]).splitlines()]
     ['名 │b', '───┼──', 'c  │d']
     """
-    columns = max(map(len, rows))
-    widths = [max((_width(row[at]) for row in rows if at < len(row)), default=0) for at in range(columns)]
+    widths = [max(map(_width, column)) for column in zip_longest(*rows, fillvalue="")]
     lines = [line for line in (_row(row, widths) for row in rows) if line]
     if len(lines) > 1:
         lines.insert(1, "─┼".join("─" * width + ("─" if at else "") for at, width in enumerate(widths)) + EN_SPACE)

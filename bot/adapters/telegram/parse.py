@@ -77,12 +77,12 @@ def parse(update: Update, me: User) -> MessageEvent | ButtonEvent | ChannelMigra
 
 def _message(message: Message, me: User, *, is_edit: bool) -> MessageEvent | None:
     author = _author(message)
-    if author.is_bot or not _has_content(message):
+    if author.is_bot or not (message.text or message.caption or message.effective_attachment):
         return None
     is_direct = message.chat.type == Chat.PRIVATE
     text, is_mentioned = _without_mentions(message, me)
     text, to = _addressed(text, me, is_named=is_direct or is_mentioned)
-    if to is Addressee.NOBODY and _replies_to_bot(message, me):
+    if to is Addressee.NOBODY and _is_from_bot(_replied_to(message), me):
         to = Addressee.BOT
     return MessageEvent(
         IncomingMessage(
@@ -108,7 +108,7 @@ def _button(query: CallbackQuery) -> ButtonEvent | None:
         return None
     # An old message comes without its topic; the store finds it by its id.
     channel = _channel(where) if isinstance(where, Message) else ChannelKey(PLATFORM, _id(where.chat.id))
-    return ButtonEvent(str(query.id), channel, str(where.message_id), Action(query.data), _person(query.from_user))
+    return ButtonEvent(str(query.id), channel, str(where.message_id), Action(query.data), _user(query.from_user))
 
 
 def _channel(message: Message) -> ChannelKey:
@@ -116,7 +116,7 @@ def _channel(message: Message) -> ChannelKey:
     return ChannelKey(PLATFORM, _id(message.chat.id), topic)
 
 
-def _person(user: User) -> Author:
+def _user(user: User) -> Author:
     return Author(PLATFORM, str(user.id), _text(user.full_name) or "", is_bot=bool(user.is_bot))
 
 
@@ -135,19 +135,12 @@ def _text(value: object) -> str | None:
 
 
 def _author(message: Message) -> Author:
-    if message.sender_chat is not None:
+    if (chat := message.sender_chat) is not None:
         # An anonymous admin, or a user writing as a channel; `from_user` is a placeholder then.
-        is_forwarded = bool(message.is_automatic_forward)
-        return Author(
-            PLATFORM, str(message.sender_chat.id), _text(message.sender_chat.title) or "", is_bot=is_forwarded
-        )
+        return Author(PLATFORM, str(chat.id), _text(chat.title) or "", is_bot=bool(message.is_automatic_forward))
     if message.from_user is None or message.via_bot is not None:
         return Author(PLATFORM, "", "", is_bot=True)
-    return _person(message.from_user)
-
-
-def _has_content(message: Message) -> bool:
-    return bool(message.text or message.caption or message.effective_attachment)
+    return _user(message.from_user)
 
 
 def _without_mentions(message: Message, me: User) -> tuple[str, bool]:
@@ -186,15 +179,14 @@ def _addressed(text: str, me: User, *, is_named: bool) -> tuple[str, Addressee]:
     return ("/help" if name == _START else f"/{name}{rest}"), Addressee.BOT
 
 
-def _replies_to_bot(message: Message, me: User) -> bool:
+def _replied_to(message: Message) -> Message | None:
     replied = message.reply_to_message
     # In a topic every message replies to the one that opened it.
-    return (
-        replied is not None
-        and replied.forum_topic_created is None
-        and replied.from_user is not None
-        and replied.from_user.id == me.id
-    )
+    return None if replied is None or replied.forum_topic_created is not None else replied
+
+
+def _is_from_bot(message: Message | None, me: User) -> bool:
+    return message is not None and message.from_user is not None and message.from_user.id == me.id
 
 
 def _quoted(message: Message, me: User) -> str | None:
@@ -204,7 +196,5 @@ def _quoted(message: Message, me: User) -> str | None:
     """
     if message.quote is not None:
         return message.quote.text
-    replied = message.reply_to_message
-    if replied is None or replied.forum_topic_created is not None or _replies_to_bot(message, me):
-        return None
-    return replied.text or replied.caption or None
+    replied = _replied_to(message)
+    return None if replied is None or _is_from_bot(replied, me) else replied.text or replied.caption or None
