@@ -106,7 +106,8 @@ class HotSwapEngine:
             while True:
                 while self._is_changing:
                     yield self._queued(entry)
-                    await entry.changed()
+                    await entry.changed.wait()
+                    entry.changed.clear()
                 entry.submit()
                 async with aclosing(self._latest().generate(request)) as events:
                     while (event := await entry.next_event(events)) is not None:
@@ -183,7 +184,7 @@ class HotSwapEngine:
     def _notify_held(self) -> None:
         for request in self._requests:
             if not request.is_submitted:
-                request.notify()
+                request.changed.set()
 
     # The change.
 
@@ -303,19 +304,12 @@ class _Request:
         self.is_submitted = False
         self.has_output = False  # its reader has received some of the answer
         self._requeued = asyncio.Event()
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()  # its position or wait, or the end of the change
         self._next: asyncio.Future[EngineEvent] | None = None
 
     def submit(self) -> None:
         self.is_submitted = True
         self._requeued.clear()
-
-    def notify(self) -> None:
-        self._changed.set()
-
-    async def changed(self) -> None:
-        await self._changed.wait()
-        self._changed.clear()
 
     def requeue(self) -> None:
         """Withdraw it from the engine, unless it has output."""

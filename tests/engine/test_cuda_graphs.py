@@ -57,8 +57,8 @@ def prompt_of(length: int) -> tuple[int, ...]:
 def test_replayed_steps_equal_eager_steps_for_any_sequence_of_batches(
     eager_model: ChatGLMForServing, data: st.DataObject
 ) -> None:
-    recording = FakeCapture()
-    replayed = ChatGLMForServing(eager_model.network, slots=SLOTS, capture=recording)
+    capture = FakeCapture()
+    replayed = ChatGLMForServing(eager_model.network, slots=SLOTS, capture=capture)
     held: dict[int, int] = {}  # tokens in each slot
     results: list[tuple[Tensor, Tensor]] = []
     for _ in range(data.draw(st.integers(2, 8))):
@@ -78,7 +78,7 @@ def test_replayed_steps_equal_eager_steps_for_any_sequence_of_batches(
     # Compared at the end: later steps must not change earlier results.
     for found, wanted in results:
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert recording.count <= len({padded_size(rows, SLOTS) for rows in range(1, SLOTS + 1)})
+    assert capture.count <= len({padded_size(rows, SLOTS) for rows in range(1, SLOTS + 1)})
 
 
 @pytest.mark.parametrize("two_channels", [True, False])

@@ -189,8 +189,8 @@ def test_fused_attention_equals_eager_attention(model: ChatGLMForServing) -> Non
     ids, positions, mask = inputs(PROMPTS[3])
     with torch.inference_mode():
         fused = model.network.hidden(ids, positions, WholeSequence(mask))
-        plain = model.network.hidden(ids, positions, RecordingAttention(mask))
-    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-4)
+        eager = model.network.hidden(ids, positions, RecordingAttention(mask))
+    torch.testing.assert_close(fused, eager, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 2])

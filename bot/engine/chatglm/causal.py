@@ -63,6 +63,10 @@ class ChatGLMForServing:
                 )
                 for layers in self._stages
             ]
+        self.context_length = config.max_sequence_length
+        self.dtype = network.dtype
+        self.devices = tuple(cache.keys.device for cache in self._caches)  # in layer order
+        self.device = self.devices[0]  # of the inputs and the logits
         self._graphs = self._graph_runner(capture)
         self._native = None if len(self._caches) > 1 else native_decoder(self.network, self._caches[0])
 
@@ -83,24 +87,6 @@ class ChatGLMForServing:
             device=self.device,
             capture=capture,
         )
-
-    @property
-    def context_length(self) -> int:
-        return self.network.config.max_sequence_length
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the first layers."""
-        return self.network.device
-
-    @property
-    def devices(self) -> tuple[torch.device, ...]:
-        """The devices that share the layers, in layer order."""
-        return tuple(cache.keys.device for cache in self._caches)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.dtype
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Tensor:

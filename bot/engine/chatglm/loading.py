@@ -163,13 +163,7 @@ def load_random(
     def vector(name: str) -> Tensor:
         return torch.full(shapes[name], 1.0 if name.endswith("norm.weight") else 0.0)
 
-    network = build_network(
-        config,
-        matrix,
-        vector,
-        dtype=find_dtype(dtype, devices[0], quantization),
-        devices=devices,
-    )
+    network = build_network(config, matrix, vector, dtype=find_dtype(dtype, devices[0], quantization), devices=devices)
     return ChatGLMForServing(network, slots=slots, quantization=quantization, stages=len(devices))
 
 

@@ -8,14 +8,7 @@ from math import prod
 import torch
 
 from bot.engine.chatglm.config import ChatGLMConfig
-from bot.engine.chatglm.weights import (
-    EMBEDDING,
-    DeviceMap,
-    Quantization,
-    bits_of,
-    expected_shapes,
-    stored_quantization,
-)
+from bot.engine.chatglm.weights import EMBEDDING, DeviceMap, Quantization, bits_of, expected_shapes, stored_quantization
 from bot.engine.kernels.footprint import MatrixShape, linear_bytes, table_bytes
 from bot.engine.serving.scheduler import PREFILL_TOKENS
 from bot.errors import EngineUnavailable

@@ -40,20 +40,12 @@ class PretrainedForServing:
         network.eval()
         self.slots = slots
         self.context_length = context_length
+        self.device: torch.device = network.device
+        self.dtype: torch.dtype = network.dtype
         probed, windows = self._compare()
         self._limit_to_window(windows)
         with explain_out_of_memory(slots, self.context_length, probed.bytes(slots, self.context_length)):
             self._cache = probed.resized(slots, self.context_length)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.network.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.network.dtype
-        return dtype
 
     def forward(self, batch: Batch) -> Tensor:
         """Run one step; return the next token's logits, float32 `[len(batch), vocab]`."""

@@ -36,8 +36,7 @@ class StopStrings:
         text = self._held + text
         # The stop string that is completed first wins, independent of the token boundaries.
         found = min(
-            ((start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0),
-            default=None,
+            ((start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0), default=None
         )
         if found:
             self.stopped = True
