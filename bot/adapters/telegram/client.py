@@ -153,8 +153,8 @@ def _has_id(update: object) -> bool:
 
 
 def _readable(update: dict[str, Any]) -> dict[str, Any]:
-    readable = {"update_id": update["update_id"]}
-    with skip_malformed("telegram", **readable):
+    id, is_readable = update["update_id"], False
+    with skip_malformed("telegram", update=id):
         Update.de_json(dict(update), None)
-        readable = update
-    return readable
+        is_readable = True
+    return update if is_readable else {"update_id": id}
