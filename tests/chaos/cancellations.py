@@ -1,7 +1,7 @@
-"""R4: tasks cancelled at random moments: inside the store's methods, while messages are accepted, while replies grow.
+"""R4: tasks cancelled at random moments: in the store's methods, in intake, in streaming replies.
 
-Afterwards another process must get the lock at once, and every row must stand in a state
-that it may be in, its texts whole.
+Afterwards another process must get the lock at once, and every row must have a legal status
+and complete texts.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from tests.harness.messages import MEI, NOON, a_message
 NAME = "R4"
 
 _CHANNELS = tuple(ChannelKey("discord", f"c{number}") for number in range(6))
-# Long enough for several pages of the database: a row that is torn would show.
+# Long enough for several pages of the database, so that a torn row is detected.
 _TEXT = "一些文字 and words " * 400
-# Cancelled after at most so many turns of the event loop and so many seconds.
-_TURNS, _SECONDS = 40, 0.03
-_AT_ONCE = 8
+# A task is cancelled after at most this number of loop iterations, or this time in seconds.
+_ITERATIONS, _SECONDS = 40, 0.03
+_CONCURRENCY = 8
 
-# By status: whether there is an answer, and whether there is a question.
+# By status: has an answer (None: either), has a question.
 _ALLOWED = {
     "open": (False, True),
     "answered": (True, True),
@@ -42,8 +42,8 @@ _ALLOWED = {
 
 
 @dataclass
-class Toll:
-    """What the cancellations cost."""
+class CancellationResult:
+    """Consequences of the cancellations."""
 
     tasks: int = 0
     cancelled: int = 0
@@ -72,10 +72,10 @@ def _answer(request: ChatRequest) -> list[str]:
     return ["A ", _TEXT, " Z"]
 
 
-def _work(
+def _random_work(
     harness: Harness, chance: random.Random, number: int, known: list[Exchange]
 ) -> Callable[[], Awaitable[object]]:
-    """Something that somebody may be doing when they are cancelled."""
+    """Return a random operation to cancel."""
     store, some = harness.store, chance.choice(known)
     channel = some.message.channel
 
@@ -122,11 +122,11 @@ def _work(
     )
 
 
-async def _cancelled(work: Callable[[], Awaitable[object]], chance: random.Random) -> bool:
-    """Begin it and cancel it somewhere; whether that came before its end."""
+async def _cancel(work: Callable[[], Awaitable[object]], chance: random.Random) -> bool:
+    """Start the work and cancel it at a random point; return False if it ended before that."""
     task = asyncio.ensure_future(work())
     if chance.random() < 0.5:
-        for _ in range(chance.randrange(_TURNS)):
+        for _ in range(chance.randrange(_ITERATIONS)):
             await asyncio.sleep(0)
     else:
         await asyncio.sleep(chance.uniform(0, _SECONDS))
@@ -137,9 +137,9 @@ async def _cancelled(work: Callable[[], Awaitable[object]], chance: random.Rando
     return task.cancelled()
 
 
-async def toll_of(cancellations: int, seed: int) -> Toll:
-    """Cancel so many tasks in the middle, look for stuck locks now and then, and at the end at every row."""
-    chance, toll = random.Random(seed), Toll()
+async def cancel_tasks(cancellations: int, seed: int) -> CancellationResult:
+    """Cancel this number of tasks, check regularly for stuck locks, and at the end every row."""
+    chance, result = random.Random(seed), CancellationResult()
     engine = ScriptedEngine(default=_answer, context_length=10_000_000, max_waiting=10_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -147,34 +147,34 @@ async def toll_of(cancellations: int, seed: int) -> Toll:
             first = await harness.accept(a_message("first", channel=_CHANNELS[0]))
             harness.exchanges.release(first)
             known = [first]
-            while toll.cancelled < cancellations:
-                works = [_work(harness, chance, toll.tasks + extra, known) for extra in range(_AT_ONCE)]
-                toll.tasks += _AT_ONCE
-                ends = await asyncio.gather(*(_cancelled(work, chance) for work in works), return_exceptions=True)
-                toll.cancelled += sum(end is True for end in ends)
-                toll.failed += [repr(end) for end in ends if isinstance(end, BaseException)]
-                if toll.tasks % 400 == 0:
-                    await _look_for_locks(toll, harness, folder)
-            await _look_for_locks(toll, harness, folder)
-        _count(toll, folder)
-    return toll
+            while result.cancelled < cancellations:
+                works = [_random_work(harness, chance, result.tasks + extra, known) for extra in range(_CONCURRENCY)]
+                result.tasks += _CONCURRENCY
+                outcomes = await asyncio.gather(*(_cancel(work, chance) for work in works), return_exceptions=True)
+                result.cancelled += sum(outcome is True for outcome in outcomes)
+                result.failed += [repr(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
+                if result.tasks % 400 == 0:
+                    await _check_locks(result, harness, folder)
+            await _check_locks(result, harness, folder)
+        _check_rows(result, folder)
+    return result
 
 
-async def _look_for_locks(toll: Toll, harness: Harness, folder: Path) -> None:
-    """Both the bot and another process must get the database, and soon."""
+async def _check_locks(result: CancellationResult, harness: Harness, folder: Path) -> None:
+    """Check that the bot and another process get the database within seconds."""
     began = time.monotonic()
     try:
         async with asyncio.timeout(30):
-            await harness.store.enqueue(a_message(f"look {toll.tasks}"), Kind.CHAT)
+            await harness.store.enqueue(a_message(f"look {result.tasks}"), Kind.CHAT)
             async with locked_by_another(folder / "bot.db"):
                 pass
     except (TimeoutError, AssertionError) as error:
-        toll.stuck.append(f"after {toll.tasks} tasks, {time.monotonic() - began:.1f} s: {error!r}")
+        result.stuck.append(f"after {result.tasks} tasks, {time.monotonic() - began:.1f} s: {error!r}")
 
 
-def _count(toll: Toll, folder: Path) -> None:
+def _check_rows(result: CancellationResult, folder: Path) -> None:
     with closing(sqlite3.connect(folder / "bot.db")) as database:
-        toll.integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
+        result.integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
         rows = database.execute("SELECT id, status, text, answer, reason, author FROM exchanges").fetchall()
     for id, status, text, answer, reason, author in rows:
         has_answer, has_question = _ALLOWED[status]
@@ -183,9 +183,9 @@ def _count(toll: Toll, folder: Path) -> None:
         is_answer_whole = not answer or answer == f"A {_TEXT} Z"
         is_allowed = has_answer is None or has_answer == (reason is not None)
         if not (is_whole and is_answer_whole and is_allowed and has_question == bool(author)):
-            toll.torn.append(f"row {id}: {status}, text of {len(text)}, answer {answer and len(answer)}, {reason}")
+            result.torn.append(f"row {id}: {status}, text of {len(text)}, answer {answer and len(answer)}, {reason}")
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
-    toll = await toll_of(2000 if scale == "full" else 150, seed)
-    yield Row("store", str(toll), toll.is_kept)
+    result = await cancel_tasks(2000 if scale == "full" else 150, seed)
+    yield Row("store", str(result), result.is_kept)

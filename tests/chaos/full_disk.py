@@ -1,7 +1,7 @@
-"""R6: a disk without room, while people ask; then there is room again.
+"""R6: a full disk while users write; later it has space again.
 
-Once the database may not grow (max_page_count), once no file of this process may
-(RLIMIT_FSIZE), which also hits the log beside it.
+First only the database cannot grow (max_page_count), then no file of this process can
+(RLIMIT_FSIZE), which also affects the write-ahead log.
 """
 
 import asyncio
@@ -19,39 +19,39 @@ from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_sp
 
 NAME = "R6"
 
-_EXCUSE = without_spaces("I can't save messages right now. Yours is queued and will be answered.")
+_NOTICE = without_spaces("I can't save messages right now. Yours is queued and will be answered.")
 _CHANNELS = 4
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 _FACTOR = 20.0
-# Questions that need more pages than there are.
+# Questions that need more pages than are left.
 _LONG = " and so on" * 700
 
 
 @dataclass
-class Toll:
-    """What became of those who asked."""
+class FullDiskResult:
+    """Consequences of the full disk."""
 
     questions: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
-    untold: list[str] = field(default_factory=list)
+    unnotified: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (
             f"questions {len(self.questions)}: lost {len(self.lost)}, answered twice {len(self.repeated)}, "
-            f"channels not told why they wait {len(self.untold)}, or told twice; recovered without a restart"
+            f"channels not told why they wait {len(self.unnotified)}, or told twice; recovered without a restart"
         )
 
     @property
     def is_kept(self) -> bool:
-        return not (self.lost or self.repeated or self.untold)
+        return not (self.lost or self.repeated or self.unnotified)
 
 
 Full = Callable[[Bench, Disk], AbstractAsyncContextManager[None]]
 
 
 @asynccontextmanager
-async def _no_more_pages(bench: Bench, disk: Disk) -> AsyncIterator[None]:
+async def _limit_pages(bench: Bench, disk: Disk) -> AsyncIterator[None]:
     await disk.limit(1)
     try:
         yield
@@ -60,7 +60,7 @@ async def _no_more_pages(bench: Bench, disk: Disk) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _no_larger_files(bench: Bench, disk: Disk) -> AsyncIterator[None]:
+async def _limit_file_size(bench: Bench, disk: Disk) -> AsyncIterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bench.database.stat().st_size, hard))
     try:
@@ -73,55 +73,55 @@ def _answer(request: ChatRequest) -> list[str]:
     return [f"answer to {asked(request)[:12]}", "."]
 
 
-async def toll_of(name: str, full: Full, questions: int) -> Toll:
-    """Fill the disk, ask until all channels are told, make room, and count once all is settled."""
-    toll = Toll()
+async def fill_disk(name: str, full: Full, questions: int) -> FullDiskResult:
+    """Fill the disk, ask until every channel has the notice, free space, and count at the end."""
+    result = FullDiskResult()
     engine = ScriptedEngine(default=_answer, context_length=10_000_000, max_batch_size=64, max_waiting=1000)
     with limited_disk() as disk:
         async with open_bench(name, engine, FastClock(_FACTOR)) as bench:
-            settled: list[asyncio.Future[object]] = []
+            finished: list[asyncio.Future[object]] = []
 
             async def ask() -> None:
-                question = f"question {len(toll.questions):03}{_LONG}"
-                toll.questions.append(question[:12])
-                settled.append(asyncio.ensure_future(bench.exchanges.finished(question)))
-                await bench.platform.say(question, channel=f"room{len(toll.questions) % _CHANNELS}")
+                question = f"question {len(result.questions):03}{_LONG}"
+                result.questions.append(question[:12])
+                finished.append(asyncio.ensure_future(bench.exchanges.finished(question)))
+                await bench.platform.say(question, channel=f"room{len(result.questions) % _CHANNELS}")
 
             for _ in range(_CHANNELS):
                 await ask()
-            await asyncio.wait(settled, timeout=_PATIENCE)
+            await asyncio.wait(finished, timeout=_TIMEOUT)
             async with full(bench, disk):
                 for _ in range(questions):
                     await ask()
-                with suppress(TimeoutError):  # who is not told is counted
-                    await bench.platform.until(lambda: all(_told(bench)), _PATIENCE)
-            await asyncio.wait(settled, timeout=_PATIENCE)
-            _count(toll, bench)
-    return toll
+                with suppress(TimeoutError):  # channels without the notice are counted
+                    await bench.platform.until(lambda: all(_notified(bench)), _TIMEOUT)
+            await asyncio.wait(finished, timeout=_TIMEOUT)
+            _count(result, bench)
+    return result
 
 
 def _shown(bench: Bench, channel: int) -> list[str]:
     return [without_spaces(seen.visible) for seen in bench.replies(f"room{channel}")]
 
 
-def _told(bench: Bench) -> list[bool]:
-    return [_shown(bench, channel).count(_EXCUSE) == 1 for channel in range(_CHANNELS)]
+def _notified(bench: Bench) -> list[bool]:
+    return [_shown(bench, channel).count(_NOTICE) == 1 for channel in range(_CHANNELS)]
 
 
-def _count(toll: Toll, bench: Bench) -> None:
+def _count(result: FullDiskResult, bench: Bench) -> None:
     shown = [text for channel in range(_CHANNELS) for text in _shown(bench, channel)]
-    for question in map(without_spaces, toll.questions):
-        holding = [text for text in shown if question in text]
-        if f"answerto{question}." not in holding:
-            toll.lost.append(f"{question}: {holding}")
-        elif len(holding) > 1:
-            toll.repeated.append(f"{question}: {holding}")
-    toll.untold = [f"room{channel}" for channel, is_told in enumerate(_told(bench)) if not is_told]
+    for question in map(without_spaces, result.questions):
+        matching = [text for text in shown if question in text]
+        if f"answerto{question}." not in matching:
+            result.lost.append(f"{question}: {matching}")
+        elif len(matching) > 1:
+            result.repeated.append(f"{question}: {matching}")
+    result.unnotified = [f"room{channel}" for channel, is_notified in enumerate(_notified(bench)) if not is_notified]
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     for name in PROFILES:
-        toll = await toll_of(name, _no_more_pages, 60 if scale == "full" else 12)
-        yield Row(name, f"database that may not grow: {toll}", toll.is_kept)
-    toll = await toll_of("telegram", _no_larger_files, 60 if scale == "full" else 12)
-    yield Row("files", f"files that may not grow: {toll}", toll.is_kept)
+        result = await fill_disk(name, _limit_pages, 60 if scale == "full" else 12)
+        yield Row(name, f"database that may not grow: {result}", result.is_kept)
+    result = await fill_disk("telegram", _limit_file_size, 60 if scale == "full" else 12)
+    yield Row("files", f"files that may not grow: {result}", result.is_kept)

@@ -1,9 +1,9 @@
-"""R16: people on two platforms whose ids all look alike, who edit, delete, clear and ask to be forgotten.
+"""R16: two platforms with the same ids, whose users edit, delete, clear and use /forget.
 
-A hypothesis state machine over the real store, intake and conversations.  Every message
-has a secret word; the engine looks at each prompt that it gets.  No prompt and no reply may
-hold a word of another conversation, nor one that was deleted before the prompt was made, and
-in the end no byte of a deleted word may be in the database's files.
+A Hypothesis state machine over the real store, intake and conversations.  Every message
+has a secret word; the engine checks each prompt.  No prompt and no reply may contain a word
+of another conversation, or one that was deleted before the prompt was built; at the end
+no byte of a deleted word may be in the database's files.
 """
 
 import asyncio
@@ -53,10 +53,10 @@ from tests.harness.messages import NOON
 
 NAME = "R16"
 
-STEPS = 22  # of an example; a thousand of these take four minutes on two busy cores
+STEPS = 22  # per example; a thousand examples take four minutes on two busy cores
 PLATFORMS = ("p", "q")
-# The same text is a channel here, a thread there and a message elsewhere; joined with ":" or "/" some are equal.
-# Only spaces are spared: no platform's id has one.
+# The same id is a channel, a thread and a message; joined with ":" or "/" some are equal.
+# Without spaces, which no platform's id contains.
 IDS = ("x", "y", "x/y", "x:y", "X")
 SECRET = re.compile(r"w\d+e")
 
@@ -65,34 +65,34 @@ channels = st.builds(
 )
 names = st.sampled_from(IDS)
 messages = st.sampled_from((*IDS, *(f"{id}/{number}" for id in IDS for number in range(8))))
-persons = st.sampled_from(("1", "2"))
+users = st.sampled_from(("1", "2"))
 
 
 @dataclass(eq=False)
 class Word:
-    """A secret, and the message that it stands in."""
+    """A secret word, and its message."""
 
     text: str
     exchange: int
     key: tuple[str, str, str]  # platform, channel, message
-    home: ChannelKey
+    channel_key: ChannelKey
     author: str
     quotes: "Word | None" = None
-    is_gone: bool = False  # no later prompt may hold it
-    is_erased: bool = False  # nor a byte of the files
+    is_deleted: bool = False  # no later prompt may contain it
+    is_erased: bool = False  # nor the files
 
 
-class Witness:
-    """An engine that reads every prompt, and answers with the secret that it was asked with."""
+class PromptChecker:
+    """An engine that checks every prompt, and answers with the secret of its question."""
 
-    def __init__(self, machine: "Machine") -> None:
+    def __init__(self, machine: "IsolationMachine") -> None:
         self._machine = machine
-        self.held: list[asyncio.Event] = []
+        self.paused: list[asyncio.Event] = []
         self.is_open = False
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("witness", "witness", "none", "none", "none", context_length=100_000)
+        return EngineInfo("checker", "checker", "none", "none", "none", context_length=100_000)
 
     @property
     def load(self) -> EngineLoad:
@@ -102,12 +102,12 @@ class Witness:
         return len(messages)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        own = self._machine.judge(request)
+        own = self._machine.check_prompt(request)
         yield Delta(f"half an answer to {own}, ")
         if not self.is_open:
-            go_on = asyncio.Event()
-            self.held.append(go_on)
-            await go_on.wait()
+            resume = asyncio.Event()
+            self.paused.append(resume)
+            await resume.wait()
         yield Delta("and the rest")
         yield Finished(FinishReason.STOP, Usage(1, 1))
 
@@ -117,12 +117,12 @@ class Witness:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to free."""
+        """No resources."""
 
 
-class Machine(RuleBasedStateMachine):
+class IsolationMachine(RuleBasedStateMachine):
     counted: ClassVar[Counter[str]] = Counter()
-    # Kept here: of a race that another run wins, hypothesis only says that the runs are not alike.
+    # Stored here: for a race that does not repeat, Hypothesis only reports flaky runs.
     failures: ClassVar[list[tuple[BaseException, list[str]]]] = []
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Machine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.words: dict[str, Word] = {}
         self.by_key: dict[tuple[str, str, str], Word] = {}
-        self.placed: dict[tuple[str, str], list[str]] = {}
+        self.parts: dict[tuple[str, str], list[str]] = {}
         self.violations: list[str] = []
         self.replies: set[asyncio.Task[None]] = set()
         self.minutes = 0
@@ -144,7 +144,7 @@ class Machine(RuleBasedStateMachine):
         assert isinstance(work, CoroutineType)
         given = {name: value for name, value in getcoroutinelocals(work).items() if value is not self}
         self.steps.append((work.__name__, given))
-        error = self.runner.run(_failure(work))
+        error = self.runner.run(_run_to_end(work))
         if error is None and self.violations:
             error = AssertionError("; ".join(self.violations))
         if error is not None:
@@ -152,25 +152,37 @@ class Machine(RuleBasedStateMachine):
             self.failures.append((error, told))
             raise error
 
-    # What happens
+    # Rules
 
-    @rule(channel=channels, asked=st.lists(st.tuples(messages, persons, st.booleans()), min_size=1, max_size=5))
+    @rule(channel=channels, asked=st.lists(st.tuples(messages, users, st.booleans()), min_size=1, max_size=5))
     def ask(self, channel: ChannelKey, asked: list[tuple[str, str, bool]]) -> None:
-        for id, person, quote in asked:
-            self.run(self._ask(channel, id, person, quote))
+        for id, user, quote in asked:
+            self.run(self._ask(channel, id, user, quote))
 
     @rule()
     def answer_all(self) -> None:
         self.run(self._finish())
 
-    @rule(channel=channels, person=persons, hurry=st.booleans())
-    def clear(self, channel: ChannelKey, person: str, hurry: bool) -> None:
-        self.run(self._command("/clear", channel, person, lambda word: _is_within(word.home, channel), hurry=hurry))
+    @rule(channel=channels, user=users, while_streaming=st.booleans())
+    def clear(self, channel: ChannelKey, user: str, while_streaming: bool) -> None:
+        self.run(
+            self._command(
+                "/clear",
+                channel,
+                user,
+                lambda word: _is_within(word.channel_key, channel),
+                while_streaming=while_streaming,
+            )
+        )
 
-    @rule(channel=channels, person=persons, hurry=st.booleans())
-    def forget(self, channel: ChannelKey, person: str, hurry: bool) -> None:
-        author = f"{channel.platform}:{person}"
-        self.run(self._command("/forget me", channel, person, lambda word: word.author == author, hurry=hurry))
+    @rule(channel=channels, user=users, while_streaming=st.booleans())
+    def forget(self, channel: ChannelKey, user: str, while_streaming: bool) -> None:
+        author = f"{channel.platform}:{user}"
+        self.run(
+            self._command(
+                "/forget me", channel, user, lambda word: word.author == author, while_streaming=while_streaming
+            )
+        )
 
     @precondition(lambda self: self.words)
     @rule(data=st.data())
@@ -187,9 +199,9 @@ class Machine(RuleBasedStateMachine):
     def press(self, data: st.DataObject, action: Action) -> None:
         self.run(self._press(self._some(data), action))
 
-    @rule(channel=channels, person=persons)
-    def retry(self, channel: ChannelKey, person: str) -> None:
-        self.run(self._retry(channel, person))
+    @rule(channel=channels, user=users)
+    def retry(self, channel: ChannelKey, user: str) -> None:
+        self.run(self._retry(channel, user))
 
     @rule(platform=st.sampled_from(PLATFORMS), channel=names, to=names)
     def move(self, platform: str, channel: str, to: str) -> None:
@@ -197,8 +209,8 @@ class Machine(RuleBasedStateMachine):
             self.run(self._move(ChannelKey(platform, channel), to))
 
     @rule(count=st.integers(1, 4))
-    def go_on(self, count: int) -> None:
-        self.run(self._go_on(count))
+    def resume(self, count: int) -> None:
+        self.run(self._resume(count))
 
     @rule()
     def restart(self) -> None:
@@ -215,41 +227,41 @@ class Machine(RuleBasedStateMachine):
             self.runner.close()
             shutil.rmtree(self.folder)
 
-    # How
+    # Implementation
 
-    def judge(self, request: ChatRequest) -> str:
-        """Note what this prompt should not hold; return the secret that it asks with."""
+    def check_prompt(self, request: ChatRequest) -> str:
+        """Record words that this prompt must not contain; return the secret of its question."""
         self.counted["prompts"] += 1
         own = self.words[SECRET.findall(request.messages[-1].content)[-1]]
         for message in request.messages:
             *quoted, spoken = (self.words[text] for text in SECRET.findall(message.content))
-            if spoken.home != own.home:
-                self.violations.append(f"{spoken.text} of {spoken.home} is in a prompt of {own.home}")
+            if spoken.channel_key != own.channel_key:
+                self.violations.append(f"{spoken.text} of {spoken.channel_key} is in a prompt of {own.channel_key}")
             for word in (*quoted, spoken):
                 self.counted["words read"] += 1
-                if word.is_gone:
+                if word.is_deleted:
                     self.violations.append(f"{word.text} is in a later prompt")
                 if word not in (spoken, spoken.quotes):
                     self.violations.append(f"{word.text} was not quoted by {spoken.text}")
         return own.text
 
     async def _open(self) -> None:
-        self.engine = Witness(self)
+        self.engine = PromptChecker(self)
         self.stack = AsyncExitStack()
         settings = ConversationSection(name_speakers=False)
         harness = make_harness(self.folder, self.engine, conversation=settings, limits=NO_LIMITS)  # type: ignore[arg-type]  # an Engine
         self.harness: Harness = await self.stack.enter_async_context(harness)
 
-    async def _ask(self, channel: ChannelKey, id: str, person: str, quote: bool) -> None:
+    async def _ask(self, channel: ChannelKey, id: str, user: str, quote: bool) -> None:
         key = (channel.platform, channel.channel, id)
         near = [
             word
             for word in self.words.values()
-            if (word.home.platform, word.home.channel) == key[:2] and not word.is_gone
+            if (word.channel_key.platform, word.channel_key.channel) == key[:2] and not word.is_deleted
         ]
         quoted = near[-1] if quote and near else None
         secret = self._secret()
-        message = self._message(channel, id, person, secret, quoted)
+        message = self._message(channel, id, user, secret, quoted)
         exchange = await self.harness.intake.accept(message)
         if key in self.by_key:
             assert exchange is None, "a message that was known is answered again"
@@ -259,50 +271,50 @@ class Machine(RuleBasedStateMachine):
         self.words[secret] = self.by_key[key] = word
         self._reply(exchange)
 
-    async def _command(self, text: str, channel: ChannelKey, person: str, goes: Any, *, hurry: bool) -> None:
+    async def _command(self, text: str, channel: ChannelKey, user: str, goes: Any, *, while_streaming: bool) -> None:
         id = f"c{self.counted['commands']}"
         self.counted["commands"] += 1
-        exchange = await self.harness.intake.accept(self._message(channel, id, person, text, None))
+        exchange = await self.harness.intake.accept(self._message(channel, id, user, text, None))
         assert exchange is not None, f"{text} is taken for a message that was known"
         gone = [word for word in self.words.values() if word.exchange < exchange.id and goes(word)]
-        if hurry:  # the answers that go are stopped while others go on
-            for go_on in self.engine.held:
-                go_on.set()
-        await self._shown(exchange)
+        if while_streaming:  # the held answers continue while they are deleted
+            for resume in self.engine.paused:
+                resume.set()
+        await self._consume(exchange)
         await self.harness.exchanges.complete(exchange)
         self.harness.exchanges.release(exchange)
-        self._gone(gone)
+        self._mark_deleted(gone)
 
     async def _edit(self, word: Word) -> None:
-        if word.is_gone or self._is_moved(word):
+        if word.is_deleted or self._is_moved(word):
             return
         secret = self._secret()
-        message = self._message(word.home, word.key[2], word.author.partition(":")[2], secret, None)
-        # From now on, for the answer may begin before the edit has returned.
+        message = self._message(word.channel_key, word.key[2], word.author.partition(":")[2], secret, None)
+        # Before the call, because the answer may begin before it returns.
         self.words[secret] = edited = replace(word, text=secret)
         exchange = await self.harness.intake.edit(message)
         assert exchange is not None, f"the edit of {word.text} to {secret} is lost"
         self.by_key[word.key] = edited
-        word.is_gone = True
+        word.is_deleted = True
         self._reply(exchange)
 
     async def _delete(self, word: Word) -> None:
         if not self._is_moved(word):
-            channel = replace(word.home, thread=None)
+            channel = replace(word.channel_key, thread=None)
             await self.harness.intake.delete(channel, word.key[2])
-            self._gone([word])
+            self._mark_deleted([word])
 
     async def _press(self, word: Word, action: Action) -> None:
-        author = Author(word.home.platform, word.author.partition(":")[2], "")
-        for part in self.placed.get(word.key[:2], [])[-3:]:
-            pressed = await self.harness.intake.on_button(word.home, part, action, author)
+        author = Author(word.channel_key.platform, word.author.partition(":")[2], "")
+        for part in self.parts.get(word.key[:2], [])[-3:]:
+            pressed = await self.harness.intake.on_button(word.channel_key, part, action, author)
             if pressed.again is not None:
                 self._reply(pressed.again)
 
-    async def _retry(self, channel: ChannelKey, person: str) -> None:
+    async def _retry(self, channel: ChannelKey, user: str) -> None:
         id = f"c{self.counted['commands']}"
         self.counted["commands"] += 1
-        exchange = await self.harness.intake.accept(self._message(channel, id, person, "/retry", None))
+        exchange = await self.harness.intake.accept(self._message(channel, id, user, "/retry", None))
         assert exchange is not None, "/retry is taken for a message that was known"
         self._reply(exchange)
 
@@ -311,13 +323,13 @@ class Machine(RuleBasedStateMachine):
         await self.harness.intake.rename_channel(channel, to)
         self.by_key = {key: word for key, word in self.by_key.items() if key[:2] != (channel.platform, channel.channel)}
         for word in self.words.values():
-            if (word.home.platform, word.home.channel) == (channel.platform, channel.channel):
-                word.home = replace(word.home, channel=to)
+            if (word.channel_key.platform, word.channel_key.channel) == (channel.platform, channel.channel):
+                word.channel_key = replace(word.channel_key, channel=to)
 
-    async def _go_on(self, count: int) -> None:
+    async def _resume(self, count: int) -> None:
         for _ in range(count):
-            if self.engine.held:
-                self.engine.held.pop(0).set()
+            if self.engine.paused:
+                self.engine.paused.pop(0).set()
         await asyncio.sleep(0.003)
 
     async def _restart(self) -> None:
@@ -333,15 +345,15 @@ class Machine(RuleBasedStateMachine):
     async def _expire(self) -> None:
         await self._finish()
         await self.harness.store.expire(NOON + timedelta(minutes=self.minutes + 1))
-        self._gone(list(self.words.values()))
+        self._mark_deleted(list(self.words.values()))
 
     async def _finish(self) -> None:
-        """Let all be answered."""
+        """Wait until every exchange is answered."""
         self.engine.is_open = True
         while self.replies:
-            for go_on in self.engine.held:
-                go_on.set()
-            self.engine.held.clear()
+            for resume in self.engine.paused:
+                resume.set()
+            self.engine.paused.clear()
             await asyncio.wait(self.replies, timeout=0.05)
         self.engine.is_open = False
 
@@ -350,8 +362,8 @@ class Machine(RuleBasedStateMachine):
             await self._finish()
             for platform in PLATFORMS:
                 owed = await self.harness.intake.recover(platform)
-                assert owed == [], f"all was delivered, and still owed: {owed}"
-            await self.stack.aclose()  # of a file that was rewritten a moment ago the rest goes at the end
+                assert owed == [], f"owed although everything was delivered: {owed}"
+            await self.stack.aclose()  # runs the vacuum that the duty cycle delayed
             content = b"".join(path.read_bytes() for path in self.folder.iterdir())
             left = [word.text for word in self.words.values() if word.is_erased and word.text.encode() in content]
             assert left == [], f"deleted, and still in the files: {left}"
@@ -363,12 +375,12 @@ class Machine(RuleBasedStateMachine):
         async def reply() -> None:
             place = (exchange.message.channel.platform, exchange.message.channel.channel)
             if not exchange.parts and exchange.kind is Kind.CHAT:
-                part = IDS[len(self.placed.setdefault(place, [])) % 5] + str(len(self.placed[place]))
-                self.placed[place].append(part)
+                part = IDS[len(self.parts.setdefault(place, [])) % 5] + str(len(self.parts[place]))
+                self.parts[place].append(part)
                 with suppress(ClaimLost, StoreError):
                     await self.harness.record_part(exchange, 0, part)
             with suppress(ClaimLost):  # edited or retried meanwhile
-                await self._shown(exchange)
+                await self._consume(exchange)
                 await self.harness.exchanges.complete(exchange)
 
         task = asyncio.create_task(reply())
@@ -380,16 +392,16 @@ class Machine(RuleBasedStateMachine):
         if not task.cancelled() and (error := task.exception()) is not None:
             self.violations.append(f"a reply failed: {error!r}")
 
-    async def _shown(self, exchange: Exchange) -> None:
+    async def _consume(self, exchange: Exchange) -> None:
         own = set(SECRET.findall(exchange.message.text))
         async with self.harness.intake.answers.stream(exchange) as events:
             async for event in events:
                 if isinstance(event, Delta | Notice) and not own.issuperset(SECRET.findall(event.text)):
                     self.violations.append(f"{event.text} is shown to who asked {own}")
 
-    def _gone(self, words: list[Word]) -> None:
+    def _mark_deleted(self, words: list[Word]) -> None:
         for word in words:
-            word.is_gone = word.is_erased = True
+            word.is_deleted = word.is_erased = True
 
     def _some(self, data: st.DataObject) -> Word:
         return data.draw(st.sampled_from(list(self.words.values())[-12:]))
@@ -401,55 +413,55 @@ class Machine(RuleBasedStateMachine):
         self.counted["secrets"] += 1
         return f"w{self.counted['secrets']}e"
 
-    def _message(self, channel: ChannelKey, id: str, person: str, text: str, quoted: Word | None) -> IncomingMessage:
+    def _message(self, channel: ChannelKey, id: str, user: str, text: str, quoted: Word | None) -> IncomingMessage:
         self.minutes += 1
         return IncomingMessage(
             id,
             channel,
-            Author(channel.platform, person, ""),
+            Author(channel.platform, user, ""),
             text,
             NOON + timedelta(minutes=self.minutes),
             quoted=quoted.text if quoted else None,
         )
 
 
-def _is_within(home: ChannelKey, channel: ChannelKey) -> bool:
-    return home == channel or (channel.thread is None and replace(home, thread=None) == channel)
+def _is_within(channel_key: ChannelKey, channel: ChannelKey) -> bool:
+    return channel_key == channel or (channel.thread is None and replace(channel_key, thread=None) == channel)
 
 
-async def _failure(work: Coroutine[Any, Any, None]) -> BaseException | None:
+async def _run_to_end(work: Coroutine[Any, Any, None]) -> BaseException | None:
     task = asyncio.ensure_future(work)
     await asyncio.wait([task])
     return task.exception()
 
 
-def _found(error: BaseException) -> str:
-    """What a failure says of itself, and the line here that it came from."""
+def _describe(error: BaseException) -> str:
+    """Return a failure's message with the line of this file that raised it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == __file__]
     return f"{type(error).__name__} at line {lines[-1] if lines else '?'}: {error}"
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
-    Machine.counted.clear()
-    Machine.failures.clear()
+    IsolationMachine.counted.clear()
+    IsolationMachine.failures.clear()
     sized = settings(
         max_examples=1000 if scale == "full" else 20,
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
-        # Not made smaller: a failure that takes tens of steps would be run for a quarter of an hour.
+        # Without shrinking, which takes a quarter of an hour for tens of steps.
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    machine = seeded(seed)(type("Seeded", (Machine,), {}))
-    tried = asyncio.create_task(asyncio.to_thread(run_state_machine_as_test, machine, settings=sized))
-    await asyncio.wait([tried])
+    machine = seeded(seed)(type("Seeded", (IsolationMachine,), {}))
+    run = asyncio.create_task(asyncio.to_thread(run_state_machine_as_test, machine, settings=sized))
+    await asyncio.wait([run])
     counts = ", ".join(
-        f"{kind} {Machine.counted[kind]:,}" for kind in ("examples", "prompts", "words read", "words erased")
+        f"{kind} {IsolationMachine.counted[kind]:,}" for kind in ("examples", "prompts", "words read", "words erased")
     )
-    error = tried.exception()
+    error = run.exception()
     if error is not None:
-        error, steps = Machine.failures[0] if Machine.failures else (error, [])
+        error, steps = IsolationMachine.failures[0] if IsolationMachine.failures else (error, [])
         print("".join(traceback.format_exception(error)), *steps, sep="\n", file=sys.stderr)
-        counts += f"; {_found(error)}"
+        counts += f"; {_describe(error)}"
     yield Row("all", counts, error is None)

@@ -1,7 +1,7 @@
-"""R7: the database, locked by another process for twice as long as the bot waits for it, while people ask.
+"""R7: a database locked by another process for twice the busy timeout, while users write.
 
-On each platform some replies are under way when the lock comes; the rest is asked while it
-is held.  Meanwhile a task measures how late the event loop is.
+On each platform some replies are in flight when the lock is taken; the other questions
+arrive while it is held.  A task measures the latency of the event loop meanwhile.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_sp
 
 NAME = "R7"
 
-_LATENESS = 0.05  # seconds that the loop may be later than it is when idle
+_LATENESS = 0.05  # seconds that the p99 may exceed that of the idle loop
 _CHANNELS = 4
-_PATIENCE = 90.0
+_TIMEOUT = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    questions: int  # while the database is locked; some more are asked just before
+    questions: int  # while the database is locked; a few more come just before
     locked: float
     busy_timeout: float
     idle: float
-    factor: float  # how much faster than the platforms' own time
+    factor: float  # speed-up of the platforms' time
 
 
 _SIZES: dict[Scale, _Size] = {
@@ -40,47 +40,47 @@ _SIZES: dict[Scale, _Size] = {
 
 
 @dataclass
-class Toll:
-    """What the lock cost."""
+class LockResult:
+    """Consequences of the lock."""
 
     size: _Size
     questions: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
-    told: int = 0
+    notified: int = 0
     idle: float = 0.0
     busy: float = 0.0
 
     def __str__(self) -> str:
         return (
             f"locked for {self.size.locked:g} s, questions {len(self.questions)}: lost {len(self.lost)}, "
-            f"answered twice {len(self.repeated)}, channels told to wait {self.told}; lateness of the event loop, "
+            f"answered twice {len(self.repeated)}, channels told to wait {self.notified}; lateness of the event loop, "
             f"p99: idle {1e3 * self.idle:.1f} ms, locked {1e3 * self.busy:.1f} ms"
         )
 
 
-def _words(question: str) -> str:
+def _answer_text(question: str) -> str:
     return without_spaces(f"answer to {question}.")
 
 
-def _answer(request: ChatRequest) -> AnswerScript:
+def _script(request: ChatRequest) -> AnswerScript:
     return flowing([f"answer to {asked(request)}", *"."], 0.3)
 
 
-async def toll_of(name: str, size: _Size) -> Toll:
-    """Lock it, ask, open it again, and count once all is settled."""
-    toll = Toll(size)
-    engine = ScriptedEngine(default=_answer, context_length=100_000, max_batch_size=64)
+async def lock_database(name: str, size: _Size) -> LockResult:
+    """Ask while the database is locked, release it, and count when all exchanges have finished."""
+    result = LockResult(size)
+    engine = ScriptedEngine(default=_script, context_length=100_000, max_batch_size=64)
     async with open_bench(name, engine, FastClock(size.factor), busy_timeout=size.busy_timeout) as bench:
         async with lateness() as idle:
             await asyncio.sleep(size.idle)
-        settled: list[asyncio.Future[object]] = []
+        finished: list[asyncio.Future[object]] = []
 
         async def ask() -> None:
-            question = f"question {len(toll.questions):03}"
-            toll.questions.append(question)
-            settled.append(asyncio.ensure_future(bench.exchanges.finished(question)))
-            await bench.platform.say(question, channel=f"room{len(toll.questions) % _CHANNELS}")
+            question = f"question {len(result.questions):03}"
+            result.questions.append(question)
+            finished.append(asyncio.ensure_future(bench.exchanges.finished(question)))
+            await bench.platform.say(question, channel=f"room{len(result.questions) % _CHANNELS}")
 
         for _ in range(_CHANNELS):
             await ask()
@@ -89,28 +89,28 @@ async def toll_of(name: str, size: _Size) -> Toll:
             for _ in range(size.questions):
                 await ask()
                 await asyncio.sleep(size.locked / size.questions)
-        await asyncio.wait(settled, timeout=_PATIENCE)
-        toll.idle, toll.busy = percentile(idle, 99), percentile(busy, 99)
-        _count(toll, bench)
-    return toll
+        await asyncio.wait(finished, timeout=_TIMEOUT)
+        result.idle, result.busy = percentile(idle, 99), percentile(busy, 99)
+        _count(result, bench)
+    return result
 
 
-def _count(toll: Toll, bench: Bench) -> None:
+def _count(result: LockResult, bench: Bench) -> None:
     channels = [f"room{number}" for number in range(_CHANNELS)]
     shown = [without_spaces(seen.visible) for channel in channels for seen in bench.replies(channel)]
     counts = Counter(shown)
-    for question in toll.questions:
-        holding = [text for text in shown if without_spaces(question) in text]
-        if counts[_words(question)] == 0:
-            toll.lost.append(f"{question}: {holding}")
-        elif len(holding) > 1:
-            toll.repeated.append(f"{question}: {holding}")
-    answers = {_words(question) for question in toll.questions}
-    toll.told = sum(text not in answers for text in shown)
+    for question in result.questions:
+        matching = [text for text in shown if without_spaces(question) in text]
+        if counts[_answer_text(question)] == 0:
+            result.lost.append(f"{question}: {matching}")
+        elif len(matching) > 1:
+            result.repeated.append(f"{question}: {matching}")
+    answers = {_answer_text(question) for question in result.questions}
+    result.notified = sum(text not in answers for text in shown)
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     for name in PROFILES:
-        toll = await toll_of(name, _SIZES[scale])
-        is_kept = not toll.lost and not toll.repeated
-        yield Row(name, str(toll), is_kept, toll.busy - toll.idle <= _LATENESS)
+        result = await lock_database(name, _SIZES[scale])
+        is_kept = not result.lost and not result.repeated
+        yield Row(name, str(result), is_kept, result.busy - result.idle <= _LATENESS)
