@@ -19,6 +19,7 @@ lint: $(VENV)/test-installed
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.project.prose
 
 format: $(VENV)/test-installed
 	@$(BIN)/ruff format .

@@ -98,7 +98,7 @@ class MemoryPlatform:
             await asyncio.get_running_loop().create_future()
 
     async def mention(self, channel: int, text: str) -> None:
-        """Deliver one mention; return once it is accepted, which is when a platform is told."""
+        """Deliver one mention; return once it is accepted and could be acknowledged."""
         domain = import_module("bot.domain")
         message = domain.IncomingMessage(
             id=str(next(self._ids)),

@@ -87,7 +87,7 @@ def answers(network: ChatGLM, rows: Sequence[TokenizedExample]) -> Tensor:
 
 @torch.inference_mode()
 def served_answers(model: ChatGLMForServing, rows: Sequence[TokenizedExample]) -> Tensor:
-    """As `answers`, but decoded like the engine: a prefill, then one token per step."""
+    """Answer like `answers`, but decode like the engine: a prefill, then one token per step."""
     scores: list[Tensor] = []
     for _, group in batches(rows, model.network.config, Random(0)):
         for row in group:

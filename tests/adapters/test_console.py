@@ -40,12 +40,12 @@ def keyboard() -> Iterator[PipeInput]:
 async def until(is_so: Callable[[], bool]) -> None:
     """Let the tasks and threads run until it is so."""
     async with asyncio.timeout(60):
-        while not is_so():  # noqa: ASYNC110 - a terminal and the database's threads tell nobody
+        while not is_so():  # noqa: ASYNC110 - a terminal and the database's threads send no event
             await asyncio.sleep(0.01)
 
 
 async def piped(harness: Harness, lines: str) -> str:
-    """What comes out of the pipe when these lines go in."""
+    """Pipe these lines into the console; return its output."""
     screen = io.StringIO()
     await ConsoleAdapter(io.StringIO(lines), screen).run(harness.intake)
     return screen.getvalue()
@@ -77,7 +77,7 @@ async def test_commands_work_with_and_without_the_slash(harness: Harness) -> Non
         ({"LANG": "en_US.UTF-8"}, "/停", "没有 /停 这个命令；输入 /help 可查看所有命令。"),
     ],
 )
-async def test_the_bots_own_words_are_in_the_language_of_the_terminal_or_of_what_is_typed(
+async def test_the_bots_messages_are_in_the_language_of_the_terminal_or_the_input(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], text: str, words: str
 ) -> None:
     for name, value in variables.items():
@@ -90,7 +90,7 @@ async def test_a_bare_word_leaves(harness: Harness, word: str) -> None:
     assert await piped(harness, f"one\n{word}\ntwo\n") == "ok\n"
 
 
-async def test_what_the_model_says_cannot_drive_the_terminal(harness: Harness) -> None:
+async def test_the_models_text_cannot_control_the_terminal(harness: Harness) -> None:
     harness.engine.add("\x1b]0;owned\x07\x1b[31mred\x9b2J")
     assert await piped(harness, "hi\n") == "]0;owned[31mred2J\n"
 
@@ -102,7 +102,7 @@ async def test_a_notice_comes_below_the_answer(harness: Harness) -> None:
     assert "left out: 1" in out.splitlines()[2]
 
 
-async def test_what_is_owed_from_the_last_run_is_answered_first(harness: Harness) -> None:
+async def test_questions_owed_from_the_last_run_are_answered_first(harness: Harness) -> None:
     question = a_message("still there?", channel=CHANNEL)
     await harness.intake.store(question)
     harness.engine.add("yes", "now")
@@ -114,7 +114,7 @@ async def test_every_answer_counts_as_delivered(harness: Harness) -> None:
     assert await harness.intake.recover("console") == []
 
 
-async def test_ctrl_c_ends_the_answer_and_keeps_what_was_said(harness: Harness) -> None:
+async def test_ctrl_c_ends_the_answer_and_keeps_its_text(harness: Harness) -> None:
     harness.engine.add(["half an ", asyncio.Event()], "next")
     screen = io.StringIO()
     chat = asyncio.create_task(ConsoleAdapter(io.StringIO("hi\nand now?\n"), screen).run(harness.intake))
@@ -149,7 +149,7 @@ class Reluctant:
         return await self._begin(message, kind)
 
 
-async def test_a_question_that_the_database_does_not_take_waits_until_it_does(
+async def test_a_question_waits_until_the_database_accepts_it(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.engine.add("answered", "next")
@@ -195,7 +195,7 @@ async def test_on_a_terminal_ctrl_c_gives_up_a_question_that_waits(
     assert [request.messages[-1].content for request in harness.engine.requests] == ["two"]
 
 
-async def test_a_second_ctrl_c_leaves_while_an_answer_cannot_be_written_down(
+async def test_a_second_ctrl_c_exits_while_an_answer_cannot_be_stored(
     harness: Harness, keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
@@ -218,7 +218,7 @@ async def test_a_second_ctrl_c_leaves_while_an_answer_cannot_be_written_down(
     assert [exchange.message.text for exchange in await harness.store.claim_owed("console")] == ["one"]
 
 
-async def test_a_screen_that_takes_nothing_is_one_sentence(harness: Harness) -> None:
+async def test_an_unwritable_screen_is_one_sentence(harness: Harness) -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:
             raise OSError(28, "No space left on device")

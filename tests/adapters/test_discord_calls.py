@@ -148,7 +148,7 @@ async def test_a_call_cancelled_at_any_point_does_not_block_later_calls(platform
     assert sum(body["content"].startswith("after") for _, body in platform.attempts) == 200
 
 
-async def test_an_inspection_reports_what_is_missing(platform: DiscordPlatform) -> None:
+async def test_an_inspection_reports_missing_permissions(platform: DiscordPlatform) -> None:
     assert all([finding.is_ok async for finding in inspect("discord", platform.settings())])
     platform.allows_content = False
     platform.application = {"interactions_endpoint_url": "https://example.org", "bot_require_code_grant": True}

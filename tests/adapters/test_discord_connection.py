@@ -19,7 +19,7 @@ from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_world import APPLICATION
 
 
-async def test_a_resumed_session_delivers_what_was_missed(bot: DiscordBot) -> None:
+async def test_a_resumed_session_delivers_missed_events(bot: DiscordBot) -> None:
     await bot.platform.disconnect()
     await bot.platform.say("are you there?")
     await bot.shows("ok")

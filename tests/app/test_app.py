@@ -84,7 +84,7 @@ async def test_a_refused_token_ends_it_with_that_one_error(config: Config, monke
         await app.run(config, silent)
 
 
-async def test_a_fault_of_ours_is_not_hidden(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_is_not_hidden(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Connected):
         async def run(self, intake: Intake) -> None:
             raise ZeroDivisionError
@@ -122,7 +122,7 @@ async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPat
 
 
 def watched(config: Config) -> tuple[Config, str]:
-    """The same with an operations server, and its address."""
+    """Return the config with an operations server, and its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     operations = OperationsSection(enabled=True, port=port)
@@ -218,7 +218,7 @@ class Forever(Connected):
         await asyncio.Event().wait()
 
 
-async def test_a_second_one_on_the_same_database_opens_nothing(config: Config, tmp_path: Path) -> None:
+async def test_a_second_bot_on_the_same_database_opens_nothing(config: Config, tmp_path: Path) -> None:
     with InstanceLock(config.storage.url.get_secret_value()):
         with pytest.raises(StoreInUse):
             await app.run(config, silent)
@@ -242,9 +242,7 @@ async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
     assert [each.levelname for each in caplog.records if "cannot be renewed" in each.message] == ["WARNING"]
 
 
-async def test_a_bot_whose_model_answers_no_more_ends_for_what_starts_it_again(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_bot_whose_model_is_down_exits_to_be_restarted(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     class Losing(Forever):
         async def run(self, intake: Intake) -> None:
             engine.down = "its worker died"
@@ -259,7 +257,7 @@ async def test_a_bot_whose_model_answers_no_more_ends_for_what_starts_it_again(
     assert end.value.exit_code == 1
 
 
-async def test_a_model_is_not_missed_while_it_is_changed() -> None:
+async def test_a_missing_model_is_tolerated_during_a_change() -> None:
     class Changing(ScriptedEngine):
         is_changing = True
 
@@ -290,11 +288,11 @@ class Serving(Connected):
 
 
 def source_of(config: Config, path: Path, changed: EngineSection) -> ConfigSource:
-    """Where another model is asked for, once it is read again."""
+    """Return a source whose reload changes the engine section."""
     return ConfigSource(path, lambda: config.model_copy(update={"engine": changed}))
 
 
-async def test_a_hangup_reads_the_settings_again_and_without_any_model_it_ends(
+async def test_sighup_reloads_the_settings_and_a_bot_without_a_model_exits(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     class Lost(ScriptedEngine):

@@ -114,7 +114,7 @@ class Bot:
         await until(lambda: len(self.asked) >= wanted)
 
     async def write(self, toml: str) -> None:
-        """Change the file as editors do: another is put in its place; wait until it was read."""
+        """Replace the file like editors do, and wait until it is reloaded."""
         before = self.live.last_result
         other = self.file.with_suffix(".new")
         other.write_text(toml, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Who is answered, who may stop and clear, and what happens to those who ask too much."""
+"""Access lists, permissions and rate limits."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ def test_a_bot_is_never_answered(clock: ManualClock) -> None:
         (AccessSection(deny_servers=("discord:s1",)), False),
     ],
 )
-def test_lists_name_people_channels_and_servers_by_id(
+def test_access_lists_name_users_channels_and_servers_by_id(
     clock: ManualClock, section: AccessSection, admitted: bool
 ) -> None:
     author = replace(MEI, roles=frozenset({"staff"}))
@@ -65,7 +65,7 @@ def test_lists_name_people_channels_and_servers_by_id(
     assert an_access(clock, section).admits(message) is admitted
 
 
-def test_a_direct_message_has_no_server_to_be_allowed_by(clock: ManualClock) -> None:
+def test_a_direct_message_matches_no_allowed_server(clock: ManualClock) -> None:
     assert not an_access(clock, AccessSection(allow_servers=("discord:s1",))).admits(a_message(author=MEI, server=None))
 
 
@@ -80,14 +80,14 @@ def test_only_the_asker_and_admins_control_an_answer(clock: ManualClock) -> None
     assert not access.may_control(Author("slack", "1", "Mei"), exchange), "nor does the same id elsewhere"
 
 
-def test_clearing_can_be_kept_for_admins(clock: ManualClock) -> None:
+def test_clearing_can_be_restricted_to_admins(clock: ManualClock) -> None:
     assert an_access(clock).may_clear(MEI)
     strict = an_access(clock, AccessSection(clear_by="admins", admins=("discord:2",)))
     assert not strict.may_clear(MEI)
     assert strict.may_clear(TOM)
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(clock: ManualClock) -> None:
+def test_a_rate_limited_user_gets_the_time_of_the_next_request(clock: ManualClock) -> None:
     access = an_access(clock, limits=LimitsSection(requests_per_minute=2))
     asked = a_message(author=MEI)
     assert access.refusal(asked, unchanged) is None
@@ -101,7 +101,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(clock: ManualClock) -> Non
     assert access.refusal(asked, unchanged) is None
 
 
-def test_a_channel_has_a_limit_of_its_own(clock: ManualClock) -> None:
+def test_a_channel_has_a_separate_limit(clock: ManualClock) -> None:
     access = an_access(clock, limits=LimitsSection(requests_per_minute_channel=1))
     assert access.refusal(a_message(author=MEI), unchanged) is None
     assert "60 s" in (access.refusal(a_message(author=TOM), unchanged) or "")
@@ -125,7 +125,7 @@ def test_a_message_without_text_or_with_too_much_is_refused_and_does_not_count(c
     assert access.refusal(a_message(author=MEI, text="x" * 10), unchanged) is None
 
 
-def test_a_limit_of_zero_is_none(clock: ManualClock) -> None:
+def test_a_limit_of_zero_means_no_limit(clock: ManualClock) -> None:
     access = an_access(clock, limits=LimitsSection(requests_per_minute=0, requests_per_minute_channel=0))
     assert all(access.refusal(a_message(author=MEI), unchanged) is None for _ in range(1000))
 
@@ -134,7 +134,7 @@ def test_a_limit_of_zero_is_none(clock: ManualClock) -> None:
     limit=st.integers(1, 5),
     steps=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 40, allow_nan=False)), max_size=60),
 )
-def test_no_stretch_of_the_window_ever_holds_more_than_the_limit(limit: int, steps: list[tuple[str, float]]) -> None:
+def test_no_sliding_window_exceeds_the_limit(limit: int, steps: list[tuple[str, float]]) -> None:
     clock = ManualClock()
     window = SlidingWindow(limit, 60.0, clock)
     granted: dict[str, list[float]] = {}
@@ -149,7 +149,7 @@ def test_no_stretch_of_the_window_ever_holds_more_than_the_limit(limit: int, ste
         assert all(later - first >= 60 for first, later in zip(times, times[limit:], strict=False))
 
 
-def test_keys_that_went_idle_are_forgotten(clock: ManualClock) -> None:
+def test_idle_keys_are_removed(clock: ManualClock) -> None:
     window = SlidingWindow(5, 60.0, clock)
     for key in range(1000):
         window.add(str(key))

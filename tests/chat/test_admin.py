@@ -1,4 +1,4 @@
-"""What only admins may do, whoever asks, wherever and however it is spelled."""
+"""Admin commands are refused to all other users, on every platform and in every spelling."""
 
 import asyncio
 from datetime import timedelta
@@ -22,7 +22,7 @@ ADMINS = AccessSection(admins=tuple(f"{platform}:{ADMIN_ID}" for platform in PLA
 
 
 def role(name: str, platform: str) -> Author:
-    """Somebody on this platform: each is nearly an admin but for the last two."""
+    """Return a user of this platform; all but the last two only resemble an admin."""
     others = {"discord": "telegram", "telegram": "slack", "slack": "discord", "console": "discord"}
     return {
         "member": Author(platform, "1", "Mei"),
@@ -45,13 +45,13 @@ ROLES = ("member", "namesake", "role", "spaces", "longer", "prefixed", "named op
 
 
 async def effect_of(harness: Harness, text: str, author: Author, platform: str) -> str:
-    """What the bot says to it."""
+    """Return the reply of the bot."""
     return notice_of(await harness.ask(a_message(text, author=author, channel=ChannelKey(platform, "general"))))
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ROLES)
-async def test_a_command_for_admins_does_nothing_for_anybody_else(tmp_path: Path, name: str, platform: str) -> None:
+async def test_an_admin_command_does_nothing_for_other_users(tmp_path: Path, name: str, platform: str) -> None:
     author = role(name, platform)
     async with make_harness(tmp_path, access=ADMINS) as harness:
         for command in FOR_ADMINS:
@@ -68,7 +68,7 @@ async def test_a_command_for_admins_does_nothing_for_anybody_else(tmp_path: Path
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ROLES)
-async def test_everybody_may_use_the_other_commands(tmp_path: Path, name: str, platform: str) -> None:
+async def test_all_users_may_use_the_other_commands(tmp_path: Path, name: str, platform: str) -> None:
     async with make_harness(tmp_path, access=ADMINS) as harness:
         for command in menu():
             assert "Only admins" not in await effect_of(harness, f"/{command.name}", role(name, platform), platform)
@@ -94,7 +94,7 @@ async def test_no_edit_makes_a_question_a_command(tmp_path: Path) -> None:
         assert not harness.access.is_paused
 
 
-async def test_while_paused_questions_are_turned_away_and_what_runs_goes_on(tmp_path: Path) -> None:
+async def test_pausing_rejects_new_questions_and_finishes_running_answers(tmp_path: Path) -> None:
     async with make_harness(tmp_path, access=ADMINS) as harness:
         admin = role("admin", "discord")
         harness.engine.go_on.clear()
@@ -114,7 +114,7 @@ async def test_while_paused_questions_are_turned_away_and_what_runs_goes_on(tmp_
         assert text_of(await harness.ask(a_message("after"))) == "ok"
 
 
-async def test_limits_shows_those_in_force(tmp_path: Path) -> None:
+async def test_limits_shows_the_current_limits(tmp_path: Path) -> None:
     async with make_harness(tmp_path, access=ADMINS) as harness:
         said = await effect_of(harness, "/limits", role("admin", "discord"), "discord")
 
@@ -132,7 +132,7 @@ async def test_limits_writes_numbers_as_people_do(tmp_path: Path, seconds: float
 
 
 @pytest.mark.parametrize(("language", "shown"), [("en", "Up for: 3 d 1:00:00"), ("zh", "已运行：3 天 1:00:00")])
-async def test_days_are_told_in_the_readers_language(
+async def test_durations_are_in_the_language_of_the_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: Literal["en", "zh"], shown: str
 ) -> None:
     monkeypatch.setattr(process, "uptime", lambda: timedelta(days=3, hours=1))

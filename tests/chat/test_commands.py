@@ -37,7 +37,7 @@ def test_a_command_is_found(text: str, name: str, args: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "/", "//", "/usr/bin is where?", "/etc/hosts", "stop it", "forget me not", "how do I /clear?"]
 )
-def test_a_question_is_no_command(text: str) -> None:
+def test_a_question_is_not_a_command(text: str) -> None:
     assert parse(text) is None
 
 
@@ -51,7 +51,7 @@ async def test_clear_forgets_and_says_how_much(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("text", ["/clear the table, please", "/stop now", "/retry it", "/status please"])
-async def test_where_more_follows_a_command_nothing_happens(harness: Harness, text: str) -> None:
+async def test_a_command_with_extra_words_does_nothing(harness: Harness, text: str) -> None:
     await harness.ask(a_message("one"))
     assert "I did nothing" in notice_of(await harness.ask(a_message(text)))
     await harness.ask(a_message("two"))
@@ -59,7 +59,7 @@ async def test_where_more_follows_a_command_nothing_happens(harness: Harness, te
     assert "/clear" in notice_of(await harness.ask(a_message("/help clear")))
 
 
-async def test_clear_leaves_no_byte_of_what_was_said(harness: Harness, tmp_path: Path) -> None:
+async def test_clear_leaves_no_byte_of_the_conversation(harness: Harness, tmp_path: Path) -> None:
     harness.engine.add("The password is swordfish, 密码是剑鱼.")
     await harness.ask(a_message("tell me the password 请告诉我密码"))
     await harness.ask(a_message("/clear"))
@@ -68,7 +68,7 @@ async def test_clear_leaves_no_byte_of_what_was_said(harness: Harness, tmp_path:
             assert word.encode() not in file.read_bytes(), f"{word} is still in {file.name}"
 
 
-async def test_a_command_is_kept_and_answered_once_but_is_no_history(harness: Harness) -> None:
+async def test_a_command_is_stored_and_answered_once_but_not_in_the_history(harness: Harness) -> None:
     message = a_message("/help")
     exchange = await harness.accept(message)
     await harness.replied(exchange)
@@ -89,7 +89,7 @@ async def test_clear_itself_is_answered_once_even_after_a_crash(tmp_path: Path) 
         assert "1" in notice_of(await after.replied(owed))
 
 
-async def test_only_admins_clear_where_the_operator_wants_it_so(tmp_path: Path) -> None:
+async def test_only_admins_clear_if_configured(tmp_path: Path) -> None:
     async with make_harness(tmp_path, access=AccessSection(clear_by="admins", admins=("discord:9",))) as harness:
         await harness.ask(a_message("one"))
         assert "Only admins" in notice_of(await harness.ask(a_message("/clear")))
@@ -124,7 +124,7 @@ async def test_stop_says_when_there_is_nothing_to_stop(harness: Harness) -> None
     assert "Nothing" in notice_of(await harness.ask(a_message("/stop")))
 
 
-async def test_retry_answers_the_last_question_again_in_its_place(harness: Harness) -> None:
+async def test_retry_replaces_the_answer_to_the_last_question(harness: Harness) -> None:
     harness.engine.add("first try", "second try")
     question = await harness.accept(a_message("hi"))
     await harness.record_part(question, 0, "m1")
@@ -138,14 +138,14 @@ async def test_retry_answers_the_last_question_again_in_its_place(harness: Harne
     assert await harness.intake.recover("discord") == []
 
 
-async def test_retry_stops_an_answer_that_still_grows(harness: Harness) -> None:
+async def test_retry_stops_an_answer_in_progress(harness: Harness) -> None:
     task = await growing(harness)
     harness.engine.add("better")
     assert text_of(await harness.ask(a_message("/retry"))) == "better"
     await task
 
 
-async def test_retry_takes_ones_own_question_and_an_admin_any(tmp_path: Path) -> None:
+async def test_retry_repeats_the_users_question_and_for_admins_any(tmp_path: Path) -> None:
     async with make_harness(tmp_path, access=AccessSection(admins=("discord:9",))) as harness:
         await harness.ask(a_message("Mei's"))
         assert "no question of yours" in notice_of(await harness.ask(a_message("/retry", author=TOM)))
@@ -166,6 +166,6 @@ async def test_help_lists_every_command_in_the_askers_language(harness: Harness)
     assert english != chinese
 
 
-async def test_an_unknown_command_is_told_its_nearest(harness: Harness) -> None:
+async def test_an_unknown_command_gets_the_most_similar_one_as_a_suggestion(harness: Harness) -> None:
     assert "/clear" in notice_of(await harness.ask(a_message("/claer")))
     assert "/help" in notice_of(await harness.ask(a_message("/xyzzy")))

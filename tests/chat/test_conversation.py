@@ -15,7 +15,7 @@ from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, a_message
 
 
-async def test_a_question_is_answered_and_kept(harness: Harness) -> None:
+async def test_a_question_is_answered_and_stored(harness: Harness) -> None:
     harness.engine.add(["Hel", "lo!"])
     exchange = await harness.accept(a_message("hi"))
     events = await harness.replied(exchange)
@@ -27,7 +27,7 @@ async def test_a_question_is_answered_and_kept(harness: Harness) -> None:
     assert (kept.answer.text, kept.answer.usage) == ("Hello!", Usage(2, 6))
 
 
-async def test_the_answer_is_kept_before_it_is_told_to_be_finished(harness: Harness) -> None:
+async def test_the_answer_is_stored_before_finished_is_emitted(harness: Harness) -> None:
     exchange = await harness.accept(a_message("hi"))
     async with harness.intake.answers.stream(exchange) as events:
         async for event in events:
@@ -35,7 +35,7 @@ async def test_the_answer_is_kept_before_it_is_told_to_be_finished(harness: Harn
                 assert (await harness.stored(exchange)).status is Status.ANSWERED
 
 
-async def test_the_model_is_shown_what_was_said_before(harness: Harness) -> None:
+async def test_the_prompt_contains_the_earlier_exchanges(harness: Harness) -> None:
     harness.engine.add("I am fine.", "You asked how I am.")
     await harness.ask(a_message("How are you?"))
     await harness.ask(a_message("What did I ask?"))
@@ -46,7 +46,7 @@ async def test_the_model_is_shown_what_was_said_before(harness: Harness) -> None
     )
 
 
-async def test_each_channel_and_each_thread_has_a_history_of_its_own(harness: Harness) -> None:
+async def test_each_channel_and_each_thread_has_a_separate_history(harness: Harness) -> None:
     for channel in (CHANNEL, ChannelKey("discord", "c2"), ChannelKey("slack", "c1"), ChannelKey("discord", "c1", "t")):
         await harness.ask(a_message(f"only for {channel}", channel=channel))
     assert all(len(request.messages) == 1 for request in harness.engine.requests)
@@ -60,7 +60,7 @@ async def test_history_outlives_a_restart(tmp_path: Path) -> None:
         assert after.engine.requests[0].messages[0] == ChatMessage("user", "remember me")
 
 
-async def test_what_does_not_fit_is_left_out_oldest_first_and_said(tmp_path: Path) -> None:
+async def test_history_beyond_the_context_is_dropped_oldest_first_with_a_notice(tmp_path: Path) -> None:
     # A token of the scripted engine is a character: 100 of context less 40 for the answer leave 60.
     engine = ScriptedEngine(default="a" * 10, context_length=100)
     async with make_harness(tmp_path, engine, conversation=ConversationSection(answer_tokens=40)) as harness:
@@ -108,7 +108,7 @@ async def test_the_system_prompt_opens_every_conversation(tmp_path: Path) -> Non
         assert harness.engine.requests[0].messages[0] == ChatMessage("system", "Be brief.")
 
 
-async def test_where_several_talk_the_model_reads_who_says_what_and_what_is_quoted(tmp_path: Path) -> None:
+async def test_group_prompts_contain_author_names_and_quotations(tmp_path: Path) -> None:
     async with make_harness(tmp_path, conversation=ConversationSection(name_speakers=True)) as harness:
         await harness.ask(a_message("is that so?", is_direct=False, quoted="The earth\nis flat."))
         await harness.ask(a_message("hi", is_direct=True))
@@ -117,7 +117,7 @@ async def test_where_several_talk_the_model_reads_who_says_what_and_what_is_quot
     assert direct.content == "hi"
 
 
-async def test_a_channel_is_answered_in_the_order_of_its_rows_whoever_comes_first(harness: Harness) -> None:
+async def test_a_channel_is_answered_in_the_order_of_its_rows(harness: Harness) -> None:
     first, second = await harness.accept(a_message("first")), await harness.accept(a_message("second"))
     later = asyncio.create_task(harness.replied(second))
     await harness.clock.settle()
@@ -136,7 +136,7 @@ async def test_channels_do_not_wait_for_each_other(harness: Harness) -> None:
     assert text_of(await here) == text_of(await there) == "ok"
 
 
-async def test_a_stopped_answer_keeps_what_was_said(harness: Harness) -> None:
+async def test_a_stopped_answer_keeps_its_text(harness: Harness) -> None:
     said = asyncio.Event()
     harness.engine.add(["half an ", asyncio.Event(), "answer"])
     exchange = await harness.accept(a_message("hi"))
@@ -161,7 +161,7 @@ async def test_a_stopped_answer_keeps_what_was_said(harness: Harness) -> None:
     assert (kept.answer.text, kept.answer.reason) == ("half an ", FinishReason.CANCELLED)
 
 
-async def test_a_stop_in_the_moment_of_the_first_text_is_not_lost(harness: Harness) -> None:
+async def test_a_stop_during_the_first_text_is_not_lost(harness: Harness) -> None:
     thinking = asyncio.Event()
     harness.engine.add([thinking, "late", asyncio.Event()])
     exchange = await harness.accept(a_message("hi"))
@@ -187,7 +187,7 @@ async def test_a_waiting_question_can_be_stopped(harness: Harness) -> None:
     await running
 
 
-async def test_there_is_nothing_to_stop_where_nothing_runs(harness: Harness) -> None:
+async def test_stop_without_a_running_answer_does_nothing(harness: Harness) -> None:
     exchange = await harness.accept(a_message())
     await harness.replied(exchange)
     assert not harness.exchanges.stop(exchange)
@@ -202,7 +202,7 @@ async def test_an_answer_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
     assert events[-1].reason is FinishReason.LENGTH
 
 
-async def test_a_reply_that_nobody_reads_on_is_owed(harness: Harness) -> None:
+async def test_a_reply_whose_reader_stopped_is_owed(harness: Harness) -> None:
     harness.engine.add(["one", asyncio.Event()], "again")
     exchange = await harness.accept(a_message())
     async with harness.intake.answers.stream(exchange) as events:
@@ -215,7 +215,7 @@ async def test_a_reply_that_nobody_reads_on_is_owed(harness: Harness) -> None:
     assert harness.engine.requests[0].params.seed == harness.engine.requests[1].params.seed == exchange.seed
 
 
-async def test_a_reader_that_is_cancelled_leaves_the_line_free(harness: Harness) -> None:
+async def test_a_cancelled_reader_frees_its_place_in_the_channel(harness: Harness) -> None:
     harness.engine.add(["one", asyncio.Event()])
     reading = asyncio.create_task(harness.ask(a_message()))
     await harness.engine.asked(1)
@@ -225,7 +225,7 @@ async def test_a_reader_that_is_cancelled_leaves_the_line_free(harness: Harness)
     assert text_of(await harness.ask(a_message())) == "ok"
 
 
-async def test_clearing_while_an_answer_grows_ends_it_and_keeps_nothing(harness: Harness) -> None:
+async def test_clearing_during_an_answer_ends_it_and_stores_nothing(harness: Harness) -> None:
     harness.engine.add(["a secret", asyncio.Event()])
     exchange = await harness.accept(a_message("tell me"))
     replying = asyncio.create_task(harness.replied(exchange))
@@ -238,7 +238,7 @@ async def test_clearing_while_an_answer_grows_ends_it_and_keeps_nothing(harness:
     assert len(harness.engine.requests[-1].messages) == 1
 
 
-async def test_clearing_a_channel_ends_what_grows_in_its_threads(harness: Harness) -> None:
+async def test_clearing_a_channel_ends_answers_in_its_threads(harness: Harness) -> None:
     thread = ChannelKey(CHANNEL.platform, CHANNEL.channel, "t1")
     elsewhere = ChannelKey(CHANNEL.platform, "c2")
     hold = asyncio.Event()
@@ -258,7 +258,7 @@ async def test_clearing_a_channel_ends_what_grows_in_its_threads(harness: Harnes
     ("error", "said"),
     [(EngineBusy(64, 64), "Too many"), (EngineFailed("out of memory"), "Something went wrong")],
 )
-async def test_what_the_engine_cannot_do_is_one_sentence(harness: Harness, error: Exception, said: str) -> None:
+async def test_an_engine_error_becomes_one_sentence(harness: Harness, error: Exception, said: str) -> None:
     harness.engine.add([error], "better")
     exchange = await harness.accept(a_message("hi"))
     events = await harness.replied(exchange)
@@ -276,7 +276,7 @@ async def test_a_question_longer_than_the_context_is_refused_with_its_size(tmp_p
     assert notice == "Your message is too long: 60 tokens, the limit is 50."
 
 
-async def test_a_failure_in_the_middle_keeps_what_was_said_and_says_so(harness: Harness) -> None:
+async def test_a_failure_during_an_answer_keeps_its_text_and_adds_a_notice(harness: Harness) -> None:
     harness.engine.add(["so far", EngineFailed("NaN")])
     events = await harness.ask(a_message("hi"))
     assert text_of(events) == "so far"

@@ -1,4 +1,4 @@
-"""Whom [access] denies gets no reply of any kind, by whichever door they come in."""
+"""Denied users get no reply to messages, edits, buttons or backlog."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def deny(harness: Harness, access: AccessSection) -> None:
     harness.access.reconfigure(access, LimitsSection())
 
 
-async def test_a_new_message_is_not_even_kept(harness: Harness, access: AccessSection) -> None:
+async def test_a_new_message_of_a_denied_user_is_not_stored(harness: Harness, access: AccessSection) -> None:
     deny(harness, access)
     message = a_message("question", server=SERVER)
     assert await harness.intake.accept(message) is None
@@ -55,7 +55,7 @@ async def test_a_button_does_nothing_and_says_nothing(harness: Harness, access: 
     assert (await harness.stored(exchange)).status is Status.DELIVERED
 
 
-async def test_what_was_kept_before_is_not_answered_afterwards(harness: Harness, access: AccessSection) -> None:
+async def test_messages_stored_before_the_denial_are_not_answered(harness: Harness, access: AccessSection) -> None:
     message = a_message("question", server=SERVER)
     await harness.intake.store(message)
     deny(harness, access)
@@ -65,7 +65,7 @@ async def test_what_was_kept_before_is_not_answered_afterwards(harness: Harness,
     assert harness.engine.requests == []
 
 
-async def test_who_asked_to_be_forgotten_before_still_is(harness: Harness, access: AccessSection) -> None:
+async def test_a_forget_request_from_before_the_denial_is_carried_out(harness: Harness, access: AccessSection) -> None:
     exchange = await answered(harness)
     await harness.intake.store(a_message("/forget me", server=SERVER))
     deny(harness, access)

@@ -43,7 +43,7 @@ async def answered(harness: Harness, text: str = "question") -> Exchange:
     return exchange
 
 
-async def test_what_is_delivered_while_the_rows_travel_is_not_owed(
+async def test_an_exchange_delivered_during_the_query_is_not_owed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exchange = await harness.accept(a_message("question"))
@@ -56,7 +56,7 @@ async def test_what_is_delivered_while_the_rows_travel_is_not_owed(
     assert await owed == []
 
 
-async def test_a_message_whose_row_is_there_before_it_is_taken_up_is_not_owed(
+async def test_a_message_stored_but_not_yet_started_is_not_owed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beginning = Slow(monkeypatch, harness, "enqueue")
@@ -68,7 +68,7 @@ async def test_a_message_whose_row_is_there_before_it_is_taken_up_is_not_owed(
     assert len(harness.engine.requests) == 1
 
 
-async def test_what_was_accepted_and_done_while_the_rows_travel_is_not_owed(
+async def test_an_exchange_accepted_and_completed_during_the_query_is_not_owed(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beginning = Slow(monkeypatch, harness, "enqueue")
@@ -86,7 +86,7 @@ async def test_what_was_accepted_and_done_while_the_rows_travel_is_not_owed(
 
 
 @pytest.mark.parametrize("way", ["edit", "button", "retry"])
-async def test_what_is_reopened_is_not_owed_before_it_is_taken_up(
+async def test_a_requeued_exchange_is_not_owed_before_it_starts(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     exchange = await answered(harness)
@@ -113,7 +113,7 @@ async def test_what_is_reopened_is_not_owed_before_it_is_taken_up(
     assert await harness.intake.recover("discord") == []
 
 
-async def test_who_asks_twice_at_once_what_is_owed_gets_it_once(harness: Harness) -> None:
+async def test_two_concurrent_recoveries_return_an_owed_exchange_once(harness: Harness) -> None:
     await harness.intake.store(a_message("question"))
     first, second = await asyncio.gather(harness.intake.recover("discord"), harness.intake.recover("discord"))
     assert len(first) + len(second) == 1

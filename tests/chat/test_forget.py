@@ -18,7 +18,7 @@ TOM = Author("discord", "2", "Tom")
 ELSEWHERE = ChannelKey("discord", "c2", "t1")
 
 
-async def test_who_asks_to_be_forgotten_leaves_no_byte_anywhere(harness: Harness, tmp_path: Path) -> None:
+async def test_forget_me_leaves_no_byte_of_the_user(harness: Harness, tmp_path: Path) -> None:
     mei = replace(MEI, id="id-of-hers", name="Mei Zhang")
     harness.engine.add("swordfish it is", "swordfish, too", "for Tom")
     await harness.ask(a_message("my password", author=mei))
@@ -31,7 +31,7 @@ async def test_who_asks_to_be_forgotten_leaves_no_byte_anywhere(harness: Harness
 
 
 @pytest.mark.parametrize("command", ["/clear", "/forget me"])
-async def test_who_deletes_while_another_program_reads_the_file_is_told_that_it_still_holds_the_words(
+async def test_a_deletion_during_another_programs_read_reports_that_the_file_still_has_the_text(
     harness: Harness, tmp_path: Path, command: str
 ) -> None:
     await harness.ask(a_message("my password"))
@@ -45,7 +45,7 @@ async def test_who_deletes_while_another_program_reads_the_file_is_told_that_it_
         assert "password" not in "".join(row[0] for row in sqlite3.connect(file).execute("SELECT text FROM exchanges"))
 
 
-async def test_what_was_forgotten_is_not_answered_when_it_comes_again(harness: Harness) -> None:
+async def test_a_forgotten_message_is_not_answered_on_redelivery(harness: Harness) -> None:
     question, command = a_message("hi"), a_message("forget me")
     await harness.ask(question)
     await harness.ask(command)
@@ -53,14 +53,14 @@ async def test_what_was_forgotten_is_not_answered_when_it_comes_again(harness: H
     assert await harness.intake.accept(command) is None
 
 
-async def test_forget_alone_explains_itself_and_forgets_nothing(harness: Harness) -> None:
+async def test_forget_without_an_argument_explains_itself_and_deletes_nothing(harness: Harness) -> None:
     await harness.ask(a_message("one"))
     assert "`forget me`" in notice_of(await harness.ask(a_message("/forget")))
     await harness.ask(a_message("two"))
     assert len(harness.engine.requests[-1].messages) == 3
 
 
-async def test_forgetting_ends_what_is_being_answered_wherever_and_keeps_nothing(
+async def test_forgetting_ends_running_answers_in_all_channels_and_stores_nothing(
     harness: Harness, tmp_path: Path
 ) -> None:
     harness.engine.add(["half a secret", asyncio.Event()])
@@ -76,7 +76,7 @@ async def test_forgetting_ends_what_is_being_answered_wherever_and_keeps_nothing
     assert b"tell" not in bytes_in(tmp_path)
 
 
-async def test_a_forgetting_that_a_crash_interrupted_is_carried_out_and_leaves_no_trace(tmp_path: Path) -> None:
+async def test_a_forget_request_interrupted_by_a_crash_is_completed_without_a_trace(tmp_path: Path) -> None:
     mei = replace(MEI, id="id-of-hers")
     async with make_harness(tmp_path) as before:
         await before.ask(a_message("my secret", author=mei))
@@ -89,14 +89,14 @@ async def test_a_forgetting_that_a_crash_interrupted_is_carried_out_and_leaves_n
         assert b"id-of-hers" not in bytes_in(tmp_path)
 
 
-async def test_what_is_said_after_a_clear_is_not_cleared_with_the_rest(harness: Harness) -> None:
+async def test_messages_after_a_clear_are_not_cleared(harness: Harness) -> None:
     await harness.ask(a_message("before"))
     clear, after = await harness.accept(a_message("/clear")), await harness.accept(a_message("after"))
     assert "1" in notice_of(await harness.replied(clear))
     assert text_of(await harness.replied(after)) == "ok"
 
 
-async def test_what_was_kept_before_a_clear_and_expected_after_it_is_not_asked(harness: Harness) -> None:
+async def test_a_question_cleared_while_it_waits_is_not_sent_to_the_model(harness: Harness) -> None:
     exchange = await harness.accept(a_message("hi"))
     await harness.store.clear(CHANNEL)
     await harness.replied(exchange)
@@ -117,7 +117,7 @@ async def test_a_retry_that_is_refused_costs_no_answer(tmp_path: Path) -> None:
         assert kept.answer.text == "ok"
 
 
-async def test_no_thread_and_no_other_channel_gets_round_the_limits(tmp_path: Path) -> None:
+async def test_threads_and_other_channels_do_not_bypass_the_limits(tmp_path: Path) -> None:
     async with make_harness(tmp_path, limits=LimitsSection(waiting_per_user=2)) as harness:
         harness.engine.go_on.clear()
         places = [ChannelKey("discord", "c1", f"t{number}") for number in range(2)]

@@ -22,14 +22,14 @@ async def test_a_message_that_comes_twice_is_accepted_once(harness: Harness) -> 
     assert await harness.intake.accept(message) is None
 
 
-async def test_what_is_not_for_us_is_not_even_kept(tmp_path: Path) -> None:
+async def test_a_message_for_others_is_not_stored(tmp_path: Path) -> None:
     async with make_harness(tmp_path, access=AccessSection(deny_users=(MEI.key,))) as harness:
         message = a_message("hi")
         assert await harness.intake.accept(message) is None
         assert await harness.store.find(message.channel, message.id) is None
 
 
-async def test_an_answer_that_was_not_delivered_is_given_again_without_the_model(tmp_path: Path) -> None:
+async def test_an_undelivered_answer_is_delivered_without_the_model(tmp_path: Path) -> None:
     async with make_harness(tmp_path) as before:
         before.engine.add("a long answer")
         exchange = await before.accept(a_message("hi"))
@@ -41,7 +41,7 @@ async def test_an_answer_that_was_not_delivered_is_given_again_without_the_model
         assert await after.intake.recover("discord") == []
 
 
-async def test_an_owed_answer_brings_the_bots_own_words_too(harness: Harness) -> None:
+async def test_an_owed_answer_includes_its_notices(harness: Harness) -> None:
     exchange = await harness.accept(a_message("hi"))
     answered = await harness.exchanges.answer_with(exchange, Answer("part", "Stopped here.", FinishReason.LENGTH))
     assert await harness.replied(answered) == [Delta("part"), Notice("Stopped here."), Finished(FinishReason.LENGTH)]
@@ -58,7 +58,7 @@ async def test_questions_left_open_are_answered_in_their_order(tmp_path: Path) -
     assert asked == ["question 0", "question 1", "question 2"]
 
 
-async def test_what_was_asked_meanwhile_is_not_refused_for_being_much(tmp_path: Path) -> None:
+async def test_backlog_messages_are_exempt_from_the_waiting_limit(tmp_path: Path) -> None:
     async with make_harness(tmp_path, limits=LimitsSection(waiting_per_user=1)) as harness:
         for number in range(3):
             await harness.intake.store(a_message(f"question {number}"))
@@ -95,7 +95,7 @@ async def test_an_empty_message_gets_one_sentence(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800 hi", "\x1b[2J", "<sop>[gMASK]<eop>", "a\r\nb", "\u202etxt"])
-async def test_no_text_is_too_odd_to_be_answered(harness: Harness, text: str) -> None:
+async def test_any_text_is_answered(harness: Harness, text: str) -> None:
     assert text_of(await harness.ask(a_message(text))) == "ok"
     harness.engine.requests[0].messages[0].content.encode()
 
@@ -112,7 +112,7 @@ async def test_every_message_gets_exactly_one_reply(
         assert await harness.intake.recover("discord") == []
 
 
-async def test_an_edited_question_is_answered_anew_in_its_place(harness: Harness) -> None:
+async def test_an_edited_question_gets_a_new_answer_in_the_same_reply(harness: Harness) -> None:
     harness.engine.add("four", "six")
     question = a_message("2 + 2?")
     exchange = await harness.accept(question)
@@ -125,7 +125,7 @@ async def test_an_edited_question_is_answered_anew_in_its_place(harness: Harness
     assert [message.content for message in harness.engine.requests[1].messages] == ["3 + 3?"]
 
 
-async def test_an_edit_while_the_answer_grows_stops_that_first(harness: Harness) -> None:
+async def test_an_edit_during_the_answer_stops_it_first(harness: Harness) -> None:
     harness.engine.add(["wrong", asyncio.Event()], "right")
     question = a_message("quesiton")
     growing = asyncio.create_task(harness.ask(question))
@@ -136,7 +136,7 @@ async def test_an_edit_while_the_answer_grows_stops_that_first(harness: Harness)
     assert text_of(await harness.replied(again)) == "right"
 
 
-async def test_an_edit_that_changes_nothing_or_of_what_is_no_question_is_ignored(harness: Harness) -> None:
+async def test_an_edit_without_a_change_or_of_a_command_is_ignored(harness: Harness) -> None:
     question, command = a_message("hi"), a_message("/help")
     await harness.ask(question)
     await harness.ask(command)
@@ -145,7 +145,7 @@ async def test_an_edit_that_changes_nothing_or_of_what_is_no_question_is_ignored
     assert await harness.intake.edit(a_message("never seen")) is None
 
 
-async def test_a_deleted_question_is_forgotten_and_not_answered_on(harness: Harness) -> None:
+async def test_a_deleted_question_is_erased_and_its_answer_stopped(harness: Harness) -> None:
     harness.engine.add(["so", asyncio.Event()])
     question = a_message("forget this")
     growing = asyncio.create_task(harness.ask(question))
@@ -158,7 +158,7 @@ async def test_a_deleted_question_is_forgotten_and_not_answered_on(harness: Harn
     await harness.intake.delete(question.channel, "never seen")
 
 
-async def test_buttons_do_what_they_say_for_whom_they_may(harness: Harness) -> None:
+async def test_buttons_work_for_permitted_users(harness: Harness) -> None:
     harness.engine.add(["first", asyncio.Event()], "second")
     exchange = await harness.accept(a_message("hi"))
     await harness.record_part(exchange, 0, "m1")
@@ -176,7 +176,7 @@ async def test_buttons_do_what_they_say_for_whom_they_may(harness: Harness) -> N
     assert await harness.intake.on_button(exchange.message.channel, "m2", Action.RETRY, MEI) == ButtonResult()
 
 
-async def test_what_is_in_hand_is_not_owed_until_it_is_let_go(harness: Harness) -> None:
+async def test_a_claimed_exchange_is_not_owed_until_its_release(harness: Harness) -> None:
     exchange = await harness.accept(a_message("hi"))
     await harness.intake.store(a_message("missed"))
     assert [owed.message.text for owed in await harness.intake.recover("discord")] == ["missed"]
@@ -214,7 +214,7 @@ async def test_after_a_long_time_away_each_channel_gets_one_notice(tmp_path: Pat
         assert await after.intake.recover("discord") == []
 
 
-async def test_an_edit_that_is_refused_keeps_the_answer_and_says_why(harness: Harness) -> None:
+async def test_a_refused_edit_keeps_the_answer_and_gives_the_reason(harness: Harness) -> None:
     harness.engine.add("four")
     question = a_message("2 + 2? my pin is 1234")
     exchange = await harness.accept(question)
@@ -234,7 +234,7 @@ async def test_an_edit_that_is_refused_keeps_the_answer_and_says_why(harness: Ha
     assert [message.content for message in harness.engine.requests[1].messages] == ["2 + 2?", "four", "and then?"]
 
 
-async def test_an_edit_that_is_refused_while_the_answer_grows_is_refused_like_a_new_question(harness: Harness) -> None:
+async def test_an_edit_refused_during_the_answer_is_refused_like_a_new_question(harness: Harness) -> None:
     harness.engine.add(["wrong", asyncio.Event()])
     question = a_message("quesiton")
     growing = asyncio.create_task(harness.ask(question))

@@ -1,4 +1,4 @@
-"""What is owed after a time away: each exchange once, and nobody waits for what only comes afterwards."""
+"""Recovery after downtime: each owed exchange is answered once, in order."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -50,7 +50,7 @@ async def test_a_question_after_a_retry_is_owed_once(harness: Harness) -> None:
     assert await status(harness, retry) is Status.DELIVERED
 
 
-async def test_two_retries_have_an_old_question_answered_anew_once(harness: Harness) -> None:
+async def test_two_retries_answer_an_old_question_once(harness: Harness) -> None:
     harness.engine.add("first", "second")
     await harness.ask(a_message("question"))
     await said_while_away(harness, "/retry", "/retry")
@@ -75,7 +75,7 @@ async def test_a_retry_after_a_long_time_away_brings_the_late_question_back(tmp_
         assert text_of(await harness.replied(exchange)) == "ok"
 
 
-async def test_a_retry_that_is_refused_is_told_and_the_old_answer_stays(harness: Harness) -> None:
+async def test_a_refused_retry_keeps_the_old_answer_and_gives_the_reason(harness: Harness) -> None:
     harness.engine.add("a good answer")
     question = a_message("question")
     await harness.ask(question)
@@ -104,7 +104,7 @@ async def test_an_edit_while_others_may_be_missing_waits_for_its_place(harness: 
     assert [exchange.message.text for exchange in await owed(harness)] == ["first", "second"]
 
 
-async def test_an_edit_of_an_answer_that_still_grows_is_owed_too(harness: Harness) -> None:
+async def test_an_edit_during_an_answer_is_owed(harness: Harness) -> None:
     harness.engine.add(["wrong", asyncio.Event()], "right")
     question = a_message("quesiton")
     growing = asyncio.create_task(harness.ask(question))
@@ -124,7 +124,7 @@ async def test_an_old_question_that_was_edited_just_now_is_not_late(tmp_path: Pa
         assert text_of(await harness.replied(exchange)) == "ok"
 
 
-async def test_an_edit_that_was_written_down_and_told_to_have_failed_is_answered_by_the_next_try(
+async def test_an_edit_stored_despite_a_reported_failure_is_answered_on_the_next_attempt(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = a_message("quesiton")
@@ -148,7 +148,7 @@ async def test_an_edit_that_was_written_down_and_told_to_have_failed_is_answered
 
 
 @pytest.mark.parametrize("is_edit", [False, True], ids=["retry", "edit"])
-async def test_an_old_question_that_was_to_be_answered_anew_before_a_crash_is(tmp_path: Path, *, is_edit: bool) -> None:
+async def test_an_old_question_requeued_before_a_crash_is_answered(tmp_path: Path, *, is_edit: bool) -> None:
     question = a_message("what is it?")
     async with make_harness(tmp_path, today=NOON + timedelta(hours=2)) as harness:
         exchange = await harness.accept(question)

@@ -115,7 +115,7 @@ async def test_a_message_of_the_backlog_is_stored_unclaimed(store: Store) -> Non
     assert (owed.message, owed.fence) == (message(1), 1)
 
 
-async def test_a_message_that_comes_again_is_claimed_if_it_is_owed(store: Store) -> None:
+async def test_a_redelivered_message_is_claimed_if_it_is_owed(store: Store) -> None:
     exchange = await begun(store, message(1, "question"))
     store.release(exchange)
     again = await store.enqueue(message(1, "another text"), Kind.COMMAND)

@@ -1,4 +1,4 @@
-"""What everyone may expect of a Store."""
+"""Contract of Store."""
 
 import asyncio
 import random
@@ -78,7 +78,7 @@ async def test_an_exchange_begins_open_and_without_an_answer(store: Store) -> No
     assert 0 <= exchange.seed < 2**63
 
 
-async def test_all_that_is_known_of_a_message_is_kept(store: Store) -> None:
+async def test_all_fields_of_a_message_are_stored(store: Store) -> None:
     whole = IncomingMessage(
         id="1718.2",
         channel=THREAD,
@@ -107,7 +107,7 @@ async def test_a_moment_without_a_time_zone_is_refused(store: Store) -> None:
         await store.enqueue(replace(message(1), sent_at=NOON.replace(tzinfo=None)), Kind.CHAT)
 
 
-async def test_a_message_that_comes_again_begins_nothing(store: Store) -> None:
+async def test_a_redelivered_message_creates_no_exchange(store: Store) -> None:
     first = await begun(store, message(1, "first"))
     assert await store.enqueue(message(1, "again"), Kind.CHAT) is None
     assert await store.enqueue(message(1, "again"), Kind.COMMAND) is None
@@ -162,7 +162,7 @@ async def test_halves_of_characters_are_replaced(store: Store) -> None:
     assert exchange.message.text == "a\ufffdb\ufffdc🙂"
 
 
-async def test_what_no_database_takes_breaks_nothing_wherever_it_stands(store: Store) -> None:
+async def test_characters_that_no_database_stores_are_handled_in_every_field(store: Store) -> None:
     odd = "\0\ud83d'\"\\%_"
     channel = ChannelKey("slack", odd, odd)
     author = Author("slack", odd, odd, frozenset({odd}))
@@ -180,7 +180,7 @@ async def test_what_no_database_takes_breaks_nothing_wherever_it_stands(store: S
 
 # Where the test's server stands, in Shanghai, clocks were 8:05:43 ahead in 1900.
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00Z", "1900-01-01T04:00Z", "9999-12-31T23:59:59.999999Z"])
-async def test_no_moment_is_too_odd(store: Store, moment: str) -> None:
+async def test_any_time_is_stored(store: Store, moment: str) -> None:
     asked = replace(message(1), sent_at=datetime.fromisoformat(moment))
     assert (await begun(store, asked)).message == asked
 
@@ -221,7 +221,7 @@ async def test_an_exchange_that_does_not_exist_is_not_answered(store: Store) -> 
     assert not await store.record_answer(replace(exchange, id=99), Answer("who?"))
 
 
-async def test_only_what_is_answered_can_be_delivered(store: Store) -> None:
+async def test_only_an_answered_exchange_can_be_completed(store: Store) -> None:
     exchange = await begun(store, message(1))
     await store.complete(exchange)
     assert (await found(store, exchange)).status is Status.OPEN
@@ -231,7 +231,7 @@ async def test_only_what_is_answered_can_be_delivered(store: Store) -> None:
 
 
 @pytest.mark.parametrize("is_answered", [False, True])
-async def test_what_failed_is_owed_no_more(store: Store, is_answered: bool) -> None:
+async def test_a_failed_exchange_is_not_owed(store: Store, is_answered: bool) -> None:
     exchange = await (answered if is_answered else begun)(store, message(1))
     await store.fail(exchange, "the channel is gone")
     assert (await found(store, exchange)).status is Status.FAILED
@@ -239,7 +239,7 @@ async def test_what_failed_is_owed_no_more(store: Store, is_answered: bool) -> N
     assert not await store.record_answer(exchange, Answer("late"))
 
 
-async def test_what_was_delivered_cannot_fail(store: Store) -> None:
+async def test_a_delivered_exchange_cannot_fail(store: Store) -> None:
     exchange = await answered(store, message(1))
     await store.complete(exchange)
     await store.fail(exchange, "too late")
@@ -266,7 +266,7 @@ async def test_an_edited_message_is_reopened_with_its_new_text(store: Store) -> 
     assert again.message == message(1, "hello")
 
 
-async def test_what_failed_or_was_never_answered_can_be_reopened(store: Store) -> None:
+async def test_failed_and_open_exchanges_can_be_requeued(store: Store) -> None:
     exchange = await begun(store, message(1))
     requeued = await store.requeue(exchange)
     assert requeued is not None
@@ -276,7 +276,7 @@ async def test_what_failed_or_was_never_answered_can_be_reopened(store: Store) -
     assert again.status is Status.OPEN
 
 
-async def test_what_was_cleared_or_never_was_cannot_be_reopened(store: Store) -> None:
+async def test_a_cleared_or_unknown_exchange_cannot_be_requeued(store: Store) -> None:
     exchange = await begun(store, message(1))
     await store.clear(ROOM)
     assert await store.requeue(exchange, "new text") is None
@@ -287,7 +287,7 @@ async def test_what_was_cleared_or_never_was_cannot_be_reopened(store: Store) ->
 # Looking back.
 
 
-async def test_history_is_what_was_said_before_oldest_first(store: Store) -> None:
+async def test_history_has_earlier_exchanges_oldest_first(store: Store) -> None:
     for number in range(4):
         await answered(store, message(number, f"question {number}"), f"answer {number}")
     third = await found(store, await answered(store, message(4, "question 4")))
@@ -309,7 +309,7 @@ async def test_history_is_cut_to_its_newest_and_counts_the_older_ones(store: Sto
     assert (nothing.exchanges, nothing.older) == ((), 5)
 
 
-async def test_history_holds_only_chats_that_the_model_answered(store: Store) -> None:
+async def test_history_has_only_chats_answered_by_the_model(store: Store) -> None:
     await answered(store, message(1, "stays"), "yes")
     await store.complete(await answered(store, message(2, "delivered"), "yes"))
     await answered(store, message(3, "/status"), "fine", kind=Kind.COMMAND)
@@ -346,7 +346,7 @@ async def test_channels_and_threads_with_the_same_ids_never_mix(store: Store) ->
         assert latest.message.channel == place
 
 
-async def test_a_message_is_found_in_whichever_thread_it_is(store: Store) -> None:
+async def test_a_message_is_found_in_any_thread(store: Store) -> None:
     exchange = await begun(store, message(1, channel=THREAD))
     assert await store.find(THREAD, "1") == exchange
     assert await store.find(ROOM, "1") == exchange
@@ -379,7 +379,7 @@ async def test_the_exchange_behind_a_message_of_the_bot_is_found(store: Store) -
     assert await store.find_by_reply(ChannelKey("slack", "C2"), "17") is None
 
 
-async def test_a_channel_where_somebody_spoke_is_known_even_after_clearing(store: Store) -> None:
+async def test_a_channel_with_messages_is_known_even_after_clearing(store: Store) -> None:
     assert not await store.has_history(THREAD)
     await begun(store, message(1, channel=THREAD))
     await store.clear(THREAD)
@@ -432,7 +432,7 @@ async def test_clearing_counts_chats_and_each_only_once(store: Store) -> None:
     assert await store.clear(ROOM) == 0
 
 
-async def test_a_command_under_way_outlives_what_it_deletes(store: Store) -> None:
+async def test_a_running_command_survives_its_own_deletion(store: Store) -> None:
     past = await answered(store, message(1, "/status"), kind=Kind.COMMAND)
     running = await begun(store, message(2, "/clear"), Kind.COMMAND)
     assert await store.clear(ROOM) == await store.forget(MEI) == 0
@@ -460,7 +460,7 @@ async def test_clearing_a_thread_leaves_its_channel_alone(store: Store) -> None:
     assert await found(store, another) == another
 
 
-async def test_what_is_quoted_of_a_cleared_thread_goes_with_it(store: Store) -> None:
+async def test_quotations_of_a_cleared_thread_are_removed(store: Store) -> None:
     await answered(store, message(1, "the password is 1234", channel=THREAD))
     beside = await begun(store, replace(message(2, "is that so?"), quoted="password is  1234"))
     other = await begun(store, replace(message(3, "and that?"), quoted="never said here"))
@@ -469,7 +469,7 @@ async def test_what_is_quoted_of_a_cleared_thread_goes_with_it(store: Store) -> 
     assert await found(store, other) == other
 
 
-async def test_a_short_message_that_is_deleted_takes_no_quotation_of_other_words(store: Store) -> None:
+async def test_deleting_a_short_message_keeps_quotations_of_other_texts(store: Store) -> None:
     short = await begun(store, message(1, "no"))
     whole = await begun(store, replace(message(2, "is that so?"), quoted="no"))
     other = await begun(store, replace(message(3, "nothing?"), quoted="I know nothing"))
@@ -478,7 +478,7 @@ async def test_a_short_message_that_is_deleted_takes_no_quotation_of_other_words
     assert await found(store, other) == other
 
 
-async def test_what_is_quoted_of_a_cleared_channel_goes_with_it_also_after_the_command(store: Store) -> None:
+async def test_quotations_of_a_cleared_channel_are_removed_also_after_the_command(store: Store) -> None:
     await answered(store, message(1, "secret"))
     command = await begun(store, message(2, "/clear"), Kind.COMMAND)
     later = await begun(store, replace(message(3, "and that?"), quoted="secret"))
@@ -486,7 +486,7 @@ async def test_what_is_quoted_of_a_cleared_channel_goes_with_it_also_after_the_c
     assert await found(store, later) == replace(later, message=replace(later.message, quoted=None))
 
 
-async def test_an_answer_to_what_was_cleared_meanwhile_is_not_kept(store: Store) -> None:
+async def test_an_answer_to_a_cleared_question_is_not_stored(store: Store) -> None:
     exchange = await begun(store, message(1))
     await store.clear(ROOM)
     assert not await store.record_answer(exchange, Answer("late"))
@@ -496,7 +496,7 @@ async def test_an_answer_to_what_was_cleared_meanwhile_is_not_kept(store: Store)
     assert (blank.status, blank.answer) == (Status.CLEARED, None)
 
 
-async def test_forgetting_a_person_reaches_every_channel_and_nobody_else(store: Store) -> None:
+async def test_forgetting_a_user_covers_all_channels_and_no_other_user(store: Store) -> None:
     mine = [await answered(store, message(1)), await begun(store, message(2, channel=ChannelKey("slack", "C2")))]
     others = [
         await answered(store, message(3, author=BEN)),
@@ -507,7 +507,7 @@ async def test_forgetting_a_person_reaches_every_channel_and_nobody_else(store: 
     assert [await found(store, exchange) for exchange in others] == others
 
 
-async def test_what_is_older_than_a_moment_expires_unless_it_is_open(store: Store) -> None:
+async def test_exchanges_before_a_date_expire_unless_open(store: Store) -> None:
     old, waiting = (
         replace(message(1), sent_at=NOON - timedelta(days=2)),
         replace(message(2), sent_at=NOON - timedelta(days=2)),
@@ -529,7 +529,7 @@ async def test_erasing_takes_one_exchange(store: Store) -> None:
     assert await found(store, kept) == kept
 
 
-async def test_a_channel_that_gets_another_id_keeps_its_history(store: Store) -> None:
+async def test_a_renamed_channel_keeps_its_history(store: Store) -> None:
     await answered(store, message(1, "in the room"), "hi")
     await answered(store, message(2, "in a thread", channel=THREAD))
     stays = await answered(store, message(1, channel=ChannelKey("slack", "C2")))
@@ -543,7 +543,7 @@ async def test_a_channel_that_gets_another_id_keeps_its_history(store: Store) ->
     assert await found(store, stays) == stays
 
 
-async def test_messages_of_the_old_channel_are_none_of_the_new_one(store: Store) -> None:
+async def test_messages_of_the_old_channel_differ_from_those_of_the_new_one(store: Store) -> None:
     exchange = await begun(store, message(1))
     await store.record_part(exchange, 0, "m1")
     await store.rename_channel(ROOM, "C9")
@@ -555,7 +555,7 @@ async def test_messages_of_the_old_channel_are_none_of_the_new_one(store: Store)
     assert (old.id, old.message.channel, old.message.id, old.parts) == (exchange.id, new, "C1 1", ("C1 m1",))
 
 
-async def test_no_message_to_come_is_taken_for_one_that_moved(store: Store) -> None:
+async def test_new_messages_do_not_collide_with_moved_ones(store: Store) -> None:
     moved = await begun(store, message(1))
     await store.rename_channel(ROOM, "C9")
     new = replace(ROOM, channel="C9")
@@ -567,7 +567,7 @@ async def test_no_message_to_come_is_taken_for_one_that_moved(store: Store) -> N
 # Life and death.
 
 
-async def test_everything_is_there_after_a_restart(reopened: Reopened) -> None:
+async def test_all_data_survives_a_restart(reopened: Reopened) -> None:
     async with reopened() as store:
         exchange = await answered(store, message(1, "你好"))
     async with reopened() as store:

@@ -112,7 +112,7 @@ async def test_a_message_that_the_database_did_not_take_note_of_is_edited_by_the
     assert (await harness.stored(again)).parts == ("m1",)
 
 
-async def test_a_double_click_gives_a_question_one_place_in_the_line(harness: Harness, clock: FastClock) -> None:
+async def test_a_double_click_queues_a_question_once(harness: Harness, clock: FastClock) -> None:
     messenger = FakeMessenger(clock)
 
     async def press() -> None:
@@ -131,7 +131,7 @@ async def test_a_double_click_gives_a_question_one_place_in_the_line(harness: Ha
     assert messenger.texts(CHANNEL) == ["ok", "ok"]
 
 
-async def test_an_answer_that_goes_out_while_it_is_asked_for_anew_leaves_no_message_behind(harness: Harness) -> None:
+async def test_regenerating_during_delivery_leaves_no_old_message(harness: Harness) -> None:
     harness.engine.add("one two three four five six seven eight nine ten", "short")
     verbs, second_sent = list[Verb](), asyncio.Event()
 
@@ -209,7 +209,7 @@ async def test_a_channel_that_is_gone_ends_only_its_own_exchange(harness: Harnes
     assert await harness.intake.recover("discord") == []
 
 
-async def test_a_fault_of_ours_ends_its_exchange_for_good_and_no_other(harness: Harness, clock: FastClock) -> None:
+async def test_an_internal_error_fails_its_exchange_and_no_other(harness: Harness, clock: FastClock) -> None:
     harness.engine.add([ZeroDivisionError("a bug")])
     messenger = FakeMessenger(clock)
     async with Replies(harness.intake, messenger, clock) as replies:
@@ -227,7 +227,7 @@ async def test_a_fault_of_ours_ends_its_exchange_for_good_and_no_other(harness: 
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), PlatformError("Slack says what_is_this")], ids=["ours", "its"]
 )
-async def test_who_asked_reads_why_a_reply_cannot_be_shown_and_may_ask_for_another(
+async def test_a_reply_that_cannot_be_shown_becomes_a_sentence_with_a_retry_button(
     harness: Harness, clock: FastClock, error: Exception, question: str, sentence: str
 ) -> None:
     messenger = FakeMessenger(clock, script=lambda number, verb: Failure(error) if number == 1 else None)
@@ -251,7 +251,7 @@ async def test_who_asked_reads_why_a_reply_cannot_be_shown_and_may_ask_for_anoth
     [MarkupRefused("Bad Request: what is this?"), PlatformError("Slack says what_is_this")],
     ids=["Telegram", "Slack"],
 )
-async def test_a_reply_of_which_nothing_may_be_sent_fails_and_is_owed_no_more(
+async def test_a_reply_that_cannot_be_sent_at_all_fails_and_is_not_owed(
     harness: Harness, clock: FastClock, error: PlatformError
 ) -> None:
     messenger = FakeMessenger(clock, script=lambda number, verb: Failure(error))
@@ -272,7 +272,7 @@ async def test_a_reply_that_waits_for_a_login_stays_owed(harness: Harness, clock
     assert len(messenger.calls) == 1
 
 
-async def test_what_is_nearly_done_when_the_adapter_ends_is_finished(harness: Harness) -> None:
+async def test_a_nearly_finished_reply_completes_during_shutdown(harness: Harness) -> None:
     clock = FastClock(1)  # all of the six seconds: the reply needs a few milliseconds of them
     go_on = asyncio.Event()
     harness.engine.add(["half", go_on, " and half"])
@@ -285,7 +285,7 @@ async def test_what_is_nearly_done_when_the_adapter_ends_is_finished(harness: Ha
     assert (await harness.stored(exchange)).status is Status.DELIVERED
 
 
-async def test_what_comes_while_the_adapter_ends_is_owed(harness: Harness, clock: FastClock) -> None:
+async def test_a_message_during_shutdown_is_owed(harness: Harness, clock: FastClock) -> None:
     messenger = FakeMessenger(clock)
     async with Replies(harness.intake, messenger, clock) as replies:
         pass
@@ -295,7 +295,7 @@ async def test_what_comes_while_the_adapter_ends_is_owed(harness: Harness, clock
     assert [exchange.id for exchange in await harness.intake.recover("discord")] == [late.id]
 
 
-async def test_what_still_grows_when_the_adapter_ends_is_owed(harness: Harness, clock: FastClock) -> None:
+async def test_an_unfinished_reply_is_owed_after_shutdown(harness: Harness, clock: FastClock) -> None:
     harness.engine.add(["half", asyncio.Event()], "whole")
     messenger = FakeMessenger(clock)
     async with Replies(harness.intake, messenger, clock) as replies:

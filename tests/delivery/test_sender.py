@@ -192,7 +192,7 @@ async def test_the_queue_is_shown_until_text_comes(world: World) -> None:
     assert world.texts == ["hi"]
 
 
-async def test_notices_stand_below_the_text_however_they_come(world: World) -> None:
+async def test_notices_are_below_the_text_in_any_order_of_events(world: World) -> None:
     await world.deliver(
         Notice("Two turns were left out."), *answered("an", " answer")[:2], Notice("Late."), *answered()
     )
@@ -224,12 +224,12 @@ async def test_no_text_is_older_than_two_intervals_while_it_flows() -> None:
     assert world.messenger.violations == []
 
 
-async def test_a_notice_never_stands_in_an_unfinished_code_block(world: World) -> None:
+async def test_a_notice_is_never_inside_an_unfinished_code_block(world: World) -> None:
     await world.deliver(*answered("```py\nx = 1", reason=FinishReason.LENGTH))
     assert world.texts == ["```py\nx = 1\n```\n\n(The answer was cut off here: it became too long.)"]
 
 
-async def test_a_notice_that_does_not_fit_below_is_a_message_of_its_own() -> None:
+async def test_a_notice_that_does_not_fit_becomes_a_separate_message() -> None:
     world = World(limit=40)
     await world.deliver(Delta("a" * 38), Notice("A notice."), *answered())
     assert world.texts == ["a" * 38, "A notice."]
@@ -287,7 +287,7 @@ async def test_every_part_is_placed_before_it_is_edited() -> None:
     assert seen == list(world.messenger.messages)
 
 
-async def test_what_was_placed_before_is_edited_and_not_sent_again(world: World) -> None:
+async def test_a_message_recorded_before_is_edited_and_not_sent_again(world: World) -> None:
     await world.deliver(*answered("an old answer"))
     await world.deliver(3.0, *answered("a new answer"))
     assert world.texts == ["a new answer"]
@@ -305,7 +305,7 @@ async def test_the_old_messages_of_a_shorter_reply_are_emptied_and_then_taken_ba
     assert world.texts == ["new text"]
 
 
-async def test_an_old_message_that_is_gone_needs_no_taking_back() -> None:
+async def test_an_old_message_that_was_deleted_is_skipped() -> None:
     world = World(limit=60)
     await world.deliver(*answered("an old sentence. " * 10))
     del world.messenger.messages["m2"]
@@ -322,7 +322,7 @@ async def test_an_emptied_message_that_is_gone_is_sent_again_when_it_is_needed()
     assert "".join(world.texts) == "new " + "sentence. " * 8
 
 
-async def test_a_wait_is_obeyed_and_the_last_text_lands(world: World) -> None:
+async def test_a_rate_limit_is_obeyed_and_the_last_text_arrives(world: World) -> None:
     world.fail({1: RateLimited(30.0), 2: RateLimited(5.0)})
     await world.deliver(Delta("one"), 2.0, *answered(" two"))
     assert [call.at for call in world.messenger.calls] == [0.0, 1.0, 31.0, 36.0]
@@ -363,7 +363,7 @@ async def test_refused_markup_is_said_plain_and_tried_again_at_the_end(world: Wo
     assert world.texts == ["new text"]
 
 
-async def test_plain_words_that_are_longer_than_their_markup_are_split_anew(world: World) -> None:
+async def test_plain_text_longer_than_its_markup_is_split_again(world: World) -> None:
     class Linked(MarkdownFormat):
         def render(self, markdown: str) -> Rendered:
             return Rendered(markdown.replace("/long", ""), ("a link",))
@@ -410,7 +410,7 @@ async def test_a_platform_that_refuses_plain_words_is_a_mistake(world: World) ->
         await world.deliver(*answered("hello"))
 
 
-async def test_a_message_that_is_gone_is_sent_anew_and_placed_in_its_stead(world: World) -> None:
+async def test_a_deleted_message_is_replaced_by_a_new_one(world: World) -> None:
     run = asyncio.create_task(world.run(world.stream(Delta("one"), 9.0, *answered(" two"))))
     await world.clock.advance(5.0)
     del world.messenger.messages["m1"]
@@ -419,7 +419,7 @@ async def test_a_message_that_is_gone_is_sent_anew_and_placed_in_its_stead(world
     assert world.exchange.parts == ("m2",)
 
 
-async def test_a_reply_to_a_deleted_question_stands_alone(world: World) -> None:
+async def test_a_reply_to_a_deleted_question_is_a_plain_message(world: World) -> None:
     world.fail({0: MessageGone("the question was deleted")})
     await world.deliver(*answered("hello"))
     assert world.texts == ["hello"]
@@ -447,7 +447,7 @@ async def test_a_channel_that_is_gone_ends_the_delivery_and_the_model(world: Wor
     assert closed == [True]
 
 
-async def test_a_failing_stream_is_told_to_the_caller(world: World) -> None:
+async def test_an_error_of_the_stream_reaches_the_caller(world: World) -> None:
     async def events() -> AsyncGenerator[ReplyEvent, None]:
         yield Delta("half")
         raise StoreError("the disk is full")
@@ -464,7 +464,7 @@ async def test_an_id_that_could_not_be_noted_is_noted_before_the_first_edit(worl
     assert world.verbs == ["send", "edit"]
 
 
-async def test_however_long_the_store_is_broken_nothing_is_sent_again(world: World) -> None:
+async def test_nothing_is_sent_twice_while_the_store_fails(world: World) -> None:
     world.store_faults = 99
     await world.deliver(*answered("hello"))
     assert world.verbs == ["send", "edit"]
@@ -480,7 +480,7 @@ async def test_a_send_that_has_begun_is_noted_even_if_the_delivery_is_cancelled(
     assert world.exchange.parts == ("m1",)
 
 
-async def test_a_send_that_was_told_to_wait_when_its_delivery_had_gone_holds_back_the_next(world: World) -> None:
+async def test_a_rate_limit_of_a_cancelled_send_delays_the_next_one(world: World) -> None:
     world.messenger.seconds_per_call = 5.0
     world.messenger.script = lambda number, verb: Failure(RateLimited(60.0)) if number == 0 else None
     run = asyncio.create_task(world.run(world.stream(*answered("hello"))))
@@ -560,7 +560,7 @@ class Killed(Exception):
     seed=st.integers(0, 10**6),
     knows_nonces=st.booleans(),
 )
-async def test_whatever_is_refused_or_killed_the_whole_answer_lands_once(
+async def test_the_whole_answer_arrives_once_despite_errors_and_kills(
     text: str, limit: int, seed: int, knows_nonces: bool
 ) -> None:
     world, random = World(limit), Random(seed)

@@ -1,4 +1,4 @@
-"""Ready is every part at its work; each that is not says why."""
+"""Readiness: every component works or gives the reason."""
 
 import asyncio
 import sqlite3
@@ -64,12 +64,12 @@ async def faults(parts: Components, clock: Clock) -> dict[str, str]:
     }
 
 
-async def test_nothing_is_wrong_with_a_program_whose_parts_are_at_work(parts: Components, clock: Clock) -> None:
+async def test_a_program_with_all_components_running_is_ready(parts: Components, clock: Clock) -> None:
     found = await Health(parts, AGE, clock).readiness()
     assert found == [Readiness(name, None) for name in ("program", "store", "engine", "discord", "slack")]
 
 
-async def test_what_is_not_there_yet_is_opening_or_loading(clock: Clock) -> None:
+async def test_missing_components_are_opening_or_loading(clock: Clock) -> None:
     assert await faults(Components(), clock) == {"store": "opening", "engine": "loading"}
 
 
@@ -84,23 +84,23 @@ async def test_what_is_not_there_yet_is_opening_or_loading(clock: Clock) -> None
         (EngineLoad(0, 0, down="the engine was closed", is_changing=True), "changing the model"),
     ],
 )
-def test_an_engine_is_well_unless_it_loads_died_or_stands_still(load: EngineLoad | None, fault: str | None) -> None:
+def test_an_engine_is_ready_unless_loading_down_or_stalled(load: EngineLoad | None, fault: str | None) -> None:
     assert engine_fault(load, AGE) == fault
 
 
-async def test_a_platform_that_is_cut_off_is_named(parts: Components, clock: Clock) -> None:
+async def test_a_disconnected_platform_is_named(parts: Components, clock: Clock) -> None:
     gone = Platform()
     gone.is_connected = False
     parts.adapters = {**parts.adapters, "telegram": gone}
     assert await faults(parts, clock) == {"telegram": "not connected"}
 
 
-async def test_a_program_that_ends_is_not_ready_any_more(parts: Components, clock: Clock) -> None:
+async def test_a_program_that_is_stopping_is_not_ready(parts: Components, clock: Clock) -> None:
     parts.is_stopping = True
     assert await faults(parts, clock) == {"program": "stopping"}
 
 
-async def test_what_the_store_says_is_told_for_some_seconds_and_then_asked_again(
+async def test_the_store_check_is_cached_for_some_seconds(
     parts: Components, store: FaultyStore, clock: ManualClock
 ) -> None:
     health = Health(parts, AGE, clock)
@@ -117,7 +117,7 @@ async def test_what_the_store_says_is_told_for_some_seconds_and_then_asked_again
     assert store.checks == 2
 
 
-async def test_many_who_ask_at_once_are_one_check(parts: Components, store: FaultyStore, clock: ManualClock) -> None:
+async def test_concurrent_requests_share_one_check(parts: Components, store: FaultyStore, clock: ManualClock) -> None:
     health = Health(parts, AGE, clock)
     store.go_on = asyncio.Event()
     asking = [asyncio.create_task(health.readiness()) for _ in range(10)]
@@ -127,7 +127,7 @@ async def test_many_who_ask_at_once_are_one_check(parts: Components, store: Faul
     assert store.checks == 1
 
 
-async def test_a_store_that_does_not_answer_is_not_waited_for(
+async def test_an_unresponsive_store_does_not_block_the_check(
     parts: Components, store: FaultyStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bot.observability.health.CHECK_SECONDS", 0.01)

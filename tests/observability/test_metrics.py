@@ -1,4 +1,4 @@
-"""The figures: each counts what it says, Prometheus can read them, and nobody shows in them."""
+"""Metrics: correct counts, readable by Prometheus, no user data."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ class Harness:
     parts: Components
 
     async def reply(self, text: str = "hello", author: str = "1") -> None:
-        """Somebody asks, and the reply grows to its end."""
+        """Send a message and deliver its whole reply."""
         message = a_message(text, channel=ChannelKey("fake", f"c{author}"), author=Author("fake", author, "Mei"))
         exchange = await self.intake.accept(message)
         assert exchange is not None
@@ -166,7 +166,7 @@ async def test_a_call_is_counted_by_what_the_platform_answered(
     assert harness("platform_calls_total", platform="fake", verb="delete", outcome=outcome) == 1
 
 
-async def test_those_whom_a_limit_turns_away_are_counted(tmp_path: Path) -> None:
+async def test_rejected_messages_are_counted(tmp_path: Path) -> None:
     async with make_harness(tmp_path, LimitsSection(requests_per_minute=1)) as harness:
         await harness.reply()
         assert harness("refusals_total", kind="question") == 0
@@ -199,7 +199,7 @@ async def test_the_engine_counts_its_steps_and_the_time_that_requests_waited() -
     assert load.waited > 0
 
 
-async def test_the_parts_figures_are_read_when_they_are_asked_for(harness: Harness) -> None:
+async def test_gauges_of_components_are_read_on_each_scrape(harness: Harness) -> None:
     harness.engine.since_progress = 7.0
     assert harness("progress_age_seconds") == 7.0
     assert harness("slots") == 8
@@ -210,7 +210,7 @@ async def test_the_parts_figures_are_read_when_they_are_asked_for(harness: Harne
     assert harness("platform_connected", platform="fake") == 0
 
 
-async def test_how_late_the_event_loop_is_shows() -> None:
+async def test_the_lateness_of_the_event_loop_is_measured() -> None:
     class Late(ManualClock):
         async def sleep(self, seconds: float) -> None:
             await super().sleep(seconds + 0.25)
@@ -243,7 +243,7 @@ async def test_prometheus_own_parsers_read_the_page(harness: Harness) -> None:
     assert "process_resident_memory_bytes" in plain & modern
 
 
-async def test_nobody_and_nothing_that_was_said_shows(harness: Harness) -> None:
+async def test_no_user_and_no_text_appears_in_the_metrics(harness: Harness) -> None:
     harness.engine.add("canary-answer")
     await harness.reply("canary-question", author="canary-author")
     page = generate_latest(harness.metrics.registry).decode()
@@ -251,13 +251,13 @@ async def test_nobody_and_nothing_that_was_said_shows(harness: Harness) -> None:
     assert "Mei" not in page
 
 
-def test_before_the_model_is_loaded_there_are_no_figures_of_it() -> None:
+def test_the_model_has_no_metrics_before_it_is_loaded() -> None:
     registry = CollectorRegistry()
     registry.register(ComponentsCollector(Components()))
     assert "engine_info" not in generate_latest(registry).decode()
 
 
-async def test_every_figure_of_the_dashboard_exists_and_every_figure_of_ours_is_on_it(harness: Harness) -> None:
+async def test_the_dashboard_shows_all_metrics_and_only_existing_ones(harness: Harness) -> None:
     harness.engine.add(["and", EngineFailed("out of memory")])
     await harness.reply()
     page = generate_latest(harness.metrics.registry).decode()

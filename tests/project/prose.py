@@ -22,7 +22,7 @@ _CLAUSE = re.compile(
 )
 # Archaic words, pronouns without a referent, passive hearsay.
 _STILTED = re.compile(
-    r"\b(?:whoever|whomever|whatever comes|nobody|somebody|anew|shall|stands?|old news|at its work|of its own"
+    r"\b(?:whoever|whomever|whatever comes|nobody|somebody|anew|shall|stands?(?!-)|old news|at its work|of its own"
     r"|in its place|there (?:is|are) none|that there is|who ask(?:s|ed)|so (?:long|many)"
     r"|(?:is|are|was|were) told|tak(?:es?|en) up)\b",
     re.IGNORECASE,
