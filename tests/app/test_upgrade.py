@@ -70,5 +70,5 @@ async def test_a_database_of_the_last_release_is_migrated_and_everything_owed_is
 
 
 def test_the_settings_of_the_last_release_are_valid() -> None:
-    config = load_config(RELEASE / "config.toml", SETTINGS, environ={})
+    config = load_config(RELEASE / "config.toml", SETTINGS, environ={}).config
     assert config.conversation.history_turns == 100
