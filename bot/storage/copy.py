@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, Table, func, insert, select
 
 from bot.errors import StoreError
 from bot.storage import migrate
@@ -12,7 +12,7 @@ from bot.storage.connections import locate, migrator
 from bot.storage.errors import map_errors
 from bot.storage.export import BATCH, open_snapshot
 from bot.storage.instance_lock import TIMEOUT, InstanceLock
-from bot.storage.schema import exchanges
+from bot.storage.schema import exchanges, metadata
 
 
 def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
@@ -33,31 +33,27 @@ def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
         with map_errors(there.name), migrator(there).begin() as goal:
             if _count(goal):
                 raise StoreError(f"{there.name} is not empty: copy into an empty database")
-            for rows in _batches(origin, here.name):
-                goal.execute(insert(exchanges), [dict(row._mapping) for row in rows])
-            pairs = zip_longest(_batches(origin, here.name), _batches(goal, there.name))
-            if any(before != after for before, after in pairs):
-                raise StoreError(
-                    f"verification failed: rows in {there.name} differ, nothing was stored: try another target"
-                )
+            for table in metadata.sorted_tables:
+                for rows in _batches(origin, table, here.name):
+                    goal.execute(insert(table), [dict(row._mapping) for row in rows])
+                pairs = zip_longest(_batches(origin, table, here.name), _batches(goal, table, there.name))
+                if any(before != after for before, after in pairs):
+                    raise StoreError(
+                        f"verification failed: rows in {there.name} differ, nothing was stored: try another target"
+                    )
             _set_last_id(goal, _last_id(origin))
             return _count(goal)
 
 
-def _batches(connection: Connection, name: str) -> Iterator[Sequence[Row[Any]]]:
-    last = 0
-    while True:
-        batch = select(exchanges).where(exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
-        with map_errors(name):
-            rows = connection.execute(batch).all()
-        if not rows:
-            return
-        yield rows
-        last = rows[-1].id
+def _batches(connection: Connection, table: Table, name: str) -> Iterator[Sequence[Row[Any]]]:
+    query = select(table).order_by(*table.primary_key).execution_options(yield_per=BATCH)
+    with map_errors(name):
+        yield from connection.execute(query).partitions()
 
 
 def _count(connection: Connection) -> int:
-    return connection.execute(select(func.count()).select_from(exchanges)).scalar_one()
+    counts = [select(func.count()).select_from(table) for table in metadata.sorted_tables]
+    return sum(connection.execute(count).scalar_one() for count in counts)
 
 
 def _last_id(connection: Connection) -> int:

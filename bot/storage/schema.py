@@ -64,6 +64,9 @@ metadata = MetaData(
     }
 )
 
+# Marks text and identity of people: deletion blanks it, and the export contains it.
+PERSONAL = {"personal": True}
+
 exchanges = Table(
     "exchanges",
     metadata,
@@ -77,19 +80,19 @@ exchanges = Table(
     Column("status", SafeText, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("author_platform", SafeText, nullable=False),
-    Column("author", SafeText, nullable=False),
-    Column("author_name", SafeText, nullable=False),
-    Column("author_roles", JSON, nullable=False),
+    Column("author", SafeText, nullable=False, info=PERSONAL),
+    Column("author_name", SafeText, nullable=False, info=PERSONAL),
+    Column("author_roles", JSON, nullable=False, info=PERSONAL),
     Column("author_is_bot", Boolean, nullable=False),
-    Column("text", SafeText, nullable=False),
-    Column("quoted", SafeText),
+    Column("text", SafeText, nullable=False, info=PERSONAL),
+    Column("quoted", SafeText, info=PERSONAL),
     Column("sent_at", UtcDateTime, nullable=False),
     Column("server", SafeText),
     Column("is_direct", Boolean, nullable=False),
-    Column("locale", SafeText),
+    Column("locale", SafeText, info=PERSONAL),
     # The answer; `reason` is null until there is one.
-    Column("answer", SafeText),
-    Column("notice", SafeText),
+    Column("answer", SafeText, info=PERSONAL),
+    Column("notice", SafeText, info=PERSONAL),
     Column("reason", SafeText),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
@@ -103,7 +106,7 @@ exchanges = Table(
     Column("claimed_until", UtcDateTime),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
-    Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, high_water
+    Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, last_message_ids
     Index(None, "platform", "status"),  # claim_owed
     Index(None, "author_platform", "author"),  # forget
     # Ids order the history, so none may be reused after rows were deleted.
