@@ -16,6 +16,7 @@ from bot.domain import Answer, Exchange, IncomingMessage, Kind, Queued
 from bot.errors import PlatformUnavailable, StoreError
 from tests.harness.harness import Harness
 from tests.harness.messages import a_message
+from tests.harness.platform import TIMEOUT
 
 
 class Terminal(io.StringIO):
@@ -39,7 +40,7 @@ def keyboard() -> Iterator[PipeInput]:
 
 async def until(is_so: Callable[[], bool]) -> None:
     """Let the tasks and threads run until it is so."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         while not is_so():  # noqa: ASYNC110 - a terminal and the database's threads send no event
             await asyncio.sleep(0.01)
 

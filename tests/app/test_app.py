@@ -33,6 +33,7 @@ from bot.util.shutdown import ShutdownDeadline
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.harness import make_harness
 from tests.harness.messages import a_message
+from tests.harness.platform import TIMEOUT
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ async def test_it_can_be_watched_from_the_first_moment_to_the_last(
     monkeypatch.setattr(app, "open_engine", lambda options, progress: Slow())
     config, address = watched(config)
     running = asyncio.create_task(app.run(config, silent))
-    async with asyncio.timeout(60), aiohttp.ClientSession() as http:
+    async with asyncio.timeout(TIMEOUT), aiohttp.ClientSession() as http:
         await loading.wait()
         assert await ready() == (503, {"program": "ok", "store": "ok", "engine": "loading"})
         loaded.set()
@@ -251,7 +252,7 @@ async def test_a_bot_whose_model_is_down_exits_to_be_restarted(config: Config, m
     engine = ScriptedEngine()
     monkeypatch.setattr(app, "open_engine", lambda options, progress: engine)
     standing_in(monkeypatch, Losing())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         with pytest.raises(EngineUnavailable, match="its worker died") as end:
             await app.run(config, silent)
     assert end.value.exit_code == 1
@@ -305,7 +306,7 @@ async def test_sighup_reloads_the_settings_and_a_bot_without_a_model_exits(
     config = config.model_copy(update={"adapters": {"elsewhere": AdapterSection(enabled=True)}})
     source = source_of(config, tmp_path / "config.toml", config.engine.model_copy(update={"max_batch_size": 2}))
     running = asyncio.create_task(app.run(config, silent, source))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         await adapter.begun.wait()
         os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(EngineUnavailable, match="Restoring the previous model failed too: no memory"):
@@ -334,6 +335,6 @@ async def test_sigterm_ends_it_while_the_model_is_changed(
     source = source_of(config, tmp_path / "config.toml", config.engine.model_copy(update={"max_batch_size": 2}))
     codes: list[int] = []
     with signals_given_back():
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(TIMEOUT):
             await app.serve(config, silent, ShutdownDeadline(exit=codes.append), source)
     assert codes == [0]

@@ -28,7 +28,7 @@ from tests.harness.fakes.messenger import Verb
 from tests.harness.messages import NOON, a_message
 
 PEOPLE = 20
-LIMIT = 60.0
+LIMIT = 600.0
 
 
 @pytest.fixture

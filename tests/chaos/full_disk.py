@@ -21,7 +21,7 @@ NAME = "R6"
 
 _NOTICE = without_spaces("I can't save messages right now. Yours is queued and will be answered.")
 _CHANNELS = 4
-_TIMEOUT = 60.0
+_TIMEOUT = 600.0
 _FACTOR = 20.0
 # Questions that need more pages than are left.
 _LONG = " and so on" * 700

@@ -21,7 +21,7 @@ NAME = "R7"
 
 _LATENESS = 0.05  # seconds that the p99 may exceed that of the idle loop
 _CHANNELS = 4
-_TIMEOUT = 90.0
+_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ Process = asyncio.subprocess.Process | WarmProcess
 ROOT = Path(__file__).parents[2]
 PLATFORMS = tuple(PROFILES)
 # Seconds for connecting or answering on a busy machine.
-TIMEOUT = 60.0
+TIMEOUT = 600.0
 
 # Number of connections to each loopback server; two polls count as one.
 _CONNECTIONS: dict[str, Callable[[Any], float]] = {

@@ -37,7 +37,7 @@ CONVERSATIONS = 80
 AT_ONCE = 20
 _SHARE = 0.5
 _SHORTEST, _LONGEST = 1.0, 30.0
-_PATIENCE = 60.0
+_PATIENCE = 600.0
 _DELTAS = 60
 # Share of Discord's 429 responses that are global.
 _FOR_ALL = 0.1

@@ -30,6 +30,7 @@ from bot.util.text import clean, replace_surrogates
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes.clock import FastClock
 from tests.harness.messages import a_message
+from tests.harness.platform import TIMEOUT
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_gateway import TOKEN
 from tests.harness.servers.slack import SlackServer
@@ -115,7 +116,7 @@ async def _row(name: str, target: MessengerTarget, count: int, seed: int) -> Row
         message = a_message(said, id=target.question, channel=target.channel)
         exchange = Exchange(number + 1, message, Kind.CHAT, Status.OPEN, 0)
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(TIMEOUT):
                 view = ReplyView(exchange, target.messenger.format, str)
                 await Sender(target.messenger, exchange, view, pacer, [], record_part, metrics).run(stream)
         except Exception as error:  # noqa: BLE001 - every error is counted

@@ -216,7 +216,7 @@ async def end_by_signal(name: str, called: str, seed: int) -> SignalOutcome:
                     await asyncio.sleep(0.5)
                 began = time.monotonic()
                 bot.process.send_signal(last)
-                code = await bot.ended(20.0)
+                code = await bot.ended(120.0)
                 seconds = time.monotonic() - began
             scene.platform.gate.guard = None
             scene.platform.script = lambda number, name: None

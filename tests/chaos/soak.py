@@ -259,7 +259,7 @@ async def soak(scale: Scale, seed: int, minutes: float | None = None) -> tuple[T
                     task.cancel()
                 await asyncio.gather(*beside, return_exceptions=True)
             bot.process.terminate()
-            code = await bot.ended(10.0)
+            code = await bot.ended(TIMEOUT)
         found = logged_errors(folder)
     return tally, found if code == 0 else [f"exit code {code}", *found]
 

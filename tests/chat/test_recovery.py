@@ -14,11 +14,12 @@ from bot.domain import Action, Exchange, IncomingMessage, Status
 from bot.errors import StoreError
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, MEI, NOON, a_message
+from tests.harness.platform import TIMEOUT
 
 
 async def owed(harness: Harness) -> list[Exchange]:
     """Ask for it, and fail instead of waiting for ever."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         return await harness.intake.recover("discord")
 
 

@@ -38,7 +38,7 @@ def start(folder: Path, *args: str, before: Sequence[str] = (), **changes: str) 
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert ran.stdout == ""
@@ -188,7 +188,7 @@ def test_export_exits_quietly_when_the_reader_closes_the_pipe(tmp_path: Path) ->
         assert exporting.stderr is not None
         exporting.stdout.read(10)
         exporting.stdout.close()
-        assert exporting.wait(30) == 1
+        assert exporting.wait(600) == 1
         assert exporting.stderr.read() == b""
 
 

@@ -115,7 +115,7 @@ def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
         running.stdin.flush()
         assert running.stdout.readline() == "hello\n"
         running.send_signal(signal.SIGTERM)
-        assert running.wait(10) == 0
+        assert running.wait(120) == 0
         assert running.stderr is not None
         assert "Traceback" not in running.stderr.read()
 

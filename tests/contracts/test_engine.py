@@ -39,6 +39,7 @@ from bot.errors import EngineBusy, PromptTooLong
 from bot.util.clock import MonotonicClock
 from tests.engine.pretrained import make_network, make_tokenizer
 from tests.harness.fakes.engine import ScriptedEngine
+from tests.harness.platform import TIMEOUT
 
 SLOTS, MAX_WAITING, CONTEXT = 2, 3, 128
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -123,7 +124,7 @@ class HeldModel:
         self.go_on.set()
 
     def forward(self, batch: Batch) -> Tensor:
-        assert self.go_on.wait(10), "the test forgot to let the model go on"
+        assert self.go_on.wait(600), "the test forgot to let the model go on"
         return self._model.forward(batch)
 
 
@@ -158,7 +159,7 @@ def transformers() -> AbstractAsyncContextManager[Subject]:
 @pytest.fixture(params=[echo, scripted, switched, chatglm, transformers], ids=lambda make: make.__name__)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
-    async with asyncio.timeout(30), make() as made:
+    async with asyncio.timeout(TIMEOUT), make() as made:
         yield made
         assert (made.engine.load.running, made.engine.load.waiting) == (0, 0)
 

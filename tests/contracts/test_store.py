@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status, Usage
 from bot.errors import StoreError
 from bot.storage.base import Store
+from tests.harness.platform import TIMEOUT
 from tests.harness.postgres import PostgresServer
 from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message, temporary_store
 
@@ -609,7 +610,7 @@ async def test_cancelled_calls_leave_no_lock_and_no_torn_row(store: Store) -> No
     assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
     assert sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes) > 50
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT):
         await begun(store, message("the lock is free"))
     for number in range(200):
         exchange = await store.find(ROOM, str(number))

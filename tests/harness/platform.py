@@ -10,7 +10,7 @@ from bot.domain import Action
 from bot.util.clock import Clock
 
 # Seconds to wait for progress on a busy machine.
-TIMEOUT = 60.0
+TIMEOUT = 600.0
 
 
 @dataclass(frozen=True, slots=True)

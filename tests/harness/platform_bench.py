@@ -28,7 +28,7 @@ from bot.storage.connections import BUSY_TIMEOUT
 from bot.storage.sql import SqlStore
 from bot.util.clock import Clock, MonotonicClock
 from tests.harness.harness import NO_LIMITS
-from tests.harness.platform import LoopbackPlatform, Seen
+from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
@@ -126,7 +126,7 @@ class Bench:
     exchanges: TrackedExchanges
     database: Path
 
-    async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = 120.0) -> Exchange:
+    async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = TIMEOUT) -> Exchange:
         """Mention the bot with a unique question; return the finished exchange.
 
         Raises:
@@ -166,7 +166,7 @@ async def open_bench(
             intake = Intake(access, engine, store, settings, exchanges=exchanges)
             adapter = asyncio.create_task(platform.adapter(clock).run(intake))
             try:
-                await platform.until(lambda: profile.is_connected(platform) or adapter.done(), 60.0)
+                await platform.until(lambda: profile.is_connected(platform) or adapter.done())
                 yield Bench(platform, profile, clock, intake, exchanges, database)
             finally:
                 if adapter.done():

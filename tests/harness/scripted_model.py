@@ -15,6 +15,7 @@ from torch import Tensor
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, SamplingParams
 from bot.engine.serving.base import Batch, Detokenizer
 from bot.engine.serving.engine import LoadedModel, ServingEngine
+from tests.harness.platform import TIMEOUT
 
 START, STOP = 256, 257
 VOCABULARY = 258
@@ -99,11 +100,11 @@ class Gate:
     def __call__(self, batch: Batch) -> None:
         self._arrived.release()
         if not self._is_open:
-            assert self._go.acquire(timeout=60), "the test forgot to open the gate"
+            assert self._go.acquire(timeout=600), "the test forgot to open the gate"
 
     async def arrival(self) -> None:
         """Wait until the model is blocked before the next step."""
-        assert await asyncio.to_thread(self._arrived.acquire, timeout=60)
+        assert await asyncio.to_thread(self._arrived.acquire, timeout=600)
 
     async def step(self) -> None:
         """Release one step, and wait until the model is blocked before the next."""
@@ -126,7 +127,7 @@ async def serving(
 ) -> AsyncIterator[ServingEngine]:
     """Run an engine around the model; assert that its thread has ended afterwards."""
     engine = ServingEngine(lambda progress: loaded(model), max_waiting=max_waiting, now=now)
-    async with asyncio.timeout(60), engine:
+    async with asyncio.timeout(TIMEOUT), engine:
         yield engine
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 

@@ -14,6 +14,7 @@ from bot.errors import AddressUnavailable
 from bot.observability.health import Components, Health
 from bot.observability.http import create_app, query_readiness, serve_operations
 from tests.harness.fakes import ManualClock, ScriptedEngine
+from tests.harness.platform import TIMEOUT
 from tests.harness.probe import HealthProbe
 from tests.storage import temporary_store
 
@@ -81,7 +82,7 @@ async def test_it_listens_on_ipv6_too(parts: Components) -> None:
 
 async def test_shutdown_frees_the_port_without_waiting_for_an_open_connection(parts: Components) -> None:
     app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT):
         async with serve_operations(ANY_PORT, app) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET /livez HTTP/1.1\r\n")  # and the rest never comes

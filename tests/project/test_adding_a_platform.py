@@ -24,6 +24,7 @@ from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformError, Pl
 from tests.harness.fakes import FastClock
 from tests.harness.harness import Harness
 from tests.harness.messages import NOON, a_message
+from tests.harness.platform import TIMEOUT
 from tests.project.snippets import define, snippets
 
 PAGE = "ADDING_A_PLATFORM.md"
@@ -73,7 +74,7 @@ class MatrixServer:
         await self.add({"type": "m.room.redaction", "redacts": event, "content": {}})
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60), self.changed:
+        async with asyncio.timeout(TIMEOUT), self.changed:
             await self.changed.wait_for(condition)
 
     @property

@@ -29,7 +29,7 @@ def bot_without_torch(
         input=stdin,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=600,
         check=False,
     )
 

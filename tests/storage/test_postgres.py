@@ -25,6 +25,7 @@ from bot.storage import connections, errors, migrate
 from bot.storage.schema import metadata
 from bot.storage.sql import SqlStore
 from tests.cli.test_main import bot, environment
+from tests.harness.platform import TIMEOUT
 from tests.harness.postgres import PASSWORD, PostgresServer
 from tests.storage import BEN, MEI, ROOM, message
 
@@ -51,7 +52,7 @@ async def enqueue(store: SqlStore, number: int | str = 1) -> Exchange:
 async def until_waiting(postgres: PostgresServer, database: str, count: int = 1) -> None:
     """Return once `count` sessions wait for a lock."""
     question = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT):
         while await asyncio.to_thread(postgres.run, question) != [(count,)]:
             pass
 
@@ -455,7 +456,7 @@ def test_bots_that_start_together_migrate_one_after_the_other(
         )
 
     bots = [start() for _ in range(2)]
-    assert [(bot.communicate(timeout=60)[0], bot.returncode) for bot in bots] == [
+    assert [(bot.communicate(timeout=600)[0], bot.returncode) for bot in bots] == [
         ("The database is up to date.\n", 0)
     ] * 2
     assert migrate.current_revision(empty) == migrate.head_revision()

@@ -25,6 +25,7 @@ from bot.storage.errors import describe, map_errors
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
 from bot.storage.transactions import FairLock
+from tests.harness.platform import TIMEOUT
 from tests.storage import MEI, ROOM, JumpingClock, message, temporary_store, url_of
 
 
@@ -460,7 +461,7 @@ async def test_a_cancelled_waiter_does_not_block_the_lock() -> None:
     waiting[0].cancel()  # the lock was handed over to it, and it has not run yet
     await asyncio.gather(*waiting, return_exceptions=True)
     assert held == ["a", "c", "d", "f"]
-    async with asyncio.timeout(30), lock.acquire():
+    async with asyncio.timeout(TIMEOUT), lock.acquire():
         pass
 
 

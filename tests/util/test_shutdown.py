@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bot.util.shutdown import ShutdownDeadline
+from tests.harness.platform import TIMEOUT
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,6 @@ async def test_a_shutdown_that_takes_too_long_is_cut_off() -> None:
         loop.call_soon_threadsafe(over.set)
 
     ShutdownDeadline(seconds=0.01, exit=leave).start(130)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT):
         await over.wait()
     assert codes == [130]
