@@ -132,13 +132,17 @@ def _file_pool(
     return engine
 
 
+def _file_connection(location: Location, begin: str, busy_timeout: float, *, query_only: bool = False) -> Engine:
+    engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
+    _configure_sqlite(engine, begin, busy_timeout, query_only=query_only)
+    return engine
+
+
 def migrator(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     """Return a blocking engine for a migration."""
     if location.path is None:
         return _server_connection(location, busy_timeout)
-    engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
-    _configure_sqlite(engine, "BEGIN IMMEDIATE", busy_timeout)
-    return engine
+    return _file_connection(location, "BEGIN IMMEDIATE", busy_timeout)
 
 
 def inspector(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
@@ -158,9 +162,7 @@ def snapshot_reader(location: Location, busy_timeout: float = BUSY_TIMEOUT) -> E
     """Return a blocking engine for long reads of one snapshot while a bot may start or stop."""
     if location.path is None:
         return _server_connection(location, busy_timeout, **_READ_ONLY_SNAPSHOT)
-    engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
-    _configure_sqlite(engine, "BEGIN", busy_timeout, query_only=True)
-    return engine
+    return _file_connection(location, "BEGIN", busy_timeout, query_only=True)
 
 
 def _server_connection(location: Location, busy_timeout: float, **options: Any) -> Engine:

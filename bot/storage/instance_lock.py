@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from sqlalchemy import Connection
 
@@ -27,20 +27,6 @@ _TRY_LOCK = "SELECT pg_try_advisory_lock(x'626F74'::int, hashtext(current_schema
 _KEEPALIVE = {"idle": 15, "interval": 5, "count": 3}
 
 
-class _Lock(Protocol):
-    """The kernel or the server releases it when the process ends."""
-
-    def acquire(self) -> bool:
-        """Try once; return True if this process has the lock."""
-        ...
-
-    def holder(self) -> str:
-        """Return the process that has the lock, if known: " (process 12 on web-1)"."""
-        ...
-
-    def release(self) -> None: ...
-
-
 class InstanceLock:
     """Exclusive right to run a bot on a database; a context manager.
 
@@ -53,9 +39,8 @@ class InstanceLock:
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT, sleep: Callable[[float], object] = time.sleep) -> None:
         self._location = locate(url)
-        self._lock: _Lock = (
-            _FileLock(self._location) if self._location.path is not None else _ServerLock(self._location)
-        )
+        # The kernel or the server releases it when the process ends.
+        self._lock = (_ServerLock if self._location.path is None else _FileLock)(self._location)
         self._tries = 1 + round(timeout / INTERVAL)
         self._sleep = sleep
 
@@ -106,6 +91,7 @@ class _FileLock:
         self._is_held = False
 
     def acquire(self) -> bool:
+        """Try once; return True if this process has the lock."""
         if self._is_held:
             return True
         with map_errors(self._location.name):
@@ -125,6 +111,7 @@ class _FileLock:
         return True
 
     def holder(self) -> str:
+        """Return the process that has the lock, if known: " (process 12 on web-1)"."""
         with suppress(OSError, UnicodeDecodeError):
             if process := self._path.read_text(encoding="utf-8").strip():
                 return f" ({process})"

@@ -38,7 +38,10 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
     """
     location = locate(url)
     create_folder(location)
-    _create_file(location)
+    if location.path is not None:
+        # With mode 0600, which SQLite gives to its log too.
+        with suppress(OSError):  # opening it has the better message
+            os.close(os.open(location.path, os.O_WRONLY | os.O_CREAT, 0o600))
     with _lock:
         config = _config()
         current = current_revision(url, busy_timeout)
@@ -147,13 +150,6 @@ def create_folder(location: Location) -> None:
             f"the database's folder {parent} cannot be created ({exc.strerror}): create it, or name another "
             "file in storage.url"
         ) from exc
-
-
-def _create_file(location: Location) -> None:
-    """Create an empty file with mode 0600; SQLite gives the same mode to its log."""
-    if location.path is not None:
-        with suppress(OSError):  # opening it has the better message
-            os.close(os.open(location.path, os.O_WRONLY | os.O_CREAT, 0o600))
 
 
 def main(arguments: list[str]) -> int:

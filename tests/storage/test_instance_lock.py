@@ -168,7 +168,8 @@ def test_renewing_fails_when_another_bot_has_the_lock(postgres: PostgresServer) 
 def test_the_server_detects_a_dead_client_within_30_seconds(postgres: PostgresServer) -> None:
     database = postgres.database()
     with InstanceLock(postgres.url(database)) as lock:
-        session = lock._lock._session  # type: ignore[attr-defined]  # not visible otherwise
+        session = lock._lock._session  # type: ignore[union-attr]  # not visible otherwise
+        assert session is not None
         shown = [
             session.exec_driver_sql(f"SHOW tcp_keepalives_{each}").scalar() for each in ("idle", "interval", "count")
         ]
