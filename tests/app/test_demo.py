@@ -87,7 +87,7 @@ def test_its_readme_names_its_licence_and_origin() -> None:
 
 @asks
 @pytest.mark.parametrize(("question", "expected"), EXPECTED.items())
-async def test_it_knows_this_bot_and_admits_what_it_does_not_know(
+async def test_it_answers_known_topics_and_declines_others(
     answers: dict[str, str], question: str, expected: str
 ) -> None:
     assert expected in answers[question]

@@ -43,16 +43,16 @@ def test_the_settings_in_the_manifest_are_valid(tmp_path: Path) -> None:
     assert loaded.config.operations.host == "0.0.0.0"
 
 
-def test_what_the_image_copies_is_there_and_let_through() -> None:
+def test_files_copied_into_the_image_exist_and_pass_dockerignore() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    let_through = (ROOT / ".dockerignore").read_text(encoding="utf-8")
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8")
     for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
         for source in sources.split():
             assert (ROOT / source).exists(), source
-            assert source == "." or f"!{source.split('/')[0]}" in let_through, source
+            assert source == "." or f"!{source.split('/')[0]}" in allowed, source
 
 
-def test_everybody_agrees_on_the_port_and_the_user() -> None:
+def test_image_compose_and_manifest_use_the_same_port_and_user() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     port = str(KNOWN["operations", "port"].default)
     for text in (dockerfile, COMPOSE, MANIFEST):

@@ -32,7 +32,7 @@ def tables(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_every_setting_stands_there_with_its_default(readme: Path) -> None:
+def test_every_setting_is_listed_with_its_default(readme: Path) -> None:
     found = tables(readme.read_text(encoding="utf-8"))
     for key, field in known_settings(SETTINGS).items():
         default = field.get_default(call_default_factory=True)
@@ -41,7 +41,7 @@ def test_every_setting_stands_there_with_its_default(readme: Path) -> None:
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_every_command_stands_there(readme: Path) -> None:
+def test_every_command_is_listed(readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     assert all(f"`/{each.name} {each.argument}".rstrip() + "`" in text for each in COMMANDS.values())
 
