@@ -10,7 +10,7 @@ from bot.delivery.replies import Replies
 from bot.domain import ChannelKey, Status
 from bot.storage import migrate
 from tests.harness.fakes import FakeMessenger, FastClock
-from tests.harness.fakes.messenger import Message
+from tests.harness.fakes.messenger import ShownMessage
 from tests.harness.harness import Harness, make_harness
 from tests.harness.messages import CHANNEL
 from tests.storage import url_of
@@ -36,8 +36,8 @@ async def test_a_database_of_the_last_release_is_migrated_and_everything_owed_is
         database.executescript((RELEASE / "bot.sql").read_text(encoding="utf-8"))
     clock = FastClock(1000)
     messenger = FakeMessenger(clock)
-    messenger.messages["m4"] = Message(CHANNEL, "…", frozenset(), "q4")
-    messenger.messages["m5"] = Message(CHANNEL, "…", frozenset(), "q5")
+    messenger.messages["m4"] = ShownMessage(CHANNEL, "…", frozenset(), "q4")
+    messenger.messages["m5"] = ShownMessage(CHANNEL, "…", frozenset(), "q5")
     async with make_harness(tmp_path) as harness:
         assert migrate.current_revision(url_of(tmp_path / "bot.db")) == migrate.head_revision()
         async with Replies(harness.intake, messenger, clock) as replies:
