@@ -125,14 +125,7 @@ class SqlStore:
         # On a server, vacuum, logs and backups are the operator's.
         self._vacuum: Vacuum | None = None
         if self._location.path is not None:
-            self._vacuum = Vacuum(
-                self._transactions.writer,
-                self._transactions.lock,
-                self._location.name,
-                self._clock,
-                busy_timeout=busy_timeout,
-                patience=patience,
-            )
+            self._vacuum = Vacuum(self._transactions, self._clock, busy_timeout=busy_timeout, patience=patience)
 
     async def __aenter__(self) -> Self:
         try:

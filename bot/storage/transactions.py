@@ -74,7 +74,7 @@ class Transactions:
         self._reader = connections.reader(location, busy_timeout)
         # SQLite commits a single statement by itself: one call to the connection's thread instead of three.
         self._statement = self.writer.execution_options(skip_begin=True)
-        self._name = location.name
+        self.name = location.name
         self._queue_timeout = queue_timeout
         self._suspicious = suspicious
         self._in_flight: set[asyncio.Task[Any]] = set()
@@ -91,7 +91,7 @@ class Transactions:
         """Open a write transaction in FIFO order; `urgent`, for a single statement, jumps the queue."""
         # The pool has one connection, but serves a newcomer before its waiters; the lock does not.
         lock = self.lock.acquire(max_wait=self._queue_timeout, urgent=urgent)
-        with map_errors(self._name):
+        with map_errors(self.name):
             async with lock, self._transaction(self._statement if urgent else self.writer) as tx:
                 yield tx
 
@@ -104,7 +104,7 @@ class Transactions:
         task = asyncio.current_task()
         assert task is not None
         assert task in self._in_flight, "open a transaction in a shielded method only"
-        with map_errors(self._name):
+        with map_errors(self.name):
             async with engine.begin() as connection:
                 watchdog = asyncio.get_running_loop().call_later(self._suspicious, self._report, task.get_name())
                 try:
@@ -120,6 +120,6 @@ class Transactions:
             await asyncio.wait(self._in_flight)
 
     async def dispose(self) -> None:
-        with map_errors(self._name):
+        with map_errors(self.name):
             await self._reader.dispose()
             await self.writer.dispose()

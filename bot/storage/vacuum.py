@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.errors import StoreError
 from bot.storage.connections import milliseconds
 from bot.storage.errors import map_errors
-from bot.storage.transactions import FairLock
+from bot.storage.transactions import Transactions
 from bot.util.aio import detach_on_cancel
 from bot.util.clock import Clock
 
@@ -61,19 +61,8 @@ class Vacuum:
     written in their transactions, so the count survives a crash.
     """
 
-    def __init__(
-        self,
-        engine: AsyncEngine,
-        lock: FairLock,
-        name: str,
-        clock: Clock,
-        *,
-        busy_timeout: float,
-        patience: float,
-    ) -> None:
-        self._engine = engine
-        self._lock = lock
-        self._name = name
+    def __init__(self, transactions: Transactions, clock: Clock, *, busy_timeout: float, patience: float) -> None:
+        self._transactions = transactions
         self._clock = clock
         self._busy_timeout = busy_timeout
         self._patience = patience
@@ -174,8 +163,8 @@ class Vacuum:
             log.info("vacuum finished", seconds=round(self._duration, 1))
 
     async def _clear_counter(self, deletions: int) -> None:
-        with map_errors(self._name):
-            async with self._lock.acquire(), self._engine.begin() as tx:
+        with map_errors(self._transactions.name):
+            async with self._transactions.lock.acquire(), self._transactions.writer.begin() as tx:
                 if await _deletions(tx) == deletions:  # else there are new ones
                     await tx.exec_driver_sql("PRAGMA user_version=0")
                     self._rewritten = 0
@@ -185,7 +174,7 @@ class Vacuum:
         while not await self._checkpoint():
             if self._clock.now() - began >= self._patience:
                 raise StoreError(
-                    f"deleted text is still in {self._name}-wal, because another program is reading the database: "
+                    f"deleted text is still in {self._transactions.name}-wal, because another program is reading the database: "
                     "close that program; the bot retries within the hour, and at its next start"
                 )
             await self._clock.sleep(CHECKPOINT_INTERVAL)
@@ -203,11 +192,11 @@ class Vacuum:
     @asynccontextmanager
     async def _without_transaction(self) -> AsyncIterator[AsyncConnection]:
         """Lend the writer's connection outside a transaction; other writers wait."""
-        with map_errors(self._name):
-            async with self._lock.acquire():
+        with map_errors(self._transactions.name):
+            async with self._transactions.lock.acquire():
                 began = self._clock.now()
                 try:
-                    async with self._engine.connect() as connection:
+                    async with self._transactions.writer.connect() as connection:
                         await connection.execution_options(skip_begin=True)
                         yield connection
                 finally:

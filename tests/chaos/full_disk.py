@@ -39,7 +39,7 @@ class FullDiskResult:
     def __str__(self) -> str:
         return (
             f"questions {len(self.questions)}: lost {len(self.lost)}, answered twice {len(self.repeated)}, "
-            f"channels not told why they wait {len(self.unnotified)}, or told twice; recovered without a restart"
+            f"channels without exactly one notice {len(self.unnotified)}; recovered without a restart"
         )
 
     @property

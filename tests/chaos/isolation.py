@@ -148,8 +148,8 @@ class IsolationMachine(RuleBasedStateMachine):
         if error is None and self.violations:
             error = AssertionError("; ".join(self.violations))
         if error is not None:
-            told = [f"{name}({', '.join(f'{k}={v!r}' for k, v in given.items())})" for name, given in self.steps]
-            self.failures.append((error, told))
+            calls = [f"{name}({', '.join(f'{k}={v!r}' for k, v in given.items())})" for name, given in self.steps]
+            self.failures.append((error, calls))
             raise error
 
     # Rules
@@ -271,12 +271,14 @@ class IsolationMachine(RuleBasedStateMachine):
         self.words[secret] = self.by_key[key] = word
         self._reply(exchange)
 
-    async def _command(self, text: str, channel: ChannelKey, user: str, goes: Any, *, while_streaming: bool) -> None:
+    async def _command(
+        self, text: str, channel: ChannelKey, user: str, is_deleted: Any, *, while_streaming: bool
+    ) -> None:
         id = f"c{self.counted['commands']}"
         self.counted["commands"] += 1
         exchange = await self.harness.intake.accept(self._message(channel, id, user, text, None))
         assert exchange is not None, f"{text} is taken for a message that was known"
-        gone = [word for word in self.words.values() if word.exchange < exchange.id and goes(word)]
+        gone = [word for word in self.words.values() if word.exchange < exchange.id and is_deleted(word)]
         if while_streaming:  # the held answers continue while they are deleted
             for resume in self.engine.paused:
                 resume.set()

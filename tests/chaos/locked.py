@@ -54,7 +54,7 @@ class LockResult:
     def __str__(self) -> str:
         return (
             f"locked for {self.size.locked:g} s, questions {len(self.questions)}: lost {len(self.lost)}, "
-            f"answered twice {len(self.repeated)}, channels told to wait {self.notified}; lateness of the event loop, "
+            f"answered twice {len(self.repeated)}, channels with a notice {self.notified}; latency of the event loop, "
             f"p99: idle {1e3 * self.idle:.1f} ms, locked {1e3 * self.busy:.1f} ms"
         )
 

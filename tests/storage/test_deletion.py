@@ -65,8 +65,8 @@ async def talk(store: SqlStore) -> int:
 def traces(folder: Path) -> list[str]:
     content = bytes_in(folder)
     escaped = [role.encode("ascii", "backslashreplace").decode() for role in WROTE.roles]
-    told = [*TEXTS, *ANSWERS, WROTE.id, "zh-Hant-HK", "chat not found", "很长", "啰嗦", *escaped]
-    return [words[:30] for words in told if words.encode() in content]
+    texts = [*TEXTS, *ANSWERS, WROTE.id, "zh-Hant-HK", "chat not found", "很长", "啰嗦", *escaped]
+    return [words[:30] for words in texts if words.encode() in content]
 
 
 async def test_texts_are_in_the_files_before_a_deletion(store: SqlStore, tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ async def test_clear_and_forget_raise_not_erased_while_another_program_reads(tmp
     async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0.1) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"), capture_logs() as logs:
-            with pytest.raises(NotErased, match="still holds the text") as told:
+            with pytest.raises(NotErased, match="still holds the text") as raised:
                 await (store.clear(ROOM) if what == "clear" else store.forget(WROTE))
-            assert told.value.count == 3
+            assert raised.value.count == 3
             assert await store.clear(ROOM) == 0  # no row has the text
         assert "deleted text is still in" in logs[0]["error"]
         assert traces(tmp_path)
