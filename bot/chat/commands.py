@@ -10,7 +10,7 @@ from bot.chat.access import Access
 from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
 from bot.config.reload import ConfigWatcher
-from bot.domain import Exchange
+from bot.domain import Exchange, Kind
 from bot.engine.base import Engine
 from bot.errors import NotErased
 from bot.observability import process
@@ -118,8 +118,10 @@ def is_forget(exchange: Exchange) -> bool:
     return called is not None and called[0].name == "forget" and called[1].lower() == called[0].argument
 
 
-def is_retry(exchange: Exchange) -> bool:
-    """Return whether this is /retry."""
+def is_open_retry(exchange: Exchange) -> bool:
+    """Return whether this is a /retry that was not carried out yet."""
+    if exchange.kind is not Kind.COMMAND or exchange.answer is not None:
+        return False
     called = parse(exchange.message.text)
     return called is not None and called[0].name == "retry" and not called[1]
 

@@ -9,11 +9,11 @@ import structlog
 
 from bot.chat.access import Access
 from bot.chat.answers import Answers
-from bot.chat.commands import parse
+from bot.chat.commands import is_open_retry, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
 from bot.chat.recovery import Recovery
-from bot.chat.retries import Retries, is_open_retry
+from bot.chat.retries import Retries
 from bot.chat.settings import ChatSettings
 from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind

@@ -6,9 +6,9 @@ from datetime import timedelta
 import structlog
 
 from bot.chat.access import Access
-from bot.chat.commands import is_forget
+from bot.chat.commands import is_forget, is_open_retry
 from bot.chat.exchanges import Exchanges, refused
-from bot.chat.retries import Retries, is_open_retry
+from bot.chat.retries import Retries
 from bot.chat.settings import ChatSettings
 from bot.domain import Answer, Exchange, FinishReason, Status
 from bot.util.clock import Calendar

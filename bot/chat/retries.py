@@ -1,19 +1,13 @@
 """Another answer to a question: /retry, the Regenerate button, an edit."""
 
 from bot.chat.access import Access
-from bot.chat.commands import is_retry
 from bot.chat.exchanges import Exchanges, refused
 from bot.chat.settings import ChatSettings
-from bot.domain import Answer, Exchange, Kind
+from bot.domain import Answer, Exchange
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 from bot.util.clock import Clock
 from bot.util.retry import retry_until_stored
-
-
-def is_open_retry(exchange: Exchange) -> bool:
-    """Return whether this is a /retry that has not been carried out."""
-    return exchange.kind is Kind.COMMAND and exchange.answer is None and is_retry(exchange)
 
 
 class Retries:
