@@ -121,7 +121,7 @@ class Exchanges:
 
     async def enqueue(self, message: IncomingMessage, kind: Kind) -> Exchange | None:
         """Store a live message and claim it; None if it is known and not owed."""
-        return self._registered(await self._store.enqueue(message, kind))
+        return self._register(await self._store.enqueue(message, kind))
 
     async def enqueue_backlog(self, message: IncomingMessage, kind: Kind) -> None:
         """Store a message that was missed; `claim_owed` then returns it with the others."""
@@ -131,13 +131,13 @@ class Exchanges:
         """Claim everything owed on the platform, in the order of the rows."""
         owed = await self._store.claim_owed(platform)
         for exchange in owed:
-            self._registered(exchange)
+            self._register(exchange)
             self._workers[exchange.id].is_backlog = True
         return owed
 
     async def claim(self, exchange: Exchange) -> Exchange | None:
         """Claim one exchange if it is owed."""
-        return self._registered(await self._store.claim(exchange))
+        return self._register(await self._store.claim(exchange))
 
     async def requeue(
         self, exchange: Exchange, text: str | None = None, *, is_admitted: bool = False
@@ -153,7 +153,7 @@ class Exchanges:
         else:
             async with self._prompt_barrier():  # the old text must not reach a prompt any more
                 reopened = await self._store.requeue(exchange, text)
-        if self._registered(reopened, previous) is None or reopened is None:
+        if self._register(reopened, previous) is None or reopened is None:
             return None
         self.worker(reopened).is_admitted = is_admitted
         return reopened
@@ -186,7 +186,7 @@ class Exchanges:
         if self._drop(exchange):
             self._store.release(exchange)
 
-    def _registered(self, exchange: Exchange | None, previous: Worker | None = None) -> Exchange | None:
+    def _register(self, exchange: Exchange | None, previous: Worker | None = None) -> Exchange | None:
         """Add a worker for a new claim; None if there is no claim, or a newer one already."""
         if exchange is None:
             return None
