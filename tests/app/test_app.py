@@ -181,7 +181,7 @@ async def test_a_taken_port_ends_it_before_anything_is_opened(config: Config, tm
     config, _ = watched(config)
     with (
         socket.create_server((config.operations.host, config.operations.port)),
-        pytest.raises(AddressUnavailable, match="change operations.port"),
+        pytest.raises(AddressUnavailable, match=r"change operations\.port"),
     ):
         await app.run(config, silent)
     assert not (tmp_path / "bot.db").exists()
