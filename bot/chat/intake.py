@@ -18,6 +18,7 @@ from bot.chat.settings import ChatSettings
 from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind
 from bot.engine.base import Engine
+from bot.errors import ClaimLost
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 from bot.util.clock import Calendar, Clock, MonotonicClock
@@ -82,6 +83,9 @@ class Intake:
             return exchange
         try:
             return await self._retries.resolve(exchange, await self._retries.target(exchange))
+        except ClaimLost:
+            self.exchanges.release(exchange)
+            return None  # the /retry was deleted meanwhile
         except BaseException:
             self.exchanges.release(exchange)
             raise
@@ -112,6 +116,9 @@ class Intake:
             return requeued
         try:
             return await self.exchanges.answer_with(requeued, replace(known.answer, notice=refusal))
+        except ClaimLost:
+            self.exchanges.release(requeued)
+            return None  # the question was deleted meanwhile
         except BaseException:
             self.exchanges.release(requeued)
             raise

@@ -1,5 +1,6 @@
 """Answer what a crash, a restart or an outage left undone."""
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,6 +12,7 @@ from bot.chat.exchanges import Exchanges, refused
 from bot.chat.retries import Retries
 from bot.chat.settings import ChatSettings
 from bot.domain import Answer, Exchange, FinishReason, Status
+from bot.errors import ClaimLost
 from bot.util.clock import Calendar
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -59,7 +61,8 @@ class Recovery:
             if exchange in late:
                 continue
             if is_open_retry(exchange):
-                await self._settle_retry(exchange, shown)
+                with suppress(ClaimLost):  # deleted meanwhile
+                    await self._settle_retry(exchange, shown)
             else:
                 shown.append(exchange)
 
@@ -80,12 +83,13 @@ class Recovery:
         # Threads count with their channel: where each question opens one, there would be a flood of notices.
         newest = {replace(exchange.message.channel, thread=None): exchange.id for exchange in late}
         for exchange in late:
-            if exchange.id in newest.values():
-                translate = self._settings.translator_for(exchange.message)
-                notice = translate("I was away, and this was some time ago. Please ask again if you like.")
-                shown.append(await self._exchanges.answer_with(exchange, refused(notice)))
-            else:
-                await self._exchanges.settle(exchange, Answer("", reason=FinishReason.ERROR))
+            with suppress(ClaimLost):  # deleted meanwhile
+                if exchange.id in newest.values():
+                    translate = self._settings.translator_for(exchange.message)
+                    notice = translate("I was away, and this was some time ago. Please ask again if you like.")
+                    shown.append(await self._exchanges.answer_with(exchange, refused(notice)))
+                else:
+                    await self._exchanges.settle(exchange, Answer("", reason=FinishReason.ERROR))
 
     async def _settle_retry(self, retry: Exchange, shown: list[Exchange]) -> None:
         latest = await self._retries.target(retry)

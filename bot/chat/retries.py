@@ -1,9 +1,12 @@
 """Another answer to a question: /retry, the Regenerate button, an edit."""
 
+from contextlib import suppress
+
 from bot.chat.access import Access
 from bot.chat.exchanges import Exchanges, refused
 from bot.chat.settings import ChatSettings
 from bot.domain import Answer, Exchange
+from bot.errors import ClaimLost
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 from bot.util.clock import Clock
@@ -40,7 +43,8 @@ class Retries:
         if requeued is None:
             return retry
         try:
-            await self._exchanges.settle(retry, Answer(""))  # the answer is the other reply, edited
+            with suppress(ClaimLost):  # the /retry was deleted meanwhile
+                await self._exchanges.settle(retry, Answer(""))  # the answer is the other reply, edited
         except BaseException:
             self._exchanges.release(requeued)
             raise

@@ -76,8 +76,16 @@ def claiming(
     @wraps(method)
     async def call(store: "SqlStore", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         owner = f"{store._life}.{next(store._claims)}"
+        store._claiming_owners.add(owner)
+
+        async def claim() -> Result:
+            try:
+                return await method(store, owner, *args, **kwargs)
+            finally:
+                store._claiming_owners.discard(owner)
+
         try:
-            return await store._shield(method.__name__, method(store, owner, *args, **kwargs))
+            return await store._shield(method.__name__, claim())
         except BaseException:
             abandon = update(exchanges).where(exchanges.c.owner == owner).values(owner=None)
             store._void.append((owner, abandon))
@@ -117,6 +125,7 @@ class SqlStore:
         self._claims = count()
         # Statements that take back released and abandoned claims, the latter with their owners.
         self._void: list[tuple[str | None, Update]] = []
+        self._claiming_owners: set[str] = set()  # of claiming methods that have not ended
         self._location = connections.locate(url)
         self._busy_timeout = busy_timeout
         self._transactions = Transactions(
@@ -146,7 +155,7 @@ class SqlStore:
     ) -> Exchange | None:
         # The dialects' own inserts, alike but for their module.
         insert = sqlite.insert if self._location.path is not None else postgresql.insert
-        async with self._claiming(owner) as tx:
+        async with self._claiming() as tx:
             new = insert(exchanges).values(
                 **message_values(message),
                 kind=kind,
@@ -168,14 +177,14 @@ class SqlStore:
 
     @claiming
     async def claim_owed(self, owner: str, /, platform: str) -> list[Exchange]:
-        async with self._claiming(owner) as tx:
+        async with self._claiming() as tx:
             owed = _change(lifecycle.CLAIM, owner=owner).where(exchanges.c.platform == platform, self._unclaimed)
             rows = (await tx.execute(owed.returning(*exchanges.c))).all()
         return sorted(map(to_exchange, rows), key=lambda exchange: exchange.id)
 
     @claiming
     async def claim(self, owner: str, /, exchange: Exchange) -> Exchange | None:
-        async with self._claiming(owner) as tx:
+        async with self._claiming() as tx:
             owed = _change(lifecycle.CLAIM, owner=owner).where(exchanges.c.id == exchange.id, self._unclaimed)
             row = (await tx.execute(owed.returning(*exchanges.c))).first()
         return None if row is None else to_exchange(row)
@@ -216,7 +225,7 @@ class SqlStore:
         values = {"seed": _new_seed(), "failure": None, **UNANSWERED}
         if text is not None:
             values["text"] = text
-        async with self._claiming(owner) as tx:
+        async with self._claiming() as tx:
             is_it = exchanges.c.id == exchange.id
             again = _change(lifecycle.REQUEUE, owner=owner).where(is_it).values(values)
             said = [] if text is None else (await tx.execute(select_text(is_it))).all()
@@ -350,11 +359,11 @@ class SqlStore:
             return await detach_on_cancel(self._transactions.start(work, name))
 
     @asynccontextmanager
-    async def _claiming(self, owner: str) -> AsyncIterator[AsyncConnection]:
-        """Begin a transaction that claims for `owner`, and in which released and abandoned claims are void."""
+    async def _claiming(self) -> AsyncIterator[AsyncConnection]:
+        """Begin a transaction that claims, and in which released and abandoned claims are void."""
         async with self._transactions.writing() as tx:
-            # Its own claim may be abandoned already, and takes effect only now.
-            void = [entry for entry in self._void if entry[0] != owner]
+            # A claim may be abandoned before its transaction runs: until that has ended, it cannot be voided.
+            void = [entry for entry in self._void if entry[0] not in self._claiming_owners]
             for _, statement in void:
                 await tx.execute(statement)
             yield tx

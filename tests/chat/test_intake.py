@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bot.chat.intake import ButtonResult
 from bot.config.schema import AccessSection, LimitsSection
-from bot.domain import Action, Answer, ChannelKey, Delta, Finished, FinishReason, Notice, Status
+from bot.domain import Action, Answer, ChannelKey, Delta, Exchange, Finished, FinishReason, Notice, Status
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import MEI, NOON, a_message
 
@@ -259,3 +259,21 @@ async def test_an_edit_counts_as_one_question(tmp_path: Path) -> None:
             assert text_of(events) == answer
         assert "You have asked a lot" in notice_of(events)
     assert len(harness.engine.requests) == 3
+
+
+async def test_a_refused_edit_of_a_question_that_is_cleared_meanwhile_is_dropped(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = a_message("question")
+    await harness.ask(question)
+    harness.access.pause()
+    requeue = harness.store.requeue
+
+    async def cleared_meanwhile(exchange: Exchange, text: str | None = None) -> Exchange | None:
+        requeued = await requeue(exchange, text)
+        await harness.store.clear(exchange.message.channel)
+        return requeued
+
+    monkeypatch.setattr(harness.store, "requeue", cleared_meanwhile)
+    assert await harness.intake.edit(replace(question, text="another question")) is None
+    assert harness.exchanges.in_channel(question.channel) == []

@@ -193,3 +193,15 @@ async def test_a_requeued_exchange_keeps_its_parts_and_revokes_the_claim(store: 
     assert requeued is not None
     assert (requeued.parts, requeued.fence, requeued.message.text) == (("m1",), 2, "another text")
     assert not await store.record_answer(exchange, Answer("to the old text"))
+
+
+async def test_a_claim_that_is_abandoned_before_it_runs_is_void_after_it_has_run(store: Store) -> None:
+    exchange = await begun(store, message(1))
+    store.release(exchange)
+    first = asyncio.ensure_future(store.enqueue(message(2), Kind.CHAT))
+    between = asyncio.ensure_future(store.claim_owed("another platform"))
+    cancelled = asyncio.ensure_future(store.claim_owed("slack"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.gather(first, between, cancelled, return_exceptions=True)
+    assert [owed.id for owed in await store.claim_owed("slack")] == [exchange.id]
