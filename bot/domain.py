@@ -48,7 +48,9 @@ class Author:
 class IncomingMessage:
     """A message to the bot, without its platform's notation.
 
-    `id` is the platform's own; like a channel's it has no space.
+    `id` is the platform's own; like a channel's it has no space.  `quoted` is the text that the
+    message replies to, forwards or comments on; `quoted_id` is that message's id on the
+    platform where it is known, and `quotes_bot` is set where it is one of the bot's own.
     """
 
     id: str
@@ -60,6 +62,8 @@ class IncomingMessage:
     is_direct: bool = False
     locale: str | None = None
     quoted: str | None = None
+    quoted_id: str | None = None
+    quotes_bot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,14 @@
     ├── ClaimLost               another worker has claimed the exchange
     ├── AddressUnavailable      the operations server cannot listen on its address
     └── PlatformError
-        ├── LoginRefused        a wrong token: the program ends
+        ├── LoginRefused        a wrong token: this platform cannot go on
         ├── PlatformUnavailable a temporary fault: retry
         ├── RateLimited         retry after the platform's delay
         ├── MarkupRefused       send the same text without markup
+        ├── ContentRefused      the platform's filter refuses this text
         ├── MessageGone         the message to edit was deleted
+        ├── EditRefused         the message exists, but may not be edited any more
+        ├── AccessDenied        no permission to write in the channel now; it may come back
         └── ChannelGone         the channel cannot be written to any more
 
 Each message says what is wrong, where, and what to do, and may be shown to an operator.
@@ -141,9 +144,21 @@ class MarkupRefused(PlatformError):
     """The platform rejects the markup of this text."""
 
 
+class ContentRefused(PlatformError):
+    """A filter of the platform or of a server's moderators refuses this text; another text may pass."""
+
+
 class MessageGone(PlatformError):
-    """The message to edit was deleted, or may no longer be edited."""
+    """The message to edit was deleted."""
+
+
+class EditRefused(PlatformError):
+    """The message exists, but the platform refuses every edit of it: it is too old, or has too many edits."""
+
+
+class AccessDenied(PlatformError):
+    """The bot may not write in the channel now; whoever took the permission may give it back."""
 
 
 class ChannelGone(PlatformError):
-    """The channel is gone, or the bot may not write there any more."""
+    """The channel does not exist any more, or is closed for good."""

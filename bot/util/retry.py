@@ -1,5 +1,6 @@
 """Exponential backoff, and retries on the injected clock."""
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -17,6 +18,10 @@ _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+# Seconds: longer delays that a platform names are not believed.
+_LONGEST_RATE_LIMIT = 3600.0
 
 
 def _no_jitter() -> float:
@@ -47,12 +52,26 @@ class Backoff:
         return seconds * (1 + self._jitter()) / 2
 
     def after(self, error: BotError) -> float:
-        """Return the delay after `error`; a rate limit names its own and counts as no failure."""
-        return error.seconds if isinstance(error, RateLimited) else self.after_failure()
+        """Return the delay after `error`: at least that of any failure, and what a rate limit names."""
+        seconds = self.after_failure()
+        return max(seconds, error.seconds) if isinstance(error, RateLimited) else seconds
 
     def succeeded(self) -> None:
         """Start over with the first delay."""
         self._failures = 0
+
+
+def retry_after(value: object, default: float) -> float:
+    """Return the seconds of a Retry-After header or field, between 0 and an hour; `default` if it names none.
+
+    >>> [retry_after(value, 5.0) for value in ("2", 0.25, "1e300", "inf", "-1", "soon", None)]
+    [2.0, 0.25, 3600.0, 3600.0, 0.0, 5.0, 5.0]
+    """
+    try:
+        seconds = float(value) if isinstance(value, str | int | float) else math.nan
+    except (OverflowError, ValueError):
+        return default
+    return default if math.isnan(seconds) else min(max(seconds, 0.0), _LONGEST_RATE_LIMIT)
 
 
 async def retry(
