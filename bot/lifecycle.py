@@ -40,7 +40,7 @@ class Transition:
 
 # A worker starts on what is owed: after a restart, or because its platform sent the message again.
 CLAIM = Transition(_UNFINISHED, None, ClaimEffect.TAKE, needs_claim=False)
-# A worker ends without a result: shutdown, cancellation, a model that was replaced.
+# A worker ends without a result: shutdown or cancellation.
 RELEASE = Transition(_UNFINISHED, None, ClaimEffect.RELEASE, needs_claim=True)
 # A message of the reply was sent; its id must be known before anything else is sent.
 RECORD_PART = Transition(_UNFINISHED, None, ClaimEffect.KEEP, needs_claim=True)

@@ -17,10 +17,10 @@ from bot.storage import connections, migrate, schema, sql
 from bot.storage.sql import SqlStore
 from tests import storage
 from tests.project.snippets import execute_in, names_in, snippets
-from tests.storage import JumpingClock, url_of
+from tests.storage import JumpingClock, test_personal_data, url_of
 
 PAGE = "ADDING_A_TABLE.md"
-SCHEMA, MIGRATION, METHODS, DELETION, CONTRACT, BYTES = snippets(PAGE)
+SCHEMA, MIGRATION, METHODS, DELETION, CONTRACT, PERSONAL, BYTES = snippets(PAGE)
 
 
 @pytest.fixture
@@ -78,6 +78,21 @@ async def test_the_methods_pass_their_test(name: str, store: SqlStore) -> None:
 @pytest.mark.parametrize("name", names_in(BYTES))
 async def test_deletion_passes_its_test(name: str, store: SqlStore, tmp_path: Path) -> None:
     await execute_in(storage, BYTES, PAGE)[name](store, tmp_path / "bot.db")
+
+
+async def test_the_entries_for_personal_data_cover_the_table(
+    store: SqlStore, personas: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEYS", "ENQUEUE", "DELETIONS"):
+        monkeypatch.setattr(test_personal_data, name, dict(getattr(test_personal_data, name)))
+    execute_in(test_personal_data, PERSONAL, PAGE)
+    test_personal_data.test_every_text_column_is_personal_or_a_key(personas)
+    for delete_row in test_personal_data.DELETIONS["personas"].values():
+        await test_personal_data.ENQUEUE["personas"](store)
+        stored = test_personal_data.read(tmp_path / "bot.db", personas)
+        assert {name for name, value in stored.items() if "personal" in value} == test_personal_data.personal(personas)
+        await delete_row(store)
+        assert test_personal_data.read(tmp_path / "bot.db", personas) == {}
 
 
 def plain(code: str) -> str:
