@@ -14,6 +14,7 @@ from bot.delivery.view import MessageView, ReplyView
 from bot.domain import Exchange, Finished, Part
 from bot.errors import (
     ChannelGone,
+    EditRefused,
     LoginRefused,
     MarkupRefused,
     MessageGone,
@@ -228,7 +229,7 @@ class Sender:
         try:
             with self._metrics.platform_call(self._channel.platform, "edit", self._pacer.clock):
                 await self._messenger.edit(self._channel, message.part.id, content.text, controls=content.controls)
-        except MessageGone:
+        except (EditRefused, MessageGone):
             message.lose()
         else:
             message.shown = content

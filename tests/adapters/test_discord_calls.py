@@ -14,7 +14,15 @@ from bot.adapters import inspect
 from bot.adapters.discord.http import configure_endpoints, map_errors, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.domain import Action, ChannelKey, Status
-from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited
+from bot.errors import (
+    ChannelGone,
+    ContentRefused,
+    EditRefused,
+    LoginRefused,
+    MessageGone,
+    PlatformUnavailable,
+    RateLimited,
+)
 from tests.harness.discord_harness import FACTOR, DiscordBot, run_discord_bot
 from tests.harness.fakes import FastClock
 from tests.harness.platform import Fault
@@ -90,6 +98,9 @@ async def test_eighty_mentions_at_once_are_all_answered(bot: DiscordBot) -> None
         (400, 50083, ChannelGone),
         (404, 10008, MessageGone),
         (400, 30046, RateLimited),
+        (400, 200000, ContentRefused),
+        (400, 240000, ContentRefused),
+        (403, 50005, EditRefused),
         (403, 0, PlatformUnavailable),
         (401, 0, LoginRefused),
         (400, 50035, discord.HTTPException),

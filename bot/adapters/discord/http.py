@@ -18,7 +18,15 @@ from discord.http import Route
 from discord.webhook.async_ import async_context
 
 from bot.adapters.discord.settings import DiscordSection
-from bot.errors import ChannelGone, LoginRefused, MessageGone, PlatformUnavailable, RateLimited
+from bot.errors import (
+    ChannelGone,
+    ContentRefused,
+    EditRefused,
+    LoginRefused,
+    MessageGone,
+    PlatformUnavailable,
+    RateLimited,
+)
 from bot.util.clock import Clock
 
 LOGIN_REFUSED = (
@@ -35,6 +43,9 @@ _TOO_MANY_EDITS = 30046
 _ARCHIVED = 50083
 _LOCKED = 160005
 _GONE = frozenset({_UNKNOWN_CHANNEL, _ARCHIVED, _LOCKED})
+# AutoMod's rules of the server, and the filter for harmful links.
+_FILTERED = frozenset({200000, 240000})
+_AUTHORED_BY_ANOTHER = 50005
 
 # Seconds, where a 429 names none: messages older than an hour allow about 3 edits in 20 s.
 _DEFAULT_WAIT = 20.0
@@ -119,7 +130,7 @@ def map_errors() -> Iterator[None]:
     """Translate the library's errors.
 
     Raises:
-        RateLimited, PlatformUnavailable, LoginRefused, MessageGone, ChannelGone
+        RateLimited, PlatformUnavailable, LoginRefused, MessageGone, EditRefused, ChannelGone, ContentRefused
     """
     try:
         yield
@@ -132,6 +143,10 @@ def map_errors() -> Iterator[None]:
             raise LoginRefused(LOGIN_REFUSED) from exc
         if exc.code == _TOO_MANY_EDITS:
             raise RateLimited(_DEFAULT_WAIT) from exc
+        if exc.code in _FILTERED:
+            raise ContentRefused(f"a filter refuses the text ({exc.code})") from exc
+        if exc.code == _AUTHORED_BY_ANOTHER:
+            raise EditRefused(f"the message may not be edited ({exc.code})") from exc
         if exc.status == 403 and exc.code == 0:
             # From the proxy in front of the API, so it says nothing about this channel.
             raise PlatformUnavailable("Discord blocks calls from this address (403)") from exc

@@ -12,6 +12,7 @@ from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from bot.errors import (
     ChannelGone,
+    EditRefused,
     LoginRefused,
     MarkupRefused,
     MessageGone,
@@ -39,7 +40,8 @@ _CODES: dict[type[PlatformError], str] = {
     MarkupRefused: (
         "invalid_blocks invalid_blocks_format msg_too_long msg_blocks_too_long no_text invalid_attachments"
     ),
-    MessageGone: "message_not_found cant_update_message cant_delete_message edit_window_closed is_inactive",
+    MessageGone: "message_not_found is_inactive",
+    EditRefused: "cant_update_message cant_delete_message edit_window_closed",
     ChannelGone: (
         "channel_not_found not_in_channel user_not_in_channel is_archived thread_not_found thread_locked "
         "restricted_action restricted_action_thread_locked restricted_action_read_only_channel "

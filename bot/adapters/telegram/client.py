@@ -17,6 +17,7 @@ from bot.adapters.malformed import skip_malformed
 from bot.adapters.telegram.settings import TelegramSection
 from bot.errors import (
     ChannelGone,
+    EditRefused,
     LoginRefused,
     MarkupRefused,
     MessageGone,
@@ -32,9 +33,10 @@ _LOGIN_REFUSED = "Telegram does not know the bot's token: copy the one that @Bot
 
 # Only the description of a 400 says what is wrong.
 _MESSAGE_GONE = re.compile(
-    "message to (?:edit|delete) not found|message can't be (?:edited|deleted)|message_id_invalid"
-    "|message identifier is not specified",
-    re.IGNORECASE,
+    "message to (?:edit|delete) not found|message_id_invalid|message identifier is not specified", re.IGNORECASE
+)
+_EDIT_REFUSED = re.compile(
+    "message can't be (?:edited|deleted)|message_edit_time_expired|message_author_required", re.IGNORECASE
 )
 _CHANNEL_GONE = re.compile(
     "chat not found|group chat was|chat_write_forbidden|chat_send_plain_forbidden|chat_restricted"
@@ -103,6 +105,8 @@ def is_unchanged(error: BadRequest) -> bool:
 def _bad_request(description: str) -> PlatformError:
     if _MESSAGE_GONE.search(description):
         return MessageGone(description)
+    if _EDIT_REFUSED.search(description):
+        return EditRefused(description)
     if _CHANNEL_GONE.search(description):
         return ChannelGone(description)
     # Any other BadRequest is treated as refused markup; the caller retries as plain text.
