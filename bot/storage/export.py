@@ -119,6 +119,8 @@ def _to_json(exchange: Exchange) -> dict[str, Any]:
             "is_bot": message.author.is_bot,
         },
         "quoted": message.quoted,
+        "quoted_id": message.quoted_id,
+        "quotes_bot": message.quotes_bot,
         "text": message.text,
         "answer": answer
         and {

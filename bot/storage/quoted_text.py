@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Select, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bot.storage.rows import UNQUOTED
 from bot.storage.schema import exchanges
 
 # UTF-8 bytes from which a text is recognisable: twelve letters, four Chinese characters.
@@ -42,7 +43,7 @@ async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Row[Any]]) -> Non
         # Thousands of texts and quotations take seconds, too long for the event loop.
         found = await asyncio.to_thread(_find_quotes, quotations, in_channel)
         if found:
-            await tx.execute(update(exchanges).where(exchanges.c.id.in_(found)).values(quoted=None))
+            await tx.execute(update(exchanges).where(exchanges.c.id.in_(found)).values(UNQUOTED))
 
 
 def _find_quotes(quotations: Mapping[int, str], texts: set[str]) -> list[int]:

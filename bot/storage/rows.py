@@ -16,6 +16,8 @@ from bot.domain import (
     Usage,
 )
 
+UNQUOTED: dict[str, Any] = {"quoted": None, "quoted_id": None, "quotes_bot": False}
+
 # A cleared exchange keeps its key, its order and the ids of its parts: no text, and nothing
 # that tells its author.
 BLANK: dict[str, Any] = {
@@ -23,7 +25,7 @@ BLANK: dict[str, Any] = {
     "author_name": "",
     "author_roles": [],
     "text": "",
-    "quoted": None,
+    **UNQUOTED,
     "locale": None,
     "failure": None,
 }
@@ -50,6 +52,8 @@ def message_values(message: IncomingMessage) -> dict[str, Any]:
         "author_is_bot": message.author.is_bot,
         "text": message.text,
         "quoted": message.quoted,
+        "quoted_id": message.quoted_id,
+        "quotes_bot": message.quotes_bot,
         "sent_at": message.sent_at,
         "server": message.server,
         "is_direct": message.is_direct,
@@ -82,6 +86,8 @@ def to_exchange(row: Row[Any]) -> Exchange:
             is_direct=row.is_direct,
             locale=row.locale,
             quoted=row.quoted,
+            quoted_id=row.quoted_id,
+            quotes_bot=row.quotes_bot,
         ),
         kind=Kind(row.kind),
         status=Status(row.status),

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
 )
 
 
@@ -104,6 +105,9 @@ exchanges = Table(
     Column("owner", SafeText),
     Column("fence", Integer, nullable=False, server_default="0"),
     Column("claimed_until", UtcDateTime),
+    # The message that `quoted` is the text of, and whether it is one of the bot's own.
+    Column("quoted_id", SafeText, info=PERSONAL),
+    Column("quotes_bot", Boolean, nullable=False, server_default=false()),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
     Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, last_message_ids

@@ -90,6 +90,8 @@ async def test_all_fields_of_a_message_are_stored(store: Store) -> None:
         is_direct=True,
         locale="zh-CN",
         quoted="谁说的？",
+        quoted_id="1718.1",
+        quotes_bot=True,
     )
     exchange = await begun(store, whole, Kind.COMMAND)
     assert exchange.message == whole

@@ -47,6 +47,8 @@ async def test_the_export_contains_every_field_of_an_exchange(tmp_path: Path) ->
         "locale": None,
         "author": {"id": "slack:U1", "name": "Mei", "roles": ["staff", "运维"], "is_bot": False},
         "quoted": None,
+        "quoted_id": None,
+        "quotes_bot": False,
         "text": "is it “so”?\n你好",
         "answer": {
             "text": "It is.",

@@ -33,7 +33,10 @@ AUTHOR = Author("slack", "personal author", "personal name", frozenset({"persona
 
 async def enqueue_exchange(store: SqlStore) -> None:
     incoming = replace(
-        message(1, "personal text", author=AUTHOR), quoted="personal quotation", locale="personal-locale"
+        message(1, "personal text", author=AUTHOR),
+        quoted="personal quotation",
+        quoted_id="personal id",
+        locale="personal-locale",
     )
     exchange = await store.enqueue(incoming, Kind.CHAT)
     assert exchange is not None
