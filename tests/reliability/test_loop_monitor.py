@@ -1,0 +1,55 @@
+"""The monitor of the event loop: it counts CPU time of callbacks, in tests and in bot processes."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.processes import PLATFORMS, logged_errors, replies, run_bot, until
+from tests.harness import loop_monitor
+from tests.harness.loop_monitor import LIMIT, LoopMonitor
+from tests.harness.platform_bench import PROFILES
+
+
+def compute(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+async def test_a_callback_that_computes_too_long_is_named() -> None:
+    async def reads_a_book() -> None:
+        compute(10 * LIMIT)
+
+    with LoopMonitor() as monitor:
+        await asyncio.create_task(reads_a_book())
+    (slow,) = monitor.slow
+    assert slow.cpu >= 10 * LIMIT
+    assert "reads_a_book" in slow.name
+    assert "compute" in slow.stack
+
+
+async def test_waiting_for_the_processor_does_not_count() -> None:
+    async def waits() -> None:
+        time.sleep(2 * LIMIT)  # noqa: ASYNC251 - as a busy machine makes the loop wait
+
+    with LoopMonitor() as monitor:
+        await asyncio.create_task(waits())
+    assert monitor.slow == []
+    assert monitor.longest_wall >= 2 * LIMIT
+
+
+@pytest.mark.parametrize("name", PLATFORMS)
+async def test_a_bot_process_stays_below_the_limit(name: str, tmp_path: Path) -> None:
+    report = tmp_path / "longest"
+    async with PROFILES[name].open() as platform:
+        started = run_bot({name: platform}, tmp_path, {loop_monitor.REPORT: str(report)}, "tests.harness.loop_monitor")
+        async with started as bot:
+            await bot.connected()
+            for number in range(10):
+                await platform.say(f"question {number} " + "with many words " * 100)
+            await until(lambda: report.exists() and len(replies(platform, "general")) >= 10)
+    assert logged_errors(tmp_path) == []
+    assert 0 < json.loads(report.read_text())["cpu"] <= LIMIT
