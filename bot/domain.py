@@ -218,12 +218,12 @@ class Answer:
 class Part:
     """One platform message that carries a part of a reply; `id` is None until it was sent.
 
-    `generation` counts the messages that were in this place and are gone.
+    `replaces` is the id of the message that was in this place and is gone.
     """
 
     id: str | None = None
     is_recorded: bool = False
-    generation: int = 0
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,23 @@
 """The seam between delivery and a platform: Messenger."""
 
+from hashlib import sha256
 from typing import Protocol
 
 from bot.delivery.markdown.format import Format, Rendered
-from bot.domain import ChannelKey, Controls
+from bot.domain import ChannelKey, Controls, IncomingMessage
+
+# Discord's limit.
+_NONCE_LENGTH = 25
+
+
+def nonce(question: IncomingMessage, part: int, replaces: str | None = None) -> str:
+    """Return the nonce of message `part` of the reply to a question; `replaces` is the id of one that is gone.
+
+    Derived from the platform's ids only: another database, whose rows are numbered again, makes
+    no nonce of another question, and the same message has the same nonce after a restart.
+    """
+    key = f"{question.channel} {question.id} {part} {replaces or ''}"
+    return sha256(key.encode()).hexdigest()[:_NONCE_LENGTH]
 
 
 class Messenger(Protocol):

@@ -5,14 +5,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
 from typing import Self
-from zlib import crc32
 
 import structlog
 
 from bot.chat.exchanges import Worker
 from bot.chat.intake import Intake
 from bot.chat.stream import ReplyStream
-from bot.delivery.messenger import Messenger
+from bot.delivery.messenger import Messenger, nonce
 from bot.delivery.pacer import Pacer
 from bot.delivery.sender import Sender
 from bot.delivery.view import ReplyView
@@ -25,6 +24,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds for replies in progress at shutdown: containers are killed 10 s after SIGTERM.
 GRACE = 6.0
+
+# Number of that notice among the messages of a reply: it is none of them.
+_DELAY_NOTICE = -1
 
 # Seconds between two notices to a channel that its messages wait for the database.
 _DELAY_NOTICE_INTERVAL = 600.0
@@ -94,7 +96,7 @@ class Replies:
             self._messenger.format.plain(sentence),
             reply_to=message.id,
             controls=frozenset(),
-            nonce=f"w{crc32(str((message.channel, message.id)).encode())}",
+            nonce=nonce(message, _DELAY_NOTICE),
         )
         try:
             with self._intake.metrics.platform_call(message.channel.platform, "send", self._clock):

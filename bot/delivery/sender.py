@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 
 from bot.chat.stream import ReplyStream
-from bot.delivery.messenger import Messenger
+from bot.delivery.messenger import Messenger, nonce
 from bot.delivery.pacer import Pacer
 from bot.delivery.view import MessageView, ReplyView
 from bot.domain import Exchange, Finished, Part
@@ -48,9 +48,8 @@ class _Message:
 
     def lose(self) -> None:
         """Forget a deleted message; the part can be sent again."""
-        self.part.id = self.shown = None
+        self.part.replaces, self.part.id, self.shown = self.part.id, None, None
         self.part.is_recorded = False
-        self.part.generation += 1
 
 
 class Sender:
@@ -205,7 +204,7 @@ class Sender:
                     content.text,
                     reply_to=self._reply_to if number == 0 else None,
                     controls=content.controls,
-                    nonce=f"{self._exchange.id}.{number}.{message.part.generation}",
+                    nonce=nonce(self._exchange.message, number, message.part.replaces),
                 )
         except MessageGone:
             if self._reply_to is None:

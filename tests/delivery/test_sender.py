@@ -593,3 +593,27 @@ async def test_the_whole_answer_arrives_once_despite_errors_and_kills(
     assert world.texts == (whole or ["I have no answer to that. Please ask in other words."])
     assert all(map(is_balanced, world.texts))
     assert [mistake for mistake in world.messenger.violations if "changes nothing" not in mistake] == []
+
+
+async def test_a_new_database_brings_back_no_reply_of_the_old_one(world: World) -> None:
+    await world.deliver(*answered("the old answer"))
+    world.exchange = Exchange(1, a_message(id="q2"), Kind.CHAT, Status.OPEN, seed=2)
+    await world.deliver(*answered("another answer"))
+    assert world.texts == ["the old answer", "another answer"]
+
+
+async def test_a_send_that_a_killed_process_made_is_not_made_again(world: World) -> None:
+    world.messenger.script = lambda number, verb: Failure(Killed(), happens=True) if number == 0 else None
+    with pytest.raises(Killed):
+        await world.deliver(*answered("hello"))
+    await world.deliver(*answered("hello"))
+    assert world.texts == ["hello"]
+
+
+async def test_a_message_deleted_before_a_restart_does_not_come_back_by_its_nonce(world: World) -> None:
+    for text in ("one", "two", "three"):
+        await world.deliver(*answered(text))
+        world.messenger.messages.clear()
+    await world.deliver(*answered("four"))
+    assert world.texts == ["four"]
+    assert len({message.reply_to for message in world.messenger.messages.values()}) == 1

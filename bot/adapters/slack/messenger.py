@@ -11,6 +11,7 @@ from bot.adapters.send_once import RecentDict, SendOnce
 from bot.adapters.slack.client import pages
 from bot.adapters.slack.errors import error_for, map_errors
 from bot.delivery.markdown.format import Rendered
+from bot.delivery.messenger import nonce as nonce_of
 from bot.domain import Action, ChannelKey, Controls, Exchange
 
 # A `markdown` block takes 12,000 characters, all blocks together about 13,100; chat.update takes
@@ -69,7 +70,7 @@ class SlackMessenger:
 
     def maybe_sent(self, exchange: Exchange) -> None:
         """Look for the reply's next message before sending it: an earlier run may have sent it."""
-        self._once.maybe_sent(f"{exchange.id}.{len(exchange.parts)}.0")
+        self._once.maybe_sent(nonce_of(exchange.message, len(exchange.parts)))
 
     def expect_slash(self, message_id: str, response_url: str) -> None:
         """Reply to this slash command at its URL, which also works where the bot is not a member."""
