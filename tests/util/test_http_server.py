@@ -1,0 +1,86 @@
+"""Bounded connections of HTTP servers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import structlog
+from aiohttp import web
+
+from bot.util.http_server import BoundedConnections
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@asynccontextmanager
+async def serving(*, limit: int = 8, seconds: float = 600.0) -> AsyncIterator[int]:
+    """Run a small server; yield its port."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        await request.read()
+        return web.Response(text="hello")
+
+    inner = web.Server(answer)
+    bounded = BoundedConnections(inner, "test", limit=limit, seconds=seconds)
+    server = await asyncio.get_running_loop().create_server(bounded, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        inner.pre_shutdown()
+        await inner.shutdown(1.0)
+
+
+class Clients:
+    """Connections to a port, closed at the end."""
+
+    def __init__(self) -> None:
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self, port: int, sent: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        self._writers.append(writer)
+        writer.write(sent)
+        return reader, writer
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+
+@pytest.fixture
+async def clients() -> AsyncIterator[Clients]:
+    clients = Clients()
+    yield clients
+    await clients.close()
+
+
+async def test_silent_connections_leave_room_for_a_request(clients: Clients) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with serving() as port:
+            for _ in range(40):
+                await clients.connect(port)
+            reader, _ = await clients.connect(port, REQUEST)
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    assert [line["limit"] for line in logs] == [8]
+
+
+async def test_a_request_under_way_outlasts_newer_connections_without_headers(clients: Clients) -> None:
+    async with serving() as port:
+        reader, writer = await clients.connect(port, REQUEST)
+        await reader.readuntil(b"hello")
+        for _ in range(40):
+            await clients.connect(port, b"GET / HTTP/1.1\r\nX-Slow: ")
+        writer.write(REQUEST)
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"])
+async def test_an_unfinished_request_is_closed_in_time(clients: Clients, sent: bytes) -> None:
+    async with serving(seconds=0.05) as port:
+        reader, _ = await clients.connect(port, sent)
+        with suppress(ConnectionResetError):
+            await reader.read()
+        assert reader.at_eof() or reader.exception() is not None
