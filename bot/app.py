@@ -4,12 +4,13 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from types import FrameType
 
 import structlog
 
 from bot.adapters import open_adapter
-from bot.adapters.base import Adapter
+from bot.adapters.supervisor import SupervisedAdapter, serve_platforms
 from bot.chat.access import Access
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
@@ -58,11 +59,15 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
             settings = ChatSettings.of(config)
             access = Access(config.access, config.limits, clock)
             watcher = None if source is None else ConfigWatcher(config, source, clock)
-            intake = Intake(access, engine, store, settings, clock=clock, metrics=metrics, watcher=watcher)
-            components.adapters = adapters = {
-                name: open_adapter(name, each, clock) for name, each in config.enabled_adapters.items()
-            }
-            log.info("ready", adapters=list(adapters), model=engine.info.model, device=engine.info.device)
+            intake = Intake(
+                access, engine, store, settings, clock=clock, metrics=metrics, watcher=watcher, components=components
+            )
+            platforms = [
+                SupervisedAdapter(name, partial(open_adapter, name, each, clock), clock, is_final=not each.tokens)
+                for name, each in config.enabled_adapters.items()
+            ]
+            components.adapters = {each.name: each for each in platforms}
+            log.info("ready", adapters=list(components.adapters), model=engine.info.model, device=engine.info.device)
             async with Retention(store, config.storage.retention_days, clock) as retention:
 
                 def reconfigure(config: Config) -> None:
@@ -73,7 +78,8 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 background = [_keep_lock(lock, clock), _check_engine(engine, clock)]
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
-                await _run_adapters(adapters.values(), intake, components, background)
+                serving = serve_platforms(platforms, intake, requires_all=config.operations.require_all_platforms)
+                await _run_platforms(serving, components, background)
 
 
 async def serve(
@@ -116,20 +122,15 @@ async def serve(
         running.result()
 
 
-async def _run_adapters(
-    adapters: Iterable[Adapter],
-    intake: Intake,
-    components: Components,
-    background: Iterable[Coroutine[None, None, None]],
+async def _run_platforms(
+    serving: Coroutine[None, None, None], components: Components, background: Iterable[Coroutine[None, None, None]]
 ) -> None:
-    """Serve all platforms until each has ended or one cannot go on; `background` runs meanwhile."""
+    """Serve until all platforms have ended or none can go on; `background` runs meanwhile."""
     try:
         async with asyncio.TaskGroup() as tasks:
             helpers = [tasks.create_task(work) for work in background]
-            running = [tasks.create_task(adapter.run(intake)) for adapter in adapters]
             try:
-                if running:
-                    await asyncio.wait(running)
+                await asyncio.wait([tasks.create_task(serving)])
             finally:
                 components.is_stopping = True
                 for task in helpers:
@@ -138,7 +139,7 @@ async def _run_adapters(
         expected, unexpected = failures.split(BotError)
         if expected is None or unexpected is not None:
             raise
-        # A wrong token, say: one sentence is enough, the others were cancelled because of it.
+        # The last token refused, say: one sentence is enough, the others were cancelled because of it.
         first: Exception = expected
         while isinstance(first, ExceptionGroup):
             first = first.exceptions[0]
@@ -218,8 +219,11 @@ async def _operations(config: Config, components: Components, metrics: Metrics, 
         yield
         return
     metrics.registry.register(ComponentsCollector(components))
-    health = Health(components, config.operations.stalled_seconds, clock)
-    async with serve_operations(config.operations, create_app(health, metrics.registry)):
+    operations = config.operations
+    health = Health(
+        components, operations.stalled_seconds, clock, requires_all_platforms=operations.require_all_platforms
+    )
+    async with serve_operations(operations, create_app(health, metrics.registry)):
         measuring = asyncio.create_task(measure_loop_lateness(metrics, clock))
         try:
             yield

@@ -26,6 +26,6 @@ class Adapter(Protocol):
         """Serve until cancelled; once connected, first answer what `intake.recover` returns.
 
         Raises:
-            LoginRefused: The platform rejects the token; the program ends.
+            LoginRefused: The platform rejects the token; the adapter is opened again later.
         """
         ...

@@ -14,6 +14,7 @@ from bot.config.reload import ConfigWatcher
 from bot.domain import Answer, Delta, Exchange, Finished, FinishReason, Kind, Notice, QueueDepth
 from bot.engine.base import Engine
 from bot.errors import StoreError
+from bot.observability.health import Components
 from bot.observability.metrics import Metrics
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -31,6 +32,7 @@ class Answers:
         settings: ChatSettings,
         metrics: Metrics,
         watcher: ConfigWatcher | None = None,
+        components: Components | None = None,
     ) -> None:
         self._access = access
         self._exchanges = exchanges
@@ -39,6 +41,7 @@ class Answers:
         self._settings = settings
         self._metrics = metrics
         self._watcher = watcher
+        self._components = components
 
     def stream(self, exchange: Exchange) -> ReplyStream:
         """Return the reply of a claimed exchange; entering the stream begins to answer.
@@ -89,7 +92,7 @@ class Answers:
         assert called is not None, "an exchange of kind command calls one"
         command, arguments = called
         context = CommandContext(
-            exchange, arguments, translate, self._access, self._exchanges, self._engine, self._watcher
+            exchange, arguments, translate, self._access, self._exchanges, self._engine, self._watcher, self._components
         )
         try:
             sentence = await command.run(context)

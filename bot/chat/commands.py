@@ -14,6 +14,7 @@ from bot.domain import Exchange, Kind
 from bot.engine.base import Engine
 from bot.errors import NotErased
 from bot.observability import process
+from bot.observability.health import Components
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class CommandContext:
     exchanges: Exchanges
     engine: Engine
     watcher: ConfigWatcher | None = None
+    components: Components | None = None
 
     @property
     def is_by_admin(self) -> bool:
@@ -207,6 +209,12 @@ async def status(context: CommandContext) -> str:
         lines.append(translate("Memory: {mebibytes} MiB").format(mebibytes=process.memory() >> 20))
         lines.append(translate("Up for: {uptime}").format(uptime=_duration(process.uptime(), translate)))
         lines.append(translate("Runs on: {versions}").format(versions=", ".join(process.versions())))
+        platforms = context.components.adapters if context.components is not None else {}
+        lines += [
+            translate("Not served: {platform} ({why})").format(platform=name, why=platform.fault)
+            for name, platform in platforms.items()
+            if platform.fault is not None
+        ]
         lines += _last_reload(context)
     return "\n".join(f"- {line}" for line in lines)
 

@@ -19,6 +19,7 @@ from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind
 from bot.engine.base import Engine
 from bot.errors import ClaimLost
+from bot.observability.health import Components
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 from bot.util.clock import Calendar, Clock, MonotonicClock
@@ -53,6 +54,7 @@ class Intake:
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
         metrics: Metrics | None = None,
         watcher: ConfigWatcher | None = None,
+        components: Components | None = None,
         exchanges: Exchanges | None = None,
     ) -> None:
         clock, metrics = clock or MonotonicClock(), metrics or Metrics()
@@ -61,7 +63,7 @@ class Intake:
         self.metrics = metrics
         self.exchanges = exchanges = exchanges or Exchanges(store, clock)
         self.conversations = Conversations(engine, store, exchanges, settings, clock, metrics)
-        self.answers = Answers(access, exchanges, self.conversations, engine, settings, metrics, watcher)
+        self.answers = Answers(access, exchanges, self.conversations, engine, settings, metrics, watcher, components)
         self._store = store
         self._retries = Retries(access, exchanges, store, settings, clock, metrics)
         self._recovery = Recovery(access, exchanges, self._retries, settings, Calendar(clock, today))

@@ -225,6 +225,9 @@ class OperationsSection(Section):
     stalled_seconds: float = Field(
         default=60.0, gt=0, description="/readyz returns 503 when one decoding step takes longer than this many seconds"
     )
+    require_all_platforms: bool = Field(
+        default=False, description="true: one rejected token ends the bot, and /readyz needs every platform"
+    )
 
 
 class AdapterSection(Section):

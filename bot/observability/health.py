@@ -19,6 +19,9 @@ class AdapterState(Protocol):
     @property
     def is_connected(self) -> bool: ...
 
+    @property
+    def fault(self) -> str | None: ...
+
 
 class StoreState(Protocol):
     async def check(self) -> None: ...
@@ -44,10 +47,11 @@ class Components:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """One component, and the reason if it is not ready."""
+    """One component, and the reason if it is not ready; `is_needed` is false for a platform beside one that serves."""
 
     component: str
     reason: str | None
+    is_needed: bool = True
 
 
 def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
@@ -70,26 +74,28 @@ def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
 class Health:
     """Checks the components; the store at most every `CHECK_LASTS` seconds."""
 
-    def __init__(self, components: Components, stalled_seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, components: Components, stalled_seconds: float, clock: Clock, *, requires_all_platforms: bool = False
+    ) -> None:
         self._components = components
         self._stalled_seconds = stalled_seconds
+        self._requires_all_platforms = requires_all_platforms
         self._clock = clock
         self._checking = asyncio.Lock()
         self._checked_at: float | None = None
         self._store_fault: str | None = None
 
     async def readiness(self) -> list[Readiness]:
-        """Return the state of every component; the program is ready when no one has a reason."""
+        """Return the state of every component; the program is ready when none that is needed has a reason."""
         components = self._components
+        is_served = any(adapter.is_connected for adapter in components.adapters.values())
+        needs_all = self._requires_all_platforms or not is_served
         load = None if components.engine is None else components.engine.load
         return [
             Readiness("program", "stopping" if components.is_stopping else None),
             Readiness("store", await self._find_store_fault()),
             Readiness("engine", engine_fault(load, self._stalled_seconds)),
-            *(
-                Readiness(name, None if adapter.is_connected else "not connected")
-                for name, adapter in components.adapters.items()
-            ),
+            *(Readiness(name, adapter.fault, needs_all) for name, adapter in components.adapters.items()),
         ]
 
     async def _find_store_fault(self) -> str | None:

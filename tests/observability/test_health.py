@@ -9,7 +9,7 @@ import pytest
 
 from bot.domain import EngineLoad
 from bot.errors import StoreError
-from bot.observability.health import CHECK_LASTS, Components, Health, Readiness, engine_fault
+from bot.observability.health import CHECK_LASTS, Components, Health, engine_fault
 from bot.storage.sql import SqlStore
 from bot.util.clock import Clock
 from tests.harness.fakes import ManualClock, ScriptedEngine
@@ -20,6 +20,10 @@ AGE = 60.0
 
 class Platform:
     is_connected = True
+
+    @property
+    def fault(self) -> str | None:
+        return None if self.is_connected else "not connected"
 
 
 class FaultyStore(SqlStore):
@@ -66,7 +70,8 @@ async def faults(parts: Components, clock: Clock) -> dict[str, str]:
 
 async def test_a_program_with_all_components_running_is_ready(parts: Components, clock: Clock) -> None:
     found = await Health(parts, AGE, clock).readiness()
-    assert found == [Readiness(name, None) for name in ("program", "store", "engine", "discord", "slack")]
+    names = ("program", "store", "engine", "discord", "slack")
+    assert [(each.component, each.reason) for each in found] == [(name, None) for name in names]
 
 
 async def test_missing_components_are_opening_or_loading(clock: Clock) -> None:

@@ -50,6 +50,10 @@ DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 class Platform:
     is_connected = True
 
+    @property
+    def fault(self) -> str | None:
+        return None if self.is_connected else "not connected"
+
 
 @dataclass(frozen=True)
 class Harness:

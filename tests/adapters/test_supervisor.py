@@ -1,0 +1,182 @@
+"""Platforms are independent: a fault of one neither stops nor delays another."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from bot.adapters.supervisor import SupervisedAdapter, serve_platforms
+from bot.chat.access import OPERATOR
+from bot.chat.intake import Intake
+from bot.errors import BotError, LoginRefused, PlatformUnavailable, StoreError
+from bot.observability.health import Components, Health
+from tests.harness.fakes import ManualClock, ScriptedEngine
+from tests.harness.harness import Harness, notice_of
+from tests.harness.messages import a_message
+
+
+class Scripted:
+    """An adapter whose runs end as told; None serves until cancelled."""
+
+    is_connected = False
+
+    def __init__(self, ends: Iterable[Exception | str | None]) -> None:
+        self.ends = iter(ends)
+        self.runs = 0
+
+    async def run(self, intake: Intake) -> None:
+        self.runs += 1
+        end = next(self.ends, None)
+        self.is_connected = end is None
+        try:
+            if end is None:
+                await asyncio.Event().wait()
+            if isinstance(end, Exception):
+                raise end
+        finally:
+            self.is_connected = False
+
+
+class Bench:
+    """Platforms under supervision, on a clock that the test moves."""
+
+    def __init__(self, adapters: dict[str, Scripted], *, is_final: Callable[[str], bool]) -> None:
+        self.clock = ManualClock()
+        self.platforms = {
+            name: SupervisedAdapter(name, lambda adapter=adapter: adapter, self.clock, is_final=is_final(name))  # type: ignore[misc]
+            for name, adapter in adapters.items()
+        }
+        self.components = Components(engine=ScriptedEngine(), adapters=self.platforms)
+        self.serving: asyncio.Task[None]
+
+    async def parts(self) -> dict[str, str | None]:
+        return {each.component: each.reason for each in await Health(self.components, 60.0, self.clock).readiness()}
+
+
+@asynccontextmanager
+async def served(
+    harness: Harness, adapters: dict[str, Scripted], *, requires_all: bool = False, final: str = ""
+) -> AsyncIterator[Bench]:
+    bench = Bench(adapters, is_final=lambda name: name == final)
+    work = serve_platforms(list(bench.platforms.values()), harness.intake, requires_all=requires_all)
+    bench.serving = asyncio.create_task(work)
+    await bench.clock.advance(0)
+    yield bench
+    bench.serving.cancel()
+    await asyncio.gather(bench.serving, return_exceptions=True)
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_refused_platform_is_named_and_tried_again(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    refused = LoginRefused("Slack rejects the token")
+    slack, telegram = Scripted([refused, refused, ExceptionGroup("", [refused]), None]), Scripted([None])
+    async with served(harness, {"slack": slack, "telegram": telegram}) as bench:
+        assert (await bench.parts())["slack"] == "Slack rejects the token"
+        assert (await bench.parts())["telegram"] is None
+        await bench.clock.advance(599)
+        assert slack.runs == 1
+        await bench.clock.advance(1 + 2 * 600)
+        assert slack.runs == 4
+        assert (await bench.parts())["slack"] is None, "the token was accepted"
+        assert telegram.runs == 1
+    (error,) = errors(caplog)
+    assert "platform refused" in error
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        ZeroDivisionError("a bug"),
+        ExceptionGroup("", [KeyError("a bug")]),
+        PlatformUnavailable("gone"),
+        StoreError("full"),
+        "ends",
+    ],
+)
+async def test_a_platform_that_stops_is_restarted_beside_the_others(
+    end: Exception | str, harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, other = Scripted([end] * 5), Scripted([None])
+    async with served(harness, {"discord": broken, "telegram": other}) as bench:
+        await bench.clock.advance(0.5)
+        assert broken.runs == 1
+        assert (await bench.parts())["discord"] is not None
+        await bench.clock.advance(0.5 + 2 + 4 + 8)
+        assert broken.runs == 5
+        await bench.clock.advance(16)
+        assert broken.runs == 6
+        assert (await bench.parts())["discord"] is None
+        assert other.runs == 1
+    assert len(errors(caplog)) == 5
+    is_bug = not isinstance(end, BotError | str)
+    assert bool([record for record in caplog.records if record.exc_info]) is is_bug
+
+
+async def test_the_program_ends_when_no_platform_is_left(harness: Harness) -> None:
+    first, second = (
+        Scripted([LoginRefused("one"), LoginRefused("one")]),
+        Scripted([PlatformUnavailable("later"), LoginRefused("two")]),
+    )
+    async with served(harness, {"slack": first, "telegram": second}) as bench:
+        assert not bench.serving.done()
+        await bench.clock.advance(1)
+        (group,) = await asyncio.gather(bench.serving, return_exceptions=True)
+    assert isinstance(group, ExceptionGroup)
+    (refusal,) = group.exceptions
+    assert isinstance(refusal, LoginRefused)
+    assert str(refusal) == "one\ntwo"
+    assert refusal.exit_code == 2
+
+
+async def test_one_refusal_is_enough_where_all_platforms_are_required(harness: Harness) -> None:
+    adapters = {"slack": Scripted([LoginRefused("revoked")]), "telegram": Scripted([None])}
+    async with served(harness, adapters, requires_all=True) as bench:
+        (group,) = await asyncio.gather(bench.serving, return_exceptions=True)
+    assert isinstance(group, ExceptionGroup)
+    assert [str(each) for each in group.exceptions] == ["revoked"]
+
+
+async def test_a_console_that_ends_leaves_the_platforms(harness: Harness) -> None:
+    async with served(harness, {"console": Scripted(["ends"]), "slack": Scripted([None])}, final="console") as bench:
+        assert not bench.serving.done()
+    async with served(harness, {"console": Scripted(["ends"])}, final="console") as bench:
+        await bench.serving
+
+
+async def test_a_console_that_ends_beside_a_refused_platform_ends_the_program(harness: Harness) -> None:
+    adapters = {"slack": Scripted([LoginRefused("revoked")]), "console": Scripted(["ends"])}
+    async with served(harness, adapters, final="console") as bench:
+        (group,) = await asyncio.gather(bench.serving, return_exceptions=True)
+    assert isinstance(group, ExceptionGroup)
+    assert [str(each) for each in group.exceptions] == ["revoked"]
+
+
+async def test_readiness_needs_one_platform_or_all_where_that_is_set(harness: Harness) -> None:
+    async with served(harness, {"slack": Scripted([LoginRefused("revoked")]), "telegram": Scripted([None])}) as bench:
+        for requires_all in (False, True):
+            health = Health(bench.components, 60.0, bench.clock, requires_all_platforms=requires_all)
+            needed = {each.component: each.is_needed for each in await health.readiness()}
+            assert needed["slack"] is requires_all
+    async with served(harness, {"slack": Scripted(["ends"]), "telegram": Scripted(["ends"])}) as bench:
+        needed = {
+            each.component: each.is_needed for each in await Health(bench.components, 60.0, bench.clock).readiness()
+        }
+        assert needed["slack"]
+        assert needed["telegram"]
+
+
+async def test_status_tells_admins_which_platform_is_not_served(harness: Harness) -> None:
+    adapters = {"slack": Scripted([LoginRefused("Slack rejects the token")]), "telegram": Scripted([None])}
+    async with served(harness, adapters) as bench:
+        intake = Intake(harness.access, harness.engine, harness.store, harness.settings, components=bench.components)
+        exchange = await intake.accept(replace(a_message("/status"), author=OPERATOR))
+        assert exchange is not None
+        async with intake.answers.stream(exchange) as stream:
+            told = notice_of([event async for event in stream])
+    assert "Not served: slack (Slack rejects the token)" in told
+    assert "Not served: telegram" not in told
