@@ -66,8 +66,8 @@ class Store(Protocol):
     async def requeue(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
         """Open it again and claim it, revoking any earlier claim; its parts are kept, its answer is not.
 
-        It gets a new seed.  With `text`, for an edited message, quotations of the old text
-        are deleted too.  None if it was cleared.
+        It gets a new seed.  With `text`, for an edited message, quotations of the message get
+        the new text, and those of the old answer are deleted.  None if it was cleared.
         """
         ...
 
@@ -101,7 +101,8 @@ class Store(Protocol):
         the /clear, which is owed its reply.
 
         Texts and names are blanked, keys stay: a message that comes again is not answered
-        again.  Quotations of the deleted text, in other threads or later, are deleted too.
+        again.  Quotations of the deleted messages and answers, in other threads or later, are
+        deleted too: by the id of the quoted message where it is known, else by the words.
         When this returns, no row holds the text, and no byte of it is left in the files of a
         SQLite database; a large file may hold some until its next vacuum, which is automatic.
         On a database server, its operator is responsible for logs and backups.
@@ -123,7 +124,19 @@ class Store(Protocol):
         ...
 
     async def erase(self, exchange: Exchange) -> None:
-        """Delete one exchange, like `clear`, without raising NotErased."""
+        """Delete one exchange, like `clear`, without raising NotErased; its message still exists."""
+        ...
+
+    async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
+        """Delete the exchange of a message that its author deleted, and quotations of it, like `erase`.
+
+        An unknown message may still come: it is not stored then, nor answered, if it is
+        expected or the channel has exchanges.  This is remembered for a day.
+        """
+        ...
+
+    async def replace_quotes(self, channel: ChannelKey, message_id: str, text: str) -> None:
+        """Let quotations of an edited message, which may have no exchange, have its new text."""
         ...
 
     async def expire(self, before: datetime) -> int:

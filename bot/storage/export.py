@@ -14,7 +14,7 @@ from bot.storage import migrate
 from bot.storage.connections import locate, snapshot_reader
 from bot.storage.errors import map_errors
 from bot.storage.rows import to_exchange
-from bot.storage.schema import exchanges
+from bot.storage.schema import IS_TOMBSTONE, exchanges
 
 BATCH = 500
 
@@ -71,7 +71,7 @@ def open_snapshot(url: str) -> Iterator[Connection]:
 def _count_exchanges(connection: Connection) -> dict[ChannelKey, int]:
     place = (exchanges.c.platform, exchanges.c.channel, exchanges.c.thread)
     count = func.count().label("number")
-    query = select(*place, count).group_by(*place).order_by(count.desc(), *place)
+    query = select(*place, count).where(~IS_TOMBSTONE).group_by(*place).order_by(count.desc(), *place)
     return {ChannelKey(row.platform, row.channel, row.thread): row.number for row in connection.execute(query)}
 
 
@@ -97,7 +97,7 @@ def _condition(name: str, known: Mapping[ChannelKey, int], place: str) -> Column
 
 
 def _after(last: int, here: ColumnElement[bool]) -> Any:
-    return select(exchanges).where(here, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+    return select(exchanges).where(here, ~IS_TOMBSTONE, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
 
 
 def _to_json(exchange: Exchange) -> dict[str, Any]:

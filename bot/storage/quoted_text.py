@@ -3,47 +3,82 @@
 import asyncio
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, select, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bot.domain import ChannelKey
 from bot.storage.rows import UNQUOTED
 from bot.storage.schema import exchanges
 
 # UTF-8 bytes from which a text is recognisable: twelve letters, four Chinese characters.
 MIN_DISTINCTIVE = 12
 
+# Rows per statement: SQLite limits the number of values.
+_BATCH = 1000
+
 _MENTION = re.compile(r"@\S+ | @\S+$")
 # Scripts without spaces: Thai to Khmer, Chinese, kana and other wide characters.  Each character ends a word.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
-def select_text(*conditions: ColumnElement[bool]) -> Select[tuple[str, str, str]]:
-    """Return a query for the texts of exchanges, to run before they are blanked."""
-    return select(exchanges.c.platform, exchanges.c.channel, exchanges.c.text).where(*conditions)
+class Said(NamedTuple):
+    """What a deletion removes: a message, its text, and the messages of the reply to it."""
+
+    platform: str
+    channel: str
+    message: str
+    parts: list[str]
+    text: str
 
 
-async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Row[Any]]) -> None:
-    """Delete full and partial quotations of these texts from their channels.
+def select_said(*conditions: ColumnElement[bool]) -> Select[tuple[str, str, str, list[str], str]]:
+    """Return a query for what is said in exchanges, to run before they are blanked."""
+    columns = exchanges.c
+    return select(columns.platform, columns.channel, columns.message, columns.parts, columns.text).where(*conditions)
 
-    A platform delivers the quoted words without the id of their message: if two messages
-    have the same words, the quotations of both are deleted.  Words quoted from another
-    channel, or never sent to the bot, belong to the author who quoted them.
+
+async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Said]) -> int:
+    """Delete full and partial quotations of this from its channels; return their number.
+
+    A quotation that names its message is found by that id, any other by its words: if two
+    messages have the same words, the quotations of both are deleted.  Words quoted from
+    another channel, or never sent to the bot, belong to the author who quoted them.
     """
+    ids: dict[tuple[str, str], set[str]] = {}
     texts: dict[tuple[str, str], set[str]] = {}
-    for row in deleted:
-        if text := _normalise(row.text):
-            texts.setdefault((row.platform, row.channel), set()).add(text)
+    for said in deleted:
+        place = (said.platform, said.channel)
+        ids.setdefault(place, set()).update((said.message, *said.parts))
+        texts.setdefault(place, set()).add(_normalise(said.text))
+    count = 0
     for (platform, channel), in_channel in texts.items():
-        query = select(exchanges.c.id, exchanges.c.quoted).where(
-            exchanges.c.platform == platform, exchanges.c.channel == channel, exchanges.c.quoted.is_not(None)
+        query = select(exchanges.c.id, exchanges.c.quoted_id, exchanges.c.quoted).where(
+            exchanges.c.platform == platform,
+            exchanges.c.channel == channel,
+            or_(exchanges.c.quoted.is_not(None), exchanges.c.quoted_id.is_not(None)),
         )
-        quotations = {row.id: row.quoted for row in await tx.execute(query)}
+        rows = (await tx.execute(query)).all()
+        found = [row.id for row in rows if row.quoted_id in ids[platform, channel]]
+        by_words = {row.id: row.quoted for row in rows if row.quoted_id is None}
         # Thousands of texts and quotations take seconds, too long for the event loop.
-        found = await asyncio.to_thread(_find_quotes, quotations, in_channel)
-        if found:
-            await tx.execute(update(exchanges).where(exchanges.c.id.in_(found)).values(UNQUOTED))
+        found += await asyncio.to_thread(_find_quotes, by_words, in_channel - {""})
+        for start in range(0, len(found), _BATCH):
+            some = found[start : start + _BATCH]
+            await tx.execute(update(exchanges).where(exchanges.c.id.in_(some)).values(UNQUOTED))
+        count += len(found)
+    return count
+
+
+async def replace_quotes(tx: AsyncConnection, channel: ChannelKey, message_id: str, text: str) -> int:
+    """Let the quotations of an edited message have its new text; return their number."""
+    quotes = update(exchanges).where(
+        exchanges.c.platform == channel.platform,
+        exchanges.c.channel == channel.channel,
+        and_(exchanges.c.quoted_id == message_id, exchanges.c.quoted.is_not(None)),
+    )
+    return (await tx.execute(quotes.values({"quoted": text} if text else UNQUOTED))).rowcount
 
 
 def _find_quotes(quotations: Mapping[int, str], texts: set[str]) -> list[int]:

@@ -116,3 +116,6 @@ exchanges = Table(
     # Ids order the history, so none may be reused after rows were deleted.
     sqlite_autoincrement=True,
 )
+
+# A row for a message that was deleted before it arrived: it tells no author and no platform of one.
+IS_TOMBSTONE = exchanges.c.author_platform == ""

@@ -5,13 +5,13 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import wraps
 from itertools import count
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, assert_never
 
-from sqlalchemy import ColumnElement, Text, Update, and_, cast, false, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Text, Update, and_, cast, delete, false, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,13 +22,13 @@ from bot.lifecycle import ClaimEffect, Transition
 from bot.observability.metrics import Metrics
 from bot.storage import connections, migrate
 from bot.storage.base import History
-from bot.storage.quoted_text import redact_quotes, select_text
-from bot.storage.rows import BLANK, UNANSWERED, answer_values, message_values, to_exchange
-from bot.storage.schema import exchanges
+from bot.storage.quoted_text import Said, redact_quotes, replace_quotes, select_said
+from bot.storage.rows import BLANK, UNANSWERED, UNQUOTED, answer_values, message_values, to_exchange
+from bot.storage.schema import IS_TOMBSTONE, exchanges
 from bot.storage.transactions import Transactions
 from bot.storage.vacuum import Vacuum
 from bot.util.aio import detach_on_cancel, join_task
-from bot.util.clock import Clock, MonotonicClock
+from bot.util.clock import Calendar, Clock, MonotonicClock
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -43,6 +43,15 @@ _WITH_PART_ON_A_SERVER = text(
     "(SELECT array_to_json(each[1 \\: CAST(:part AS int)] || CAST(:written AS json) || each[CAST(:part AS int) + 2 \\:]) "
     "FROM (SELECT ARRAY(SELECT json_array_elements(parts)) AS each) AS parted)"
 )
+
+# The key of a message.
+_KEY = ["platform", "channel", "message"]
+
+# The `failure` of a row whose message was deleted, not only cleared.
+_DELETED = "deleted"
+
+# A platform delivers a message at most so long after its deletion.
+_TOMBSTONES_KEPT = timedelta(days=1)
 
 _NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
 
@@ -100,11 +109,11 @@ class SqlStore:
     Writers take turns in the order of their calls, and rows are numbered in that order.
 
     After clear, forget, erase and expire a SQLite file is vacuumed (vacuum.py), at once or
-    when the time budget allows.  It waits up to `patience` seconds for other readers of the
+    when the time budget allows.  It waits up to `vacuum_patience` seconds for other readers of the
     file and is retried if that was not enough; clear and forget then raise NotErased.
 
     `busy_timeout` limits the wait for another program's lock, `queue_timeout` the wait for
-    the writer's turn; a transaction older than `suspicious` is logged.  All in seconds.
+    the writer's turn; a transaction older than `slow_after` is logged.  All in seconds.
     """
 
     def __init__(
@@ -115,8 +124,8 @@ class SqlStore:
         *,
         busy_timeout: float = connections.BUSY_TIMEOUT,
         queue_timeout: float = 30.0,
-        patience: float = 1.0,
-        suspicious: float = 10.0,
+        vacuum_patience: float = 1.0,
+        slow_after: float = 10.0,
     ) -> None:
         self._url = url
         self._clock = clock or MonotonicClock()
@@ -129,12 +138,15 @@ class SqlStore:
         self._location = connections.locate(url)
         self._busy_timeout = busy_timeout
         self._transactions = Transactions(
-            self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, suspicious=suspicious
+            self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, slow_after=slow_after
         )
+        # The dialects' own inserts, alike but for their module.
+        self._insert = (sqlite.insert if self._location.path is not None else postgresql.insert)(exchanges)
+        self._calendar = Calendar(self._clock)
         # On a server, vacuum, logs and backups are the operator's.
         self._vacuum: Vacuum | None = None
         if self._location.path is not None:
-            self._vacuum = Vacuum(self._transactions, self._clock, busy_timeout=busy_timeout, patience=patience)
+            self._vacuum = Vacuum(self._transactions, self._clock, busy_timeout=busy_timeout, patience=vacuum_patience)
 
     async def __aenter__(self) -> Self:
         try:
@@ -153,11 +165,17 @@ class SqlStore:
     async def enqueue(
         self, owner: str, /, message: IncomingMessage, kind: Kind, *, claim: bool = True
     ) -> Exchange | None:
-        # The dialects' own inserts, alike but for their module.
-        insert = sqlite.insert if self._location.path is not None else postgresql.insert
         async with self._claiming() as tx:
-            new = insert(exchanges).values(
-                **message_values(message),
+            values = message_values(message)
+            if message.quoted_id is not None and await _has_rows(
+                tx,
+                _within(message.channel),
+                exchanges.c.message == message.quoted_id,
+                exchanges.c.failure == _DELETED,
+            ):
+                values |= UNQUOTED
+            new = self._insert.values(
+                **values,
                 kind=kind,
                 status=Status.OPEN,
                 seed=_new_seed(),
@@ -165,12 +183,11 @@ class SqlStore:
                 owner=owner if claim else None,
                 fence=int(claim),
             )
-            key = ["platform", "channel", "message"]
             if not claim:
-                await tx.execute(new.on_conflict_do_nothing(index_elements=key))
+                await tx.execute(new.on_conflict_do_nothing(index_elements=_KEY))
                 return None
             owed = new.on_conflict_do_update(
-                index_elements=key, set_=_taken(owner), where=and_(_allowed(lifecycle.CLAIM), self._unclaimed)
+                index_elements=_KEY, set_=_taken(owner), where=and_(_allowed(lifecycle.CLAIM), self._unclaimed)
             )
             row = (await tx.execute(owed.returning(*exchanges.c))).first()
         return None if row is None else to_exchange(row)
@@ -228,11 +245,13 @@ class SqlStore:
         async with self._claiming() as tx:
             is_it = exchanges.c.id == exchange.id
             again = _change(lifecycle.REQUEUE, owner=owner).where(is_it).values(values)
-            said = [] if text is None else (await tx.execute(select_text(is_it))).all()
+            said = [] if text is None else await _said(tx, is_it)
             row = (await tx.execute(again.returning(*exchanges.c))).first()
             if row is None:
                 return None
-            await redact_quotes(tx, said)
+            if text is not None:
+                await replace_quotes(tx, exchange.message.channel, exchange.message.id, text)
+                await redact_quotes(tx, [each._replace(message="") for each in said])
             if said and self._vacuum is not None:
                 await self._vacuum.record_deletion(tx)
         if said and self._vacuum is not None:
@@ -272,7 +291,7 @@ class SqlStore:
 
     @shielded
     async def has_history(self, channel: ChannelKey) -> bool:
-        return await self._first(_exactly(channel)) is not None
+        return await self._first(_exactly(channel), ~IS_TOMBSTONE) is not None
 
     @shielded
     async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
@@ -303,6 +322,27 @@ class SqlStore:
         await self._blank(lifecycle.CLEAR, exchanges.c.id == exchange.id, with_quotations=True)
 
     @shielded
+    async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
+        here = and_(_within(channel), exchanges.c.message == message_id)
+        async with self._transactions.writing() as tx:
+            if is_expected or await _has_rows(tx, _within(channel), ~IS_TOMBSTONE):
+                await self._bury(tx, channel, message_id)
+            said = [Said(channel.platform, channel.channel, message_id, [], "")]
+            _, changes = await self._erase(tx, lifecycle.CLEAR, here, said=said)
+            await tx.execute(update(exchanges).where(here).values(failure=_DELETED))
+        if changes and self._vacuum is not None:
+            await self._vacuum.run()
+
+    @shielded
+    async def replace_quotes(self, channel: ChannelKey, message_id: str, text: str) -> None:
+        async with self._transactions.writing() as tx:
+            count = await replace_quotes(tx, channel, message_id, text)
+            if count and self._vacuum is not None:
+                await self._vacuum.record_deletion(tx)
+        if count and self._vacuum is not None:
+            self._vacuum.schedule()
+
+    @shielded
     async def expire(self, before: datetime) -> int:
         return await self._blank(lifecycle.EXPIRE, exchanges.c.sent_at < before)
 
@@ -331,7 +371,7 @@ class SqlStore:
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
         newest = (
             select(func.max(exchanges.c.id))
-            .where(exchanges.c.platform == platform)
+            .where(exchanges.c.platform == platform, ~IS_TOMBSTONE)
             .group_by(exchanges.c.channel, exchanges.c.thread)
         )
         query = select(exchanges.c.channel, exchanges.c.thread, exchanges.c.message).where(exchanges.c.id.in_(newest))
@@ -380,16 +420,34 @@ class SqlStore:
 
     async def _blank(self, transition: Transition, *which: ColumnElement[bool], with_quotations: bool = False) -> int:
         """Delete texts and names; return the number of questions among the rows."""
-        blank = _change(transition).where(*which).values(**BLANK, **UNANSWERED).returning(exchanges.c.kind)
         async with self._transactions.writing() as tx:
-            said = (await tx.execute(select_text(*which))).all() if with_quotations else []
-            kinds: list[str] = list((await tx.execute(blank)).scalars())
-            if kinds and self._vacuum is not None:
-                await self._vacuum.record_deletion(tx)
-            await redact_quotes(tx, said)
+            said = await _said(tx, *which) if with_quotations else []
+            questions, _ = await self._erase(tx, transition, *which, said=said)
         if self._vacuum is not None:
             await self._vacuum.run()
-        return kinds.count(Kind.CHAT)
+        return questions
+
+    async def _erase(
+        self, tx: AsyncConnection, transition: Transition, *which: ColumnElement[bool], said: list[Said]
+    ) -> tuple[int, int]:
+        """Blank rows, and quotations of what was `said`; return the numbers of questions and of changed rows."""
+        blank = _change(transition).where(*which).values(**BLANK, **UNANSWERED).returning(exchanges.c.kind)
+        kinds: list[str] = list((await tx.execute(blank)).scalars())
+        changes = len(kinds) + await redact_quotes(tx, said)
+        if changes and self._vacuum is not None:
+            await self._vacuum.record_deletion(tx)
+        return kinds.count(Kind.CHAT), changes
+
+    async def _bury(self, tx: AsyncConnection, channel: ChannelKey, message_id: str) -> None:
+        """Store a message that may still come as deleted, unless it is known."""
+        today = self._calendar.today()
+        gone = IncomingMessage(message_id, channel, Author("", "", ""), "", today)
+        await tx.execute(delete(exchanges).where(IS_TOMBSTONE, exchanges.c.sent_at < today - _TOMBSTONES_KEPT))
+        await tx.execute(
+            self._insert.values(
+                **message_values(gone), kind=Kind.CHAT, status=Status.CLEARED, seed=0, parts=[]
+            ).on_conflict_do_nothing(index_elements=_KEY)
+        )
 
     def _checked(self, count: int) -> int:
         """Return the count; raise NotErased if the file still holds the text."""
@@ -419,6 +477,14 @@ class SqlStore:
 
 def _new_seed() -> int:
     return secrets.randbits(63)
+
+
+async def _said(tx: AsyncConnection, *which: ColumnElement[bool]) -> list[Said]:
+    return [Said._make(row) for row in await tx.execute(select_said(*which))]
+
+
+async def _has_rows(tx: AsyncConnection, *which: ColumnElement[bool]) -> bool:
+    return (await tx.execute(select(exchanges.c.id).where(*which).limit(1))).first() is not None
 
 
 def _within(channel: ChannelKey) -> ColumnElement[bool]:

@@ -65,10 +65,10 @@ class Transactions:
     """One connection writes, a few others read; each transaction runs in a task that nothing cancels.
 
     `busy_timeout` limits the wait for another program's lock, `queue_timeout` the wait for
-    the writer; a transaction older than `suspicious` is logged.  All in seconds.
+    the writer; a transaction older than `slow_after` is logged.  All in seconds.
     """
 
-    def __init__(self, location: Location, *, busy_timeout: float, queue_timeout: float, suspicious: float) -> None:
+    def __init__(self, location: Location, *, busy_timeout: float, queue_timeout: float, slow_after: float) -> None:
         self.lock = FairLock()
         self.writer = connections.writer(location, busy_timeout)
         self._reader = connections.reader(location, busy_timeout)
@@ -76,7 +76,7 @@ class Transactions:
         self._statement = self.writer.execution_options(skip_begin=True)
         self.name = location.name
         self._queue_timeout = queue_timeout
-        self._suspicious = suspicious
+        self._slow_after = slow_after
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
@@ -106,14 +106,14 @@ class Transactions:
         assert task in self._in_flight, "open a transaction in a shielded method only"
         with map_errors(self.name):
             async with engine.begin() as connection:
-                watchdog = asyncio.get_running_loop().call_later(self._suspicious, self._report, task.get_name())
+                watchdog = asyncio.get_running_loop().call_later(self._slow_after, self._report, task.get_name())
                 try:
                     yield connection
                 finally:
                     watchdog.cancel()
 
     def _report(self, name: str) -> None:
-        log.warning("transaction still open", transaction=name, seconds=self._suspicious)
+        log.warning("transaction still open", transaction=name, seconds=self._slow_after)
 
     async def wait_idle(self) -> None:
         while self._in_flight:

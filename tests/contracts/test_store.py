@@ -532,6 +532,84 @@ async def test_erasing_takes_one_exchange(store: Store) -> None:
     assert await found(store, kept) == kept
 
 
+async def test_quotations_that_name_a_message_are_deleted_with_it(store: Store) -> None:
+    asked = await answered(store, message(1, "the password is 1234"))
+    await store.record_part(asked, 0, "m1")
+    await store.record_part(asked, 1, "m2")
+    quotes = {
+        "of the question": replace(message(2), quoted="(paraphrased)", quoted_id="1"),
+        "of the answer": replace(message(3, channel=THREAD), quoted="(second part)", quoted_id="m2", quotes_bot=True),
+        "of the same words elsewhere": replace(message(4), quoted="the password is 1234", quoted_id="0"),
+        "of the same id elsewhere": replace(message(5, channel=ChannelKey("slack", "C2")), quoted="hi", quoted_id="1"),
+    }
+    stored = {name: await begun(store, quoting) for name, quoting in quotes.items()}
+    await store.erase(asked)
+    left = {name for name, exchange in stored.items() if (await found(store, exchange)).message.quoted is not None}
+    assert left == {"of the same words elsewhere", "of the same id elsewhere"}
+    assert (await found(store, stored["of the answer"])).message == message(3, channel=THREAD)
+
+
+async def test_clearing_deletes_quotations_of_answers_in_other_threads(store: Store) -> None:
+    asked = await answered(store, message(1))
+    await store.record_part(asked, 0, "m1")
+    quoting = await begun(store, replace(message(2, channel=THREAD), quoted="hi", quoted_id="m1", quotes_bot=True))
+    command = await begun(store, message(3, "/clear"), Kind.COMMAND)
+    later = await begun(store, replace(message(4), quoted="hi", quoted_id="m1", quotes_bot=True))
+    assert await store.clear(ChannelKey("slack", "C1"), command) == 2
+    for exchange in (quoting, later):
+        assert (await found(store, exchange)).message.quoted_id is None
+    afterwards = replace(message(5), quoted="hi", quoted_id="m1", quotes_bot=True)
+    assert (await begun(store, afterwards)).message == afterwards, "its author points at the answer after the clear"
+
+
+async def test_a_deleted_message_takes_its_quotations_also_without_an_exchange(store: Store) -> None:
+    quoting = await begun(store, replace(message(2, "is that so?"), quoted="a secret", quoted_id="1"))
+    await store.delete_message(ROOM, "1")
+    assert (await found(store, quoting)).message == message(2, "is that so?")
+    in_flight = await begun(store, replace(message(3), quoted="a secret", quoted_id="1"))
+    assert in_flight.message == message(3)
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_a_deletion_covers_a_message_that_arrives_before_or_after_it(store: Store, *, is_late: bool) -> None:
+    other = await answered(store, message(1, "something else"))
+    await store.record_part(other, 0, "m1")
+    secret = message(2, "my secret", channel=THREAD)
+    if not is_late:
+        await begun(store, secret)
+    await store.delete_message(ROOM, "2")
+    assert await store.enqueue(secret, Kind.CHAT) is None
+    assert await store.claim_owed("slack") == []
+    assert (await store.find(THREAD, "2")) is not None
+    assert await store.find_by_reply(ROOM, "m1") is not None
+    assert await texts_before(store, await begun(store, message(3))) == ["something else"]
+
+
+async def test_a_deletion_before_its_message_counts_only_where_one_may_come(store: Store) -> None:
+    await store.delete_message(ROOM, "1")
+    await store.delete_message(ROOM, "2", is_expected=True)
+    assert await store.enqueue(message(2, "my secret"), Kind.CHAT) is None
+    assert not await store.has_history(ROOM)
+    assert await store.last_message_ids("slack") == {}
+    assert await store.clear(ROOM) == 0
+    assert await store.enqueue(message(1), Kind.CHAT) is not None
+
+
+async def test_an_edit_reaches_the_quotations_of_its_message(store: Store) -> None:
+    asked = await answered(store, message(1, "the capital of Frnace"))
+    await store.record_part(asked, 0, "m1")
+    of_question = await begun(store, replace(message(2), quoted="capital of Frnace", quoted_id="1"))
+    of_answer = await begun(store, replace(message(3), quoted="hi", quoted_id="m1", quotes_bot=True))
+    assert await store.requeue(asked, "the capital of France") is not None
+    assert (await found(store, of_question)).message.quoted == "the capital of France"
+    assert (await found(store, of_answer)).message == message(3)
+    never_sent_to_us = await begun(store, replace(message(5), quoted="old", quoted_id="4"))
+    await store.replace_quotes(THREAD, "4", "new")
+    assert (await found(store, never_sent_to_us)).message.quoted == "new"
+    await store.replace_quotes(ROOM, "4", "")
+    assert (await found(store, never_sent_to_us)).message == message(5)
+
+
 async def test_a_renamed_channel_keeps_its_history(store: Store) -> None:
     await answered(store, message(1, "in the room"), "hi")
     await answered(store, message(2, "in a thread", channel=THREAD))

@@ -113,7 +113,7 @@ def being_read(path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.mark.parametrize("what", ["clear", "forget"])
 async def test_clear_and_forget_raise_not_erased_while_another_program_reads(tmp_path: Path, what: str) -> None:
-    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0.1) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), vacuum_patience=0.1) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"), capture_logs() as logs:
             with pytest.raises(NotErased, match="still holds the text") as raised:
@@ -127,7 +127,7 @@ async def test_clear_and_forget_raise_not_erased_while_another_program_reads(tmp
 
 
 async def test_erase_edit_and_expire_do_not_fail_while_another_program_reads(tmp_path: Path) -> None:
-    async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), vacuum_patience=0) as store:
         erased, edited, old = await enqueue_secrets(store, 3)
         with being_read(tmp_path / "bot.db"):
             await store.erase(erased)
@@ -185,7 +185,7 @@ async def test_clear_succeeds_when_the_other_program_stops_reading(tmp_path: Pat
 
 
 async def test_the_next_start_vacuums_after_a_crash(tmp_path: Path) -> None:
-    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), patience=0) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), JumpingClock(), vacuum_patience=0) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"), pytest.raises(NotErased):
             await store.clear(ROOM)
@@ -200,13 +200,13 @@ async def test_the_next_start_vacuums_after_a_crash(tmp_path: Path) -> None:
 
 
 async def test_a_failed_vacuum_at_the_start_is_logged(tmp_path: Path) -> None:
-    async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), vacuum_patience=0) as store:
         await talk(store)
         with being_read(tmp_path / "bot.db"):
             with pytest.raises(NotErased):
                 await store.clear(ROOM)
             with capture_logs() as logs:
-                async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), patience=0):
+                async with SqlStore(url_of(tmp_path / "bot.db"), ManualClock(), vacuum_patience=0):
                     pass
     assert [line["event"] for line in logs] == [
         "vacuum failed, deleted text is still in the file",
@@ -344,7 +344,7 @@ def needs_vacuum(path: Path) -> bool:
 
 async def test_a_retry_truncates_the_log_without_a_second_vacuum(tmp_path: Path) -> None:
     clock = ManualClock()
-    async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock, vacuum_patience=0) as store:
         await talk(store)
         with rewriting() as rewritten:
             with being_read(tmp_path / "bot.db"), pytest.raises(NotErased):
@@ -364,7 +364,7 @@ async def test_retries_of_the_vacuum_back_off_and_are_logged(tmp_path: Path) -> 
             await super().sleep(seconds)
 
     clock, asleep = Noting(), asyncio.Event()
-    async with SqlStore(url_of(tmp_path / "bot.db"), clock, patience=0) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), clock, vacuum_patience=0) as store:
         await enqueue_secrets(store, 1)
         with being_read(tmp_path / "bot.db"):
             with pytest.raises(NotErased):

@@ -390,7 +390,7 @@ async def test_a_cancelled_close_is_finished_first(tmp_path: Path) -> None:
 
 
 async def test_a_transaction_that_stays_open_is_logged(tmp_path: Path) -> None:
-    async with SqlStore(url_of(tmp_path / "bot.db"), suspicious=0) as store:
+    async with SqlStore(url_of(tmp_path / "bot.db"), slow_after=0) as store:
         with capture_logs() as logs:
             await store.enqueue(message(1), Kind.CHAT)
     assert {
