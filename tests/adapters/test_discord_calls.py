@@ -11,10 +11,12 @@ import discord
 import pytest
 
 from bot.adapters import inspect
-from bot.adapters.discord.http import configure_endpoints, map_errors, rest_client
+from bot.adapters.discord.errors import map_errors
+from bot.adapters.discord.http import configure_endpoints, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.domain import Action, ChannelKey, Status
 from bot.errors import (
+    AccessDenied,
     ChannelGone,
     ContentRefused,
     EditRefused,
@@ -92,18 +94,29 @@ async def test_eighty_mentions_at_once_are_all_answered(bot: DiscordBot) -> None
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
-        (403, 50001, ChannelGone),
-        (403, 50007, ChannelGone),
+        (403, 50001, AccessDenied),
+        (403, 50007, AccessDenied),
+        (403, 50013, AccessDenied),
         (404, 10003, ChannelGone),
+        (404, 10004, ChannelGone),
         (400, 50083, ChannelGone),
+        (400, 160005, ChannelGone),
         (404, 10008, MessageGone),
+        (401, 50027, MessageGone),
+        (404, 10062, MessageGone),
         (400, 30046, RateLimited),
+        (403, 20016, RateLimited),
         (400, 200000, ContentRefused),
+        (400, 200001, ContentRefused),
         (400, 240000, ContentRefused),
+        (403, 20009, ContentRefused),
+        (400, 50035, ContentRefused),
         (403, 50005, EditRefused),
         (403, 0, PlatformUnavailable),
-        (401, 0, LoginRefused),
-        (400, 50035, discord.HTTPException),
+        (403, 40333, PlatformUnavailable),
+        (404, 0, PlatformUnavailable),
+        (401, 0, PlatformUnavailable),
+        (401, 50014, PlatformUnavailable),
     ],
 )
 async def test_http_errors_are_mapped(status: int, code: int, expected: type[Exception]) -> None:

@@ -4,28 +4,24 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import discord
 import structlog
 
 from bot.adapters.base import Finding
 from bot.adapters.discord.client import BotClient, IdentifyBudget
+from bot.adapters.discord.errors import LOGIN_REFUSED, map_errors
 from bot.adapters.discord.handlers import DiscordHandlers
-from bot.adapters.discord.http import (
-    LOGIN_REFUSED,
-    RateLimitTrace,
-    call_timeout,
-    configure_endpoints,
-    map_errors,
-    rest_client,
-)
+from bot.adapters.discord.http import RateLimitTrace, call_timeout, configure_endpoints, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.settings import DiscordSection
+from bot.adapters.login import confirm
 from bot.adapters.malformed import describe_error
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
-from bot.errors import ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
+from bot.errors import AccessDenied, ChannelGone, LoginRefused, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff, log_retry, retry
@@ -39,7 +35,6 @@ _LONGEST_RETRY = 60.0
 _CUT_OFF_SECONDS = 60.0
 # Seconds without another server, after which the list is complete.
 _SERVER_SECONDS = 2.0
-_AUTHENTICATION_FAILED = 4004
 _LOGIN_CALLS = 2  # the user and the application
 # The most servers that `inspect` checks, with one call each.
 _INSPECTED = 20
@@ -88,13 +83,42 @@ class DiscordAdapter:
         handlers = DiscordHandlers(self._settings, intake, replies, messenger, self._clock)
         # The connection is closed last: replies in flight finish their calls.
         async with BackgroundTasks() as connections, replies, BackgroundTasks() as workers:
-            tasks = [connections.start(self._stay_connected(handlers, messenger)), workers.start(handlers.run())]
+            trace = RateLimitTrace(self._clock)
+            tasks = [
+                connections.start(self._stay_connected(handlers, messenger, trace)),
+                workers.start(handlers.run()),
+                workers.start(self._watch_login(trace)),
+            ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
 
-    async def _stay_connected(self, handlers: DiscordHandlers, messenger: DiscordMessenger) -> None:
-        trace, budget = RateLimitTrace(self._clock), IdentifyBudget(self._clock)
+    async def _watch_login(self, trace: RateLimitTrace) -> None:
+        """Ask for the bot's own user when a call was answered with 401.
+
+        Raises:
+            LoginRefused: That was refused as well, twice.
+        """
+
+        async def ask() -> None:
+            client = rest_client(self._settings, self._clock)
+            async with client, call_timeout(self._settings.call_seconds, client):
+                await client.http.static_login(_token(self._settings))
+
+        while True:
+            await trace.login_doubted.wait()
+            trace.login_doubted.clear()
+            try:
+                await confirm(ask, self._clock)
+            except LoginRefused:
+                raise
+            except PlatformError as error:
+                log.warning("discord rejected a call's token, and could not be asked again", error=str(error))
+
+    async def _stay_connected(
+        self, handlers: DiscordHandlers, messenger: DiscordMessenger, trace: RateLimitTrace
+    ) -> None:
+        budget = IdentifyBudget(self._clock)
         backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
 
         async def connect() -> None:
@@ -114,7 +138,9 @@ class DiscordAdapter:
             raise PlatformUnavailable("the connection was closed")
 
         report, errors = log_retry("not connected to discord, retrying"), (PlatformUnavailable, RateLimited)
-        await retry(connect, *errors, clock=self._clock, backoff=backoff, on_failure=report)
+        await retry(
+            partial(confirm, connect, self._clock), *errors, clock=self._clock, backoff=backoff, on_failure=report
+        )
 
 
 async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
@@ -158,7 +184,7 @@ async def _servers(client: discord.Client, application_id: int) -> AsyncIterator
         try:
             with map_errors():
                 await client.http.get_guild_commands(application_id, server.id)
-        except ChannelGone:
+        except (AccessDenied, ChannelGone):
             yield Finding(
                 False, f"{server.name}: slash commands are not authorised; invite the bot again: {invitation}"
             )
@@ -181,8 +207,6 @@ def _connecting(client: BotClient) -> Iterator[None]:
     except (LoginRefused, PlatformUnavailable, RateLimited):
         raise
     except discord.ConnectionClosed as exc:
-        if exc.code == _AUTHENTICATION_FAILED:
-            raise LoginRefused(LOGIN_REFUSED) from exc
         raise PlatformUnavailable(f"Discord's gateway closed the connection ({exc.code})") from exc
     except (discord.DiscordException, PlatformError) as exc:
         raise PlatformUnavailable(f"Discord rejected the connection: {exc}") from exc

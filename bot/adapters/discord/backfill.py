@@ -10,10 +10,11 @@ from typing import TypeVar
 import discord
 import structlog
 
+from bot.adapters.discord.errors import REFUSALS
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import channel_id, is_direct_or_mention, is_reply_or_role_mention, is_user_message
 from bot.domain import ChannelKey
-from bot.errors import ChannelGone, MessageGone, RateLimited
+from bot.errors import RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
 from bot.util.retry import Backoff, log_retry, retry
@@ -72,7 +73,7 @@ class DiscordBackfill:
         places += await self._probe_all(client, unlisted - self._gone, after)
         found: list[discord.Message] = []
         for place in places:
-            with suppress(ChannelGone, MessageGone):
+            with suppress(*REFUSALS):
                 messages = await self._patiently(partial(self._read, client, place, after))
                 found += [message for message in messages if _may_address_bot(message, client.user)]
         log.info("discord backfill read", since=since.isoformat(), found=len(found))
@@ -101,7 +102,7 @@ class DiscordBackfill:
                 if await self._patiently(partial(self._read, client, place, after, limit=1)):
                     channel = await self._patiently(partial(self._fetch, client, channel_id(key)))
                     found += [channel] if isinstance(channel, discord.abc.Messageable) else []
-            except (ChannelGone, MessageGone):
+            except REFUSALS:
                 self._gone.add((key, mark))
             await self._clock.sleep(max(0.0, until - self._clock.now()))
 

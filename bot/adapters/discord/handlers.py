@@ -11,7 +11,8 @@ import discord
 import structlog
 
 from bot.adapters.discord.backfill import DiscordBackfill
-from bot.adapters.discord.http import call_timeout, map_errors
+from bot.adapters.discord.errors import REFUSALS, map_errors
+from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import (
     PLATFORM,
@@ -31,7 +32,7 @@ from bot.chat.i18n import Translate, language_for, translator
 from bot.chat.intake import Intake
 from bot.delivery.replies import Replies
 from bot.domain import Action, ChannelKey, IncomingMessage
-from bot.errors import ChannelGone, MessageGone, PlatformError, StoreError
+from bot.errors import PlatformError, StoreError
 from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -220,7 +221,7 @@ class DiscordHandlers:
             try:
                 async with call_timeout(self._call_seconds, self._client):
                     channel = await self._client.fetch_channel(channel_id)
-            except (ChannelGone, MessageGone) as gone:
+            except REFUSALS as gone:
                 log.info("event skipped, its channel is gone", error=str(gone))
                 return None
         return channel_key(channel, channel_id)

@@ -6,8 +6,8 @@ stale text.  Here a call fails at once; the caller waits and retries with the la
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import aiohttp
@@ -17,38 +17,16 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 from discord.webhook.async_ import async_context
 
+from bot.adapters.discord.errors import DEFAULT_WAIT, map_errors
 from bot.adapters.discord.settings import DiscordSection
-from bot.errors import (
-    ChannelGone,
-    ContentRefused,
-    EditRefused,
-    LoginRefused,
-    MessageGone,
-    PlatformUnavailable,
-    RateLimited,
-)
+from bot.errors import PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
-
-LOGIN_REFUSED = (
-    "Discord rejects the token: create a new one (Developer Portal, your application, Bot, Reset Token) "
-    "and put it into BOT_DISCORD__TOKEN or the secret file discord__token"
-)
+from bot.util.retry import retry_after
 
 # Replies notify the asker; mentions in the model's text notify no one.
 ALLOWED_MENTIONS = discord.AllowedMentions(everyone=False, roles=False, users=False, replied_user=True)
 
-# Discord's error codes: https://discord.com/developers/docs/topics/opcodes-and-status-codes#json
-_UNKNOWN_CHANNEL = 10003
-_TOO_MANY_EDITS = 30046
-_ARCHIVED = 50083
-_LOCKED = 160005
-_GONE = frozenset({_UNKNOWN_CHANNEL, _ARCHIVED, _LOCKED})
-# AutoMod's rules of the server, and the filter for harmful links.
-_FILTERED = frozenset({200000, 240000})
-_AUTHORED_BY_ANOTHER = 50005
-
-# Seconds, where a 429 names none: messages older than an hour allow about 3 edits in 20 s.
-_DEFAULT_WAIT = 20.0
+_WHO_AM_I = "/users/@me"
 
 
 def configure_endpoints(settings: DiscordSection) -> None:
@@ -68,9 +46,13 @@ def rest_client(settings: DiscordSection, clock: Clock) -> discord.Client:
 
 
 class RateLimitTrace:
-    """An aiohttp TraceConfig that raises on a 429 or a 5xx, before the library handles it."""
+    """An aiohttp TraceConfig that raises on a 429 or a 5xx, before the library handles it.
+
+    `login_doubted` is set by a 401.
+    """
 
     def __init__(self, clock: Clock) -> None:
+        self.login_doubted = asyncio.Event()
         self._clock = clock
         self._blocked_until = clock.now()
 
@@ -93,13 +75,19 @@ class RateLimitTrace:
         self, session: aiohttp.ClientSession, context: SimpleNamespace, call: aiohttp.TraceRequestEndParams
     ) -> None:
         response = call.response
-        if not _is_api(call.url) or (response.status != 429 and response.status < 500):
+        if not _is_api(call.url):
             return
-        body = await response.text()
+        # The login reports its own refusal; interactions have tokens of their own.
+        if response.status == 401 and "Authorization" in call.headers and not call.url.path.endswith(_WHO_AM_I):
+            self.login_doubted.set()
+        if response.status != 429 and response.status < 500:
+            return
+        body = await response.text(errors="replace")
         if response.status != 429:
             raise PlatformUnavailable(f"Discord answered {response.status}")
         limit = _json_object(body)
-        seconds = _seconds(limit.get("retry_after")) or _seconds(response.headers.get("Retry-After")) or _DEFAULT_WAIT
+        header = retry_after(response.headers.get("Retry-After"), DEFAULT_WAIT)  # may be a date
+        seconds = retry_after(limit.get("retry_after"), header)
         # A 429 without the API's fields comes from the proxy in front of it (Cloudflare) and concerns all calls.
         if limit.get("global", "code" not in limit and "retry_after" not in limit):
             self._blocked_until = max(self._blocked_until, self._clock.now() + seconds)
@@ -117,50 +105,12 @@ async def call_timeout(seconds: float, client: discord.Client) -> AsyncIterator[
         try:
             async with asyncio.timeout(seconds):
                 yield
-        except (TimeoutError, asyncio.CancelledError):
-            # If the library is interrupted while it records a rate limit, the channel's bucket stays
-            # exhausted, or a webhook's lock stays held, and later calls block.  So drop both.
+        except (TimeoutError, asyncio.CancelledError, discord.RateLimited):
+            # If the library is interrupted while it records a rate limit, or its header names an absurd
+            # one, the channel's bucket stays exhausted, or a webhook's lock held, and later calls block.
             client.http._buckets.clear()
             async_context.get()._locks.clear()
             raise
-
-
-@contextmanager
-def map_errors() -> Iterator[None]:
-    """Translate the library's errors.
-
-    Raises:
-        RateLimited, PlatformUnavailable, LoginRefused, MessageGone, EditRefused, ChannelGone, ContentRefused
-    """
-    try:
-        yield
-    except discord.RateLimited as exc:
-        raise RateLimited(exc.retry_after) from exc
-    except discord.LoginFailure as exc:
-        raise LoginRefused(LOGIN_REFUSED) from exc
-    except discord.HTTPException as exc:
-        if exc.status == 401 and exc.code == 0:
-            raise LoginRefused(LOGIN_REFUSED) from exc
-        if exc.code == _TOO_MANY_EDITS:
-            raise RateLimited(_DEFAULT_WAIT) from exc
-        if exc.code in _FILTERED:
-            raise ContentRefused(f"a filter refuses the text ({exc.code})") from exc
-        if exc.code == _AUTHORED_BY_ANOTHER:
-            raise EditRefused(f"the message may not be edited ({exc.code})") from exc
-        if exc.status == 403 and exc.code == 0:
-            # From the proxy in front of the API, so it says nothing about this channel.
-            raise PlatformUnavailable("Discord blocks calls from this address (403)") from exc
-        if exc.status == 403 or exc.code in _GONE:
-            raise ChannelGone(f"the bot no longer has access to the channel ({exc.code}: {exc.text})") from exc
-        if exc.status == 404:
-            raise MessageGone(f"the message no longer exists ({exc.code}: {exc.text})") from exc
-        raise
-    except (aiohttp.ClientError, OSError, TimeoutError) as exc:
-        raise PlatformUnavailable(f"Discord cannot be reached: {str(exc) or type(exc).__name__}") from exc
-    except RuntimeError as exc:
-        if exc.args != ("Session is closed",):
-            raise
-        raise PlatformUnavailable("the connection to Discord was closed") from exc
 
 
 def _is_api(url: yarl.URL) -> bool:
@@ -168,16 +118,9 @@ def _is_api(url: yarl.URL) -> bool:
     return str(url).startswith(Route.BASE)
 
 
-def _seconds(value: object) -> float:
-    try:
-        return max(0.0, float(value)) if isinstance(value, (int, float, str)) else 0.0
-    except ValueError:  # Retry-After may be a date
-        return 0.0
-
-
 def _json_object(body: str) -> dict[str, object]:
     try:
         value = json.loads(body)
-    except ValueError:
+    except (RecursionError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,26 +1,33 @@
 """The Messenger on discord.py."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import discord
+import structlog
+from discord.http import handle_message_parameters
+from discord.webhook.async_ import async_context
 
-from bot.adapters.discord.http import call_timeout
+from bot.adapters.discord.errors import ReferenceRefused, ThreadArchived
+from bot.adapters.discord.http import ALLOWED_MENTIONS, call_timeout
 from bot.adapters.discord.parse import channel_id
 from bot.adapters.send_once import RecentDict, SendOnce
 from bot.delivery.markdown.format import MarkdownFormat, Rendered, utf16_units
 from bot.delivery.messenger import nonce as nonce_of
 from bot.domain import Action, ChannelKey, Controls, Exchange
-from bot.errors import ChannelGone, MessageGone, PlatformUnavailable
+from bot.errors import AccessDenied, ChannelGone, EditRefused, MessageGone, PlatformUnavailable
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Discord documents "2000 characters" without a unit; UTF-16 units are the largest count.
 _FORMAT = MarkdownFormat(2000, utf16_units)
 # Symbols, since the reader's language is unknown here.
 _SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
-_INVALID_WEBHOOK_TOKEN = 50027
 # The API's name of the response to an interaction, whose id is unknown until it is shown.
 _RESPONSE: Any = "@original"
+# The most digits of an id.
+_ID_DIGITS = 20
 
 
 class DiscordMessenger:
@@ -28,6 +35,9 @@ class DiscordMessenger:
 
     Discord deduplicates sends by their nonce for some minutes; after that SendOnce
     looks for the first message of a reply in the channel's history.
+
+    Of an answer only the message's id is read: the library parses the whole message, and fails on
+    fields that are not needed here.
     """
 
     def __init__(self, edit_seconds: float, call_seconds: float) -> None:
@@ -62,25 +72,14 @@ class DiscordMessenger:
         if interaction is not None:
             try:
                 return await self._respond(interaction, text)
-            except MessageGone:
-                # The interaction has expired; send a normal message.
+            except MessageGone as gone:
+                log.info("a command is answered with a message", error=str(gone))
                 self._commands.pop(reply_to or "", None)
 
         async def post() -> str:
-            # Discord drops the reference if the question was deleted.
-            target = channel_id(channel)
-            reference = reply_to and discord.MessageReference(
-                message_id=int(reply_to), channel_id=target, fail_if_not_exists=False
-            )
-            async with self._calling() as client:
-                message = await client.get_partial_messageable(target).send(
-                    text.text,
-                    reference=reference,  # type: ignore[arg-type]  # None is allowed, but not in the annotation
-                    nonce=nonce,
-                    suppress_embeds=True,
-                    view=_buttons(controls),
-                )
-            return str(message.id)
+            with suppress(ReferenceRefused):
+                return await self._post(channel, text, reply_to, controls, nonce)
+            return await self._post(channel, text, None, controls, nonce)
 
         return await self._once.send(nonce, post, lambda: self._find(channel, text, reply_to))
 
@@ -89,13 +88,41 @@ class DiscordMessenger:
         if interaction is not None and not interaction.is_expired():
             await self._respond(interaction, text)
             return
-        async with self._calling() as client:
-            message = client.get_partial_messageable(channel_id(channel)).get_partial_message(int(message_id))
-            await message.edit(content=text.text, view=_buttons(controls))
+        target, message = channel_id(channel), int(message_id)
+        try:
+            async with self._calling() as client:
+                with handle_message_parameters(
+                    content=text.text, view=_buttons(controls), allowed_mentions=ALLOWED_MENTIONS
+                ) as params:
+                    _check_message(await client.http.edit_message(target, message, params=params), id=message_id)
+        except ThreadArchived as archived:
+            raise EditRefused(str(archived)) from archived
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         async with self._calling() as client:
-            await client.get_partial_messageable(channel_id(channel)).get_partial_message(int(message_id)).delete()
+            deletion: Awaitable[object] = client.http.delete_message(channel_id(channel), int(message_id))
+            if await deletion:  # no content is due
+                raise PlatformUnavailable("Discord's answer to a deletion cannot be read")
+
+    async def _post(
+        self, channel: ChannelKey, text: Rendered, reply_to: str | None, controls: Controls, nonce: str
+    ) -> str:
+        target, reference = channel_id(channel), discord.utils.MISSING
+        if reply_to is not None:
+            # Discord drops the reference if the question was deleted.
+            reference = discord.MessageReference(
+                message_id=int(reply_to), channel_id=target, fail_if_not_exists=False
+            ).to_message_reference_dict()
+        async with self._calling() as client:
+            with handle_message_parameters(
+                content=text.text,
+                message_reference=reference,
+                nonce=nonce,
+                flags=discord.MessageFlags(suppress_embeds=True),
+                view=_buttons(controls),
+                allowed_mentions=ALLOWED_MENTIONS,
+            ) as params:
+                return _check_message(await client.http.send_message(target, params=params), channel_id=str(target))
 
     async def _find(self, channel: ChannelKey, text: Rendered, reply_to: str | None) -> str | None:
         """Return the id of the bot's reply to this message, if it still has its first text.
@@ -106,7 +133,7 @@ class DiscordMessenger:
             return None
         question = discord.Object(int(reply_to))
         # Without access the send itself reports the error.
-        with suppress(ChannelGone, MessageGone):
+        with suppress(AccessDenied, ChannelGone, MessageGone):
             async with self._calling() as client:
                 place = client.get_partial_messageable(channel_id(channel))
                 async for message in place.history(limit=100, after=question):
@@ -122,15 +149,18 @@ class DiscordMessenger:
         """
         async with self._calling() as client:
             webhook = discord.Webhook.partial(interaction.application_id, interaction.token, client=client)
-            webhook.proxy = client.http.proxy
-            try:
-                message = await webhook.edit_message(_RESPONSE, content=text.text)
-            except discord.HTTPException as exc:
-                if exc.code == _INVALID_WEBHOOK_TOKEN:
-                    raise MessageGone("the interaction has expired") from exc
-                raise
-        self._responses[str(message.id)] = interaction
-        return str(message.id)
+            with handle_message_parameters(content=text.text, allowed_mentions=ALLOWED_MENTIONS) as params:
+                shown = await async_context.get().edit_webhook_message(
+                    interaction.application_id,
+                    interaction.token,
+                    _RESPONSE,
+                    session=webhook.session,
+                    proxy=client.http.proxy,
+                    payload=params.payload,
+                )
+            id = _check_message(shown)
+        self._responses[id] = interaction
+        return id
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[discord.Client]:
@@ -149,3 +179,18 @@ def _buttons(controls: Controls) -> discord.ui.View:
     # The library keeps every view that was not stopped; presses are matched by custom_id instead.
     view.stop()
     return view
+
+
+def _check_message(answer: object, **expected: str) -> str:
+    """Return the id of the message in an answer, after comparing these fields.
+
+    Raises:
+        PlatformUnavailable: It is something else, so the call may or may not have had its effect.
+    """
+    message = answer if isinstance(answer, Mapping) else {}
+    id = str(message.get("id"))
+    if len(id) > _ID_DIGITS or not (id.isascii() and id.isdecimal()):
+        raise PlatformUnavailable("Discord's answer is not a message")
+    if any(str(message.get(field)) != value for field, value in expected.items()):
+        raise PlatformUnavailable("Discord's answer is another message")
+    return id

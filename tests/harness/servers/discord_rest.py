@@ -45,6 +45,7 @@ class DiscordRest(DiscordGateway):
         self.bare_retry_after = ""  # the Retry-After of a 429 without a body
         self.commands: list[Json] = []
         self.application: Json = {}
+        self.garbled: list[tuple[int, str, bytes]] = []  # status, type and body that replace a write's response
         self.is_in_no_server = False  # the bot is in no server
         self.forbidden: set[int] = set()
         self.guilds_without_commands: set[int] = set()
@@ -151,6 +152,9 @@ class DiscordRest(DiscordGateway):
             return injected
         response = self._unreachable(channel) or work()
         self.changed.set()
+        if self.garbled:
+            status, kind, garbled = self.garbled.pop(0)
+            return web.Response(status=status, body=garbled, headers={"Content-Type": kind})
         if fault is not None and fault.kind == "lost" and request.transport is not None:
             request.transport.close()
         return response

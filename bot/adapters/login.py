@@ -1,0 +1,25 @@
+"""Confirm a refused login by asking twice: one refusal may be the platform's own fault."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from bot.errors import LoginRefused
+from bot.util.clock import Clock
+
+T = TypeVar("T")
+
+# Seconds before the second attempt.
+_PAUSE = 5.0
+
+
+async def confirm(attempt: Callable[[], Awaitable[T]], clock: Clock) -> T:
+    """Await `attempt()`, a second time if the login is refused.
+
+    Raises:
+        LoginRefused: It was refused twice.
+    """
+    try:
+        return await attempt()
+    except LoginRefused:
+        await clock.sleep(_PAUSE)
+        return await attempt()
