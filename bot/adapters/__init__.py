@@ -9,7 +9,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.telegram.settings import TelegramSection
 from bot.config.schema import AdapterSection
-from bot.errors import PlatformError
+from bot.errors import ConfigError, PlatformError
 from bot.util.clock import Clock
 
 # Settings are known without importing any platform's library.
@@ -27,7 +27,7 @@ async def inspect(name: str, settings: AdapterSection) -> AsyncIterator[Finding]
     try:
         async for finding in findings:
             yield finding
-    except PlatformError as error:
+    except (ConfigError, PlatformError) as error:
         yield Finding(False, str(error))
 
 

@@ -9,9 +9,10 @@ import pytest
 from aiohttp import web
 from discord.backoff import ExponentialBackoff
 
+from bot.adapters import inspect
 from bot.adapters.discord.adapter import open_adapter
 from bot.adapters.discord.settings import DiscordSection
-from bot.errors import LoginRefused
+from bot.errors import ConfigError, LoginRefused
 from tests.harness.discord_harness import FACTOR, DiscordBot, run_discord_bot
 from tests.harness.fakes import FastClock
 from tests.harness.harness import Harness
@@ -133,6 +134,50 @@ async def test_all_traffic_uses_the_proxy(platform: DiscordPlatform, tmp_path: P
         await bot.shows("ok")
         await platform.command("clear")
         await bot.shows("ok", "Forgotten: everything said here (1).")
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "all_proxy"])
+async def test_all_traffic_uses_the_proxy_of_the_environment(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, platform.url)
+    elsewhere: dict[str, Any] = {
+        "api_url": "http://discord.invalid/api/v10",
+        "gateway_url": "ws://discord.invalid/gateway",
+    }
+    async with run_discord_bot(platform, tmp_path, **elsewhere) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+        await platform.command("clear")
+        await bot.shows("ok", "Forgotten: everything said here (1).")
+
+
+async def test_a_local_api_is_called_directly_beside_a_proxied_gateway(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", platform.url)
+    direct: list[str] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        direct.append(request.raw_path)  # a proxy gets the whole URL
+        return None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path, gateway_url="ws://discord.invalid/gateway") as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+    assert [path for path in direct if path.startswith("http")] == []
+
+
+async def test_a_socks_proxy_is_refused_with_one_sentence(
+    platform: DiscordPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    settings = DiscordSection(token=platform.settings().token)
+    with pytest.raises(ConfigError, match=r"ALL_PROXY.*adapters\.discord\.proxy"):
+        open_adapter(settings, FastClock(FACTOR))
+    findings = [finding async for finding in inspect("discord", settings)]
+    assert [finding.is_ok for finding in findings] == [False]
 
 
 async def test_a_rejected_token_ends_the_adapter(platform: DiscordPlatform, tmp_path: Path) -> None:

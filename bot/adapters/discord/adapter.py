@@ -13,7 +13,7 @@ from bot.adapters.base import Finding
 from bot.adapters.discord.client import BotClient, IdentifyBudget
 from bot.adapters.discord.errors import LOGIN_REFUSED, map_errors
 from bot.adapters.discord.handlers import DiscordHandlers
-from bot.adapters.discord.http import RateLimitTrace, call_timeout, configure_endpoints, rest_client
+from bot.adapters.discord.http import RateLimitTrace, call_timeout, configure_endpoints, proxy_for, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.login import confirm
@@ -48,6 +48,8 @@ _PERMISSIONS = discord.Permissions(
 
 def open_adapter(settings: AdapterSection, clock: Clock) -> "DiscordAdapter":
     assert isinstance(settings, DiscordSection), "the settings of this platform"
+    for url in (settings.api_url, settings.gateway_url):
+        proxy_for(settings, url)  # raises ConfigError
     return DiscordAdapter(settings, clock)
 
 

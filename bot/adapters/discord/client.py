@@ -1,15 +1,19 @@
 """The gateway connection: intents, sessions, slash commands."""
 
 import asyncio
+import copy
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import aiohttp
 import discord
 import structlog
+from discord.http import HTTPClient
 
 from bot.adapters.discord.handlers import DiscordHandlers
-from bot.adapters.discord.http import ALLOWED_MENTIONS, RateLimitTrace, call_timeout
+from bot.adapters.discord.http import ALLOWED_MENTIONS, RateLimitTrace, call_timeout, proxy_for
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import PARSE_ERRORS, describe_error, skip_malformed
 from bot.chat.commands import menu
@@ -79,13 +83,15 @@ class BotClient(discord.Client):
         super().__init__(
             intents=self._wanted_intents,
             allowed_mentions=ALLOWED_MENTIONS,
-            proxy=settings.proxy.get_secret_value() or None,
+            proxy=proxy_for(settings, settings.api_url),
             http_trace=trace.trace,
             # The minimum.  It concerns predicted rate limits only; `trace` handles a 429.
             max_ratelimit_timeout=30.0,
             max_messages=None,
             guild_ready_timeout=server_seconds,
         )
+        # The library has one proxy for both, but one of the two may be on this machine.
+        self.http.ws_connect = partial(_connect_gateway, self.http, settings)  # type: ignore[method-assign]
         self.was_ready = False
         self.is_connected = False  # `is_ready` of the library stays true when the connection is lost
         self._event_handlers = handlers
@@ -188,6 +194,14 @@ class BotClient(discord.Client):
             log.warning("malformed event skipped", platform="discord", kind=event_method, **describe_error(error))
         else:
             log.error("event dropped", kind=event_method, exc_info=error)
+
+
+async def _connect_gateway(
+    http: HTTPClient, settings: DiscordSection, url: str, *, compress: int = 0
+) -> aiohttp.ClientWebSocketResponse:
+    through = copy.copy(http)  # shares the session
+    through.proxy = proxy_for(settings, url)
+    return await HTTPClient.ws_connect(through, url, compress=compress)
 
 
 def _guarded(name: str, parse: Callable[[Any], Any]) -> Callable[[Any], None]:

@@ -19,6 +19,7 @@ from discord.webhook.async_ import async_context
 
 from bot.adapters.discord.errors import DEFAULT_WAIT, map_errors
 from bot.adapters.discord.settings import DiscordSection
+from bot.adapters.proxy import find_proxy
 from bot.errors import PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
 from bot.util.retry import retry_after
@@ -35,12 +36,17 @@ def configure_endpoints(settings: DiscordSection) -> None:
     DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(settings.gateway_url)
 
 
+def proxy_for(settings: DiscordSection, url: str) -> str | None:
+    """Return the proxy to `url`; raises ConfigError as `find_proxy` does."""
+    return find_proxy("discord", settings.proxy.get_secret_value(), url)
+
+
 def rest_client(settings: DiscordSection, clock: Clock) -> discord.Client:
     """Return a client for HTTP calls, without a gateway connection."""
     return discord.Client(
         intents=discord.Intents(guilds=True),  # the library warns about a client without this one
         allowed_mentions=ALLOWED_MENTIONS,
-        proxy=settings.proxy.get_secret_value() or None,
+        proxy=proxy_for(settings, settings.api_url),
         http_trace=RateLimitTrace(clock).trace,
     )
 

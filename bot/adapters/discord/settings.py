@@ -25,5 +25,5 @@ class DiscordSection(AdapterSection):
     gateway_url: str = Field(default="wss://gateway.discord.gg/", pattern=r"^wss?://", description="or another gateway")
     proxy: Proxy = Field(
         default=NO_PROXY,
-        description='HTTP proxy for both, as in "http://proxy:3128"; if it has a password, set BOT_DISCORD__PROXY instead',
+        description="http://host:port; empty: HTTPS_PROXY; put one with a password into BOT_DISCORD__PROXY",
     )
