@@ -218,12 +218,13 @@ class Answer:
 class Part:
     """One platform message that carries a part of a reply; `id` is None until it was sent.
 
-    `replaces` is the id of the message that was in this place and is gone.
+    `lost` counts the messages that were in this place and are gone; `replaces` is the id of the last one.
     """
 
     id: str | None = None
     is_recorded: bool = False
     replaces: str | None = None
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class ReplyStream:
         self._texts: list[str] = []  # deltas after `_unread`, joined when they are read
         self._is_finished = False
         self._has_news = asyncio.Event()
+        self._has_ended = asyncio.Event()
         self.changes = 0  # number of events ever put
 
     def put(self, event: ReplyEvent) -> None:
@@ -40,6 +41,8 @@ class ReplyStream:
             self._join_texts()
             self._unread.append(event)
             self._is_finished = isinstance(event, Finished)
+            if self._is_finished:
+                self._has_ended.set()
         self._has_news.set()
 
     def drain(self) -> list[ReplyEvent]:
@@ -63,6 +66,10 @@ class ReplyStream:
         self._producer.result()
         raise AssertionError("the producer of a reply ended without Finished")
 
+    async def wait_finished(self) -> None:
+        """Wait until the reply is complete, or its producer has ended."""
+        await self._has_ended.wait()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -79,6 +86,7 @@ class ReplyStream:
         if self._produce is not None:
             self._producer = asyncio.create_task(self._produce(self), name="answer")
             self._producer.add_done_callback(lambda _: self._has_news.set())
+            self._producer.add_done_callback(lambda _: self._has_ended.set())
         return self
 
     async def __aexit__(

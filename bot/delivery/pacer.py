@@ -2,18 +2,34 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import structlog
+
 from bot.domain import ChannelKey
 from bot.errors import RateLimited
 from bot.util.clock import Clock
+from bot.util.retry import Backoff, retry_after
 
 T = TypeVar("T")
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 # Number of lanes above which idle ones are dropped; a lane takes about a kilobyte.
 _LANES = 1024
+# Seconds after refusals that name no wait, or next to none: the first delay and the longest.
+_FIRST_WAIT = 0.5
+_LONGEST_WAIT = 30.0
+# Seconds: shorter waits are normal, and not logged.
+_LOGGED_WAIT = 10.0
+# The part of a budget that growing replies may use; the rest is kept for last edits.
+_GROWING = 0.8
+# The part of that share that may be used at once; the rest is evenly spaced over the minute.
+_BURST = 0.25
+_MINUTE = 60.0
 
 
 def by_channel(channel: ChannelKey) -> Hashable:
@@ -27,16 +43,70 @@ class _Lane:
     call: asyncio.Lock = field(default_factory=asyncio.Lock)  # held during the one call in flight
     next_edit: float = -math.inf
     paused_until: float = -math.inf
+    backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_WAIT, _LONGEST_WAIT))
 
     def is_idle(self, now: float) -> bool:
         return not (self.edits.locked() or self.call.locked() or max(self.next_edit, self.paused_until) > now)
+
+
+class Budget:
+    """Edits a minute that all channels of a platform share, where it counts them together.
+
+    After a burst, the edits of growing replies are evenly spaced, so that none stands still for
+    the rest of a minute.
+    """
+
+    def __init__(self, per_minute: int, clock: Clock) -> None:
+        self._per_minute = per_minute
+        self._share = per_minute * _GROWING
+        self._spacing = _MINUTE / (self._share * (1 - _BURST))
+        self._even = -math.inf  # when the next growing edit is due if all were evenly spaced
+        self._clock = clock
+        self._edits: deque[float] = deque()
+        self._growing = asyncio.Lock()  # held while waiting: growing replies are served in order
+        self._finished = asyncio.Lock()
+        self._paused_until = -math.inf
+
+    async def take_growing(self) -> None:
+        """Wait until a growing reply may be edited, and count the edit."""
+        async with self._growing:
+            await self._take(self._next_growing)
+            self._even = max(self._even, self._clock.now()) + self._spacing
+
+    async def take_last(self) -> None:
+        """Wait until a complete reply may be edited, and count the edit."""
+        async with self._finished:
+            await self._take(self._next_last)
+
+    def pause(self, seconds: float) -> None:
+        """Allow no edit for so long, after one was rate limited."""
+        self._paused_until = max(self._paused_until, self._clock.now() + retry_after(seconds, 0.0))
+
+    async def _take(self, due: Callable[[], float]) -> None:
+        while (wait := max(due(), self._paused_until) - self._clock.now()) > 0:
+            await self._clock.sleep(wait)
+        self._edits.append(self._clock.now())
+
+    def _next_growing(self) -> float:
+        if self._used() >= self._share:
+            return self._edits[0] + _MINUTE
+        return self._even - (self._share * _BURST - 1) * self._spacing
+
+    def _next_last(self) -> float:
+        return self._edits[0] + _MINUTE if self._used() >= self._per_minute else -math.inf
+
+    def _used(self) -> int:
+        while self._edits and self._edits[0] <= self._clock.now() - _MINUTE:
+            self._edits.popleft()
+        return len(self._edits)
 
 
 class Pacer:
     """Spaces the calls of one platform by channel; an adapter has one.
 
     A channel has one call in flight at a time, so that the next caller knows whether the
-    last one was rate limited.  Callers are served in order.
+    last one was rate limited.  Callers are served in order.  `edits_per_minute` limits the
+    edits of all channels together.
     """
 
     def __init__(
@@ -44,8 +114,10 @@ class Pacer:
         interval: Callable[[ChannelKey], float],
         clock: Clock,
         lane: Callable[[ChannelKey], Hashable] = by_channel,
+        edits_per_minute: int | None = None,
     ) -> None:
         self.clock = clock
+        self.budget = None if edits_per_minute is None else Budget(edits_per_minute, clock)
         self._interval = interval
         self._lane_of = lane
         self._lanes: dict[Hashable, _Lane] = {}
@@ -78,15 +150,20 @@ class Pacer:
                 if lane.next_edit <= now:
                     lane.next_edit = now + self._interval(channel)
                 try:
-                    return await do()
+                    result = await do()
                 except RateLimited as limited:
-                    self.pause(channel, limited.seconds)
+                    self.pause(channel, lane.backoff.after(limited))
                     raise
+                lane.backoff.succeeded()
+                return result
 
     def pause(self, channel: ChannelKey, seconds: float) -> None:
-        """Pause the channel, for a 429 whose caller was cancelled."""
-        lane = self._lane(channel)
-        lane.paused_until = max(lane.paused_until, self.clock.now() + seconds)
+        """Pause the channel for at most an hour, also for a 429 whose caller was cancelled."""
+        lane, now = self._lane(channel), self.clock.now()
+        seconds = retry_after(seconds, _LONGEST_WAIT)
+        if now + seconds > max(lane.paused_until, now) + _LOGGED_WAIT:
+            log.warning("rate limited", channel=str(channel), seconds=round(seconds))
+        lane.paused_until = max(lane.paused_until, now + seconds)
 
     def _lane(self, channel: ChannelKey) -> _Lane:
         key = self._lane_of(channel)

@@ -15,8 +15,8 @@ from bot.delivery.messenger import Messenger, nonce
 from bot.delivery.pacer import Pacer
 from bot.delivery.sender import Sender
 from bot.delivery.view import ReplyView
-from bot.domain import ChannelKey, Exchange, Finished, FinishReason, IncomingMessage, Notice
-from bot.errors import BotError, ChannelGone, ClaimLost, LoginRefused, PlatformError, StoreError
+from bot.domain import ChannelKey, Exchange, IncomingMessage
+from bot.errors import AccessDenied, BotError, ChannelGone, ClaimLost, LoginRefused, PlatformError, StoreError
 from bot.util.aio import BackgroundTasks, race
 from bot.util.clock import Clock
 
@@ -40,14 +40,27 @@ class Replies:
 
     An async context manager: leaving it starts no new ones, gives those in progress `GRACE`
     seconds to end, and cancels the rest, which is then owed.
+
+    `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells where
+    an answer that is complete at once is sent in one call (see Sender).
     """
 
-    def __init__(self, intake: Intake, messenger: Messenger, clock: Clock, preview: Preview | None = None) -> None:
+    def __init__(
+        self,
+        intake: Intake,
+        messenger: Messenger,
+        clock: Clock,
+        preview: Preview | None = None,
+        *,
+        edits_per_minute: int | None = None,
+        sends_whole: Callable[[ChannelKey], bool] = lambda channel: False,
+    ) -> None:
         self._intake = intake
         self._exchanges = intake.exchanges
         self._messenger = messenger
         self._preview = preview
-        self._pacer = Pacer(messenger.edit_interval, clock)
+        self._sends_whole = sends_whole
+        self._pacer = Pacer(messenger.edit_interval, clock, edits_per_minute=edits_per_minute)
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._notices = BackgroundTasks()
@@ -123,19 +136,19 @@ class Replies:
 
     async def _show(self, worker: Worker) -> None:
         exchange = worker.exchange
+        sender = self._sender(worker)
         try:
-            fault = await self._fault_of(self._deliver(worker, self._intake.answers.stream(exchange)))
+            fault = await self._fault_of(self._deliver(worker, sender))
             if fault is None:
                 await self._exchanges.complete(exchange)
                 return
-            # The text itself may be what was refused, so a sentence takes its place.
+            # The text itself may be what was refused: what stands stays, with a sentence below.
             translate = self._intake.settings.translator_for(exchange.message)
-            apology = ReplyStream()
-            apology.put(Notice(translate("Something went wrong while I was answering. Please try again.")))
-            apology.put(Finished(FinishReason.ERROR))
-            await self._fault_of(self._deliver(worker, apology))
-        except ChannelGone as gone:
-            fault = str(gone)
+            sentence = translate("Something went wrong while I was answering. Please try again.")
+            await self._fault_of(sender.explain(sentence))
+        except (AccessDenied, ChannelGone) as lost:
+            log.warning("reply given up", error=str(lost))
+            fault = str(lost)
         except LoginRefused as error:
             log.error("reply interrupted; it is owed until the bot can log in", error=str(error))
             self._refusal = error
@@ -143,10 +156,10 @@ class Replies:
             return
         await self._exchanges.fail(exchange, fault)
 
-    async def _deliver(self, worker: Worker, stream: ReplyStream) -> None:
+    def _sender(self, worker: Worker) -> Sender:
         exchange = worker.exchange
         view = ReplyView(exchange, self._messenger.format, self._intake.settings.translator_for(exchange.message))
-        sender = Sender(
+        return Sender(
             self._messenger,
             exchange,
             view,
@@ -154,8 +167,13 @@ class Replies:
             worker.parts,
             partial(self._exchanges.record_part, worker),
             self._intake.metrics,
+            # An earlier run may have sent a placeholder with the same nonce.
+            sends_whole=self._sends_whole(exchange.message.channel) and not worker.is_backlog,
         )
-        async with stream:
+
+    async def _deliver(self, worker: Worker, sender: Sender) -> None:
+        exchange = worker.exchange
+        async with self._intake.answers.stream(exchange) as stream:
             shown = stream if self._preview is None else await self._preview(exchange, stream, self._pacer)
             await sender.run(shown)
 
@@ -163,13 +181,13 @@ class Replies:
         """Return why this one reply cannot be shown, now or later; None once it was.
 
         Raises:
-            ChannelGone: No other reply in the channel can be shown either.
+            AccessDenied, ChannelGone: No other reply in the channel can be shown either.
             LoginRefused: No other reply can be shown either.
             ClaimLost: Another worker goes on with the exchange.
         """
         try:
             await showing
-        except (ChannelGone, ClaimLost, LoginRefused):
+        except (AccessDenied, ChannelGone, ClaimLost, LoginRefused):
             raise
         except BotError as error:
             log.error("reply refused", error=str(error))

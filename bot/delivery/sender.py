@@ -9,11 +9,13 @@ import structlog
 
 from bot.chat.stream import ReplyStream
 from bot.delivery.messenger import Messenger, nonce
-from bot.delivery.pacer import Pacer
+from bot.delivery.pacer import Budget, Pacer
 from bot.delivery.view import MessageView, ReplyView
-from bot.domain import Exchange, Finished, Part
+from bot.domain import Exchange, Finished, FinishReason, Notice, Part
 from bot.errors import (
+    AccessDenied,
     ChannelGone,
+    ContentRefused,
     EditRefused,
     LoginRefused,
     MarkupRefused,
@@ -24,7 +26,7 @@ from bot.errors import (
     StoreError,
 )
 from bot.observability.metrics import Metrics
-from bot.util.aio import finish_before_cancel
+from bot.util.aio import finish_before_cancel, race
 from bot.util.retry import Backoff
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -35,21 +37,34 @@ RecordPart = Callable[[int, str], Awaitable[None]]
 # Seconds between retries: the first delay and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
+# Seconds to wait for a permission that was taken away.
+_ACCESS_PATIENCE = 300.0
+# Seconds that an edit in flight may delay a cancellation, so that it does not land after a later one.
+_EDIT_PATIENCE = 2.0
+# Messages in one place that may be lost before the text is sent whole, once it is complete.
+_COPIES = 2
+# Seconds that an answer has to be complete, and be sent whole, before a placeholder is sent.
+_PLACEHOLDER_DELAY = 0.3
 
 
 @dataclass(slots=True)
 class _Message:
-    """One message of the reply; `shown` is None while its content is unknown."""
+    """One message of the reply; `shown` and `standing` are None while its content is unknown."""
 
     part: Part
     shown: MessageView | None = None
+    standing: str | None = None  # the model's text in it
+    first: MessageView | None = None  # the content of a send whose response was lost
     last_call: int = 0  # number of the last call for it
     is_plain: bool = False
+    is_held: bool = False  # a filter refused its text; it is tried again when it is complete
 
     def lose(self) -> None:
-        """Forget a deleted message; the part can be sent again."""
-        self.part.replaces, self.part.id, self.shown = self.part.id, None, None
+        """Forget the message; the part can be sent again."""
+        self.part.replaces, self.part.id = self.part.id, None
         self.part.is_recorded = False
+        self.part.lost += 1
+        self.shown, self.standing = None, ""
 
 
 class Sender:
@@ -61,6 +76,12 @@ class Sender:
 
     `parts` is one list for all senders of an exchange, which follow one another: each
     continues with the messages that the one before has sent.
+
+    A message that was deleted is sent again, once; the messages below follow it.  After that, or
+    where edits are refused, the text is sent whole when it is complete, and the old messages are deleted.
+
+    With `sends_whole`, an answer that is complete at once is sent without a placeholder: where sends
+    are not idempotent, one whose response is lost then doubles the answer instead of leaving a "…".
     """
 
     def __init__(
@@ -72,6 +93,8 @@ class Sender:
         parts: list[Part],
         record_part: RecordPart,
         metrics: Metrics,
+        *,
+        sends_whole: bool = False,
     ) -> None:
         self._messenger = messenger
         self._exchange = exchange
@@ -82,7 +105,12 @@ class Sender:
         self._parts = parts
         self._record_part = record_part
         self._metrics = metrics
-        self._messages = [_Message(part) for part in parts]
+        self._messages = [_Message(part, standing=None if part.id else "") for part in parts]
+        self._sends_whole = sends_whole and not parts
+        self._whole_from: int | None = None  # messages from this number on are sent whole
+        self._surplus: list[str] = []  # ids of replaced messages, deleted at the end
+        self._is_calling = False
+        self._denied_since: float | None = None
         self._is_resumed = any(part.id is not None for part in parts)
         self._calls = 0
         # With jitter: replies that fail together must not return together.
@@ -92,35 +120,73 @@ class Sender:
         """Show the reply until its last edit has landed.
 
         Raises:
+            AccessDenied: The permission to write has not come back in time.
             ChannelGone: The channel cannot be written to any more.
             PlatformError: The platform refuses the reply for good.
             ClaimLost: Another worker goes on with the exchange.
         """
+        if self._sends_whole:
+            await race(stream.wait_finished(), self._pacer.clock.sleep(_PLACEHOLDER_DELAY))
         while True:
+            self._is_calling = False
             self._read(stream)
             number = self._next()
-            if number is None:
-                if self._view.is_complete:
-                    return
+            if number is None and not self._view.is_complete:
                 await stream.wait()
                 continue
-            is_urgent = self._is_urgent(number)
+            if number is None and not self._surplus:
+                return
+            is_urgent = number is not None and self._is_urgent(number)
             try:
+                if number is not None and self._pacer.budget is not None and self._is_edit(number):
+                    await self._take_turn(self._pacer.budget, stream)
                 await self._pacer.call(self._channel, partial(self._step, stream, is_urgent), urgent=is_urgent)
             except RateLimited:
                 continue  # the pacer delays the next call
+            except AccessDenied as denied:
+                await self._wait_for_access(denied)
             except (PlatformUnavailable, StoreError):
                 # Also for a store error: the id of a sent message is known only here.
                 await self._pacer.clock.sleep(self._backoff.after_failure())
             else:
                 self._backoff.succeeded()
+                self._denied_since = None
+
+    async def explain(self, sentence: str) -> None:
+        """After a fault of `run`, end the reply with a sentence below the text that stands."""
+        for message in self._messages:
+            message.is_held = False
+        if self._is_calling:
+            self._view.freeze([message.standing for message in self._messages], sentence)
+        else:
+            self._view.apply(Notice(sentence))
+            self._view.apply(Finished(FinishReason.ERROR))
+        await self.run(ReplyStream())
+
+    async def _take_turn(self, budget: Budget, stream: ReplyStream) -> None:
+        """Wait for an edit of the budget; a reply that is complete meanwhile has another share."""
+        if not self._view.is_complete:
+            await race(budget.take_growing(), stream.wait_finished())
+            self._read(stream)
+        if self._view.is_complete:
+            await budget.take_last()
+
+    async def _wait_for_access(self, denied: AccessDenied) -> None:
+        now = self._pacer.clock.now()
+        if self._denied_since is None:
+            self._denied_since = now
+            log.warning("permission denied; waiting for it", seconds=_ACCESS_PATIENCE, error=str(denied))
+        if now - self._denied_since >= _ACCESS_PATIENCE:
+            raise denied
+        await self._pacer.clock.sleep(self._backoff.after_failure())
 
     def _read(self, stream: ReplyStream) -> None:
         for event in () if self._view.is_complete else stream.drain():
             self._view.apply(event)
             if isinstance(event, Finished):
                 for message in self._messages:
-                    message.is_plain = False  # the markup of half a text may be refused, the whole text's accepted
+                    # The markup or the words of half a text may be refused, and the whole text's accepted.
+                    message.is_plain = message.is_held = False
 
     def _next(self) -> int | None:
         """Return the message to act on: the first unsent one, else the one whose last call is the oldest."""
@@ -131,7 +197,7 @@ class Sender:
         for number in waiting:
             if self._messages[number].part.id is None:
                 return number  # messages are sent in order
-        lacks_one = len(self._messages) < wanted
+        lacks_one = len(self._messages) < wanted and not self._waits_for_end(len(self._messages))
         # The next message is begun while the last one is still edited, or its text would come late.
         if lacks_one and (not waiting or (waiting == [len(self._messages) - 1] and not self._view.is_complete)):
             return len(self._messages)
@@ -143,10 +209,19 @@ class Sender:
         has_sent = any(message.part.id is not None for message in self._messages)
         return is_new and not (self._view.is_complete and has_sent)
 
+    def _is_edit(self, number: int) -> bool:
+        return number < len(self._messages) and self._messages[number].part.is_recorded
+
+    def _waits_for_end(self, number: int) -> bool:
+        """Return whether message `number` is sent whole, and is not complete yet."""
+        return self._whole_from is not None and number >= self._whole_from and not self._view.is_complete
+
     def _needs_call(self, number: int, wanted: int) -> bool:
         message = self._messages[number]
         if message.part.id is not None and not message.part.is_recorded:
             return True
+        if message.is_held or self._view.is_untouched(number) or self._waits_for_end(number):
+            return False
         if number < wanted:
             return message.shown != self._view.message(number, plain=message.is_plain)
         # A reply that became shorter: its last messages are emptied now and deleted at the end.
@@ -165,29 +240,44 @@ class Sender:
             number = self._next()  # an urgent call does not use up the turn of an edit
         if number is not None and not is_urgent:
             await self._call(number)
+        elif self._view.is_complete and self._surplus and not is_urgent:
+            await self._delete(self._surplus[0])
+            del self._surplus[0]
 
     async def _call(self, number: int) -> None:
         if number == len(self._messages):
             self._parts.append(Part())
-            self._messages.append(_Message(self._parts[-1]))
+            self._messages.append(_Message(self._parts[-1], standing=""))
         message = self._messages[number]
+        self._is_calling = True
         self._calls += 1
         message.last_call = self._calls
         wanted = len(self._view.messages())
         try:
             if message.part.id is None:
-                controls = self._view.message(number).controls
-                await finish_before_cancel(
-                    self._send(message, number, self._view.placeholder(controls, plain=message.is_plain))
-                )
+                content = self._view.message(number, plain=message.is_plain)
+                if not self._is_sent_whole(number):
+                    content = self._view.placeholder(content.controls, plain=message.is_plain)
+                await finish_before_cancel(self._send(message, number, message.first or content))
             elif not message.part.is_recorded:
                 await self._record(message.part, number)
             elif number < wanted:
-                await self._edit(message, self._view.message(number, plain=message.is_plain))
+                content = self._view.message(number, plain=message.is_plain)
+                await finish_before_cancel(self._edit(message, number, content), _EDIT_PATIENCE)
             elif self._view.is_complete:
-                await self._delete(message)
+                await self._delete(message.part.id)
+                message.lose()
             else:
-                await self._edit(message, self._view.placeholder(plain=message.is_plain))
+                content = self._view.placeholder(plain=message.is_plain)
+                await finish_before_cancel(self._edit(message, number, content), _EDIT_PATIENCE)
+        except ContentRefused:
+            if not self._view.is_complete and message.part.id is not None:
+                message.is_held = True
+            elif self._view.is_filtered(number):
+                raise
+            else:
+                log.info("a filter of the platform refuses the text", message=message.part.id)
+                self._view.filter(number, message.standing)
         except MarkupRefused:
             if message.is_plain or self._view.is_plain:
                 raise
@@ -195,6 +285,13 @@ class Sender:
                 message.is_plain = True
             else:
                 self._view.use_plain()
+
+    def _is_sent_whole(self, number: int) -> bool:
+        if not self._view.is_complete:
+            return False
+        if self._whole_from is not None and number >= self._whole_from:
+            return True
+        return self._sends_whole and len(self._view.messages()) == 1
 
     async def _send(self, message: _Message, number: int, content: MessageView) -> None:
         try:
@@ -211,11 +308,14 @@ class Sender:
                 raise
             self._reply_to = None
             return
+        except PlatformUnavailable:
+            message.first = content
+            raise
         except RateLimited as limited:
             # Also if this call was cancelled, and the pacer does not see its error.
             self._pacer.pause(self._channel, limited.seconds)
             raise
-        message.shown = content
+        message.shown, message.standing, message.first = content, content.answer, None
         await self._record(message.part, number)
 
     async def _record(self, part: Part, number: int) -> None:
@@ -223,24 +323,45 @@ class Sender:
         await self._record_part(number, part.id)
         part.is_recorded = True
 
-    async def _edit(self, message: _Message, content: MessageView) -> None:
+    async def _edit(self, message: _Message, number: int, content: MessageView) -> None:
         assert message.part.id is not None, "only a sent message is edited"
+        before = message.shown, message.standing
+        # A call that is cut off, or whose response cannot be read, may have landed.
+        message.shown = message.standing = None
         try:
             with self._metrics.platform_call(self._channel.platform, "edit", self._pacer.clock):
                 await self._messenger.edit(self._channel, message.part.id, content.text, controls=content.controls)
-        except (EditRefused, MessageGone):
-            message.lose()
+        except MessageGone:
+            self._replace_from(number, is_gone=True)
+        except EditRefused as refused:
+            log.info("a message may not be edited any more", message=message.part.id, error=str(refused))
+            self._replace_from(number, is_gone=False)
+        except PlatformUnavailable:
+            message.standing = content.answer
+            raise
+        except PlatformError as error:
+            message.shown, message.standing = before
+            if isinstance(error, RateLimited) and self._pacer.budget is not None:
+                self._pacer.budget.pause(error.seconds)
+            raise
         else:
-            message.shown = content
+            message.shown, message.standing = content, content.answer
 
-    async def _delete(self, message: _Message) -> None:
-        assert message.part.id is not None, "only a sent message is deleted"
+    def _replace_from(self, number: int, *, is_gone: bool) -> None:
+        """Send this message again, and those below it, so that the order stays."""
+        replaced = [message for message in self._messages[number:] if message.part.id is not None]
+        self._surplus += [message.part.id for message in replaced[is_gone:] if message.part.id is not None]
+        for message in replaced:
+            message.lose()
+        if not is_gone or any(message.part.lost >= _COPIES for message in replaced):
+            self._whole_from = number if self._whole_from is None else min(number, self._whole_from)
+
+    async def _delete(self, message_id: str) -> None:
         try:
             with self._metrics.platform_call(self._channel.platform, "delete", self._pacer.clock):
-                await self._messenger.delete(self._channel, message.part.id)
-        except (RateLimited, PlatformUnavailable, ChannelGone, LoginRefused):
+                await self._messenger.delete(self._channel, message_id)
+        except (RateLimited, PlatformUnavailable, AccessDenied, ChannelGone, LoginRefused):
             raise
         except PlatformError as error:
             # Deleted already, or not deletable: the reply is complete in the messages before it.
-            log.info("a surplus message was not deleted", message=message.part.id, error=str(error))
-        message.lose()
+            log.info("a surplus message was not deleted", message=message_id, error=str(error))

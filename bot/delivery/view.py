@@ -1,7 +1,7 @@
 """From the events of a reply to what each of its messages shows.  Pure Python: no asyncio."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from bot.chat.i18n import Translate, finish_note, waiting
@@ -26,10 +26,11 @@ NO_CONTROLS: Controls = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class MessageView:
-    """The content of one message."""
+    """The content of one message; `answer` is the Markdown of the model's text in it."""
 
     text: Rendered
     controls: Controls = NO_CONTROLS
+    answer: str = field(default="", compare=False)
 
 
 class ReplyView:
@@ -44,6 +45,10 @@ class ReplyView:
         self._queued: Queued | None = None
         self._reason = FinishReason.STOP
         self._texts: list[str] | None = None
+        self._answers: list[str] = []  # the texts without notices
+        # Messages whose text a filter refuses, with the text that stays there; None if it is unknown.
+        self._filtered: dict[int, str | None] = {}
+        self._frozen: list[str | None] | None = None
         self.has_begun = False
         self.is_complete = False
 
@@ -68,6 +73,32 @@ class ReplyView:
         self.has_begun = True
         self._texts = None
 
+    def filter(self, number: int, standing: str | None) -> None:
+        """Leave this text of message `number`, whose whole text a filter refuses; None leaves what is there."""
+        self._filtered[number] = standing
+        self._texts = None
+
+    def is_filtered(self, number: int) -> bool:
+        return number in self._filtered
+
+    def freeze(self, standing: Sequence[str | None], sentence: str) -> None:
+        """End with these texts of the messages, and a sentence below; None leaves what is there."""
+        texts = list(standing)
+        while texts and texts[-1] == "":
+            texts.pop()
+        self._frozen = [PLACEHOLDER if text == "" else text for text in texts]
+        self._filtered.clear()
+        self._notices = [sentence]
+        self._reason = FinishReason.ERROR
+        self.is_complete = self.has_begun = True
+        self._texts = None
+
+    def is_untouched(self, number: int) -> bool:
+        """Return whether message `number` stays as it is, because its content is unknown."""
+        if self._frozen is not None:
+            return number < len(self._frozen) and self._frozen[number] is None
+        return self._filtered.get(number, "") is None
+
     def messages(self) -> list[str]:
         """Return the whole reply as it is now, one Markdown text per message."""
         if self._texts is None:
@@ -78,7 +109,8 @@ class ReplyView:
         """Return the content of message `number`, which is one of `messages`."""
         texts = self.messages()
         controls = self._controls() if number == len(texts) - 1 else NO_CONTROLS
-        return MessageView(self._render(texts[number], plain), controls)
+        answer = self._answers[number] if number < len(self._answers) else ""
+        return MessageView(self._render(texts[number], plain), controls, answer)
 
     def placeholder(self, controls: Controls = NO_CONTROLS, *, plain: bool = False) -> MessageView:
         return MessageView(self._render(PLACEHOLDER, plain), controls)
@@ -105,22 +137,43 @@ class ReplyView:
         return frozenset({Action.RETRY if self.is_complete else Action.STOP})
 
     def _compose(self) -> list[str]:
-        texts = self._visible(chunk.text for chunk in self._splitter.chunks())
-        notices = list(self._notices)
+        translate, notices = self._translate, list(self._notices)
+        if self._frozen is None:
+            texts = self._visible(chunk.text for chunk in self._splitter.chunks())
+            self._leave_filtered(texts, notices)
+        else:
+            texts = [text or "" for text in self._frozen]
+        self._answers = list(texts)
         if self.is_complete:
             if note := finish_note(self._reason, self._translate):
                 notices.append(note)
             elif not texts and not notices:
-                notices.append(self._translate("I have no answer to that. Please ask in other words."))
+                notices.append(translate("I have no answer to that. Please ask in other words."))
         elif not texts and (self._is_chat or not notices):
             texts = [PLACEHOLDER if self._queued is None else waiting(self._queued, self._translate)]
         if notices:
             below = "\n\n".join(notices)
-            if texts and fits(f"{texts[-1]}\n\n{below}", self._format):
+            if texts and not self.is_untouched(len(texts) - 1) and fits(f"{texts[-1]}\n\n{below}", self._format):
                 texts[-1] += f"\n\n{below}"
             else:
                 texts += self._visible(chunk.text for chunk in split(below, self._format))
         return texts
+
+    def _leave_filtered(self, texts: list[str], notices: list[str]) -> None:
+        translate = self._translate
+        sentence = translate("(A filter of this server refuses the rest of this message.)")
+        for number, standing in sorted(self._filtered.items()):
+            if number >= len(texts):
+                notices[:] = [sentence]
+            elif standing is None:
+                notices.append(sentence)
+            elif not standing:
+                texts[number] = sentence
+            elif fits(f"{standing}\n\n{sentence}", self._format):
+                texts[number] = f"{standing}\n\n{sentence}"
+            else:
+                texts[number] = standing
+                notices.append(sentence)
 
     def _visible(self, texts: Iterable[str]) -> list[str]:
         """Leave out texts that would be empty: no platform takes an empty message."""

@@ -23,17 +23,25 @@ async def race(one: Awaitable[object], other: Awaitable[object]) -> None:
         await asyncio.gather(*both, return_exceptions=True)
 
 
-async def finish_before_cancel(work: Coroutine[Any, Any, object]) -> None:
-    """Run `work` to completion, delaying a cancellation of the caller until it has ended.
+async def finish_before_cancel(work: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
+    """Run `work` to completion, delaying cancellations of the caller until it has ended, or for `seconds`.
 
     A platform call that is cut off may or may not have arrived.
     """
     task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            _, running = await asyncio.wait([task], timeout=None if cancelled is None else seconds)
+            if running:
+                task.cancel()
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is None:
+        task.result()
+    else:
         await asyncio.gather(task, return_exceptions=True)
-        raise
+        raise cancelled
 
 
 async def detach_on_cancel(task: asyncio.Task[T]) -> T:

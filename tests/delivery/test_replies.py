@@ -8,13 +8,14 @@ import pytest
 from bot.delivery.markdown.format import MarkdownFormat, Rendered
 from bot.delivery.replies import GRACE, Replies
 from bot.domain import Action, ChannelKey, Controls, Exchange, Status
-from bot.errors import ChannelGone, LoginRefused, MarkupRefused, PlatformError, StoreError
+from bot.errors import AccessDenied, ChannelGone, ContentRefused, LoginRefused, MarkupRefused, PlatformError, StoreError
 from tests.harness.fakes import FakeMessenger, FastClock
 from tests.harness.fakes.messenger import Failure, Verb
 from tests.harness.harness import Harness
 from tests.harness.messages import CHANNEL, MEI, a_message
 
 SORRY = "Something went wrong while I was answering. Please try again."
+FILTERED = "(A filter of this server refuses the rest of this message.)"
 
 
 @pytest.fixture
@@ -224,12 +225,10 @@ async def test_an_internal_error_fails_its_exchange_and_no_other(harness: Harnes
 @pytest.mark.parametrize(
     ("question", "sentence"), [("trigger it", SORRY), ("触发它", "回答时出了点问题，请再试一次。")], ids=["en", "zh"]
 )
-@pytest.mark.parametrize(
-    "error", [RuntimeError("a bug"), PlatformError("Slack says what_is_this")], ids=["ours", "its"]
-)
-async def test_a_reply_that_cannot_be_shown_becomes_a_sentence_with_a_retry_button(
-    harness: Harness, clock: FastClock, error: Exception, question: str, sentence: str
+async def test_a_refused_reply_becomes_a_sentence_with_a_retry_button(
+    harness: Harness, clock: FastClock, question: str, sentence: str
 ) -> None:
+    error = PlatformError("Slack says what_is_this")
     messenger = FakeMessenger(clock, script=lambda number, verb: Failure(error) if number == 1 else None)
     async with Replies(harness.intake, messenger, clock) as replies:
         replies.start(broken := await harness.accept(a_message(question)))
@@ -244,6 +243,77 @@ async def test_a_reply_that_cannot_be_shown_becomes_a_sentence_with_a_retry_butt
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["ok"]
     assert (await harness.stored(broken)).status is Status.DELIVERED
+
+
+@pytest.mark.parametrize(("has_landed", "text"), [(True, "the whole answer"), (False, "…")])
+async def test_a_text_that_may_have_landed_is_not_replaced(
+    harness: Harness, clock: FastClock, has_landed: bool, text: str
+) -> None:
+    harness.engine.add("the whole answer")
+    error = KeyError("a field that the library misses in the response")
+    messenger = FakeMessenger(
+        clock, script=lambda number, verb: Failure(error, happens=has_landed) if number == 1 else None
+    )
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(broken := await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+        assert messenger.texts(CHANNEL) == [text, SORRY]
+        assert (await harness.stored(broken)).status is Status.FAILED
+        again = await harness.accept(a_message("/retry"))
+        replies.start(again)
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == ["ok"]
+
+
+@pytest.mark.parametrize("is_of_platform", [True, False])
+async def test_partial_text_stays_with_the_sentence_below_it(harness: Harness, is_of_platform: bool) -> None:
+    clock, is_shown = FastClock(1000), asyncio.Event()
+    last = " and more" if is_of_platform else ZeroDivisionError("a bug")
+    harness.engine.add(["good start.", is_shown, last])
+
+    def script(number: int, verb: Verb) -> Failure | None:
+        if number == 1:
+            is_shown.set()
+        return Failure(PlatformError("what_is_this")) if number == 2 and is_of_platform else None
+
+    messenger = FakeMessenger(clock, script=script)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(broken := await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == [f"good start.\n\n{SORRY}"]
+    assert (await harness.stored(broken)).status is Status.FAILED
+
+
+async def test_a_filtered_answer_is_delivered_without_its_rest_and_stored_whole(harness: Harness) -> None:
+    clock, is_shown = FastClock(1000), asyncio.Event()
+    harness.engine.add(["good start.", is_shown, " a bad word"])
+
+    def script(number: int, verb: Verb) -> Failure | None:
+        if number == 1:
+            is_shown.set()
+        is_bad = "bad" in messenger.calls[number].text
+        return Failure(ContentRefused("blocked by the server")) if is_bad else None
+
+    messenger = FakeMessenger(clock, script=script)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(asked := await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert messenger.texts(CHANNEL) == [f"good start.\n\n{FILTERED}"]
+    stored = await harness.stored(asked)
+    assert stored.status is Status.DELIVERED
+    assert stored.answer is not None
+    assert stored.answer.text == "good start. a bad word"
+
+
+async def test_a_permission_that_stays_away_fails_the_exchange(harness: Harness, clock: FastClock) -> None:
+    messenger = FakeMessenger(
+        clock, script=lambda number, verb: Failure(AccessDenied("may not write")) if number else None
+    )
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(asked := await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert (await harness.stored(asked)).status is Status.FAILED
+    assert 10 <= len(messenger.calls) <= 40
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from bot.adapters.slack.client import identify, web_api
 from bot.adapters.slack.connection import http_server, open_socket, socket_url
 from bot.adapters.slack.errors import TRANSIENT, map_errors
 from bot.adapters.slack.handlers import SlackHandlers
-from bot.adapters.slack.messenger import SlackMessenger
+from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger
 from bot.adapters.slack.parse import PLATFORM, MessageParser, UserDirectory
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.intake import Intake
@@ -62,7 +62,10 @@ class SlackAdapter:
             messenger = SlackMessenger(api, self._settings.edit_interval)
             users = UserDirectory(api, self._clock)
             parser = MessageParser(me, api, users, intake.has_history, threads=self._settings.threads)
-            async with Replies(intake, messenger, self._clock) as replies, BackgroundTasks() as background:
+            async with (
+                Replies(intake, messenger, self._clock, edits_per_minute=EDITS_PER_MINUTE) as replies,
+                BackgroundTasks() as background,
+            ):
                 inbox = Inbox(PLATFORM, intake, replies, self._clock, messenger.maybe_sent)
                 handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, background)
                 backfill = SlackBackfill(api, parser, intake, inbox, handlers, self._retry)

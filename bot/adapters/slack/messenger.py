@@ -18,6 +18,9 @@ from bot.domain import Action, ChannelKey, Controls, Exchange
 # 4,000 characters of text.  The difference leaves room for buttons and escapes.
 _MARKDOWN_LIMIT = 11_500
 _PLAIN_LIMIT = 3_800
+# chat.update is in tier 3, 50 calls a minute and more, counted for the app in its workspace; a few
+# are left for a minute that Slack counts from another moment.
+EDITS_PER_MINUTE = 46
 # The length of a notification on a phone.
 _PREVIEW = 150
 
