@@ -97,7 +97,10 @@ class ConversationSection(Section):
 class EngineSection(Section):
     """Model and inference."""
 
-    backend: str = Field(default="chatglm", description="chatglm, transformers (other chat models), echo (no model)")
+    backend: str = Field(
+        default="chatglm",
+        description="chatglm, transformers (other chat models), remote (a model server), echo (no model)",
+    )
     model: str = Field(
         default="demo", description='"demo", a folder, or a Hugging Face name such as "THUDM/chatglm-6b"'
     )
@@ -119,6 +122,18 @@ class EngineSection(Section):
         default=64, ge=1, description="maximum queued requests; further ones are rejected with a message"
     )
     ptuning: str = Field(default="", description="folder with a P-Tuning v2 prefix")
+    urls: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = Field(
+        default=(), description='remote: addresses of the same model, as in ["http://localhost:11434/v1"]'
+    )
+    key: SecretStr | None = Field(default=None, description="remote: the key of these servers")
+    proxy: Proxy = Field(
+        default=NO_PROXY,
+        description="remote: HTTP proxy; empty = HTTPS_PROXY; put one with a password into BOT_ENGINE__PROXY",
+    )
+    ca_file: str = Field(default="", description="remote: certificates of a private authority (PEM)")
+    connect_seconds: float = Field(default=5.0, gt=0, description="remote: time limit of connecting")
+    first_token_seconds: float = Field(default=120.0, gt=0, description="remote: time limit of the first token")
+    next_token_seconds: float = Field(default=60.0, gt=0, description="remote: time limit between two tokens")
 
 
 class SamplingSection(Section):

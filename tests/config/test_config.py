@@ -146,11 +146,11 @@ def test_all_mistakes_are_reported_at_once_in_file_order(folder: Path) -> None:
 
 def test_the_report_names_file_and_environment(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load("[engine]\nx = 1", BOT_X__Y="1")
+        load("[engine]\nx = 1", BOT_NOWHERE__AT_ALL="1")
     assert str(caught.value) == (
         "config.toml with the environment has 2 mistakes:\n"
         "  line 2, engine.x: unknown setting\n"
-        "  BOT_X__Y: unknown setting"
+        "  BOT_NOWHERE__AT_ALL: unknown setting"
     )
 
 

@@ -26,6 +26,7 @@ from bot.domain import (
     SamplingParams,
 )
 from bot.engine.backends.echo import EchoEngine
+from bot.engine.backends.remote import RemoteEngine
 from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load_random
@@ -40,6 +41,7 @@ from bot.util.clock import MonotonicClock
 from tests.engine.pretrained import make_network, make_tokenizer
 from tests.harness.fakes.engine import ScriptedEngine
 from tests.harness.platform import TIMEOUT
+from tests.harness.servers.model_server import ModelServer
 
 SLOTS, MAX_WAITING, CONTEXT = 2, 3, 128
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -156,7 +158,23 @@ def transformers() -> AbstractAsyncContextManager[Subject]:
     return serving(model, tokenizer, "transformers")
 
 
-@pytest.fixture(params=[echo, scripted, switched, chatglm, transformers], ids=lambda make: make.__name__)
+@asynccontextmanager
+async def remote() -> AsyncIterator[Subject]:
+    async with ModelServer(context_length=CONTEXT) as server:
+        section = EngineSection(backend="remote", urls=(server.url,), max_batch_size=SLOTS, max_waiting=MAX_WAITING)
+
+        @asynccontextmanager
+        async def held() -> AsyncIterator[None]:
+            server.go_on.clear()
+            yield
+            server.go_on.set()
+
+        async with RemoteEngine(section, MonotonicClock()) as engine:
+            yield Subject(engine, held)
+        await server.until(lambda: server.running == 0)
+
+
+@pytest.fixture(params=[echo, scripted, switched, chatglm, transformers, remote], ids=lambda make: make.__name__)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
     async with asyncio.timeout(TIMEOUT), make() as made:

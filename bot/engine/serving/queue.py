@@ -1,10 +1,11 @@
 """Fair admission queue for engines that do not use our batching."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 
 from bot.domain import ChatRequest, EngineLoad, Queued
-from bot.engine.serving.scheduler import Scheduler
+from bot.engine.serving.scheduler import RoundRobinQueue
 from bot.errors import EngineBusy
 
 
@@ -29,13 +30,14 @@ class FairQueue:
     """Runs `slots` requests at once; others wait, fairly between users and channels."""
 
     def __init__(self, slots: int, max_waiting: int) -> None:
+        self._slots = slots
         self._max_waiting = max_waiting
-        self._scheduler: Scheduler[SlotTicket] = Scheduler(slots)
+        self._waiting: RoundRobinQueue[SlotTicket] = RoundRobinQueue()
+        self._running: dict[SlotTicket, None] = {}
 
     @property
     def load(self) -> EngineLoad:
-        scheduler = self._scheduler
-        return EngineLoad(len(scheduler.running), len(scheduler.waiting), slots=scheduler.slots)
+        return EngineLoad(len(self._running), len(self._waiting), slots=self._slots)
 
     def enqueue(self, request: ChatRequest, prompt_tokens: int) -> SlotTicket:
         """Queue a request; the caller must `release` the ticket.
@@ -43,21 +45,31 @@ class FairQueue:
         Raises:
             EngineBusy: The queue is full.
         """
-        waiting = len(self._scheduler.waiting)
-        if not self._scheduler.free and waiting >= self._max_waiting:
+        waiting = len(self._waiting)
+        if len(self._running) >= self._slots and waiting >= self._max_waiting:
             raise EngineBusy(waiting, self._max_waiting)
         ticket = SlotTicket(request.user, request.channel, prompt_tokens)
-        self._scheduler.add(ticket)
-        self._update_positions()
+        self._waiting.push(ticket)
+        self._admit()
         return ticket
 
     def release(self, ticket: SlotTicket) -> None:
-        self._scheduler.remove(ticket)
-        self._update_positions()
+        if ticket in self._running:
+            del self._running[ticket]
+        else:
+            self._waiting.discard(ticket)
+        self._admit()
 
-    def _update_positions(self) -> None:
-        positions = {ticket: position for position, ticket in enumerate(self._scheduler.waiting, start=1)}
-        for ticket in [*positions, *self._scheduler.running]:
+    def resize(self, slots: int) -> None:
+        """Run this many at once from now on; those that run beyond it finish."""
+        self._slots = slots
+        self._admit()
+
+    def _admit(self) -> None:
+        while len(self._running) < self._slots and self._waiting:
+            self._running[self._waiting.pop(Counter(ticket.user for ticket in self._running))] = None
+        positions = {ticket: position for position, ticket in enumerate(self._waiting, start=1)}
+        for ticket in [*positions, *self._running]:
             if ticket.position != positions.get(ticket, 0):
                 ticket.position = positions.get(ticket, 0)
                 ticket.position_changed.set()

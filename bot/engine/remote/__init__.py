@@ -1,0 +1,1 @@
+"""Model servers with an OpenAI-compatible API, used as an engine."""

@@ -1,0 +1,149 @@
+"""Read the stream of an answer: server-sent events to text, finish reason and usage."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource, SSEError
+
+from bot.domain import FinishReason, Usage
+from bot.engine.remote.errors import ServerFailed
+
+# A stream of a hundred thousand tokens, each in its own event, is far smaller.
+_LONGEST_STREAM = 64 * 2**20
+
+_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "content_filter": FinishReason.STOP}
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One event: more text, more reasoning, the end of the answer, or the usage."""
+
+    text: str = ""
+    reasoning: str = ""
+    reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+async def read_chunks(response: httpx.Response) -> AsyncGenerator[Chunk, None]:
+    """Yield the chunks of a response until [DONE] or its end.
+
+    Raises:
+        ServerFailed: An error inside the stream, or no stream of a chat completion.
+        httpx.HTTPError: The connection broke.
+    """
+    assert isinstance(response.stream, httpx.AsyncByteStream), "an answer of an asynchronous client"
+    response.stream = _Bounded(response.stream)
+    try:
+        async for event in EventSource(response).aiter_sse():
+            if event.data == "[DONE]":
+                return
+            if event.data:
+                yield _parse(event.data)
+    except SSEError as error:
+        raise ServerFailed("it answers with no event stream") from error
+
+
+def _parse(data: str) -> Chunk:
+    try:
+        chunk = json.loads(data)
+        if chunk.get("error"):
+            raise ServerFailed("it reported an error in the middle of its answer")
+        usage = _usage(chunk.get("usage"))
+        if not chunk.get("choices"):
+            return Chunk(usage=usage)
+        choice = chunk["choices"][0]
+        delta = choice.get("delta") or {}
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        return Chunk(_text(delta.get("content")), _text(reasoning), _reason(choice.get("finish_reason")), usage)
+    except (AttributeError, KeyError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ServerFailed(f"an event of its stream cannot be read ({type(error).__name__})") from error
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError("text is a string")
+    return value
+
+
+def _reason(value: object) -> FinishReason | None:
+    return None if value is None else _REASONS.get(str(value), FinishReason.ERROR)
+
+
+def _usage(value: Mapping[str, Any] | None) -> Usage | None:
+    if not value:
+        return None
+    return Usage(int(value.get("prompt_tokens") or 0), int(value.get("completion_tokens") or 0))
+
+
+class Thoughts:
+    r"""Separates `<think>…</think>` at the beginning of an answer from the text after it.
+
+    Servers without a parser for reasoning send it as text; tags may be cut anywhere.
+
+    >>> thoughts = Thoughts()
+    >>> "".join(thoughts.feed(text) for text in ("<th", "ink>2+2", "</thi", "nk>", "\n\nFour", " <think>"))
+    'Four <think>'
+    """
+
+    def __init__(self) -> None:
+        self._pending = ""  # what may be the beginning of a tag
+        self._is_thinking = False
+        self._has_begun = False  # the text of the answer
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._is_thinking
+
+    def feed(self, text: str) -> str:
+        """Return the part of the text that belongs to the answer."""
+        if self._has_begun:
+            return text
+        self._pending += text
+        if not self._is_thinking:
+            self._pending = self._pending.lstrip()
+            if not self._pending or _OPEN.startswith(self._pending):
+                return ""
+            if not self._pending.startswith(_OPEN):
+                return self._begin(self._pending)
+            self._is_thinking = True
+            self._pending = self._pending.removeprefix(_OPEN)
+        thought, tag, answer = self._pending.partition(_CLOSE)
+        if not tag:
+            self._pending = thought[-len(_CLOSE) :]  # the text is dropped, a cut tag is not
+            return ""
+        answer = answer.lstrip()
+        self._pending = ""
+        self._is_thinking = False
+        return self._begin(answer) if answer else ""
+
+    def finish(self) -> str:
+        """Return the text that was held back as a possible tag."""
+        return "" if self._has_begun or self._is_thinking else self._begin(self._pending)
+
+    def _begin(self, text: str) -> str:
+        self._has_begun, self._pending = True, ""
+        return text
+
+
+class _Bounded(httpx.AsyncByteStream):
+    """Ends a stream that does not end by itself."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for data in self._stream:
+            size += len(data)
+            if size > _LONGEST_STREAM:
+                raise ServerFailed(f"its answer is longer than {_LONGEST_STREAM // 2**20} MiB")
+            yield data
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
