@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from aiohttp import web
 from discord.backoff import ExponentialBackoff
 
@@ -17,7 +18,8 @@ from tests.harness.discord_harness import FACTOR, DiscordBot, run_discord_bot
 from tests.harness.fakes import FastClock
 from tests.harness.harness import Harness
 from tests.harness.servers.discord import DiscordPlatform
-from tests.harness.servers.discord_world import APPLICATION
+from tests.harness.servers.discord_gateway import MESSAGE_CONTENT
+from tests.harness.servers.discord_world import APPLICATION, BOT
 
 
 async def test_a_resumed_session_delivers_missed_events(bot: DiscordBot) -> None:
@@ -209,6 +211,86 @@ async def test_a_token_changed_at_run_time_ends_the_adapter(bot: DiscordBot) -> 
     await bot.platform.disconnect(resumable=False)
     with pytest.raises(LoginRefused):
         await bot.running
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"null", b'{"id": []}', b"<html>", b'{"id": "1", "flags": "many"}', b"[" * 100_000]
+)
+async def test_mentions_are_answered_while_the_application_is_unknown(
+    platform: DiscordPlatform, tmp_path: Path, body: bytes
+) -> None:
+    is_broken = True
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if is_broken and request.path.endswith("/applications/@me"):
+            return web.Response(body=body, content_type="application/json")
+        return None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hi", thread="tea")
+        await bot.shows("ok", thread="tea")
+        await platform.until(lambda: bool(platform.commands))
+        assert platform.identified[0]["intents"] & MESSAGE_CONTENT == 0
+        is_broken = False
+        await platform.until(lambda: len(platform.identified) == 2 and platform.is_connected)
+        assert platform.identified[1]["intents"] & MESSAGE_CONTENT
+        await platform.say("without a mention", thread="tea", mention=False)
+        await bot.shows("ok", "ok", thread="tea")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"{}"), (200, b"null"), (200, b"{"), (500, b""), (403, b'{"code": 50001, "message": "no access"}')],
+)
+async def test_mentions_are_answered_while_commands_cannot_be_registered(
+    platform: DiscordPlatform, tmp_path: Path, status: int, body: bytes
+) -> None:
+    is_broken = True
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if is_broken and request.method == "PUT" and request.path.endswith("/commands"):
+            return web.Response(status=status, body=body, content_type="application/json")
+        return None
+
+    platform.gate.guard = guard
+    with structlog.testing.capture_logs() as logs:
+        async with run_discord_bot(platform, tmp_path) as bot:
+            await platform.say("hi")
+            await bot.shows("ok")
+            await platform.until(lambda: any("slash commands not registered" in entry["event"] for entry in logs))
+            is_broken = False
+            if status != 403:
+                await platform.until(lambda: bool(platform.commands))
+
+
+async def test_a_login_needs_no_more_than_the_bots_id(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/users/@me"):
+            return None
+        return web.Response(body=b'{"id": "%d"}' % BOT, content_type="application/json")
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"{}", b"null", b'{"url": 5, "session_start_limit": []}', b'{"url": "", "session_start_limit": {"total": {}}}'],
+)
+async def test_a_garbled_number_of_sessions_does_not_delay_the_connection(
+    platform: DiscordPlatform, tmp_path: Path, body: bytes
+) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        is_limit = request.path.endswith("/gateway/bot")
+        return web.Response(body=body, content_type="application/json") if is_limit else None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
 
 
 async def test_malformed_events_are_skipped(bot: DiscordBot) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from aiohttp import web
 
 from bot.chat.commands import menu
@@ -91,6 +92,75 @@ async def test_a_command_with_a_malformed_acknowledgement_is_answered_in_the_cha
     bot.platform.gate.guard = guard
     await bot.platform.command("clear")
     await bot.shows("There was nothing to forget here.")
+    bot.platform.forget_interactions()
+
+
+@pytest.mark.parametrize(
+    "omitted", [{"channel"}, {"channel", "version", "attachment_size_limit", "entitlements", "app_permissions"}]
+)
+async def test_an_interaction_without_a_channel_object_is_answered(bot: DiscordBot, omitted: set[str]) -> None:
+    bot.platform.omitted = frozenset(omitted)
+    await bot.platform.say("hi", thread="tea")
+    await bot.shows("ok", thread="tea")
+    await bot.platform.command("clear")
+    await bot.shows("Forgotten: everything said here (1).")
+    await bot.platform.command("clear", direct=True)
+    await bot.shows("There was nothing to forget here.", channel="Mei")
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.press(bot.platform.seen()[-1].id, Action.RETRY)
+    await bot.platform.until(lambda: len(bot.engine.requests) == 3)
+
+
+async def test_an_interaction_without_any_channel_is_answered_and_logged(bot: DiscordBot) -> None:
+    bot.platform.omitted = frozenset({"channel", "channel_id"})
+    with structlog.testing.capture_logs() as logs:
+        await bot.platform.command("status")
+        await bot.shows("I do not answer here.")
+    assert any(entry["event"] == "interaction without a channel" for entry in logs)
+
+
+async def test_a_button_under_a_malformed_message_works(bot: DiscordBot) -> None:
+    bot.engine.add("first", "second")
+    await bot.platform.say("hi")
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    shown = bot.platform.seen()[-1].id
+    message = {"id": shown, "type": [], "embeds": 5}
+    bot.platform.interact(3, {"custom_id": "retry"}, "Mei", "general", message=message)
+    await bot.shows("second")
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, 10062), (403, 50013), (400, 50035), (401, 0)])
+async def test_a_refused_interaction_is_logged_with_its_reason(bot: DiscordBot, status: int, code: int) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/callback"):
+            return None
+        body = json.dumps({"code": code, "message": "the reason"}).encode()
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    bot.platform.gate.guard = guard
+    with structlog.testing.capture_logs() as logs:
+        await bot.platform.command("clear")
+        await bot.shows("There was nothing to forget here.")
+    (entry,) = [entry for entry in logs if entry["event"] == "interaction not answered"]
+    assert str(status) in entry["error"]
+    assert "the reason" in entry["error"]
+    bot.platform.forget_interactions()
+
+
+async def test_a_command_whose_confirmation_was_lost_is_answered_in_its_response(bot: DiscordBot) -> None:
+    bot.platform.garbled_callbacks = 1
+    await bot.platform.command("clear")
+    await bot.shows("There was nothing to forget here.")
+    assert [name for name, _ in bot.platform.attempts] == []
+
+
+async def test_an_interaction_of_another_kind_is_logged(bot: DiscordBot) -> None:
+    with structlog.testing.capture_logs() as logs:
+        bot.platform.interact(2, {"id": "1", "name": "retired", "type": 1}, "Mei", "general")
+        await bot.platform.say("still there?")
+        await bot.shows("ok")
+    assert any(entry["event"].startswith("interaction ignored") for entry in logs)
     bot.platform.forget_interactions()
 
 

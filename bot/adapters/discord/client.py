@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from discord.http import HTTPClient
 
 from bot.adapters.discord.handlers import DiscordHandlers
 from bot.adapters.discord.http import ALLOWED_MENTIONS, RateLimitTrace, call_timeout, proxy_for
+from bot.adapters.discord.parse import parse_interaction, without_unreadable
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import PARSE_ERRORS, describe_error, skip_malformed
 from bot.chat.commands import menu
@@ -28,8 +29,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # 60 s after which the library gives up.
 _FIRST_IDENTIFY = 5.5
 _LONGEST_IDENTIFY = 40.0
-# Seconds between attempts to register the slash commands.
-_REGISTER_RETRY = 60.0
+# The longest of these waits in seconds: the number of sessions is per day.
+_DAY = 86_400.0
+# Seconds between attempts to read the application and to register the slash commands.
+_FIRST_SETUP_RETRY = 60.0
+_LONGEST_SETUP_RETRY = 3600.0
 
 # No warnings about missing packages for voice, which the bot does not use.
 discord.VoiceClient.warn_nacl = False
@@ -62,7 +66,7 @@ def identify_delay(remaining: int, total: int, reset_after: float) -> float:
     >>> identify_delay(999, 1000, 80_000.0), identify_delay(400, 1000, 80_000.0), identify_delay(0, 1000, 80_000.0)
     (0.0, 200.0, 80000.0)
     """
-    return 0.0 if 2 * remaining > total else reset_after / max(remaining, 1)
+    return 0.0 if 2 * remaining > total else min(reset_after / max(remaining, 1), _DAY)
 
 
 class BotClient(discord.Client):
@@ -100,32 +104,81 @@ class BotClient(discord.Client):
         self._call_seconds = settings.call_seconds
         self._cut_off_seconds = cut_off_seconds
         self._outage: asyncio.Timeout | None = None
-        self._registering: asyncio.Task[None] | None = None
-        # A malformed event would otherwise close the connection.
-        self._connection.parsers = {name: _guarded(name, parse) for name, parse in self._connection.parsers.items()}
+        self._cut_off_reason = ""
+        self._is_application_known = False
+        self._setup: list[asyncio.Task[None]] = []
+        parsers = self._connection.parsers
+        for name in ("MESSAGE_CREATE", "MESSAGE_UPDATE"):
+            parsers[name] = partial(without_unreadable, build=parsers[name])
+        parsers["INTERACTION_CREATE"] = self._parse_interaction
+        # A malformed event would otherwise close the connection; without READY there is none.
+        self._connection.parsers = {
+            name: parse if name == "READY" else _guarded(name, parse) for name, parse in parsers.items()
+        }
         for handler in handlers.events:
             self.event(handler)
 
+    async def login(self, token: str) -> None:
+        """Log in; unlike the library's, also if the application is unknown."""
+        user: dict[str, Any] = {"username": "", "discriminator": "0", "avatar": None}
+        user.update(await self.http.static_login(token))
+        self._connection.user = discord.ClientUser(state=self._connection, data=user)  # type: ignore[arg-type]
+        await self.setup_hook()
+
     async def setup_hook(self) -> None:
-        # Requesting an intent that is not enabled closes the connection.
+        try:
+            await self._read_application()
+        except PlatformError as error:
+            log.warning("application not read, connecting without the Message Content intent", error=str(error))
+            self._setup.append(asyncio.create_task(self._complete_intents()))
+        self._wanted_intents.message_content = self._may_read_content
+        self._setup.append(asyncio.create_task(self._register_commands()))
+
+    async def _read_application(self) -> None:
+        async with call_timeout(self._call_seconds, self):
+            data: Mapping[str, Any] = await self.http.application_info()
+            flags = discord.ApplicationFlags._from_value(int(data.get("flags") or 0))
+            self._connection.application_id = int(data["id"])
+            self._connection.application_flags = flags
+        self._is_application_known = True
+        if data.get("interactions_endpoint_url"):
+            log.warning("an Interactions Endpoint URL is set: commands and buttons do not reach the bot")
+
+    @property
+    def _may_read_content(self) -> bool:
+        """Requesting an intent that is not enabled closes the connection."""
         flags = self.application_flags
-        self._wanted_intents.message_content = flags.gateway_message_content or flags.gateway_message_content_limited
-        self._registering = asyncio.create_task(self._register_commands())
+        return self._is_application_known and (flags.gateway_message_content or flags.gateway_message_content_limited)
+
+    async def _complete_intents(self) -> None:
+        """Begin another session once the application is known to have more intents."""
+        if await self._until_done(self._read_application, "application not read") and self._may_read_content:
+            self._cut_off("it lacks the Message Content intent")
 
     async def _register_commands(self) -> None:
-        assert self.application_id is not None, "known after the login"
         payload = [_command_payload(command.name, command.summary) for command in menu()]
 
         async def register() -> None:
+            if self.application_id is None:  # READY names it too
+                await self._read_application()
             async with call_timeout(self._call_seconds, self):
-                await self.http.bulk_upsert_global_commands(self.application_id or 0, payload)
+                registered: object = await self.http.bulk_upsert_global_commands(self.application_id or 0, payload)
+            if not isinstance(registered, list):
+                raise PlatformUnavailable("Discord's answer lists no commands")
 
-        report = log_retry("slash commands not registered, retrying")
-        errors, backoff = (PlatformUnavailable, RateLimited), Backoff(_REGISTER_RETRY, _REGISTER_RETRY)
+        await self._until_done(register, "slash commands not registered")
+
+    async def _until_done(self, attempt: Callable[[], Awaitable[None]], failure: str) -> bool:
+        """Retry what the connection does not need; return False if Discord refuses it."""
+        errors, backoff = (PlatformUnavailable, RateLimited), Backoff(_FIRST_SETUP_RETRY, _LONGEST_SETUP_RETRY)
         try:
-            await retry(register, *errors, clock=self._clock, backoff=backoff, on_failure=report)
-        except (discord.DiscordException, PlatformError) as error:
-            log.warning("slash commands not registered, the previous ones remain", error=str(error))
+            await retry(
+                attempt, *errors, clock=self._clock, backoff=backoff, on_failure=log_retry(f"{failure}, retrying")
+            )
+        except PlatformError as error:
+            log.warning(failure, error=str(error))
+            return False
+        return True
 
     async def connect(self, *, reconnect: bool = True) -> None:
         """Stay connected until the connection is lost for `cut_off_seconds`.
@@ -138,7 +191,8 @@ class BotClient(discord.Client):
             async with asyncio.timeout(None) as self._outage:
                 await super().connect(reconnect=reconnect)
         except TimeoutError as exc:
-            raise PlatformUnavailable(f"Discord's gateway was unreachable for {self._cut_off_seconds:g} s") from exc
+            reason = self._cut_off_reason or f"Discord's gateway was unreachable for {self._cut_off_seconds:g} s"
+            raise PlatformUnavailable(f"the session ended: {reason}") from exc
         finally:
             self._outage = None
 
@@ -146,16 +200,17 @@ class BotClient(discord.Client):
         try:
             async with call_timeout(self._call_seconds, self):
                 _, _, limit = await self.http.get_bot_gateway()
-            seconds = identify_delay(limit["remaining"], limit["total"], limit["reset_after"] / 1000)
-        except (discord.GatewayNotFound, *PARSE_ERRORS):
-            return  # a proxy may not know this call
+                seconds = identify_delay(limit["remaining"], limit["total"], limit["reset_after"] / 1000)
+        except (discord.GatewayNotFound, PlatformError) as error:
+            log.info("sessions left today unknown", error=str(error))  # a proxy may not know this call
+            return
         if seconds > 0:
             log.warning("few sessions left today, connecting later", seconds=round(seconds), left=limit["remaining"])
             await self._clock.sleep(seconds)
 
     async def close(self) -> None:
         # The library does not cancel its wait for the first servers, which then fails on the closed client.
-        tasks = [task for task in (self._registering, self._connection._ready_task) if task is not None]
+        tasks = [task for task in (*self._setup, self._connection._ready_task) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -183,9 +238,17 @@ class BotClient(discord.Client):
         if self._outage is not None and self._outage.when() is None:
             self._set_outage_deadline(asyncio.get_running_loop().time() + self._cut_off_seconds)
 
+    def _cut_off(self, reason: str) -> None:
+        """End this session; the next one begins with a new client."""
+        self._cut_off_reason = reason
+        self._set_outage_deadline(asyncio.get_running_loop().time())
+
     def _set_outage_deadline(self, when: float | None) -> None:
         if self._outage is not None:
             self._outage.reschedule(when)
+
+    def _parse_interaction(self, data: Mapping[str, Any]) -> None:
+        self.dispatch("interaction", parse_interaction(data, self._connection))
 
     async def on_error(self, event_method: str, /, *args: Any, **kwargs: Any) -> None:
         """Log an error of an event handler; the library passes on partly parsed events."""

@@ -11,11 +11,12 @@ import discord
 import structlog
 
 from bot.adapters.discord.backfill import DiscordBackfill
-from bot.adapters.discord.errors import REFUSALS, map_errors
+from bot.adapters.discord.errors import REFUSALS
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import (
     PLATFORM,
+    Use,
     channel_key,
     is_direct_or_mention,
     is_reply_or_role_mention,
@@ -42,6 +43,7 @@ _RESPONSE_SECONDS = 3.0
 # Commands that affect the whole channel are answered in public, the others only to their user.
 _PUBLIC = frozenset({"clear"})
 _ACTIONS = {action.value: action for action in Action}
+_COMMANDS = frozenset(command.name for command in menu())
 
 Work = Callable[[], Awaitable[None]]
 
@@ -118,17 +120,16 @@ class DiscordHandlers:
     async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
         self._put(partial(self._delete, event.guild_id, event.channel_id, sorted(event.message_ids)))
 
-    async def on_interaction(self, interaction: discord.Interaction) -> None:
-        if interaction.channel_id is None:
-            return
+    async def on_interaction(self, use: Use) -> None:
+        interaction = use.interaction
         data: Mapping[str, Any] = interaction.data or {}
-        channel = channel_key(interaction.channel, interaction.channel_id)
-        name, action = data.get("name"), _ACTIONS.get(str(data.get("custom_id")))
-        if interaction.type is discord.InteractionType.application_command:
-            if name in {command.name for command in menu()}:
-                self._put(partial(self._run_command, interaction, str(name), channel))
-        elif interaction.message is not None and action is not None:
-            await self._press(interaction, channel, interaction.message.id, action)
+        name, action = str(data.get("name")), _ACTIONS.get(str(data.get("custom_id")))
+        if interaction.type is discord.InteractionType.application_command and name in _COMMANDS:
+            self._put(partial(self._run_command, use, name))
+        elif use.message_id is not None and action is not None:
+            await self._press(use, use.message_id, action)
+        else:
+            log.info("interaction ignored, it is no command or button of this bot", kind=interaction.type.name)
 
     def _put(self, work: Work, message: discord.Message | None = None) -> None:
         self._queue.put_nowait((work, message))
@@ -163,45 +164,51 @@ class DiscordHandlers:
             for message_id in message_ids:
                 await self._intake.delete(channel, str(message_id))
 
-    async def _run_command(self, interaction: discord.Interaction, name: str, channel: ChannelKey) -> None:
-        message = parse_command(interaction, name, channel)
-        exchange = await self._intake.accept(message)
-        if exchange is None:
-            translate: Translate = translator(language_for("auto", message.locale, ""))
+    async def _run_command(self, use: Use, name: str) -> None:
+        interaction, channel = use.interaction, await self._channel_of(use)
+        message = parse_command(interaction, name, channel) if channel else None
+        exchange = await self._intake.accept(message) if message else None
+        if exchange is None or message is None:
+            translate: Translate = translator(language_for("auto", str(interaction.locale), ""))
             await self._respond(interaction.response.send_message(translate("I do not answer here."), ephemeral=True))
             return
         if exchange.message.id == message.id:
-            if await self._respond(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True)):
-                self._messenger.respond_to(interaction)
+            await self._respond(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True))
+            # Also without a confirmation: if Discord does not know the response, the messenger sends a message.
+            self._messenger.respond_to(interaction)
         else:  # a retry, answered in the reply of the question
             translate = self._intake.settings.translator_for(exchange.message)
             notice = translate("I am answering the question again.")
             await self._respond(interaction.response.send_message(notice, ephemeral=True))
         self._replies.start(exchange)
 
-    async def _press(
-        self, interaction: discord.Interaction, channel: ChannelKey, message_id: int, action: Action
-    ) -> None:
+    async def _press(self, use: Use, message_id: int, action: Action) -> None:
         """Apply a button at once: Stop must not wait in the queue."""
         try:
-            notice = await self._inbox.press(channel, str(message_id), action, parse_user(interaction.user))
-        except StoreError as error:
+            channel = await self._channel_of(use)
+            by = parse_user(use.interaction.user)
+            notice = await self._inbox.press(channel, str(message_id), action, by) if channel else ""
+        except (PlatformError, StoreError) as error:
             # Without a response Discord shows that the interaction failed.
             log.warning("button press failed", error=str(error))
             return
-        response = interaction.response
+        response = use.interaction.response
         await self._respond(response.send_message(notice, ephemeral=True) if notice else response.defer())
 
-    async def _respond(self, response: Awaitable[object]) -> bool:
-        """Return whether Discord took the response; if not, the reply is a normal message."""
+    async def _channel_of(self, use: Use) -> ChannelKey | None:
+        if use.channel is None and use.channel_id is not None:
+            return await self._channel_key(None, use.channel_id, is_direct=False)
+        if use.channel is None:
+            log.warning("interaction without a channel", kind=use.interaction.type.name)
+        return use.channel
+
+    async def _respond(self, response: Awaitable[object]) -> None:
+        """Answer an interaction within Discord's time; a failure is logged."""
         try:
-            with map_errors():
-                async with asyncio.timeout(_RESPONSE_SECONDS):
-                    await response
-        except (PlatformError, discord.HTTPException, *PARSE_ERRORS) as error:
-            log.info("interaction not acknowledged", error=str(error))
-            return False
-        return True
+            async with call_timeout(min(_RESPONSE_SECONDS, self._call_seconds), self._client):
+                await response
+        except PlatformError as error:
+            log.warning("interaction not answered", error=str(error))
 
     async def _parse(self, message: discord.Message) -> IncomingMessage | None:
         """Return the message if it addresses the bot."""

@@ -36,6 +36,7 @@ class DiscordPlatform(DiscordRest):
         self.cut_off_seconds = 60.0  # the bot starts a new session after an outage of this length
         self.locales: dict[str, str] = {}
         self.is_late = False  # interactions expire before the bot receives them
+        self.omitted: frozenset[str] = frozenset()  # fields that interactions lack
 
     def adapter(self, clock: Clock, **settings: Any) -> DiscordAdapter:
         self.clock = clock
@@ -113,6 +114,7 @@ class DiscordPlatform(DiscordRest):
         who = {"user": person} if where in self._directs else {"member": {**payloads.member([]), "user": person}}
         more |= {"channel": self._channel(where), "channel_id": str(where), "locale": self.locales.get(author, "en-US")}
         event = payloads.interaction(id, APPLICATION, kind, f"token-{id}", data, **who, **more)
+        event = {name: value for name, value in event.items() if name not in self.omitted}
         self.send_event("INTERACTION_CREATE", event | self._of_guild(where))
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:

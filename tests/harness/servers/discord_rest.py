@@ -43,6 +43,7 @@ class DiscordRest(DiscordGateway):
         self.attempts: list[tuple[str, Json]] = []
         self.is_rate_limit_global = False
         self.bare_retry_after = ""  # the Retry-After of a 429 without a body
+        self.garbled_callbacks = 0  # remaining responses to interactions that are cut off
         self.commands: list[Json] = []
         self.application: Json = {}
         self.garbled: list[tuple[int, str, bytes]] = []  # status, type and body that replace a write's response
@@ -261,6 +262,9 @@ class DiscordRest(DiscordGateway):
             answer["interaction"]["response_message_id"] = message["id"]
             answer["resource"] = {"type": body["type"], "message": message}
         self.changed.set()
+        if self.garbled_callbacks:
+            self.garbled_callbacks -= 1
+            return web.Response(body=b'{"interaction": {', content_type="application/json")
         return _json(answer)
 
     async def _original(self, request: web.Request, token: str, method: str, body: Json) -> web.Response:
