@@ -66,7 +66,9 @@ class Intake:
         self.answers = Answers(access, exchanges, self.conversations, engine, settings, metrics, watcher, components)
         self._store = store
         self._retries = Retries(access, exchanges, store, settings, clock, metrics)
-        self._recovery = Recovery(access, exchanges, self._retries, settings, Calendar(clock, today))
+        calendar = Calendar(clock, today)
+        self.today = calendar.today
+        self._recovery = Recovery(access, exchanges, self._retries, settings, calendar)
 
     def admits(self, message: IncomingMessage) -> bool:
         """Return whether the message is for the bot; any other gets no reply at all."""

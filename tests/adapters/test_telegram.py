@@ -57,12 +57,21 @@ async def test_messages_that_do_not_address_the_bot_are_ignored(telegram: Telegr
 async def test_messages_of_bots_and_of_the_bot_itself_are_ignored(telegram: TelegramPlatform, harness: Harness) -> None:
     async with running(telegram, harness):
         await telegram.say("hello", author="news_bot")
-        await telegram.say("hello", via_bot=telegram.person("inline_bot"))
         await telegram.say(
             "hello", sender_chat={"id": -1001, "type": "channel", "title": "News"}, is_automatic_forward=True
         )
         await telegram.say("the last word")
         await done(telegram, "ok")
+
+
+async def test_words_sent_through_an_inline_bot_are_the_users(telegram: TelegramPlatform, harness: Harness) -> None:
+    async with running(telegram, harness):
+        await telegram.say("a poem", via_bot=telegram.person("inline_bot"), direct=True)
+        await done(telegram, "ok", channel="Mei")
+        await telegram.say("not for the bot", via_bot=telegram.person("inline_bot"), mention=False)
+        await telegram.say("a haiku", via_bot=telegram.person("inline_bot"))
+        await done(telegram, "ok")
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["a poem", "Mei: a haiku"]
 
 
 async def test_an_anonymous_admin_is_answered(telegram: TelegramPlatform, harness: Harness) -> None:

@@ -20,7 +20,7 @@ from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
 from bot.errors import BotError, PlatformError, PlatformUnavailable, RateLimited, StoreError
 from bot.util.aio import BackgroundTasks
-from bot.util.clock import Clock
+from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff, log_retry, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -65,7 +65,9 @@ class TelegramAdapter:
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
             async with BackgroundTasks() as background, replies:
                 background.start(_publish_menu(bot, self._clock))
-                await self._poll(TelegramHandlers(bot, me, self._settings, intake, inbox, background), inbox)
+                await self._poll(
+                    TelegramHandlers(bot, me, self._settings, intake, inbox, background, self._clock), inbox
+                )
         finally:
             self.is_connected = False
             await bot.shutdown()
@@ -73,7 +75,7 @@ class TelegramAdapter:
     async def _log_in(self, bot: Bot) -> User:
         async def log_in() -> None:
             with map_errors():
-                await check_token(bot.initialize)
+                await check_token(bot.initialize, self._clock)
                 # Polling is refused while a webhook is set; the updates that wait there are kept.
                 await bot.delete_webhook(drop_pending_updates=False)
 
@@ -103,7 +105,7 @@ async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
     bot = open_bot(settings)
     try:
         with map_errors():
-            await check_token(bot.initialize)
+            await check_token(bot.initialize, MonotonicClock())
             me: User = bot.bot
             yield Finding(True, f"the token is valid; the bot is @{me.username} ({me.full_name})")
             reads_all = bool(me.can_read_all_group_messages)

@@ -1,22 +1,37 @@
 """Telegram's Bot API client: set-up of the library, and its errors as ours."""
 
+import asyncio
 import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
-from telegram import Bot, Update
-from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, RetryAfter, TelegramError
+import httpx
+from telegram import Bot
+from telegram.error import (
+    BadRequest,
+    ChatMigrated,
+    Conflict,
+    Forbidden,
+    InvalidToken,
+    NetworkError,
+    RetryAfter,
+    TelegramError,
+    TimedOut,
+)
 from telegram.request import HTTPXRequest
 
-from bot.adapters.malformed import skip_malformed
+from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.telegram.settings import TelegramSection
 from bot.errors import (
+    AccessDenied,
     ChannelGone,
+    ContentRefused,
     EditRefused,
     LoginRefused,
     MarkupRefused,
@@ -25,25 +40,46 @@ from bot.errors import (
     PlatformUnavailable,
     RateLimited,
 )
+from bot.util.clock import Clock
+from bot.util.retry import retry_after
 
 # The most concurrent calls; a channel has one at a time.
 _CONNECTIONS = 64
+# Seconds to wait after a 429 that does not say how long.
+_RATE_LIMIT = 5.0
+# Seconds between two questions whether the token is valid.
+_SECOND_LOOK = 2.0
+# Longer responses are parsed in a thread: a full page of updates takes over 20 ms.
+_LONG_RESPONSE = 200_000
+# An update as it was received, and Telegram's time then (seconds, or None), as unknown fields of the library's Update.
+RAW, RECEIVED_AT = "raw", "received_at"
 
 _LOGIN_REFUSED = "Telegram does not know the bot's token: copy the one that @BotFather shows into BOT_TELEGRAM__TOKEN"
 
-# Only the description of a 400 says what is wrong.
+# Only the description says what is wrong; in capitals where Telegram passes an error of its core through.
 _MESSAGE_GONE = re.compile(
-    "message to (?:edit|delete) not found|message_id_invalid|message identifier is not specified", re.IGNORECASE
-)
-_EDIT_REFUSED = re.compile(
-    "message can't be (?:edited|deleted)|message_edit_time_expired|message_author_required", re.IGNORECASE
-)
-_CHANNEL_GONE = re.compile(
-    "chat not found|group chat was|chat_write_forbidden|chat_send_plain_forbidden|chat_restricted"
-    "|chat_admin_required|not enough rights|have no rights|need administrator rights|message thread not found"
-    "|topic_closed|topic_deleted|peer_id_invalid|user_deactivated",
+    "message to (?:edit|delete|be replied|reply) not found|message_id_invalid|message identifier is not specified"
+    "|repl(?:y|ied) message not found|reply_message_id_invalid",
     re.IGNORECASE,
 )
+_EDIT_REFUSED = re.compile(
+    "message can't be (?:edited|deleted)|message_edit_time_expired|message_author_required|message_delete_forbidden"
+    "|there is no text in the message to edit",
+    re.IGNORECASE,
+)
+_CHANNEL_GONE = re.compile(
+    "chat not found|group chat was|chat was deleted|message thread not found|topic_deleted|topic_id_invalid"
+    "|peer_id_invalid|chat_id_invalid|channel_invalid|user_deactivated|user is deactivated|user_is_bot"
+    "|can't initiate conversation|can't send messages to bots|chat_id is empty|user not found",
+    re.IGNORECASE,
+)
+_ACCESS_DENIED = re.compile(
+    "not enough rights|have no rights|need administrator rights|administrator rights are required|topic_closed"
+    "|topic is closed|_forbidden|chat_restricted|chat_admin_required|user_banned_in_channel|channel_private"
+    "|user_is_blocked|bot was (?:kicked|blocked|banned)|is not a member|payment_required|premium_required",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile("message is too long|message_too_long", re.IGNORECASE)
 
 
 def open_bot(settings: TelegramSection) -> Bot:
@@ -72,7 +108,9 @@ def map_errors() -> Iterator[None]:
     except RetryAfter as error:
         raise RateLimited(_seconds(error.retry_after)) from error
     except Forbidden as error:
-        raise ChannelGone(error.message) from error
+        # An unknown refusal may pass.
+        is_gone = _CHANNEL_GONE.search(error.message)
+        raise (ChannelGone if is_gone else AccessDenied)(error.message) from error
     except BadRequest as error:  # before TelegramError: the library derives it from NetworkError
         raise _bad_request(error.message) from error
     except Conflict as error:
@@ -81,16 +119,22 @@ def map_errors() -> Iterator[None]:
             "second bot for it"
         ) from error
     except TelegramError as error:
-        # Includes InvalidToken, which the library raises for any 404; `check_token` decides.
+        # Includes InvalidToken, raised for any 401 or 404; `check_token` decides.
         raise PlatformUnavailable(f"Telegram cannot be reached: {type(error).__name__}") from error
+    except PARSE_ERRORS as error:
+        raise PlatformUnavailable(f"Telegram's response cannot be read: {type(error).__name__}") from error
 
 
-async def check_token(call: Callable[[], Awaitable[object]]) -> None:
-    """Await a call of getMe.
+async def check_token(call: Callable[[], Awaitable[object]], clock: Clock) -> None:
+    """Await a call of getMe, a second time if the first one is refused.
 
     Raises:
         LoginRefused: The token is wrong.
     """
+    with suppress(InvalidToken):
+        await call()
+        return
+    await clock.sleep(_SECOND_LOOK)
     try:
         await call()
     except InvalidToken:
@@ -99,66 +143,132 @@ async def check_token(call: Callable[[], Awaitable[object]]) -> None:
 
 def is_unchanged(error: BadRequest) -> bool:
     """Return whether an edit was refused because the message has this content already."""
-    return "message is not modified" in error.message.lower()
+    return "message is not modified" in error.message.lower() or "message_not_modified" in error.message.lower()
 
 
 def _bad_request(description: str) -> PlatformError:
-    if _MESSAGE_GONE.search(description):
-        return MessageGone(description)
-    if _EDIT_REFUSED.search(description):
-        return EditRefused(description)
-    if _CHANNEL_GONE.search(description):
-        return ChannelGone(description)
-    # Any other BadRequest is treated as refused markup; the caller retries as plain text.
-    return MarkupRefused(description)
+    refusals: tuple[tuple[re.Pattern[str], type[PlatformError]], ...] = (
+        (_MESSAGE_GONE, MessageGone),
+        (_EDIT_REFUSED, EditRefused),
+        (_CHANNEL_GONE, ChannelGone),
+        (_ACCESS_DENIED, AccessDenied),
+        (_TOO_LONG, ContentRefused),
+    )
+    # Any other one is treated as refused markup: the caller sends the text once more, without.
+    kind = next((kind for pattern, kind in refusals if pattern.search(description)), MarkupRefused)
+    return kind(description)
 
 
 def _seconds(wait: int | timedelta) -> float:
     return wait.total_seconds() if isinstance(wait, timedelta) else float(wait)
 
 
+class _Response(bytes):
+    """A successful response, already parsed and checked."""
+
+    answer: dict[str, Any]
+
+
 class _Request(HTTPXRequest):
-    """Reports a malformed response without its content, which the library would log."""
+    """Bounds each whole call, and checks responses, whose content the library would log."""
 
     @staticmethod
     def parse_json_payload(payload: bytes) -> dict[str, Any]:
-        try:
-            answer = json.loads(payload.decode("utf-8", "replace"))
-        except ValueError:
-            raise TelegramError("the response is not JSON") from None
-        if not isinstance(answer, dict) or (answer.get("ok") and "result" not in answer):
-            raise TelegramError("the response is not from the Bot API")
-        return answer
+        assert isinstance(payload, _Response), "only successful responses get here"
+        return payload.answer
 
-    async def do_request(self, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
-        """Treat a refusal with status 200 as an error; the library expects a result there."""
-        status, payload = await super().do_request(*args, **kwargs)
-        if status == HTTPStatus.OK and "result" not in _Request.parse_json_payload(payload):
-            return HTTPStatus.BAD_GATEWAY, payload
-        return status, payload
+    async def do_request(self, url: str, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        # The library's timeouts are those of single reads: a server that sends a byte now and then meets them all.
+        given = kwargs.get("read_timeout")
+        try:
+            async with asyncio.timeout(given if isinstance(given, int | float) else self.read_timeout):
+                status, payload = await super().do_request(url, *args, **kwargs)
+        except TimeoutError:
+            raise TimedOut from None
+        is_long = len(payload) > _LONG_RESPONSE
+        answer = await asyncio.to_thread(_parsed, payload) if is_long else _parsed(payload)
+        if answer.get("ok") is not True or status >= HTTPStatus.MULTIPLE_CHOICES:
+            raise _refusal(status, answer)
+        response = _Response()
+        response.answer = {"ok": True, "result": self._checked(url.rpartition("/")[2], answer.get("result"))}
+        return status, response
+
+    def _checked(self, method: str, result: Any) -> Any:
+        """Return the result of a call as the library can read it.
+
+        Raises:
+            TelegramError: It is not what the Bot API returns.
+        """
+        match method, result:
+            case (("sendMessage" | "editMessageText"), {"message_id": int(id)}) if id > 0:
+                # Only the id is used, and the library could fail on the rest.
+                return {"message_id": int(id), "date": 0, "chat": {"id": 0, "type": "private"}}
+            case "getMe", {"id": int(), "username": str(), "first_name": str()}:
+                return result
+            case "getWebhookInfo", {"url": str()}:
+                return result
+            case (("sendMessage" | "editMessageText" | "getMe" | "getWebhookInfo"), _):
+                pass
+            case _ if result is True:
+                return result
+        raise TelegramError("the response is not from the Bot API")
 
 
 class _UpdatesRequest(_Request):
-    """Empties updates that the library cannot parse; one would block all updates after it."""
+    """Passes updates on as they are; the library fails on a page if it cannot parse a part of one update."""
 
-    @staticmethod
-    def parse_json_payload(payload: bytes) -> dict[str, Any]:
-        answer = _Request.parse_json_payload(payload)
-        if "result" in answer:
-            updates = answer["result"]
-            if not isinstance(updates, list):
-                raise TelegramError("the response contains no updates")
-            answer["result"] = [_readable(update) for update in updates if _has_id(update)]
-        return answer
+    def __init__(self, connections: int, **bounds: Any) -> None:
+        self._received_at: float | None = None
+        hooks = {"event_hooks": {"response": [self._note_date]}}
+        super().__init__(connections, httpx_kwargs=hooks, **bounds)
+
+    async def _note_date(self, response: httpx.Response) -> None:
+        self._received_at = None
+        with suppress(*PARSE_ERRORS):
+            self._received_at = parsedate_to_datetime(response.headers["Date"]).timestamp()
+
+    def _checked(self, method: str, result: Any) -> Any:
+        if not isinstance(result, list):
+            raise TelegramError("the response contains no updates")
+        return [
+            {"update_id": id, RAW: update, RECEIVED_AT: self._received_at}
+            for update in result
+            if isinstance(update, dict) and type(id := update.get("update_id")) is int
+        ]
 
 
-def _has_id(update: object) -> bool:
-    return isinstance(update, dict) and isinstance(update.get("update_id"), int)
+def _parsed(payload: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(payload.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        raise TelegramError("the response is not JSON") from None
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        raise TelegramError("the response is not from the Bot API")
+    return answer
 
 
-def _readable(update: dict[str, Any]) -> dict[str, Any]:
-    id, is_readable = update["update_id"], False
-    with skip_malformed("telegram", update=id):
-        Update.de_json(dict(update), None)
-        is_readable = True
-    return update if is_readable else {"update_id": id}
+def _refusal(status: int, answer: dict[str, Any]) -> TelegramError:
+    """Return the library's error for a refusal; the library itself fails on unexpected types."""
+    code = answer.get("error_code")
+    # A proxy may have replaced the status.
+    code = code if status < HTTPStatus.BAD_REQUEST and type(code) is int else status
+    parameters = answer.get("parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    description = answer.get("description")
+    description = description if isinstance(description, str) else f"error {code}"
+    match code, parameters:
+        case _, {"migrate_to_chat_id": int(chat)} if chat < 0:
+            return ChatMigrated(chat)
+        case HTTPStatus.TOO_MANY_REQUESTS, _:
+            seconds = retry_after(parameters.get("retry_after"), _RATE_LIMIT)
+            return RetryAfter(timedelta(seconds=seconds))
+        case HTTPStatus.BAD_REQUEST, _:
+            return BadRequest(description)
+        case ((HTTPStatus.UNAUTHORIZED | HTTPStatus.NOT_FOUND), _):
+            return InvalidToken(description)
+        case HTTPStatus.FORBIDDEN, _:
+            return Forbidden(description)
+        case HTTPStatus.CONFLICT, _:
+            return Conflict(description)
+        case _:
+            return NetworkError(description)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import assert_never
 
@@ -13,7 +13,7 @@ from telegram.error import InvalidToken
 
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
-from bot.adapters.telegram.client import check_token, map_errors
+from bot.adapters.telegram.client import RAW, RECEIVED_AT, check_token, map_errors
 from bot.adapters.telegram.parse import Addressee, ButtonEvent, ChannelMigrated, MessageEvent, parse
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.intake import Intake
@@ -21,6 +21,7 @@ from bot.domain import IncomingMessage
 from bot.errors import PlatformError, PlatformUnavailable, StoreError
 from bot.observability.logging import log_context
 from bot.util.aio import BackgroundTasks
+from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -30,6 +31,10 @@ _UPDATES = (Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY)
 _PAGE = 100
 # Telegram holds a poll open this long while there are no updates.
 _POLL = timedelta(seconds=25)
+# Seconds between two polls that bring nothing new: a broken server may not hold them open.
+_IDLE_POLL = 1.0
+# A smaller difference between the host's clock and Telegram's is none: the header counts seconds.
+_CLOCK_SKEW = timedelta(minutes=1)
 
 
 @dataclass(eq=False)
@@ -42,6 +47,8 @@ class TelegramHandlers:
     _intake: Intake
     _inbox: Inbox
     _background: BackgroundTasks
+    _clock: Clock
+    _last_page: frozenset[int] = frozenset()
     _offset: int | None = None
     _album: str | None = None
 
@@ -53,7 +60,12 @@ class TelegramHandlers:
             PlatformError: The poll failed.
             StoreError: An update is not stored; Telegram sends it and those after it again.
         """
+        began = self._clock.now()
         updates = await self._get_updates()
+        page = frozenset(update.update_id for update in updates)
+        if not self._inbox.is_backfilling and page <= self._last_page:
+            await self._clock.sleep(began + _IDLE_POLL - self._clock.now())
+        self._last_page = page
         # Telegram has confirmed the offset with this poll.  It must not be sent again: after a week
         # without updates their ids restart at random, maybe below it.
         self._offset = None
@@ -78,21 +90,34 @@ class TelegramHandlers:
                     allowed_updates=_UPDATES,
                 )
             except InvalidToken as error:
-                await check_token(self._bot.get_me)
+                await check_token(self._bot.get_me, self._clock)
                 raise PlatformUnavailable("Telegram answers 404 or 401 to getUpdates, but accepts the token") from error
 
     def _questions(self, updates: Iterable[Update]) -> Iterator[IncomingMessage]:
         for update in updates:
             with suppress(*PARSE_ERRORS):
-                event = parse(update, self._me)
+                event = self._parse(update)
                 if isinstance(event, MessageEvent) and event.to is Addressee.BOT and not event.is_edit:
                     yield event.message
 
+    def _parse(self, update: Update) -> MessageEvent | ButtonEvent | ChannelMigrated | None:
+        now = self._intake.today()
+        event = parse(update.api_kwargs[RAW], self._me, now)
+        received_at = update.api_kwargs[RECEIVED_AT]
+        if isinstance(event, MessageEvent) and received_at is not None:
+            ahead = now - datetime.fromtimestamp(received_at, UTC)
+            if ahead > _CLOCK_SKEW:
+                # Times in the database are the host's: by its clock the question must not be older than it is.
+                return replace(event, message=replace(event.message, sent_at=event.message.sent_at + ahead))
+        return event
+
     async def _handle(self, update: Update) -> None:
-        match parse(update, self._me):
+        match self._parse(update):
             case MessageEvent() as event if event.is_edit:
                 if event.to is not Addressee.ANOTHER_BOT:
                     await self._inbox.edit(event.message)
+                if self._is_new_question(event):
+                    await self._inbox.accept(event.message)  # ignored if it is known
             case MessageEvent() as event:
                 if await self._is_for_bot(event):
                     await self._inbox.accept(event.message)
@@ -106,6 +131,12 @@ class TelegramHandlers:
                 pass
             case unknown:
                 assert_never(unknown)
+
+    def _is_new_question(self, edit: MessageEvent) -> bool:
+        """Return whether an edited message can be one that mentions the bot only now."""
+        oldest = self._intake.today() - timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
+        message = edit.message
+        return edit.to is Addressee.BOT and bool(message.text or message.quoted) and message.sent_at >= oldest
 
     async def _is_for_bot(self, event: MessageEvent) -> bool:
         # The pictures of an album arrive one by one, and at most one of them has a text.

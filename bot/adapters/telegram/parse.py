@@ -1,17 +1,20 @@
 """Telegram updates as messages, button presses and chat migrations."""
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum, auto
-from typing import TypeVar
 
-from telegram import CallbackQuery, Chat, Message, MessageEntity, Update, User
+from telegram import Chat, MessageEntity, User
 
+from bot.adapters.malformed import PARSE_ERRORS
+from bot.adapters.telegram.fields import Fields, required
+from bot.adapters.telegram.quotations import Quotation, described, is_forwarded_from, is_reply_to_bot, quoted
 from bot.chat.commands import COMMANDS
+from bot.delivery.markdown.format import utf16_units
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
-
-T = TypeVar("T")
 
 PLATFORM = "telegram"
 
@@ -19,6 +22,12 @@ _COMMAND = re.compile(r"/([A-Za-z0-9_]+)(?:@([A-Za-z0-9_]+))?(?=\s|$)")
 # Telegram sends it when a chat with the bot is opened; it is answered like /help.
 _START = "start"
 _SPACE = " ".encode("utf-16-le")
+# Contents of a message that is no service message, beside text and caption.
+_ATTACHMENTS = (
+    *("animation", "audio", "checklist", "contact", "dice", "document", "game", "invoice", "live_photo", "location"),
+    *("paid_media", "passport_data", "photo", "poll", "sticker", "story", "successful_payment", "venue", "video"),
+    *("video_note", "voice"),
+)
 
 
 class Addressee(Enum):
@@ -58,100 +67,113 @@ class ChannelMigrated:
     to: str
 
 
-def parse(update: Update, me: User) -> MessageEvent | ButtonEvent | ChannelMigrated | None:
-    """Parse an update; None for a bot's message or a service message.
+def parse(update: Mapping[str, object], me: User, now: datetime) -> MessageEvent | ButtonEvent | ChannelMigrated | None:
+    """Parse an update as the Bot API sends it; None for a bot's message or a service message.
 
-    The library does not validate types, so this may raise any of `PARSE_ERRORS`.
+    Raises:
+        TypeError: A part that is needed is missing or has the wrong type.
     """
-    if update.callback_query is not None:
-        return _button(update.callback_query)
-    message = update.message or update.edited_message
+    whole = Fields(update, "update")
+    query = whole.part("callback_query")
+    if query is not None:
+        return _button(query)
+    message = whole.part("message")
+    edited = whole.part("edited_message") if message is None else None
+    message = message or edited
     if message is None:
         return None
-    if message.migrate_to_chat_id or message.migrate_from_chat_id:
-        here = message.chat.id
-        old, new = message.migrate_from_chat_id or here, message.migrate_to_chat_id or here
-        return ChannelMigrated(ChannelKey(PLATFORM, _id(old)), _id(new))
-    return _message(message, me, is_edit=update.message is None)
+    new, old = message.number("migrate_to_chat_id"), message.number("migrate_from_chat_id")
+    if new or old:
+        here = required(message.part("chat")).id("id")
+        return ChannelMigrated(ChannelKey(PLATFORM, str(old or here)), str(new or here))
+    return _message(message, me, now, is_edit=edited is not None)
 
 
-def _message(message: Message, me: User, *, is_edit: bool) -> MessageEvent | None:
+def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> MessageEvent | None:
     author = _author(message)
-    if author.is_bot or not (message.text or message.caption or message.effective_attachment):
+    has_content = message.text("text") or message.text("caption") or any(map(message.has, _ATTACHMENTS))
+    if author is None or author.is_bot or not has_content:
         return None
-    is_direct = message.chat.type == Chat.PRIVATE
+    chat, channel = required(message.part("chat")), _channel(message)
+    is_direct = chat.text("type") == Chat.PRIVATE
     text, is_mentioned = _without_mentions(message, me)
-    text, to = _addressed(text, me, is_named=is_direct or is_mentioned)
-    if to is Addressee.NOBODY and _is_from_bot(_replied_to(message), me):
+    if message.has("forward_origin"):
+        # Another person's words: no command, and no question of this author's.
+        quotation = Quotation(text or described(message), is_from_bot=is_forwarded_from(message, me))
+        text, to = "", Addressee.BOT if is_direct or is_mentioned else Addressee.NOBODY
+    else:
+        text, to = _addressed(text, me, is_named=is_direct or is_mentioned)
+        quotation = quoted(message, me) or Quotation(described(message))
+    if to is Addressee.NOBODY and is_reply_to_bot(message, me):
         to = Addressee.BOT
+    person = message.part("from")
     return MessageEvent(
         IncomingMessage(
-            id=_id(message.message_id),
-            channel=_channel(message),
+            id=message.id("message_id"),
+            channel=channel,
             author=author,
             text=text,
-            sent_at=_checked(message.date, datetime),
-            server=None if is_direct else str(message.chat.id),
+            sent_at=_date(message, now),
+            server=None if is_direct else channel.channel,
             is_direct=is_direct,
-            locale=_text(message.from_user.language_code) if message.from_user else None,
-            quoted=_text(_quoted(message, me)),
+            locale=None if person is None else person.text("language_code"),
+            quoted=quotation.text or None,
+            quoted_id=quotation.id,
+            quotes_bot=quotation.is_from_bot,
         ),
         to,
         is_edit,
-        message.media_group_id,
+        message.text("media_group_id"),
     )
 
 
-def _button(query: CallbackQuery) -> ButtonEvent | None:
-    where = query.message
-    if where is None or query.data not in list(Action):
+def _button(query: Fields) -> ButtonEvent | None:
+    where, data = query.part("message"), query.text("data")
+    if where is None or data not in list(Action):
         return None
-    # An old message comes without its topic; the store finds it by its id.
-    channel = _channel(where) if isinstance(where, Message) else ChannelKey(PLATFORM, _id(where.chat.id))
-    return ButtonEvent(str(query.id), channel, str(where.message_id), Action(query.data), _user(query.from_user))
+    return ButtonEvent(
+        required(query.text("id")),
+        # An old message comes without its topic; the store finds it by its id.
+        _channel(where),
+        where.id("message_id"),
+        Action(data),
+        _user(required(query.part("from"))),
+    )
 
 
-def _channel(message: Message) -> ChannelKey:
-    topic = _id(message.message_thread_id) if message.is_topic_message else None
-    return ChannelKey(PLATFORM, _id(message.chat.id), topic)
+def _channel(message: Fields) -> ChannelKey:
+    topic = message.number("message_thread_id") if message.flag("is_topic_message") else None
+    return ChannelKey(PLATFORM, required(message.part("chat")).id("id"), None if topic is None else str(topic))
 
 
-def _user(user: User) -> Author:
-    return Author(PLATFORM, str(user.id), _text(user.full_name) or "", is_bot=bool(user.is_bot))
+def _date(message: Fields, now: datetime) -> datetime:
+    """Return when the message was sent; `now` if that cannot be read."""
+    with suppress(*PARSE_ERRORS):
+        return datetime.fromtimestamp(required(message.number("date")), UTC)
+    return now
 
 
-def _checked(value: object, kind: type[T]) -> T:
-    if isinstance(value, kind) and not isinstance(value, bool):
-        return value
-    raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+def _user(user: Fields) -> Author:
+    names = (user.text("first_name"), user.text("last_name"))
+    return Author(PLATFORM, user.id("id"), " ".join(filter(None, names)), is_bot=user.flag("is_bot"))
 
 
-def _id(value: object) -> str:
-    return str(_checked(value, int))
+def _author(message: Fields) -> Author | None:
+    if (chat := message.part("sender_chat")) is not None:
+        # An anonymous admin, or a user writing as a channel; `from` is a placeholder then.
+        is_bot = message.flag("is_automatic_forward")
+        return Author(PLATFORM, chat.id("id"), chat.text("title") or "", is_bot=is_bot)
+    person = message.part("from")
+    return None if person is None else _user(person)
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else _checked(value, str)
-
-
-def _author(message: Message) -> Author:
-    if (chat := message.sender_chat) is not None:
-        # An anonymous admin, or a user writing as a channel; `from_user` is a placeholder then.
-        return Author(PLATFORM, str(chat.id), _text(chat.title) or "", is_bot=bool(message.is_automatic_forward))
-    if message.from_user is None or message.via_bot is not None:
-        return Author(PLATFORM, "", "", is_bot=True)
-    return _user(message.from_user)
-
-
-def _without_mentions(message: Message, me: User) -> tuple[str, bool]:
+def _without_mentions(message: Fields, me: User) -> tuple[str, bool]:
     """Return the text without mentions of the bot, and whether there were any."""
     # Entities count UTF-16 code units.
-    units = (message.text or message.caption or "").encode("utf-16-le", "surrogatepass")
+    units = (message.text("text") or message.text("caption") or "").encode("utf-16-le", "surrogatepass")
     kept, at, is_mentioned = [], 0, False
-    for entity in sorted(message.entities or message.caption_entities, key=lambda entity: entity.offset):
-        begin, end = 2 * entity.offset, 2 * (entity.offset + entity.length)
-        words = units[begin:end].decode("utf-16-le", "replace")
-        if begin >= at and _names(entity, words, me):
+    for begin, end in sorted(_mentions(message, units, me)):
+        if begin >= at:
             kept.append(units[at:begin])
             at = end + 2 if units[end : end + 2] == _SPACE else end
             is_mentioned = True
@@ -159,10 +181,31 @@ def _without_mentions(message: Message, me: User) -> tuple[str, bool]:
     return b"".join(kept).decode("utf-16-le", "surrogatepass").strip(), is_mentioned
 
 
-def _names(entity: MessageEntity, words: str, me: User) -> bool:
-    if entity.type == MessageEntity.TEXT_MENTION:
-        return entity.user is not None and entity.user.id == me.id
-    return entity.type == MessageEntity.MENTION and words.lower() == f"@{me.username}".lower()
+def _mentions(message: Fields, units: bytes, me: User) -> Iterator[tuple[int, int]]:
+    """Yield the spans of the mentions of the bot, in bytes of UTF-16."""
+    is_readable = True
+    for entity in message.parts("entities") or message.parts("caption_entities"):
+        kind, offset, length = entity.text("type"), entity.number("offset"), entity.number("length")
+        if kind is None or offset is None or length is None or offset < 0:
+            is_readable = False
+            continue
+        span = 2 * offset, 2 * (offset + length)
+        if _names(entity, kind, units[slice(*span)].decode("utf-16-le", "replace"), me):
+            yield span
+    if not is_readable or any(
+        message.has(name) and not message.parts(name) for name in ("entities", "caption_entities")
+    ):
+        text = units.decode("utf-16-le", "surrogatepass")
+        for match in re.finditer(rf"(?<![\w@])@{re.escape(me.username or '')}(?!\w)", text, re.IGNORECASE):
+            begin = 2 * utf16_units(text[: match.start()])
+            yield begin, begin + 2 * len(match.group())
+
+
+def _names(entity: Fields, kind: str, words: str, me: User) -> bool:
+    if kind == MessageEntity.TEXT_MENTION:
+        user = entity.part("user")
+        return user is not None and user.number("id") == me.id
+    return kind == MessageEntity.MENTION and words.lower() == f"@{me.username}".lower()
 
 
 def _addressed(text: str, me: User, *, is_named: bool) -> tuple[str, Addressee]:
@@ -177,24 +220,3 @@ def _addressed(text: str, me: User, *, is_named: bool) -> tuple[str, Addressee]:
     if bot is None and not is_named and name not in COMMANDS and name != _START:
         return text, Addressee.ANOTHER_BOT  # a group may have several bots
     return ("/help" if name == _START else f"/{name}{rest}"), Addressee.BOT
-
-
-def _replied_to(message: Message) -> Message | None:
-    replied = message.reply_to_message
-    # In a topic every message replies to the one that opened it.
-    return None if replied is None or replied.forum_topic_created is not None else replied
-
-
-def _is_from_bot(message: Message | None, me: User) -> bool:
-    return message is not None and message.from_user is not None and message.from_user.id == me.id
-
-
-def _quoted(message: Message, me: User) -> str | None:
-    """Return the part of another message that the author selected, or all of it.
-
-    A whole message of the bot is left out: the model has it in its history.
-    """
-    if message.quote is not None:
-        return message.quote.text
-    replied = _replied_to(message)
-    return None if replied is None or _is_from_bot(replied, me) else replied.text or replied.caption or None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import format_datetime
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -94,7 +95,8 @@ class TelegramPlatform:
         self.violations: list[str] = []
         self.script: FaultScript = lambda number, name: None
         self.calls: list[tuple[str, Json]] = []
-        self.now = TODAY
+        self.now = TODAY  # the date of messages
+        self.clock = TODAY  # the server's date
         self.reads_all = False
         self.joins_groups = True
         self.garbage: list[bytes] = []  # the bodies of the next responses
@@ -325,7 +327,8 @@ class TelegramPlatform:
             return web.json_response(refused.body, status=refused.code)
         finally:
             self._change()
-        return web.json_response({"ok": True, "result": result})
+        date = {"Date": format_datetime(self.clock, usegmt=True)}
+        return web.json_response({"ok": True, "result": result}, headers=date)
 
     async def _do(self, request: web.Request, method: str, form: Json) -> object:
         match method:

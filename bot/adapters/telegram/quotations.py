@@ -1,0 +1,79 @@
+"""The message that a Telegram message replies to, quotes or forwards, in words."""
+
+from dataclasses import dataclass
+
+from telegram import User
+
+from bot.adapters.telegram.fields import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Quotation:
+    """The text quoted; `id` is its message in the same chat, where it is known."""
+
+    text: str
+    id: str | None = None
+    is_from_bot: bool = False
+
+
+def quoted(message: Fields, me: User) -> Quotation | None:
+    """Return the part of another message that the author selected, or all of it."""
+    selected = message.part("quote")
+    text = selected.text("text") if selected is not None else None
+    replied = _replied_to(message)
+    if replied is not None:
+        id = replied.number("message_id")
+        text = text or replied.text("text") or replied.text("caption") or described(replied)
+        return Quotation(text, None if id is None else str(id), _is_from(replied, me))
+    elsewhere = message.part("external_reply")
+    text = text or (described(elsewhere) if elsewhere is not None else "")
+    return Quotation(text) if text else None
+
+
+def described(message: Fields) -> str:
+    r"""Return a poll, a contact or a place in words; "" for anything else.
+
+    >>> described(Fields({"poll": {"question": "Tea?", "options": [{"text": "yes"}, {"text": "no"}]}}, "message"))
+    'Tea?\n- yes\n- no'
+    """
+    if (poll := message.part("poll")) is not None:
+        options = [f"- {text}" for option in poll.parts("options") if (text := option.text("text"))]
+        return "\n".join(filter(None, [poll.text("question"), *options]))
+    if (contact := message.part("contact")) is not None:
+        return _joined(contact, "first_name", "last_name", "phone_number")
+    if (venue := message.part("venue")) is not None:
+        return _joined(venue, "title", "address")
+    if (location := message.part("location")) is not None:
+        degrees = location.decimal("latitude"), location.decimal("longitude")
+        return "" if None in degrees else f"{degrees[0]}, {degrees[1]}"
+    return ""
+
+
+def is_reply_to_bot(message: Fields, me: User) -> bool:
+    replied = _replied_to(message)
+    return replied is not None and _is_from(replied, me)
+
+
+def is_forwarded_from(message: Fields, me: User) -> bool:
+    """Return whether the message forwards one of the bot's own."""
+    origin = message.part("forward_origin")
+    sender = origin.part("sender_user") if origin is not None else None
+    return sender is not None and sender.number("id") == me.id
+
+
+def _replied_to(message: Fields) -> Fields | None:
+    replied = message.part("reply_to_message")
+    # In a topic every message replies to the one that opened it.
+    if replied is None or replied.has("forum_topic_created"):
+        return None
+    is_opener = message.flag("is_topic_message") and replied.number("message_id") == message.number("message_thread_id")
+    return None if is_opener else replied
+
+
+def _is_from(message: Fields, me: User) -> bool:
+    author = message.part("from")
+    return author is not None and author.number("id") == me.id
+
+
+def _joined(fields: Fields, *names: str) -> str:
+    return ", ".join(filter(None, map(fields.text, names)))
