@@ -56,8 +56,9 @@ class SupervisedAdapter:
                 check_others()
                 return
             if isinstance(error, LoginRefused):
-                self._report_refusal(error)
+                self.refusal = error
                 check_others()
+                self._report_refusal(str(error))
                 await self._clock.sleep(_REFUSED_SECONDS)
                 self.refusal = None
                 continue
@@ -83,11 +84,10 @@ class SupervisedAdapter:
             self._adapter = None
         return None
 
-    def _report_refusal(self, error: LoginRefused) -> None:
-        sentence = str(error)
+    def _report_refusal(self, sentence: str) -> None:
         if self._fault != sentence:  # once, not at each attempt
             log.error("platform refused, the others go on", platform=self.name, error=sentence)
-        self.refusal, self._fault = error, sentence
+        self._fault = sentence
 
     def _report_fault(self, error: Exception | None, seconds: float) -> None:
         if isinstance(error, BotError):

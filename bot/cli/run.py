@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ def run(path: Path | None) -> None:
     from bot.util.shutdown import exit_on_sigterm
 
     exit_on_sigterm()  # before the imports below, which take seconds
+    _raise_file_limit()
     from rich.progress import DownloadColumn
 
     from bot.app import serve
@@ -27,3 +30,10 @@ def run(path: Path | None) -> None:
     with redacted(loaded), progress_bar(DownloadColumn()) as show:
         source = ConfigSource(path or Path("config.toml"), lambda: quiet_on_terminal(load(path)))
         asyncio.run(serve(quiet_on_terminal(loaded), partial(show, "Loading the model"), source=source))
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system grants; shells start programs with 1024, for those that use select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # macOS names no number and refuses infinity
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

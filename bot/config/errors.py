@@ -16,7 +16,7 @@ def explain(errors: Sequence[ErrorDetails], known: Mapping[Key, FieldInfo]) -> d
     groups: dict[tuple[Key, str], list[ErrorDetails]] = {}
     for error in errors:
         key = _setting(error, known)
-        groups.setdefault((key, repr(error["input"])), []).append(error)
+        groups.setdefault((key, _repr(error["input"])), []).append(error)
     sentences: dict[Key, list[str]] = {}
     for (key, _), group in groups.items():
         sentences.setdefault(key, []).append(_sentence(key, group, known))
@@ -103,5 +103,12 @@ def _options(error: ErrorDetails) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    text = str(value).lower() if isinstance(value, bool) else _repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # it holds an integer of more than 4300 digits, written as 0x…
+        return "a number of thousands of digits"

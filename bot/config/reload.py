@@ -9,9 +9,11 @@ from pathlib import Path
 import structlog
 
 from bot.config.schema import Config, EngineSection, Section
+from bot.config.sources import LARGEST_FILE
 from bot.errors import ConfigError
 from bot.util.aio import race
 from bot.util.clock import Clock
+from bot.util.files import read_regular
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -82,14 +84,14 @@ class ConfigWatcher:
         loaded = seen = await asyncio.to_thread(self._read_file)
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self._had_file = self._had_file or loaded is not None
+                self._had_file = self._had_file or isinstance(loaded, bytes)
                 is_requested = await self._wait_for_poll()
                 before, seen = seen, await asyncio.to_thread(self._read_file)
                 # Two equal reads: an editor may still be writing the file.
                 if not is_requested and (seen == loaded or seen != before):
                     continue
                 loaded = seen
-                config = await self._load(is_missing=seen is None)
+                config = await self._load(seen)
                 if config is not None:
                     self._apply(config, apply)
                     if self._needs_engine_change(config.engine, is_requested=is_requested):
@@ -104,17 +106,19 @@ class ConfigWatcher:
         self._reload_requested.clear()
         return is_requested
 
-    def _read_file(self) -> bytes | None:
+    def _read_file(self) -> bytes | str:
+        """Return the content, or the reason why there is none."""
         # The content, not mtime or inode: Kubernetes swaps symbolic links.
         try:
-            return self._source.path.read_bytes()
-        except OSError:
-            return None
+            return read_regular(self._source.path, LARGEST_FILE)
+        except OSError as error:
+            return error.strerror or type(error).__name__
 
-    async def _load(self, *, is_missing: bool) -> Config | None:
+    async def _load(self, seen: bytes | str) -> Config | None:
         try:
-            if is_missing and self._had_file:
-                raise ConfigError(str(self._source.path), ["the file cannot be read any more"])
+            # Without the file the defaults would apply.
+            if isinstance(seen, str) and self._had_file:
+                raise ConfigError(str(self._source.path), [f"the file cannot be read any more ({seen})"])
             return await asyncio.to_thread(self._source.load)
         except ConfigError as error:
             log.error("config reload rejected, keeping previous settings", place=error.place, mistakes=error.mistakes)

@@ -66,6 +66,12 @@ Proxy = Annotated[SecretStr, AfterValidator(_check_http), Address]
 NO_PROXY = SecretStr("")
 
 
+# Of any setting: larger numbers overflow in dates, databases or timers.
+_LARGEST_NUMBER = 1_000_000_000
+# Days; earlier dates may have no representation.
+_CENTURY = 36_500
+
+
 class Section(BaseModel):
     """A section of config.toml; the description of a field is its comment there."""
 
@@ -76,6 +82,13 @@ class Section(BaseModel):
     def _reject_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation in (int, float):
             raise ValueError(f"{str(value).lower()} is not a number")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _reject_overflow(cls, value: object) -> object:
+        if isinstance(value, int | float) and value > _LARGEST_NUMBER:
+            raise ValueError(f"the number is too large; the maximum is {_LARGEST_NUMBER:,}")
         return value
 
 
@@ -91,7 +104,9 @@ class ConversationSection(Section):
     name_speakers: bool = Field(
         default=True, description="in group conversations, put the name of the author before each message"
     )
-    catch_up_minutes: float = Field(default=60, ge=0, description="answer missed messages up to this many minutes old")
+    catch_up_minutes: float = Field(
+        default=60, ge=0, le=_CENTURY * 24 * 60, description="answer missed messages up to this many minutes old"
+    )
 
 
 class EngineSection(Section):
@@ -179,7 +194,9 @@ class StorageSection(Section):
         default=SecretStr("sqlite+aiosqlite:///data/bot.db"),
         description="SQLite or PostgreSQL; put a URL with a password into BOT_STORAGE__URL",
     )
-    retention_days: int = Field(default=0, ge=0, description="delete texts after this many days; 0 = never")
+    retention_days: int = Field(
+        default=0, ge=0, le=_CENTURY, description="delete texts after this many days; 0 = never"
+    )
 
     @field_validator("url")
     @classmethod

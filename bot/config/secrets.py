@@ -1,11 +1,14 @@
 """Secrets in settings: which values must be redacted from logs and errors."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import get_args
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+
+_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key)$", re.IGNORECASE)
 
 
 class Address:
@@ -43,6 +46,11 @@ def _holds_secret(annotation: object) -> bool:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return any(is_secret(field) for field in annotation.model_fields.values())
     return annotation is SecretStr or any(map(_holds_secret, get_args(annotation)))
+
+
+def is_secret_name(name: str) -> bool:
+    """Return True if a setting of this name, also an unknown one, may hold a secret."""
+    return bool(_SECRET_NAME.search(name))
 
 
 def is_address(field: FieldInfo) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -33,12 +32,19 @@ from bot.config.schema import (
     secret_file,
     variable,
 )
-from bot.config.secrets import has_password, is_address, is_secret
+from bot.config.secrets import has_password, is_address, is_secret, is_secret_name
+from bot.config.toml import TomlError, find_lines, parse_toml
 from bot.errors import ConfigError
+from bot.util.files import read_regular
 
 SECRETS_DIR = Path("/run/secrets")  # the mount point of Docker, Podman and Swarm
+# Bytes; larger ones are something else.
+LARGEST_FILE = 256 * 1024
+_LARGEST_SECRET = 64 * 1024
+# Mistakes that are listed; each costs milliseconds to explain.
+_MOST_MISTAKES = 50
+_LONGEST_NAME = 60
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +79,25 @@ def load_config(
         if key in environment.origins:
             elsewhere.append(f"{environment.origins[key]}: {sentence}")
         elif line := file.line(key):
-            in_file.append((line, f"line {line}, {'.'.join(key)}: {sentence}"))
+            in_file.append((line, f"line {line}, {_named(key)}: {sentence}"))
         else:
-            elsewhere.append(f"{'.'.join(key)}: {sentence}")
+            elsewhere.append(f"{_named(key)}: {sentence}")
 
     for key in file.take_secrets(known):
         line, home = file.line(key), _home_of(key, known)
         places = f"the environment variable {variable(home)} or the file {environment.secrets_dir / secret_file(home)}"
-        refusal = f"line {line}, {'.'.join(key)}: secrets are not allowed in this file; use {places}"
+        refusal = f"line {line}, {_named(key)}: secrets are not allowed in this file; use {places}"
         in_file.append((line, refusal))
     config = Config()
     try:
         config = _validated(adapters, backends, file.tables, environment)
     except ValidationError as error:
-        for key, sentences in explain(error.errors(include_url=False), known).items():
+        errors = error.errors(include_url=False)
+        for key, sentences in explain(errors[:_MOST_MISTAKES], known).items():
             for sentence in sentences:
                 note(key, sentence)
+        if len(errors) > _MOST_MISTAKES:
+            elsewhere.append(f"and {len(errors) - _MOST_MISTAKES:,} more mistakes")
 
     if in_file or elsewhere:
         where = [file.name] * bool(in_file) + ["the environment"] * bool(elsewhere)
@@ -109,8 +118,9 @@ class _File:
     def read(cls, path: Path | None) -> "_File":
         where = path or Path("config.toml")
         try:
-            text = where.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
-            return cls(str(where), tomllib.loads(text + "\n"), _lines(text))
+            text = read_regular(where, LARGEST_FILE).decode("utf-8-sig")  # some editors write a byte order mark
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+            return cls(str(where), parse_toml(text), find_lines(text))
         except FileNotFoundError:
             if path is None:
                 return cls(str(where), {}, {})
@@ -119,10 +129,8 @@ class _File:
             raise ConfigError(str(where), [f"the file cannot be read ({error.strerror})"]) from None
         except UnicodeDecodeError as error:
             raise ConfigError(str(where), [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
-        except tomllib.TOMLDecodeError as error:
-            # "Expected '=' after a key (at line 3, column 5)"; the message quotes no value, the line is not shown
-            what, _, place = str(error).rstrip(")").rpartition(" (at ")
-            raise ConfigError(str(where), [f"{place}: {what[:1].lower()}{what[1:]}"]) from None
+        except TomlError as error:
+            raise ConfigError(str(where), [str(error)]) from None
 
     def line(self, key: Key) -> int:
         above = (key[:length] for length in range(len(key), 0, -1))
@@ -133,13 +141,19 @@ class _File:
         return list(_remove_secrets(self.tables, (), known))
 
 
+def _named(key: Key) -> str:
+    """Join the parts of a key; a name with control characters is quoted, a long one is cut."""
+    parts = (name if name.isprintable() else repr(name) for name in key)
+    return ".".join(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in parts)
+
+
 def _remove_secrets(table: dict[str, Any], parent: Key, known: Mapping[Key, FieldInfo]) -> Iterator[Key]:
     for name, value in list(table.items()):
         key = (*parent, name)
         if key in known and is_address(known[key]):
             found = isinstance(value, str) and has_password(value)
         else:
-            found = bool(_SECRET_NAME.search(name)) or (key in known and is_secret(known[key]))
+            found = is_secret_name(name) or (key in known and is_secret(known[key]))
         if found:
             del table[name]
             yield key
@@ -160,40 +174,6 @@ def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
     }
     near = get_close_matches(variable(key), secrets, n=1, cutoff=0.4)
     return secrets[near[0]] if near else ("adapters", "discord", "token")
-
-
-def _lines(text: str) -> dict[Key, int]:
-    r"""Find the line of each key in valid TOML: a statement is the fewest lines that parse.
-
-    >>> _lines('[a]\nb.c = [\n  1,\n]\n\n[d]\n')
-    {('a',): 1, ('a', 'b'): 2, ('a', 'b', 'c'): 2, ('d',): 6}
-    """
-    found: dict[Key, int] = {}
-    table: Key = ()
-    statement, start = "", 1
-    for number, line in enumerate(text.split("\n"), 1):
-        statement += line + "\n"
-        try:
-            keys = list(_keys(tomllib.loads(statement)))
-        except tomllib.TOMLDecodeError:
-            continue
-        if statement.lstrip().startswith("["):
-            table = keys[-1]
-        else:
-            keys = [(*table, *key) for key in keys]
-        for key in keys:
-            found.setdefault(key, start)
-        statement, start = "", number + 1
-    return found
-
-
-def _keys(table: Mapping[str, Any], parent: Key = ()) -> Iterator[Key]:
-    for name, value in table.items():
-        key = (*parent, name)
-        yield key
-        for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, dict):
-                yield from _keys(inner, key)
 
 
 class _Environment:
@@ -240,7 +220,7 @@ class _Environment:
             key = by_name.get(file.name)
             if key is not None:
                 try:
-                    value = file.read_text(encoding="utf-8").strip()
+                    value = read_regular(file, _LARGEST_SECRET).decode("utf-8").strip()
                 except OSError as error:
                     self.mistakes.append(f"{file}: cannot be read: {error.strerror}")
                 except UnicodeDecodeError:

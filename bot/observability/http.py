@@ -16,10 +16,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bot.config.schema import OperationsSection
 from bot.errors import AddressUnavailable
 from bot.observability.health import Health
+from bot.util.http_server import BoundedConnections
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -27,6 +29,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _SHUTDOWN_SECONDS = 1
 # A running bot answers within a second.
 _QUERY_SECONDS = 4.0
+# Connections that one pass of the event loop accepts; uvicorn's default is 2048.
+_BACKLOG = 64
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -61,7 +65,9 @@ async def serve_operations(settings: OperationsSection, app: Starlette) -> Async
         server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=BoundedConnections(H11Protocol, "operations"),  # type: ignore[arg-type]  # a factory of protocols
+                backlog=_BACKLOG,
+                log_level="error",  # a warning for each request that is not HTTP could fill the disk
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -130,3 +131,17 @@ def test_an_unknown_option_is_a_mistake_on_the_command_line(tmp_path: Path) -> N
     ran = bot(tmp_path, "run", "--quiet")
     assert ran.returncode == 2
     assert "--quiet" in ran.stderr
+
+
+def test_it_may_open_as_many_files_as_the_system_grants() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = "import os, resource; print(resource.getrlimit(resource.RLIMIT_NOFILE)[0]); os._exit(0)"
+    script = f'from importlib import import_module; import_module("bot.cli.run")._raise_file_limit(); {count}'
+    run = subprocess.run(
+        ["sh", "-c", 'ulimit -S -n 64 && exec "$0" -c "$1"', sys.executable, script],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        env=environment(),
+    )
+    assert run.stdout == f"{hard}\n"

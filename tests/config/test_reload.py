@@ -131,7 +131,7 @@ async def test_a_deleted_file_changes_nothing_until_it_is_back(follower: Followe
     follower.path.unlink()
     last = await follower.look()
     assert last is not None
-    assert last.rejected == ("the file cannot be read any more",)
+    assert last.rejected == ("the file cannot be read any more (No such file or directory)",)
     assert follower.taken == []
     assert (await follower.write("[limits]\nrequests_per_minute = 1\n")).rejected == ()
 

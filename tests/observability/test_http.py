@@ -118,3 +118,25 @@ async def test_another_server_on_the_port_is_not_ready() -> None:
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         assert not (await asyncio.to_thread(query_readiness, OperationsSection(port=port)))[0]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nX: ", b"GET /livez HTTP/1.1\r\n\r\n", b"\x16\x03\x01"]
+)
+async def test_a_flood_of_connections_leaves_room_for_a_probe(
+    sent: bytes, parts: Components, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
+    descriptors = Path("/proc/self/fd")
+    async with asyncio.timeout(TIMEOUT), serve_operations(ANY_PORT, app) as port, aiohttp.ClientSession() as http:
+        before, clients = len(list(descriptors.iterdir())), []
+        for _ in range(400):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            clients.append(writer)
+        assert (await HealthProbe(http, port).get("/livez"))[0] == 200
+        held = len(list(descriptors.iterdir())) - before - len(clients)
+        for writer in clients:
+            writer.close()
+    assert held <= 200, "of 400 connections the server holds a bounded number"
+    assert len(caplog.records) <= 2
