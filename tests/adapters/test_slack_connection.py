@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
-from slack_sdk.errors import SlackApiError
 
 from bot.adapters import inspect
 from bot.adapters.slack.adapter import SCOPES
 from bot.adapters.slack.client import web_api
-from bot.adapters.slack.errors import error_for, map_errors
+from bot.adapters.slack.errors import error_for
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import menu
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Exchange
-from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
+from bot.errors import LoginRefused, PlatformError
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import TIMEOUT
@@ -144,13 +143,45 @@ async def test_a_revoked_bot_token_ends_the_adapter(harness: Harness, server: Sl
     await server.connected()
     await server.say("hello")
     await answered(server, "ok")
-    server.refused[method] = "token_revoked"
+    server.refused |= {method: "token_revoked", "auth.test": "token_revoked"}
     await server.say("are you there?")
     if method != "chat.postMessage":  # the others are only called when connecting
         await server.disconnect(resumable=False)
     async with asyncio.timeout(TIMEOUT):
         with pytest.raises(LoginRefused, match="token_revoked"):
             await task
+
+
+@pytest.mark.parametrize("code", ["invalid_auth", "account_inactive", "token_expired", "not_authed"])
+@pytest.mark.parametrize(
+    "method", ["chat.postMessage", "chat.update", "conversations.history", "apps.connections.open"]
+)
+async def test_a_passing_refusal_of_the_token_is_retried(
+    harness: Harness, server: SlackServer, method: str, code: str
+) -> None:
+    harness.engine.add("before", "after")
+    async with running(harness, server):
+        await server.say("hello")
+        await answered(server, "before")
+        server.refused[method] = code
+        await server.disconnect(resumable=False)
+        refused_before = server.calls.count(method)
+        await server.say("are you there?")
+        await server.until(lambda: server.calls.count(method) > refused_before)
+        del server.refused[method]
+        await answered(server, "before", "after")
+
+
+async def test_a_login_that_is_refused_twice_is_asked_again(harness: Harness, server: SlackServer) -> None:
+    server.refused["auth.test"] = "invalid_auth"
+    task = asyncio.create_task(server.adapter(FastClock()).run(harness.intake))
+    await server.until(lambda: server.calls.count("auth.test") == 2)
+    del server.refused["auth.test"]
+    await server.connected()
+    await server.say("hello")
+    await answered(server, "ok")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_refreshed_socket_keeps_working(harness: Harness, server: SlackServer) -> None:
@@ -243,11 +274,6 @@ def test_the_manifest_requests_the_scopes_and_commands_in_use() -> None:
 @pytest.mark.parametrize("wait", ["soon", None])
 def test_a_rate_limit_without_retry_after_waits_30_seconds(wait: str | None) -> None:
     assert str(error_for(429, "ratelimited", wait)) == "the platform asks to wait 30 s"
-
-
-def test_a_response_that_is_not_json_is_transient() -> None:
-    with pytest.raises(PlatformUnavailable), map_errors():
-        raise SlackApiError("not JSON", object())  # type: ignore[no-untyped-call]  # the library has no annotation
 
 
 async def test_an_unknown_error_code_is_shown_unchanged(server: SlackServer) -> None:

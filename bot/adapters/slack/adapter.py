@@ -14,15 +14,14 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.slack.backfill import SlackBackfill
 from bot.adapters.slack.client import identify, web_api
 from bot.adapters.slack.connection import http_server, open_socket, socket_url
-from bot.adapters.slack.errors import TRANSIENT, map_errors
 from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger
-from bot.adapters.slack.parse import PLATFORM, MessageParser, UserDirectory
+from bot.adapters.slack.parse import PLATFORM, Directory, MessageParser
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
-from bot.errors import PlatformUnavailable, StoreError
+from bot.errors import PlatformError, PlatformUnavailable, StoreError
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
 from bot.util.retry import Backoff, log_retry, retry
@@ -31,7 +30,7 @@ T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_SCOPES = "app_mentions:read channels:history chat:write commands groups:history im:history mpim:history users:read"
+_SCOPES = "app_mentions:read channels:history channels:read chat:write commands groups:history im:history mpim:history users:read"
 SCOPES = frozenset(_SCOPES.split())
 
 # Seconds between retries: the first delay and the longest.
@@ -60,8 +59,8 @@ class SlackAdapter:
             me = await self._retry(partial(identify, api))
             log.info("slack: logged in", bot=me.name, team=me.team)
             messenger = SlackMessenger(api, self._settings.edit_interval)
-            users = UserDirectory(api, self._clock)
-            parser = MessageParser(me, api, users, intake.has_history, threads=self._settings.threads)
+            directory = Directory(api, self._clock)
+            parser = MessageParser(me, api, directory, intake.has_history, threads=self._settings.threads)
             async with (
                 Replies(intake, messenger, self._clock, edits_per_minute=EDITS_PER_MINUTE) as replies,
                 BackgroundTasks() as background,
@@ -74,9 +73,8 @@ class SlackAdapter:
                 await replies.run_until_unauthorised(serving)
 
     async def _serve_http(self, handlers: SlackHandlers, backfill: SlackBackfill) -> None:
-        settings = self._settings
         known = await self._retry(backfill.prepare)
-        async with http_server(handlers.app, settings.host, settings.port, settings.path):
+        async with http_server(handlers.app, self._settings):
             self.is_connected = True
             await backfill.run(known)
             await asyncio.Event().wait()
@@ -115,8 +113,8 @@ class SlackAdapter:
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]], backoff: Backoff | None = None) -> T:
         backoff = backoff or Backoff(_FIRST_RETRY, _LONGEST_RETRY, random.random)
-        errors, report = (*TRANSIENT, StoreError), log_retry("slack: call failed, retrying")
-        return await retry(attempt, *errors, clock=self._clock, backoff=backoff, on_failure=report)
+        report = log_retry("slack: call failed, retrying")
+        return await retry(attempt, PlatformError, StoreError, clock=self._clock, backoff=backoff, on_failure=report)
 
 
 async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
@@ -124,10 +122,11 @@ async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
     async with web_api(settings) as api:
         me = await identify(api)
         yield Finding(True, f"Slack: the bot is @{me.name}, in the workspace {me.team}")
-        with map_errors():
-            scopes = (await api.auth_test()).headers.get("x-oauth-scopes", "")
-        missing = sorted(SCOPES - {scope.strip() for scope in scopes.split(",")})
-        if missing:
+        scopes = (await api.auth_test()).headers.get("x-oauth-scopes")
+        missing = [] if scopes is None else sorted(SCOPES - {scope.strip() for scope in scopes.split(",")})
+        if scopes is None:
+            yield Finding(True, "Slack: the server does not tell which scopes the bot token has")
+        elif missing:
             yield Finding(
                 False,
                 f"Slack: the bot token lacks {', '.join(missing)}. Add these scopes under OAuth & Permissions (or paste "

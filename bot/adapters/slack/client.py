@@ -1,5 +1,6 @@
 """Slack's Web API client, which keeps to the waits that Slack asks for."""
 
+import json
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -7,18 +8,25 @@ from functools import partial
 from typing import Any
 
 import aiohttp
+import structlog
 from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
-from bot.adapters.slack.errors import error_of, map_errors
-from bot.adapters.slack.parse import BotIdentity
+from bot.adapters.slack.errors import error_for, error_of
+from bot.adapters.slack.parse import BotIdentity, fields, id_of, is_timestamp, text_of
 from bot.adapters.slack.settings import SlackSection
-from bot.errors import LoginRefused, RateLimited
+from bot.errors import AccessDenied, LoginRefused, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock, MonotonicClock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _CALL_SECONDS = 30.0
 _PAGE = 200
+
+# The longest response that is read: a page of messages takes at most about 3 MB.
+_MOST_BYTES = 8 * 2**20
+_CHUNK = 2**16
 
 # Slack limits these methods per channel, all others per workspace.
 _PER_CHANNEL = frozenset({"chat.postMessage"})
@@ -26,33 +34,83 @@ _PER_CHANNEL = frozenset({"chat.postMessage"})
 # Above this many rate limits, those that are over are dropped.
 _REMEMBERED = 1024
 
+# The one method that takes the app token.
+_OPEN = "apps.connections.open"
+# Seconds between two attempts to confirm that a token is refused.
+_CONFIRM_SECONDS = 2.0
 
-class RateLimitedWebClient(AsyncWebClient):
-    """The library's client; a method that was rate limited is not called before its time.
 
-    Otherwise each channel would find out by itself.
+class SlackWebClient(AsyncWebClient):
+    """The library's client with errors of bot.errors, and bounds on what it reads.
+
+    A method that was rate limited is not called before its time: otherwise each channel would
+    find out by itself.
 
     Raises:
-        RateLimited: By `api_call`, in which all methods end.
+        PlatformError: By `api_call`, in which all methods end.
     """
 
-    def __init__(self, clock: Clock, token: str, **options: Any) -> None:
-        super().__init__(token, **options)
+    def __init__(self, clock: Clock, session: aiohttp.ClientSession, token: str, **options: Any) -> None:
+        # The library's default handler repeats calls that may have arrived.
+        super().__init__(token, session=session, retry_handlers=[], **options)
         self._clock = clock
+        self._http = session
         self._not_before: dict[tuple[str, object], float] = {}
 
     async def api_call(self, api_method: str, **options: Any) -> AsyncSlackResponse:
+        try:
+            return await self._call(api_method, **options)
+        except LoginRefused as refusal:
+            asked = (
+                partial(self._call, api_method, **options) if api_method == _OPEN else partial(self._call, "auth.test")
+            )
+            for seconds in (0.0, _CONFIRM_SECONDS):
+                await self._clock.sleep(seconds)
+                try:
+                    await asked()
+                except LoginRefused:
+                    continue
+                raise PlatformUnavailable(f"{refusal}, but the token is valid") from refusal
+            raise
+
+    async def _call(self, api_method: str, **options: Any) -> AsyncSlackResponse:
         lane = api_method, _channel(options) if api_method in _PER_CHANNEL else None
         wait = self._not_before.get(lane, -math.inf) - self._clock.now()
         if wait > 0:
             raise RateLimited(wait)
+        # The library removes the token from the arguments.
+        copied: dict[str, Any] = {
+            name: dict(value) if isinstance(value, dict) else value for name, value in options.items()
+        }
         try:
-            return await super().api_call(api_method, **options)
+            response = await super().api_call(api_method, **copied)
         except SlackApiError as error:
             refusal = error_of(error.response)
             if isinstance(refusal, RateLimited):
+                log.warning("slack: rate limited", method=api_method, seconds=refusal.seconds)
                 self._limit(lane, self._clock.now() + refusal.seconds)
-            raise
+            if api_method == _OPEN and isinstance(refusal, AccessDenied):
+                refusal = LoginRefused(str(refusal))  # an app token without the scope
+            raise refusal from error
+        if response.get("ok") is not True:
+            raise PlatformUnavailable("Slack's response cannot be parsed")
+        return response
+
+    async def respond(self, url: str, content: Mapping[str, Any]) -> bool:
+        """Send a reply to the response URL of a command; return False if it has expired.
+
+        Raises:
+            PlatformError: The reply may have arrived.
+        """
+        status, headers, _ = await fetch(self._http, "POST", url, json=content, proxy=self.proxy)
+        if status == 200 or (400 <= status < 500 and status != 429):
+            return status == 200
+        raise error_for(status, "", headers.get("Retry-After"))
+
+    async def _request(self, *, http_verb: str, api_url: str, req_args: dict[str, Any]) -> dict[str, Any]:
+        # The library's own follows redirects, and raises whatever reading a strange body raises.
+        status, headers, body = await fetch(self._http, http_verb, api_url, **req_args)
+        return {"data": _object(body), "headers": headers, "status_code": status}
 
     def _limit(self, lane: tuple[str, object], until: float) -> None:
         if len(self._not_before) >= _REMEMBERED:
@@ -61,23 +119,50 @@ class RateLimitedWebClient(AsyncWebClient):
         self._not_before[lane] = max(until, self._not_before.get(lane, until))
 
 
+async def fetch(
+    session: aiohttp.ClientSession, verb: str, url: str, **options: Any
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Return status, headers and body of a response; the session limits the time.
+
+    Raises:
+        PlatformUnavailable: There is none, or it is too long.
+    """
+    body = bytearray()
+    try:
+        async with session.request(verb, url, allow_redirects=False, **options) as response:
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                body += chunk
+                if len(body) > _MOST_BYTES:
+                    raise PlatformUnavailable("Slack's response is too long")
+            return response.status, response.headers, bytes(body)
+    except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
+        raise PlatformUnavailable(f"Slack cannot be reached: {type(error).__name__}") from error
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    """Return a JSON object; empty if the body is something else."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _channel(options: Mapping[str, Any]) -> object:
     arguments = options.get("json") or options.get("params") or options.get("data") or {}
     return arguments.get("channel") if isinstance(arguments, Mapping) else None
 
 
 @asynccontextmanager
-async def web_api(settings: SlackSection, clock: Clock | None = None) -> AsyncIterator[AsyncWebClient]:
+async def web_api(settings: SlackSection, clock: Clock | None = None) -> AsyncIterator[SlackWebClient]:
     """Open the Web API client on one HTTP session."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS)) as session:
-        yield RateLimitedWebClient(
+        yield SlackWebClient(
             clock or MonotonicClock(),
+            session,
             settings.bot_token.get_secret_value() if settings.bot_token else "",
             base_url=settings.api_url,
-            session=session,
             proxy=settings.proxy.get_secret_value() or None,
-            # The library's default handler repeats calls that may have arrived.
-            retry_handlers=[],
         )
 
 
@@ -86,18 +171,19 @@ async def identify(api: AsyncWebClient) -> BotIdentity:
 
     Raises:
         LoginRefused: The bot token is wrong.
+        PlatformUnavailable: The response names no user or workspace.
     """
     try:
-        with map_errors():
-            found = await api.auth_test()
+        found = fields(await api.auth_test())
     except LoginRefused as error:
         raise LoginRefused(
             f"{error}: adapters.slack.bot_token is wrong. Copy the Bot User OAuth Token (xoxb-…, under OAuth & "
             "Permissions) into BOT_SLACK__BOT_TOKEN."
         ) from error
-    return BotIdentity(
-        user=found["user_id"] or "", bot=found["bot_id"] or "", team=found["team_id"] or "", name=found["user"] or ""
-    )
+    user, team = id_of(found, "user_id"), id_of(found, "team_id")
+    if not (user and team):
+        raise PlatformUnavailable("Slack's auth.test names no user or workspace")
+    return BotIdentity(user=user, bot=id_of(found, "bot_id"), team=team, name=text_of(found, "user"))
 
 
 async def pages(
@@ -106,7 +192,7 @@ async def pages(
     """Yield the messages after `oldest`, a thread's oldest first, a channel's newest first.
 
     Raises:
-        PlatformError: As `map_errors` raises it.
+        PlatformError: A page cannot be read.
     """
     read = partial(
         web.conversations_history if thread is None else partial(web.conversations_replies, ts=thread),
@@ -115,11 +201,21 @@ async def pages(
         limit=_PAGE,
         include_all_metadata=True,
     )
-    cursor: str | None = None
+    seen: set[str] = set()
+    cursor = ""
     while True:
-        with map_errors():
-            response = await read(cursor=cursor)
-        yield response.get("messages") or []
-        cursor = (response.get("response_metadata") or {}).get("next_cursor")
+        page = fields(await read(cursor=cursor or None))
+        messages = page.get("messages")
+        if not isinstance(messages, list):
+            raise PlatformUnavailable("Slack's history names no messages")
+        readable = [each for each in messages if isinstance(each, dict) and is_timestamp(text_of(each, "ts"))]
+        if len(readable) < len(messages):
+            log.warning("slack: malformed messages skipped", channel=channel, count=len(messages) - len(readable))
+        yield readable
+        metadata = page.get("response_metadata")
+        cursor = text_of(metadata, "next_cursor") if isinstance(metadata, dict) else ""
         if not cursor:
             return
+        if cursor in seen:
+            raise PlatformUnavailable("Slack's history repeats a page")
+        seen.add(cursor)

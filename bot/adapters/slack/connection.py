@@ -2,22 +2,28 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from slack_bolt.adapter.aiohttp import to_aiohttp_response
 from slack_bolt.adapter.socket_mode.aiohttp import AsyncSocketModeHandler
 from slack_bolt.async_app import AsyncApp
+from slack_bolt.request.async_request import AsyncBoltRequest
+from slack_sdk.signature import SignatureVerifier
 from slack_sdk.socket_mode.aiohttp import SocketModeClient
 from slack_sdk.socket_mode.request import SocketModeRequest
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.malformed import skip_malformed
-from bot.adapters.slack.errors import map_errors
-from bot.adapters.slack.parse import PLATFORM
+from bot.adapters.slack.parse import PLATFORM, fields, text_of
 from bot.adapters.slack.settings import SlackSection
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.util.clock import Clock
+from bot.util.http_server import BoundedConnections
 
 # Seconds between pings; after four without a pong the socket is lost.
 _PING_SECONDS = 5.0
@@ -27,6 +33,13 @@ _CONNECT_SECONDS = 4.0
 # The socket is closed for a moment while the library replaces it at Slack's request, so it is lost
 # only after this many checks, one second apart.
 _LOST_CHECKS = 3
+
+# Slack's requests have some kilobytes.
+_MOST_BYTES = 2**20
+
+# aiohttp logs a traceback for each request that is not HTTP: a flood of them could fill the disk.
+_HTTP_LOG = logging.getLogger(f"{__name__}.http")
+_HTTP_LOG.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 
 class SocketConnection(AsyncSocketModeHandler):
@@ -105,17 +118,18 @@ async def socket_url(api: AsyncWebClient, settings: SlackSection) -> str:
 
     Raises:
         LoginRefused: The app token is wrong.
+        PlatformUnavailable: The response names no URL.
     """
     try:
-        with map_errors():
-            return str((await api.apps_connections_open(app_token=_app_token(settings)))["url"])
-    except PlatformError as error:
-        if isinstance(error, LoginRefused) or "missing_scope" in str(error):
-            raise LoginRefused(
-                f"{error}: adapters.slack.app_token is wrong. Create one with the scope connections:write (Basic "
-                "Information, App-Level Tokens) and put it into BOT_SLACK__APP_TOKEN."
-            ) from error
-        raise
+        url = text_of(fields(await api.apps_connections_open(app_token=_app_token(settings))), "url")
+    except LoginRefused as error:
+        raise LoginRefused(
+            f"{error}: adapters.slack.app_token is wrong. Create one with the scope connections:write (Basic "
+            "Information, App-Level Tokens) and put it into BOT_SLACK__APP_TOKEN."
+        ) from error
+    if not url.startswith(("wss://", "ws://")):
+        raise PlatformUnavailable("Slack names no URL of a web socket")
+    return url
 
 
 def _app_token(settings: SlackSection) -> str:
@@ -123,19 +137,56 @@ def _app_token(settings: SlackSection) -> str:
 
 
 @asynccontextmanager
-async def http_server(app: AsyncApp, host: str, port: int, path: str) -> AsyncIterator[None]:
-    """Listen for Slack's requests."""
+async def http_server(app: AsyncApp, settings: SlackSection) -> AsyncIterator[None]:
+    """Listen for Slack's requests.
+
+    Raises:
+        PlatformError: The port cannot be used.
+    """
+    secret, host = settings.signing_secret, settings.host
+    requests = web.Application(client_max_size=_MOST_BYTES)
+    requests.router.add_post(
+        settings.path, partial(_answer, app, SignatureVerifier(secret.get_secret_value() if secret else ""))
+    )
     # The default shutdown waits a minute for listeners; Slack waits 3 s for their responses.
-    runner = web.AppRunner(app.web_app(path=path, port=port), access_log=None, shutdown_timeout=3.0)
+    runner = web.AppRunner(requests, access_log=None, logger=_HTTP_LOG, shutdown_timeout=3.0)
     await runner.setup()
+    assert runner.server is not None
     try:
-        site = web.TCPSite(runner, host, port)
         try:
-            await site.start()
+            server = await asyncio.get_running_loop().create_server(
+                BoundedConnections(runner.server, PLATFORM), host, settings.port, reuse_address=True
+            )
         except OSError as error:
             raise PlatformError(
-                f"adapters.slack cannot listen on {host}:{port} ({error.strerror}); choose another adapters.slack.port"
+                f"adapters.slack cannot listen on {host}:{settings.port} ({error.strerror}); choose another "
+                "adapters.slack.port"
             ) from error
-        yield
+        async with server:
+            yield
     finally:
         await runner.cleanup()
+
+
+async def _answer(app: AsyncApp, verifier: SignatureVerifier, request: web.Request) -> web.StreamResponse:
+    """Pass a signed request to Bolt; nothing of an unsigned one is parsed."""
+    body = await request.read()
+    status = 400
+    with skip_malformed(PLATFORM):
+        if _is_signed(verifier, body, request.headers):
+            parsed = AsyncBoltRequest(body=body.decode(), query=request.query_string, headers=dict(request.headers))
+            response = await to_aiohttp_response(await app.async_dispatch(parsed))
+            response.force_close()
+            return response
+        status = 401
+    refusal = web.Response(status=status)
+    refusal.force_close()
+    return refusal
+
+
+def _is_signed(verifier: SignatureVerifier, body: bytes, headers: Mapping[str, str]) -> bool:
+    stamp, signature = headers.get("X-Slack-Request-Timestamp"), headers.get("X-Slack-Signature")
+    try:
+        return verifier.is_valid(body, stamp, signature)
+    except (OverflowError, TypeError, ValueError):
+        return False  # a body that is not UTF-8, a time that is no number, a signature that is not ASCII

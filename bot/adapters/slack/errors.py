@@ -1,17 +1,17 @@
 """Slack's error codes as errors of bot.errors."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Awaitable
 from typing import TypeVar
 
-import aiohttp
 import structlog
-from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from bot.errors import (
+    AccessDenied,
     ChannelGone,
+    ContentRefused,
     EditRefused,
     LoginRefused,
     MarkupRefused,
@@ -20,6 +20,7 @@ from bot.errors import (
     PlatformUnavailable,
     RateLimited,
 )
+from bot.util.retry import retry_after
 
 T = TypeVar("T")
 
@@ -34,43 +35,48 @@ _DEFAULT_WAIT = 30.0
 _CODES: dict[type[PlatformError], str] = {
     RateLimited: "ratelimited rate_limited message_limit_exceeded",
     PlatformUnavailable: (
-        "internal_error fatal_error service_unavailable request_timeout team_added_to_org accesslimited"
+        "internal_error fatal_error service_unavailable request_timeout team_added_to_org org_login_required "
+        "accesslimited update_failed external_channel_migrating streaming_state_conflict"
     ),
-    LoginRefused: "invalid_auth not_authed account_inactive token_revoked token_expired not_allowed_token_type",
+    LoginRefused: (
+        "invalid_auth not_authed account_inactive token_revoked token_expired not_allowed_token_type "
+        "two_factor_setup_required team_access_not_granted enterprise_is_restricted"
+    ),
     MarkupRefused: (
-        "invalid_blocks invalid_blocks_format msg_too_long msg_blocks_too_long no_text invalid_attachments"
+        "invalid_blocks invalid_blocks_format msg_too_long msg_blocks_too_long no_text invalid_attachments "
+        "too_many_attachments attachment_payload_limit_exceeded too_many_contact_cards markdown_text_conflict"
     ),
-    MessageGone: "message_not_found is_inactive",
-    EditRefused: "cant_update_message cant_delete_message edit_window_closed",
+    ContentRefused: "slack_connect_blocked_file_type",
+    MessageGone: "message_not_found",
+    EditRefused: (
+        "edit_window_closed cant_update_message cant_delete_message cant_broadcast_message block_mismatch "
+        "no_dual_broadcast_content_update compliance_exports_prevent_deletion message_not_owned_by_app"
+    ),
+    AccessDenied: (
+        "access_denied not_in_channel no_permission missing_scope ekm_access_denied posting_to_channel_denied "
+        "thread_locked not_authorized"
+    ),
     ChannelGone: (
-        "channel_not_found not_in_channel user_not_in_channel is_archived thread_not_found thread_locked "
-        "restricted_action restricted_action_thread_locked restricted_action_read_only_channel "
-        "restricted_action_thread_only_channel restricted_action_non_threadable_channel messages_tab_disabled "
-        "cannot_dm_bot ekm_access_denied no_permission missing_scope user_not_found expired_url"
+        "channel_not_found is_archived is_inactive user_not_in_channel user_not_found thread_not_found "
+        "cannot_reply_to_message channel_type_not_supported messages_tab_disabled cannot_dm_bot"
     ),
 }
 _ERRORS = {code: error for error, codes in _CODES.items() for code in codes.split()}
 
+# Codes that have many variants: restricted_action_read_only_channel, slack_connect_canvas_sharing_blocked.
+_PREFIX, _SUFFIX = "restricted_action", "_blocked"
 
-@contextmanager
-def map_errors() -> Iterator[None]:
-    """Raise the Web API's refusals and network errors as errors of bot.errors."""
-    try:
-        yield
-    except SlackApiError as error:
-        raise error_of(error.response) from error
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise PlatformUnavailable(f"Slack cannot be reached: {type(error).__name__}") from error
+# Other codes are not logged: a proxy may answer with a page.
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,99}", re.ASCII)
 
 
 async def try_call(call: Awaitable[T], seconds: float) -> T | None:
     """Return the response of a call that is not essential; None if it fails or takes longer."""
     try:
-        with map_errors():
-            async with asyncio.timeout(seconds):
-                return await call
-    except PlatformError as error:
-        log.warning("slack: optional call failed", error=str(error))
+        async with asyncio.timeout(seconds):
+            return await call
+    except (PlatformError, TimeoutError) as error:
+        log.warning("slack: optional call failed", error=str(error) or "timeout")
         return None
 
 
@@ -78,28 +84,31 @@ def error_of(response: object) -> PlatformError:
     """Return the error that a refusal by the Web API means."""
     if not isinstance(response, AsyncSlackResponse) or not isinstance(response.data, dict):
         return PlatformUnavailable("Slack's response cannot be parsed")
-    code = str(response.data.get("error", ""))
-    return error_for(response.status_code, code, response.headers.get("Retry-After"))
+    return error_for(response.status_code, response.data.get("error"), response.headers.get("Retry-After"))
 
 
-def error_for(status: int, code: str, retry_after: str | None) -> PlatformError:
-    """Return the error that a status and an error code mean.
+def error_for(status: int, code: object, wait: str | None) -> PlatformError:
+    """Return the error that a status and an error code mean; `wait` is the Retry-After.
 
     >>> error_for(429, "ratelimited", "30")
     RateLimited('the platform asks to wait 30 s')
     >>> error_for(200, "channel_not_found", None)
     ChannelGone('Slack says channel_not_found')
+    >>> error_for(404, "<html>", None)
+    PlatformUnavailable("Slack's response cannot be parsed (status 404)")
     """
-    error = RateLimited if status == 429 else _ERRORS.get(code, PlatformError)
-    if error is RateLimited:
-        return RateLimited(_seconds(retry_after))
+    code = code if isinstance(code, str) and _CODE.fullmatch(code) else ""
+    kind = RateLimited if status == 429 else _ERRORS.get(code) or _variant_of(code)
+    if kind is RateLimited:
+        return RateLimited(retry_after(wait, _DEFAULT_WAIT))
     if status >= 500:
-        error = PlatformUnavailable
-    return error(f"Slack says {code or status}")
+        return PlatformUnavailable(f"Slack says {code or status}")
+    if not code or 300 <= status < 400:
+        return PlatformUnavailable(f"Slack's response cannot be parsed (status {status})")
+    return kind(f"Slack says {code}")
 
 
-def _seconds(retry_after: str | None) -> float:
-    try:
-        return max(0.0, float(retry_after or _DEFAULT_WAIT))
-    except ValueError:
-        return _DEFAULT_WAIT
+def _variant_of(code: str) -> type[PlatformError]:
+    if code.startswith(_PREFIX):
+        return AccessDenied
+    return ContentRefused if code.endswith(_SUFFIX) else PlatformError

@@ -1,18 +1,16 @@
 """Slack replies: format, send, edit, delete."""
 
 import math
-import re
 from typing import Any
 
-from slack_sdk.web.async_client import AsyncWebClient
-from slack_sdk.webhook.async_client import AsyncWebhookClient
-
 from bot.adapters.send_once import RecentDict, SendOnce
-from bot.adapters.slack.client import pages
-from bot.adapters.slack.errors import error_for, map_errors
+from bot.adapters.slack.client import SlackWebClient, pages
+from bot.adapters.slack.markup import escaped, without_pings
+from bot.adapters.slack.parse import fields, is_timestamp, text_of
 from bot.delivery.markdown.format import Rendered
 from bot.delivery.messenger import nonce as nonce_of
 from bot.domain import Action, ChannelKey, Controls, Exchange
+from bot.errors import PlatformUnavailable
 
 # A `markdown` block takes 12,000 characters, all blocks together about 13,100; chat.update takes
 # 4,000 characters of text.  The difference leaves room for buttons and escapes.
@@ -27,10 +25,6 @@ _PREVIEW = 150
 # Type of the metadata that carries a message's nonce.
 _EVENT_TYPE = "chatglm_reply"
 
-# Slack turns these into pings or names, also in Markdown.  Only these get a word joiner: behind
-# every "<" it would break code that users copy.
-_PINGS = re.compile(r"<(?=!(?:channel|here|everyone|group|subteam|date)\b|[@#][A-Z0-9])", re.IGNORECASE)
-
 _SYMBOLS = {Action.STOP: ("⏹", "Stop"), Action.RETRY: ("↻", "Regenerate")}
 
 
@@ -40,7 +34,7 @@ class SlackFormat:
     limit = _MARKDOWN_LIMIT
 
     def render(self, markdown: str) -> Rendered:
-        return Rendered(_PINGS.sub("<\u2060", markdown), ("markdown",))
+        return Rendered(without_pings(markdown), ("markdown",))
 
     def plain(self, markdown: str) -> Rendered:
         return Rendered(escaped(markdown))
@@ -61,7 +55,7 @@ class SlackMessenger:
     id, and the first `edit` shows it.
     """
 
-    def __init__(self, web: AsyncWebClient, edit_interval: float) -> None:
+    def __init__(self, web: SlackWebClient, edit_interval: float) -> None:
         self.format = SlackFormat()
         self._web = web
         self._edit_interval = edit_interval
@@ -77,7 +71,8 @@ class SlackMessenger:
 
     def expect_slash(self, message_id: str, response_url: str) -> None:
         """Reply to this slash command at its URL, which also works where the bot is not a member."""
-        self._response_urls[message_id] = response_url
+        if response_url.startswith("http"):
+            self._response_urls[message_id] = response_url
 
     async def send(
         self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
@@ -87,16 +82,18 @@ class SlackMessenger:
         thread = _thread(channel, reply_to)
 
         async def post() -> str:
-            with map_errors():
-                response = await self._web.chat_postMessage(
-                    channel=channel.channel,
-                    thread_ts=thread,
-                    unfurl_links=False,
-                    unfurl_media=False,
-                    metadata={"event_type": _EVENT_TYPE, "event_payload": {"nonce": nonce}},
-                    **_content(text, controls),
-                )
-            return str(response["ts"])
+            response = await self._web.chat_postMessage(
+                channel=channel.channel,
+                thread_ts=thread,
+                unfurl_links=False,
+                unfurl_media=False,
+                metadata={"event_type": _EVENT_TYPE, "event_payload": {"nonce": nonce}},
+                **_content(text, controls),
+            )
+            ts = text_of(fields(response), "ts")
+            if not is_timestamp(ts):
+                raise PlatformUnavailable("Slack does not name the message that was sent")
+            return ts
 
         async def find() -> str | None:
             async for page in pages(self._web, channel.channel, thread, oldest=reply_to or thread):
@@ -114,42 +111,26 @@ class SlackMessenger:
             await self._answer_slash(channel, message_id, text)
             return
         content = {"blocks": [], "attachments": [], **_content(text, controls)}
-        with map_errors():
-            await self._web.chat_update(channel=channel.channel, ts=message_id, **content)
+        await self._web.chat_update(channel=channel.channel, ts=message_id, **content)
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         if message_id.startswith("/"):
             return
-        with map_errors():
-            await self._web.chat_delete(channel=channel.channel, ts=message_id)
+        await self._web.chat_delete(channel=channel.channel, ts=message_id)
 
     async def send_ephemeral(self, channel: ChannelKey, user: str, text: Rendered) -> None:
         """Show a text to one user in the channel, until they reload it."""
-        with map_errors():
-            await self._web.chat_postEphemeral(
-                channel=channel.channel, user=user, thread_ts=channel.thread, **_content(text, frozenset())
-            )
+        await self._web.chat_postEphemeral(
+            channel=channel.channel, user=user, thread_ts=channel.thread, **_content(text, frozenset())
+        )
 
     async def _answer_slash(self, channel: ChannelKey, message_id: str, text: Rendered) -> None:
-        url = self._response_urls.get(message_id)
-        if url is None:  # the command is from before a restart
+        url = self._response_urls.get(message_id, "")
+        answer = {"response_type": "ephemeral", **_content(text, frozenset())}
+        if not (url and await self._web.respond(url, answer)):
+            # The command is from before a restart, or its URL has expired.
             await self.send_ephemeral(channel, message_id.split("/")[1], text)
-            return
-        hook = AsyncWebhookClient(url, session=self._web.session, proxy=self._web.proxy, retry_handlers=[])
-        with map_errors():
-            response = await hook.send(response_type="ephemeral", **_content(text, frozenset()))
-        if response.status_code != 200:
-            raise error_for(response.status_code, response.body, response.headers.get("Retry-After"))
         self._response_urls.pop(message_id, None)
-
-
-def escaped(text: str) -> str:
-    """Escape the characters of Slack's own markup.
-
-    >>> escaped("a < b && <!here>")
-    'a &lt; b &amp;&amp; &lt;!here&gt;'
-    """
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _thread(channel: ChannelKey, reply_to: str | None) -> str | None:
@@ -182,5 +163,7 @@ def _buttons(controls: Controls) -> dict[str, Any]:
 
 
 def _nonce(message: dict[str, Any]) -> object:
-    metadata = message.get("metadata") or {}
-    return (metadata.get("event_payload") or {}).get("nonce") if metadata.get("event_type") == _EVENT_TYPE else None
+    match message.get("metadata"):
+        case {"event_type": str(kind), "event_payload": {"nonce": nonce}} if kind == _EVENT_TYPE:
+            return nonce
+    return None

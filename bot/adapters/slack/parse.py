@@ -5,12 +5,15 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from slack_sdk.web.async_client import AsyncWebClient
+from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from bot.adapters.send_once import RecentDict
 from bot.adapters.slack.errors import try_call
+from bot.adapters.slack.markup import MARKED, attachment_words, block_words, plain_mark, unescaped, words
 from bot.chat.commands import COMMANDS, parse
 from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.util.clock import Clock
@@ -22,8 +25,6 @@ Event = Mapping[str, Any]
 _MESSAGES = frozenset({"", "file_share", "thread_broadcast", "me_message"})
 _TIMESTAMP = re.compile(r"\d{1,12}\.\d{1,9}")
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
-_MARKED = re.compile(r"<([^<>]*)>")
-_ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
 
 # Slack waits 3 s for an acknowledgement, so a name or a quote must not take longer than this.
 _LOOKUP_SECONDS = 1.0
@@ -42,29 +43,51 @@ class BotIdentity:
     name: str
 
 
-class UserDirectory:
-    """Authors and their locales, cached for an hour."""
+class Directory:
+    """Authors with their locales, and names of channels; cached for an hour."""
 
     def __init__(self, web: AsyncWebClient, clock: Clock) -> None:
         self._web = web
         self._clock = clock
-        self._cache: RecentDict[str, tuple[float, Author, str | None]] = RecentDict()
+        self._cache: RecentDict[str, tuple[float, Event]] = RecentDict()
 
     async def find(self, user: str) -> tuple[Author, str | None]:
         """Look up a user; one that cannot be looked up in time has the id as name."""
-        until, author, locale = self._cache.get(user, (0.0, Author(PLATFORM, user, user), None))
+        found = await self._look_up(user, "user", partial(self._web.users_info, user=user, include_locale=True))
+        profile = found.get("profile")
+        profile = profile if isinstance(profile, Mapping) else {}
+        name = text_of(profile, "display_name") or text_of(profile, "real_name") or text_of(found, "name") or user
+        return Author(PLATFORM, user, name, is_bot=found.get("is_bot") is True), text_of(found, "locale") or None
+
+    async def names(self, raw: str) -> dict[str, str]:
+        """Return the names of the users and channels in a text, by id, as far as they are known."""
+        marks = [
+            mark
+            for mark, _, label in (each.partition("|") for each in MARKED.findall(raw))
+            if mark[:1] == "@" or not label
+        ]
+        ids = [mark for mark in dict.fromkeys(marks) if mark[:1] in {"@", "#"} and _ID.fullmatch(mark[1:])]
+        found = await asyncio.gather(*(self._name(mark) for mark in ids[:_MOST_NAMES]))
+        return {mark[1:]: name for mark, name in zip(ids, found, strict=False) if name}
+
+    async def _name(self, mark: str) -> str:
+        id = mark[1:]
+        if mark.startswith("#"):
+            found = await self._look_up(id, "channel", partial(self._web.conversations_info, channel=id))
+            return text_of(found, "name")
+        author, _ = await self.find(id)
+        return "" if author.name == id else author.name
+
+    async def _look_up(self, id: str, field: str, call: Callable[[], Awaitable[AsyncSlackResponse]]) -> Event:
+        until, found = self._cache.get(id, (0.0, {}))
         if self._clock.now() >= until:
-            response = await try_call(self._web.users_info(user=user, include_locale=True), _LOOKUP_SECONDS)
-            if response is None:
-                until = self._clock.now() + _UNKNOWN_SECONDS
-            else:
-                until = self._clock.now() + _CACHE_SECONDS
-                found = response.get("user") or {}
-                profile = found.get("profile") or {}
-                name = profile.get("display_name") or profile.get("real_name") or found.get("name") or user
-                author, locale = Author(PLATFORM, user, name, is_bot=bool(found.get("is_bot"))), found.get("locale")
-            self._cache[user] = (until, author, locale)
-        return author, locale
+            response = await try_call(call(), _LOOKUP_SECONDS)
+            told = None if response is None else fields(response).get(field)
+            seconds = _UNKNOWN_SECONDS
+            if isinstance(told, Mapping):
+                found, seconds = told, _CACHE_SECONDS
+            self._cache[id] = self._clock.now() + seconds, found
+        return found
 
 
 class MessageParser:
@@ -74,14 +97,14 @@ class MessageParser:
         self,
         me: BotIdentity,
         web: AsyncWebClient,
-        users: UserDirectory,
+        directory: Directory,
         has_history: Callable[[ChannelKey], Awaitable[bool]],
         *,
         threads: bool,
     ) -> None:
         self._me = me
         self._web = web
-        self._users = users
+        self._directory = directory
         self._has_history = has_history
         self._threads = threads
         self._mention = re.compile(rf"<@{re.escape(me.user)}(?:\|[^<>]*)?>[ \t]*[,:，：]?[ \t]*")
@@ -100,10 +123,12 @@ class MessageParser:
         is_known = thread is not None and await self._has_history(ChannelKey(PLATFORM, channel, thread))
         if not (is_direct or self._mention.search(raw) or is_reply or (is_known and self._threads)):
             return None
-        message = await self._message(event, channel, thread, ts, raw)
-        if thread is None or is_known:
-            return message
-        return replace(message, quoted=await self._first_message(channel, thread))
+        root = thread if thread is not None and not is_known else None
+        return await self._message(event, channel, thread, ts, raw, root)
+
+    def mentions(self, event: object) -> bool:
+        """Return whether a message mentions the bot."""
+        return isinstance(event, Mapping) and self._mention.search(text_of(event, "text")) is not None
 
     async def parse_edit(self, event: Event) -> IncomingMessage | None:
         """Build the message of an edit, whether it addresses the bot or not."""
@@ -120,7 +145,9 @@ class MessageParser:
         if not (user and channel and trigger):
             raise ValueError("a slash command without user, channel or trigger")
         text = normalize_command(text_of(command, "command"), text_of(command, "text"))
-        return await self._build(f"/{user}/{trigger}", user, channel, None, text, datetime.now(UTC))
+        return await self._build(
+            f"/{user}/{trigger}", user, channel, None, text, datetime.now(UTC), id_of(command, "team_id")
+        )
 
     def _fields(self, event: Event) -> tuple[str, str | None, str, str] | None:
         """Return channel, thread, timestamp and text of a user's message; None for other events."""
@@ -129,45 +156,92 @@ class MessageParser:
         if not (is_message and channel and is_timestamp(ts) and user and user != self._me.user):
             return None
         thread = text_of(event, "thread_ts")
-        return channel, thread if is_timestamp(thread) and thread != ts else None, ts, text_of(event, "text")
+        raw = text_of(event, "text") or block_words(event.get("blocks"))
+        return channel, thread if is_timestamp(thread) and thread != ts else None, ts, raw
 
-    async def _message(self, event: Event, channel: str, thread: str | None, ts: str, raw: str) -> IncomingMessage:
-        text = await self._plain(raw)
+    async def _message(
+        self, event: Event, channel: str, thread: str | None, ts: str, raw: str, root: str | None = None
+    ) -> IncomingMessage:
+        """Build a message; with `root` it quotes the first message of its thread."""
+        user = text_of(event, "user")
+        text, shared, first, _ = await asyncio.gather(
+            self._plain(raw),
+            self._shared(event, channel),
+            self._first_message(channel, root),
+            self._directory.find(user),  # cached for `_build`
+        )
         # A mention outside a thread starts one; a command there concerns the whole channel.
         if thread is None and not channel.startswith("D") and parse(text) is None:
             thread = ts
         sent_at = datetime.fromtimestamp(float(ts), UTC)
-        return await self._build(ts, text_of(event, "user"), channel, thread, text, sent_at)
+        message = await self._build(ts, user, channel, thread, text, sent_at, self._me.team)
+        quotations = [each for each in (first, shared) if each is not None and each.text]
+        if not quotations:
+            return message
+        last = quotations[-1]
+        return replace(
+            message,
+            quoted="\n\n".join(each.text for each in quotations),
+            quoted_id=next((each.id for each in quotations if each.id), None),
+            quotes_bot=last.is_bots if len(quotations) == 1 else False,
+        )
 
     async def _build(
-        self, id: str, user: str, channel: str, thread: str | None, text: str, sent_at: datetime
+        self, id: str, user: str, channel: str, thread: str | None, text: str, sent_at: datetime, server: str
     ) -> IncomingMessage:
-        author, locale = await self._users.find(user)
+        author, locale = await self._directory.find(user)
         return IncomingMessage(
             id=id,
             channel=ChannelKey(PLATFORM, channel, thread),
             author=author,
             text=text,
             sent_at=sent_at,
-            server=self._me.team,
+            server=server or self._me.team,
             is_direct=channel.startswith("D"),
             locale=locale,
         )
 
-    async def _first_message(self, channel: str, thread: str) -> str | None:
+    async def _first_message(self, channel: str, thread: str | None) -> "_Quotation | None":
+        if thread is None:
+            return None
         call = self._web.conversations_replies(channel=channel, ts=thread, limit=1)
         response = await try_call(call, _LOOKUP_SECONDS)
-        messages: list[Event] = (response.get("messages") if response else None) or []
-        return await self._plain(text_of(messages[0], "text")) or None if messages else None
+        messages = None if response is None else fields(response).get("messages")
+        first = messages[0] if isinstance(messages, list) and messages else None
+        if not isinstance(first, dict) or text_of(first, "subtype") == "tombstone":
+            return None
+        is_own = self._is_own(text_of(first, "user"), text_of(first, "bot_id"))
+        return _Quotation(await self._plain(words(first)), thread, is_own)
+
+    async def _shared(self, event: Event, channel: str) -> "_Quotation | None":
+        """Return the messages and previews that a message shares."""
+        attachments = event.get("attachments")
+        shared = [each for each in attachments if isinstance(each, dict)] if isinstance(attachments, list) else []
+        shared = [each for each in shared if each.get("is_share") or each.get("is_msg_unfurl") or "from_url" in each]
+        if not shared:
+            return None
+        text = await self._plain("\n\n".join(filter(None, map(attachment_words, shared))))
+        here = [text_of(each, "ts") for each in shared if text_of(each, "channel_id") == channel]
+        is_own = all(self._is_own(text_of(each, "author_id"), text_of(each, "bot_id")) for each in shared)
+        return _Quotation(text, next(filter(is_timestamp, here), None), is_own)
+
+    def _is_own(self, user: str, bot: str) -> bool:
+        return user == self._me.user or (bot != "" and bot == self._me.bot)
 
     async def _plain(self, raw: str) -> str:
         """Replace Slack's markup for users, channels and links; remove mentions of the bot."""
         raw = self._mention.sub("", raw)
-        marks = [marked[1:].partition("|")[0] for marked in _MARKED.findall(raw) if marked.startswith("@")]
-        users = [mark for mark in dict.fromkeys(marks) if _ID.fullmatch(mark)][:_MOST_NAMES]
-        found = await asyncio.gather(*map(self._users.find, users))
-        names = {author.id: author.name for author, _ in found}
-        return _unescape(_MARKED.sub(lambda mark: _plain_mark(mark[1], names), raw)).strip()
+        names = await self._directory.names(raw)
+        return unescaped(MARKED.sub(lambda mark: plain_mark(mark[1], names), raw)).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Quotation:
+    """What a message points at; `id` is None outside its channel."""
+
+    text: str
+    id: str | None
+    is_bots: bool
 
 
 def normalize_command(name: str, text: str) -> str:
@@ -190,6 +264,11 @@ def normalize_command(name: str, text: str) -> str:
     return f"/{called}" if called.isalpha() else "/help"
 
 
+def fields(response: AsyncSlackResponse) -> Event:
+    """Return the fields of a response."""
+    return response.data if isinstance(response.data, dict) else {}
+
+
 def text_of(event: Event, key: str) -> str:
     """Return a text field; "" where it has another type."""
     value = event.get(key)
@@ -209,27 +288,3 @@ def is_timestamp(text: str) -> bool:
     (True, False)
     """
     return _TIMESTAMP.fullmatch(text) is not None
-
-
-def _plain_mark(marked: str, names: Mapping[str, str]) -> str:
-    """Return the plain text of the markup between < and >.
-
-    >>> [_plain_mark(mark, {"U01": "Mei"}) for mark in ("@U01", "#C1|general", "!here", "!subteam^S1|@team")]
-    ['@Mei', '#general', '@here', '@team']
-    >>> [_plain_mark(mark, {}) for mark in ("http://a.b|a.b", "http://a.b|this", "http://a.b", "!date^1^{date}|May")]
-    ['a.b', 'this (http://a.b)', 'http://a.b', 'May']
-    """
-    target, _, label = marked.partition("|")
-    match target[:1]:
-        case "@":
-            return f"@{names.get(target[1:], target[1:])}"
-        case "#":
-            return f"#{label or target[1:]}"
-        case "!":
-            return label or f"@{target[1:]}"
-        case _:
-            return f"{label} ({target})" if label and not target.endswith(label) else label or target
-
-
-def _unescape(text: str) -> str:
-    return re.sub("&(?:lt|gt|amp);", lambda found: _ESCAPES[found[0]], text)

@@ -7,7 +7,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 # Called before the server; a response of the guard replaces the server's.
-Guard = Callable[[web.Request], Awaitable[web.Response | None]]
+Guard = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+# Called with the server's response, which it may replace: the call has been executed.
+Rewrite = Callable[[web.Request, web.StreamResponse], Awaitable[web.StreamResponse]]
 
 # Turns of the event loop until the end of a connection behind the call is read.
 _TURNS = 3
@@ -25,10 +27,11 @@ async def is_client_connected(request: web.Request) -> bool:
 
 
 class FaultGate:
-    """An aiohttp middleware whose `guard` can be changed at any time."""
+    """An aiohttp middleware whose `guard` and `rewrite` can be changed at any time."""
 
     def __init__(self) -> None:
         self.guard: Guard | None = None
+        self.rewrite: Rewrite | None = None
 
     def app(self) -> web.Application:
         """Return an application with this middleware; web sockets bypass it."""
@@ -42,6 +45,9 @@ class FaultGate:
             except (ConnectionError, web.RequestPayloadError):
                 return web.Response(status=400)  # the caller closed the connection within the body
             answer = await self.guard(request) if self.guard is not None else None
-            return answer if answer is not None else await handler(request)
+            if answer is not None:
+                return answer
+            answer = await handler(request)
+            return answer if self.rewrite is None else await self.rewrite(request, answer)
 
         return web.Application(middlewares=[guarded])

@@ -342,6 +342,9 @@ class SlackWire:
     def _users_info(self, arguments: JSON) -> JSON:
         return {"user": self.workspace.person(arguments["user"])}
 
+    def _conversations_info(self, arguments: JSON) -> JSON:
+        return {"channel": {"id": arguments["channel"], "name": self.workspace.channel_name(arguments["channel"])}}
+
     def _post_message(self, arguments: JSON) -> JSON:
         if arguments.get("unfurl_links") is not False or arguments.get("unfurl_media") is not False:
             self.violations.append("chat.postMessage lets links unfurl")
@@ -370,6 +373,7 @@ _METHODS: dict[str, Callable[[SlackWire, JSON], JSON]] = {
     "auth.test": SlackWire._auth_test,
     "apps.connections.open": SlackWire._connections_open,
     "users.info": SlackWire._users_info,
+    "conversations.info": SlackWire._conversations_info,
     "chat.postMessage": SlackWire._post_message,
     "chat.update": SlackWire._update,
     "chat.delete": SlackWire._delete,

@@ -101,6 +101,12 @@ class Workspace:
     def find(self, channel: str) -> str | None:
         return self._channels.get(channel)
 
+    def channel_name(self, channel: str) -> str:
+        name = next((name for name, id in self._channels.items() if id == channel), None)
+        if name is None:
+            raise SlackRefusal("channel_not_found")
+        return name
+
     def person(self, user: str) -> JSON:
         name = next((name for name, id in self._people.items() if id == user), None)
         if name is None:
