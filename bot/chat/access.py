@@ -90,17 +90,13 @@ class Access:
         """Return a sentence if the question is refused; None counts it."""
         if self._is_paused:
             return translate("I am paused just now: an admin will let me go on. Please ask again later.")
-        if not message.text.strip():
+        if not message.text.strip() and not (message.quoted or "").strip():
             return translate("I can only read text, and there was none in your message: what would you like to ask?")
+        # A quotation is cut where the prompt is made: its length is not the author's doing.
         if len(message.text) > self._limits.max_message_chars:
             return translate("Your message is too long: {count} characters, the limit is {limit}.").format(
                 count=len(message.text), limit=self._limits.max_message_chars
             )
-        size = len(message.text) + len(message.quoted or "")
-        if size > self._limits.max_message_chars:
-            return translate(
-                "Your message and its quotation are too long: {count} characters, the limit is {limit}."
-            ).format(count=size, limit=self._limits.max_message_chars)
         return self._too_much(message, translate, standing)
 
     def command_refusal(self, message: IncomingMessage, translate: Translate) -> str | None:

@@ -82,6 +82,11 @@ class Answers:
             if refusal := self._access.refusal(exchange.message, translate, depth):
                 self._exchanges.leave_channel(worker)
                 return await self._refuse(exchange, "question", refusal, stream)
+        if parse(exchange.message.text) is not None:
+            self._exchanges.leave_channel(worker)
+            translate = self._settings.translator_for(exchange.message)
+            sentence = translate("I carry out commands in new messages only, not in edited ones: please send it again.")
+            return await self._refuse(exchange, "command", sentence, stream)
         return await self._conversations.answer(worker, stream)
 
     async def _run_command(self, exchange: Exchange, stream: ReplyStream) -> Finished:

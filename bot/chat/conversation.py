@@ -1,7 +1,6 @@
 """Answer questions with the model: history, prompt, generation."""
 
 import asyncio
-import bisect
 import math
 from contextlib import aclosing
 from dataclasses import replace
@@ -10,23 +9,22 @@ import structlog
 
 from bot.chat.exchanges import Exchanges, Worker
 from bot.chat.i18n import Translate
+from bot.chat.prompt import NothingToAsk, Prompt, build_prompt
 from bot.chat.settings import ChatSettings
 from bot.chat.stream import ReplyStream
 from bot.domain import (
     Answer,
-    ChatMessage,
     ChatRequest,
     Delta,
     Finished,
     FinishReason,
-    IncomingMessage,
     Notice,
     Queued,
     Status,
     Usage,
 )
 from bot.engine.base import Engine
-from bot.errors import EngineBusy, EngineError, PromptTooLong, StoreError
+from bot.errors import BotError, EngineBusy, EngineError, PromptTooLong, StoreError
 from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
 from bot.util.clock import Clock
@@ -92,7 +90,7 @@ class Conversations:
                 await worker.wait_for_position()
             try:
                 finished = await self._generate(worker, draft, translate)
-            except (EngineError, StoreError) as error:
+            except (EngineError, NothingToAsk, StoreError) as error:
                 log.warning("exchange failed", exchange=worker.exchange.id, error=type(error).__name__)
                 draft.note(_sentence(error, translate))
                 finished = Finished(FinishReason.ERROR)
@@ -103,41 +101,50 @@ class Conversations:
 
     async def _generate(self, worker: Worker, draft: _Draft, translate: Translate) -> Finished:
         while True:
-            messages, left_out = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
             model = self._engine.info
-            sentence = translate("The oldest turns of this conversation were left out: {count}.")
+            worker.prompt_in_doubt.clear()
+            worker.is_interrupted = False
+            prompt = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
             try:
-                return await self._run_model(
-                    worker, messages, draft, sentence.format(count=left_out) if left_out else ""
-                )
+                finished = await self._run_model(worker, prompt, draft, translate)
             except PromptTooLong:
                 # The model may have been replaced since the prompt was cut to its context.
                 if self._engine.info == model:
                     raise
+            else:
+                if finished is not None:
+                    return finished
 
-    async def _run_model(
-        self, worker: Worker, messages: tuple[ChatMessage, ...], draft: _Draft, notice: str
-    ) -> Finished:
-        """Pass the engine's events on until they end, the worker is stopped, or the time is over."""
+    async def _run_model(self, worker: Worker, prompt: Prompt, draft: _Draft, translate: Translate) -> Finished | None:
+        """Pass the engine's events on until they end, the worker is stopped, or the time is over.
+
+        None if the prompt had to change before the first text.
+        """
         if worker.is_stopped:
             return Finished(FinishReason.CANCELLED)
         exchange = worker.exchange
         request = ChatRequest(
-            messages,
+            prompt.messages,
             replace(self._settings.params, seed=exchange.seed),
             channel=str(exchange.message.channel),
             user=exchange.message.author.key,
         )
+        notices = prompt.notices(translate)
         began, outcome, deltas = self._clock.now(), "closed", 0
+        guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt), name="prompt guard")
         try:
             async with worker.generating(), aclosing(self._engine.generate(request)) as events:
                 async for event in events:
                     if isinstance(event, Queued):
                         draft.queued(event)
                         continue
-                    if notice:
+                    if worker.is_interrupted:
+                        return None
+                    # From the first text on the answer goes on: people have read it, and it is no quotation.
+                    guard.cancel()
+                    for notice in notices:
                         draft.note(notice)
-                        notice = ""
+                    notices = []
                     if isinstance(event, Finished):
                         outcome = event.reason.value
                         return event
@@ -147,63 +154,46 @@ class Conversations:
                     deltas += 1
                     draft.extend(event.text)
         except TimeoutError:
+            if worker.is_interrupted and not worker.is_stopped:
+                return None
             reason = worker.cut_off_reason()
             # The engine counts what it finishes; of a generation that was cut off, a delta is about a token.
-            return Finished(reason, Usage(self._engine.count_tokens(messages), deltas))
+            return Finished(reason, Usage(self._engine.count_tokens(prompt.messages), deltas))
         except EngineError as error:
             outcome = engine_outcome(error)
             raise
         finally:
+            guard.cancel()
             self._metrics.requests.labels(outcome).inc()
         raise AssertionError("the events of an engine end with Finished")
 
-    async def _prompt(self, worker: Worker) -> tuple[tuple[ChatMessage, ...], int]:
-        """Return the messages for the model, and how many older turns did not fit."""
-        conversation = self._settings.conversation
-        history = await self._store.history(worker.exchange, conversation.history_turns)
-        exchange = history.now
-        if exchange.status is Status.CLEARED:
-            worker.stop()  # it was claimed after the deletion had looked for workers
-            return (), 0
-        opening = [ChatMessage("system", conversation.system_prompt)] if conversation.system_prompt else []
-        turns = [
-            (ChatMessage("user", self._spoken(past.message)), ChatMessage("assistant", past.answer.text))
-            for past in history.exchanges
-            if past.answer is not None
-        ]
-        question = ChatMessage("user", self._spoken(exchange.message))
+    async def _interrupt_if_changed(self, worker: Worker, prompt: Prompt) -> None:
+        """Interrupt the worker once a deletion or an edit has changed its prompt.
 
-        def without(oldest: int) -> tuple[ChatMessage, ...]:
-            return (*opening, *(message for turn in turns[oldest:] for message in turn), question)
+        While a request waits, for its turn or for another model, it holds the text of its prompt.
+        """
+        while True:
+            await worker.prompt_in_doubt.wait()
+            worker.prompt_in_doubt.clear()
+            try:
+                now = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
+            except BotError:
+                break  # met again when the prompt is read for the next request
+            if now.messages != prompt.messages:
+                break
+        worker.interrupt()
 
-        context = self._engine.info.context_length
-        # A small context is shared evenly, however much is reserved for the answer.
-        room = context - min(conversation.answer_tokens, context // 2)
-
-        def fewest_left_out() -> int:
-            needed = self._engine.count_tokens(without(len(turns)))
-            if needed >= context:
-                raise PromptTooLong(needed, context)
-            return bisect.bisect_left(
-                range(len(turns)), True, key=lambda oldest: self._engine.count_tokens(without(oldest)) <= room
-            )
-
+    async def _prompt(self, worker: Worker) -> Prompt:
+        history = await self._store.history(worker.exchange, self._settings.conversation.history_turns)
+        if history.now.status is Status.CLEARED:
+            worker.is_deleted = True  # it was claimed after the deletion had looked for workers
+            worker.stop()
+            return Prompt(())
         # Tokenising a book would block the event loop.
-        left_out = await asyncio.to_thread(fewest_left_out)
-        return without(left_out), history.older + left_out
-
-    def _spoken(self, message: IncomingMessage) -> str:
-        """Return what the model reads: the speaker where there are several, the quotation, the text."""
-        text = message.text
-        if self._settings.conversation.name_speakers and not message.is_direct:
-            text = f"{message.author.name}: {text}"
-        if message.quoted:
-            quoted = "\n".join(f"> {line}" for line in message.quoted.splitlines())
-            text = f"{quoted}\n\n{text}"
-        return text
+        return await asyncio.to_thread(build_prompt, history, self._settings, self._engine)
 
 
-def _sentence(error: EngineError | StoreError, translate: Translate) -> str:
+def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:
     match error:
         case EngineBusy():
             return translate("Too many people are waiting for me just now. Please ask again in {minutes} min.").format(
@@ -213,6 +203,8 @@ def _sentence(error: EngineError | StoreError, translate: Translate) -> str:
             return translate("Your message is too long: {tokens} tokens, the limit is {limit}.").format(
                 tokens=error.tokens, limit=error.limit
             )
+        case NothingToAsk():
+            return translate("The message that yours refers to was deleted, and there was no other text.")
         case StoreError():
             return translate("My database has a problem, so I cannot answer now. Please try again later.")
         case _:

@@ -41,6 +41,8 @@ class Worker:
         self.is_stopped = False
         self.is_deleted = False
         self.leaves_no_trace = False  # its row is cleared once its reply was shown
+        self.prompt_in_doubt = asyncio.Event()  # a deletion or an edit since the prompt was read
+        self.is_interrupted = False  # its prompt has changed, and is read again
         self.task: asyncio.Task[None] | None = None
         self._previous = previous
         self._generation: asyncio.Timeout | None = None
@@ -80,6 +82,12 @@ class Worker:
         if self._generation is not None and not self._generation.expired():
             self._generation.reschedule(asyncio.get_running_loop().time())
 
+    def interrupt(self) -> None:
+        """End the generation without a result: it begins again with another prompt."""
+        self.is_interrupted = True
+        if self._generation is not None and not self._generation.expired():
+            self._generation.reschedule(asyncio.get_running_loop().time())
+
     def cut_off_reason(self) -> FinishReason:
         """Return why `generating` raised TimeoutError."""
         return FinishReason.CANCELLED if self.is_stopped else FinishReason.LENGTH
@@ -111,6 +119,9 @@ class Exchanges:
         self._clock = clock
         self._workers: dict[int, Worker] = {}
         self._channels: dict[ChannelKey, list[Worker]] = {}  # those with a position, by exchange id
+        # Ended workers whose claim was revoked by a transaction that nobody knows to have succeeded:
+        # the next one needs their parts, which no row may have.
+        self._orphans: dict[int, Worker] = {}
         self._numbers = count()
         self._deletions = 0  # ever begun
         self._deletions_running = 0
@@ -151,7 +162,7 @@ class Exchanges:
         if text is None:
             reopened = await self._store.requeue(exchange)
         else:
-            async with self._prompt_barrier():  # the old text must not reach a prompt any more
+            async with self._prompt_barrier(exchange.message.channel):  # the old text must not reach a prompt any more
                 reopened = await self._store.requeue(exchange, text)
         if self._register(reopened, previous) is None or reopened is None:
             return None
@@ -196,7 +207,8 @@ class Exchanges:
                 return None
             replaced.stop()
             self.leave_channel(replaced)
-        worker = Worker(exchange, next(self._numbers), replaced or previous)
+        orphan = self._orphans.pop(exchange.id, None)
+        worker = Worker(exchange, next(self._numbers), replaced or previous or orphan)
         self._workers[exchange.id] = worker
         if worker.has_position:
             queue = self._channels.setdefault(exchange.message.channel, [])
@@ -245,6 +257,8 @@ class Exchanges:
                 await work(worker)
             except ClaimLost:
                 log.info("claim lost, another worker goes on")
+                if self.find(worker.exchange) is worker:
+                    self._orphans[worker.exchange.id] = worker
             finally:
                 self.release(worker.exchange)
 
@@ -353,7 +367,7 @@ class Exchanges:
             is_here = key == channel or (channel.thread is None and replace(key, thread=None) == channel)
             return is_here and (before is None or exchange.id < before.id)
 
-        async with self._deletion(is_covered):
+        async with self._deletion(is_covered, channel):
             return await self._store.clear(channel, before)
 
     async def forget(self, by: Exchange) -> int:
@@ -362,10 +376,19 @@ class Exchanges:
         async with self._deletion(lambda past: past.message.author.key == author.key and past.id < by.id):
             return await self._store.forget(author, by)
 
-    async def erase(self, exchange: Exchange) -> None:
-        """Delete one exchange: its message was deleted."""
-        async with self._deletion(lambda past: past.id == exchange.id):
-            await self._store.erase(exchange)
+    async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
+        """Delete the exchange of a deleted message, if there is one, and quotations of it."""
+
+        def is_covered(exchange: Exchange) -> bool:
+            return _is_in(exchange, channel) and exchange.message.id == message_id
+
+        async with self._deletion(is_covered, channel):
+            await self._store.delete_message(channel, message_id, is_expected=is_expected)
+
+    async def replace_quotes(self, message: IncomingMessage) -> None:
+        """Let quotations of an edited message have its new text."""
+        async with self._prompt_barrier(message.channel):
+            await self._store.replace_quotes(message.channel, message.id, message.text)
 
     async def read_undeleted(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read for a prompt; once more if a deletion overlapped, since the result may hold deleted text."""
@@ -377,18 +400,23 @@ class Exchanges:
                 return result
 
     @asynccontextmanager
-    async def _deletion(self, is_covered: Callable[[Exchange], bool]) -> AsyncIterator[None]:
-        """Stop what is covered, and hold prompts back until the deletion is done."""
+    async def _deletion(
+        self, is_covered: Callable[[Exchange], bool], channel: ChannelKey | None = None
+    ) -> AsyncIterator[None]:
+        """Stop what is covered, and hold the channel's prompts back until the deletion is done."""
         for worker in self._workers.values():
             if is_covered(worker.exchange):
                 worker.is_deleted = True
                 if worker.has_position:
                     worker.stop()
-        async with self._prompt_barrier():
+        async with self._prompt_barrier(channel):
             yield
 
     @asynccontextmanager
-    async def _prompt_barrier(self) -> AsyncIterator[None]:
+    async def _prompt_barrier(self, channel: ChannelKey | None) -> AsyncIterator[None]:
+        for worker in self._workers.values():
+            if channel is None or _is_in(worker.exchange, channel):
+                worker.prompt_in_doubt.set()
         self._deletions += 1
         self._deletions_running += 1
         self._no_deletion.clear()
@@ -398,6 +426,11 @@ class Exchanges:
             self._deletions_running -= 1
             if not self._deletions_running:
                 self._no_deletion.set()
+
+
+def _is_in(exchange: Exchange, channel: ChannelKey) -> bool:
+    key = exchange.message.channel
+    return (key.platform, key.channel) == (channel.platform, channel.channel)
 
 
 def refused(sentence: str) -> Answer:

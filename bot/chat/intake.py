@@ -105,18 +105,28 @@ class Intake:
         return await self._recovery.recover(platform)
 
     async def edit(self, message: IncomingMessage) -> Exchange | None:
-        """Take the new text of a question; return the exchange to be answered again, in place."""
+        """Take the new text of a message; return the exchange to be answered again, in place.
+
+        None also for a message that has no exchange: if the edit calls the bot, `accept` it.
+        Quotations of the message get the new text in any case.
+        """
         message = _cleaned(message)
-        known = await self._store.find(message.channel, message.id) if self.access.admits(message) else None
-        if known is None or known.kind is not Kind.CHAT:
+        known = await self._store.find(message.channel, message.id)
+        if known is None:
+            await self.exchanges.replace_quotes(message)
             return None
         if known.message.text == message.text:
             # An earlier attempt may have stored the edit and lost the acknowledgement.
-            return await self.exchanges.claim(known)
+            return await self.exchanges.claim(known) if known.kind is Kind.CHAT else None
+        if not self.access.admits(message):
+            # Its author may have a reason to take the old text back, and gets no answer any more.
+            await self.exchanges.delete_message(message.channel, message.id)
+            return None
         refusal = self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
-        # Even if it is refused, the old text goes: its author may have a reason to take it back.
+        # Even if it is refused, the old text goes.
         requeued = await self.exchanges.requeue(known, message.text, is_admitted=refusal is None)
-        if requeued is None or refusal is None or known.answer is None:
+        has_words = message.text.strip() or (known.message.quoted or "").strip()
+        if requeued is None or refusal is None or known.answer is None or not has_words or known.kind is not Kind.CHAT:
             return requeued
         try:
             return await self.exchanges.answer_with(requeued, replace(known.answer, notice=refusal))
@@ -132,11 +142,13 @@ class Intake:
         if (exchange := await self.edit(message)) is not None:
             self.exchanges.postpone(exchange)
 
-    async def delete(self, channel: ChannelKey, message_id: str) -> None:
-        """Delete the exchange of a deleted message, and stop answering it."""
-        exchange = await self._store.find(channel, message_id)
-        if exchange is not None:
-            await self.exchanges.erase(exchange)
+    async def delete(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
+        """Delete the exchange of a deleted message and quotations of it, and stop answering it.
+
+        A message that arrives later is ignored where the bot has exchanges in its channel, or
+        with `is_expected`: for a message that `accept` would have been called with.
+        """
+        await self.exchanges.delete_message(channel, message_id, is_expected=is_expected)
 
     async def on_button(
         self, channel: ChannelKey, message_id: str, action: Action, by: Author, *, later: bool = False

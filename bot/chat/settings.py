@@ -8,7 +8,8 @@ from bot.domain import IncomingMessage, SamplingParams
 class ChatSettings:
     """One object that all parts of the chat read; `reconfigure` takes effect at their next use.
 
-    `answer_seconds` limits a generation, from its first text on.
+    `answer_seconds` limits a generation, from its first text on; `max_message_chars` limits a
+    message and its quotation together, which is cut.
     """
 
     def __init__(
@@ -16,10 +17,12 @@ class ChatSettings:
         conversation: ConversationSection | None = None,
         params: SamplingParams | None = None,
         answer_seconds: float = 300.0,
+        max_message_chars: int = 8_000,
     ) -> None:
         self.conversation = conversation or ConversationSection()
         self.params = params or SamplingParams()
         self.answer_seconds = answer_seconds
+        self.max_message_chars = max_message_chars
 
     @classmethod
     def of(cls, config: Config) -> "ChatSettings":
@@ -36,6 +39,7 @@ class ChatSettings:
             config.limits.max_answer_tokens or None,
         )
         self.answer_seconds = config.limits.answer_seconds
+        self.max_message_chars = config.limits.max_message_chars
 
     def translator_for(self, message: IncomingMessage) -> Translate:
         """Return the translator into the language of the message's author."""

@@ -66,8 +66,8 @@ class Store(Protocol):
     async def requeue(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
         """Open it again and claim it, revoking any earlier claim; its parts are kept, its answer is not.
 
-        It gets a new seed.  With `text`, for an edited message, quotations of the message get
-        the new text, and those of the old answer are deleted.  None if it was cleared.
+        It gets a new seed.  With `text`, for an edited message, it is a question, even if it was a
+        command, quotations of it get the new text, and those of the old answer are deleted.  None if it was cleared.
         """
         ...
 

@@ -241,7 +241,7 @@ class SqlStore:
     async def requeue(self, owner: str, /, exchange: Exchange, text: str | None = None) -> Exchange | None:
         values = {"seed": _new_seed(), "failure": None, **UNANSWERED}
         if text is not None:
-            values["text"] = text
+            values |= {"text": text, "kind": Kind.CHAT}
         async with self._claiming() as tx:
             is_it = exchanges.c.id == exchange.id
             again = _change(lifecycle.REQUEUE, owner=owner).where(is_it).values(values)

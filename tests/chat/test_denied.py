@@ -40,11 +40,13 @@ async def test_a_new_message_of_a_denied_user_is_not_stored(harness: Harness, ac
     assert await harness.store.find(message.channel, message.id) is None
 
 
-async def test_an_edit_of_an_old_question_is_not_answered(harness: Harness, access: AccessSection) -> None:
+async def test_an_edit_of_an_old_question_is_not_answered_and_takes_the_old_text_away(
+    harness: Harness, access: AccessSection
+) -> None:
     exchange = await answered(harness)
     deny(harness, access)
     assert await harness.intake.edit(replace(exchange.message, text="another question")) is None
-    assert (await harness.stored(exchange)).message.text == "question"
+    assert (await harness.stored(exchange)).message.text == ""
 
 
 @pytest.mark.parametrize("action", Action)

@@ -139,9 +139,3 @@ async def test_a_channels_tokens_and_a_persons_commands_are_counted(tmp_path: Pa
         assert "60 min" in notice_of(await harness.ask(a_message("hi", author=TOM)))
         await harness.ask(a_message("/help"))
         assert "60 s" in notice_of(await harness.ask(a_message("/help")))
-
-
-async def test_a_quotation_counts_with_the_message(tmp_path: Path) -> None:
-    async with make_harness(tmp_path, limits=LimitsSection(max_message_chars=10)) as harness:
-        assert "11 characters" in notice_of(await harness.ask(a_message("12345", quoted="123456")))
-        assert harness.engine.requests == []

@@ -101,7 +101,9 @@ async def make_harness(
 ) -> AsyncIterator[Harness]:
     """Build the chat on a database in `folder`; another one there later finds the same rows."""
     clock, engine, bounds = ManualClock(), engine or ScriptedEngine(), limits or LimitsSection()
-    settings = ChatSettings(conversation, answer_seconds=bounds.answer_seconds)
+    settings = ChatSettings(
+        conversation, answer_seconds=bounds.answer_seconds, max_message_chars=bounds.max_message_chars
+    )
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
         rules = Access(access or AccessSection(), bounds, clock)
         intake = Intake(rules, engine, store, settings, today=lambda: today)

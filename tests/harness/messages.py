@@ -21,6 +21,8 @@ def a_message(
     is_direct: bool = True,
     locale: str | None = None,
     quoted: str | None = None,
+    quoted_id: str | None = None,
+    quotes_bot: bool = False,
 ) -> IncomingMessage:
     return IncomingMessage(
         id=id or str(next(_ids)),
@@ -32,4 +34,6 @@ def a_message(
         is_direct=is_direct,
         locale=locale,
         quoted=quoted,
+        quoted_id=quoted_id,
+        quotes_bot=quotes_bot,
     )

@@ -58,6 +58,7 @@ DELETIONS: dict[str, dict[str, Callable[[SqlStore], Awaitable[object]]]] = {
         "clear": lambda store: store.clear(ROOM),
         "forget": lambda store: store.forget(AUTHOR),
         "erase": erase,
+        "delete_message": lambda store: store.delete_message(ROOM, "1"),
         "expire": lambda store: store.expire(NOON + timedelta(days=1)),
     }
 }
