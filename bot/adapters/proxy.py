@@ -29,14 +29,24 @@ def find_proxy(platform: str, setting: str, url: str, *, allow_socks: bool = Fal
         return None
     if "://" not in proxy:
         return f"http://{proxy}"
-    kind = urlsplit(proxy).scheme
+    kind = proxy.partition("://")[0].lower()
     if kind in ("http", "https") or (allow_socks and kind.startswith("socks")):
+        if not _is_url(proxy):
+            raise ConfigError("the environment", [f"{name.upper()}_PROXY: not a URL; it looks like http://proxy:3128"])
         return proxy
     mistake = (
         f"{name.upper()}_PROXY: a proxy of kind {kind}:// cannot be used for {platform}; set HTTPS_PROXY or "
         f'adapters.{platform}.proxy to an HTTP proxy, as in "http://proxy:3128"'
     )
     raise ConfigError("the environment", [mistake])
+
+
+def _is_url(proxy: str) -> bool:
+    try:
+        parts = urlsplit(proxy)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.base import Finding
 from bot.adapters.inbox import Inbox
+from bot.adapters.proxy import find_proxy
 from bot.adapters.slack.backfill import SlackBackfill
 from bot.adapters.slack.client import identify, web_api
 from bot.adapters.slack.connection import http_server, open_socket, socket_url
@@ -40,6 +41,7 @@ _LONGEST_RETRY = 60.0
 
 def open_adapter(settings: AdapterSection, clock: Clock) -> "SlackAdapter":
     assert isinstance(settings, SlackSection)
+    find_proxy("slack", settings.proxy.get_secret_value(), settings.api_url)  # raises ConfigError
     return SlackAdapter(settings, clock)
 
 

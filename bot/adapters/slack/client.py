@@ -13,6 +13,7 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
+from bot.adapters.proxy import find_proxy
 from bot.adapters.slack.errors import error_for, error_of
 from bot.adapters.slack.parse import BotIdentity, fields, id_of, is_timestamp, text_of
 from bot.adapters.slack.settings import SlackSection
@@ -156,14 +157,17 @@ def _channel(options: Mapping[str, Any]) -> object:
 @asynccontextmanager
 async def web_api(settings: SlackSection, clock: Clock | None = None) -> AsyncIterator[SlackWebClient]:
     """Open the Web API client on one HTTP session."""
+    proxy = find_proxy("slack", settings.proxy.get_secret_value(), settings.api_url)
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_CALL_SECONDS)) as session:
-        yield SlackWebClient(
+        client = SlackWebClient(
             clock or MonotonicClock(),
             session,
             settings.bot_token.get_secret_value() if settings.bot_token else "",
             base_url=settings.api_url,
-            proxy=settings.proxy.get_secret_value() or None,
+            proxy=proxy,
         )
+        client.proxy = proxy  # without one, the library has looked for one itself
+        yield client
 
 
 async def identify(api: AsyncWebClient) -> BotIdentity:

@@ -7,6 +7,7 @@ from telegram import Bot, BotCommand, User
 
 from bot.adapters.base import Finding
 from bot.adapters.inbox import Inbox
+from bot.adapters.proxy import find_proxy
 from bot.adapters.telegram.client import check_token, map_errors, open_bot
 from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.handlers import TelegramHandlers
@@ -18,7 +19,7 @@ from bot.chat.i18n import translator
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
-from bot.errors import BotError, PlatformError, PlatformUnavailable, RateLimited, StoreError
+from bot.errors import AccessDenied, BotError, PlatformError, PlatformUnavailable, RateLimited, StoreError
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff, log_retry, retry
@@ -39,6 +40,7 @@ _PRIVACY = (
 
 def open_adapter(settings: AdapterSection, clock: Clock) -> "TelegramAdapter":
     assert isinstance(settings, TelegramSection), "the settings of this platform"
+    find_proxy("telegram", settings.proxy.get_secret_value(), settings.api_url)  # raises ConfigError
     return TelegramAdapter(settings, clock)
 
 
@@ -136,6 +138,7 @@ async def _publish_menu(bot: Bot, clock: Clock) -> None:
 
     backoff, report = Backoff(_FIRST_RETRY, _LONGEST_RETRY), log_retry("telegram: menu of commands not set, retrying")
     try:
-        await retry(publish, PlatformUnavailable, RateLimited, clock=clock, backoff=backoff, on_failure=report)
+        passing = PlatformUnavailable, RateLimited, AccessDenied
+        await retry(publish, *passing, clock=clock, backoff=backoff, on_failure=report)
     except PlatformError as error:
         log.warning("telegram: menu of commands not set", error=str(error))

@@ -27,6 +27,7 @@ from telegram.error import (
 from telegram.request import HTTPXRequest
 
 from bot.adapters.malformed import PARSE_ERRORS
+from bot.adapters.proxy import find_proxy
 from bot.adapters.telegram.settings import TelegramSection
 from bot.errors import (
     AccessDenied,
@@ -83,20 +84,24 @@ _TOO_LONG = re.compile("message is too long|message_too_long", re.IGNORECASE)
 
 
 def open_bot(settings: TelegramSection) -> Bot:
-    """Build the library's client; it connects with its first call."""
+    """Build the library's client; it connects with its first call.
+
+    Raises:
+        ConfigError: The environment names a proxy of a kind that cannot be used.
+    """
     # Without this switch the library warns at every RetryAfter.
     os.environ.setdefault("PTB_TIMEDELTA", "true")
     assert settings.token is not None, "an adapter without its token does not run"
     url = settings.api_url.rstrip("/")
     seconds = settings.call_seconds
+    proxy = find_proxy("telegram", settings.proxy.get_secret_value(), url)
     bounds: dict[str, Any] = {f"{step}_timeout": seconds for step in ("read", "write", "connect", "pool")}
-    bounds["proxy"] = settings.proxy.get_secret_value() or None
     return Bot(
         settings.token.get_secret_value(),
         base_url=f"{url}/bot",
         base_file_url=f"{url}/file/bot",
-        request=_Request(_CONNECTIONS, **bounds),
-        get_updates_request=_UpdatesRequest(1, **bounds),
+        request=_Request(_CONNECTIONS, proxy, **bounds),
+        get_updates_request=_UpdatesRequest(1, proxy, **bounds),
     )
 
 
@@ -172,6 +177,18 @@ class _Response(bytes):
 class _Request(HTTPXRequest):
     """Bounds each whole call, and checks responses, whose content the library would log."""
 
+    def __init__(self, connections: int, proxy: str | None, **options: Any) -> None:
+        # With a transport of its own the client does not look for proxies itself.
+        transport = httpx.AsyncHTTPTransport(proxy=proxy, limits=httpx.Limits(max_connections=connections))
+        options["httpx_kwargs"] = {"transport": transport, "event_hooks": {"response": [self._note_date]}}
+        self._received_at: float | None = None
+        super().__init__(connections, **options)
+
+    async def _note_date(self, response: httpx.Response) -> None:
+        self._received_at = None
+        with suppress(*PARSE_ERRORS):
+            self._received_at = parsedate_to_datetime(response.headers["Date"]).timestamp()
+
     @staticmethod
     def parse_json_payload(payload: bytes) -> dict[str, Any]:
         assert isinstance(payload, _Response), "only successful responses get here"
@@ -216,16 +233,6 @@ class _Request(HTTPXRequest):
 
 class _UpdatesRequest(_Request):
     """Passes updates on as they are; the library fails on a page if it cannot parse a part of one update."""
-
-    def __init__(self, connections: int, **bounds: Any) -> None:
-        self._received_at: float | None = None
-        hooks = {"event_hooks": {"response": [self._note_date]}}
-        super().__init__(connections, httpx_kwargs=hooks, **bounds)
-
-    async def _note_date(self, response: httpx.Response) -> None:
-        self._received_at = None
-        with suppress(*PARSE_ERRORS):
-            self._received_at = parsedate_to_datetime(response.headers["Date"]).timestamp()
 
     def _checked(self, method: str, result: Any) -> Any:
         if not isinstance(result, list):

@@ -97,7 +97,7 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
     chat, channel = required(message.part("chat")), _channel(message)
     is_direct = chat.text("type") == Chat.PRIVATE
     text, is_mentioned = _without_mentions(message, me)
-    if message.has("forward_origin"):
+    if message.part("forward_origin") is not None:
         # Another person's words: no command, and no question of this author's.
         quotation = Quotation(text or described(message), is_from_bot=is_forwarded_from(message, me))
         text, to = "", Addressee.BOT if is_direct or is_mentioned else Addressee.NOBODY
