@@ -66,11 +66,8 @@ async def test_a_reply_to_the_bot_is_answered_with_the_history(bot: DiscordBot) 
     await bot.shows("ok", "ok")
     await bot.platform.say("three", reply_to=bot.platform.seen()[1].id, mention=False)
     await bot.shows("ok", "ok", "ok")
-    assert [message.content for message in bot.engine.requests[2].messages][::2] == [
-        "Mei: one",
-        "Mei: two",
-        "Mei: three",
-    ]
+    asked = [message.content for message in bot.engine.requests[2].messages][::2]
+    assert [text.splitlines()[-1] for text in asked] == ["Mei: one", "Mei: two", "Mei: three"]
 
 
 async def test_a_mention_in_a_reply_quotes_the_message(bot: DiscordBot) -> None:

@@ -108,8 +108,8 @@ class BotClient(discord.Client):
         self._is_application_known = False
         self._setup: list[asyncio.Task[None]] = []
         parsers = self._connection.parsers
-        for name in ("MESSAGE_CREATE", "MESSAGE_UPDATE"):
-            parsers[name] = partial(without_unreadable, build=parsers[name])
+        parsers["MESSAGE_CREATE"] = partial(without_unreadable, build=parsers["MESSAGE_CREATE"])
+        parsers["MESSAGE_UPDATE"] = partial(self._parse_update, build=parsers["MESSAGE_UPDATE"])
         parsers["INTERACTION_CREATE"] = self._parse_interaction
         # A malformed event would otherwise close the connection; without READY there is none.
         self._connection.parsers = {
@@ -246,6 +246,16 @@ class BotClient(discord.Client):
     def _set_outage_deadline(self, when: float | None) -> None:
         if self._outage is not None:
             self._outage.reschedule(when)
+
+    def _parse_update(self, data: Mapping[str, Any], build: Callable[[Any], object]) -> None:
+        if not data.get("edited_timestamp"):
+            return  # Discord's own, such as adding a link's preview
+        if all(name in data for name in ("author", "content", "timestamp", "type")):
+            without_unreadable(data, build)
+        else:
+            server = data.get("guild_id")
+            where = int(server) if server else None, int(data["channel_id"]), int(data["id"])
+            self._event_handlers.edited_somehow(*where)
 
     def _parse_interaction(self, data: Mapping[str, Any]) -> None:
         self.dispatch("interaction", parse_interaction(data, self._connection))

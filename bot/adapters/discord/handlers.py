@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -19,12 +20,15 @@ from bot.adapters.discord.parse import (
     Use,
     channel_key,
     is_direct_or_mention,
+    is_for_another,
     is_reply_or_role_mention,
     is_user_message,
     parse_command,
     parse_message,
     parse_user,
+    server_id,
 )
+from bot.adapters.discord.quotes import Quotes, fetch_message
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
@@ -76,6 +80,7 @@ class DiscordHandlers:
         self._replies = replies
         self._messenger = messenger
         self._inbox = Inbox(PLATFORM, intake, replies, clock, messenger.maybe_sent)
+        self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds)
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
         self._unstored: deque[discord.Message] = deque()
@@ -107,12 +112,15 @@ class DiscordHandlers:
     async def on_message(self, message: discord.Message) -> None:
         if is_user_message(message):
             self._unstored.append(message)
-            self._put(partial(self._store, self._inbox.accept, message), message)
+            self._put(partial(self._store, message), message)
 
     async def on_raw_message_edit(self, event: discord.RawMessageUpdateEvent) -> None:
-        # Discord's own edits, such as adding a link's preview, have no edit time.
-        if event.message.edited_at is not None and is_user_message(event.message):
-            self._put(partial(self._store, self._inbox.edit, event.message))
+        if is_user_message(event.message):
+            self._put(partial(self._edit, event.message))
+
+    def edited_somehow(self, server: int | None, channel_id: int, message_id: int) -> None:
+        """Queue an edit whose event lacks the message."""
+        self._put(partial(self._edit_fetched, server, channel_id, message_id))
 
     async def on_raw_message_delete(self, event: discord.RawMessageDeleteEvent) -> None:
         self._put(partial(self._delete, event.guild_id, event.channel_id, [event.message_id]))
@@ -153,10 +161,35 @@ class DiscordHandlers:
 
         await self._inbox.backfill(await self._backfill.missed(self._client, known), parse)
 
-    async def _store(self, store: Callable[[IncomingMessage], Awaitable[None]], message: discord.Message) -> None:
+    async def _store(self, message: discord.Message) -> None:
         parsed = await self._parse(message)
         if parsed is not None:
-            await store(parsed)
+            await self._inbox.accept(parsed)
+
+    async def _edit(self, message: discord.Message) -> None:
+        """Replace the text of a question, addressed to the bot or not; accept one that was none before."""
+        is_direct = server_id(message) is None
+        channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
+        if channel is None:
+            return
+        calls_bot = is_direct_or_mention(message, self._me)
+        if self._is_hidden(message) and not calls_bot:
+            # Without the intent the new text is unknown, and the old one was taken back.
+            await self._intake.delete(channel, str(message.id))
+            return
+        await self._inbox.edit(parse_message(message, self._me, channel))
+        oldest = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
+        if calls_bot and message.edited_at is not None and message.edited_at - message.created_at <= oldest:
+            await self._store(message)  # changes nothing if it is known
+
+    async def _edit_fetched(self, server: int | None, channel_id: int, message_id: int) -> None:
+        try:
+            message = await fetch_message(self._client, server, channel_id, message_id, self._call_seconds)
+        except REFUSALS as gone:
+            log.info("edit skipped, its message is gone", error=str(gone))
+            return
+        if is_user_message(message):
+            await self._edit(message)
 
     async def _delete(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
         channel = await self._channel_key(self._client.get_channel(channel_id), channel_id, is_direct=server_id is None)
@@ -212,14 +245,27 @@ class DiscordHandlers:
 
     async def _parse(self, message: discord.Message) -> IncomingMessage | None:
         """Return the message if it addresses the bot."""
-        is_direct, channel = message.guild is None, None
-        is_hidden = not (message.content or self._client.intents.message_content)
+        is_direct, channel = server_id(message) is None, None
+        is_hidden = self._is_hidden(message)
         if is_direct_or_mention(message, self._me) or (is_reply_or_role_mention(message, self._me) and not is_hidden):
             channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
-        elif self._threads and not is_hidden and isinstance(message.channel, discord.Thread):
+        elif (
+            self._threads
+            and not is_hidden
+            and isinstance(message.channel, discord.Thread)
+            and not is_for_another(message)
+        ):
             thread = channel_key(message.channel, message.channel.id)
             channel = thread if await self._intake.has_history(thread) else None
-        return None if channel is None else parse_message(message, self._me, channel)
+        if channel is None:
+            return None
+        quotation = await self._quotes.find(message, self._client, channel)
+        return parse_message(message, self._me, channel, quotation)
+
+    def _is_hidden(self, message: discord.Message) -> bool:
+        """Return whether Discord withholds the text, for lack of the Message Content intent."""
+        shows_any = message.content or message.message_snapshots
+        return not (shows_any or self._client.intents.message_content or server_id(message) is None)
 
     async def _channel_key(self, channel: object, channel_id: int, *, is_direct: bool) -> ChannelKey | None:
         """Return the conversation's key; None if it is not cached and no longer exists."""

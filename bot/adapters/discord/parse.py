@@ -1,7 +1,6 @@
 """Discord messages and interactions as IncomingMessages."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ import discord
 import structlog
 from discord.state import ConnectionState
 
+from bot.adapters.discord.text import plain_text
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.domain import Author, ChannelKey, IncomingMessage
 
@@ -53,6 +53,9 @@ _OPTIONAL = [
     "role_subscription_data",
     "purchase_notification",
 ]
+# Without these the library's message lacks the attribute.
+_LISTS: Mapping[str, Any] = {"mentions": [], "mention_roles": [], "components": []}
+_BARE_SNAPSHOT = {"type": 0, "embeds": [], "attachments": [], "timestamp": None, "edited_timestamp": None}
 _INTERACTION_FIELDS = ["id", "application_id", "type", "token", "data", "guild_id", "member", "user", "locale"]
 _THREAD_TYPES = frozenset(kind.value for kind in discord.ChannelType if "thread" in kind.name)
 
@@ -79,31 +82,68 @@ def is_user_message(message: discord.Message) -> bool:
 
 def is_direct_or_mention(message: discord.Message, me: discord.ClientUser) -> bool:
     """Return whether it is a direct message or mentions the bot: their text needs no intent."""
-    return message.guild is None or any(user.id == me.id for user in message.mentions)
+    return server_id(message) is None or any(user.id == me.id for user in message.mentions)
 
 
 def is_reply_or_role_mention(message: discord.Message, me: discord.ClientUser) -> bool:
     """Return whether it replies to the bot or mentions its role: their text may need the intent."""
-    replied = _replied_to(message)
+    replied = replied_to(message)
     if replied is not None and replied.author.id == me.id:
         return True
     role = message.guild.self_role if message.guild else None
     return role is not None and role.id in message.raw_role_mentions
 
 
-def parse_message(message: discord.Message, me: discord.ClientUser, channel: ChannelKey) -> IncomingMessage:
-    replied = _replied_to(message)
-    is_quote = replied is not None and replied.author.id != me.id
+def is_for_another(message: discord.Message) -> bool:
+    """Return whether a message in a thread has no words, or mentions or replies to somebody else than the bot.
+
+    Applies to messages that neither mention the bot nor reply to it.
+    """
+    is_reply = message.type is discord.MessageType.reply
+    is_empty = not (message.content.strip() or message.message_snapshots or message.poll)
+    return is_reply or is_empty or bool(message.mentions or message.raw_role_mentions or message.mention_everyone)
+
+
+@dataclass(frozen=True, slots=True)
+class Quotation:
+    """What a message points at: its text, its id, and whether the bot wrote it."""
+
+    text: str | None = None
+    id: int | None = None
+    is_bots: bool = False
+
+
+NO_QUOTATION = Quotation()
+
+
+def parse_message(
+    message: discord.Message, me: discord.ClientUser, channel: ChannelKey, quotation: Quotation = NO_QUOTATION
+) -> IncomingMessage:
+    server = server_id(message)
     return IncomingMessage(
         id=str(message.id),
         channel=channel,
         author=parse_user(message.author),
-        text=_text(message, me),
+        text=readable_text(message.content, message, me),
         sent_at=message.created_at,
-        server=str(message.guild.id) if message.guild else None,
-        is_direct=message.guild is None,
-        quoted=(_text(replied, me) or None) if replied is not None and is_quote else None,
+        server=str(server) if server else None,
+        is_direct=server is None,
+        quoted=quotation.text,
+        quoted_id=str(quotation.id) if quotation.id else None,
+        quotes_bot=quotation.is_bots,
     )
+
+
+def readable_text(content: str, message: discord.Message, me: discord.ClientUser) -> str:
+    """Return a text of the message with names instead of ids, without mentions of the bot."""
+    role = message.guild.self_role if message.guild else None
+    own = [f"<@{me.id}>", f"<@!{me.id}>", *([f"<@&{role.id}>"] if role else [])]
+    return plain_text(content, {user.id: user.display_name for user in message.mentions}, message.guild, own)
+
+
+def server_id(message: discord.Message) -> int | None:
+    """Return the server's id, also where the library does not know the server; None in a direct chat."""
+    return message.guild.id if message.guild else getattr(message.channel, "guild_id", None)
 
 
 def without_unreadable(data: Mapping[str, Any], build: Callable[[Any], T]) -> T:
@@ -112,18 +152,30 @@ def without_unreadable(data: Mapping[str, Any], build: Callable[[Any], T]) -> T:
     Raises:
         One of PARSE_ERRORS: It cannot be read without these parts either.
     """
+    data = {**_LISTS, **data}
     try:
         return build(data)
     except PARSE_ERRORS as error:
         for part in _OPTIONAL:
-            with suppress(*PARSE_ERRORS):
-                if part in data:
-                    built = build({name: value for name, value in data.items() if name != part})
-                    log.warning("part of a message skipped", part=part, **describe_error(error))
-                    return built
-        built = build({name: data[name] for name in _FIELDS if name in data})
+            if part in data:
+                rest = {name: value for name, value in data.items() if name != part}
+                for reduced in (*_reduced(part, data[part]), {}):
+                    with suppress(*PARSE_ERRORS):
+                        built = build({**rest, **reduced})
+                        log.warning("part of a message skipped", part=part, **describe_error(error))
+                        return built
+        built = build({**_LISTS, **{name: data[name] for name in _FIELDS if name in data}})
         log.warning("parts of a message skipped", **describe_error(error))
         return built
+
+
+def _reduced(part: str, value: Any) -> Iterator[dict[str, Any]]:
+    """Yield a message that is pointed at with its text alone."""
+    with suppress(*PARSE_ERRORS):
+        if part == "referenced_message":
+            yield {part: {**_LISTS, **{name: value[name] for name in _FIELDS if name in value}}}
+        if part == "message_snapshots":
+            yield {part: [{"message": {**_BARE_SNAPSHOT, "content": each["message"]["content"]}} for each in value]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,22 +234,7 @@ def parse_user(user: discord.User | discord.Member) -> Author:
     return Author(PLATFORM, str(user.id), user.display_name, frozenset(str(role.id) for role in roles), bool(user.bot))
 
 
-def _replied_to(message: discord.Message) -> discord.Message | None:
+def replied_to(message: discord.Message) -> discord.Message | None:
+    """Return the message that it replies to, if the event contains it."""
     resolved = message.reference.resolved if message.reference else None
     return resolved if isinstance(resolved, discord.Message) else None
-
-
-def _text(message: discord.Message, me: discord.ClientUser) -> str:
-    """Return the text with names instead of ids, without the mention of the bot."""
-    role = message.guild.self_role if message.guild else None
-    own = rf"<@!?{me.id}>" if role is None else rf"<@!?{me.id}>|<@&{role.id}>"
-    text = re.sub(rf"[ \t]*(?:{own})[ \t]*", " ", message.content)
-    names = {f"@{user.id}": f"@{user.display_name}" for user in message.mentions}
-    names |= {f"@&{role.id}": f"@{role.name}" for role in message.role_mentions}
-    names |= {f"#{channel.id}": f"#{channel.name}" for channel in message.channel_mentions}
-    text = re.sub(r"<(@!?|@&|#)(\d+)>", lambda found: _name(found, names), text)
-    return re.sub(r"<a?(:\w+:)\d+>", r"\1", text).strip()
-
-
-def _name(found: re.Match[str], names: dict[str, str]) -> str:
-    return names.get(found[1].replace("!", "") + found[2], found[0])

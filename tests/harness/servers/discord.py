@@ -169,6 +169,8 @@ class DiscordPlatform(DiscordRest):
 
 
 def _buttons(message: Json) -> list[str]:
+    if message["author"]["id"] != str(BOT):
+        return []
     return [each["custom_id"] for row in message["components"] for each in row["components"]]
 
 

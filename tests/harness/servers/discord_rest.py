@@ -111,6 +111,8 @@ class DiscordRest(DiscordGateway):
                 return self._unreachable(int(channel)) or self._history(int(channel), request.query)
             case ["channels", channel, "messages"], "POST":
                 return await self._write(request, "send", int(channel), lambda: self._send(int(channel), body))
+            case ["channels", channel, "messages", id], "GET":
+                return self._unreachable(int(channel)) or self._message(int(channel), int(id))
             case ["channels", channel, "messages", id], "PATCH":
                 return await self._write(request, "edit", int(channel), lambda: self._change(int(id), body))
             case ["channels", channel, "messages", id], "DELETE":
@@ -126,6 +128,12 @@ class DiscordRest(DiscordGateway):
         if channel in self.forbidden:
             return _error(403, 50001, "Missing Access")
         return None if channel in self._ids.values() else _error(404, 10003, "Unknown Channel")
+
+    def _message(self, channel: int, id: int) -> web.Response:
+        message = self.messages.get(id)
+        if message is None or message["channel_id"] != str(channel) or message["flags"] & EPHEMERAL:
+            return _error(404, 10008, "Unknown Message")
+        return _json(self._shown(message, self.allows_content))
 
     def _history(self, channel: int, query: Mapping[str, str]) -> web.Response:
         after, before = int(query.get("after", 0)), int(query.get("before", 1 << 63))

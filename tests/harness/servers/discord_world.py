@@ -53,6 +53,12 @@ class DiscordWorld:
                 self.send_event("THREAD_CREATE", self._channel(id))
         return id
 
+    def make_thread(self, channel: str, name: str, message_id: str) -> None:
+        """Make a thread from a message, whose id it takes."""
+        id = self._ids["thread", channel, name] = int(message_id)
+        self._threads[id] = self.channel(channel)
+        self.send_event("THREAD_CREATE", self._channel(id))
+
     def direct(self, name: str) -> int:
         id = self._id("direct", name)
         self._directs[id] = self._id("person", name)
