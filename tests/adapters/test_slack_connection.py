@@ -1,7 +1,6 @@
 """Slack: connection, backfill, HTTP mode, set-up."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import menu
 from bot.delivery.markdown.format import Rendered
-from bot.domain import Action, ChannelKey, Exchange
+from bot.domain import ChannelKey, Exchange
 from bot.errors import LoginRefused, PlatformError
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness, make_harness
@@ -223,35 +222,6 @@ async def test_a_wrong_token_is_named_in_the_error(harness: Harness, settings: d
         with pytest.raises(LoginRefused, match=name):
             async with running(harness, server):
                 pass
-
-
-# HTTP
-
-
-async def test_events_commands_and_buttons_arrive_by_signed_requests(harness: Harness) -> None:
-    async with SlackServer(mode="http") as server, running(harness, server):
-        harness.engine.add("one", "two")
-        await server.say("hello")
-        await server.until(lambda: len(server.seen()) > 1 and server.seen()[1].actions == {Action.RETRY})
-        await server.press(server.seen()[1].id, Action.RETRY)
-        await answered(server, "two")
-        await server.command("clear")
-        await answered(server, "two", "Forgotten: everything said here (1).")
-        assert server.violations == []
-
-
-async def test_a_request_with_a_wrong_signature_is_rejected(harness: Harness) -> None:
-    async with SlackServer(mode="http") as server, running(harness, server):
-        body = '{"type": "event_callback", "event": {"type": "message", "channel": "D1", "user": "U1", "ts": "1.1"}}'
-        assert await server.post(body, "application/json", {}, secret="guessed") == 401
-    assert harness.engine.requests == []
-
-
-async def test_a_port_in_use_is_named_in_the_error(harness: Harness) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        async with SlackServer(mode="http", port=taken.getsockname()[1]) as server:
-            with pytest.raises(PlatformError, match=r"adapters\.slack\.port"):
-                await server.adapter(FastClock()).run(harness.intake)
 
 
 # Setting up
