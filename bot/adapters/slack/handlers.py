@@ -19,7 +19,7 @@ from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.send_once import RecentDict
 from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.messenger import SlackMessenger
-from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, id_of, text_of
+from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, id_of, is_timestamp, text_of
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import parse
 from bot.chat.intake import Intake
@@ -104,9 +104,9 @@ class SlackHandlers:
         async with self._locks.setdefault(channel, asyncio.Lock()):
             match text_of(event, "subtype"):
                 case "message_deleted":
-                    await self._delete(channel, text_of(event, "deleted_ts"))
+                    await self._delete(channel, text_of(event, "deleted_ts"), event.get("previous_message"))
                 case "message_changed":
-                    await self._change(channel, event["message"])
+                    await self._change(channel, event)
                 case _:
                     message = await self._parser.parse(event)
                     if message is not None:
@@ -159,16 +159,35 @@ class SlackHandlers:
         located = self._locate(message)
         await self._inbox.retry(lambda: self._inbox.accept(located))
 
-    async def _change(self, channel: str, message: Event) -> None:
+    async def _change(self, channel: str, event: Event) -> None:
+        message: Event = {**event["message"], "channel": channel}
         if text_of(message, "subtype") == "tombstone":  # a deleted message that has replies
-            await self._delete(channel, text_of(message, "ts"))
+            await self._delete(channel, text_of(message, "ts"), event.get("previous_message"))
         elif "edited" in message:  # else a link was unfurled, or a thread got a reply
-            edited = await self._parser.parse_edit({**message, "channel": channel})
-            if edited is not None:
-                await self._inbox.retry(lambda: self._inbox.edit(edited))
+            edited = await self._parser.parse_edit(message)
+            if edited is None:
+                return
+            await self._inbox.retry(lambda: self._inbox.edit(edited))
+            if self._is_called_by_edit(event) and (question := await self._parser.parse(message)) is not None:
+                await self._accept(question)
 
-    async def _delete(self, channel: str, ts: str) -> None:
-        await self._inbox.retry(lambda: self._intake.delete(ChannelKey(PLATFORM, channel), ts))
+    def _is_called_by_edit(self, event: Event) -> bool:
+        """Return whether an edit mentions the bot for the first time, in a message that is not too old."""
+        message, edited_at = event["message"], text_of(event, "ts")
+        if not self._parser.mentions(message) or self._parser.mentions(event.get("previous_message")):
+            return False
+        age = float(edited_at) - float(message["ts"]) if is_timestamp(edited_at) else 0.0
+        return age <= self._intake.settings.conversation.catch_up_minutes * 60
+
+    async def _delete(self, channel: str, ts: str, deleted: object) -> None:
+        key = ChannelKey(PLATFORM, channel)
+
+        async def delete() -> None:
+            # Slack may redeliver the message after its deletion.
+            is_expected = isinstance(deleted, dict) and await self._parser.is_to_bot({**deleted, "channel": channel})
+            await self._intake.delete(key, ts, is_expected=is_expected)
+
+        await self._inbox.retry(delete)
 
     def _locate(self, message: IncomingMessage) -> IncomingMessage:
         """Move a /stop or /retry from outside a thread to its author's last thread, where the replies are."""

@@ -114,17 +114,27 @@ class MessageParser:
 
         One mention arrives as `message` and as `app_mention`: both give the same message.
         """
-        fields = self._fields(event)
-        if fields is None:
+        if not await self.is_to_bot(event):
             return None
-        channel, thread, ts, raw = fields
-        is_direct = channel.startswith("D")
-        is_reply = event.get("parent_user_id") == self._me.user
-        is_known = thread is not None and await self._has_history(ChannelKey(PLATFORM, channel, thread))
-        if not (is_direct or self._mention.search(raw) or is_reply or (is_known and self._threads)):
-            return None
-        root = thread if thread is not None and not is_known else None
+        found = self._fields(event)
+        assert found is not None
+        channel, thread, ts, raw = found
+        root = None if thread is None or await self._is_known(channel, thread) else thread
         return await self._message(event, channel, thread, ts, raw, root)
+
+    async def is_to_bot(self, event: Event) -> bool:
+        """Return whether a user's message addresses the bot."""
+        found = self._fields(event)
+        if found is None:
+            return False
+        channel, thread, _, raw = found
+        is_direct, is_reply = channel.startswith("D"), event.get("parent_user_id") == self._me.user
+        if is_direct or is_reply or self._mention.search(raw):
+            return True
+        return thread is not None and self._threads and await self._is_known(channel, thread)
+
+    async def _is_known(self, channel: str, thread: str) -> bool:
+        return await self._has_history(ChannelKey(PLATFORM, channel, thread))
 
     def mentions(self, event: object) -> bool:
         """Return whether a message mentions the bot."""
@@ -132,8 +142,8 @@ class MessageParser:
 
     async def parse_edit(self, event: Event) -> IncomingMessage | None:
         """Build the message of an edit, whether it addresses the bot or not."""
-        fields = self._fields(event)
-        return None if fields is None else await self._message(event, *fields)
+        found = self._fields(event)
+        return None if found is None else await self._message(event, *found)
 
     async def parse_command(self, command: Mapping[str, Any]) -> IncomingMessage:
         """Build the message of a slash command; its id is made of the user and the trigger id.

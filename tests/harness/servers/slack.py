@@ -95,7 +95,7 @@ class SlackServer(SlackWire):
         payload = {
             "command": self.slash,
             "text": name,
-            "team_id": TEAM,
+            "team_id": self.team,
             "user_id": self.workspace.user(author),
             "user_name": author.lower(),
             "channel_id": self.workspace.find(channel) or self.workspace.channel(channel),

@@ -54,6 +54,8 @@ class SlackWire:
         self.histories: list[str] = []  # the channels of each call of conversations.history
         self.deliveries: list[str] = []  # the ids of all envelopes sent, in order
         self.scopes = set(SCOPES)
+        self.tells_scopes = True
+        self.team = TEAM  # the workspace that slash commands name
         self.tickets: set[str] = set()
         self.refused: dict[str, str] = {}  # the error code that a method answers with
         self.links = 0  # web sockets opened so far
@@ -284,7 +286,8 @@ class SlackWire:
                 if error.is_violation:
                     self.violations.append(f"{method}: {error}")
                 return web.json_response({"ok": False, "error": error.code})
-            return web.json_response({"ok": True, **told}, headers={"x-oauth-scopes": ",".join(sorted(self.scopes))})
+            headers = {"x-oauth-scopes": ",".join(sorted(self.scopes))} if self.tells_scopes else {}
+            return web.json_response({"ok": True, **told}, headers=headers)
 
         if method.startswith("chat."):
             return await self._written(request, method, str(arguments.get("channel")), do)

@@ -41,6 +41,8 @@ class Message:
     metadata: JSON | None = None
     subtype: str = ""
     is_edited: bool = False
+    bot: str = ""  # the id of the app that sent it
+    files: list[JSON] = field(default_factory=list)
     for_user: str | None = None
 
     @property
@@ -63,6 +65,9 @@ class Message:
         event["blocks"] = self.blocks
         if self.user == BOT:
             event["bot_id"] = "B01"
+        elif self.bot:
+            event["bot_id"] = self.bot
+        event |= {name: value for name in ("attachments", "files") if (value := getattr(self, name))}
         if self.thread is not None:
             event["thread_ts"] = self.thread
         if self.subtype:
