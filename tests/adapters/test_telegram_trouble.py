@@ -248,10 +248,9 @@ async def test_a_lost_response_to_an_edit_is_no_error(telegram: TelegramPlatform
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (403, "Forbidden: bot was kicked from the supergroup chat"),
-        (403, "Forbidden: bot was blocked by the user"),
-        (400, "Bad Request: not enough rights to send text messages to the chat"),
-        (400, "Bad Request: TOPIC_CLOSED"),
+        (403, "Forbidden: the supergroup chat was deleted"),
+        (403, "Forbidden: user is deactivated"),
+        (400, "Bad Request: chat not found"),
     ],
 )
 async def test_an_exchange_fails_where_the_bot_cannot_write(
@@ -266,6 +265,31 @@ async def test_an_exchange_fails_where_the_bot_cannot_write(
         kept = await harness.store.find(ChannelKey("telegram", str(telegram.group("general").id)), question)
     assert kept is not None
     assert kept.status is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (403, "Forbidden: bot was kicked from the supergroup chat"),
+        (403, "Forbidden: bot was blocked by the user"),
+        (400, "Bad Request: not enough rights to send text messages to the chat"),
+        (400, "Bad Request: TOPIC_CLOSED"),
+    ],
+)
+async def test_a_permission_that_comes_back_is_waited_for(
+    telegram: TelegramPlatform, harness: Harness, code: int, said: str
+) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["half", go_on, " and half"])
+    async with running(telegram, harness):
+        await telegram.say("hello")
+        await telegram.until(lambda: texts(telegram) == ["half"])
+        telegram.group("general").gone = (code, said)
+        go_on.set()
+        calls = len(telegram.calls)
+        await telegram.until(lambda: len(telegram.calls) > calls + 3)
+        telegram.group("general").gone = None
+        await done(telegram, "half and half")
 
 
 async def test_a_deleted_question_is_answered_as_telegram_does_not_report_it(
