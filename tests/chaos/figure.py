@@ -1,7 +1,8 @@
 """Figures: each injects one kind of fault and counts the consequences.
 
 A figure is a module of this package with a `NAME` ("R4"), a docstring whose first line
-names the fault, and `rows`. Modules are discovered.
+names the fault, and `rows`.  Modules are discovered; the module's own name is the short
+name of its fault.
 """
 
 import importlib
@@ -34,6 +35,7 @@ class Figure(Protocol):
     """The module of a figure."""
 
     NAME: str
+    __name__: str
     __doc__: str | None
 
     def rows(self, scale: Scale, seed: int) -> AsyncIterator[Row]:
@@ -47,6 +49,26 @@ def figures() -> dict[str, Figure]:
     modules = [importlib.import_module(f"tests.chaos.{name}") for name in names if not name.startswith("__")]
     found = {module.NAME: cast(Figure, module) for module in modules if hasattr(module, "NAME")}
     return {name: found[name] for name in sorted(found, key=number_of)}
+
+
+def find(name: str) -> Figure | None:
+    """Return the figure with this number or word.
+
+    >>> [figure and figure.NAME for figure in map(find, ("R1", "r1", "kills", "full disk", "full_disk", "nothing"))]
+    ['R1', 'R1', 'R1', 'R6', 'R6', None]
+    """
+    wanted = name.lower().replace("_", " ").replace("-", " ")
+    return next((each for each in figures().values() if wanted in (each.NAME.lower(), word(each))), None)
+
+
+def word(figure: Figure) -> str:
+    """Return the short name of the figure's fault.
+
+    >>> from tests.chaos import full_disk
+    >>> word(full_disk)
+    'full disk'
+    """
+    return figure.__name__.rpartition(".")[2].replace("_", " ")
 
 
 def number_of(name: str) -> int:

@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from bot.config.schema import AdapterSection, variable
+from tests.harness import loop_monitor
+from tests.harness.loop_monitor import NONE, Callback
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES
 from tests.harness.warm_start import WarmProcess
@@ -87,10 +89,10 @@ async def run_bot(
     """Run `python -m bot run`; kill it at the end if it still runs.
 
     `more` are environment variables such as `BOT_ENGINE__BACKEND`.  Its database and its log
-    are in `folder`.
+    are in `folder`.  A callback of its event loop that takes too long is an error in the log.
     """
-    given = environment(platforms, folder) | dict(more or {})
-    process = await start(module, folder, given)
+    given = environment(platforms, folder) | {loop_monitor.MODULE: module, loop_monitor.REPORT: str(folder / "loop")}
+    process = await start(loop_monitor.__name__, folder, given | dict(more or {}))
     try:
         yield BotProcess(
             process, platforms, folder, {name: _CONNECTIONS[name](each) for name, each in platforms.items()}
@@ -165,6 +167,14 @@ def logged_errors(folder: Path) -> list[str]:
         if event.get("level") in ("error", "critical") or "exception" in event:
             found.append(line)
     return found
+
+
+def loop_report(folder: Path) -> Callback:
+    """Return the longest callback of the bot's event loop since it was ready."""
+    try:
+        return Callback(**json.loads((folder / "loop").read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # it was never ready, or was killed while it wrote
+        return NONE
 
 
 def memory(pid: int) -> int:

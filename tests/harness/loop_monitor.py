@@ -50,7 +50,7 @@ class Callback:
         )
 
 
-_NONE = Callback(0.0, 0.0, 0.0, "no callback", "")
+NONE = Callback(0.0, 0.0, 0.0, "no callback", "")
 
 
 class LoopMonitor:
@@ -67,7 +67,7 @@ class LoopMonitor:
         on_slow: Callable[[Callback], object] = lambda callback: None,
     ) -> None:
         self.slow: list[Callback] = []
-        self.longest = _NONE
+        self.longest = NONE
         self.longest_wall = 0.0
         self.count = 0
         self._limit = limit

@@ -125,6 +125,7 @@ class Bench:
     intake: Intake
     exchanges: TrackedExchanges
     database: Path
+    adapter: asyncio.Task[None]
 
     async def ask(self, question: str, channel: str, *, direct: bool = False, seconds: float = TIMEOUT) -> Exchange:
         """Mention the bot with a unique question; return the finished exchange.
@@ -167,7 +168,7 @@ async def open_bench(
             adapter = asyncio.create_task(platform.adapter(clock).run(intake))
             try:
                 await platform.until(lambda: profile.is_connected(platform) or adapter.done())
-                yield Bench(platform, profile, clock, intake, exchanges, database)
+                yield Bench(platform, profile, clock, intake, exchanges, database, adapter)
             finally:
                 if adapter.done():
                     adapter.result()

@@ -8,6 +8,8 @@ from aiohttp.typedefs import Handler
 
 # Called before the server; a response of the guard replaces the server's.
 Guard = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
+# Called in place of the server, with its handler.
+Wrapper = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 # Called with the server's response, which it may replace: the call has been executed.
 Rewrite = Callable[[web.Request, web.StreamResponse], Awaitable[web.StreamResponse]]
 
@@ -27,10 +29,11 @@ async def is_client_connected(request: web.Request) -> bool:
 
 
 class FaultGate:
-    """An aiohttp middleware whose `guard` and `rewrite` can be changed at any time."""
+    """An aiohttp middleware whose `guard`, `wrapper` and `rewrite` can be changed at any time."""
 
     def __init__(self) -> None:
         self.guard: Guard | None = None
+        self.wrapper: Wrapper | None = None
         self.rewrite: Rewrite | None = None
 
     def app(self) -> web.Application:
@@ -47,7 +50,7 @@ class FaultGate:
             answer = await self.guard(request) if self.guard is not None else None
             if answer is not None:
                 return answer
-            answer = await handler(request)
+            answer = await (handler(request) if self.wrapper is None else self.wrapper(request, handler))
             return answer if self.rewrite is None else await self.rewrite(request, answer)
 
         return web.Application(middlewares=[guarded])

@@ -97,6 +97,7 @@ class TelegramPlatform:
         self.calls: list[tuple[str, Json]] = []
         self.now = TODAY  # the date of messages
         self.clock = TODAY  # the server's date
+        self.call_seconds = 20.0  # timeout of the bot's calls
         self.reads_all = False
         self.joins_groups = True
         self.garbage: list[bytes] = []  # the bodies of the next responses
@@ -132,7 +133,8 @@ class TelegramPlatform:
         return open_adapter(self.settings(), clock)
 
     def settings(self) -> TelegramSection:
-        return TelegramSection.model_validate({"token": SecretStr(TOKEN), "api_url": self._url} | self._settings)
+        known = {"token": SecretStr(TOKEN), "api_url": self._url, "call_seconds": self.call_seconds}
+        return TelegramSection.model_validate(known | self._settings)
 
     async def say(
         self,
