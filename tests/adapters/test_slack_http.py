@@ -110,6 +110,34 @@ async def test_a_request_that_is_too_long_is_refused(harness: Harness, server: S
         assert await post(server, b" " * 2 * 2**20) == 413
 
 
+POST = b"POST /slack/events HTTP/1.1\r\nHost: bot\r\n"
+BROKEN = {
+    "not compressed": POST + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+    "a bad chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n",
+    "a body cut off": POST + b"Content-Length: 500\r\n\r\nhello",
+    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    "an upgrade": POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+    "another path": b"GET / HTTP/1.1\r\nHost: bot\r\n\r\n",
+    "endless headers": POST + b"X: " + b"a" * 100_000,
+    "a null": POST + b"X: \x00\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_broken_http_is_refused_without_a_line_in_the_log(
+    harness: Harness, server: SlackServer, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    async with running(harness, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(BROKEN[kind])
+        writer.write_eof()
+        assert (await reader.read(12))[9:10] in {b"4", b""}
+        writer.close()
+        await server.say("hello")
+        await answered(server, "ok")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING or record.exc_info] == []
+
+
 def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 

@@ -137,7 +137,14 @@ async def fetch(
                     raise PlatformUnavailable("Slack's response is too long")
             return response.status, response.headers, bytes(body)
     except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
-        raise PlatformUnavailable(f"Slack cannot be reached: {type(error).__name__}") from error
+        raise PlatformUnavailable(f"Slack cannot be reached: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no response in time"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return (cause.strerror if isinstance(cause, OSError) else None) or "the connection failed"
 
 
 def _object(body: bytes) -> dict[str, Any]:

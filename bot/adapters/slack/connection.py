@@ -170,18 +170,16 @@ async def http_server(app: AsyncApp, settings: SlackSection) -> AsyncIterator[No
 
 async def _answer(app: AsyncApp, verifier: SignatureVerifier, request: web.Request) -> web.StreamResponse:
     """Pass a signed request to Bolt; nothing of an unsigned one is parsed."""
-    body = await request.read()
-    status = 400
-    with skip_malformed(PLATFORM):
+    response: web.StreamResponse = web.Response(status=400)
+    with skip_malformed(PLATFORM), suppress(web.RequestPayloadError, ConnectionError):
+        body = await request.read()
         if _is_signed(verifier, body, request.headers):
             parsed = AsyncBoltRequest(body=body.decode(), query=request.query_string, headers=dict(request.headers))
             response = await to_aiohttp_response(await app.async_dispatch(parsed))
-            response.force_close()
-            return response
-        status = 401
-    refusal = web.Response(status=status)
-    refusal.force_close()
-    return refusal
+        else:
+            response = web.Response(status=401)
+    response.force_close()
+    return response
 
 
 def _is_signed(verifier: SignatureVerifier, body: bytes, headers: Mapping[str, str]) -> bool:
