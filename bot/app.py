@@ -25,6 +25,8 @@ from bot.observability.health import Components, Health
 from bot.observability.http import create_app, serve_operations
 from bot.observability.logging import set_levels
 from bot.observability.metrics import Metrics
+from bot.server.app import serve_apis
+from bot.server.generation import Backend
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
@@ -67,8 +69,12 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 for name, each in config.enabled_adapters.items()
             ]
             components.adapters = {each.name: each for each in platforms}
+            backend = Backend(engine, settings, access, config.engine.max_waiting)
             log.info("ready", adapters=list(components.adapters), model=engine.info.model, device=engine.info.device)
-            async with Retention(store, config.storage.retention_days, clock) as retention:
+            async with (
+                Retention(store, config.storage.retention_days, clock) as retention,
+                _apis(config, backend, clock),
+            ):
 
                 def reconfigure(config: Config) -> None:
                     settings.reconfigure(config)
@@ -210,6 +216,16 @@ async def _check_engine(engine: Engine, clock: Clock) -> None:
     while (load := engine.load).down is None or load.is_changing:
         await clock.sleep(_ENGINE_INTERVAL)
     raise EngineUnavailable(f"the model has stopped responding; the bot must be restarted: {load.down}")
+
+
+@asynccontextmanager
+async def _apis(config: Config, backend: Backend, clock: Clock) -> AsyncIterator[None]:
+    """Serve the HTTP APIs, if they are enabled."""
+    if not config.server.enabled:
+        yield
+        return
+    async with serve_apis(config.server, backend, clock):
+        yield
 
 
 @asynccontextmanager

@@ -262,6 +262,14 @@ class OperationsSection(Section):
     )
 
 
+class ServerSection(Section):
+    """HTTP APIs for programs on this machine: ChatGLM-6B's own, and OpenAI's chat completions."""
+
+    enabled: bool = Field(default=False, description="serve the HTTP APIs")
+    host: Literal["127.0.0.1", "::1"] = Field(default="127.0.0.1", description="loopback address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 = any free port, see the log")
+
+
 class AdapterSection(Section):
     """Settings shared by all platforms.
 
@@ -299,6 +307,7 @@ class Config(BaseModel):
     access: AccessSection = AccessSection()
     logs: LogsSection = LogsSection()
     operations: OperationsSection = OperationsSection()
+    server: ServerSection = ServerSection()
     adapters: Mapping[str, AdapterSection] = Field(default_factory=dict)
 
     @property

@@ -1,10 +1,17 @@
-"""Bounded connections for HTTP servers."""
+"""HTTP servers with bounded connections."""
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import structlog
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from bot.errors import AddressUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -15,7 +22,73 @@ _SECONDS = 15.0
 # Seconds between two log lines about closed connections.
 _LOG_INTERVAL = 600.0
 
+# Seconds for open requests on shutdown.
+_SHUTDOWN_SECONDS = 1
+# Connections that one pass of the event loop accepts; uvicorn's default is 2048.
+_BACKLOG = 64
+
 _END_OF_HEADERS = b"\r\n\r\n"
+
+
+@asynccontextmanager
+async def serve_app(
+    app: ASGIApp, section: str, host: str, port: int, *, limit: int = _LIMIT, seconds: float = _SECONDS
+) -> AsyncIterator[int]:
+    """Serve the application inside the block; yield the port.
+
+    `section` of config.toml has its settings; `limit` and `seconds` are those of `BoundedConnections`.
+
+    Raises:
+        AddressUnavailable: The port is in use, or the host is not an address of this machine.
+    """
+    with _listening(section, host, port) as listener:
+        port = listener.getsockname()[1]
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=BoundedConnections(H11Protocol, section, limit=limit, seconds=seconds),  # type: ignore[arg-type]  # a factory of protocols
+                backlog=_BACKLOG,
+                log_level="error",  # a warning for each request that is not HTTP could fill the disk
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+            )
+        )
+        task = asyncio.create_task(server.serve(sockets=[listener]), name=section)
+        log.info("HTTP server listening", section=section, host=host, port=port)
+        try:
+            yield port
+        finally:
+            server.should_exit = True
+            await asyncio.wait([task])
+            task.result()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers: app.py handles signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _listening(section: str, host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]  # Python appends the address in its own form
+        raise AddressUnavailable(
+            f"the HTTP server of [{section}] cannot listen on {host}:{port} ({reason}); change "
+            f"{section}.port (0 = any free port) or {section}.host, or set {section}.enabled = false"
+        ) from error
+    with listener:
+        yield listener
 
 
 class BoundedConnections:

@@ -77,6 +77,12 @@ class ScriptedEngine:
             self._came.clear()
             await self._came.wait()
 
+    async def left(self, count: int) -> None:
+        """Wait until this many requests were closed before their end."""
+        while len(self.closed) < count:
+            self._came.clear()
+            await self._came.wait()
+
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return sum(len(message.content) for message in messages)
 
@@ -115,6 +121,7 @@ class ScriptedEngine:
         finally:
             if not is_finished:
                 self.closed.append(request)
+                self._came.set()
             self._queue.release(ticket)
 
     async def __aenter__(self) -> Self:

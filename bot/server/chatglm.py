@@ -1,0 +1,110 @@
+"""The APIs of ChatGLM-6B's servers: `POST /`, and the GLM API's /chat and /chat-stream.
+
+Their requests and responses are those of api.py in THUDM/ChatGLM-6B and of uniai-lab/GLM-API, both of 2023.
+"""
+
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from bot.domain import ChatRequest, Delta, Finished, SamplingParams, Usage
+from bot.errors import EngineError
+from bot.server.errors import ApiError, of_engine
+from bot.server.generation import Backend, EventStream, complete, unless_disconnected
+from bot.server.requests import chat_of, history, integer, number, text
+
+# The answer's limit of clients that name none, prompt included.
+_API_LENGTH = 2048
+_GLM_LENGTH = 4096
+
+
+async def answer(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
+    """`POST /`: the whole answer, with the history that the next request sends."""
+    prompt, turns = text(body, "prompt"), history(body)
+    completion = await unless_disconnected(
+        request, complete(backend.engine, _request(request, body, backend, prompt, _API_LENGTH))
+    )
+    if completion is None:
+        return None
+    return JSONResponse(
+        {
+            "response": completion.text,
+            "history": [*map(list, turns), [prompt, completion.text]],
+            "status": 200,
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+    )
+
+
+async def glm_chat(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
+    """`POST /chat` of the GLM API."""
+    prompt = text(body, "prompt", "")
+    completion = await unless_disconnected(
+        request, complete(backend.engine, _request(request, body, backend, prompt, _GLM_LENGTH))
+    )
+    if completion is None:
+        return None
+    return JSONResponse(_glm_object(backend, completion.text, completion.usage))
+
+
+async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
+    """`POST /chat-stream` of the GLM API: each event has all text so far, and the stream just ends."""
+    call = _request(request, body, backend, text(body, "prompt", ""), _GLM_LENGTH)
+    prompt_tokens = backend.engine.count_tokens(call.messages)
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        said, deltas = "", 0
+        try:
+            async with aclosing(backend.engine.generate(call)) as events:
+                async for event in events:
+                    if isinstance(event, Delta):
+                        said, deltas = said + event.text, deltas + 1
+                        yield _glm_event(_glm_object(backend, said, Usage(prompt_tokens, deltas)))
+                    elif isinstance(event, Finished):
+                        yield _glm_event(_glm_object(backend, said, event.usage))
+        except EngineError as error:
+            if not said:
+                raise of_engine(error) from error
+            yield b"event: error\r\n" + _glm_event({"error": of_engine(error).message})
+
+    return EventStream(lines(), api_error)
+
+
+def api_error(error: ApiError) -> Response:
+    """Write a refusal of these APIs; their clients read no particular form."""
+    return JSONResponse({"error": error.message, "status": error.status}, error.status, error.headers)
+
+
+def _request(request: Request, body: Mapping[str, Any], backend: Backend, prompt: str, length: int) -> ChatRequest:
+    messages = chat_of(history(body), prompt)
+    max_length = integer(body, "max_length", length, lowest=0) or length
+    params = SamplingParams(
+        temperature=number(body, "temperature", 0.95, 0, 2),
+        top_p=number(body, "top_p", 0.7, 0, 1) or 1.0,
+        top_k=backend.settings.params.top_k,
+        max_tokens=backend.room(messages, max_length),
+    )
+    if body.get("top_p") == 0:
+        params = replace(params, temperature=0.0)  # a sum of 0 leaves the likeliest token only
+    return backend.request(messages, params, request.client.host if request.client else "")
+
+
+def _glm_object(backend: Backend, content: str, usage: Usage) -> dict[str, Any]:
+    return {
+        "content": content,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "model": backend.engine.info.model,
+        "object": "chat.completion",
+    }
+
+
+def _glm_event(value: object) -> bytes:
+    return f"data: {json.dumps(value)}\r\n\r\n".encode()

@@ -1,0 +1,44 @@
+"""Refusals of a request; each API writes them in its own form."""
+
+import math
+from collections.abc import Mapping
+
+from bot.errors import EngineBusy, EngineError, EngineUnavailable, PromptTooLong
+
+
+class ApiError(Exception):
+    """A request that gets no answer: HTTP status, sentence, and OpenAI's code and parameter."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        super().__init__(message)
+
+
+def bad_request(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param)
+
+
+def of_engine(error: EngineError) -> ApiError:
+    """Translate the engine's refusals; a fault names nothing of the request."""
+    match error:
+        case EngineBusy():
+            seconds = str(max(1, math.ceil(error.wait or 1)))
+            return ApiError(429, str(error), code="queue_full", headers={"Retry-After": seconds})
+        case PromptTooLong():
+            return ApiError(400, str(error), code="context_length_exceeded", param="messages")
+        case EngineUnavailable():
+            return ApiError(503, "the model is not ready", headers={"Retry-After": "10"})
+        case _:
+            return ApiError(500, "the model failed on this request")

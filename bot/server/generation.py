@@ -1,0 +1,191 @@
+"""Run requests on the engine, and free their slots as soon as the client is gone."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar, assert_never
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from bot.chat.access import Access
+from bot.chat.settings import ChatSettings
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Queued,
+    SamplingParams,
+    Usage,
+)
+from bot.engine.base import Engine
+from bot.errors import EngineError
+from bot.server.errors import ApiError, of_engine
+from bot.util.aio import race
+
+T = TypeVar("T")
+
+# Seconds between comments while a stream has nothing to say: proxies cut silent connections after 60 s.
+_PING_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str
+    reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What all APIs share: the engine with the bot's settings and its /pause."""
+
+    engine: Engine
+    settings: ChatSettings
+    access: Access
+    max_waiting: int
+
+    @property
+    def context_length(self) -> int:
+        return self.engine.info.context_length
+
+    def request(
+        self, messages: tuple[ChatMessage, ...], params: SamplingParams, client: str, channel: str = ""
+    ) -> ChatRequest:
+        """Return the request for the engine; clients are served fairly, as users of a platform.
+
+        Raises:
+            ApiError: Paused.
+        """
+        if self.access.is_paused:
+            raise ApiError(503, "paused by an admin, please try again later", headers={"Retry-After": "60"})
+        return ChatRequest(messages, params, channel=f"api:{channel}", user=f"api:{client}")
+
+    def room(self, messages: tuple[ChatMessage, ...], max_length: int) -> int:
+        """Return the tokens left for the answer where `max_length` counts prompt and answer together.
+
+        Raises:
+            ApiError: The prompt leaves none.
+        """
+        prompt, limit = self.engine.count_tokens(messages), min(max_length, self.context_length)
+        if prompt >= limit:
+            raise ApiError(
+                400,
+                f"the prompt takes {prompt} tokens, and max_length and the model's context leave {limit} for prompt and answer",
+                code="context_length_exceeded",
+                param="max_length",
+            )
+        return limit - prompt
+
+
+async def complete(engine: Engine, request: ChatRequest) -> Completion:
+    """Return the whole answer.
+
+    Raises:
+        ApiError: The engine refused the request, or failed.
+    """
+    texts: list[str] = []
+    try:
+        async with aclosing(engine.generate(request)) as events:
+            async for event in events:
+                match event:
+                    case Delta(text):
+                        texts.append(text)
+                    case Finished(reason, usage):
+                        return Completion("".join(texts), reason, usage)
+                    case Queued():
+                        pass
+                    case _:
+                        assert_never(event)
+    except EngineError as error:
+        raise of_engine(error) from error
+    raise AssertionError("the events of an engine end with Finished")
+
+
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T | None:
+    """Await `work`; cancel it and return None if the client goes away first."""
+    task = asyncio.ensure_future(work)
+    try:
+        await race(asyncio.wait([task]), _disconnected(request.receive))
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class EventStream(Response):
+    """Server-sent events that end at once when the client goes away.
+
+    An ApiError before the first event becomes the response.  The headers are sent with the
+    first event, and after `_PING_SECONDS` at the latest, because proxies wait for them.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], write_error: Callable[[ApiError], Response]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["Content-Length"]
+        self._events = events
+        self._write_error = write_error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send(scope, receive, send))
+        try:
+            await race(asyncio.wait([sending]), _disconnected(receive))
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+        try:
+            async for data in _with_pings(self._events):
+                if not has_begun:
+                    has_begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except ApiError as error:
+            if has_begun:  # only after a ping
+                await send({"type": "http.response.body", "body": _error_event(error)})
+                return
+            await self._write_error(error)(scope, receive, send)
+        else:
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def _with_pings(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Yield the events, and a comment whenever there was none for a while."""
+    following = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait([following], timeout=_PING_SECONDS)
+            if not done:
+                yield b": waiting\n\n"
+                continue
+            data = following.result()
+            if data is None:
+                return
+            yield data
+            following = asyncio.ensure_future(anext(events, None))
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def _error_event(error: ApiError) -> bytes:
+    return f"data: {json.dumps({'error': {'message': error.message, 'code': error.code}})}\n\n".encode()
+
+
+async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        message = await receive()
+        if isinstance(message, dict) and message["type"] == "http.disconnect":
+            return

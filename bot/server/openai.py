@@ -1,0 +1,233 @@
+"""OpenAI's chat completions and list of models.
+
+Fields and errors follow https://platform.openai.com/docs/api-reference/chat; `top_k` is vLLM's extension.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, Role, SamplingParams, Usage
+from bot.errors import EngineError
+from bot.server.errors import ApiError, bad_request, of_engine
+from bot.server.generation import Backend, Completion, EventStream, complete, unless_disconnected
+from bot.server.requests import integer, number, text
+
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_LONGEST_STOP = 4
+_MOST_CHOICES = 8
+_TYPES = {400: "invalid_request_error", 401: "invalid_request_error", 404: "invalid_request_error", 429: "requests"}
+
+
+async def chat_completions(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
+    """`POST /v1/chat/completions`, streamed or whole."""
+    model = served_model(backend, body.get("model"))
+    _refuse_unsupported(body)
+    messages = _messages(body)
+    choices = integer(body, "n", 1, lowest=1) or 1
+    if choices > _MOST_CHOICES:
+        raise bad_request(f"n is at most {_MOST_CHOICES}", "n")
+    params = _params(body, backend)
+    client = request.client.host if request.client else ""
+    calls = [
+        backend.request(messages, _with_seed(params, number), client, channel=str(number)) for number in range(choices)
+    ]
+    head: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
+    if body.get("stream"):
+        if choices > 1:
+            raise bad_request("n is 1 for a stream", "n")
+        options = body.get("stream_options") or {}
+        includes_usage = isinstance(options, dict) and options.get("include_usage") is True
+        head = {**head, "object": "chat.completion.chunk"}
+        return EventStream(_chunks(backend, calls[0], head, includes_usage), openai_error)
+    if body.get("stream_options") is not None:
+        raise bad_request("stream_options needs stream = true", "stream_options")
+    completions = await unless_disconnected(request, _all(backend, calls))
+    if completions is None:
+        return None
+    prompt_tokens = completions[0].usage.prompt_tokens
+    answer_tokens = sum(each.usage.completion_tokens for each in completions)
+    return JSONResponse(
+        {
+            **head,
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": each.text},
+                    "logprobs": None,
+                    "finish_reason": _reason(each.reason),
+                }
+                for index, each in enumerate(completions)
+            ],
+            "usage": _usage(Usage(prompt_tokens, answer_tokens)),
+        }
+    )
+
+
+def served_model(backend: Backend, asked: object) -> str:
+    """Return the name of the model.
+
+    Raises:
+        ApiError: Another one was asked for.
+    """
+    name = backend.engine.info.model
+    if asked is not None and asked != name:
+        raise ApiError(
+            404, f"the model {asked!r} is not served here; {name!r} is", code="model_not_found", param="model"
+        )
+    return name
+
+
+def model_object(backend: Backend) -> dict[str, Any]:
+    info = backend.engine.info
+    return {
+        "id": info.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": info.backend,
+        "max_model_len": info.context_length,
+    }
+
+
+def openai_error(error: ApiError) -> Response:
+    """Write a refusal in OpenAI's form."""
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    content = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    return JSONResponse({"error": content}, error.status, error.headers)
+
+
+async def _all(backend: Backend, calls: list[ChatRequest]) -> list[Completion]:
+    return await asyncio.gather(*(complete(backend.engine, call) for call in calls))
+
+
+def _params(body: Mapping[str, Any], backend: Backend) -> SamplingParams:
+    own = backend.settings.params
+    longest = integer(body, "max_tokens", None, lowest=1)
+    longest = integer(body, "max_completion_tokens", longest, lowest=1)
+    limits = [each for each in (longest, own.max_tokens) if each]
+    top_p = number(body, "top_p", own.top_p, 0, 1)
+    return SamplingParams(
+        # A sum of 0 leaves the likeliest token only.
+        temperature=number(body, "temperature", own.temperature, 0, 2) if top_p else 0.0,
+        top_p=top_p or 1.0,
+        top_k=integer(body, "top_k", own.top_k, lowest=0) or 0,
+        max_tokens=min(limits, default=None),
+        stop=_stop(body.get("stop")),
+        seed=integer(body, "seed", None),
+    )
+
+
+def _with_seed(params: SamplingParams, number: int) -> SamplingParams:
+    return params if params.seed is None else replace(params, seed=params.seed + number)
+
+
+def _stop(value: object) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value or []
+    if (
+        not isinstance(words, list)
+        or len(words) > _LONGEST_STOP
+        or not all(isinstance(word, str) and word for word in words)
+    ):
+        raise bad_request(f"stop is a string or up to {_LONGEST_STOP} strings, none of them empty", "stop")
+    return tuple(words)
+
+
+def _messages(body: Mapping[str, Any]) -> tuple[ChatMessage, ...]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("messages is missing or empty", "messages")
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+
+
+def _message(message: object, place: str) -> ChatMessage:
+    if not isinstance(message, dict):
+        raise bad_request(f"{place} is not an object", "messages")
+    role = _ROLES.get(text(message, "role", ""))
+    if role is None:
+        raise bad_request(f"{place}.role is not one of {', '.join(_ROLES)}", "messages")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_part(part, f"{place}.content") for part in content)
+    if content is None and role == "assistant":
+        content = ""
+    if not isinstance(content, str):
+        raise bad_request(f"{place}.content is missing or not a string", "messages")
+    return ChatMessage(role, content)
+
+
+def _part(part: object, place: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text":
+        kind = part.get("type") if isinstance(part, dict) else None
+        raise bad_request(f"{place} has a part of type {kind!r}; this model reads text only", "messages")
+    return text(part, "text")
+
+
+def _refuse_unsupported(body: Mapping[str, Any]) -> None:
+    """Refuse what would silently change the answer if it were ignored."""
+    has_tools = (body.get("tools") or body.get("functions")) and body.get("tool_choice") != "none"
+    if has_tools:
+        raise bad_request("this model does not support tools", "tools")
+    if body.get("logprobs") or body.get("top_logprobs"):
+        raise bad_request("log probabilities are not available", "logprobs")
+    form = body.get("response_format") or {}
+    if not isinstance(form, dict) or form.get("type", "text") != "text":
+        raise bad_request("response_format is text only", "response_format")
+    for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
+        if body.get(name):
+            raise bad_request(f"{name} is not supported", name)
+
+
+async def _chunks(
+    backend: Backend, call: ChatRequest, head: Mapping[str, Any], includes_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    rest = {"usage": None} if includes_usage else {}
+    has_begun = False
+
+    def chunk(delta: Mapping[str, str], reason: str | None = None) -> bytes:
+        return _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **rest})
+
+    try:
+        async with aclosing(backend.engine.generate(call)) as events:
+            async for event in events:
+                if not has_begun:
+                    has_begun = True
+                    yield chunk({"role": "assistant", "content": ""})
+                if isinstance(event, Delta):
+                    yield chunk({"content": event.text})
+                elif isinstance(event, Finished):
+                    yield chunk({}, _reason(event.reason))
+                    if includes_usage:
+                        yield _event({**head, "choices": [], "usage": _usage(event.usage)})
+    except EngineError as error:
+        failed = of_engine(error)
+        if not has_begun:
+            raise failed from error
+        yield _event({"error": {"message": failed.message, "type": "server_error", "param": None, "code": failed.code}})
+    else:
+        yield b"data: [DONE]\n\n"
+
+
+def _event(value: object) -> bytes:
+    # In ASCII: some clients take U+2028 and U+0085 for line ends.
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
+def _reason(reason: FinishReason) -> str:
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

@@ -1,0 +1,125 @@
+"""The polling API: `POST /chat` starts an answer, `POST /get_response` returns the text so far.
+
+Requests and responses are those of a 2023 fork of THUDM/ChatGLM-6B; every answer has status 200.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from bot.domain import ChatRequest, Delta, Finished
+from bot.errors import EngineBusy, EngineError, PromptTooLong
+from bot.server.errors import ApiError, bad_request, of_engine
+from bot.server.generation import Backend
+from bot.server.requests import chat_of, history, text
+from bot.util.aio import BackgroundTasks
+from bot.util.clock import Clock
+
+# Seconds for which a finished answer can be read, and the number that is kept.
+_KEPT_SECONDS = 3600.0
+_KEPT = 1000
+
+_BUSY, _KNOWN, _UNKNOWN, _BAD = 100, 101, 102, 103
+
+# A client's own id; a number and the string of its digits are two ids.
+_Id = tuple[str, str | int]
+
+
+@dataclass(slots=True)
+class _Result:
+    timestamp: float = field(default_factory=time.time)
+    text: str = ""
+    is_handled: bool = False
+    is_finished: bool = False
+    error: str = ""
+    ended: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        response = {
+            "is_finished": self.is_finished,
+            "is_handled": self.is_handled,
+            "response": self.text,
+            "timestamp": self.timestamp,
+        }
+        return response | ({"error": self.error} if self.error else {})
+
+
+class Polling:
+    """Answers in progress and finished ones, by client and the id that it chose."""
+
+    def __init__(self, tasks: BackgroundTasks, clock: Clock) -> None:
+        self._tasks = tasks
+        self._clock = clock
+        self._results: OrderedDict[_Id, _Result] = OrderedDict()
+
+    async def start(self, request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
+        """Begin an answer to `query`, in the background."""
+        id = _id_of(request, body)
+        query, turns = text(body, "query"), history(body)
+        self._forget_old()
+        if id in self._results:
+            return _code(_KNOWN, "request_id already exists")
+        load = backend.engine.load
+        if load.waiting >= backend.max_waiting or len(self._results) >= _KEPT:
+            return _code(_BUSY, "busy now")
+        call = backend.request(chat_of(turns, query), backend.settings.params, id[0])
+        result = self._results[id] = _Result()
+        self._tasks.start(self._answer(result, backend, call))
+        return _code(0, "start process")
+
+    async def read(self, request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
+        """Return the text so far."""
+        self._forget_old()
+        result = self._results.get(_id_of(request, body))
+        if result is None:
+            return _code(_UNKNOWN, "request_id not exists")
+        return _code(0, "success", response=result.as_json())
+
+    async def _answer(self, result: _Result, backend: Backend, call: ChatRequest) -> None:
+        try:
+            async with aclosing(backend.engine.generate(call)) as events:
+                async for event in events:
+                    match event:
+                        case Delta(more):
+                            result.is_handled = True
+                            result.text += more
+                        case Finished():
+                            result.is_handled = True
+        except (EngineBusy, PromptTooLong, EngineError) as error:
+            result.error = of_engine(error).message
+        except asyncio.CancelledError:
+            result.error = "the server is stopping"
+            raise
+        finally:
+            result.is_handled = result.is_finished = True
+            result.ended = self._clock.now()
+
+    def _forget_old(self) -> None:
+        oldest = self._clock.now() - _KEPT_SECONDS
+        for id, result in list(self._results.items()):
+            if result.is_finished and result.ended <= oldest:
+                del self._results[id]
+
+
+def polling_error(error: ApiError) -> Response:
+    """Write a refusal as a code: clients of this API read no status."""
+    return _code(_BUSY if error.status in {429, 503} else _BAD, error.message)
+
+
+def _id_of(request: Request, body: Mapping[str, Any]) -> _Id:
+    id = body.get("request_id")
+    if isinstance(id, bool) or not isinstance(id, str | int):
+        raise bad_request("request_id is missing, or neither a string nor a whole number", "request_id")
+    return (request.client.host if request.client else "", id)
+
+
+def _code(code: int, message: str, **more: object) -> Response:
+    return JSONResponse({"code": code, "msg": message, **more}, HTTPStatus.OK)

@@ -1,0 +1,97 @@
+"""Read requests: bounded bodies, JSON objects, fields of the right type, histories."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from bot.domain import ChatMessage
+from bot.server.errors import ApiError, bad_request
+
+# Bytes of a body.
+LONGEST_BODY = 2**20
+
+_MISSING = object()
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """Return the JSON object of a body, whatever its content type says.
+
+    Raises:
+        ApiError: It is too long, no JSON, or no object.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_BODY:
+            raise ApiError(413, f"the body is longer than {LONGEST_BODY} bytes")
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (RecursionError, ValueError):
+        raise bad_request("the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise bad_request("the body is not a JSON object")
+    return value
+
+
+def text(body: Mapping[str, Any], name: str, default: object = _MISSING) -> str:
+    """Return a field that is a string; null counts as missing."""
+    value = body.get(name)
+    if value is None and default is not _MISSING:
+        value = default
+    if not isinstance(value, str):
+        raise bad_request(f"{name} is missing or not a string", name)
+    return value
+
+
+def number(body: Mapping[str, Any], name: str, default: float, lowest: float, highest: float) -> float:
+    """Return a field that is a number; null counts as missing."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
+        raise bad_request(f"{name} is not a number from {lowest:g} to {highest:g}", name)
+    return float(value)
+
+
+def integer(body: Mapping[str, Any], name: str, default: int | None, lowest: int = -(2**63)) -> int | None:
+    """Return a field that is a whole number of 64 bits; null counts as missing."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value < 2**63:
+        raise bad_request(f"{name} is not a whole number of at least {lowest}", name)
+    return value
+
+
+def history(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the turns of a history: pairs of question and answer.
+
+    One client of the GLM API sends its turns as one flat list, [[q1, a1, q2, a2]].
+    """
+    turns = body.get("history") or []
+    if not isinstance(turns, list):
+        raise bad_request("history is not a list of [question, answer]", "history")
+    if len(turns) == 1 and isinstance(turns[0], list) and len(turns[0]) > 2 and len(turns[0]) % 2 == 0:
+        flat = turns[0]
+        turns = [flat[start : start + 2] for start in range(0, len(flat), 2)]
+    for turn in turns:
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(each, str) for each in turn):
+            raise bad_request("history is not a list of [question, answer], two strings each", "history")
+    return [(question, answer) for question, answer in turns]
+
+
+def chat_of(turns: Sequence[tuple[str, str]], question: str) -> tuple[ChatMessage, ...]:
+    earlier = [
+        message
+        for asked, answered in turns
+        for message in (ChatMessage("user", asked), ChatMessage("assistant", answered))
+    ]
+    return (*earlier, ChatMessage("user", question))
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

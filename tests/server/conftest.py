@@ -1,0 +1,48 @@
+"""A server with all APIs on loopback, before a scripted engine."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from bot.chat.access import Access
+from bot.chat.settings import ChatSettings
+from bot.config.schema import AccessSection, Config, LimitsSection, ServerSection
+from bot.server.app import serve_apis
+from bot.server.generation import Backend
+from tests.harness.fakes import ManualClock, ScriptedEngine
+
+MAX_WAITING = 2
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    engine = ScriptedEngine(
+        default=["It ", "is ", "天气。"], max_batch_size=1, max_waiting=MAX_WAITING, context_length=512
+    )
+    async with engine:
+        yield engine
+        assert (engine.load.running, engine.load.waiting) == (0, 0)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def access(clock: ManualClock) -> Access:
+    return Access(AccessSection(), LimitsSection(), clock)
+
+
+@pytest.fixture
+async def url(engine: ScriptedEngine, access: Access, clock: ManualClock) -> AsyncIterator[str]:
+    backend = Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING)
+    async with serve_apis(ServerSection(port=0), backend, clock) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def http(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(url) as session:
+        yield session

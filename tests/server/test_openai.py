@@ -1,0 +1,223 @@
+"""OpenAI's API, called by its own client and by hand."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from bot.chat.access import Access
+from bot.domain import ChatMessage, Finished, FinishReason, Usage
+from bot.errors import EngineFailed
+from tests.harness.fakes import ScriptedEngine
+from tests.server.conftest import MAX_WAITING
+
+QUESTION: list[Any] = [{"role": "user", "content": "what?"}]
+BODY = {"model": "scripted", "messages": QUESTION}
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+async def test_the_client_gets_an_answer_with_its_usage(client: openai.AsyncOpenAI) -> None:
+    answer = await client.chat.completions.create(model="scripted", messages=QUESTION)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("It is 天气。", "stop")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 9, 14)
+
+
+async def test_the_client_streams_the_same_answer(client: openai.AsyncOpenAI) -> None:
+    stream = await client.chat.completions.create(
+        model="scripted", messages=QUESTION, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "It is 天气。"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 14
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_the_synchronous_client_works_too(url: str) -> None:
+    def ask() -> str | None:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+            return client.chat.completions.create(model="scripted", messages=QUESTION).choices[0].message.content
+
+    assert await asyncio.to_thread(ask) == "It is 天气。"
+
+
+async def test_models_are_listed_and_found_with_a_slash(client: openai.AsyncOpenAI) -> None:
+    assert [model.id for model in (await client.models.list()).data] == ["scripted"]
+    assert (await client.models.retrieve("scripted")).object == "model"
+    with pytest.raises(openai.NotFoundError, match="THUDM/chatglm-6b"):
+        await client.models.retrieve("THUDM/chatglm-6b")
+
+
+async def test_parameters_reach_the_engine(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    await client.chat.completions.create(
+        model="scripted",
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "c"},
+            {"role": "user", "content": "d"},
+        ],
+        temperature=0.5,
+        top_p=0.9,
+        max_tokens=3,
+        max_completion_tokens=7,
+        stop="END",
+        seed=5,
+        extra_body={"top_k": 3, "unknown": [1]},
+    )
+    request = engine.requests[0]
+    assert request.messages == (
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", "a\nb"),
+        ChatMessage("assistant", "c"),
+        ChatMessage("user", "d"),
+    )
+    params = request.params
+    assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.5, 0.9, 3, 7)
+    assert (params.stop, params.seed) == (("END",), 5)
+
+
+async def test_several_answers_have_seeds_of_their_own(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    answer = await client.chat.completions.create(model="scripted", messages=QUESTION, n=3, seed=8)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert sorted(request.params.seed or 0 for request in engine.requests) == [8, 9, 10]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 27)
+
+
+async def test_an_answer_that_is_cut_says_so(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    engine.add(["It", Finished(FinishReason.LENGTH, Usage(5, 1))])
+    answer = await client.chat.completions.create(model="scripted", messages=QUESTION, max_tokens=1)
+    assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+        ({"messages": ["a"]}, "messages"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": -1}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"n": 9}, "n"),
+        ({"n": 2, "stream": True}, "n"),
+        ({"seed": "x"}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"stream_options": {}}, "stream_options"),
+        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    ],
+)
+async def test_what_would_change_the_answer_is_refused_by_name(
+    http: aiohttp.ClientSession, change: dict[str, Any], param: str
+) -> None:
+    async with http.post("/v1/chat/completions", json={**BODY, **change}) as response:
+        answer = await response.json()
+    assert response.status == 400
+    assert (answer["error"]["type"], answer["error"]["param"]) == ("invalid_request_error", param)
+    assert answer["error"]["message"]
+
+
+async def test_what_changes_nothing_is_accepted(client: openai.AsyncOpenAI) -> None:
+    await client.chat.completions.create(
+        model="scripted",
+        messages=QUESTION,
+        logprobs=False,
+        frequency_penalty=0,
+        logit_bias={},
+        tools=[],
+        response_format={"type": "text"},
+        user="me",
+        stream=False,
+    )
+
+
+async def test_a_prompt_beyond_the_context_has_its_code(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "x" * 600}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_full_queue_is_a_429_with_a_time(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine, stream: bool
+) -> None:
+    engine.go_on.clear()
+    asking = [
+        asyncio.ensure_future(client.chat.completions.create(model="scripted", messages=QUESTION))
+        for _ in range(1 + MAX_WAITING)
+    ]
+    await engine.asked(1 + MAX_WAITING)
+    with pytest.raises(openai.RateLimitError) as caught:
+        await client.chat.completions.create(model="scripted", messages=QUESTION, stream=stream)
+    assert caught.value.code == "queue_full"
+    assert int(caught.value.response.headers["Retry-After"]) >= 1
+    engine.go_on.set()
+    await asyncio.gather(*asking)
+
+
+async def test_a_paused_bot_refuses(client: openai.AsyncOpenAI, access: Access) -> None:
+    access.pause()
+    with pytest.raises(openai.InternalServerError, match="paused"):
+        await client.chat.completions.create(model="scripted", messages=QUESTION)
+
+
+async def test_a_fault_in_a_stream_reaches_the_client(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    engine.add(["It ", EngineFailed("the text of a user")])
+    stream = await client.chat.completions.create(model="scripted", messages=QUESTION, stream=True)
+    with pytest.raises(openai.APIError, match="the model failed on this request"):
+        [chunk async for chunk in stream]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_frees_its_slot(
+    http: aiohttp.ClientSession, engine: ScriptedEngine, stream: bool
+) -> None:
+    engine.go_on.clear()
+    asking = asyncio.ensure_future(http.post("/v1/chat/completions", json={**BODY, "stream": stream}))
+    await engine.asked(1)
+    asking.cancel()
+    await engine.left(1)
+    assert engine.load.running == 0
+    engine.go_on.set()
+
+
+async def test_other_paths_and_methods_are_errors_of_the_same_form(http: aiohttp.ClientSession) -> None:
+    async with http.get("/v1/nothing") as response:
+        assert (response.status, "message" in (await response.json())["error"]) == (404, True)
+    async with http.get("/v1/chat/completions") as response:
+        assert (response.status, response.headers["Allow"]) == (405, "POST")
+    async with http.get("/") as response:
+        assert (response.status, await response.json()) == (405, {"error": "Method Not Allowed", "status": 405})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "localhost.evil"}],
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/", "/chat"])
+async def test_a_web_page_cannot_use_the_server(
+    http: aiohttp.ClientSession, engine: ScriptedEngine, headers: dict[str, str], path: str
+) -> None:
+    async with http.post(path, data=json.dumps({"prompt": "a"}), headers=headers) as response:
+        assert response.status == 403
+    assert engine.requests == []
