@@ -12,7 +12,7 @@
     │   └── StoreInUse          by another bot: one at a time
     ├── NotErased               deleted from every row, but still in the database's file
     ├── ClaimLost               another worker has claimed the exchange
-    ├── AddressUnavailable      the operations server cannot listen on its address
+    ├── AddressUnavailable      an HTTP server cannot listen on its address
     └── PlatformError
         ├── LoginRefused        a wrong token: this platform cannot go on
         ├── PlatformUnavailable a temporary fault: retry
@@ -115,7 +115,7 @@ class ClaimLost(BotError):
 
 
 class AddressUnavailable(BotError):
-    """The operations server cannot listen: the port is taken, or the host is not an address of this machine."""
+    """An HTTP server cannot listen: the port is taken, or the host is not an address of this machine."""
 
 
 class PlatformError(BotError):

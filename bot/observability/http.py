@@ -1,36 +1,24 @@
 """HTTP server for operations: /livez, /readyz and /metrics."""
 
-import asyncio
 import http.client
 import json
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 
-import structlog
-import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bot.config.schema import OperationsSection
-from bot.errors import AddressUnavailable
 from bot.observability.health import Health
-from bot.util.http_server import BoundedConnections
+from bot.util.http_server import serve_app
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-# Seconds for open requests on shutdown.
-_SHUTDOWN_SECONDS = 1
 # A running bot answers within a second.
 _QUERY_SECONDS = 4.0
-# Connections that one pass of the event loop accepts; uvicorn's default is 2048.
-_BACKLOG = 64
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -60,31 +48,8 @@ async def serve_operations(settings: OperationsSection, app: Starlette) -> Async
     Raises:
         AddressUnavailable: The port is in use, or the host is not an address of this machine.
     """
-    with _listening(settings) as listener:
-        port: int = listener.getsockname()[1]
-        server = _Server(
-            uvicorn.Config(
-                app,
-                http=BoundedConnections(H11Protocol, "operations"),  # type: ignore[arg-type]  # a factory of protocols
-                backlog=_BACKLOG,
-                log_level="error",  # a warning for each request that is not HTTP could fill the disk
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-            )
-        )
-        task = asyncio.create_task(server.serve(sockets=[listener]), name="operations")
-        log.info("operations server listening", host=settings.host, port=port)
-        try:
-            yield port
-        finally:
-            server.should_exit = True
-            await asyncio.wait([task])
-            task.result()
+    async with serve_app(app, "operations", settings.host, settings.port) as port:
+        yield port
 
 
 def query_readiness(settings: OperationsSection) -> tuple[bool, str]:
@@ -101,26 +66,3 @@ def query_readiness(settings: OperationsSection) -> tuple[bool, str]:
     finally:
         connection.close()
     return reply.status == HTTPStatus.OK, "\n".join(f"{part}: {state}" for part, state in parts.items())
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers: app.py handles signals."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextmanager
-def _listening(settings: OperationsSection) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listener = socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]  # Python appends the address in its own form
-        raise AddressUnavailable(
-            f"the operations server cannot listen on {settings.host}:{settings.port} ({reason}); change "
-            "operations.port (0 = any free port) or operations.host, or set operations.enabled = false"
-        ) from error
-    with listener:
-        yield listener
