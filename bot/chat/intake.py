@@ -178,6 +178,10 @@ class Intake:
             case _:
                 assert_never(action)
 
+    async def is_known(self, channel: ChannelKey, message_id: str) -> bool:
+        """Return whether the message has an exchange."""
+        return await self._store.find(channel, message_id) is not None
+
     async def has_history(self, channel: ChannelKey) -> bool:
         """Return whether the bot was spoken to here before: in a thread it then listens."""
         return await self._store.has_history(channel)

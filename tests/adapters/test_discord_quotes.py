@@ -290,6 +290,18 @@ async def test_an_edit_whose_text_is_withheld_deletes_the_old_one(platform: Disc
         assert [message.content for message in bot.engine.requests[1].messages] == ["Mei: next"]
 
 
+async def test_without_the_intent_a_second_edit_can_add_the_mention(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.allows_content = False
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("first")
+        await bot.shows("ok")
+        said = await platform.say("who knos this?", mention=False)
+        await platform.edit(said, "who knows this?")
+        mention(bot, said, "who knows this?")
+        await bot.shows("ok", "ok")
+        assert platform.seen()[-1].reply_to == said
+
+
 @pytest.mark.parametrize("missing", [("author",), ("content",), ("author", "content", "mentions", "type")])
 async def test_an_edit_event_without_the_message_is_fetched(bot: DiscordBot, missing: tuple[str, ...]) -> None:
     question = await bot.platform.say("before")

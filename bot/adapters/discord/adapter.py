@@ -25,6 +25,7 @@ from bot.errors import AccessDenied, ChannelGone, LoginRefused, PlatformError, P
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff, log_retry, retry
+from bot.util.text import clean
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -35,7 +36,7 @@ _LONGEST_RETRY = 60.0
 _CUT_OFF_SECONDS = 60.0
 # Seconds without another server, after which the list is complete.
 _SERVER_SECONDS = 2.0
-_LOGIN_CALLS = 2  # the user and the application
+_LOGIN_CALLS = 3  # the user and the application, which an inspection reads twice
 # The most servers that `inspect` checks, with one call each.
 _INSPECTED = 20
 _PERMISSIONS = discord.Permissions(
@@ -149,10 +150,10 @@ async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
     """Report what Discord says about the bot, and what the operator has to change."""
     configure_endpoints(settings)
     async with rest_client(settings, MonotonicClock()) as client:
-        with map_errors():
+        async with call_timeout(_LOGIN_CALLS * settings.call_seconds, client):
             await client.login(_token(settings))
             application = await client.application_info()
-        yield Finding(True, f"the token is valid; the bot is {client.user}")
+        yield Finding(True, f"the token is valid; the bot is {clean(str(client.user))}")
         flags = application.flags
         if flags.gateway_message_content or flags.gateway_message_content_limited:
             yield Finding(True, "the Message Content intent is on: in threads the bot receives all messages")
@@ -170,28 +171,27 @@ async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
             )
         if application.bot_require_code_grant:
             yield Finding(False, 'the bot cannot be invited: disable "Requires OAuth2 Code Grant" (Bot)')
-        with map_errors():
-            async for finding in _servers(client, application.id):
-                yield finding
+        async for finding in _servers(client, application.id, settings.call_seconds):
+            yield finding
 
 
-async def _servers(client: discord.Client, application_id: int) -> AsyncIterator[Finding]:
+async def _servers(client: discord.Client, application_id: int, seconds: float) -> AsyncIterator[Finding]:
     invitation = discord.utils.oauth_url(
         application_id, permissions=_PERMISSIONS, scopes=("bot", "applications.commands")
     )
-    servers = [server async for server in client.fetch_guilds(limit=_INSPECTED)]
+    async with call_timeout(seconds, client):
+        servers = [server async for server in client.fetch_guilds(limit=_INSPECTED)]
     if not servers:
         yield Finding(False, f"the bot is not in any server yet; invite it: {invitation}")
     for server in servers:
+        name = clean(server.name)
         try:
-            with map_errors():
+            async with call_timeout(seconds, client):
                 await client.http.get_guild_commands(application_id, server.id)
         except (AccessDenied, ChannelGone):
-            yield Finding(
-                False, f"{server.name}: slash commands are not authorised; invite the bot again: {invitation}"
-            )
+            yield Finding(False, f"{name}: slash commands are not authorised; invite the bot again: {invitation}")
         else:
-            yield Finding(True, f"{server.name}: messages and slash commands work")
+            yield Finding(True, f"{name}: messages and slash commands work")
 
 
 def _token(settings: DiscordSection) -> str:

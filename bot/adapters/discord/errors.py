@@ -30,6 +30,10 @@ LOGIN_REFUSED = (
 DEFAULT_WAIT = 20.0
 
 
+class UnreadableAnswer(PlatformUnavailable):
+    """The answer is not built as documented; the call may have had its effect."""
+
+
 class ReferenceRefused(ContentRefused):
     """The message may not be a reply; without the reference it may pass."""
 
@@ -88,7 +92,7 @@ def map_errors() -> Iterator[None]:
         raise PlatformUnavailable(f"Discord cannot be reached: {str(exc) or type(exc).__name__}") from exc
     except _UNREADABLE as exc:
         found = describe_error(exc)
-        raise PlatformUnavailable(f"Discord's answer cannot be read: {found['error']} at {found['at']}") from exc
+        raise UnreadableAnswer(f"Discord's answer cannot be read: {found['error']} at {found['at']}") from exc
     except RuntimeError as exc:
         if exc.args != ("Session is closed",):
             raise

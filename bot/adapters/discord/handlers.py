@@ -12,13 +12,14 @@ import discord
 import structlog
 
 from bot.adapters.discord.backfill import DiscordBackfill
-from bot.adapters.discord.errors import REFUSALS
+from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import (
     PLATFORM,
     Use,
     channel_key,
+    described_channel,
     is_direct_or_mention,
     is_for_another,
     is_reply_or_role_mention,
@@ -47,6 +48,9 @@ _RESPONSE_SECONDS = 3.0
 # Commands that affect the whole channel are answered in public, the others only to their user.
 _PUBLIC = frozenset({"clear"})
 _ACTIONS = {action.value: action for action in Action}
+# After so many descriptions of a channel that cannot be read, it is taken for one that is no thread:
+# later events must not wait for it.
+_UNREADABLE_ANSWERS = 3
 _COMMANDS = frozenset(command.name for command in menu())
 
 Work = Callable[[], Awaitable[None]]
@@ -173,7 +177,8 @@ class DiscordHandlers:
         if channel is None:
             return
         calls_bot = is_direct_or_mention(message, self._me)
-        if self._is_hidden(message) and not calls_bot:
+        is_hidden = self._is_hidden(message) and not calls_bot
+        if is_hidden and await self._intake.is_known(channel, str(message.id)):
             # Without the intent the new text is unknown, and the old one was taken back.
             await self._intake.delete(channel, str(message.id))
             return
@@ -185,8 +190,8 @@ class DiscordHandlers:
     async def _edit_fetched(self, server: int | None, channel_id: int, message_id: int) -> None:
         try:
             message = await fetch_message(self._client, server, channel_id, message_id, self._call_seconds)
-        except REFUSALS as gone:
-            log.info("edit skipped, its message is gone", error=str(gone))
+        except (*REFUSALS, UnreadableAnswer) as error:
+            log.info("edit skipped, its message is gone or cannot be read", error=str(error))
             return
         if is_user_message(message):
             await self._edit(message)
@@ -269,15 +274,20 @@ class DiscordHandlers:
 
     async def _channel_key(self, channel: object, channel_id: int, *, is_direct: bool) -> ChannelKey | None:
         """Return the conversation's key; None if it is not cached and no longer exists."""
-        if not is_direct and (channel is None or isinstance(channel, discord.PartialMessageable)):
-            # It may be a thread.
+        if is_direct or not (channel is None or isinstance(channel, discord.PartialMessageable)):
+            return channel_key(channel, channel_id)
+        # It may be a thread.
+        for _ in range(_UNREADABLE_ANSWERS):
             try:
                 async with call_timeout(self._call_seconds, self._client):
-                    channel = await self._client.fetch_channel(channel_id)
+                    fetched: Any = await self._client.http.get_channel(channel_id)
+                    return described_channel(fetched, channel_id)
             except REFUSALS as gone:
                 log.info("event skipped, its channel is gone", error=str(gone))
                 return None
-        return channel_key(channel, channel_id)
+            except UnreadableAnswer as error:
+                log.warning("a channel's description cannot be read", error=str(error))
+        return channel_key(None, channel_id)
 
     @property
     def _client(self) -> discord.Client:

@@ -9,7 +9,7 @@ import structlog
 from discord.http import handle_message_parameters
 from discord.webhook.async_ import async_context
 
-from bot.adapters.discord.errors import ReferenceRefused, ThreadArchived
+from bot.adapters.discord.errors import ReferenceRefused, ThreadArchived, UnreadableAnswer
 from bot.adapters.discord.http import ALLOWED_MENTIONS, call_timeout
 from bot.adapters.discord.parse import channel_id
 from bot.adapters.send_once import RecentDict, SendOnce
@@ -102,7 +102,7 @@ class DiscordMessenger:
         async with self._calling() as client:
             deletion: Awaitable[object] = client.http.delete_message(channel_id(channel), int(message_id))
             if await deletion:  # no content is due
-                raise PlatformUnavailable("Discord's answer to a deletion cannot be read")
+                raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
 
     async def _post(
         self, channel: ChannelKey, text: Rendered, reply_to: str | None, controls: Controls, nonce: str
@@ -185,12 +185,12 @@ def _check_message(answer: object, **expected: str) -> str:
     """Return the id of the message in an answer, after comparing these fields.
 
     Raises:
-        PlatformUnavailable: It is something else, so the call may or may not have had its effect.
+        UnreadableAnswer: It is something else, so the call may or may not have had its effect.
     """
     message = answer if isinstance(answer, Mapping) else {}
     id = str(message.get("id"))
     if len(id) > _ID_DIGITS or not (id.isascii() and id.isdecimal()):
-        raise PlatformUnavailable("Discord's answer is not a message")
+        raise UnreadableAnswer("Discord's answer is not a message")
     if any(str(message.get(field)) != value for field, value in expected.items()):
-        raise PlatformUnavailable("Discord's answer is another message")
+        raise UnreadableAnswer("Discord's answer is another message")
     return id

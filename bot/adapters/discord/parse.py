@@ -70,6 +70,17 @@ def channel_key(channel: object, channel_id: int) -> ChannelKey:
     return ChannelKey(PLATFORM, str(channel_id))
 
 
+def described_channel(channel: Mapping[str, Any], channel_id: int) -> ChannelKey:
+    """Return the conversation's key, from the API's description of the channel.
+
+    Raises:
+        One of PARSE_ERRORS: It is something else.
+    """
+    if channel["type"] in _THREAD_TYPES:
+        return ChannelKey(PLATFORM, str(int(channel["parent_id"])), str(channel_id))
+    return ChannelKey(PLATFORM, str(channel_id))
+
+
 def channel_id(channel: ChannelKey) -> int:
     """Return the API's id of the conversation: a thread is a channel there."""
     return int(channel.thread or channel.channel)
@@ -203,10 +214,10 @@ def parse_interaction(data: Mapping[str, Any], state: ConnectionState[Any]) -> U
     key = None
     if channel_id is not None:
         cached = interaction.guild and interaction.guild.get_channel_or_thread(channel_id)
-        if channel.get("type") in _THREAD_TYPES and channel.get("parent_id"):
-            key = ChannelKey(PLATFORM, str(int(channel["parent_id"])), str(channel_id))
-        elif cached is not None or "type" in channel or not interaction.guild_id:
+        if cached is not None or not interaction.guild_id:
             key = channel_key(cached, channel_id)
+        elif "type" in channel:
+            key = described_channel(channel, channel_id)
     return Use(interaction, channel_id, key, int(message["id"]) if message.get("id") else None)
 
 

@@ -78,6 +78,11 @@ class DiscordGateway(DiscordWorld):
         session.events.append(json.dumps({"op": 0, "t": name, "s": len(session.events) + 1, "d": data}))
         session.more.set()
 
+    def send_as_it_is(self, name: str, data: Any) -> None:
+        """Send an event that may be malformed."""
+        for session in self._sessions.values():
+            self._event(session, name, data)
+
     def send_malformed_frame(self) -> None:
         """Send a frame that is not JSON."""
         for session in self._sessions.values():
