@@ -84,7 +84,8 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 background = [_keep_lock(lock, clock), _check_engine(engine, clock)]
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
-                serving = serve_platforms(platforms, intake, requires_all=config.operations.require_all_platforms)
+                requires_all = config.operations.require_all_platforms
+                serving = serve_platforms(platforms, intake, requires_all=requires_all) if platforms else _forever()
                 await _run_platforms(serving, components, background)
 
 
@@ -216,6 +217,11 @@ async def _check_engine(engine: Engine, clock: Clock) -> None:
     while (load := engine.load).down is None or load.is_changing:
         await clock.sleep(_ENGINE_INTERVAL)
     raise EngineUnavailable(f"the model has stopped responding; the bot must be restarted: {load.down}")
+
+
+async def _forever() -> None:
+    """Wait until cancelled: without a platform, only the HTTP APIs serve."""
+    await asyncio.Event().wait()
 
 
 @asynccontextmanager

@@ -9,11 +9,12 @@ from contextlib import suppress
 import click
 
 from bot import __version__
+from bot.cli.ask import ask
 from bot.cli.bench import bench
 from bot.cli.check import check
 from bot.cli.database import backup, copy, export, migrate
 from bot.cli.health import health
-from bot.cli.run import run
+from bot.cli.run import run, serve
 from bot.errors import BotError
 
 __all__ = ["cli", "main"]
@@ -25,7 +26,7 @@ def cli() -> None:
     """Run ChatGLM-6B as a chat bot for Discord, Telegram and Slack."""
 
 
-for command in (run, check, health, migrate, backup, export, copy, bench):
+for command in (run, serve, ask, check, health, migrate, backup, export, copy, bench):
     cli.add_command(command)
 
 

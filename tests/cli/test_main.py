@@ -1,5 +1,6 @@
 """The command line: output and exit codes."""
 
+import json
 import os
 import re
 import resource
@@ -7,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,15 @@ def test_run_answers_and_keeps_the_conversation(tmp_path: Path) -> None:
     assert "(1)" in second.stdout
     for file in (tmp_path / "data").iterdir():
         assert b"remember this" not in file.read_bytes()
+
+
+def test_ask_prints_one_answer_and_stores_nothing(tmp_path: Path) -> None:
+    assert bot(tmp_path, "ask", "how", "are you?").stdout == "how are you?\n"
+    assert bot(tmp_path, "ask", "summarise:", stdin="a text\n").stdout == "summarise:\n\na text\n"
+    assert list(tmp_path.iterdir()) == []
+    nothing = bot(tmp_path, "ask")
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert "there is no question" in nothing.stderr
 
 
 def test_no_message_text_is_in_the_log(tmp_path: Path) -> None:
@@ -119,6 +130,20 @@ def test_sigterm_shuts_down_cleanly(tmp_path: Path) -> None:
         assert running.wait(120) == 0
         assert running.stderr is not None
         assert "Traceback" not in running.stderr.read()
+
+
+def test_serve_answers_over_http_without_a_platform(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bot", "serve"]
+    env = environment(BOT_SERVER__PORT="0", BOT_DISCORD__TOKEN="not used")
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as served:
+        assert served.stderr is not None
+        lines = (json.loads(line) for line in served.stderr)
+        port = next(line["port"] for line in lines if line.get("section") == "server")
+        body = json.dumps({"prompt": "over the wire"}).encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", body) as response:
+            assert json.load(response)["response"] == "over the wire"
+        served.send_signal(signal.SIGTERM)
+        assert served.wait() == 0
 
 
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("run", "--help")])

@@ -27,7 +27,10 @@ def test_a_new_measurement_replaces_its_own_lines_in_both_tables() -> None:
 
 
 def test_a_missed_row_is_marked_in_both_tables() -> None:
-    rows = [Row("slack", "lost 0 | twice 0", is_kept=True), Row("discord", "late\n  why", is_kept=True, is_in_time=False)]
+    rows = [
+        Row("slack", "lost 0 | twice 0", is_kept=True),
+        Row("discord", "late\n  why", is_kept=True, is_in_time=False),
+    ]
     assert summary(kills, rows, 12.3, 7) == f"| kills | R1 | {title(kills)} | **1 of 2** | seed 7, 12 s |"
     assert details(kills, rows) == [
         "| kills | slack | lost 0 / twice 0 | ok |",

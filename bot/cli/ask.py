@@ -1,0 +1,54 @@
+"""`bot ask`: one answer on standard output."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bot.cli.common import load, progress_bar, redacted, with_config
+
+if TYPE_CHECKING:
+    from bot.config.schema import Config
+    from bot.engine import Progress
+
+
+@click.command()
+@with_config
+@click.argument("question", nargs=-1)
+def ask(path: Path | None, question: tuple[str, ...]) -> None:
+    """Answer QUESTION and exit; text on standard input comes after it.
+
+    Nothing is stored, and the conversation has this one question.
+    """
+    from rich.progress import DownloadColumn
+
+    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    text = "\n\n".join(each for each in (" ".join(question), piped.strip()) if each)
+    if not text:
+        raise click.UsageError("there is no question: write it behind the command, or pipe it in")
+    loaded = load(path)
+    with redacted(loaded), progress_bar(DownloadColumn()) as show:
+        asyncio.run(_answer(loaded.config, text, partial(show, "Loading the model")))
+
+
+async def _answer(config: Config, question: str, progress: Progress) -> None:
+    from bot.chat.settings import ChatSettings
+    from bot.domain import ChatMessage, ChatRequest, Delta
+    from bot.engine import open_engine, preflight
+
+    preflight(config.engine)
+    system = config.conversation.system_prompt
+    opening = [ChatMessage("system", system)] if system else []
+    messages = (*opening, ChatMessage("user", question))
+    request = ChatRequest(messages, ChatSettings.of(config).params)
+    async with open_engine(config.engine, progress) as engine, aclosing(engine.generate(request)) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                click.echo(event.text, nl=False)
+    click.echo()
