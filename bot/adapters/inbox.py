@@ -1,13 +1,15 @@
 """Shared intake of all platforms: store events in order, then start their replies."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import TypeVar
 
 import structlog
 
 from bot.adapters.malformed import skip_malformed
 from bot.chat.intake import Intake
+from bot.chat.recovery import Standing
 from bot.delivery.replies import Replies
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import BotError, PlatformUnavailable, RateLimited, StoreError
@@ -17,6 +19,7 @@ from bot.util.retry import Backoff, retry
 E = TypeVar("E")
 T = TypeVar("T")
 Waiting = Callable[[], Iterable[IncomingMessage]]
+FindStanding = Callable[[Sequence[Exchange]], Awaitable[Standing]]
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -24,14 +27,16 @@ _TRANSIENT = (StoreError, PlatformUnavailable, RateLimited)
 # Seconds between retries: the first delay and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
+# Seconds for reading a channel's history before its owed replies go on without it.
+_FIND_SECONDS = 60.0
 
 
 class Inbox:
     """Stores what a platform delivers and starts the replies.
 
     While `is_backfilling`, messages and edits are only stored, since older ones may
-    still be missing; `recover` then starts their replies in order.  `maybe_sent` is
-    called with each recovered exchange: its next message may exist already.
+    still be missing; `recover` then starts their replies in order.  `find_standing` looks
+    for replies to recovered exchanges that their channels show already.
     """
 
     def __init__(
@@ -40,14 +45,14 @@ class Inbox:
         intake: Intake,
         replies: Replies,
         clock: Clock,
-        maybe_sent: Callable[[Exchange], None] = lambda exchange: None,
+        find_standing: FindStanding | None = None,
     ) -> None:
         self.is_backfilling = False
         self._platform = platform
         self._intake = intake
         self._replies = replies
         self._clock = clock
-        self._maybe_sent = maybe_sent
+        self._find_standing = find_standing
 
     async def accept(self, message: IncomingMessage) -> None:
         """Store a message and start its reply.
@@ -91,10 +96,48 @@ class Inbox:
         Raises:
             StoreError: The database cannot be read.
         """
-        for exchange in await self._intake.recover(self._platform):
-            self._maybe_sent(exchange)
-            self._replies.start(exchange)
+        owed = await self._intake.claim_owed(self._platform)
+        if self._find_standing is None:
+            await self._settle(owed, {})
+        else:
+            # Threads count with their channel, as for notices.
+            by_channel = groupby(sorted(owed, key=_channel), key=_channel)
+            for exchanges in [list(group) for _, group in by_channel]:
+                self._replies.run_beside(self._settle_found(exchanges, self._find_standing))
         self.is_backfilling = False
+
+    async def _settle_found(self, owed: Sequence[Exchange], find: FindStanding) -> None:
+        """Start the replies of one channel, without those that it shows already."""
+        deadline = self._clock.now() + _FIND_SECONDS
+
+        async def look() -> Standing:
+            try:
+                with skip_malformed(self._platform):
+                    return await find(owed)
+            except _TRANSIENT as error:
+                if self._clock.now() < deadline:
+                    raise
+                log.warning("standing replies not read, going on without", platform=self._platform, error=str(error))
+            return {}
+
+        def report(error: BotError, seconds: float) -> None:
+            log.warning("recovery delayed, retrying", platform=self._platform, seconds=seconds, error=str(error))
+
+        try:
+            standing = await self._retry(look, report)
+        except BaseException:
+            for exchange in owed:
+                self._intake.exchanges.release(exchange)
+            raise
+        try:
+            await self._settle(owed, standing)
+        except StoreError as error:
+            log.warning("recovery delayed, retrying", platform=self._platform, error=str(error))
+            await self._retry(self.recover, report)
+
+    async def _settle(self, owed: Sequence[Exchange], standing: Standing) -> None:
+        for exchange in await self._intake.settle(owed, standing):
+            self._replies.start(exchange)
 
     async def process(self, work: Callable[[], Awaitable[None]]) -> None:
         """Await `work()`; log and skip an event that is malformed or hits a bug.
@@ -144,3 +187,7 @@ class Inbox:
     def _start(self, exchange: Exchange | None) -> None:
         if exchange is not None:
             self._replies.start(exchange)
+
+
+def _channel(exchange: Exchange) -> str:
+    return exchange.message.channel.channel

@@ -6,7 +6,7 @@ registry here holds only what a row cannot: the task, the stop flag, the parts b
 
 import asyncio
 import bisect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
@@ -316,6 +316,21 @@ class Exchanges:
         """
         if not await self._store.record_part(worker.exchange, number, message_id):
             self._check_deleted(worker)
+
+    async def adopt_parts(self, exchange: Exchange, message_ids: Sequence[str]) -> Exchange:
+        """Continue the reply in the messages that an earlier run has sent; return the exchange with them.
+
+        The messages of another exchange are not touched, nor are those after them.
+        """
+        worker = self.worker(exchange)
+        if worker.is_backlog and message_ids[: len(exchange.parts)] == exchange.parts:
+            for number in range(len(exchange.parts), len(message_ids)):
+                if await self._store.find_by_reply(exchange.message.channel, message_ids[number]) is not None:
+                    break
+                await self.record_part(worker, number, message_ids[number])
+                worker.parts.append(Part(message_ids[number], is_recorded=True))
+            worker.exchange = replace(exchange, parts=tuple(message_ids[: len(worker.parts)]))
+        return worker.exchange
 
     async def record_answer(self, exchange: Exchange, answer: Answer) -> None:
         """Store the answer; from now on it is owed to the platform.

@@ -1,6 +1,6 @@
 """Events of a platform, turned into exchanges: messages, edits, deletions, buttons."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -12,9 +12,10 @@ from bot.chat.answers import Answers
 from bot.chat.commands import is_open_retry, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
-from bot.chat.recovery import Recovery
+from bot.chat.recovery import Recovery, Standing
 from bot.chat.retries import Retries
 from bot.chat.settings import ChatSettings
+from bot.chat.standing import StandingReply
 from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind
 from bot.engine.base import Engine
@@ -104,6 +105,17 @@ class Intake:
         """Claim what a crash or an outage left undone; return what is to be shown, in order."""
         return await self._recovery.recover(platform)
 
+    async def claim_owed(self, platform: str) -> list[Exchange]:
+        """Claim what a crash or an outage left undone; each exchange is passed to `settle` or released."""
+        return await self._recovery.claim(platform)
+
+    async def settle(self, owed: Sequence[Exchange], standing: Standing) -> list[Exchange]:
+        """Adopt the replies that stand in their channels; return what is to be shown, in order.
+
+        If it fails, all of `owed` are released.
+        """
+        return await self._recovery.settle(owed, standing)
+
     async def edit(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a message; return the exchange to be answered again, in place.
 
@@ -141,6 +153,20 @@ class Intake:
         """Take the new text of a question while others may be missing; `recover` then returns it."""
         if (exchange := await self.edit(message)) is not None:
             self.exchanges.postpone(exchange)
+
+    async def store_change(self, known: Exchange, message: IncomingMessage, reply: StandingReply | None) -> None:
+        """Take the text of a known message that was edited while events may have been lost.
+
+        `reply` is the one that stands in the channel: after a restored backup it may answer
+        the new text.
+        """
+        message = _cleaned(message)
+        if known.kind is not Kind.CHAT or known.message.text == message.text or not self.access.admits(message):
+            return
+        if reply is None or not reply.is_complete or reply.is_outdated:
+            await self.store_edit(message)
+        elif (requeued := await self.exchanges.requeue(known, message.text)) is not None:
+            await self.exchanges.settle(requeued, reply.answer)
 
     async def delete(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
         """Delete the exchange of a deleted message and quotations of it, and stop answering it.
@@ -190,6 +216,10 @@ class Intake:
         """Move a channel's history to the id that its platform gave it."""
         if count := await self._store.rename_channel(channel, to):
             log.info("channel moved", channel=str(channel), to=to, exchanges=count)
+
+    async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
+        """Return the platform's exchanges said at this time or later, to compare them with the channels."""
+        return await self._store.said_since(platform, time)
 
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
         """Return the newest message known per channel: where a backfill begins."""

@@ -1,8 +1,10 @@
 """Answer what a crash, a restart or an outage left undone."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from types import MappingProxyType
 
 import structlog
 
@@ -11,11 +13,15 @@ from bot.chat.commands import is_forget, is_open_retry
 from bot.chat.exchanges import Exchanges, refused
 from bot.chat.retries import Retries
 from bot.chat.settings import ChatSettings
-from bot.domain import Answer, Exchange, FinishReason, Status
+from bot.chat.standing import StandingReply, late_notice
+from bot.domain import Answer, Exchange, FinishReason, Kind, Status
 from bot.errors import ClaimLost
 from bot.util.clock import Calendar
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Replies that channels show already, by exchange id.
+Standing = Mapping[int, StandingReply]
 
 
 class Recovery:
@@ -31,21 +37,50 @@ class Recovery:
         self._calendar = calendar
 
     async def recover(self, platform: str) -> list[Exchange]:
-        """Return the exchanges to be shown now, in the order of their rows, each claimed.
+        """Return the exchanges to be shown now, in the order of their rows, each claimed."""
+        return await self.settle(await self.claim(platform))
+
+    async def claim(self, platform: str) -> list[Exchange]:
+        """Claim everything owed on the platform; each exchange is passed to `settle` or released."""
+        owed = [*await self._exchanges.claim_owed(platform), *self._exchanges.take_pending(platform)]
+        return sorted(owed, key=lambda exchange: exchange.id)
+
+    async def settle(self, owed: Sequence[Exchange], standing: Standing = MappingProxyType({})) -> list[Exchange]:
+        """Return which of them are to be shown, in the order of their rows; if it fails, all are released.
+
+        `standing` are replies that their channels show already, by exchange id: a complete one
+        is adopted as the answer, another one is continued.
 
         Questions older than `catch_up_minutes` whose reply had not begun are not answered
         any more: in each channel the newest gets a notice, which settles them all.
         """
-        owed = [*await self._exchanges.claim_owed(platform), *self._exchanges.take_pending(platform)]
         shown: list[Exchange] = []
         try:
-            await self._settle(sorted(owed, key=lambda exchange: exchange.id), shown)
+            await self._settle(await self._adopt(owed, standing), shown)
         except BaseException:
             for exchange in [*owed, *shown]:
                 self._exchanges.release(exchange)
             raise
         # An exchange that a /retry has requeued is here twice, the first time without its claim.
         return sorted(filter(self._exchanges.find, shown), key=lambda exchange: exchange.id)
+
+    async def _adopt(self, owed: Sequence[Exchange], standing: Standing) -> list[Exchange]:
+        """Return those that are still owed."""
+        left = []
+        for exchange in owed:
+            reply, adopted = standing.get(exchange.id), exchange
+            with suppress(ClaimLost):  # deleted meanwhile
+                if reply is not None:
+                    adopted = await self._exchanges.adopt_parts(exchange, reply.parts)
+                    # A reply that the row knows to have begun may be an older one: a requeued question keeps its parts.
+                    is_new = exchange.kind is Kind.CHAT and exchange.answer is None and not exchange.parts
+                    is_final = reply.is_complete and not reply.is_outdated and adopted.parts == reply.parts
+                    if is_new and is_final:
+                        await self._exchanges.settle(adopted, reply.answer)
+                        log.info("reply adopted", exchange=exchange.id)
+                        continue
+                left.append(adopted)
+        return left
 
     async def _settle(self, owed: list[Exchange], shown: list[Exchange]) -> None:
         admitted = []
@@ -86,8 +121,7 @@ class Recovery:
             with suppress(ClaimLost):  # deleted meanwhile
                 if exchange.id in newest.values():
                     translate = self._settings.translator_for(exchange.message)
-                    notice = translate("I was away, and this was some time ago. Please ask again if you like.")
-                    shown.append(await self._exchanges.answer_with(exchange, refused(notice)))
+                    shown.append(await self._exchanges.answer_with(exchange, refused(late_notice(translate))))
                 else:
                     await self._exchanges.settle(exchange, Answer("", reason=FinishReason.ERROR))
 

@@ -1,10 +1,10 @@
 """Show the replies of one platform with edits, one task each."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -63,7 +63,7 @@ class Replies:
         self._pacer = Pacer(messenger.edit_interval, clock, edits_per_minute=edits_per_minute)
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
-        self._notices = BackgroundTasks()
+        self._background = BackgroundTasks()
         self._notified: dict[ChannelKey, float] = {}
         self._is_closing = False
         self._refusal: LoginRefused | None = None
@@ -98,7 +98,7 @@ class Replies:
         if self._is_closing or channel in self._notified or not self._intake.admits(message):
             return
         self._notified[channel] = now + _DELAY_NOTICE_INTERVAL
-        self._notices.start(self._notify(message))
+        self._background.start(self._notify(message))
 
     async def _notify(self, message: IncomingMessage) -> None:
         translate = self._intake.settings.translator_for(message)
@@ -116,6 +116,10 @@ class Replies:
                 await self._pacer.call(message.channel, send, urgent=True)
         except PlatformError as error:
             log.info("an author was not notified of a delay", error=str(error))
+
+    def run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work that starts replies; it is cancelled when they are closed."""
+        self._background.start(work)
 
     async def run_until_unauthorised(self, work: Awaitable[None]) -> None:
         """Run `work` until it ends, or a reply shows that the login is refused.
@@ -205,7 +209,7 @@ class Replies:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._is_closing = True
-        async with self._notices:
+        async with self._background:
             try:
                 await race(self.wait_idle(), self._clock.sleep(GRACE))
             finally:

@@ -201,7 +201,9 @@ class Sender:
         # The next message is begun while the last one is still edited, or its text would come late.
         if lacks_one and (not waiting or (waiting == [len(self._messages) - 1] and not self._view.is_complete)):
             return len(self._messages)
-        return min(waiting, key=lambda number: self._messages[number].last_call, default=None)
+        # The last message of a complete reply comes last: its button tells that the reply is complete.
+        last = wanted - 1 if self._view.is_complete else None
+        return min(waiting, key=lambda number: (number == last, self._messages[number].last_call), default=None)
 
     def _is_urgent(self, number: int) -> bool:
         """Return whether users wait for this message: the first one, or the next while text flows."""

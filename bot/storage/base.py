@@ -159,6 +159,10 @@ class Store(Protocol):
         """Return the newest message of each channel: where a backfill begins."""
         ...
 
+    async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
+        """Return the platform's exchanges said at this time or later, without cleared ones, oldest first."""
+        ...
+
     async def check(self) -> None:
         """Raise StoreError if a message could not be stored now; change nothing."""
         ...

@@ -379,6 +379,14 @@ class SqlStore:
             return {ChannelKey(platform, row.channel, row.thread): row.message for row in await tx.execute(query)}
 
     @shielded
+    async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
+        said = and_(exchanges.c.platform == platform, exchanges.c.sent_at >= time, exchanges.c.status != Status.CLEARED)
+        async with self._transactions.reading() as tx:
+            return [
+                to_exchange(row) for row in await tx.execute(select(exchanges).where(said).order_by(exchanges.c.id))
+            ]
+
+    @shielded
     async def check(self) -> None:
         async with self._transactions.writing() as tx:
             if self._location.path is None:

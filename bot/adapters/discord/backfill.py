@@ -1,8 +1,8 @@
-"""Backfill of messages missed while disconnected."""
+"""Backfill of messages missed while disconnected, and of edits and deletions."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -11,10 +11,19 @@ import discord
 import structlog
 
 from bot.adapters.discord.errors import REFUSALS
+from bot.adapters.discord.history import Json, pages, standing_replies
 from bot.adapters.discord.http import call_timeout
-from bot.adapters.discord.parse import channel_id, is_direct_or_mention, is_reply_or_role_mention, is_user_message
-from bot.domain import ChannelKey
-from bot.errors import RateLimited
+from bot.adapters.discord.parse import (
+    PLATFORM,
+    channel_id,
+    is_direct_or_mention,
+    is_reply_or_role_mention,
+    is_user_message,
+)
+from bot.adapters.malformed import skip_malformed
+from bot.chat.standing import StandingReply
+from bot.domain import ChannelKey, Exchange, Kind
+from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
 from bot.util.retry import Backoff, log_retry, retry
@@ -33,6 +42,20 @@ _LONGEST = timedelta(days=7)
 # 50 that Discord allows, which leaves some for replies.
 _PROBES = 4
 _PROBE_SECONDS = 0.1
+# Seconds before each attempt at the channels that could not be read.
+_ATTEMPTS = (0.0, 1.0, 4.0)
+# Messages after an owed question among which its reply is looked for.
+_REPLY_WITHIN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Candidates for questions, in order; rows whose message was edited or deleted; channels still unread."""
+
+    messages: list[discord.Message] = field(default_factory=list)
+    edited: list[tuple[Exchange, discord.Message]] = field(default_factory=list)
+    deleted: list[Exchange] = field(default_factory=list)
+    unread: list[discord.abc.Messageable] = field(default_factory=list)
 
 
 class DiscordBackfill:
@@ -43,49 +66,164 @@ class DiscordBackfill:
         self._call_seconds = call_seconds
         # With the newest known message: a newer one means that the channel is accessible again.
         self._gone: set[tuple[ChannelKey, str]] = set()
+        # The replies to the questions that were read last; None where there is none.
+        self._standing: dict[str, StandingReply | None] = {}
 
-    async def missed(self, client: discord.Client, known: Mapping[ChannelKey, str]) -> list[discord.Message]:
-        """Return candidates since the newest message in `known`, in order; some may be known.
+    def _last(self, client: discord.Client, known: Mapping[ChannelKey, str]) -> int:
+        """Return the newest message that is known to us or listed by Discord."""
+        newest = [_newest(known.values())] if known else []
+        listed = [channel.last_message_id or 0 for guild in client.guilds for channel in _channels(guild)]
+        return max([*newest, *listed], default=0) or _snowflake(datetime.now(UTC)).id
 
-        Messages are stored in order across all channels, so everything older than the newest
-        was received.  Channels without known messages are read too, except for new direct
-        channels, which Discord does not list.
+    def since(self, client: discord.Client, known: Mapping[ChannelKey, str], catch_up: timedelta) -> datetime:
+        """Return the time from which channels are read, by Discord's clock, since ours may be wrong.
+
+        Everything older than the newest known message was received, as messages are stored in
+        order across all channels.  The last `catch_up` is read again, for edits, deletions,
+        channels that could not be read before, and what a restored database does not know.
         """
-        if not known:
-            return []
-        newest = _newest(known.values())
-        channels = [channel for guild in client.guilds for channel in _channels(guild)]
-        # The time of the last message by Discord's clock, since ours may be wrong.
-        last = max([newest, *(channel.last_message_id or 0 for channel in channels)])
-        earliest = discord.utils.snowflake_time(last) - _LONGEST
-        since = max(discord.utils.snowflake_time(newest) - _CLOCK_SKEW, earliest)
+        last = discord.utils.snowflake_time(self._last(client, known))
+        newest = discord.utils.snowflake_time(_newest(known.values())) if known else last
+        return max(min(newest - _CLOCK_SKEW, last - min(catch_up, _LONGEST)), last - _LONGEST)
+
+    async def missed(
+        self, client: discord.Client, known: Mapping[ChannelKey, str], rows: Sequence[Exchange], since: datetime
+    ) -> Missed:
+        """Return what was missed since then; `rows` are the exchanges stored since then.
+
+        Channels without known messages are read too, except for new direct channels, which
+        Discord does not list.
+        """
         after = _snowflake(since)
+        channels = [channel for guild in client.guilds for channel in _channels(guild)]
+        compared = {channel_id(row.message.channel) for row in rows}
         places: list[discord.abc.Messageable] = [
-            channel for channel in channels if (channel.last_message_id or 0) > after.id and _is_readable(channel)
+            channel
+            for channel in channels
+            if ((channel.last_message_id or 0) > after.id or channel.id in compared) and _is_readable(channel)
         ]
         listed = {channel.id for channel in channels}
         # An active thread is listed.  An archived one without recent messages to the bot is skipped.
+        earliest = _snowflake(discord.utils.snowflake_time(self._last(client, known)) - _LONGEST).id
         unlisted = {
             (key, mark)
             for key, mark in known.items()
-            if channel_id(key) not in listed and (key.thread is None or int(mark) > _snowflake(earliest).id)
+            if channel_id(key) not in listed and (key.thread is None or int(mark) > earliest)
         }
-        places += await self._probe_all(client, unlisted - self._gone, after)
-        found: list[discord.Message] = []
-        for place in places:
-            with suppress(*REFUSALS):
-                messages = await self._patiently(partial(self._read, client, place, after))
-                found += [message for message in messages if _may_address_bot(message, client.user)]
-        log.info("discord backfill read", since=since.isoformat(), found=len(found))
-        return sorted(found, key=lambda message: message.id)
+        places += await self._probe_all(client, unlisted - self._gone, after, compared)
+        return await self.read(client, places, rows, since)
+
+    async def read(
+        self,
+        client: discord.Client,
+        places: Sequence[discord.abc.Messageable],
+        rows: Sequence[Exchange],
+        since: datetime,
+    ) -> Missed:
+        """Read these channels, and compare them with the rows."""
+        self._standing.clear()
+        found = Missed()
+        for seconds in _ATTEMPTS if places else ():
+            await self._clock.sleep(seconds)
+            places = [place for place in places if not await self._try_read(client, place, rows, since, found)]
+            if not places:
+                break
+        found.unread.extend(places)
+        found.messages.sort(key=lambda message: message.id)
+        log.info(
+            "discord backfill read",
+            since=since.isoformat(),
+            found=len(found.messages),
+            edited=len(found.edited),
+            deleted=len(found.deleted),
+            unread=len(found.unread),
+        )
+        return found
+
+    async def standing(self, client: discord.Client, owed: Sequence[Exchange]) -> dict[int, StandingReply]:
+        """Return the replies that stand in the channels of these exchanges, by exchange id.
+
+        Raises:
+            PlatformUnavailable, RateLimited: A channel could not be read.
+        """
+        unread: dict[int, list[Exchange]] = {}
+        for exchange in owed:
+            if exchange.message.id not in self._standing and exchange.message.id.isdecimal():
+                unread.setdefault(channel_id(exchange.message.channel), []).append(exchange)
+        for channel, exchanges in unread.items():
+            messages: list[Json] = []
+            try:
+                first = min(int(exchange.message.id) for exchange in exchanges)
+                async for page in pages(client, channel, first - 1, self._call_seconds):
+                    messages += page
+                    if len(messages) >= _REPLY_WITHIN:
+                        break
+            except (LoginRefused, PlatformUnavailable, RateLimited):
+                raise
+            except (PlatformError, discord.DiscordException) as error:
+                log.info("replies not looked for", channel=channel, error=str(error))
+            replies = standing_replies(messages, _id_of(client))
+            self._standing |= {exchange.message.id: replies.get(exchange.message.id) for exchange in exchanges}
+        found = {exchange.id: self._standing.pop(exchange.message.id, None) for exchange in owed}
+        return {id: reply for id, reply in found.items() if reply is not None}
+
+    def reply_to(self, message: discord.Message) -> StandingReply | None:
+        """Return the reply to a message that was just read."""
+        return self._standing.get(str(message.id))
+
+    async def _try_read(
+        self,
+        client: discord.Client,
+        place: discord.abc.Messageable,
+        rows: Sequence[Exchange],
+        since: datetime,
+        found: Missed,
+    ) -> bool:
+        """Add what was missed in a channel; return False if it could not be read now, and nothing was added."""
+        channel, after = await place._get_channel(), _snowflake(since).id
+        try:
+            messages = await self._patiently(partial(self._read, client, channel.id, after))
+        except LoginRefused:
+            raise
+        except PlatformUnavailable as error:
+            log.warning("channel not read", channel=channel.id, error=str(error))
+            return False
+        except (PlatformError, discord.DiscordException) as error:
+            log.warning("channel skipped", channel=channel.id, error=str(error))
+            return True
+        here = [row for row in rows if channel_id(row.message.channel) == channel.id and row.message.id.isdecimal()]
+        stored = {int(row.message.id): row for row in here}
+        replies = standing_replies(messages, _id_of(client))
+        for raw in messages:
+            with skip_malformed(PLATFORM, kind="history"):
+                # As the library's own `history` does it.
+                message = client._connection.create_message(channel=channel, data=raw)  # type: ignore[arg-type]
+                row = stored.get(message.id)
+                if row is None and _may_address_bot(message, client.user):
+                    found.messages.append(message)
+                elif row is not None and message.edited_at is not None and is_user_message(message):
+                    found.edited.append((row, message))
+                else:
+                    continue
+                self._standing[str(message.id)] = replies.get(str(message.id))
+        if messages:  # without the permission to read a history it is empty
+            ids = {int(raw["id"]) for raw in messages}
+            gone = (row for id, row in stored.items() if id > after and id not in ids and row.kind is Kind.CHAT)
+            found.deleted.extend(gone)
+        return True
 
     async def _probe_all(
-        self, client: discord.Client, unlisted: Iterable[tuple[ChannelKey, str]], after: discord.Object
+        self,
+        client: discord.Client,
+        unlisted: Iterable[tuple[ChannelKey, str]],
+        after: discord.Object,
+        compared: set[int],
     ) -> list[discord.abc.Messageable]:
-        """Return the unlisted channels with new messages: direct channels and archived threads."""
+        """Return the unlisted channels to read: direct channels and archived threads with new messages or rows."""
         pending, found = iter(unlisted), list[discord.abc.Messageable]()
         async with BackgroundTasks() as tasks:
-            await asyncio.gather(*(tasks.start(self._probe(client, pending, after, found)) for _ in range(_PROBES)))
+            probes = [self._probe(client, pending, after, compared, found) for _ in range(_PROBES)]
+            await asyncio.gather(*map(tasks.start, probes))
         return found
 
     async def _probe(
@@ -93,14 +231,15 @@ class DiscordBackfill:
         client: discord.Client,
         pending: Iterator[tuple[ChannelKey, str]],
         after: discord.Object,
+        compared: set[int],
         found: list[discord.abc.Messageable],
     ) -> None:
         for key, mark in pending:
             until = self._clock.now() + _PROBE_SECONDS
-            place = client.get_partial_messageable(channel_id(key))
+            id = channel_id(key)
             try:
-                if await self._patiently(partial(self._read, client, place, after, limit=1)):
-                    channel = await self._patiently(partial(self._fetch, client, channel_id(key)))
+                if id in compared or await self._patiently(partial(self._has_new, client, id, after.id)):
+                    channel = await self._patiently(partial(self._fetch, client, id))
                     found += [channel] if isinstance(channel, discord.abc.Messageable) else []
             except REFUSALS:
                 self._gone.add((key, mark))
@@ -110,16 +249,12 @@ class DiscordBackfill:
         async with call_timeout(self._call_seconds, client):
             return await client.fetch_channel(channel)
 
-    async def _read(
-        self, client: discord.Client, place: discord.abc.Messageable, after: discord.Object, limit: int | None = None
-    ) -> list[discord.Message]:
-        messages, found = aiter(place.history(limit=limit, after=after)), list[discord.Message]()
-        while True:
-            async with call_timeout(self._call_seconds, client):  # one call returns a hundred messages
-                message = await anext(messages, None)
-            if message is None:
-                return found
-            found.append(message)
+    async def _has_new(self, client: discord.Client, channel: int, after: int) -> bool:
+        async with call_timeout(self._call_seconds, client):
+            return bool(await client.http.logs_from(channel, 1, after=after))
+
+    async def _read(self, client: discord.Client, channel: int, after: int) -> list[Json]:
+        return [message async for page in pages(client, channel, after, self._call_seconds) for message in page]
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Retry a rate-limited call after its wait."""
@@ -136,6 +271,11 @@ def _newest(message_ids: Iterable[str]) -> int:
 
 def _snowflake(time: datetime) -> discord.Object:
     return discord.Object(discord.utils.time_snowflake(time, high=False))
+
+
+def _id_of(client: discord.Client) -> int:
+    assert client.user is not None, "known after the login"
+    return client.user.id
 
 
 def _may_address_bot(message: discord.Message, me: discord.ClientUser | None) -> bool:

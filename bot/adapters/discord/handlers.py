@@ -36,8 +36,9 @@ from bot.adapters.malformed import PARSE_ERRORS
 from bot.chat.commands import menu
 from bot.chat.i18n import Translate, language_for, translator
 from bot.chat.intake import Intake
+from bot.chat.recovery import Standing
 from bot.delivery.replies import Replies
-from bot.domain import Action, ChannelKey, IncomingMessage
+from bot.domain import Action, ChannelKey, Exchange, IncomingMessage
 from bot.errors import PlatformError, StoreError
 from bot.util.clock import Clock
 
@@ -45,6 +46,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds within which Discord expects a response to an interaction.
 _RESPONSE_SECONDS = 3.0
+# Seconds until channels that could not be read are read again.
+_UNREAD_SECONDS = 30.0
 # Commands that affect the whole channel are answered in public, the others only to their user.
 _PUBLIC = frozenset({"clear"})
 _ACTIONS = {action.value: action for action in Action}
@@ -83,7 +86,8 @@ class DiscordHandlers:
         self._intake = intake
         self._replies = replies
         self._messenger = messenger
-        self._inbox = Inbox(PLATFORM, intake, replies, clock, messenger.maybe_sent)
+        self._clock = clock
+        self._inbox = Inbox(PLATFORM, intake, replies, clock, self._find_standing)
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds)
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
@@ -107,6 +111,7 @@ class DiscordHandlers:
         """Queue a backfill: Discord does not send again what came before this session."""
         self._has_channels.clear()
         self._current = self._messenger.client = client
+        self._put(self._inbox.recover)  # what is owed does not wait for the backfill
         self._put(self._store_missed)
 
     def channels_known(self) -> None:
@@ -152,18 +157,52 @@ class DiscordHandlers:
                 if is_direct_or_mention(message, self._me):
                     yield parse_message(message, self._me, channel_key(message.channel, message.channel.id))
 
-    async def _store_missed(self) -> None:
+    async def _store_missed(self, unread: Sequence[discord.abc.Messageable] | None = None) -> None:
+        """Store what was missed, in all channels or only in those that were `unread`."""
         await self._has_channels.wait()
         known = await self._intake.last_message_ids(PLATFORM)
+        catch_up = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
+        since = self._backfill.since(self._client, known, catch_up)
+        rows = await self._intake.said_since(PLATFORM, since)
+        if unread is None:
+            missed = await self._backfill.missed(self._client, known, rows, since)
+        else:
+            missed = await self._backfill.read(self._client, unread, rows, since)
+        for row in missed.deleted:
+            await self._intake.delete(row.message.channel, row.message.id)
+        for row, message in missed.edited:
+            await self._inbox.process(partial(self._store_edit, row, message))
 
         async def parse(message: discord.Message) -> IncomingMessage | None:
+            if message.id in arrived:
+                return None
             parsed = await self._parse(message)
             # Up to the last known message of its channel the bot was connected, and ignored the rest.
             if parsed is not None and not is_direct_or_mention(message, self._me):
                 return parsed if message.id > int(known.get(parsed.channel, 0)) else None
             return parsed
 
-        await self._inbox.backfill(await self._backfill.missed(self._client, known), parse)
+        # Events of this session follow in the queue, and whether they are for the bot depends on their order.
+        arrived = {message.id for message in self._unstored}
+        await self._inbox.backfill(missed.messages, parse)
+        if missed.unread:
+            self._replies.run_beside(self._store_later(self._client, missed.unread))
+
+    async def _store_later(self, client: discord.Client, unread: Sequence[discord.abc.Messageable]) -> None:
+        await self._clock.sleep(_UNREAD_SECONDS)
+        if client is self._current:  # else a new session has read them
+            self._put(partial(self._store_missed, unread))
+
+    async def _store_edit(self, row: Exchange, message: discord.Message) -> None:
+        channel = row.message.channel
+        if self._is_hidden(message) and not is_direct_or_mention(message, self._me):
+            await self._intake.delete(channel, str(message.id))  # as for an edit that arrives
+            return
+        parsed = parse_message(message, self._me, channel)
+        await self._intake.store_change(row, parsed, self._backfill.reply_to(message))
+
+    async def _find_standing(self, owed: Sequence[Exchange]) -> Standing:
+        return await self._backfill.standing(self._client, owed)
 
     async def _store(self, message: discord.Message) -> None:
         parsed = await self._parse(message)

@@ -14,8 +14,7 @@ from bot.adapters.discord.http import ALLOWED_MENTIONS, call_timeout
 from bot.adapters.discord.parse import channel_id
 from bot.adapters.send_once import RecentDict, SendOnce
 from bot.delivery.markdown.format import MarkdownFormat, Rendered, utf16_units
-from bot.delivery.messenger import nonce as nonce_of
-from bot.domain import Action, ChannelKey, Controls, Exchange
+from bot.domain import Action, ChannelKey, Controls
 from bot.errors import AccessDenied, ChannelGone, EditRefused, MessageGone, PlatformUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -55,11 +54,6 @@ class DiscordMessenger:
 
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._edit_seconds
-
-    def maybe_sent(self, exchange: Exchange) -> None:
-        """Look for the first message of this reply before sending it."""
-        if not exchange.parts:
-            self._once.maybe_sent(nonce_of(exchange.message, 0))
 
     def respond_to(self, interaction: discord.Interaction) -> None:
         """Show the reply to this slash command as its response; the command was deferred."""

@@ -19,6 +19,7 @@ from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger
 from bot.adapters.slack.parse import PLATFORM, Directory, MessageParser
 from bot.adapters.slack.settings import SlackSection
+from bot.adapters.slack.standing import SlackReplies
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
@@ -67,9 +68,10 @@ class SlackAdapter:
                 Replies(intake, messenger, self._clock, edits_per_minute=EDITS_PER_MINUTE) as replies,
                 BackgroundTasks() as background,
             ):
-                inbox = Inbox(PLATFORM, intake, replies, self._clock, messenger.maybe_sent)
+                standing = SlackReplies(api)
+                inbox = Inbox(PLATFORM, intake, replies, self._clock, standing.find)
                 handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, background)
-                backfill = SlackBackfill(api, parser, intake, inbox, handlers, self._retry)
+                backfill = SlackBackfill(api, me, parser, intake, inbox, handlers, standing, self._clock, self._retry)
                 is_http = self._settings.mode == "http"
                 serving = self._serve_http(handlers, backfill) if is_http else self._serve(api, handlers, backfill)
                 await replies.run_until_unauthorised(serving)

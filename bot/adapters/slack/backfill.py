@@ -1,8 +1,8 @@
-"""Backfill of messages missed while disconnected; Slack may not deliver them again."""
+"""Backfill of messages missed while disconnected, and of edits and deletions; Slack may not deliver them again."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,36 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.slack.client import pages
 from bot.adapters.slack.errors import TRANSIENT
 from bot.adapters.slack.handlers import SlackHandlers
-from bot.adapters.slack.parse import PLATFORM, Event, MessageParser
+from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, is_timestamp, text_of
+from bot.adapters.slack.standing import SlackReplies
 from bot.chat.intake import Intake
-from bot.domain import ChannelKey, IncomingMessage
-from bot.errors import LoginRefused, PlatformError
+from bot.domain import ChannelKey, Exchange, IncomingMessage, Kind
+from bot.errors import LoginRefused, PlatformError, RateLimited, StoreError
+from bot.util.clock import Clock
+from bot.util.retry import Backoff, log_retry, retry
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds: threads are read whose root or last known message is at most this much older than the
 # channel's last known message.
 _THREAD_AGE = 24 * 3600.0
+# The most threads of a channel that are compared with their rows: each takes a call, and Slack
+# allows about one a second.
+_COMPARED_THREADS = 50
+# The longest time that is compared.
+_LONGEST = timedelta(days=7)
+# Seconds before each attempt at the channels that could not be read; the last is repeated.
+_ATTEMPTS = (0.0, 1.0, 4.0)
+_UNREAD_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """What is new in a channel, in order; rows whose message was edited or deleted."""
+
+    messages: list[Event] = field(default_factory=list)
+    edited: list[tuple[Exchange, Event]] = field(default_factory=list)
+    deleted: list[Exchange] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +50,13 @@ class SlackBackfill:
     """Stores missed messages, one channel after another."""
 
     _api: AsyncWebClient
+    _me: BotIdentity
     _parser: MessageParser
     _intake: Intake
     _inbox: Inbox
     _handlers: SlackHandlers
+    _replies: SlackReplies
+    _clock: Clock
     _retry: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 
     async def prepare(self) -> Mapping[ChannelKey, str]:
@@ -48,49 +71,127 @@ class SlackBackfill:
     async def run(self, known: Mapping[ChannelKey, str]) -> None:
         """Start all replies owed, then read what is newer than `known`, latest active channel first.
 
-        Slack allows about one such call a second.
+        Slack allows about one such call a second.  A channel that cannot be read delays no
+        other one, and after a few attempts not its own live events either; it is read later.
         """
         channels: dict[str, dict[str | None, str]] = {}
         for key, newest in known.items():
             channels.setdefault(key.channel, {})[key.thread] = newest
+        self._replies.forget()
         await self._retry(self._inbox.recover)
-        for channel in sorted(channels, key=lambda channel: _last_activity(channels[channel]), reverse=True):
-            await self._retry(partial(self._read, channel, channels[channel]))
-            self._handlers.release(channel)
+        unread = sorted(channels, key=lambda channel: _last_activity(channels[channel]), reverse=True)
+        delays = [*_ATTEMPTS]
+        while unread:
+            await self._clock.sleep(delays.pop(0) if delays else _UNREAD_SECONDS)
+            for channel in list(unread):
+                if await self._try_read(channel, channels[channel]):
+                    unread.remove(channel)
+                if channel not in unread or not delays:
+                    self._handlers.release(channel)
+
+    async def _try_read(self, channel: str, known: Mapping[str | None, str]) -> bool:
+        """Store what was missed in a channel; return False if it could not be read now."""
+        read, report = partial(self._read, channel, known), log_retry("slack: backfill rate limited")
+        try:
+            await retry(read, RateLimited, clock=self._clock, backoff=Backoff(1.0, 1.0), on_failure=report)
+        except LoginRefused:
+            raise
+        except (*TRANSIENT, StoreError) as error:
+            log.warning("slack: channel not read", channel=channel, error=str(error))
+            return False
+        except PlatformError as error:
+            log.warning("slack: channel not readable, its backfill is skipped", channel=channel, error=str(error))
+        return True
 
     async def _read(self, channel: str, known: Mapping[str | None, str]) -> None:
         async def parse(event: Event) -> IncomingMessage | None:
             return await self._parser.parse({**event, "channel": channel})
 
-        try:
-            missed = await _missed(self._api, channel, known, datetime.now(UTC).timestamp())
-        except (*TRANSIENT, LoginRefused):
-            raise
-        except PlatformError as error:
-            log.warning("slack: channel not readable, its backfill is skipped", channel=channel, error=str(error))
-        else:
-            await self._inbox.backfill(missed, parse)
+        catch_up = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
+        recent = datetime.now(UTC) - min(catch_up, _LONGEST)
+        rows = [
+            row for row in await self._intake.said_since(PLATFORM, recent) if row.message.channel.channel == channel
+        ]
+        missed = await self._missed(channel, known, rows, recent.timestamp())
+        for row in missed.deleted:
+            await self._intake.delete(row.message.channel, row.message.id)
+        for row, event in missed.edited:
+            await self._inbox.process(partial(self._store_edit, row, {**event, "channel": channel}))
+        await self._inbox.backfill(missed.messages, parse)
+
+    async def _store_edit(self, row: Exchange, event: Event) -> None:
+        edited = await self._parser.parse_edit(event)
+        if edited is not None:
+            await self._intake.store_change(row, edited, self._replies.reply_to(row.message))
+
+    async def _missed(
+        self, channel: str, known: Mapping[str | None, str], rows: Sequence[Exchange], recent: float
+    ) -> Missed:
+        """Read the channel and its threads, and compare them with the rows said since `recent`."""
+        times = _timestamps(known)
+        # Only slash commands may be known, which have no timestamp.
+        newest = max(times.values(), default=datetime.now(UTC).timestamp() - _THREAD_AGE)
+        begin = min(newest, recent) - _THREAD_AGE
+        stored = {row.message.id: row for row in rows if row.kind is Kind.CHAT and is_timestamp(row.message.id)}
+        gone: list[Exchange] = []
+        found: dict[str, dict[str, Any]] = {}
+        threads = {thread for thread, time in times.items() if thread and float(thread) <= begin < time}
+        async for page in pages(self._api, channel, None, oldest=f"{begin:.6f}"):
+            for message in page:
+                found[message["ts"]] = message
+                if _has_newer_replies(message, newest):
+                    threads.add(message["ts"])
+        if found:  # an empty history proves nothing
+            gone += [row for ts, row in stored.items() if _is_root(row) and _is_deleted(found.get(ts))]
+        replied = {row.message.channel.thread: row for row in stored.values() if not _is_root(row)}
+        compared = sorted(filter(None, replied), key=float)[-_COMPARED_THREADS:]
+        for thread in sorted({*threads, *compared}):
+            replies: dict[str, dict[str, Any]] = {}
+            oldest = min(newest, recent) if thread in compared else newest
+            try:
+                async for page in pages(self._api, channel, thread, oldest=f"{oldest:.6f}"):
+                    replies |= {message["ts"]: message for message in page}
+            except (*TRANSIENT, LoginRefused):
+                raise
+            except PlatformError as error:
+                log.info("slack: thread skipped", channel=channel, thread=thread, error=str(error))
+                continue
+            found |= replies
+            if thread in compared:
+                here = [row for row in stored.values() if row.message.channel.thread == thread and not _is_root(row)]
+                gone += [row for row in here if _is_deleted(replies.get(row.message.id))]
+        self._replies.remember(channel, found.values())
+        in_order = sorted(found.values(), key=lambda message: float(message["ts"]))
+        edits = [(stored[each["ts"]], each) for each in in_order if each["ts"] in stored and "edited" in each]
+        lost = {row.message.id for row in gone}
+        return Missed(
+            [
+                each
+                for each in in_order
+                if each["ts"] not in stored and self._may_be_missed(channel, each, newest, recent)
+            ],
+            [(row, each) for row, each in edits if row.message.id not in lost],
+            gone,
+        )
+
+    def _may_be_missed(self, channel: str, message: Event, newest: float, recent: float) -> bool:
+        """Return whether it may be an unknown question; an older one only if it was clearly for the bot."""
+        time = float(message["ts"])
+        is_for_bot = channel.startswith("D") or f"<@{self._me.user}" in text_of(message, "text")
+        return time > newest or (time > recent and is_for_bot)
 
 
-async def _missed(
-    web: AsyncWebClient, channel: str, known: Mapping[str | None, str], now: float
-) -> list[dict[str, Any]]:
-    """Return the messages of a channel and its threads newer than any known one, in order."""
-    times = _timestamps(known)
-    # Only slash commands may be known, which have no timestamp.
-    since = max(times.values(), default=now - _THREAD_AGE)
-    begin = since - _THREAD_AGE
-    found: dict[str, dict[str, Any]] = {}
-    threads = {thread for thread, time in times.items() if thread and float(thread) <= begin < time}
-    async for page in pages(web, channel, None, oldest=f"{begin:.6f}"):
-        for message in page:
-            found[message["ts"]] = message
-            if float(message.get("latest_reply") or 0) > since:
-                threads.add(message["ts"])
-    for thread in sorted(threads):
-        async for page in pages(web, channel, thread, oldest=f"{since:.6f}"):
-            found |= {message["ts"]: message for message in page}
-    return [found[ts] for ts in sorted(found, key=float) if float(ts) > since]
+def _has_newer_replies(message: Event, time: float) -> bool:
+    latest = text_of(message, "latest_reply")
+    return is_timestamp(latest) and float(latest) > time
+
+
+def _is_root(row: Exchange) -> bool:
+    return row.message.channel.thread in (None, row.message.id)
+
+
+def _is_deleted(message: Event | None) -> bool:
+    return message is None or text_of(message, "subtype") == "tombstone"  # which has replies
 
 
 def _timestamps(known: Mapping[str | None, str]) -> dict[str | None, float]:

@@ -92,7 +92,9 @@ class SlackHandlers:
         self._held_channels = {channel: asyncio.Event() for channel in channels}
 
     def release(self, channel: str) -> None:
-        self._held_channels.pop(channel).set()
+        """Let the live events of a channel through."""
+        if channel in self._held_channels:
+            self._held_channels.pop(channel).set()
 
     async def on_message(self, event: Event) -> None:
         channel = id_of(event, "channel")

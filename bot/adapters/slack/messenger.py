@@ -1,6 +1,7 @@
 """Slack replies: format, send, edit, delete."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from bot.adapters.send_once import RecentDict, SendOnce
@@ -8,8 +9,7 @@ from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.markup import escaped, without_pings
 from bot.adapters.slack.parse import fields, is_timestamp, text_of
 from bot.delivery.markdown.format import Rendered
-from bot.delivery.messenger import nonce as nonce_of
-from bot.domain import Action, ChannelKey, Controls, Exchange
+from bot.domain import Action, ChannelKey, Controls
 from bot.errors import PlatformUnavailable
 
 # A `markdown` block takes 12,000 characters, all blocks together about 13,100; chat.update takes
@@ -65,10 +65,6 @@ class SlackMessenger:
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._edit_interval
 
-    def maybe_sent(self, exchange: Exchange) -> None:
-        """Look for the reply's next message before sending it: an earlier run may have sent it."""
-        self._once.maybe_sent(nonce_of(exchange.message, len(exchange.parts)))
-
     def expect_slash(self, message_id: str, response_url: str) -> None:
         """Reply to this slash command at its URL, which also works where the bot is not a member."""
         if response_url.startswith("http"):
@@ -79,7 +75,7 @@ class SlackMessenger:
     ) -> str:
         if reply_to is not None and reply_to.startswith("/"):
             return reply_to
-        thread = _thread(channel, reply_to)
+        thread = thread_of(channel, reply_to)
 
         async def post() -> str:
             response = await self._web.chat_postMessage(
@@ -98,7 +94,7 @@ class SlackMessenger:
         async def find() -> str | None:
             async for page in pages(self._web, channel.channel, thread, oldest=reply_to or thread):
                 for message in page:
-                    if _nonce(message) == nonce:
+                    if nonce_in(message) == nonce:
                         return str(message["ts"])
                 if thread is None and reply_to is None:
                     break  # the first page has the newest messages
@@ -133,7 +129,8 @@ class SlackMessenger:
         self._response_urls.pop(message_id, None)
 
 
-def _thread(channel: ChannelKey, reply_to: str | None) -> str | None:
+def thread_of(channel: ChannelKey, reply_to: str | None) -> str | None:
+    """Return the thread in which the reply to a message is sent."""
     # Outside direct messages, replies go into threads.
     return channel.thread or (None if channel.channel.startswith("D") else reply_to)
 
@@ -162,7 +159,8 @@ def _buttons(controls: Controls) -> dict[str, Any]:
     }
 
 
-def _nonce(message: dict[str, Any]) -> object:
+def nonce_in(message: Mapping[str, Any]) -> object:
+    """Return the nonce that a message of the bot was sent with."""
     match message.get("metadata"):
         case {"event_type": str(kind), "event_payload": {"nonce": nonce}} if kind == _EVENT_TYPE:
             return nonce

@@ -65,7 +65,7 @@ class SlackServer(SlackWire):
         message = self.workspace.messages[message_id]
         before = message.event()
         mention = f"<@{BOT}> " if message.text.startswith(f"<@{BOT}>") else ""
-        message.text, message.is_edited = mention + text, True
+        message.text, message.edited = mention + text, self.workspace.now()
         self.changed()
         self.emit(
             {

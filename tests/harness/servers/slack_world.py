@@ -40,7 +40,7 @@ class Message:
     attachments: list[JSON] = field(default_factory=list)
     metadata: JSON | None = None
     subtype: str = ""
-    is_edited: bool = False
+    edited: str | None = None  # the time of the last edit
     bot: str = ""  # the id of the app that sent it
     files: list[JSON] = field(default_factory=list)
     for_user: str | None = None
@@ -72,8 +72,8 @@ class Message:
             event["thread_ts"] = self.thread
         if self.subtype:
             event["subtype"] = self.subtype
-        if self.is_edited:
-            event["edited"] = {"user": self.user, "ts": self.ts}
+        if self.edited is not None:
+            event["edited"] = {"user": self.user, "ts": self.edited}
         return event
 
 
@@ -150,6 +150,7 @@ class Workspace:
 
     def bot_updates(self, arguments: JSON) -> None:
         message = self.own(arguments)
+        message.edited = self.now()
         for name, value in self._content(arguments, _UPDATE_LIMIT).items():
             setattr(message, name, value)
 

@@ -1,0 +1,99 @@
+"""A channel's history, message by message, and the bot's replies in it.
+
+The library parses a whole page at once: one message that it cannot parse would cost all.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import discord
+
+from bot.adapters.discord.http import call_timeout
+from bot.adapters.malformed import PARSE_ERRORS, skip_malformed
+from bot.chat.commands import parse
+from bot.chat.standing import OwnMessage, StandingReply, is_delay_notice
+from bot.domain import Action
+from bot.errors import PlatformUnavailable
+
+Json = Mapping[str, Any]
+
+_PAGE = 100
+_ACTIONS = {action.value: action for action in Action}
+
+
+async def pages(client: discord.Client, channel: int, after: int, call_seconds: float) -> AsyncIterator[list[Json]]:
+    """Yield the messages after this id as Discord sends them, oldest first; entries without an id are skipped.
+
+    Raises:
+        PlatformUnavailable: The call failed, or its answer is no history.
+    """
+    while True:
+        async with call_timeout(call_seconds, client):
+            try:
+                page: Any = await client.http.logs_from(channel, _PAGE, after=after)
+            except PARSE_ERRORS as error:
+                if isinstance(error, OSError):
+                    raise
+                raise PlatformUnavailable("Discord's answer is no history") from error
+        if not isinstance(page, list):
+            raise PlatformUnavailable("Discord's answer is no history")
+        messages = sorted((each for each in page if _has_id(each)), key=_id)
+        yield messages
+        if len(page) < _PAGE or not messages:
+            return
+        after = _id(messages[-1])
+
+
+def standing_replies(messages: Iterable[Json], me: int) -> dict[str, StandingReply]:
+    """Return the bot's reply to each question, from a channel's messages in order; the last reply counts.
+
+    Only the first message of a reply refers to its question.  A channel's questions are
+    answered one after the other, and the last message of a complete reply has a button, so
+    each message without a reference belongs to the oldest reply that lacks one.
+    """
+    replies: dict[str, StandingReply] = {}
+    growing: list[StandingReply] = []
+    edits: dict[str, datetime] = {}
+    commands: set[str] = set()
+    for message in messages:
+        with skip_malformed("discord", kind="own message"):
+            if int(message["author"]["id"]) != me:
+                if message.get("edited_timestamp"):
+                    edits[message["id"]] = datetime.fromisoformat(message["edited_timestamp"])
+                if parse(message["content"].replace(f"<@{me}>", "").strip()) is not None:
+                    commands.add(message["id"])
+                continue
+            question = str((message.get("message_reference") or {}).get("message_id", ""))
+            own = _own(message)
+            if is_delay_notice(own.text) or message.get("interaction_metadata"):
+                continue
+            if question:
+                reply = replies[question] = StandingReply([own])
+                if question not in commands:  # their replies have no button
+                    growing.append(reply)
+            elif growing:
+                reply = min(growing, key=lambda each: bool(each.messages[-1].actions))
+                reply.messages.append(own)
+            else:
+                continue
+            if reply.is_complete and reply in growing:
+                growing.remove(reply)
+    for question, reply in replies.items():
+        reply.edited_at = edits.get(question)
+    return replies
+
+
+def _own(message: Json) -> OwnMessage:
+    buttons = [each for row in message.get("components") or [] for each in row.get("components") or []]
+    actions = frozenset(_ACTIONS[each["custom_id"]] for each in buttons if each.get("custom_id") in _ACTIONS)
+    changed_at = datetime.fromisoformat(message.get("edited_timestamp") or message["timestamp"])
+    return OwnMessage(str(message["id"]), message["content"], changed_at, actions)
+
+
+def _has_id(message: object) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("id"), str) and message["id"].isdecimal()
+
+
+def _id(message: Json) -> int:
+    return int(message["id"])

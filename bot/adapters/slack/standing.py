@@ -1,0 +1,97 @@
+"""The bot's replies in a Slack conversation, found by the nonces in their metadata."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+import structlog
+from slack_sdk.web.async_client import AsyncWebClient
+
+from bot.adapters.malformed import skip_malformed
+from bot.adapters.slack.client import pages
+from bot.adapters.slack.errors import TRANSIENT
+from bot.adapters.slack.messenger import nonce_in, thread_of
+from bot.adapters.slack.parse import PLATFORM, Event, is_timestamp
+from bot.chat.standing import OwnMessage, StandingReply
+from bot.delivery.messenger import nonce
+from bot.domain import Action, Exchange, IncomingMessage
+from bot.errors import LoginRefused, PlatformError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_ACTIONS = {action.value: action for action in Action}
+
+
+class SlackReplies:
+    """Replies that stand in the workspace, as far as histories were read."""
+
+    def __init__(self, api: AsyncWebClient) -> None:
+        self._api = api
+        self._own: dict[tuple[str, object], OwnMessage] = {}  # by channel and nonce
+        self._edits: dict[tuple[str, str], datetime | None] = {}  # of each message that was read
+
+    def remember(self, channel: str, messages: Iterable[Event]) -> None:
+        """Note what a history shows."""
+        for message in messages:
+            with skip_malformed(PLATFORM, kind="history"):
+                edited = message.get("edited")
+                self._edits[channel, message["ts"]] = None if edited is None else _time(edited["ts"])
+                if (sent := nonce_in(message)) is not None:
+                    self._own[channel, sent] = _own(message)
+
+    def forget(self) -> None:
+        """Drop all that was read."""
+        self._own.clear()
+        self._edits.clear()
+
+    def reply_to(self, question: IncomingMessage) -> StandingReply | None:
+        """Return the reply to a question whose conversation was read."""
+        channel = question.channel.channel
+        reply = StandingReply(edited_at=self._edits.get((channel, question.id)))
+        for part in count():
+            message = self._own.get((channel, nonce(question, part)))
+            if message is None:
+                return reply if reply.messages else None
+            reply.messages.append(message)
+        raise AssertionError("a reply has an end")
+
+    async def find(self, owed: Sequence[Exchange]) -> Mapping[int, StandingReply]:
+        """Return the replies that stand in the channels of these exchanges, by exchange id.
+
+        Raises:
+            PlatformUnavailable, RateLimited: A conversation could not be read.
+        """
+        unread: dict[tuple[str, str | None], str] = {}
+        for message in (exchange.message for exchange in owed):
+            channel = message.channel.channel
+            if is_timestamp(message.id) and (channel, message.id) not in self._edits:
+                place = channel, thread_of(message.channel, message.id)
+                unread[place] = min(unread.get(place, message.id), message.id, key=float)
+        for (channel, thread), first in unread.items():
+            try:
+                # The first question itself is read too.
+                async for page in pages(self._api, channel, thread, oldest=f"{float(first) - 1e-6:.6f}"):
+                    self.remember(channel, page)
+            except (*TRANSIENT, LoginRefused):
+                raise
+            except PlatformError as error:
+                log.info("slack: replies not looked for", channel=channel, error=str(error))
+        found = {exchange.id: self.reply_to(exchange.message) for exchange in owed}
+        return {id: reply for id, reply in found.items() if reply is not None}
+
+
+def _own(message: Mapping[str, Any]) -> OwnMessage:
+    blocks = [*(message.get("blocks") or [])]
+    texts = [block["text"] for block in blocks if block.get("type") == "markdown"]
+    blocks += [block for each in message.get("attachments") or [] for block in each.get("blocks") or []]
+    buttons = [button for block in blocks if block.get("type") == "actions" for button in block["elements"]]
+    actions = frozenset(_ACTIONS[each["action_id"]] for each in buttons if each.get("action_id") in _ACTIONS)
+    changed = (message.get("edited") or message)["ts"]
+    text = "\n".join(texts) if texts else html.unescape(message.get("text") or "")
+    return OwnMessage(message["ts"], text, _time(changed), actions)
+
+
+def _time(timestamp: str) -> datetime:
+    return datetime.fromtimestamp(float(timestamp), UTC)

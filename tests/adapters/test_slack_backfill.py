@@ -1,0 +1,149 @@
+"""Slack backfill: replies that stand, edits and deletions, histories that cannot be parsed."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from bot.domain import Action, ChannelKey, Status
+from tests.harness.fakes import ScriptedEngine
+from tests.harness.harness import Harness, make_harness
+from tests.harness.servers.slack import SlackServer
+from tests.harness.slack_harness import answered, becomes, bots, running
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[SlackServer]:
+    async with SlackServer() as server:
+        yield server
+        assert server.violations == []
+
+
+def roll_back(folder: Path) -> None:
+    for name in ("bot.db", "bot.db-wal", "bot.db-shm"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.copy(folder / "saved", folder / "bot.db")
+
+
+async def is_delivered(harness: Harness, server: SlackServer, question: str, channel: str = "general") -> None:
+    await becomes(harness, Status.DELIVERED, server.workspace.find(channel) or "", question)
+
+
+@pytest.mark.parametrize("is_direct", [False, True], ids=["in a thread", "in a direct message"])
+async def test_answers_that_a_rolled_back_database_forgot_are_adopted(
+    tmp_path: Path, server: SlackServer, is_direct: bool
+) -> None:
+    place = "Mei" if is_direct else "general"
+    answer = "\n\n".join(f"{number}. " + "many words " * 60 for number in range(40))
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        first = await server.say("the first", direct=is_direct)
+        await is_delivered(harness, server, first, place)
+    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    async with make_harness(tmp_path, ScriptedEngine(default=answer)) as harness, running(harness, server):
+        question = await server.say("a long story?", direct=is_direct)
+        await is_delivered(harness, server, question, place)
+        await server.until(lambda: server.is_quiet)
+    before = bots(server.seen(place))
+    assert len(before) == 4
+    await server.disconnect(resumable=False)
+    roll_back(tmp_path)
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        adopted = await becomes(harness, Status.DELIVERED, server.workspace.find(place) or "", question)
+        assert adopted.answer is not None
+        assert "".join(adopted.answer.text.split()) == "".join(answer.split())
+        assert len(adopted.parts) == 3
+        assert harness.engine.requests == []
+        assert bots(server.seen(place)) == before
+
+
+async def test_a_reply_cut_off_after_the_backup_goes_on_in_its_message(tmp_path: Path, server: SlackServer) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        first = await server.say("one")
+        await is_delivered(harness, server, first)
+    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        harness.engine.add(["half an", asyncio.Event()])
+        await server.say("two")
+        await answered(server, "ok", "half an")
+    await server.disconnect(resumable=False)
+    roll_back(tmp_path)
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        harness.engine.add("whole")
+        await answered(server, "ok", "whole")
+
+
+async def test_a_regenerated_answer_is_made_again_after_a_kill(tmp_path: Path, server: SlackServer) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        question = await server.say("one")
+        await is_delivered(harness, server, question)
+        harness.engine.add([asyncio.Event()])
+        await server.press(server.seen()[-1].id, Action.RETRY)
+        await harness.engine.asked(2)
+    async with make_harness(tmp_path, ScriptedEngine(default="another")) as harness, running(harness, server):
+        await answered(server, "another")
+
+
+async def test_edits_and_deletions_while_disconnected_are_found(tmp_path: Path, server: SlackServer) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        edited = await server.say("2+2?")
+        deleted = await server.say("my password is hunter2")
+        follow_up = await server.say("and a secret", thread=edited)
+        answer_to_all = [edited, deleted, follow_up]
+        for question in answer_to_all:
+            await is_delivered(harness, server, question)
+        await server.disconnect(resumable=False)
+        harness.engine.add("six")
+        await server.edit(edited, "2+4?")
+        await server.delete(deleted)
+        await server.delete(follow_up)
+        channel = server.workspace.find("general") or ""
+        await becomes(harness, Status.CLEARED, channel, deleted)
+        await becomes(harness, Status.CLEARED, channel, follow_up)
+        await server.until(lambda: "six" in bots(server.seen()))
+        row = await harness.store.find(ChannelKey("slack", channel), edited)
+        assert row is not None
+        assert row.message.text == "2+4?"
+
+
+async def test_messages_of_any_shape_cost_only_themselves(tmp_path: Path, server: SlackServer) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        first = await server.say("one", direct=True)
+        await is_delivered(harness, server, first, "Mei")
+    await server.disconnect(resumable=False)
+    history = server.workspace.history
+
+    def poisoned(arguments: dict[str, object]) -> dict[str, object]:
+        page = history(arguments)
+        return {**page, "messages": [None, {"ts": 5}, {"ts": "x"}, *page["messages"], {"ts": "9.9", "metadata": []}]}
+
+    server.workspace.history = poisoned  # type: ignore[method-assign]
+    await server.say("two", direct=True)
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await answered(server, "ok", "ok", channel="Mei")
+
+
+async def test_a_channel_whose_history_fails_delays_no_other_one(tmp_path: Path, server: SlackServer) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        for channel in ("general", "broken"):
+            await is_delivered(harness, server, await server.say("one", channel=channel), channel)
+    await server.disconnect(resumable=False)
+    broken, is_broken = server.workspace.find("broken"), True
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if not (request.path.endswith("conversations.history") and is_broken):
+            return None
+        is_here = {**request.query, **await request.post()}.get("channel") == broken
+        return web.json_response({"ok": True, "messages": "none"}) if is_here else None
+
+    for channel in ("general", "broken"):
+        await server.say("two", channel=channel)
+    server.gate.guard = guard
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await answered(server, "ok", "ok")
+        await server.say("three", channel="broken")
+        await answered(server, "ok", "ok", channel="broken")
+        is_broken = False
+        await answered(server, "ok", "ok", "ok", channel="broken")
