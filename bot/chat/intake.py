@@ -157,13 +157,13 @@ class Intake:
     async def store_change(self, known: Exchange, message: IncomingMessage, reply: StandingReply | None) -> None:
         """Take the text of a known message that was edited while events may have been lost.
 
-        `reply` is the one that stands in the channel: after a restored backup it may answer
-        the new text.
+        `reply` is the one that stands in the channel: after a restored backup it may be another
+        than the row has, and answer the new text.
         """
         message = _cleaned(message)
         if known.kind is not Kind.CHAT or known.message.text == message.text or not self.access.admits(message):
             return
-        if reply is None or not reply.is_complete or reply.is_outdated:
+        if known.answer is None or reply is None or not reply.answers_anew(known.answer):
             await self.store_edit(message)
         elif (requeued := await self.exchanges.requeue(known, message.text)) is not None:
             await self.exchanges.settle(requeued, reply.answer)

@@ -47,6 +47,11 @@ class StandingReply:
         """Whether its question was edited after its last change."""
         return self.edited_at is not None and self.edited_at >= max(message.changed_at for message in self.messages)
 
+    def answers_anew(self, old: Answer) -> bool:
+        """Return whether it is a complete answer to the question as it is now, and not this one."""
+        shown = "".join(self.answer.text.split())
+        return self.is_complete and not self.is_outdated and shown != "".join(old.text.split())
+
     @property
     def answer(self) -> Answer:
         """The visible text as an answer."""

@@ -147,3 +147,27 @@ async def test_a_channel_whose_history_fails_delays_no_other_one(tmp_path: Path,
         await answered(server, "ok", "ok", channel="broken")
         is_broken = False
         await answered(server, "ok", "ok", "ok", channel="broken")
+
+
+async def test_an_edit_that_was_answered_after_the_backup_is_not_answered_again(
+    tmp_path: Path, server: SlackServer
+) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        question = await server.say("2+2?")
+        await is_delivered(harness, server, question)
+    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    async with make_harness(tmp_path, ScriptedEngine(default="six")) as harness, running(harness, server):
+        await server.edit(question, "2+4?")
+        await answered(server, "six")
+        await is_delivered(harness, server, question)
+        await server.until(lambda: server.is_quiet)
+    await server.disconnect(resumable=False)
+    roll_back(tmp_path)
+    async with make_harness(tmp_path, ScriptedEngine(default="another")) as harness, running(harness, server):
+        missed = await server.say("and now?")
+        await is_delivered(harness, server, missed)
+        assert bots(server.seen()) == ["six", "another"]
+        row = await harness.store.find(ChannelKey("slack", server.workspace.find("general") or ""), question)
+        assert row is not None
+        assert row.answer is not None
+        assert (row.message.text, row.answer.text) == ("2+4?", "six")
