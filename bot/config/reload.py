@@ -151,7 +151,8 @@ class ConfigWatcher:
         log.info("changing the model", model=engine.model, quantization=engine.quantization)
         failure = await change_engine(engine)
         if engine is not self._wanted_engine:
-            return  # superseded by a newer change
+            log.info("change of the model replaced by a later edit", model=engine.model)
+            return
         if failure is None:
             self._current = self._current.model_copy(update={"engine": engine})
             log.info("model changed", model=engine.model, quantization=engine.quantization)

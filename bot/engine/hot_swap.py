@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import structlog
 
@@ -33,6 +33,8 @@ _POLL_SECONDS = 1.0
 _TRIAL = ChatRequest((ChatMessage("user", "hello"),), SamplingParams(temperature=0, max_tokens=1))
 
 SUPERSEDED = "superseded by a newer change"
+
+T = TypeVar("T")
 
 Opener = Callable[[EngineSection, Progress], Engine]
 Check = Callable[[EngineSection], None]
@@ -67,11 +69,14 @@ class HotSwapEngine:
         self._progress = progress
         self._engine: Engine | None = None  # the latest: info and token counts outlive its exit
         self._is_entered = False
+        self._loading: asyncio.Task[None] | None = None  # also one that was given up, and may still read
         self._closing: asyncio.Task[object] | None = None  # the exit of an engine, which frees its memory
         self._slots = 0
         self._previous = EngineLoad(0, 0)  # counters of the earlier engines
         self._requests: dict[_Request, None] = {}  # in order of arrival
         self._is_changing = False
+        self._latest_change: object = None
+        self._changes = asyncio.Lock()
         self._running_change: asyncio.Task[str | None] | None = None
         self._request_ended = asyncio.Event()
         self._last_progress = 0.0
@@ -129,19 +134,29 @@ class HotSwapEngine:
             EngineUnavailable: Restoring the old engine failed too.  Waiting requests stay
                 queued until a later change succeeds.
         """
-        if self._running_change is not None:
+        self._latest_change = this = object()
+        # Once: a second cancellation would cut off the cleanup after the first.
+        if self._running_change is not None and not self._running_change.cancelling():
             self._running_change.cancel()
-            await asyncio.wait([self._running_change])
-        change = self._running_change = asyncio.create_task(self._change(section), name="change of the model")
-        try:
-            return await change
-        except asyncio.CancelledError:
-            # Either a newer change cancelled this one, or the caller was cancelled.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                await asyncio.wait([change])
+        async with self._changes:
+            if self._latest_change is not this:
+                return SUPERSEDED
+            change = self._running_change = asyncio.create_task(self._change(section), name="change of the model")
+            try:
+                return await change
+            except asyncio.CancelledError:
+                # Either a newer change cancelled this one, or the caller was cancelled.
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    await asyncio.wait([change])
+                    raise
+                return SUPERSEDED
+            except EngineUnavailable:
+                if self._latest_change is not this:
+                    return SUPERSEDED  # the newer change may still succeed
                 raise
-            return SUPERSEDED
+            finally:
+                self._running_change = None
 
     async def __aenter__(self) -> Self:
         await self._enter(self._section)
@@ -150,8 +165,8 @@ class HotSwapEngine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not await self._close(CLOSING_SECONDS):
-            log.error("the model's step did not end in time; exiting without it")
+        if (reason := await self._close(CLOSING_SECONDS)) is not None:
+            log.error("exiting without the end of the model", reason=reason)
 
     # Requests.
 
@@ -196,7 +211,7 @@ class HotSwapEngine:
             self._resume()
             return None
         try:
-            await asyncio.to_thread(self._check, section)
+            await asyncio.to_thread(_guarded, self._check, section)
         except EngineError as error:
             if self._is_entered:
                 return str(error)
@@ -236,12 +251,12 @@ class HotSwapEngine:
 
     async def _swap(self, section: EngineSection) -> str | None:
         """Close the engine and load another; return the reason if that failed."""
-        if not await self._close(STUCK_SECONDS):
-            return f"a step of the old model has not ended for {STUCK_SECONDS:.0f} s, so its memory is not free"
+        if (reason := await self._close(STUCK_SECONDS)) is not None:
+            return reason
         gc.collect()  # the exception of a failed load may keep tensors in a reference cycle
         self._last_progress = self._loading_since = self._clock.now()
         self._notify_held()  # the estimated wait has changed
-        loading = asyncio.create_task(self._enter(section, with_trial=True), name="loading")
+        loading = self._loading = asyncio.create_task(self._enter(section, with_trial=True), name="loading")
         try:
             while not loading.done():
                 await race(asyncio.wait([loading]), self._clock.sleep(_POLL_SECONDS))
@@ -252,14 +267,12 @@ class HotSwapEngine:
             return str(error)
         finally:
             self._loading_since = None
-            loading.cancel()
-            # A load that does not even end now is abandoned: it cannot become a usable model.
-            await race(asyncio.wait([loading]), self._clock.sleep(STUCK_SECONDS))
+            loading.cancel()  # `_close` waits for its end
         return None
 
     async def _enter(self, section: EngineSection, *, with_trial: bool = False) -> None:
         began = self._clock.now()
-        engine = await asyncio.to_thread(self._open, _as_loaded(section), self._on_progress)
+        engine = await asyncio.to_thread(_guarded, self._open, _as_loaded(section), self._on_progress)
         await engine.__aenter__()
         if with_trial:
             try:
@@ -280,17 +293,24 @@ class HotSwapEngine:
         self._is_entered = False
         self._closing = asyncio.create_task(engine.__aexit__(None, None, None), name="closing a model")
 
-    async def _close(self, seconds: float) -> bool:
-        """Shut the engine down; return whether it stopped in time."""
+    async def _close(self, seconds: float) -> str | None:
+        """Free the memory of all models; return the reason if one does not stop in time."""
+        if not await self._ended(self._loading, seconds):
+            return f"reading a model has not ended for {seconds:.0f} s, so its memory is not free"
+        self._loading = None
         if self._is_entered:
             self._start_closing(self._latest())
-        if self._closing is not None:
-            await race(asyncio.wait([self._closing]), self._clock.sleep(seconds))
-            if not self._closing.done():
-                return False
-            closing, self._closing = self._closing, None
+        if not await self._ended(self._closing, seconds):
+            return f"a step of the old model has not ended for {seconds:.0f} s, so its memory is not free"
+        closing, self._closing = self._closing, None
+        if closing is not None:
             closing.result()
-        return True
+        return None
+
+    async def _ended(self, task: asyncio.Task[Any] | None, seconds: float) -> bool:
+        if task is not None and not task.done():
+            await race(asyncio.wait([task]), self._clock.sleep(seconds))
+        return task is None or task.done()
 
     def _on_progress(self, done: int, total: int) -> None:
         self._last_progress = self._clock.now()
@@ -347,3 +367,14 @@ class _Request:
 
 def _as_loaded(section: EngineSection) -> EngineSection:
     return section.model_copy(update={"max_waiting": sys.maxsize})
+
+
+def _guarded(call: Callable[..., T], *args: object) -> T:
+    """Turn an unexpected error into an EngineFailed: whatever a model folder holds, it must not end a running bot."""
+    try:
+        return call(*args)
+    except EngineError:
+        raise
+    except Exception as error:
+        log.exception("unexpected error of the backend")
+        raise EngineFailed(f"an unexpected error, see the log: {type(error).__name__}") from error

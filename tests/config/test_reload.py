@@ -174,7 +174,10 @@ async def test_a_failed_model_change_is_reported_until_the_engine_section_change
     assert (await follower.write("")).failure == "there is no such folder", "the failure of the previous change"
 
 
-async def test_a_newer_model_change_replaces_one_in_progress(follower: Follower) -> None:
+async def test_a_newer_model_change_replaces_one_in_progress(
+    follower: Follower, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     gone = asyncio.Event()
 
     async def load(section: EngineSection) -> str | None:
@@ -192,6 +195,7 @@ async def test_a_newer_model_change_replaces_one_in_progress(follower: Follower)
     last = await follower.write('[engine]\nquantization = "int4"\n')
     assert last.failure is None
     assert follower.live.current.engine.quantization == "int4"
+    assert [record.message for record in caplog.records if "replaced by a later edit" in record.message]
 
 
 async def test_watching_ends_with_the_error_when_no_model_is_left(follower: Follower) -> None:
