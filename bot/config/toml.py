@@ -7,6 +7,7 @@ from typing import Any
 
 from bot.config.schema import Key
 from bot.config.secrets import is_secret_name
+from bot.util.files import nests_deeper
 
 # Levels of tables and lists; the settings need four.
 _DEEPEST = 16
@@ -39,7 +40,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise TomlError("lists or tables are nested too deeply") from None
     except ValueError:  # Python converts at most 4300 digits
         raise TomlError("a number has too many digits") from None
-    if _is_deeper(tables, _DEEPEST):
+    if nests_deeper(tables, _DEEPEST):
         raise TomlError("lists or tables are nested too deeply")
     return tables
 
@@ -82,14 +83,6 @@ def _keys(table: Mapping[str, Any], parent: Key = ()) -> Iterator[Key]:
         for inner in value if isinstance(value, list) else [value]:
             if isinstance(inner, dict):
                 yield from _keys(inner, key)
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        inner = [each for each in level if isinstance(each, dict | list)]
-        level = [found for each in inner for found in (each.values() if isinstance(each, dict) else each)]
-    return bool(level)
 
 
 def _explain(message: str, text: str) -> str:

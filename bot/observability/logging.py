@@ -53,6 +53,10 @@ _TOKEN_SHAPES = re.compile(
     """,
     re.VERBOSE,
 )
+# Control characters but newline and tab, which tracebacks have; a terminal obeys them.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f]")
+# C1 controls, and characters that hide or reverse text; no renderer writes them.
+_INVISIBLE = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 # SQLAlchemy appends the parameters of a failed statement to its message.
 _STATEMENT_PARAMETERS = re.compile(r"\[parameters: .*?\](?=$|\n|\\n)")
 
@@ -131,7 +135,7 @@ def _formatter(
 
     def redacted(logger: WrappedLogger, method: str, event: EventDict) -> str:
         first = {key: event[key] for key in _FIRST_KEYS if key in event}
-        return redact(str(render(logger, method, {**first, **event})))
+        return _escaped(_INVISIBLE, redact(str(render(logger, method, {**first, **event}))))
 
     return structlog.stdlib.ProcessorFormatter(
         processors=[
@@ -156,7 +160,15 @@ def withhold(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 
 
 def _escape_controls(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    return {key: value.replace("\x1b", "\\x1b") if isinstance(value, str) else value for key, value in event.items()}
+    return {
+        _escaped(_CONTROLS, key): _escaped(_CONTROLS, value) if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
+def _escaped(what: re.Pattern[str], text: str) -> str:
+    """Write these characters as JSON and Python do."""
+    return what.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class Redaction:

@@ -1,10 +1,16 @@
 """Read files that an operator names: never a device or a pipe, never more than expected."""
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+# Bytes of a JSON file: a tokenizer's take 35 MB, an index or a config.json less than 2 MB.
+_LARGEST_JSON = 128 * 1024 * 1024
+# Levels of lists and objects in it.
+_DEEPEST_JSON = 32
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -35,3 +41,44 @@ def read_regular(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
     return content
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        OSError: `strerror` says why the file cannot be read.
+        ValueError: It is not JSON, not an object, or nests too deeply.
+    """
+    try:
+        content = json.loads(read_regular(path, _LARGEST_JSON))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    if nests_deeper(content, _DEEPEST_JSON):
+        raise ValueError("nested too deeply")
+    return content
+
+
+def nests_deeper(value: object, levels: int) -> bool:
+    """Return whether lists and tables in `value` nest deeper than `levels`.
+
+    >>> nests_deeper({"a": [{}]}, 3), nests_deeper({"a": [{}]}, 2)
+    (False, True)
+    """
+    level = [value]
+    for _ in range(levels):
+        inner = [each for each in level if isinstance(each, dict | list)]
+        level = [found for each in inner for found in (each.values() if isinstance(each, dict) else each)]
+    return any(isinstance(each, dict | list) for each in level)
+
+
+def shown(text: str, longest: int = 60) -> str:
+    r"""Return a text of a stranger for a message: control characters escaped, a long one cut.
+
+    >>> print(shown("a\x9b2J"), shown("k" * 5000, 3))
+    a\x9b2J kkk…
+    """
+    cut = text if len(text) <= longest else f"{text[:longest]}…"
+    return cut if cut.isprintable() else repr(cut)[1:-1]

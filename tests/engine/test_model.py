@@ -156,7 +156,7 @@ def test_a_missing_field_is_named() -> None:
         parse_config(fields, PLACE)
 
 
-@pytest.mark.parametrize(("content", "found"), [("{", "cannot be read"), ("[]", "is not a JSON object")])
+@pytest.mark.parametrize(("content", "found"), [("{", "cannot be read"), ("[]", "not a JSON object")])
 def test_an_invalid_json_config_is_named(tmp_path: Path, content: str, found: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=found):

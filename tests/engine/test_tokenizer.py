@@ -275,7 +275,7 @@ def test_a_missing_model_file_is_named(tmp_path: Path) -> None:
             '{"num_image_tokens": 20000}',
             r"<sop> is 20644 in ice_text\.model with 20000 image tokens",
         ),
-        ("tokenizer_config.json", "[]", r"tokenizer_config\.json is not a JSON object"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json cannot be read \(not a JSON object\)"),
         ("tokenizer_config.json", "{", r"tokenizer_config\.json cannot be read"),
     ],
 )

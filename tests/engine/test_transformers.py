@@ -210,7 +210,7 @@ async def test_folders_with_missing_or_wrong_files_are_rejected(tmp_path: Path) 
     (tmp_path / "pytorch_model.bin").unlink()
     assert "holds no weights" in await refusal(options(tmp_path))
     config.write_text("[]")
-    assert "config.json is not a JSON object" in await refusal(options(tmp_path))
+    assert "config.json cannot be read (not a JSON object)" in await refusal(options(tmp_path))
     config.write_text("{")
     assert "config.json cannot be read" in await refusal(options(tmp_path))
 

@@ -220,3 +220,21 @@ def test_a_traceback_shows_no_local_variables() -> None:
         log.exception("failed")
     assert "ValueError" in stream.getvalue()
     assert CANARY not in stream.getvalue().replace("local = CANARY", "")
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    "character", ["\x07", "\r", "\x7f", "\x85", "\x9b", "\x9d", "\u200b", "\u202e", "\u2066", "\ufeff", "\u2028"]
+)
+def test_controls_and_invisible_characters_are_escaped_everywhere(form: str, character: str) -> None:
+    stream = logging_to(io.StringIO(), format=form)
+    text = f"a{character}b"
+    log.error(text, channel=text, shards=[text], **{f"k{character}": {text: text}})
+    logging.getLogger("library").error("%s", text)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        log.exception("failed")
+    assert character not in stream.getvalue()
+    if form == "json":
+        assert len(events(stream)) == 3

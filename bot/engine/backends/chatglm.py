@@ -17,6 +17,7 @@ from bot.engine.chatglm.loading import check_load, load
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
 from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import CheckpointError, EngineUnavailable
+from bot.util.files import shown
 
 DEMO = Path(__file__).parents[1] / "demo"
 
@@ -96,9 +97,9 @@ def find_folder(model: str, revision: str = "", download: Callable[[str, str], P
     try:
         folder = DEMO if model == "demo" else Path(model).expanduser()
         is_folder = folder.is_dir()
-    except (PermissionError, RuntimeError) as exc:  # RuntimeError: ~ without a home directory
+    except (OSError, RuntimeError) as exc:  # RuntimeError: ~ without a home directory
         raise CheckpointError(
-            f'engine.model = "{model}" cannot be read ({exc}): name a folder that the bot\'s user can read'
+            f'engine.model = "{shown(model)}" cannot be read ({shown(str(exc), 120)}): name a folder that the bot\'s user can read'
         ) from exc
     if is_folder:
         if revision:
@@ -109,7 +110,7 @@ def find_folder(model: str, revision: str = "", download: Callable[[str, str], P
         return folder
     if not _HUB_NAME.fullmatch(model):
         raise CheckpointError(
-            f'engine.model = "{model}": no such folder; name a folder, a model of the hub as "owner/name", or "demo"'
+            f'engine.model = "{shown(model)}": no such folder; name a folder, a model of the hub as "owner/name", or "demo"'
         )
     try:
         return (download or _download)(model, revision)

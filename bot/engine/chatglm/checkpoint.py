@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bot.engine.chatglm.config import check_file, read_json
 from bot.errors import CheckpointError
+from bot.util.files import shown
 
 AGAIN = "download it again"
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -33,7 +34,12 @@ _DAMAGED = (
     struct.error,
     zipfile.BadZipFile,
     OSError,
+    MemoryError,
 )
+# Larger ones overflow torch's sizes.
+_LARGEST_DIMENSION = 2**40
+# Bytes of a record that is no tensor; real ones take some hundred kilobytes.
+_LARGEST_RECORD = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +103,32 @@ class Checkpoint:
         shards: dict[str, _SafetensorsShard | _PickleShard] = {}
         for file in sorted({str(file) for file in files.values()}):
             # The index must not refer to files outside the folder.
-            if Path(file).name != file or not (index.parent / file).is_file():
-                raise CheckpointError(f"{index} lists the shard {file}, which is missing: download the missing file")
+            if not _is_in(index.parent, file):
+                raise CheckpointError(
+                    f"{index} lists the shard {shown(file)}, which is missing: download the missing file"
+                )
             shards[file] = _open(index.parent / file)
         for name, file in files.items():
-            if name not in shards[file].tensors:
+            if name not in shards[str(file)].tensors:
                 raise CheckpointError(
-                    f"{index} lists the tensor {name} in {file}, which does not hold it: the files are from different "
+                    f"{index} lists the tensor {shown(name)} in {file}, which does not hold it: the files are from different "
                     f"downloads; {AGAIN}"
                 )
         for file, shard in shards.items():
             for name in shard.tensors:
                 if files.get(name, file) != file:
                     raise CheckpointError(
-                        f"{index.parent / file} holds the tensor {name}, which {index.name} lists in {files[name]}: "
+                        f"{index.parent / file} holds the tensor {shown(name)}, which {index.name} lists in {files[name]}: "
                         f"the files are from different downloads; {AGAIN}"
                     )
                 self._shard_of[name] = shard
+
+
+def _is_in(folder: Path, file: str) -> bool:
+    try:
+        return Path(file).name == file and (folder / file).is_file()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def _open(file: Path) -> "_SafetensorsShard | _PickleShard":
@@ -146,7 +161,9 @@ class _SafetensorsShard:
                 part = self._open.get_slice(name)
                 dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
                 if dtype is None:
-                    raise CheckpointError(f"{file}: tensor {name} has the unsupported dtype {part.get_dtype()}")
+                    raise CheckpointError(f"{file}: tensor {shown(name)} has the unsupported dtype {part.get_dtype()}")
+                if max(part.get_shape(), default=0) > _LARGEST_DIMENSION:
+                    raise CheckpointError(f"{file}: tensor {shown(name)} has an impossible shape: {AGAIN}")
                 self.tensors[name] = TensorInfo(file, tuple(part.get_shape()), dtype)
         except (SafetensorError, OSError) as exc:
             raise CheckpointError(f"{file} is corrupt or truncated ({exc}): {AGAIN}") from exc
@@ -160,9 +177,9 @@ class _PickleShard:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._records = _records(file)
         try:
             check_file(file)
+            self._records = _records(file)
             with file.open("rb") as opened:
                 # Files from before torch 1.6 are not zip archives and cannot be mapped.
                 is_zip = opened.read(2) == b"PK"
@@ -181,7 +198,7 @@ class _PickleShard:
         self._content: dict[str, Tensor] = {}
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-                raise CheckpointError(f"{file} holds {name!r}, which is not a dense tensor: {AGAIN}")
+                raise CheckpointError(f"{file} holds {shown(str(name))}, which is not a dense tensor: {AGAIN}")
             self._content[name] = tensor
         self.tensors = {
             name: TensorInfo(file, tuple(tensor.shape), tensor.dtype) for name, tensor in self._content.items()
@@ -215,6 +232,8 @@ def _records(file: Path) -> set[tuple[int, int]]:
 
 
 def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    if record.file_size > _LARGEST_RECORD:
+        return False
     try:
         archive.read(record)
     except (*_DAMAGED, NotImplementedError, zlib.error):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.errors import CheckpointError
+from bot.util.files import open_regular, read_json_object, shown
 
 _FIRST_RELEASE_VOCABULARY = 150528
 _POINTER = b"version https://git-lfs"
@@ -20,6 +21,10 @@ _MAXIMA = {
     "max_sequence_length": 131_072,
     "pre_seq_len": 65_536,
 }
+
+
+# Of any other number, such as the ids of tokens.
+_LARGEST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +87,18 @@ def check_file(path: Path) -> None:
     """Check that a file is readable and not a Git LFS pointer.
 
     Raises:
-        CheckpointError: Permission denied, or a Git LFS pointer.
-        OSError: It cannot be opened for another reason.
+        CheckpointError: Permission denied, not a regular file, or a Git LFS pointer.
+        FileNotFoundError: There is none.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_pointer = file.read(len(_POINTER)) == _POINTER
+    except FileNotFoundError:
+        raise
     except PermissionError as exc:
         raise CheckpointError(f"{path} cannot be read ({exc.strerror}): let the bot's user read it") from exc
+    except OSError as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc.strerror}): download it again") from exc
     if is_pointer:
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder, or download it from "
@@ -100,16 +109,13 @@ def check_file(path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         check_file(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except FileNotFoundError as exc:
         raise CheckpointError(
             f"{path} is missing: name a folder with a ChatGLM-6B checkpoint and its config.json"
         ) from exc
     except (OSError, ValueError) as exc:
         raise CheckpointError(f"{path} cannot be read ({exc}): download it again") from exc
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object: download it again")
-    return content
 
 
 def parse_config(fields: Mapping[str, Any], place: Path) -> ChatGLMConfig:
@@ -124,8 +130,8 @@ def parse_config(fields: Mapping[str, Any], place: Path) -> ChatGLMConfig:
         value = fields.get(name, default)
         if value is None and default is not None:
             value = default
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MAXIMA.get(name, value):
-            found = f"{name} = {json.dumps(value)}" if name in fields else f"no {name}"
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MAXIMA.get(name, _LARGEST):
+            found = f"{name} = {shown(json.dumps(value))}" if name in fields else f"no {name}"
             bounds = f"from {least} to {_MAXIMA[name]}" if name in _MAXIMA else f"of at least {least}"
             raise CheckpointError(f"{place} has {found}; expected an integer {bounds}")
         return value
@@ -135,7 +141,9 @@ def parse_config(fields: Mapping[str, Any], place: Path) -> ChatGLMConfig:
     first_release = number("vocab_size") == _FIRST_RELEASE_VOCABULARY or "gmask_token_id" not in fields
     epsilon = fields.get("layernorm_epsilon", 1e-5)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise CheckpointError(f"{place} has layernorm_epsilon = {epsilon!r}; expected a number between 0 and 1")
+        raise CheckpointError(
+            f"{place} has layernorm_epsilon = {shown(json.dumps(epsilon))}; expected a number between 0 and 1"
+        )
     config = ChatGLMConfig(
         vocab_size=number("vocab_size"),
         hidden_size=number("hidden_size"),
@@ -164,7 +172,7 @@ def _check_architecture(fields: Mapping[str, Any], place: Path) -> None:
     architectures = fields.get("architectures")
     named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
     kind = fields.get("model_type")
-    found = f"model_type {json.dumps(kind)}" + (f", architecture {named}" if named else "")
+    found = f"model_type {shown(json.dumps(kind))}" + (f", architecture {shown(named)}" if named else "")
     advice = 'engine.backend = "chatglm" supports ChatGLM-6B only; name a ChatGLM-6B checkpoint in engine.model'
     if kind != "chatglm" or (named and "ChatGLM" not in named):
         raise CheckpointError(f"{place} describes another model ({found}): {advice}")

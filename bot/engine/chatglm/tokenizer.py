@@ -14,6 +14,7 @@ from bot.engine.chatglm import prompt
 from bot.engine.chatglm.config import check_file, read_json
 from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerDetokenizer, clean_up, expand, respond
 from bot.errors import CheckpointError
+from bot.util.files import read_regular
 
 MODEL_FILE = "ice_text.model"
 
@@ -25,6 +26,8 @@ _BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _FIRST_RELEASE_IMAGE_TOKENS = 20000
 
 # SHA-256 of the published files, by their size: v1.1 and the first release.
+# Bytes; ChatGLM's takes 2.7 MB.
+_LARGEST_MODEL = 64 * 1024 * 1024
 _PUBLISHED = {
     2_706_249: "5e974d9a69c242ce014c88c2b26089270f6198f3c0b700a887666cd3e816f17e",
     2_699_926: "99871e0c85db81ad7af1028854fd091cd5778c8414ae9d94bbbc10d02c831c21",
@@ -129,7 +132,7 @@ class ChatGLMTokenizer:
 def _read_model(path: Path) -> SentencePieceProcessor:
     try:
         check_file(path)
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST_MODEL)
     except OSError as exc:
         raise CheckpointError(
             f"{path} cannot be read ({exc.strerror}): copy the checkpoint's {MODEL_FILE} there"
@@ -187,6 +190,10 @@ def _image_tokens(folder: Path, model: SentencePieceProcessor) -> int:
         read_json(path) if (path := folder / name).exists() else {} for name in ("config.json", "tokenizer_config.json")
     )
     offset = own.get("num_image_tokens")
+    if isinstance(offset, int) and not 0 <= offset < 1_000_000:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'} has an impossible num_image_tokens: download it again"
+        )
     if not isinstance(offset, int):
         # The first release's code adds the offset without an entry in its JSON files.
         shifted = model.piece_to_id("<sop>") + _FIRST_RELEASE_IMAGE_TOKENS

@@ -1,6 +1,5 @@
 """Load a transformers checkpoint; a checkpoint's own code never runs."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from bot.engine.base import Progress, silent
 from bot.engine.pretrained.text import ChatTokenizer
 from bot.engine.serving.runner import is_out_of_memory
 from bot.errors import CheckpointError, EngineUnavailable
+from bot.util.files import open_regular, read_json_object, shown
 
 # Default limit: the cache of some models' full context exceeds any device's memory.
 CONTEXT_LENGTH = 8192
@@ -39,8 +39,10 @@ def read_config(folder: Path) -> PretrainedConfig:
     Raises:
         CheckpointError: It is missing, or the model is not supported.
     """
+    _check_files(folder)
     fields = _json(folder, "config.json")
     kind = fields.get("model_type")
+    kind = kind if kind is None else shown(str(kind))  # it may be a list
     if kind == "chatglm":
         raise CheckpointError(
             f'{folder} holds a ChatGLM: set engine.backend = "chatglm" for ChatGLM-6B; for GLM-4 choose the transformers '
@@ -185,16 +187,23 @@ def _quantiser(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def _json(folder: Path, name: str) -> dict[str, object]:
+def _check_files(folder: Path) -> None:
+    """Check that the library, which opens any of these, finds only regular files."""
+    for path in sorted(folder.iterdir()):
+        try:
+            if not path.is_dir():
+                open_regular(path).close()
+        except OSError as exc:
+            raise CheckpointError(f"{path} cannot be read ({exc.strerror}): remove it, or download it again") from exc
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((folder / name).read_bytes())
+        return read_json_object(folder / name)
     except FileNotFoundError as exc:
         raise CheckpointError(f"{folder} has no {name}: it is not a model folder") from exc
     except (OSError, ValueError) as exc:
         raise CheckpointError(f"{folder}/{name} cannot be read ({exc}): download it again") from exc
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{folder}/{name} is not a JSON object: download it again")
-    return found
 
 
 @contextmanager
