@@ -173,6 +173,7 @@ class Replies:
             self._intake.metrics,
             # An earlier run may have sent a placeholder with the same nonce.
             sends_whole=self._sends_whole(exchange.message.channel) and not worker.is_backlog,
+            compute=asyncio.to_thread,
         )
 
     async def _deliver(self, worker: Worker, sender: Sender) -> None:

@@ -34,6 +34,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Stores the id of the platform message that carries part number 0, 1, … of the reply.
 RecordPart = Callable[[int, str], Awaitable[None]]
 
+# Runs a computation that may take long: at once, or in a thread.
+Compute = Callable[[Callable[[], None]], Awaitable[None]]
+
 # Seconds between retries: the first delay and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
@@ -45,6 +48,13 @@ _EDIT_PATIENCE = 2.0
 _COPIES = 2
 # Seconds that an answer has to be complete, and be sent whole, before a placeholder is sent.
 _PLACEHOLDER_DELAY = 0.3
+# Characters that are split and rendered in a few milliseconds, whatever they are.
+_CHEAP = 300
+
+
+async def compute_here(work: Callable[[], None]) -> None:
+    """Run a computation at once."""
+    work()
 
 
 @dataclass(slots=True)
@@ -95,6 +105,7 @@ class Sender:
         metrics: Metrics,
         *,
         sends_whole: bool = False,
+        compute: Compute = compute_here,
     ) -> None:
         self._messenger = messenger
         self._exchange = exchange
@@ -106,6 +117,7 @@ class Sender:
         self._record_part = record_part
         self._metrics = metrics
         self._messages = [_Message(part, standing=None if part.id else "") for part in parts]
+        self._compute = compute
         self._sends_whole = sends_whole and not parts
         self._whole_from: int | None = None  # messages from this number on are sent whole
         self._surplus: list[str] = []  # ids of replaced messages, deleted at the end
@@ -129,7 +141,7 @@ class Sender:
             await race(stream.wait_finished(), self._pacer.clock.sleep(_PLACEHOLDER_DELAY))
         while True:
             self._is_calling = False
-            self._read(stream)
+            await self._read(stream)
             number = self._next()
             if number is None and not self._view.is_complete:
                 await stream.wait()
@@ -167,7 +179,7 @@ class Sender:
         """Wait for an edit of the budget; a reply that is complete meanwhile has another share."""
         if not self._view.is_complete:
             await race(budget.take_growing(), stream.wait_finished())
-            self._read(stream)
+            await self._read(stream)
         if self._view.is_complete:
             await budget.take_last()
 
@@ -180,13 +192,15 @@ class Sender:
             raise denied
         await self._pacer.clock.sleep(self._backoff.after_failure())
 
-    def _read(self, stream: ReplyStream) -> None:
+    async def _read(self, stream: ReplyStream) -> None:
         for event in () if self._view.is_complete else stream.drain():
             self._view.apply(event)
             if isinstance(event, Finished):
                 for message in self._messages:
                     # The markup or the words of half a text may be refused, and the whole text's accepted.
                     message.is_plain = message.is_held = False
+        if self._view.pending > _CHEAP:
+            await self._compute(self._view.prepare)
 
     def _next(self) -> int | None:
         """Return the message to act on: the first unsent one, else the one whose last call is the oldest."""
@@ -232,13 +246,13 @@ class Sender:
 
     async def _step(self, stream: ReplyStream, is_urgent: bool) -> None:
         """Make the call that is needed at this moment, which the pacer may have delayed."""
-        self._read(stream)
+        await self._read(stream)
         number = self._next()
         if number is not None and self._is_urgent(number):
             await self._call(number)
             if is_urgent:
                 return
-            self._read(stream)
+            await self._read(stream)
             number = self._next()  # an urgent call does not use up the turn of an edit
         if number is not None and not is_urgent:
             await self._call(number)

@@ -1,4 +1,7 @@
-"""From the events of a reply to what each of its messages shows.  Pure Python: no asyncio."""
+"""From the events of a reply to what each of its messages shows.  Pure Python: no asyncio.
+
+Splitting and rendering hostile Markdown takes seconds: `prepare` does it, and may run in a thread.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +48,7 @@ class ReplyView:
         self._queued: Queued | None = None
         self._reason = FinishReason.STOP
         self._texts: list[str] | None = None
+        self._rendered: dict[str, Rendered] = {}  # of `_texts`
         self._answers: list[str] = []  # the texts without notices
         # Messages whose text a filter refuses, with the text that stays there; None if it is unknown.
         self._filtered: dict[int, str | None] = {}
@@ -99,10 +103,25 @@ class ReplyView:
             return number < len(self._frozen) and self._frozen[number] is None
         return self._filtered.get(number, "") is None
 
+    @property
+    def pending(self) -> int:
+        """Return the number of characters that `prepare` has to split; 0 if nothing is left to do."""
+        if self._texts is not None:
+            return 0
+        standing = [*self._filtered.values(), *(self._frozen or ())]
+        return max(1, self._splitter.pending) + sum(len(text or "") for text in standing)
+
+    def prepare(self) -> None:
+        """Split and render the reply as it is now; until the next event this takes no time again."""
+        if self._texts is None:
+            texts = self._compose()
+            self._rendered = {text: self._rendered.get(text) or self._format.render(text) for text in texts}
+            self._texts = texts
+
     def messages(self) -> list[str]:
         """Return the whole reply as it is now, one Markdown text per message."""
-        if self._texts is None:
-            self._texts = self._compose()
+        self.prepare()
+        assert self._texts is not None, "prepared"
         return self._texts
 
     def message(self, number: int, *, plain: bool = False) -> MessageView:
@@ -127,9 +146,12 @@ class ReplyView:
         self._splitter = Splitter(self._format)
         self._splitter.append(text)
         self._texts = None
+        self._rendered = {}
 
     def _render(self, text: str, plain: bool) -> Rendered:
-        return self._format.plain(text) if plain else self._format.render(text)
+        if plain:
+            return self._format.plain(text)
+        return self._rendered.get(text) or self._format.render(text)
 
     def _controls(self) -> Controls:
         if not self._is_chat:
@@ -177,4 +199,4 @@ class ReplyView:
 
     def _visible(self, texts: Iterable[str]) -> list[str]:
         """Leave out texts that would be empty: no platform takes an empty message."""
-        return [text for text in texts if self._format.render(text).text.strip()]
+        return [text for text in texts if self._render(text, plain=False).text.strip()]

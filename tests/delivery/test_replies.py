@@ -1,6 +1,7 @@
 """Replies on a platform: one at a time per exchange, and none that takes the others down."""
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
@@ -376,3 +377,25 @@ async def test_an_unfinished_reply_is_owed_after_shutdown(harness: Harness, cloc
             replies.start(exchange)
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["whole"]
+
+
+class Watched(MarkdownFormat):
+    """Counts the characters that are rendered on the event loop's thread."""
+
+    on_loop = 0
+
+    def render(self, markdown: str) -> Rendered:
+        if threading.current_thread() is threading.main_thread():
+            Watched.on_loop = max(Watched.on_loop, len(markdown))
+        return super().render(markdown)
+
+
+async def test_long_texts_are_split_and_rendered_outside_the_event_loop(harness: Harness, clock: FastClock) -> None:
+    text = "*a [b](c) `d`\n" * 600
+    harness.engine.add([text[:5000], text[5000:]])
+    messenger = FakeMessenger(clock, Watched(2000))
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+    assert "".join(messenger.texts(CHANNEL)) == text
+    assert Watched.on_loop <= 300

@@ -40,15 +40,15 @@ class Drafts:
         is_new = exchange.kind is Kind.CHAT and exchange.answer is None and not exchange.parts
         if not is_new or not is_private(exchange.message.channel):
             return stream
-        splitter = Splitter(TelegramFormat())
+        texts: list[str] = []
         known = ReplyStream()
         is_complete = asyncio.Event()
-        previewing = asyncio.create_task(self._preview(exchange, splitter, pacer, is_complete))
+        previewing = asyncio.create_task(self._preview(exchange, texts, pacer, is_complete))
         try:
             async for event in stream:
                 known.put(event)
                 if isinstance(event, Delta):
-                    splitter.append(event.text)
+                    texts.append(event.text)
             is_complete.set()
             await previewing
         finally:
@@ -56,18 +56,24 @@ class Drafts:
             await asyncio.gather(previewing, return_exceptions=True)
         return known
 
-    async def _preview(self, exchange: Exchange, splitter: Splitter, pacer: Pacer, is_complete: asyncio.Event) -> None:
+    async def _preview(self, exchange: Exchange, texts: list[str], pacer: Pacer, is_complete: asyncio.Event) -> None:
         """Show as much of the answer's end as one message can hold, until it is complete."""
         shown, refresh_at = None, 0.0
+        splitter = Splitter(TelegramFormat())
+
+        def render() -> Rendered:
+            pieces = splitter.chunks()
+            # Telegram shows an empty draft as "thinking".
+            return TelegramFormat().render(pieces[-1].text if pieces else "")
 
         async def call() -> None:
             if not is_complete.is_set():  # checked again: the pacer may have waited
                 await self._call(exchange, now)
 
         while not is_complete.is_set():
-            pieces = splitter.chunks()
-            # Telegram shows an empty draft as "thinking".
-            now = TelegramFormat().render(pieces[-1].text if pieces else "")
+            splitter.append("".join(texts))
+            texts.clear()
+            now = await asyncio.to_thread(render)  # hostile Markdown would stop the event loop
             if now != shown or self._clock.now() >= refresh_at:
                 try:
                     await pacer.call(exchange.message.channel, call, urgent=True)

@@ -55,8 +55,8 @@ class TelegramFormat:
 
     def measure(self, rendered: Rendered) -> int:
         # With too many entities a text counts as too long, so that it is split and keeps them.
-        excess = len(rendered.entities) - MOST_ENTITIES
-        return max(utf16_units(rendered.text), self.limit + excess if excess > 0 else 0)
+        count = len(rendered.entities)
+        return max(utf16_units(rendered.text), self.limit * count // MOST_ENTITIES if count > MOST_ENTITIES else 0)
 
 
 @dataclass(slots=True)

@@ -98,9 +98,13 @@ class BlockIndex:
     def opening_at(self, at: int, room: int) -> str:
         """Return the text to insert before the rest, so that its structure is the same there.
 
-        At most `room` characters if possible: then the language of a code block or the
-        header of a table is omitted.
+        At most `room` characters: where more are needed, the language of a code block or the
+        header of a table is omitted, else all of it.
         """
+        opening = self._opening_at(at, room)
+        return opening if len(opening) <= room else ""
+
+    def _opening_at(self, at: int, room: int) -> str:
         mid_line = not self.is_line_start(at)
         if fence := self.fence_at(at):
             head = _enclosing_items(fence.prefix)

@@ -23,8 +23,12 @@ from bot.delivery.markdown.format import Format
 _LOOKAHEAD = 256
 # Cuts to try before one that breaks markup is accepted.
 _TRIES = 24
+# Characters of a message that a better boundary is worth.
+_WASTE = 1024
 # Guesses at the longest chunk before the search falls back to bisection.
-_GUESSES = 8
+_GUESSES = 5
+# The bisection of a message may leave this part of it empty: each step renders the whole message.
+_PRECISION = 128
 
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？；…][」』”’）】]*\s*")
 _WORD_END = re.compile(r"\s+|[、，：]\s*")
@@ -82,6 +86,11 @@ class Splitter:
     def append(self, text: str) -> None:
         self._more.append(text)
 
+    @property
+    def pending(self) -> int:
+        """Return the number of characters that `chunks` has to split."""
+        return len(self._rest) + sum(map(len, self._more))
+
     def chunks(self) -> list[Chunk]:
         rest = self._rest + "".join(self._more)
         self._more.clear()
@@ -134,15 +143,16 @@ class _Cut:
         fitting, too_long = 0, limit + 1
         probe = min(limit, self._format.limit)
         guesses = _GUESSES
-        while too_long - fitting > 1:
-            room = self._room(probe)
-            if room >= 0:
+        while too_long - fitting > (1 if guesses > 0 else 1 + self._format.limit // _PRECISION):
+            measured = self._measure(probe)
+            if measured <= self._format.limit:
                 fitting = probe
             else:
                 too_long = probe
-            # The remaining room is the next step; where it misleads, bisection ends the search.
+            # Lengths are about proportional; where that misleads, bisection ends the search.
             guesses -= 1
-            probe = probe + room if guesses > 0 else (fitting + too_long) // 2
+            guess = probe * self._format.limit // max(1, measured)
+            probe = guess if guesses > 0 else (fitting + too_long) // 2
             probe = min(max(probe, fitting + 1), too_long - 1)
         return self._before_closing_line(fitting)
 
@@ -154,11 +164,11 @@ class _Cut:
         return self._index.opening_at(len(self._opening) + at, room=self._format.limit // 2)
 
     def _fits(self, at: int) -> bool:
-        return self._room(at) >= 0
+        return self._measure(at) <= self._format.limit
 
-    def _room(self, at: int) -> int:
+    def _measure(self, at: int) -> int:
         text = self._head(self._before_closing_line(at)).text
-        return self._format.limit - self._format.measure(self._format.render(text))
+        return self._format.measure(self._format.render(text))
 
     def _before_closing_line(self, at: int) -> int:
         """Move a position out of a closing fence: part of it would count twice."""
@@ -175,12 +185,14 @@ class _Cut:
 
     def _boundaries(self, longest: int) -> Iterator[int]:
         """Yield positions to cut, the best first: by kind of boundary, then from the end."""
-        # An earlier boundary would make the message very short.
-        blocks = self._lines(longest // 3, longest, {begin for begin, _ in self._index.top_level})
-        nested = self._lines(longest // 2, longest, self._index.block_starts)
-        lines = self._lines(longest // 2, longest)
-        sentences = self._ends(_SENTENCE_END, longest)
-        words = self._ends(_WORD_END, longest)
+        # An earlier boundary would make the message very short, or cost another one: a platform allows few a minute.
+        full = longest - _WASTE
+        least = max(longest // 2, full)
+        blocks = self._lines(max(longest // 3, full), longest, {begin for begin, _ in self._index.top_level})
+        nested = self._lines(least, longest, self._index.block_starts)
+        lines = self._lines(least, longest)
+        sentences = self._ends(_SENTENCE_END, least, longest)
+        words = self._ends(_WORD_END, least, longest)
         cuts = chain(blocks, nested, lines, sentences, words)
         yield from (
             at for at in cuts if self._is_open(at) and not _is_inside_grapheme(self._rest, at) and self._fits(at)
@@ -192,10 +204,10 @@ class _Cut:
         offset = len(self._opening)
         return [at for start in reversed(starts) if least < (at := start - offset) <= longest]
 
-    def _ends(self, boundary: re.Pattern[str], longest: int) -> list[int]:
+    def _ends(self, boundary: re.Pattern[str], least: int, longest: int) -> list[int]:
         # One more character shows whether the whitespace continues; the cut may fall inside it.
-        found = (min(match.end(), longest) for match in boundary.finditer(self._rest, longest // 2, longest + 1))
-        return sorted((at for at in found if at > longest // 2), reverse=True)
+        found = (min(match.end(), longest) for match in boundary.finditer(self._rest, least, longest + 1))
+        return sorted((at for at in found if at > least), reverse=True)
 
     def _characters(self, longest: int) -> Iterator[int]:
         nearby = [at for at in range(longest, max(0, longest - 64), -1) if not _is_inside_grapheme(self._rest, at)]

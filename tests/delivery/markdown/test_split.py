@@ -214,3 +214,41 @@ def test_settled_chunks_are_not_rendered_again() -> None:
         splitter.chunks()
     # The last two messages at most: each call renders the growing one, each cut some more.
     assert rendered < 4 * 2000 * 250
+
+
+def test_messages_are_filled_although_a_large_block_begins_early() -> None:
+    prose = "一段话，讲的是这件事的来龙去脉。" * 12
+    code = "```py\n" + "value = compute(value)  # 一步\n" * 90 + "```"
+    text = f"{prose * 9}\n\n{code}\n\n{prose * 9}"
+    cut = texts(text, 4096)
+    assert len(cut) == -(-len(text) // 4096) == 2
+    assert len(cut[0]) > 3000
+
+
+class Counting:
+    """Counts the characters that it renders."""
+
+    limit = 400
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def render(self, markdown: str) -> Rendered:
+        self.characters += len(markdown)
+        return Rendered(markdown)
+
+    def plain(self, markdown: str) -> Rendered:
+        return Rendered(markdown)
+
+    def measure(self, rendered: Rendered) -> int:
+        return len(rendered.text)
+
+
+@pytest.mark.parametrize("piece", ["> " * 9, "*_*_a", "**a ", "# a\n", "- ```\n", "`", "[a](b", "a|b\n-|-\n"])
+def test_the_work_for_a_message_does_not_grow_with_the_text(piece: str) -> None:
+    def characters(length: int) -> int:
+        format = Counting()
+        chunks = split((piece * length)[:length], format)
+        return format.characters // len(chunks)
+
+    assert characters(16_000) <= 1.5 * characters(4_000)
