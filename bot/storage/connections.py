@@ -1,8 +1,10 @@
 """SQLAlchemy engines for storage.url, one per purpose."""
 
+import json
 import os
 import sqlite3
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -127,13 +129,19 @@ def _server_pool(location: Location, busy_timeout: float, *, pool_size: int, **o
 def _file_pool(
     location: Location, begin: str, busy_timeout: float, *, pool_size: int, query_only: bool = False
 ) -> AsyncEngine:
-    engine = create_async_engine(location.url, hide_parameters=True, pool_size=pool_size, max_overflow=0)
+    engine = create_async_engine(
+        location.url,
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        json_deserializer=_load_json,
+    )
     _configure_sqlite(engine.sync_engine, begin, busy_timeout, query_only=query_only)
     return engine
 
 
 def _file_connection(location: Location, begin: str, busy_timeout: float, *, query_only: bool = False) -> Engine:
-    engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool)
+    engine = create_engine(location.url.set(drivername="sqlite"), poolclass=NullPool, json_deserializer=_load_json)
     _configure_sqlite(engine, begin, busy_timeout, query_only=query_only)
     return engine
 
@@ -204,7 +212,10 @@ def _configure_sqlite(engine: Engine, begin: str, busy_timeout: float, *, query_
     ]
 
     @event.listens_for(engine, "connect")
-    def connected(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    def connected(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        # One damaged text must not make all rows of its query unreadable.
+        assert entry.driver_connection is not None
+        entry.driver_connection.text_factory = partial(str, encoding="utf-8", errors="replace")
         # Otherwise the driver begins deferred transactions by itself.
         connection.isolation_level = None
         cursor = connection.cursor()
@@ -217,6 +228,14 @@ def _configure_sqlite(engine: Engine, begin: str, busy_timeout: float, *, query_
         # VACUUM and some pragmas do not work in a transaction.
         if not connection.get_execution_options().get("skip_begin"):
             connection.exec_driver_sql(begin)
+
+
+def _load_json(text: Any) -> Any:
+    """Read a JSON column; None if it is damaged."""
+    try:
+        return json.loads(text)
+    except (RecursionError, TypeError, ValueError):
+        return None
 
 
 def milliseconds(seconds: float) -> int:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+import structlog
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
 from bot.domain import ChannelKey, Exchange
@@ -13,8 +14,10 @@ from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import locate, snapshot_reader
 from bot.storage.errors import map_errors
-from bot.storage.rows import to_exchange
+from bot.storage.rows import DamagedRow, to_exchange
 from bot.storage.schema import IS_TOMBSTONE, exchanges
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 BATCH = 500
 
@@ -43,8 +46,14 @@ def export_channel(url: str, name: str) -> Iterator[str]:
         comma, last = "", 0
         while rows := connection.execute(_after(last, here)).all():
             for row in rows:
-                yield comma + _json(_to_json(to_exchange(row)))
-                comma, last = ",\n", row.id
+                last = row.id
+                try:
+                    exchange = to_exchange(row)
+                except DamagedRow as error:
+                    log.error("exchange skipped, its row is damaged", exchange=row.id, column=str(error))
+                    continue
+                yield comma + _json(_to_json(exchange))
+                comma = ",\n"
         yield "\n]}\n"
 
 

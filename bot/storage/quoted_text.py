@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.domain import ChannelKey
-from bot.storage.rows import UNQUOTED
+from bot.storage.rows import UNQUOTED, part_ids
 from bot.storage.schema import exchanges
 
 # UTF-8 bytes from which a text is recognisable: twelve letters, four Chinese characters.
@@ -50,7 +50,7 @@ async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Said]) -> int:
     texts: dict[tuple[str, str], set[str]] = {}
     for said in deleted:
         place = (said.platform, said.channel)
-        ids.setdefault(place, set()).update((said.message, *said.parts))
+        ids.setdefault(place, set()).update((said.message, *part_ids(said.parts)))
         texts.setdefault(place, set()).add(_normalise(said.text))
     count = 0
     for (platform, channel), in_channel in texts.items():

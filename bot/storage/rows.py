@@ -1,8 +1,10 @@
 """Exchanges to rows and back."""
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import JSON, Row
+from sqlalchemy.types import TypeEngine
 
 from bot.domain import (
     Answer,
@@ -15,8 +17,12 @@ from bot.domain import (
     Status,
     Usage,
 )
+from bot.storage.schema import SafeText, UtcDateTime, exchanges
 
 UNQUOTED: dict[str, Any] = {"quoted": None, "quoted_id": None, "quotes_bot": False}
+
+# Characters of a text; what people and models write is far shorter.
+_LONGEST = 4_000_000
 
 # A cleared exchange keeps its key, its order and the ids of its parts: no text, and nothing
 # that tells its author.
@@ -71,7 +77,27 @@ def answer_values(answer: Answer) -> dict[str, Any]:
     }
 
 
+class DamagedRow(ValueError):
+    """The row does not contain what this program writes."""
+
+
 def to_exchange(row: Row[Any]) -> Exchange:
+    """Convert a row.
+
+    Raises:
+        DamagedRow: Another program has written it, or its file is damaged.
+    """
+    for column in exchanges.columns:
+        value = getattr(row, column.name)
+        if not (_is_valid(value, column.type) or (value is None and column.nullable)):
+            raise DamagedRow(column.name)
+    if row.seed < 0 or (row.reason is not None and None in [getattr(row, name) for name in UNANSWERED]):
+        raise DamagedRow("seed or answer")
+    try:
+        kind, status = Kind(row.kind), Status(row.status)
+        reason = None if row.reason is None else FinishReason(row.reason)
+    except ValueError as error:
+        raise DamagedRow("kind, status or reason") from error
     return Exchange(
         id=row.id,
         message=IncomingMessage(
@@ -89,12 +115,29 @@ def to_exchange(row: Row[Any]) -> Exchange:
             quoted_id=row.quoted_id,
             quotes_bot=row.quotes_bot,
         ),
-        kind=Kind(row.kind),
-        status=Status(row.status),
+        kind=kind,
+        status=status,
         seed=row.seed,
         answer=None
-        if row.reason is None
-        else Answer(row.answer, row.notice, FinishReason(row.reason), Usage(row.prompt_tokens, row.completion_tokens)),
+        if reason is None
+        else Answer(row.answer, row.notice, reason, Usage(row.prompt_tokens, row.completion_tokens)),
         parts=tuple(row.parts),
         fence=row.fence,
     )
+
+
+def part_ids(parts: object) -> list[str]:
+    """Return the message ids in a list of parts, even if it is damaged."""
+    return [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
+
+
+def _is_valid(value: object, kind: TypeEngine[Any]) -> bool:
+    match kind:
+        case JSON():
+            return isinstance(value, list) and len(part_ids(value)) == len(value)
+        case SafeText():
+            return isinstance(value, str) and len(value) <= _LONGEST
+        case UtcDateTime():
+            return isinstance(value, datetime)
+        case _:
+            return isinstance(value, kind.python_type)

@@ -1,6 +1,8 @@
 """The tables, for queries and for migrations."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -38,9 +40,16 @@ class SafeText(TypeDecorator[str]):
             .replace("\0", "\N{REPLACEMENT CHARACTER}")
         )
 
+    def process_result_value(self, value: object, dialect: Dialect) -> str | None:
+        # In a damaged SQLite file a text may be a number or bytes.
+        if value is None:
+            return None
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time with its time zone; SQLite stores it as naive UTC."""
+    """A time with its time zone; SQLite stores it as naive UTC.  Read as None if it is none."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -49,6 +58,17 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is not None and value.tzinfo is None:
             raise ValueError("a time without a time zone is ambiguous")
         return value and value.astimezone(UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        process = super().result_processor(dialect, coltype)
+
+        def read(value: Any) -> datetime | None:
+            try:
+                return value if process is None else process(value)
+            except (TypeError, ValueError):
+                return None
+
+        return read
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is not None and value.tzinfo is None:

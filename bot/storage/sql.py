@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import wraps
@@ -11,7 +11,23 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, assert_never
 
-from sqlalchemy import ColumnElement, Text, Update, and_, cast, delete, false, func, or_, select, text, update
+import structlog
+from sqlalchemy import (
+    ColumnElement,
+    Insert,
+    Row,
+    Text,
+    Update,
+    and_,
+    cast,
+    delete,
+    false,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,12 +39,23 @@ from bot.observability.metrics import Metrics
 from bot.storage import connections, migrate
 from bot.storage.base import History
 from bot.storage.quoted_text import Said, redact_quotes, replace_quotes, select_said
-from bot.storage.rows import BLANK, UNANSWERED, UNQUOTED, answer_values, message_values, to_exchange
+from bot.storage.rows import (
+    BLANK,
+    UNANSWERED,
+    UNQUOTED,
+    DamagedRow,
+    answer_values,
+    message_values,
+    part_ids,
+    to_exchange,
+)
 from bot.storage.schema import IS_TOMBSTONE, exchanges
 from bot.storage.transactions import Transactions
 from bot.storage.vacuum import Vacuum
 from bot.util.aio import detach_on_cancel, join_task
 from bot.util.clock import Calendar, Clock, MonotonicClock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -140,6 +167,7 @@ class SqlStore:
         self._transactions = Transactions(
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, slow_after=slow_after
         )
+        self._damaged: set[int] = set()  # rows that were reported
         # The dialects' own inserts, alike but for their module.
         self._insert = (sqlite.insert if self._location.path is not None else postgresql.insert)(exchanges)
         self._calendar = Calendar(self._clock)
@@ -189,22 +217,19 @@ class SqlStore:
             owed = new.on_conflict_do_update(
                 index_elements=_KEY, set_=_taken(owner), where=and_(_allowed(lifecycle.CLAIM), self._unclaimed)
             )
-            row = (await tx.execute(owed.returning(*exchanges.c))).first()
-        return None if row is None else to_exchange(row)
+            return next(iter(await self._claimed(tx, owed)), None)
 
     @claiming
     async def claim_owed(self, owner: str, /, platform: str) -> list[Exchange]:
         async with self._claiming() as tx:
             owed = _change(lifecycle.CLAIM, owner=owner).where(exchanges.c.platform == platform, self._unclaimed)
-            rows = (await tx.execute(owed.returning(*exchanges.c))).all()
-        return sorted(map(to_exchange, rows), key=lambda exchange: exchange.id)
+            return sorted(await self._claimed(tx, owed), key=lambda exchange: exchange.id)
 
     @claiming
     async def claim(self, owner: str, /, exchange: Exchange) -> Exchange | None:
         async with self._claiming() as tx:
             owed = _change(lifecycle.CLAIM, owner=owner).where(exchanges.c.id == exchange.id, self._unclaimed)
-            row = (await tx.execute(owed.returning(*exchanges.c))).first()
-        return None if row is None else to_exchange(row)
+            return next(iter(await self._claimed(tx, owed)), None)
 
     def release(self, exchange: Exchange) -> None:
         self._void.append((None, _change(lifecycle.RELEASE, held_by=exchange)))
@@ -246,8 +271,8 @@ class SqlStore:
             is_it = exchanges.c.id == exchange.id
             again = _change(lifecycle.REQUEUE, owner=owner).where(is_it).values(values)
             said = [] if text is None else await _said(tx, is_it)
-            row = (await tx.execute(again.returning(*exchanges.c))).first()
-            if row is None:
+            requeued = await self._claimed(tx, again)
+            if not requeued:
                 return None
             if text is not None:
                 await replace_quotes(tx, exchange.message.channel, exchange.message.id, text)
@@ -256,7 +281,7 @@ class SqlStore:
                 await self._vacuum.record_deletion(tx)
         if said and self._vacuum is not None:
             self._vacuum.schedule()  # the author waits for the new answer, not for this
-        return to_exchange(row)
+        return requeued[0]
 
     @shielded
     async def history(self, before: Exchange, limit: int) -> History:
@@ -273,7 +298,10 @@ class SqlStore:
             rows = (await tx.execute(newest)).all()
             count = (await tx.execute(select(func.count()).select_from(exchanges).where(answered))).scalar_one()
             now = (await tx.execute(select(exchanges).where(exchanges.c.id == before.id))).one()
-        return History(tuple(to_exchange(row) for row in reversed(rows)), count - len(rows), to_exchange(now))
+        readable = self._readable([now, *reversed(rows)])
+        if not readable or readable[0].id != before.id:
+            raise StoreError(f"the row of exchange {before.id} is damaged")
+        return History(tuple(readable[1:]), count - len(rows), readable[0])
 
     @shielded
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
@@ -286,7 +314,7 @@ class SqlStore:
         likely = cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
         query = select(exchanges).where(_within(channel), likely).order_by(exchanges.c.id.desc())
         async with self._transactions.reading() as tx:
-            found = [to_exchange(row) for row in await tx.execute(query)]
+            found = self._readable(await tx.execute(query))
         return next((exchange for exchange in found if message_id in exchange.parts), None)
 
     @shielded
@@ -362,7 +390,7 @@ class SqlStore:
                 values = {
                     "channel": to,
                     "message": message,
-                    "parts": [f"{channel.channel} {part}" for part in row.parts],
+                    "parts": [f"{channel.channel} {part}" for part in part_ids(row.parts)],
                 }
                 await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
         return len(rows)
@@ -399,8 +427,28 @@ class SqlStore:
     async def _first(self, *conditions: ColumnElement[bool]) -> Exchange | None:
         query = select(exchanges).where(*conditions).order_by(exchanges.c.id.desc()).limit(1)
         async with self._transactions.reading() as tx:
-            row = (await tx.execute(query)).first()
-        return None if row is None else to_exchange(row)
+            return next(iter(self._readable(await tx.execute(query))), None)
+
+    def _readable(self, rows: Iterable[Row[Any]]) -> list[Exchange]:
+        """Convert rows; skip those that are damaged, and log each of them once."""
+        readable = []
+        for row in rows:
+            try:
+                readable.append(to_exchange(row))
+            except DamagedRow as error:
+                if row.id not in self._damaged:
+                    self._damaged.add(row.id)
+                    log.error("exchange skipped, its row is damaged", exchange=row.id, column=str(error))
+        return readable
+
+    async def _claimed(self, tx: AsyncConnection, claim: Update | Insert) -> list[Exchange]:
+        """Run a statement that claims rows, and return their exchanges; a damaged row fails."""
+        rows = (await tx.execute(claim.returning(*exchanges.c))).all()
+        readable = self._readable(rows)
+        if damaged := {row.id for row in rows} - {exchange.id for exchange in readable}:
+            failed = {"status": Status.FAILED, "owner": None, "fence": 0, "failure": "damaged row"}
+            await tx.execute(update(exchanges).where(exchanges.c.id.in_(damaged)).values(failed))
+        return readable
 
     async def _shield(self, name: str, work: Coroutine[Any, Any, Result]) -> Result:
         with self._metrics.store_call(name, self._clock):
