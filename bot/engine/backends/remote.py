@@ -26,7 +26,7 @@ from bot.domain import (
 from bot.engine.base import Progress, silent
 from bot.engine.remote.endpoints import Endpoint, Endpoints
 from bot.engine.remote.errors import ServerFailed, failure, read_refusal
-from bot.engine.remote.stream import Chunk, Thoughts, read_chunks
+from bot.engine.remote.stream import CompletionChunk, Thoughts, read_chunks
 from bot.engine.serving.queue import FairQueue
 from bot.errors import EngineFailed, EngineUnavailable, PromptTooLong
 from bot.util.clock import Clock, MonotonicClock
@@ -174,7 +174,7 @@ class RemoteEngine:
             yield Delta(text)
         yield Finished(reason, usage or Usage(prompt_tokens, deltas + 1))
 
-    async def _next(self, chunks: AsyncGenerator[Chunk, None], has_begun: bool) -> Chunk | None:
+    async def _next(self, chunks: AsyncGenerator[CompletionChunk, None], has_begun: bool) -> CompletionChunk | None:
         """Return the next chunk within its time; bytes that are no chunk do not prolong it."""
         options = self._options
         async with asyncio.timeout(options.next_token_seconds if has_begun else options.first_token_seconds):

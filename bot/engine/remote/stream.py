@@ -19,7 +19,7 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class CompletionChunk:
     """One event: more text, more reasoning, the end of the answer, or the usage."""
 
     text: str = ""
@@ -28,7 +28,7 @@ class Chunk:
     usage: Usage | None = None
 
 
-async def read_chunks(response: httpx.Response) -> AsyncGenerator[Chunk, None]:
+async def read_chunks(response: httpx.Response) -> AsyncGenerator[CompletionChunk, None]:
     """Yield the chunks of a response until [DONE] or its end.
 
     Raises:
@@ -47,18 +47,20 @@ async def read_chunks(response: httpx.Response) -> AsyncGenerator[Chunk, None]:
         raise ServerFailed("it answers with no event stream") from error
 
 
-def _parse(data: str) -> Chunk:
+def _parse(data: str) -> CompletionChunk:
     try:
         chunk = json.loads(data)
         if chunk.get("error"):
             raise ServerFailed("it reported an error in the middle of its answer")
         usage = _usage(chunk.get("usage"))
         if not chunk.get("choices"):
-            return Chunk(usage=usage)
+            return CompletionChunk(usage=usage)
         choice = chunk["choices"][0]
         delta = choice.get("delta") or {}
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
-        return Chunk(_text(delta.get("content")), _text(reasoning), _reason(choice.get("finish_reason")), usage)
+        return CompletionChunk(
+            _text(delta.get("content")), _text(reasoning), _reason(choice.get("finish_reason")), usage
+        )
     except (AttributeError, KeyError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ServerFailed(f"an event of its stream cannot be read ({type(error).__name__})") from error
 
