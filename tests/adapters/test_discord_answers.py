@@ -1,5 +1,6 @@
 """Wrong answers to Discord API calls: garbage, refused tokens, refused references."""
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -249,3 +250,23 @@ def _who_am_i(platform: DiscordPlatform) -> int:
 def _refusal(status: int, code: int, message: str, more: Json | None = None) -> web.Response:
     body = json.dumps({"message": message, "code": code, **(more or {})})
     return web.Response(status=status, body=body.encode(), content_type="application/json")
+
+
+@pytest.mark.parametrize("code", [200000, 200001, 240000, 50035, 99999])
+async def test_a_text_that_is_refused_leaves_what_stood(bot: DiscordBot, code: int) -> None:
+    more = asyncio.Event()
+    bot.engine.add(["good start. ", more, "a bad word"])
+
+    async def guard(request: web.Request) -> web.Response | None:
+        is_bad = request.method in ("PATCH", "POST") and b"bad word" in await request.read()
+        return _refusal(400, code, "refused") if is_bad else None
+
+    bot.platform.gate.guard = guard
+    await bot.platform.say("tell me")
+    await bot.platform.until(lambda: "good start" in "".join(bot.shown()))
+    more.set()
+    await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
+    shown = "\n".join(bot.shown())
+    assert "good start." in shown
+    assert "Something went wrong" not in shown
+    assert "refused" in shown or "filter" in shown
