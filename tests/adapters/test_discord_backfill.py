@@ -461,3 +461,13 @@ async def test_a_channel_whose_history_is_broken_delays_no_other_one(platform: D
         await bot.shows("ok", "ok", "ok")
         bodies.clear()
         await bot.shows("ok", "ok", channel="broken")
+
+
+async def test_a_missed_question_with_an_unreadable_part_is_answered(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("before")
+        await bot.shows("ok")
+    await platform.say("what is broken here?", embeds=[None])
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok")
+        assert bot.engine.requests[0].messages[-1].content == "Mei: what is broken here?"

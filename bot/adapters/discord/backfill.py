@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import discord
 import structlog
 
-from bot.adapters.discord.errors import REFUSALS
+from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
 from bot.adapters.discord.history import Json, pages, standing_replies
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import (
@@ -19,6 +19,7 @@ from bot.adapters.discord.parse import (
     is_direct_or_mention,
     is_reply_or_role_mention,
     is_user_message,
+    without_unreadable,
 )
 from bot.adapters.malformed import skip_malformed
 from bot.chat.standing import StandingReply
@@ -197,7 +198,7 @@ class DiscordBackfill:
         for raw in messages:
             with skip_malformed(PLATFORM, kind="history"):
                 # As the library's own `history` does it.
-                message = client._connection.create_message(channel=channel, data=raw)  # type: ignore[arg-type]
+                message = without_unreadable(raw, partial(_create_message, client, channel))
                 row = stored.get(message.id)
                 if row is None and _may_address_bot(message, client.user):
                     found.messages.append(message)
@@ -243,6 +244,8 @@ class DiscordBackfill:
                     found += [channel] if isinstance(channel, discord.abc.Messageable) else []
             except REFUSALS:
                 self._gone.add((key, mark))
+            except UnreadableAnswer as error:
+                log.warning("channel skipped", channel=id, error=str(error))
             await self._clock.sleep(max(0.0, until - self._clock.now()))
 
     async def _fetch(self, client: discord.Client, channel: int) -> object:
@@ -271,6 +274,10 @@ def _newest(message_ids: Iterable[str]) -> int:
 
 def _snowflake(time: datetime) -> discord.Object:
     return discord.Object(discord.utils.time_snowflake(time, high=False))
+
+
+def _create_message(client: discord.Client, channel: Any, data: Any) -> discord.Message:
+    return client._connection.create_message(channel=channel, data=data)
 
 
 def _id_of(client: discord.Client) -> int:

@@ -90,7 +90,7 @@ def map_errors() -> Iterator[None]:
         raise _refusal(exc) from exc
     except (aiohttp.ClientError, OSError) as exc:
         raise PlatformUnavailable(f"Discord cannot be reached: {str(exc) or type(exc).__name__}") from exc
-    except _UNREADABLE as exc:
+    except (discord.InvalidData, *_UNREADABLE) as exc:
         found = describe_error(exc)
         raise UnreadableAnswer(f"Discord's answer cannot be read: {found['error']} at {found['at']}") from exc
     except RuntimeError as exc:

@@ -13,6 +13,7 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
+from bot.adapters.login import confirm
 from bot.adapters.proxy import find_proxy
 from bot.adapters.slack.errors import error_for, error_of
 from bot.adapters.slack.parse import BotIdentity, fields, id_of, is_timestamp, text_of
@@ -37,8 +38,6 @@ _REMEMBERED = 1024
 
 # The one method that takes the app token.
 _OPEN = "apps.connections.open"
-# Seconds between two attempts to confirm that a token is refused.
-_CONFIRM_SECONDS = 2.0
 
 
 class SlackWebClient(AsyncWebClient):
@@ -65,14 +64,8 @@ class SlackWebClient(AsyncWebClient):
             asked = (
                 partial(self._call, api_method, **options) if api_method == _OPEN else partial(self._call, "auth.test")
             )
-            for seconds in (0.0, _CONFIRM_SECONDS):
-                await self._clock.sleep(seconds)
-                try:
-                    await asked()
-                except LoginRefused:
-                    continue
-                raise PlatformUnavailable(f"{refusal}, but the token is valid") from refusal
-            raise
+            await confirm(asked, self._clock)
+            raise PlatformUnavailable(f"{refusal}, but the token is valid") from refusal
 
     async def _call(self, api_method: str, **options: Any) -> AsyncSlackResponse:
         lane = api_method, _channel(options) if api_method in _PER_CHANNEL else None
