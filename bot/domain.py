@@ -162,6 +162,7 @@ class EngineInfo:
     dtype: str
     device: str
     context_length: int  # tokens, prompt and answer together
+    reads_names: bool = True  # False for one that takes "Mei: hello" for the text of a message
 
 
 @dataclass(frozen=True, slots=True)

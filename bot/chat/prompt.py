@@ -58,8 +58,10 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
     turns = _newest(past_turns, context * _MOST_CHARACTERS_PER_TOKEN)
     opening = [ChatMessage("system", conversation.system_prompt)] if conversation.system_prompt else []
 
+    has_names = conversation.name_speakers and engine.info.reads_names
+
     def spoken(message: IncomingMessage, previous: Exchange | None, most: int) -> ChatMessage:
-        return ChatMessage("user", _spoken(message, previous, most, has_name=conversation.name_speakers))
+        return ChatMessage("user", _spoken(message, previous, most, has_name=has_names))
 
     def prompt(oldest: int, quoted: int) -> tuple[ChatMessage, ...]:
         messages, previous = list(opening), None

@@ -7,12 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bot.chat.prompt import build_prompt
+from bot.chat.settings import ChatSettings
 from bot.config.schema import ConversationSection, LimitsSection
-from bot.domain import ChannelKey, ChatMessage, Finished, FinishReason, Queued, ReplyEvent, Status, Usage
+from bot.domain import ChannelKey, ChatMessage, Finished, FinishReason, Kind, Queued, ReplyEvent, Status, Usage
+from bot.engine.backends.echo import EchoEngine
 from bot.errors import EngineBusy, EngineFailed
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, a_message
+from tests.storage import temporary_store
 
 
 async def test_a_question_is_answered_and_stored(harness: Harness) -> None:
@@ -115,6 +119,18 @@ async def test_group_prompts_contain_author_names_and_quotations(tmp_path: Path)
         shared, _, direct = harness.engine.requests[1].messages
     assert shared.content == "> The earth\n> is flat.\n\nMei: is that so?"
     assert direct.content == "hi"
+
+
+async def test_an_engine_that_only_repeats_gets_no_names(tmp_path: Path) -> None:
+    settings = ChatSettings(ConversationSection(name_speakers=True))
+    async with temporary_store(tmp_path) as store:
+        exchange = await store.enqueue(a_message("Hello", is_direct=False), Kind.CHAT)
+        assert exchange is not None
+        history = await store.history(exchange, 10)
+        named = build_prompt(history, settings, ScriptedEngine())
+        assert [message.content for message in named.messages] == ["Mei: Hello"]
+        echoed = build_prompt(history, settings, EchoEngine())
+        assert [message.content for message in echoed.messages] == ["Hello"]
 
 
 async def test_a_channel_is_answered_in_the_order_of_its_rows(harness: Harness) -> None:

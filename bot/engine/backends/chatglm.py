@@ -54,6 +54,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             dtype=str(model.dtype).removeprefix("torch."),
             device=",".join(map(str, model.devices)),
             context_length=model.context_length,
+            reads_names=folder != DEMO,  # it repeats the last message as it is
         )
         return LoadedModel(model, tokenizer, info)
 

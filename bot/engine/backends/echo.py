@@ -39,7 +39,7 @@ class EchoEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("echo", "echo", "none", "none", "none", self._context_length)
+        return EngineInfo("echo", "echo", "none", "none", "none", self._context_length, reads_names=False)
 
     @property
     def load(self) -> EngineLoad:
