@@ -85,7 +85,20 @@ def test_code_keeps_its_language() -> None:
 @pytest.mark.parametrize("address", ["tg://user?id=1", "tg://resolve?domain=x", "/relative", "mailto:a@b.c"])
 def test_only_web_links_become_links(address: str) -> None:
     rendered = FORMAT.render(f"[Mei]({address})")
-    assert (rendered.text, rendered.entities) == ("Mei", ())
+    assert (rendered.text, rendered.entities) == (f"[Mei]({address})", ())
+
+
+@pytest.mark.parametrize(
+    "text", ["ask @mei_lin, please", "**@mei_lin**", "<b>@mei_lin", "- 请问@mei_lin", "> (@mei_lin)"]
+)
+def test_a_name_is_no_mention(text: str) -> None:
+    assert ("code", "@mei_lin") in looks(text)
+    assert "@mei_lin" not in FORMAT.plain(text).text
+    assert FORMAT.plain(text).text.replace("\u2060", "") == text
+
+
+def test_addresses_are_no_names() -> None:
+    assert looks("mei@example.org https://x.y/@mei_lin @") == []
 
 
 def test_lists_show_their_markers_and_their_depth() -> None:
@@ -97,8 +110,9 @@ def test_blank_lines_are_kept() -> None:
     assert FORMAT.render("a\n- b\n\nc\nd\n\n\n\ne").text.replace(EN_SPACE, " ") == "a\n• b\n\nc\nd\n\ne"
 
 
-def test_a_marker_without_text_is_not_shown() -> None:
-    assert FORMAT.render("- \n\n---\n\n> \n").text == ""
+@pytest.mark.parametrize("answer", ["42.", "-", "+", "*", "#", ">", "---", "***", "-\n\n>"])
+def test_a_marker_alone_is_the_text(answer: str) -> None:
+    assert FORMAT.render(answer).text == answer
 
 
 def test_raw_html_is_shown_unchanged() -> None:

@@ -23,6 +23,9 @@ _STYLES = {"strong": "bold", "em": "italic", "s": "strikethrough", "heading": "b
 _LINE_END = re.compile(r"\r\n|\r|\n")
 # No other scheme: a tg:// link to a user would notify that user.
 _LINK = re.compile(r"https?://", re.IGNORECASE)
+# Telegram turns `@name` into a mention, which notifies, but not inside code; an address is a link as a whole.
+_MENTION = re.compile(r"https?://\S+|(?<![\w@])(@\w{2,})", re.ASCII | re.IGNORECASE)
+_WORD_JOINER = "\N{WORD JOINER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,11 @@ class TelegramFormat:
         return _Writer(markdown).rendered()
 
     def plain(self, markdown: str) -> Rendered:
-        return Rendered(markdown)
+        # Without entities only another character keeps a name from being a mention; this one is invisible.
+        joined = _MENTION.sub(
+            lambda match: match[0].replace("@", f"@{_WORD_JOINER}") if match[1] else match[0], markdown
+        )
+        return Rendered(joined)
 
     def measure(self, rendered: Rendered) -> int:
         # With too many entities a text counts as too long, so that it is split and keeps them.
@@ -80,7 +87,7 @@ class _Writer:
         # Written before the next text, if there is any.
         self._newlines = 0
         self._additions: list[str] = []
-        self._lists: list[int | None] = []
+        self._depth = 0
         self._write_blocks(MESSAGE_PARSER.parse(markdown))
 
     def rendered(self) -> Rendered:
@@ -96,7 +103,7 @@ class _Writer:
 
     def _write_blocks(self, tokens: list[Token]) -> None:
         table: list[list[str]] = []
-        for token in tokens:
+        for number, token in enumerate(tokens):
             if token.map is not None and token.nesting >= 0 and token.type != "inline":
                 self._begin_block(token.map[0])
             match token.type:
@@ -108,19 +115,17 @@ class _Writer:
                     language = token.info.split()[0] if token.info.split() else None
                     self._write_alone(_content(token).removesuffix("\n"), Entity("pre", 0, 0, language=language))
                 case "html_block":
-                    self._write(_content(token).rstrip("\n"))
+                    self._write_words(_content(token).rstrip("\n"))
                 case "hr":
                     self._additions.append(f"———{EN_SPACE}\n")
-                case "bullet_list_open":
-                    self._lists.append(None)
-                case "ordered_list_open":
-                    self._lists.append(int(token.attrs.get("start", 1)))
+                case "bullet_list_open" | "ordered_list_open":
+                    self._depth += 1
                 case "bullet_list_close" | "ordered_list_close":
-                    self._lists.pop()
+                    self._depth -= 1
                 case "list_item_open":
-                    self._begin_item(token)
-                case "list_item_close":
-                    self._additions.clear()
+                    self._begin_item(_marker(token, tokens[number + 1 : number + 3]))
+                case "list_item_close" if self._additions:
+                    self._additions[-1] = f"{self._additions[-1].rstrip()}{EN_SPACE}\n"
                 case "tr_open":
                     table.append([])
                 case "table_close":
@@ -133,20 +138,14 @@ class _Writer:
         is_apart = line > 0 and not self._lines[line - 1].strip("> \t")
         self._newlines = max(self._newlines, 2 if is_apart else 1)
 
-    def _begin_item(self, token: Token) -> None:
-        number = self._lists[-1]
-        indent = "   " * (len(self._lists) - 1)
-        if number is None:
-            self._additions.append(f"{indent}•{EN_SPACE}")
-        else:
-            self._additions.append(f"{indent}{number}{token.markup}{EN_SPACE}")
-            self._lists[-1] = number + 1
+    def _begin_item(self, marker: str) -> None:
+        self._additions.append(f"{'   ' * (self._depth - 1)}{marker}{EN_SPACE}")
 
     def _write_inline(self, tokens: list[Token]) -> None:
         for token in tokens:
             match token.type:
                 case "text" | "html_inline":
-                    self._write(_content(token))
+                    self._write_words(_content(token))
                 case "code_inline":
                     self._write_alone(_content(token), Entity("code", 0, 0))
                 case "softbreak" | "hardbreak":
@@ -161,6 +160,16 @@ class _Writer:
                     self._end("text_link")
                 case kind:
                     self._toggle(kind)
+
+    def _write_words(self, text: str) -> None:
+        """Write text with names as code, since nobody but the asker is notified."""
+        at = 0
+        for match in _MENTION.finditer(text):
+            if match[1]:
+                self._write(text[at : match.start()])
+                self._write_alone(match[1], Entity("code", 0, 0))
+                at = match.end()
+        self._write(text[at:])
 
     def _write(self, text: str) -> None:
         if not text:
@@ -215,6 +224,13 @@ class _Writer:
         # Telegram rejects nested entities of one kind; the outer one is enough.
         if style.begin is not None and is_needed and not any(other.kind == style.kind for other in self._open):
             self._entities.append(Entity(style.kind, style.begin, self._length - style.begin, url=style.url))
+
+
+def _marker(item: Token, first: list[Token]) -> str:
+    """Return the marker of a list item: as it was written where it can be a sign or a year."""
+    words = next((token.content for token in first if token.type == "inline"), "")
+    is_sign = item.markup == "+" or (item.markup == "-" and words[:1].isdigit())
+    return item.markup if is_sign else f"{item.info}{item.markup}" if item.info else "•"
 
 
 def _content(token: Token) -> str:

@@ -8,11 +8,18 @@ from functools import cached_property
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from bot.delivery.markdown.emphasis import cjk_friendly_emphasis
+from bot.delivery.markdown.emphasis import careful_emphasis
+from bot.delivery.markdown.literal import literal_blocks, literal_inline
 
-_BLOCK_PARSER = MarkdownIt("commonmark").enable("table").disable("inline")
+_BLOCK_PARSER = MarkdownIt("commonmark").enable("table").use(literal_blocks).disable("inline")
 # For platforms that do not parse Markdown themselves.
-MESSAGE_PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"]).use(cjk_friendly_emphasis)
+MESSAGE_PARSER = (
+    MarkdownIt("commonmark")
+    .enable(["table", "strikethrough"])
+    .use(literal_blocks)
+    .use(literal_inline)
+    .use(careful_emphasis)
+)
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SPACES = re.compile(r"\s+")

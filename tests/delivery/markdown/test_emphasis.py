@@ -1,13 +1,13 @@
-"""CJK-friendly emphasis; without CJK text the result is CommonMark's."""
+"""Emphasis: beside Chinese text, in ordinary prose as in CommonMark, and not in code."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bot.delivery.markdown.emphasis import cjk_friendly_emphasis
+from bot.delivery.markdown.emphasis import careful_emphasis
 
-OURS = MarkdownIt("commonmark").use(cjk_friendly_emphasis)
+OURS = MarkdownIt("commonmark").use(careful_emphasis)
 THEIRS = MarkdownIt("commonmark")
 
 
@@ -25,10 +25,40 @@ THEIRS = MarkdownIt("commonmark")
         ("snake_case_名称", "snake_case_名称"),
     ],
 )
-def test_cjk_friendly_emphasis(markdown: str, html: str) -> None:
+def test_careful_emphasis(markdown: str, html: str) -> None:
     assert OURS.render(markdown).strip() == f"<p>{html}</p>"
 
 
-@given(st.text(alphabet="ab *_.!(\"'`\n", max_size=40))
-def test_emphasis_without_chinese_is_commonmark(markdown: str) -> None:
+@given(
+    st.lists(
+        st.sampled_from(
+            ["*a b*", "**ab**", "***ab***", "_ab cd_", "_ab_", "`a*b`", "ab", "(*ab*),", "**a b**.", "*a **b** c*", "2"]
+        ),
+        max_size=12,
+    ).map(" ".join)
+)
+def test_emphasis_between_spaces_is_commonmark(markdown: str) -> None:
     assert OURS.render(markdown) == THEIRS.render(markdown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2**10 and 3**2",
+        "(a+b)*(c+d)*(e+f), (a+b)**2*(c)**2",
+        "长*宽*高，半径**2，高**2",
+        "f(*args, **kwargs); g(*a)",
+        "def __init__(self): self.__dict__, __name__ == '__main__'",
+        "_private _x1_ __all__",
+        "src/**/*.py, **/*.js",
+        ".*foo.* [a-z]*x* ^a*b*$",
+        "/* a */ b /* c */",
+        "int *p = q; int* r",
+        "**kwargs, args*",
+        "\\mathbf{x}_{i} + \\mathbf{y}_{j}, a^*b^*",
+        "p****d",
+    ],
+)
+def test_operators_names_and_patterns_are_no_emphasis(text: str) -> None:
+    assert "<em>" not in (html := OURS.render(text))
+    assert "<strong>" not in html
