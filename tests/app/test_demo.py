@@ -100,6 +100,11 @@ async def test_it_quotes_the_previous_message(engine: Engine) -> None:
 
 
 @asks
+async def test_it_gets_no_names_before_messages_since_it_would_quote_them(engine: Engine) -> None:
+    assert not engine.info.reads_names
+
+
+@asks
 async def test_it_remembers_a_name(engine: Engine) -> None:
     hello = await answer(engine, "My name is Mei")
     assert "Mei" in hello
