@@ -122,10 +122,10 @@ class _Writer:
                     self._depth += 1
                 case "bullet_list_close" | "ordered_list_close":
                     self._depth -= 1
-                case "list_item_open":
+                case "list_item_open" if not token.hidden:
                     self._begin_item(_marker(token, tokens[number + 1 : number + 3]))
-                case "list_item_close" if self._additions:
-                    self._additions[-1] = f"{self._additions[-1].rstrip()}{EN_SPACE}\n"
+                case "list_item_close":
+                    self._additions.clear()
                 case "tr_open":
                     table.append([])
                 case "table_close":

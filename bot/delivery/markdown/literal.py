@@ -47,6 +47,7 @@ def literal_blocks(parser: MarkdownIt) -> None:
     ruler.before("table", "formula", _formula_block, {"alt": _ANY_BLOCK})
     # A definition of a link target would vanish; lists of sources look like one.
     parser.disable("reference")
+    parser.core.ruler.after("block", "bare_items", _name_bare_items)
 
 
 def literal_inline(parser: MarkdownIt) -> None:
@@ -174,6 +175,20 @@ def _escape(state: StateInline, silent: bool) -> bool:
 
 def _is_web_link(url: str) -> bool:
     return bool(_WEB.match(url))
+
+
+def _name_bare_items(state: StateCore) -> None:
+    """Show the marker of a list item without content as text: `42.` after a list continues it."""
+    found = list[Token]()
+    for token in state.tokens:
+        if token.type == "list_item_close" and found[-1].type == "list_item_open":
+            inline = Token(
+                "inline", "", 0, content=f"{found[-1].info}{found[-1].markup}", map=found[-1].map, children=[]
+            )
+            found[-1].hidden = True
+            found += [Token("paragraph_open", "p", 1, map=inline.map), inline, Token("paragraph_close", "p", -1)]
+        found.append(token)
+    state.tokens = found
 
 
 def _name_bare_links(state: StateCore) -> None:
