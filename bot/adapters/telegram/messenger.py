@@ -25,6 +25,9 @@ class TelegramMessenger:
     is lost, a "…" remains.
     """
 
+    # The "…" is not looked for by its number: in a private chat users' messages are numbered in the same
+    # row and a bot can delete them, in groups everybody's; a wrong guess would delete a person's words.
+
     def __init__(
         self, bot: Bot, settings: TelegramSection, rename_channel: Callable[[ChannelKey, str], Awaitable[None]]
     ) -> None:

@@ -122,6 +122,9 @@ def _formula_block(state: StateBlock, begin: int, end: int, silent: bool) -> boo
     closing = _FORMULA_ENDS.get(opening)
     if closing is None or opening == r"\(":
         return False
+    inside = state.bMarks[begin] + state.tShift[begin] + len(opening)
+    if state.src.find(closing, inside, inside + _LONGEST_FORMULA) < 0:
+        return False
     last = begin
     while closing not in _line(state, last)[2 if last == begin else 0 :]:
         last += 1
