@@ -1,6 +1,7 @@
 """Find an adapter by its name in config.toml; a new platform is one line here and a folder."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from importlib import import_module
 
 from bot.adapters.base import Adapter, Finding
@@ -29,6 +30,12 @@ async def inspect(name: str, settings: AdapterSection) -> AsyncIterator[Finding]
             yield finding
     except (ConfigError, PlatformError) as error:
         yield Finding(False, str(error))
+
+
+def import_adapter(name: str) -> None:
+    """Import a platform's library, which takes up to a second; an error is left to `open_adapter`."""
+    with suppress(ImportError):
+        import_module(f"{__name__}.{name}.adapter")
 
 
 def open_adapter(name: str, settings: AdapterSection, clock: Clock) -> Adapter:

@@ -253,7 +253,7 @@ class HotSwapEngine:
         """Close the engine and load another; return the reason if that failed."""
         if (reason := await self._close(STUCK_SECONDS)) is not None:
             return reason
-        gc.collect()  # the exception of a failed load may keep tensors in a reference cycle
+        await asyncio.to_thread(gc.collect)  # the exception of a failed load may keep tensors in a reference cycle
         self._last_progress = self._loading_since = self._clock.now()
         self._notify_held()  # the estimated wait has changed
         loading = self._loading = asyncio.create_task(self._enter(section, with_trial=True), name="loading")

@@ -48,3 +48,14 @@ async def test_a_bot_process_stays_below_the_limit(name: str, tmp_path: Path) ->
         await until(lambda: loop_report(tmp_path).cpu > 0 and len(replies(platform, "general")) >= 10)
     assert logged_errors(tmp_path) == []
     assert 0 < loop_report(tmp_path).cpu <= LIMIT
+
+
+async def test_a_change_of_the_model_stays_below_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("", encoding="utf-8")
+    async with PROFILES["telegram"].open() as platform, run_bot({"telegram": platform}, tmp_path) as bot:
+        await bot.connected()
+        (tmp_path / "config.toml").write_text("[engine]\nmax_batch_size = 3\n", encoding="utf-8")
+        await until(lambda: "model changed" in (tmp_path / "log").read_text(encoding="utf-8"))
+        await platform.say("hello")
+        await until(lambda: len(replies(platform, "general")) > 0)
+    assert logged_errors(tmp_path) == []

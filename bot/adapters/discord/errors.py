@@ -20,6 +20,7 @@ from bot.errors import (
 )
 from bot.util.retry import retry_after
 from bot.util.text import clean
+from bot.util.unreachable import why_unreachable
 
 LOGIN_REFUSED = (
     "Discord rejects the token: create a new one (Developer Portal, your application, Bot, Reset Token) "
@@ -89,7 +90,7 @@ def map_errors() -> Iterator[None]:
     except discord.HTTPException as exc:
         raise _refusal(exc) from exc
     except (aiohttp.ClientError, OSError) as exc:
-        raise PlatformUnavailable(f"Discord cannot be reached: {str(exc) or type(exc).__name__}") from exc
+        raise PlatformUnavailable(f"Discord cannot be reached: {why_unreachable(exc)}") from exc
     except (discord.InvalidData, *_UNREADABLE) as exc:
         found = describe_error(exc)
         raise UnreadableAnswer(f"Discord's answer cannot be read: {found['error']} at {found['at']}") from exc

@@ -20,6 +20,7 @@ from bot.adapters.slack.parse import BotIdentity, fields, id_of, is_timestamp, t
 from bot.adapters.slack.settings import SlackSection
 from bot.errors import AccessDenied, LoginRefused, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock, MonotonicClock
+from bot.util.unreachable import why_unreachable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -130,14 +131,7 @@ async def fetch(
                     raise PlatformUnavailable("Slack's response is too long")
             return response.status, response.headers, bytes(body)
     except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
-        raise PlatformUnavailable(f"Slack cannot be reached: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no response in time"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    return (cause.strerror if isinstance(cause, OSError) else None) or "the connection failed"
+        raise PlatformUnavailable(f"Slack cannot be reached: {why_unreachable(error)}") from error
 
 
 def _object(body: bytes) -> dict[str, Any]:

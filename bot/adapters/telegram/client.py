@@ -43,6 +43,7 @@ from bot.errors import (
 )
 from bot.util.clock import Clock
 from bot.util.retry import retry_after
+from bot.util.unreachable import why_unreachable
 
 # The most concurrent calls; a channel has one at a time.
 _CONNECTIONS = 64
@@ -125,7 +126,9 @@ def map_errors() -> Iterator[None]:
         ) from error
     except TelegramError as error:
         # Includes InvalidToken, raised for any 401 or 404; `check_token` decides.
-        raise PlatformUnavailable(f"Telegram cannot be reached: {type(error).__name__}") from error
+        cause = TimeoutError() if isinstance(error, TimedOut) else error.__cause__
+        reason = error.message if cause is None else why_unreachable(cause)
+        raise PlatformUnavailable(f"Telegram cannot be reached: {reason}") from error
     except PARSE_ERRORS as error:
         raise PlatformUnavailable(f"Telegram's response cannot be read: {type(error).__name__}") from error
 
