@@ -62,7 +62,7 @@ def kinds() -> Iterator[Kind]:
     """Return all kinds; their names are unique."""
     for name, body in _BODIES.items():
         for after in (False, True):
-            yield Kind(_timed(name, after), _says(body), after)
+            yield Kind(_timed(name, after), _says(body), after, operations=WRITING if after else _ALL)
     for name, damage in _DAMAGES.items():
         yield Kind(name, damage, after=True)
     for status in (301, 302, 303, 307, 308):
@@ -73,7 +73,7 @@ def kinds() -> Iterator[Kind]:
     for status in (408, 409, 413, 418, 421):
         yield Kind(f"{status}", _status(status), times=1)
     for status, after in itertools.product((500, 502, 503, 504, 520), (False, True)):
-        yield Kind(_timed(f"{status}", after), _status(status), after)
+        yield Kind(_timed(f"{status}", after), _status(status), after, operations=WRITING if after else _ALL)
     for value in ("1e9", "1e300", "inf", "nan", "soon", "0", "-1", "0.0001", ""):
         yield Kind(f"429, Retry-After {value or 'missing'}", rate_limit(value))
     yield Kind("an error with status 200", lambda genuine: _json(_BUSY[genuine.platform]))
