@@ -263,11 +263,31 @@ class OperationsSection(Section):
 
 
 class ServerSection(Section):
-    """HTTP APIs for programs on this machine: ChatGLM-6B's own, and OpenAI's chat completions."""
+    """HTTP APIs: ChatGLM-6B's own, and OpenAI's chat completions."""
 
     enabled: bool = Field(default=False, description="serve the HTTP APIs")
-    host: Literal["127.0.0.1", "::1"] = Field(default="127.0.0.1", description="loopback address to listen on")
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="address to listen on; any but loopback needs a key"
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 = any free port, see the log")
+    hosts: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = Field(
+        default=(), description='host names that clients use besides loopback\'s: "bot.example.org"'
+    )
+    origins: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = Field(
+        default=(), description='web pages that may use the APIs: "https://chat.example.org"'
+    )
+    keys: dict[str, SecretStr] | None = Field(
+        default=None, description="keys of clients by name, each in BOT_SERVER__KEYS__NAME, as text or sha256:…"
+    )
+
+    @model_validator(mode="after")
+    def _require_a_key(self) -> Self:
+        if self.host not in {"127.0.0.1", "::1", "localhost"} and not self.keys:
+            why = (
+                f"{self.host!r} is reachable from other machines: set a key in BOT_SERVER__KEYS__NAME, or use 127.0.0.1"
+            )
+            raise PydanticCustomError("one_setting", "see the context", {"setting": "host", "why": why})
+        return self
 
 
 class AdapterSection(Section):

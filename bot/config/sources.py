@@ -3,12 +3,12 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, create_model
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
@@ -176,11 +176,36 @@ def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
     return secrets[near[0]] if near else ("adapters", "discord", "token")
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Settings by the names of their variables or files; those of `tables` begin names that an operator chooses."""
+
+    exact: dict[str, Key] = field(default_factory=dict)
+    tables: dict[str, Key] = field(default_factory=dict)
+
+    def find(self, name: str) -> Key | None:
+        """Return the key of a setting; a chosen name is its last part, in lower case."""
+        for prefix, key in self.tables.items():
+            if name.startswith(prefix) and len(name) > len(prefix):
+                return (*key, name.removeprefix(prefix).lower())
+        return self.exact.get(name)
+
+
+def _is_table(field: FieldInfo) -> bool:
+    """Return whether the setting is a table of secrets, whose names an operator chooses."""
+    return field.annotation == dict[str, SecretStr] | None
+
+
 class _Environment:
     """Settings from environment variables and secret files, and mistakes among them."""
 
     def __init__(self, known: Mapping[Key, FieldInfo], environ: Mapping[str, str]) -> None:
-        self._names = {variable(key): key for key in known}
+        self._names, self._files = _Names(), _Names()
+        for key, info in known.items():
+            if _is_table(info):
+                self._names.tables[f"{variable(key)}__"] = self._files.tables[f"{secret_file(key)}__"] = key
+            else:
+                self._names.exact[variable(key)] = self._files.exact[secret_file(key)] = key
         self.origins: dict[Key, str] = {}
         self.mistakes: list[str] = []
         self.secrets_dir = Path(environ.get("BOT_SECRETS_DIR") or SECRETS_DIR)
@@ -192,15 +217,15 @@ class _Environment:
     def _read_variables(self, environ: Mapping[str, str]) -> dict[Key, str]:
         values: dict[Key, str] = {}
         for name, value in sorted(environ.items()):
-            if name in self._names:
+            if (key := self._names.find(name)) is not None:
                 if _LONE_SURROGATE.search(value):  # an undecodable byte
                     self.mistakes.append(f"{name}: not UTF-8")
                 elif value:  # compose files pass unset variables as empty
-                    values[self._names[name]] = value
-                    self.origins[self._names[name]] = name
+                    values[key] = value
+                    self.origins[key] = name
             elif name.startswith("BOT_") and name != "BOT_SECRETS_DIR":
                 # Other programs may use BOT_SOMETHING; report only similar names and those with two underscores.
-                near = get_close_matches(name, self._names, n=1, cutoff=0.6 if "__" in name else 0.9)
+                near = get_close_matches(name, self._names.exact, n=1, cutoff=0.6 if "__" in name else 0.9)
                 if near or "__" in name:
                     self.mistakes.append(f"{name}: {unknown(near)}")
         return values
@@ -214,10 +239,9 @@ class _Environment:
 
     def _read_files(self) -> dict[Key, str]:
         values: dict[Key, str] = {}
-        by_name = {secret_file(key): key for key in self._names.values()}
-        tables = {name.partition("__")[0] for name in by_name}
+        sections = {name.partition("__")[0] for name in self._files.exact}
         for file in self._secret_files():
-            key = by_name.get(file.name)
+            key = self._files.find(file.name)
             if key is not None:
                 try:
                     value = read_regular(file, _LARGEST_SECRET).decode("utf-8").strip()
@@ -229,8 +253,8 @@ class _Environment:
                     if value:
                         values[key] = value
                         self.origins[key] = str(file)
-            elif file.name.partition("__")[0] in tables and "__" in file.name:
-                self.mistakes.append(f"{file}: {unknown(get_close_matches(file.name, by_name, n=1))}")
+            elif file.name.partition("__")[0] in sections and "__" in file.name:
+                self.mistakes.append(f"{file}: {unknown(get_close_matches(file.name, self._files.exact, n=1))}")
         return values
 
 

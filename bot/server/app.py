@@ -1,12 +1,17 @@
 """The routes of the HTTP server, and who may use them."""
 
+import hashlib
+import hmac
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -35,7 +40,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _NO_ANSWER = Response(status_code=499)
 
 
-def create_server(backend: Backend, clock: Clock, tasks: BackgroundTasks) -> Starlette:
+def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks: BackgroundTasks) -> Starlette:
     """Create the application with all APIs; the answers of the polling API run as `tasks`."""
     polling = Polling(tasks, clock)
 
@@ -88,7 +93,10 @@ def create_server(backend: Backend, clock: Clock, tasks: BackgroundTasks) -> Sta
             Route("/v1/models", models),
             Route("/v1/models/{id:path}", model),
         ],
-        middleware=[Middleware(LocalOnly)],
+        middleware=[
+            Middleware(Guard, settings),
+            Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"]),
+        ],
         exception_handlers={HTTPException: refuse},
     )
 
@@ -101,26 +109,53 @@ async def serve_apis(settings: ServerSection, backend: Backend, clock: Clock) ->
         AddressUnavailable: The port is in use.
     """
     async with BackgroundTasks() as tasks:
-        app = create_server(backend, clock, tasks)
+        app = create_server(settings, backend, clock, tasks)
         async with serve_app(app, "server", settings.host, settings.port, limit=_LIMIT, seconds=_SECONDS) as port:
             yield port
 
 
-class LocalOnly:
-    """Refuses requests that a web page made a browser send: of another origin, or by another name of this machine."""
+class Guard:
+    """Refuses requests without a key, and those that a web page made a browser send.
 
-    def __init__(self, app: ASGIApp) -> None:
+    With keys, a request names one as `Authorization: Bearer KEY`; the key's name is then the
+    client.  In any case the Host header is one of the server's names, and an Origin one of
+    the allowed pages: otherwise any page could use a server without keys, by DNS rebinding too.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServerSection) -> None:
         self._app = app
+        self._hosts = _LOOPBACK | set(settings.hosts)
+        self._origins = frozenset(settings.origins)
+        self._digests = {name: _digest(key.get_secret_value()) for name, key in (settings.keys or {}).items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            headers = dict(scope["headers"])
-            host = headers.get(b"host", b"").decode("latin-1")
-            if b"origin" in headers or _name(host) not in _LOOPBACK:
-                refusal = JSONResponse({"error": "only programs on this machine may use this server"}, 403)
-                await refusal(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        refusal = self._refusal(Headers(scope=scope), scope) if scope["type"] == "http" else None
+        await (self._app if refusal is None else refusal)(scope, receive, send)
+
+    def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
+        write_error = openai_error if scope["path"].startswith("/v1/") else api_error
+        origin = headers.get("Origin")
+        if _name(headers.get("Host", "")) not in self._hosts:
+            return write_error(ApiError(403, "this host name is not the server's: see server.hosts"))
+        if origin is not None and origin not in self._origins:
+            return write_error(ApiError(403, "web pages of this origin may not use the server: see server.origins"))
+        scope["state"] = {"client": scope["client"][0] if scope.get("client") else ""}
+        if not self._digests or scope["method"] == "OPTIONS":
+            return None
+        sent = _digest(headers.get("Authorization", "").removeprefix("Bearer "))
+        names = [name for name, digest in self._digests.items() if hmac.compare_digest(digest, sent)]
+        if not names:
+            return write_error(ApiError(401, "the API key is missing or wrong", code="invalid_api_key"))
+        scope["state"] = {"client": names[0]}
+        return None
+
+
+def _digest(key: str) -> bytes:
+    """Return the SHA-256 of a key, which may be written as `sha256:` and the digest in hexadecimal."""
+    kind, colon, digest = key.partition(":")
+    if kind == "sha256" and colon and re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+        return bytes.fromhex(digest)
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _name(host: str) -> str:

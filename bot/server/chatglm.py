@@ -92,7 +92,7 @@ def _request(request: Request, body: Mapping[str, Any], backend: Backend, prompt
     )
     if body.get("top_p") == 0:
         params = replace(params, temperature=0.0)  # a sum of 0 leaves the likeliest token only
-    return backend.request(messages, params, request.client.host if request.client else "")
+    return backend.request(messages, params, request.state.client)
 
 
 def _glm_object(backend: Backend, content: str, usage: Usage) -> dict[str, Any]:

@@ -36,7 +36,7 @@ async def chat_completions(request: Request, body: Mapping[str, Any], backend: B
     if choices > _MOST_CHOICES:
         raise bad_request(f"n is at most {_MOST_CHOICES}", "n")
     params = _params(body, backend)
-    client = request.client.host if request.client else ""
+    client = request.state.client
     calls = [
         backend.request(messages, _with_seed(params, number), client, channel=str(number)) for number in range(choices)
     ]

@@ -118,7 +118,7 @@ def _id_of(request: Request, body: Mapping[str, Any]) -> _Id:
     id = body.get("request_id")
     if isinstance(id, bool) or not isinstance(id, str | int):
         raise bad_request("request_id is missing, or neither a string nor a whole number", "request_id")
-    return (request.client.host if request.client else "", id)
+    return (request.state.client, id)
 
 
 def _code(code: int, message: str, **more: object) -> Response:

@@ -36,9 +36,16 @@ def access(clock: ManualClock) -> Access:
 
 
 @pytest.fixture
-async def url(engine: ScriptedEngine, access: Access, clock: ManualClock) -> AsyncIterator[str]:
+def settings() -> ServerSection:
+    return ServerSection(port=0)
+
+
+@pytest.fixture
+async def url(
+    engine: ScriptedEngine, access: Access, clock: ManualClock, settings: ServerSection
+) -> AsyncIterator[str]:
     backend = Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING)
-    async with serve_apis(ServerSection(port=0), backend, clock) as port:
+    async with serve_apis(settings, backend, clock) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -1,0 +1,112 @@
+"""Who may use the server: keys, host names, and web pages."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import aiohttp
+import pytest
+from pydantic import SecretStr
+
+from bot.adapters import SETTINGS
+from bot.config.schema import ServerSection
+from bot.config.sources import load_config
+from bot.errors import ConfigError
+from tests.harness.fakes import ScriptedEngine
+
+PATHS = ["/v1/models", "/", "/chat", "/get_response", "/chat-stream", "/v1/chat/completions", "/nothing"]
+BODY = json.dumps({"prompt": "a", "request_id": "1"})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "localhost.evil"},
+        {"Host": ""},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_web_page_cannot_use_a_server_without_keys(
+    http: aiohttp.ClientSession, engine: ScriptedEngine, headers: dict[str, str], path: str
+) -> None:
+    async with http.post(path, data=BODY, headers=headers) as response:
+        assert response.status == 403
+    assert engine.requests == []
+
+
+class TestKeys:
+    @pytest.fixture
+    def settings(self) -> ServerSection:
+        digest = "sha256:" + hashlib.sha256(b"bob's secret").hexdigest()
+        return ServerSection(
+            port=0,
+            hosts=("bot.example.org",),
+            origins=("https://chat.example.org",),
+            keys={"alice": SecretStr("alice's secret"), "bob": SecretStr(digest)},
+        )
+
+    @pytest.mark.parametrize("key", [None, "", "wrong", "Bearer", "alice"])
+    @pytest.mark.parametrize("path", PATHS)
+    async def test_every_path_needs_one(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine, path: str, key: str | None
+    ) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with http.post(path, data=BODY, headers=headers) as response:
+            assert response.status == 401
+            assert "API key" in await response.text()
+        assert engine.requests == []
+
+    async def test_the_name_of_the_key_is_the_client(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
+        for key in ("alice's secret", "bob's secret"):
+            async with http.post("/", data=BODY, headers={"Authorization": f"Bearer {key}"}) as response:
+                assert response.status == 200
+        assert [request.user for request in engine.requests] == ["api:alice", "api:bob"]
+
+    async def test_polled_answers_belong_to_their_client(self, http: aiohttp.ClientSession) -> None:
+        body = json.dumps({"request_id": "1", "query": "a"})
+        alice, bob = ({"Authorization": f"Bearer {name}'s secret"} for name in ("alice", "bob"))
+        async with http.post("/chat", data=body, headers=alice) as response:
+            assert (await response.json())["code"] == 0
+        async with http.post("/get_response", data=body, headers=bob) as response:
+            assert (await response.json())["code"] == 102
+
+    async def test_named_hosts_and_pages_are_allowed(self, http: aiohttp.ClientSession) -> None:
+        page = {"Host": "bot.example.org:443", "Origin": "https://chat.example.org"}
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        async with http.options("/v1/chat/completions", headers={**page, **asked}) as response:
+            assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (
+                200,
+                "https://chat.example.org",
+            )
+        async with http.get("/v1/models", headers={**page, "Authorization": "Bearer alice's secret"}) as response:
+            assert (response.status, response.headers["Access-Control-Allow-Origin"]) == (
+                200,
+                "https://chat.example.org",
+            )
+
+
+def test_keys_come_from_the_environment_and_from_files(tmp_path: Path) -> None:
+    (tmp_path / "server__keys__bob").write_text("from a file\n")
+    environ = {"BOT_SECRETS_DIR": str(tmp_path), "BOT_SERVER__KEYS__ALICE": "from the environment"}
+    config = load_config(None, SETTINGS, environ=environ).config
+    keys = config.server.keys or {}
+    assert {name: key.get_secret_value() for name, key in keys.items()} == {
+        "alice": "from the environment",
+        "bob": "from a file",
+    }
+    assert {"from a file", "from the environment"} <= set(config.secrets)
+
+
+def test_a_key_in_the_file_and_an_open_host_without_keys_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    for text, words in (
+        ('[server.keys]\nalice = "a key"', "secrets are not allowed in this file"),
+        ('[server]\nhost = "0.0.0.0"', "is reachable from other machines"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=words) as caught:
+            load_config(file, SETTINGS, environ={})
+        assert "a key" not in str(caught.value).replace("set a key", "")
