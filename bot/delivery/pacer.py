@@ -165,6 +165,10 @@ class Pacer:
             log.warning("rate limited", channel=str(channel), seconds=round(seconds))
         lane.paused_until = max(lane.paused_until, now + seconds)
 
+    def is_busy(self, channel: ChannelKey) -> bool:
+        """Return whether the channel has a call in flight, was edited just now, or is paused."""
+        return not self._lane(channel).is_idle(self.clock.now())
+
     def _lane(self, channel: ChannelKey) -> _Lane:
         key = self._lane_of(channel)
         if key not in self._lanes and len(self._lanes) >= _LANES:

@@ -41,8 +41,8 @@ class Replies:
     An async context manager: leaving it starts no new ones, gives those in progress `GRACE`
     seconds to end, and cancels the rest, which is then owed.
 
-    `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells where
-    an answer that is complete at once is sent in one call (see Sender).
+    `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells in
+    which channels an answer that is complete at once may be sent in one call (see Sender).
     """
 
     def __init__(

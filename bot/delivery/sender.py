@@ -90,8 +90,9 @@ class Sender:
     A message that was deleted is sent again, once; the messages below follow it.  After that, or
     where edits are refused, the text is sent whole when it is complete, and the old messages are deleted.
 
-    With `sends_whole`, an answer that is complete at once is sent without a placeholder: where sends
-    are not idempotent, one whose response is lost then doubles the answer instead of leaving a "…".
+    With `sends_whole`, an answer that is complete at once is sent without a placeholder while the
+    channel is busy: it saves a call where few are allowed.  Where sends are not idempotent, one
+    whose response is lost then doubles the answer instead of leaving a "…".
     """
 
     def __init__(
@@ -137,8 +138,10 @@ class Sender:
             PlatformError: The platform refuses the reply for good.
             ClaimLost: Another worker goes on with the exchange.
         """
-        if self._sends_whole:
+        if self._sends_whole and self._pacer.is_busy(self._channel):
             await race(stream.wait_finished(), self._pacer.clock.sleep(_PLACEHOLDER_DELAY))
+        else:
+            self._sends_whole = False
         while True:
             self._is_calling = False
             await self._read(stream)

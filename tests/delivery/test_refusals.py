@@ -233,11 +233,15 @@ async def test_no_rate_limit_lasts_longer_than_an_hour(world: World, seconds: fl
 # Answers that are complete before a placeholder is due.
 
 
-async def deliver_whole(world: World, *events: ReplyEvent | float, sends_whole: bool = True) -> None:
+async def deliver_whole(
+    world: World, *events: ReplyEvent | float, sends_whole: bool = True, is_busy: bool = True
+) -> None:
     async def produce(stream: ReplyStream) -> None:
         async for event in world.stream(*events):
             stream.put(event)
 
+    if is_busy:
+        world.pacer.pause(CHANNEL, 0.1)
     view = ReplyView(world.exchange, world.messenger.format, str)
     sender = Sender(
         world.messenger, world.exchange, view, world.pacer, [], world.record, Metrics(), sends_whole=sends_whole
@@ -251,6 +255,11 @@ async def test_an_answer_that_is_complete_at_once_takes_one_call(world: World) -
     assert [(call.verb, call.text) for call in world.messenger.calls] == [("send", "Paris.")]
     assert world.controls == [RETRY]
     assert world.exchange.parts == ("m1",)
+
+
+async def test_where_the_channel_is_calm_a_placeholder_is_sent_at_once(world: World) -> None:
+    await deliver_whole(world, *answered("Paris."), is_busy=False)
+    assert [(call.text, call.at) for call in world.messenger.calls] == [("…", 0.0), ("Paris.", 1.0)]
 
 
 async def test_a_slow_answer_begins_with_a_placeholder_all_the_same(world: World) -> None:

@@ -11,7 +11,7 @@ from bot.adapters.proxy import find_proxy
 from bot.adapters.telegram.client import check_token, map_errors, open_bot
 from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.handlers import TelegramHandlers
-from bot.adapters.telegram.messenger import TelegramMessenger
+from bot.adapters.telegram.messenger import TelegramMessenger, is_private
 from bot.adapters.telegram.parse import PLATFORM
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.commands import menu
@@ -63,7 +63,10 @@ class TelegramAdapter:
             me = await self._log_in(bot)
             messenger = TelegramMessenger(bot, self._settings, intake.rename_channel)
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
-            replies = Replies(intake, messenger, self._clock, preview)
+            # A group allows 20 messages a minute, and edits may count.
+            replies = Replies(
+                intake, messenger, self._clock, preview, sends_whole=lambda channel: not is_private(channel)
+            )
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
             async with BackgroundTasks() as background, replies:
                 background.start(_publish_menu(bot, self._clock))
