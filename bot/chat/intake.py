@@ -105,6 +105,10 @@ class Intake:
         """Claim what a crash or an outage left undone; return what is to be shown, in order."""
         return await self._recovery.recover(platform)
 
+    def saw_date(self, platform: str, date: str) -> None:
+        """Note a platform's time, an HTTP Date header; messages are not too old because the host's clock is ahead."""
+        self._recovery.saw_date(platform, date)
+
     async def claim_owed(self, platform: str) -> list[Exchange]:
         """Claim what a crash or an outage left undone; each exchange is passed to `settle` or released."""
         return await self._recovery.claim(platform)

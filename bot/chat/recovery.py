@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 
 import structlog
@@ -20,6 +21,9 @@ from bot.util.clock import Calendar
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+# A smaller difference between two clocks is none: the header counts seconds.
+_CLOCK_SKEW = timedelta(minutes=1)
+
 # Replies that channels show already, by exchange id.
 Standing = Mapping[int, StandingReply]
 
@@ -35,6 +39,15 @@ class Recovery:
         self._retries = retries
         self._settings = settings
         self._calendar = calendar
+        self._ahead: dict[str, timedelta] = {}  # of our clock, by platform
+
+    def saw_date(self, platform: str, date: str) -> None:
+        """Compare our clock with a platform's, whose HTTP Date header this is."""
+        try:
+            ahead = self._calendar.today() - parsedate_to_datetime(date)
+        except (TypeError, ValueError):
+            return
+        self._ahead[platform] = ahead if ahead > _CLOCK_SKEW else timedelta()
 
     async def recover(self, platform: str) -> list[Exchange]:
         """Return the exchanges to be shown now, in the order of their rows, each claimed."""
@@ -105,7 +118,8 @@ class Recovery:
         """Return whether the question is too old to be answered; a reply that was begun is always finished."""
         worker = self._exchanges.find(exchange)
         is_admitted = worker is not None and worker.is_admitted
-        oldest = self._calendar.today() - timedelta(minutes=self._settings.conversation.catch_up_minutes)
+        today = self._calendar.today() - self._ahead.get(exchange.message.channel.platform, timedelta())
+        oldest = today - timedelta(minutes=self._settings.conversation.catch_up_minutes)
         return (
             exchange.answer is None
             and not exchange.parts

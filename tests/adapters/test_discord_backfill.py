@@ -471,3 +471,14 @@ async def test_a_missed_question_with_an_unreadable_part_is_answered(platform: D
     async with run_discord_bot(platform, tmp_path) as bot:
         await bot.shows("ok", "ok")
         assert bot.engine.requests[0].messages[-1].content == "Mei: what is broken here?"
+
+
+async def test_with_a_host_clock_that_is_ahead_a_missed_question_is_answered(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+    await platform.say("two")
+    async with run_discord_bot(platform, tmp_path, today=datetime.now(UTC) + timedelta(hours=3)) as bot:
+        await bot.shows("ok", "ok")

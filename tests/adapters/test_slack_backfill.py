@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,15 @@ async def test_an_edit_that_was_answered_after_the_backup_is_not_answered_again(
         assert row is not None
         assert row.answer is not None
         assert (row.message.text, row.answer.text) == ("2+4?", "six")
+
+
+async def test_with_a_host_clock_that_is_ahead_a_missed_question_is_answered(
+    tmp_path: Path, server: SlackServer
+) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, await server.say("one", direct=True), "Mei")
+    await server.disconnect(resumable=False)
+    await server.say("two", direct=True)
+    later = datetime.now(UTC) + timedelta(hours=3)
+    async with make_harness(tmp_path, today=later) as harness, running(harness, server):
+        await answered(server, "ok", "ok", channel="Mei")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,23 @@ async def test_a_retry_pressed_while_others_may_be_missing_waits_for_its_place(h
     pressed = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI, later=True)
     assert pressed == ButtonResult()
     assert [exchange.message.text for exchange in await owed(harness)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(("sent_ago", "is_answered"), [(1, True), (90, False)])
+async def test_a_host_clock_that_is_ahead_makes_no_question_too_old(
+    tmp_path: Path, sent_ago: int, is_answered: bool
+) -> None:
+    async with make_harness(tmp_path, today=NOON + timedelta(hours=3)) as harness:
+        harness.intake.saw_date("discord", format_datetime(NOON, usegmt=True))
+        await harness.intake.store(replace(a_message("question"), sent_at=NOON - timedelta(minutes=sent_ago)))
+        (exchange,) = await owed(harness)
+        assert bool(text_of(await harness.replied(exchange))) == is_answered
+
+
+async def test_a_date_that_is_none_changes_nothing(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, today=NOON + timedelta(hours=3)) as harness:
+        for date in ("", "soon", "Fri, 99 Nov 2026 12:00:00 GMT"):
+            harness.intake.saw_date("discord", date)
+        await said_while_away(harness, "question")
+        (exchange,) = await owed(harness)
+        assert "away" in notice_of(await harness.replied(exchange))

@@ -99,6 +99,7 @@ class BotClient(discord.Client):
         self.was_ready = False
         self.is_connected = False  # `is_ready` of the library stays true when the connection is lost
         self._event_handlers = handlers
+        self._trace = trace
         self._budget = budget
         self._clock = clock
         self._call_seconds = settings.call_seconds
@@ -221,7 +222,7 @@ class BotClient(discord.Client):
 
     async def on_connect(self) -> None:
         self._set_outage_deadline(None)
-        self._event_handlers.session_started(self)
+        self._event_handlers.session_started(self, self._trace.date)
 
     async def on_ready(self) -> None:
         self.was_ready = self.is_connected = True

@@ -107,8 +107,9 @@ class DiscordHandlers:
             if message is not None:
                 self._unstored.popleft()
 
-    def session_started(self, client: discord.Client) -> None:
-        """Queue a backfill: Discord does not send again what came before this session."""
+    def session_started(self, client: discord.Client, date: str) -> None:
+        """Queue a backfill: Discord does not send again what came before this session; `date` is Discord's time."""
+        self._intake.saw_date(PLATFORM, date)
         self._has_channels.clear()
         self._current = self._messenger.client = client
         self._put(self._inbox.recover)  # what is owed does not wait for the backfill

@@ -54,11 +54,12 @@ def rest_client(settings: DiscordSection, clock: Clock) -> discord.Client:
 class RateLimitTrace:
     """An aiohttp TraceConfig that raises on a 429 or a 5xx, before the library handles it.
 
-    `login_doubted` is set by a 401.
+    `login_doubted` is set by a 401.  `date` is the Date header of the last answer.
     """
 
     def __init__(self, clock: Clock) -> None:
         self.login_doubted = asyncio.Event()
+        self.date = ""
         self._clock = clock
         self._blocked_until = clock.now()
 
@@ -83,6 +84,7 @@ class RateLimitTrace:
         response = call.response
         if not _is_api(call.url):
             return
+        self.date = response.headers.get("Date", "")
         # The login reports its own refusal; interactions have tokens of their own.
         if response.status == 401 and "Authorization" in call.headers and not call.url.path.endswith(_WHO_AM_I):
             self.login_doubted.set()

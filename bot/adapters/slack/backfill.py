@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import structlog
-from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.inbox import Inbox
-from bot.adapters.slack.client import pages
+from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.errors import TRANSIENT
 from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, is_timestamp, text_of
@@ -49,7 +48,7 @@ class Missed:
 class SlackBackfill:
     """Stores missed messages, one channel after another."""
 
-    _api: AsyncWebClient
+    _api: SlackWebClient
     _me: BotIdentity
     _parser: MessageParser
     _intake: Intake
@@ -78,6 +77,7 @@ class SlackBackfill:
         for key, newest in known.items():
             channels.setdefault(key.channel, {})[key.thread] = newest
         self._replies.forget()
+        self._intake.saw_date(PLATFORM, self._api.date)
         await self._retry(self._inbox.recover)
         unread = sorted(channels, key=lambda channel: _last_activity(channels[channel]), reverse=True)
         delays = [*_ATTEMPTS]
@@ -141,6 +141,7 @@ class SlackBackfill:
                 found[message["ts"]] = message
                 if _has_newer_replies(message, newest):
                     threads.add(message["ts"])
+        self._replies.remember(channel, None, begin, found.values())
         if found:  # an empty history proves nothing
             gone += [row for ts, row in stored.items() if _is_root(row) and _is_deleted(found.get(ts))]
         replied = {row.message.channel.thread: row for row in stored.values() if not _is_root(row)}
@@ -157,10 +158,10 @@ class SlackBackfill:
                 log.info("slack: thread skipped", channel=channel, thread=thread, error=str(error))
                 continue
             found |= replies
+            self._replies.remember(channel, thread, oldest, replies.values())
             if thread in compared:
                 here = [row for row in stored.values() if row.message.channel.thread == thread and not _is_root(row)]
                 gone += [row for row in here if _is_deleted(replies.get(row.message.id))]
-        self._replies.remember(channel, found.values())
         in_order = sorted(found.values(), key=lambda message: float(message["ts"]))
         edits = [(stored[each["ts"]], each) for each in in_order if each["ts"] in stored and "edited" in each]
         lost = {row.message.id for row in gone}

@@ -45,7 +45,7 @@ class SlackWebClient(AsyncWebClient):
     """The library's client with errors of bot.errors, and bounds on what it reads.
 
     A method that was rate limited is not called before its time: otherwise each channel would
-    find out by itself.
+    find out by itself.  `date` is the Date header of the last answer.
 
     Raises:
         PlatformError: By `api_call`, in which all methods end.
@@ -55,6 +55,7 @@ class SlackWebClient(AsyncWebClient):
         # The library's default handler repeats calls that may have arrived.
         super().__init__(token, session=session, retry_handlers=[], **options)
         self._clock = clock
+        self.date = ""
         self._http = session
         self._not_before: dict[tuple[str, object], float] = {}
 
@@ -105,6 +106,7 @@ class SlackWebClient(AsyncWebClient):
     async def _request(self, *, http_verb: str, api_url: str, req_args: dict[str, Any]) -> dict[str, Any]:
         # The library's own follows redirects, and raises whatever reading a strange body raises.
         status, headers, body = await fetch(self._http, http_verb, api_url, **req_args)
+        self.date = headers.get("Date", "")
         return {"data": _object(body), "headers": headers, "status_code": status}
 
     def _limit(self, lane: tuple[str, object], until: float) -> None:

@@ -1,6 +1,7 @@
 """The bot's replies in a Slack conversation, found by the nonces in their metadata."""
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import count
@@ -31,9 +32,11 @@ class SlackReplies:
         self._api = api
         self._own: dict[tuple[str, object], OwnMessage] = {}  # by channel and nonce
         self._edits: dict[tuple[str, str], datetime | None] = {}  # of each message that was read
+        self._read: dict[tuple[str, str | None], float] = {}  # by channel and thread, from when on
 
-    def remember(self, channel: str, messages: Iterable[Event]) -> None:
-        """Note what a history shows."""
+    def remember(self, channel: str, thread: str | None, since: float, messages: Iterable[Event]) -> None:
+        """Note what the history of a channel, or of a thread, shows since then."""
+        self._read[channel, thread] = min(since, self._read.get((channel, thread), since))
         for message in messages:
             with skip_malformed(PLATFORM, kind="history"):
                 edited = message.get("edited")
@@ -45,6 +48,7 @@ class SlackReplies:
         """Drop all that was read."""
         self._own.clear()
         self._edits.clear()
+        self._read.clear()
 
     def reply_to(self, question: IncomingMessage) -> StandingReply | None:
         """Return the reply to a question whose conversation was read."""
@@ -66,20 +70,22 @@ class SlackReplies:
         unread: dict[tuple[str, str | None], str] = {}
         for message in (exchange.message for exchange in owed):
             channel = message.channel.channel
-            if is_timestamp(message.id) and (channel, message.id) not in self._edits:
-                place = channel, thread_of(message.channel, message.id)
+            place = channel, thread_of(message.channel, message.id)
+            if is_timestamp(message.id) and self._read.get(place, math.inf) >= float(message.id):
                 unread[place] = min(unread.get(place, message.id), message.id, key=float)
         for (channel, thread), first in unread.items():
             try:
                 # The first question itself is read too.
-                async for page in pages(self._api, channel, thread, oldest=f"{float(first) - 1e-6:.6f}"):
-                    self.remember(channel, page)
+                since, found = float(first) - 1e-6, list[Event]()
+                async for page in pages(self._api, channel, thread, oldest=f"{since:.6f}"):
+                    found += page
+                self.remember(channel, thread, since, found)
             except (*TRANSIENT, LoginRefused):
                 raise
             except PlatformError as error:
                 log.info("slack: replies not looked for", channel=channel, error=str(error))
-        found = {exchange.id: self.reply_to(exchange.message) for exchange in owed}
-        return {id: reply for id, reply in found.items() if reply is not None}
+        replies = {exchange.id: self.reply_to(exchange.message) for exchange in owed}
+        return {id: reply for id, reply in replies.items() if reply is not None}
 
 
 def _own(message: Mapping[str, Any]) -> OwnMessage:
