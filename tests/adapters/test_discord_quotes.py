@@ -203,6 +203,23 @@ async def test_an_unreadable_part_costs_only_itself(bot: DiscordBot) -> None:
     assert asked == [*broken, "all of them"]
 
 
+@pytest.mark.parametrize("field", ["mentions", "member", "author", "mention_roles"])
+async def test_an_unreadable_person_costs_no_message(bot: DiscordBot, field: str) -> None:
+    mei, me = bot.platform.person("Mei"), bot.platform.bot
+    broken: dict[str, Json] = {
+        "mentions": {"mentions": [{"id": None}, me, {"id": "5"}, None]},
+        "member": {"member": {"roles": 5}},
+        "author": {"author": {"id": mei["id"], "username": "Mei", "avatar": []}},
+        "mention_roles": {"mention_roles": [None]},
+    }
+    message = payloads.message(
+        bot.platform._new_id(), bot.platform.channel("general"), mei, f"<@{BOT}> hi", mentions=[me]
+    )
+    bot.platform.send_as_it_is("MESSAGE_CREATE", {**message, "guild_id": str(GUILD), **broken[field]})
+    await bot.shows("ok")
+    assert bot.engine.requests[0].messages[-1].content == "Mei: hi"
+
+
 async def test_a_reply_to_a_message_the_library_cannot_read_quotes_its_text(bot: DiscordBot) -> None:
     pointed = await bot.platform.say("the words", author="Ben", mention=False)
     bot.platform.messages[int(pointed)]["attachments"] = [{"id": "x"}]

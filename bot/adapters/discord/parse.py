@@ -55,6 +55,7 @@ _OPTIONAL = [
 ]
 # Without these the library's message lacks the attribute.
 _LISTS: Mapping[str, Any] = {"mentions": [], "mention_roles": [], "components": []}
+_USER: Mapping[str, Any] = {"username": "", "discriminator": "0", "avatar": None}
 _BARE_SNAPSHOT = {"type": 0, "embeds": [], "attachments": [], "timestamp": None, "edited_timestamp": None}
 _INTERACTION_FIELDS = ["id", "application_id", "type", "token", "data", "guild_id", "member", "user", "locale"]
 _THREAD_TYPES = frozenset(kind.value for kind in discord.ChannelType if "thread" in kind.name)
@@ -163,7 +164,7 @@ def without_unreadable(data: Mapping[str, Any], build: Callable[[Any], T]) -> T:
     Raises:
         One of PARSE_ERRORS: It cannot be read without these parts either.
     """
-    data = {**_LISTS, **data}
+    data = {**_LISTS, **data, **_people(data)}
     try:
         return build(data)
     except PARSE_ERRORS as error:
@@ -175,9 +176,31 @@ def without_unreadable(data: Mapping[str, Any], build: Callable[[Any], T]) -> T:
                         built = build({**rest, **reduced})
                         log.warning("part of a message skipped", part=part, **describe_error(error))
                         return built
-        built = build({**_LISTS, **{name: data[name] for name in _FIELDS if name in data}})
+        fields = {name: data[name] for name in _FIELDS if name in data}
+        try:
+            built = build(fields)
+        except PARSE_ERRORS:  # a member or a role
+            built = build({name: value for name, value in fields.items() if name != "member"} | {"mention_roles": []})
         log.warning("parts of a message skipped", **describe_error(error))
         return built
+
+
+def _people(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the author and the mentioned users with the fields that the library needs.
+
+    Of users after one that it cannot read it loses the mention without an error.
+    """
+    author, mentions = data.get("author"), data.get("mentions")
+    people: dict[str, Any] = {}
+    if isinstance(author, Mapping):
+        people["author"] = {**_USER, **author}
+    if isinstance(mentions, list):
+        users = (each for each in mentions if isinstance(each, Mapping) and str(each.get("id")).isdecimal())
+        people["mentions"] = [{**_USER, **each} for each in users]
+        for user in people["mentions"]:
+            if not isinstance(_fields(user, "member").get("roles"), list):
+                user.pop("member", None)
+    return people
 
 
 def _reduced(part: str, value: Any) -> Iterator[dict[str, Any]]:
@@ -242,7 +265,9 @@ def parse_command(interaction: discord.Interaction, name: str, channel: ChannelK
 
 def parse_user(user: discord.User | discord.Member) -> Author:
     roles = user.roles if isinstance(user, discord.Member) else []
-    return Author(PLATFORM, str(user.id), user.display_name, frozenset(str(role.id) for role in roles), bool(user.bot))
+    return Author(
+        PLATFORM, str(user.id), str(user.display_name), frozenset(str(role.id) for role in roles), bool(user.bot)
+    )
 
 
 def replied_to(message: discord.Message) -> discord.Message | None:
