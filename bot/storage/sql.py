@@ -353,9 +353,10 @@ class SqlStore:
     async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
         here = and_(_within(channel), exchanges.c.message == message_id)
         async with self._transactions.writing() as tx:
-            if is_expected or await _has_rows(tx, _within(channel), ~IS_TOMBSTONE):
-                await self._bury(tx, channel, message_id)
-            said = [Said(channel.platform, channel.channel, message_id, [], "")]
+            if not is_expected and not await _has_rows(tx, _within(channel), ~IS_TOMBSTONE):
+                return  # the message is not for the bot, and nothing quotes it
+            await self._bury(tx, channel, message_id)
+            said = await _said(tx, here)
             _, changes = await self._erase(tx, lifecycle.CLEAR, here, said=said)
             await tx.execute(update(exchanges).where(here).values(failure=_DELETED))
         if changes and self._vacuum is not None:

@@ -532,18 +532,22 @@ async def test_erasing_takes_one_exchange(store: Store) -> None:
     assert await found(store, kept) == kept
 
 
-async def test_quotations_that_name_a_message_are_deleted_with_it(store: Store) -> None:
+@pytest.mark.parametrize("is_message_deleted", [True, False])
+async def test_quotations_of_question_and_answer_are_deleted_with_them(
+    store: Store, *, is_message_deleted: bool
+) -> None:
     asked = await answered(store, message(1, "the password is 1234"))
     await store.record_part(asked, 0, "m1")
     await store.record_part(asked, 1, "m2")
     quotes = {
         "of the question": replace(message(2), quoted="(paraphrased)", quoted_id="1"),
         "of the answer": replace(message(3, channel=THREAD), quoted="(second part)", quoted_id="m2", quotes_bot=True),
+        "without an id": replace(message(6), quoted="password is 1234"),
         "of the same words elsewhere": replace(message(4), quoted="the password is 1234", quoted_id="0"),
         "of the same id elsewhere": replace(message(5, channel=ChannelKey("slack", "C2")), quoted="hi", quoted_id="1"),
     }
     stored = {name: await begun(store, quoting) for name, quoting in quotes.items()}
-    await store.erase(asked)
+    await (store.delete_message(ROOM, "1") if is_message_deleted else store.erase(asked))
     left = {name for name, exchange in stored.items() if (await found(store, exchange)).message.quoted is not None}
     assert left == {"of the same words elsewhere", "of the same id elsewhere"}
     assert (await found(store, stored["of the answer"])).message == message(3, channel=THREAD)
