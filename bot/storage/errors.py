@@ -91,6 +91,13 @@ def map_errors(place: str) -> Iterator[None]:
         raise StoreError(f"{place} cannot be used ({str(exc).splitlines()[0]}): {RESTORE}") from exc
 
 
+def is_disk_full(error: StoreError) -> bool:
+    """Return True if SQLite found no space for its file or its log."""
+    driver = getattr(error.__cause__, "orig", error.__cause__)
+    code = getattr(driver, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(driver, sqlite3.Error) and code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
 def describe(place: str, error: BaseException | None) -> str:
     """Return a driver's error as one sentence, without people's texts."""
     if isinstance(error, sqlite3.Error):

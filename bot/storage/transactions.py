@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from bot.errors import StoreError
 from bot.storage import connections
 from bot.storage.connections import Location
-from bot.storage.errors import map_errors
+from bot.storage.errors import is_disk_full, map_errors
+
+# Pages of SQLite's log after which it is reused, once the disk was full; the default is 1000.
+_SHORT_LOG = 16
 
 Result = TypeVar("Result")
 
@@ -77,6 +81,7 @@ class Transactions:
         self.name = location.name
         self._queue_timeout = queue_timeout
         self._slow_after = slow_after
+        self._was_full = False
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
@@ -91,9 +96,23 @@ class Transactions:
         """Open a write transaction in FIFO order; `urgent`, for a single statement, jumps the queue."""
         # The pool has one connection, but serves a newcomer before its waiters; the lock does not.
         lock = self.lock.acquire(max_wait=self._queue_timeout, urgent=urgent)
-        with map_errors(self.name):
-            async with lock, self._transaction(self._statement if urgent else self.writer) as tx:
-                yield tx
+        try:
+            with map_errors(self.name):
+                async with lock:
+                    if self._was_full:
+                        await self._reuse_log()
+                    async with self._transaction(self._statement if urgent else self.writer) as tx:
+                        yield tx
+        except StoreError as error:
+            self._was_full = self._was_full or is_disk_full(error)
+            raise
+
+    async def _reuse_log(self) -> None:
+        """Empty SQLite's log and keep it short: it grows by megabytes otherwise, and takes all that is freed."""
+        async with self._statement.connect() as connection:
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            await connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint={_SHORT_LOG}")
+        self._was_full = False
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Open a read-only transaction on one snapshot."""

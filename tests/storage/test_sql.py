@@ -293,6 +293,19 @@ async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path
             assert await store.enqueue(message(2, "y" * 50_000), Kind.CHAT) is not None
 
 
+async def test_a_full_disk_with_little_space_for_the_log_is_enough(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        failed = 0
+        with no_file_grows_beyond(512 * 1024):
+            for number in range(100):
+                try:
+                    await store.enqueue(message(f"{number}", f"question {number}"), Kind.CHAT)
+                except StoreError:
+                    failed += 1
+                    await store.enqueue(message(f"{number}", f"question {number}"), Kind.CHAT)
+        assert failed > 0, "the log had grown to the limit"
+
+
 async def test_a_disk_too_full_for_the_shared_memory_file_is_reported(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1), Kind.CHAT)
