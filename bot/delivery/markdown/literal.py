@@ -23,6 +23,7 @@ _QUOTE = re.compile(r">(?:[ \t]|$)")
 _UNDERLINE = re.compile(r"[ \t>]*(?:={3,}|-{3,})[ \t]*")
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 _FORMULA_ENDS = {r"\(": r"\)", r"\[": r"\]", "$$": "$$"}
+_VARIABLE = re.compile(r"\{|[A-Z_]{2}")
 # Characters of a formula, and lines of a displayed one; what is longer is read as text.
 _LONGEST_FORMULA = 1000
 _MOST_LINES = 40
@@ -161,8 +162,9 @@ def _formula(state: StateInline, silent: bool) -> bool:
 
 def _is_formula(source: str, begin: int, end: int) -> bool:
     """Return whether the text between two dollar signs is none about money or shell variables."""
-    after = source[end + 1 : end + 2]
-    return not (source[begin].isspace() or source[end - 1].isspace() or after.isalnum() or "\n" in source[begin:end])
+    content, after = source[begin:end], source[end + 1 : end + 2]
+    is_variable = _VARIABLE.match(content)
+    return not (content[0].isspace() or content[-1].isspace() or after.isalnum() or "\n" in content or is_variable)
 
 
 def _escape(state: StateInline, silent: bool) -> bool:
