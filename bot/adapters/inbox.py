@@ -1,6 +1,7 @@
 """Shared intake of all platforms: store events in order, then start their replies."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from itertools import groupby
 from typing import TypeVar
@@ -48,6 +49,7 @@ class Inbox:
         find_standing: FindStanding | None = None,
     ) -> None:
         self.is_backfilling = False
+        self.connected_at: datetime | None = None  # by the platform's clock
         self._platform = platform
         self._intake = intake
         self._replies = replies
@@ -62,6 +64,10 @@ class Inbox:
         """
         if self.is_backfilling:
             await self._intake.store(message)
+        elif self.connected_at is not None and message.sent_at < self.connected_at:
+            # Delivered again: a database that was restored may not know that it was answered.
+            await self._intake.store(message)
+            await self.recover()
         else:
             await self._replies.accept_and_reply(message)
 

@@ -1,8 +1,10 @@
 """Backfill of messages missed while disconnected, and of edits and deletions; Slack may not deliver them again."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
@@ -78,6 +80,9 @@ class SlackBackfill:
             channels.setdefault(key.channel, {})[key.thread] = newest
         self._replies.forget()
         self._intake.saw_date(PLATFORM, self._api.date)
+        with suppress(TypeError, ValueError):
+            # The header counts seconds.
+            self._inbox.connected_at = parsedate_to_datetime(self._api.date) + timedelta(seconds=1)
         await self._retry(self._inbox.recover)
         unread = sorted(channels, key=lambda channel: _last_activity(channels[channel]), reverse=True)
         delays = [*_ATTEMPTS]
