@@ -163,3 +163,26 @@ async def test_an_error_code_tells_what_to_do(server: SlackServer, error: type[P
         with pytest.raises(error) as refused:
             await api.chat_update(channel="C1", ts="1.1", text="hi")
     assert type(refused.value) is error
+
+
+@pytest.mark.parametrize("kind", sorted(WRONG_ANSWERS.keys() - {"nothing", "a space"}))
+async def test_a_reply_to_a_slash_command_survives_a_wrong_answer(
+    tmp_path: Path, server: SlackServer, kind: str
+) -> None:
+    refused: list[str] = []
+
+    async def guard(request: web.Request) -> web.StreamResponse | None:
+        if not request.path.startswith("/respond/") or refused:
+            return None
+        refused.append(request.path)
+        return await WRONG_ANSWERS[kind](request)
+
+    async with make_harness(tmp_path) as harness:
+        task = asyncio.create_task(server.adapter(FastClock(400.0)).run(harness.intake))
+        await server.until(lambda: server.sockets > 0)
+        server.gate.guard = guard
+        await server.command("status")
+        await server.until(lambda: "scripted" in "".join(bots(server.seen())))
+        assert refused
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -93,14 +93,16 @@ class SlackWebClient(AsyncWebClient):
         return response
 
     async def respond(self, url: str, content: Mapping[str, Any]) -> bool:
-        """Send a reply to the response URL of a command; return False if it has expired.
+        """Send a reply to the response URL of a command; return False if it has expired or says something strange.
 
         Raises:
             PlatformError: The reply may have arrived.
         """
-        status, headers, _ = await fetch(self._http, "POST", url, json=content, proxy=self.proxy)
-        if status == 200 or (400 <= status < 500 and status != 429):
-            return status == 200
+        status, headers, body = await fetch(self._http, "POST", url, json=content, proxy=self.proxy)
+        if status == 200:
+            return body.strip() in {b"", b"ok"} or _object(body).get("ok") is True
+        if 400 <= status < 500 and status != 429:
+            return False
         raise error_for(status, "", headers.get("Retry-After"))
 
     async def _request(self, *, http_verb: str, api_url: str, req_args: dict[str, Any]) -> dict[str, Any]:

@@ -36,12 +36,9 @@ _CODES: dict[type[PlatformError], str] = {
     RateLimited: "ratelimited rate_limited message_limit_exceeded",
     PlatformUnavailable: (
         "internal_error fatal_error service_unavailable request_timeout team_added_to_org org_login_required "
-        "accesslimited update_failed external_channel_migrating streaming_state_conflict"
+        "update_failed external_channel_migrating streaming_state_conflict"
     ),
-    LoginRefused: (
-        "invalid_auth not_authed account_inactive token_revoked token_expired not_allowed_token_type "
-        "two_factor_setup_required team_access_not_granted enterprise_is_restricted"
-    ),
+    LoginRefused: "invalid_auth not_authed account_inactive token_revoked token_expired",
     MarkupRefused: (
         "invalid_blocks invalid_blocks_format msg_too_long msg_blocks_too_long no_text invalid_attachments "
         "too_many_attachments attachment_payload_limit_exceeded too_many_contact_cards markdown_text_conflict"
@@ -54,7 +51,8 @@ _CODES: dict[type[PlatformError], str] = {
     ),
     AccessDenied: (
         "access_denied not_in_channel no_permission missing_scope ekm_access_denied posting_to_channel_denied "
-        "thread_locked not_authorized"
+        "thread_locked not_authorized accesslimited not_allowed_token_type two_factor_setup_required "
+        "team_access_not_granted enterprise_is_restricted"
     ),
     ChannelGone: (
         "channel_not_found is_archived is_inactive user_not_in_channel user_not_found thread_not_found "
