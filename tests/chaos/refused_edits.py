@@ -6,6 +6,7 @@ question must have its whole answer once, or one sentence, after at most two cop
 """
 
 import asyncio
+import json
 import math
 import random
 import sqlite3
@@ -99,7 +100,7 @@ async def refuse_edits(name: str, count: int, seed: int) -> Outcome:
     rooms = []
     for number in range(count):
         is_long = number % 4 == 3
-        words = math.ceil(1.4 * limit / 8) if is_long and limit < 5000 else chance.randrange(20, 80)
+        words = math.ceil(1.4 * limit / 8) if is_long and limit < 3000 else chance.randrange(20, 80)
         rooms.append(Room(f"r{number}", words, chance.randrange(5), chance.choice(REFUSALS[name]), is_long))
     outcome = Outcome(count)
     with tempfile.TemporaryDirectory() as temporary:
@@ -119,7 +120,10 @@ async def refuse_edits(name: str, count: int, seed: int) -> Outcome:
                     return None
                 room.refused += 1
                 status, body = room.refusal
-                return web.json_response(body, status=status)
+                # discord.py reads JSON only of exactly this type.
+                return web.Response(
+                    body=json.dumps(body).encode(), status=status, headers={"Content-Type": "application/json"}
+                )
 
             target.gate.guard = refuse
             async with run_bot({name: platform}, folder, SLOW, "tests.chaos.slow_bot") as bot:

@@ -39,6 +39,14 @@ class ReferenceRefused(ContentRefused):
     """The message may not be a reply; without the reference it may pass."""
 
 
+class UnknownRefusal(ContentRefused):
+    """A code that is not listed here; another text may pass, an edit of this message will not."""
+
+
+class UnknownDenial(AccessDenied):
+    """A 403 with a code that is not listed here, which may concern the channel or this message only."""
+
+
 class ThreadArchived(ChannelGone):
     """No message can be edited; sending reopens the thread unless it is locked as well."""
 
@@ -59,8 +67,10 @@ _CODES: dict[type[PlatformError], frozenset[int]] = {
     ThreadArchived: frozenset({50083}),
     # Message, webhook or interaction unknown, token of an interaction expired.
     MessageGone: frozenset({10008, 10015, 10062, 50027}),
-    # Written by another user.
-    EditRefused: frozenset({50005}),
+    # No access, no permission, direct messages closed, verification level too low, no two-factor login.
+    AccessDenied: frozenset({50001, 50013, 50007, 50009, 60003}),
+    # Written by another user, not editable.
+    EditRefused: frozenset({50005, 50146}),
     # Explicit content, forbidden words, AutoMod (text, title), harmful links.
     ContentRefused: frozenset({20009, 20031, 200000, 200001, 240000}),
 }
@@ -113,9 +123,9 @@ def _refusal(exc: discord.HTTPException) -> PlatformError:
     if exc.status == 401 or not code or not 400 <= exc.status < 500:
         return PlatformUnavailable(said)
     if exc.status == 403:
-        return AccessDenied(said)
+        return UnknownDenial(said)
     if exc.status == 404:
         return MessageGone(said)
     if code == _INVALID_FORM and "message_reference" in exc.text:
         return ReferenceRefused(said)
-    return ContentRefused(said)
+    return UnknownRefusal(said)

@@ -9,7 +9,13 @@ import structlog
 from discord.http import handle_message_parameters
 from discord.webhook.async_ import async_context
 
-from bot.adapters.discord.errors import ReferenceRefused, ThreadArchived, UnreadableAnswer
+from bot.adapters.discord.errors import (
+    ReferenceRefused,
+    ThreadArchived,
+    UnknownDenial,
+    UnknownRefusal,
+    UnreadableAnswer,
+)
 from bot.adapters.discord.http import ALLOWED_MENTIONS, call_timeout
 from bot.adapters.discord.parse import channel_id
 from bot.adapters.send_once import RecentDict, SendOnce
@@ -89,8 +95,8 @@ class DiscordMessenger:
                     content=text.text, view=_buttons(controls), allowed_mentions=ALLOWED_MENTIONS
                 ) as params:
                     _check_message(await client.http.edit_message(target, message, params=params), id=message_id)
-        except ThreadArchived as archived:
-            raise EditRefused(str(archived)) from archived
+        except (ReferenceRefused, ThreadArchived, UnknownDenial, UnknownRefusal) as refused:
+            raise EditRefused(str(refused)) from refused
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         async with self._calling() as client:

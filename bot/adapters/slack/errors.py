@@ -36,7 +36,7 @@ _CODES: dict[type[PlatformError], str] = {
     RateLimited: "ratelimited rate_limited message_limit_exceeded",
     PlatformUnavailable: (
         "internal_error fatal_error service_unavailable request_timeout team_added_to_org org_login_required "
-        "update_failed external_channel_migrating streaming_state_conflict"
+        "external_channel_migrating streaming_state_conflict"
     ),
     LoginRefused: "invalid_auth not_authed account_inactive token_revoked token_expired",
     MarkupRefused: (
@@ -46,7 +46,7 @@ _CODES: dict[type[PlatformError], str] = {
     ContentRefused: "slack_connect_blocked_file_type",
     MessageGone: "message_not_found",
     EditRefused: (
-        "edit_window_closed cant_update_message cant_delete_message cant_broadcast_message block_mismatch "
+        "edit_window_closed cant_update_message update_failed cant_delete_message cant_broadcast_message block_mismatch "
         "no_dual_broadcast_content_update compliance_exports_prevent_deletion message_not_owned_by_app"
     ),
     AccessDenied: (
