@@ -55,12 +55,11 @@ _PIECES = (
 
 @dataclass(slots=True)
 class MessengerTarget:
-    """A platform, its messenger and a question; `text` returns a message's text and forgets it."""
+    """A platform and its messenger; `text` returns a message's text and forgets it."""
 
     platform: Any
     messenger: Messenger
     channel: ChannelKey
-    question: str
     text: Callable[[str], str]
     violations: Callable[[], list[str]]
     faults: list[str] = field(default_factory=list)
@@ -113,7 +112,9 @@ async def _row(name: str, target: MessengerTarget, count: int, seed: int) -> Row
         for event in [Notice(said)] if is_notice else [Delta(replace_surrogates(part)) for part in parts]:
             stream.put(event)
         stream.put(Finished(FinishReason.STOP, Usage(0, 0)))
-        message = a_message(said, id=target.question, channel=target.channel)
+        # A question for each reply: the nonces of its messages are derived from its id.
+        question = await target.platform.say("what?")
+        message = a_message(said, id=question, channel=target.channel)
         exchange = Exchange(number + 1, message, Kind.CHAT, Status.OPEN, 0)
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -151,13 +152,11 @@ async def _discord(stack: AsyncExitStack) -> MessengerTarget:
     messenger = DiscordMessenger(settings.edit_seconds, 10.0)
     messenger.client = client = await stack.enter_async_context(rest_client(settings, clock))
     await client.login(TOKEN)
-    question = await platform.say("what?")
     channel = ChannelKey("discord", str(platform.channel("general")))
     return MessengerTarget(
         platform,
         messenger,
         channel,
-        question,
         lambda id: str(platform.messages.pop(int(id))["content"]),
         lambda: platform.violations,
     )
@@ -173,7 +172,6 @@ async def _telegram(stack: AsyncExitStack) -> MessengerTarget:
     async def moved(channel: ChannelKey, to: str) -> None:
         raise AssertionError("no group migrates here")
 
-    question = await platform.say("what?")
     chat = platform.group("general")
 
     def violations() -> list[str]:
@@ -187,7 +185,6 @@ async def _telegram(stack: AsyncExitStack) -> MessengerTarget:
         platform,
         TelegramMessenger(bot, settings, moved),
         ChannelKey("telegram", str(chat.id)),
-        question,
         lambda id: platform.messages.pop((chat.id, int(id))).text,
         violations,
     )
@@ -196,13 +193,11 @@ async def _telegram(stack: AsyncExitStack) -> MessengerTarget:
 async def _slack(stack: AsyncExitStack) -> MessengerTarget:
     platform = await stack.enter_async_context(SlackServer())
     api = await stack.enter_async_context(web_api(platform.settings()))
-    question = await platform.say("what?")
     channel = ChannelKey("slack", platform.workspace.channel("general"))
     return MessengerTarget(
         platform,
         SlackMessenger(api, 1.0),
         channel,
-        question,
         lambda id: platform.workspace.messages.pop(id).markdown,
         lambda: [*platform.violations, *filter(_MENTIONS.match, platform.workspace.pings)],
     )

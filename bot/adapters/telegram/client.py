@@ -58,6 +58,10 @@ RAW, RECEIVED_AT = "raw", "received_at"
 
 _LOGIN_REFUSED = "Telegram does not know the bot's token: copy the one that @BotFather shows into BOT_TELEGRAM__TOKEN"
 
+# Characters of a refusal that are kept for the log.
+_LONGEST_DESCRIPTION = 200
+_QUOTED = re.compile(r'".*"|[^ -~]+', re.DOTALL)
+
 # Only the description says what is wrong; in capitals where Telegram passes an error of its core through.
 _MESSAGE_GONE = re.compile(
     "message to (?:edit|delete|be replied|reply) not found|message_id_invalid|message identifier is not specified"
@@ -116,7 +120,7 @@ def map_errors() -> Iterator[None]:
     except Forbidden as error:
         # An unknown refusal may pass.
         is_gone = _CHANNEL_GONE.search(error.message)
-        raise (ChannelGone if is_gone else AccessDenied)(error.message) from error
+        raise (ChannelGone if is_gone else AccessDenied)(_for_log(error.message)) from error
     except BadRequest as error:  # before TelegramError: the library derives it from NetworkError
         raise _bad_request(error.message) from error
     except Conflict as error:
@@ -164,7 +168,12 @@ def _bad_request(description: str) -> PlatformError:
     )
     # Any other one is treated as refused markup: the caller sends the text once more, without.
     kind = next((kind for pattern, kind in refusals if pattern.search(description)), MarkupRefused)
-    return kind(description)
+    return kind(_for_log(description))
+
+
+def _for_log(description: str) -> str:
+    """Return a description without what it quotes, which may be a part of the message."""
+    return _QUOTED.sub('"…"', description)[:_LONGEST_DESCRIPTION]
 
 
 def _seconds(wait: int | timedelta) -> float:
@@ -281,4 +290,4 @@ def _refusal(status: int, answer: dict[str, Any]) -> TelegramError:
         case HTTPStatus.CONFLICT, _:
             return Conflict(description)
         case _:
-            return NetworkError(description)
+            return NetworkError(f"it answered {code}")
