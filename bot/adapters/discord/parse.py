@@ -11,6 +11,7 @@ from discord.state import ConnectionState
 
 from bot.adapters.discord.text import plain_text
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.quotation import NO_QUOTATION, Quotation
 from bot.domain import Author, ChannelKey, IncomingMessage
 
 T = TypeVar("T")
@@ -116,18 +117,6 @@ def is_for_another(message: discord.Message) -> bool:
     return is_reply or is_empty or bool(message.mentions or message.raw_role_mentions or message.mention_everyone)
 
 
-@dataclass(frozen=True, slots=True)
-class Quotation:
-    """What a message points at: its text, its id, and whether the bot wrote it."""
-
-    text: str | None = None
-    id: int | None = None
-    is_bots: bool = False
-
-
-NO_QUOTATION = Quotation()
-
-
 def parse_message(
     message: discord.Message, me: discord.ClientUser, channel: ChannelKey, quotation: Quotation = NO_QUOTATION
 ) -> IncomingMessage:
@@ -140,8 +129,8 @@ def parse_message(
         sent_at=message.created_at,
         server=str(server) if server else None,
         is_direct=server is None,
-        quoted=quotation.text,
-        quoted_id=str(quotation.id) if quotation.id else None,
+        quoted=quotation.text or None,
+        quoted_id=quotation.id,
         quotes_bot=quotation.is_bots,
     )
 

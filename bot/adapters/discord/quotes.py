@@ -7,9 +7,10 @@ import discord
 import structlog
 
 from bot.adapters.discord.http import call_timeout
-from bot.adapters.discord.parse import NO_QUOTATION, Quotation, readable_text, replied_to, server_id, without_unreadable
+from bot.adapters.discord.parse import readable_text, replied_to, server_id, without_unreadable
 from bot.adapters.discord.text import poll_text, whole_text
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.quotation import NO_QUOTATION, Quotation
 from bot.domain import ChannelKey
 from bot.errors import PlatformError
 
@@ -39,14 +40,14 @@ class Quotes:
         if message.message_snapshots:
             texts = [readable_text(whole_text(each), message, client.user) for each in message.message_snapshots]
             reference = message.reference.message_id if message.reference else None
-            return Quotation("\n\n".join(filter(None, texts)) or None, reference)
+            return Quotation("\n\n".join(filter(None, texts)), str(reference) if reference else None)
         if message.reference is not None:
             quoted = replied_to(message)
             if quoted is None and message.reference.resolved is None and message.reference.message_id is not None:
                 quoted = await self._fetch(message, client, message.reference.channel_id, message.reference.message_id)
             return _quotation(quoted, client.user)
         if poll := poll_text(message):
-            return Quotation(readable_text(poll, message, client.user) or None)
+            return Quotation(readable_text(poll, message, client.user))
         if channel.thread is None or int(channel.thread) == message.id or await self._has_history(channel):
             return NO_QUOTATION
         # A thread made from a message has that message's id; a post in a forum holds it itself.
@@ -87,4 +88,4 @@ def _quotation(quoted: discord.Message | None, me: discord.ClientUser) -> Quotat
     text = readable_text(whole_text(quoted), quoted, me)
     if quoted.message_snapshots:
         text = "\n\n".join([text, *(readable_text(whole_text(each), quoted, me) for each in quoted.message_snapshots)])
-    return Quotation(text.strip() or None, quoted.id, quoted.author.id == me.id)
+    return Quotation(text.strip(), str(quoted.id), quoted.author.id == me.id)

@@ -11,6 +11,7 @@ from typing import Any
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
+from bot.adapters.quotation import Quotation
 from bot.adapters.send_once import RecentDict
 from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.markup import MARKED, attachment_words, block_words, plain_mark, unescaped, words
@@ -211,7 +212,7 @@ class MessageParser:
             locale=locale,
         )
 
-    async def _first_message(self, channel: str, thread: str | None) -> "_Quotation | None":
+    async def _first_message(self, channel: str, thread: str | None) -> Quotation | None:
         if thread is None:
             return None
         call = self._web.conversations_replies(channel=channel, ts=thread, limit=1)
@@ -221,9 +222,9 @@ class MessageParser:
         if not isinstance(first, dict) or text_of(first, "subtype") == "tombstone":
             return None
         is_own = self._is_own(text_of(first, "user"), text_of(first, "bot_id"))
-        return _Quotation(await self._plain(words(first)), thread, is_own)
+        return Quotation(await self._plain(words(first)), thread, is_own)
 
-    async def _shared(self, event: Event, channel: str) -> "_Quotation | None":
+    async def _shared(self, event: Event, channel: str) -> Quotation | None:
         """Return the messages and previews that a message shares."""
         attachments = event.get("attachments")
         shared = [each for each in attachments if isinstance(each, dict)] if isinstance(attachments, list) else []
@@ -233,7 +234,7 @@ class MessageParser:
         text = await self._plain("\n\n".join(filter(None, map(attachment_words, shared))))
         here = [text_of(each, "ts") for each in shared if text_of(each, "channel_id") == channel]
         is_own = all(self._is_own(text_of(each, "author_id"), text_of(each, "bot_id")) for each in shared)
-        return _Quotation(text, next(filter(is_timestamp, here), None), is_own)
+        return Quotation(text, next(filter(is_timestamp, here), None), is_own)
 
     def _is_own(self, user: str, bot: str) -> bool:
         return user == self._me.user or (bot != "" and bot == self._me.bot)
@@ -243,15 +244,6 @@ class MessageParser:
         raw = self._mention.sub("", raw)
         names = await self._directory.names(raw)
         return unescaped(MARKED.sub(lambda mark: plain_mark(mark[1], names), raw)).strip()
-
-
-@dataclass(frozen=True, slots=True)
-class _Quotation:
-    """What a message points at; `id` is None outside its channel."""
-
-    text: str
-    id: str | None
-    is_bots: bool
 
 
 def normalize_command(name: str, text: str) -> str:

@@ -10,8 +10,9 @@ from enum import Enum, auto
 from telegram import Chat, MessageEntity, User
 
 from bot.adapters.malformed import PARSE_ERRORS
+from bot.adapters.quotation import Quotation
 from bot.adapters.telegram.fields import Fields, required
-from bot.adapters.telegram.quotations import Quotation, described, is_forwarded_from, is_reply_to_bot, quoted
+from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply_to_bot, quoted
 from bot.chat.commands import COMMANDS
 from bot.delivery.markdown.format import utf16_units
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
@@ -99,7 +100,7 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
     text, is_mentioned = _without_mentions(message, me)
     if message.part("forward_origin") is not None:
         # Another person's words: no command, and no question of this author's.
-        quotation = Quotation(text or described(message), is_from_bot=is_forwarded_from(message, me))
+        quotation = Quotation(text or described(message), is_bots=is_forwarded_from(message, me))
         text, to = "", Addressee.BOT if is_direct or is_mentioned else Addressee.NOBODY
     else:
         text, to = _addressed(text, me, is_named=is_direct or is_mentioned)
@@ -119,7 +120,7 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
             locale=None if person is None else person.text("language_code"),
             quoted=quotation.text or None,
             quoted_id=quotation.id,
-            quotes_bot=quotation.is_from_bot,
+            quotes_bot=quotation.is_bots,
         ),
         to,
         is_edit,

@@ -1,19 +1,9 @@
 """The message that a Telegram message replies to, quotes or forwards, in words."""
 
-from dataclasses import dataclass
-
 from telegram import User
 
+from bot.adapters.quotation import Quotation
 from bot.adapters.telegram.fields import Fields
-
-
-@dataclass(frozen=True, slots=True)
-class Quotation:
-    """The text quoted; `id` is its message in the same chat, where it is known."""
-
-    text: str
-    id: str | None = None
-    is_from_bot: bool = False
 
 
 def quoted(message: Fields, me: User) -> Quotation | None:
