@@ -38,7 +38,7 @@ _UNREAD_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Missed:
+class MissedEvents:
     """What is new in a channel, in order; rows whose message was edited or deleted."""
 
     messages: list[Event] = field(default_factory=list)
@@ -131,7 +131,7 @@ class SlackBackfill:
 
     async def _missed(
         self, channel: str, known: Mapping[str | None, str], rows: Sequence[Exchange], recent: float
-    ) -> Missed:
+    ) -> MissedEvents:
         """Read the channel and its threads, and compare them with the rows said since `recent`."""
         times = _timestamps(known)
         # Only slash commands may be known, which have no timestamp.
@@ -170,7 +170,7 @@ class SlackBackfill:
         in_order = sorted(found.values(), key=lambda message: float(message["ts"]))
         edits = [(stored[each["ts"]], each) for each in in_order if each["ts"] in stored and "edited" in each]
         lost = {row.message.id for row in gone}
-        return Missed(
+        return MissedEvents(
             [
                 each
                 for each in in_order
