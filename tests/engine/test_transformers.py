@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +135,27 @@ async def test_weights_are_quantised_while_they_load(tmp_path: Path, quantizatio
         assert (engine.info.quantization, engine.info.dtype) == (quantization, "bfloat16")
         together = await asyncio.gather(*(answer(engine, ask("hello")) for _ in range(3)))
     assert {end.reason for _, end in together} == {FinishReason.LENGTH}
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json", "model.safetensors"])
+async def test_a_permission_error_does_not_advise_to_remove_the_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path, "llama")
+
+    def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(path: Any, *args: Any, **options: Any) -> Any:
+            if path in (tmp_path / name, str(tmp_path / name)):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return call(path, *args, **options)
+
+        return checked
+
+    for call in (os.open, os.listdir):  # root can read every file
+        monkeypatch.setattr(os, call.__name__, refusing(call))
+    assert await refusal(options(tmp_path)) == (
+        f"{tmp_path / name} cannot be read (Permission denied): let the bot's user read it"
+    )
 
 
 async def test_a_quantised_checkpoint_is_loaded_as_stored(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import random
 import shutil
@@ -192,6 +193,12 @@ def with_an_index_that_leads_away(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {DENSE: outside}}))
 
 
+def with_an_index_that_leads_up(folder: Path) -> None:
+    with_safetensors(folder)
+    inside = f"../{folder.name}/model-00001-of-00003.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {DENSE: inside}}))
+
+
 def with_swapped_shards(folder: Path) -> None:
     with_safetensors(folder)
     first, second = folder / "model-00001-of-00003.safetensors", folder / "model-00002-of-00003.safetensors"
@@ -325,7 +332,9 @@ def with_nan(folder: Path) -> None:
         (nothing, "holds no weights: it needs model.safetensors or pytorch_model.bin"),
         (without_a_shard, "lists the shard model-00002-of-00003.safetensors, which is missing"),
         (with_an_empty_index, "model.safetensors.index.json has no weight_map"),
-        (with_an_index_that_leads_away, "model-00001-of-00003.safetensors, which is missing"),
+        (with_an_index_that_leads_away, f"lists the shard {str(GOLDEN)[:20]}"),
+        (with_an_index_that_leads_away, ", which is outside its folder: download it again"),
+        (with_an_index_that_leads_up, ", which is outside its folder: download it again"),
         (with_swapped_shards, "which does not hold it: the files are from different downloads"),
         (with_a_tensor_twice, f"model-00003-of-00003.safetensors holds the tensor {DENSE}, which"),
         (with_a_cut_safetensors, "model-00002-of-00003.safetensors is corrupt or truncated"),
@@ -402,16 +411,36 @@ def test_a_permission_error_does_not_advise_a_new_download(
 ) -> None:
     if name == "pytorch_model.bin":
         (whole / "model.safetensors").rename(whole / name)
-    opened = Path.open
+    opened = os.open
 
-    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+    def refuse(path: Any, *args: Any, **options: Any) -> int:
         if path == whole / name:
             raise PermissionError(errno.EACCES, "Permission denied")
         return opened(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", refuse)  # root can read every file
+    monkeypatch.setattr(os, "open", refuse)  # root can read every file
     with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(Permission denied\): let the bot's user"):
         use(whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EACCES, r"Permission denied\): let the bot's user read it"),
+        (errno.EIO, r"Input/output error\): download it again"),
+    ],
+)
+def test_a_file_that_becomes_unreadable_is_not_called_corrupt(
+    number: int, told: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_one_bin(folder)
+
+    def refuse(path: Path, *_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)  # the second opening, after the check
+    with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin cannot be read \({told}"):
+        load(folder)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

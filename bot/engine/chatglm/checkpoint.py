@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bot.engine.chatglm.config import check_file, read_json
+from bot.engine.chatglm.config import check_file, read_json, unreadable
 from bot.errors import CheckpointError
 from bot.util.files import shown
 
@@ -33,7 +33,6 @@ _DAMAGED = (
     OverflowError,
     struct.error,
     zipfile.BadZipFile,
-    OSError,
     MemoryError,
 )
 # Larger ones overflow torch's sizes.
@@ -102,8 +101,9 @@ class Checkpoint:
             raise CheckpointError(f"{index} has no weight_map: {AGAIN}")
         shards: dict[str, _SafetensorsShard | _PickleShard] = {}
         for file in sorted({str(file) for file in files.values()}):
-            # The index must not refer to files outside the folder.
-            if not _is_in(index.parent, file):
+            if Path(file).name != file:
+                raise CheckpointError(f"{index} lists the shard {shown(file)}, which is outside its folder: {AGAIN}")
+            if not _is_file(index.parent / file):
                 raise CheckpointError(
                     f"{index} lists the shard {shown(file)}, which is missing: download the missing file"
                 )
@@ -124,9 +124,9 @@ class Checkpoint:
                 self._shard_of[name] = shard
 
 
-def _is_in(folder: Path, file: str) -> bool:
+def _is_file(path: Path) -> bool:
     try:
-        return Path(file).name == file and (folder / file).is_file()
+        return path.is_file()
     except OSError:  # a name that no file system takes
         return False
 
@@ -165,7 +165,9 @@ class _SafetensorsShard:
                 if max(part.get_shape(), default=0) > _LARGEST_DIMENSION:
                     raise CheckpointError(f"{file}: tensor {shown(name)} has an impossible shape: {AGAIN}")
                 self.tensors[name] = TensorInfo(file, tuple(part.get_shape()), dtype)
-        except (SafetensorError, OSError) as exc:
+        except OSError as exc:
+            raise unreadable(file, exc) from exc
+        except SafetensorError as exc:
             raise CheckpointError(f"{file} is corrupt or truncated ({exc}): {AGAIN}") from exc
 
     def read(self, name: str) -> Tensor:
@@ -191,6 +193,8 @@ class _PickleShard:
                 f"{file} is corrupt, or a pickle with more than tensors, which could run code; it was not loaded: "
                 "download it from its publisher, as safetensors if possible"
             ) from exc
+        except OSError as exc:
+            raise unreadable(file, exc) from exc
         except _DAMAGED as exc:
             raise CheckpointError(f"{file} is corrupt or truncated ({_first_sentence(exc)}): {AGAIN}") from exc
         if not isinstance(content, dict):
@@ -198,7 +202,7 @@ class _PickleShard:
         self._content: dict[str, Tensor] = {}
         for name, tensor in content.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-                raise CheckpointError(f"{file} holds {shown(str(name))}, which is not a dense tensor: {AGAIN}")
+                raise CheckpointError(f"{file} holds {shown(repr(name))}, which is not a dense tensor: {AGAIN}")
             self._content[name] = tensor
         self.tensors = {
             name: TensorInfo(file, tuple(tensor.shape), tensor.dtype) for name, tensor in self._content.items()
@@ -236,7 +240,7 @@ def _is_whole(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
         return False
     try:
         archive.read(record)
-    except (*_DAMAGED, NotImplementedError, zlib.error):
+    except (*_DAMAGED, OSError, NotImplementedError, zlib.error):
         return False
     return True
 

@@ -95,15 +95,19 @@ def check_file(path: Path) -> None:
             is_pointer = file.read(len(_POINTER)) == _POINTER
     except FileNotFoundError:
         raise
-    except PermissionError as exc:
-        raise CheckpointError(f"{path} cannot be read ({exc.strerror}): let the bot's user read it") from exc
     except OSError as exc:
-        raise CheckpointError(f"{path} cannot be read ({exc.strerror}): download it again") from exc
+        raise unreadable(path, exc) from exc
     if is_pointer:
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in that folder, or download it from "
             "the hub"
         )
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Return the error to raise where a file cannot be read."""
+    advice = "let the bot's user read it" if isinstance(error, PermissionError) else "download it again"
+    return CheckpointError(f"{path} cannot be read ({error.strerror or shown(str(error))}): {advice}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,7 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is missing: name a folder with a ChatGLM-6B checkpoint and its config.json"
         ) from exc
-    except (OSError, ValueError) as exc:
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
+    except ValueError as exc:
         raise CheckpointError(f"{path} cannot be read ({exc}): download it again") from exc
 
 

@@ -189,12 +189,15 @@ def _quantiser(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 
 def _check_files(folder: Path) -> None:
     """Check that the library, which opens any of these, finds only regular files."""
-    for path in sorted(folder.iterdir()):
-        try:
+    path = folder
+    try:
+        for path in sorted(folder.iterdir()):
             if not path.is_dir():
                 open_regular(path).close()
-        except OSError as exc:
-            raise CheckpointError(f"{path} cannot be read ({exc.strerror}): remove it, or download it again") from exc
+    except PermissionError as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc.strerror}): let the bot's user read it") from exc
+    except OSError as exc:
+        raise CheckpointError(f"{path} cannot be read ({exc.strerror}): remove it, or download it again") from exc
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
