@@ -5,7 +5,6 @@ with those before in the same process.  The log and the file descriptors stay bo
 """
 
 import asyncio
-import json
 import resource
 import tempfile
 from collections.abc import AsyncIterator
@@ -46,7 +45,7 @@ async def crowd(scale: Scale) -> AsyncIterator[Row]:
             async with run_bot(platforms, folder, {"BOT_LOGS__FORMAT": "json"}) as bot:
                 await _is_ready(bot, slack)
                 await asyncio.gather(*(asker.ask("room0") for asker in askers))
-                for subject, port in (("operations", _operations(folder)), ("slack http", slack.port)):
+                for subject, port in (("operations", await bot.operations_port()), ("slack http", slack.port)):
                     yield await _row(bot, subject, port, askers, scale)
 
 
@@ -125,20 +124,14 @@ async def _p95(askers: list[Asker], seconds: float) -> float:
 
 async def _responds(bot: BotProcess) -> bool:
     """Return whether the operations server answers again."""
+    port = await bot.operations_port()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as http:
         for _ in range(15):
             with suppress(aiohttp.ClientError, TimeoutError):
-                status, _ = await HealthProbe(http, _operations(bot.folder)).get("/livez")
+                status, _ = await HealthProbe(http, port).get("/livez")
                 return status == 200
             await asyncio.sleep(1.0)
     return False
-
-
-def _operations(folder: Path) -> int:
-    for line in (folder / "log").read_text(encoding="utf-8").splitlines():
-        if "operations server listening" in line:
-            return int(json.loads(line)["port"])
-    raise AssertionError("the operations server does not listen")
 
 
 def _lines(bot: BotProcess) -> int:

@@ -7,9 +7,7 @@ the platform recovers, and the question asked there during its trouble is answer
 
 import asyncio
 import itertools
-import json
 import random
-import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -218,11 +216,10 @@ async def _recovers(asker: Asker) -> bool:
 async def _readiness(bot: BotProcess, victim: str, seconds: float) -> set[str]:
     """Return the platforms that /readyz calls not ready in the middle of the trouble."""
     await asyncio.sleep(0.7 * seconds)
-    log = (bot.folder / "log").read_text(encoding="utf-8")
-    ports = [json.loads(line)["port"] for line in log.splitlines() if re.search("operations server listening", line)]
+    port = await bot.operations_port()
     async with aiohttp.ClientSession() as http:
         try:
-            _, parts = await HealthProbe(http, ports[-1]).ready()
+            _, parts = await HealthProbe(http, port).ready()
         except aiohttp.ClientError:
             return {"nothing: it does not answer"}
     return {name for name in PLATFORMS if parts.get(name, "ok") != "ok"}

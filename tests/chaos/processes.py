@@ -62,6 +62,22 @@ class BotProcess:
         await until(lambda: self.is_connected or self.process.returncode is not None)
         assert self.is_connected, (self.folder / "log").read_text(encoding="utf-8")[-2000:]
 
+    async def operations_port(self) -> int:
+        """Return the port of its operations server, once it listens.
+
+        Raises:
+            AssertionError: The process ended; with the end of its log.
+        """
+        await until(lambda: bool(self._ports) or self.process.returncode is not None)
+        assert self._ports, (self.folder / "log").read_text(encoding="utf-8")[-2000:]
+        return self._ports[-1]
+
+    @property
+    def _ports(self) -> list[int]:
+        lines = (self.folder / "log").read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines if "HTTP server listening" in line and line.endswith("}")]
+        return [int(event["port"]) for event in events if event["section"] == "operations"]
+
     async def ended(self, seconds: float) -> int | None:
         """Return its exit code, None if it still runs after `seconds`."""
         try:

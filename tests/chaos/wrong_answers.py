@@ -308,31 +308,34 @@ def _short_calls() -> Iterator[None]:
 
 async def calls_under(name: str, value: str) -> int:
     """Answer every call that sends with 429 and this Retry-After; return the calls within a minute of the bot's clock."""
-    calls, ended = 0, asyncio.Event()
+    clock = FastClock(_PRESSED_FACTOR)
+    calls: list[float] = []  # times
+    pressed, ended = asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
     async def around(platform: Any) -> AsyncIterator[None]:
         wait = rate_limit(value)
 
         async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
-            nonlocal calls
             operation, _ = await call_of(name, request)
             if operation != "send" or ended.is_set():
                 return await handler(request)
-            calls += 1
+            calls.append(clock.now())
+            pressed.set()
             return wait(Genuine(name, "send", None, "", random.Random(0)))
 
         platform.gate.wrapper = refuse
         yield
 
-    async with open_bench(name, _engine(), FastClock(_PRESSED_FACTOR), around=around) as bench:
+    async with open_bench(name, _engine(), clock, around=around) as bench:
         await bench.platform.say("pressed", channel="general")
-        await bench.platform.until(lambda: calls > 0)
-        await asyncio.sleep(_PRESSED_SECONDS / _PRESSED_FACTOR)
+        async with asyncio.timeout(_TIMEOUT):
+            await pressed.wait()
+        await clock.sleep(_PRESSED_SECONDS)
         ended.set()
         async with asyncio.timeout(_TIMEOUT):
             await bench.exchanges.finished("pressed")
-    return calls
+    return sum(time < calls[0] + _PRESSED_SECONDS for time in calls)
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
