@@ -243,6 +243,27 @@ async def test_a_server_that_drips_its_answer_does_not_hold_a_call(bot: DiscordB
     assert dripping
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+async def test_a_redirect_is_not_followed(bot: DiscordBot, method: str, status: int) -> None:
+    redirected: list[str] = []
+    followed: list[str] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path == "/elsewhere":
+            followed.append(request.method)
+        if request.method != method or "/messages" not in request.path or redirected:
+            return None
+        redirected.append(request.path)
+        return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+    bot.platform.gate.guard = guard
+    await bot.platform.say("hi")
+    await bot.shows("ok")
+    assert redirected
+    assert followed == []
+
+
 def _who_am_i(platform: DiscordPlatform) -> int:
     return platform.calls.count("GET /users/@me")
 

@@ -52,7 +52,7 @@ def rest_client(settings: DiscordSection, clock: Clock) -> discord.Client:
 
 
 class RateLimitTrace:
-    """An aiohttp TraceConfig that raises on a 429 or a 5xx, before the library handles it.
+    """An aiohttp TraceConfig that raises on a 429, a 5xx or a redirect, before the library handles it.
 
     `login_doubted` is set by a 401.  `date` is the Date header of the last answer.
     """
@@ -69,6 +69,7 @@ class RateLimitTrace:
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(self._before)
         trace.on_request_end.append(self._after)
+        trace.on_request_redirect.append(self._refuse_redirect)
         return trace
 
     async def _before(
@@ -100,6 +101,13 @@ class RateLimitTrace:
         if limit.get("global", "code" not in limit and "retry_after" not in limit):
             self._blocked_until = max(self._blocked_until, self._clock.now() + seconds)
         raise RateLimited(seconds)
+
+    async def _refuse_redirect(
+        self, session: aiohttp.ClientSession, context: SimpleNamespace, call: aiohttp.TraceRequestRedirectParams
+    ) -> None:
+        # It could take the text to another host, or turn a POST into a GET.
+        call.response.close()
+        raise PlatformUnavailable(f"Discord's answer is a redirect ({call.response.status}), which is not followed")
 
 
 @asynccontextmanager
