@@ -7,6 +7,7 @@ the platform recovers, and the question asked there during its trouble is answer
 
 import asyncio
 import itertools
+import math
 import random
 import tempfile
 import time
@@ -66,13 +67,14 @@ class Asker:
         self._forget(room)
 
     async def keep_asking(self, seconds: float) -> list[float]:
-        """Ask in several rooms for so long; return the waits."""
+        """Ask in several rooms for so long, in each at least once; return the waits."""
         self.waits, end = [], time.monotonic() + seconds
 
         async def one(room: str) -> None:
+            await self.ask(room)
             while time.monotonic() < end:
-                await self.ask(room)
                 await asyncio.sleep(_PAUSE)
+                await self.ask(room)
 
         await asyncio.gather(*(one(f"room{room}") for room in range(_ROOMS)))
         return self.waits
@@ -92,17 +94,16 @@ class Asker:
                 del messages[id]
 
 
-async def flooding(platform: Any, seconds: float) -> None:
+async def flooding(platform: Any, is_over: asyncio.Event) -> None:
     """Write twenty messages a second, every fourth to the bot."""
-    end = time.monotonic() + seconds
     for number in itertools.count():
-        if time.monotonic() >= end:
+        if is_over.is_set():
             return
         await platform.say(f"flood {number}", channel=f"flood{number % _FLOOD_ROOMS}", mention=number % 4 == 0)
         await asyncio.sleep(_FLOOD_PAUSE)
 
 
-async def down(platform: Any, seconds: float) -> None:
+async def down(platform: Any, is_over: asyncio.Event) -> None:
     """Reset half of the calls, and answer the others never."""
     numbers = itertools.count()
 
@@ -110,14 +111,14 @@ async def down(platform: Any, seconds: float) -> None:
         if next(numbers) % 2 and request.transport is not None:
             request.transport.abort()
             return web.Response()
-        await asyncio.sleep(seconds)
+        await is_over.wait()
         return web.Response(status=502)
 
     platform.is_unreachable = True  # Discord's gateway
-    await _trouble(platform, drop, seconds)
+    await _trouble(platform, drop, is_over)
 
 
-async def refused(platform: Any, seconds: float) -> None:
+async def refused(platform: Any, is_over: asyncio.Event) -> None:
     """Refuse the token."""
 
     async def refuse(request: web.Request) -> web.Response | None:
@@ -130,20 +131,24 @@ async def refused(platform: Any, seconds: float) -> None:
         return web.json_response({"ok": False, "error": "invalid_auth"})
 
     platform.known_token = "another"  # Discord's gateway
-    await _trouble(platform, refuse, seconds)
+    await _trouble(platform, refuse, is_over)
 
 
 async def _trouble(
-    platform: Any, guard: Callable[[web.Request], Awaitable[web.Response | None]], seconds: float
+    platform: Any, guard: Callable[[web.Request], Awaitable[web.Response | None]], is_over: asyncio.Event
 ) -> None:
     platform.gate.guard = guard
     await platform.disconnect(resumable=False)
-    await asyncio.sleep(seconds)
+    await is_over.wait()
     platform.gate.guard = None
     platform.is_unreachable, platform.known_token = False, TOKEN
 
 
-TROUBLES: dict[str, Callable[[Any, float], Awaitable[None]]] = {"flooding": flooding, "down": down, "refused": refused}
+TROUBLES: dict[str, Callable[[Any, asyncio.Event], Awaitable[None]]] = {
+    "flooding": flooding,
+    "down": down,
+    "refused": refused,
+}
 
 
 async def rows_of(victim: str, troubles: list[str], seconds: float, scale: Scale) -> AsyncIterator[Row]:
@@ -180,12 +185,14 @@ async def _row(
     scale: Scale,
 ) -> Row:
     others = [asker for name, asker in askers.items() if name != victim]
-    causing = asyncio.ensure_future(TROUBLES[trouble](platform, seconds))
-    watching = asyncio.ensure_future(_readiness(bot, victim, seconds))
+    is_over = asyncio.Event()
+    causing = asyncio.ensure_future(TROUBLES[trouble](platform, is_over))
     asking = [asyncio.ensure_future(_p95(asker, seconds)) for asker in others]
     beside = dict(zip(alone, [await each for each in asking], strict=True))
+    named = {victim} if trouble != "flooding" else set()
+    seen = await _readiness(bot, named, TIMEOUT if scale == "short" else 0.0)
+    is_over.set()
     await causing
-    seen = await watching
     is_running = bot.process.returncode is None
     is_back = is_running and (trouble == "refused" or await _recovers(askers[victim]))
     faults = [fault for asker in others for fault in asker.faults]
@@ -195,13 +202,12 @@ async def _row(
     told += "still running" if is_running else "THE BOT ENDED"
     told += "" if trouble == "refused" else ", recovered" if is_back else ", NOT RECOVERED"
     told += "".join(f"; {fault}" for fault in faults[:3])
-    is_named = seen == {victim} if trouble != "flooding" else not seen
     is_fast = all(beside[name] <= max(_MOST_TIMES * alone[name], alone[name] + _MOST_MORE) for name in alone)
-    return Row(victim, told, not faults and is_running and is_back and is_named, scale == "short" or is_fast)
+    return Row(victim, told, not faults and is_running and is_back and seen == named, scale == "short" or is_fast)
 
 
 async def _p95(asker: Asker, seconds: float) -> float:
-    return percentile(await asker.keep_asking(seconds), 95)
+    return percentile(await asker.keep_asking(seconds) or [math.inf], 95)  # no answer at all is a fault that is told
 
 
 async def _recovers(asker: Asker) -> bool:
@@ -213,16 +219,19 @@ async def _recovers(asker: Asker) -> bool:
     return False
 
 
-async def _readiness(bot: BotProcess, victim: str, seconds: float) -> set[str]:
-    """Return the platforms that /readyz calls not ready in the middle of the trouble."""
-    await asyncio.sleep(0.7 * seconds)
-    port = await bot.operations_port()
+async def _readiness(bot: BotProcess, expected: set[str], patience: float) -> set[str]:
+    """Return the platforms that /readyz calls not ready, once they are the expected ones or so many seconds passed."""
+    port, end = await bot.operations_port(), time.monotonic() + patience
     async with aiohttp.ClientSession() as http:
-        try:
-            _, parts = await HealthProbe(http, port).ready()
-        except aiohttp.ClientError:
-            return {"nothing: it does not answer"}
-    return {name for name in PLATFORMS if parts.get(name, "ok") != "ok"}
+        while True:
+            try:
+                _, parts = await HealthProbe(http, port).ready()
+            except aiohttp.ClientError:
+                return {"nothing: it does not answer"}
+            seen = {name for name in PLATFORMS if parts.get(name, "ok") != "ok"}
+            if seen == expected or time.monotonic() >= end:
+                return seen
+            await asyncio.sleep(0.1)
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
