@@ -34,6 +34,7 @@ ROWS = {"full": 60, "short": 9}
 _ROOMS = 3
 _FACTOR = 100.0
 _TIMEOUT = 20.0
+_NEXT_ID = 1 << 21  # half a millisecond of Discord's ids
 # What a column may hold after a bug, a hand at the file, or a broken disk.
 _DAMAGES = (None, "", "nonsense", "\x00", "[", "{}", '[{"a": 1}]', -1, 10**18, 1.5, b"\xff\xfe", "9" * 5_000)
 _KEYS = {"id"}  # the rest of a row must not decide which row it is
@@ -55,7 +56,9 @@ async def poison_histories(name: str, rounds: int, seed: int) -> Row:
             assert isinstance(real.body, bytes)
             told = json.loads(real.body)
             messages = told["messages"] if name == "slack" else told
-            copies = [mutated({**each, "content": "junk", "text": "junk"}, chance) for each in messages]
+            copies = [
+                mutated({**each, "content": "junk", "text": "junk", **_own_id(each)}, chance) for each in messages
+            ]
             poisoned += len(copies)
             messages[:] = [each for pair in zip(copies, messages, strict=True) for each in pair]
             return web.Response(body=json.dumps(told).encode(), content_type="application/json")
@@ -82,6 +85,12 @@ async def poison_histories(name: str, rounds: int, seed: int) -> Row:
         f"histories of {rounds} outages with {poisoned} malformed messages, questions {len(sent)}: lost {len(lost)}, "
     )
     return Row(name, f"{told}twice {len(twice)}" + f" {lost[:5]}{twice[:5]}" * bool(lost or twice), not (lost or twice))
+
+
+def _own_id(message: dict[str, Any]) -> dict[str, str]:
+    """Return a new id for a copy: one that can be read must not stand for the message itself."""
+    # On Slack a copy is not to the bot, as its text mentions nobody.
+    return {"id": str(int(message["id"]) + _NEXT_ID)} if "id" in message else {}
 
 
 async def _finished(bench: Bench, questions: list[str]) -> bool:
