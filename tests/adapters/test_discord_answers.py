@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from bot.adapters.discord.history import has_messages
 from bot.adapters.discord.http import configure_endpoints, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.domain import Action, ChannelKey
-from bot.errors import EditRefused, LoginRefused, MessageGone, PlatformError
+from bot.errors import EditRefused, LoginRefused, MessageGone, PlatformError, PlatformUnavailable
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.fakes import FastClock
 from tests.harness.servers.discord import DiscordPlatform
@@ -262,6 +263,18 @@ async def test_a_redirect_is_not_followed(bot: DiscordBot, method: str, status: 
     await bot.shows("ok")
     assert redirected
     assert followed == []
+
+
+@pytest.mark.parametrize("body", ['""', "{}", "null", "0", "<html>", '[{"id": "1'])
+async def test_an_answer_that_is_no_history_does_not_count_as_empty(
+    platform: DiscordPlatform, messenger: DiscordMessenger, body: str
+) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        return web.Response(text=body, content_type="application/json")
+
+    platform.gate.guard = guard
+    with pytest.raises(PlatformUnavailable, match="no history"):
+        await has_messages(messenger.client, platform.channel("general"), 0, 30.0)
 
 
 def _who_am_i(platform: DiscordPlatform) -> int:

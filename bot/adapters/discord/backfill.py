@@ -11,7 +11,7 @@ import discord
 import structlog
 
 from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
-from bot.adapters.discord.history import Json, pages, standing_replies
+from bot.adapters.discord.history import Json, has_messages, pages, standing_replies
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import (
     PLATFORM,
@@ -253,8 +253,7 @@ class DiscordBackfill:
             return await client.fetch_channel(channel)
 
     async def _has_new(self, client: discord.Client, channel: int, after: int) -> bool:
-        async with call_timeout(self._call_seconds, client):
-            return bool(await client.http.logs_from(channel, 1, after=after))
+        return await has_messages(client, channel, after, self._call_seconds)
 
     async def _read(self, client: discord.Client, channel: int, after: int) -> list[Json]:
         return [message async for page in pages(client, channel, after, self._call_seconds) for message in page]

@@ -29,20 +29,30 @@ async def pages(client: discord.Client, channel: int, after: int, call_seconds: 
         PlatformUnavailable: The call failed, or its answer is no history.
     """
     while True:
-        async with call_timeout(call_seconds, client):
-            try:
-                page: Any = await client.http.logs_from(channel, _PAGE, after=after)
-            except PARSE_ERRORS as error:
-                if isinstance(error, OSError):
-                    raise
-                raise PlatformUnavailable("Discord's answer is no history") from error
-        if not isinstance(page, list):
-            raise PlatformUnavailable("Discord's answer is no history")
+        page = await _page(client, channel, after, _PAGE, call_seconds)
         messages = sorted((each for each in page if _has_id(each)), key=_id)
         yield messages
         if len(page) < _PAGE or not messages:
             return
         after = _id(messages[-1])
+
+
+async def has_messages(client: discord.Client, channel: int, after: int, call_seconds: float) -> bool:
+    """Return whether there are messages after this id; raises as `pages` does."""
+    return bool(await _page(client, channel, after, 1, call_seconds))
+
+
+async def _page(client: discord.Client, channel: int, after: int, limit: int, call_seconds: float) -> list[Any]:
+    async with call_timeout(call_seconds, client):
+        try:
+            page: Any = await client.http.logs_from(channel, limit, after=after)
+        except PARSE_ERRORS as error:
+            if isinstance(error, OSError):
+                raise
+            raise PlatformUnavailable("Discord's answer is no history") from error
+    if not isinstance(page, list):
+        raise PlatformUnavailable("Discord's answer is no history")
+    return page
 
 
 def standing_replies(messages: Iterable[Json], me: int) -> dict[str, StandingReply]:
