@@ -273,6 +273,7 @@ async def test_an_answer_that_is_no_history_does_not_count_as_empty(
         return web.Response(text=body, content_type="application/json")
 
     platform.gate.guard = guard
+    assert messenger.client is not None, "the fixture opens it"
     with pytest.raises(PlatformUnavailable, match="no history"):
         await has_messages(messenger.client, platform.channel("general"), 0, 30.0)
 
