@@ -239,6 +239,24 @@ async def test_mentions_are_answered_while_the_application_is_unknown(
         await bot.shows("ok", "ok", thread="tea")
 
 
+async def test_the_application_is_read_again_after_its_rate_limit_only(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    reads: list[float] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/applications/@me"):
+            return None
+        reads.append(time.monotonic() * FACTOR)
+        body = {"message": "You are being rate limited.", "retry_after": 30.0, "global": False}
+        return web.json_response(body, status=429, headers={"Retry-After": "30"}) if len(reads) == 1 else None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path):
+        await platform.until(lambda: bool(platform.identified[-1]["intents"] & MESSAGE_CONTENT and platform.commands))
+    assert reads[1] - reads[0] >= 29.0  # the timers of the event loop are not exact
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [(200, b"{}"), (200, b"null"), (200, b"{"), (500, b""), (403, b'{"code": 50001, "message": "no access"}')],

@@ -168,6 +168,7 @@ class BotClient(discord.Client):
     async def _complete_intents(self) -> None:
         """Begin another session once the application is known to have more intents."""
         if await self._until_done(self._read_application, "application not read") and self._may_read_content:
+            self._wanted_intents.message_content = True  # for a session that has not begun yet
             self._cut_off("it lacks the Message Content intent")
 
     async def _register_commands(self) -> None:
