@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, assert_never
 import structlog
 from sqlalchemy import (
     ColumnElement,
+    CursorResult,
     Insert,
     Row,
     Text,
@@ -79,6 +80,9 @@ _DELETED = "deleted"
 
 # A platform delivers a message at most so long after its deletion.
 _TOMBSTONES_KEPT = timedelta(days=1)
+
+# Rows that are converted before the event loop runs again: 600 at once took 90 ms.
+_SLICE = 50
 
 _NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
 
@@ -411,9 +415,8 @@ class SqlStore:
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
         said = and_(exchanges.c.platform == platform, exchanges.c.sent_at >= time, exchanges.c.status != Status.CLEARED)
         async with self._transactions.reading() as tx:
-            return [
-                to_exchange(row) for row in await tx.execute(select(exchanges).where(said).order_by(exchanges.c.id))
-            ]
+            readable, _ = await self._read_all(await tx.execute(select(exchanges).where(said).order_by(exchanges.c.id)))
+            return readable
 
     @shielded
     async def check(self) -> None:
@@ -442,11 +445,20 @@ class SqlStore:
                     log.error("exchange skipped, its row is damaged", exchange=row.id, column=str(error))
         return readable
 
+    async def _read_all(self, result: CursorResult[Any]) -> tuple[list[Exchange], set[int]]:
+        """Convert rows, and return the ids of damaged ones; a start may read thousands: the event loop runs in between."""
+        readable: list[Exchange] = []
+        ids: set[int] = set()
+        for rows in result.partitions(_SLICE):
+            readable += self._readable(rows)
+            ids.update(row.id for row in rows)
+            await asyncio.sleep(0)
+        return readable, ids - {exchange.id for exchange in readable}
+
     async def _claimed(self, tx: AsyncConnection, claim: Update | Insert) -> list[Exchange]:
         """Run a statement that claims rows, and return their exchanges; a damaged row fails."""
-        rows = (await tx.execute(claim.returning(*exchanges.c))).all()
-        readable = self._readable(rows)
-        if damaged := {row.id for row in rows} - {exchange.id for exchange in readable}:
+        readable, damaged = await self._read_all(await tx.execute(claim.returning(*exchanges.c)))
+        if damaged:
             failed = {"status": Status.FAILED, "owner": None, "fence": 0, "failure": "damaged row"}
             await tx.execute(update(exchanges).where(exchanges.c.id.in_(damaged)).values(failed))
         return readable
