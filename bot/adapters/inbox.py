@@ -66,8 +66,12 @@ class Inbox:
             await self._intake.store(message)
         elif self.connected_at is not None and message.sent_at < self.connected_at:
             # Delivered again: a database that was restored may not know that it was answered.
-            await self._intake.store(message)
-            await self.recover()
+            try:
+                await self._intake.store(message)
+                await self.recover()
+            except StoreError:
+                self._replies.notify_delayed(message)
+                raise
         else:
             await self._replies.accept_and_reply(message)
 
