@@ -10,6 +10,8 @@ from tests.chaos.figure import figures
 from tests.harness import warm_start
 
 FIGURES = figures()
+# Its platform recovers after the longest back-off, which is minutes: `make reliability ARGS="R25"`.
+_LONG = {"R25"}
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,7 @@ def _warm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "start", start)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in _LONG])
 async def test_the_promise_is_kept(name: str) -> None:
     rows = [row async for row in FIGURES[name].rows("short", seed=7)]
 
