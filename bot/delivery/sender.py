@@ -360,12 +360,6 @@ class Sender:
             raise
         except PlatformError as error:
             message.shown, message.standing = before
-            if type(error) is PlatformError:
-                log.info(
-                    "a message may not be edited, for an unknown reason", message=message.part.id, error=str(error)
-                )
-                self._replace_from(number, is_gone=False)
-                return
             if isinstance(error, RateLimited) and self._pacer.budget is not None:
                 self._pacer.budget.pause(error.seconds)
             raise

@@ -46,7 +46,7 @@ _CODES: dict[type[PlatformError], str] = {
     ContentRefused: "slack_connect_blocked_file_type",
     MessageGone: "message_not_found",
     EditRefused: (
-        "edit_window_closed cant_update_message update_failed cant_delete_message cant_broadcast_message block_mismatch "
+        "edit_window_closed cant_update_message update_failed as_user_not_supported cant_delete_message cant_broadcast_message block_mismatch "
         "no_dual_broadcast_content_update compliance_exports_prevent_deletion message_not_owned_by_app"
     ),
     AccessDenied: (
