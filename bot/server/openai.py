@@ -24,7 +24,6 @@ from bot.server.requests import integer, number, text
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LONGEST_STOP = 4
 _MOST_CHOICES = 8
-_TYPES = {400: "invalid_request_error", 401: "invalid_request_error", 404: "invalid_request_error", 429: "requests"}
 
 
 async def chat_completions(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
@@ -100,7 +99,7 @@ def model_object(backend: Backend) -> dict[str, Any]:
 
 def openai_error(error: ApiError) -> Response:
     """Write a refusal in OpenAI's form."""
-    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    kind = "requests" if error.status == 429 else "server_error" if error.status >= 500 else "invalid_request_error"
     content = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     return JSONResponse({"error": content}, error.status, error.headers)
 

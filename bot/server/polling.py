@@ -5,7 +5,6 @@ Requests and responses are those of a 2023 fork of THUDM/ChatGLM-6B; every answe
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from bot.domain import ChatRequest, Delta, Finished
-from bot.errors import EngineBusy, EngineError, PromptTooLong
+from bot.errors import EngineError
 from bot.server.errors import ApiError, bad_request, of_engine
 from bot.server.generation import Backend
 from bot.server.requests import chat_of, history, text
@@ -58,7 +57,7 @@ class Polling:
     def __init__(self, tasks: BackgroundTasks, clock: Clock) -> None:
         self._tasks = tasks
         self._clock = clock
-        self._results: OrderedDict[_Id, _Result] = OrderedDict()
+        self._results: dict[_Id, _Result] = {}
 
     async def start(self, request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
         """Begin an answer to `query`, in the background."""
@@ -93,7 +92,7 @@ class Polling:
                             result.text += more
                         case Finished():
                             result.is_handled = True
-        except (EngineBusy, PromptTooLong, EngineError) as error:
+        except EngineError as error:
             result.error = of_engine(error).message
         except asyncio.CancelledError:
             result.error = "the server is stopping"

@@ -1,7 +1,6 @@
 """The remote backend against a model server that fails in every way it may."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -94,10 +93,9 @@ async def test_the_request_has_the_parameters_and_the_key(server: ModelServer) -
 )
 async def test_a_failure_before_the_first_text_moves_to_the_other_server(server: ModelServer, behaviour: Any) -> None:
     async with ModelServer(["from ", "the other"]) as other:
-        other.then(behaviour)
         server.then(behaviour)
         async with remote(server, other) as engine:
-            assert await text_of(engine) in {"a scripted answer", "from the other"}
+            assert await text_of(engine) == "from the other"
             assert engine.load.running == 0
 
 
@@ -243,7 +241,7 @@ async def test_closing_the_answer_closes_the_servers_stream(server: ModelServer,
 async def test_a_server_that_is_silent_is_left_for_another(server: ModelServer, data: tuple[bytes, ...]) -> None:
     server.then(hang(*data))
     async with ModelServer(["from the other"]) as other, remote(server, other, first_token_seconds=0.05) as engine:
-        assert {await text_of(engine, QUESTION) for _ in range(2)} <= {"from the other", "a scripted answer"}
+        assert await text_of(engine) == "from the other"
 
 
 async def test_an_answer_that_stands_still_is_broken_off(server: ModelServer) -> None:
@@ -301,4 +299,3 @@ def test_mistakes_in_the_settings_are_one_sentence(tmp_path: Any) -> None:
         section = EngineSection(backend="remote", urls=(url,), ca_file=str(tmp_path / file))
         with pytest.raises(EngineUnavailable, match=file):
             open_engine(section)
-    assert ssl.create_default_context() is not None

@@ -18,10 +18,11 @@ from bot.adapters.discord.errors import (
 )
 from bot.adapters.discord.http import ALLOWED_MENTIONS, call_timeout
 from bot.adapters.discord.parse import channel_id
-from bot.adapters.send_once import RecentDict, SendOnce
+from bot.adapters.send_once import SendOnce
 from bot.delivery.markdown.format import MarkdownFormat, Rendered, utf16_units
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import AccessDenied, ChannelGone, EditRefused, MessageGone, PlatformUnavailable
+from bot.util.recent import RecentDict
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -16,7 +16,6 @@ from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
-from bot.adapters.send_once import RecentDict
 from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, id_of, is_timestamp, text_of
@@ -26,6 +25,7 @@ from bot.chat.intake import Intake
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
 from bot.errors import BotError, PlatformUnavailable
 from bot.util.aio import BackgroundTasks, detach_on_cancel
+from bot.util.recent import RecentDict
 
 T = TypeVar("T")
 

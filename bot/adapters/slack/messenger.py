@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bot.adapters.send_once import RecentDict, SendOnce
+from bot.adapters.send_once import SendOnce
 from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.markup import escaped, without_pings
 from bot.adapters.slack.parse import fields, is_timestamp, text_of
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import PlatformUnavailable
+from bot.util.recent import RecentDict
 
 # A `markdown` block takes 12,000 characters, all blocks together about 13,100; chat.update takes
 # 4,000 characters of text.  The difference leaves room for buttons and escapes.

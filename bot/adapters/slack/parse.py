@@ -12,12 +12,12 @@ from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from bot.adapters.quotation import Quotation
-from bot.adapters.send_once import RecentDict
 from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.markup import MARKED, attachment_words, block_words, plain_mark, unescaped, words
 from bot.chat.commands import COMMANDS, parse
 from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.util.clock import Clock
+from bot.util.recent import RecentDict
 
 PLATFORM = "slack"
 Event = Mapping[str, Any]

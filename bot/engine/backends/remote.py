@@ -53,17 +53,13 @@ def preflight(options: EngineSection) -> None:
     Raises:
         EngineUnavailable: `engine.urls` is empty, or the file of certificates cannot be read.
     """
-    if not options.urls:
-        raise EngineUnavailable(
-            'engine.backend = "remote" needs the address of a server: set engine.urls, '
-            'as in urls = ["http://localhost:11434/v1"]'
-        )
+    _require_urls(options)
     _certificates(options)
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> "RemoteEngine":
     """Create the engine; entering it asks the servers for their models."""
-    preflight(options)
+    _require_urls(options)
     return RemoteEngine(options, MonotonicClock())
 
 
@@ -290,6 +286,14 @@ async def _beginning(response: httpx.Response) -> bytes:
         if len(body) > _LONGEST_BODY:
             break
     return body[:_LONGEST_BODY]
+
+
+def _require_urls(options: EngineSection) -> None:
+    if not options.urls:
+        raise EngineUnavailable(
+            'engine.backend = "remote" needs the address of a server: set engine.urls, '
+            'as in urls = ["http://localhost:11434/v1"]'
+        )
 
 
 def _certificates(options: EngineSection) -> ssl.SSLContext | bool:

@@ -1,19 +1,17 @@
 """The servers of a remote engine: which one takes the next request, and which one rests."""
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from bot.util.clock import Clock
+from bot.util.recent import RecentDict
 from bot.util.retry import Backoff
 
 # Seconds that a server which failed gets no request: the first pause and the longest.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-# Channels whose server is remembered.
-_REMEMBERED = 10_000
 
 
 @dataclass(eq=False, slots=True)
@@ -67,7 +65,7 @@ class Endpoints:
     def __init__(self, urls: Sequence[str], slots: int, clock: Clock) -> None:
         self.all = tuple(Endpoint(url, slots) for url in urls)
         self._clock = clock
-        self._of_channel: OrderedDict[str, Endpoint] = OrderedDict()
+        self._of_channel: RecentDict[str, Endpoint] = RecentDict()
 
     @property
     def slots(self) -> int:
@@ -83,9 +81,6 @@ class Endpoints:
         last = self._of_channel.get(channel)
         chosen = last if last in ready else max(ready, key=lambda each: (not each.failures, each.free))
         self._of_channel[channel] = chosen
-        self._of_channel.move_to_end(channel)
-        if len(self._of_channel) > _REMEMBERED:
-            self._of_channel.popitem(last=False)
         return chosen
 
     def wait(self) -> float:
