@@ -12,8 +12,8 @@ T = TypeVar("T")
 _PAUSE = 5.0
 
 
-async def confirm(attempt: Callable[[], Awaitable[T]], clock: Clock) -> T:
-    """Await `attempt()`, a second time if the login is refused.
+async def confirm(attempt: Callable[[], Awaitable[T]], clock: Clock, pause: float = _PAUSE) -> T:
+    """Await `attempt()`, a second time after `pause` seconds if the login is refused.
 
     Raises:
         LoginRefused: It was refused twice.
@@ -21,5 +21,5 @@ async def confirm(attempt: Callable[[], Awaitable[T]], clock: Clock) -> T:
     try:
         return await attempt()
     except LoginRefused:
-        await clock.sleep(_PAUSE)
+        await clock.sleep(pause)
         return await attempt()

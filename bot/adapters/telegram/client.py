@@ -26,6 +26,7 @@ from telegram.error import (
 )
 from telegram.request import HTTPXRequest
 
+from bot.adapters.login import confirm
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.proxy import find_proxy
 from bot.adapters.telegram.settings import TelegramSection
@@ -143,14 +144,14 @@ async def check_token(call: Callable[[], Awaitable[object]], clock: Clock) -> No
     Raises:
         LoginRefused: The token is wrong.
     """
-    with suppress(InvalidToken):
-        await call()
-        return
-    await clock.sleep(_SECOND_LOOK)
-    try:
-        await call()
-    except InvalidToken:
-        raise LoginRefused(_LOGIN_REFUSED) from None  # the library's message contains the token
+
+    async def ask() -> None:
+        try:
+            await call()
+        except InvalidToken:
+            raise LoginRefused(_LOGIN_REFUSED) from None  # the library's message contains the token
+
+    await confirm(ask, clock, _SECOND_LOOK)
 
 
 def is_unchanged(error: BadRequest) -> bool:
