@@ -34,12 +34,20 @@ class Messenger(Protocol):
         ...
 
     async def send(
-        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        *,
+        reply_to: str | None,
+        controls: Controls,
+        nonce: str,
+        may_exist: bool = False,
     ) -> str:
         """Send a message and return its id.
 
         Each attempt at the same message has the same `nonce` (at most 25 characters), also
-        after a restart, so that a platform that knows nonces stores it once.
+        after a restart, so that a platform that knows nonces stores it once.  With `may_exist`
+        an earlier run may have sent it: a platform whose messages can be read looks first.
 
         Raises:
             MarkupRefused: The text could not be read as markup.

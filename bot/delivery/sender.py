@@ -321,6 +321,7 @@ class Sender:
                     reply_to=self._reply_to if number == 0 else None,
                     controls=content.controls,
                     nonce=nonce(self._exchange.message, number, message.part.replaces),
+                    may_exist=self._is_resumed and message.part.replaces is not None,
                 )
         except MessageGone:
             if self._reply_to is None:

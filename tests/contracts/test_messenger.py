@@ -32,6 +32,7 @@ class MessengerSetup:
     question: str  # the id of a message to reply to
     shown: Callable[[], Awaitable[list[str]]]  # texts of the bot's messages
     delete: Callable[[str], Awaitable[None]]  # deletes as another user
+    forget_nonces: Callable[[], None] = lambda: None
 
 
 async def fake() -> AsyncIterator[MessengerSetup]:
@@ -87,7 +88,12 @@ async def discord() -> AsyncIterator[MessengerSetup]:
         async with rest_client(server.settings(), ManualClock()) as messenger.client:
             await messenger.client.login(TOKEN)
             yield MessengerSetup(
-                messenger, ChannelKey("discord", str(server.channel("general"))), question, shown, server.delete
+                messenger,
+                ChannelKey("discord", str(server.channel("general"))),
+                question,
+                shown,
+                server.delete,
+                server.forget_nonces,
             )
 
 
@@ -115,6 +121,27 @@ async def test_messages_are_shown_in_order(platform: MessengerSetup) -> None:
     first, second = await send(platform, "one", "1.0.0"), await send(platform, "two", "1.1.0")
     assert first != second
     assert await platform.shown() == ["one", "two"]
+
+
+async def test_a_message_that_an_earlier_run_may_have_sent_is_looked_for(platform: MessengerSetup) -> None:
+    if isinstance(platform.messenger, TelegramMessenger):
+        pytest.skip("Telegram's bots cannot read messages")
+    copy = platform.messenger.format.render("copy")
+    ids = []
+    for may_exist in (False, True):
+        ids.append(
+            await platform.messenger.send(
+                platform.channel,
+                copy,
+                reply_to=platform.question,
+                controls=NONE,
+                nonce="3.1.4",
+                may_exist=may_exist,
+            )
+        )
+        platform.forget_nonces()
+    assert ids[0] == ids[1]
+    assert await platform.shown() == ["copy"]
 
 
 async def test_an_edit_replaces_the_text(platform: MessengerSetup) -> None:

@@ -112,6 +112,24 @@ async def test_a_restart_where_no_edit_is_allowed_adds_one_message(world: World)
     assert world.texts == ["…", "the whole answer"]
 
 
+async def test_a_copy_that_an_earlier_run_sent_at_its_end_is_not_sent_again(world: World) -> None:
+    world.messenger.knows_nonces = False
+    refuse(world, EditRefused("too old"), "edit", "delete")
+    recorded = world.exchange
+
+    async def record(part: int, message_id: str) -> None:
+        nonlocal recorded
+        await world.record(part, message_id)
+        if message_id == "m1":
+            recorded = world.exchange
+
+    await world.clock.run(world.run(world.stream(*answered("all of it")), record=record))
+    assert world.texts == ["…", "all of it"]
+    world.exchange = recorded  # killed before the copy's id was stored
+    await world.deliver(*answered("all of it"))
+    assert world.texts == ["…", "all of it"]
+
+
 async def test_a_message_deleted_above_others_does_not_change_their_order() -> None:
     world = World(100)
     text = LONG[:250]

@@ -33,9 +33,18 @@ class SlowPlatform(FakeMessenger):
         self.answers = asyncio.Event()
 
     async def send(
-        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        *,
+        reply_to: str | None,
+        controls: Controls,
+        nonce: str,
+        may_exist: bool = False,
     ) -> str:
-        message_id = await super().send(channel, text, reply_to=reply_to, controls=controls, nonce=nonce)
+        message_id = await super().send(
+            channel, text, reply_to=reply_to, controls=controls, nonce=nonce, may_exist=may_exist
+        )
         self.has_it.set()
         await self.answers.wait()
         return message_id

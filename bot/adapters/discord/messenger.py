@@ -67,7 +67,14 @@ class DiscordMessenger:
         self._commands[str(interaction.id)] = interaction
 
     async def send(
-        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        *,
+        reply_to: str | None,
+        controls: Controls,
+        nonce: str,
+        may_exist: bool = False,
     ) -> str:
         interaction = self._commands.get(reply_to or "")
         if interaction is not None:
@@ -82,6 +89,8 @@ class DiscordMessenger:
                 return await self._post(channel, text, reply_to, controls, nonce)
             return await self._post(channel, text, None, controls, nonce)
 
+        if may_exist:
+            self._once.maybe_sent(nonce)
         return await self._once.send(nonce, post, lambda: self._find(channel, text, reply_to))
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:

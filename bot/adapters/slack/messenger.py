@@ -72,7 +72,14 @@ class SlackMessenger:
             self._response_urls[message_id] = response_url
 
     async def send(
-        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        *,
+        reply_to: str | None,
+        controls: Controls,
+        nonce: str,
+        may_exist: bool = False,
     ) -> str:
         if reply_to is not None and reply_to.startswith("/"):
             return reply_to
@@ -101,6 +108,8 @@ class SlackMessenger:
                     break  # the first page has the newest messages
             return None
 
+        if may_exist:
+            self._once.maybe_sent(nonce)
         return await self._once.send(nonce, post, find)
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:

@@ -44,7 +44,14 @@ class TelegramMessenger:
         return self._settings.edit_interval if is_private(channel) else self._settings.edit_interval_group
 
     async def send(
-        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        *,
+        reply_to: str | None,
+        controls: Controls,
+        nonce: str,
+        may_exist: bool = False,
     ) -> str:
         # In a private chat every message is for the same user.
         question = None if reply_to is None or is_private(channel) else _number(reply_to)

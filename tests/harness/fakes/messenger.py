@@ -79,9 +79,16 @@ class FakeMessenger:
         return [message.text for message in self.messages.values() if message.channel == channel]
 
     async def send(
-        self, channel: ChannelKey, text: Rendered, *, reply_to: str | None, controls: Controls, nonce: str
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        *,
+        reply_to: str | None,
+        controls: Controls,
+        nonce: str,
+        may_exist: bool = False,
     ) -> str:
-        message_id = self._nonces.get(nonce) if self.knows_nonces else None
+        message_id = self._nonces.get(nonce) if self.knows_nonces or may_exist else None
 
         def do() -> None:
             nonlocal message_id
