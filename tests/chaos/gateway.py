@@ -65,7 +65,7 @@ async def drop_connections(name: str, drops: int, seed: int) -> DropResult:
         return f"answer to {asked(request)}."
 
     engine = ScriptedEngine(default=answer, context_length=1_000_000, max_batch_size=64, max_waiting=10_000)
-    async with open_bench(name, engine, FastClock(FACTOR), around=_today) as bench:
+    async with open_bench(name, engine, FastClock(FACTOR), around=today) as bench:
         places = await _known_places(bench, result)
         for number in range(drops):
             await _drop(bench, places, result, chance, is_resumable=number % 2 == 0)
@@ -82,7 +82,7 @@ async def drop_connections(name: str, drops: int, seed: int) -> DropResult:
 
 
 @asynccontextmanager
-async def _today(platform: Any) -> AsyncIterator[None]:
+async def today(platform: Any) -> AsyncIterator[None]:
     """Set the current time, so that questions do not expire, and scale Slack's redelivery."""
     match platform.name:
         case "telegram":
@@ -114,7 +114,7 @@ async def _drop(
             await _say(bench, chance.choice(places), result)
 
     platform, connected = bench.platform, bench.profile.is_connected
-    before = _connections(platform)
+    before = connections(platform)
     await write(2)
     # Let the bot reach a random point: received, stored, answering.
     for _ in range(chance.randrange(40)):
@@ -126,11 +126,11 @@ async def _drop(
     await write(2)
     if chance.random() < 0.8:  # else the next drop comes during the reconnect
         with suppress(TimeoutError):
-            await platform.until(lambda: _connections(platform) > before and connected(platform), _TIMEOUT)
+            await platform.until(lambda: connections(platform) > before and connected(platform), _TIMEOUT)
         await write(1)
 
 
-def _connections(platform: Any) -> int:
+def connections(platform: Any) -> int:
     """Return a number that grows with each connection."""
     match platform.name:
         case "discord":
