@@ -34,6 +34,8 @@ from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.harness import make_harness
 from tests.harness.messages import a_message
 from tests.harness.platform import TIMEOUT
+from tests.harness.ports import reserved_port
+from tests.harness.probe import HealthProbe
 
 
 @pytest.fixture
@@ -122,16 +124,15 @@ async def test_ctrl_c_is_passed_on(config: Config, monkeypatch: pytest.MonkeyPat
         await task
 
 
-def watched(config: Config) -> tuple[Config, str]:
-    """Return the config with an operations server, and its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    operations = OperationsSection(enabled=True, port=port)
-    return config.model_copy(update={"operations": operations}), f"http://127.0.0.1:{port}"
+@pytest.fixture
+def watched(config: Config) -> Iterator[Config]:
+    """The config with an operations server."""
+    with reserved_port() as port:
+        yield config.model_copy(update={"operations": OperationsSection(enabled=True, port=port)})
 
 
 async def test_it_can_be_watched_from_the_first_moment_to_the_last(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    watched: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(ScriptedEngine):
         async def __aenter__(self) -> Self:
@@ -149,18 +150,14 @@ async def test_it_can_be_watched_from_the_first_moment_to_the_last(
                 await drained.wait()
 
     async def ready() -> tuple[int, dict[str, str]]:
-        async with http.get(f"{address}/livez") as answer:
-            assert answer.status == 200
-        async with http.get(f"{address}/readyz") as answer:
-            body = await answer.json()
-            parts: dict[str, str] = body["parts"]
-            return answer.status, parts
+        probe = HealthProbe(http, watched.operations.port)
+        assert (await probe.get("/livez"))[0] == 200
+        return await probe.ready()
 
     loading, loaded, serving, stopping, drained = (asyncio.Event() for _ in range(5))
     standing_in(monkeypatch, Draining())
     monkeypatch.setattr(app, "open_engine", lambda options, progress: Slow())
-    config, address = watched(config)
-    running = asyncio.create_task(app.run(config, silent))
+    running = asyncio.create_task(app.run(watched, silent))
     async with asyncio.timeout(TIMEOUT), aiohttp.ClientSession() as http:
         await loading.wait()
         assert await ready() == (503, {"program": "ok", "store": "ok", "engine": "loading"})
@@ -177,13 +174,12 @@ async def test_it_can_be_watched_from_the_first_moment_to_the_last(
             await ready()
 
 
-async def test_a_taken_port_ends_it_before_anything_is_opened(config: Config, tmp_path: Path) -> None:
-    config, _ = watched(config)
+async def test_a_taken_port_ends_it_before_anything_is_opened(watched: Config, tmp_path: Path) -> None:
     with (
-        socket.create_server((config.operations.host, config.operations.port)),
+        socket.create_server((watched.operations.host, watched.operations.port)),
         pytest.raises(AddressUnavailable, match=r"change operations\.port"),
     ):
-        await app.run(config, silent)
+        await app.run(watched, silent)
     assert not (tmp_path / "bot.db").exists()
 
 

@@ -4,11 +4,10 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +18,9 @@ from psycopg import sql
 from bot.storage import migrate
 from bot.storage.schema import metadata
 from bot.storage.sql import SqlStore
-from tests.storage import JumpingClock, memory_folder
+from tests.harness.fakes.clock import JumpingClock
+from tests.harness.ports import reserved_port
+from tests.storage import memory_folder
 
 USER, PASSWORD = "bot", "open sesame/@:%?#"
 TEMPLATE = "migrated"
@@ -49,11 +50,10 @@ class PostgresServer:
         self._programs = folder
         self._names = (f"test_{number}" for number in count(1))
         self._spare: list[str] = []
-        with closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
 
     def __enter__(self) -> Self:
+        self._held = ExitStack()
+        self.port = self._held.enter_context(reserved_port())
         # Not pytest's folder, which the server's user cannot enter.  A short path, because of the socket.
         self.folder = Path(tempfile.mkdtemp(prefix="bot-pg-", dir=memory_folder(ROOM)))
         try:
@@ -68,6 +68,7 @@ class PostgresServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGQUIT)  # without a last checkpoint
+        self._held.close()
         shutil.rmtree(self.folder)
 
     def url(self, database: str, *, user: str = USER, password: str | None = PASSWORD) -> str:

@@ -15,6 +15,7 @@ from bot.observability.health import Components, Health
 from bot.observability.http import create_app, query_readiness, serve_operations
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.platform import TIMEOUT
+from tests.harness.ports import reserved_port
 from tests.harness.probe import HealthProbe
 from tests.storage import temporary_store
 
@@ -82,16 +83,17 @@ async def test_it_listens_on_ipv6_too(parts: Components) -> None:
 
 async def test_shutdown_frees_the_port_without_waiting_for_an_open_connection(parts: Components) -> None:
     app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
-    async with asyncio.timeout(TIMEOUT):
-        async with serve_operations(ANY_PORT, app) as port:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET /livez HTTP/1.1\r\n")  # and the rest never comes
-            await writer.drain()
-        assert await reader.read() == b""
-        writer.close()
-        await writer.wait_closed()
-    with socket.create_server(("127.0.0.1", port)):
-        pass
+    with reserved_port() as port:
+        async with asyncio.timeout(TIMEOUT):
+            async with serve_operations(OperationsSection(port=port), app):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"GET /livez HTTP/1.1\r\n")  # and the rest never comes
+                await writer.drain()
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+        with socket.create_server(("127.0.0.1", port)):
+            pass
 
 
 async def test_another_process_can_query_readiness(parts: Components, tmp_path: Path) -> None:
@@ -104,9 +106,10 @@ async def test_another_process_can_query_readiness(parts: Components, tmp_path: 
         assert await asyncio.to_thread(query_readiness, here) == (True, "program: ok\nstore: ok\nengine: ok")
 
 
-async def test_a_query_without_a_running_bot_says_so(unused_tcp_port: int) -> None:
-    is_ready, said = await asyncio.to_thread(query_readiness, OperationsSection(port=unused_tcp_port))
-    assert (is_ready, f"no bot answers on 127.0.0.1:{unused_tcp_port}" in said) == (False, True)
+async def test_a_query_without_a_running_bot_says_so() -> None:
+    with reserved_port() as port:
+        is_ready, said = await asyncio.to_thread(query_readiness, OperationsSection(port=port))
+    assert (is_ready, f"no bot answers on 127.0.0.1:{port}" in said) == (False, True)
 
 
 async def test_another_server_on_the_port_is_not_ready() -> None:

@@ -16,8 +16,9 @@ from sqlalchemy import Table, create_engine, delete
 from bot.storage import connections, migrate, schema, sql
 from bot.storage.sql import SqlStore
 from tests import storage
+from tests.harness.fakes.clock import JumpingClock
 from tests.project.snippets import execute_in, names_in, snippets
-from tests.storage import JumpingClock, test_personal_data, url_of
+from tests.storage import test_personal_data, url_of
 
 PAGE = "ADDING_A_TABLE.md"
 SCHEMA, MIGRATION, METHODS, DELETION, CONTRACT, PERSONAL, BYTES = snippets(PAGE)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.storage.sql import SqlStore
+from tests.harness.fakes.clock import JumpingClock
 
 MEI = Author("slack", "U1", "Mei", frozenset({"staff", "运维"}))
 BEN = Author("slack", "U2", "Ben")
@@ -25,19 +26,6 @@ def memory_folder(room: int) -> Path | None:
     A disk would take a minute for the thousands of commits of these tests.
     """
     return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= room else None
-
-
-class JumpingClock:
-    """A clock whose sleeps return at once and advance the time."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def now(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 def url_of(path: Path) -> str:

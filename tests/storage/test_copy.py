@@ -15,8 +15,9 @@ from bot.storage.connections import locate, migrator, snapshot_reader
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
+from tests.harness.fakes.clock import JumpingClock
 from tests.harness.postgres import PostgresServer
-from tests.storage import ROOM, THREAD, JumpingClock, message, url_of
+from tests.storage import ROOM, THREAD, message, url_of
 
 Place = Callable[[], str]
 

@@ -20,8 +20,8 @@ from bot.domain import Answer, Author, ChannelKey, Exchange, Kind
 from bot.errors import NotErased
 from bot.storage.sql import SqlStore
 from bot.storage.vacuum import BURST, MAX_SHARE, RETRY_AFTER, DutyCycle
-from tests.harness.fakes.clock import ManualClock
-from tests.storage import MEI, NOON, ROOM, JumpingClock, bytes_in, message, temporary_store, url_of
+from tests.harness.fakes.clock import JumpingClock, ManualClock
+from tests.storage import MEI, NOON, ROOM, bytes_in, message, temporary_store, url_of
 
 # Each one is in another column; the long ones fill whole pages.
 TEXTS = [

@@ -25,8 +25,9 @@ from bot.storage.errors import describe, map_errors
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
 from bot.storage.transactions import FairLock
+from tests.harness.fakes.clock import JumpingClock
 from tests.harness.platform import TIMEOUT
-from tests.storage import MEI, ROOM, JumpingClock, message, temporary_store, url_of
+from tests.storage import MEI, ROOM, message, temporary_store, url_of
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Why a server cannot be reached: the same sentences for each platform's library."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +12,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.telegram.settings import TelegramSection
 from bot.config.schema import AdapterSection
+from tests.harness.ports import reserved_port
 
 TELEGRAM, DISCORD = "123456789:" + "A" * 35, "MTIzNDU2Nzg5MDEyMzQ1Njc4.GabcdE.abcdefghijklmnopqrstuvwxyz01"
 
@@ -46,9 +46,9 @@ async def said(name: str, url: str) -> str:
 
 @pytest.mark.parametrize("name", ["telegram", "discord", "slack"])
 async def test_the_reason_is_a_sentence(name: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        closed = taken.getsockname()[1]
-    assert (await said(name, f"http://127.0.0.1:{closed}")).endswith("cannot be reached: the connection was refused")
+    with reserved_port() as closed:
+        refused = await said(name, f"http://127.0.0.1:{closed}")
+    assert refused.endswith("cannot be reached: the connection was refused")
     unknown = await said(name, "http://no-such-host.invalid")
     assert unknown.endswith("its name cannot be resolved; is there a network, or a proxy to set?")
     if name == "slack":

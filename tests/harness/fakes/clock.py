@@ -1,4 +1,4 @@
-"""Clocks for tests: one moved by hand, one that runs fast."""
+"""Clocks for tests: one moved by hand, one that jumps, one that runs fast."""
 
 import asyncio
 import heapq
@@ -76,6 +76,20 @@ class ManualClock:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         return await task
+
+
+class JumpingClock:
+    """A clock whose sleeps return at once and advance the time."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        await asyncio.sleep(0)
 
 
 class FastClock:

@@ -1,13 +1,12 @@
 """A loopback Slack workspace and its users."""
 
-import socket
-
 from bot.adapters.base import Adapter
 from bot.adapters.slack.adapter import open_adapter
 from bot.adapters.slack.settings import SlackSection
 from bot.domain import Action
 from bot.util.clock import Clock
 from tests.harness.platform import Seen
+from tests.harness.ports import reserved_port
 from tests.harness.servers.slack_wire import APP_TOKEN, BOT_TOKEN, JSON, SIGNING_SECRET, TEAM, SlackWire
 from tests.harness.servers.slack_world import BOT
 
@@ -26,10 +25,7 @@ class SlackServer(SlackWire):
             **self._settings,
         }
         if values.get("mode") == "http" and "port" not in values:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                values["port"] = free.getsockname()[1]
-            self._settings["port"] = values["port"]
+            values["port"] = self._settings["port"] = self._held.enter_context(reserved_port())
         self.port = values.get("port", 0)
         return SlackSection.model_validate(values)
 

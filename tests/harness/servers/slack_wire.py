@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
@@ -77,6 +78,7 @@ class SlackWire:
         self._is_losing = False
         self._changes = asyncio.Event()
         self._port = 0
+        self._held = ExitStack()
         self.port = 0  # where the bot listens with mode = http
 
     # The server
@@ -107,6 +109,7 @@ class SlackWire:
         for line in list(self._sockets):
             await line.close()
         await self._runner.cleanup()
+        self._held.close()
 
     @property
     def server_port(self) -> int:
