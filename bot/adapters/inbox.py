@@ -117,32 +117,47 @@ class Inbox:
         self.is_backfilling = False
 
     async def _settle_found(self, owed: Sequence[Exchange], find: FindStanding) -> None:
-        """Start the replies of one channel, without those that it shows already."""
+        """Start the replies of one channel, without those that it shows already.
+
+        Each conversation is started as soon as it was read: a backlog must not wait for its last one.
+        """
         deadline = self._clock.now() + _FIND_SECONDS
+        conversations: dict[ChannelKey | None, list[Exchange]] = {}
+        for exchange in owed:
+            # Late ones stay together, for one notice.
+            place = None if self._intake.is_late(exchange) else exchange.message.channel
+            conversations.setdefault(place, []).append(exchange)
+        left = list(conversations.values())
 
         async def look() -> Standing:
+            nonlocal deadline
+            found: Standing = {}
             try:
                 with skip_malformed(self._platform):
-                    return await find(owed)
+                    found = await find(left[0])
+                deadline = self._clock.now() + _FIND_SECONDS
             except _TRANSIENT as error:
                 if self._clock.now() < deadline:
                     raise
                 log.warning("standing replies not read, going on without", platform=self._platform, error=str(error))
-            return {}
+            return found
 
         def report(error: BotError, seconds: float) -> None:
             log.warning("recovery delayed, retrying", platform=self._platform, seconds=seconds, error=str(error))
 
+        is_stored = True
         try:
-            standing = await self._retry(look, report)
-        except BaseException:
-            for exchange in owed:
+            while left and is_stored:
+                standing = await self._retry(look, report)
+                try:
+                    await self._settle(left.pop(0), standing)
+                except StoreError as error:
+                    log.warning("recovery delayed, retrying", platform=self._platform, error=str(error))
+                    is_stored = False
+        finally:
+            for exchange in (each for conversation in left for each in conversation):
                 self._intake.exchanges.release(exchange)
-            raise
-        try:
-            await self._settle(owed, standing)
-        except StoreError as error:
-            log.warning("recovery delayed, retrying", platform=self._platform, error=str(error))
+        if not is_stored:
             await self._retry(self.recover, report)
 
     async def _settle(self, owed: Sequence[Exchange], standing: Standing) -> None:

@@ -113,6 +113,10 @@ class Intake:
         """Claim what a crash or an outage left undone; each exchange is passed to `settle` or released."""
         return await self._recovery.claim(platform)
 
+    def is_late(self, exchange: Exchange) -> bool:
+        """Return whether an owed question is too old to be answered."""
+        return self._recovery.is_late(exchange)
+
     async def settle(self, owed: Sequence[Exchange], standing: Standing) -> list[Exchange]:
         """Adopt the replies that stand in their channels; return what is to be shown, in order.
 

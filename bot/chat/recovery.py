@@ -103,7 +103,7 @@ class Recovery:
                 admitted.append(exchange)
             else:
                 await self._exchanges.fail(exchange, "not admitted any more")
-        late = [exchange for exchange in admitted if self._is_late(exchange)]
+        late = [exchange for exchange in admitted if self.is_late(exchange)]
         await self._settle_late(late, shown)
         for exchange in admitted:
             if exchange in late:
@@ -114,7 +114,7 @@ class Recovery:
             else:
                 shown.append(exchange)
 
-    def _is_late(self, exchange: Exchange) -> bool:
+    def is_late(self, exchange: Exchange) -> bool:
         """Return whether the question is too old to be answered; a reply that was begun is always finished."""
         worker = self._exchanges.find(exchange)
         is_admitted = worker is not None and worker.is_admitted

@@ -184,3 +184,41 @@ async def test_with_a_host_clock_that_is_ahead_a_missed_question_is_answered(
     later = datetime.now(UTC) + timedelta(hours=3)
     async with make_harness(tmp_path, today=later) as harness, running(harness, server):
         await answered(server, "ok", "ok", channel="Mei")
+
+
+async def test_a_backlog_is_answered_question_by_question_while_others_are_looked_for(
+    tmp_path: Path, server: SlackServer
+) -> None:
+    channel, calls, is_read, is_down = "", list[object](), asyncio.Event(), True
+    questions: list[str] = []
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path.endswith("chat.postMessage"):
+            calls.append("send")
+            return web.json_response({}, status=503) if is_down else None
+        if request.path.endswith("conversations.replies"):
+            calls.append({**request.query, **await request.post()}["ts"])
+            if not is_down and calls[-1] == questions[-1]:
+                await is_read.wait()
+        return None
+
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, await server.say("one"))
+        channel = server.workspace.find("general") or ""
+        server.gate.guard = guard
+        questions += [await server.say(f"question {number}") for number in range(12)]
+        for question in questions:
+            await becomes(harness, Status.OPEN, channel, question)
+        await server.until(lambda: server.is_quiet)
+    await server.say("someone else replies", thread=questions[-1], mention=False)
+    is_down = False
+    calls.clear()
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        for question in questions[:-1]:
+            await becomes(harness, Status.DELIVERED, channel, question)
+        # The channel tells which questions have no replies; the one that has some is still being read.
+        assert set(calls[: calls.index("send")]) <= {questions[-1]}
+        assert calls.count(questions[-1]) <= 2  # by the backfill, too
+        is_read.set()
+        await becomes(harness, Status.DELIVERED, channel, questions[-1])
+    assert bots(server.seen()) == ["ok"] * 13

@@ -23,6 +23,8 @@ from bot.errors import LoginRefused, PlatformError
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _ACTIONS = {action.value: action for action in Action}
+# The newest messages of a channel among which questions without a thread are looked for, in a few calls.
+_NEWEST = 1000
 
 
 class SlackReplies:
@@ -33,6 +35,8 @@ class SlackReplies:
         self._own: dict[tuple[str, object], OwnMessage] = {}  # by channel and nonce
         self._edits: dict[tuple[str, str], datetime | None] = {}  # of each message that was read
         self._read: dict[tuple[str, str | None], float] = {}  # by channel and thread, from when on
+        self._looked_at: set[str] = set()  # channels whose newest messages were read
+        self._lonely: set[tuple[str, str]] = set()  # channels' messages without a thread
 
     def remember(self, channel: str, thread: str | None, since: float, messages: Iterable[Event]) -> None:
         """Note what the history of a channel, or of a thread, shows since then."""
@@ -40,6 +44,8 @@ class SlackReplies:
         for message in messages:
             with skip_malformed(PLATFORM, kind="history"):
                 edited = message.get("edited")
+                if thread is None and not (message.get("reply_count") or message.get("thread_ts")):
+                    self._lonely.add((channel, message["ts"]))
                 self._edits[channel, message["ts"]] = None if edited is None else _time(edited["ts"])
                 if (sent := nonce_in(message)) is not None:
                     self._own[channel, sent] = _own(message)
@@ -49,6 +55,8 @@ class SlackReplies:
         self._own.clear()
         self._edits.clear()
         self._read.clear()
+        self._looked_at.clear()
+        self._lonely.clear()
 
     def reply_to(self, question: IncomingMessage) -> StandingReply | None:
         """Return the reply to a question whose conversation was read."""
@@ -76,9 +84,12 @@ class SlackReplies:
         for (channel, thread), first in unread.items():
             try:
                 # The first question itself is read too.
-                since, found = float(first) - 1e-6, list[Event]()
-                async for page in pages(self._api, channel, thread, oldest=f"{since:.6f}"):
-                    found += page
+                since = float(first) - 1e-6
+                if thread == first and await self._is_lonely(channel, first, since):
+                    continue
+                found = [
+                    each async for page in pages(self._api, channel, thread, oldest=f"{since:.6f}") for each in page
+                ]
                 self.remember(channel, thread, since, found)
             except (*TRANSIENT, LoginRefused):
                 raise
@@ -86,6 +97,18 @@ class SlackReplies:
                 log.info("slack: replies not looked for", channel=channel, error=str(error))
         replies = {exchange.id: self.reply_to(exchange.message) for exchange in owed}
         return {id: reply for id, reply in replies.items() if reply is not None}
+
+    async def _is_lonely(self, channel: str, question: str, since: float) -> bool:
+        """Return whether the channel shows that a message has no thread: one call tells it for hundreds."""
+        if channel not in self._looked_at:
+            found: list[Event] = []
+            async for page in pages(self._api, channel, None, oldest=f"{since:.6f}"):
+                found += page
+                if len(found) >= _NEWEST:
+                    break
+            self._looked_at.add(channel)
+            self.remember(channel, None, min([float(each["ts"]) for each in found], default=since), found)
+        return (channel, question) in self._lonely
 
 
 def _own(message: Mapping[str, Any]) -> OwnMessage:

@@ -184,8 +184,9 @@ class Workspace:
         oldest = float(arguments.get("oldest") or 0)
         messages = [each for each in messages if each is always or float(each.ts) > oldest]
         messages = [each for each in messages if each.for_user is None]
-        # Slack may return fewer than requested; three, so that clients must paginate.
-        begin, limit = int(arguments.get("cursor") or 0), min(int(arguments.get("limit") or 100), 3)
+        # Slack may return fewer than requested; a few times three, so that clients must paginate.
+        begin, limit = int(arguments.get("cursor") or 0), int(arguments.get("limit") or 100)
+        limit = min(limit, 3) if begin < 9 else limit
         told = []
         for message in messages[begin : begin + limit]:
             event = message.event()
