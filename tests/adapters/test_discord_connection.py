@@ -257,6 +257,29 @@ async def test_the_application_is_read_again_after_its_rate_limit_only(
     assert reads[1] - reads[0] >= 29.0  # the timers of the event loop are not exact
 
 
+async def test_a_rate_limit_outlives_the_session_that_met_it(platform: DiscordPlatform, tmp_path: Path) -> None:
+    registered: list[tuple[float, int]] = []
+    is_application_known = False
+
+    async def guard(request: web.Request) -> web.Response | None:
+        nonlocal is_application_known
+        if request.path.endswith("/applications/@me") and not is_application_known:
+            return web.json_response({})
+        if not (request.method == "PUT" and request.path.endswith("/commands")):
+            return None
+        registered.append((time.monotonic() * FACTOR, len(platform.identified)))
+        is_application_known = True  # so that the session is replaced by one with the intent
+        body = {"message": "You are being rate limited.", "retry_after": 300.0, "global": False}
+        return web.json_response(body, status=429, headers={"Retry-After": "300"}) if len(registered) == 1 else None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path):
+        await platform.until(lambda: bool(platform.commands))
+    (first, session), (second, later_session) = registered
+    assert second - first >= 299.0  # the timers of the event loop are not exact
+    assert session < later_session
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [(200, b"{}"), (200, b"null"), (200, b"{"), (500, b""), (403, b'{"code": 50001, "message": "no access"}')],

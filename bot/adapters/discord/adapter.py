@@ -104,7 +104,7 @@ class DiscordAdapter:
         """
 
         async def ask() -> None:
-            client = rest_client(self._settings, self._clock)
+            client = rest_client(self._settings, self._clock, trace)
             async with client, call_timeout(self._settings.call_seconds, client):
                 await client.http.static_login(_token(self._settings))
 

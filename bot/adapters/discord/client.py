@@ -107,7 +107,6 @@ class BotClient(discord.Client):
         self._outage: asyncio.Timeout | None = None
         self._cut_off_reason = ""
         self._is_application_known = False
-        self._application_at = clock.now()
         self._application_lock = asyncio.Lock()
         self._setup: list[asyncio.Task[None]] = []
         parsers = self._connection.parsers
@@ -138,16 +137,10 @@ class BotClient(discord.Client):
         self._setup.append(asyncio.create_task(self._register_commands()))
 
     async def _read_application(self) -> None:
-        """Read the application unless it is known; not before the end of a rate limit that an earlier read met."""
+        """Read the application unless it is known."""
         async with self._application_lock:
-            if self._is_application_known:
-                return
-            await self._clock.sleep(max(0.0, self._application_at - self._clock.now()))
-            try:
+            if not self._is_application_known:
                 await self._fetch_application()
-            except RateLimited as error:
-                self._application_at = self._clock.now() + error.seconds
-                raise
 
     async def _fetch_application(self) -> None:
         async with call_timeout(self._call_seconds, self):

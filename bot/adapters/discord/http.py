@@ -6,6 +6,7 @@ stale text.  Here a call fails at once; the caller waits and retries with the la
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.proxy import find_proxy
 from bot.errors import PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
+from bot.util.recent import RecentDict
 from bot.util.retry import retry_after
 
 # Replies notify the asker; mentions in the model's text notify no one.
@@ -41,18 +43,21 @@ def proxy_for(settings: DiscordSection, url: str) -> str | None:
     return find_proxy("discord", settings.proxy.get_secret_value(), url)
 
 
-def rest_client(settings: DiscordSection, clock: Clock) -> discord.Client:
-    """Return a client for HTTP calls, without a gateway connection."""
+def rest_client(settings: DiscordSection, clock: Clock, trace: "RateLimitTrace | None" = None) -> discord.Client:
+    """Return a client for HTTP calls, without a gateway connection; `trace` has the limits of earlier ones."""
     return discord.Client(
         intents=discord.Intents(guilds=True),  # the library warns about a client without this one
         allowed_mentions=ALLOWED_MENTIONS,
         proxy=proxy_for(settings, settings.api_url),
-        http_trace=RateLimitTrace(clock).trace,
+        http_trace=(trace or RateLimitTrace(clock)).trace,
     )
 
 
 class RateLimitTrace:
     """An aiohttp TraceConfig that raises on a 429, a 5xx or a redirect, before the library handles it.
+
+    Shared by consecutive clients, since a limit outlives the client that met it: until its end the
+    same call raises without being made.
 
     `login_doubted` is set by a 401.  `date` is the Date header of the last answer.
     """
@@ -61,7 +66,9 @@ class RateLimitTrace:
         self.login_doubted = asyncio.Event()
         self.date = ""
         self._clock = clock
+        # When all calls, and those of a method and path, may be made again.
         self._blocked_until = clock.now()
+        self._not_before = RecentDict[tuple[str, str], float]()
 
     @property
     def trace(self) -> aiohttp.TraceConfig:
@@ -75,7 +82,8 @@ class RateLimitTrace:
     async def _before(
         self, session: aiohttp.ClientSession, context: SimpleNamespace, call: aiohttp.TraceRequestStartParams
     ) -> None:
-        seconds = self._blocked_until - self._clock.now()
+        blocked_until = max(self._blocked_until, self._not_before.get((call.method, call.url.path), -math.inf))
+        seconds = blocked_until - self._clock.now()
         if seconds > 0 and _is_api(call.url):
             raise RateLimited(seconds)
 
@@ -100,6 +108,8 @@ class RateLimitTrace:
         # A 429 without the API's fields comes from the proxy in front of it (Cloudflare) and concerns all calls.
         if limit.get("global", "code" not in limit and "retry_after" not in limit):
             self._blocked_until = max(self._blocked_until, self._clock.now() + seconds)
+        else:
+            self._not_before[call.method, call.url.path] = self._clock.now() + seconds
         raise RateLimited(seconds)
 
     async def _refuse_redirect(
