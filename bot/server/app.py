@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bot.config.schema import ServerSection
 from bot.server.chatglm import answer, api_error, glm_chat, glm_stream
-from bot.server.errors import ApiError, bad_request
+from bot.server.errors import ApiError, WriteError, bad_request
 from bot.server.generation import Backend
 from bot.server.openai import chat_completions, model_object, openai_error, served_model
 from bot.server.polling import Polling, polling_error
@@ -44,51 +44,35 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
     """Create the application with all APIs; the answers of the polling API run as `tasks`."""
     polling = Polling(tasks, clock)
 
-    def post(path: str, handler: Handler, write_error: Callable[[ApiError], Response]) -> Route:
+    def post(path: str, handler: Handler, write_error: WriteError = api_error) -> Route:
         async def handle(request: Request) -> Response:
-            try:
-                return await handler(request, await read_object(request), backend) or _NO_ANSWER
-            except ApiError as error:
-                return write_error(error)
+            request.state.write_error = write_error
+            return await handler(request, await read_object(request), backend) or _NO_ANSWER
 
         return Route(path, handle, methods=["POST"])
 
-    async def chat(request: Request) -> Response:
+    async def chat(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
         """`POST /chat` is two APIs: `request_id` and `query` tell the polling API, `prompt` the GLM API."""
-        try:
-            body = await read_object(request)
-        except ApiError as error:
-            return api_error(error)
-        is_polling = "request_id" in body or "query" in body
-        if not is_polling and "prompt" not in body:
-            return api_error(bad_request("the body has neither prompt nor request_id and query"))
-        handler, write_error = (polling.start, polling_error) if is_polling else (glm_chat, api_error)
-        try:
-            return await handler(request, body, backend) or _NO_ANSWER
-        except ApiError as error:
-            return write_error(error)
+        if "request_id" in body or "query" in body:
+            request.state.write_error = polling_error
+            return await polling.start(request, body, backend)
+        if "prompt" in body:
+            return await glm_chat(request, body, backend)
+        raise bad_request("the body has neither prompt nor request_id and query")
 
     async def models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [model_object(backend)]})
 
     async def model(request: Request) -> Response:
-        try:
-            served_model(backend, request.path_params["id"])
-        except ApiError as error:
-            return openai_error(error)
+        served_model(backend, request.path_params["id"])
         return JSONResponse(model_object(backend))
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        refusal = ApiError(error.status_code, error.detail, headers=error.headers)
-        return openai_error(refusal) if request.url.path.startswith("/v1/") else api_error(refusal)
 
     return Starlette(
         routes=[
-            post("/", answer, api_error),
-            Route("/chat", chat, methods=["POST"]),
+            post("/", answer),
+            post("/chat", chat),
             post("/get_response", polling.read, polling_error),
-            post("/chat-stream", glm_stream, api_error),
+            post("/chat-stream", glm_stream),
             post("/v1/chat/completions", chat_completions, openai_error),
             Route("/v1/models", models),
             Route("/v1/models/{id:path}", model),
@@ -97,8 +81,21 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
             Middleware(Guard, settings),
             Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"]),
         ],
-        exception_handlers={HTTPException: refuse},
+        exception_handlers={ApiError: _refuse, HTTPException: _refuse, Exception: _refuse},
     )
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Write any error in the form of the API that the request belongs to."""
+    match error:
+        case ApiError():
+            refusal = error
+        case HTTPException():
+            refusal = ApiError(error.status_code, error.detail, headers=error.headers)
+        case _:
+            refusal = ApiError(500, "the server failed on this request")
+    write_error: WriteError = getattr(request.state, "write_error", api_error)
+    return write_error(refusal)
 
 
 @asynccontextmanager
@@ -133,20 +130,20 @@ class Guard:
         await (self._app if refusal is None else refusal)(scope, receive, send)
 
     def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
-        write_error = openai_error if scope["path"].startswith("/v1/") else api_error
+        write_error: WriteError = openai_error if scope["path"].startswith("/v1/") else api_error
         origin = headers.get("Origin")
         if _name(headers.get("Host", "")) not in self._hosts:
             return write_error(ApiError(403, "this host name is not the server's: see server.hosts"))
         if origin is not None and origin not in self._origins:
             return write_error(ApiError(403, "web pages of this origin may not use the server: see server.origins"))
-        scope["state"] = {"client": scope["client"][0] if scope.get("client") else ""}
+        scope["state"] = {"client": scope["client"][0] if scope.get("client") else "", "write_error": write_error}
         if not self._digests or scope["method"] == "OPTIONS":
             return None
         sent = _digest(headers.get("Authorization", "").removeprefix("Bearer "))
         names = [name for name, digest in self._digests.items() if hmac.compare_digest(digest, sent)]
         if not names:
             return write_error(ApiError(401, "the API key is missing or wrong", code="invalid_api_key"))
-        scope["state"] = {"client": names[0]}
+        scope["state"]["client"] = names[0]
         return None
 
 

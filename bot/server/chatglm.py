@@ -14,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from bot.domain import ChatRequest, Delta, Finished, SamplingParams, Usage
-from bot.errors import EngineError
-from bot.server.errors import ApiError, of_engine
+from bot.server.errors import ApiError
 from bot.server.generation import Backend, EventStream, complete, unless_disconnected
 from bot.server.requests import chat_of, history, integer, number, text
 
@@ -28,7 +27,7 @@ async def answer(request: Request, body: Mapping[str, Any], backend: Backend) ->
     """`POST /`: the whole answer, with the history that the next request sends."""
     prompt, turns = text(body, "prompt"), history(body)
     completion = await unless_disconnected(
-        request, complete(backend.engine, _request(request, body, backend, prompt, _API_LENGTH))
+        request, complete(backend, _request(request, body, backend, prompt, _API_LENGTH))
     )
     if completion is None:
         return None
@@ -46,7 +45,7 @@ async def glm_chat(request: Request, body: Mapping[str, Any], backend: Backend) 
     """`POST /chat` of the GLM API."""
     prompt = text(body, "prompt", "")
     completion = await unless_disconnected(
-        request, complete(backend.engine, _request(request, body, backend, prompt, _GLM_LENGTH))
+        request, complete(backend, _request(request, body, backend, prompt, _GLM_LENGTH))
     )
     if completion is None:
         return None
@@ -60,20 +59,15 @@ async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend
 
     async def lines() -> AsyncGenerator[bytes, None]:
         said, deltas = "", 0
-        try:
-            async with aclosing(backend.engine.generate(call)) as events:
-                async for event in events:
-                    if isinstance(event, Delta):
-                        said, deltas = said + event.text, deltas + 1
-                        yield _glm_event(_glm_object(backend, said, Usage(prompt_tokens, deltas)))
-                    elif isinstance(event, Finished):
-                        yield _glm_event(_glm_object(backend, said, event.usage))
-        except EngineError as error:
-            if not said:
-                raise of_engine(error) from error
-            yield b"event: error\r\n" + _glm_event({"error": of_engine(error).message})
+        async with aclosing(backend.generate(call)) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    said, deltas = said + event.text, deltas + 1
+                    yield _event(_glm_object(backend, said, Usage(prompt_tokens, deltas)))
+                elif isinstance(event, Finished):
+                    yield _event(_glm_object(backend, said, event.usage))
 
-    return EventStream(lines(), api_error)
+    return EventStream(lines(), lambda error: b"event: error\r\n" + _event({"error": error.message}))
 
 
 def api_error(error: ApiError) -> Response:
@@ -106,5 +100,5 @@ def _glm_object(backend: Backend, content: str, usage: Usage) -> dict[str, Any]:
     }
 
 
-def _glm_event(value: object) -> bytes:
+def _event(value: object) -> bytes:
     return f"data: {json.dumps(value)}\r\n\r\n".encode()

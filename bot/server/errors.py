@@ -1,7 +1,9 @@
 """Refusals of a request; each API writes them in its own form."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from starlette.responses import Response
 
 from bot.errors import EngineBusy, EngineError, EngineUnavailable, PromptTooLong
 
@@ -24,6 +26,10 @@ class ApiError(Exception):
         self.param = param
         self.headers = dict(headers or {})
         super().__init__(message)
+
+
+WriteError = Callable[[ApiError], Response]
+"""The form of one API's errors."""
 
 
 def bad_request(message: str, param: str | None = None) -> ApiError:

@@ -1,7 +1,6 @@
 """Run requests on the engine, and free their slots as soon as the client is gone."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from bot.domain import (
     ChatMessage,
     ChatRequest,
     Delta,
+    EngineEvent,
     Finished,
     FinishReason,
     Queued,
@@ -66,6 +66,19 @@ class Backend:
             raise ApiError(503, "paused by an admin, please try again later", headers={"Retry-After": "60"})
         return ChatRequest(messages, params, channel=f"api:{channel}", user=f"api:{client}")
 
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Stream the answer, as an engine does.
+
+        Raises:
+            ApiError: The engine refused the request, or failed.
+        """
+        try:
+            async with aclosing(self.engine.generate(request)) as events:
+                async for event in events:
+                    yield event
+        except EngineError as error:
+            raise of_engine(error) from error
+
     def room(self, messages: tuple[ChatMessage, ...], max_length: int) -> int:
         """Return the tokens left for the answer where `max_length` counts prompt and answer together.
 
@@ -83,27 +96,24 @@ class Backend:
         return limit - prompt
 
 
-async def complete(engine: Engine, request: ChatRequest) -> Completion:
+async def complete(backend: Backend, request: ChatRequest) -> Completion:
     """Return the whole answer.
 
     Raises:
         ApiError: The engine refused the request, or failed.
     """
     texts: list[str] = []
-    try:
-        async with aclosing(engine.generate(request)) as events:
-            async for event in events:
-                match event:
-                    case Delta(text):
-                        texts.append(text)
-                    case Finished(reason, usage):
-                        return Completion("".join(texts), reason, usage)
-                    case Queued():
-                        pass
-                    case _:
-                        assert_never(event)
-    except EngineError as error:
-        raise of_engine(error) from error
+    async with aclosing(backend.generate(request)) as events:
+        async for event in events:
+            match event:
+                case Delta(text):
+                    texts.append(text)
+                case Finished(reason, usage):
+                    return Completion("".join(texts), reason, usage)
+                case Queued():
+                    pass
+                case _:
+                    assert_never(event)
     raise AssertionError("the events of an engine end with Finished")
 
 
@@ -121,20 +131,21 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T | None:
 class EventStream(Response):
     """Server-sent events that end at once when the client goes away.
 
-    An ApiError before the first event becomes the response.  The headers are sent with the
-    first event, and after `_PING_SECONDS` at the latest, because proxies wait for them.
+    An ApiError before the first event is raised, and becomes the response; later it is the last event, as
+    `error_event` writes it.  The headers are sent with the first event, and after `_PING_SECONDS` at the latest,
+    because proxies wait for them.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], write_error: Callable[[ApiError], Response]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], error_event: Callable[[ApiError], bytes]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["Content-Length"]
         self._events = events
-        self._write_error = write_error
+        self._error_event = error_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.ensure_future(self._send(scope, receive, send))
+        sending = asyncio.ensure_future(self._send(send))
         try:
             await race(asyncio.wait([sending]), _disconnected(receive))
             if sending.done():
@@ -144,8 +155,9 @@ class EventStream(Response):
             await asyncio.gather(sending, return_exceptions=True)
             await self._events.aclose()
 
-    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(self, send: Send) -> None:
         has_begun = False
+        last = b""
         try:
             async for data in _with_pings(self._events):
                 if not has_begun:
@@ -153,12 +165,10 @@ class EventStream(Response):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except ApiError as error:
-            if has_begun:  # only after a ping
-                await send({"type": "http.response.body", "body": _error_event(error)})
-                return
-            await self._write_error(error)(scope, receive, send)
-        else:
-            await send({"type": "http.response.body", "body": b""})
+            if not has_begun:
+                raise
+            last = self._error_event(error)
+        await send({"type": "http.response.body", "body": last})
 
 
 async def _with_pings(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -178,10 +188,6 @@ async def _with_pings(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[byt
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-
-
-def _error_event(error: ApiError) -> bytes:
-    return f"data: {json.dumps({'error': {'message': error.message, 'code': error.code}})}\n\n".encode()
 
 
 async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:

@@ -16,8 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, Role, SamplingParams, Usage
-from bot.errors import EngineError
-from bot.server.errors import ApiError, bad_request, of_engine
+from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, Completion, EventStream, complete, unless_disconnected
 from bot.server.requests import integer, number, text
 
@@ -46,7 +45,7 @@ async def chat_completions(request: Request, body: Mapping[str, Any], backend: B
         options = body.get("stream_options") or {}
         includes_usage = isinstance(options, dict) and options.get("include_usage") is True
         head = {**head, "object": "chat.completion.chunk"}
-        return EventStream(_chunks(backend, calls[0], head, includes_usage), openai_error)
+        return EventStream(_chunks(backend, calls[0], head, includes_usage), lambda error: _event(_error_object(error)))
     if body.get("stream_options") is not None:
         raise bad_request("stream_options needs stream = true", "stream_options")
     completions = await unless_disconnected(request, _all(backend, calls))
@@ -99,13 +98,16 @@ def model_object(backend: Backend) -> dict[str, Any]:
 
 def openai_error(error: ApiError) -> Response:
     """Write a refusal in OpenAI's form."""
+    return JSONResponse(_error_object(error), error.status, error.headers)
+
+
+def _error_object(error: ApiError) -> dict[str, Any]:
     kind = "requests" if error.status == 429 else "server_error" if error.status >= 500 else "invalid_request_error"
-    content = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
-    return JSONResponse({"error": content}, error.status, error.headers)
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 async def _all(backend: Backend, calls: list[ChatRequest]) -> list[Completion]:
-    return await asyncio.gather(*(complete(backend.engine, call) for call in calls))
+    return await asyncio.gather(*(complete(backend, call) for call in calls))
 
 
 def _params(body: Mapping[str, Any], backend: Backend) -> SamplingParams:
@@ -194,25 +196,18 @@ async def _chunks(
     def chunk(delta: Mapping[str, str], reason: str | None = None) -> bytes:
         return _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **rest})
 
-    try:
-        async with aclosing(backend.engine.generate(call)) as events:
-            async for event in events:
-                if not has_begun:
-                    has_begun = True
-                    yield chunk({"role": "assistant", "content": ""})
-                if isinstance(event, Delta):
-                    yield chunk({"content": event.text})
-                elif isinstance(event, Finished):
-                    yield chunk({}, _reason(event.reason))
-                    if includes_usage:
-                        yield _event({**head, "choices": [], "usage": _usage(event.usage)})
-    except EngineError as error:
-        failed = of_engine(error)
-        if not has_begun:
-            raise failed from error
-        yield _event({"error": {"message": failed.message, "type": "server_error", "param": None, "code": failed.code}})
-    else:
-        yield b"data: [DONE]\n\n"
+    async with aclosing(backend.generate(call)) as events:
+        async for event in events:
+            if not has_begun:
+                has_begun = True
+                yield chunk({"role": "assistant", "content": ""})
+            if isinstance(event, Delta):
+                yield chunk({"content": event.text})
+            elif isinstance(event, Finished):
+                yield chunk({}, _reason(event.reason))
+                if includes_usage:
+                    yield _event({**head, "choices": [], "usage": _usage(event.usage)})
+    yield b"data: [DONE]\n\n"
 
 
 def _event(value: object) -> bytes:

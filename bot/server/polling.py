@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from bot.domain import ChatRequest, Delta, Finished
-from bot.errors import EngineError
-from bot.server.errors import ApiError, bad_request, of_engine
+from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend
 from bot.server.requests import chat_of, history, text
 from bot.util.aio import BackgroundTasks
@@ -84,7 +83,7 @@ class Polling:
 
     async def _answer(self, result: _Result, backend: Backend, call: ChatRequest) -> None:
         try:
-            async with aclosing(backend.engine.generate(call)) as events:
+            async with aclosing(backend.generate(call)) as events:
                 async for event in events:
                     match event:
                         case Delta(more):
@@ -92,8 +91,8 @@ class Polling:
                             result.text += more
                         case Finished():
                             result.is_handled = True
-        except EngineError as error:
-            result.error = of_engine(error).message
+        except ApiError as error:
+            result.error = error.message
         except asyncio.CancelledError:
             result.error = "the server is stopping"
             raise

@@ -207,3 +207,28 @@ async def test_other_paths_and_methods_are_errors_of_the_same_form(http: aiohttp
         assert (response.status, response.headers["Allow"]) == (405, "POST")
     async with http.get("/") as response:
         assert (response.status, await response.json()) == (405, {"error": "Method Not Allowed", "status": 405})
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        (
+            "/v1/chat/completions",
+            {
+                "error": {
+                    "message": "the server failed on this request",
+                    "type": "server_error",
+                    "param": None,
+                    "code": None,
+                }
+            },
+        ),
+        ("/", {"error": "the server failed on this request", "status": 500}),
+    ],
+)
+async def test_a_fault_of_the_server_has_the_form_of_its_api(
+    http: aiohttp.ClientSession, engine: ScriptedEngine, path: str, answer: object
+) -> None:
+    engine.add([RuntimeError("the text of a user")])
+    async with http.post(path, json={**BODY, "prompt": "a"}) as response:
+        assert (response.status, await response.json()) == (500, answer)
