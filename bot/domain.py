@@ -73,6 +73,15 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text as a model's tokenizer splits it, piece by piece; `end` are the ids after a prompt's own."""
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    end: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Parameters of sampling.
 

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Hashable
+from dataclasses import dataclass
 
 from bot.chat.i18n import Translate
 from bot.config.schema import AccessSection, LimitsSection
@@ -12,6 +13,16 @@ from bot.util.clock import Clock
 # The person at the console; no id of a platform can equal this one.
 OPERATOR = Author("console", "operator", "operator")
 _FIRST = QueueDepth()
+# Seconds until another try where the end of an answer is awaited.
+_ANSWER_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A sentence, and the seconds after which another try may be accepted."""
+
+    text: str
+    seconds: float
 
 
 class Access:
@@ -97,7 +108,8 @@ class Access:
             return translate("Your message is too long: {count} characters, the limit is {limit}.").format(
                 count=len(message.text), limit=self._limits.max_message_chars
             )
-        return self._too_much(message, translate, standing)
+        found = self.too_much(message.author.key, _channel_id(message.channel), translate, standing)
+        return None if found is None else found.text
 
     def command_refusal(self, message: IncomingMessage, translate: Translate) -> str | None:
         """Return a sentence if the command is refused; None counts it."""
@@ -110,38 +122,38 @@ class Access:
 
     def spend(self, message: IncomingMessage, usage: Usage) -> None:
         """Count the tokens of an answer against the hourly limits of its author and channel."""
-        tokens = usage.prompt_tokens + usage.completion_tokens
-        self._tokens_of_user.add(message.author.key, tokens)
-        self._tokens_in_channel.add(_channel_id(message.channel), tokens)
+        self.spend_tokens(message.author.key, usage)
+        self._tokens_in_channel.add(_channel_id(message.channel), usage.prompt_tokens + usage.completion_tokens)
 
-    def _too_much(self, message: IncomingMessage, translate: Translate, standing: QueueDepth) -> str | None:
-        user, channel = message.author.key, _channel_id(message.channel)
+    def spend_tokens(self, user: str, usage: Usage) -> None:
+        """Count the tokens of an answer that belongs to no channel."""
+        self._tokens_of_user.add(user, usage.prompt_tokens + usage.completion_tokens)
+
+    def too_much(
+        self, user: str, channel: str | None, translate: Translate, standing: QueueDepth = _FIRST
+    ) -> Refusal | None:
+        """Return why one more question is too much; None counts it.  `channel` None is limited by the user only."""
         if 0 < self._limits.waiting_per_user <= standing.author:
-            return translate("You already have {count} questions waiting; please wait for one of them.").format(
-                count=standing.author
-            )
-        if 0 < self._limits.waiting_per_channel <= standing.channel:
-            return translate(
-                "This channel already has {count} questions waiting; please wait for some of them."
-            ).format(count=standing.channel)
+            text = translate("You already have {count} questions waiting; please wait for one of them.")
+            return Refusal(text.format(count=standing.author), _ANSWER_SECONDS)
+        if channel is not None and 0 < self._limits.waiting_per_channel <= standing.channel:
+            text = translate("This channel already has {count} questions waiting; please wait for some of them.")
+            return Refusal(text.format(count=standing.channel), _ANSWER_SECONDS)
         if wait := self._asked_by_user.wait(user):
-            return translate("You have asked a lot just now. Please ask again in {seconds} s.").format(
-                seconds=math.ceil(wait)
-            )
+            text = translate("You have asked a lot just now. Please ask again in {seconds} s.")
+            return Refusal(text.format(seconds=math.ceil(wait)), wait)
         if wait := self._tokens_of_user.wait(user):
-            return translate("You've used your hourly quota. Please ask again in {minutes} min.").format(
-                minutes=math.ceil(wait / 60)
-            )
-        if wait := self._asked_in_channel.wait(channel):
-            return translate("This channel has asked a lot just now. Please ask again in {seconds} s.").format(
-                seconds=math.ceil(wait)
-            )
-        if wait := self._tokens_in_channel.wait(channel):
-            return translate("This channel has used its hourly quota. Please ask again in {minutes} min.").format(
-                minutes=math.ceil(wait / 60)
-            )
+            text = translate("You've used your hourly quota. Please ask again in {minutes} min.")
+            return Refusal(text.format(minutes=math.ceil(wait / 60)), wait)
+        if channel is not None:
+            if wait := self._asked_in_channel.wait(channel):
+                text = translate("This channel has asked a lot just now. Please ask again in {seconds} s.")
+                return Refusal(text.format(seconds=math.ceil(wait)), wait)
+            if wait := self._tokens_in_channel.wait(channel):
+                text = translate("This channel has used its hourly quota. Please ask again in {minutes} min.")
+                return Refusal(text.format(minutes=math.ceil(wait / 60)), wait)
+            self._asked_in_channel.add(channel)
         self._asked_by_user.add(user)
-        self._asked_in_channel.add(channel)
         return None
 
 

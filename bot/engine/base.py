@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from bot.domain import ChatMessage, ChatRequest, EngineEvent, EngineInfo, EngineLoad
+from bot.domain import ChatMessage, ChatRequest, EngineEvent, EngineInfo, EngineLoad, Tokens
 
 Progress = Callable[[int, int], None]
 """Called while a model loads, from any thread, with bytes read and total bytes."""
@@ -40,7 +40,11 @@ class Engine(Protocol):
         ...
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
-        """Count the tokens of the prompt for these messages."""
+        """Count the tokens of the prompt for these messages; safe to call from any thread."""
+        ...
+
+    def tokenize(self, text: str) -> Tokens | None:
+        """Split a text, without a prompt's format; None if the tokenizer is elsewhere.  Safe to call from any thread."""
         ...
 
     async def __aenter__(self) -> Self: ...

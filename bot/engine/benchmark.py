@@ -17,7 +17,7 @@ from typing import Self
 
 import torch
 
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineInfo, Finished, SamplingParams
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineInfo, Finished, SamplingParams, Tokens
 from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
 from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
@@ -260,6 +260,9 @@ class FixedPrompt:
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         return self._prompt
+
+    def tokenize(self, text: str) -> Tokens:
+        return Tokens((), ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,17 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, EngineEvent, EngineInfo, EngineLoad, Finished, Queued, SamplingParams
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    EngineEvent,
+    EngineInfo,
+    EngineLoad,
+    Finished,
+    Queued,
+    SamplingParams,
+    Tokens,
+)
 from bot.engine.base import Engine, Progress, silent
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable
 from bot.util.aio import race
@@ -104,6 +114,9 @@ class HotSwapEngine:
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return self._latest().count_tokens(messages)
+
+    def tokenize(self, text: str) -> Tokens | None:
+        return self._latest().tokenize(text)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         entry = self._admit()

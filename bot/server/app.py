@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bot.config.schema import ServerSection
-from bot.server.chatglm import answer, api_error, glm_chat, glm_stream
+from bot.server.chatglm import answer, api_error, glm_chat, glm_stream, tokenize
 from bot.server.errors import ApiError, WriteError, bad_request
-from bot.server.generation import Backend
+from bot.server.generation import Backend, Client
 from bot.server.openai import chat_completions, model_object, openai_error, served_model
 from bot.server.polling import Polling, polling_error
 from bot.server.requests import read_object
@@ -73,12 +73,13 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
             post("/chat", chat),
             post("/get_response", polling.read, polling_error),
             post("/chat-stream", glm_stream),
+            post("/tokenize", tokenize),
             post("/v1/chat/completions", chat_completions, openai_error),
             Route("/v1/models", models),
             Route("/v1/models/{id:path}", model),
         ],
         middleware=[
-            Middleware(Guard, settings),
+            Middleware(Guard, settings, backend),
             Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"]),
         ],
         exception_handlers={ApiError: _refuse, HTTPException: _refuse, Exception: _refuse},
@@ -119,32 +120,41 @@ class Guard:
     the allowed pages: otherwise any page could use a server without keys, by DNS rebinding too.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSection) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSection, backend: Backend) -> None:
         self._app = app
+        self._backend = backend
         self._hosts = _LOOPBACK | set(settings.hosts)
         self._origins = frozenset(settings.origins)
         self._digests = {name: _digest(key.get_secret_value()) for name, key in (settings.keys or {}).items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(Headers(scope=scope), scope) if scope["type"] == "http" else None
-        await (self._app if refusal is None else refusal)(scope, receive, send)
-
-    def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
+        client = Client(scope["client"][0] if scope.get("client") else "")
         write_error: WriteError = openai_error if scope["path"].startswith("/v1/") else api_error
+        scope["state"] = {"client": client, "write_error": write_error}
+        try:
+            self._admit(Headers(scope=scope), scope["method"], client)
+        except ApiError as error:
+            await write_error(error)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._backend.release(client)
+
+    def _admit(self, headers: Headers, method: str, client: Client) -> None:
+        """Name the client by its key; raise ApiError if it may not use the server."""
         origin = headers.get("Origin")
         if _name(headers.get("Host", "")) not in self._hosts:
-            return write_error(ApiError(403, "this host name is not the server's: see server.hosts"))
+            raise ApiError(403, "this host name is not the server's: see server.hosts")
         if origin is not None and origin not in self._origins:
-            return write_error(ApiError(403, "web pages of this origin may not use the server: see server.origins"))
-        scope["state"] = {"client": scope["client"][0] if scope.get("client") else "", "write_error": write_error}
-        if not self._digests or scope["method"] == "OPTIONS":
-            return None
+            raise ApiError(403, "web pages of this origin may not use the server: see server.origins")
+        if not self._digests or method == "OPTIONS":
+            return
         sent = _digest(headers.get("Authorization", "").removeprefix("Bearer "))
         names = [name for name, digest in self._digests.items() if hmac.compare_digest(digest, sent)]
         if not names:
-            return write_error(ApiError(401, "the API key is missing or wrong", code="invalid_api_key"))
-        scope["state"]["client"] = names[0]
-        return None
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        client.name = names[0]
 
 
 def _digest(key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The APIs of ChatGLM-6B's servers: `POST /`, and the GLM API's /chat and /chat-stream.
+"""The APIs of ChatGLM-6B's servers: `POST /`, and the GLM API's /chat, /chat-stream and /tokenize.
 
 Their requests and responses are those of api.py in THUDM/ChatGLM-6B and of uniai-lab/GLM-API, both of 2023.
 """
@@ -13,8 +13,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from bot.domain import ChatRequest, Delta, Finished, SamplingParams, Usage
-from bot.server.errors import ApiError
+from bot.domain import ChatRequest, Delta, Finished, SamplingParams
+from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, EventStream, complete, unless_disconnected
 from bot.server.requests import chat_of, history, integer, number, text
 
@@ -27,7 +27,7 @@ async def answer(request: Request, body: Mapping[str, Any], backend: Backend) ->
     """`POST /`: the whole answer, with the history that the next request sends."""
     prompt, turns = text(body, "prompt"), history(body)
     completion = await unless_disconnected(
-        request, complete(backend, _request(request, body, backend, prompt, _API_LENGTH))
+        request, complete(backend, await _request(request, body, backend, prompt, _API_LENGTH))
     )
     if completion is None:
         return None
@@ -45,17 +45,19 @@ async def glm_chat(request: Request, body: Mapping[str, Any], backend: Backend) 
     """`POST /chat` of the GLM API."""
     prompt = text(body, "prompt", "")
     completion = await unless_disconnected(
-        request, complete(backend, _request(request, body, backend, prompt, _GLM_LENGTH))
+        request, complete(backend, await _request(request, body, backend, prompt, _GLM_LENGTH))
     )
     if completion is None:
         return None
-    return JSONResponse(_glm_object(backend, completion.text, completion.usage))
+    prompt_tokens = await _pieces(backend, prompt, completion.usage.prompt_tokens)
+    return JSONResponse(_glm_object(backend, completion.text, prompt_tokens, completion.usage.completion_tokens))
 
 
 async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
     """`POST /chat-stream` of the GLM API: each event has all text so far, and the stream just ends."""
-    call = _request(request, body, backend, text(body, "prompt", ""), _GLM_LENGTH)
-    prompt_tokens = backend.engine.count_tokens(call.messages)
+    prompt = text(body, "prompt", "")
+    call = await _request(request, body, backend, prompt, _GLM_LENGTH)
+    prompt_tokens = await _pieces(backend, prompt, backend.engine.count_tokens(call.messages))
 
     async def lines() -> AsyncGenerator[bytes, None]:
         said, deltas = "", 0
@@ -63,11 +65,24 @@ async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend
             async for event in events:
                 if isinstance(event, Delta):
                     said, deltas = said + event.text, deltas + 1
-                    yield _event(_glm_object(backend, said, Usage(prompt_tokens, deltas)))
+                    yield _event(_glm_object(backend, said, prompt_tokens, deltas))
                 elif isinstance(event, Finished):
-                    yield _event(_glm_object(backend, said, event.usage))
+                    yield _event(_glm_object(backend, said, prompt_tokens, event.usage.completion_tokens))
 
     return EventStream(lines(), lambda error: b"event: error\r\n" + _event({"error": error.message}))
+
+
+async def tokenize(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
+    """`POST /tokenize` of the GLM API: ids as the model gets them, and the pieces of the whole prompt."""
+    prompt = text(body, "prompt", "")
+    max_length = integer(body, "max_length", _GLM_LENGTH) or _GLM_LENGTH
+    tokens = await backend.tokenize(prompt)
+    if tokens is None:
+        raise ApiError(501, "this model's tokenizer is not on this server")
+    room = max_length - len(tokens.end)
+    if room < 1:
+        raise bad_request(f"max_length is less than {len(tokens.end) + 1}", "max_length")
+    return JSONResponse({"tokenIds": [*tokens.ids[:room], *tokens.end], "tokens": tokens.pieces})
 
 
 def api_error(error: ApiError) -> Response:
@@ -75,26 +90,34 @@ def api_error(error: ApiError) -> Response:
     return JSONResponse({"error": error.message, "status": error.status}, error.status, error.headers)
 
 
-def _request(request: Request, body: Mapping[str, Any], backend: Backend, prompt: str, length: int) -> ChatRequest:
+async def _pieces(backend: Backend, prompt: str, otherwise: int) -> int:
+    """Count the pieces of the prompt alone, as the GLM API does: without history and the ids around it."""
+    tokens = await backend.tokenize(prompt)
+    return otherwise if tokens is None else len(tokens.pieces)
+
+
+async def _request(
+    request: Request, body: Mapping[str, Any], backend: Backend, prompt: str, length: int
+) -> ChatRequest:
     messages = chat_of(history(body), prompt)
     max_length = integer(body, "max_length", length, lowest=0) or length
     params = SamplingParams(
         temperature=number(body, "temperature", 0.95, 0, 2),
         top_p=number(body, "top_p", 0.7, 0, 1) or 1.0,
         top_k=backend.settings.params.top_k,
-        max_tokens=backend.room(messages, max_length),
+        max_tokens=await backend.room(messages, max_length),
     )
     if body.get("top_p") == 0:
         params = replace(params, temperature=0.0)  # a sum of 0 leaves the likeliest token only
-    return backend.request(messages, params, request.state.client)
+    return await backend.accept(request.state.client, messages, params)
 
 
-def _glm_object(backend: Backend, content: str, usage: Usage) -> dict[str, Any]:
+def _glm_object(backend: Backend, content: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     return {
         "content": content,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
         "model": backend.engine.info.model,
         "object": "chat.completion",
     }

@@ -1,9 +1,11 @@
 """Run requests on the engine, and free their slots as soon as the client is gone."""
 
 import asyncio
+import math
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
 
 from starlette.requests import Request
@@ -20,16 +22,20 @@ from bot.domain import (
     Finished,
     FinishReason,
     Queued,
+    QueueDepth,
     SamplingParams,
+    Tokens,
     Usage,
 )
 from bot.engine.base import Engine
-from bot.errors import EngineError
+from bot.errors import EngineError, PromptTooLong
 from bot.server.errors import ApiError, of_engine
 from bot.util.aio import race
 
 T = TypeVar("T")
 
+# Characters; a longer prompt is counted in a thread, because a megabyte takes seconds.
+_LONG_PROMPT = 16_000
 # Seconds between comments while a stream has nothing to say: proxies cut silent connections after 60 s.
 _PING_SECONDS = 10.0
 
@@ -41,51 +47,92 @@ class Completion:
     usage: Usage
 
 
+@dataclass(slots=True)
+class Client:
+    """The sender of a request: a key by its name, or an address.
+
+    `models` are those that it may use, all if empty; `open` counts its answers in progress.
+    """
+
+    name: str
+    models: tuple[str, ...] = ()
+    open: int = 0
+
+    @property
+    def user(self) -> str:
+        """Its name for the queue and the limits."""
+        return f"api:{self.name}"
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What all APIs share: the engine with the bot's settings and its /pause."""
+    """What all APIs share: the engine with the bot's settings, limits and /pause."""
 
     engine: Engine
     settings: ChatSettings
     access: Access
     max_waiting: int
+    _open: Counter[str] = field(default_factory=Counter)  # answers in progress by user
 
     @property
     def context_length(self) -> int:
         return self.engine.info.context_length
 
-    def request(
-        self, messages: tuple[ChatMessage, ...], params: SamplingParams, client: str, channel: str = ""
-    ) -> ChatRequest:
-        """Return the request for the engine; clients are served fairly, as users of a platform.
+    async def accept(self, client: Client, messages: tuple[ChatMessage, ...], params: SamplingParams) -> ChatRequest:
+        """Return the request for the engine, counted against the client's limits until `release`.
+
+        A client is a user of the queue and of [limits], as one of a platform is.
 
         Raises:
-            ApiError: Paused.
+            ApiError: Paused, too much, or the prompt is beyond the context.
         """
+        if await self._tokens(messages) >= self.context_length:
+            raise of_engine(PromptTooLong(await self._tokens(messages), self.context_length))
         if self.access.is_paused:
             raise ApiError(503, "paused by an admin, please try again later", headers={"Retry-After": "60"})
-        return ChatRequest(messages, params, channel=f"api:{channel}", user=f"api:{client}")
+        refusal = self.access.too_much(client.user, None, str, standing=QueueDepth(author=self._open[client.user]))
+        if refusal is not None:
+            headers = {"Retry-After": str(math.ceil(refusal.seconds))}
+            raise ApiError(429, refusal.text, code="rate_limit_exceeded", headers=headers)
+        self._open[client.user] += 1
+        client.open += 1
+        return ChatRequest(messages, params, channel=client.user, user=client.user)
+
+    def release(self, client: Client) -> None:
+        """Count the requests of a client as answered."""
+        self._open[client.user] -= client.open
+        client.open = 0
+        if not self._open[client.user]:
+            del self._open[client.user]
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        """Stream the answer, as an engine does.
+        """Stream the answer, as an engine does, and count its tokens against the client's limit.
 
         Raises:
             ApiError: The engine refused the request, or failed.
         """
+        usage, deltas = None, 0
         try:
             async with aclosing(self.engine.generate(request)) as events:
                 async for event in events:
+                    deltas += isinstance(event, Delta)
+                    usage = event.usage if isinstance(event, Finished) else None
                     yield event
         except EngineError as error:
             raise of_engine(error) from error
+        finally:
+            if usage is None and deltas:  # the client has gone
+                usage = Usage(self.engine.count_tokens(request.messages), deltas)
+            if usage is not None:
+                self.access.spend_tokens(request.user, usage)
 
-    def room(self, messages: tuple[ChatMessage, ...], max_length: int) -> int:
+    async def room(self, messages: tuple[ChatMessage, ...], max_length: int) -> int:
         """Return the tokens left for the answer where `max_length` counts prompt and answer together.
 
         Raises:
             ApiError: The prompt leaves none.
         """
-        prompt, limit = self.engine.count_tokens(messages), min(max_length, self.context_length)
+        prompt, limit = await self._tokens(messages), min(max_length, self.context_length)
         if prompt >= limit:
             raise ApiError(
                 400,
@@ -94,6 +141,15 @@ class Backend:
                 param="max_length",
             )
         return limit - prompt
+
+    async def tokenize(self, text: str) -> Tokens | None:
+        """Split a text, without stopping the event loop."""
+        return await asyncio.to_thread(self.engine.tokenize, text)
+
+    async def _tokens(self, messages: tuple[ChatMessage, ...]) -> int:
+        if sum(len(message.content) for message in messages) <= _LONG_PROMPT:
+            return self.engine.count_tokens(messages)
+        return await asyncio.to_thread(self.engine.count_tokens, messages)
 
 
 async def complete(backend: Backend, request: ChatRequest) -> Completion:

@@ -33,11 +33,8 @@ async def chat_completions(request: Request, body: Mapping[str, Any], backend: B
     choices = integer(body, "n", 1, lowest=1) or 1
     if choices > _MOST_CHOICES:
         raise bad_request(f"n is at most {_MOST_CHOICES}", "n")
-    params = _params(body, backend)
-    client = request.state.client
-    calls = [
-        backend.request(messages, _with_seed(params, number), client, channel=str(number)) for number in range(choices)
-    ]
+    call = await backend.accept(request.state.client, messages, _params(body, backend))
+    calls = [_numbered(call, number) for number in range(choices)]
     head: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
     if body.get("stream"):
         if choices > 1:
@@ -127,8 +124,11 @@ def _params(body: Mapping[str, Any], backend: Backend) -> SamplingParams:
     )
 
 
-def _with_seed(params: SamplingParams, number: int) -> SamplingParams:
-    return params if params.seed is None else replace(params, seed=params.seed + number)
+def _numbered(call: ChatRequest, number: int) -> ChatRequest:
+    """Return the call of one of several answers: the seed is its own, and it waits for no other of them."""
+    seed = call.params.seed
+    params = call.params if seed is None else replace(call.params, seed=seed + number)
+    return replace(call, params=params, channel=f"{call.channel}:{number}")
 
 
 def _stop(value: object) -> tuple[str, ...]:

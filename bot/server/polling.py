@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from bot.domain import ChatRequest, Delta, Finished
 from bot.server.errors import ApiError, bad_request
-from bot.server.generation import Backend
+from bot.server.generation import Backend, Client
 from bot.server.requests import chat_of, history, text
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
@@ -68,9 +68,15 @@ class Polling:
         load = backend.engine.load
         if load.waiting >= backend.max_waiting or len(self._results) >= _KEPT:
             return _code(_BUSY, "busy now")
-        call = backend.request(chat_of(turns, query), backend.settings.params, id[0])
+        # Its own, because the answer outlives this request.
+        client = replace(request.state.client)
         result = self._results[id] = _Result()
-        self._tasks.start(self._answer(result, backend, call))
+        try:
+            call = await backend.accept(client, chat_of(turns, query), backend.settings.params)
+        except ApiError:
+            del self._results[id]
+            raise
+        self._tasks.start(self._answer(result, backend, client, call))
         return _code(0, "start process")
 
     async def read(self, request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
@@ -81,7 +87,7 @@ class Polling:
             return _code(_UNKNOWN, "request_id not exists")
         return _code(0, "success", response=result.as_json())
 
-    async def _answer(self, result: _Result, backend: Backend, call: ChatRequest) -> None:
+    async def _answer(self, result: _Result, backend: Backend, client: Client, call: ChatRequest) -> None:
         try:
             async with aclosing(backend.generate(call)) as events:
                 async for event in events:
@@ -97,6 +103,7 @@ class Polling:
             result.error = "the server is stopping"
             raise
         finally:
+            backend.release(client)
             result.is_handled = result.is_finished = True
             result.ended = self._clock.now()
 
@@ -116,7 +123,7 @@ def _id_of(request: Request, body: Mapping[str, Any]) -> _Id:
     id = body.get("request_id")
     if isinstance(id, bool) or not isinstance(id, str | int):
         raise bad_request("request_id is missing, or neither a string nor a whole number", "request_id")
-    return (request.state.client, id)
+    return (request.state.client.name, id)
 
 
 def _code(code: int, message: str, **more: object) -> Response:

@@ -1,6 +1,7 @@
 """Read requests: bounded bodies, JSON objects, fields of the right type, histories."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from bot.server.errors import ApiError, bad_request
 
 # Bytes of a body.
 LONGEST_BODY = 2**20
+
+# JSON can write half a character, which is in no text: each becomes "?".
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _MISSING = object()
 
@@ -32,7 +36,10 @@ async def read_object(request: Request) -> dict[str, Any]:
         raise bad_request("the body is not JSON") from None
     if not isinstance(value, dict):
         raise bad_request("the body is not a JSON object")
-    return value
+    if not _LONE_SURROGATE.search(body):
+        return value
+    clean: dict[str, Any] = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    return clean
 
 
 def text(body: Mapping[str, Any], name: str, default: object = _MISSING) -> str:

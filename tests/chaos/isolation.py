@@ -101,6 +101,9 @@ class PromptChecker:
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return len(messages)
 
+    def tokenize(self, text: str) -> None:
+        """Without a tokenizer."""
+
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         own = self._machine.check_prompt(request)
         yield Delta(f"half an answer to {own}, ")

@@ -29,6 +29,7 @@ from bot.domain import (
     EngineLoad,
     Exchange,
     Finished,
+    Tokens,
 )
 from bot.engine.serving.base import Batch
 from bot.engine.serving.engine import ServingEngine
@@ -87,6 +88,9 @@ class TrackedEngine:
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return self._engine.count_tokens(messages)
+
+    def tokenize(self, text: str) -> Tokens:
+        return self._engine.tokenize(text)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         text = request.messages[-1].content

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import torch
 from torch import Tensor
 
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, SamplingParams
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, SamplingParams, Tokens
 from bot.engine.serving.base import Batch, Detokenizer
 from bot.engine.serving.engine import LoadedModel, ServingEngine
 from tests.harness.platform import TIMEOUT
@@ -40,6 +40,10 @@ class ByteTokenizer:
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         return [*"\n".join(message.content for message in messages).encode(), START]
+
+    def tokenize(self, text: str) -> Tokens:
+        ids = tuple(text.encode())
+        return Tokens(ids, tuple(map(chr, ids)), (START,))
 
     def detokenizer(self) -> Detokenizer:
         return ByteDetokenizer()

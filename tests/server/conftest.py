@@ -31,8 +31,13 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def access(clock: ManualClock) -> Access:
-    return Access(AccessSection(), LimitsSection(), clock)
+def limits() -> LimitsSection:
+    return LimitsSection(waiting_per_user=0)
+
+
+@pytest.fixture
+def access(clock: ManualClock, limits: LimitsSection) -> Access:
+    return Access(AccessSection(), limits, clock)
 
 
 @pytest.fixture
@@ -41,10 +46,12 @@ def settings() -> ServerSection:
 
 
 @pytest.fixture
-async def url(
-    engine: ScriptedEngine, access: Access, clock: ManualClock, settings: ServerSection
-) -> AsyncIterator[str]:
-    backend = Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING)
+def backend(engine: ScriptedEngine, access: Access) -> Backend:
+    return Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING)
+
+
+@pytest.fixture
+async def url(backend: Backend, clock: ManualClock, settings: ServerSection) -> AsyncIterator[str]:
     async with serve_apis(settings, backend, clock) as port:
         yield f"http://127.0.0.1:{port}"
 

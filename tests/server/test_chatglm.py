@@ -145,3 +145,28 @@ async def test_a_fault_after_the_first_event_is_an_error_event(
         500,
         {"error": "the model failed on this request", "status": 500},
     )
+
+
+async def test_a_prompt_is_counted_without_its_history(http: aiohttp.ClientSession) -> None:
+    _, answer = await post(http, "/chat", {"prompt": "what?", "history": [["earlier", "answer"]]})
+    assert (answer["prompt_tokens"], answer["total_tokens"]) == (5, 14)
+
+
+async def test_text_is_split_into_ids_and_pieces(http: aiohttp.ClientSession) -> None:
+    assert await post(http, "/tokenize", {"prompt": "abc"}) == (
+        200,
+        {"tokenIds": [97, 98, 99, 0, 1], "tokens": ["a", "b", "c"]},
+    )
+    assert await post(http, "/tokenize", {"prompt": "abc", "max_length": 4}) == (
+        200,
+        {"tokenIds": [97, 98, 0, 1], "tokens": ["a", "b", "c"]},
+    )
+    assert await post(http, "/tokenize", {"prompt": None}) == (200, {"tokenIds": [0, 1], "tokens": []})
+    for body, name in (({"prompt": ["abc"]}, "prompt"), ({"prompt": "abc", "max_length": 2}, "max_length")):
+        status, answer = await post(http, "/tokenize", body)
+        assert (status, name in answer["error"]) == (400, True)
+
+
+async def test_half_a_character_is_answered(http: aiohttp.ClientSession) -> None:
+    status, answer = await post(http, "/", b'{"prompt": "a\\ud800b", "history": [["\\udc00", "c"]]}')
+    assert (status, answer["history"][:1]) == (200, [["?", "c"]])

@@ -48,6 +48,9 @@ class EchoEngine:
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return sum(1 + len(list(_tokens(message.content))) for message in messages)
 
+    def tokenize(self, text: str) -> None:
+        """Return None: there is no vocabulary."""
+
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         prompt_tokens = self.count_tokens(request.messages)
         room = self._context_length - prompt_tokens

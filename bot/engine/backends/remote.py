@@ -101,6 +101,9 @@ class RemoteEngine:
         """Estimate the tokens: servers use many tokenizers, and few of them count."""
         return sum(estimate_tokens(message.content) for message in messages)
 
+    def tokenize(self, text: str) -> None:
+        """Return None: the servers have the tokenizer."""
+
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         prompt_tokens = self.count_tokens(request.messages)
         if prompt_tokens >= self._context_length:

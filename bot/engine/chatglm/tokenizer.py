@@ -9,7 +9,7 @@ from typing import Self
 
 from sentencepiece import SentencePieceProcessor
 
-from bot.domain import ChatMessage
+from bot.domain import ChatMessage, Tokens
 from bot.engine.chatglm import prompt
 from bot.engine.chatglm.config import check_file, read_json
 from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerDetokenizer, clean_up, expand, respond
@@ -90,6 +90,10 @@ class ChatGLMTokenizer:
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return the prompt ids of a chat: its text, then [gMASK] and <sop>."""
         return [*self.encode(prompt.render(messages)), *self._context]
+
+    def tokenize(self, text: str) -> Tokens:
+        ids = self.encode(text)
+        return Tokens(tuple(ids), tuple(map(self.piece, ids)), self._context)
 
     def piece(self, token: int) -> str:
         """Return the piece of an id; ids below `image_tokens` are unused image tokens.

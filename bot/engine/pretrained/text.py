@@ -8,7 +8,7 @@ from typing import cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from bot.domain import ChatMessage
+from bot.domain import ChatMessage, Tokens
 from bot.errors import CheckpointError
 
 # No character has more tokens than this: a longer incomplete sequence is invalid bytes.
@@ -47,6 +47,11 @@ class ChatTokenizer:
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         return self._rendered(rounds(messages, knows_system=self._knows_system))
+
+    def tokenize(self, text: str) -> Tokens:
+        with self._lock:
+            ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            return Tokens(tuple(ids), tuple(self._tokenizer.convert_ids_to_tokens(ids)))
 
     def detokenizer(self) -> "IncrementalDetokenizer":
         return IncrementalDetokenizer(self._decoder, self._unseen)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from bot.domain import ChatMessage
+from bot.domain import ChatMessage, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +82,10 @@ class Tokenizer(Protocol):
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Return the prompt ids of a chat."""
+        ...
+
+    def tokenize(self, text: str) -> Tokens:
+        """Split any text; the ids contain no control id."""
         ...
 
     def detokenizer(self) -> Detokenizer: ...

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVarTuple
 
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, EngineLoad, Finished, Queued
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo, EngineLoad, Finished, Queued, Tokens
 from bot.engine.base import Progress, silent
 from bot.engine.serving.base import CausalLM, Tokenizer
 from bot.engine.serving.collector import OutputCollector, OutputItem
@@ -102,6 +102,9 @@ class ServingEngine:
 
     def count_tokens(self, messages: Many[ChatMessage]) -> int:
         return len(self._entered()[0].prompt(messages))
+
+    def tokenize(self, text: str) -> Tokens:
+        return self._entered()[0].tokenize(text)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         sequence, collector = self._enqueue(request)

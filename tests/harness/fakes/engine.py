@@ -17,6 +17,7 @@ from bot.domain import (
     EngineLoad,
     Finished,
     FinishReason,
+    Tokens,
     Usage,
 )
 from bot.engine.serving.queue import FairQueue
@@ -85,6 +86,9 @@ class ScriptedEngine:
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         return sum(len(message.content) for message in messages)
+
+    def tokenize(self, text: str) -> Tokens:
+        return Tokens(tuple(map(ord, text)), tuple(text), (0, 1))
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         prompt_tokens = self.count_tokens(request.messages)

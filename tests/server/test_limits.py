@@ -1,0 +1,130 @@
+"""[limits] hold for clients of the APIs: a key, or an address, is a user."""
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from bot.config.schema import LimitsSection
+from bot.server.generation import Backend
+from tests.harness.fakes import ManualClock, ScriptedEngine
+
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "what?"}]}
+
+
+async def ask(http: aiohttp.ClientSession, **more: Any) -> tuple[int, Any, Any]:
+    async with http.post("/v1/chat/completions", json={**ASK, **more}) as response:
+        body = await response.read()
+        error = json.loads(body)["error"] if response.status != 200 else None
+        return response.status, error, response.headers.get("Retry-After")
+
+
+class TestRequests:
+    @pytest.fixture
+    def limits(self) -> LimitsSection:
+        return LimitsSection(requests_per_minute=2)
+
+    async def test_too_many_are_refused_in_the_form_of_each_api_until_the_minute_is_over(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine, clock: ManualClock
+    ) -> None:
+        assert (await ask(http))[0] == 200
+        clock.jump(20)
+        assert (await ask(http, stream=True))[0] == 200
+        clock.jump(10.5)
+        for stream in (False, True):
+            status, error, wait = await ask(http, stream=stream)
+            assert (status, error["type"], error["code"], wait) == (429, "requests", "rate_limit_exceeded", "30")
+        for path in ("/", "/chat", "/chat-stream"):
+            async with http.post(path, json={"prompt": "a"}) as response:
+                assert (response.status, response.headers["Retry-After"]) == (429, "30")
+                assert (await response.json())["status"] == 429
+        async with http.post("/chat", json={"request_id": "1", "query": "a"}) as response:
+            assert (response.status, (await response.json())["code"]) == (200, 100)
+        async with http.get("/v1/models") as response:
+            assert response.status == 200
+        assert len(engine.requests) == 2
+        clock.jump(29.5)
+        assert (await ask(http))[0] == 200
+
+    async def test_a_request_that_cannot_be_answered_does_not_count(self, http: aiohttp.ClientSession) -> None:
+        for _ in range(3):
+            assert (await ask(http, messages=[{"role": "user", "content": "x" * 600}]))[0] == 400
+        assert (await ask(http))[0] == 200
+
+
+class TestTokens:
+    @pytest.fixture
+    def limits(self) -> LimitsSection:
+        return LimitsSection(tokens_per_hour=20)
+
+    async def test_prompts_and_answers_count(self, http: aiohttp.ClientSession, clock: ManualClock) -> None:
+        assert (await ask(http))[0] == 200
+        assert (await ask(http))[0] == 200  # 28 tokens
+        status, error, wait = await ask(http)
+        assert (status, "quota" in error["message"], wait) == (429, True, "3600")
+        clock.jump(3600)
+        assert (await ask(http))[0] == 200
+
+    async def test_an_answer_that_is_cut_off_counts_as_far_as_it_came(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine
+    ) -> None:
+        engine.add([*"1234567890abcdef", asyncio.Event()])
+        async with http.post("/v1/chat/completions", json={**ASK, "stream": True}) as response:
+            async for line in response.content:
+                if b'"f"' in line:
+                    break
+            response.close()
+        await engine.left(1)
+        while (await ask(http, n=1))[0] != 429:
+            assert len(engine.requests) == 1, "21 tokens are spent"
+
+
+class TestWaiting:
+    @pytest.fixture
+    def limits(self) -> LimitsSection:
+        return LimitsSection(waiting_per_user=2, requests_per_minute=0)
+
+    async def test_a_third_open_request_is_refused_whenever_it_comes(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine, backend: Backend
+    ) -> None:
+        engine.go_on.clear()
+        asking = [asyncio.ensure_future(ask(http, stream=number % 2 == 0)) for number in range(20)]
+        refused = 0
+        while refused < 18:
+            done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            asking = [each for each in asking if each not in done]
+            for each in done:
+                status, error, wait = each.result()
+                assert (status, error["code"], wait) == (429, "rate_limit_exceeded", "5")
+                refused += 1
+        assert len(engine.requests) == 2
+        engine.go_on.set()
+        assert [(await each)[0] for each in asking] == [200, 200]
+        assert (await ask(http))[0] == 200
+
+    async def test_polled_answers_are_open_until_they_end(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine
+    ) -> None:
+        engine.go_on.clear()
+        codes = []
+        for number in (1, 2, 3):
+            async with http.post("/chat", json={"request_id": number, "query": "a"}) as response:
+                codes.append((await response.json())["code"])
+        assert codes == [0, 0, 100]
+        assert (await ask(http))[0] == 429
+        engine.go_on.set()
+        while (await ask(http))[0] == 429:
+            pass
+
+    async def test_a_client_that_leaves_makes_room(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
+        engine.go_on.clear()
+        asking = [asyncio.ensure_future(ask(http)) for _ in range(2)]
+        await engine.asked(2)
+        for each in asking:
+            each.cancel()
+        await engine.left(2)
+        engine.go_on.set()
+        while (await ask(http))[0] == 429:
+            pass
