@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
+# With it, each process of the tests, a worker or a bot, would compile all sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test suite lossless reliability weights-test image image-test release sbom lint format words migration clean
 
 run: $(VENV)/run-installed

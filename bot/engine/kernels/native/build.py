@@ -31,7 +31,7 @@ _KINDS = {
     "AVX2": ("-march=x86-64-v3",),
     "DEFAULT": ("-march=x86-64",),
 }
-_SECONDS = 120
+_SECONDS = 600
 
 
 @cache
