@@ -19,6 +19,16 @@ from tests.harness.platform import Fault
 from tests.harness.servers.discord import DiscordPlatform
 
 
+@pytest.fixture
+async def visited(platform: DiscordPlatform, tmp_path: Path) -> DiscordPlatform:
+    """The platform after a run of the bot that answered a question in `general`."""
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+        await bot.all_is_delivered()
+    return platform
+
+
 async def test_a_new_session_backfills_channels_threads_and_direct_messages(bot: DiscordBot) -> None:
     await bot.platform.say("before")
     await bot.platform.say("hello", direct=True)
@@ -45,17 +55,14 @@ async def test_a_new_session_backfills_channels_threads_and_direct_messages(bot:
 
 
 async def test_messages_sent_while_the_bot_was_stopped_are_answered_at_the_next_start(
-    platform: DiscordPlatform, tmp_path: Path
+    visited: DiscordPlatform, tmp_path: Path
 ) -> None:
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("one")
-        await bot.shows("ok")
-    missed = [await platform.say("two"), await platform.say("three", author="Jo")]
-    async with run_discord_bot(platform, tmp_path) as bot:
+    missed = [await visited.say("two"), await visited.say("three", author="Jo")]
+    async with run_discord_bot(visited, tmp_path) as bot:
         await bot.shows("ok", "ok", "ok")
         contents = [request.messages[-1].content for request in bot.engine.requests]
         assert contents == ["Mei: two", "Jo: three"]
-        assert sorted(seen.reply_to or "" for seen in platform.seen()[-2:]) == missed
+        assert sorted(seen.reply_to or "" for seen in visited.seen()[-2:]) == missed
 
 
 async def test_an_interrupted_reply_is_edited_after_a_restart(platform: DiscordPlatform, tmp_path: Path) -> None:
@@ -259,13 +266,10 @@ async def test_a_message_id_from_the_future_does_not_hide_missed_messages(
         await bot.shows("ok", "ok")
 
 
-async def test_a_rate_limited_backfill_waits(platform: DiscordPlatform, tmp_path: Path) -> None:
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("one")
-        await bot.shows("ok")
-    await platform.say("two")
-    platform.rate_limits = {f"/channels/{platform.channel('general')}/messages": 2}
-    async with run_discord_bot(platform, tmp_path) as bot:
+async def test_a_rate_limited_backfill_waits(visited: DiscordPlatform, tmp_path: Path) -> None:
+    await visited.say("two")
+    visited.rate_limits = {f"/channels/{visited.channel('general')}/messages": 2}
+    async with run_discord_bot(visited, tmp_path) as bot:
         await bot.shows("ok", "ok")
 
 
@@ -280,30 +284,24 @@ async def roll_back(folder: Path, saved: Path) -> None:
         shutil.copy(saved, folder / "bot.db")
 
 
-async def test_answers_that_a_rolled_back_database_forgot_are_adopted(
-    platform: DiscordPlatform, tmp_path: Path
-) -> None:
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("the first")
-        await bot.shows("ok")
-        await bot.all_is_delivered()
+async def test_answers_that_a_rolled_back_database_forgot_are_adopted(visited: DiscordPlatform, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
     answer = "\n\n".join(f"{number}. " + "many words " * 60 for number in range(6))
-    async with run_discord_bot(platform, tmp_path) as bot:
+    async with run_discord_bot(visited, tmp_path) as bot:
         bot.engine.add(answer)
-        question = await platform.say("a long story?")
-        await platform.say("the third")
-        await platform.until(
-            lambda: sum(Action.RETRY in seen.actions and seen.markdown != "…" for seen in platform.seen()) == 3
+        question = await visited.say("a long story?")
+        await visited.say("the third")
+        await visited.until(
+            lambda: sum(Action.RETRY in seen.actions and seen.markdown != "…" for seen in visited.seen()) == 3
         )
         before = bot.shown()
     await roll_back(tmp_path, tmp_path / "saved")
-    platform.forget_nonces()
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("the last")
-        await platform.until(lambda: len(bot.shown()) > len(before) and platform.seen()[-1].markdown.startswith("ok"))
+    visited.forget_nonces()
+    async with run_discord_bot(visited, tmp_path) as bot:
+        await visited.say("the last")
+        await visited.until(lambda: len(bot.shown()) > len(before) and visited.seen()[-1].markdown.startswith("ok"))
         assert bot.shown()[:-1] == before
-        adopted = await bot.harness.store.find(ChannelKey("discord", str(platform.channel("general"))), question)
+        adopted = await bot.harness.store.find(ChannelKey("discord", str(visited.channel("general"))), question)
         assert adopted is not None
         assert adopted.status is Status.DELIVERED
         assert adopted.answer is not None
@@ -329,20 +327,16 @@ async def test_with_a_new_database_only_the_unanswered_question_is_answered(
 
 
 async def test_a_reply_cut_off_after_the_backup_goes_on_in_its_message(
-    platform: DiscordPlatform, tmp_path: Path
+    visited: DiscordPlatform, tmp_path: Path
 ) -> None:
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("one")
-        await bot.shows("ok")
-        await bot.all_is_delivered()
     shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
-    async with run_discord_bot(platform, tmp_path) as bot:
+    async with run_discord_bot(visited, tmp_path) as bot:
         bot.engine.add(["half an", asyncio.Event()])
-        await platform.say("two")
+        await visited.say("two")
         await bot.shows("ok", "half an")
     await roll_back(tmp_path, tmp_path / "saved")
-    platform.forget_nonces()
-    async with run_discord_bot(platform, tmp_path) as bot:
+    visited.forget_nonces()
+    async with run_discord_bot(visited, tmp_path) as bot:
         bot.engine.add("whole")
         await bot.shows("ok", "whole")
 
@@ -423,17 +417,13 @@ async def test_an_unreadable_or_empty_history_proves_no_deletion(bot: DiscordBot
 
 
 async def test_a_message_that_the_library_cannot_parse_costs_only_itself(
-    platform: DiscordPlatform, tmp_path: Path
+    visited: DiscordPlatform, tmp_path: Path
 ) -> None:
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("one")
-        await bot.shows("ok")
-        await bot.all_is_delivered()
-    await platform.say("two")
-    bad = await platform.say("among others", mention=False)
-    platform.messages[int(bad)]["mentions"] = [{"id": None}]
-    await platform.say("three", author="Jo")
-    async with run_discord_bot(platform, tmp_path) as bot:
+    await visited.say("two")
+    bad = await visited.say("among others", mention=False)
+    visited.messages[int(bad)]["mentions"] = [{"id": None}]
+    await visited.say("three", author="Jo")
+    async with run_discord_bot(visited, tmp_path) as bot:
         await bot.shows("ok", "ok", "ok")
 
 
@@ -463,22 +453,16 @@ async def test_a_channel_whose_history_is_broken_delays_no_other_one(platform: D
         await bot.shows("ok", "ok", channel="broken")
 
 
-async def test_a_missed_question_with_an_unreadable_part_is_answered(platform: DiscordPlatform, tmp_path: Path) -> None:
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("before")
-        await bot.shows("ok")
-    await platform.say("what is broken here?", embeds=[None])
-    async with run_discord_bot(platform, tmp_path) as bot:
+async def test_a_missed_question_with_an_unreadable_part_is_answered(visited: DiscordPlatform, tmp_path: Path) -> None:
+    await visited.say("what is broken here?", embeds=[None])
+    async with run_discord_bot(visited, tmp_path) as bot:
         await bot.shows("ok", "ok")
         assert bot.engine.requests[0].messages[-1].content == "Mei: what is broken here?"
 
 
 async def test_with_a_host_clock_that_is_ahead_a_missed_question_is_answered(
-    platform: DiscordPlatform, tmp_path: Path
+    visited: DiscordPlatform, tmp_path: Path
 ) -> None:
-    async with run_discord_bot(platform, tmp_path) as bot:
-        await platform.say("one")
-        await bot.shows("ok")
-    await platform.say("two")
-    async with run_discord_bot(platform, tmp_path, today=datetime.now(UTC) + timedelta(hours=3)) as bot:
+    await visited.say("two")
+    async with run_discord_bot(visited, tmp_path, today=datetime.now(UTC) + timedelta(hours=3)) as bot:
         await bot.shows("ok", "ok")
