@@ -127,12 +127,25 @@ class Usage:
 class Queued:
     """The request waits: `position` 1 is next; `wait` is an estimate in seconds.
 
-    With `is_model_changing` it waits for another model to be loaded.
+    With `is_model_changing` it waits for another model to be loaded, with `is_model_loading`
+    for a model server that still loads.
     """
 
     position: int
     wait: float | None = None
     is_model_changing: bool = False
+    is_model_loading: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """More of the model's reasoning before its answer, which is no part of it.
+
+    `seconds` since the reasoning began are added for the reader.
+    """
+
+    text: str
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +170,7 @@ class Finished:
     usage: Usage = Usage()
 
 
-EngineEvent = Queued | Delta | Finished
+EngineEvent = Queued | Thought | Delta | Finished
 ReplyEvent = EngineEvent | Notice
 
 
@@ -187,6 +200,7 @@ class EngineLoad:
     tokens_per_second: float | None = None  # recent throughput of all requests together
     since_progress: float = 0.0
     down: str | None = None
+    fault: str | None = None  # the reason while it cannot answer, which may pass
     is_changing: bool = False  # the model is being replaced; new requests wait for the next one
     slots: int = 0  # most requests that run at once
     wait: float | None = None  # estimated seconds until the current queue is served

@@ -8,6 +8,7 @@
     │   ├── EngineBusy          the queue is full
     │   ├── PromptTooLong       the messages do not fit the model's context
     │   └── EngineFailed        this request died; others live
+    │       └── AnswerBrokenOff after its first text; the rest cannot be had
     ├── StoreError              the database cannot be used
     │   └── StoreInUse          by another bot: one at a time
     ├── NotErased               deleted from every row, but still in the database's file
@@ -85,6 +86,10 @@ class PromptTooLong(EngineError):
 
 class EngineFailed(EngineError):
     """One request failed (out of memory, NaN); others are not affected."""
+
+
+class AnswerBrokenOff(EngineFailed):
+    """A model server broke off after the first text, and the same answer cannot be continued."""
 
 
 class StoreError(BotError):

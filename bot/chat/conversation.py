@@ -21,16 +21,21 @@ from bot.domain import (
     Notice,
     Queued,
     Status,
+    Thought,
     Usage,
 )
 from bot.engine.base import Engine
-from bot.errors import BotError, EngineBusy, EngineError, PromptTooLong, StoreError
+from bot.errors import AnswerBrokenOff, BotError, EngineBusy, EngineError, PromptTooLong, StoreError
 from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
 from bot.util.clock import Clock
 from bot.util.text import replace_surrogates
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+# Times that a prompt, cut to the context, may be too long after all.
+_MOST_REFUSALS = 3
 
 
 class _Draft:
@@ -52,6 +57,9 @@ class _Draft:
 
     def queued(self, event: Queued) -> None:
         self._stream.put(event)
+
+    def think(self, thought: Thought) -> None:
+        self._stream.put(replace(thought, text=replace_surrogates(thought.text)))
 
     def answer(self, finished: Finished) -> Answer:
         return Answer("".join(self._texts), "\n\n".join(self._notices), finished.reason, finished.usage)
@@ -100,16 +108,17 @@ class Conversations:
             self._exchanges.leave_channel(worker)
 
     async def _generate(self, worker: Worker, draft: _Draft, translate: Translate) -> Finished:
+        refusals = 0
         while True:
-            model = self._engine.info
             worker.prompt_in_doubt.clear()
             worker.is_interrupted = False
             prompt = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
             try:
                 finished = await self._run_model(worker, prompt, draft, translate)
             except PromptTooLong:
-                # The model may have been replaced since the prompt was cut to its context.
-                if self._engine.info == model:
+                # The prompt was cut to the context: since then the model was replaced, or its tokens counted better.
+                refusals += 1
+                if refusals >= _MOST_REFUSALS:
                     raise
             else:
                 if finished is not None:
@@ -131,6 +140,7 @@ class Conversations:
         )
         notices = prompt.notices(translate)
         began, outcome, deltas = self._clock.now(), "closed", 0
+        thinking_since: float | None = None
         guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt), name="prompt guard")
         try:
             async with worker.generating(), aclosing(self._engine.generate(request)) as events:
@@ -140,6 +150,13 @@ class Conversations:
                         continue
                     if worker.is_interrupted:
                         return None
+                    if isinstance(event, Thought):
+                        if thinking_since is None:
+                            thinking_since = self._clock.now()
+                            worker.limit(self._settings.answer_seconds)
+                        text = event.text if self._settings.conversation.show_thoughts else ""
+                        draft.think(Thought(text, self._clock.now() - thinking_since))
+                        continue
                     # From the first text on the answer goes on: people have read it, and it is no quotation.
                     guard.cancel()
                     for notice in notices:
@@ -150,6 +167,7 @@ class Conversations:
                         return event
                     if not deltas:
                         self._metrics.first_token.observe(self._clock.now() - began)
+                    if not deltas and thinking_since is None:
                         worker.limit(self._settings.answer_seconds)
                     deltas += 1
                     draft.extend(event.text)
@@ -205,6 +223,8 @@ def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Transla
             )
         case NothingToAsk():
             return translate("The message that yours refers to was deleted, and there was no other text.")
+        case AnswerBrokenOff():
+            return translate("(The answer broke off here: the model server failed.)")
         case StoreError():
             return translate("My database has a problem, so I cannot answer now. Please try again later.")
         case _:

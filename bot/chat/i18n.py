@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, assert_never
 
-from bot.domain import FinishReason, IncomingMessage, Queued
+from bot.domain import FinishReason, IncomingMessage, Queued, Thought
 
 Language = Literal["en", "zh"]
 Translate = Callable[[str], str]
@@ -78,6 +78,10 @@ def waiting(queued: Queued, translate: Translate) -> str:
     """
     if queued.is_model_changing:
         return translate("I am changing the model, about {seconds} s.").format(seconds=math.ceil(queued.wait or 1))
+    if queued.is_model_loading:
+        return translate("Waiting: number {position} in the queue. The model is still loading.").format(
+            position=queued.position
+        )
     if queued.wait is None:
         return translate("Waiting: number {position} in the queue.").format(position=queued.position)
     if queued.wait <= 90:
@@ -87,3 +91,14 @@ def waiting(queued: Queued, translate: Translate) -> str:
     return translate("Waiting: number {position} in the queue, about {minutes} min.").format(
         position=queued.position, minutes=math.ceil(queued.wait / 60)
     )
+
+
+def thinking(thought: Thought, translate: Translate) -> str:
+    r"""Return what is shown while the model thinks: its time, and its thoughts if they are shown, as a quotation.
+
+    >>> thinking(Thought("", 12.3), str), thinking(Thought("2 and 2\nmake", 1), str)
+    ('Thinking… 12 s', 'Thinking… 1 s\n\n> 2 and 2\n> make')
+    """
+    head = translate("Thinking… {seconds} s").format(seconds=int(thought.seconds))
+    quoted = "\n".join(f"> {line}" for line in thought.text.strip().splitlines())
+    return f"{head}\n\n{quoted}" if quoted else head

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-from bot.domain import Delta, Finished, Queued, ReplyEvent
+from bot.domain import Delta, Finished, Queued, ReplyEvent, Thought
 
 
 class ReplyStream:
@@ -33,8 +33,12 @@ class ReplyStream:
 
     def put(self, event: ReplyEvent) -> None:
         self.changes += 1
-        if isinstance(event, Delta | Queued) and self._unread and isinstance(self._unread[-1], Queued):
+        last = self._unread[-1] if self._unread else None
+        if isinstance(event, Delta | Queued | Thought) and isinstance(last, Queued):
             self._unread.pop()
+        if isinstance(event, Thought) and isinstance(last, Thought) and not self._texts:
+            self._unread.pop()
+            event = Thought(last.text + event.text, event.seconds)
         if isinstance(event, Delta):
             self._texts.append(event.text)
         else:

@@ -104,6 +104,9 @@ class ConversationSection(Section):
     name_speakers: bool = Field(
         default=True, description="in group conversations, put the name of the author before each message"
     )
+    show_thoughts: bool = Field(
+        default=False, description="show the reasoning of a thinking model until its answer begins"
+    )
     catch_up_minutes: float = Field(
         default=60, ge=0, le=_CENTURY * 24 * 60, description="answer missed messages up to this many minutes old"
     )
@@ -144,6 +147,11 @@ class EngineSection(Section):
     proxy: Proxy = Field(
         default=NO_PROXY,
         description="remote: HTTP proxy; empty = HTTPS_PROXY; put one with a password into BOT_ENGINE__PROXY",
+    )
+    server: Literal["auto", "vllm", "sglang", "llama-server", "other"] = Field(
+        default="auto",
+        description="remote: auto (by its list of models), vllm, sglang, llama-server, other; "
+        "the first three continue a broken answer",
     )
     ca_file: str = Field(default="", description="remote: certificates of a private authority (PEM)")
     connect_seconds: float = Field(default=5.0, gt=0, description="remote: time limit of connecting")

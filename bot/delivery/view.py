@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from bot.chat.i18n import Translate, finish_note, waiting
+from bot.chat.i18n import Translate, finish_note, thinking, waiting
 from bot.delivery.markdown.format import CachedFormat, Format, PlainFormat, Rendered, fits
 from bot.delivery.markdown.split import Splitter, join, split
 from bot.domain import (
@@ -21,10 +21,13 @@ from bot.domain import (
     Notice,
     Queued,
     ReplyEvent,
+    Thought,
 )
 
 PLACEHOLDER = "…"
 NO_CONTROLS: Controls = frozenset()
+# The last characters of a model's thoughts that are shown.
+_SHOWN_THOUGHTS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class ReplyView:
         self._splitter = Splitter(self._format)
         self._notices: list[str] = []
         self._queued: Queued | None = None
+        self._thought: Thought | None = None
         self._reason = FinishReason.STOP
         self._texts: list[str] | None = None
         self._rendered: dict[str, Rendered] = {}  # of `_texts`
@@ -68,7 +72,10 @@ class ReplyView:
             case Notice(text):
                 self._notices.append(text)
             case Queued():
-                self._queued = event
+                self._queued, self._thought = event, None
+            case Thought(text, seconds):
+                before = self._thought.text if self._thought is not None else ""
+                self._thought = Thought((before + text)[-_SHOWN_THOUGHTS:], seconds)
             case Finished(reason):
                 self._reason = reason
                 self.is_complete = True
@@ -172,7 +179,7 @@ class ReplyView:
             elif not texts and not notices:
                 notices.append(translate("I have no answer to that. Please ask in other words."))
         elif not texts and (self._is_chat or not notices):
-            texts = [PLACEHOLDER if self._queued is None else waiting(self._queued, self._translate)]
+            texts = [self._before_text()]
         if notices:
             below = "\n\n".join(notices)
             if texts and not self.is_untouched(len(texts) - 1) and fits(f"{texts[-1]}\n\n{below}", self._format):
@@ -180,6 +187,12 @@ class ReplyView:
             else:
                 texts += self._visible(chunk.text for chunk in split(below, self._format))
         return texts
+
+    def _before_text(self) -> str:
+        if self._thought is not None:
+            shown = thinking(self._thought, self._translate)
+            return shown if fits(shown, self._format) else thinking(Thought("", self._thought.seconds), self._translate)
+        return PLACEHOLDER if self._queued is None else waiting(self._queued, self._translate)
 
     def _leave_filtered(self, texts: list[str], notices: list[str]) -> None:
         translate = self._translate

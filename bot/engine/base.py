@@ -28,7 +28,7 @@ class Engine(Protocol):
     def load(self) -> EngineLoad: ...
 
     def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        """Stream the answer: `Queued`s, then `Delta`s, then one `Finished`.
+        """Stream the answer: `Queued`s, `Thought`s, then `Delta`s, then one `Finished`.
 
         Close the generator to cancel: the request leaves the batch before the next step.
 

@@ -81,7 +81,6 @@ class HotSwapEngine:
         self._is_entered = False
         self._loading: asyncio.Task[None] | None = None  # also one that was given up, and may still read
         self._closing: asyncio.Task[object] | None = None  # the exit of an engine, which frees its memory
-        self._slots = 0
         self._previous = EngineLoad(0, 0)  # counters of the earlier engines
         self._requests: dict[_Request, None] = {}  # in order of arrival
         self._is_changing = False
@@ -104,7 +103,6 @@ class HotSwapEngine:
         return replace(
             load,
             waiting=load.waiting + held,
-            slots=self._slots,
             is_changing=self._is_changing,
             tokens=load.tokens + previous.tokens,
             steps=load.steps + previous.steps,
@@ -190,9 +188,9 @@ class HotSwapEngine:
 
     def _admit(self) -> "_Request":
         load = self._latest().load
-        running = sum(request.has_output for request in self._requests) if self._is_changing else self._slots
+        running = sum(request.has_output for request in self._requests) if self._is_changing else load.slots
         waiting = max(len(self._requests) - running, 0)
-        is_free = not self._is_changing and len(self._requests) < self._slots
+        is_free = not self._is_changing and len(self._requests) < load.slots
         if not is_free and waiting >= self._section.max_waiting:
             wait = self._seconds_left() if self._is_changing else load.wait
             raise EngineBusy(waiting, self._section.max_waiting, wait)
@@ -299,7 +297,6 @@ class HotSwapEngine:
         if self._engine is not None:
             self._previous = replace(self.load, running=0, waiting=0)
         self._engine, self._section, self._is_entered = engine, section, True
-        self._slots = engine.load.slots
         self._loading_took = self._clock.now() - began
 
     def _start_closing(self, engine: Engine) -> None:

@@ -66,6 +66,8 @@ def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
         return "changing the model"
     if load.down is not None:
         return load.down
+    if load.fault is not None:
+        return load.fault
     if load.since_progress >= stalled_seconds:
         return f"no step has ended for {load.since_progress:.0f} s"
     return None

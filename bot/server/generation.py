@@ -24,6 +24,7 @@ from bot.domain import (
     Queued,
     QueueDepth,
     SamplingParams,
+    Thought,
     Tokens,
     Usage,
 )
@@ -166,7 +167,7 @@ async def complete(backend: Backend, request: ChatRequest) -> Completion:
                     texts.append(text)
                 case Finished(reason, usage):
                     return Completion("".join(texts), reason, usage)
-                case Queued():
+                case Queued() | Thought():
                     pass
                 case _:
                     assert_never(event)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from bot.chat.prompt import build_prompt
 from bot.chat.settings import ChatSettings
 from bot.config.schema import ConversationSection, LimitsSection
-from bot.domain import ChannelKey, ChatMessage, Finished, FinishReason, Kind, Queued, ReplyEvent, Status, Usage
+from bot.domain import ChannelKey, ChatMessage, Finished, FinishReason, Kind, Queued, ReplyEvent, Status, Thought, Usage
 from bot.engine.backends.echo import EchoEngine
-from bot.errors import EngineBusy, EngineFailed
+from bot.errors import AnswerBrokenOff, EngineBusy, EngineFailed, PromptTooLong
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, a_message
@@ -297,6 +297,39 @@ async def test_a_failure_during_an_answer_keeps_its_text_and_adds_a_notice(harne
     events = await harness.ask(a_message("hi"))
     assert text_of(events) == "so far"
     assert notice_of(events)
+
+
+async def test_thoughts_are_neither_stored_nor_part_of_the_next_prompt(harness: Harness) -> None:
+    harness.engine.add([Thought("2 and 2"), Thought(" make"), "Four."])
+    events = await harness.ask(a_message("what is 2 + 2?"))
+    assert [event.text for event in events if isinstance(event, Thought)] == [""], "hidden, and merged"
+    assert text_of(events) == "Four."
+    await harness.ask(a_message("and 3 + 3?"))
+    assert "2 and 2" not in str(harness.engine.requests)
+
+
+async def test_thoughts_are_shown_by_a_setting(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, conversation=ConversationSection(show_thoughts=True)) as harness:
+        harness.engine.add([Thought("2 and 2"), Thought(" make"), "Four."])
+        events = await harness.ask(a_message("what is 2 + 2?"))
+        assert [event.text for event in events if isinstance(event, Thought)] == ["2 and 2 make"]
+        assert text_of(events) == "Four."
+
+
+async def test_a_prompt_that_the_engine_counts_higher_is_cut_again(harness: Harness) -> None:
+    await harness.ask(a_message("first"))
+    harness.engine.add([PromptTooLong(3000, 2048)], "after all")
+    assert text_of(await harness.ask(a_message("second"))) == "after all"
+    harness.engine.add(*[[PromptTooLong(3000, 2048)]] * 3)
+    assert "too long: 3000 tokens" in notice_of(await harness.ask(a_message("third")))
+
+
+async def test_an_answer_that_a_server_breaks_off_says_so(harness: Harness) -> None:
+    harness.engine.add(["The first ", AnswerBrokenOff("gone")])
+    events = await harness.ask(a_message("hello"))
+    assert text_of(events) == "The first "
+    assert notice_of(events) == "(The answer broke off here: the model server failed.)"
+    assert events[-1] == Finished(FinishReason.ERROR)
 
 
 async def test_a_chinese_question_is_refused_in_chinese(harness: Harness) -> None:

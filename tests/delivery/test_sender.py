@@ -29,6 +29,7 @@ from bot.domain import (
     Queued,
     ReplyEvent,
     Status,
+    Thought,
 )
 from bot.errors import (
     ChannelGone,
@@ -190,6 +191,23 @@ async def test_the_queue_is_shown_until_text_comes(world: World) -> None:
     assert world.texts == ["Waiting: number 1 in the queue."]
     await world.clock.run(run)
     assert world.texts == ["hi"]
+
+
+async def test_a_thinking_model_shows_its_time_until_text_comes(world: World) -> None:
+    thoughts = Thought("", 0.0), 3.0, Thought("", 3.4), 3.0
+    run = asyncio.create_task(world.run(world.stream(Queued(1), *thoughts, *answered("hi"))))
+    await world.clock.advance(5.0)
+    assert world.texts == ["Thinking… 3 s"]
+    await world.clock.run(run)
+    assert world.texts == ["hi"]
+
+
+async def test_shown_thoughts_are_a_quotation_that_ends_with_the_first_text(world: World) -> None:
+    run = asyncio.create_task(world.run(world.stream(Thought("2 and\n", 0.0), Thought("2 ", 1.0), 3.0, *answered("4"))))
+    await world.clock.advance(2.0)
+    assert world.texts == ["Thinking… 1 s\n\n> 2 and\n> 2"]
+    await world.clock.run(run)
+    assert world.texts == ["4"]
 
 
 async def test_notices_are_below_the_text_in_any_order_of_events(world: World) -> None:

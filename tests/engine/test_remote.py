@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -10,38 +10,25 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, FinishReason, SamplingParams, Usage
+from bot.domain import (
+    ChatRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Usage,
+)
 from bot.engine import open_engine, preflight
 from bot.engine.backends.remote import RemoteEngine
 from bot.errors import EngineFailed, EngineUnavailable, PromptTooLong
-from tests.harness.fakes import JumpingClock
-from tests.harness.servers.model_server import STOPPED, ModelServer, delta, event, hang, refuse, say, send
-
-DONE = b"data: [DONE]\n\n"
-END = event(STOPPED)
-QUESTION = ChatRequest((ChatMessage("user", "why?"),), SamplingParams(seed=5, max_tokens=9, stop=("END",)))
+from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of
+from tests.harness.fakes import FastClock
+from tests.harness.servers.model_server import ModelServer, delta, event, hang, refuse, say, send
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[ModelServer]:
     async with ModelServer() as server:
         yield server
-
-
-@asynccontextmanager
-async def remote(*servers: ModelServer, **options: Any) -> AsyncIterator[RemoteEngine]:
-    section = EngineSection(backend="remote", urls=tuple(each.url for each in servers), **options)
-    async with RemoteEngine(section, JumpingClock()) as engine:
-        yield engine
-
-
-async def ask(engine: RemoteEngine, request: ChatRequest = QUESTION) -> list[EngineEvent]:
-    async with aclosing(engine.generate(request)) as events:
-        return [event async for event in events]
-
-
-async def text_of(engine: RemoteEngine, request: ChatRequest = QUESTION) -> str:
-    return "".join(event.text for event in await ask(engine, request) if isinstance(event, Delta))
 
 
 async def test_the_request_has_the_parameters_and_the_key(server: ModelServer) -> None:
@@ -241,7 +228,7 @@ async def test_closing_the_answer_closes_the_servers_stream(server: ModelServer,
 async def test_a_server_that_is_silent_is_left_for_another(server: ModelServer, data: tuple[bytes, ...]) -> None:
     server.then(*[hang(*data)] * 1000)
     # On a busy machine the other one may be too late as well; then both are asked again.
-    async with ModelServer(["from the other"]) as other, remote(server, other, first_token_seconds=0.2) as engine:
+    async with ModelServer(["from the other"]) as other, remote(server, other, first_token_seconds=0.5) as engine:
         assert await text_of(engine) == "from the other"
 
 
@@ -275,7 +262,7 @@ async def test_a_server_that_starts_later_is_found(server: ModelServer) -> None:
     async with down:
         url = down.url
     section = EngineSection(backend="remote", urls=(url, server.url), model="scripted")
-    async with RemoteEngine(section, JumpingClock()) as engine:
+    async with RemoteEngine(section, FastClock()) as engine:
         assert await text_of(engine) == "a scripted answer"
         assert engine.load.slots == section.max_batch_size
 

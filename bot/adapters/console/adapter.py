@@ -19,10 +19,10 @@ from rich.status import Status
 
 from bot.chat.access import OPERATOR
 from bot.chat.exchanges import Worker
-from bot.chat.i18n import finish_note, waiting
+from bot.chat.i18n import finish_note, thinking, waiting
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
-from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued
+from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued, Thought
 from bot.errors import PlatformUnavailable, StoreError
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
@@ -116,6 +116,9 @@ class ConsoleAdapter:
                         case Queued():
                             if spinner is not None:
                                 spinner.update(waiting(event, translate))
+                        case Thought():
+                            if spinner is not None:
+                                spinner.update(thinking(event, translate))
                         case Delta():
                             if spinner is not None:
                                 spinner.stop()

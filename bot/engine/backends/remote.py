@@ -1,11 +1,11 @@
 """Remote backend: any server with an OpenAI-compatible API (Ollama, vLLM, llama-server, LM Studio, …)."""
 
 import asyncio
-import ssl
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import structlog
@@ -21,30 +21,33 @@ from bot.domain import (
     Finished,
     FinishReason,
     Queued,
+    Thought,
     Usage,
 )
 from bot.engine.base import Progress, silent
+from bot.engine.remote.api import ServerApi, certificates
 from bot.engine.remote.endpoints import Endpoint, Endpoints
-from bot.engine.remote.errors import ServerFailed, failure, read_refusal
-from bot.engine.remote.stream import CompletionChunk, Thoughts, read_chunks
-from bot.engine.serving.queue import FairQueue
-from bot.errors import EngineFailed, EngineUnavailable, PromptTooLong
+from bot.engine.remote.errors import ContextExceeded, ServerFailed
+from bot.engine.serving.queue import FairQueue, SlotTicket
+from bot.engine.thoughts import Thoughts
+from bot.errors import AnswerBrokenOff, EngineFailed, EngineUnavailable, PromptTooLong
+from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Tokens, where neither the server nor engine.context_length tells: Ollama's default.
 _DEFAULT_CONTEXT = 4096
-# Bytes of an error or a list of models; more is not read.
-_LONGEST_BODY = 2**20
-# Seconds for the list of models at the start.
-_LISTING_SECONDS = 5.0
-# Seconds until a request that no server accepts is given up.
+# Seconds until a request that no server accepts is given up; longer while a model loads.
 _GIVE_UP_SECONDS = 120.0
+_LOADING_SECONDS = 900.0
+# Failures of one request on servers that are well otherwise; it may be the cause.
+_MOST_FAILURES = 6
+# Seconds that a broken answer waits for a server that continues it.
+_CONTINUE_SECONDS = 30.0
+_POLL_SECONDS = 0.1
 
-# What a server may not know: such a parameter is left out once it was refused.
-_OPTIONAL = frozenset({"top_k", "seed", "top_p", "temperature", "stop", "stream_options"})
-_ALTERNATIVES = {"max_tokens": "max_completion_tokens"}
+_FAULTS = (ServerFailed, httpx.HTTPError, TimeoutError)
 
 
 def preflight(options: EngineSection) -> None:
@@ -54,7 +57,7 @@ def preflight(options: EngineSection) -> None:
         EngineUnavailable: `engine.urls` is empty, or the file of certificates cannot be read.
     """
     _require_urls(options)
-    _certificates(options)
+    certificates(options)
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> "RemoteEngine":
@@ -63,30 +66,35 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> "RemoteE
     return RemoteEngine(options, MonotonicClock())
 
 
+@dataclass(slots=True)
+class _Answer:
+    """The text that its reader has, and how long it waits for a server at most."""
+
+    prompt_tokens: int
+    give_up: float
+    text: str = ""
+    deltas: int = 0
+    failures: int = 0
+    failed_on: Endpoint | None = None
+
+
 class RemoteEngine:
     """Answers from the servers at `options.urls`, each with `options.max_batch_size` slots.
 
     Before its first text a request may move to another server, since nothing was shown.
-    After it, a broken stream ends the answer: another one would not continue the same text.
+    After it, a broken answer is continued by a server that can, or it ends.
     """
 
     def __init__(self, options: EngineSection, clock: Clock) -> None:
         self._options = options
         self._clock = clock
+        self._api = ServerApi(options)
         self._endpoints = Endpoints(options.urls, options.max_batch_size, clock)
-        self._queue = FairQueue(self._endpoints.slots, options.max_waiting)
+        self._queue = FairQueue(0, options.max_waiting)
         self._model = "" if options.model == "demo" else options.model
-        self._context_length = options.context_length or _DEFAULT_CONTEXT
-        key = options.key.get_secret_value() if options.key is not None else ""
-        self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            proxy=options.proxy.get_secret_value() or None,
-            verify=_certificates(options),
-            # A redirect could take the key and the conversation to another host.
-            follow_redirects=False,
-            timeout=httpx.Timeout(options.first_token_seconds, connect=options.connect_seconds),
-            limits=httpx.Limits(max_connections=None),
-        )
+        self._tokens_per_estimate = 1.0  # of the last prompt that a server has counted
+        self._has_failure = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -95,138 +103,196 @@ class RemoteEngine:
 
     @property
     def load(self) -> EngineLoad:
-        return self._queue.load
+        return replace(self._queue.load, fault=self._endpoints.fault)
+
+    @property
+    def _context_length(self) -> int:
+        known = self._endpoints.context_length
+        wanted = self._options.context_length
+        return min(known or wanted, wanted or known or _DEFAULT_CONTEXT) or _DEFAULT_CONTEXT
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
-        """Estimate the tokens: servers use many tokenizers, and few of them count."""
-        return sum(estimate_tokens(message.content) for message in messages)
+        """Estimate the tokens, as the last prompt that a server has counted suggests."""
+        return max(1, round(_estimate(messages) * self._tokens_per_estimate))
 
     def tokenize(self, text: str) -> None:
         """Return None: the servers have the tokenizer."""
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        prompt_tokens = self.count_tokens(request.messages)
-        if prompt_tokens >= self._context_length:
-            raise PromptTooLong(prompt_tokens, self._context_length)
-        ticket = self._queue.enqueue(request, prompt_tokens)
+        answer = _Answer(await self._count(request.messages), self._clock.now() + _GIVE_UP_SECONDS)
+        if answer.prompt_tokens >= self._context_length:
+            raise PromptTooLong(answer.prompt_tokens, self._context_length)
+        ticket = self._queue.enqueue(request, answer.prompt_tokens)
         try:
-            while (queued := await ticket.queued()) is not None:
-                yield queued
-            async with aclosing(self._answer(request, prompt_tokens)) as events:
+            while True:
+                async with aclosing(self._turn(ticket, answer)) as positions:
+                    async for queued in positions:
+                        yield queued
+                others = [each for each in self._endpoints.all if each is not answer.failed_on]
+                endpoint = self._endpoints.choose(request.channel, others) or self._endpoints.choose(request.channel)
+                if endpoint is not None:
+                    try:
+                        async with aclosing(self._stream(endpoint, request, answer)) as events:
+                            async for event in events:
+                                yield event
+                    except _FAULTS as error:
+                        self._report(endpoint, error)
+                        if answer.text:
+                            break
+                        if (mistake := self._endpoints.mistake) is not None:
+                            raise EngineFailed(f"no model server can be used: {mistake}") from error
+                        answer.failed_on = endpoint
+                        answer.failures += not (isinstance(error, ServerFailed) and error.is_busy)
+                        if answer.failures >= _MOST_FAILURES:
+                            raise EngineFailed("the model servers fail at this request") from error
+                    else:
+                        return
+                self._queue.resize(self._endpoints.slots)
+                self._queue.requeue(ticket)
+            async with aclosing(self._continue(request, answer)) as events:
                 async for event in events:
                     yield event
         finally:
+            self._queue.resize(self._endpoints.slots)
             self._queue.release(ticket)
 
-    async def _answer(self, request: ChatRequest, prompt_tokens: int) -> AsyncGenerator[EngineEvent, None]:
-        """Try the servers until one answers, or none has for `_GIVE_UP_SECONDS`."""
-        give_up = self._clock.now() + _GIVE_UP_SECONDS
+    async def _count(self, messages: Sequence[ChatMessage]) -> int:
+        """Count the tokens of a prompt that may be too long; of a shorter one the estimate is enough."""
+        if 2 * self.count_tokens(messages) >= self._context_length:
+            able = (each for each in self._endpoints.all if each.counts_tokens and not each.failures)
+            if (endpoint := next(able, None)) is not None:
+                tokens = await self._api.count(endpoint, self._model, messages)
+                if tokens:
+                    self._tokens_per_estimate = tokens / _estimate(messages)
+        return self.count_tokens(messages)
+
+    async def _turn(self, ticket: SlotTicket, answer: _Answer) -> AsyncGenerator[Queued, None]:
+        """Yield the positions of a request until it may run.
+
+        Raises:
+            EngineFailed: No server answers.
+        """
         while True:
-            endpoint = self._endpoints.choose(request.channel)
-            if endpoint is None:
-                if self._clock.now() >= give_up:
-                    raise EngineFailed("no model server answers")
-                wait = self._endpoints.wait()
-                yield Queued(1, wait)
-                await self._clock.sleep(max(wait, 0.1))
-                continue
-            has_begun = False
-            try:
-                with endpoint.request():
-                    async with aclosing(self._stream(endpoint, request, prompt_tokens)) as events:
-                        async for event in events:
-                            has_begun = True
-                            yield event
-            except (ServerFailed, httpx.HTTPError, TimeoutError) as error:
-                self._report(endpoint, error)
-                if has_begun:
-                    raise EngineFailed("the model server broke its answer off") from error
-                if isinstance(error, ServerFailed) and error.is_lasting and len(self._endpoints.all) == 1:
-                    raise EngineFailed(f"the model server cannot be used: {error.why}") from error
-            else:
-                endpoint.succeed()
-                return
-            finally:
-                self._queue.resize(self._endpoints.slots)
+            if not ticket.position_changed.is_set():
+                seconds = max(answer.give_up - self._clock.now(), _POLL_SECONDS)
+                await race(ticket.position_changed.wait(), self._clock.sleep(seconds))
+            if ticket.position_changed.is_set():
+                queued = await ticket.queued()
+                if queued is None:
+                    return
+                yield replace(queued, is_model_loading=self._endpoints.is_loading)
+            if (mistake := self._endpoints.mistake) is not None:
+                raise EngineFailed(f"no model server can be used: {mistake}")
+            now = self._clock.now()
+            if self._endpoints.has_well:
+                answer.give_up = now + _GIVE_UP_SECONDS
+            elif now >= answer.give_up + (_LOADING_SECONDS if self._endpoints.is_loading else 0.0):
+                raise EngineFailed(f"no model server answers: {self._endpoints.fault}")
 
     async def _stream(
-        self, endpoint: Endpoint, request: ChatRequest, prompt_tokens: int
+        self, endpoint: Endpoint, request: ChatRequest, answer: _Answer
     ) -> AsyncGenerator[EngineEvent, None]:
-        """Yield one server's answer; it is complete if the last event is a Finished."""
+        """Yield one server's answer, or the rest of an answer; it is complete if the last event is a Finished."""
+        params = request.params
+        if params.max_tokens is not None:
+            room = max(self._context_length - answer.prompt_tokens, 1)
+            request = replace(request, params=replace(params, max_tokens=min(params.max_tokens, room) - answer.deltas))
+        # Templates cut off the space at the end of a message; what the server sends of it is not shown again.
+        shown = answer.text.rstrip()
+        space, is_rest = answer.text[len(shown) :], bool(shown)
         thoughts = Thoughts()
         usage: Usage | None = None
         reason: FinishReason | None = None
-        deltas = 0
-        response = await self._open(endpoint, request)
         try:
-            async with aclosing(read_chunks(response)) as chunks:
-                while (chunk := await self._next(chunks, bool(deltas))) is not None:
-                    usage, reason = chunk.usage or usage, chunk.reason or reason
-                    if text := thoughts.feed(chunk.text):
-                        deltas += 1
-                        yield Delta(text)
-        finally:
-            await response.aclose()
+            with endpoint.request():
+                async with aclosing(self._api.answer(endpoint, self._model, request, shown)) as chunks:
+                    async for chunk in chunks:
+                        usage, reason = chunk.usage or usage, chunk.reason or reason
+                        if is_rest:
+                            if chunk.reasoning:
+                                raise ServerFailed("it thinks instead of continuing", is_lasting=True)
+                            text, space = _without(space, chunk.text)
+                        else:
+                            thought, text = thoughts.feed(chunk.text)
+                            if thought := chunk.reasoning + thought:
+                                yield Thought(thought)
+                        if text:
+                            answer.text += text
+                            answer.deltas += 1
+                            yield Delta(text)
+        except ContextExceeded as error:
+            if is_rest:
+                yield Finished(FinishReason.LENGTH, Usage(answer.prompt_tokens, answer.deltas))
+                return
+            raise self._too_long(endpoint, request, error) from error
         if reason is None or reason is FinishReason.ERROR:
             raise ServerFailed("its stream ended before the answer")
-        if text := thoughts.finish():
+        if not is_rest and (text := thoughts.finish()):
+            answer.deltas += 1
             yield Delta(text)
-        yield Finished(reason, usage or Usage(prompt_tokens, deltas + 1))
+        endpoint.succeed()
+        if usage is None or is_rest:
+            usage = Usage(answer.prompt_tokens, answer.deltas + 1)
+        yield Finished(reason, usage)
 
-    async def _next(self, chunks: AsyncGenerator[CompletionChunk, None], has_begun: bool) -> CompletionChunk | None:
-        """Return the next chunk within its time; bytes that are no chunk do not prolong it."""
-        options = self._options
-        async with asyncio.timeout(options.next_token_seconds if has_begun else options.first_token_seconds):
-            return await anext(chunks, None)
+    async def _continue(self, request: ChatRequest, answer: _Answer) -> AsyncGenerator[EngineEvent, None]:
+        """Continue a broken answer after the text that was shown, on any server that does so.
 
-    async def _open(self, endpoint: Endpoint, request: ChatRequest) -> httpx.Response:
-        """Return the response whose body is the stream, without the parameters that the server refuses."""
-        while True:
-            body = self._body(endpoint, request)
-            async with asyncio.timeout(self._options.first_token_seconds):
-                call = self._client.build_request("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
-                response = await self._client.send(call, stream=True)
-            if response.status_code == httpx.codes.OK:
-                return response
+        Raises:
+            AnswerBrokenOff: None does.
+        """
+        able = [each for each in self._endpoints.all if each.server != "other"]
+        give_up = self._clock.now() + _CONTINUE_SECONDS
+        while able and self._clock.now() < give_up:
+            if request.params.max_tokens is not None and answer.deltas >= request.params.max_tokens:
+                yield Finished(FinishReason.LENGTH, Usage(answer.prompt_tokens, answer.deltas))
+                return
+            self._queue.resize(self._endpoints.slots)
+            endpoint = self._endpoints.choose(request.channel, able)
+            if endpoint is None:
+                await self._clock.sleep(_POLL_SECONDS)
+                continue
+            length = len(answer.text)
+            if not await self._api.can_continue(endpoint, request, answer.text.rstrip()):
+                able.remove(endpoint)
+                continue
             try:
-                async with asyncio.timeout(self._options.connect_seconds):
-                    refusal = read_refusal(response, await _beginning(response))
-            finally:
-                await response.aclose()
-            if refusal.is_too_long:
-                self._context_length = min(refusal.limit or self._context_length, self._context_length)
-                raise PromptTooLong(self.count_tokens(request.messages), self._context_length)
-            blamed = refusal.blames([name for name in body if name in _OPTIONAL or name in _ALTERNATIVES])
-            if not blamed - endpoint.refused:
-                raise failure(response)
-            log.info("a model server does not accept parameters", server=endpoint.host, parameters=sorted(blamed))
-            endpoint.refused |= blamed
+                async with aclosing(self._stream(endpoint, request, answer)) as events:
+                    async for event in events:
+                        yield event
+            except _FAULTS as error:
+                if isinstance(error, ServerFailed) and error.is_lasting:
+                    log.info("a model server does not continue an answer", server=endpoint.host, why=error.why)
+                    able.remove(endpoint)
+                else:
+                    self._report(endpoint, error)
+                if len(answer.text) > length:
+                    give_up = self._clock.now() + _CONTINUE_SECONDS
+            else:
+                log.info("a broken answer was continued", server=endpoint.host)
+                return
+        raise AnswerBrokenOff("the model server broke its answer off")
 
-    def _body(self, endpoint: Endpoint, request: ChatRequest) -> dict[str, Any]:
-        params = request.params
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k,
-            "max_tokens": params.max_tokens,
-            "stop": list(params.stop) or None,
-            "seed": None if params.seed is None else params.seed % 2**31,  # many servers take no more bits
-        }
-        for name in endpoint.refused:
-            value = body.pop(name, None)
-            if name in _ALTERNATIVES:
-                body[_ALTERNATIVES[name]] = value
-        return {name: value for name, value in body.items() if value is not None}
+    def _too_long(self, endpoint: Endpoint, request: ChatRequest, error: ContextExceeded) -> PromptTooLong:
+        if error.limit:
+            endpoint.context_length = min(error.limit, self._context_length)
+        tokens, limit = self.count_tokens(request.messages), self._context_length
+        if tokens < limit:  # the estimate was too low
+            self._tokens_per_estimate *= max(1.3, limit / tokens)
+        return PromptTooLong(max(self.count_tokens(request.messages), limit), limit)
 
     def _report(self, endpoint: Endpoint, error: Exception) -> None:
-        seconds = error.seconds if isinstance(error, ServerFailed) else 0.0
-        endpoint.fail(self._clock.now(), seconds)
-        why = error.why if isinstance(error, ServerFailed) else type(error).__name__
-        log.warning("a model server failed", server=endpoint.host, why=why, failures=endpoint.failures)
+        fault = error if isinstance(error, ServerFailed) else ServerFailed(type(error).__name__)
+        endpoint.fail(
+            self._clock.now(),
+            fault.why,
+            fault.seconds,
+            is_unreachable=isinstance(error, httpx.TransportError),
+            is_loading=fault.is_loading,
+            is_misconfigured=fault.is_lasting,
+        )
+        self._has_failure.set()
+        log.warning("a model server failed", server=endpoint.host, why=fault.why, failures=endpoint.failures)
 
     async def __aenter__(self) -> Self:
         """Ask the servers for their models; they may also start later.
@@ -234,37 +300,56 @@ class RemoteEngine:
         Raises:
             EngineUnavailable: A server has several models, and engine.model names none.
         """
-        for endpoint in self._endpoints.all:
-            try:
-                async with asyncio.timeout(_LISTING_SECONDS):
-                    models = await self._models(endpoint)
-            except (ServerFailed, httpx.HTTPError, TimeoutError) as error:
-                self._report(endpoint, error)
-                continue
-            if not self._model and len(models) != 1:
-                await self._client.aclose()
-                known = ", ".join(sorted(models)[:20]) or "none"
-                raise EngineUnavailable(f"set engine.model to one of the models at {endpoint.host}: {known}")
-            self._model = self._model or next(iter(models))
-            if not self._options.context_length and (length := models.get(self._model)):
-                self._context_length = length
+        await asyncio.gather(*(self._list(each) for each in self._endpoints.all))
+        wrong = next((each for each in self._endpoints.all if each.is_misconfigured and not self._model), None)
+        if wrong is not None:
+            await self._api.close()
+            raise EngineUnavailable(wrong.why)
+        self._queue.resize(self._endpoints.slots)
+        self._watching = asyncio.create_task(self._watch(), name="model servers")
         return self
 
-    async def _models(self, endpoint: Endpoint) -> Mapping[str, int | None]:
-        """Return the models of a server, each with its context in tokens where it is told."""
-        async with self._client.stream("GET", f"{endpoint.url.rstrip('/')}/models") as response:
-            if response.status_code != httpx.codes.OK:
-                raise failure(response)
-            body = await _beginning(response)
+    async def _watch(self) -> None:
+        """List the models of servers that could not be reached, and follow the servers' pauses."""
+        while True:
+            self._has_failure.clear()
+            now = self._clock.now()
+            away = [each for each in self._endpoints.all if each.is_unreachable or not each.is_listed]
+            await asyncio.gather(*(self._list(each) for each in away if each.paused_until <= now))
+            self._queue.resize(self._endpoints.slots)
+            seconds = max(self._endpoints.next_end() - self._clock.now(), 0.0)
+            await race(self._has_failure.wait(), self._clock.sleep(seconds))
+
+    async def _list(self, endpoint: Endpoint) -> None:
+        """Find the model and its context; a server without a list is used if engine.model names the model."""
         try:
-            return {each["id"]: _context(each) for each in httpx.Response(200, content=body).json()["data"]}
-        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise ServerFailed("its list of models cannot be read") from error
+            models = await self._api.models(endpoint)
+        except _FAULTS as error:
+            is_missing = isinstance(error, ServerFailed) and error.status in {404, 405, 501}
+            if not (is_missing and self._model):
+                self._report(endpoint, error)
+                return
+            models = {}
+        if not self._model:
+            if len(models) != 1:
+                known = ", ".join(sorted(models)[:20]) or "none"
+                why = f"set engine.model to one of the models at {endpoint.host}: {known}"
+                self._report(endpoint, ServerFailed(why, is_lasting=True))
+                return
+            self._model = next(iter(models))
+        if not self._options.context_length:
+            endpoint.context_length = models.get(self._model) or endpoint.context_length
+        if not endpoint.is_listed:
+            endpoint.succeed()
+        endpoint.is_listed, endpoint.is_unreachable = True, False
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await self._api.close()
 
 
 def estimate_tokens(text: str) -> int:
@@ -276,19 +361,19 @@ def estimate_tokens(text: str) -> int:
     return 4 + wide + (len(text) - wide + 2) // 3
 
 
-def _context(model: Mapping[str, Any]) -> int | None:
-    """Return the context that a list of models tells: vLLM's and SGLang's, LiteLLM's, llama-server's field."""
-    places = model.get("max_model_len"), model.get("context_length"), (model.get("meta") or {}).get("n_ctx_train")
-    return next((place for place in places if isinstance(place, int) and place > 0), None)
+def _estimate(messages: Sequence[ChatMessage]) -> int:
+    return max(1, sum(estimate_tokens(message.content) for message in messages))
 
 
-async def _beginning(response: httpx.Response) -> bytes:
-    body = b""
-    async for data in response.aiter_bytes():
-        body += data
-        if len(body) > _LONGEST_BODY:
-            break
-    return body[:_LONGEST_BODY]
+def _without(space: str, text: str) -> tuple[str, str]:
+    r"""Return the text without the space that was shown already, and what is left of that.
+
+    >>> _without("\n\n", "\n"), _without("\n", "\nNext"), _without(" ", "end")
+    (('', '\n'), ('Next', ''), ('end', ''))
+    """
+    while space and text.startswith(space[0]):
+        space, text = space[1:], text[1:]
+    return text, "" if text else space
 
 
 def _require_urls(options: EngineSection) -> None:
@@ -297,12 +382,10 @@ def _require_urls(options: EngineSection) -> None:
             'engine.backend = "remote" needs the address of a server: set engine.urls, '
             'as in urls = ["http://localhost:11434/v1"]'
         )
-
-
-def _certificates(options: EngineSection) -> ssl.SSLContext | bool:
-    if not options.ca_file:
-        return True
-    try:
-        return ssl.create_default_context(cafile=options.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise EngineUnavailable(f"engine.ca_file = {options.ca_file!r} cannot be read: {error}") from error
+    for url in options.urls:
+        try:
+            is_known = httpx.URL(url).scheme in {"http", "https"}
+        except httpx.InvalidURL:
+            is_known = False
+        if not is_known:
+            raise EngineUnavailable(f"engine.urls: {Endpoint(url, 1).host or url!r} is no http:// or https:// address")

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
 
 from bot.util.clock import Clock
 from bot.util.recent import RecentDict
 from bot.util.retry import Backoff
+
+Server = Literal["vllm", "sglang", "llama-server", "other"]
 
 # Seconds that a server which failed gets no request: the first pause and the longest.
 _FIRST_PAUSE = 1.0
@@ -16,13 +19,25 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass(eq=False, slots=True)
 class Endpoint:
-    """One server; `refused` has the optional parameters that it rejects."""
+    """One server; `refused` has the optional parameters that it rejects.
+
+    After a failure it rests.  One that cannot be connected to rests until its list of models can be
+    read again; then, as after any pause, one request at a time tries it.
+    """
 
     url: str
     slots: int
+    server: Server = "other"
     running: int = 0
     paused_until: float = 0.0
     failures: int = 0
+    why: str = ""  # of the last failure
+    is_listed: bool = False  # its list of models was read
+    is_unreachable: bool = False
+    is_loading: bool = False
+    is_misconfigured: bool = False  # its operator has to change something
+    counts_tokens: bool = True  # until it fails to
+    context_length: int | None = None
     refused: set[str] = field(default_factory=set)
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_PAUSE, _LONGEST_PAUSE))
 
@@ -32,9 +47,9 @@ class Endpoint:
         return urlsplit(self.url).netloc.rpartition("@")[2]
 
     @property
-    def free(self) -> int:
-        """Slots for further requests; after a failure, one request at a time tries the server."""
-        return max((1 if self.failures else self.slots) - self.running, 0)
+    def base(self) -> str:
+        """The address without its /v1, where servers have their own calls."""
+        return self.url.rstrip("/").removesuffix("/v1")
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -45,14 +60,36 @@ class Endpoint:
         finally:
             self.running -= 1
 
-    def fail(self, now: float, seconds: float = 0.0) -> None:
+    def fail(
+        self,
+        now: float,
+        why: str,
+        seconds: float = 0.0,
+        *,
+        is_unreachable: bool = False,
+        is_loading: bool = False,
+        is_misconfigured: bool = False,
+    ) -> None:
         """Pause it, at least for the `seconds` that it asked for."""
         self.failures += 1
-        self.paused_until = now + max(self.backoff.after_failure(), seconds)
+        self.why = why
+        self.is_unreachable, self.is_loading, self.is_misconfigured = is_unreachable, is_loading, is_misconfigured
+        if is_loading:
+            self.backoff.succeeded()  # it is asked once a second
+        # Many answers that break together are one failure.
+        pause = self.paused_until - now if self.paused_until > now else self.backoff.after_failure()
+        self.paused_until = now + max(pause, seconds)
 
     def succeed(self) -> None:
         self.failures = 0
+        self.is_unreachable = self.is_loading = self.is_misconfigured = False
         self.backoff.succeeded()
+
+    def capacity(self, now: float) -> int:
+        """Return how many requests it may run at once."""
+        if not self.is_listed or self.is_unreachable or self.paused_until > now:
+            return 0
+        return 1 if self.failures else self.slots
 
 
 class Endpoints:
@@ -69,21 +106,55 @@ class Endpoints:
 
     @property
     def slots(self) -> int:
-        """Requests that the servers which are well run at once; at least one."""
-        return max(sum(each.slots for each in self.all if not each.failures), 1)
-
-    def choose(self, channel: str) -> Endpoint | None:
-        """Return the server for a request of this channel; None if each is paused or full."""
+        """Requests that the servers run at once now; 0 while each of them rests."""
         now = self._clock.now()
-        ready = [each for each in self.all if each.free and each.paused_until <= now]
+        return sum(each.capacity(now) for each in self.all)
+
+    @property
+    def has_well(self) -> bool:
+        return any(each.is_listed and not each.failures for each in self.all)
+
+    @property
+    def mistake(self) -> str | None:
+        """Return what the operator has to change, if no server can be used before that."""
+        return self._reasons if all(each.is_misconfigured for each in self.all) else None
+
+    @property
+    def is_loading(self) -> bool:
+        return not self.has_well and any(each.is_loading for each in self.all)
+
+    @property
+    def fault(self) -> str | None:
+        """Return the reason while no server is known to answer."""
+        now = self._clock.now()
+        if any(each.capacity(now) for each in self.all):
+            return None
+        return self._reasons
+
+    @property
+    def _reasons(self) -> str:
+        return "; ".join(f"{each.host}: {each.why}" for each in self.all)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of the smallest context of those that are known."""
+        return min((each.context_length for each in self.all if each.context_length), default=None)
+
+    def choose(self, channel: str, among: Sequence[Endpoint] | None = None) -> Endpoint | None:
+        """Return the server for a request of this channel; None if each rests or is full."""
+        now = self._clock.now()
+        free = {each: each.capacity(now) - each.running for each in (self.all if among is None else among)}
+        ready = [each for each in free if free[each] > 0]
         if not ready:
             return None
         last = self._of_channel.get(channel)
-        chosen = last if last in ready else max(ready, key=lambda each: (not each.failures, each.free))
+        # One that has rested gets the next request, whatever its channel: else it would never be tried.
+        rested = next((each for each in ready if each.failures), None)
+        chosen = rested or (last if last in ready else max(ready, key=lambda each: free[each]))
         self._of_channel[channel] = chosen
         return chosen
 
-    def wait(self) -> float:
-        """Return the seconds until a paused server is tried again; 0 if none is paused."""
+    def next_end(self) -> float:
+        """Return the time at which the next pause ends, a long time from now if none does."""
         now = self._clock.now()
-        return max(min((each.paused_until for each in self.all if each.free), default=now) - now, 0.0)
+        return min((each.paused_until for each in self.all if each.paused_until > now), default=now + _LONGEST_PAUSE)

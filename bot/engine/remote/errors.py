@@ -22,23 +22,50 @@ _PASSING = frozenset(
     }
 )
 _TOO_LONG = re.compile(
-    r"context[ _](length|size|window)|maximum context|too many tokens|exceed\w* .*(context|tokens)", re.IGNORECASE
+    r"context[ _](length|size|window)|maximum context|too many (input )?tokens|exceed\w* .*(context|tokens)"
+    r"|(prompt|input) is too long|tokens? count .*exceed|must be <= \d+\. Given|length of the messages",
+    re.IGNORECASE | re.DOTALL,
 )
-# "maximum context length is 4096 tokens", "n_ctx": 4096
+# "maximum context length is 4096 tokens", "context size (900 tokens)", "n_ctx": 4096, "200001 tokens > 200000 maximum"
 _LIMIT = re.compile(
-    r"(?:maximum context length is|context (?:length|size|window) (?:is|of)|\"?n_ctx\"?\W+) ?(\d+)", re.IGNORECASE
+    r"(?:maximum context length (?:is|of)|context (?:length|size|window)(?: is| of(?: only)?)?|n_ctx\W+|tokens >|must be <=)"
+    r"[ :(]*(\d+)",
+    re.IGNORECASE,
 )
+# llama-server: "Loading model"; others name the model.
+_LOADING = re.compile(r"\bload(ing|s)\b|being loaded|not (yet )?(loaded|ready)|warming up", re.IGNORECASE)
+
+
+class ContextExceeded(Exception):
+    """The prompt does not fit; `limit` is the context in tokens where the server names it."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        super().__init__("the prompt does not fit the model's context")
 
 
 class ServerFailed(Exception):
     """A server gave no usable answer; another attempt, or another server, may.
 
-    `seconds` is what it asked to wait; `is_lasting` that its operator has to change something.
+    `seconds` is what it asked to wait; `is_busy` that it was not asked to answer, or is full;
+    `is_loading` that its model is not loaded yet; `is_lasting` that its operator has to change something.
     """
 
-    def __init__(self, why: str, *, seconds: float = 0.0, is_lasting: bool = False) -> None:
+    def __init__(
+        self,
+        why: str,
+        *,
+        seconds: float = 0.0,
+        is_busy: bool = False,
+        is_loading: bool = False,
+        is_lasting: bool = False,
+        status: int = 0,
+    ) -> None:
         self.why = why
+        self.status = status
         self.seconds = seconds
+        self.is_busy = is_busy
+        self.is_loading = is_loading
         self.is_lasting = is_lasting
         super().__init__(why)
 
@@ -76,19 +103,24 @@ def read_refusal(response: httpx.Response, body: bytes) -> Refusal:
         error = answer.get("error", answer)
         error = error if isinstance(error, dict) else {"message": error}
         # FastAPI's own form: a list of places and messages.
-        message = error.get("message") or error.get("detail") or text
+        said = error.get("message") or error.get("detail") or text
+        # llama-server: "type": "exceed_context_size_error", "n_ctx": 4096; OpenAI: "code": "context_length_exceeded".
+        message = f"{said} {error.get('code')} {error.get('type')} n_ctx: {error.get('n_ctx')}"
         param = error.get("param")
     except (AttributeError, RecursionError, ValueError):
         message, param = text, None
     return Refusal(response.status_code, str(message), param if isinstance(param, str) else "")
 
 
-def failure(response: httpx.Response) -> ServerFailed:
+def failure(response: httpx.Response, refusal: Refusal) -> ServerFailed:
     """Return the fault that a status stands for; nothing of the body, which may quote the prompt."""
     status = response.status_code
     seconds = retry_after(response.headers.get("Retry-After"), 0.0)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and _LOADING.search(refusal.message):
+        return ServerFailed("its model is still loading", seconds=seconds, is_busy=True, is_loading=True)
     if status in _PASSING:
-        return ServerFailed(f"it answers {status}", seconds=seconds)
+        is_busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+        return ServerFailed(f"it answers {status}", seconds=seconds, is_busy=is_busy)
     match status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             why = f"it refuses the key ({status}): set BOT_ENGINE__KEY or the secret file engine__key"
@@ -98,4 +130,4 @@ def failure(response: httpx.Response) -> ServerFailed:
             why = f"it redirects ({status}), which is not followed: set engine.urls to the address that it names"
         case _:
             why = f"it refuses the request ({status})"
-    return ServerFailed(why, is_lasting=True)
+    return ServerFailed(why, is_lasting=True, status=status)

@@ -15,7 +15,6 @@ from bot.engine.remote.errors import ServerFailed
 _LONGEST_STREAM = 64 * 2**20
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "content_filter": FinishReason.STOP}
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,56 +80,6 @@ def _usage(value: Mapping[str, Any] | None) -> Usage | None:
     if not value:
         return None
     return Usage(int(value.get("prompt_tokens") or 0), int(value.get("completion_tokens") or 0))
-
-
-class Thoughts:
-    r"""Separates `<think>…</think>` at the beginning of an answer from the text after it.
-
-    Servers without a parser for reasoning send it as text; tags may be cut anywhere.
-
-    >>> thoughts = Thoughts()
-    >>> "".join(thoughts.feed(text) for text in ("<th", "ink>2+2", "</thi", "nk>", "\n\nFour", " <think>"))
-    'Four <think>'
-    """
-
-    def __init__(self) -> None:
-        self._pending = ""  # what may be the beginning of a tag
-        self._is_thinking = False
-        self._has_begun = False  # the text of the answer
-
-    @property
-    def is_thinking(self) -> bool:
-        return self._is_thinking
-
-    def feed(self, text: str) -> str:
-        """Return the part of the text that belongs to the answer."""
-        if self._has_begun:
-            return text
-        self._pending += text
-        if not self._is_thinking:
-            self._pending = self._pending.lstrip()
-            if not self._pending or _OPEN.startswith(self._pending):
-                return ""
-            if not self._pending.startswith(_OPEN):
-                return self._begin(self._pending)
-            self._is_thinking = True
-            self._pending = self._pending.removeprefix(_OPEN)
-        thought, tag, answer = self._pending.partition(_CLOSE)
-        if not tag:
-            self._pending = thought[-len(_CLOSE) :]  # the text is dropped, a cut tag is not
-            return ""
-        answer = answer.lstrip()
-        self._pending = ""
-        self._is_thinking = False
-        return self._begin(answer) if answer else ""
-
-    def finish(self) -> str:
-        """Return the text that was held back as a possible tag."""
-        return "" if self._has_begun or self._is_thinking else self._begin(self._pending)
-
-    def _begin(self, text: str) -> str:
-        self._has_begun, self._pending = True, ""
-        return text
 
 
 class _Bounded(httpx.AsyncByteStream):

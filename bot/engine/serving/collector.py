@@ -3,7 +3,7 @@
 import asyncio
 from typing import assert_never
 
-from bot.domain import Delta, EngineEvent, Finished, Queued
+from bot.domain import Delta, EngineEvent, Finished, Queued, Thought
 from bot.errors import EngineFailed
 
 OutputItem = EngineEvent | EngineFailed
@@ -23,6 +23,7 @@ class OutputCollector:
 
     def __init__(self) -> None:
         self._queued: Queued | None = None
+        self._thoughts: list[str] = []
         self._texts: list[str] = []
         self._end: Finished | EngineFailed | None = None
         self._has_output = asyncio.Event()
@@ -31,6 +32,9 @@ class OutputCollector:
         match item:
             case Queued():
                 self._queued = item
+            case Thought(text):
+                self._queued = None
+                self._thoughts.append(text)
             case Delta(text):
                 self._queued = None
                 self._texts.append(text)
@@ -52,6 +56,10 @@ class OutputCollector:
             if self._queued is not None:
                 queued, self._queued = self._queued, None
                 return queued
+            if self._thoughts:
+                text = "".join(self._thoughts)
+                self._thoughts.clear()
+                return Thought(text)
             if self._texts:
                 text = "".join(self._texts)
                 self._texts.clear()

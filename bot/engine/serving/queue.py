@@ -27,17 +27,21 @@ class SlotTicket:
 
 
 class FairQueue:
-    """Runs `slots` requests at once; others wait, fairly between users and channels."""
+    """Runs `slots` requests at once; others wait, fairly between users and channels.
+
+    `slots` may be 0 for a while; a request that found no slot after all is requeued in front.
+    """
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self._slots = slots
         self._max_waiting = max_waiting
         self._waiting: RoundRobinQueue[SlotTicket] = RoundRobinQueue()
+        self._requeued: list[SlotTicket] = []  # served before the others
         self._running: dict[SlotTicket, None] = {}
 
     @property
     def load(self) -> EngineLoad:
-        return EngineLoad(len(self._running), len(self._waiting), slots=self._slots)
+        return EngineLoad(len(self._running), len(self._requeued) + len(self._waiting), slots=self._slots)
 
     def enqueue(self, request: ChatRequest, prompt_tokens: int) -> SlotTicket:
         """Queue a request; the caller must `release` the ticket.
@@ -45,7 +49,7 @@ class FairQueue:
         Raises:
             EngineBusy: The queue is full.
         """
-        waiting = len(self._waiting)
+        waiting = self.load.waiting
         if len(self._running) >= self._slots and waiting >= self._max_waiting:
             raise EngineBusy(waiting, self._max_waiting)
         ticket = SlotTicket(request.user, request.channel, prompt_tokens)
@@ -56,8 +60,17 @@ class FairQueue:
     def release(self, ticket: SlotTicket) -> None:
         if ticket in self._running:
             del self._running[ticket]
+        elif ticket in self._requeued:
+            self._requeued.remove(ticket)
         else:
             self._waiting.discard(ticket)
+        self._admit()
+
+    def requeue(self, ticket: SlotTicket) -> None:
+        """Let a running request wait again, in front of all that have not run yet."""
+        del self._running[ticket]
+        self._requeued.append(ticket)
+        ticket.position = -1  # its reader is told again, even if it may run at once
         self._admit()
 
     def resize(self, slots: int) -> None:
@@ -66,9 +79,10 @@ class FairQueue:
         self._admit()
 
     def _admit(self) -> None:
-        while len(self._running) < self._slots and self._waiting:
-            self._running[self._waiting.pop(Counter(ticket.user for ticket in self._running))] = None
-        positions = {ticket: position for position, ticket in enumerate(self._waiting, start=1)}
+        while len(self._running) < self._slots and self.load.waiting:
+            users = Counter(ticket.user for ticket in self._running)
+            self._running[self._requeued.pop(0) if self._requeued else self._waiting.pop(users)] = None
+        positions = {ticket: position for position, ticket in enumerate([*self._requeued, *self._waiting], start=1)}
         for ticket in [*positions, *self._running]:
             if ticket.position != positions.get(ticket, 0):
                 ticket.position = positions.get(ticket, 0)

@@ -14,6 +14,7 @@ from aiohttp.test_utils import TestServer
 from bot.engine.backends.remote import estimate_tokens
 
 MODEL = "scripted"
+LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}
 STOPPED = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 Behaviour = Callable[["ModelServer", web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
@@ -22,16 +23,33 @@ Behaviour = Callable[["ModelServer", web.Request, dict[str, Any]], Awaitable[web
 class ModelServer:
     """An async context manager; `url` is its base address.
 
-    Each request takes the next of `script`, or is answered with `text`.  While `go_on` is
-    cleared, streams stop before their first event.
+    Each request takes the next of `script`, or is answered with `text`, which may depend on the
+    question.  While `go_on` is cleared, streams stop before their first event.
+
+    `owner` "vllm" or "llamacpp" has that server's calls for tokens, each word of a prompt being `tokens_per_word`,
+    and continues an answer that it is given.
     """
 
-    def __init__(self, text: Sequence[str] = ("a ", "scripted ", "answer"), context_length: int | None = None) -> None:
-        self.text = list(text)
+    def __init__(
+        self,
+        text: Sequence[str] | Callable[[str], Sequence[str]] = ("a ", "scripted ", "answer"),
+        context_length: int | None = None,
+        owner: str = "tests",
+        port: int | None = None,
+    ) -> None:
+        self.text = text if callable(text) else list(text)
+        self.owner = owner
+        self.tokens_per_word = 1
+        self.prefills = True
+        self.counted = 0
         self.script: deque[Behaviour] = deque()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.models = [{"id": MODEL, "object": "model", "max_model_len": context_length}]
+        self.models: list[dict[str, Any]] = [
+            {"id": MODEL, "object": "model", "owned_by": owner, "max_model_len": context_length}
+        ]
+        self.is_loading = False
+        self.has_list = True
         self.running = 0
         self.closed_early = 0  # streams that the client has left
         self.go_on = asyncio.Event()
@@ -40,7 +58,10 @@ class ModelServer:
         app = web.Application()
         app.router.add_get("/v1/models", self._list)
         app.router.add_post("/v1/chat/completions", self._complete)
-        self._server = TestServer(app)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/apply-template", self._apply_template)
+        app.router.add_get("/props", self._props)
+        self._server = TestServer(app, port=port)
 
     @property
     def url(self) -> str:
@@ -60,12 +81,57 @@ class ModelServer:
         return response
 
     async def _list(self, request: web.Request) -> web.Response:
+        if self.is_loading:
+            return web.json_response(LOADING, status=503)
+        if not self.has_list:
+            return web.json_response({"detail": "Not Found"}, status=404)
         return web.json_response({"object": "list", "data": self.models})
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.counted += 1
+        if self.owner == "vllm" and "messages" in body:
+            words = " ".join(message["content"] for message in body["messages"]).split()
+        elif self.owner == "llamacpp" and "content" in body:
+            words = body["content"].split()
+        else:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        tokens = list(range(len(words) * self.tokens_per_word))
+        return web.json_response({"tokens": tokens} | ({"count": len(tokens)} if self.owner == "vllm" else {}))
+
+    async def _apply_template(self, request: web.Request) -> web.Response:
+        if self.owner != "llamacpp":
+            return web.json_response({"detail": "Not Found"}, status=404)
+        messages = (await request.json())["messages"]
+        prompt = "".join(f"<{message['role']}>{message['content']}</>" for message in messages)
+        if self.prefills and messages[-1]["role"] == "assistant":
+            prompt = prompt.removesuffix("</>")
+        return web.json_response({"prompt": prompt})
+
+    async def _props(self, request: web.Request) -> web.Response:
+        if self.owner != "llamacpp":
+            return web.json_response({"detail": "Not Found"}, status=404)
+        return web.json_response({"default_generation_settings": {"n_ctx": 777}})
+
+    def answer_to(self, body: dict[str, Any]) -> list[str]:
+        """Return the pieces of the text for these messages, of its rest if they end with its beginning."""
+        *messages, last = body["messages"]
+        is_rest = last["role"] == "assistant"
+        question = messages[-1]["content"] if is_rest else last["content"]
+        pieces = list(self.text(question) if callable(self.text) else self.text)
+        if not is_rest:
+            return pieces
+        assert self.owner == "llamacpp" or body.get("continue_final_message"), "no server continues unasked"
+        whole = "".join(pieces)
+        assert whole.startswith(last["content"]), "the beginning is not the answer's"
+        return [whole[len(last["content"]) :]]
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
+        if self.is_loading:
+            return web.json_response(LOADING, status=503)
         behaviour = self.script.popleft() if self.script else say()
         self.running += 1
         await self._notify()
@@ -108,7 +174,7 @@ def say(*pieces: str, reason: str = "stop") -> Behaviour:
     async def behave(server: ModelServer, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = await server.stream(request)
         await server.go_on.wait()
-        texts = list(pieces or server.text)
+        texts = list(pieces or server.answer_to(body))
         for text in texts:
             await response.write(delta(text))
         await response.write(event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}))

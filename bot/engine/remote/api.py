@@ -1,0 +1,239 @@
+"""Calls to a model server: its models, the tokens of a prompt, and the stream of an answer."""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import structlog
+
+from bot.config.schema import EngineSection
+from bot.domain import ChatMessage, ChatRequest
+from bot.engine.remote.endpoints import Endpoint, Server
+from bot.engine.remote.errors import ContextExceeded, ServerFailed, failure, read_refusal
+from bot.engine.remote.stream import CompletionChunk, read_chunks
+from bot.errors import EngineUnavailable
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Bytes of any answer but a stream; more is not read.
+_LONGEST_BODY = 2**20
+# Bytes of a prompt's tokens: 7 for each.
+_LONGEST_COUNT = 2**24
+# Seconds for the list of models, and for counting tokens.
+_SHORT_CALL = 5.0
+
+# What a server may not know: such a parameter is left out once it was refused.
+_OPTIONAL = frozenset({"top_k", "seed", "top_p", "temperature", "stop", "stream_options"})
+_ALTERNATIVES = {"max_tokens": "max_completion_tokens"}
+# `owned_by` in a list of models; these have calls of their own.
+_SERVERS: Mapping[str, Server] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama-server"}
+
+
+class ServerApi:
+    """The HTTP client of all servers of an engine."""
+
+    def __init__(self, options: EngineSection) -> None:
+        self._options = options
+        key = options.key.get_secret_value() if options.key is not None else ""
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            proxy=options.proxy.get_secret_value() or None,
+            verify=certificates(options),
+            # A redirect could take the key and the conversation to another host.
+            follow_redirects=False,
+            timeout=httpx.Timeout(options.first_token_seconds, connect=options.connect_seconds),
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def models(self, endpoint: Endpoint) -> Mapping[str, int | None]:
+        """Return the models of a server, each with its context in tokens where it is told.
+
+        Raises:
+            ServerFailed: It gives no list.
+            httpx.HTTPError: It cannot be connected to.
+            TimeoutError: It does not answer.
+        """
+        listed = await self._call("GET", f"{endpoint.url.rstrip('/')}/models")
+        try:
+            models = {str(each["id"]): _context(each) for each in listed["data"]}
+            owner = str(listed["data"][0].get("owned_by")) if listed["data"] else ""
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ServerFailed("its list of models cannot be read") from error
+        endpoint.server = _SERVERS.get(owner, "other") if self._options.server == "auto" else self._options.server
+        if endpoint.server == "llama-server" and len(models) == 1:
+            # The list has the context that the model was trained with; --ctx-size may be smaller.
+            try:
+                props = await self._call("GET", f"{endpoint.base}/props")
+                models = dict.fromkeys(models, int(props["default_generation_settings"]["n_ctx"]))
+            except (ServerFailed, httpx.HTTPError, LookupError, TimeoutError, TypeError, ValueError):
+                log.info("a model server does not tell its context", server=endpoint.host)
+        return models
+
+    async def count(self, endpoint: Endpoint, model: str, messages: Sequence[ChatMessage]) -> int | None:
+        """Return the tokens of the prompt as the server counts them; None if it does not."""
+        chat = _chat(messages)
+        try:
+            match endpoint.server:
+                case "vllm":
+                    call = {"model": model, "messages": chat, "add_generation_prompt": True}
+                    counted = (await self._call("POST", f"{endpoint.base}/tokenize", call, _LONGEST_COUNT))["count"]
+                case "llama-server":
+                    call = {"content": await self._prompt(endpoint, chat), "add_special": True, "parse_special": True}
+                    tokens = await self._call("POST", f"{endpoint.base}/tokenize", call, _LONGEST_COUNT)
+                    counted = len(tokens["tokens"])
+                case _:
+                    return None
+            return int(counted)
+        except (ServerFailed, httpx.HTTPError, LookupError, TimeoutError, TypeError, ValueError) as error:
+            endpoint.counts_tokens = False
+            log.info("a model server does not count tokens", server=endpoint.host, error=type(error).__name__)
+            return None
+
+    async def can_continue(self, endpoint: Endpoint, request: ChatRequest, shown: str) -> bool:
+        """Return whether the server goes on with a text that was shown, instead of a new answer."""
+        match endpoint.server:
+            case "vllm" | "sglang":
+                return "continue_final_message" not in endpoint.refused
+            case "llama-server":
+                # Not with --no-prefill-assistant, nor with a template that changes the text.
+                chat = [*_chat(request.messages), {"role": "assistant", "content": shown}]
+                try:
+                    return (await self._prompt(endpoint, chat)).endswith(shown)
+                except (ServerFailed, httpx.HTTPError, LookupError, TimeoutError, TypeError):
+                    return False
+            case "other":
+                return False
+
+    async def _prompt(self, endpoint: Endpoint, chat: Sequence[Mapping[str, str]]) -> str:
+        applied = await self._call("POST", f"{endpoint.base}/apply-template", {"messages": chat}, _LONGEST_COUNT)
+        prompt: str = applied["prompt"]
+        return prompt
+
+    async def answer(
+        self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str = ""
+    ) -> AsyncGenerator[CompletionChunk, None]:
+        """Yield the chunks of an answer, or of its rest after the text that was `shown`.
+
+        Raises:
+            ContextExceeded: The prompt is too long.
+            ServerFailed: The server refused, or its stream cannot be read.
+            httpx.HTTPError: The connection broke.
+            TimeoutError: The next token did not come in time.
+        """
+        response = await self._open(endpoint, model, request, shown)
+        has_begun = False
+        try:
+            async with aclosing(read_chunks(response)) as chunks:
+                while True:
+                    options = self._options
+                    # Bytes that are no chunk do not prolong it.
+                    seconds = options.next_token_seconds if has_begun else options.first_token_seconds
+                    async with asyncio.timeout(seconds):
+                        chunk = await anext(chunks, None)
+                    if chunk is None:
+                        return
+                    has_begun = has_begun or bool(chunk.text or chunk.reasoning)
+                    yield chunk
+        finally:
+            await response.aclose()
+
+    async def _open(self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> httpx.Response:
+        """Return the response whose body is the stream, without the parameters that the server refuses."""
+        while True:
+            body = _body(endpoint, model, request, shown)
+            async with asyncio.timeout(self._options.first_token_seconds):
+                call = self._client.build_request("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
+                response = await self._client.send(call, stream=True)
+            if response.status_code == httpx.codes.OK:
+                return response
+            try:
+                async with asyncio.timeout(self._options.connect_seconds):
+                    refusal = read_refusal(response, await _beginning(response, _LONGEST_BODY))
+            finally:
+                await response.aclose()
+            if refusal.is_too_long:
+                raise ContextExceeded(refusal.limit)
+            if shown:
+                raise failure(response, refusal)
+            blamed = refusal.blames([name for name in body if name in _OPTIONAL or name in _ALTERNATIVES])
+            if not blamed - endpoint.refused:
+                raise failure(response, refusal)
+            log.info("a model server does not accept parameters", server=endpoint.host, parameters=sorted(blamed))
+            endpoint.refused |= blamed
+
+    async def _call(self, method: str, url: str, body: object = None, longest: int = _LONGEST_BODY) -> Any:
+        async with asyncio.timeout(_SHORT_CALL), self._client.stream(method, url, json=body) as response:
+            data = await _beginning(response, longest)
+            if response.status_code != httpx.codes.OK:
+                raise failure(response, read_refusal(response, data))
+        try:
+            return json.loads(data)
+        except (RecursionError, ValueError) as error:
+            raise ServerFailed("its answer is no JSON") from error
+
+
+def certificates(options: EngineSection) -> ssl.SSLContext | bool:
+    """Return the authorities whose certificates are accepted.
+
+    Raises:
+        EngineUnavailable: The file of certificates cannot be read.
+    """
+    if not options.ca_file:
+        return True
+    try:
+        return ssl.create_default_context(cafile=options.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise EngineUnavailable(f"engine.ca_file = {options.ca_file!r} cannot be read: {error}") from error
+
+
+def _chat(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _body(endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> dict[str, Any]:
+    params = request.params
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": _chat(request.messages),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "max_tokens": params.max_tokens,
+        "stop": list(params.stop) or None,
+        "seed": None if params.seed is None else params.seed % 2**31,  # many servers take no more bits
+    }
+    for name in endpoint.refused:
+        value = body.pop(name, None)
+        if name in _ALTERNATIVES:
+            body[_ALTERNATIVES[name]] = value
+    if shown:
+        body["messages"].append({"role": "assistant", "content": shown})
+        if endpoint.server != "llama-server":
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _context(model: Mapping[str, Any]) -> int | None:
+    """Return the context that a list of models tells: vLLM's and SGLang's, LiteLLM's, llama-server's fields."""
+    meta = model.get("meta") or {}
+    places = model.get("max_model_len"), model.get("context_length"), meta.get("n_ctx"), meta.get("n_ctx_train")
+    return next((place for place in places if isinstance(place, int) and place > 0), None)
+
+
+async def _beginning(response: httpx.Response, longest: int) -> bytes:
+    parts, size = [], 0
+    async for data in response.aiter_bytes():
+        parts.append(data)
+        size += len(data)
+        if size > longest:
+            break
+    return b"".join(parts)[:longest]

@@ -1,0 +1,55 @@
+"""Tell a model's reasoning, `<think>…</think>` before its answer, from the answer."""
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+class Thoughts:
+    r"""Separates `<think>…</think>` at the beginning of an answer from the text after it.
+
+    Tags may be cut anywhere; later ones are part of the answer.
+
+    >>> thoughts = Thoughts()
+    >>> [thoughts.feed(text) for text in ("<th", "ink>2+", "2</thi", "nk>", "\n\nFour", " <think>")]
+    [('', ''), ('2+', ''), ('2', ''), ('', ''), ('', 'Four'), ('', ' <think>')]
+    """
+
+    def __init__(self) -> None:
+        self._pending = ""  # what may be the beginning of a tag
+        self._is_thinking = False
+        self._has_begun = False  # the text of the answer
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """Return the part of the text that is reasoning, and the part that belongs to the answer."""
+        if self._has_begun:
+            return "", text
+        self._pending += text
+        if not self._is_thinking:
+            self._pending = self._pending.lstrip()
+            if not self._pending or (len(self._pending) < len(_OPEN) and _OPEN.startswith(self._pending)):
+                return "", ""
+            if not self._pending.startswith(_OPEN):
+                return "", self._begin(self._pending)
+            self._is_thinking = True
+            self._pending = self._pending.removeprefix(_OPEN)
+        thought, tag, answer = self._pending.partition(_CLOSE)
+        if not tag:
+            kept = _cut_tag(thought)
+            self._pending = thought[len(thought) - kept :]
+            return thought[: len(thought) - kept], ""
+        self._is_thinking = False
+        self._pending = ""
+        answer = answer.lstrip()
+        return thought, self._begin(answer) if answer else ""
+
+    def finish(self) -> str:
+        """Return the text that was held back as a possible tag."""
+        return "" if self._has_begun or self._is_thinking else self._begin(self._pending)
+
+    def _begin(self, text: str) -> str:
+        self._has_begun, self._pending = True, ""
+        return text
+
+
+def _cut_tag(text: str) -> int:
+    """Return how many characters at the end may be the beginning of the closing tag."""
+    return next((size for size in range(len(_CLOSE) - 1, 0, -1) if text.endswith(_CLOSE[:size])), 0)

@@ -1,0 +1,220 @@
+"""The remote backend with what single servers offer: continuing, counting, thoughts; and while servers are dead."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from urllib.parse import urlsplit
+
+import pytest
+
+from bot.config.schema import EngineSection
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    Finished,
+    FinishReason,
+    Queued,
+    Thought,
+    Usage,
+)
+from bot.engine.backends.remote import RemoteEngine, estimate_tokens
+from bot.errors import AnswerBrokenOff, PromptTooLong
+from bot.observability.health import engine_fault
+from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of
+from tests.harness.fakes import FastClock
+from tests.harness.servers.model_server import Behaviour, ModelServer, delta, refuse, send
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ModelServer]:
+    async with ModelServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang"])
+async def test_a_broken_answer_is_continued_where_the_server_offers_it(owner: str) -> None:
+    whole = ["Paris is ", "the capital\n\n", "\nof France."]
+    async with (
+        ModelServer(whole, owner=owner) as one,
+        ModelServer(whole, owner=owner) as two,
+        remote(one, two) as engine,
+    ):
+        one.then(send(delta(whole[0]), delta(whole[1]), abort=True))
+        two.then(send(delta("\n\n"), delta("\n"), abort=True))
+        assert await text_of(engine) == "".join(whole)
+        rests = [body for body in one.bodies + two.bodies if body["messages"][-1]["role"] == "assistant"]
+    assert len(rests) == 2
+    for body in rests:
+        assert body["messages"][-1]["content"] == "Paris is the capital"
+        assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+        assert body["max_tokens"] in {6, 7}
+
+
+async def test_llama_server_continues_by_prefilling_unless_it_is_told_not_to() -> None:
+    whole = ["Paris is ", "the capital."]
+    async with ModelServer(whole, owner="llamacpp") as server, remote(server) as engine:
+        assert engine.info.context_length == 777
+        server.then(send(delta(whole[0]), abort=True))
+        assert await text_of(engine) == "Paris is the capital."
+        assert "continue_final_message" not in server.bodies[-1]
+        server.prefills = False
+        server.then(send(delta(whole[0]), abort=True))
+        with pytest.raises(AnswerBrokenOff):
+            await ask(engine)
+
+
+@pytest.mark.parametrize(
+    "refusal", [refuse(400, {"error": {"message": "unknown field"}}), send(delta("hm", "reasoning"))]
+)
+async def test_a_server_that_does_not_continue_ends_the_answer(refusal: Behaviour) -> None:
+    async with ModelServer(owner="vllm") as server, remote(server) as engine:
+        server.then(send(delta("a "), abort=True), refusal)
+        with pytest.raises(AnswerBrokenOff):
+            await ask(engine)
+        assert await text_of(engine) == "a scripted answer"
+
+
+async def test_an_answer_that_fills_the_context_while_it_is_continued_is_cut_off() -> None:
+    async with ModelServer(owner="vllm") as server, remote(server) as engine:
+        server.then(send(delta("a "), abort=True), refuse(400, {"error": {"code": "context_length_exceeded"}}))
+        assert [type(event) for event in await ask(engine)] == [Delta, Finished]
+
+
+async def test_thoughts_are_told_apart_and_never_part_of_the_answer(server: ModelServer) -> None:
+    server.then(send(delta("<think>2 and"), delta(" 2</th"), delta("ink>\n\nFour."), END, DONE))
+    async with remote(server) as engine:
+        events = await ask(engine)
+    assert [event for event in events if not isinstance(event, Finished)] == [
+        Thought("2 and"),
+        Thought(" 2"),
+        Delta("Four."),
+    ]
+
+
+async def test_without_a_name_the_model_is_asked_for_once_a_server_is_up() -> None:
+    async with ModelServer() as down:
+        url, port = down.url, urlsplit(down.url).port
+    section = EngineSection(backend="remote", urls=(url,))
+    async with RemoteEngine(section, FastClock(10)) as engine:
+        fault = engine_fault(engine.load, 60)
+        assert fault is not None
+        assert "ConnectError" in fault
+        asking = asyncio.create_task(ask(engine))
+        async with ModelServer(context_length=900, port=port):
+            assert isinstance((await asking)[-1], Finished)
+            assert (engine.info.model, engine.info.context_length) == ("scripted", 900)
+            assert engine_fault(engine.load, 60) is None
+
+
+async def test_a_server_without_a_list_of_models_is_used_if_the_model_is_named(server: ModelServer) -> None:
+    server.has_list = False
+    async with remote(server, model="scripted") as engine:
+        assert await text_of(engine) == "a scripted answer"
+
+
+async def test_a_model_that_still_loads_is_said_in_the_queue() -> None:
+    async with ModelServer() as server:
+        server.is_loading = True
+        async with remote(server, model="scripted") as engine:
+            assert "still loading" in str(engine.load.fault)
+            async with aclosing(engine.generate(QUESTION)) as events:
+                assert await anext(events) == Queued(1, is_model_loading=True)
+                server.is_loading = False
+                assert [event async for event in events][-1] == Finished(FinishReason.STOP, Usage(6, 4))
+
+
+async def test_while_all_servers_are_dead_each_question_is_told_its_place() -> None:
+    async with ModelServer() as server:
+        url, port = server.url, urlsplit(server.url).port
+        section = EngineSection(backend="remote", urls=(url,), max_batch_size=2)
+        engine = RemoteEngine(section, FastClock(10))
+        await engine.__aenter__()
+    try:
+        first = engine.generate(QUESTION)
+        assert await anext(first) == Queued(1)  # after its first attempt
+        second = engine.generate(QUESTION)
+        assert await anext(second) == Queued(2)
+        assert (engine.load.running, engine.load.waiting, engine.load.slots) == (0, 2, 0)
+        async with ModelServer(port=port):
+            for stream in (first, second):
+                assert isinstance([event async for event in stream][-1], Finished)
+            assert engine.load.slots == 2
+    finally:
+        await engine.__aexit__(None, None, None)
+
+
+async def test_a_dead_server_takes_one_request_at_a_time_until_it_answers() -> None:
+    async with ModelServer() as well, ModelServer() as sick, remote(well, sick, max_batch_size=4) as engine:
+        sick.then(refuse(500), refuse(500))
+        well.go_on.clear()
+        sick.go_on.clear()
+        asking = [
+            asyncio.create_task(ask(engine, ChatRequest(QUESTION.messages, channel=str(number)))) for number in range(5)
+        ]
+        await well.until(lambda: well.running == 4)
+        await sick.until(lambda: len(sick.bodies) >= 2)
+        await sick.until(lambda: sick.running == 1)
+        assert engine.load.slots == 5
+        sick.go_on.set()
+        well.go_on.set()
+        await asyncio.gather(*asking)
+        assert engine.load.slots == 8
+
+
+@pytest.mark.parametrize("owner", ["vllm", "llamacpp"])
+async def test_a_prompt_that_may_be_too_long_is_counted_by_the_server(owner: str) -> None:
+    messages = (ChatMessage("user", "word " * 30),)
+    estimated = estimate_tokens(messages[0].content)
+    async with ModelServer(owner=owner) as server, remote(server, context_length=estimated + 20) as engine:
+        await ask(engine, ChatRequest(messages))
+        assert server.counted == 1
+        assert 30 <= engine.count_tokens(messages) <= 31 < estimated
+        server.tokens_per_word = 100
+        with pytest.raises(PromptTooLong) as caught:
+            await ask(engine, ChatRequest((*messages, *messages)))
+        assert caught.value.tokens == engine.count_tokens((*messages, *messages)) >= 6000
+        assert len(server.bodies) == 1
+
+
+async def test_a_short_prompt_is_not_counted() -> None:
+    async with ModelServer(owner="vllm") as server, remote(server) as engine:
+        await ask(engine)
+        assert server.counted == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ({"error": {"message": "This model's maximum context length is 900 tokens. However, you requested 1200"}}, 900),
+        ({"error": {"message": "no", "type": "exceed_context_size_error", "n_prompt_tokens": 12, "n_ctx": 900}}, 900),
+        ({"error": {"message": "Input tokens exceed", "code": "context_length_exceeded"}}, None),
+        (
+            {
+                "object": "error",
+                "message": "The input (1200 tokens) is longer than the model's context length (900 tokens).",
+                "code": 400,
+            },
+            900,
+        ),
+        ({"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 900. Given: 1000"}, 900),
+        ({"error": {"message": "prompt is too long: 1200 tokens > 900 maximum"}}, 900),
+        (
+            {
+                "error": "Trying to keep the first 1200 tokens when context the overflows. However, the model is loaded with context length of only 900 tokens"
+            },
+            900,
+        ),
+    ],
+    ids=["vLLM", "llama-server", "OpenAI", "SGLang", "TGI", "Anthropic", "LM Studio"],
+)
+async def test_each_servers_refusal_of_a_long_prompt_is_understood(
+    server: ModelServer, body: object, limit: int | None
+) -> None:
+    server.then(refuse(400, body))
+    async with remote(server) as engine:
+        before = engine.count_tokens(QUESTION.messages)
+        with pytest.raises(PromptTooLong):
+            await ask(engine)
+        assert engine.info.context_length == limit or (limit is None and engine.info.context_length == 4096)
+        assert engine.count_tokens(QUESTION.messages) > before, "the next prompt is cut shorter"
