@@ -5,6 +5,7 @@ import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -107,6 +108,56 @@ async def test_edits_and_deletions_while_disconnected_are_found(tmp_path: Path, 
         row = await harness.store.find(ChannelKey("slack", channel), edited)
         assert row is not None
         assert row.message.text == "2+4?"
+
+
+async def test_a_question_still_being_stored_when_the_connection_is_lost_is_compared_too(
+    tmp_path: Path, server: SlackServer
+) -> None:
+    is_asked, never = asyncio.Event(), asyncio.Event()
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path.endswith("users.info") and "U002" in str(request.query) + str(await request.post()):
+            is_asked.set()
+            await never.wait()  # the bot goes on without the name after a second
+        return None
+
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, await server.say("one"))
+        server.gate.guard = guard
+        secret = await server.say("my password is hunter2", author="Ann")
+        await is_asked.wait()
+        await server.disconnect(resumable=False)
+        await server.delete(secret)
+        await becomes(harness, Status.CLEARED, server.workspace.find("general") or "", secret)
+        never.set()
+
+
+async def test_events_redelivered_in_another_order_leave_the_newest_text(tmp_path: Path, server: SlackServer) -> None:
+    emitted: list[dict[str, Any]] = []
+    emit = server.emit
+
+    def record(event: dict[str, Any]) -> None:
+        emitted.append(event)
+        emit(event)
+
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, await server.say("one"))
+        server.emit = record  # type: ignore[method-assign]
+        question = await server.say("2+2?")
+        await is_delivered(harness, server, question)
+        await server.edit(question, "2+3?")
+        await server.edit(question, "2+4?")
+        await server.until(lambda: server.is_quiet)
+        emit(emitted[-2])
+        server.emit = emitted.append  # type: ignore[method-assign, assignment]
+        late = await server.say("3+2?")
+        await server.edit(late, "3+4?")
+        for event in reversed(emitted[-3:]):
+            emit(event)
+        await server.until(lambda: server.is_quiet)
+        channel = server.workspace.find("general") or ""
+        rows = [await becomes(harness, Status.DELIVERED, channel, message) for message in (question, late)]
+    assert [row.message.text for row in rows] == ["2+4?", "3+4?"]
 
 
 async def test_messages_of_any_shape_cost_only_themselves(tmp_path: Path, server: SlackServer) -> None:

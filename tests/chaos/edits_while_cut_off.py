@@ -32,8 +32,9 @@ _CUTS: dict[Scale, int] = {"full": 150, "short": 4}
 # Cuts on one workspace, whose history each reconnection reads.
 _ROUND = 15
 _FACTOR = 100.0
-_TIMEOUT = 20.0  # seconds without any change, after which a fault is counted
-_CONNECT = 60.0
+# Looks without any change, after which a fault is counted: 15 s, on a busy machine minutes.
+_LOOKS = 500
+_CONNECT = 600.0
 # Seconds until the files are rewritten, which takes 2 % of the time at most.
 _REWRITE = 180.0
 _POLL = 0.03
@@ -148,12 +149,12 @@ class Round:
     async def settle(self, when: str) -> None:
         """Wait until everything is found; what is not is counted, once."""
         seen: object = None
-        since = asyncio.get_running_loop().time()
+        looks = 0
         while faults := self._faults():
             state = (self._shown(), self._rows())
-            if state != seen:
-                seen, since = state, asyncio.get_running_loop().time()
-            elif asyncio.get_running_loop().time() > since + _TIMEOUT:
+            looks = looks + 1 if state == seen else 0
+            seen = state
+            if looks == _LOOKS:
                 for question, fault in faults.items():
                     question.is_given_up = True
                     self._result.faults.append(f"{question.text} in {question.place}, {when}: {fault}")

@@ -112,6 +112,8 @@ class SlackBackfill:
         async def parse(event: Event) -> IncomingMessage | None:
             return await self._parser.parse({**event, "channel": channel})
 
+        # What the last connection brought may not be stored yet, and its deletion or edit is read below.
+        await self._handlers.finish_current(channel)
         catch_up = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
         recent = datetime.now(UTC) - min(catch_up, _LONGEST)
         rows = [
@@ -168,6 +170,9 @@ class SlackBackfill:
                 here = [row for row in stored.values() if row.message.channel.thread == thread and not _is_root(row)]
                 gone += [row for row in here if _is_deleted(replies.get(row.message.id))]
         in_order = sorted(found.values(), key=lambda message: float(message["ts"]))
+        for message in in_order:
+            if "edited" in message:
+                self._handlers.note_edit(channel, message)
         edits = [(stored[each["ts"]], each) for each in in_order if each["ts"] in stored and "edited" in each]
         lost = {row.message.id for row in gone}
         return MissedEvents(

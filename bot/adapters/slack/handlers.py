@@ -33,6 +33,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Slack waits 3 s for an acknowledgement, so anything but the database gets at most this long.
 _TIMEOUT = 2.0
+# Edited messages whose newest text is remembered: Slack redelivers events for six minutes.
+_EDITED = 1000
 
 
 class SlackHandlers:
@@ -59,6 +61,8 @@ class SlackHandlers:
         self._background = background
         self._held_channels: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # Edited messages by channel and id: Slack redelivers events in any order.
+        self._edited: RecentDict[tuple[str, str], Event] = RecentDict(_EDITED)
         # The last thread of each user in each channel.
         self._threads: RecentDict[tuple[str, str], ChannelKey] = RecentDict()
         self.app = self._build_app(settings, api, me)
@@ -96,6 +100,16 @@ class SlackHandlers:
         if channel in self._held_channels:
             self._held_channels.pop(channel).set()
 
+    async def finish_current(self, channel: str) -> None:
+        """Wait until the events of a channel that have begun are stored."""
+        async with self._lock(channel):
+            return
+
+    def note_edit(self, channel: str, message: Event) -> None:
+        """Remember an edited message, so that an older text of it is ignored if it comes later."""
+        if _edited_at(message) >= _edited_at(self._edited.get((channel, message["ts"]), {})):
+            self._edited[channel, message["ts"]] = message
+
     async def on_message(self, event: Event) -> None:
         channel = id_of(event, "channel")
         await self._wait_released(channel)
@@ -103,14 +117,15 @@ class SlackHandlers:
 
     async def _handle(self, channel: str, event: Event) -> None:
         # Listeners run concurrently, and the lookup of a name must not change the order.
-        async with self._locks.setdefault(channel, asyncio.Lock()):
+        async with self._lock(channel):
             match text_of(event, "subtype"):
                 case "message_deleted":
                     await self._delete(channel, text_of(event, "deleted_ts"), event.get("previous_message"))
                 case "message_changed":
                     await self._change(channel, event)
                 case _:
-                    message = await self._parser.parse(event)
+                    newest = self._edited.get((channel, text_of(event, "ts")), {})
+                    message = await self._parser.parse({**event, **newest})
                     if message is not None:
                         await self._accept(message)
 
@@ -143,6 +158,9 @@ class SlackHandlers:
         else:
             log.error("event dropped", platform=PLATFORM, exc_info=error)
 
+    def _lock(self, channel: str) -> asyncio.Lock:
+        return self._locks.setdefault(channel, asyncio.Lock())
+
     async def _wait_released(self, channel: str) -> None:
         released = self._held_channels.get(channel)
         if released is not None:
@@ -167,8 +185,10 @@ class SlackHandlers:
             await self._delete(channel, text_of(message, "ts"), event.get("previous_message"))
         elif "edited" in message:  # else a link was unfurled, or a thread got a reply
             edited = await self._parser.parse_edit(message)
-            if edited is None:
+            newest = self._edited.get((channel, text_of(message, "ts")), {})
+            if edited is None or _edited_at(message) < _edited_at(newest):
                 return
+            self.note_edit(channel, message)
             await self._inbox.retry(lambda: self._inbox.edit(edited))
             if self._is_called_by_edit(event) and (question := await self._parser.parse(message)) is not None:
                 await self._accept(question)
@@ -183,6 +203,7 @@ class SlackHandlers:
 
     async def _delete(self, channel: str, ts: str, deleted: object) -> None:
         key = ChannelKey(PLATFORM, channel)
+        self._edited.pop((channel, ts), None)
 
         async def delete() -> None:
             # Slack may redeliver the message after its deletion.
@@ -201,3 +222,10 @@ class SlackHandlers:
         if command is None or command[0].name not in {"stop", "retry"}:
             return message
         return replace(message, channel=self._threads.get(place, message.channel))
+
+
+def _edited_at(message: Event) -> float:
+    """Return the time of a message's last edit; 0 if there is none."""
+    edited = message.get("edited")
+    time = text_of(edited, "ts") if isinstance(edited, dict) else ""
+    return float(time) if is_timestamp(time) else 0.0
