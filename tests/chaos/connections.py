@@ -63,7 +63,7 @@ async def _row(bot: BotProcess, subject: str, port: int, askers: list[Asker], sc
     faults = [fault for asker in askers for fault in asker.faults]
     told = (
         f"{IDLE[scale]:,} idle and {DRIPPING[scale]} dripping connections for {seconds:.0f} s: p95 wait "
-        f"{1000 * beside:.0f} ms, before {1000 * alone:.0f} ms, lost or twice {len(faults)}, lines of log {more_lines}, "
+        f"{1000 * beside:.0f} ms, before {1000 * alone:.0f} ms ({beside / alone:.2f} times), lost or twice {len(faults)}, lines of log {more_lines}, "
         f"file descriptors +{more_files}, " + ("it responds afterwards" if is_back else "NO RESPONSE AFTERWARDS")
     )
     told += "".join(f"; {fault}" for fault in faults[:3])

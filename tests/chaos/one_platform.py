@@ -196,7 +196,10 @@ async def _row(
     is_running = bot.process.returncode is None
     is_back = is_running and (trouble == "refused" or await _recovers(askers[victim]))
     faults = [fault for asker in others for fault in asker.faults]
-    waits = ", ".join(f"{name} {1000 * beside[name]:.0f} ms, before {1000 * alone[name]:.0f} ms" for name in alone)
+    waits = ", ".join(
+        f"{name} {1000 * beside[name]:.0f} ms, before {1000 * alone[name]:.0f} ms ({beside[name] / alone[name]:.2f} times)"
+        for name in alone
+    )
     told = f"{trouble} for {seconds:.0f} s: p95 of the others' waits: {waits}; "
     told += f"lost or twice {len(faults)}, /readyz names {' '.join(sorted(seen)) or 'none'}, "
     told += "still running" if is_running else "THE BOT ENDED"

@@ -38,7 +38,7 @@ FACTOR = 1800.0
 # Seconds for a call, after which it is repeated; a busy machine answers within.
 _CALL_SECONDS = 1.0
 # Seconds without progress, after which a question counts as lost.
-_TIMEOUT = 20.0
+_TIMEOUT = 120.0
 _CONCURRENT = 12
 _DELTAS, _DELTA_SECONDS = 6, 0.02
 _MOST_LOST = 5
