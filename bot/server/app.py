@@ -21,7 +21,7 @@ from bot.config.schema import ServerSection
 from bot.server.chatglm import answer, api_error, glm_chat, glm_stream, tokenize
 from bot.server.errors import ApiError, WriteError, bad_request
 from bot.server.generation import Backend, Client
-from bot.server.openai import chat_completions, model_object, openai_error, served_model
+from bot.server.openai import chat_completions, completions, model_object, openai_error, served_model
 from bot.server.polling import Polling, polling_error
 from bot.server.requests import read_object
 from bot.util.aio import BackgroundTasks
@@ -75,6 +75,7 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
             post("/chat-stream", glm_stream),
             post("/tokenize", tokenize),
             post("/v1/chat/completions", chat_completions, openai_error),
+            post("/v1/completions", completions, openai_error),
             Route("/v1/models", models),
             Route("/v1/models/{id:path}", model),
         ],

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions and list of models.
+"""OpenAI's chat completions, completions and list of models.
 
 Fields and errors follow https://platform.openai.com/docs/api-reference/chat; `top_k` is vLLM's extension.
 """
@@ -6,9 +6,9 @@ Fields and errors follow https://platform.openai.com/docs/api-reference/chat; `t
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -23,49 +23,100 @@ from bot.server.requests import integer, number, text
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LONGEST_STOP = 4
 _MOST_CHOICES = 8
+# Tokens of a completion that names no limit, as in OpenAI's reference.
+_SHORT_ANSWER = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What differs between the two endpoints: names of objects, and how a choice holds its text."""
+
+    prefix: str
+    object: str
+    chunk_object: str
+    whole: Callable[[str], dict[str, Any]]
+    piece: Callable[[str], dict[str, Any]]
+    first: dict[str, Any] | None  # the part of a choice before the first text
+    last: dict[str, Any]
+
+
+_CHAT = _Form(
+    "chatcmpl",
+    "chat.completion",
+    "chat.completion.chunk",
+    whole=lambda said: {"message": {"role": "assistant", "content": said}},
+    piece=lambda said: {"delta": {"content": said}},
+    first={"delta": {"role": "assistant", "content": ""}},
+    last={"delta": {}},
+)
+_TEXT = _Form(
+    "cmpl",
+    "text_completion",
+    "text_completion",
+    whole=lambda said: {"text": said},
+    piece=lambda said: {"text": said},
+    first=None,
+    last={"text": ""},
+)
 
 
 async def chat_completions(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
     """`POST /v1/chat/completions`, streamed or whole."""
+    return await _completions(request, body, backend, _CHAT, _messages(body), _params(body, backend))
+
+
+async def completions(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
+    """`POST /v1/completions`, streamed or whole: the prompt is a single question, without a history."""
+    for name in ("suffix", "echo"):
+        if body.get(name):
+            raise bad_request(f"{name} is not supported", name)
+    if (integer(body, "best_of", 1, lowest=1) or 1) > 1:
+        raise bad_request("best_of is 1 only", "best_of")
+    params = _params(body, backend)
+    if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        params = replace(params, max_tokens=_SHORT_ANSWER)
+    messages = (ChatMessage("user", text(body, "prompt")),)
+    return await _completions(request, body, backend, _TEXT, messages, params)
+
+
+async def _completions(
+    request: Request,
+    body: Mapping[str, Any],
+    backend: Backend,
+    form: _Form,
+    messages: tuple[ChatMessage, ...],
+    params: SamplingParams,
+) -> Response | None:
     model = served_model(backend, body.get("model"))
     _refuse_unsupported(body)
-    messages = _messages(body)
     choices = integer(body, "n", 1, lowest=1) or 1
+    is_stream, options = body.get("stream") or False, body.get("stream_options")
+    if not isinstance(is_stream, bool):
+        raise bad_request("stream is not true or false", "stream")
     if choices > _MOST_CHOICES:
         raise bad_request(f"n is at most {_MOST_CHOICES}", "n")
-    call = await backend.accept(request.state.client, messages, _params(body, backend))
-    calls = [_numbered(call, number) for number in range(choices)]
-    head: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
-    if body.get("stream"):
-        if choices > 1:
-            raise bad_request("n is 1 for a stream", "n")
-        options = body.get("stream_options") or {}
-        includes_usage = isinstance(options, dict) and options.get("include_usage") is True
-        head = {**head, "object": "chat.completion.chunk"}
-        return EventStream(_chunks(backend, calls[0], head, includes_usage), lambda error: _event(_error_object(error)))
-    if body.get("stream_options") is not None:
-        raise bad_request("stream_options needs stream = true", "stream_options")
-    completions = await unless_disconnected(request, _all(backend, calls))
-    if completions is None:
+    if is_stream and choices > 1:
+        raise bad_request("n is 1 for a stream", "n")
+    if options is not None and not (is_stream and isinstance(options, dict)):
+        raise bad_request("stream_options is an object, and needs stream = true", "stream_options")
+    call = await backend.accept(request.state.client, messages, params)
+    head: dict[str, Any] = {
+        "id": f"{form.prefix}-{uuid4().hex}",
+        "object": form.chunk_object if is_stream else form.object,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": None,
+    }
+    if is_stream:
+        includes_usage = (options or {}).get("include_usage") is True
+        chunks = _chunks(backend, call, form, head, includes_usage)
+        return EventStream(chunks, lambda error: _event(_error_object(error)))
+    found = await unless_disconnected(request, _all(backend, [_numbered(call, number) for number in range(choices)]))
+    if found is None:
         return None
-    prompt_tokens = completions[0].usage.prompt_tokens
-    answer_tokens = sum(each.usage.completion_tokens for each in completions)
-    return JSONResponse(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": [
-                {
-                    "index": index,
-                    "message": {"role": "assistant", "content": each.text},
-                    "logprobs": None,
-                    "finish_reason": _reason(each.reason),
-                }
-                for index, each in enumerate(completions)
-            ],
-            "usage": _usage(Usage(prompt_tokens, answer_tokens)),
-        }
-    )
+    answer_tokens = sum(each.usage.completion_tokens for each in found)
+    whole = [_choice(index, form.whole(each.text), each.reason) for index, each in enumerate(found)]
+    return JSONResponse({**head, "choices": whole, "usage": _usage(Usage(found[0].usage.prompt_tokens, answer_tokens))})
 
 
 def served_model(backend: Backend, asked: object) -> str:
@@ -188,35 +239,36 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
 
 
 async def _chunks(
-    backend: Backend, call: ChatRequest, head: Mapping[str, Any], includes_usage: bool
+    backend: Backend, call: ChatRequest, form: _Form, head: Mapping[str, Any], includes_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     rest = {"usage": None} if includes_usage else {}
-    has_begun = False
+    has_begun = form.first is None
 
-    def chunk(delta: Mapping[str, str], reason: str | None = None) -> bytes:
-        return _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **rest})
+    def chunk(part: Mapping[str, Any], reason: FinishReason | None = None) -> bytes:
+        return _event({**head, "choices": [_choice(0, part, reason)], **rest})
 
     async with aclosing(backend.generate(call)) as events:
         async for event in events:
-            if not has_begun:
+            if not has_begun and form.first is not None:
                 has_begun = True
-                yield chunk({"role": "assistant", "content": ""})
+                yield chunk(form.first)
             if isinstance(event, Delta):
-                yield chunk({"content": event.text})
+                yield chunk(form.piece(event.text))
             elif isinstance(event, Finished):
-                yield chunk({}, _reason(event.reason))
+                yield chunk(form.last, event.reason)
                 if includes_usage:
                     yield _event({**head, "choices": [], "usage": _usage(event.usage)})
     yield b"data: [DONE]\n\n"
 
 
+def _choice(index: int, part: Mapping[str, Any], reason: FinishReason | None) -> dict[str, Any]:
+    written = None if reason is None else "length" if reason is FinishReason.LENGTH else "stop"
+    return {"index": index, **part, "logprobs": None, "finish_reason": written}
+
+
 def _event(value: object) -> bytes:
     # In ASCII: some clients take U+2028 and U+0085 for line ends.
     return f"data: {json.dumps(value)}\n\n".encode()
-
-
-def _reason(reason: FinishReason) -> str:
-    return "length" if reason is FinishReason.LENGTH else "stop"
 
 
 def _usage(usage: Usage) -> dict[str, int]:

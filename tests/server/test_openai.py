@@ -10,7 +10,7 @@ import pytest
 
 from bot.chat.access import Access
 from bot.domain import ChatMessage, Finished, FinishReason, Usage
-from bot.errors import EngineFailed
+from bot.errors import EngineBusy, EngineFailed
 from tests.harness.fakes import ScriptedEngine
 from tests.server.conftest import MAX_WAITING
 
@@ -232,3 +232,57 @@ async def test_a_fault_of_the_server_has_the_form_of_its_api(
     engine.add([RuntimeError("the text of a user")])
     async with http.post(path, json={**BODY, "prompt": "a"}) as response:
         assert (response.status, await response.json()) == (500, answer)
+
+
+async def test_a_text_is_completed_as_a_single_question(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    answer = await client.completions.create(model="scripted", prompt="once", max_tokens=40)
+    assert (answer.object, answer.choices[0].text, answer.choices[0].finish_reason) == (
+        "text_completion",
+        "It is 天气。",
+        "stop",
+    )
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 13
+    stream = await client.completions.create(
+        model="scripted", prompt="once", stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "It is 天气。"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices] == [None, None, None, "stop"]
+    assert chunks[-1].usage is not None
+    assert [request.messages for request in engine.requests] == [(ChatMessage("user", "once"),)] * 2
+    assert [request.params.max_tokens for request in engine.requests] == [40, 16]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"suffix": "a"}, "suffix"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+    ],
+)
+async def test_what_completions_do_not_have_is_refused_by_name(
+    http: aiohttp.ClientSession, change: dict[str, Any], param: str
+) -> None:
+    async with http.post("/v1/completions", json={"prompt": "once", **change}) as response:
+        assert (response.status, (await response.json())["error"]["param"]) == (400, param)
+
+
+async def test_the_client_waits_and_tries_a_refused_request_again(
+    url: str, engine: ScriptedEngine, access: Access
+) -> None:
+    def ask() -> str | None:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=1) as client:
+            raw = client.chat.completions.with_raw_response.create(model="scripted", messages=QUESTION)
+            assert raw.retries_taken == 1
+            return raw.parse().choices[0].message.content
+
+    engine.add([EngineBusy(1, 1, 0.1)])
+    assert await asyncio.to_thread(ask) == "It is 天气。"

@@ -33,7 +33,7 @@ def engine_of_page(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> S
 
 @pytest.mark.usefixtures("engine_of_page")
 async def test_every_call_on_the_page_is_answered(http: aiohttp.ClientSession) -> None:
-    assert len(CALLS) == 9
+    assert len(CALLS) == 10
     for line in CALLS:
         words = shlex.split(line)
         options = {option: value for option, value in pairwise(words) if option in {"-X", "-d"}}
@@ -67,5 +67,14 @@ async def test_the_server_is_a_model_server_for_another_bot(url: str) -> None:
 
 
 def test_the_page_names_every_path() -> None:
-    paths = {"/", "/chat", "/get_response", "/chat-stream", "/tokenize", "/v1/models", "/v1/chat/completions"}
+    paths = {
+        "/",
+        "/chat",
+        "/get_response",
+        "/chat-stream",
+        "/tokenize",
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+    }
     assert {re.search(rf"{BASE}(\S+)", line)[1] for line in CALLS} == paths  # type: ignore[index]
