@@ -26,7 +26,7 @@ from bot.observability.health import Components, Health
 from bot.observability.http import create_app, serve_operations
 from bot.observability.logging import set_levels
 from bot.observability.metrics import Metrics
-from bot.server.app import serve_apis
+from bot.server.app import own_limits, serve_apis
 from bot.server.generation import Backend
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.retention import Retention
@@ -61,7 +61,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
         async with HotSwapEngine(config.engine, opener, clock, check=preflight, progress=progress) as engine:
             components.engine = engine
             settings = ChatSettings.of(config)
-            access = Access(config.access, config.limits, clock)
+            access = Access(config.access, config.limits, clock, own_limits(config.server))
             watcher = None if source is None else ConfigWatcher(config, source, clock)
             intake = Intake(
                 access, engine, store, settings, clock=clock, metrics=metrics, watcher=watcher, components=components

@@ -2,8 +2,10 @@
 
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from bot.chat.i18n import Translate
 from bot.config.schema import AccessSection, LimitsSection
@@ -36,13 +38,24 @@ class Access:
     what the database knows.
     """
 
-    def __init__(self, access: AccessSection, limits: LimitsSection, clock: Clock) -> None:
+    def __init__(
+        self,
+        access: AccessSection,
+        limits: LimitsSection,
+        clock: Clock,
+        own: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    ) -> None:
+        """Apply these rules; `own` has, by user, the limits that replace those of the same name."""
         self._access = access
         self._limits = limits
-        self._asked_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
+        self._own_waiting, own_asked, own_tokens = (
+            {user: limits[name] for user, limits in own.items() if name in limits}
+            for name in ("waiting_per_user", "requests_per_minute", "tokens_per_hour")
+        )
+        self._asked_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock, own_asked)
         self._asked_in_channel = SlidingWindow(limits.requests_per_minute_channel, 60.0, clock)
         self._commanded_by_user = SlidingWindow(limits.requests_per_minute, 60.0, clock)
-        self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock)
+        self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock, own_tokens)
         self._tokens_in_channel = SlidingWindow(limits.tokens_per_hour_channel, 3600.0, clock)
         self._is_paused = False
 
@@ -133,7 +146,7 @@ class Access:
         self, user: str, channel: str | None, translate: Translate, standing: QueueDepth = _FIRST
     ) -> Refusal | None:
         """Return why one more question is too much; None counts it.  `channel` None is limited by the user only."""
-        if 0 < self._limits.waiting_per_user <= standing.author:
+        if 0 < self._own_waiting.get(user, self._limits.waiting_per_user) <= standing.author:
             text = translate("You already have {count} questions waiting; please wait for one of them.")
             return Refusal(text.format(count=standing.author), _ANSWER_SECONDS)
         if channel is not None and 0 < self._limits.waiting_per_channel <= standing.channel:
@@ -158,15 +171,16 @@ class Access:
 
 
 class SlidingWindow:
-    """At most `limit` per key in any `seconds`; a limit of 0 is none.
+    """At most `limit` per key in any `seconds`, or the key's `own`; a limit of 0 is none.
 
     Strict, unlike fixed windows, which let twice as many through at their border; and on
     the monotonic clock, unlike the `limits` library.  `limit` may be changed at any time;
     while it is 0, nothing is recorded.
     """
 
-    def __init__(self, limit: int, seconds: float, clock: Clock) -> None:
+    def __init__(self, limit: int, seconds: float, clock: Clock, own: Mapping[Any, int] = MappingProxyType({})) -> None:
         self.limit = limit
+        self._own = own
         self._seconds = seconds
         self._clock = clock
         self._spent: dict[Hashable, deque[tuple[float, int]]] = {}
@@ -178,8 +192,9 @@ class SlidingWindow:
     def wait(self, key: Hashable) -> float:
         """Return the seconds until one more is allowed; 0 if it is now."""
         spent = self._current(key)
-        over = sum(weight for _, weight in spent) - self.limit
-        if not self.limit or over < 0:
+        limit = self._own.get(key, self.limit)
+        over = sum(weight for _, weight in spent) - limit
+        if not limit or over < 0:
             return 0.0
         for at, weight in spent:
             over -= weight
@@ -188,7 +203,7 @@ class SlidingWindow:
         raise AssertionError("usage cannot exceed the limit once all of it is subtracted")
 
     def add(self, key: Hashable, weight: int = 1) -> None:
-        if not self.limit or not weight:
+        if not self._own.get(key, self.limit) or not weight:
             return
         # Ordered by last use, so that the oldest can be dropped: keys come from outside
         # and would accumulate over a year.

@@ -14,6 +14,7 @@ from bot.cli.bench import bench
 from bot.cli.check import check
 from bot.cli.database import backup, copy, export, migrate
 from bot.cli.health import health
+from bot.cli.key import key
 from bot.cli.run import run, serve
 from bot.errors import BotError
 
@@ -26,7 +27,7 @@ def cli() -> None:
     """Run ChatGLM-6B as a chat bot for Discord, Telegram and Slack."""
 
 
-for command in (run, serve, ask, check, health, migrate, backup, export, copy, bench):
+for command in (run, serve, ask, check, health, migrate, backup, export, copy, bench, key):
     cli.add_command(command)
 
 

@@ -270,6 +270,21 @@ class OperationsSection(Section):
     )
 
 
+class KeySection(Section):
+    """A client of the HTTP APIs; what is not set is as in [limits]."""
+
+    secret: SecretStr | None = None
+    models: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = ()
+    requests_per_minute: int | None = Field(default=None, ge=0)
+    tokens_per_hour: int | None = Field(default=None, ge=0)
+    waiting_per_user: int | None = Field(default=None, ge=0)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Return the limits of its own, named as in [limits]."""
+        return self.model_dump(exclude={"secret", "models"}, exclude_none=True)
+
+
 class ServerSection(Section):
     """HTTP APIs: ChatGLM-6B's own, and OpenAI's chat completions."""
 
@@ -284,9 +299,19 @@ class ServerSection(Section):
     origins: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = Field(
         default=(), description='web pages that may use the APIs: "https://chat.example.org"'
     )
-    keys: dict[str, SecretStr] | None = Field(
+    keys: dict[str, KeySection] | None = Field(
         default=None, description="keys of clients by name, each in BOT_SERVER__KEYS__NAME, as text or sha256:…"
     )
+
+    @field_validator("keys")
+    @classmethod
+    def _require_secrets(cls, keys: dict[str, KeySection] | None) -> dict[str, KeySection] | None:
+        for name, key in (keys or {}).items():
+            if key.secret is None:
+                raise ValueError(
+                    f"{name!r} has no secret: set BOT_SERVER__KEYS__{name.upper()}; `bot key {name}` makes one"
+                )
+        return keys
 
     @model_validator(mode="after")
     def _require_a_key(self) -> Self:

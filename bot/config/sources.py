@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, create_model
+from pydantic import AfterValidator, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
@@ -26,6 +26,7 @@ from bot.config.schema import (
     Config,
     EngineSection,
     Key,
+    KeySection,
     PlatformId,
     Section,
     known_settings,
@@ -152,6 +153,8 @@ def _remove_secrets(table: dict[str, Any], parent: Key, known: Mapping[Key, Fiel
         key = (*parent, name)
         if key in known and is_address(known[key]):
             found = isinstance(value, str) and has_password(value)
+        elif (key in known and _is_table(known[key])) or (parent in known and _is_table(known[parent])):
+            found = not isinstance(value, dict)
         else:
             found = is_secret_name(name) or (key in known and is_secret(known[key]))
         if found:
@@ -167,6 +170,8 @@ def _home_of(key: Key, known: Mapping[Key, FieldInfo]) -> Key:
     """Guess the setting that a secret in config.toml was meant for."""
     if key in known or (key[0] == "adapters" and len(key) == 3):
         return key
+    if key[:2] in known and _is_table(known[key[:2]]):
+        return key[:3]
     secrets = {
         variable(k): k
         for k, field in known.items()
@@ -184,16 +189,16 @@ class _Names:
     tables: dict[str, Key] = field(default_factory=dict)
 
     def find(self, name: str) -> Key | None:
-        """Return the key of a setting; a chosen name is its last part, in lower case."""
+        """Return the key of a setting; a chosen name is in lower case."""
         for prefix, key in self.tables.items():
             if name.startswith(prefix) and len(name) > len(prefix):
-                return (*key, name.removeprefix(prefix).lower())
+                return (*key, name.removeprefix(prefix).lower(), "secret")
         return self.exact.get(name)
 
 
 def _is_table(field: FieldInfo) -> bool:
-    """Return whether the setting is a table of secrets, whose names an operator chooses."""
-    return field.annotation == dict[str, SecretStr] | None
+    """Return whether the setting has tables with a secret each, whose names an operator chooses."""
+    return field.annotation == dict[str, KeySection] | None
 
 
 class _Environment:

@@ -113,6 +113,11 @@ async def serve_apis(settings: ServerSection, backend: Backend, clock: Clock) ->
             yield port
 
 
+def own_limits(settings: ServerSection) -> dict[str, dict[str, int]]:
+    """Return the limits of keys that have their own, by their user's name."""
+    return {Client(name).user: key.limits for name, key in (settings.keys or {}).items()}
+
+
 class Guard:
     """Refuses requests without a key, and those that a web page made a browser send.
 
@@ -126,7 +131,10 @@ class Guard:
         self._backend = backend
         self._hosts = _LOOPBACK | set(settings.hosts)
         self._origins = frozenset(settings.origins)
-        self._digests = {name: _digest(key.get_secret_value()) for name, key in (settings.keys or {}).items()}
+        self._keys = {name: key for name, key in (settings.keys or {}).items() if key.secret is not None}
+        self._digests = {
+            name: _digest(key.secret.get_secret_value()) for name, key in self._keys.items() if key.secret is not None
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(scope["client"][0] if scope.get("client") else "")
@@ -155,7 +163,7 @@ class Guard:
         names = [name for name, digest in self._digests.items() if hmac.compare_digest(digest, sent)]
         if not names:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-        client.name = names[0]
+        client.name, client.models = names[0], self._keys[names[0]].models
 
 
 def _digest(key: str) -> bytes:

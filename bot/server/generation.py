@@ -87,6 +87,9 @@ class Backend:
         Raises:
             ApiError: Paused, too much, or the prompt is beyond the context.
         """
+        model = self.engine.info.model
+        if client.models and model not in client.models:
+            raise ApiError(403, f"this key may not use the model {model!r}", code="model_not_found", param="model")
         if await self._tokens(messages) >= self.context_length:
             raise of_engine(PromptTooLong(await self._tokens(messages), self.context_length))
         if self.access.is_paused:

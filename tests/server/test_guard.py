@@ -2,17 +2,22 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 from pydantic import SecretStr
 
 from bot.adapters import SETTINGS
-from bot.config.schema import ServerSection
+from bot.chat.access import Access
+from bot.cli.key import key
+from bot.config.schema import KeySection, LimitsSection, ServerSection
 from bot.config.sources import load_config
 from bot.errors import ConfigError
-from tests.harness.fakes import ScriptedEngine
+from bot.server.app import own_limits
+from tests.harness.fakes import ManualClock, ScriptedEngine
 
 PATHS = ["/v1/models", "/", "/chat", "/get_response", "/chat-stream", "/v1/chat/completions", "/nothing"]
 BODY = json.dumps({"prompt": "a", "request_id": "1"})
@@ -45,7 +50,10 @@ class TestKeys:
             port=0,
             hosts=("bot.example.org",),
             origins=("https://chat.example.org",),
-            keys={"alice": SecretStr("alice's secret"), "bob": SecretStr(digest)},
+            keys={
+                "alice": KeySection(secret=SecretStr("alice's secret")),
+                "bob": KeySection(secret=SecretStr(digest), models=("other",), requests_per_minute=1),
+            },
         )
 
     @pytest.mark.parametrize("key", [None, "", "wrong", "Bearer", "alice"])
@@ -60,10 +68,16 @@ class TestKeys:
         assert engine.requests == []
 
     async def test_the_name_of_the_key_is_the_client(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
-        for key in ("alice's secret", "bob's secret"):
-            async with http.post("/", data=BODY, headers={"Authorization": f"Bearer {key}"}) as response:
-                assert response.status == 200
-        assert [request.user for request in engine.requests] == ["api:alice", "api:bob"]
+        async with http.post("/", data=BODY, headers={"Authorization": "Bearer alice's secret"}) as response:
+            assert response.status == 200
+        assert [request.user for request in engine.requests] == ["api:alice"]
+
+    async def test_a_key_may_use_its_models_only(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
+        for path in ("/", "/chat-stream", "/v1/completions"):
+            async with http.post(path, data=BODY, headers={"Authorization": "Bearer bob's secret"}) as response:
+                assert response.status == 403
+                assert "may not use the model" in await response.text()
+        assert engine.requests == []
 
     async def test_polled_answers_belong_to_their_client(self, http: aiohttp.ClientSession) -> None:
         body = json.dumps({"request_id": "1", "query": "a"})
@@ -93,7 +107,7 @@ def test_keys_come_from_the_environment_and_from_files(tmp_path: Path) -> None:
     environ = {"BOT_SECRETS_DIR": str(tmp_path), "BOT_SERVER__KEYS__ALICE": "from the environment"}
     config = load_config(None, SETTINGS, environ=environ).config
     keys = config.server.keys or {}
-    assert {name: key.get_secret_value() for name, key in keys.items()} == {
+    assert {name: key.secret and key.secret.get_secret_value() for name, key in keys.items()} == {
         "alice": "from the environment",
         "bob": "from a file",
     }
@@ -103,6 +117,11 @@ def test_keys_come_from_the_environment_and_from_files(tmp_path: Path) -> None:
 def test_a_key_in_the_file_and_an_open_host_without_keys_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     for text, words in (
+        (
+            '[server.keys.alice]\nsecret = "a key"',
+            "secrets are not allowed in this file; use .*BOT_SERVER__KEYS__ALICE",
+        ),
+        ('[server.keys.alice]\nmodels = ["demo"]', "'alice' has no secret: set BOT_SERVER__KEYS__ALICE"),
         ('[server.keys]\nalice = "a key"', "secrets are not allowed in this file"),
         ('[server]\nhost = "0.0.0.0"', "is reachable from other machines"),
     ):
@@ -110,3 +129,26 @@ def test_a_key_in_the_file_and_an_open_host_without_keys_are_refused(tmp_path: P
         with pytest.raises(ConfigError, match=words) as caught:
             load_config(file, SETTINGS, environ={})
         assert "a key" not in str(caught.value).replace("set a key", "")
+
+
+def test_a_key_has_limits_of_its_own(tmp_path: Path, clock: ManualClock) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[server.keys.alice]\nrequests_per_minute = 3\ntokens_per_hour = 0\n")
+    environ = {"BOT_SERVER__KEYS__ALICE": "a", "BOT_SERVER__KEYS__BOB": "b", "BOT_LIMITS__REQUESTS_PER_MINUTE": "1"}
+    config = load_config(file, SETTINGS, environ=environ).config
+    access = Access(config.access, config.limits, clock, own_limits(config.server))
+    asked = {user: [access.too_much(user, None, str) for _ in range(4)] for user in ("api:alice", "api:bob")}
+    assert [found is None for found in asked["api:alice"]] == [True, True, True, False]
+    assert [found is None for found in asked["api:bob"]] == [True, False, False, False]
+    access.reconfigure(config.access, LimitsSection(requests_per_minute=2))
+    assert access.too_much("api:alice", None, str) is not None
+    assert access.too_much("api:bob", None, str) is None
+
+
+def test_a_made_key_opens_the_server_that_knows_its_digest() -> None:
+    made = CliRunner().invoke(key, ["Alice"])
+    assert made.exit_code == 0
+    found = re.search(r"now: (\S+)\n.*BOT_SERVER__KEYS__ALICE=(sha256:[0-9a-f]{64})\n", made.output)
+    assert found is not None
+    assert found[2] == "sha256:" + hashlib.sha256(found[1].encode()).hexdigest()
+    assert CliRunner().invoke(key, ["a b"]).exit_code == 2
