@@ -31,7 +31,7 @@ _DELTA_SECONDS = 0.04
 _FEWEST, _MOST = 50, 150_000
 # Deltas of an answer after the last cut.
 _MORE = 5
-_TIMEOUT = 60.0
+_TIMEOUT = 600.0
 
 
 @dataclass

@@ -31,7 +31,7 @@ NAME = "R24"
 
 SLOW = {"SLOW_TOKENS": "0.02", "BOT_CONVERSATION__NAME_SPEAKERS": "false"}
 ROOMS = {"full": 24, "short": 4}
-_TIMEOUT = 90.0
+_TIMEOUT = 600.0
 # Seconds in which a bot that sends without end sends again.
 _LATER_SECONDS = 3.0
 

@@ -40,7 +40,7 @@ NAME = "R18"
 CHANNELS = ("general", "random", "运维")
 _COUNTS: dict[Scale, int] = {"full": 200, "short": 4}
 _FACTOR = 100.0
-_TIMEOUT = 20.0
+_TIMEOUT = 600.0
 # Every so many rounds the database is lost instead of rolled back.
 _LOST_EVERY = 4
 _QUESTION = re.compile(r"\bq\d+e\b")

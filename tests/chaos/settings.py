@@ -24,7 +24,7 @@ _READ_SECONDS = {"full": 4.0, "short": 0.5}
 # The file is read every second, and applied after two equal reads.
 _SEEN_SECONDS = 2.2
 _LAST_WISH = "the last wish"
-_TIMEOUT = 120.0
+_TIMEOUT = 600.0
 _MISTAKES = (
     "a = " + "[" * 100_000,
     "a = " + "{b = " * 20_000,

@@ -24,7 +24,7 @@ from tests.storage import memory_folder
 
 USER, PASSWORD = "bot", "open sesame/@:%?#"
 TEMPLATE = "migrated"
-TIMEOUT = 30  # seconds for a start or a stop
+TIMEOUT = 600  # seconds for a start or a stop on a busy machine
 ROOM = 1 << 30  # bytes for the data folder of a whole run
 
 MISSING = (
