@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from bot.engine import backends
 from bot.engine.base import Engine, Progress, silent
+from bot.engine.library import ChatModel
 from bot.errors import EngineUnavailable
 
 if TYPE_CHECKING:
     from bot.config.schema import EngineSection
 
-__all__ = ["BACKENDS", "Progress", "open_engine", "preflight"]
+__all__ = ["BACKENDS", "ChatModel", "Progress", "open_engine", "preflight"]
 
 BACKENDS = tuple(module.name for module in pkgutil.iter_modules(backends.__path__))
 
