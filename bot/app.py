@@ -5,6 +5,7 @@ import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -19,6 +20,8 @@ from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import Config, EngineSection
 from bot.engine import Progress, open_engine, preflight
 from bot.engine.base import Engine
+from bot.engine.embeddings import open_embedder
+from bot.engine.embeddings import preflight as check_embeddings
 from bot.engine.hot_swap import HotSwapEngine
 from bot.errors import BotError, EngineUnavailable, StoreError, StoreInUse
 from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
@@ -57,6 +60,9 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
         SqlStore(url, clock, metrics) as store,
     ):
         components.store = store
+        if config.server.enabled:
+            # Loading the chat model may take minutes, and comes before this one.
+            await asyncio.to_thread(check_embeddings, config.embeddings)
         opener = partial(_open_engine, adapters=list(config.enabled_adapters))
         async with HotSwapEngine(config.engine, opener, clock, check=preflight, progress=progress) as engine:
             components.engine = engine
@@ -243,7 +249,10 @@ async def _apis(config: Config, backend: Backend, clock: Clock) -> AsyncIterator
     if not config.server.enabled:
         yield
         return
-    async with serve_apis(config.server, backend, clock):
+    async with (
+        open_embedder(config.embeddings) as embedder,
+        serve_apis(config.server, replace(backend, embedder=embedder), clock),
+    ):
         yield
 
 

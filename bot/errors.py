@@ -68,11 +68,11 @@ class EngineBusy(EngineError):
     `wait` estimates, from measured speed, the seconds until those have been served.
     """
 
-    def __init__(self, waiting: int, limit: int, wait: float | None = None) -> None:
+    def __init__(self, waiting: int, limit: int, wait: float | None = None, section: str = "engine") -> None:
         self.waiting = waiting
         self.limit = limit
         self.wait = wait
-        super().__init__(f"{waiting} requests are waiting already, and engine.max_waiting is {limit}")
+        super().__init__(f"{waiting} requests are waiting already, and {section}.max_waiting is {limit}")
 
 
 class PromptTooLong(EngineError):

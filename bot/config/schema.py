@@ -323,6 +323,24 @@ class ServerSection(Section):
         return self
 
 
+class EmbeddingsSection(Section):
+    """Embeddings: a second model, for the HTTP APIs' /embedding and /v1/embeddings."""
+
+    model: str = Field(
+        default="", description="folder of a sentence encoder of the BERT family (.safetensors); empty = none"
+    )
+    device: str = Field(
+        default="cpu", pattern=r"^(auto|mps|cpu|cuda|cuda:\d+)$", description="auto, cpu, cuda, cuda:1, mps"
+    )
+    max_tokens: int = Field(
+        default=0, ge=0, description="tokens of a text that are read; 0 = as its folder says, else 128"
+    )
+    normalize: bool = Field(
+        default=False, description="vectors of length 1 from /embedding too; those from /v1/embeddings always are"
+    )
+    max_waiting: int = Field(default=16, ge=1, description="maximum queued requests; further ones get a 429")
+
+
 class AdapterSection(Section):
     """Settings shared by all platforms.
 
@@ -361,6 +379,7 @@ class Config(BaseModel):
     logs: LogsSection = LogsSection()
     operations: OperationsSection = OperationsSection()
     server: ServerSection = ServerSection()
+    embeddings: EmbeddingsSection = EmbeddingsSection()
     adapters: Mapping[str, AdapterSection] = Field(default_factory=dict)
 
     @property

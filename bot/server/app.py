@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bot.config.schema import ServerSection
 from bot.server.chatglm import answer, api_error, glm_chat, glm_stream, tokenize
+from bot.server.embeddings import embedding_model, glm_embedding, openai_embeddings
 from bot.server.errors import ApiError, WriteError, bad_request
 from bot.server.generation import Backend, Client
 from bot.server.openai import chat_completions, completions, model_object, openai_error, served_model
@@ -61,9 +62,12 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
         raise bad_request("the body has neither prompt nor request_id and query")
 
     async def models(request: Request) -> Response:
+        # Without the embedding model: chat clients would offer it, and those that want the only one find two.
         return JSONResponse({"object": "list", "data": [model_object(backend)]})
 
     async def model(request: Request) -> Response:
+        if backend.embedder is not None and request.path_params["id"] == backend.embedder.name:
+            return JSONResponse(embedding_model(backend.embedder))
         served_model(backend, request.path_params["id"])
         return JSONResponse(model_object(backend))
 
@@ -74,8 +78,10 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
             post("/get_response", polling.read, polling_error),
             post("/chat-stream", glm_stream),
             post("/tokenize", tokenize),
+            post("/embedding", glm_embedding),
             post("/v1/chat/completions", chat_completions, openai_error),
             post("/v1/completions", completions, openai_error),
+            post("/v1/embeddings", openai_embeddings, openai_error),
             Route("/v1/models", models),
             Route("/v1/models/{id:path}", model),
         ],

@@ -29,6 +29,7 @@ from bot.domain import (
     Usage,
 )
 from bot.engine.base import Engine
+from bot.engine.embeddings import Embedder
 from bot.errors import EngineError, PromptTooLong
 from bot.server.errors import ApiError, of_engine
 from bot.util.aio import race
@@ -73,6 +74,7 @@ class Backend:
     settings: ChatSettings
     access: Access
     max_waiting: int
+    embedder: Embedder | None = None
     _open: Counter[str] = field(default_factory=Counter)  # answers in progress by user
 
     @property
@@ -87,13 +89,9 @@ class Backend:
         Raises:
             ApiError: Paused, too much, or the prompt is beyond the context.
         """
-        model = self.engine.info.model
-        if client.models and model not in client.models:
-            raise ApiError(403, f"this key may not use the model {model!r}", code="model_not_found", param="model")
+        self.admit(client, self.engine.info.model)
         if await self._tokens(messages) >= self.context_length:
             raise of_engine(PromptTooLong(await self._tokens(messages), self.context_length))
-        if self.access.is_paused:
-            raise ApiError(503, "paused by an admin, please try again later", headers={"Retry-After": "60"})
         refusal = self.access.too_much(client.user, None, str, standing=QueueDepth(author=self._open[client.user]))
         if refusal is not None:
             headers = {"Retry-After": str(math.ceil(refusal.seconds))}
@@ -101,6 +99,17 @@ class Backend:
         self._open[client.user] += 1
         client.open += 1
         return ChatRequest(messages, params, channel=client.user, user=client.user)
+
+    def admit(self, client: Client, model: str) -> None:
+        """Check that the client may use the model now.
+
+        Raises:
+            ApiError: Its key names other models, or an admin has paused the bot.
+        """
+        if client.models and model not in client.models:
+            raise ApiError(403, f"this key may not use the model {model!r}", code="model_not_found", param="model")
+        if self.access.is_paused:
+            raise ApiError(503, "paused by an admin, please try again later", headers={"Retry-After": "60"})
 
     def release(self, client: Client) -> None:
         """Count the requests of a client as answered."""

@@ -11,8 +11,10 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import openai
 import pytest
 
+from tests.engine.sentences import make_encoder
 from tests.harness import warm_start
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +146,31 @@ def test_serve_answers_over_http_without_a_platform(tmp_path: Path) -> None:
             assert json.load(response)["response"] == "over the wire"
         served.send_signal(signal.SIGTERM)
         assert served.wait() == 0
+
+
+def test_serve_embeds_for_the_client_of_openai(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-bert"
+    make_encoder(folder)
+    command = [sys.executable, "-m", "bot", "serve"]
+    env = environment(BOT_SERVER__PORT="0", BOT_EMBEDDINGS__MODEL=str(folder))
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as served:
+        assert served.stderr is not None
+        lines = (json.loads(line) for line in served.stderr)
+        port = next(line["port"] for line in lines if line.get("section") == "server")
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0) as client:
+            found = client.embeddings.create(model="tiny-bert", input=["cat", "dog"])
+        assert [len(each.embedding) for each in found.data] == [32, 32]
+        assert sum(number**2 for number in found.data[1].embedding) == pytest.approx(1)
+        served.send_signal(signal.SIGTERM)
+        assert served.wait() == 0
+
+
+def test_serve_checks_the_embedding_model_before_it_loads_the_chat_model(tmp_path: Path) -> None:
+    ran = bot(tmp_path, "serve", BOT_ENGINE__BACKEND="chatglm", BOT_EMBEDDINGS__MODEL=str(tmp_path))
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert f"{tmp_path} has no config.json" in ran.stderr
+    assert "cpu needs" not in ran.stderr  # the log line of a chat model that loads
+    assert "Traceback" not in ran.stderr
 
 
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("run", "--help")])

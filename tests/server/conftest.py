@@ -8,6 +8,7 @@ import pytest
 from bot.chat.access import Access
 from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, Config, LimitsSection, ServerSection
+from bot.engine.embeddings import Embedder
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
@@ -46,8 +47,13 @@ def settings() -> ServerSection:
 
 
 @pytest.fixture
-def backend(engine: ScriptedEngine, access: Access) -> Backend:
-    return Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING)
+def embedder() -> Embedder | None:
+    return None
+
+
+@pytest.fixture
+def backend(engine: ScriptedEngine, access: Access, embedder: Embedder | None) -> Backend:
+    return Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING, embedder)
 
 
 @pytest.fixture

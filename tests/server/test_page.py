@@ -4,16 +4,20 @@ import asyncio
 import json
 import re
 import shlex
+from collections.abc import AsyncIterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from bot.config.schema import EngineSection
+from bot.config.schema import EmbeddingsSection, EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineInfo
 from bot.engine.backends.remote import RemoteEngine
+from bot.engine.embeddings import Embedder, open_embedder
 from bot.util.clock import MonotonicClock
+from tests.engine.sentences import make_encoder
 from tests.harness.fakes import ScriptedEngine
 from tests.project.snippets import snippets
 
@@ -31,9 +35,16 @@ def engine_of_page(engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> S
     return engine
 
 
+@pytest.fixture
+async def embedder(tmp_path: Path) -> AsyncIterator[Embedder | None]:
+    make_encoder(tmp_path)
+    async with open_embedder(EmbeddingsSection(model=str(tmp_path))) as embedder:
+        yield embedder
+
+
 @pytest.mark.usefixtures("engine_of_page")
 async def test_every_call_on_the_page_is_answered(http: aiohttp.ClientSession) -> None:
-    assert len(CALLS) == 10
+    assert len(CALLS) == 12
     for line in CALLS:
         words = shlex.split(line)
         options = {option: value for option, value in pairwise(words) if option in {"-X", "-d"}}
@@ -73,8 +84,10 @@ def test_the_page_names_every_path() -> None:
         "/get_response",
         "/chat-stream",
         "/tokenize",
+        "/embedding",
         "/v1/models",
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/embeddings",
     }
     assert {re.search(rf"{BASE}(\S+)", line)[1] for line in CALLS} == paths  # type: ignore[index]

@@ -1,11 +1,9 @@
 """transformers backend: any chat model of the library, in our serving loop."""
 
-import logging
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers.utils import logging as library
 
 from bot.config.schema import EngineSection
 from bot.domain import EngineInfo
@@ -19,6 +17,7 @@ from bot.engine.pretrained.loading import (
     load_network,
     load_tokenizer,
     read_config,
+    route_library_logs,
     stored_quantization,
 )
 from bot.engine.serving.engine import LoadedModel, ServingEngine
@@ -29,7 +28,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
     """Create the engine; entering it finds or downloads `options.model`, and loads it."""
 
     def load_model(report: Progress) -> LoadedModel:
-        _route_library_logs()
+        route_library_logs()
         device = _device_of(options)
         folder = find_folder(options.model, options.revision, _download)
         config = read_config(folder)
@@ -92,10 +91,3 @@ def _download(model: str, revision: str) -> Path:
             ignore_patterns=["original/*", "consolidated*"],
         )
     )
-
-
-def _route_library_logs() -> None:
-    library.disable_default_handler()
-    library.enable_propagation()
-    # It warns at every matmul that int8 casts to float16.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -196,7 +196,7 @@ def find_devices(names: str, layers: int) -> list[torch.device]:
     return found
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, setting: str = "engine.device") -> torch.device:
     """Resolve "auto", "cpu", "cuda", "cuda:1" or "mps".
 
     Raises:
@@ -209,13 +209,11 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as exc:
-        raise EngineUnavailable(
-            f'engine.device = "{name}" is not a device: use auto, cpu, cuda, cuda:1 or mps'
-        ) from exc
+        raise EngineUnavailable(f'{setting} = "{name}" is not a device: use auto, cpu, cuda, cuda:1 or mps') from exc
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= count.get(device.type, 0):
         raise EngineUnavailable(
-            f'engine.device = "{name}": torch {torch.__version__} finds no such device on this machine; use auto or cpu'
+            f'{setting} = "{name}": torch {torch.__version__} finds no such device on this machine; use auto or cpu'
         )
     return device
 

@@ -1,5 +1,6 @@
 """Load a transformers checkpoint; a checkpoint's own code never runs."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +40,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     Raises:
         CheckpointError: It is missing, or the model is not supported.
     """
-    _check_files(folder)
-    fields = _json(folder, "config.json")
+    check_files(folder)
+    fields = read_json(folder, "config.json")
     kind = fields.get("model_type")
     kind = kind if kind is None else shown(str(kind))  # it may be a list
     if kind == "chatglm":
@@ -60,7 +61,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise CheckpointError(f'{folder}: model_type "{kind}" does not generate text: choose a chat model')
-    with _map_errors(folder):
+    with map_errors(folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     kinds = frozenset(getattr(config.get_text_config(), "layer_types", None) or ())
     if other := sorted(kinds - _SERVED_LAYERS):
@@ -93,12 +94,9 @@ def load_network(
         raise CheckpointError(
             f'{folder} is already quantised ({stored}): set engine.quantization = "none" instead of "{quantization}"'
         )
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        found = "only pickle files (.bin), which can run code" if any(folder.glob("*.bin")) else "no weights"
-        raise CheckpointError(f"{folder} holds {found}: choose a version of the model with .safetensors files")
+    files = weight_files(folder)
     quantiser = _quantiser(quantization, dtype)
-    with _map_errors(folder), _report_progress(progress, sum(file.stat().st_size for file in files)):
+    with map_errors(folder), report_progress(progress, sum(file.stat().st_size for file in files)):
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -111,9 +109,20 @@ def load_network(
             local_files_only=True,
             output_loading_info=True,
         )
-    # The library fills missing tensors with random numbers and only warns.
+    return complete_network(folder, loaded)
+
+
+def complete_network(folder: Path, loaded: object, ignored: str = "") -> PreTrainedModel:
+    """Return the network of what the library loaded, with `output_loading_info`.
+
+    Tensors whose names begin with `ignored` may be missing.
+
+    Raises:
+        CheckpointError: Others are, which the library fills with random numbers and only warns.
+    """
     network, info = cast("tuple[PreTrainedModel, dict[str, set[object]]]", loaded)
-    missing = sorted(map(str, info["missing_keys"] | info["mismatched_keys"]))
+    names = sorted(map(str, info["missing_keys"] | info["mismatched_keys"]))
+    missing = [name for name in names if not (ignored and name.startswith(ignored))]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of the model's tensors, for example {missing[0]}: download it again"
@@ -127,11 +136,11 @@ def load_tokenizer(folder: Path, config: PretrainedConfig) -> ChatTokenizer:
     Raises:
         CheckpointError: It is missing, or has no chat template.
     """
-    with _map_errors(folder):
+    with map_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     # As the library's generate(): the tokenizer's own eos often ends a document, not an answer.
     generation = "generation_config.json"
-    fields = _json(folder, generation) if (folder / generation).exists() else {}
+    fields = read_json(folder, generation) if (folder / generation).exists() else {}
     named = fields.get("eos_token_id", getattr(config.get_text_config(), "eos_token_id", None))
     ends = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
     return ChatTokenizer(tokenizer, frozenset(end for end in ends if isinstance(end, int)), str(folder))
@@ -187,8 +196,25 @@ def _quantiser(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
-def _check_files(folder: Path) -> None:
-    """Check that the library, which opens any of these, finds only regular files."""
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights.
+
+    Raises:
+        CheckpointError: There are none, or pickle files only.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = "only pickle files (.bin), which can run code" if any(folder.glob("*.bin")) else "no weights"
+        raise CheckpointError(f"{folder} holds {found}: choose a version of the model with .safetensors files")
+    return files
+
+
+def check_files(folder: Path) -> None:
+    """Check that the library, which opens any of these, finds only regular files.
+
+    Raises:
+        CheckpointError: One is something else, or cannot be read.
+    """
     path = folder
     try:
         for path in sorted(folder.iterdir()):
@@ -200,7 +226,12 @@ def _check_files(folder: Path) -> None:
         raise CheckpointError(f"{path} cannot be read ({exc.strerror}): remove it, or download it again") from exc
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object of a model folder.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
     try:
         return read_json_object(folder / name)
     except FileNotFoundError as exc:
@@ -209,8 +240,17 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(f"{folder}/{name} cannot be read ({exc}): download it again") from exc
 
 
+def route_library_logs() -> None:
+    """Send the library's log lines to the program's handlers."""
+    library.disable_default_handler()
+    library.enable_propagation()
+    # It warns at every matmul that int8 casts to float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 @contextmanager
-def _map_errors(folder: Path) -> Iterator[None]:
+def map_errors(folder: Path) -> Iterator[None]:
+    """Translate the library's errors into CheckpointError or EngineUnavailable; out of memory passes."""
     try:
         yield
     except ImportError as exc:
@@ -233,8 +273,8 @@ def _map_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _report_progress(progress: Progress, total: int) -> Iterator[None]:
-    """Report models that load inside to `progress`, scaled to `total` bytes."""
+def report_progress(progress: Progress, total: int) -> Iterator[None]:
+    """Report models that load inside to `progress`, scaled to `total` bytes, and show no bar of the library's."""
 
     def counted(items: Any) -> Iterator[Any]:
         count = max(len(items), 1) if isinstance(items, Sized) else 1
