@@ -169,12 +169,14 @@ class Intake:
         than the row has, and answer the new text.
         """
         message = _cleaned(message)
-        if known.kind is not Kind.CHAT or known.message.text == message.text or not self.access.admits(message):
+        if known.kind is not Kind.CHAT or known.message.text == message.text:
             return
-        if known.answer is None or reply is None or not reply.answers_anew(known.answer):
+        is_answered = known.answer is not None and reply is not None and reply.answers_anew(known.answer)
+        answer = reply.answer if reply is not None and is_answered else None
+        if answer is None or not self.access.admits(message):
             await self.store_edit(message)
         elif (requeued := await self.exchanges.requeue(known, message.text)) is not None:
-            await self.exchanges.settle(requeued, reply.answer)
+            await self.exchanges.settle(requeued, answer)
 
     async def delete(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
         """Delete the exchange of a deleted message and quotations of it, and stop answering it.

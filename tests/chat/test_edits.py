@@ -75,13 +75,18 @@ async def test_an_edit_carries_out_no_command(harness: Harness) -> None:
     assert len(harness.engine.requests[-1].messages) == 3
 
 
-async def test_an_edit_by_an_author_who_is_denied_since_deletes_the_old_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_missed", [False, True], ids=["while connected", "while disconnected"])
+async def test_an_edit_by_an_author_who_is_denied_since_deletes_the_old_words(tmp_path: Path, is_missed: bool) -> None:
     async with make_harness(tmp_path) as harness:
         secret = a_message("my door code is 7734")
         exchange = await harness.accept(secret)
         await harness.replied(exchange)
         harness.access.reconfigure(AccessSection(deny_users=("discord:1",)), harness.access.limits)
-        assert await harness.intake.edit(replace(secret, text="nothing")) is None
+        edited = replace(secret, text="nothing")
+        if is_missed:
+            await harness.intake.store_change(await harness.stored(exchange), edited, None)
+        else:
+            assert await harness.intake.edit(edited) is None
         assert (await harness.stored(exchange)).status is Status.CLEARED
     assert b"7734" not in bytes_in(tmp_path)
 
