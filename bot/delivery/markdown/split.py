@@ -134,6 +134,7 @@ class _Cut:
         ahead = longest + min(_LOOKAHEAD, longest)
         self.is_settled = len(rest) > ahead
         self._index = BlockIndex(self._opening + rest[:ahead])
+        self._visible: dict[tuple[int, int], str] = {}  # the text of blocks that a cut falls into
         at = self._best(longest)
         self.chunk = self._head(at)
         self.next_opening = self._next_opening(at)
@@ -238,9 +239,14 @@ class _Cut:
         if block is None:
             return True
         begin, end = block
-        head = text[begin:position] + self._head(at).closing
-        tail = self._next_opening(at) + text[position:end]
-        return visible_text(head) + visible_text(tail) == visible_text(text[begin:end])
+        if block not in self._visible:
+            self._visible[block] = visible_text(text[begin:end])
+        whole = self._visible[block]
+        # Hostile text takes a tenth of a second to parse, and most of its cuts break the head already.
+        head = visible_text(text[begin:position] + self._head(at).closing)
+        return whole.startswith(head) and whole[len(head) :] == visible_text(
+            self._next_opening(at) + text[position:end]
+        )
 
 
 def _unique(numbers: Iterable[int]) -> Iterator[int]:
