@@ -65,6 +65,14 @@ class Metrics:
             "store_seconds", "Duration of store calls, queueing included.", ("method",), _SHORT
         )
         self.store_errors = self._counter("store_errors", "Failed store calls.", ("method",))
+        self.api_requests = self._counter(
+            "api_requests",
+            "Requests of the HTTP APIs by path and status; 499: the client has gone.",
+            ("path", "status"),
+        )
+        self.api_seconds = self._histogram(
+            "api_request_seconds", "Duration of API requests, streams to their end.", ("path",), _LONG
+        )
         self.loop_lateness = self._histogram(
             "loop_lateness_seconds", "How much later than due the event loop wakes a sleep.", (), _SHORT
         )

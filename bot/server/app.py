@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bot.config.schema import ServerSection
 from bot.server.chatglm import answer, api_error, glm_chat, glm_stream, tokenize
@@ -71,22 +71,23 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
         served_model(backend, request.path_params["id"])
         return JSONResponse(model_object(backend))
 
+    routes = [
+        post("/", answer),
+        post("/chat", chat),
+        post("/get_response", polling.read, polling_error),
+        post("/chat-stream", glm_stream),
+        post("/tokenize", tokenize),
+        post("/embedding", glm_embedding),
+        post("/v1/chat/completions", chat_completions, openai_error),
+        post("/v1/completions", completions, openai_error),
+        post("/v1/embeddings", openai_embeddings, openai_error),
+        Route("/v1/models", models),
+        Route("/v1/models/{id:path}", model),
+    ]
     return Starlette(
-        routes=[
-            post("/", answer),
-            post("/chat", chat),
-            post("/get_response", polling.read, polling_error),
-            post("/chat-stream", glm_stream),
-            post("/tokenize", tokenize),
-            post("/embedding", glm_embedding),
-            post("/v1/chat/completions", chat_completions, openai_error),
-            post("/v1/completions", completions, openai_error),
-            post("/v1/embeddings", openai_embeddings, openai_error),
-            Route("/v1/models", models),
-            Route("/v1/models/{id:path}", model),
-        ],
+        routes=routes,
         middleware=[
-            Middleware(Guard, settings, backend),
+            Middleware(Guard, settings, backend, clock, frozenset(route.path for route in routes)),
             Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"]),
         ],
         exception_handlers={ApiError: _refuse, HTTPException: _refuse, Exception: _refuse},
@@ -125,16 +126,20 @@ def own_limits(settings: ServerSection) -> dict[str, dict[str, int]]:
 
 
 class Guard:
-    """Refuses requests without a key, and those that a web page made a browser send.
+    """Refuses requests without a key, and those that a web page made a browser send; counts all.
 
     With keys, a request names one as `Authorization: Bearer KEY`; the key's name is then the
     client.  In any case the Host header is one of the server's names, and an Origin one of
     the allowed pages: otherwise any page could use a server without keys, by DNS rebinding too.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSection, backend: Backend) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServerSection, backend: Backend, clock: Clock, paths: frozenset[str]
+    ) -> None:
         self._app = app
         self._backend = backend
+        self._clock = clock
+        self._paths = paths
         self._hosts = _LOOPBACK | set(settings.hosts)
         self._origins = frozenset(settings.origins)
         self._keys = {name: key for name, key in (settings.keys or {}).items() if key.secret is not None}
@@ -146,15 +151,24 @@ class Guard:
         client = Client(scope["client"][0] if scope.get("client") else "")
         write_error: WriteError = openai_error if scope["path"].startswith("/v1/") else api_error
         scope["state"] = {"client": client, "write_error": write_error}
+        began, status = self._clock.now(), 499
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
         try:
             self._admit(Headers(scope=scope), scope["method"], client)
+            await self._app(scope, receive, observe)
         except ApiError as error:
-            await write_error(error)(scope, receive, send)
-            return
-        try:
-            await self._app(scope, receive, send)
+            await write_error(error)(scope, receive, observe)
         finally:
             self._backend.release(client)
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._backend.metrics.api_requests.labels(path, str(status)).inc()
+            self._backend.metrics.api_seconds.labels(path).observe(self._clock.now() - began)
 
     def _admit(self, headers: Headers, method: str, client: Client) -> None:
         """Name the client by its key; raise ApiError if it may not use the server."""

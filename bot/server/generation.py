@@ -31,6 +31,7 @@ from bot.domain import (
 from bot.engine.base import Engine
 from bot.engine.embeddings import Embedder
 from bot.errors import EngineError, PromptTooLong
+from bot.observability.metrics import Metrics
 from bot.server.errors import ApiError, of_engine
 from bot.util.aio import race
 
@@ -74,6 +75,7 @@ class Backend:
     settings: ChatSettings
     access: Access
     max_waiting: int
+    metrics: Metrics
     embedder: Embedder | None = None
     _open: Counter[str] = field(default_factory=Counter)  # answers in progress by user
 

@@ -9,6 +9,7 @@ from bot.chat.access import Access
 from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, Config, LimitsSection, ServerSection
 from bot.engine.embeddings import Embedder
+from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
@@ -53,7 +54,7 @@ def embedder() -> Embedder | None:
 
 @pytest.fixture
 def backend(engine: ScriptedEngine, access: Access, embedder: Embedder | None) -> Backend:
-    return Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING, embedder)
+    return Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING, Metrics(), embedder)
 
 
 @pytest.fixture
