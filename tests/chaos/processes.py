@@ -28,6 +28,9 @@ PLATFORMS = tuple(PROFILES)
 # Seconds for connecting or answering on a busy machine.
 TIMEOUT = 600.0
 
+# Environment of every bot, for figures with `--engine remote`.
+ENGINE: dict[str, str] = {}
+
 # Number of connections to each loopback server; two polls count as one.
 _CONNECTIONS: dict[str, Callable[[Any], float]] = {
     "discord": lambda platform: len(platform.identified),
@@ -108,7 +111,7 @@ async def run_bot(
     are in `folder`.  A callback of its event loop that takes too long is an error in the log.
     """
     given = environment(platforms, folder) | {loop_monitor.MODULE: module, loop_monitor.REPORT: str(folder / "loop")}
-    process = await start(loop_monitor.__name__, folder, given | dict(more or {}))
+    process = await start(loop_monitor.__name__, folder, given | ENGINE | dict(more or {}))
     try:
         yield BotProcess(
             process, platforms, folder, {name: _CONNECTIONS[name](each) for name, each in platforms.items()}

@@ -42,6 +42,13 @@ def _unchanged(platform: object) -> AbstractAsyncContextManager[object]:
     return nullcontext()
 
 
+def _direct(engine: Engine, clock: Clock) -> AbstractAsyncContextManager[Engine]:
+    return engine
+
+
+# Enters the engine of every bench; replaced for figures with `--engine remote`.
+wrap_engine: Callable[[Engine, Clock], AbstractAsyncContextManager[Engine]] = _direct
+
 # The platforms' clocks are fixed at a time in the past, so no question may expire.
 _NO_EXPIRY = ConversationSection(catch_up_minutes=10_000_000)
 
@@ -160,7 +167,7 @@ async def open_bench(
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         database = Path(folder) / "bot.db"
         store = SqlStore(f"sqlite+aiosqlite:///{database}", busy_timeout=busy_timeout)
-        async with profile.open() as platform, around(platform), store, engine:
+        async with profile.open() as platform, around(platform), store, wrap_engine(engine, clock) as engine:
             access = Access(AccessSection(), NO_LIMITS, clock)
             settings = ChatSettings(_NO_EXPIRY, params, NO_LIMITS.answer_seconds)
             exchanges = TrackedExchanges(store, MonotonicClock())

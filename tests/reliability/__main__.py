@@ -1,6 +1,7 @@
 """`make reliability`: run the figures at full size; exit code 1 if one fails.
 
-python -m tests.reliability [kills R5 "wrong answers" …] [--short] [--seed 7] [--write docs/RELIABILITY.md]
+python -m tests.reliability [kills R5 "wrong answers" …] [--short] [--seed 7] [--engine remote]
+    [--write docs/RELIABILITY.md]
 """
 
 import argparse
@@ -8,14 +9,15 @@ import asyncio
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import structlog
 
 from tests.chaos import one_platform
-from tests.chaos.figure import Row, Scale, figures, find, title, word
+from tests.chaos.figure import Figure, Row, Scale, figures, find, title, word
 from tests.reliability.page import with_measurement
-from tests.reliability.run import measure
+from tests.reliability.run import measure, remote_engine
 
 
 def main() -> None:
@@ -26,6 +28,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", default=list(known), help=words)
     parser.add_argument("--short", action="store_true", help="the size of `make test`")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--engine",
+        choices=["direct", "remote"],
+        default="direct",
+        help="remote: answers come from a model server on loopback (R1, R8, R9, R12)",
+    )
     parser.add_argument(
         "--seconds",
         type=float,
@@ -48,7 +56,7 @@ def main() -> None:
     for figure in chosen:
         began = time.monotonic()
         print(f"\n{word(figure)} ({figure.NAME}): {title(figure)}", flush=True)
-        rows = asyncio.run(measure(figure, scale, options.seed))
+        rows = asyncio.run(_measure(figure, scale, options.seed, options.engine))
         seconds = time.monotonic() - began
         print(f"     {seconds:.0f} s, seed {options.seed}", flush=True)
         done += rows
@@ -58,6 +66,11 @@ def main() -> None:
     failed = sum(not (row.is_kept and row.is_in_time) for row in done)
     print(f"\n{len(done) - failed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
+
+
+async def _measure(figure: Figure, scale: Scale, seed: int, engine: str) -> list[Row]:
+    async with remote_engine() if engine == "remote" else nullcontext():
+        return await measure(figure, scale, seed)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """Run one figure."""
 
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
+from tests.chaos import processes
 from tests.chaos.figure import Figure, Row, Scale
+from tests.harness import platform_bench
+from tests.harness.servers.engine_server import served
+from tests.harness.servers.model_server import ModelServer
 
 
 async def measure(figure: Figure, scale: Scale, seed: int) -> list[Row]:
@@ -14,3 +19,16 @@ async def measure(figure: Figure, scale: Scale, seed: int) -> list[Row]:
             print(f"{figure.NAME:<4} {row.subject:<12} {verdict:<9} {row.result}", flush=True)
             rows.append(row)
     return rows
+
+
+@asynccontextmanager
+async def remote_engine() -> AsyncIterator[None]:
+    """Let every bot of the figures answer from a model server: a process from one that repeats the question."""
+    async with ModelServer(lambda question: [question[at : at + 8] for at in range(0, len(question), 8)]) as server:
+        processes.ENGINE.update(BOT_ENGINE__BACKEND="remote", BOT_ENGINE__URLS=server.url, BOT_ENGINE__MODEL="scripted")
+        direct, platform_bench.wrap_engine = platform_bench.wrap_engine, served
+        try:
+            yield
+        finally:
+            platform_bench.wrap_engine = direct
+            processes.ENGINE.clear()

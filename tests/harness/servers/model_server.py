@@ -43,6 +43,7 @@ class ModelServer:
         self.prefills = True
         self.counted = 0
         self.script: deque[Behaviour] = deque()
+        self.default: Behaviour = say()
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.models: list[dict[str, Any]] = [
@@ -132,7 +133,7 @@ class ModelServer:
         self.headers.append(dict(request.headers))
         if self.is_loading:
             return web.json_response(LOADING, status=503)
-        behaviour = self.script.popleft() if self.script else say()
+        behaviour = self.script.popleft() if self.script else self.default
         self.running += 1
         await self._notify()
         try:
@@ -144,6 +145,17 @@ class ModelServer:
             self.running -= 1
             with suppress(asyncio.CancelledError):
                 await self._notify()
+
+    async def kill(self) -> None:
+        """Stop listening and break all streams, as a killed process does."""
+        runner = self._server.runner
+        assert runner is not None
+        assert runner.server is not None
+        for site in list(runner.sites):
+            await site.stop()
+        for connection in list(runner.server.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
     async def _notify(self) -> None:
         async with self.changed:
