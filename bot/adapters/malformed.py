@@ -1,6 +1,7 @@
 """Malformed events: log type and location, skip."""
 
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +26,9 @@ def describe_error(error: BaseException) -> dict[str, str]:
     ...     describe_error(error)["error"]
     'ValueError'
     """
-    last = traceback.extract_tb(error.__traceback__, limit=-1)
-    at = "".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    # `extract_tb` would read the sources, on the event loop.
+    last = deque(traceback.walk_tb(error.__traceback__), maxlen=1)
+    at = "".join(f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in last)
     return {"error": type(error).__name__, "at": at}
 
 

@@ -283,7 +283,16 @@ async def _connect_gateway(
 ) -> aiohttp.ClientWebSocketResponse:
     through = copy.copy(http)  # shares the session
     through.proxy = proxy_for(settings, url)
-    return await HTTPClient.ws_connect(through, url, compress=compress)
+    socket = await HTTPClient.ws_connect(through, url, compress=compress)
+    receive = socket.receive
+
+    async def receive_one(*args: Any, **options: Any) -> aiohttp.WSMessage:
+        # Otherwise all events that have arrived are parsed in one step of the event loop.
+        await asyncio.sleep(0)
+        return await receive(*args, **options)
+
+    socket.receive = receive_one  # type: ignore[method-assign]
+    return socket
 
 
 def _guarded(name: str, parse: Callable[[Any], Any]) -> Callable[[Any], None]:
