@@ -42,12 +42,15 @@ class Messenger(Protocol):
         controls: Controls,
         nonce: str,
         may_exist: bool = False,
+        continues: str | None = None,
     ) -> str:
         """Send a message and return its id.
 
         Each attempt at the same message has the same `nonce` (at most 25 characters), also
         after a restart, so that a platform that knows nonces stores it once.  With `may_exist`
         an earlier run may have sent it: a platform whose messages can be read looks first.
+        A further message of a reply `continues` its first one, whose id this is: a platform whose
+        messages keep no nonce may note it, to find the reply again without the database.
 
         Raises:
             MarkupRefused: The text could not be read as markup.

@@ -322,6 +322,7 @@ class Sender:
                     controls=content.controls,
                     nonce=nonce(self._exchange.message, number, message.part.replaces),
                     may_exist=self._is_resumed and message.part.replaces is not None,
+                    continues=self._parts[0].id if number else None,
                 )
         except MessageGone:
             if self._reply_to is None:

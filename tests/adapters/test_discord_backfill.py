@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -284,7 +286,10 @@ async def roll_back(folder: Path, saved: Path) -> None:
         shutil.copy(saved, folder / "bot.db")
 
 
-async def test_answers_that_a_rolled_back_database_forgot_are_adopted(visited: DiscordPlatform, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "an older version's"])
+async def test_answers_that_a_rolled_back_database_forgot_are_adopted(
+    visited: DiscordPlatform, tmp_path: Path, is_old: bool
+) -> None:
     shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
     answer = "\n\n".join(f"{number}. " + "many words " * 60 for number in range(6))
     async with run_discord_bot(visited, tmp_path) as bot:
@@ -295,6 +300,9 @@ async def test_answers_that_a_rolled_back_database_forgot_are_adopted(visited: D
             lambda: sum(Action.RETRY in seen.actions and seen.markdown != "…" for seen in visited.seen()) == 3
         )
         before = bot.shown()
+    for seen in visited.seen():
+        if is_old and seen.author == "bot" and not seen.markdown.startswith(("0.", "ok")):
+            del visited.messages[int(seen.id)]["message_reference"]
     await roll_back(tmp_path, tmp_path / "saved")
     visited.forget_nonces()
     async with run_discord_bot(visited, tmp_path) as bot:
@@ -307,6 +315,36 @@ async def test_answers_that_a_rolled_back_database_forgot_are_adopted(visited: D
         assert adopted.answer is not None
         assert "".join(adopted.answer.text.split()) == "".join(answer.split())
         assert len(adopted.parts) == len(before) - 2
+        assert len(bot.engine.requests) == 1
+
+
+async def test_a_reply_cut_off_for_good_takes_no_message_of_a_later_one(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    story = "\n\n".join(f"{number}. " + "many words " * 60 for number in range(6))
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.engine.add([story, asyncio.Event()])
+        deleted = await platform.say("one")
+        await platform.until(lambda: len(bot.shown()) > 1 and not platform.seen()[1].actions)
+        half = [seen.id for seen in platform.seen() if seen.author == "bot"]
+    for message in [deleted, *half[1:]]:
+        await platform.delete(message)
+    await roll_back(tmp_path, tmp_path / "none")
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.engine.add(story)
+        await platform.say("a long story?")
+        await platform.until(
+            lambda: Action.RETRY in platform.seen()[-1].actions and platform.seen()[-1].markdown != "…"
+        )
+        await bot.all_is_delivered()
+        before = bot.shown()
+        assert len(before) == 3
+    await roll_back(tmp_path, tmp_path / "none")
+    platform.forget_nonces()
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("the last")
+        await platform.until(lambda: platform.seen()[-1].markdown.startswith("ok"))
+        assert bot.shown()[:-1] == before
         assert len(bot.engine.requests) == 1
 
 
@@ -364,6 +402,20 @@ async def test_a_question_that_was_owed_at_the_backup_and_answered_since_is_adop
         await platform.say("three")
         await bot.shows("ok", "answered later", "ok")
         assert len(bot.engine.requests) == 1
+
+
+async def test_a_row_with_damaged_ids_does_not_stop_the_backfill(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        for channel in ("general", "random"):
+            await platform.say("one", channel=channel)
+            await bot.shows("ok", channel=channel)
+        await bot.all_is_delivered()
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as database, database:
+        database.execute("UPDATE exchanges SET channel = 'x', status = 'open' WHERE id = 1")
+        database.execute("UPDATE exchanges SET message = 'x' WHERE id = 2")
+    await platform.say("two", channel="random")
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows("ok", "ok", channel="random")
 
 
 # Edits and deletions

@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,34 @@ async def test_answers_that_a_rolled_back_database_forgot_are_adopted(
         assert len(adopted.parts) == 3
         assert harness.engine.requests == []
         assert bots(server.seen(place)) == before
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "an older version's"])
+async def test_a_reply_whose_messages_were_deleted_and_sent_again_is_adopted(
+    tmp_path: Path, server: SlackServer, is_old: bool
+) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, await server.say("the first"))
+    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    go_on = asyncio.Event()
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        harness.engine.add(["half", go_on, " and half"])
+        question = await server.say("two")
+        await answered(server, "ok", "half")
+        if not is_old:
+            await server.delete(server.seen()[-1].id)
+        go_on.set()
+        await is_delivered(harness, server, question)
+        await server.until(lambda: server.is_quiet)
+    for message in server.workspace.messages.values():
+        if is_old and message.metadata:
+            message.metadata["event_payload"] = {"nonce": message.metadata["event_payload"]["nonce"]}
+    await server.disconnect(resumable=False)
+    roll_back(tmp_path)
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, question)
+        assert harness.engine.requests == []
+        assert bots(server.seen()) == ["ok", "half and half"]
 
 
 async def test_a_reply_cut_off_after_the_backup_goes_on_in_its_message(tmp_path: Path, server: SlackServer) -> None:
@@ -158,6 +188,20 @@ async def test_events_redelivered_in_another_order_leave_the_newest_text(tmp_pat
         channel = server.workspace.find("general") or ""
         rows = [await becomes(harness, Status.DELIVERED, channel, message) for message in (question, late)]
     assert [row.message.text for row in rows] == ["2+4?", "3+4?"]
+
+
+@pytest.mark.parametrize("column", ["message", "thread"])
+async def test_a_row_with_damaged_ids_does_not_stop_the_backfill(
+    tmp_path: Path, server: SlackServer, column: str
+) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        for question in ("one", "two"):
+            await is_delivered(harness, server, await server.say(question))
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as database, database:
+        database.execute(f"UPDATE exchanges SET {column} = 'x', status = 'open' WHERE id = 2")
+    missed = await server.say("three")
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        await is_delivered(harness, server, missed)
 
 
 async def test_messages_of_any_shape_cost_only_themselves(tmp_path: Path, server: SlackServer) -> None:

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,6 +106,25 @@ async def test_a_failed_or_lost_send_does_not_duplicate_the_reply(
         await server.until(lambda: len(server.seen(place)) > 2 and server.seen(place)[-1].actions == {Action.RETRY})
         await server.until(lambda: "".join(bots(server.seen(place))) == "字" * 15_000)
     assert len(bots(server.seen(place))) == 2
+
+
+async def test_a_message_whose_send_was_answered_with_a_rate_limit_is_not_sent_again(
+    harness: Harness, server: SlackServer
+) -> None:
+    limited: list[str] = []
+
+    async def rewrite(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        if limited or not request.path.endswith("chat.postMessage"):
+            return response
+        limited.append(request.path)
+        return web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "1"})
+
+    server.gate.rewrite = rewrite
+    async with running(harness, server):
+        await server.say("hello")
+        await answered(server, "ok")
+    assert limited
+    assert bots(server.seen()) == ["ok"]
 
 
 async def test_a_message_sent_before_a_crash_is_found_again(

@@ -5,6 +5,7 @@ import json
 import random
 import traceback
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
@@ -332,6 +333,23 @@ async def test_a_migration_during_an_answer_keeps_the_answer(telegram: TelegramP
         go_on.set()
         await done(telegram, "half and half")
         assert await harness.store.has_history(ChannelKey("telegram", str(new.id)))
+
+
+async def test_after_a_migration_the_numbers_of_the_former_chat_are_other_messages(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["half", go_on, " and half"])
+    telegram.group("general", "group")
+    async with running(telegram, harness):
+        await telegram.say("hello")
+        await telegram.until(lambda: texts(telegram) == ["half"])
+        new = telegram.migrate("general")
+        for message in list(telegram.messages.values()):
+            telegram.messages[new.id, message.id] = replace(message, chat=new, text="another", actions=frozenset())
+        go_on.set()
+        await done(telegram, "another", "half and half")
+        assert telegram.seen()[-1].reply_to is None
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,30 @@ The bot runs with its real adapter; users ask questions, some answers have sever
 At a random moment the database is copied.  The bot goes on, is stopped at a random moment,
 and starts again on the copy, or in some rounds on a new database.  Questions asked while it
 was stopped, and those that it had not answered, must get exactly one answer; no message of
-an old answer may change.
+an old answer may change or be deleted.
 
 Telegram's history cannot be read, nor can Slack's channels that a new database does not know:
 there, what was open at the copy or came after it may be answered twice or not at all, and is
 counted; nothing else may.
+
+A failure names its seed; python -m tests.chaos.restore PLATFORM SEED repeats that workspace alone.
 """
 
+import argparse
 import asyncio
+import logging
 import random
 import re
 import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+
+import structlog
 
 from bot.chat.access import Access
 from bot.chat.intake import Intake
@@ -40,14 +48,18 @@ NAME = "R18"
 CHANNELS = ("general", "random", "运维")
 _COUNTS: dict[Scale, int] = {"full": 200, "short": 4}
 _FACTOR = 100.0
+# Seconds for all answers of a start; on a new database each old one is adopted first.
 _TIMEOUT = 600.0
 # Every so many rounds the database is lost instead of rolled back.
 _LOST_EVERY = 4
 _QUESTION = re.compile(r"\bq\d+e\b")
+_END = re.compile(r"\b(?P<begun>q\d+e) begins|\bends (?P<ended>q\d+e)\b")
 # Questions of a round: before the copy, after it, and while the bot is stopped.
 _QUESTIONS = 3
 # Rounds on one workspace, whose history each start reads.
-_ROUNDS = 20
+_ROUNDS = 10
+# A disk's waiting times test nothing here.
+_MEMORY = Path("/dev/shm")
 # Seconds of a moment's uncertainty: an answer takes about a tenth of a second.
 _MOMENT = 0.15
 
@@ -59,7 +71,7 @@ class RestoreResult:
     rollbacks: int = 0
     new: int = 0
     questions: dict[str, str] = field(default_factory=dict)  # the channel of each
-    overwritten: list[str] = field(default_factory=list)
+    overwritten: list[str] = field(default_factory=list)  # or deleted
     twice: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     excused: set[str] = field(default_factory=set)  # open at the copy or later, where nothing can be read
@@ -82,13 +94,13 @@ class RestoreResult:
     def is_kept(self) -> bool:
         return not (self.overwritten or (self.twice | self.lost) - self.excused or self.violations)
 
-    def add(self, other: "RestoreResult") -> None:
-        """Add the counts of another workspace; its questions get other names."""
-        tag = f"{self.rollbacks}:"
+    def add(self, other: "RestoreResult", seed: int) -> None:
+        """Add the counts of another workspace; its questions are named after its seed."""
+        tag = f"{seed}:"
         self.rollbacks += other.rollbacks
         self.new += other.new
         self.questions |= {tag + number: channel for number, channel in other.questions.items()}
-        self.overwritten += other.overwritten
+        self.overwritten += [tag + id for id in other.overwritten]
         self.twice |= {tag + number for number in other.twice}
         self.lost |= {tag + number for number in other.lost}
         self.excused |= {tag + number for number in other.excused}
@@ -106,7 +118,7 @@ async def roll_back(name: str, rounds: int, seed: int) -> RestoreResult:
     """Roll the database back `rounds` times, then count the answers."""
     chance = random.Random(f"{seed} {name}")
     result = RestoreResult()
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.exists() else None) as temporary:
         folder = Path(temporary)
         async with PROFILES[name].open() as platform:
             for round in range(rounds):
@@ -144,19 +156,19 @@ async def _round(
     if name == "telegram" or (name == "slack" and is_new):
         result.excused |= result.questions.keys() - settled
     await platform.disconnect(resumable=False)
+    before = {channel: _final(platform, result, channel) for channel in CHANNELS}
     await _ask(platform, result, chance.choice(CHANNELS))
     if name == "slack" and is_new:
         result.excused.add(list(result.questions)[-1])
-    before = _final(platform)
     async with _running(name, platform, folder):
         with suppress(TimeoutError):  # unanswered questions are counted as lost
             await _until_answered(platform, result)
         await asyncio.sleep(4 * _MOMENT)  # for duplicate answers
     _count(platform, result)
-    after = {seen.id: seen.markdown for channel in CHANNELS for seen in _replies(platform, channel)}
-    for id, text in before.items():
-        if id in after and _numbers(after[id]) != _numbers(text):
-            result.overwritten.append(id)
+    for channel, shown in before.items():
+        after = {seen.id: seen.markdown for seen in _replies(platform, channel)}
+        result.overwritten += [id for id, text in shown.items() if _markers(after.get(id, "")) != _markers(text)]
+        result.overwritten += [id for id in shown if id not in after and id not in result.overwritten]
 
 
 def _copy(database: Path, copy: Path) -> None:
@@ -196,21 +208,33 @@ def _replies(platform: LoopbackPlatform, channel: str) -> list[Seen]:
     return [seen for seen in platform.seen(channel) if seen.author == "bot"]
 
 
-def _numbers(text: str) -> set[str]:
-    return set(_QUESTION.findall(text))
+@lru_cache(maxsize=20_000)
+def _markers(text: str) -> tuple[tuple[str, str], ...]:
+    """Return the beginnings and ends of answers in a message, each with the number of its question."""
+    return tuple((str(found.lastgroup), found[str(found.lastgroup)]) for found in _END.finditer(text))
 
 
-def _final(platform: LoopbackPlatform) -> dict[str, str]:
-    """Return the messages with text that are not being edited any more."""
-    seen = [each for channel in CHANNELS for each in _replies(platform, channel)]
-    return {each.id: each.markdown for each in seen if _numbers(each.markdown) and Action.STOP not in each.actions}
+def _final(platform: LoopbackPlatform, result: RestoreResult, channel: str) -> dict[str, str]:
+    """Return the messages of delivered answers, by id; those in the middle only while no answer is due."""
+    counts = _counts(platform, result)
+    delivered = {number for number, ends in counts.items() if min(ends) > 0}
+    is_calm = delivered >= {number for number, place in result.questions.items() if place == channel}
+
+    def is_delivered(seen: Seen) -> bool:
+        numbers = {number for _, number in _markers(seen.markdown)}
+        return Action.STOP not in seen.actions and (numbers <= delivered if numbers else is_calm)
+
+    return {seen.id: seen.markdown for seen in _replies(platform, channel) if is_delivered(seen)}
 
 
 def _counts(platform: LoopbackPlatform, result: RestoreResult) -> dict[str, tuple[int, int]]:
     """Return how often each question's answer begins and ends."""
-    shown = {channel: "\n".join(seen.markdown for seen in _replies(platform, channel)) for channel in CHANNELS}
+    shown = {
+        channel: Counter(marker for seen in _replies(platform, channel) for marker in _markers(seen.markdown))
+        for channel in CHANNELS
+    }
     return {
-        number: (shown[channel].count(f"{number} begins"), shown[channel].count(f"ends {number}"))
+        number: (shown[channel]["begun", number], shown[channel]["ended", number])
         for number, channel in result.questions.items()
     }
 
@@ -236,5 +260,22 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     for name in PROFILES:
         result = RestoreResult()
         while result.rollbacks < _COUNTS[scale]:
-            result.add(await roll_back(name, min(_ROUNDS, _COUNTS[scale]), seed + result.rollbacks))
+            part = seed + result.rollbacks
+            result.add(await roll_back(name, min(_ROUNDS, _COUNTS[scale]), part), part)
         yield Row(name, str(result), result.is_kept)
+
+
+def main() -> None:
+    """Roll one workspace back, and log what the bot does."""
+    parser = argparse.ArgumentParser(description="Repeat one workspace of the figure.")
+    parser.add_argument("platform", choices=PROFILES)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    parser.add_argument("--log", default="WARNING", help="level of what is logged")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(options.log)))
+    print(asyncio.run(roll_back(options.platform, options.rounds, options.seed)))
+
+
+if __name__ == "__main__":
+    main()

@@ -41,9 +41,16 @@ class SlowPlatform(FakeMessenger):
         controls: Controls,
         nonce: str,
         may_exist: bool = False,
+        continues: str | None = None,
     ) -> str:
         message_id = await super().send(
-            channel, text, reply_to=reply_to, controls=controls, nonce=nonce, may_exist=may_exist
+            channel,
+            text,
+            reply_to=reply_to,
+            controls=controls,
+            nonce=nonce,
+            may_exist=may_exist,
+            continues=continues,
         )
         self.has_it.set()
         await self.answers.wait()

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from bot.adapters.base import Adapter
+from bot.delivery.markdown import blocks
 from bot.domain import Action
 from bot.util.clock import Clock
 
 # Seconds to wait for progress on a busy machine.
 TIMEOUT = 600.0
+
+# Cached: who waits for a message reads all messages again at each change.
+visible_text = lru_cache(maxsize=20_000)(blocks.visible_text)
 
 
 @dataclass(frozen=True, slots=True)

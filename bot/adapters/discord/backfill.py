@@ -16,6 +16,7 @@ from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import (
     PLATFORM,
     channel_id,
+    has_ids,
     is_direct_or_mention,
     is_reply_or_role_mention,
     is_user_message,
@@ -149,8 +150,9 @@ class DiscordBackfill:
         """
         unread: dict[int, list[Exchange]] = {}
         for exchange in owed:
-            if exchange.message.id not in self._standing and exchange.message.id.isdecimal():
-                unread.setdefault(channel_id(exchange.message.channel), []).append(exchange)
+            message = exchange.message
+            if message.id not in self._standing and has_ids(message.channel, message.id):
+                unread.setdefault(channel_id(message.channel), []).append(exchange)
         for channel, exchanges in unread.items():
             messages: list[Json] = []
             try:
@@ -192,8 +194,7 @@ class DiscordBackfill:
         except (PlatformError, discord.DiscordException) as error:
             log.warning("channel skipped", channel=channel.id, error=str(error))
             return True
-        here = [row for row in rows if channel_id(row.message.channel) == channel.id and row.message.id.isdecimal()]
-        stored = {int(row.message.id): row for row in here}
+        stored = {int(row.message.id): row for row in rows if channel_id(row.message.channel) == channel.id}
         replies = standing_replies(messages, _id_of(client))
         for raw in messages:
             with skip_malformed(PLATFORM, kind="history"):

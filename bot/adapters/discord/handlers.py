@@ -20,6 +20,7 @@ from bot.adapters.discord.parse import (
     Use,
     channel_key,
     described_channel,
+    has_ids,
     is_direct_or_mention,
     is_for_another,
     is_reply_or_role_mention,
@@ -161,10 +162,12 @@ class DiscordHandlers:
     async def _store_missed(self, unread: Sequence[discord.abc.Messageable] | None = None) -> None:
         """Store what was missed, in all channels or only in those that were `unread`."""
         await self._has_channels.wait()
-        known = await self._intake.last_message_ids(PLATFORM)
+        newest = await self._intake.last_message_ids(PLATFORM)
+        known = {channel: id for channel, id in newest.items() if has_ids(channel, id)}
         catch_up = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
         since = self._backfill.since(self._client, known, catch_up)
-        rows = await self._intake.said_since(PLATFORM, since)
+        said = await self._intake.said_since(PLATFORM, since)
+        rows = [row for row in said if has_ids(row.message.channel, row.message.id)]
         if unread is None:
             missed = await self._backfill.missed(self._client, known, rows, since)
         else:

@@ -58,11 +58,13 @@ async def _page(client: discord.Client, channel: int, after: int, limit: int, ca
 def standing_replies(messages: Iterable[Json], me: int) -> dict[str, StandingReply]:
     """Return the bot's reply to each question, from a channel's messages in order; the last reply counts.
 
-    Only the first message of a reply refers to its question.  A channel's questions are
-    answered one after the other, and the last message of a complete reply has a button, so
-    each message without a reference belongs to the oldest reply that lacks one.
+    The first message of a reply refers to its question, each further one to the first.  Further
+    messages of older versions refer to none: a channel's questions are answered one after the
+    other, and the last message of a complete reply has a button, so each of them belongs to the
+    oldest reply that lacks one.
     """
     replies: dict[str, StandingReply] = {}
+    begun: dict[str, StandingReply] = {}  # by first message
     growing: list[StandingReply] = []
     edits: dict[str, datetime] = {}
     commands: set[str] = set()
@@ -74,13 +76,16 @@ def standing_replies(messages: Iterable[Json], me: int) -> dict[str, StandingRep
                 if parse(message["content"].replace(f"<@{me}>", "").strip()) is not None:
                     commands.add(message["id"])
                 continue
-            question = str((message.get("message_reference") or {}).get("message_id", ""))
+            refers_to = str((message.get("message_reference") or {}).get("message_id", ""))
             own = _own(message)
             if is_delay_notice(own.text) or message.get("interaction_metadata"):
                 continue
-            if question:
-                reply = replies[question] = StandingReply([own])
-                if question not in commands:  # their replies have no button
+            if refers_to in begun:
+                reply = begun[refers_to]
+                reply.messages.append(own)
+            elif refers_to:
+                reply = replies[refers_to] = begun[own.id] = StandingReply([own])
+                if refers_to not in commands:  # their replies have no button
                     growing.append(reply)
             elif growing:
                 reply = min(growing, key=lambda each: bool(each.messages[-1].actions))

@@ -75,6 +75,7 @@ class DiscordMessenger:
         controls: Controls,
         nonce: str,
         may_exist: bool = False,
+        continues: str | None = None,
     ) -> str:
         interaction = self._commands.get(reply_to or "")
         if interaction is not None:
@@ -86,7 +87,7 @@ class DiscordMessenger:
 
         async def post() -> str:
             with suppress(ReferenceRefused):
-                return await self._post(channel, text, reply_to, controls, nonce)
+                return await self._post(channel, text, reply_to or continues, controls, nonce)
             return await self._post(channel, text, None, controls, nonce)
 
         if may_exist:
@@ -115,13 +116,13 @@ class DiscordMessenger:
                 raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
 
     async def _post(
-        self, channel: ChannelKey, text: Rendered, reply_to: str | None, controls: Controls, nonce: str
+        self, channel: ChannelKey, text: Rendered, refers_to: str | None, controls: Controls, nonce: str
     ) -> str:
         target, reference = channel_id(channel), discord.utils.MISSING
-        if reply_to is not None:
-            # Discord drops the reference if the question was deleted.
+        if refers_to is not None:
+            # Discord drops the reference if the message was deleted.
             reference = discord.MessageReference(
-                message_id=int(reply_to), channel_id=target, fail_if_not_exists=False
+                message_id=int(refers_to), channel_id=target, fail_if_not_exists=False
             ).to_message_reference_dict()
         async with self._calling() as client:
             with handle_message_parameters(

@@ -1,5 +1,6 @@
 """Discord messages and interactions as IncomingMessages."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ T = TypeVar("T")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PLATFORM = "discord"
+
+_ID = re.compile(r"[0-9]{1,20}")
 
 # The fields of a message that are needed, and the others that the library reads.
 _FIELDS = [
@@ -81,6 +84,11 @@ def described_channel(channel: Mapping[str, Any], channel_id: int) -> ChannelKey
     if channel["type"] in _THREAD_TYPES:
         return ChannelKey(PLATFORM, str(int(channel["parent_id"])), str(channel_id))
     return ChannelKey(PLATFORM, str(channel_id))
+
+
+def has_ids(channel: ChannelKey, message_id: str) -> bool:
+    """Return whether these are ids of Discord's; those of a damaged row may be anything."""
+    return all(_ID.fullmatch(id) is not None for id in (channel.thread or channel.channel, message_id))
 
 
 def channel_id(channel: ChannelKey) -> int:

@@ -136,10 +136,9 @@ class SlackBackfill:
     ) -> MissedEvents:
         """Read the channel and its threads, and compare them with the rows said since `recent`."""
         times = _timestamps(known)
-        # Only slash commands may be known, which have no timestamp.
         newest = max(times.values(), default=datetime.now(UTC).timestamp() - _THREAD_AGE)
         begin = min(newest, recent) - _THREAD_AGE
-        stored = {row.message.id: row for row in rows if row.kind is Kind.CHAT and is_timestamp(row.message.id)}
+        stored = {row.message.id: row for row in rows if row.kind is Kind.CHAT and _has_timestamps(row)}
         gone: list[Exchange] = []
         found: dict[str, dict[str, Any]] = {}
         threads = {thread for thread, time in times.items() if thread and float(thread) <= begin < time}
@@ -197,6 +196,11 @@ def _has_newer_replies(message: Event, time: float) -> bool:
     return is_timestamp(latest) and float(latest) > time
 
 
+def _has_timestamps(row: Exchange) -> bool:
+    thread = row.message.channel.thread
+    return is_timestamp(row.message.id) and (thread is None or is_timestamp(thread))
+
+
 def _is_root(row: Exchange) -> bool:
     return row.message.channel.thread in (None, row.message.id)
 
@@ -206,7 +210,12 @@ def _is_deleted(message: Event | None) -> bool:
 
 
 def _timestamps(known: Mapping[str | None, str]) -> dict[str | None, float]:
-    return {thread: float(id) for thread, id in known.items() if not id.startswith("/")}
+    """Leave out slash commands, which have no timestamp, and damaged rows."""
+    return {
+        thread: float(id)
+        for thread, id in known.items()
+        if is_timestamp(id) and (thread is None or is_timestamp(thread))
+    }
 
 
 def _last_activity(known: Mapping[str | None, str]) -> float:

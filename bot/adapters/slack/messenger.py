@@ -10,7 +10,7 @@ from bot.adapters.slack.markup import escaped, without_pings
 from bot.adapters.slack.parse import fields, is_timestamp, text_of
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Controls
-from bot.errors import PlatformUnavailable
+from bot.errors import PlatformUnavailable, RateLimited
 from bot.util.recent import RecentDict
 
 # A `markdown` block takes 12,000 characters, all blocks together about 13,100; chat.update takes
@@ -80,20 +80,26 @@ class SlackMessenger:
         controls: Controls,
         nonce: str,
         may_exist: bool = False,
+        continues: str | None = None,
     ) -> str:
         if reply_to is not None and reply_to.startswith("/"):
             return reply_to
         thread = thread_of(channel, reply_to)
+        payload = {"nonce": nonce} | _present(answers=reply_to, continues=continues)
 
         async def post() -> str:
-            response = await self._web.chat_postMessage(
-                channel=channel.channel,
-                thread_ts=thread,
-                unfurl_links=False,
-                unfurl_media=False,
-                metadata={"event_type": _EVENT_TYPE, "event_payload": {"nonce": nonce}},
-                **_content(text, controls),
-            )
+            try:
+                response = await self._web.chat_postMessage(
+                    channel=channel.channel,
+                    thread_ts=thread,
+                    unfurl_links=False,
+                    unfurl_media=False,
+                    metadata={"event_type": _EVENT_TYPE, "event_payload": payload},
+                    **_content(text, controls),
+                )
+            except RateLimited:
+                self._once.maybe_sent(nonce)  # a limit of a proxy may tell of the call after it
+                raise
             ts = text_of(fields(response), "ts")
             if not is_timestamp(ts):
                 raise PlatformUnavailable("Slack does not name the message that was sent")
@@ -171,7 +177,19 @@ def _buttons(controls: Controls) -> dict[str, Any]:
 
 def nonce_in(message: Mapping[str, Any]) -> object:
     """Return the nonce that a message of the bot was sent with."""
+    return payload_in(message).get("nonce")
+
+
+def payload_in(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a message of the bot was sent with: `nonce`, and the id that it `answers` or `continues`.
+
+    Messages of older versions have only the nonce; a copy of a deleted message has another one.
+    """
     match message.get("metadata"):
-        case {"event_type": str(kind), "event_payload": {"nonce": nonce}} if kind == _EVENT_TYPE:
-            return nonce
-    return None
+        case {"event_type": str(kind), "event_payload": {"nonce": nonce, **others}} if kind == _EVENT_TYPE:
+            return {"nonce": nonce, **others}
+    return {}
+
+
+def _present(**values: str | None) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, takewhile
 from typing import Any
 
 import structlog
@@ -13,9 +13,9 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.adapters.malformed import skip_malformed
 from bot.adapters.slack.client import pages
 from bot.adapters.slack.errors import TRANSIENT
-from bot.adapters.slack.messenger import nonce_in, thread_of
+from bot.adapters.slack.messenger import payload_in, thread_of
 from bot.adapters.slack.parse import PLATFORM, Event, is_timestamp
-from bot.chat.standing import OwnMessage, StandingReply
+from bot.chat.standing import OwnMessage, StandingReply, is_delay_notice
 from bot.delivery.messenger import nonce
 from bot.domain import Action, Exchange, IncomingMessage
 from bot.errors import LoginRefused, PlatformError
@@ -33,6 +33,8 @@ class SlackReplies:
     def __init__(self, api: AsyncWebClient) -> None:
         self._api = api
         self._own: dict[tuple[str, object], OwnMessage] = {}  # by channel and nonce
+        self._first: dict[tuple[str, str], OwnMessage] = {}  # by channel and question; the newest copy
+        self._further: dict[tuple[str, str], dict[str, OwnMessage]] = {}  # by channel and first message
         self._edits: dict[tuple[str, str], datetime | None] = {}  # of each message that was read
         self._read: dict[tuple[str, str | None], float] = {}  # by channel and thread, from when on
         self._looked_at: set[str] = set()  # channels whose newest messages were read
@@ -47,12 +49,19 @@ class SlackReplies:
                 if thread is None and not (message.get("reply_count") or message.get("thread_ts")):
                     self._lonely.add((channel, message["ts"]))
                 self._edits[channel, message["ts"]] = None if edited is None else _time(edited["ts"])
-                if (sent := nonce_in(message)) is not None:
-                    self._own[channel, sent] = _own(message)
+                if payload := payload_in(message):
+                    own = self._own[channel, payload["nonce"]] = _own(message)
+                    answers, continues = payload.get("answers"), payload.get("continues")
+                    if answers and not is_delay_notice(own.text):
+                        self._first[channel, answers] = max(own, self._first.get((channel, answers), own), key=_age)
+                    if continues:
+                        self._further.setdefault((channel, continues), {})[own.id] = own
 
     def forget(self) -> None:
         """Drop all that was read."""
         self._own.clear()
+        self._first.clear()
+        self._further.clear()
         self._edits.clear()
         self._read.clear()
         self._looked_at.clear()
@@ -61,13 +70,15 @@ class SlackReplies:
     def reply_to(self, question: IncomingMessage) -> StandingReply | None:
         """Return the reply to a question whose conversation was read."""
         channel = question.channel.channel
-        reply = StandingReply(edited_at=self._edits.get((channel, question.id)))
-        for part in count():
-            message = self._own.get((channel, nonce(question, part)))
-            if message is None:
-                return reply if reply.messages else None
-            reply.messages.append(message)
-        raise AssertionError("a reply has an end")
+        first = self._first.get((channel, question.id)) or self._own.get((channel, nonce(question, 0)))
+        if first is None:
+            return None
+        further = dict(self._further.get((channel, first.id), {}))
+        # Messages of older versions name only their nonce.
+        old = (self._own.get((channel, nonce(question, part))) for part in count(1))
+        further |= {message.id: message for message in takewhile(bool, old) if message}
+        messages = [first, *sorted(further.values(), key=_age)]
+        return StandingReply(messages, self._edits.get((channel, question.id)))
 
     async def find(self, owed: Sequence[Exchange]) -> Mapping[int, StandingReply]:
         """Return the replies that stand in the channels of these exchanges, by exchange id.
@@ -109,6 +120,10 @@ class SlackReplies:
             self._looked_at.add(channel)
             self.remember(channel, None, min([float(each["ts"]) for each in found], default=since), found)
         return (channel, question) in self._lonely
+
+
+def _age(message: OwnMessage) -> float:
+    return float(message.id)
 
 
 def _own(message: Mapping[str, Any]) -> OwnMessage:

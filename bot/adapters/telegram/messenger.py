@@ -12,6 +12,7 @@ from bot.adapters.telegram.settings import TelegramSection
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone, PlatformUnavailable
+from bot.util.recent import RecentDict
 
 # Symbols, as the reader's language is not known here.
 _SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
@@ -35,6 +36,8 @@ class TelegramMessenger:
         self._settings = settings
         self._rename_channel = rename_channel
         self._supergroups: dict[int, int] = {}
+        # Messages in supergroups, by the group's former id: a reply in progress goes on under that one.
+        self._moved: RecentDict[tuple[str, str], None] = RecentDict()
 
     @property
     def format(self) -> TelegramFormat:
@@ -52,11 +55,13 @@ class TelegramMessenger:
         controls: Controls,
         nonce: str,
         may_exist: bool = False,
+        continues: str | None = None,
     ) -> str:
-        # In a private chat every message is for the same user.
-        question = None if reply_to is None or is_private(channel) else _number(reply_to)
-        reply = None if question is None else ReplyParameters(question, allow_sending_without_reply=True)
         async with self._calling(channel) as chat:
+            is_moved = self._is_migrated(channel)
+            # In a private chat every message is for the same user.
+            question = None if reply_to is None or is_private(channel) or is_moved else _number(reply_to)
+            reply = None if question is None else ReplyParameters(question, allow_sending_without_reply=True)
             message = await self._bot.send_message(
                 chat,
                 text.text,
@@ -66,7 +71,10 @@ class TelegramMessenger:
                 reply_markup=_buttons(controls),
                 link_preview_options=_NO_PREVIEW,
             )
-        return str(message.message_id)
+        id = str(message.message_id)
+        if is_moved:
+            self._moved[channel.channel, id] = None
+        return id
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
         async with self._calling(channel) as chat:
@@ -74,7 +82,7 @@ class TelegramMessenger:
                 await self._bot.edit_message_text(
                     text.text,
                     chat,
-                    _known(message_id),
+                    self._number_of(channel, message_id),
                     entities=entities_of(text),
                     reply_markup=_buttons(controls),
                     link_preview_options=_NO_PREVIEW,
@@ -85,7 +93,22 @@ class TelegramMessenger:
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         async with self._calling(channel) as chat:
-            await self._bot.delete_message(chat, _known(message_id))
+            await self._bot.delete_message(chat, self._number_of(channel, message_id))
+
+    def _is_migrated(self, channel: ChannelKey) -> bool:
+        """Return whether this is the id that a group had before it became a supergroup."""
+        return int(channel.channel) in self._supergroups
+
+    def _number_of(self, channel: ChannelKey, message_id: str) -> int:
+        """Return the message's number in the current chat.
+
+        Raises:
+            MessageGone: It is in the former chat; in the supergroup another message has its number.
+        """
+        number = _number(message_id)
+        if number is None or (self._is_migrated(channel) and (channel.channel, message_id) not in self._moved):
+            raise MessageGone(f"message {message_id} is in the group's former chat")
+        return number
 
     @asynccontextmanager
     async def _calling(self, channel: ChannelKey) -> AsyncIterator[int]:
@@ -112,13 +135,6 @@ def thread_id(channel: ChannelKey) -> int | None:
 def _number(message_id: str) -> int | None:
     """Return the message's number; None for a message from before its group migrated."""
     return int(message_id) if message_id.isdecimal() else None
-
-
-def _known(message_id: str) -> int:
-    number = _number(message_id)
-    if number is None:
-        raise MessageGone(f"message {message_id} is in the group's former chat")
-    return number
 
 
 def entities_of(text: Rendered) -> list[MessageEntity]:

@@ -87,6 +87,7 @@ class FakeMessenger:
         controls: Controls,
         nonce: str,
         may_exist: bool = False,
+        continues: str | None = None,
     ) -> str:
         message_id = self._nonces.get(nonce) if self.knows_nonces or may_exist else None
 

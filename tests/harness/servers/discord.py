@@ -11,10 +11,9 @@ from pydantic import SecretStr
 
 from bot.adapters.discord.adapter import DiscordAdapter
 from bot.adapters.discord.settings import DiscordSection
-from bot.delivery.markdown.blocks import visible_text
 from bot.domain import Action
 from bot.util.clock import Clock
-from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen
+from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen, visible_text
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_gateway import TOKEN
 from tests.harness.servers.discord_payloads import Json

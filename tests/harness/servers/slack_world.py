@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.delivery.markdown.blocks import visible_text
 from bot.domain import Action
-from tests.harness.platform import Seen
+from tests.harness.platform import Seen, visible_text
 
 BOT = "UBOT"
 JSON = dict[str, Any]

@@ -1,6 +1,7 @@
 """Texts and entities of the loopback Telegram: validation, Markdown, plain text."""
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from bot.adapters.telegram.markup import EN_SPACE, Entity
@@ -34,6 +35,7 @@ def refused(text: str, entities: list[Entity]) -> str | None:
     return None
 
 
+@lru_cache(maxsize=20_000)
 def markdown(text: str, entities: tuple[Entity, ...]) -> str:
     """Return the Markdown of a message."""
     marks: list[tuple[int, int, str]] = []
