@@ -186,8 +186,9 @@ def payload_in(message: Mapping[str, Any]) -> Mapping[str, Any]:
     Messages of older versions have only the nonce; a copy of a deleted message has another one.
     """
     match message.get("metadata"):
-        case {"event_type": str(kind), "event_payload": {"nonce": nonce, **others}} if kind == _EVENT_TYPE:
-            return {"nonce": nonce, **others}
+        case {"event_type": str(kind), "event_payload": {"nonce": _}} if kind == _EVENT_TYPE:
+            payload: Mapping[str, Any] = message["metadata"]["event_payload"]
+            return payload
     return {}
 
 
