@@ -30,6 +30,7 @@ from tests.chaos.leak_check import LeakCheck, leak_check
 from tests.harness.fakes.clock import FastClock
 from tests.harness.fakes.engine import ScriptedEngine
 from tests.harness.harness import NO_LIMITS
+from tests.harness.loop_monitor import start_bot
 from tests.harness.platform_bench import PROFILES, TrackedExchanges
 
 NAME = "R3"
@@ -116,7 +117,7 @@ async def hostile_bot(
             settings = ChatSettings(ConversationSection(history_turns=0, catch_up_minutes=10_000_000))
             access, exchanges = Access(AccessSection(), NO_LIMITS, clock), TrackedExchanges(store, MonotonicClock())
             intake = Intake(access, engine, store, settings, exchanges=exchanges)
-            adapter = asyncio.create_task(platform.adapter(clock).run(intake))
+            adapter = start_bot(platform.adapter(clock).run(intake), lambda: PROFILES[name].is_connected(platform))
             try:
                 await platform.until(lambda: PROFILES[name].is_connected(platform) or adapter.done())
                 yield platform, exchanges, check, adapter

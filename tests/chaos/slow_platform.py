@@ -22,6 +22,7 @@ from tests.adapters.lossless_runs import asked
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import FastClock, ManualClock, ScriptedEngine
 from tests.harness.fakes.engine import AnswerScript, Item
+from tests.harness.loop_monitor import start_bot
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES, Bench, open_bench, without_spaces
 
@@ -167,7 +168,8 @@ async def _serve_other(bench: Bench, name: str) -> AsyncIterator[LoopbackPlatfor
     """Serve a second platform with the same bot."""
     profile = PROFILES[name]
     async with profile.open() as platform:
-        adapter = asyncio.create_task(platform.adapter(bench.clock).run(bench.intake))
+        work = platform.adapter(bench.clock).run(bench.intake)
+        adapter = start_bot(work, lambda: profile.is_connected(platform))
         try:
             await platform.until(lambda: profile.is_connected(platform) or adapter.done())
             yield platform

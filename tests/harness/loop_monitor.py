@@ -1,7 +1,8 @@
 """A monitor of the event loop: the CPU time of each callback on the loop's own thread.
 
-In a test: `with LoopMonitor() as monitor: …` and `assert monitor.slow == []`.  For a bot process start the module
-`tests.harness.loop_monitor` in place of `bot`: each slow callback after readiness becomes an error in its log.
+In a test: `with LoopMonitor() as monitor: …` and `assert monitor.slow == []`; where the bot shares its event loop with what
+tests it, `LoopMonitor(only_bots=True)` and `start_bot`.  For a bot process start the module `tests.harness.loop_monitor` in
+place of `bot`: each slow callback after readiness becomes an error in its log.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar, copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +32,17 @@ MODULE = "LOOP_MONITOR_MODULE"
 # Seconds between two samples of the loop's stack; a sample may be taken from a later part of the callback.
 _SAMPLE_SECONDS = 0.004
 
+# Set in the contexts of bots that share the loop: whether the bot is ready.
+_is_bot_ready: ContextVar[Callable[[], bool]] = ContextVar("is_bot_ready")
+
 _log = logging.getLogger("tests.loop_monitor")
+
+
+def start_bot(work: Coroutine[Any, Any, None], is_ready: Callable[[], bool]) -> asyncio.Task[None]:
+    """Run a bot in a task; its callbacks, and those of all that it starts, are known as a bot's."""
+    context = copy_context()
+    context.run(_is_bot_ready.set, is_ready)
+    return asyncio.create_task(work, context=context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +68,8 @@ NONE = Callback(0.0, 0.0, 0.0, "no callback", "")
 class LoopMonitor:
     """Measures the callbacks of all event loops of this thread inside the block, from when `is_ready` is true.
 
-    `on_longest` is called with each callback that is longer than all before.
+    `on_longest` is called with each callback that is longer than all before.  With `only_bots`, only callbacks of `start_bot`
+    count, without garbage collection: the objects are mostly those of the tests.
     """
 
     def __init__(
@@ -65,6 +78,8 @@ class LoopMonitor:
         is_ready: Callable[[], bool] = lambda: True,
         on_longest: Callable[[Callback], object] = lambda callback: None,
         on_slow: Callable[[Callback], object] = lambda callback: None,
+        *,
+        only_bots: bool = False,
     ) -> None:
         self.slow: list[Callback] = []
         self.longest = NONE
@@ -74,6 +89,7 @@ class LoopMonitor:
         self._is_ready = is_ready
         self._on_longest = on_longest
         self._on_slow = on_slow
+        self._only_bots = only_bots
         self._is_armed = False
         self._thread = threading.get_ident()
         self._began: float | None = None  # by the clock, of the callback that runs now
@@ -106,7 +122,7 @@ class LoopMonitor:
 
     def _measure(self, handle: asyncio.Handle, run: Callable[[asyncio.Handle], None]) -> None:
         self._is_armed = self._is_armed or self._is_ready()
-        if not self._is_armed:
+        if not self._is_armed or (self._only_bots and not _is_of_bot(handle)):
             return run(handle)
         name = _name(handle)
         self._sample, self._collecting = "", 0.0
@@ -115,7 +131,7 @@ class LoopMonitor:
         try:
             run(handle)
         finally:
-            cpu = time.thread_time() - cpu
+            cpu = time.thread_time() - cpu - (self._collecting if self._only_bots else 0.0)
             wall = time.perf_counter() - wall
             self._began = None
             self.count += 1
@@ -143,6 +159,11 @@ class LoopMonitor:
                 self._collection_began = time.thread_time()
             else:
                 self._collecting += time.thread_time() - self._collection_began
+
+
+def _is_of_bot(handle: asyncio.Handle) -> bool:
+    is_ready = handle._context.get(_is_bot_ready)  # type: ignore[attr-defined]
+    return is_ready is not None and is_ready()
 
 
 def _name(handle: asyncio.Handle) -> str:

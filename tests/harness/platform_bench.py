@@ -28,6 +28,7 @@ from bot.storage.connections import BUSY_TIMEOUT
 from bot.storage.sql import SqlStore
 from bot.util.clock import Clock, MonotonicClock
 from tests.harness.harness import NO_LIMITS
+from tests.harness.loop_monitor import start_bot
 from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.slack import SlackServer
@@ -172,7 +173,7 @@ async def open_bench(
             settings = ChatSettings(_NO_EXPIRY, params, NO_LIMITS.answer_seconds)
             exchanges = TrackedExchanges(store, MonotonicClock())
             intake = Intake(access, engine, store, settings, exchanges=exchanges)
-            adapter = asyncio.create_task(platform.adapter(clock).run(intake))
+            adapter = start_bot(platform.adapter(clock).run(intake), lambda: profile.is_connected(platform))
             try:
                 await platform.until(lambda: profile.is_connected(platform) or adapter.done())
                 yield Bench(platform, profile, clock, intake, exchanges, database, adapter)

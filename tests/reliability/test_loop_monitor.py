@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.processes import PLATFORMS, logged_errors, loop_report, replies, run_bot, until
-from tests.harness.loop_monitor import LIMIT, LoopMonitor
+from tests.harness.loop_monitor import LIMIT, LoopMonitor, start_bot
 from tests.harness.platform_bench import PROFILES
 
 
@@ -37,6 +37,25 @@ async def test_waiting_for_the_processor_does_not_count() -> None:
         await asyncio.create_task(waits())
     assert monitor.slow == []
     assert monitor.longest_wall >= 2 * LIMIT
+
+
+async def test_in_a_shared_loop_only_the_bots_callbacks_count() -> None:
+    is_ready = False
+
+    async def computes() -> None:
+        compute(2 * LIMIT)
+
+    async def bot() -> None:
+        await asyncio.create_task(computes())
+
+    with LoopMonitor(only_bots=True) as monitor:
+        await asyncio.create_task(computes())
+        await start_bot(bot(), lambda: is_ready)
+        assert monitor.slow == []
+        is_ready = True
+        await start_bot(bot(), lambda: is_ready)
+    (slow,) = monitor.slow
+    assert "computes" in slow.name
 
 
 @pytest.mark.parametrize("name", PLATFORMS)
