@@ -4,6 +4,7 @@
     ├── ConfigError             mistakes in config.toml or the environment
     ├── EngineError
     │   ├── EngineUnavailable   it cannot start: a package or a device is missing
+    │   │   └── EngineMisconfigured  a setting of the model is wrong
     │   ├── CheckpointError     a model folder that cannot be used
     │   ├── EngineBusy          the queue is full
     │   ├── PromptTooLong       the messages do not fit the model's context
@@ -58,8 +59,16 @@ class EngineUnavailable(EngineError):
     """The engine cannot start here: a package, a device or memory is missing."""
 
 
+class EngineMisconfigured(EngineUnavailable):
+    """A setting of the model is wrong; the message names it."""
+
+    exit_code = 2
+
+
 class CheckpointError(EngineError):
-    """A model folder is incomplete or holds something else."""
+    """A model folder is missing, incomplete, or holds something else."""
+
+    exit_code = 2
 
 
 class EngineBusy(EngineError):

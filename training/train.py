@@ -17,10 +17,10 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bot.engine.backends.chatglm import DEMO
 from bot.engine.chatglm.config import ChatGLMConfig, read_config
 from bot.engine.chatglm.model import RESIDUAL_SCALE, ChatGLM
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
+from bot.engine.model_folder import DEMO
 from training import tokenizer as pieces
 from training.batches import (
     IGNORED,

@@ -116,8 +116,9 @@ class EngineSection(Section):
     """Model and inference."""
 
     backend: str = Field(
-        default="chatglm",
-        description="chatglm, transformers (other chat models), remote (a model server), echo (no model)",
+        default="auto",
+        description="auto (urls or the model's config.json decide), chatglm, transformers (other chat models), "
+        "remote (a model server), echo (no model)",
     )
     model: str = Field(
         default="demo", description='"demo", a folder, or a Hugging Face name such as "THUDM/chatglm-6b"'

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from bot.engine import backends
 from bot.engine.base import Engine, Progress, silent
 from bot.engine.library import ChatModel
-from bot.errors import EngineUnavailable
+from bot.errors import EngineMisconfigured, EngineUnavailable
 
 if TYPE_CHECKING:
     from bot.config.schema import EngineSection
 
-__all__ = ["BACKENDS", "ChatModel", "Progress", "open_engine", "preflight"]
+__all__ = ["BACKENDS", "ChatModel", "Progress", "find_backend", "open_engine", "preflight"]
 
-BACKENDS = tuple(module.name for module in pkgutil.iter_modules(backends.__path__))
+# Values of engine.backend.
+BACKENDS = ("auto", *(module.name for module in pkgutil.iter_modules(backends.__path__)))
 
 # Backends whose packages are an extra of the same name.
 EXTRAS = frozenset({"transformers"})
@@ -29,10 +30,12 @@ def open_engine(options: "EngineSection", progress: Progress = silent) -> Engine
     `progress` is called from the engine's thread.
 
     Raises:
-        EngineUnavailable: Unknown backend, or one of its packages is missing.  Entering can
-            raise it too, and CheckpointError.
+        EngineMisconfigured: Unknown backend.
+        EngineUnavailable: One of the backend's packages is missing.  Entering can raise it too.
+        CheckpointError: With backend "auto", the model's config.json cannot be read.  Entering
+            can raise it too.
     """
-    opener: Callable[[EngineSection, Progress], Engine] = _backend(options.backend).open_engine
+    opener: Callable[[EngineSection, Progress], Engine] = _backend(options).open_engine
     return opener(options, progress)
 
 
@@ -46,23 +49,46 @@ def preflight(options: "EngineSection") -> None:
         EngineUnavailable: As `open_engine`, or the machine cannot run this model.
         CheckpointError: As entering.
     """
-    check: Callable[[EngineSection], None] | None = getattr(_backend(options.backend), "preflight", None)
+    check: Callable[[EngineSection], None] | None = getattr(_backend(options), "preflight", None)
     if check is not None:
         check(options)
 
 
-def _backend(name: str) -> ModuleType:
+def find_backend(options: "EngineSection") -> str:
+    """Return the backend that `options` name; "auto" is decided by the settings and the model's config.json.
+
+    Raises:
+        As `backend_of`.
+    """
+    if options.backend != "auto":
+        return options.backend
+    if options.urls:
+        return "remote"
+    # Not for remote, whose process may lack the packages of local models.
+    from bot.engine.model_folder import backend_of
+
+    return "chatglm" if options.model == "demo" else backend_of(options.model, options.revision)
+
+
+def _backend(options: "EngineSection") -> ModuleType:
+    name = find_backend(options)
     if name not in BACKENDS:
         near = get_close_matches(name, BACKENDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"use {' or '.join(BACKENDS)}"
-        raise EngineUnavailable(f'engine.backend = "{name}": unknown backend; {hint}')
+        raise EngineMisconfigured(f'engine.backend = "{name}": unknown backend; {hint}')
+    if options.urls and name != "remote":
+        raise EngineMisconfigured(
+            f'engine.urls only works with engine.backend = "remote", but it is "{name}": set it to "remote", or remove '
+            "engine.urls"
+        )
     try:
         return import_module(f"{backends.__name__}.{name}")
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.startswith("bot."):
             raise
         wanted = f'"chatglm-bot[{name}]"' if name in EXTRAS else "chatglm-bot"
+        place = f'engine.backend = "{name}"' if options.backend == name else f'engine.model = "{options.model}"'
         raise EngineUnavailable(
-            f'engine.backend = "{name}" needs the package {exc.name}, which is not installed: '
-            f'run python -m pip install {wanted}, or set engine.backend = "echo"'
+            f"{place} needs the package {exc.name}, which is not installed: "
+            f'run python -m pip install {wanted}, or set engine.backend = "remote" or "echo"'
         ) from exc

@@ -18,7 +18,7 @@ from typing import Self
 import torch
 
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineInfo, Finished, SamplingParams, Tokens
-from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
+from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_checkpoint
 from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig, read_config
@@ -120,7 +120,7 @@ class _Loader:
 
     def __init__(self, options: BenchOptions, watch: Watch) -> None:
         self._options, self._watch = options, watch
-        self._folder = Path() if options.random else find_folder(options.model)
+        self._folder = Path() if options.random else find_checkpoint(options.model)
         self._config = options.random or read_config(self._folder)
         needed = max(options.prompt, options.question) + options.tokens
         if needed > (limit := self._config.max_sequence_length):

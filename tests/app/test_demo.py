@@ -12,11 +12,11 @@ import torch
 from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, SamplingParams
 from bot.engine import open_engine
-from bot.engine.backends.chatglm import DEMO
 from bot.engine.base import Engine
 from bot.engine.chatglm.checkpoint import Checkpoint
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.model_folder import DEMO
 
 GREEDY = SamplingParams(temperature=0, max_tokens=300)
 

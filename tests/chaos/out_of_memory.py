@@ -37,9 +37,9 @@ from bot.domain import (
     Notice,
     SamplingParams,
 )
-from bot.engine.backends.chatglm import DEMO
 from bot.engine.chatglm.loading import load
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.model_folder import DEMO
 from bot.engine.serving.base import Batch, CausalLM
 from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.storage.sql import SqlStore

@@ -108,7 +108,7 @@ def test_a_database_newer_than_the_program_is_left_unchanged(tmp_path: Path) -> 
 
 def test_a_folder_without_a_model_gives_one_sentence(tmp_path: Path) -> None:
     ran = bot(tmp_path, "run", BOT_ENGINE__BACKEND="chatglm", BOT_ENGINE__MODEL=str(tmp_path))
-    assert (ran.returncode, ran.stdout) == (1, "")
+    assert (ran.returncode, ran.stdout) == (2, "")
     assert "config.json" in ran.stderr
     assert "Traceback" not in ran.stderr
 

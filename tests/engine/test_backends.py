@@ -32,13 +32,13 @@ from bot.domain import (
     SamplingParams,
     Usage,
 )
-from bot.engine import BACKENDS, open_engine
+from bot.engine import BACKENDS, find_backend, model_folder, open_engine, preflight
 from bot.engine.backends import chatglm
 from bot.engine.backends.echo import EchoEngine
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.weights import expected_shapes
 from bot.engine.serving.engine import ServingEngine
-from bot.errors import CheckpointError, EngineUnavailable
+from bot.errors import CheckpointError, EngineMisconfigured, EngineUnavailable
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -58,8 +58,51 @@ def test_backends_are_found_by_name() -> None:
 def test_an_unknown_backend_is_rejected_with_the_closest_name() -> None:
     with pytest.raises(EngineUnavailable, match=r'engine.backend = "chatgml".*did you mean chatglm\?'):
         open_engine(EngineSection(backend="chatgml"))
-    with pytest.raises(EngineUnavailable, match="use chatglm or echo"):
+    with pytest.raises(EngineUnavailable, match="use auto or chatglm or echo"):
         open_engine(EngineSection(backend="../x"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "backend"),
+    [
+        ({"model_type": "chatglm", "architectures": ["ChatGLMModel"]}, "chatglm"),
+        ({"model_type": "llama"}, "transformers"),
+        ({"model_type": ["llama"]}, "transformers"),
+        ({}, "transformers"),
+    ],
+)
+def test_auto_takes_the_backend_that_the_models_config_needs(
+    tmp_path: Path, fields: dict[str, Any], backend: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert find_backend(EngineSection(model=str(tmp_path))) == backend
+
+
+def test_auto_needs_no_config_for_the_demo_and_for_servers() -> None:
+    assert find_backend(EngineSection()) == "chatglm"
+    assert find_backend(EngineSection(model="org/model", urls=("http://localhost/v1",))) == "remote"
+
+
+def test_auto_downloads_the_config_of_a_hub_model_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hub = Hub(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    monkeypatch.setattr(model_folder, "snapshot_download", hub.snapshot_download)
+    assert find_backend(EngineSection(model="Qwen/Qwen3-8B", revision="main")) == "transformers"
+    assert hub.fetched == [("Qwen/Qwen3-8B", "main", ["config.json"])]
+
+
+def test_auto_names_a_folder_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json is missing: name a folder with a checkpoint"):
+        preflight(EngineSection(model=str(tmp_path)))
+
+
+def test_a_wrong_backend_is_refused_with_the_right_setting(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(CheckpointError, match='set engine.backend = "auto" or "transformers"') as caught:
+        preflight(EngineSection(backend="chatglm", model=str(tmp_path)))
+    assert caught.value.exit_code == 2
+    with pytest.raises(EngineMisconfigured, match=r"engine\.urls only works with engine\.backend"):
+        preflight(EngineSection(backend="chatglm", urls=("http://localhost/v1",)))
 
 
 WITHOUT_TORCH = """
@@ -81,7 +124,7 @@ def test_without_torch_echo_runs_and_chatglm_names_the_package_to_install() -> N
     assert said == (
         "echo\n"
         'engine.backend = "chatglm" needs the package torch, which is not installed: '
-        'run python -m pip install chatglm-bot, or set engine.backend = "echo"\n'
+        'run python -m pip install chatglm-bot, or set engine.backend = "remote" or "echo"\n'
     )
 
 
@@ -167,30 +210,30 @@ async def test_an_invalid_folder_is_reported_on_entering(checkpoint: Path) -> No
 
 
 def test_demo_is_the_checkpoint_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(chatglm, "DEMO", tmp_path)
-    assert chatglm.find_folder("demo") == tmp_path
+    monkeypatch.setattr(model_folder, "DEMO", tmp_path)
+    assert chatglm.find_checkpoint("demo") == tmp_path
 
 
 def test_a_folder_is_used_as_given(tmp_path: Path) -> None:
-    assert chatglm.find_folder(str(tmp_path)) == tmp_path
+    assert chatglm.find_checkpoint(str(tmp_path)) == tmp_path
     with pytest.raises(CheckpointError, match="only applies to models of the hub"):
-        chatglm.find_folder(str(tmp_path), revision="v1.1.0")
+        chatglm.find_checkpoint(str(tmp_path), revision="v1.1.0")
 
 
 def test_a_folder_may_start_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
-    assert chatglm.find_folder("~/model") == tmp_path / "model"
+    assert chatglm.find_checkpoint("~/model") == tmp_path / "model"
 
 
 def test_an_unknown_home_directory_is_reported() -> None:
     with pytest.raises(CheckpointError, match='"~nobody-of-this-name/model" cannot be read'):
-        chatglm.find_folder("~nobody-of-this-name/model")
+        chatglm.find_checkpoint("~nobody-of-this-name/model")
 
 
 def test_an_invalid_name_is_rejected_with_the_valid_forms() -> None:
     with pytest.raises(CheckpointError, match='no such folder; name a folder, a model of the hub as "owner/name"'):
-        chatglm.find_folder("no/such/folder")
+        chatglm.find_checkpoint("no/such/folder")
 
 
 class Hub:
@@ -220,7 +263,7 @@ def test_a_hub_model_is_downloaded_in_one_format_only(
 ) -> None:
     hub = Hub(tmp_path, *files)
     monkeypatch.setattr(chatglm, "snapshot_download", hub.snapshot_download)
-    assert chatglm.find_folder("THUDM/chatglm-6b", "v1.1.0") == tmp_path
+    assert chatglm.find_checkpoint("THUDM/chatglm-6b", "v1.1.0") == tmp_path
     assert hub.fetched == [
         ("THUDM/chatglm-6b", "v1.1.0", ["*.json", "ice_text.model"]),
         ("THUDM/chatglm-6b", "v1.1.0", weights),
@@ -247,10 +290,10 @@ def test_an_unknown_hub_model_or_revision_is_named(
     response = Response(404, request=Request("GET", "https://hub.invalid"))
     monkeypatch.setattr(chatglm, "snapshot_download", refuse(kind("404", response=response)))
     with pytest.raises(CheckpointError, match=sentence):
-        chatglm.find_folder("THUDM/chatglm-6b", "v9")
+        chatglm.find_checkpoint("THUDM/chatglm-6b", "v9")
 
 
 def test_a_failed_download_names_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chatglm, "snapshot_download", refuse(LocalEntryNotFoundError("no network")))
     with pytest.raises(EngineUnavailable, match=r"downloading it failed \(LocalEntryNotFoundError\)"):
-        chatglm.find_folder("THUDM/chatglm-6b")
+        chatglm.find_checkpoint("THUDM/chatglm-6b")

@@ -18,10 +18,10 @@ from structlog.testing import capture_logs
 from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Finished, Queued
 from bot.engine import open_engine
-from bot.engine.backends.chatglm import DEMO
 from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.hot_swap import CLOSING_SECONDS, STALLED_SECONDS, STUCK_SECONDS, SUPERSEDED, HotSwapEngine
+from bot.engine.model_folder import DEMO
 from bot.errors import CheckpointError, EngineBusy, EngineFailed, EngineUnavailable
 from bot.util.aio import join_task
 from bot.util.clock import MonotonicClock

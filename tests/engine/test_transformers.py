@@ -22,8 +22,8 @@ from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineInfo, Finished, FinishReason, SamplingParams
 from bot.engine import open_engine
 from bot.engine.backends import transformers as backend
-from bot.engine.backends.chatglm import find_folder
 from bot.engine.base import Progress, silent
+from bot.engine.model_folder import find_folder
 from bot.engine.pretrained import loading
 from bot.engine.pretrained.loading import context_of, dtype_of
 from bot.engine.serving.engine import ServingEngine

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from bot.engine.backends.chatglm import DEMO
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.model_folder import DEMO
 from training.dialogues import LANGUAGES, PLACEHOLDER, Dialogue, DialogueError, parse, read_all, read_words
 from training.examples import Examples
 from training.phrasings import plain, reframed

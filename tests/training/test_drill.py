@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from bot.engine.backends.chatglm import DEMO
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
+from bot.engine.model_folder import DEMO
 from training.batches import IGNORED, TokenizedExample, batch_of
 from training.drill import Drill
 from training.examples import Examples

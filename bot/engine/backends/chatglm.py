@@ -1,13 +1,10 @@
 """ChatGLM-6B backend: a checkpoint, our network and the serving loop."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from httpx2 import HTTPError  # huggingface_hub does not wrap it when a download is cut off
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from bot.config.schema import EngineSection
 from bot.domain import EngineInfo
@@ -15,24 +12,19 @@ from bot.engine.base import Progress, silent
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import check_load, load
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
+from bot.engine.model_folder import DEMO, find_folder
 from bot.engine.serving.engine import LoadedModel, ServingEngine
-from bot.errors import CheckpointError, EngineUnavailable
-from bot.util.files import shown
-
-DEMO = Path(__file__).parents[1] / "demo"
 
 # Networks up to this hidden size run on one thread.  At 256 on two cores a decode step takes
 # 1.7 ms with one thread and 1.6 ms with two; with other load on a core, 2.6 ms and 10.8 ms.
 ONE_THREAD_WIDTH = 512
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> ServingEngine:
     """Create the engine; entering it finds or downloads `options.model`, and loads it."""
 
     def load_model(report: Progress) -> LoadedModel:
-        folder = find_folder(options.model, options.revision)
+        folder = find_checkpoint(options.model, options.revision)
         if read_config(folder).hidden_size <= ONE_THREAD_WIDTH:
             torch.set_num_threads(1)  # of the calling thread, the engine's worker
         tokenizer = ChatGLMTokenizer.load(folder)
@@ -70,7 +62,7 @@ def preflight(options: EngineSection) -> None:
             or the download failed.
     """
     check_load(
-        find_folder(options.model, options.revision),
+        find_checkpoint(options.model, options.revision),
         quantization=options.quantization,
         dtype=options.dtype,
         device=options.device,
@@ -85,49 +77,9 @@ def _ptuning(options: EngineSection) -> Path | None:
     return Path(options.ptuning).expanduser() if options.ptuning else None
 
 
-def find_folder(model: str, revision: str = "", download: Callable[[str, str], Path] | None = None) -> Path:
-    """Return the folder of `engine.model`: "demo", a folder, or a model of the hub.
-
-    `download(model, revision)` fetches the files that the backend needs; cached downloads
-    work offline.
-
-    Raises:
-        CheckpointError: There is no such folder or model.
-        EngineUnavailable: The download failed.
-    """
-    try:
-        folder = DEMO if model == "demo" else Path(model).expanduser()
-        is_folder = folder.is_dir()
-    except (OSError, RuntimeError) as exc:  # RuntimeError: ~ without a home directory
-        raise CheckpointError(
-            f'engine.model = "{shown(model)}" cannot be read ({shown(str(exc), 120)}): name a folder that the bot\'s user can read'
-        ) from exc
-    if is_folder:
-        if revision:
-            raise CheckpointError(
-                f'engine.revision = "{revision}" only applies to models of the hub, but engine.model = "{model}" is a '
-                "folder: remove engine.revision"
-            )
-        return folder
-    if not _HUB_NAME.fullmatch(model):
-        raise CheckpointError(
-            f'engine.model = "{shown(model)}": no such folder; name a folder, a model of the hub as "owner/name", or "demo"'
-        )
-    try:
-        return (download or _download)(model, revision)
-    except RepositoryNotFoundError as exc:
-        raise CheckpointError(
-            f'engine.model = "{model}": no such folder, and no such model on the hub (or it is private)'
-        ) from exc
-    except RevisionNotFoundError as exc:
-        raise CheckpointError(
-            f'engine.revision = "{revision}": {model} has no such revision; "" is the latest'
-        ) from exc
-    except (OSError, HTTPError) as exc:
-        raise EngineUnavailable(
-            f'engine.model = "{model}" is not a folder, and downloading it failed ({type(exc).__name__}): '
-            "check the network connection, or name a folder"
-        ) from exc
+def find_checkpoint(model: str, revision: str = "") -> Path:
+    """Return the folder of `engine.model`, with the files of a ChatGLM; raises as `find_folder`."""
+    return find_folder(model, revision, _download)
 
 
 def _download(model: str, revision: str) -> Path:

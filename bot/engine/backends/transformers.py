@@ -7,9 +7,10 @@ from huggingface_hub import snapshot_download
 
 from bot.config.schema import EngineSection
 from bot.domain import EngineInfo
-from bot.engine.backends.chatglm import ONE_THREAD_WIDTH, find_folder
+from bot.engine.backends.chatglm import ONE_THREAD_WIDTH
 from bot.engine.base import Progress, silent
 from bot.engine.chatglm.loading import find_device
+from bot.engine.model_folder import find_folder
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.loading import (
     context_of,

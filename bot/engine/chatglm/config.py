@@ -115,9 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
         check_file(path)
         return read_json_object(path)
     except FileNotFoundError as exc:
-        raise CheckpointError(
-            f"{path} is missing: name a folder with a ChatGLM-6B checkpoint and its config.json"
-        ) from exc
+        raise CheckpointError(f"{path} is missing: name a folder with a checkpoint and its config.json") from exc
     except OSError as exc:
         raise unreadable(path, exc) from exc
     except ValueError as exc:
@@ -179,12 +177,17 @@ def _check_architecture(fields: Mapping[str, Any], place: Path) -> None:
     named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else ""
     kind = fields.get("model_type")
     found = f"model_type {shown(json.dumps(kind))}" + (f", architecture {shown(named)}" if named else "")
-    advice = 'engine.backend = "chatglm" supports ChatGLM-6B only; name a ChatGLM-6B checkpoint in engine.model'
     if kind != "chatglm" or (named and "ChatGLM" not in named):
-        raise CheckpointError(f"{place} describes another model ({found}): {advice}")
+        raise CheckpointError(
+            f'{place} describes another model ({found}), and engine.backend = "chatglm" supports ChatGLM-6B only: '
+            'set engine.backend = "auto" or "transformers"'
+        )
     # ChatGLM2, ChatGLM3 and GLM-4 share the model_type but have other fields.
     if "padded_vocab_size" in fields or "ffn_hidden_size" in fields or "multi_query_attention" in fields:
-        raise CheckpointError(f"{place} describes ChatGLM2, ChatGLM3 or GLM-4 ({found}): {advice}")
+        raise CheckpointError(
+            f"{place} describes ChatGLM2, ChatGLM3 or GLM-4 ({found}) in a form that needs its own code, which is never "
+            "run: choose a GLM-4 whose name ends in -hf, or a ChatGLM-6B"
+        )
 
 
 def _check_values(config: ChatGLMConfig, place: Path) -> None:
