@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,11 +18,12 @@ from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
 from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import Config, EngineSection
+from bot.domain import ModelStatus
 from bot.engine import Progress, open_engine, preflight
 from bot.engine.base import Engine
 from bot.engine.embeddings import open_embedder
 from bot.engine.embeddings import preflight as check_embeddings
-from bot.engine.hot_swap import HotSwapEngine
+from bot.engine.router import ModelRouter
 from bot.errors import BotError, EngineUnavailable, StoreError, StoreInUse
 from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
 from bot.observability.health import Components, Health
@@ -64,11 +65,12 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
             # Loading the chat model may take minutes, and comes before this one.
             await asyncio.to_thread(check_embeddings, config.embeddings)
         opener = partial(_open_engine, adapters=list(config.enabled_adapters))
-        async with HotSwapEngine(config.engine, opener, clock, check=preflight, progress=progress) as engine:
-            components.engine = engine
+        async with ModelRouter(config.sections, opener, clock, check=preflight, progress=progress) as engine:
+            components.engine, components.models = engine, engine.statuses
             settings = ChatSettings.of(config)
             access = Access(config.access, config.limits, clock, own_limits(config.server))
-            watcher = None if source is None else ConfigWatcher(config, source, clock)
+            failures = {status.name: status.fault for status in engine.statuses() if status.fault is not None}
+            watcher = None if source is None else ConfigWatcher(config, source, clock, failures=failures)
             intake = Intake(
                 access, engine, store, settings, clock=clock, metrics=metrics, watcher=watcher, components=components
             )
@@ -77,7 +79,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 for name, each in config.enabled_adapters.items()
             ]
             components.adapters = {each.name: each for each in platforms}
-            backend = Backend(engine, settings, access, config.engine.max_waiting, metrics)
+            backend = Backend(engine, settings, access, config.engine.max_waiting, metrics, models=engine.statuses)
             log.info("ready", adapters=list(components.adapters), model=engine.info.model, device=engine.info.device)
             async with (
                 Retention(store, config.storage.retention_days, clock) as retention,
@@ -89,7 +91,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                     access.reconfigure(config.access, config.limits)
                     retention.reconfigure(config.storage.retention_days)
 
-                background = [_keep_lock(lock, clock), _check_engine(engine, clock)]
+                background = [_keep_lock(lock, clock), _check_models(engine.statuses, clock)]
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
                 requires_all = config.operations.require_all_platforms
@@ -173,7 +175,7 @@ async def _run_platforms(
 
 
 async def _reload_config(
-    watcher: ConfigWatcher, config: Config, reconfigure: Callable[[Config], None], engine: HotSwapEngine
+    watcher: ConfigWatcher, config: Config, reconfigure: Callable[[Config], None], engine: ModelRouter
 ) -> None:
     logs = config.logs
 
@@ -225,17 +227,20 @@ async def _keep_lock(lock: InstanceLock, clock: Clock) -> None:
             log.warning("the lock on the database cannot be renewed now", error=str(error))
 
 
-async def _check_engine(engine: Engine, clock: Clock) -> None:
-    """End the program once the engine is down: its supervisor starts both again.
+async def _check_models(statuses: Callable[[], Sequence[ModelStatus]], clock: Clock) -> None:
+    """End the program once a model is down: its supervisor starts both again.
 
     The engine is not restarted by itself: the cause, a broken device or a bug, would still be in the process.
 
     Raises:
-        EngineUnavailable: The engine is down.
+        EngineUnavailable: A model is down.
     """
-    while (load := engine.load).down is None or load.is_changing:
+    while True:
+        for status in statuses():
+            load = status.load
+            if load is not None and load.down is not None and not load.is_changing:
+                raise EngineUnavailable(f"the model has stopped responding; the bot must be restarted: {load.down}")
         await clock.sleep(_ENGINE_INTERVAL)
-    raise EngineUnavailable(f"the model has stopped responding; the bot must be restarted: {load.down}")
 
 
 async def _forever() -> None:

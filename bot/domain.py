@@ -101,13 +101,17 @@ class SamplingParams:
 class ChatRequest:
     """One call of the model.
 
-    `channel` and `user` are opaque names: requests are served fairly between them.
+    `channel` and `user` are opaque names: requests are served fairly between them.  `model`
+    is the name of a `[models.NAME]`; None is `[engine]`.  With `has_fallback` another model
+    takes the request if this one cannot begin: it fails at once instead of waiting for a server.
     """
 
     messages: tuple[ChatMessage, ...]
     params: SamplingParams = SamplingParams()
     channel: str = ""
     user: str = ""
+    model: str | None = None
+    has_fallback: bool = False
 
 
 class FinishReason(StrEnum):
@@ -149,6 +153,17 @@ class Thought:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """From here on `model` answers in place of the one asked for; it may still wait.
+
+    Its context had no room for the `left_out` oldest messages.
+    """
+
+    model: str
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """More of the model's answer; text once sent never changes."""
 
@@ -170,8 +185,8 @@ class Finished:
     usage: Usage = Usage()
 
 
-EngineEvent = Queued | Thought | Delta | Finished
-ReplyEvent = EngineEvent | Notice
+EngineEvent = Queued | Fallback | Thought | Delta | Finished
+ReplyEvent = Queued | Thought | Delta | Finished | Notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +226,16 @@ class EngineLoad:
     steps: int = 0
     started: int = 0  # requests that left the queue
     waited: float = 0.0  # seconds they spent in the queue, summed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One of several models; `fault` is the reason if it is not loaded, which leaves the rest None."""
+
+    name: str
+    info: EngineInfo | None = None
+    load: EngineLoad | None = None
+    fault: str | None = None
 
 
 class Kind(StrEnum):

@@ -10,7 +10,7 @@ from bot.chat.access import Access
 from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
 from bot.config.reload import ConfigWatcher
-from bot.domain import Exchange, Kind
+from bot.domain import Exchange, Kind, ModelStatus
 from bot.engine.base import Engine
 from bot.errors import NotErased
 from bot.observability import process
@@ -200,6 +200,9 @@ async def status(context: CommandContext) -> str:
     ]
     if load.is_changing:
         lines.append(translate("The model is being changed; new questions wait for the next one."))
+    models = context.components.models() if context.components is not None else ()
+    if len(models) > 1:
+        lines += [_model(status, context) for status in models]
     if load.tokens_per_second is not None:
         lines.append(translate("Speed: {speed} tokens/s").format(speed=round(load.tokens_per_second)))
     lines.append(translate("Version: {version}").format(version=__version__))
@@ -217,6 +220,20 @@ async def status(context: CommandContext) -> str:
         ]
         lines += _last_reload(context)
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _model(status: ModelStatus, context: CommandContext) -> str:
+    """Describe one of several models; admins read why it cannot answer."""
+    translate, info, load = context.translate, status.info, status.load
+    if info is None or load is None or load.down is not None:
+        line = translate("Model {name}: not available").format(name=status.name)
+        why = status.fault if load is None else load.down
+        return f"{line} ({why})" if context.is_by_admin and why else line
+    if load.is_changing:
+        return translate("Model {name}: is being changed").format(name=status.name)
+    return translate("Model {name}: {model}, answering: {running}, waiting: {waiting}").format(
+        name=status.name, model=info.model, running=load.running, waiting=load.waiting
+    )
 
 
 def _duration(time: timedelta, translate: Translate) -> str:

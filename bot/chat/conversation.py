@@ -16,6 +16,7 @@ from bot.domain import (
     Answer,
     ChatRequest,
     Delta,
+    Fallback,
     Finished,
     FinishReason,
     Notice,
@@ -147,6 +148,11 @@ class Conversations:
                 async for event in events:
                     if isinstance(event, Queued):
                         draft.queued(event)
+                        continue
+                    if isinstance(event, Fallback):
+                        cut = replace(prompt, left_out=prompt.left_out + (event.left_out + 1) // 2)
+                        answered_by = translate("Answered by {model}.").format(model=event.model)
+                        notices = [*cut.notices(translate), answered_by]
                         continue
                     if worker.is_interrupted:
                         return None

@@ -30,7 +30,7 @@ def unknown(near: Sequence[str], noun: str = "setting") -> str:
 
 def _setting(error: ErrorDetails, known: Mapping[Key, FieldInfo]) -> Key:
     # Below a setting pydantic adds positions in lists and branches of unions.
-    key = tuple(str(part) for part in error["loc"])
+    key = tuple(str(part) for part in error["loc"] if part != "[key]")
     if error["type"] == "one_setting":
         return (*key, error["ctx"]["setting"])
     return next((key[:length] for length in range(1, len(key)) if key[:length] in known), key)

@@ -1,14 +1,15 @@
 """Reload config.toml while the program runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
-from bot.config.schema import Config, EngineSection, Section
+from bot.config.schema import DEFAULT_MODEL, Config, EngineSection, Section
 from bot.config.sources import LARGEST_FILE
 from bot.errors import ConfigError
 from bot.util.aio import race
@@ -40,7 +41,10 @@ class ReloadResult:
 
 
 class ConfigWatcher:
-    """Polls config.toml and applies changes; a file with mistakes is rejected as a whole."""
+    """Polls config.toml and applies changes; a file with mistakes is rejected as a whole.
+
+    `failures` are the reasons by name of models that are not loaded; `reload_now` tries them again.
+    """
 
     def __init__(
         self,
@@ -48,14 +52,16 @@ class ConfigWatcher:
         source: ConfigSource,
         clock: Clock,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        failures: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._current = config
         self._source = source
         self._clock = clock
         self._now = now
         self._last_result: ReloadResult | None = None
-        self._wanted_engine = config.engine
-        self._engine_change: asyncio.Task[None] | None = None
+        self._wanted = config.sections
+        self._changes: dict[str, asyncio.Task[None]] = {}
+        self._failures = dict(failures)
         self._reload_requested = asyncio.Event()
         self._had_file = False
 
@@ -72,14 +78,14 @@ class ConfigWatcher:
         self._reload_requested.set()
 
     async def watch(
-        self, apply: Callable[[Config], None], change_engine: Callable[[EngineSection], Awaitable[str | None]]
+        self, apply: Callable[[Config], None], change_model: Callable[[str, EngineSection], Awaitable[str | None]]
     ) -> None:
         """Reload the file whenever it changes, until cancelled.
 
-        `apply` receives settings that take effect at once; `change_engine` returns the reason if it failed.
+        `apply` receives settings that take effect at once; `change_model` returns the reason if it failed.
 
         Raises:
-            ExceptionGroup: `change_engine` raised: no model is left.
+            ExceptionGroup: `change_model` raised: no model is left.
         """
         loaded = seen = await asyncio.to_thread(self._read_file)
         async with asyncio.TaskGroup() as tasks:
@@ -94,10 +100,11 @@ class ConfigWatcher:
                 config = await self._load(seen)
                 if config is not None:
                     self._apply(config, apply)
-                    if self._needs_engine_change(config.engine, is_requested=is_requested):
-                        self._wanted_engine = config.engine
-                        change = self._change_engine(config.engine, change_engine)
-                        self._engine_change = tasks.create_task(change, name="change engine")
+                    for name, section in self._sections_of(config).items():
+                        if self._needs_change(name, section, is_requested=is_requested):
+                            self._wanted[name] = section
+                            change = self._change_model(name, section, change_model)
+                            self._changes[name] = tasks.create_task(change, name=f"change {name}")
 
     async def _wait_for_poll(self) -> bool:
         """Wait for the next poll; return True if a reload was requested."""
@@ -122,48 +129,65 @@ class ConfigWatcher:
             return await asyncio.to_thread(self._source.load)
         except ConfigError as error:
             log.error("config reload rejected, keeping previous settings", place=error.place, mistakes=error.mistakes)
-            failure = self._last_result.failure if self._last_result is not None else None
-            self._last_result = ReloadResult(self._now(), rejected=error.mistakes, failure=failure)
+            self._last_result = ReloadResult(self._now(), rejected=error.mistakes, failure=self._failure())
             return None
+
+    def _sections_of(self, config: Config) -> dict[str, EngineSection]:
+        """Return the sections of the running models; tables that come or go need a restart."""
+        return {name: section for name, section in config.sections.items() if name in self._wanted}
 
     def _apply(self, config: Config, apply: Callable[[Config], None]) -> None:
         before, self._current = self._current, _with_reloadable(self._current, config)
         changed = _changed_names(before, self._current)
         if changed:
             apply(self._current)
-        needs_restart = _changed_names(self._current.model_copy(update={"engine": config.engine}), config)
-        is_same_engine = config.engine == self._wanted_engine
-        failure = self._last_result.failure if self._last_result is not None and is_same_engine else None
-        if not is_same_engine:
-            changed += tuple(name for name in _changed_names(before, config) if name.startswith("engine."))
-        self._last_result = ReloadResult(self._now(), changed, needs_restart, failure=failure)
+        sections = self._sections_of(config)
+        needs_restart = _changed_names(_with_models(self._current, sections), config)
+        for name, section in sections.items():
+            if section != self._wanted[name]:
+                self._failures.pop(name, None)
+                changed += _changed_names(before, _with_models(before, {name: section}))
+        self._last_result = ReloadResult(self._now(), changed, needs_restart, failure=self._failure())
         log.info("config reloaded", changed=changed, needs_restart=needs_restart)
 
-    def _needs_engine_change(self, engine: EngineSection, *, is_requested: bool) -> bool:
-        if engine != self._wanted_engine:
+    def _needs_change(self, name: str, section: EngineSection, *, is_requested: bool) -> bool:
+        if section != self._wanted[name]:
             return True
-        is_loading = self._engine_change is not None and not self._engine_change.done()
-        return is_requested and not is_loading and engine != self._current.engine
+        is_loading = name in self._changes and not self._changes[name].done()
+        has_failed = name in self._failures or section != self._current.sections.get(name)
+        return is_requested and not is_loading and has_failed
 
-    async def _change_engine(
-        self, engine: EngineSection, change_engine: Callable[[EngineSection], Awaitable[str | None]]
+    async def _change_model(
+        self, name: str, section: EngineSection, change_model: Callable[[str, EngineSection], Awaitable[str | None]]
     ) -> None:
-        log.info("changing the model", model=engine.model, quantization=engine.quantization)
-        failure = await change_engine(engine)
-        if engine is not self._wanted_engine:
-            log.info("change of the model replaced by a later edit", model=engine.model)
+        log.info("changing the model", table=name, model=section.model, quantization=section.quantization)
+        failure = await change_model(name, section)
+        if section is not self._wanted[name]:
+            log.info("change of the model replaced by a later edit", table=name, model=section.model)
             return
         if failure is None:
-            self._current = self._current.model_copy(update={"engine": engine})
-            log.info("model changed", model=engine.model, quantization=engine.quantization)
+            self._failures.pop(name, None)
+            self._current = _with_models(self._current, {name: section})
+            log.info("model changed", table=name, model=section.model, quantization=section.quantization)
         else:
-            log.error("model not changed", model=engine.model, quantization=engine.quantization, reason=failure)
-        assert self._last_result is not None, "only a reload changes the engine"
-        self._last_result = replace(self._last_result, failure=failure)
+            self._failures[name] = failure
+            log.error("model not changed", table=name, model=section.model, reason=failure)
+        assert self._last_result is not None, "only a reload changes a model"
+        self._last_result = replace(self._last_result, failure=self._failure())
+
+    def _failure(self) -> str | None:
+        return "; ".join(self._failures.values()) or None
+
+
+def _with_models(config: Config, sections: Mapping[str, EngineSection]) -> Config:
+    """Return `config` with these sections of models, by name."""
+    models = {name: section for name, section in sections.items() if name != DEFAULT_MODEL}
+    engine = sections.get(DEFAULT_MODEL, config.engine)
+    return config.model_copy(update={"engine": engine, "models": {**config.models, **models}})
 
 
 def _with_reloadable(config: Config, new: Config) -> Config:
-    """Return `config` with the settings of `new` that take effect at once; the engine is changed separately."""
+    """Return `config` with the settings of `new` that take effect at once; models are changed separately."""
     return config.model_copy(
         update={
             "conversation": new.conversation,
@@ -178,10 +202,12 @@ def _with_reloadable(config: Config, new: Config) -> Config:
 
 def _changed_names(old: Config, new: Config) -> tuple[str, ...]:
     before = _by_name(old)
-    return tuple(name for name, value in _by_name(new).items() if before.get(name) != value)
+    after = _by_name(new)
+    return tuple(name for name in {**after, **before} if before.get(name) != after.get(name))
 
 
 def _by_name(config: Config) -> dict[str, object]:
     tables = {name: section for name, section in config if isinstance(section, Section)}
+    tables |= {f"models.{name}": section for name, section in config.models.items()}
     tables |= {f"adapters.{name}": section for name, section in config.adapters.items()}
     return {f"{table}.{name}": value for table, section in tables.items() for name, value in section}

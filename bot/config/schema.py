@@ -1,7 +1,7 @@
 """Settings: the schema of config.toml, environment variables and secret files."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
@@ -158,6 +158,25 @@ class EngineSection(Section):
     connect_seconds: float = Field(default=5.0, gt=0, description="remote: time limit of connecting")
     first_token_seconds: float = Field(default=120.0, gt=0, description="remote: time limit of the first token")
     next_token_seconds: float = Field(default=60.0, gt=0, description="remote: time limit between two tokens")
+    fallback: str = Field(
+        default="", description='model that answers if this one cannot begin to: a NAME of [models.NAME], or "engine"'
+    )
+
+
+# `[engine]` among the models, as `fallback` names it.
+DEFAULT_MODEL = "engine"
+
+
+def _check_model_name(name: str) -> str:
+    if name == DEFAULT_MODEL or not re.fullmatch(r"[a-z0-9]+([_.-][a-z0-9]+)*", name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a model: use lower-case letters, digits, and single - _ . between them, but "
+            f'not "{DEFAULT_MODEL}"'
+        )
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_check_model_name)]
 
 
 class SamplingSection(Section):
@@ -373,6 +392,7 @@ class Config(BaseModel):
 
     conversation: ConversationSection = ConversationSection()
     engine: EngineSection = EngineSection()
+    models: Mapping[ModelName, EngineSection] = Field(default_factory=dict)
     sampling: SamplingSection = SamplingSection()
     limits: LimitsSection = LimitsSection()
     storage: StorageSection = StorageSection()
@@ -382,6 +402,11 @@ class Config(BaseModel):
     server: ServerSection = ServerSection()
     embeddings: EmbeddingsSection = EmbeddingsSection()
     adapters: Mapping[str, AdapterSection] = Field(default_factory=dict)
+
+    @property
+    def sections(self) -> dict[str, EngineSection]:
+        """Return the sections of all models by name, `[engine]` first."""
+        return {DEFAULT_MODEL: self.engine, **self.models}
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -414,13 +439,14 @@ class Config(BaseModel):
 Key = tuple[str, ...]  # section and setting: ("engine", "quantization")
 
 
-def known_settings(adapters: Mapping[str, type[AdapterSection]]) -> dict[Key, FieldInfo]:
-    """Return all settings in the order of config.toml."""
+def known_settings(adapters: Mapping[str, type[AdapterSection]], models: Collection[str] = ()) -> dict[Key, FieldInfo]:
+    """Return all settings in the order of config.toml; `models` are the names of its `[models.NAME]` tables."""
     tables: dict[Key, type[BaseModel]] = {
         (name,): field.annotation
         for name, field in Config.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
     }
+    tables |= {("models", name): EngineSection for name in models}
     tables |= {("adapters", name): section for name, section in adapters.items()}
     return {(*table, name): field for table, section in tables.items() for name, field in section.model_fields.items()}
 

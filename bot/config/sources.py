@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,12 +21,14 @@ from pydantic_settings import (
 
 from bot.config.errors import explain, unknown
 from bot.config.schema import (
+    DEFAULT_MODEL,
     AccessSection,
     AdapterSection,
     Config,
     EngineSection,
     Key,
     KeySection,
+    ModelName,
     PlatformId,
     Section,
     known_settings,
@@ -45,6 +47,7 @@ _LARGEST_SECRET = 64 * 1024
 # Mistakes that are listed; each costs milliseconds to explain.
 _MOST_MISTAKES = 50
 _LONGEST_NAME = 60
+_MODEL_VARIABLE = re.compile(r"BOT_MODELS__([A-Z0-9_.-]+?)__[A-Z]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -70,15 +73,16 @@ def load_config(
     Raises:
         ConfigError: Lists all mistakes.
     """
-    known = known_settings(adapters)
     file = _File.read(path)
-    environment = _Environment(known, os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    known = known_settings(adapters, _model_names(file, environ))
+    environment = _Environment(known, environ)
     in_file: list[tuple[int, str]] = []
     elsewhere = list(environment.mistakes)
 
     def note(key: Key, sentence: str) -> None:
-        if key in environment.origins:
-            elsewhere.append(f"{environment.origins[key]}: {sentence}")
+        if origin := environment.origin(key, file.lines):
+            elsewhere.append(f"{origin}: {sentence}")
         elif line := file.line(key):
             in_file.append((line, f"line {line}, {_named(key)}: {sentence}"))
         else:
@@ -99,12 +103,39 @@ def load_config(
                 note(key, sentence)
         if len(errors) > _MOST_MISTAKES:
             elsewhere.append(f"and {len(errors) - _MOST_MISTAKES:,} more mistakes")
+    for key, sentence in _wrong_fallbacks(config):
+        note(key, sentence)
 
     if in_file or elsewhere:
         where = [file.name] * bool(in_file) + ["the environment"] * bool(elsewhere)
         raise ConfigError(" with ".join(where), [*(text for _, text in sorted(in_file)), *elsewhere])
     origins = {key: f"{file.name}, line {file.lines[key]}" for key in known if key in file.lines}
     return LoadedConfig(config, origins | environment.origins)
+
+
+def _model_names(file: "_File", environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the models in config.toml and in environment variables.
+
+    A model has to be named in one of them: a secret file alone would be a model without an address.
+    """
+    tables = file.tables.get("models")
+    named = (_MODEL_VARIABLE.match(name) for name in sorted(environ))
+    return _unique([*(tables if isinstance(tables, dict) else ()), *(found[1].lower() for found in named if found)])
+
+
+def _wrong_fallbacks(config: Config) -> Iterator[tuple[Key, str]]:
+    """Yield each `fallback` that names no model, or its own."""
+    sections = config.sections
+    for name, section in sections.items():
+        key: Key = (name,) if name == DEFAULT_MODEL else ("models", name)
+        others = [other for other in sections if other != name]
+        if section.fallback and section.fallback not in others:
+            known = f"name one of {', '.join(others)}" if others else "add a table [models.NAME]"
+            yield (*key, "fallback"), f"{section.fallback!r} is not another model; {known}"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +250,12 @@ class _Environment:
         self.files = self._read_files()
         self.variables = self._read_variables(environ)
 
+    def origin(self, key: Key, lines: Mapping[Key, int]) -> str | None:
+        """Return the variable or file of a setting; one of a model that config.toml, with these `lines`, does not have."""
+        if key[0] == "models" and key[:2] not in lines:
+            return next((origin for other, origin in self.origins.items() if other[:2] == key[:2]), None)
+        return self.origins.get(key)
+
     def _read_variables(self, environ: Mapping[str, str]) -> dict[Key, str]:
         values: dict[Key, str] = {}
         for name, value in sorted(environ.items()):
@@ -261,6 +298,14 @@ class _Environment:
             elif file.name.partition("__")[0] in sections and "__" in file.name:
                 self.mistakes.append(f"{file}: {unknown(get_close_matches(file.name, self._files.exact, n=1))}")
         return values
+
+
+def _described(model: EngineSection) -> EngineSection:
+    """Refuse a table that says nothing of its model: a mistyped name in a variable, say."""
+    if not model.model_fields_set & {"backend", "model", "urls"}:
+        why = "set the model, or urls, or the backend of this table"
+        raise PydanticCustomError("one_setting", "see the context", {"setting": "model", "why": why})
+    return model
 
 
 class _Named(EnvSettingsSource):
@@ -306,6 +351,9 @@ def _validated(
         if backends and engine.backend not in backends:
             why = f"{engine.backend!r} is not one of {', '.join(backends)}"
             raise PydanticCustomError("one_setting", "see the context", {"setting": "backend", "why": why})
+        if engine.backend == "remote" and not engine.urls:
+            why = 'with backend = "remote" it must name a server, as in urls = ["http://localhost:11434/v1"]'
+            raise PydanticCustomError("one_setting", "see the context", {"setting": "urls", "why": why})
         return engine
 
     sections: dict[str, Any] = {
@@ -320,7 +368,9 @@ def _validated(
     }
     access: Any = create_model("Access", __base__=AccessSection, **lists)
     sections["access"] = (Annotated[access, AfterValidator(lambda found: AccessSection(**dict(found)))], access())
-    sections["engine"] = (Annotated[EngineSection, AfterValidator(known_backend)], EngineSection())
+    model: Any = Annotated[EngineSection, AfterValidator(known_backend)]
+    sections["engine"] = (model, EngineSection())
+    sections["models"] = (dict[ModelName, Annotated[model, AfterValidator(_described)]], {})
     platforms: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in adapters.items()}
     table = create_model("Adapters", __base__=Section, **platforms)
     settings: Any = create_model("Settings", __base__=Sources, **sections, adapters=(table, table()))()

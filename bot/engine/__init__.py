@@ -4,11 +4,11 @@ import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
 from bot.engine import backends
-from bot.engine.base import Engine, Progress, silent
+from bot.engine.base import Engine, Memory, Progress, silent
 from bot.engine.library import ChatModel
 from bot.errors import EngineMisconfigured, EngineUnavailable
 
@@ -39,19 +39,18 @@ def open_engine(options: "EngineSection", progress: Progress = silent) -> Engine
     return opener(options, progress)
 
 
-def preflight(options: "EngineSection") -> None:
-    """Check, without loading, whether an engine for `options` could run.
+def preflight(options: "EngineSection", taken: Memory = MappingProxyType({})) -> Memory:
+    """Check, without loading, whether an engine for `options` could run; return the bytes that it needs, if known.
 
-    Runs in a thread, while another model may still be serving.  A backend may define its own
-    `preflight(options)`.
+    Runs in a thread, while another model may still be serving; other models of this process
+    need the bytes `taken`.  A backend may define its own `preflight(options, taken)`.
 
     Raises:
         EngineUnavailable: As `open_engine`, or the machine cannot run this model.
         CheckpointError: As entering.
     """
-    check: Callable[[EngineSection], None] | None = getattr(_backend(options), "preflight", None)
-    if check is not None:
-        check(options)
+    check: Callable[[EngineSection, Memory], Memory] | None = getattr(_backend(options), "preflight", None)
+    return {} if check is None else check(options, taken)
 
 
 def find_backend(options: "EngineSection") -> str:

@@ -1,6 +1,6 @@
 """The seam between the bot and whatever runs a model: Engine."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -8,6 +8,9 @@ from bot.domain import ChatMessage, ChatRequest, EngineEvent, EngineInfo, Engine
 
 Progress = Callable[[int, int], None]
 """Called while a model loads, from any thread, with bytes read and total bytes."""
+
+Memory = Mapping[str, int]
+"""Bytes by device."""
 
 
 def silent(done: int, total: int) -> None:
@@ -29,6 +32,8 @@ class Engine(Protocol):
 
     def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         """Stream the answer: `Queued`s, `Thought`s, then `Delta`s, then one `Finished`.
+
+        A `Fallback` may come before the first `Delta`, from the router of several models.
 
         Close the generator to cancel: the request leaves the batch before the next step.
 

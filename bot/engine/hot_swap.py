@@ -47,7 +47,7 @@ SUPERSEDED = "superseded by a newer change"
 T = TypeVar("T")
 
 Opener = Callable[[EngineSection, Progress], Engine]
-Check = Callable[[EngineSection], None]
+Check = Callable[[EngineSection], object]
 
 
 class HotSwapEngine:
@@ -169,6 +169,14 @@ class HotSwapEngine:
             finally:
                 self._running_change = None
 
+    async def check(self, section: EngineSection) -> None:
+        """Check, in a thread, whether a section can work.
+
+        Raises:
+            EngineError: It cannot.
+        """
+        await asyncio.to_thread(guarded, self._check, section)
+
     async def __aenter__(self) -> Self:
         await self._enter(self._section)
         return self
@@ -218,11 +226,11 @@ class HotSwapEngine:
         last = self._section
         failure: str | None
         if self._is_entered and _as_loaded(section) == _as_loaded(last):
-            self._section = section  # only max_waiting differs, which is enforced here
+            self._section = section  # only max_waiting differs, which is enforced here, or the fallback
             self._resume()
             return None
         try:
-            await asyncio.to_thread(_guarded, self._check, section)
+            await self.check(section)
         except EngineError as error:
             if self._is_entered:
                 return str(error)
@@ -283,7 +291,7 @@ class HotSwapEngine:
 
     async def _enter(self, section: EngineSection, *, with_trial: bool = False) -> None:
         began = self._clock.now()
-        engine = await asyncio.to_thread(_guarded, self._open, _as_loaded(section), self._on_progress)
+        engine = await asyncio.to_thread(guarded, self._open, _as_loaded(section), self._on_progress)
         await engine.__aenter__()
         if with_trial:
             try:
@@ -376,10 +384,10 @@ class _Request:
 
 
 def _as_loaded(section: EngineSection) -> EngineSection:
-    return section.model_copy(update={"max_waiting": sys.maxsize})
+    return section.model_copy(update={"max_waiting": sys.maxsize, "fallback": ""})
 
 
-def _guarded(call: Callable[..., T], *args: object) -> T:
+def guarded(call: Callable[..., T], *args: object) -> T:
     """Turn an unexpected error into an EngineFailed: whatever a model folder holds, it must not end a running bot."""
     try:
         return call(*args)

@@ -25,29 +25,47 @@ class ComponentsCollector:
         for name, adapter in self._components.adapters.items():
             connected.add_metric([name], adapter.is_connected)
         yield connected
-        if self._components.engine is not None:
-            yield from _engine_metrics(self._components.engine.info, self._components.engine.load)
+        engine = self._components.engine
+        if engine is not None:
+            models = [(each.info, each.load) for each in self._components.models() if each.info and each.load]
+            yield from _engine_metrics(models or [(engine.info, engine.load)])
 
 
-def _engine_metrics(info: EngineInfo, load: EngineLoad) -> Iterator[Metric]:
+def _engine_metrics(models: Sequence[tuple[EngineInfo, EngineLoad]]) -> Iterator[Metric]:
+    """Describe each model, and add up their loads."""
     names = ("version", "model", "backend", "quantization", "dtype", "device")
     about = _gauge("engine_info", "Version and model, as labels; always 1.", names)
-    about.add_metric([__version__, info.model, info.backend, info.quantization, info.dtype, info.device], 1)
+    for info, _ in models:
+        about.add_metric([__version__, info.model, info.backend, info.quantization, info.dtype, info.device], 1)
     yield about
+    loads = [load for _, load in models]
     for name, help, value in (
-        ("requests_running", "Requests in the batch.", load.running),
-        ("requests_waiting", "Requests in the queue.", load.waiting),
-        ("slots", "Capacity of the cache in requests.", load.slots),
-        ("progress_age_seconds", "Seconds since the last step ended, while there is work.", load.since_progress),
-        ("device_memory_bytes", "Memory that torch holds on the devices; 0 on a CPU.", load.device_bytes),
+        ("requests_running", "Requests in the batch.", sum(load.running for load in loads)),
+        ("requests_waiting", "Requests in the queue.", sum(load.waiting for load in loads)),
+        ("slots", "Capacity of the cache in requests.", sum(load.slots for load in loads)),
+        (
+            "progress_age_seconds",
+            "Seconds since the last step ended, while there is work.",
+            max(load.since_progress for load in loads),
+        ),
+        (
+            "device_memory_bytes",
+            "Memory that torch holds on the devices; 0 on a CPU.",
+            max(load.device_bytes for load in loads),  # each counts those of the process
+        ),
     ):
         gauge = _gauge(name, help)
         gauge.add_metric((), value)
         yield gauge
-    yield CounterMetricFamily(f"{PREFIX}_tokens", "Generated tokens.", load.tokens)
-    yield CounterMetricFamily(f"{PREFIX}_steps", "Decoding steps; tokens per step is the batch size.", load.steps)
+    yield CounterMetricFamily(f"{PREFIX}_tokens", "Generated tokens.", sum(load.tokens for load in loads))
+    yield CounterMetricFamily(
+        f"{PREFIX}_steps", "Decoding steps; tokens per step is the batch size.", sum(load.steps for load in loads)
+    )
     yield SummaryMetricFamily(
-        f"{PREFIX}_queue_wait_seconds", "From a request to its prefill.", load.started, load.waited
+        f"{PREFIX}_queue_wait_seconds",
+        "From a request to its prefill.",
+        sum(load.started for load in loads),
+        sum(load.waited for load in loads),
     )
 
 

@@ -1,11 +1,11 @@
 """Liveness and readiness of the components."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bot.domain import EngineInfo, EngineLoad
+from bot.domain import EngineInfo, EngineLoad, ModelStatus
 from bot.errors import StoreError
 from bot.util.clock import Clock
 
@@ -43,6 +43,7 @@ class Components:
     engine: EngineState | None = None
     adapters: Mapping[str, AdapterState] = field(default_factory=dict)
     is_stopping: bool = False
+    models: Callable[[], Sequence[ModelStatus]] = tuple  # where there may be several
 
 
 @dataclass(frozen=True, slots=True)

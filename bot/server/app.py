@@ -22,7 +22,7 @@ from bot.server.chatglm import answer, api_error, glm_chat, glm_stream, tokenize
 from bot.server.embeddings import embedding_model, glm_embedding, openai_embeddings
 from bot.server.errors import ApiError, WriteError, bad_request
 from bot.server.generation import Backend, Client
-from bot.server.openai import chat_completions, completions, model_object, openai_error, served_model
+from bot.server.openai import chat_completions, completions, model_objects, openai_error, served_model
 from bot.server.polling import Polling, polling_error
 from bot.server.requests import read_object
 from bot.util.aio import BackgroundTasks
@@ -63,13 +63,13 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
 
     async def models(request: Request) -> Response:
         # Without the embedding model: chat clients would offer it, and those that want the only one find two.
-        return JSONResponse({"object": "list", "data": [model_object(backend)]})
+        return JSONResponse({"object": "list", "data": [*model_objects(backend).values()]})
 
     async def model(request: Request) -> Response:
         if backend.embedder is not None and request.path_params["id"] == backend.embedder.name:
             return JSONResponse(embedding_model(backend.embedder))
-        served_model(backend, request.path_params["id"])
-        return JSONResponse(model_object(backend))
+        id, _ = served_model(backend, request.path_params["id"])
+        return JSONResponse(model_objects(backend)[id])
 
     routes = [
         post("/", answer),

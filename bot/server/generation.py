@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar, assert_never
@@ -19,8 +19,10 @@ from bot.domain import (
     ChatRequest,
     Delta,
     EngineEvent,
+    Fallback,
     Finished,
     FinishReason,
+    ModelStatus,
     Queued,
     QueueDepth,
     SamplingParams,
@@ -77,22 +79,25 @@ class Backend:
     max_waiting: int
     metrics: Metrics
     embedder: Embedder | None = None
+    models: Callable[[], Sequence[ModelStatus]] = tuple  # if there are several
     _open: Counter[str] = field(default_factory=Counter)  # answers in progress by user
 
     @property
     def context_length(self) -> int:
         return self.engine.info.context_length
 
-    async def accept(self, client: Client, messages: tuple[ChatMessage, ...], params: SamplingParams) -> ChatRequest:
-        """Return the request for the engine, counted against the client's limits until `release`.
+    async def accept(
+        self, client: Client, messages: tuple[ChatMessage, ...], params: SamplingParams, name: str | None = None
+    ) -> ChatRequest:
+        """Return the request for the engine, or its model `name`, counted against the client's limits until `release`.
 
         A client is a user of the queue and of [limits], as one of a platform is.
 
         Raises:
             ApiError: Paused, too much, or the prompt is beyond the context.
         """
-        self.admit(client, self.engine.info.model)
-        if await self._tokens(messages) >= self.context_length:
+        self.admit(client, name or self.engine.info.model)
+        if name is None and await self._tokens(messages) >= self.context_length:
             raise of_engine(PromptTooLong(await self._tokens(messages), self.context_length))
         refusal = self.access.too_much(client.user, None, str, standing=QueueDepth(author=self._open[client.user]))
         if refusal is not None:
@@ -100,7 +105,7 @@ class Backend:
             raise ApiError(429, refusal.text, code="rate_limit_exceeded", headers=headers)
         self._open[client.user] += 1
         client.open += 1
-        return ChatRequest(messages, params, channel=client.user, user=client.user)
+        return ChatRequest(messages, params, channel=client.user, user=client.user, model=name)
 
     def admit(self, client: Client, model: str) -> None:
         """Check that the client may use the model now.
@@ -181,7 +186,7 @@ async def complete(backend: Backend, request: ChatRequest) -> Completion:
                     texts.append(text)
                 case Finished(reason, usage):
                     return Completion("".join(texts), reason, usage)
-                case Queued() | Thought():
+                case Queued() | Fallback() | Thought():
                     pass
                 case _:
                     assert_never(event)

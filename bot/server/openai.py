@@ -15,7 +15,7 @@ from uuid import uuid4
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, Role, SamplingParams, Usage
+from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, ModelStatus, Role, SamplingParams, Usage
 from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, Completion, EventStream, complete, unless_disconnected
 from bot.server.requests import integer, number, text
@@ -87,7 +87,7 @@ async def _completions(
     messages: tuple[ChatMessage, ...],
     params: SamplingParams,
 ) -> Response | None:
-    model = served_model(backend, body.get("model"))
+    model, name = served_model(backend, body.get("model"))
     _refuse_unsupported(body)
     choices = integer(body, "n", 1, lowest=1) or 1
     is_stream, options = body.get("stream") or False, body.get("stream_options")
@@ -99,7 +99,7 @@ async def _completions(
         raise bad_request("n is 1 for a stream", "n")
     if options is not None and not (is_stream and isinstance(options, dict)):
         raise bad_request("stream_options is an object, and needs stream = true", "stream_options")
-    call = await backend.accept(request.state.client, messages, params)
+    call = await backend.accept(request.state.client, messages, params, name)
     head: dict[str, Any] = {
         "id": f"{form.prefix}-{uuid4().hex}",
         "object": form.chunk_object if is_stream else form.object,
@@ -119,29 +119,34 @@ async def _completions(
     return JSONResponse({**head, "choices": whole, "usage": _usage(Usage(found[0].usage.prompt_tokens, answer_tokens))})
 
 
-def served_model(backend: Backend, asked: object) -> str:
-    """Return the name of the model.
+def served_model(backend: Backend, asked: object) -> tuple[str, str | None]:
+    """Return the model's id and its name for the engine, None for the default one.
 
     Raises:
-        ApiError: Another one was asked for.
+        ApiError: There is no such model.
     """
-    name = backend.engine.info.model
-    if asked is not None and asked != name:
-        raise ApiError(
-            404, f"the model {asked!r} is not served here; {name!r} is", code="model_not_found", param="model"
-        )
-    return name
+    default = backend.engine.info.model
+    names = [status.name for status in backend.models()[1:]]
+    if asked in names:
+        return str(asked), str(asked)
+    if asked is None or asked == default:
+        return default, None
+    known = ", ".join(map(repr, [default, *names]))
+    raise ApiError(404, f"the model {asked!r} is not served here; use {known}", code="model_not_found", param="model")
 
 
-def model_object(backend: Backend) -> dict[str, Any]:
-    info = backend.engine.info
-    return {
-        "id": info.model,
-        "object": "model",
-        "created": 0,
-        "owned_by": info.backend,
-        "max_model_len": info.context_length,
-    }
+def model_objects(backend: Backend) -> dict[str, dict[str, Any]]:
+    """Describe the models by id, the default one first; one that is not loaded has no context."""
+    statuses = [ModelStatus(backend.engine.info.model, backend.engine.info), *backend.models()[1:]]
+    return {status.name: _model_object(status) for status in statuses}
+
+
+def _model_object(status: ModelStatus) -> dict[str, Any]:
+    info = status.info
+    about = (
+        {"owned_by": "unknown"} if info is None else {"owned_by": info.backend, "max_model_len": info.context_length}
+    )
+    return {"id": status.name, "object": "model", "created": 0, **about}
 
 
 def openai_error(error: ApiError) -> Response:

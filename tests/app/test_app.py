@@ -23,7 +23,7 @@ from bot.adapters.console.settings import ConsoleSection
 from bot.chat.intake import Intake
 from bot.config.reload import ConfigSource
 from bot.config.schema import AdapterSection, Config, EngineSection, OperationsSection, StorageSection
-from bot.domain import EngineLoad
+from bot.domain import EngineLoad, ModelStatus
 from bot.engine.base import silent
 from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse
 from bot.storage.instance_lock import InstanceLock
@@ -264,7 +264,7 @@ async def test_a_missing_model_is_tolerated_during_a_change() -> None:
 
     engine, clock = Changing(), ManualClock()
     engine.down = "the engine was closed"
-    watching = asyncio.create_task(app._check_engine(engine, clock))
+    watching = asyncio.create_task(app._check_models(lambda: [ModelStatus("engine", engine.info, engine.load)], clock))
     await clock.advance(60)
     assert not watching.done()
     engine.is_changing = False

@@ -21,7 +21,7 @@ from bot.delivery.replies import Replies
 from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, SamplingParams
 from bot.engine import BACKENDS, open_engine, preflight
 from bot.engine.base import Engine, Progress
-from bot.engine.hot_swap import HotSwapEngine
+from bot.engine.router import ModelRouter
 from bot.storage.sql import SqlStore
 from tests.harness.fakes import FakeMessenger, FastClock
 from tests.harness.fakes.messenger import Verb
@@ -66,7 +66,7 @@ class Bot:
         source = ConfigSource(file, lambda: load_config(file, SETTINGS, BACKENDS, {}).config)
         config = source.load()
         self.live = ConfigWatcher(config, source, clock)
-        self.switch = HotSwapEngine(config.engine, self.open_engine, clock, check=preflight)
+        self.switch = ModelRouter(config.sections, self.open_engine, clock, check=preflight)
         talk = ConversationSection()
         params = SamplingParams(max_tokens=16)
         access = Access(AccessSection(), LimitsSection(requests_per_minute=0, tokens_per_hour=0), clock)

@@ -1,6 +1,7 @@
 """Admin commands are refused to all other users, on every platform and in every spelling."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -9,11 +10,13 @@ import pytest
 
 from bot.chat.access import OPERATOR
 from bot.chat.commands import COMMANDS, menu
+from bot.chat.intake import Intake
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, FinishReason
+from bot.domain import Author, ChannelKey, FinishReason, ModelStatus, Notice
 from bot.observability import process
+from bot.observability.health import Components
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
-from tests.harness.messages import a_message
+from tests.harness.messages import NOON, a_message
 
 PLATFORMS = ("discord", "telegram", "slack", "console")
 ADMIN_ID = "9"
@@ -138,3 +141,28 @@ async def test_durations_are_in_the_language_of_the_reader(
     monkeypatch.setattr(process, "uptime", lambda: timedelta(days=3, hours=1))
     async with make_harness(tmp_path, access=ADMINS, conversation=ConversationSection(language=language)) as harness:
         assert shown in await effect_of(harness, "/status", role("admin", "discord"), "discord")
+
+
+async def test_status_shows_each_of_several_models_and_admins_why_one_is_not_loaded(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        statuses = [
+            ModelStatus("engine", fault="no such folder /models/big"),
+            ModelStatus("small", harness.engine.info, harness.engine.load),
+            ModelStatus("other", harness.engine.info, replace(harness.engine.load, is_changing=True)),
+        ]
+        components = Components(models=lambda: statuses)
+        intake = Intake(
+            harness.access, harness.engine, harness.store, harness.settings, today=lambda: NOON, components=components
+        )
+
+        async def status(author: Author) -> str:
+            exchange = await intake.accept(a_message("/status", author=author))
+            assert exchange is not None
+            async with intake.answers.stream(exchange) as events:
+                return "".join([event.text async for event in events if isinstance(event, Notice)])
+
+        member, admin = await status(Author("discord", "1", "Mei")), await status(Author("discord", ADMIN_ID, "Ada"))
+    assert "- Model engine: not available\n" in member
+    assert "- Model small: scripted, answering: 0, waiting: 0\n" in member
+    assert "- Model other: is being changed\n" in member
+    assert "- Model engine: not available (no such folder /models/big)\n" in admin

@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from bot.chat.prompt import build_prompt
 from bot.chat.settings import ChatSettings
 from bot.config.schema import ConversationSection, LimitsSection
-from bot.domain import ChannelKey, ChatMessage, Finished, FinishReason, Kind, Queued, ReplyEvent, Status, Thought, Usage
+from bot.domain import (
+    ChannelKey,
+    ChatMessage,
+    Fallback,
+    Finished,
+    FinishReason,
+    Kind,
+    Queued,
+    ReplyEvent,
+    Status,
+    Thought,
+    Usage,
+)
 from bot.engine.backends.echo import EchoEngine
 from bot.errors import AnswerBrokenOff, EngineBusy, EngineFailed, PromptTooLong
 from tests.harness.fakes import ScriptedEngine
@@ -330,6 +342,23 @@ async def test_an_answer_that_a_server_breaks_off_says_so(harness: Harness) -> N
     assert text_of(events) == "The first "
     assert notice_of(events) == "(The answer broke off here: the model server failed.)"
     assert events[-1] == Finished(FinishReason.ERROR)
+
+
+@pytest.mark.parametrize(("question", "named"), [("hi", "Answered by small."), ("你好", "由 small 回答。")])
+async def test_a_reply_names_the_fallback_that_answered(harness: Harness, question: str, named: str) -> None:
+    harness.engine.add([Queued(1), Fallback("small"), Queued(1), "I am small"])
+    exchange = await harness.accept(a_message(question))
+    events = await harness.replied(exchange)
+    assert (text_of(events), notice_of(events)) == ("I am small", named)
+    kept = (await harness.stored(exchange)).answer
+    assert kept is not None
+    assert kept.notice == named
+
+
+async def test_turns_that_a_fallback_has_no_room_for_are_told(harness: Harness) -> None:
+    harness.engine.add([Fallback("small", left_out=3), "I am small"])
+    notice = notice_of(await harness.ask(a_message("hi")))
+    assert notice == "The oldest turns of this conversation were left out: 2.\nAnswered by small."
 
 
 async def test_a_chinese_question_is_refused_in_chinese(harness: Harness) -> None:

@@ -47,7 +47,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(toml: str = "", **variables: str) -> Config:
     Path("config.toml").write_text(toml, encoding="utf-8")
-    return load_config(None, ADAPTERS, ("chatglm", "echo"), {"BOT_SECRETS_DIR": "secrets"} | variables).config
+    return load_config(
+        None, ADAPTERS, ("auto", "chatglm", "echo", "remote"), {"BOT_SECRETS_DIR": "secrets"} | variables
+    ).config
 
 
 def mistakes(toml: str = "", **variables: str) -> tuple[str, ...]:
@@ -55,6 +57,18 @@ def mistakes(toml: str = "", **variables: str) -> tuple[str, ...]:
         load(toml, **variables)
     assert caught.value.exit_code == 2
     return caught.value.mistakes
+
+
+def test_models_are_tables_like_that_of_the_engine(folder: Path) -> None:
+    config = load(
+        '[engine]\nfallback = "big"\n[models.big]\nmodel = "/a"\nmax_waiting = 3\n[models."q-2.5"]\nurls = ["http://a/v1"]\n',
+        BOT_MODELS__BIG__KEY=CANARY,
+        BOT_MODELS__ENV__URLS="http://a/v1,http://b/v1",
+    )
+    assert list(config.sections) == ["engine", "big", "q-2.5", "env"]
+    assert (config.models["big"].model, config.models["big"].max_waiting) == ("/a", 3)
+    assert config.models["env"].urls == ("http://a/v1", "http://b/v1")
+    assert config.secrets == (CANARY,)
 
 
 def mistake(toml: str = "", **variables: str) -> str:
@@ -163,7 +177,22 @@ def test_the_report_names_file_and_environment(folder: Path) -> None:
         ("[engine]\nmax_batch_size = true", "line 2, engine.max_batch_size: true is not a number"),
         ("[engine]\nmax_batch_size = 1.5", "line 2, engine.max_batch_size: 1.5 is not an integer"),
         ("[engine]\ndevice = 'gpu'", "'gpu' is not one of auto, cuda, cuda:1 (the second GPU), \"cuda:0,cuda:1\""),
-        ("[engine]\nbackend = 'llama'", "line 2, engine.backend: 'llama' is not one of chatglm, echo"),
+        ("[engine]\nbackend = 'remote'", 'line 1, engine.urls: with backend = "remote" it must name a server'),
+        (
+            "[engine]\nfallback = 'big'",
+            "line 2, engine.fallback: 'big' is not another model; add a table [models.NAME]",
+        ),
+        (
+            "[models.big]\nmodel = 'x'\nfallback = 'bgi'",
+            "line 3, models.big.fallback: 'bgi' is not another model; name one of engine",
+        ),
+        ("[models.big]\nmodle = 'x'", "line 2, models.big.modle: unknown setting; did you mean models.big.model?"),
+        ("[models.big]\nmax_waiting = 1", "line 1, models.big.model: set the model, or urls, or the backend"),
+        ("[models.Big]\nmodel = 'x'", "line 1, models.Big: 'Big' cannot be the name of a model: use lower-case"),
+        ("[models.engine]\nmodel = 'x'", "line 1, models.engine: 'engine' cannot be the name of a model"),
+        ("[models.big]\nmodel = 'x'\nkey = 'k'", "line 3, models.big.key: secrets are not allowed in this file"),
+        ("[models]\nbig = 'x'", "line 2, models.big: 'x' is not a table; write [models.big]"),
+        ("[engine]\nbackend = 'llama'", "line 2, engine.backend: 'llama' is not one of auto, chatglm, echo, remote"),
         ("[storage]\nurl = 7", "line 2, storage.url: the value is not a string"),
         ("[adapters.discord]\nproxy = '?'", "'?' is invalid: String should have at least 2 characters"),
         ("[sampling]\ntemperature = nan", "line 2, sampling.temperature: nan is not a number"),

@@ -42,6 +42,7 @@ class Follower:
     clock: ManualClock = field(default_factory=ManualClock)
     taken: list[Config] = field(default_factory=list)
     wanted: list[EngineSection] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     change: Callable[[EngineSection], Awaitable[str | None]] | None = None
 
     def __post_init__(self) -> None:
@@ -49,8 +50,9 @@ class Follower:
         self.live = ConfigWatcher(source.load(), source, self.clock, lambda: NOON)
         self.task = asyncio.create_task(self.live.watch(self.taken.append, self._change))
 
-    async def _change(self, section: EngineSection) -> str | None:
+    async def _change(self, name: str, section: EngineSection) -> str | None:
         self.wanted.append(section)
+        self.names.append(name)
         return None if self.change is None else await self.change(section)
 
     async def at_rest(self) -> None:
@@ -172,6 +174,32 @@ async def test_a_failed_model_change_is_reported_until_the_engine_section_change
     await follower.look()
     assert len(follower.wanted) == 2, "a requested reload does"
     assert (await follower.write("")).failure == "there is no such folder", "the failure of the previous change"
+
+
+async def test_each_model_changes_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[models.big]\nmodel = "/a"\n[models.small]\nmodel = "/b"\n', encoding="utf-8")
+    follower = Follower(path)
+    await follower.at_rest()
+
+    async def fail_c(section: EngineSection) -> str | None:
+        return "no folder /c" if section.model == "/c" else None
+
+    follower.change = fail_c
+    last = await follower.write(
+        '[models.big]\nmodel = "/c"\n[models.small]\nmodel = "/b"\nfallback = "engine"\n[models.new]\nmodel = "/d"\n'
+    )
+    assert set(follower.names) == {"big", "small"}
+    assert last.changed == ("models.big.model", "models.small.fallback")
+    assert "models.new.model" in last.needs_restart
+    assert last.failure == "no folder /c"
+    assert follower.live.current.models["small"].fallback == "engine"
+    assert follower.live.current.models["big"].model == "/a"
+    follower.live.reload_now()
+    await follower.look()
+    assert follower.names[2:] == ["big"], "a requested reload tries again what failed"
+    follower.task.cancel()
+    await asyncio.wait([follower.task])
 
 
 async def test_a_newer_model_change_replaces_one_in_progress(

@@ -34,6 +34,7 @@ from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.hot_swap import HotSwapEngine
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.text import ChatTokenizer
+from bot.engine.router import ModelRouter
 from bot.engine.serving.base import Batch, CausalLM, Tokenizer
 from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
@@ -115,6 +116,34 @@ async def switched() -> AsyncIterator[Subject]:
         yield Subject(engine, held)
 
 
+@asynccontextmanager
+async def routed() -> AsyncIterator[Subject]:
+    """The default model of a router of two."""
+    opened: dict[str, ScriptedEngine] = {}
+
+    def open_engine(options: EngineSection, progress: Progress) -> ScriptedEngine:
+        engine = opened[options.model] = ScriptedEngine(
+            default=list("a scripted answer"),
+            max_batch_size=options.max_batch_size,
+            max_waiting=options.max_waiting,
+            context_length=CONTEXT,
+        )
+        return engine
+
+    section = EngineSection(max_batch_size=SLOTS, max_waiting=MAX_WAITING, fallback="other")
+    other = EngineSection(model="other", max_batch_size=SLOTS)
+
+    @asynccontextmanager
+    async def held() -> AsyncIterator[None]:
+        opened["demo"].go_on.clear()
+        yield
+        opened["demo"].go_on.set()
+
+    async with ModelRouter({"engine": section, "other": other}, open_engine, MonotonicClock()) as engine:
+        yield Subject(engine, held)
+    assert not opened["other"].requests
+
+
 class HeldModel:
     """A model whose steps can be blocked, to avoid races in tests."""
 
@@ -174,7 +203,9 @@ async def remote() -> AsyncIterator[Subject]:
         await server.until(lambda: server.running == 0)
 
 
-@pytest.fixture(params=[echo, scripted, switched, chatglm, transformers, remote], ids=lambda make: make.__name__)
+@pytest.fixture(
+    params=[echo, scripted, switched, routed, chatglm, transformers, remote], ids=lambda make: make.__name__
+)
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
     async with asyncio.timeout(TIMEOUT), make() as made:

@@ -98,7 +98,7 @@ def test_auto_names_a_folder_without_a_config(tmp_path: Path) -> None:
 
 def test_a_wrong_backend_is_refused_with_the_right_setting(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(CheckpointError, match='set engine.backend = "auto" or "transformers"') as caught:
+    with pytest.raises(CheckpointError, match=r'set engine\.backend = "auto" or "transformers"') as caught:
         preflight(EngineSection(backend="chatglm", model=str(tmp_path)))
     assert caught.value.exit_code == 2
     with pytest.raises(EngineMisconfigured, match=r"engine\.urls only works with engine\.backend"):

@@ -309,6 +309,15 @@ def test_the_preflight_counts_the_current_models_memory_as_free(monkeypatch: pyt
         preflight(section)
 
 
+def test_the_preflight_leaves_the_memory_that_other_models_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = EngineSection(model=str(GOLDEN), device="cpu", max_batch_size=2)
+    need = preflight(section)["cpu"]
+    monkeypatch.setattr(loading, "available_bytes", sees({"now": 0, "alone": 2 * need}))
+    assert preflight(section, {"cpu": need}) == {"cpu": need}
+    with pytest.raises(EngineUnavailable, match="GiB free: "):
+        preflight(section, {"cpu": need + 1})
+
+
 def test_the_preflight_counts_a_prefix_without_reading_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Setup] = []
     monkeypatch.setattr(memory, "check", lambda setup, *_: seen.append(setup))

@@ -1,1 +1,1 @@
-"""Backends, one module each: `open_engine(options, progress)`, optionally `preflight(options)`."""
+"""Backends, one module each: `open_engine(options, progress)`, optionally `preflight(options, taken)`."""

@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 
 from bot.config.schema import EngineSection
 from bot.domain import EngineInfo
-from bot.engine.base import Progress, silent
+from bot.engine.base import Memory, Progress, silent
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import check_load, load
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
@@ -53,7 +53,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
 
 
-def preflight(options: EngineSection) -> None:
+def preflight(options: EngineSection, taken: Memory) -> Memory:
     """Check the model without loading its weights; downloads it if needed.
 
     Raises:
@@ -61,7 +61,7 @@ def preflight(options: EngineSection) -> None:
         EngineUnavailable: Unknown device, not enough memory even without the current model,
             or the download failed.
     """
-    check_load(
+    return check_load(
         find_checkpoint(options.model, options.revision),
         quantization=options.quantization,
         dtype=options.dtype,
@@ -70,6 +70,7 @@ def preflight(options: EngineSection) -> None:
         ptuning=_ptuning(options),
         context=options.context_length,
         name=options.model,
+        taken=taken,
     )
 
 

@@ -24,13 +24,13 @@ from bot.domain import (
     Thought,
     Usage,
 )
-from bot.engine.base import Progress, silent
+from bot.engine.base import Memory, Progress, silent
 from bot.engine.remote.api import ServerApi, certificates
 from bot.engine.remote.endpoints import Endpoint, Endpoints
 from bot.engine.remote.errors import ContextExceeded, ServerFailed
 from bot.engine.serving.queue import FairQueue, SlotTicket
 from bot.engine.thoughts import Thoughts
-from bot.errors import AnswerBrokenOff, EngineFailed, EngineUnavailable, PromptTooLong
+from bot.errors import AnswerBrokenOff, EngineFailed, EngineMisconfigured, PromptTooLong
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
 
@@ -50,14 +50,15 @@ _POLL_SECONDS = 0.1
 _FAULTS = (ServerFailed, httpx.HTTPError, TimeoutError)
 
 
-def preflight(options: EngineSection) -> None:
+def preflight(options: EngineSection, taken: Memory) -> Memory:
     """Check the settings, without a connection: servers may start later than the bot.
 
     Raises:
-        EngineUnavailable: `engine.urls` is empty, or the file of certificates cannot be read.
+        EngineMisconfigured: `engine.urls` is empty, or the file of certificates cannot be read.
     """
     _require_urls(options)
     certificates(options)
+    return {}  # of this machine
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> "RemoteEngine":
@@ -68,9 +69,10 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> "RemoteE
 
 @dataclass(slots=True)
 class _Answer:
-    """The text that its reader has, and how long it waits for a server at most."""
+    """The text that its reader has, and how many seconds it waits for a server at most: none with a fallback."""
 
     prompt_tokens: int
+    patience: float
     give_up: float
     text: str = ""
     deltas: int = 0
@@ -119,7 +121,8 @@ class RemoteEngine:
         """Return None: the servers have the tokenizer."""
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        answer = _Answer(await self._count(request.messages), self._clock.now() + _GIVE_UP_SECONDS)
+        patience = 0.0 if request.has_fallback else _GIVE_UP_SECONDS
+        answer = _Answer(await self._count(request.messages), patience, self._clock.now() + patience)
         if answer.prompt_tokens >= self._context_length:
             raise PromptTooLong(answer.prompt_tokens, self._context_length)
         ticket = self._queue.enqueue(request, answer.prompt_tokens)
@@ -185,8 +188,8 @@ class RemoteEngine:
                 raise EngineFailed(f"no model server can be used: {mistake}")
             now = self._clock.now()
             if self._endpoints.has_well:
-                answer.give_up = now + _GIVE_UP_SECONDS
-            elif now >= answer.give_up + (_LOADING_SECONDS if self._endpoints.is_loading else 0.0):
+                answer.give_up = now + answer.patience
+            elif now >= answer.give_up + (_LOADING_SECONDS if self._endpoints.is_loading and answer.patience else 0.0):
                 raise EngineFailed(f"no model server answers: {self._endpoints.fault}")
 
     async def _stream(
@@ -298,13 +301,13 @@ class RemoteEngine:
         """Ask the servers for their models; they may also start later.
 
         Raises:
-            EngineUnavailable: A server has several models, and engine.model names none.
+            EngineMisconfigured: A server has several models, and engine.model names none.
         """
         await asyncio.gather(*(self._list(each) for each in self._endpoints.all))
         wrong = next((each for each in self._endpoints.all if each.is_misconfigured and not self._model), None)
         if wrong is not None:
             await self._api.close()
-            raise EngineUnavailable(wrong.why)
+            raise EngineMisconfigured(wrong.why)
         self._queue.resize(self._endpoints.slots)
         self._watching = asyncio.create_task(self._watch(), name="model servers")
         return self
@@ -378,7 +381,7 @@ def _without(space: str, text: str) -> tuple[str, str]:
 
 def _require_urls(options: EngineSection) -> None:
     if not options.urls:
-        raise EngineUnavailable(
+        raise EngineMisconfigured(
             'engine.backend = "remote" needs the address of a server: set engine.urls, '
             'as in urls = ["http://localhost:11434/v1"]'
         )
@@ -388,4 +391,6 @@ def _require_urls(options: EngineSection) -> None:
         except httpx.InvalidURL:
             is_known = False
         if not is_known:
-            raise EngineUnavailable(f"engine.urls: {Endpoint(url, 1).host or url!r} is no http:// or https:// address")
+            raise EngineMisconfigured(
+                f"engine.urls: {Endpoint(url, 1).host or url!r} is no http:// or https:// address"
+            )

@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from bot.config.schema import EngineSection
 from bot.domain import EngineInfo
 from bot.engine.backends.chatglm import ONE_THREAD_WIDTH
-from bot.engine.base import Progress, silent
+from bot.engine.base import Memory, Progress, silent
 from bot.engine.chatglm.loading import find_device
 from bot.engine.model_folder import find_folder
 from bot.engine.pretrained.causal import PretrainedForServing
@@ -61,15 +61,17 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
 
 
-def preflight(options: EngineSection) -> None:
-    """Check the model without loading its weights; downloads it if needed.
+def preflight(options: EngineSection, taken: Memory) -> Memory:
+    """Check the model without loading its weights; downloads it if needed.  Return the size of the stored weights.
 
     Raises:
         CheckpointError: Unknown model, or one that is not supported.
         EngineUnavailable: Unknown device, or the download failed.
     """
-    _device_of(options)
-    read_config(find_folder(options.model, options.revision, _download))
+    device = _device_of(options)
+    folder = find_folder(options.model, options.revision, _download)
+    read_config(folder)
+    return {str(device): sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
 
 
 def _device_of(options: EngineSection) -> torch.device:

@@ -2,14 +2,13 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bot.engine.base import Progress
+from bot.engine.base import Memory, Progress
 from bot.engine.chatglm import memory
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.checkpoint import Checkpoint
@@ -63,7 +62,7 @@ def load(
         EngineUnavailable: Unknown device, or not enough memory.
     """
     opened = _open(folder, quantization, dtype, device, slots, ptuning, context, name or folder.name, available_bytes)
-    checkpoint, prefix_checkpoint, config, devices, estimate = opened
+    checkpoint, prefix_checkpoint, config, devices, estimate, _ = opened
     log.info("%s", estimate)
     kind = quantization if quantization != "none" else stored_quantization(config)
     prefix = read_prefix(prefix_checkpoint, config)
@@ -94,14 +93,22 @@ def check_load(
     ptuning: Path | None,
     context: int,
     name: str,
-) -> None:
+    taken: Memory,
+) -> Memory:
     """Check, without reading tensors, that `load` can succeed once the current model is freed.
+
+    Other models need the bytes `taken`; return those that this one needs.
 
     Raises:
         As `load`, except for errors in the tensors themselves.
     """
-    available = partial(available_bytes, as_if_alone=True)
-    _open(folder, quantization, dtype, device, slots, ptuning, context, name, available)
+
+    def available(device: torch.device) -> int | None:
+        free = available_bytes(device, as_if_alone=True)
+        return None if free is None else free - taken.get(str(device), 0)
+
+    *_, needs = _open(folder, quantization, dtype, device, slots, ptuning, context, name, available)
+    return needs
 
 
 def _open(
@@ -114,7 +121,7 @@ def _open(
     context: int,
     name: str,
     available: memory.Available,
-) -> tuple[Checkpoint, Checkpoint, ChatGLMConfig, list[torch.device], str]:
+) -> tuple[Checkpoint, Checkpoint, ChatGLMConfig, list[torch.device], str, Memory]:
     """Open the checkpoint and the one of its prefix; check quantisation, heads and memory."""
     config = read_config(folder)
     devices = find_devices(device, config.num_layers)
@@ -132,7 +139,8 @@ def _open(
         return memory.Setup(config, kind, find_dtype(dtype, devices[0], effective), tuple(devices), slots, prefix)
 
     estimate = memory.check(setup(quantization), name, available, setup)
-    return checkpoint, prefix_checkpoint, config, devices, estimate
+    needs = {str(device): need.total for device, need in memory.needs(setup(quantization)).items()}
+    return checkpoint, prefix_checkpoint, config, devices, estimate, needs
 
 
 def load_random(

@@ -15,7 +15,7 @@ from bot.domain import ChatMessage, ChatRequest
 from bot.engine.remote.endpoints import Endpoint, Server
 from bot.engine.remote.errors import ContextExceeded, ServerFailed, failure, read_refusal
 from bot.engine.remote.stream import CompletionChunk, read_chunks
-from bot.errors import EngineUnavailable
+from bot.errors import EngineMisconfigured
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -183,14 +183,14 @@ def certificates(options: EngineSection) -> ssl.SSLContext | bool:
     """Return the authorities whose certificates are accepted.
 
     Raises:
-        EngineUnavailable: The file of certificates cannot be read.
+        EngineMisconfigured: The file of certificates cannot be read.
     """
     if not options.ca_file:
         return True
     try:
         return ssl.create_default_context(cafile=options.ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise EngineUnavailable(f"engine.ca_file = {options.ca_file!r} cannot be read: {error}") from error
+        raise EngineMisconfigured(f"engine.ca_file = {options.ca_file!r} cannot be read: {error}") from error
 
 
 def _chat(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:

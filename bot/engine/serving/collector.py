@@ -3,10 +3,10 @@
 import asyncio
 from typing import assert_never
 
-from bot.domain import Delta, EngineEvent, Finished, Queued, Thought
+from bot.domain import Delta, Finished, Queued, Thought
 from bot.errors import EngineFailed
 
-OutputItem = EngineEvent | EngineFailed
+OutputItem = Queued | Thought | Delta | Finished | EngineFailed
 
 
 class OutputCollector:
@@ -45,7 +45,7 @@ class OutputCollector:
                 assert_never(item)
         self._has_output.set()
 
-    async def get(self) -> EngineEvent:
+    async def get(self) -> Queued | Thought | Delta | Finished:
         """Wait for the next event.
 
         Raises:

@@ -1,0 +1,257 @@
+"""Several models behind one Engine: each request names its own."""
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from bot.config.schema import DEFAULT_MODEL, EngineSection
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    EngineEvent,
+    EngineInfo,
+    EngineLoad,
+    Fallback,
+    ModelStatus,
+    Queued,
+    Thought,
+    Tokens,
+)
+from bot.engine.base import Engine, Memory, Progress, silent
+from bot.engine.hot_swap import SUPERSEDED, HotSwapEngine, Opener, guarded
+from bot.errors import EngineBusy, EngineError, EngineUnavailable, PromptTooLong
+from bot.util.clock import Clock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Tokens left for the answer where a conversation is cut for a fallback with a smaller context.
+_ANSWER_TOKENS = 512
+
+Check = Callable[[EngineSection, Memory], Memory]
+"""Returns the bytes that a model needs by device, where others need those of the second argument."""
+
+
+def no_check(section: EngineSection, taken: Memory) -> Memory:
+    return {}
+
+
+class ModelRouter:
+    """Passes each request to the model that it names, by default that of `[engine]`.
+
+    If that cannot begin an answer, its fallback does; an answer that has begun is never
+    replaced.  Each model has its own queue and its own changes (`HotSwapEngine`).  `info`,
+    `load` and `count_tokens` are those of the default model, or of its fallback while it is
+    not loaded.
+
+    `open` and `check` run in threads; `check` raises EngineError if a model cannot be loaded
+    beside the others.
+    """
+
+    def __init__(
+        self,
+        sections: Mapping[str, EngineSection],
+        open: Opener,
+        clock: Clock,
+        *,
+        check: Check = no_check,
+        progress: Progress = silent,
+    ) -> None:
+        self._wanted = dict(sections)
+        self._open = open
+        self._clock = clock
+        self._check = check
+        self._progress = progress
+        self._engines: dict[str, HotSwapEngine] = {}  # the loaded ones
+        self._faults: dict[str, str] = {}  # of the others
+        self._needs: dict[str, Memory] = {}
+        self._checked: dict[str, Memory] = {}  # needs of a change in progress
+        self._starting = asyncio.Lock()
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._default().info
+
+    @property
+    def load(self) -> EngineLoad:
+        return self._default().load
+
+    def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
+        return self._default().count_tokens(messages)
+
+    def tokenize(self, text: str) -> Tokens | None:
+        return self._default().tokenize(text)
+
+    def statuses(self) -> list[ModelStatus]:
+        """Return the state of every model, the default one first."""
+        return [
+            ModelStatus(name, engine.info, engine.load)
+            if (engine := self._engines.get(name)) is not None
+            else ModelStatus(name, fault=self._faults.get(name))
+            for name in self._wanted
+        ]
+
+    async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Stream the answer as an Engine, with a `Fallback` before the text of a fallback.
+
+        Raises:
+            EngineUnavailable: The model is unknown or not loaded, and has no fallback.
+        """
+        names = self._chain(request.model or DEFAULT_MODEL)
+        for name in names:
+            has_begun, has_fallback = False, name != names[-1]
+            try:
+                engine = self._engine(name)
+                own = replace(request, has_fallback=has_fallback)
+                if name != names[0]:
+                    own = replace(own, messages=await asyncio.to_thread(_fitting, request, engine))
+                    yield Fallback(name, len(request.messages) - len(own.messages))
+                async with aclosing(engine.generate(own)) as events:
+                    async for event in events:
+                        has_begun = has_begun or not isinstance(event, Queued | Thought)
+                        yield event
+            except (EngineBusy, PromptTooLong):
+                raise  # the limits of the model, which another one would hide
+            except EngineError as error:
+                if has_begun or not has_fallback:
+                    raise
+                log.warning("a model cannot answer, its fallback takes over", model=name, error=str(error))
+            else:
+                return
+
+    async def change(self, name: str, section: EngineSection) -> str | None:
+        """Replace a model; return None, or the reason if the earlier state stays.
+
+        Raises:
+            EngineUnavailable: The new and the old model cannot be loaded.
+        """
+        self._wanted[name] = section
+        async with self._starting:
+            if self._wanted[name] is not section:
+                return SUPERSEDED
+            if name in self._faults:
+                try:
+                    await self._start(name)
+                except EngineError as error:
+                    self._faults[name] = str(error)
+                return self._faults.get(name)
+        try:
+            failure = await self._engines[name].change(section)
+        except EngineUnavailable as error:
+            raise EngineUnavailable(_in_table(name, str(error))) from error
+        if failure is None:
+            self._needs[name] = self._checked.get(name, {})
+            return None
+        return _in_table(name, failure)
+
+    async def __aenter__(self) -> Self:
+        """Load the models, one after the other.
+
+        Raises:
+            EngineError: A model without a working fallback cannot be loaded.
+        """
+        errors: dict[str, EngineError] = {}
+        try:
+            for name in self._wanted:
+                try:
+                    await self._start(name)
+                except EngineError as error:
+                    if not self._wanted[name].fallback:
+                        raise
+                    errors[name] = error
+                    self._faults[name] = str(error)
+                    log.error("model not loaded", model=name, fallback=self._wanted[name].fallback, error=str(error))
+            for name, failure in errors.items():
+                if not any(other in self._engines for other in self._chain(name)):
+                    raise failure
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.gather(*(engine.__aexit__(kind, error, trace) for engine in self._engines.values()))
+
+    def _chain(self, name: str) -> list[str]:
+        """Return the model and the fallbacks after it."""
+        names = [name]
+        while (section := self._wanted.get(names[-1])) is not None and section.fallback not in ("", *names):
+            names.append(section.fallback)
+        return names
+
+    def _default(self) -> Engine:
+        loaded = [name for name in self._chain(DEFAULT_MODEL) if name in self._engines]
+        return self._engine(loaded[0] if loaded else DEFAULT_MODEL)
+
+    def _engine(self, name: str) -> HotSwapEngine:
+        engine = self._engines.get(name)
+        if engine is None:
+            raise EngineUnavailable(f"the model {name} is not loaded: {self._faults.get(name, 'no such model')}")
+        return engine
+
+    async def _start(self, name: str) -> None:
+        section, check = self._wanted[name], partial(self._check_beside_others, name)
+        engine = HotSwapEngine(section, self._open, self._clock, check=check, progress=self._progress)
+        try:
+            await engine.check(section)
+            await engine.__aenter__()
+        except EngineError as error:
+            raise _error_in_table(name, error) from error
+        self._engines[name] = engine
+        self._needs[name] = self._checked.get(name, {})
+        self._faults.pop(name, None)
+
+    def _check_beside_others(self, name: str, section: EngineSection) -> None:
+        taken: Counter[str] = Counter()
+        for other, needs in list(self._needs.items()):
+            if other != name:
+                taken.update(needs)
+        self._checked[name] = self._check(section, taken)
+
+
+def check_models(sections: Mapping[str, EngineSection], check: Check) -> Iterator[tuple[str, EngineError | None]]:
+    """Check the models in the order in which they are loaded; yield each name, and the error if there is one."""
+    taken: Counter[str] = Counter()
+    for name, section in sections.items():
+        try:
+            taken.update(guarded(check, section, taken))
+        except EngineError as error:
+            yield name, _error_in_table(name, error)
+        else:
+            yield name, None
+
+
+def _fitting(request: ChatRequest, engine: Engine) -> tuple[ChatMessage, ...]:
+    """Drop the oldest turns of a conversation that was cut for a larger context."""
+    context = engine.info.context_length
+    room = context - min(request.params.max_tokens or _ANSWER_TOKENS, context // 2)
+    opening = [message for message in request.messages[:1] if message.role == "system"]
+    turns = list(request.messages[len(opening) :])
+    while len(turns) > 1 and engine.count_tokens((*opening, *turns)) > room:
+        del turns[:1]
+        while len(turns) > 1 and turns[0].role == "assistant":
+            del turns[:1]
+    return (*opening, *turns)
+
+
+def _in_table(name: str, sentence: str) -> str:
+    """Name the settings of a model by its own table.
+
+    >>> _in_table("big", 'engine.model = "/x": no such folder')
+    'models.big.model = "/x": no such folder'
+    """
+    return sentence if name == DEFAULT_MODEL else re.sub(r"(?<![\w./-])engine\.(?=[a-z])", f"models.{name}.", sentence)
+
+
+def _error_in_table(name: str, error: EngineError) -> EngineError:
+    sentence = _in_table(name, str(error))
+    return error if sentence == str(error) else type(error)(sentence)
