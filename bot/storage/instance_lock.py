@@ -7,6 +7,7 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -78,15 +79,36 @@ class InstanceLock:
         )
 
 
+def is_in_use(url: str) -> bool:
+    """Return whether a bot runs on the database; creates no file.
+
+    Raises:
+        StoreError: The database cannot be reached.
+    """
+    location = locate(url)
+    if location.path is not None and not _lock_file(location.path).exists():
+        return False
+    try:
+        with InstanceLock(url, timeout=0):
+            return False
+    except StoreInUse:
+        return True
+
+
+def _lock_file(database: Path) -> Path:
+    # Resolved, so that one file has one lock under all its names.
+    database = database.resolve()
+    return database.with_name(f"{database.name}.lock")
+
+
 class _FileLock:
     """flock on a file beside the database: closing the database itself would release SQLite's locks."""
 
     def __init__(self, location: Location) -> None:
         self._location = location
         assert location.path is not None
-        # Resolved, so that one file has one lock under all its names.
         self._database = location.path.resolve()
-        self._path = self._database.with_name(f"{self._database.name}.lock")
+        self._path = _lock_file(location.path)
         self._file: int | None = None
         self._is_held = False
 

@@ -44,15 +44,8 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
             os.close(os.open(location.path, os.O_WRONLY | os.O_CREAT, 0o600))
     with _lock:
         config = _config()
-        current = current_revision(url, busy_timeout)
-        known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
-        if current == known[0]:
+        if _known_revision(location, url, busy_timeout) == head_revision():
             return
-        if current is not None and current not in known:
-            raise StoreError(
-                f"{location.name} has revision {current}, which is unknown: this version supports up to {known[0]}. Update "
-                "the program, or name another database in storage.url"
-            )
         engine = migrator(location, busy_timeout)
         # SQLite's write lock, or the lock of migrations/env.py on a server, excludes other processes; if
         # one was faster, Alembic finds nothing left to do.
@@ -61,6 +54,36 @@ def upgrade(url: str, busy_timeout: float = BUSY_TIMEOUT) -> None:
                 _check_encoding(connection, location)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+
+def check_database(url: str) -> None:
+    """Check that `upgrade` could use the database, without creating or changing it.
+
+    Raises:
+        StoreError: As `upgrade`.
+    """
+    location = locate(url)
+    if location.path is not None:
+        place = next(each for each in (location.path, *location.path.absolute().parents) if each.exists())
+        if not os.access(location.path.parent if place == location.path else place, os.W_OK | os.X_OK) or (
+            place == location.path and not os.access(place, os.R_OK | os.W_OK)
+        ):
+            reason = f"{SQLITE_MESSAGES[sqlite3.SQLITE_CANTOPEN]} (no write permission on {place})"
+            raise StoreError(f"{location.name} {reason}")
+    with _lock:
+        _known_revision(location, url)
+
+
+def _known_revision(location: Location, url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:
+    """Return the revision of a database; None if it is new."""
+    current = current_revision(url, busy_timeout)
+    known = [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+    if current is not None and current not in known:
+        raise StoreError(
+            f"{location.name} has revision {current}, which is unknown: this version supports up to {known[0]}. Update "
+            "the program, or name another database in storage.url"
+        )
+    return current
 
 
 def current_revision(url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:

@@ -76,6 +76,16 @@ class _Server(uvicorn.Server):
         yield
 
 
+def check_address(section: str, host: str, port: int) -> None:
+    """Check that a server of `[section]` could listen now.
+
+    Raises:
+        AddressUnavailable: The port is in use, or the host is not an address of this machine.
+    """
+    with _listening(section, host, port):
+        pass
+
+
 @contextmanager
 def _listening(section: str, host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
