@@ -1,4 +1,4 @@
-"""A bounded queue before an encoder, which runs in a thread of its own."""
+"""Bounded queue and worker thread of an encoder."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence

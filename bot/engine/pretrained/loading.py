@@ -197,7 +197,7 @@ def _quantiser(kind: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files with the weights.
+    """Return the weight files.
 
     Raises:
         CheckpointError: There are none, or pickle files only.
