@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import structlog
@@ -168,6 +168,9 @@ class Conversations:
                     for notice in notices:
                         draft.note(notice)
                     notices = []
+                    if prompt.left_out and not prompt.is_told:
+                        with suppress(StoreError):  # it is told again
+                            await self._store.record_shortening(exchange.message.channel)
                     if isinstance(event, Finished):
                         outcome = event.reason.value
                         return event

@@ -20,16 +20,17 @@ class NothingToAsk(BotError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`left_out` older turns did not fit; of a longer quotation `quoted_chars` did."""
+    """`left_out` older turns did not fit, which the channel is told once; of a longer quotation `quoted_chars` did."""
 
     messages: tuple[ChatMessage, ...]
     left_out: int = 0
+    is_told: bool = False
     quoted_chars: int | None = None
 
     def notices(self, translate: Translate) -> list[str]:
         """Return what the author should know about it."""
         notices = []
-        if self.left_out:
+        if self.left_out and not self.is_told:
             sentence = translate("The oldest turns of this conversation were left out: {count}.")
             notices.append(sentence.format(count=self.left_out))
         if self.quoted_chars:
@@ -88,7 +89,8 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
     is_shown = not _is_answer_before(question, turns[-1] if left_out < alone else None)
     return Prompt(
         prompt(left_out, quoted),
-        history.older + len(past_turns) - alone + left_out,
+        len(past_turns) - alone + left_out,
+        history.is_shortening_told,
         quoted if quoted < whole and is_shown else None,
     )
 

@@ -10,14 +10,14 @@ from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Ki
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The answered exchanges before one, oldest first, and the number of older ones.
+    """The answered exchanges before one, oldest first.
 
     `now` is that exchange as it is stored now: it may have been cleared, or have lost its quotation.
     """
 
     exchanges: tuple[Exchange, ...]
-    older: int
     now: Exchange
+    is_shortening_told: bool = False  # see Store.record_shortening
 
 
 class Store(Protocol):
@@ -76,6 +76,10 @@ class Store(Protocol):
 
         Exchanges whose answer is only a notice, or ended in an error, are left out.
         """
+        ...
+
+    async def record_shortening(self, channel: ChannelKey) -> None:
+        """Remember that the channel was told that its oldest turns are left out, until it is cleared."""
         ...
 
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:

@@ -16,7 +16,7 @@ from bot.storage.schema import exchanges, metadata
 
 
 def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
-    """Copy every row with its id into an empty database; return the number of rows.
+    """Copy every row with its id into an empty database; return the number of exchanges.
 
     One transaction, which reads each row back and compares it before it commits.  The
     source is unchanged.  New rows of the target get higher ids than any of the source.
@@ -31,7 +31,7 @@ def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
     with InstanceLock(source, timeout=timeout), open_snapshot(source) as origin, InstanceLock(target, timeout=timeout):
         migrate.upgrade(target)
         with map_errors(there.name), migrator(there).begin() as goal:
-            if _count(goal):
+            if any(_count(goal, table) for table in metadata.sorted_tables):
                 raise StoreError(f"{there.name} is not empty: copy into an empty database")
             for table in metadata.sorted_tables:
                 for rows in _batches(origin, table, here.name):
@@ -42,7 +42,7 @@ def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
                         f"verification failed: rows in {there.name} differ, nothing was stored: try another target"
                     )
             _set_last_id(goal, _last_id(origin))
-            return _count(goal)
+            return _count(goal, exchanges)
 
 
 def _batches(connection: Connection, table: Table, name: str) -> Iterator[Sequence[Row[Any]]]:
@@ -51,9 +51,8 @@ def _batches(connection: Connection, table: Table, name: str) -> Iterator[Sequen
         yield from connection.execute(query).partitions()
 
 
-def _count(connection: Connection) -> int:
-    counts = [select(func.count()).select_from(table) for table in metadata.sorted_tables]
-    return sum(connection.execute(count).scalar_one() for count in counts)
+def _count(connection: Connection, table: Table) -> int:
+    return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
 def _last_id(connection: Connection) -> int:

@@ -15,7 +15,7 @@ from bot.storage import migrate
 from bot.storage.connections import locate, snapshot_reader
 from bot.storage.errors import map_errors
 from bot.storage.rows import DamagedRow, to_exchange
-from bot.storage.schema import IS_TOMBSTONE, exchanges
+from bot.storage.schema import EXCHANGE, IS_TOMBSTONE, exchanges
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -106,7 +106,7 @@ def _condition(name: str, known: Mapping[ChannelKey, int], place: str) -> Column
 
 
 def _after(last: int, here: ColumnElement[bool]) -> Any:
-    return select(exchanges).where(here, ~IS_TOMBSTONE, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+    return select(*EXCHANGE).where(here, ~IS_TOMBSTONE, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
 
 
 def _to_json(exchange: Exchange) -> dict[str, Any]:

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.domain import ChannelKey
-from bot.storage.rows import UNQUOTED, part_ids
-from bot.storage.schema import exchanges
+from bot.storage.rows import UNQUOTED
+from bot.storage.schema import IS_QUOTING, PARTS, exchanges
 
 # UTF-8 bytes from which a text is recognisable: twelve letters, four Chinese characters.
 MIN_DISTINCTIVE = 12
@@ -36,7 +36,7 @@ class Said(NamedTuple):
 def select_said(*conditions: ColumnElement[bool]) -> Select[tuple[str, str, str, list[str], str]]:
     """Return a query for what is said in exchanges, to run before they are blanked."""
     columns = exchanges.c
-    return select(columns.platform, columns.channel, columns.message, columns.parts, columns.text).where(*conditions)
+    return select(columns.platform, columns.channel, columns.message, PARTS, columns.text).where(*conditions)
 
 
 async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Said]) -> int:
@@ -50,14 +50,14 @@ async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Said]) -> int:
     texts: dict[tuple[str, str], set[str]] = {}
     for said in deleted:
         place = (said.platform, said.channel)
-        ids.setdefault(place, set()).update((said.message, *part_ids(said.parts)))
+        ids.setdefault(place, set()).update((said.message, *said.parts))
         texts.setdefault(place, set()).add(_normalise(said.text))
     count = 0
     for (platform, channel), in_channel in texts.items():
         query = select(exchanges.c.id, exchanges.c.quoted_id, exchanges.c.quoted).where(
             exchanges.c.platform == platform,
             exchanges.c.channel == channel,
-            or_(exchanges.c.quoted.is_not(None), exchanges.c.quoted_id.is_not(None)),
+            IS_QUOTING,
         )
         rows = (await tx.execute(query)).all()
         found = [row.id for row in rows if row.quoted_id in ids[platform, channel]]
@@ -76,7 +76,7 @@ async def replace_quotes(tx: AsyncConnection, channel: ChannelKey, message_id: s
     quotes = update(exchanges).where(
         exchanges.c.platform == channel.platform,
         exchanges.c.channel == channel.channel,
-        and_(exchanges.c.quoted_id == message_id, exchanges.c.quoted.is_not(None)),
+        and_(IS_QUOTING, exchanges.c.quoted_id == message_id, exchanges.c.quoted.is_not(None)),
     )
     return (await tx.execute(quotes.values({"quoted": text} if text else UNQUOTED))).rowcount
 

@@ -17,7 +17,7 @@ from bot.domain import (
     Status,
     Usage,
 )
-from bot.storage.schema import SafeText, UtcDateTime, exchanges
+from bot.storage.schema import PARTS, SafeText, UtcDateTime, exchanges
 
 UNQUOTED: dict[str, Any] = {"quoted": None, "quoted_id": None, "quotes_bot": False}
 
@@ -77,6 +77,9 @@ def answer_values(answer: Answer) -> dict[str, Any]:
     }
 
 
+_NULLABLE = {column for column in exchanges.columns if column.nullable}
+
+
 class DamagedRow(ValueError):
     """The row does not contain what this program writes."""
 
@@ -87,9 +90,9 @@ def to_exchange(row: Row[Any]) -> Exchange:
     Raises:
         DamagedRow: Another program has written it, or its file is damaged.
     """
-    for column in exchanges.columns:
+    for column in (*exchanges.columns, PARTS):
         value = getattr(row, column.name)
-        if not (_is_valid(value, column.type) or (value is None and column.nullable)):
+        if not (_is_valid(value, column.type) or (value is None and column in _NULLABLE)):
             raise DamagedRow(column.name)
     if row.seed < 0 or (row.reason is not None and None in [getattr(row, name) for name in UNANSWERED]):
         raise DamagedRow("seed or answer")
@@ -126,15 +129,10 @@ def to_exchange(row: Row[Any]) -> Exchange:
     )
 
 
-def part_ids(parts: object) -> list[str]:
-    """Return the message ids in a list of parts, even if it is damaged."""
-    return [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
-
-
 def _is_valid(value: object, kind: TypeEngine[Any]) -> bool:
     match kind:
         case JSON():
-            return isinstance(value, list) and len(part_ids(value)) == len(value)
+            return isinstance(value, list) and all(isinstance(each, str) for each in value)
         case SafeText():
             return isinstance(value, str) and len(value) <= _LONGEST
         case UtcDateTime():

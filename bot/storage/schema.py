@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     Dialect,
     Index,
@@ -19,7 +20,11 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     false,
+    literal_column,
+    or_,
 )
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class SafeText(TypeDecorator[str]):
@@ -117,8 +122,6 @@ exchanges = Table(
     Column("reason", SafeText),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
-    # A list in the row instead of a table: it is only read and written with its exchange.
-    Column("parts", JSON, nullable=False),
     Column("failure", SafeText),
     # The claim, see bot/lifecycle.py: the process that works on the exchange, the number of
     # claims so far, and when this one ends (only where several processes share the database).
@@ -130,12 +133,86 @@ exchanges = Table(
     Column("quotes_bot", Boolean, nullable=False, server_default=false()),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
-    Index(None, "platform", "channel", "thread", "id"),  # history, latest, clear, last_message_ids
-    Index(None, "platform", "status"),  # claim_owed
     Index(None, "author_platform", "author"),  # forget
     # Ids order the history, so none may be reused after rows were deleted.
     sqlite_autoincrement=True,
 )
+
+# The messages that carry the parts of a reply, numbered from 0.
+parts = Table(
+    "parts",
+    metadata,
+    Column("exchange", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("message", SafeText, nullable=False),
+    Index(None, "message"),  # find_by_reply
+    sqlite_with_rowid=False,
+)
+
+# The channels with exchanges, cleared ones included; `thread` is empty outside threads.
+channels = Table(
+    "channels",
+    metadata,
+    Column("platform", SafeText, primary_key=True),
+    Column("channel", SafeText, primary_key=True),
+    Column("thread", SafeText, primary_key=True),
+    # The newest exchange and its message: where a backfill begins.
+    Column("last_exchange", BigInteger, nullable=False),
+    Column("last_message", SafeText, nullable=False),
+    # Whether it was said there that the oldest turns are left out.
+    Column("is_shortening_told", Boolean, nullable=False, server_default=false()),
+    sqlite_with_rowid=False,
+)
+
+# Conditions of partial indexes: rows that a query never needs would be read first.  With literals,
+# because SQLite uses such an index only for a query that repeats its condition.
+IS_KEPT: ColumnElement[bool] = exchanges.c.status != literal_column("'cleared'")
+IS_OWED: ColumnElement[bool] = exchanges.c.status.in_([literal_column("'open'"), literal_column("'answered'")])
+IS_QUOTING: ColumnElement[bool] = or_(exchanges.c.quoted.is_not(None), exchanges.c.quoted_id.is_not(None))
+
+
+def _index(name: str, condition: ColumnElement[bool], *columns: str) -> None:
+    Index(
+        f"ix_exchanges_{name}",
+        *(exchanges.c[column] for column in columns),
+        sqlite_where=condition,
+        postgresql_where=condition,
+    )
+
+
+_index("kept", IS_KEPT, "platform", "channel", "thread", "id")  # history, latest, clear
+_index("said", IS_KEPT, "platform", "sent_at")  # said_since
+_index("aged", IS_KEPT, "sent_at")  # expire
+_index("owed", IS_OWED, "platform", "id")  # claim_owed
+_index("quoting", IS_QUOTING, "platform", "channel")  # quotations of what is deleted
+
+
+class _PartsOfExchange(ColumnElement[list[str]]):
+    """The message ids of an exchange's parts, in order, as a JSON array; also in a RETURNING clause."""
+
+    inherit_cache = True
+    type = JSON()
+
+
+@compiles(_PartsOfExchange, "sqlite")
+def _parts_on_sqlite(element: _PartsOfExchange, compiler: SQLCompiler, **options: Any) -> str:
+    return (
+        "(SELECT json_group_array(message) FROM "
+        "(SELECT message FROM parts WHERE parts.exchange = exchanges.id ORDER BY parts.number))"
+    )
+
+
+@compiles(_PartsOfExchange, "postgresql")
+def _parts_on_a_server(element: _PartsOfExchange, compiler: SQLCompiler, **options: Any) -> str:
+    return (
+        "(SELECT coalesce(json_agg(message ORDER BY parts.number), '[]') FROM parts "
+        "WHERE parts.exchange = exchanges.id)"
+    )
+
+
+# What is read of an exchange: the columns of its row, and the message ids of its parts.
+PARTS = _PartsOfExchange().label("parts")
+EXCHANGE = (*exchanges.c, PARTS)
 
 # A row for a message that was deleted before it arrived: it tells no author and no platform of one.
 IS_TOMBSTONE = exchanges.c.author_platform == ""

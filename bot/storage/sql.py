@@ -1,10 +1,10 @@
 """The Store in SQL: a SQLite file, or a PostgreSQL server."""
 
 import asyncio
-import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
 from itertools import count
@@ -16,17 +16,16 @@ from sqlalchemy import (
     ColumnElement,
     CursorResult,
     Insert,
+    Integer,
     Row,
-    Text,
     Update,
     and_,
-    cast,
     delete,
     false,
-    func,
+    literal,
     or_,
     select,
-    text,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -39,18 +38,10 @@ from bot.lifecycle import ClaimEffect, Transition
 from bot.observability.metrics import Metrics
 from bot.storage import connections, migrate
 from bot.storage.base import History
+from bot.storage.group_commit import GroupCommit
 from bot.storage.quoted_text import Said, redact_quotes, replace_quotes, select_said
-from bot.storage.rows import (
-    BLANK,
-    UNANSWERED,
-    UNQUOTED,
-    DamagedRow,
-    answer_values,
-    message_values,
-    part_ids,
-    to_exchange,
-)
-from bot.storage.schema import IS_TOMBSTONE, exchanges
+from bot.storage.rows import BLANK, UNANSWERED, UNQUOTED, DamagedRow, answer_values, message_values, to_exchange
+from bot.storage.schema import EXCHANGE, IS_KEPT, IS_OWED, IS_TOMBSTONE, SafeText, channels, exchanges, parts
 from bot.storage.transactions import Transactions
 from bot.storage.vacuum import Vacuum
 from bot.util.aio import detach_on_cancel, join_task
@@ -64,14 +55,6 @@ Result = TypeVar("Result")
 # An open command may be the one that deletes, and is still owed its reply.
 _NOT_OPEN_COMMAND = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
 
-# The list of parts with part number :part replaced or appended.
-_WITH_PART = text("json_set(parts, '$[' || :part || ']', json(:written))")
-_WITH_PART_ON_A_SERVER = text(
-    # Not as jsonb, which accepts less than json does.
-    "(SELECT array_to_json(each[1 \\: CAST(:part AS int)] || CAST(:written AS json) || each[CAST(:part AS int) + 2 \\:]) "
-    "FROM (SELECT ARRAY(SELECT json_array_elements(parts)) AS each) AS parted)"
-)
-
 # The key of a message.
 _KEY = ["platform", "channel", "message"]
 
@@ -81,10 +64,22 @@ _DELETED = "deleted"
 # A platform delivers a message at most so long after its deletion.
 _TOMBSTONES_KEPT = timedelta(days=1)
 
+# Rows that are deleted in one transaction for their age.
+_BATCH = 500
+
 # Rows that are converted before the event loop runs again: 600 at once took 90 ms.
 _SLICE = 50
 
 _NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A message to store, and to claim for this owner."""
+
+    message: IncomingMessage
+    kind: Kind
+    owner: str | None
 
 
 def shielded(
@@ -171,9 +166,10 @@ class SqlStore:
         self._transactions = Transactions(
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, slow_after=slow_after
         )
+        self._arrivals = GroupCommit(self._transactions, self._claiming, self._insert_all)
         self._damaged: set[int] = set()  # rows that were reported
         # The dialects' own inserts, alike but for their module.
-        self._insert = (sqlite.insert if self._location.path is not None else postgresql.insert)(exchanges)
+        self._insert = sqlite.insert if self._location.path is not None else postgresql.insert
         self._calendar = Calendar(self._clock)
         # On a server, vacuum, logs and backups are the operator's.
         self._vacuum: Vacuum | None = None
@@ -197,36 +193,62 @@ class SqlStore:
     async def enqueue(
         self, owner: str, /, message: IncomingMessage, kind: Kind, *, claim: bool = True
     ) -> Exchange | None:
-        async with self._claiming() as tx:
-            values = message_values(message)
-            if message.quoted_id is not None and await _has_rows(
-                tx,
-                _within(message.channel),
-                exchanges.c.message == message.quoted_id,
-                exchanges.c.failure == _DELETED,
-            ):
-                values |= UNQUOTED
-            new = self._insert.values(
-                **values,
-                kind=kind,
-                status=Status.OPEN,
-                seed=_new_seed(),
-                parts=[],
-                owner=owner if claim else None,
-                fence=int(claim),
+        return await self._arrivals.run(_Arrival(message, kind, owner if claim else None))
+
+    async def _insert_all(self, tx: AsyncConnection, arrivals: Sequence[_Arrival]) -> list[Exchange | None]:
+        newest: dict[ChannelKey, dict[str, Any]] = {}
+        claimed: list[Exchange | None] = []
+        for arrival in arrivals:
+            id, exchange = await self._insert_one(tx, arrival)
+            claimed.append(exchange)
+            if id is not None:
+                channel = arrival.message.channel
+                newest[channel] = {**_place(channel), "last_exchange": id, "last_message": arrival.message.id}
+        if newest:
+            upsert = self._insert(channels)
+            later = {name: upsert.excluded[name] for name in ("last_exchange", "last_message")}
+            upsert = upsert.on_conflict_do_update(
+                index_elements=list(channels.primary_key),
+                set_=later,
+                where=upsert.excluded.last_exchange > channels.c.last_exchange,
             )
-            if not claim:
-                await tx.execute(new.on_conflict_do_nothing(index_elements=_KEY))
-                return None
-            owed = new.on_conflict_do_update(
-                index_elements=_KEY, set_=_taken(owner), where=and_(_allowed(lifecycle.CLAIM), self._unclaimed)
-            )
-            return next(iter(await self._claimed(tx, owed)), None)
+            await tx.execute(upsert, list(newest.values()))
+        return claimed
+
+    async def _insert_one(self, tx: AsyncConnection, arrival: _Arrival) -> tuple[int | None, Exchange | None]:
+        """Store and claim a message; return the row's id unless the message was known and finished."""
+        message, owner = arrival.message, arrival.owner
+        values = message_values(message)
+        if message.quoted_id is not None and await _has_rows(
+            tx,
+            _within(message.channel),
+            exchanges.c.message == message.quoted_id,
+            exchanges.c.failure == _DELETED,
+        ):
+            values |= UNQUOTED
+        new = self._insert(exchanges).values(
+            **values,
+            kind=arrival.kind,
+            status=Status.OPEN,
+            seed=_new_seed(),
+            owner=owner,
+            fence=int(owner is not None),
+        )
+        if owner is None:
+            stored = new.on_conflict_do_nothing(index_elements=_KEY).returning(exchanges.c.id)
+            return (await tx.execute(stored)).scalar(), None
+        owed = new.on_conflict_do_update(
+            index_elements=_KEY, set_=_taken(owner), where=and_(_allowed(lifecycle.CLAIM), self._unclaimed)
+        )
+        exchange = next(iter(await self._claimed(tx, owed)), None)
+        return None if exchange is None else exchange.id, exchange
 
     @claiming
     async def claim_owed(self, owner: str, /, platform: str) -> list[Exchange]:
         async with self._claiming() as tx:
-            owed = _change(lifecycle.CLAIM, owner=owner).where(exchanges.c.platform == platform, self._unclaimed)
+            owed = _change(lifecycle.CLAIM, owner=owner).where(
+                exchanges.c.platform == platform, IS_OWED, self._unclaimed
+            )
             return sorted(await self._claimed(tx, owed), key=lambda exchange: exchange.id)
 
     @claiming
@@ -242,17 +264,20 @@ class SqlStore:
     async def record_part(self, exchange: Exchange, part: int, message_id: str) -> bool:
         # A crash before this is stored sends that message again: so it is a single statement
         # that jumps the queue.
-        with_part = _WITH_PART if self._location.path is not None else _WITH_PART_ON_A_SERVER
-        record = (
-            _change(lifecycle.RECORD_PART, held_by=exchange)
-            .where(func.json_array_length(exchanges.c.parts) >= part)
-            .values(parts=with_part.bindparams(part=part, written=json.dumps(message_id)))
+        before = select(parts.c.exchange).where(parts.c.exchange == exchange.id, parts.c.number == part - 1)
+        has_room = true() if part == 0 else before.exists()
+        allowed = select(exchanges.c.id, literal(part, Integer), literal(message_id, SafeText)).where(
+            _held(exchange), _allowed(lifecycle.RECORD_PART), has_room
         )
+        new = self._insert(parts).from_select(["exchange", "number", "message"], allowed)
+        record = new.on_conflict_do_update(
+            index_elements=["exchange", "number"], set_={"message": new.excluded.message}
+        ).returning(parts.c.number)
         async with self._transactions.writing(urgent=True) as tx:
-            recorded = await tx.execute(record)
-        if recorded.rowcount == 0 and await self._first(_held(exchange), _allowed(lifecycle.RECORD_PART)) is not None:
+            is_recorded = (await tx.execute(record)).first() is not None
+        if not is_recorded and await self._find(_held(exchange), _allowed(lifecycle.RECORD_PART)) is not None:
             raise StoreError(f"exchange {exchange.id} has no part {part - 1} yet, so part {part} cannot be recorded")
-        return recorded.rowcount == 1
+        return is_recorded
 
     @shielded
     async def record_answer(self, exchange: Exchange, answer: Answer) -> bool:
@@ -297,49 +322,50 @@ class SqlStore:
             exchanges.c.answer != "",
             exchanges.c.reason != FinishReason.ERROR,
         )
-        newest = select(exchanges).where(answered).order_by(exchanges.c.id.desc()).limit(limit)
+        newest = select(*EXCHANGE).where(IS_KEPT, answered).order_by(exchanges.c.id.desc()).limit(limit)
         async with self._transactions.reading() as tx:
             rows = (await tx.execute(newest)).all()
-            count = (await tx.execute(select(func.count()).select_from(exchanges).where(answered))).scalar_one()
-            now = (await tx.execute(select(exchanges).where(exchanges.c.id == before.id))).one()
+            now = (await tx.execute(select(*EXCHANGE).where(exchanges.c.id == before.id))).one()
+            told = select(channels.c.is_shortening_told).where(_here(before.message.channel))
+            is_told = (await tx.execute(told)).scalar()
         readable = self._readable([now, *reversed(rows)])
         if not readable or readable[0].id != before.id:
             raise StoreError(f"the row of exchange {before.id} is damaged")
-        return History(tuple(readable[1:]), count - len(rows), readable[0])
+        return History(tuple(readable[1:]), readable[0], bool(is_told))
+
+    @shielded
+    async def record_shortening(self, channel: ChannelKey) -> None:
+        await self._execute(update(channels).where(_here(channel)).values(is_shortening_told=True))
 
     @shielded
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
         # Ids are unique in their channel, and some events omit the thread, so it is left out.
-        return await self._first(_within(channel), exchanges.c.message == message_id)
+        return await self._find(_within(channel), exchanges.c.message == message_id)
 
     @shielded
     async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
-        # LIKE ignores case and matches the end of a longer id, so it only narrows the search.
-        likely = cast(exchanges.c.parts, Text).contains(json.dumps(message_id), autoescape=True)
-        query = select(exchanges).where(_within(channel), likely).order_by(exchanges.c.id.desc())
-        async with self._transactions.reading() as tx:
-            found = self._readable(await tx.execute(query))
-        return next((exchange for exchange in found if message_id in exchange.parts), None)
+        return await self._find(_within(channel), parts.c.message == message_id, exchanges.c.id == parts.c.exchange)
 
     @shielded
     async def has_history(self, channel: ChannelKey) -> bool:
-        return await self._first(_exactly(channel), ~IS_TOMBSTONE) is not None
+        async with self._transactions.reading() as tx:
+            return (await tx.execute(select(channels.c.thread).where(_here(channel)))).first() is not None
 
     @shielded
     async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
-        return await self._first(
-            _exactly(channel),
-            exchanges.c.kind == Kind.CHAT,
-            exchanges.c.status != Status.CLEARED,
-            *([] if author is None else [_by(author)]),
-        )
+        newest = select(*EXCHANGE).where(_exactly(channel), IS_KEPT, exchanges.c.kind == Kind.CHAT)
+        if author is not None:
+            newest = newest.where(_by(author))
+        async with self._transactions.reading() as tx:
+            rows = await tx.execute(newest.order_by(exchanges.c.id.desc()).limit(1))
+            return next(iter(self._readable(rows)), None)
 
     @shielded
     async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         here = _exactly(channel) if channel.thread is not None else _within(channel)
-        return self._checked(
-            await self._blank(lifecycle.CLEAR, here, _NOT_OPEN_COMMAND, *_earlier(before), with_quotations=True)
-        )
+        count = await self._blank(lifecycle.CLEAR, here, _NOT_OPEN_COMMAND, *_earlier(before), with_quotations=True)
+        await self._execute(update(channels).where(_here(channel)).values(is_shortening_told=False))
+        return self._checked(count)
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
@@ -357,7 +383,7 @@ class SqlStore:
     async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
         here = and_(_within(channel), exchanges.c.message == message_id)
         async with self._transactions.writing() as tx:
-            if not is_expected and not await _has_rows(tx, _within(channel), ~IS_TOMBSTONE):
+            if not is_expected and not await _has_channel(tx, channel):
                 return  # the message is not for the bot, and nothing quotes it
             await self._bury(tx, channel, message_id)
             said = await _said(tx, here)
@@ -377,46 +403,70 @@ class SqlStore:
 
     @shielded
     async def expire(self, before: datetime) -> int:
-        return await self._blank(lifecycle.EXPIRE, exchanges.c.sent_at < before)
+        aged = and_(IS_KEPT, exchanges.c.sent_at < before, _allowed(lifecycle.EXPIRE))
+        count, last = 0, None
+        while last != 0:
+            # In batches: other writers take turns with them.
+            async with self._transactions.writing() as tx:
+                ids = (await tx.execute(select(exchanges.c.id).where(aged).limit(_BATCH))).scalars().all()
+                questions, last = await self._erase(tx, lifecycle.EXPIRE, exchanges.c.id.in_(ids), said=[])
+            count += questions
+        if count and self._vacuum is not None:
+            await self._vacuum.run()
+        return count
 
     @shielded
     async def rename_channel(self, channel: ChannelKey, to: str) -> int:
-        there = select(exchanges.c.id, exchanges.c.message, exchanges.c.parts).where(_within(channel))
+        # No platform's id has a space, so no future message is mistaken for one of these.
+        prefix = f"{channel.channel} "
+        there = select(exchanges.c.id, exchanges.c.message).where(_within(channel))
         async with self._transactions.writing() as tx:
             rows = (await tx.execute(there.with_for_update())).all()
             goal = _within(ChannelKey(channel.platform, to))
-            taken = set((await tx.execute(select(exchanges.c.message).where(goal))).scalars())
+            alike = exchanges.c.message.between(prefix, f"{channel.channel}!")
+            taken = set((await tx.execute(select(exchanges.c.message).where(goal, alike))).scalars())
             for row in rows:
-                # No platform's id has a space, so no future message is mistaken for this one.
-                message = f"{channel.channel} {row.message}"
+                message = prefix + row.message
                 while message in taken:
-                    message = f"{channel.channel} {message}"
+                    message = prefix + message
                 taken.add(message)
-                values = {
-                    "channel": to,
-                    "message": message,
-                    "parts": [f"{channel.channel} {part}" for part in part_ids(row.parts)],
-                }
+                values = {"channel": to, "message": message}
                 await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
+                renamed = update(parts).where(parts.c.exchange == row.id)
+                await tx.execute(renamed.values(message=literal(prefix, SafeText) + parts.c.message))
+            await self._rename_channel(tx, channel, to)
         return len(rows)
+
+    async def _rename_channel(self, tx: AsyncConnection, channel: ChannelKey, to: str) -> None:
+        here = and_(channels.c.platform == channel.platform, channels.c.channel == channel.channel)
+        for row in (await tx.execute(select(channels).where(here))).all():
+            newest = select(exchanges.c.message).where(exchanges.c.id == row.last_exchange)
+            moved = self._insert(channels).values(
+                **{**row._mapping, "channel": to, "last_message": newest.scalar_subquery()}
+            )
+            later = {name: moved.excluded[name] for name in ("last_exchange", "last_message")}
+            await tx.execute(
+                moved.on_conflict_do_update(
+                    index_elements=list(channels.primary_key),
+                    set_=later,
+                    where=moved.excluded.last_exchange > channels.c.last_exchange,
+                )
+            )
+        await tx.execute(delete(channels).where(here))
 
     @shielded
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
-        newest = (
-            select(func.max(exchanges.c.id))
-            .where(exchanges.c.platform == platform, ~IS_TOMBSTONE)
-            .group_by(exchanges.c.channel, exchanges.c.thread)
-        )
-        query = select(exchanges.c.channel, exchanges.c.thread, exchanges.c.message).where(exchanges.c.id.in_(newest))
+        query = select(channels).where(channels.c.platform == platform)
         async with self._transactions.reading() as tx:
-            return {ChannelKey(platform, row.channel, row.thread): row.message for row in await tx.execute(query)}
+            rows = (await tx.execute(query)).all()
+        return {ChannelKey(platform, row.channel, row.thread or None): row.last_message for row in rows}
 
     @shielded
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
-        said = and_(exchanges.c.platform == platform, exchanges.c.sent_at >= time, exchanges.c.status != Status.CLEARED)
+        said = and_(exchanges.c.platform == platform, exchanges.c.sent_at >= time, IS_KEPT)
         async with self._transactions.reading() as tx:
-            readable, _ = await self._read_all(await tx.execute(select(exchanges).where(said).order_by(exchanges.c.id)))
-            return readable
+            readable, _ = await self._read_all(await tx.execute(select(*EXCHANGE).where(said)))
+            return sorted(readable, key=lambda exchange: exchange.id)
 
     @shielded
     async def check(self) -> None:
@@ -428,10 +478,10 @@ class SqlStore:
                 deletions = (await tx.exec_driver_sql("PRAGMA user_version")).scalar_one()
                 await tx.exec_driver_sql(f"PRAGMA user_version={deletions}")
 
-    async def _first(self, *conditions: ColumnElement[bool]) -> Exchange | None:
-        query = select(exchanges).where(*conditions).order_by(exchanges.c.id.desc()).limit(1)
+    async def _find(self, *conditions: ColumnElement[bool]) -> Exchange | None:
         async with self._transactions.reading() as tx:
-            return next(iter(self._readable(await tx.execute(query))), None)
+            rows = await tx.execute(select(*EXCHANGE).where(*conditions).limit(1))
+            return next(iter(self._readable(rows)), None)
 
     def _readable(self, rows: Iterable[Row[Any]]) -> list[Exchange]:
         """Convert rows; skip those that are damaged, and log each of them once."""
@@ -457,7 +507,7 @@ class SqlStore:
 
     async def _claimed(self, tx: AsyncConnection, claim: Update | Insert) -> list[Exchange]:
         """Run a statement that claims rows, and return their exchanges; a damaged row fails."""
-        readable, damaged = await self._read_all(await tx.execute(claim.returning(*exchanges.c)))
+        readable, damaged = await self._read_all(await tx.execute(claim.returning(*EXCHANGE)))
         if damaged:
             failed = {"status": Status.FAILED, "owner": None, "fence": 0, "failure": "damaged row"}
             await tx.execute(update(exchanges).where(exchanges.c.id.in_(damaged)).values(failed))
@@ -490,7 +540,7 @@ class SqlStore:
     async def _blank(self, transition: Transition, *which: ColumnElement[bool], with_quotations: bool = False) -> int:
         """Delete texts and names; return the number of questions among the rows."""
         async with self._transactions.writing() as tx:
-            said = await _said(tx, *which) if with_quotations else []
+            said = await _said(tx, IS_KEPT, *which) if with_quotations else []
             questions, _ = await self._erase(tx, transition, *which, said=said)
         if self._vacuum is not None:
             await self._vacuum.run()
@@ -500,7 +550,7 @@ class SqlStore:
         self, tx: AsyncConnection, transition: Transition, *which: ColumnElement[bool], said: list[Said]
     ) -> tuple[int, int]:
         """Blank rows, and quotations of what was `said`; return the numbers of questions and of changed rows."""
-        blank = _change(transition).where(*which).values(**BLANK, **UNANSWERED).returning(exchanges.c.kind)
+        blank = _change(transition).where(IS_KEPT, *which).values(**BLANK, **UNANSWERED).returning(exchanges.c.kind)
         kinds: list[str] = list((await tx.execute(blank)).scalars())
         changes = len(kinds) + await redact_quotes(tx, said)
         if changes and self._vacuum is not None:
@@ -513,9 +563,9 @@ class SqlStore:
         gone = IncomingMessage(message_id, channel, Author("", "", ""), "", today)
         await tx.execute(delete(exchanges).where(IS_TOMBSTONE, exchanges.c.sent_at < today - _TOMBSTONES_KEPT))
         await tx.execute(
-            self._insert.values(
-                **message_values(gone), kind=Kind.CHAT, status=Status.CLEARED, seed=0, parts=[]
-            ).on_conflict_do_nothing(index_elements=_KEY)
+            self._insert(exchanges)
+            .values(**message_values(gone), kind=Kind.CHAT, status=Status.CLEARED, seed=0)
+            .on_conflict_do_nothing(index_elements=_KEY)
         )
 
     def _checked(self, count: int) -> int:
@@ -550,6 +600,20 @@ def _new_seed() -> int:
 
 async def _said(tx: AsyncConnection, *which: ColumnElement[bool]) -> list[Said]:
     return [Said._make(row) for row in await tx.execute(select_said(*which))]
+
+
+def _place(channel: ChannelKey) -> dict[str, str]:
+    return {"platform": channel.platform, "channel": channel.channel, "thread": channel.thread or ""}
+
+
+def _here(channel: ChannelKey) -> ColumnElement[bool]:
+    return and_(*(channels.c[name] == value for name, value in _place(channel).items()))
+
+
+async def _has_channel(tx: AsyncConnection, channel: ChannelKey) -> bool:
+    """Return whether the channel, or a thread of it, has exchanges."""
+    known = channels.c.platform == channel.platform, channels.c.channel == channel.channel
+    return (await tx.execute(select(channels.c.thread).where(*known).limit(1))).first() is not None
 
 
 async def _has_rows(tx: AsyncConnection, *which: ColumnElement[bool]) -> bool:

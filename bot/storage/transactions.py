@@ -74,6 +74,7 @@ class Transactions:
 
     def __init__(self, location: Location, *, busy_timeout: float, queue_timeout: float, slow_after: float) -> None:
         self.lock = FairLock()
+        self.turn = 0  # number of the last transaction that queued for the writer
         self.writer = connections.writer(location, busy_timeout)
         self._reader = connections.reader(location, busy_timeout)
         # SQLite commits a single statement by itself: one call to the connection's thread instead of three.
@@ -96,6 +97,7 @@ class Transactions:
         """Open a write transaction in FIFO order; `urgent`, for a single statement, jumps the queue."""
         # The pool has one connection, but serves a newcomer before its waiters; the lock does not.
         lock = self.lock.acquire(max_wait=self._queue_timeout, urgent=urgent)
+        self.turn += not urgent
         try:
             with map_errors(self.name):
                 async with lock:

@@ -61,7 +61,7 @@ async def test_a_damaged_row_is_reported_once_and_its_exchange_fails(tmp_path: P
     async with make_harness(tmp_path, limits=NO_LIMITS) as before:
         await before.accept(a_message("left open"))
     with sqlite3.connect(tmp_path / "bot.db") as connection:
-        connection.execute("UPDATE exchanges SET parts = '[torn'")
+        connection.execute("UPDATE exchanges SET author_roles = '[torn'")
     connection.close()
     with capture_logs() as logs:
         async with make_harness(tmp_path, limits=NO_LIMITS) as harness:

@@ -40,7 +40,11 @@ def tables(path: Path) -> dict[str, str]:
     """Return the SQL of every table and index, without Alembic's."""
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-        return {name: " ".join(sql.split()) for name, sql in rows if name not in {"alembic_version", "sqlite_sequence"}}
+        return {
+            name: " ".join(sql.replace('"', "").split())
+            for name, sql in rows
+            if name not in {"alembic_version", "sqlite_sequence"}
+        }
 
 
 def test_a_new_database_is_at_the_newest_revision(tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from tests.storage import NOON, ROOM, message, temporary_store, url_of
 # Text columns that identify no person and that no person wrote.
 KEYS = {
     "exchanges": {
-        *("platform", "channel", "thread", "message", "author_platform", "server", "parts"),
+        *("platform", "channel", "thread", "message", "author_platform", "server"),
         *("kind", "status", "reason", "failure", "owner"),
-    }
+    },
+    "parts": {"message"},
+    "channels": {"platform", "channel", "thread", "last_message"},
 }
 AUTHOR = Author("slack", "personal author", "personal name", frozenset({"personal role"}))
 

@@ -1,0 +1,132 @@
+"""Every statement of the store uses an index for what it needs: no cost grows with the database."""
+
+import inspect
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from bot.domain import Answer, Kind
+from bot.storage.base import Store
+from bot.storage.sql import SqlStore
+from tests.harness.postgres import PostgresServer
+from tests.storage import MEI, NOON, ROOM, THREAD, message, temporary_store
+
+Statement = tuple[str, Any]
+
+# A scan of the rows that a subquery has found, or of the values of the statement itself.
+_OWN_ROWS = re.compile(r"SCAN (\(subquery.*\)|CONSTANT ROW)$")
+
+
+async def use_all(store: SqlStore, called: set[str]) -> None:
+    """Call every method of the store."""
+
+    async def call(method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        called.add(method.__name__)
+        return await method(*args, **kwargs)
+
+    quoting = replace(message(2, channel=THREAD), quoted="what was said", quoted_id="1")
+    asked = await call(store.enqueue, message(1), Kind.CHAT)
+    await call(store.enqueue, quoting, Kind.CHAT, claim=False)
+    await call(store.has_history, ROOM)
+    await call(store.history, asked, 5)
+    await call(store.record_shortening, ROOM)
+    await call(store.record_part, asked, 0, "m0")
+    await call(store.record_part, asked, 1, "m1")
+    await call(store.record_answer, asked, Answer("hi"))
+    await call(store.complete, asked)
+    await call(store.find, ROOM, "1")
+    await call(store.find_by_reply, ROOM, "m1")
+    await call(store.latest, ROOM, MEI)
+    await call(store.latest, ROOM)
+    await call(store.last_message_ids, "slack")
+    await call(store.said_since, "slack", NOON)
+    await call(store.replace_quotes, ROOM, "1", "what was meant")
+    again = await call(store.requeue, asked, "again")
+    store.release(again)
+    called.add("release")
+    for exchange in await call(store.claim_owed, "slack"):
+        await call(store.fail, exchange, "gone")
+    await call(store.claim, asked)
+    await call(store.clear, ROOM)
+    await call(store.clear, THREAD)
+    await call(store.forget, MEI)
+    await call(store.erase, asked)
+    await call(store.expire, NOON + timedelta(days=1))
+    await call(store.delete_message, ROOM, "1")
+    await call(store.rename_channel, ROOM, "C2")
+    await call(store.check)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Statement]]:
+    """Yield the statements that are executed, with their parameters."""
+    statements: list[Statement] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *more: Any) -> None:
+        is_many = more[-1]
+        statements.append((statement, parameters[0] if is_many else parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+@pytest.fixture
+def called() -> Iterator[set[str]]:
+    called: set[str] = set()
+    yield called
+    methods = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
+    assert called == methods, "every method is covered"
+
+
+async def test_no_statement_scans_a_file(tmp_path: Path, called: set[str]) -> None:
+    async with temporary_store(tmp_path) as store:
+        with recorded() as statements:
+            await use_all(store, called)
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as database:
+        plans = {
+            statement: [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            for statement, parameters in statements
+            if statement.split()[0] in ("SELECT", "UPDATE", "INSERT", "DELETE")
+        }
+    assert len(plans) > 25
+    assert [
+        (statement, step)
+        for statement, steps in plans.items()
+        for step in steps
+        if ("SCAN" in step and not _OWN_ROWS.match(step)) or "TEMP B-TREE" in step
+    ] == []
+
+
+@pytest.fixture
+async def store(postgres: PostgresServer) -> AsyncIterator[tuple[SqlStore, str]]:
+    with postgres.lent() as name:
+        async with SqlStore(postgres.url(name)) as store:
+            yield store, name
+
+
+async def test_no_statement_scans_a_table_of_a_server(
+    store: tuple[SqlStore, str], postgres: PostgresServer, called: set[str]
+) -> None:
+    opened, name = store
+    with recorded() as statements:
+        await use_all(opened, called)
+    plans: dict[str, list[str]] = {}
+    with postgres.connected(name) as other:
+        other.execute("SET enable_seqscan = off")  # else a table of one row is scanned
+        for statement, parameters in statements:
+            if statement.split()[0] in ("SELECT", "UPDATE", "INSERT", "DELETE"):
+                assert isinstance(parameters, Mapping)
+                plans[statement] = [str(row) for row in other.execute(f"EXPLAIN {statement}".encode(), parameters)]
+    assert len(plans) > 25
+    assert [(statement, step) for statement, steps in plans.items() for step in steps if "Seq Scan" in step] == []
