@@ -171,7 +171,7 @@ class EditRefused(PlatformError):
 
 
 class AccessDenied(PlatformError):
-    """The bot may not write in the channel now; whoever took the permission may give it back."""
+    """The bot may not write in the channel now; the permission may come back."""
 
 
 class ChannelGone(PlatformError):

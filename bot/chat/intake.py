@@ -118,7 +118,7 @@ class Intake:
         return self._recovery.is_late(exchange)
 
     async def settle(self, owed: Sequence[Exchange], standing: Standing) -> list[Exchange]:
-        """Adopt the replies that stand in their channels; return what is to be shown, in order.
+        """Adopt existing replies of their channels; return exchanges to be shown, in order.
 
         If it fails, all of `owed` are released.
         """

@@ -20,7 +20,7 @@ class NothingToAsk(BotError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`left_out` older turns did not fit, which the channel is told once; of a longer quotation `quoted_chars` did."""
+    """`left_out` older turns did not fit; `quoted_chars` is how much of a longer quotation did."""
 
     messages: tuple[ChatMessage, ...]
     left_out: int = 0
@@ -100,7 +100,7 @@ def _has_words(message: IncomingMessage) -> bool:
 
 
 def _newest(turns: list[Exchange], most: int) -> list[Exchange]:
-    """Return the last turns, of at most so many characters together."""
+    """Return the last turns, together at most `most` characters."""
     for number, past in enumerate(reversed(turns)):
         most -= len(past.message.text) + len(past.answer.text if past.answer is not None else "")
         if most < 0:

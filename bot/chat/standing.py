@@ -1,4 +1,4 @@
-"""Replies that stand in a channel although the database does not know them.
+"""Replies in a channel that the database does not know.
 
 After a restored backup the channel is newer than the database.  Platforms whose history can
 be read describe the bot's messages there as `OwnMessage`s.

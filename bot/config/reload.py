@@ -114,7 +114,7 @@ class ConfigWatcher:
         return is_requested
 
     def _read_file(self) -> bytes | str:
-        """Return the content, or the reason why there is none."""
+        """Return the content, or the reason for its absence."""
         # The content, not mtime or inode: Kubernetes swaps symbolic links.
         try:
             return read_regular(self._source.path, LARGEST_FILE)

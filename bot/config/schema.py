@@ -301,7 +301,7 @@ class KeySection(Section):
 
     @property
     def limits(self) -> dict[str, int]:
-        """Return the limits of its own, named as in [limits]."""
+        """Return its own limits, named as in [limits]."""
         return self.model_dump(exclude={"secret", "models"}, exclude_none=True)
 
 

@@ -79,7 +79,7 @@ class Budget:
             await self._take(self._next_last)
 
     def pause(self, seconds: float) -> None:
-        """Allow no edit for so long, after one was rate limited."""
+        """Allow no edit for `seconds`, after one was rate limited."""
         self._paused_until = max(self._paused_until, self._clock.now() + retry_after(seconds, 0.0))
 
     async def _take(self, due: Callable[[], float]) -> None:

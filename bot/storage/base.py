@@ -79,7 +79,7 @@ class Store(Protocol):
         ...
 
     async def record_shortening(self, channel: ChannelKey) -> None:
-        """Remember that the channel was told that its oldest turns are left out, until it is cleared."""
+        """Store that the channel was told about left-out turns; clearing resets it."""
         ...
 
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:

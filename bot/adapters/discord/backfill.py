@@ -143,7 +143,7 @@ class DiscordBackfill:
         return found
 
     async def standing(self, client: discord.Client, owed: Sequence[Exchange]) -> dict[int, StandingReply]:
-        """Return the replies that stand in the channels of these exchanges, by exchange id.
+        """Return existing replies in the channels of these exchanges, by exchange id.
 
         Raises:
             PlatformUnavailable, RateLimited: A channel could not be read.

@@ -116,7 +116,7 @@ def is_reply_or_role_mention(message: discord.Message, me: discord.ClientUser) -
 
 
 def is_for_another(message: discord.Message) -> bool:
-    """Return whether a message in a thread has no words, or mentions or replies to somebody else than the bot.
+    """Return whether a message in a thread has no words, or mentions or replies to another person than the bot.
 
     Applies to messages that neither mention the bot nor reply to it.
     """

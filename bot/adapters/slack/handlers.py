@@ -225,7 +225,7 @@ class SlackHandlers:
 
 
 def _edited_at(message: Event) -> float:
-    """Return the time of a message's last edit; 0 if there is none."""
+    """Return the time of a message's last edit; 0 without one."""
     edited = message.get("edited")
     time = text_of(edited, "ts") if isinstance(edited, dict) else ""
     return float(time) if is_timestamp(time) else 0.0

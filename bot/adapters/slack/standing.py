@@ -28,7 +28,7 @@ _NEWEST = 1000
 
 
 class SlackReplies:
-    """Replies that stand in the workspace, as far as histories were read."""
+    """Existing replies in the workspace, as far as histories were read."""
 
     def __init__(self, api: AsyncWebClient) -> None:
         self._api = api
@@ -81,7 +81,7 @@ class SlackReplies:
         return StandingReply(messages, self._edits.get((channel, question.id)))
 
     async def find(self, owed: Sequence[Exchange]) -> Mapping[int, StandingReply]:
-        """Return the replies that stand in the channels of these exchanges, by exchange id.
+        """Return existing replies in the channels of these exchanges, by exchange id.
 
         Raises:
             PlatformUnavailable, RateLimited: A conversation could not be read.
