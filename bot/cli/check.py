@@ -64,7 +64,7 @@ def _preflight(config: Config, redact: Callable[[str], str]) -> int:
 def _checks(config: Config, url: str) -> Iterator[tuple[str, BotError | None]]:
     """Yield what was checked, and the error if there is one."""
     from bot.adapters.slack.settings import SlackSection
-    from bot.engine import preflight
+    from bot.engine import embeddings, preflight
     from bot.engine.router import check_models
     from bot.errors import BotError
     from bot.storage.migrate import check_database
@@ -81,6 +81,8 @@ def _checks(config: Config, url: str) -> Iterator[tuple[str, BotError | None]]:
         if isinstance(settings, SlackSection) and settings.mode == "http":
             servers.append((f"adapters.{name}", settings.host, settings.port))
     checks: list[tuple[str, Callable[[], None]]] = [("database", partial(check_database, url))]
+    if config.embeddings.model:
+        checks.append(("embeddings", partial(embeddings.preflight, config.embeddings)))
     checks += [(f"port of [{section}]", partial(check_address, section, host, port)) for section, host, port in servers]
     for what, check in checks:
         try:

@@ -33,9 +33,10 @@ def prepare(folder: Path) -> None:
         ("[engine]\nmodel = 'empty'", {}, "config.json is missing"),
         ("[engine]\nmodel = 'llama'\nbackend = 'chatglm'", {}, 'set engine.backend = "auto" or "transformers"'),
         ("[models.big]\nmodel = '/models/absent'", {}, 'models.big.model = "/models/absent": no such folder'),
+        ("[embeddings]\nmodel = '/models/absent'", {}, 'embeddings.model = "/models/absent": no such folder'),
         ("", {"BOT_SECRETS_DIR": "secrets"}, "discord__token: cannot be read: Is a directory"),
     ],
-    ids=["key", "type", "no servers", "no folder", "empty folder", "backend", "second model", "secret"],
+    ids=["key", "type", "no servers", "no folder", "empty folder", "backend", "second model", "embeddings", "secret"],
 )
 def test_a_mistake_in_the_settings_ends_with_2(
     tmp_path: Path, command: str, toml: str, variables: dict[str, str], sentence: str
