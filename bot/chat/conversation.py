@@ -29,6 +29,7 @@ from bot.engine.base import Engine
 from bot.errors import AnswerBrokenOff, BotError, EngineBusy, EngineError, PromptTooLong, StoreError
 from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
+from bot.util.aio import race
 from bot.util.clock import Clock
 from bot.util.text import replace_surrogates
 
@@ -39,6 +40,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _MOST_REFUSALS = 3
 
 
+# Seconds until a question of the backlog asks a full queue again.
+_BUSY_SECONDS = 2.0
+
+
 class _Draft:
     """The answer so far, stored at the end; each addition is shown at once."""
 
@@ -46,6 +51,10 @@ class _Draft:
         self._stream = stream
         self._texts: list[str] = []
         self._notices: list[str] = []
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._texts)
 
     def extend(self, text: str) -> None:
         text = replace_surrogates(text)
@@ -119,8 +128,13 @@ class Conversations:
             except PromptTooLong:
                 # The prompt was cut to the context: since then the model was replaced, or its tokens counted better.
                 refusals += 1
-                if refusals >= _MOST_REFUSALS:
+                if refusals >= _MOST_REFUSALS or draft.has_begun:
                     raise
+            except EngineBusy:
+                # After an outage more may be owed than the engine's queue holds.
+                if not worker.is_backlog:
+                    raise
+                await race(self._clock.sleep(_BUSY_SECONDS), worker.wait_stopped())
             else:
                 if finished is not None:
                     return finished

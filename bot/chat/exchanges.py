@@ -38,7 +38,6 @@ class Worker:
         self.is_admitted = False  # a limit let it through before its old answer was dropped
         self.is_backlog = False  # it was owed, and does not count as waiting
         self.is_pending = False  # `recover` will return it
-        self.is_stopped = False
         self.is_deleted = False
         self.leaves_no_trace = False  # its row is cleared once its reply was shown
         self.prompt_in_doubt = asyncio.Event()  # a deletion or an edit since the prompt was read
@@ -47,6 +46,11 @@ class Worker:
         self._previous = previous
         self._generation: asyncio.Timeout | None = None
         self._position_changed = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
 
     def notify_position(self) -> None:
         self._position_changed.set()
@@ -55,6 +59,10 @@ class Worker:
         """Wait until the position in the channel changed, or the worker was stopped."""
         await self._position_changed.wait()
         self._position_changed.clear()
+
+    async def wait_stopped(self) -> None:
+        """Wait until the worker was stopped."""
+        await self._stopped.wait()
 
     @asynccontextmanager
     async def generating(self) -> AsyncIterator[None]:
@@ -77,7 +85,7 @@ class Worker:
 
     def stop(self) -> None:
         """End the generation, running or waiting for its turn; a partial answer is kept."""
-        self.is_stopped = True
+        self._stopped.set()
         self._position_changed.set()
         if self._generation is not None and not self._generation.expired():
             self._generation.reschedule(asyncio.get_running_loop().time())

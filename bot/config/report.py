@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from bot.config.schema import AdapterSection, Config, EngineSection, Key, Section
+from bot.config.schema import AdapterSection, Config, Key, Section
 from bot.config.secrets import has_password, is_address
 from bot.config.sources import LoadedConfig
 
@@ -34,7 +34,7 @@ def _tables(config: Config) -> Iterator[tuple[Key, Section, Section]]:
         if isinstance(section, Section):
             yield (name,), section, type(section)()
     for name, model in config.models.items():
-        yield ("models", name), model, EngineSection()
+        yield ("models", name), model, type(model)()
     for name, adapter in config.adapters.items():
         standard: AdapterSection = type(adapter)()
         yield ("adapters", name), adapter, standard

@@ -160,7 +160,7 @@ class Store(Protocol):
         ...
 
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
-        """Return the newest message of each channel: where a backfill begins."""
+        """Return the newest message of each channel, the channel of the newest last: where a backfill begins."""
         ...
 
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:

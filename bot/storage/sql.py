@@ -458,7 +458,7 @@ class SqlStore:
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
         query = select(channels).where(channels.c.platform == platform)
         async with self._transactions.reading() as tx:
-            rows = (await tx.execute(query)).all()
+            rows = sorted((await tx.execute(query)).all(), key=lambda row: row.last_exchange)
         return {ChannelKey(platform, row.channel, row.thread or None): row.last_message for row in rows}
 
     @shielded

@@ -297,6 +297,33 @@ async def test_an_engine_error_becomes_one_sentence(harness: Harness, error: Exc
     assert len(harness.engine.requests[-1].messages) == 1, "what failed is no history"
 
 
+async def test_an_owed_question_waits_while_the_queue_of_the_engine_is_full(harness: Harness) -> None:
+    await harness.intake.store(a_message("asked while the bot was down"))
+    (owed,) = await harness.intake.recover("discord")
+    harness.engine.add([EngineBusy(64, 64)], [EngineBusy(64, 64)], "at last")
+    events = await harness.replied(owed)
+    assert text_of(events) == "at last"
+    assert notice_of(events) == ""
+    assert (await harness.stored(owed)).status is Status.DELIVERED
+
+
+async def test_a_stop_ends_the_wait_for_a_full_queue(harness: Harness) -> None:
+    await harness.intake.store(a_message("asked while the bot was down"))
+    (owed,) = await harness.intake.recover("discord")
+    harness.engine.add(*([EngineBusy(64, 64)] for _ in range(1000)))
+    replied = asyncio.create_task(harness.replied(owed))
+    await harness.engine.asked(1)
+    await harness.exchanges.clear(CHANNEL)
+    assert (await replied)[-1] == Finished(FinishReason.CANCELLED)
+
+
+async def test_a_prompt_that_proves_too_long_after_the_first_text_is_not_sent_again(harness: Harness) -> None:
+    harness.engine.add(["so far", PromptTooLong(9, 8)])
+    events = await harness.ask(a_message("hi"))
+    assert text_of(events) == "so far"
+    assert len(harness.engine.requests) == 1
+
+
 async def test_a_question_longer_than_the_context_is_refused_with_its_size(tmp_path: Path) -> None:
     async with make_harness(tmp_path, ScriptedEngine(context_length=50)) as harness:
         await harness.ask(a_message("short"))

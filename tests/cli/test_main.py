@@ -167,7 +167,7 @@ def test_serve_embeds_for_the_client_of_openai(tmp_path: Path) -> None:
 
 def test_serve_checks_the_embedding_model_before_it_loads_the_chat_model(tmp_path: Path) -> None:
     ran = bot(tmp_path, "serve", BOT_ENGINE__BACKEND="chatglm", BOT_EMBEDDINGS__MODEL=str(tmp_path))
-    assert (ran.returncode, ran.stdout) == (1, "")
+    assert (ran.returncode, ran.stdout) == (2, "")
     assert f"{tmp_path} has no config.json" in ran.stderr
     assert "cpu needs" not in ran.stderr  # the log line of a chat model that loads
     assert "Traceback" not in ran.stderr

@@ -182,7 +182,9 @@ async def test_without_bitsandbytes_the_error_names_the_install_command(
 
 
 def test_without_transformers_the_error_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "bot.engine.backends.transformers")
+    for name in [*sys.modules]:
+        if name == "bot.engine.backends.transformers" or name.startswith("bot.engine.pretrained"):
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
     with pytest.raises(EngineUnavailable, match=r'python -m pip install "chatglm-bot\[transformers\]", or'):
