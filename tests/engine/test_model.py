@@ -143,9 +143,16 @@ def test_a_config_of_another_model_is_rejected(fields: dict[str, Any], found: st
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("fields", [{"model_type": "llama"}, {"multi_query_attention": True}], ids=str)
-def test_another_models_config_names_the_supported_checkpoint(fields: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"name a ChatGLM-6B checkpoint in engine\.model$"):
+@pytest.mark.parametrize(
+    ("fields", "advice"),
+    [
+        ({"model_type": "llama"}, 'set engine.backend = "auto" or "transformers"'),
+        ({"multi_query_attention": True}, "choose a GLM-4 whose name ends in -hf, or a ChatGLM-6B"),
+    ],
+    ids=str,
+)
+def test_another_models_config_says_what_to_set_instead(fields: dict[str, Any], advice: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{advice}$"):
         parse_config({**CONFIG.as_json(), **fields}, PLACE)
 
 
