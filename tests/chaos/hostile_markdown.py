@@ -16,7 +16,7 @@ from bot.domain import Action
 from tests.chaos.figure import Row, Scale
 from tests.chaos.hostile_texts import LENGTH, hostile_texts
 from tests.chaos.processes import PLATFORMS, logged_errors, loop_report, run_bot, until
-from tests.harness.loop_monitor import LIMIT
+from tests.harness.loop_monitor import longest_allowed
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES
 
@@ -45,7 +45,7 @@ async def stream_texts(name: str, count: int, seed: int) -> Row:
         ]
     told = (
         f"{count} texts of {LENGTH:,} characters: longest step {1000 * longest.cpu:.1f} ms of CPU time "
-        f"({1000 * longest.wall:.1f} ms by the clock), steps over {1000 * LIMIT:.0f} ms and errors {len(slow)}, "
+        f"({1000 * longest.wall:.1f} ms by the clock), steps over {1000 * longest_allowed():.0f} ms and errors {len(slow)}, "
         f"unanswered {len(unanswered)}, violations {len(violations)}"
     )
     texts = list(hostile_texts(count, seed))

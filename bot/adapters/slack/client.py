@@ -1,5 +1,6 @@
 """Slack's Web API client, which keeps to the waits that Slack asks for."""
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Mapping
@@ -30,6 +31,8 @@ _PAGE = 200
 # The longest response that is read: a page of messages takes at most about 3 MB.
 _MOST_BYTES = 8 * 2**20
 _CHUNK = 2**16
+# A response of more bytes is parsed in a thread.
+_LARGE = 2**17
 
 # Slack limits these methods per channel, all others per workspace.
 _PER_CHANNEL = frozenset({"chat.postMessage"})
@@ -109,7 +112,9 @@ class SlackWebClient(AsyncWebClient):
         # The library's own follows redirects, and raises whatever reading a strange body raises.
         status, headers, body = await fetch(self._http, http_verb, api_url, **req_args)
         self.date = headers.get("Date", "")
-        return {"data": _object(body), "headers": headers, "status_code": status}
+        # The event loop goes on while a long text is read: a megabyte takes 20 ms.
+        data = _object(body) if len(body) < _LARGE else await asyncio.to_thread(_object, body)
+        return {"data": data, "headers": headers, "status_code": status}
 
     def _limit(self, lane: tuple[str, object], until: float) -> None:
         if len(self._not_before) >= _REMEMBERED:
