@@ -36,6 +36,7 @@ from bot.storage.instance_lock import InstanceLock
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
 from bot.util.clock import Clock, MonotonicClock
+from bot.util.garbage import collect_when_idle
 from bot.util.shutdown import ShutdownDeadline
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -91,7 +92,11 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                     access.reconfigure(config.access, config.limits)
                     retention.reconfigure(config.storage.retention_days)
 
-                background = [_keep_lock(lock, clock), _check_models(engine.statuses, clock)]
+                background = [
+                    _keep_lock(lock, clock),
+                    _check_models(engine.statuses, clock),
+                    collect_when_idle(lambda: intake.exchanges.is_idle, clock),
+                ]
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
                 requires_all = config.operations.require_all_platforms

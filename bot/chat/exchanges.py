@@ -233,6 +233,11 @@ class Exchanges:
 
     # Workers and their order.
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no exchange is in flight."""
+        return not self._workers
+
     def find(self, exchange: Exchange) -> Worker | None:
         """Return the worker that holds the claim of `exchange`, or None if it was lost."""
         worker = self._workers.get(exchange.id)

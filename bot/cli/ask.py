@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @with_config
+@click.option(
+    "--model", default="engine", metavar="NAME", help="A model of [models.NAME]; by default that of [engine]."
+)
 @click.argument("question", nargs=-1)
-def ask(path: Path | None, question: tuple[str, ...]) -> None:
+def ask(path: Path | None, model: str, question: tuple[str, ...]) -> None:
     """Answer QUESTION and exit; text on standard input comes after it.
 
     Nothing is stored, and the conversation has this one question.
@@ -33,21 +36,24 @@ def ask(path: Path | None, question: tuple[str, ...]) -> None:
     if not text:
         raise click.UsageError("there is no question: write it behind the command, or pipe it in")
     loaded = load(path)
+    if model not in loaded.config.sections:
+        raise click.UsageError(f"--model {model}: config.toml has only {', '.join(loaded.config.sections)}")
     with redacted(loaded), progress_bar(DownloadColumn()) as show:
-        asyncio.run(_answer(loaded.config, text, partial(show, "Loading the model")))
+        asyncio.run(_answer(loaded.config, model, text, partial(show, "Loading the model")))
 
 
-async def _answer(config: Config, question: str, progress: Progress) -> None:
+async def _answer(config: Config, model: str, question: str, progress: Progress) -> None:
     from bot.chat.settings import ChatSettings
     from bot.domain import ChatMessage, ChatRequest, Delta
     from bot.engine import open_engine, preflight
 
-    preflight(config.engine)
+    section = config.sections[model]
+    preflight(section)
     system = config.conversation.system_prompt
     opening = [ChatMessage("system", system)] if system else []
     messages = (*opening, ChatMessage("user", question))
     request = ChatRequest(messages, ChatSettings.of(config).params)
-    async with open_engine(config.engine, progress) as engine, aclosing(engine.generate(request)) as events:
+    async with open_engine(section, progress) as engine, aclosing(engine.generate(request)) as events:
         async for event in events:
             if isinstance(event, Delta):
                 click.echo(event.text, nl=False)

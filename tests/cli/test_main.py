@@ -46,6 +46,16 @@ def test_ask_prints_one_answer_and_stores_nothing(tmp_path: Path) -> None:
     assert "there is no question" in nothing.stderr
 
 
+def test_ask_uses_the_model_that_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        "[engine]\nbackend = 'chatglm'\nmodel = '/absent'\n[models.other]\nbackend = 'echo'\n"
+    )
+    assert bot(tmp_path, "ask", "--model", "other", "hi", BOT_ENGINE__BACKEND="").stdout == "hi\n"
+    unknown = bot(tmp_path, "ask", "--model", "others", "hi", BOT_ENGINE__BACKEND="")
+    assert unknown.returncode == 2
+    assert "--model others: config.toml has only engine, other" in unknown.stderr
+
+
 def test_no_message_text_is_in_the_log(tmp_path: Path) -> None:
     ran = bot(tmp_path, "run", stdin="swordfish\n", BOT_LOGS__LEVEL="debug")
     assert '"exchange": 1' in ran.stderr

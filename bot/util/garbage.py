@@ -1,0 +1,31 @@
+"""Garbage collection that does not stop the event loop while replies are in progress."""
+
+import gc
+from collections.abc import Callable
+
+from bot.util.clock import Clock
+
+# Collections of the middle generation between two full ones: never by themselves.
+_NEVER = 10**9
+# Seconds between two looks for a moment without work, and until a full collection comes in any case.
+_INTERVAL = 30.0
+_LONGEST = 600.0
+
+
+async def collect_when_idle(is_idle: Callable[[], bool], clock: Clock) -> None:
+    """Collect all garbage when there is no work, or after ten minutes without a pause; run until cancelled.
+
+    A full collection visits every object: with 400 replies in progress it takes 40 ms.  Younger
+    generations are collected as usual.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(before[0], before[1], _NEVER)
+    try:
+        last = clock.now()
+        while True:
+            await clock.sleep(_INTERVAL)
+            if is_idle() or clock.now() - last >= _LONGEST:
+                gc.collect()
+                last = clock.now()
+    finally:
+        gc.set_threshold(*before)

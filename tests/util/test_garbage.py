@@ -1,0 +1,42 @@
+"""Garbage is collected in full when nothing is in progress."""
+
+import asyncio
+import gc
+import weakref
+
+from bot.util.garbage import collect_when_idle
+from tests.harness.fakes import ManualClock
+
+
+class Node:
+    """An object in a reference cycle."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def old_cycle() -> weakref.ref[Node]:
+    """Return a reference to garbage that only a full collection finds."""
+    node = Node()
+    gc.collect(1)  # survivors of the middle generation are old
+    return weakref.ref(node)
+
+
+async def test_old_garbage_waits_for_a_pause_or_ten_minutes() -> None:
+    clock, is_idle, before = ManualClock(), False, gc.get_threshold()
+    collecting = asyncio.create_task(collect_when_idle(lambda: is_idle, clock))
+    await clock.settle()
+    garbage = old_cycle()
+    await clock.advance(300.0)
+    assert garbage() is not None
+    is_idle = True
+    await clock.advance(30.0)
+    assert garbage() is None
+    is_idle, garbage = False, old_cycle()
+    await clock.advance(590.0)
+    assert garbage() is not None
+    await clock.advance(30.0)
+    assert garbage() is None
+    collecting.cancel()
+    await clock.settle()
+    assert gc.get_threshold() == before
