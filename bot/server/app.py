@@ -23,6 +23,7 @@ from bot.server.embeddings import embedding_model, glm_embedding, openai_embeddi
 from bot.server.errors import ApiError, WriteError, bad_request
 from bot.server.generation import Backend, Client
 from bot.server.openai import chat_completions, completions, model_objects, openai_error, served_model
+from bot.server.openapi import document
 from bot.server.polling import Polling, polling_error
 from bot.server.requests import read_object
 from bot.util.aio import BackgroundTasks
@@ -61,6 +62,9 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
             return await glm_chat(request, body, backend)
         raise bad_request("the body has neither prompt nor request_id and query")
 
+    async def described(request: Request) -> Response:
+        return JSONResponse(document())
+
     async def models(request: Request) -> Response:
         # Without the embedding model: chat clients would offer it, and those that want the only one find two.
         return JSONResponse({"object": "list", "data": [*model_objects(backend).values()]})
@@ -81,6 +85,7 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
         post("/v1/chat/completions", chat_completions, openai_error),
         post("/v1/completions", completions, openai_error),
         post("/v1/embeddings", openai_embeddings, openai_error),
+        Route("/openapi.json", described),
         Route("/v1/models", models),
         Route("/v1/models/{id:path}", model),
     ]
