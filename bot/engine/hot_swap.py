@@ -326,9 +326,14 @@ class HotSwapEngine:
         return None
 
     async def _ended(self, task: asyncio.Task[Any] | None, seconds: float) -> bool:
-        if task is not None and not task.done():
-            await race(asyncio.wait([task]), self._clock.sleep(seconds))
-        return task is None or task.done()
+        """Wait until a task has ended; return False once there was no progress for so long."""
+        began = self._clock.now()
+        while task is not None and not task.done():
+            left = seconds - (self._clock.now() - max(began, self._last_progress))
+            if left <= 0:
+                return False
+            await race(asyncio.wait([task]), self._clock.sleep(left))
+        return True
 
     def _on_progress(self, done: int, total: int) -> None:
         self._last_progress = self._clock.now()

@@ -488,6 +488,30 @@ async def test_a_load_that_ignores_its_cancellation_is_given_up(factory: ModelFa
     factory.history.append("exit new")
 
 
+async def test_a_long_read_that_goes_on_is_waited_for(factory: ModelFactory) -> None:
+    read = asyncio.Event()
+
+    async def ignore_cancellation() -> None:
+        try:
+            await read.wait()
+        finally:
+            await read.wait()
+            factory.history.append("exit new")
+
+    factory.on_enter["new"] = ignore_cancellation
+    first = asyncio.create_task(factory.engine.change(NEW))
+    await factory.recorded("enter new")
+    second = asyncio.create_task(factory.engine.change(NEW.model_copy(update={"model": "second"})))
+    assert factory.progress is not None
+    for done in range(10):
+        await factory.clock.advance(STUCK_SECONDS / 2)
+        factory.progress(done, 10)
+    assert not second.done(), "it has waited for five minutes"
+    read.set()
+    assert await asyncio.gather(first, second) == [SUPERSEDED, None]
+    assert await Client(factory).text() == "second"
+
+
 async def test_of_three_changes_during_an_uninterruptible_read_only_the_last_loads(factory: ModelFactory) -> None:
     read = asyncio.Event()
 

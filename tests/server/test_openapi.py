@@ -48,9 +48,7 @@ async def test_each_example_is_answered_as_it_says(http: aiohttp.ClientSession, 
                 check_response(path, response.status, await response.json())
 
 
-@pytest.mark.parametrize(
-    ("path", "asked"), [("/v1/models", "/v1/models"), ("/v1/models/{id}", "/v1/models/scripted")]
-)
+@pytest.mark.parametrize(("path", "asked"), [("/v1/models", "/v1/models"), ("/v1/models/{id}", "/v1/models/scripted")])
 async def test_models_are_as_it_says(http: aiohttp.ClientSession, path: str, asked: str) -> None:
     async with http.get(asked) as response:
         check_response(path, response.status, await response.json(), "get")
