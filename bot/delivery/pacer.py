@@ -78,6 +78,11 @@ class Budget:
         async with self._finished:
             await self._take(self._next_last)
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether a growing reply could not be edited now."""
+        return max(self._next_growing(), self._paused_until) > self._clock.now()
+
     def pause(self, seconds: float) -> None:
         """Allow no edit for `seconds`, after one was rate limited."""
         self._paused_until = max(self._paused_until, self._clock.now() + retry_after(seconds, 0.0))
@@ -166,8 +171,9 @@ class Pacer:
         lane.paused_until = max(lane.paused_until, now + seconds)
 
     def is_busy(self, channel: ChannelKey) -> bool:
-        """Return whether the channel has a call in flight, was edited just now, or is paused."""
-        return not self._lane(channel).is_idle(self.clock.now())
+        """Return whether a call now would have to wait: for the channel, or for the budget of edits."""
+        is_used_up = self.budget is not None and self.budget.is_used_up
+        return is_used_up or not self._lane(channel).is_idle(self.clock.now())
 
     def _lane(self, channel: ChannelKey) -> _Lane:
         key = self._lane_of(channel)

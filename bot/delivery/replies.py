@@ -41,8 +41,8 @@ class Replies:
     An async context manager: leaving it starts no new ones, gives those in progress `GRACE`
     seconds to end, and cancels the rest, which is then owed.
 
-    `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells in
-    which channels an answer that is complete at once may be sent in one call (see Sender).
+    `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells
+    whether an answer to a message that is complete at once may be sent in one call (see Sender).
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Replies:
         preview: Preview | None = None,
         *,
         edits_per_minute: int | None = None,
-        sends_whole: Callable[[ChannelKey], bool] = lambda channel: False,
+        sends_whole: Callable[[IncomingMessage], bool] = lambda message: False,
     ) -> None:
         self._intake = intake
         self._exchanges = intake.exchanges
@@ -172,7 +172,7 @@ class Replies:
             partial(self._exchanges.record_part, worker),
             self._intake.metrics,
             # An earlier run may have sent a placeholder with the same nonce.
-            sends_whole=self._sends_whole(exchange.message.channel) and not worker.is_backlog,
+            sends_whole=self._sends_whole(exchange.message) and not worker.is_backlog,
             compute=asyncio.to_thread,
         )
 

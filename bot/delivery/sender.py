@@ -91,7 +91,7 @@ class Sender:
     where edits are refused, the text is sent whole when it is complete, and the old messages are deleted.
 
     With `sends_whole`, an answer that is complete at once is sent without a placeholder while the
-    channel is busy: it saves a call where few are allowed.  Where sends are not idempotent, one
+    channel is busy or the budget of edits is used up: it saves a call where few are allowed.  Where sends are not idempotent, one
     whose response is lost then doubles the answer instead of leaving a "…".
     """
 

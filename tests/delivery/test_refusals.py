@@ -305,6 +305,16 @@ async def test_a_send_with_a_lost_response_is_repeated_with_the_same_text(world:
 # Edits that a platform counts for all channels together.
 
 
+async def test_answers_that_are_complete_at_once_need_no_edit_of_a_budget_that_is_used_up(world: World) -> None:
+    world.pacer = Pacer(world.messenger.edit_interval, world.clock, edits_per_minute=10)
+    budget = world.pacer.budget
+    assert budget is not None
+    for _ in range(8):
+        await world.clock.run(budget.take_last())
+    await deliver_whole(world, *answered("Paris."), is_busy=False)
+    assert [call.text for call in world.messenger.calls] == ["Paris."]
+
+
 async def test_growing_replies_share_a_budget_and_end_in_time() -> None:
     clock, ends = ManualClock(), dict[str, float]()
     messenger = FakeMessenger(clock, interval=1.3)

@@ -508,7 +508,7 @@ async def test_a_long_read_that_goes_on_is_waited_for(factory: ModelFactory) -> 
         factory.progress(done, 10)
     assert not second.done(), "it has waited for five minutes"
     read.set()
-    assert await asyncio.gather(first, second) == [SUPERSEDED, None]
+    assert (await first, await second) == (SUPERSEDED, None)
     assert await Client(factory).text() == "second"
 
 

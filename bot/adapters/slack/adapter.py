@@ -16,7 +16,7 @@ from bot.adapters.slack.backfill import SlackBackfill
 from bot.adapters.slack.client import identify, web_api
 from bot.adapters.slack.connection import http_server, open_socket, socket_url
 from bot.adapters.slack.handlers import SlackHandlers
-from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger
+from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger, is_slash
 from bot.adapters.slack.parse import PLATFORM, Directory, MessageParser
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.slack.standing import SlackReplies
@@ -65,7 +65,14 @@ class SlackAdapter:
             directory = Directory(api, self._clock)
             parser = MessageParser(me, api, directory, intake.has_history, threads=self._settings.threads)
             async with (
-                Replies(intake, messenger, self._clock, edits_per_minute=EDITS_PER_MINUTE) as replies,
+                Replies(
+                    intake,
+                    messenger,
+                    self._clock,
+                    edits_per_minute=EDITS_PER_MINUTE,
+                    # A send is found again by its nonce, also after a restart; a slash command's shows nothing.
+                    sends_whole=lambda message: not is_slash(message.id),
+                ) as replies,
                 BackgroundTasks() as background,
             ):
                 standing = SlackReplies(api)

@@ -82,7 +82,7 @@ class SlackMessenger:
         may_exist: bool = False,
         continues: str | None = None,
     ) -> str:
-        if reply_to is not None and reply_to.startswith("/"):
+        if reply_to is not None and is_slash(reply_to):
             return reply_to
         thread = thread_of(channel, reply_to)
         payload = {"nonce": nonce} | _present(answers=reply_to, continues=continues)
@@ -119,14 +119,14 @@ class SlackMessenger:
         return await self._once.send(nonce, post, find)
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
-        if message_id.startswith("/"):
+        if is_slash(message_id):
             await self._answer_slash(channel, message_id, text)
             return
         content = {"blocks": [], "attachments": [], **_content(text, controls)}
         await self._web.chat_update(channel=channel.channel, ts=message_id, **content)
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
-        if message_id.startswith("/"):
+        if is_slash(message_id):
             return
         await self._web.chat_delete(channel=channel.channel, ts=message_id)
 
@@ -143,6 +143,11 @@ class SlackMessenger:
             # The command is from before a restart, or its URL has expired.
             await self.send_ephemeral(channel, message_id.split("/")[1], text)
         self._response_urls.pop(message_id, None)
+
+
+def is_slash(message_id: str) -> bool:
+    """Return whether this is the id of a slash command, whose reply is ephemeral."""
+    return message_id.startswith("/")
 
 
 def thread_of(channel: ChannelKey, reply_to: str | None) -> str | None:

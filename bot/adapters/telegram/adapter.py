@@ -65,7 +65,7 @@ class TelegramAdapter:
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
             # A group allows 20 messages a minute, and edits may count.
             replies = Replies(
-                intake, messenger, self._clock, preview, sends_whole=lambda channel: not is_private(channel)
+                intake, messenger, self._clock, preview, sends_whole=lambda message: not is_private(message.channel)
             )
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
             async with BackgroundTasks() as background, replies:
