@@ -71,7 +71,7 @@ class ServerFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorBody:
     """A refused request: `message` may quote the prompt, and is never logged or shown."""
 
     status: int
@@ -95,7 +95,7 @@ class Refusal:
         return {name for name in names if name == self.param or re.search(rf"\b{name}\b", self.message)}
 
 
-def read_refusal(response: httpx.Response, body: bytes) -> Refusal:
+def read_refusal(response: httpx.Response, body: bytes) -> ErrorBody:
     """Return the parts of an error, whatever its form: OpenAI's, vLLM's, Ollama's, a proxy's HTML."""
     text = body.decode("utf-8", "replace")
     try:
@@ -109,10 +109,10 @@ def read_refusal(response: httpx.Response, body: bytes) -> Refusal:
         param = error.get("param")
     except (AttributeError, RecursionError, ValueError):
         message, param = text, None
-    return Refusal(response.status_code, str(message), param if isinstance(param, str) else "")
+    return ErrorBody(response.status_code, str(message), param if isinstance(param, str) else "")
 
 
-def failure(response: httpx.Response, refusal: Refusal) -> ServerFailed:
+def failure(response: httpx.Response, refusal: ErrorBody) -> ServerFailed:
     """Return the fault that a status stands for; nothing of the body, which may quote the prompt."""
     status = response.status_code
     seconds = retry_after(response.headers.get("Retry-After"), 0.0)
