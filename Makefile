@@ -9,7 +9,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # With it, each process of the tests, a worker or a bot, would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test suite lossless reliability weights-test image image-test release sbom lint format words migration clean
+.PHONY: run test suite coverage lossless reliability weights-test image image-test release sbom lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -20,6 +20,11 @@ test: $(VENV)/test-installed
 
 suite: $(VENV)/test-installed
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+# Not in CI: tracing lines doubles the CPU time, and on Python 3.11 a thread's end can then loop for ever in the
+# interpreter, where greenlets are traced too.
+coverage: $(VENV)/test-installed
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-fail-under=90 $(ARGS)
 
 lint: $(VENV)/test-installed
 	@$(BIN)/ruff format --check .

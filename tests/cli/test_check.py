@@ -33,7 +33,11 @@ def prepare(folder: Path) -> None:
         ("[engine]\nmodel = 'empty'", {}, "config.json is missing"),
         ("[engine]\nmodel = 'llama'\nbackend = 'chatglm'", {}, 'set engine.backend = "auto" or "transformers"'),
         ("[models.big]\nmodel = '/models/absent'", {}, 'models.big.model = "/models/absent": no such folder'),
-        ("[embeddings]\nmodel = '/models/absent'", {}, 'embeddings.model = "/models/absent": no such folder'),
+        (
+            "[server]\nenabled = true\nport = 0\n[embeddings]\nmodel = '/models/absent'",
+            {},
+            'embeddings.model = "/models/absent": no such folder',
+        ),
         ("", {"BOT_SECRETS_DIR": "secrets"}, "discord__token: cannot be read: Is a directory"),
     ],
     ids=["key", "type", "no servers", "no folder", "empty folder", "backend", "second model", "embeddings", "secret"],

@@ -6,7 +6,9 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,11 +52,17 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def alone(folder: Path, text: str, limit: int, pooling: str = "mean") -> NDArray[np.float32]:
-    """Compute one vector with the library alone, as text2vec does."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+@cache
+def library(folder: Path) -> tuple[Any, Any]:
+    """Load tokenizer and network with the library alone."""
     network = AutoModel.from_pretrained(folder)
     network.eval()
+    return AutoTokenizer.from_pretrained(folder), network
+
+
+def alone(folder: Path, text: str, limit: int, pooling: str = "mean") -> NDArray[np.float32]:
+    """Compute one vector with the library alone, as text2vec does."""
+    tokenizer, network = library(folder)
     inputs = tokenizer(text.replace("\ud83d", "?"), truncation=True, max_length=limit, return_tensors="pt")
     with torch.inference_mode():
         hidden = network(**inputs).last_hidden_state[0]
