@@ -151,7 +151,7 @@ CODES = {
     ChannelGone: "channel_not_found is_archived is_inactive",
     ContentRefused: "slack_connect_file_link_sharing_blocked slack_connect_blocked_file_type",
     MarkupRefused: "invalid_blocks msg_too_long",
-    PlatformUnavailable: "internal_error fatal_error request_timeout",
+    PlatformUnavailable: "internal_error fatal_error request_timeout unknown_method",
     RateLimited: "ratelimited",
 }
 
