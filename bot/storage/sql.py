@@ -205,15 +205,16 @@ class SqlStore:
                 channel = arrival.message.channel
                 newest[channel] = {**_place(channel), "last_exchange": id, "last_message": arrival.message.id}
         if newest:
-            upsert = self._insert(channels)
-            later = {name: upsert.excluded[name] for name in ("last_exchange", "last_message")}
-            upsert = upsert.on_conflict_do_update(
-                index_elements=list(channels.primary_key),
-                set_=later,
-                where=upsert.excluded.last_exchange > channels.c.last_exchange,
-            )
-            await tx.execute(upsert, list(newest.values()))
+            await self._advance_channels(tx, list(newest.values()))
         return claimed
+
+    async def _advance_channels(self, tx: AsyncConnection, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert channels, or update those whose last exchange is older."""
+        new = self._insert(channels)
+        later = {name: new.excluded[name] for name in ("last_exchange", "last_message")}
+        is_later = new.excluded.last_exchange > channels.c.last_exchange
+        advance = new.on_conflict_do_update(index_elements=list(channels.primary_key), set_=later, where=is_later)
+        await tx.execute(advance, rows)
 
     async def _insert_one(self, tx: AsyncConnection, arrival: _Arrival) -> tuple[int | None, Exchange | None]:
         """Store and claim a message; return the row's id unless the message was known and finished."""
@@ -363,9 +364,10 @@ class SqlStore:
     @shielded
     async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
         here = _exactly(channel) if channel.thread is not None else _within(channel)
-        count = await self._blank(lifecycle.CLEAR, here, _NOT_OPEN_COMMAND, *_earlier(before), with_quotations=True)
-        await self._execute(update(channels).where(_here(channel)).values(is_shortening_told=False))
-        return self._checked(count)
+        places = _here(channel) if channel.thread is not None else _with_threads(channel)
+        begin_anew = update(channels).where(places).values(is_shortening_told=False)
+        which = here, _NOT_OPEN_COMMAND, *_earlier(before)
+        return self._checked(await self._blank(lifecycle.CLEAR, *which, with_quotations=True, beside=begin_anew))
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
@@ -411,7 +413,7 @@ class SqlStore:
                 ids = (await tx.execute(select(exchanges.c.id).where(aged).limit(_BATCH))).scalars().all()
                 questions, last = await self._erase(tx, lifecycle.EXPIRE, exchanges.c.id.in_(ids), said=[])
             count += questions
-        if count and self._vacuum is not None:
+        if self._vacuum is not None:
             await self._vacuum.run()
         return count
 
@@ -438,21 +440,16 @@ class SqlStore:
         return len(rows)
 
     async def _rename_channel(self, tx: AsyncConnection, channel: ChannelKey, to: str) -> None:
-        here = and_(channels.c.platform == channel.platform, channels.c.channel == channel.channel)
-        for row in (await tx.execute(select(channels).where(here))).all():
-            newest = select(exchanges.c.message).where(exchanges.c.id == row.last_exchange)
-            moved = self._insert(channels).values(
-                **{**row._mapping, "channel": to, "last_message": newest.scalar_subquery()}
-            )
-            later = {name: moved.excluded[name] for name in ("last_exchange", "last_message")}
-            await tx.execute(
-                moved.on_conflict_do_update(
-                    index_elements=list(channels.primary_key),
-                    set_=later,
-                    where=moved.excluded.last_exchange > channels.c.last_exchange,
-                )
-            )
+        here = _with_threads(channel)
+        columns = channels.c.thread, channels.c.last_exchange, channels.c.is_shortening_told
+        # The messages have their new ids already.
+        renamed = select(*columns, exchanges.c.message.label("last_message")).where(
+            here, exchanges.c.id == channels.c.last_exchange
+        )
+        rows = [{"platform": channel.platform, "channel": to, **row._mapping} for row in await tx.execute(renamed)]
         await tx.execute(delete(channels).where(here))
+        if rows:
+            await self._advance_channels(tx, rows)
 
     @shielded
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
@@ -537,11 +534,19 @@ class SqlStore:
         """Rows that no worker of this process has claimed; another process that had is gone."""
         return or_(exchanges.c.owner.is_(None), exchanges.c.owner.not_like(f"{self._life}.%"))
 
-    async def _blank(self, transition: Transition, *which: ColumnElement[bool], with_quotations: bool = False) -> int:
-        """Delete texts and names; return the number of questions among the rows."""
+    async def _blank(
+        self,
+        transition: Transition,
+        *which: ColumnElement[bool],
+        with_quotations: bool = False,
+        beside: Update | None = None,
+    ) -> int:
+        """Delete texts and names, with another change; return the number of questions among the rows."""
         async with self._transactions.writing() as tx:
             said = await _said(tx, IS_KEPT, *which) if with_quotations else []
             questions, _ = await self._erase(tx, transition, *which, said=said)
+            if beside is not None:
+                await tx.execute(beside)
         if self._vacuum is not None:
             await self._vacuum.run()
         return questions
@@ -610,10 +615,13 @@ def _here(channel: ChannelKey) -> ColumnElement[bool]:
     return and_(*(channels.c[name] == value for name, value in _place(channel).items()))
 
 
+def _with_threads(channel: ChannelKey) -> ColumnElement[bool]:
+    return and_(channels.c.platform == channel.platform, channels.c.channel == channel.channel)
+
+
 async def _has_channel(tx: AsyncConnection, channel: ChannelKey) -> bool:
     """Return whether the channel, or a thread of it, has exchanges."""
-    known = channels.c.platform == channel.platform, channels.c.channel == channel.channel
-    return (await tx.execute(select(channels.c.thread).where(*known).limit(1))).first() is not None
+    return (await tx.execute(select(channels.c.thread).where(_with_threads(channel)).limit(1))).first() is not None
 
 
 async def _has_rows(tx: AsyncConnection, *which: ColumnElement[bool]) -> bool:

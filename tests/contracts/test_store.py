@@ -310,6 +310,17 @@ async def test_history_is_cut_to_its_newest(store: Store) -> None:
     assert nothing.exchanges == ()
 
 
+async def test_that_turns_are_left_out_is_told_again_after_a_clear(store: Store) -> None:
+    asked = [await begun(store, message(number, channel=channel)) for number, channel in enumerate((ROOM, THREAD))]
+    for exchange in asked:
+        assert not (await store.history(exchange, 5)).is_shortening_told
+        await store.record_shortening(exchange.message.channel)
+        assert (await store.history(exchange, 5)).is_shortening_told
+    await store.clear(ROOM)  # its threads too
+    for exchange in asked:
+        assert not (await store.history(exchange, 5)).is_shortening_told
+
+
 async def test_history_has_only_chats_answered_by_the_model(store: Store) -> None:
     await answered(store, message(1, "stays"), "yes")
     await store.complete(await answered(store, message(2, "delivered"), "yes"))

@@ -488,7 +488,8 @@ async def test_a_load_that_ignores_its_cancellation_is_given_up(factory: ModelFa
     factory.history.append("exit new")
 
 
-async def test_a_long_read_that_goes_on_is_waited_for(factory: ModelFactory) -> None:
+def uninterruptible_read(factory: ModelFactory) -> asyncio.Event:
+    """Let the new model be read until the event is set, whether it is still wanted or not."""
     read = asyncio.Event()
 
     async def ignore_cancellation() -> None:
@@ -499,6 +500,11 @@ async def test_a_long_read_that_goes_on_is_waited_for(factory: ModelFactory) -> 
             factory.history.append("exit new")
 
     factory.on_enter["new"] = ignore_cancellation
+    return read
+
+
+async def test_a_long_read_that_goes_on_is_waited_for(factory: ModelFactory) -> None:
+    read = uninterruptible_read(factory)
     first = asyncio.create_task(factory.engine.change(NEW))
     await factory.recorded("enter new")
     second = asyncio.create_task(factory.engine.change(NEW.model_copy(update={"model": "second"})))
@@ -513,16 +519,7 @@ async def test_a_long_read_that_goes_on_is_waited_for(factory: ModelFactory) -> 
 
 
 async def test_of_three_changes_during_an_uninterruptible_read_only_the_last_loads(factory: ModelFactory) -> None:
-    read = asyncio.Event()
-
-    async def ignore_cancellation() -> None:
-        try:
-            await read.wait()
-        finally:
-            await read.wait()
-            factory.history.append("exit new")
-
-    factory.on_enter["new"] = ignore_cancellation
+    read = uninterruptible_read(factory)
     changes = [asyncio.create_task(factory.engine.change(NEW))]
     await factory.recorded("enter new")
     for model in ("second", "third", "fourth"):
