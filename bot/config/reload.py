@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 import structlog
 
-from bot.config.schema import DEFAULT_MODEL, Config, EngineSection, Section
+from bot.config.schema import DEFAULT_MODEL, Config, EngineSection
+from bot.config.section import Section
 from bot.config.sources import LARGEST_FILE
 from bot.errors import ConfigError
 from bot.util.aio import race

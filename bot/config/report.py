@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from bot.config.schema import AdapterSection, Config, Key, Section
+from bot.config.schema import AdapterSection, Config, Key
 from bot.config.secrets import has_password, is_address
+from bot.config.section import Section
 from bot.config.sources import LoadedConfig
 
 

@@ -1,7 +1,7 @@
 """Settings: the schema of config.toml, environment variables and secret files."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
@@ -11,85 +11,17 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from bot.config.http import EmbeddingsSection, OperationsSection, ServerSection
 from bot.config.secrets import Address, has_raw_at_sign, secret_values
+from bot.config.section import CENTURY, NO_PROXY, PlatformIds, Proxy, Section, split_list, split_pairs
 
 Level = Literal["debug", "info", "warning", "error"]
-
-
-def _split_list(value: object) -> object:
-    """Split a list in an environment variable: `BOT_ACCESS__ADMINS=discord:1,slack:U01`."""
-    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
-
-
-def _split_pairs(value: object) -> object:
-    """Split a table in an environment variable: `BOT_LOGS__LEVELS=bot.engine=debug,alembic=info`."""
-    if not isinstance(value, str):
-        return dict(_flat(value)) if isinstance(value, dict) else value
-    return {key.strip(): word.strip() for key, _, word in (item.partition("=") for item in value.split(","))}
-
-
-def _flat(table: dict[str, object], parent: str = "") -> Iterator[tuple[str, object]]:
-    """Join nested tables: TOML reads bot.engine without quotes as a table in a table."""
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{parent}{name}.")
-        else:
-            yield f"{parent}{name}", value
-
-
-def _check_id(value: str) -> str:
-    platform, colon, id = value.partition(":")
-    if not (platform and colon and id) or value.split() != [value]:
-        raise ValueError(f'{value!r} is not written "platform:id", as in "discord:1234"')
-    return value
-
-
-PlatformId = Annotated[str, AfterValidator(_check_id)]
-PlatformIds = Annotated[tuple[PlatformId, ...], BeforeValidator(_split_list)]
-
-
-def _check_http(url: SecretStr) -> SecretStr:
-    if not re.match(r"(https?://\S+)?$", url.get_secret_value()):
-        raise ValueError('it must begin with http:// or https://, as in "http://proxy:3128"')
-    return url
-
-
-# Secret only if it contains a password.
-Proxy = Annotated[SecretStr, AfterValidator(_check_http), Address]
-NO_PROXY = SecretStr("")
-
-
-# Of any setting: larger numbers overflow in dates, databases or timers.
-_LARGEST_NUMBER = 1_000_000_000
-# Days; earlier dates may have no representation.
-_CENTURY = 36_500
-
-
-class Section(BaseModel):
-    """A section of config.toml; the description of a field is its comment there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _reject_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation in (int, float):
-            raise ValueError(f"{str(value).lower()} is not a number")
-        return value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _reject_overflow(cls, value: object) -> object:
-        if isinstance(value, int | float) and value > _LARGEST_NUMBER:
-            raise ValueError(f"the number is too large; the maximum is {_LARGEST_NUMBER:,}")
-        return value
 
 
 class ConversationSection(Section):
@@ -108,7 +40,7 @@ class ConversationSection(Section):
         default=False, description="show the reasoning of a thinking model until its answer begins"
     )
     catch_up_minutes: float = Field(
-        default=60, ge=0, le=_CENTURY * 24 * 60, description="answer missed messages up to this many minutes old"
+        default=60, ge=0, le=CENTURY * 24 * 60, description="answer missed messages up to this many minutes old"
     )
 
 
@@ -141,7 +73,7 @@ class EngineSection(Section):
         default=64, ge=1, description="maximum queued requests; further ones are rejected with a message"
     )
     ptuning: str = Field(default="", description="folder with a P-Tuning v2 prefix")
-    urls: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = Field(
+    urls: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         default=(), description='remote: addresses of the same model, as in ["http://localhost:11434/v1"]'
     )
     key: SecretStr | None = Field(default=None, description="remote: the key of these servers")
@@ -222,9 +154,7 @@ class StorageSection(Section):
         default=SecretStr("sqlite+aiosqlite:///data/bot.db"),
         description="SQLite or PostgreSQL; put a URL with a password into BOT_STORAGE__URL",
     )
-    retention_days: int = Field(
-        default=0, ge=0, le=_CENTURY, description="delete texts after this many days; 0 = never"
-    )
+    retention_days: int = Field(default=0, ge=0, le=CENTURY, description="delete texts after this many days; 0 = never")
 
     @field_validator("url")
     @classmethod
@@ -269,96 +199,9 @@ class LogsSection(Section):
     format: Literal["auto", "console", "json"] = Field(
         default="auto", description="auto (console on a terminal, else json), console, json"
     )
-    levels: Annotated[dict[str, Level], BeforeValidator(_split_pairs)] = Field(
+    levels: Annotated[dict[str, Level], BeforeValidator(split_pairs)] = Field(
         default_factory=dict, description='per-logger levels: { "bot.engine" = "debug", alembic = "info" }'
     )
-
-
-class OperationsSection(Section):
-    """Health checks and metrics (HTTP): /livez, /readyz and /metrics, without authentication."""
-
-    enabled: Literal["auto"] | bool = Field(
-        default="auto", description="auto (on with any platform except the console), true, false"
-    )
-    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 in a container")
-    port: int = Field(default=9464, ge=0, le=65535, description="port to listen on; 0 = any free port, see the log")
-    stalled_seconds: float = Field(
-        default=60.0, gt=0, description="/readyz returns 503 when one decoding step takes longer than this many seconds"
-    )
-    require_all_platforms: bool = Field(
-        default=False, description="true: one rejected token ends the bot, and /readyz needs every platform"
-    )
-
-
-class KeySection(Section):
-    """A client of the HTTP APIs; what is not set is as in [limits]."""
-
-    secret: SecretStr | None = None
-    models: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = ()
-    requests_per_minute: int | None = Field(default=None, ge=0)
-    tokens_per_hour: int | None = Field(default=None, ge=0)
-    waiting_per_user: int | None = Field(default=None, ge=0)
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """Return its own limits, named as in [limits]."""
-        return self.model_dump(exclude={"secret", "models"}, exclude_none=True)
-
-
-class ServerSection(Section):
-    """HTTP APIs: ChatGLM-6B's own, and OpenAI's chat completions."""
-
-    enabled: bool = Field(default=False, description="serve the HTTP APIs")
-    host: str = Field(
-        default="127.0.0.1", min_length=1, description="address to listen on; any but loopback needs a key"
-    )
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 = any free port, see the log")
-    hosts: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = Field(
-        default=(), description='host names that clients use besides loopback\'s: "bot.example.org"'
-    )
-    origins: Annotated[tuple[str, ...], BeforeValidator(_split_list)] = Field(
-        default=(), description='web pages that may use the APIs: "https://chat.example.org"'
-    )
-    keys: dict[str, KeySection] | None = Field(
-        default=None, description="keys of clients by name, each in BOT_SERVER__KEYS__NAME, as text or sha256:…"
-    )
-
-    @field_validator("keys")
-    @classmethod
-    def _require_secrets(cls, keys: dict[str, KeySection] | None) -> dict[str, KeySection] | None:
-        for name, key in (keys or {}).items():
-            if key.secret is None:
-                raise ValueError(
-                    f"{name!r} has no secret: set BOT_SERVER__KEYS__{name.upper()}; `bot key {name}` makes one"
-                )
-        return keys
-
-    @model_validator(mode="after")
-    def _require_a_key(self) -> Self:
-        if self.host not in {"127.0.0.1", "::1", "localhost"} and not self.keys:
-            why = (
-                f"{self.host!r} is reachable from other machines: set a key in BOT_SERVER__KEYS__NAME, or use 127.0.0.1"
-            )
-            raise PydanticCustomError("one_setting", "see the context", {"setting": "host", "why": why})
-        return self
-
-
-class EmbeddingsSection(Section):
-    """Embeddings: a second model, for the HTTP APIs' /embedding and /v1/embeddings."""
-
-    model: str = Field(
-        default="", description="folder of a sentence encoder of the BERT family (.safetensors); empty = none"
-    )
-    device: str = Field(
-        default="cpu", pattern=r"^(auto|mps|cpu|cuda|cuda:\d+)$", description="auto, cpu, cuda, cuda:1, mps"
-    )
-    max_tokens: int = Field(
-        default=0, ge=0, description="tokens of a text that are read; 0 = as its folder says, else 128"
-    )
-    normalize: bool = Field(
-        default=False, description="vectors of length 1 from /embedding too; those from /v1/embeddings always are"
-    )
-    max_waiting: int = Field(default=16, ge=1, description="maximum queued requests; further ones get a 429")
 
 
 class AdapterSection(Section):

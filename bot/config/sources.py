@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from bot.config.errors import explain, unknown
+from bot.config.http import KeySection
 from bot.config.schema import (
     DEFAULT_MODEL,
     AccessSection,
@@ -27,15 +28,13 @@ from bot.config.schema import (
     Config,
     EngineSection,
     Key,
-    KeySection,
     ModelName,
-    PlatformId,
-    Section,
     known_settings,
     secret_file,
     variable,
 )
 from bot.config.secrets import has_password, is_address, is_secret, is_secret_name
+from bot.config.section import PlatformId, Section
 from bot.config.toml import TomlError, find_lines, parse_toml
 from bot.errors import ConfigError
 from bot.util.files import read_regular

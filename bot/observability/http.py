@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from bot.config.schema import OperationsSection
+from bot.config.http import OperationsSection
 from bot.observability.health import Health
 from bot.util.http_server import serve_app
 

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bot.config.schema import ServerSection
+from bot.config.http import ServerSection
 from bot.server.chatglm import answer, api_error, glm_chat, glm_stream, tokenize
 from bot.server.embeddings import embedding_model, glm_embedding, openai_embeddings
 from bot.server.errors import ApiError, WriteError, bad_request

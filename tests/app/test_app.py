@@ -21,8 +21,9 @@ from bot import app
 from bot.adapters.base import Adapter
 from bot.adapters.console.settings import ConsoleSection
 from bot.chat.intake import Intake
+from bot.config.http import OperationsSection
 from bot.config.reload import ConfigSource
-from bot.config.schema import AdapterSection, Config, EngineSection, OperationsSection, StorageSection
+from bot.config.schema import AdapterSection, Config, EngineSection, StorageSection
 from bot.domain import EngineLoad, ModelStatus
 from bot.engine.base import silent
 from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from prometheus_client import CollectorRegistry
 
-from bot.config.schema import OperationsSection
+from bot.config.http import OperationsSection
 from bot.engine.serving.base import Batch
 from bot.engine.serving.engine import ServingEngine
 from bot.observability.health import Components, Health

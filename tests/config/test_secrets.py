@@ -16,8 +16,9 @@ from pydantic import Field, SecretStr, create_model
 
 from bot.adapters import SETTINGS
 from bot.config.report import report
-from bot.config.schema import AdapterSection, Config, EngineSection, Section
+from bot.config.schema import AdapterSection, Config, EngineSection
 from bot.config.secrets import Address, environment_secrets, is_secret
+from bot.config.section import Section
 from bot.config.sources import LoadedConfig, load_config
 from bot.observability.logging import Redaction
 from tests.cli.test_main import environment

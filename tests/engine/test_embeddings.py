@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
-from bot.config.schema import EmbeddingsSection
+from bot.config.http import EmbeddingsSection
 from bot.engine.embeddings import open_embedder, preflight
 from bot.engine.embeddings.encoder import load_encoder
 from bot.engine.embeddings.queue import BATCH_TOKENS, QueuedEmbedder

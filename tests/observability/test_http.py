@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
-from bot.config.schema import OperationsSection
+from bot.config.http import OperationsSection
 from bot.errors import AddressUnavailable
 from bot.observability.health import Components, Health
 from bot.observability.http import create_app, query_readiness, serve_operations

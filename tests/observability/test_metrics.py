@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from bot.chat.access import Access
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
-from bot.config.schema import AccessSection, ConversationSection, LimitsSection, OperationsSection
+from bot.config.http import OperationsSection
+from bot.config.schema import AccessSection, ConversationSection, LimitsSection
 from bot.delivery.replies import Replies
 from bot.domain import Author, ChannelKey
 from bot.errors import (

@@ -7,7 +7,8 @@ import pytest
 
 from bot.chat.access import Access
 from bot.chat.settings import ChatSettings
-from bot.config.schema import AccessSection, Config, LimitsSection, ServerSection
+from bot.config.http import ServerSection
+from bot.config.schema import AccessSection, Config, LimitsSection
 from bot.engine.embeddings import Embedder
 from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis

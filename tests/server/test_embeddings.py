@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from bot.chat.access import Access
-from bot.config.schema import EmbeddingsSection, ServerSection
+from bot.config.http import EmbeddingsSection, ServerSection
 from bot.engine.embeddings.encoder import load_encoder
 from bot.engine.embeddings.queue import QueuedEmbedder
 from tests.engine.sentences import make_encoder

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from bot.adapters import SETTINGS
 from bot.chat.access import Access
 from bot.cli.key import key
-from bot.config.schema import KeySection, LimitsSection, ServerSection
+from bot.config.http import KeySection, ServerSection
+from bot.config.schema import LimitsSection
 from bot.config.sources import load_config
 from bot.errors import ConfigError
 from bot.server.app import own_limits

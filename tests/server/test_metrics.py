@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bot.config.schema import KeySection, ServerSection
+from bot.config.http import KeySection, ServerSection
 from bot.observability.metrics import PREFIX
 from bot.server.generation import Backend
 from tests.harness.fakes import ScriptedEngine

@@ -7,7 +7,8 @@ import pytest
 
 from bot.chat.access import Access
 from bot.chat.settings import ChatSettings
-from bot.config.schema import Config, EngineSection, ServerSection
+from bot.config.http import ServerSection
+from bot.config.schema import Config, EngineSection
 from bot.engine.base import Progress
 from bot.engine.router import ModelRouter
 from bot.observability.metrics import Metrics

@@ -4,7 +4,8 @@ import aiohttp
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from bot.config.schema import LimitsSection, ServerSection
+from bot.config.http import ServerSection
+from bot.config.schema import LimitsSection
 from bot.server.app import create_server
 from bot.server.generation import Backend
 from bot.util.aio import BackgroundTasks

@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bot.config.schema import EmbeddingsSection, EngineSection
+from bot.config.http import EmbeddingsSection
+from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest, Delta, EngineInfo
 from bot.engine.backends.remote import RemoteEngine
 from bot.engine.embeddings import Embedder, open_embedder

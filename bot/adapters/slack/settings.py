@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 
-from bot.config.schema import NO_PROXY, AdapterSection, Proxy
+from bot.config.schema import AdapterSection
+from bot.config.section import NO_PROXY, Proxy
 
 # Other prefixes are accepted: rotated tokens begin with xoxe.xoxb-, and Slack may add new kinds.
 _KINDS = {"xoxb-": "a bot token", "xapp-": "an app token", "xoxp-": "a user token"}

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from pydantic import Field, SecretStr, field_validator
 
-from bot.config.schema import NO_PROXY, AdapterSection, Proxy
+from bot.config.schema import AdapterSection
+from bot.config.section import NO_PROXY, Proxy
 
 
 class TelegramSection(AdapterSection):

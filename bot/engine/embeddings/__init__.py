@@ -16,7 +16,7 @@ from bot.engine.embeddings.queue import QueuedEmbedder
 from bot.errors import EngineUnavailable
 
 if TYPE_CHECKING:
-    from bot.config.schema import EmbeddingsSection
+    from bot.config.http import EmbeddingsSection
 
 __all__ = ["Embedder", "Embeddings", "open_embedder", "preflight"]
 

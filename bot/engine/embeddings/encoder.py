@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from bot.config.schema import EmbeddingsSection
+from bot.config.http import EmbeddingsSection
 from bot.engine.base import silent
 from bot.engine.chatglm.loading import find_device
 from bot.engine.embeddings.folder import SentenceFolder, read_folder

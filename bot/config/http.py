@@ -1,0 +1,95 @@
+"""Settings of what is served over HTTP: health checks, the APIs and their embeddings."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from bot.config.section import Section, split_list
+
+
+class OperationsSection(Section):
+    """Health checks and metrics (HTTP): /livez, /readyz and /metrics, without authentication."""
+
+    enabled: Literal["auto"] | bool = Field(
+        default="auto", description="auto (on with any platform except the console), true, false"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 in a container")
+    port: int = Field(default=9464, ge=0, le=65535, description="port to listen on; 0 = any free port, see the log")
+    stalled_seconds: float = Field(
+        default=60.0, gt=0, description="/readyz returns 503 when one decoding step takes longer than this many seconds"
+    )
+    require_all_platforms: bool = Field(
+        default=False, description="true: one rejected token ends the bot, and /readyz needs every platform"
+    )
+
+
+class KeySection(Section):
+    """A client of the HTTP APIs; what is not set is as in [limits]."""
+
+    secret: SecretStr | None = None
+    models: Annotated[tuple[str, ...], BeforeValidator(split_list)] = ()
+    requests_per_minute: int | None = Field(default=None, ge=0)
+    tokens_per_hour: int | None = Field(default=None, ge=0)
+    waiting_per_user: int | None = Field(default=None, ge=0)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Return its own limits, named as in [limits]."""
+        return self.model_dump(exclude={"secret", "models"}, exclude_none=True)
+
+
+class ServerSection(Section):
+    """HTTP APIs: ChatGLM-6B's own, and OpenAI's chat completions."""
+
+    enabled: bool = Field(default=False, description="serve the HTTP APIs")
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="address to listen on; any but loopback needs a key"
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 = any free port, see the log")
+    hosts: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
+        default=(), description='host names that clients use besides loopback\'s: "bot.example.org"'
+    )
+    origins: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
+        default=(), description='web pages that may use the APIs: "https://chat.example.org"'
+    )
+    keys: dict[str, KeySection] | None = Field(
+        default=None, description="keys of clients by name, each in BOT_SERVER__KEYS__NAME, as text or sha256:…"
+    )
+
+    @field_validator("keys")
+    @classmethod
+    def _require_secrets(cls, keys: dict[str, KeySection] | None) -> dict[str, KeySection] | None:
+        for name, key in (keys or {}).items():
+            if key.secret is None:
+                raise ValueError(
+                    f"{name!r} has no secret: set BOT_SERVER__KEYS__{name.upper()}; `bot key {name}` makes one"
+                )
+        return keys
+
+    @model_validator(mode="after")
+    def _require_a_key(self) -> Self:
+        if self.host not in {"127.0.0.1", "::1", "localhost"} and not self.keys:
+            why = (
+                f"{self.host!r} is reachable from other machines: set a key in BOT_SERVER__KEYS__NAME, or use 127.0.0.1"
+            )
+            raise PydanticCustomError("one_setting", "see the context", {"setting": "host", "why": why})
+        return self
+
+
+class EmbeddingsSection(Section):
+    """Embeddings: a second model, for the HTTP APIs' /embedding and /v1/embeddings."""
+
+    model: str = Field(
+        default="", description="folder of a sentence encoder of the BERT family (.safetensors); empty = none"
+    )
+    device: str = Field(
+        default="cpu", pattern=r"^(auto|mps|cpu|cuda|cuda:\d+)$", description="auto, cpu, cuda, cuda:1, mps"
+    )
+    max_tokens: int = Field(
+        default=0, ge=0, description="tokens of a text that are read; 0 = as its folder says, else 128"
+    )
+    normalize: bool = Field(
+        default=False, description="vectors of length 1 from /embedding too; those from /v1/embeddings always are"
+    )
+    max_waiting: int = Field(default=16, ge=1, description="maximum queued requests; further ones get a 429")
