@@ -80,7 +80,15 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 for name, each in config.enabled_adapters.items()
             ]
             components.adapters = {each.name: each for each in platforms}
-            backend = Backend(engine, settings, access, config.engine.max_waiting, metrics, models=engine.statuses)
+            backend = Backend(
+                engine,
+                settings,
+                access,
+                config.engine.max_waiting,
+                metrics,
+                models=engine.statuses,
+                aliases=config.server.aliases,
+            )
             log.info("ready", adapters=list(components.adapters), model=engine.info.model, device=engine.info.device)
             async with (
                 Retention(store, config.storage.retention_days, clock) as retention,

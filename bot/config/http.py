@@ -53,6 +53,9 @@ class ServerSection(Section):
     origins: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         default=(), description='web pages that may use the APIs: "https://chat.example.org"'
     )
+    aliases: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
+        default=(), description='other names of the default model for OpenAI\'s clients: "gpt-3.5-turbo"'
+    )
     keys: dict[str, KeySection] | None = Field(
         default=None, description="keys of clients by name, each in BOT_SERVER__KEYS__NAME, as text or sha256:…"
     )

@@ -73,6 +73,8 @@ class Metrics:
         self.api_seconds = self._histogram(
             "api_request_seconds", "Duration of API requests, streams to their end.", ("path",), _LONG
         )
+        self.embedded_texts = self._counter("embedded_texts", "Texts that became vectors.", ())
+        self.embedded_tokens = self._counter("embedded_tokens", "Tokens of these texts.", ())
         self.loop_lateness = self._histogram(
             "loop_lateness_seconds", "How much later than due the event loop wakes a sleep.", (), _SHORT
         )

@@ -5,7 +5,7 @@ Their requests and responses are those of api.py in THUDM/ChatGLM-6B and of unia
 
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -16,37 +16,30 @@ from starlette.responses import JSONResponse, Response
 from bot.domain import ChatRequest, Delta, Finished, SamplingParams
 from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, EventStream, complete, unless_disconnected
-from bot.server.requests import chat_of, history, integer, number, text
+from bot.server.requests import boolean, chat_of, history, integer, number, text
 
-# The answer's limit of clients that name none, prompt included.
+# The limit of prompt and answer together for clients that name none.
 _API_LENGTH = 2048
 _GLM_LENGTH = 4096
 
 
 async def answer(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
-    """`POST /`: the whole answer, with the history that the next request sends."""
-    prompt, turns = text(body, "prompt"), history(body)
-    completion = await unless_disconnected(
-        request, complete(backend, await _request(request, body, backend, prompt, _API_LENGTH))
-    )
-    if completion is None:
-        return None
-    return JSONResponse(
-        {
-            "response": completion.text,
-            "history": [*map(list, turns), [prompt, completion.text]],
-            "status": 200,
-            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-    )
+    """`POST /`: the whole answer, with the history that the next request sends; with `stream`, events of all so far."""
+    prompt, turns, is_stream = text(body, "prompt"), history(body), boolean(body, "stream")
+    # In the original, 0 is the default too.
+    max_length = integer(body, "max_length", None, lowest=0) or _API_LENGTH
+    call = await _request(request, body, backend, prompt, max_length)
+    if is_stream:
+        return _so_far(backend, call, lambda said, tokens: _api_object(turns, prompt, said))
+    completion = await unless_disconnected(request, complete(backend, call))
+    return None if completion is None else JSONResponse(_api_object(turns, prompt, completion.text))
 
 
 async def glm_chat(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
     """`POST /chat` of the GLM API."""
     prompt = text(body, "prompt", "")
-    completion = await unless_disconnected(
-        request, complete(backend, await _request(request, body, backend, prompt, _GLM_LENGTH))
-    )
+    call = await _request(request, body, backend, prompt, _glm_length(body))
+    completion = await unless_disconnected(request, complete(backend, call))
     if completion is None:
         return None
     prompt_tokens = await _pieces(backend, prompt, completion.usage.prompt_tokens)
@@ -56,26 +49,15 @@ async def glm_chat(request: Request, body: Mapping[str, Any], backend: Backend) 
 async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
     """`POST /chat-stream` of the GLM API: each event has all text so far, and the stream just ends."""
     prompt = text(body, "prompt", "")
-    call = await _request(request, body, backend, prompt, _GLM_LENGTH)
+    call = await _request(request, body, backend, prompt, _glm_length(body))
     prompt_tokens = await _pieces(backend, prompt, backend.engine.count_tokens(call.messages))
-
-    async def lines() -> AsyncGenerator[bytes, None]:
-        said, deltas = "", 0
-        async with aclosing(backend.generate(call)) as events:
-            async for event in events:
-                if isinstance(event, Delta):
-                    said, deltas = said + event.text, deltas + 1
-                    yield _event(_glm_object(backend, said, prompt_tokens, deltas))
-                elif isinstance(event, Finished):
-                    yield _event(_glm_object(backend, said, prompt_tokens, event.usage.completion_tokens))
-
-    return EventStream(lines(), lambda error: b"event: error\r\n" + _event({"error": error.message}))
+    return _so_far(backend, call, lambda said, tokens: _glm_object(backend, said, prompt_tokens, tokens))
 
 
 async def tokenize(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
     """`POST /tokenize` of the GLM API: ids as the model gets them, and the pieces of the whole prompt."""
     prompt = text(body, "prompt", "")
-    max_length = integer(body, "max_length", _GLM_LENGTH) or _GLM_LENGTH
+    max_length = _glm_length(body)
     tokens = await backend.tokenize(prompt)
     if tokens is None:
         raise ApiError(501, "this model's tokenizer is not on this server")
@@ -96,11 +78,31 @@ async def _pieces(backend: Backend, prompt: str, otherwise: int) -> int:
     return otherwise if tokens is None else len(tokens.pieces)
 
 
+def _glm_length(body: Mapping[str, Any]) -> int:
+    length = integer(body, "max_length", None)
+    return _GLM_LENGTH if length is None else length
+
+
+def _so_far(backend: Backend, call: ChatRequest, write: Callable[[str, int], object]) -> EventStream:
+    """Stream an object for all text so far, which `write` makes of the text and the number of its tokens."""
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        said, deltas = "", 0
+        async with aclosing(backend.generate(call)) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    said, deltas = said + event.text, deltas + 1
+                    yield _event(write(said, deltas))
+                elif isinstance(event, Finished):
+                    yield _event(write(said, event.usage.completion_tokens))
+
+    return EventStream(lines(), lambda error: b"event: error\r\n" + _event({"error": error.message}))
+
+
 async def _request(
-    request: Request, body: Mapping[str, Any], backend: Backend, prompt: str, length: int
+    request: Request, body: Mapping[str, Any], backend: Backend, prompt: str, max_length: int
 ) -> ChatRequest:
     messages = chat_of(history(body), prompt)
-    max_length = integer(body, "max_length", length, lowest=0) or length
     params = SamplingParams(
         temperature=number(body, "temperature", 0.95, 0, 2),
         top_p=number(body, "top_p", 0.7, 0, 1) or 1.0,
@@ -110,6 +112,15 @@ async def _request(
     if body.get("top_p") == 0:
         params = replace(params, temperature=0.0)  # a sum of 0 leaves the likeliest token only
     return await backend.accept(request.state.client, messages, params)
+
+
+def _api_object(turns: Sequence[tuple[str, str]], prompt: str, said: str) -> dict[str, Any]:
+    return {
+        "response": said,
+        "history": [*map(list, turns), [prompt, said]],
+        "status": 200,
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
 
 
 def _glm_object(backend: Backend, content: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from bot.domain import Usage
 from bot.engine.embeddings import Embedder, Embeddings
 from bot.errors import EngineError
 from bot.server.errors import ApiError, bad_request, of_engine
-from bot.server.generation import Backend, unless_disconnected
+from bot.server.generation import Backend, Client, unless_disconnected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,7 @@ async def glm_embedding(request: Request, body: Mapping[str, Any], backend: Back
     embedder = _embedder(request, backend)
     prompt = body.get("prompt")
     texts = _texts("prompt", [] if prompt is None else prompt)
-    found = await _embed(request, embedder, texts, None)
+    found = await _embed(request, backend, embedder, texts, None)
     if found is None:
         return None
     rest = {"model": embedder.name, "object": "embedding"}
@@ -54,7 +55,7 @@ async def openai_embeddings(request: Request, body: Mapping[str, Any], backend: 
     texts = _texts("input", body.get("input"))
     if not texts or not all(texts):
         raise bad_request("input is empty, or has an empty string", "input")
-    found = await _embed(request, embedder, texts, True)
+    found = await _embed(request, backend, embedder, texts, True)
     if found is None:
         return None
     write = _base64 if encoding == "base64" else _floats
@@ -74,12 +75,7 @@ def embedding_model(embedder: Embedder) -> dict[str, Any]:
 
 def _embedder(request: Request, backend: Backend) -> Embedder:
     if backend.embedder is None:
-        # Clients of OpenAI's try other 5xx again.
-        raise ApiError(
-            501,
-            "this server has no embedding model: its operator can name one in [embeddings]",
-            headers={"x-should-retry": "false"},
-        )
+        raise ApiError(501, "this server has no embedding model: its operator can name one in [embeddings]")
     backend.admit(request.state.client, backend.embedder.name)
     return backend.embedder
 
@@ -110,12 +106,19 @@ def _texts(field: str, value: object) -> list[str]:
 
 
 async def _embed(
-    request: Request, embedder: Embedder, texts: Sequence[str], normalize: bool | None
+    request: Request, backend: Backend, embedder: Embedder, texts: Sequence[str], normalize: bool | None
 ) -> Embeddings | None:
+    client: Client = request.state.client
+    backend.count(client)
     try:
-        return await unless_disconnected(request, embedder.embed(texts, normalize=normalize))
+        found = await unless_disconnected(request, embedder.embed(texts, normalize=normalize))
     except EngineError as error:
         raise of_engine(error) from error
+    if found is not None:
+        backend.access.spend_tokens(client.user, Usage(found.tokens))
+        backend.metrics.embedded_texts.inc(len(texts))
+        backend.metrics.embedded_tokens.inc(found.tokens)
+    return found
 
 
 def _floats(vector: "NDArray[np.float32]") -> list[float]:

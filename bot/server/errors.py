@@ -2,14 +2,21 @@
 
 import math
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 from starlette.responses import Response
 
 from bot.errors import EngineBusy, EngineError, EngineUnavailable, PromptTooLong
 
+# Seconds; OpenAI's clients ignore a longer Retry-After, and repeat the request within 8 s.
+_LONGEST_RETRY_AFTER = 60
+
 
 class ApiError(Exception):
-    """A request that gets no answer: HTTP status, sentence, and OpenAI's code and parameter."""
+    """A request that gets no answer: HTTP status, sentence, and OpenAI's code and parameter.
+
+    Where OpenAI's clients would repeat it in vain, `x-should-retry: false` stops them.
+    """
 
     def __init__(
         self,
@@ -25,6 +32,8 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+        if status == HTTPStatus.NOT_IMPLEMENTED or int(self.headers.get("Retry-After", 0)) > _LONGEST_RETRY_AFTER:
+            self.headers["x-should-retry"] = "false"
         super().__init__(message)
 
 

@@ -43,6 +43,8 @@ T = TypeVar("T")
 _LONG_PROMPT = 16_000
 # Seconds between comments while a stream has nothing to say: proxies cut silent connections after 60 s.
 _PING_SECONDS = 10.0
+# Seconds until the first one, which brings the headers: a refusal comes at once, and has a status of its own.
+_FIRST_PING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +82,22 @@ class Backend:
     metrics: Metrics
     embedder: Embedder | None = None
     models: Callable[[], Sequence[ModelStatus]] = tuple  # if there are several
+    aliases: tuple[str, ...] = ()  # other names of the default one
     _open: Counter[str] = field(default_factory=Counter)  # answers in progress by user
 
     @property
     def context_length(self) -> int:
         return self.engine.info.context_length
 
+    def reads_names(self, model: str | None) -> bool:
+        """Return whether a model, None for the default one, reads "Mei: hello" as words of Mei."""
+        infos = [status.info for status in self.models() if status.name == model] or [self.engine.info]
+        return infos[0] is None or infos[0].reads_names
+
     async def accept(
         self, client: Client, messages: tuple[ChatMessage, ...], params: SamplingParams, name: str | None = None
     ) -> ChatRequest:
         """Return the request for the engine, or its model `name`, counted against the client's limits until `release`.
-
-        A client is a user of the queue and of [limits], as one of a platform is.
 
         Raises:
             ApiError: Paused, too much, or the prompt is beyond the context.
@@ -99,13 +105,21 @@ class Backend:
         self.admit(client, name or self.engine.info.model)
         if name is None and await self._tokens(messages) >= self.context_length:
             raise of_engine(PromptTooLong(await self._tokens(messages), self.context_length))
+        self.count(client)
+        return ChatRequest(messages, params, channel=client.user, user=client.user, model=name)
+
+    def count(self, client: Client) -> None:
+        """Count a request of the client as open until `release`; to [limits] a client is a user.
+
+        Raises:
+            ApiError: It is one too many.
+        """
         refusal = self.access.too_much(client.user, None, str, standing=QueueDepth(author=self._open[client.user]))
         if refusal is not None:
             headers = {"Retry-After": str(math.ceil(refusal.seconds))}
             raise ApiError(429, refusal.text, code="rate_limit_exceeded", headers=headers)
         self._open[client.user] += 1
         client.open += 1
-        return ChatRequest(messages, params, channel=client.user, user=client.user, model=name)
 
     def admit(self, client: Client, model: str) -> None:
         """Check that the client may use the model now.
@@ -208,8 +222,7 @@ class EventStream(Response):
     """Server-sent events that end at once when the client goes away.
 
     An ApiError before the first event is raised, and becomes the response; later it is the last event, as
-    `error_event` writes it.  The headers are sent with the first event, and after `_PING_SECONDS` at the latest,
-    because proxies wait for them.
+    `error_event` writes it.  The headers are sent with the first event, and after `_FIRST_PING_SECONDS` at the latest.
     """
 
     media_type = "text/event-stream"
@@ -219,51 +232,50 @@ class EventStream(Response):
         del self.headers["Content-Length"]
         self._events = events
         self._error_event = error_event
+        self._sending = asyncio.Lock()
+        self._has_begun = False
+        self._is_silent = True  # since the last look
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
+        pinging = asyncio.ensure_future(self._ping(send))
         try:
             await race(asyncio.wait([sending]), _disconnected(receive))
             if sending.done():
                 sending.result()
         finally:
             sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            pinging.cancel()
+            await asyncio.gather(sending, pinging, return_exceptions=True)
             await self._events.aclose()
 
     async def _send(self, send: Send) -> None:
-        has_begun = False
         last = b""
         try:
-            async for data in _with_pings(self._events):
-                if not has_begun:
-                    has_begun = True
-                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            async for data in self._events:
+                self._is_silent = False
+                await self._write(send, data)
         except ApiError as error:
-            if not has_begun:
+            if not self._has_begun:
                 raise
             last = self._error_event(error)
-        await send({"type": "http.response.body", "body": last})
+        await self._write(send, last, more=False)
 
-
-async def _with_pings(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Yield the events, and a comment whenever there was none for a while."""
-    following = asyncio.ensure_future(anext(events, None))
-    try:
+    async def _ping(self, send: Send) -> None:
+        """Send a comment whenever there was no event for a while."""
+        await asyncio.sleep(_FIRST_PING_SECONDS)
         while True:
-            done, _ = await asyncio.wait([following], timeout=_PING_SECONDS)
-            if not done:
-                yield b": waiting\n\n"
-                continue
-            data = following.result()
-            if data is None:
-                return
-            yield data
-            following = asyncio.ensure_future(anext(events, None))
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+            if self._is_silent:
+                await self._write(send, b": waiting\n\n")
+            self._is_silent = True
+            await asyncio.sleep(_PING_SECONDS)
+
+    async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        async with self._sending:
+            if not self._has_begun:
+                self._has_begun = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 async def _disconnected(receive: Callable[[], Awaitable[object]]) -> None:

@@ -6,7 +6,7 @@ Fields and errors follow https://platform.openai.com/docs/api-reference/chat; `t
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +15,21 @@ from uuid import uuid4
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, ModelStatus, Role, SamplingParams, Usage
+from bot.domain import (
+    ChatMessage,
+    ChatRequest,
+    Delta,
+    EngineEvent,
+    Finished,
+    FinishReason,
+    ModelStatus,
+    Role,
+    SamplingParams,
+    Usage,
+)
 from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, Completion, EventStream, complete, unless_disconnected
-from bot.server.requests import integer, number, text
+from bot.server.requests import boolean, integer, number, text
 
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LONGEST_STOP = 4
@@ -62,21 +73,24 @@ _TEXT = _Form(
 
 async def chat_completions(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
     """`POST /v1/chat/completions`, streamed or whole."""
-    return await _completions(request, body, backend, _CHAT, _messages(body), _params(body, backend))
+    model, name = served_model(backend, body.get("model"))
+    messages = _messages(body, reads_names=backend.reads_names(name))
+    return await _completions(request, body, backend, _CHAT, model, name, messages, _params(body, backend))
 
 
 async def completions(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
     """`POST /v1/completions`, streamed or whole: the prompt is a single question, without a history."""
-    for name in ("suffix", "echo"):
-        if body.get(name):
-            raise bad_request(f"{name} is not supported", name)
+    model, name = served_model(backend, body.get("model"))
+    for field in ("suffix", "echo"):
+        if body.get(field):
+            raise bad_request(f"{field} is not supported", field)
     if (integer(body, "best_of", 1, lowest=1) or 1) > 1:
         raise bad_request("best_of is 1 only", "best_of")
     params = _params(body, backend)
     if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
         params = replace(params, max_tokens=_SHORT_ANSWER)
     messages = (ChatMessage("user", text(body, "prompt")),)
-    return await _completions(request, body, backend, _TEXT, messages, params)
+    return await _completions(request, body, backend, _TEXT, model, name, messages, params)
 
 
 async def _completions(
@@ -84,22 +98,21 @@ async def _completions(
     body: Mapping[str, Any],
     backend: Backend,
     form: _Form,
+    model: str,
+    name: str | None,
     messages: tuple[ChatMessage, ...],
     params: SamplingParams,
 ) -> Response | None:
-    model, name = served_model(backend, body.get("model"))
     _refuse_unsupported(body)
     choices = integer(body, "n", 1, lowest=1) or 1
-    is_stream, options = body.get("stream") or False, body.get("stream_options")
-    if not isinstance(is_stream, bool):
-        raise bad_request("stream is not true or false", "stream")
+    is_stream, options = boolean(body, "stream"), body.get("stream_options")
     if choices > _MOST_CHOICES:
         raise bad_request(f"n is at most {_MOST_CHOICES}", "n")
-    if is_stream and choices > 1:
-        raise bad_request("n is 1 for a stream", "n")
     if options is not None and not (is_stream and isinstance(options, dict)):
         raise bad_request("stream_options is an object, and needs stream = true", "stream_options")
+    includes_usage = boolean(options or {}, "include_usage")
     call = await backend.accept(request.state.client, messages, params, name)
+    calls = [_numbered(call, number) for number in range(choices)]
     head: dict[str, Any] = {
         "id": f"{form.prefix}-{uuid4().hex}",
         "object": form.chunk_object if is_stream else form.object,
@@ -108,15 +121,13 @@ async def _completions(
         "system_fingerprint": None,
     }
     if is_stream:
-        includes_usage = (options or {}).get("include_usage") is True
-        chunks = _chunks(backend, call, form, head, includes_usage)
+        chunks = _chunks(backend, calls, form, head, includes_usage)
         return EventStream(chunks, lambda error: _event(_error_object(error)))
-    found = await unless_disconnected(request, _all(backend, [_numbered(call, number) for number in range(choices)]))
+    found = await unless_disconnected(request, _all(backend, calls))
     if found is None:
         return None
-    answer_tokens = sum(each.usage.completion_tokens for each in found)
     whole = [_choice(index, form.whole(each.text), each.reason) for index, each in enumerate(found)]
-    return JSONResponse({**head, "choices": whole, "usage": _usage(Usage(found[0].usage.prompt_tokens, answer_tokens))})
+    return JSONResponse({**head, "choices": whole, "usage": _usage([each.usage for each in found])})
 
 
 def served_model(backend: Backend, asked: object) -> tuple[str, str | None]:
@@ -131,13 +142,17 @@ def served_model(backend: Backend, asked: object) -> tuple[str, str | None]:
         return str(asked), str(asked)
     if asked is None or asked == default:
         return default, None
-    known = ", ".join(map(repr, [default, *names]))
+    if asked in backend.aliases:
+        return str(asked), None
+    known = ", ".join(map(repr, [default, *names, *backend.aliases]))
     raise ApiError(404, f"the model {asked!r} is not served here; use {known}", code="model_not_found", param="model")
 
 
 def model_objects(backend: Backend) -> dict[str, dict[str, Any]]:
     """Describe the models by id, the default one first; one that is not loaded has no context."""
-    statuses = [ModelStatus(backend.engine.info.model, backend.engine.info), *backend.models()[1:]]
+    info = backend.engine.info
+    aliases = [ModelStatus(name, info) for name in backend.aliases]
+    statuses = [ModelStatus(info.model, info), *backend.models()[1:], *aliases]
     return {status.name: _model_object(status) for status in statuses}
 
 
@@ -169,11 +184,12 @@ def _params(body: Mapping[str, Any], backend: Backend) -> SamplingParams:
     longest = integer(body, "max_completion_tokens", longest, lowest=1)
     limits = [each for each in (longest, own.max_tokens) if each]
     top_p = number(body, "top_p", own.top_p, 0, 1)
+    top_k = integer(body, "top_k", own.top_k, lowest=-1) or 0
     return SamplingParams(
         # A sum of 0 leaves the likeliest token only.
         temperature=number(body, "temperature", own.temperature, 0, 2) if top_p else 0.0,
         top_p=top_p or 1.0,
-        top_k=integer(body, "top_k", own.top_k, lowest=0) or 0,
+        top_k=max(top_k, 0),  # vLLM's -1 is all tokens, too
         max_tokens=min(limits, default=None),
         stop=_stop(body.get("stop")),
         seed=integer(body, "seed", None),
@@ -198,14 +214,16 @@ def _stop(value: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _messages(body: Mapping[str, Any]) -> tuple[ChatMessage, ...]:
+def _messages(body: Mapping[str, Any], *, reads_names: bool) -> tuple[ChatMessage, ...]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("messages is missing or empty", "messages")
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
+    return tuple(
+        _message(message, f"messages[{index}]", reads_names=reads_names) for index, message in enumerate(messages)
+    )
 
 
-def _message(message: object, place: str) -> ChatMessage:
+def _message(message: object, place: str, *, reads_names: bool) -> ChatMessage:
     if not isinstance(message, dict):
         raise bad_request(f"{place} is not an object", "messages")
     role = _ROLES.get(text(message, "role", ""))
@@ -218,6 +236,10 @@ def _message(message: object, place: str) -> ChatMessage:
         content = ""
     if not isinstance(content, str):
         raise bad_request(f"{place}.content is missing or not a string", "messages")
+    if (speaker := message.get("name")) is not None and not isinstance(speaker, str):
+        raise bad_request(f"{place}.name is not a string", "messages")
+    if role == "user" and speaker and reads_names:
+        content = f"{speaker}: {content}"  # as in the prompts of group conversations
     return ChatMessage(role, content)
 
 
@@ -230,7 +252,10 @@ def _part(part: object, place: str) -> str:
 
 def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     """Refuse what would silently change the answer if it were ignored."""
-    has_tools = (body.get("tools") or body.get("functions")) and body.get("tool_choice") != "none"
+    has_tools = (body.get("tools") or body.get("functions")) and "none" not in (
+        body.get("tool_choice"),
+        body.get("function_call"),
+    )
     if has_tools:
         raise bad_request("this model does not support tools", "tools")
     if body.get("logprobs") or body.get("top_logprobs"):
@@ -241,29 +266,58 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     for name in ("frequency_penalty", "presence_penalty", "logit_bias"):
         if body.get(name):
             raise bad_request(f"{name} is not supported", name)
+    if number(body, "repetition_penalty", 1, 0, 100) != 1:
+        raise bad_request("repetition_penalty is 1 only", "repetition_penalty")
 
 
 async def _chunks(
-    backend: Backend, call: ChatRequest, form: _Form, head: Mapping[str, Any], includes_usage: bool
+    backend: Backend, calls: Sequence[ChatRequest], form: _Form, head: Mapping[str, Any], includes_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     rest = {"usage": None} if includes_usage else {}
-    has_begun = form.first is None
+    begun: set[int] = set()
+    usages: list[Usage] = []
 
-    def chunk(part: Mapping[str, Any], reason: FinishReason | None = None) -> bytes:
-        return _event({**head, "choices": [_choice(0, part, reason)], **rest})
+    def chunk(index: int, part: Mapping[str, Any], reason: FinishReason | None = None) -> bytes:
+        return _event({**head, "choices": [_choice(index, part, reason)], **rest})
 
-    async with aclosing(backend.generate(call)) as events:
-        async for event in events:
-            if not has_begun and form.first is not None:
-                has_begun = True
-                yield chunk(form.first)
+    async with aclosing(_events(backend, calls)) as events:
+        async for index, event in events:
+            if index not in begun and form.first is not None:
+                begun.add(index)
+                yield chunk(index, form.first)
             if isinstance(event, Delta):
-                yield chunk(form.piece(event.text))
+                yield chunk(index, form.piece(event.text))
             elif isinstance(event, Finished):
-                yield chunk(form.last, event.reason)
-                if includes_usage:
-                    yield _event({**head, "choices": [], "usage": _usage(event.usage)})
+                usages.append(event.usage)
+                yield chunk(index, form.last, event.reason)
+    if includes_usage:
+        yield _event({**head, "choices": [], "usage": _usage(usages)})
     yield b"data: [DONE]\n\n"
+
+
+async def _events(backend: Backend, calls: Sequence[ChatRequest]) -> AsyncGenerator[tuple[int, EngineEvent], None]:
+    """Yield the events of several answers as they come, each with the answer's number."""
+    streams = [backend.generate(call) for call in calls]
+    if len(streams) == 1:  # without a task for each event
+        async with aclosing(streams[0]) as events:
+            async for event in events:
+                yield 0, event
+        return
+    following = {asyncio.ensure_future(anext(stream, None)): index for index, stream in enumerate(streams)}
+    try:
+        while following:
+            done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                found, index = task.result(), following.pop(task)
+                if found is not None:
+                    following[asyncio.ensure_future(anext(streams[index], None))] = index
+                    yield index, found
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
 
 
 def _choice(index: int, part: Mapping[str, Any], reason: FinishReason | None) -> dict[str, Any]:
@@ -276,9 +330,7 @@ def _event(value: object) -> bytes:
     return f"data: {json.dumps(value)}\n\n".encode()
 
 
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+def _usage(usages: Sequence[Usage]) -> dict[str, int]:
+    """Write the usage of the answers to one prompt, which counts once."""
+    prompt, answers = usages[0].prompt_tokens, sum(each.completion_tokens for each in usages)
+    return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}

@@ -43,6 +43,8 @@ _USAGE = _object(
     "prompt_tokens",
     "total_tokens",
 )
+# True and false in any way that servers built on pydantic accept: 1, "yes".
+_BOOLEAN: Schema = {"type": ["boolean", "integer", "string"], "default": False}
 _REASON = _optional(_string(enum=["stop", "length"]))
 
 SCHEMAS: dict[str, Schema] = {
@@ -52,6 +54,7 @@ SCHEMAS: dict[str, Schema] = {
             "history": _HISTORY,
             "max_length": _optional(_integer("Tokens of prompt and answer together; 2048 or 4096.", minimum=0)),
             **_SAMPLING,
+            "stream": _optional({**_BOOLEAN, "description": "POST / only: events, each with all text so far."}),
         },
         "prompt",
     ),
@@ -113,6 +116,7 @@ SCHEMAS: dict[str, Schema] = {
     "Message": _object(
         {
             "role": _string(enum=["system", "developer", "user", "assistant"]),
+            "name": _optional(_string("The speaker, whom the model reads before a user's text.")),
             "content": {
                 "anyOf": [
                     _string(),
@@ -127,14 +131,14 @@ SCHEMAS: dict[str, Schema] = {
         {
             "model": _optional(_string("An id of /v1/models.")),
             **_SAMPLING,
-            "top_k": _optional(_integer("0 for all tokens.", minimum=0)),
+            "top_k": _optional(_integer("0 or -1 for all tokens.", minimum=-1)),
             "max_tokens": _optional(_integer(minimum=1)),
             "max_completion_tokens": _optional(_integer(minimum=1)),
             "stop": {"anyOf": [_string(minLength=1), _list(_string(minLength=1), maxItems=4), {"type": "null"}]},
             "seed": _optional(_integer()),
-            "n": _optional(_integer("Answers; 1 for a stream.", minimum=1, maximum=8)),
-            "stream": {"type": "boolean", "default": False},
-            "stream_options": _optional(_object({"include_usage": {"type": "boolean"}})),
+            "n": _optional(_integer("Answers.", minimum=1, maximum=8)),
+            "stream": _optional(_BOOLEAN),
+            "stream_options": _optional(_object({"include_usage": _optional(_BOOLEAN)})),
         }
     ),
     "ChatQuestion": {
@@ -276,7 +280,7 @@ def _get(summary: str, answer: str, *parameters: str) -> dict[str, Any]:
 _HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 
 PATHS: dict[str, dict[str, Any]] = {
-    "/": _post("Answer, as ChatGLM-6B's api.py", "Question", "Answer", {"prompt": "你好", "history": []}),
+    "/": _post("Answer, as ChatGLM-6B's api.py", "Question", "Answer", {"prompt": "你好", "history": []}, streams=True),
     "/chat": {
         "post": {
             "summary": "Answer, as the GLM API; with request_id and query, begin an answer of the polling API",

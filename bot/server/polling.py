@@ -24,6 +24,8 @@ from bot.util.clock import Clock
 # Seconds for which a finished answer can be read, and the number that is kept.
 _KEPT_SECONDS = 3600.0
 _KEPT = 1000
+# Answers in progress, beyond which the original is busy: 10 at work and 20 waiting.
+_MOST_OPEN = 30
 
 _BUSY, _KNOWN, _UNKNOWN, _BAD = 100, 101, 102, 103
 
@@ -63,11 +65,13 @@ class Polling:
         id = _id_of(request, body)
         query, turns = text(body, "query"), history(body)
         self._forget_old()
+        if self._open > _MOST_OPEN or backend.engine.load.waiting >= backend.max_waiting:
+            return _code(_BUSY, "busy now")
         if id in self._results:
             return _code(_KNOWN, "request_id already exists")
-        load = backend.engine.load
-        if load.waiting >= backend.max_waiting or len(self._results) >= _KEPT:
-            return _code(_BUSY, "busy now")
+        if len(self._results) >= _KEPT:
+            finished = {id: result.ended for id, result in self._results.items() if result.is_finished}
+            del self._results[min(finished, key=finished.__getitem__)]
         # Its own, because the answer outlives this request.
         client = replace(request.state.client)
         result = self._results[id] = _Result()
@@ -106,6 +110,10 @@ class Polling:
             backend.release(client)
             result.is_handled = result.is_finished = True
             result.ended = self._clock.now()
+
+    @property
+    def _open(self) -> int:
+        return sum(not result.is_finished for result in self._results.values())
 
     def _forget_old(self) -> None:
         oldest = self._clock.now() - _KEPT_SECONDS

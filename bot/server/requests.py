@@ -18,6 +18,12 @@ _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _MISSING = object()
 
+# As servers built on pydantic read a boolean, besides JSON's own: 1, "1", "yes".
+_BOOLEANS = {
+    **dict.fromkeys(("1", "true", "t", "yes", "y", "on"), True),
+    **dict.fromkeys(("0", "false", "f", "no", "n", "off"), False),
+}
+
 
 async def read_object(request: Request) -> dict[str, Any]:
     """Return the JSON object of a body, whatever its content type says.
@@ -74,12 +80,25 @@ def integer(body: Mapping[str, Any], name: str, default: int | None, lowest: int
     return value
 
 
+def boolean(body: Mapping[str, Any], name: str) -> bool:
+    """Return a field that is true or false; null counts as false, and 1 or "yes" is true."""
+    value = body.get(name)
+    if isinstance(value, bool) or value is None:
+        return bool(value)
+    found = _BOOLEANS.get(str(value).lower())
+    if found is None:
+        raise bad_request(f"{name} is not true or false", name)
+    return found
+
+
 def history(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the turns of a history: pairs of question and answer.
 
     One client of the GLM API sends its turns as one flat list, [[q1, a1, q2, a2]].
     """
-    turns = body.get("history") or []
+    turns = body.get("history")
+    if turns is None:
+        return []
     if not isinstance(turns, list):
         raise bad_request("history is not a list of [question, answer]", "history")
     if len(turns) == 1 and isinstance(turns[0], list) and len(turns[0]) > 2 and len(turns[0]) % 2 == 0:

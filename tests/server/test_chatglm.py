@@ -51,6 +51,30 @@ async def test_a_flat_history_is_read_as_turns(http: aiohttp.ClientSession, engi
     assert [message.content for message in engine.requests[0].messages] == ["a", "A", "b", "B", "c"]
 
 
+async def test_a_stream_of_the_first_api_has_the_same_object_with_all_text_so_far(
+    http: aiohttp.ClientSession, engine: ScriptedEngine
+) -> None:
+    async with http.post("/", json={"prompt": "two", "history": [["one", "1"]], "stream": 1}) as response:
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        body = await response.read()
+    events = [json.loads(line.removeprefix(b"data: ")) for line in body.split(b"\r\n\r\n") if line]
+    assert [event["response"] for event in events] == ["It ", "It is ", "It is 天气。", "It is 天气。"]
+    assert [list(event) for event in events] == [["response", "history", "status", "time"]] * 4
+    assert events[-1]["history"] == [["one", "1"], ["two", "It is 天气。"]]
+    engine.add(["It ", EngineFailed("the text of a user")])
+    async with http.post("/", json={"prompt": "two", "stream": 1}) as response:
+        assert (await response.text()).endswith(
+            'event: error\r\ndata: {"error": "the model failed on this request"}\r\n\r\n'
+        )
+
+
+async def test_zero_tokens_are_the_default_of_the_first_api_only(http: aiohttp.ClientSession) -> None:
+    assert (await post(http, "/", {"prompt": "abc", "max_length": 0}))[0] == 200
+    for path in ("/chat", "/chat-stream", "/tokenize"):
+        status, answer = await post(http, path, {"prompt": "abc", "max_length": 0})
+        assert (status, "max_length" in answer["error"]) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -61,6 +85,8 @@ async def test_a_flat_history_is_read_as_turns(http: aiohttp.ClientSession, engi
         ([], "not a JSON object"),
         ({"prompt": 5}, "prompt"),
         ({"prompt": "a", "history": "b"}, "history"),
+        ({"prompt": "a", "history": ""}, "history"),
+        ({"prompt": "a", "history": 0}, "history"),
         ({"prompt": "a", "history": [["one element"]]}, "history"),
         ({"prompt": "a", "history": [["b", 1]]}, "history"),
         ({"prompt": "a", "temperature": "warm"}, "temperature"),

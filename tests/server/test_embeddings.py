@@ -14,10 +14,14 @@ import pytest
 
 from bot.chat.access import Access
 from bot.config.http import EmbeddingsSection, ServerSection
+from bot.config.schema import AccessSection, LimitsSection
 from bot.engine.embeddings.encoder import load_encoder
 from bot.engine.embeddings.queue import QueuedEmbedder
+from bot.observability.metrics import PREFIX
+from bot.server.generation import Backend
 from tests.engine.sentences import make_encoder
 from tests.engine.test_embeddings import Gate, alone
+from tests.harness.fakes import ManualClock
 
 TEXTS = ["cat dog", "今天天气很好", "a"]
 PATHS = ["/embedding", "/v1/embeddings"]
@@ -140,6 +144,32 @@ async def test_a_paused_bot_refuses(http: aiohttp.ClientSession, access: Access,
     assert "paused" in str(found["error"])
 
 
+class TestLimits:
+    @pytest.fixture
+    def limits(self) -> LimitsSection:
+        return LimitsSection(requests_per_minute=3, tokens_per_hour=6, waiting_per_user=0)
+
+    @pytest.mark.parametrize("path", PATHS)
+    async def test_requests_and_tokens_count_as_those_of_chat_do(
+        self, http: aiohttp.ClientSession, backend: Backend, clock: ManualClock, path: str
+    ) -> None:
+        assert (await post(http, path, {"prompt": ["a", 5], "input": ["a", 5]}))[0] == 400
+        body = {"prompt": ["cat"], "input": ["cat"]}
+        for _ in range(2):
+            assert (await post(http, path, body))[0] == 200
+        async with http.post(path, json=body) as response:
+            assert (response.status, response.headers["Retry-After"]) == (429, "3600")
+            assert "quota" in await response.text()
+        async with http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}]}) as chat:
+            assert chat.status == 429
+        clock.jump(3600)
+        assert (await post(http, path, body))[0] == 200
+        counted = [
+            backend.metrics.registry.get_sample_value(f"{PREFIX}_embedded_{what}_total") for what in ("texts", "tokens")
+        ]
+        assert counted == [3, 9]
+
+
 class TestKeys:
     @pytest.fixture
     def settings(self) -> ServerSection:
@@ -181,6 +211,10 @@ class TestWithoutAModel:
 
 class TestQueue:
     @pytest.fixture
+    def limits(self) -> LimitsSection:
+        return LimitsSection(requests_per_minute=0, tokens_per_hour=0, waiting_per_user=0)
+
+    @pytest.fixture
     def gate(self, folder: Path) -> Gate:
         return Gate(folder)
 
@@ -188,6 +222,17 @@ class TestQueue:
     async def embedder(self, gate: Gate) -> AsyncIterator[QueuedEmbedder]:
         async with QueuedEmbedder(lambda: gate, max_waiting=1) as embedder:
             yield embedder
+
+    async def test_a_call_in_progress_is_an_open_request(
+        self, http: aiohttp.ClientSession, gate: Gate, backend: Backend
+    ) -> None:
+        backend.access.reconfigure(AccessSection(), LimitsSection(waiting_per_user=1))
+        first = asyncio.ensure_future(post(http, "/embedding", BODY))
+        assert await asyncio.to_thread(gate.has_begun.acquire, timeout=600)
+        status, found = await post(http, "/v1/embeddings", BODY)
+        assert (status, found["error"]["code"]) == (429, "rate_limit_exceeded")
+        gate.go_on.release()
+        assert (await first)[0] == 200
 
     @pytest.mark.parametrize("path", PATHS)
     async def test_a_full_one_is_a_429_and_a_client_that_leaves_frees_its_place(

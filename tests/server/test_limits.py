@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 
 from bot.config.schema import LimitsSection
@@ -66,6 +67,14 @@ class TestTokens:
         assert (status, "quota" in error["message"], wait) == (429, True, "3600")
         clock.jump(3600)
         assert (await ask(http))[0] == 200
+
+    async def test_the_client_does_not_wait_for_an_hour(self, url: str, http: aiohttp.ClientSession) -> None:
+        assert (await ask(http))[0] == 200
+        assert (await ask(http))[0] == 200
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=5) as client:
+            with pytest.raises(openai.RateLimitError, match="quota") as caught:
+                await client.chat.completions.create(model="scripted", messages=ASK["messages"])
+        assert caught.value.request.headers["x-stainless-retry-count"] == "0"
 
     async def test_an_answer_that_is_cut_off_counts_as_far_as_it_came(
         self, http: aiohttp.ClientSession, engine: ScriptedEngine

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -9,9 +10,16 @@ import openai
 import pytest
 
 from bot.chat.access import Access
+from bot.chat.settings import ChatSettings
+from bot.config.http import ServerSection
+from bot.config.schema import Config
 from bot.domain import ChatMessage, Finished, FinishReason, Usage
 from bot.errors import EngineBusy, EngineFailed
-from tests.harness.fakes import ScriptedEngine
+from bot.observability.metrics import Metrics
+from bot.server.app import serve_apis
+from bot.server.generation import Backend
+from tests.harness.fakes import ManualClock, ScriptedEngine
+from tests.harness.platform import TIMEOUT
 from tests.server.conftest import MAX_WAITING
 
 QUESTION: list[Any] = [{"role": "user", "content": "what?"}]
@@ -51,11 +59,66 @@ async def test_the_synchronous_client_works_too(url: str) -> None:
     assert await asyncio.to_thread(ask) == "It is 天气。"
 
 
-async def test_models_are_listed_and_found_with_a_slash(client: openai.AsyncOpenAI) -> None:
+async def test_models_are_listed_and_found(client: openai.AsyncOpenAI) -> None:
     assert [model.id for model in (await client.models.list()).data] == ["scripted"]
     assert (await client.models.retrieve("scripted")).object == "model"
     with pytest.raises(openai.NotFoundError, match="THUDM/chatglm-6b"):
         await client.models.retrieve("THUDM/chatglm-6b")
+
+
+class TestNames:
+    @pytest.fixture
+    async def engine(self) -> AsyncIterator[ScriptedEngine]:
+        async with ScriptedEngine(model="THUDM/chatglm-6b") as engine:
+            yield engine
+
+    @pytest.fixture
+    def backend(self, backend: Backend) -> Backend:
+        return replace(backend, aliases=("gpt-3.5-turbo", "gpt-4"))
+
+    async def test_a_model_with_a_slash_and_its_aliases_are_found_and_used(self, client: openai.AsyncOpenAI) -> None:
+        names = ["THUDM/chatglm-6b", "gpt-3.5-turbo", "gpt-4"]
+        assert [model.id for model in (await client.models.list()).data] == names
+        for name in names:
+            assert (await client.models.retrieve(name)).id == name
+            answer = await client.chat.completions.create(model=name, messages=QUESTION)
+            assert (answer.model, answer.choices[0].message.content) == (name, "ok")
+        with pytest.raises(openai.NotFoundError, match="'gpt-4'"):
+            await client.chat.completions.create(model="gpt-5", messages=QUESTION)
+
+
+async def test_the_speakers_name_is_before_the_text_of_a_user(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    await client.chat.completions.create(
+        model="scripted",
+        messages=[
+            {"role": "system", "content": "Be brief.", "name": "rules"},
+            {"role": "user", "content": "Hi.", "name": "Mei"},
+            {"role": "assistant", "content": "Hello.", "name": "bot"},
+            {"role": "user", "content": [{"type": "text", "text": "Me too."}], "name": "Ana"},
+        ],
+    )
+    assert [message.content for message in engine.requests[0].messages] == [
+        "Be brief.",
+        "Mei: Hi.",
+        "Hello.",
+        "Ana: Me too.",
+    ]
+
+
+async def test_a_model_that_would_repeat_names_gets_none(
+    access: Access, clock: ManualClock, settings: ServerSection
+) -> None:
+    async with ScriptedEngine(reads_names=False) as engine:
+        backend = Backend(engine, ChatSettings.of(Config()), access, MAX_WAITING, Metrics())
+        async with (
+            serve_apis(settings, backend, clock) as port,
+            openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any") as client,
+        ):
+            message: Any = {**QUESTION[0], "name": "Mei"}
+            await client.chat.completions.create(model="scripted", messages=[message])
+    assert engine.requests[0].messages == (ChatMessage("user", "what?"),)
 
 
 async def test_parameters_reach_the_engine(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
@@ -109,6 +172,7 @@ async def test_an_answer_that_is_cut_says_so(client: openai.AsyncOpenAI, engine:
         ({"messages": [{"role": "user"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"messages": ["a"]}, "messages"),
+        ({"messages": [{"role": "user", "content": "a", "name": 5}]}, "messages"),
         ({"temperature": 3}, "temperature"),
         ({"top_p": -1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -116,7 +180,12 @@ async def test_an_answer_that_is_cut_says_so(client: openai.AsyncOpenAI, engine:
         ({"stop": ""}, "stop"),
         ({"stop": [""]}, "stop"),
         ({"n": 9}, "n"),
-        ({"n": 2, "stream": True}, "n"),
+        ({"stream": "perhaps"}, "stream"),
+        ({"stream": 2}, "stream"),
+        ({"stream": [True]}, "stream"),
+        ({"stream": True, "stream_options": {"include_usage": "perhaps"}}, "include_usage"),
+        ({"top_k": -2}, "top_k"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty"),
         ({"seed": "x"}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"stream_options": {}}, "stream_options"),
@@ -136,7 +205,7 @@ async def test_what_would_change_the_answer_is_refused_by_name(
     assert answer["error"]["message"]
 
 
-async def test_what_changes_nothing_is_accepted(client: openai.AsyncOpenAI) -> None:
+async def test_what_changes_nothing_is_accepted(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
     await client.chat.completions.create(
         model="scripted",
         messages=QUESTION,
@@ -144,10 +213,72 @@ async def test_what_changes_nothing_is_accepted(client: openai.AsyncOpenAI) -> N
         frequency_penalty=0,
         logit_bias={},
         tools=[],
+        functions=[{"name": "f"}],
+        function_call="none",
         response_format={"type": "text"},
         user="me",
         stream=False,
+        extra_body={"repetition_penalty": 1, "top_k": -1},
     )
+    assert engine.requests[0].params.top_k == 0
+
+
+@pytest.mark.parametrize("true", [True, 1, "1", "true", "Yes", "on"])
+async def test_a_stream_is_asked_for_as_other_servers_allow(http: aiohttp.ClientSession, true: object) -> None:
+    for path, body in (("/v1/chat/completions", BODY), ("/v1/completions", {"prompt": "a"}), ("/", {"prompt": "a"})):
+        async with http.post(path, json={**body, "stream": true}) as response:
+            assert (response.status, response.content_type) == (200, "text/event-stream")
+    for false in (False, 0, "0", "off", None):
+        async with http.post("/v1/chat/completions", json={**BODY, "stream": false}) as response:
+            assert (response.status, response.content_type) == (200, "application/json")
+
+
+class TestSeveralAnswersInAStream:
+    @pytest.fixture
+    async def engine(self) -> AsyncIterator[ScriptedEngine]:
+        async with ScriptedEngine(max_batch_size=2) as engine:
+            yield engine
+
+    async def test_each_has_its_number(self, client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+        second = asyncio.Event()
+        engine.add(["one ", second, "more"], ["two"])
+        stream = await client.chat.completions.create(
+            model="scripted", messages=QUESTION, n=2, seed=8, stream=True, stream_options={"include_usage": True}
+        )
+        texts, reasons = ["", ""], {}
+        async for chunk in stream:
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+                if choice.finish_reason:
+                    reasons[choice.index] = choice.finish_reason
+                    second.set()  # the other one has not ended
+        assert (texts, reasons) == (["one more", "two"], {0: "stop", 1: "stop"})
+        assert chunk.usage is not None
+        assert (chunk.usage.prompt_tokens, chunk.usage.completion_tokens) == (5, 11)
+        assert sorted(request.params.seed or 0 for request in engine.requests) == [8, 9]
+
+
+async def test_a_client_that_leaves_frees_the_slots_of_all_its_answers(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    engine.add(["one ", asyncio.Event()])
+    async with await client.chat.completions.create(model="scripted", messages=QUESTION, n=3, stream=True) as stream:
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+    await engine.left(3)
+    assert (engine.load.running, engine.load.waiting) == (0, 0)
+
+
+async def test_a_stream_that_is_accepted_has_its_headers_before_the_first_text(
+    http: aiohttp.ClientSession, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.server.generation._PING_SECONDS", 2 * TIMEOUT)
+    engine.go_on.clear()
+    async with asyncio.timeout(TIMEOUT), http.post("/v1/chat/completions", json={**BODY, "stream": True}) as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream")
+        engine.go_on.set()
+        assert (await response.text()).endswith("data: [DONE]\n\n")
 
 
 async def test_a_prompt_beyond_the_context_has_its_code(client: openai.AsyncOpenAI) -> None:
@@ -264,7 +395,7 @@ async def test_a_text_is_completed_as_a_single_question(client: openai.AsyncOpen
         ({"echo": True}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"logprobs": 3}, "logprobs"),
-        ({"stream": "yes"}, "stream"),
+        ({"stream": "perhaps"}, "stream"),
         ({"stream": True, "stream_options": []}, "stream_options"),
     ],
 )

@@ -1,12 +1,16 @@
 """The polling API: states, codes and forgetting."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import pytest
 
+from bot.config.schema import LimitsSection
 from bot.errors import EngineFailed
+from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
 
 
@@ -77,6 +81,45 @@ async def test_too_many_waiting_are_busy_and_a_fault_ends_an_answer(
     assert (await finished(http, 2))["response"] == "It is 天气。"
     assert (await call(http, "/chat", request_id=3, query="a"))["code"] == 0
     await finished(http, 3)
+
+
+class TestMany:
+    @pytest.fixture
+    async def engine(self) -> AsyncIterator[ScriptedEngine]:
+        async with ScriptedEngine(max_batch_size=1) as engine:
+            yield engine
+
+    @pytest.fixture
+    def limits(self) -> LimitsSection:
+        return LimitsSection(requests_per_minute=0, waiting_per_user=0)
+
+    @pytest.fixture
+    def backend(self, backend: Backend) -> Backend:
+        return replace(backend, max_waiting=64)
+
+    async def test_the_32nd_at_once_is_refused_even_with_a_known_id(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine
+    ) -> None:
+        engine.go_on.clear()
+        codes = [(await call(http, "/chat", request_id=number, query="a"))["code"] for number in range(31)]
+        assert codes == [0] * 31
+        for id in (31, 0):
+            assert await call(http, "/chat", request_id=id, query="a") == {"code": 100, "msg": "busy now"}
+        engine.go_on.set()
+        for number in range(31):
+            await finished(http, number)
+        assert (await call(http, "/chat", request_id=0, query="a"))["code"] == 101
+
+    async def test_of_many_finished_answers_the_oldest_are_forgotten(
+        self, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch, clock: ManualClock
+    ) -> None:
+        monkeypatch.setattr("bot.server.polling._KEPT", 2)
+        for number in range(4):
+            assert (await call(http, "/chat", request_id=number, query="a"))["code"] == 0
+            await finished(http, number)
+            clock.jump(1)
+        codes = [(await call(http, "/get_response", request_id=number))["code"] for number in range(4)]
+        assert codes == [102, 102, 0, 0]
 
 
 async def test_answers_are_forgotten_after_an_hour(http: aiohttp.ClientSession, clock: ManualClock) -> None:

@@ -47,7 +47,10 @@ class ScriptedEngine:
         context_length: int = 2048,
         max_batch_size: int = 8,
         max_waiting: int = 64,
+        model: str = "scripted",
+        reads_names: bool = True,
     ) -> None:
+        self._info = EngineInfo(model, "scripted", "none", "none", "none", context_length, reads_names=reads_names)
         self.requests: list[ChatRequest] = []
         self.closed: list[ChatRequest] = []
         self.since_progress = 0.0
@@ -62,7 +65,7 @@ class ScriptedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("scripted", "scripted", "none", "none", "none", self._context_length)
+        return replace(self._info, context_length=self._context_length)
 
     @property
     def load(self) -> EngineLoad:
