@@ -5,6 +5,7 @@
 # TORCH_INDEX   an extra index for torch; "" is PyPI alone, whose Linux build is the CUDA one.  CPU build:
 #               https://download.pytorch.org/whl/cpu
 # EXTRAS        of the package: postgres, transformers
+# LOCAL         false leaves out torch and all else that local models need: for engine.backend = "remote"
 # REVISION      of the sources, for the label
 
 ARG BASE=python:3.11-slim-bookworm
@@ -13,6 +14,7 @@ ARG BUILD_BASE=python:3.11-bookworm
 FROM ${BUILD_BASE} AS build
 ARG TORCH_INDEX=""
 ARG EXTRAS="postgres,transformers"
+ARG LOCAL=true
 RUN python3 -m venv /opt/bot
 ENV PATH=/opt/bot/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
 WORKDIR /src
@@ -22,16 +24,23 @@ COPY constraints.txt pyproject.toml ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     version=$(grep '^torch==' constraints.txt) && \
     if [ -n "$TORCH_INDEX" ]; then set -- --extra-index-url "$TORCH_INDEX"; fi && \
-    pip install "$@" --constraint constraints.txt "$version"
+    if [ "$LOCAL" = true ]; then pip install "$@" --constraint constraints.txt "$version"; fi
 COPY bot/__init__.py bot/__init__.py
+COPY release/requirements.py release/requirements.py
 COPY README.md LICENSE ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    mkdir migrations && pip install --constraint constraints.txt ".[$EXTRAS]" && pip uninstall --yes chatglm-bot
+    mkdir migrations && \
+    if [ "$LOCAL" = true ]; then \
+        pip install --constraint constraints.txt ".[$EXTRAS]" && pip uninstall --yes chatglm-bot; \
+    else \
+        python3 -m release.requirements "$EXTRAS" >/tmp/requirements && \
+        pip install --constraint constraints.txt --requirement /tmp/requirements; \
+    fi
 COPY . .
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --constraint constraints.txt --no-deps . && \
     pip uninstall --yes pip && \
-    if command -v cc; then python3 -P -m bot.engine.kernels.native.build; fi && \
+    if [ "$LOCAL" = true ] && command -v cc; then python3 -P -m bot.engine.kernels.native.build; fi && \
     find /opt/bot -depth \( -name tests -path '*/torch/*' -o -name test -path '*/torch/*' \) -type d -exec rm -r {} + && \
     rm -rf /opt/bot/lib/python3*/site-packages/torch/include && \
     install -d -o 10001 -g 10001 /data

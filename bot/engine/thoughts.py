@@ -1,21 +1,26 @@
 """Tell a model's reasoning, `<think>…</think>` before its answer, from the answer."""
 
-_OPEN, _CLOSE = "<think>", "</think>"
+from collections.abc import Iterator
+
+from bot.domain import Delta, EngineEvent, Finished, Thought
+
+_OPEN, _CLOSE = TAGS = "<think>", "</think>"
 
 
 class Thoughts:
     r"""Separates `<think>…</think>` at the beginning of an answer from the text after it.
 
-    Tags may be cut anywhere; later ones are part of the answer.
+    Tags may be cut anywhere; later ones are part of the answer.  With `is_thinking` the prompt
+    has opened the first one.
 
     >>> thoughts = Thoughts()
     >>> [thoughts.feed(text) for text in ("<th", "ink>2+", "2</thi", "nk>", "\n\nFour", " <think>")]
     [('', ''), ('2+', ''), ('2', ''), ('', ''), ('', 'Four'), ('', ' <think>')]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_thinking: bool = False) -> None:
         self._pending = ""  # what may be the beginning of a tag
-        self._is_thinking = False
+        self._is_thinking = is_thinking
         self._has_begun = False  # the text of the answer
 
     def feed(self, text: str) -> tuple[str, str]:
@@ -48,6 +53,23 @@ class Thoughts:
     def _begin(self, text: str) -> str:
         self._has_begun, self._pending = True, ""
         return text
+
+
+def without_thoughts(thoughts: Thoughts, event: EngineEvent) -> Iterator[EngineEvent]:
+    """Yield the event, or what it consists of: reasoning, text, and at the end the text that was held back."""
+    match event:
+        case Delta(said):
+            thought, text = thoughts.feed(said)
+            if thought:
+                yield Thought(thought)
+            if text:
+                yield Delta(text)
+        case Finished():
+            if text := thoughts.finish():
+                yield Delta(text)
+            yield event
+        case _:
+            yield event
 
 
 def _cut_tag(text: str) -> int:

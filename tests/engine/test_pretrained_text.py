@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from bot.domain import ChatMessage
 from bot.engine.pretrained.text import ChatTokenizer, IncrementalDetokenizer, rounds
 from bot.errors import CheckpointError
-from tests.engine.pretrained import CONTROL, make_tokenizer
+from tests.engine.pretrained import CONTROL, TEMPLATE, make_tokenizer
 
 LIBRARY = make_tokenizer()
 OURS = ChatTokenizer(make_tokenizer(), frozenset([0]), "a folder")
@@ -153,3 +153,20 @@ def test_sentencepiece_spaces_and_bytes_are_decoded() -> None:
     ids = [pieces.index(piece) for piece in ("▁Hello", "▁there", ",", *spelled_out, "▁there")]
     deltas = spelled(ids, IncrementalDetokenizer(tokenizer, frozenset([0])))
     assert [delta for delta in deltas if delta] == ["Hello", " there", ",", "你", "好", " there"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "begins"), [("<think>", True), ("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("", False)]
+)
+def test_some_templates_begin_the_reasoning(ending: str, begins: bool) -> None:
+    template = TEMPLATE.replace("<|assistant|>\n", f"<|assistant|>\n{ending}")
+    thoughts = ChatTokenizer(make_tokenizer(template), frozenset(), "a folder").thoughts()
+    assert thoughts.feed("2+2</think>Four") == (("2+2", "Four") if begins else ("", "2+2</think>Four"))
+
+
+def test_the_tags_of_reasoning_are_text_even_if_they_are_special_tokens() -> None:
+    library = make_tokenizer()
+    library.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<hidden>"]})
+    tokenizer = ChatTokenizer(library, frozenset(), "a folder")
+    ids = cast("list[int]", library.encode("<think>a</think><hidden>b", add_special_tokens=False))
+    assert "".join(spelled(ids, tokenizer.detokenizer())) == "<think>a</think>b"

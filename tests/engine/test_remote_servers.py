@@ -19,7 +19,7 @@ from bot.domain import (
     Usage,
 )
 from bot.engine.backends.remote import RemoteEngine, estimate_tokens
-from bot.errors import AnswerBrokenOff, PromptTooLong
+from bot.errors import AnswerBrokenOff, EngineBusy, PromptTooLong
 from bot.observability.health import engine_fault
 from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock
@@ -122,6 +122,27 @@ async def test_a_model_that_still_loads_is_said_in_the_queue() -> None:
                 assert await anext(events) == Queued(1, is_model_loading=True)
                 server.is_loading = False
                 assert [event async for event in events][-1] == Finished(FinishReason.STOP, Usage(6, 4))
+
+
+async def test_the_queue_tells_seconds_once_an_answer_was_timed(server: ModelServer) -> None:
+    async with remote(server, max_batch_size=1, max_waiting=2) as engine:
+        await ask(engine)
+        server.go_on.clear()
+        running = asyncio.create_task(ask(engine))
+        await server.until(lambda: server.running == 1)
+        streams = [engine.generate(QUESTION) for _ in range(2)]
+        first, second = [await anext(stream) for stream in streams]
+        assert isinstance(first, Queued)
+        assert isinstance(second, Queued)
+        assert first.wait is not None
+        assert second.wait == 2 * first.wait == engine.load.wait
+        with pytest.raises(EngineBusy) as caught:
+            await ask(engine)
+        assert caught.value.wait == second.wait
+        for stream in streams:
+            await stream.aclose()
+        server.go_on.set()
+        await running
 
 
 async def test_while_all_servers_are_dead_each_question_is_told_its_place() -> None:

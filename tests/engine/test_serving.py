@@ -4,14 +4,17 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from bot.domain import Delta, EngineEvent, Finished, FinishReason, Queued, Usage
+from bot.domain import Delta, EngineEvent, Finished, FinishReason, Queued, Thought, Usage
 from bot.engine.serving.base import Batch
+from bot.engine.serving.engine import ServingEngine
+from bot.engine.thoughts import Thoughts
 from bot.errors import EngineBusy, PromptTooLong
-from tests.harness.scripted_model import FOREVER, Gate, ScriptedModel, Time, ask, events, serving, text_of
+from tests.harness.scripted_model import FOREVER, Gate, ScriptedModel, Time, ask, events, loaded, serving, text_of
 
 
 async def test_an_answer_streams_and_ends_with_its_usage() -> None:
@@ -300,3 +303,20 @@ async def test_a_storm_of_cancellations_leaves_nothing_behind(seed: int) -> None
                 group.create_task(dice.choice([client, killed])(number))
         assert engine.load.running == engine.load.waiting == 0
         assert text_of(await events(engine, ask("still here"))) == "still here"
+
+
+async def test_reasoning_before_the_answer_is_no_part_of_it() -> None:
+    told = loaded(ScriptedModel())
+    async with ServingEngine(lambda progress: replace(told, thoughts=Thoughts), max_waiting=8) as engine:
+        seen = await events(engine, ask("<think>2+2</think>\nFour <think>"))
+        assert "".join(event.text for event in seen if isinstance(event, Thought)) == "2+2"
+        assert text_of(seen) == "Four <think>"
+        # A tag that never comes is text; a thought that never ends is none.
+        assert text_of(await events(engine, ask("<thin"))) == "<thin"
+        assert text_of(await events(engine, ask("<think>2+2"))) == ""
+    async with ServingEngine(
+        lambda progress: replace(told, thoughts=lambda: Thoughts(is_thinking=True)), max_waiting=8
+    ) as engine:
+        seen = await events(engine, ask("2+2</think>Four"))
+        assert "".join(event.text for event in seen if isinstance(event, Thought)) == "2+2"
+        assert text_of(seen) == "Four"

@@ -92,7 +92,7 @@ class RemoteEngine:
         self._clock = clock
         self._api = ServerApi(options)
         self._endpoints = Endpoints(options.urls, options.max_batch_size, clock)
-        self._queue = FairQueue(0, options.max_waiting)
+        self._queue = FairQueue(0, options.max_waiting, clock.now)
         self._model = "" if options.model == "demo" else options.model
         self._tokens_per_estimate = 1.0  # of the last prompt that a server has counted
         self._has_failure = asyncio.Event()

@@ -56,7 +56,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             device=str(model.device),
             context_length=model.context_length,
         )
-        return LoadedModel(model, tokenizer, info)
+        return LoadedModel(model, tokenizer, info, tokenizer.thoughts)
 
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
 

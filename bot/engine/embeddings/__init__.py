@@ -1,6 +1,6 @@
 """Embeddings: texts to vectors, by a second model beside the chat model.
 
-The encoder and torch are imported only where a model is configured.
+The encoder, numpy and torch are imported only where a model is configured.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bot.engine.embeddings.base import Embedder, Embeddings, Encoder
-from bot.engine.embeddings.queue import QueuedEmbedder
 from bot.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ async def open_embedder(options: "EmbeddingsSection") -> AsyncIterator[Embedder 
     if not options.model:
         yield None
         return
+
+    from bot.engine.embeddings.queue import QueuedEmbedder
 
     def load() -> Encoder:
         load_encoder: Callable[[EmbeddingsSection], Encoder] = _encoder().load_encoder

@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from bot.domain import ChatMessage, Tokens
+from bot.engine.thoughts import TAGS, Thoughts
 from bot.errors import CheckpointError
 
 # No character has more tokens than this: a longer incomplete sequence is invalid bytes.
@@ -41,7 +42,9 @@ class ChatTokenizer:
         # All added tokens: the library's default is only those that the template contains.
         tokenizer.chat_control_tokens = [text for text in tokenizer.added_tokens_encoder if not text.isspace()]
         self._decoder = copy.deepcopy(tokenizer)
-        self._unseen = frozenset(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self._unseen = frozenset(
+            id for id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content not in TAGS
+        )
         self._knows_system = True
         self._probe(folder)
 
@@ -52,6 +55,10 @@ class ChatTokenizer:
         with self._lock:
             ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
             return Tokens(tuple(ids), tuple(self._tokenizer.convert_ids_to_tokens(ids)))
+
+    def thoughts(self) -> Thoughts:
+        """Return what tells the reasoning of one answer from its text; some templates begin the reasoning."""
+        return Thoughts(is_thinking=self._begins_thought)
 
     def detokenizer(self) -> "IncrementalDetokenizer":
         return IncrementalDetokenizer(self._decoder, self._unseen)
@@ -70,9 +77,10 @@ class ChatTokenizer:
     def _probe(self, folder: str) -> None:
         system, question = ChatMessage("system", "s"), ChatMessage("user", "u")
         try:
-            self.prompt([question])
+            asked = self.prompt([question])
         except (TemplateError, TypeError, ValueError, NotImplementedError) as exc:
             raise CheckpointError(f"the chat template of {folder} fails ({exc}): choose another model") from exc
+        self._begins_thought = str(self._tokenizer.decode(asked)).rstrip().endswith(TAGS[0])
         try:
             self._knows_system = self.prompt([system, question]) != self.prompt([question])
         except TemplateError:

@@ -20,6 +20,7 @@ from bot.engine.serving.runner import Runner, StepResult, device_memory, is_out_
 from bot.engine.serving.scheduler import Scheduler, Step
 from bot.engine.serving.sequence import Sequence
 from bot.engine.serving.throughput import Throughput
+from bot.engine.thoughts import Thoughts, without_thoughts
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable, PromptTooLong
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,15 @@ Output = tuple[OutputCollector, OutputItem]
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model, used by the worker thread only, with its tokenizer and its properties."""
+    """A model, used by the worker thread only, with its tokenizer and its properties.
+
+    `thoughts` makes what tells the reasoning of one answer from its text, if the model may think.
+    """
 
     model: CausalLM
     tokenizer: Tokenizer
     info: EngineInfo
+    thoughts: Callable[[], Thoughts] | None = None
 
 
 class ServingEngine:
@@ -71,6 +76,7 @@ class ServingEngine:
         self._throughput = Throughput()
         # Without the model: only the worker refers to it, so that its memory is freed with the thread.
         self._loaded: tuple[Tokenizer, EngineInfo] | None = None
+        self._new_thoughts: Callable[[], Thoughts] | None = None
         self._down: str | None = NOT_ENTERED
         self._closing = False
         self._is_in_step = False
@@ -108,10 +114,12 @@ class ServingEngine:
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         sequence, collector = self._enqueue(request)
+        thoughts = None if self._new_thoughts is None else self._new_thoughts()
         try:
             while True:
                 event = await collector.get()
-                yield event
+                for each in (event,) if thoughts is None else without_thoughts(thoughts, event):
+                    yield each
                 if isinstance(event, Finished):
                     return
         finally:
@@ -205,7 +213,7 @@ class ServingEngine:
     def _serve(self) -> None:
         loaded = self._load_model(self._report)
         runner = Runner(loaded.model, loaded.tokenizer.vocabulary)
-        self._loaded = loaded.tokenizer, loaded.info
+        self._loaded, self._new_thoughts = (loaded.tokenizer, loaded.info), loaded.thoughts
         with self._lock:
             if self._closing:
                 return
