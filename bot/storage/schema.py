@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 
 class SafeText(TypeDecorator[str]):
@@ -187,7 +188,7 @@ _index("owed", IS_OWED, "platform", "id")  # claim_owed
 _index("quoting", IS_QUOTING, "platform", "channel")  # quotations of what is deleted
 
 
-class _PartsOfExchange(ColumnElement[list[str]]):
+class _PartsOfExchange(FunctionElement[list[str]]):
     """The message ids of an exchange's parts, in order, as a JSON array; also in a RETURNING clause."""
 
     inherit_cache = True

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import ClauseElement, Engine, event
+from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
 from bot.domain import Answer, Kind
 from bot.storage.base import Store
@@ -87,6 +88,23 @@ def called() -> Iterator[set[str]]:
     yield called
     methods = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if not name.startswith("_")}
     assert called == methods, "every method is covered"
+
+
+async def test_no_statement_is_compiled_at_each_call(tmp_path: Path, called: set[str]) -> None:
+    """An element without a cache key would make SQLAlchemy write the SQL again each time."""
+    without_key: list[str] = []
+
+    def note(_connection: object, element: Any, *_: object) -> None:
+        if isinstance(element, ClauseElement) and element._generate_cache_key() is None:
+            without_key.append(str(element.compile(dialect=sqlite_dialect())))
+
+    async with temporary_store(tmp_path) as store:
+        event.listen(Engine, "before_execute", note)
+        try:
+            await use_all(store, called)
+        finally:
+            event.remove(Engine, "before_execute", note)
+    assert without_key == []
 
 
 async def test_no_statement_scans_a_file(tmp_path: Path, called: set[str]) -> None:
