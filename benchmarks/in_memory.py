@@ -122,19 +122,20 @@ def log_to_memory() -> None:
 
 
 @asynccontextmanager
-async def running_bot(backend: str = "echo") -> AsyncIterator[MemoryPlatform]:
-    """Run the program on a database in a temporary folder."""
+async def running_bot(backend: str = "echo", **sections: Any) -> AsyncIterator[MemoryPlatform]:
+    """Run the program on a database in a temporary folder; `sections` replace its settings."""
     app, platform = import_module("bot.app"), MemoryPlatform()
     with (
         patch.object(app, "open_adapter", lambda name, settings, *parts: platform.open(*parts)),
         tempfile.TemporaryDirectory() as folder,
     ):
-        config = find("Config")(
-            engine=find("EngineSection")(backend=backend, max_batch_size=64, max_waiting=1000),
-            limits=find("LimitsSection")(**dict.fromkeys(UNLIMITED, 0)),
-            storage=find("StorageSection")(url=f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"),
-            adapters={"console": find("ConsoleSection")()},
-        )
+        defaults = {
+            "engine": find("EngineSection")(backend=backend, max_batch_size=64, max_waiting=1000),
+            "limits": find("LimitsSection")(**dict.fromkeys(UNLIMITED, 0)),
+            "storage": find("StorageSection")(url=f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"),
+            "adapters": {"console": find("ConsoleSection")()},
+        }
+        config = find("Config")(**(defaults | sections))
         bot = asyncio.create_task(app.run(config, lambda done, total: None))
         try:
             connected = asyncio.create_task(platform.connected.wait())

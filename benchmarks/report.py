@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Unit = Literal["tok/s", "ms", "s", "GB/s", "TFLOP/s", "share", "times"]
+Unit = Literal["tok/s", "ms", "s", "GB/s", "TFLOP/s", "share", "times", "files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,8 @@ def quantity(value: float, unit: Unit) -> str:
     """
     if unit == "share":
         return f"{value * 100:.0f} %"
+    if unit == "files":
+        return f"{value:.0f} files"
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
 
 
