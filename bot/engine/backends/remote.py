@@ -328,7 +328,8 @@ class RemoteEngine:
         try:
             models = await self._api.models(endpoint)
         except _FAULTS as error:
-            is_missing = isinstance(error, ServerFailed) and error.status in {404, 405, 501}
+            # transformers' own server answers 500 where the hub's cache is missing.
+            is_missing = isinstance(error, ServerFailed) and error.status in {404, 405, 500, 501}
             if not (is_missing and self._model):
                 self._report(endpoint, error)
                 return

@@ -120,7 +120,7 @@ def failure(response: httpx.Response, refusal: ErrorBody) -> ServerFailed:
         return ServerFailed("its model is still loading", seconds=seconds, is_busy=True, is_loading=True)
     if status in _PASSING:
         is_busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-        return ServerFailed(f"it answers {status}", seconds=seconds, is_busy=is_busy)
+        return ServerFailed(f"it answers {status}", seconds=seconds, is_busy=is_busy, status=status)
     match status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             why = f"it refuses the key ({status}): set BOT_ENGINE__KEY or the secret file engine__key"
