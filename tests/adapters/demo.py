@@ -1,11 +1,14 @@
-"""`python -m tests.adapters.demo PLATFORM`: the demo model in a conversation on a loopback server."""
+"""`python -m tests.adapters.demo PLATFORM [--engine remote]`: the demo model in a conversation on a loopback server.
+
+With `--engine remote` two model servers have it, which think first; one is killed in the middle of an answer.
+"""
 
 import argparse
 import asyncio
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -13,12 +16,18 @@ import structlog
 from bot.config.schema import EngineSection
 from bot.domain import Action, SamplingParams
 from bot.engine import open_engine
+from bot.engine.backends.remote import RemoteEngine
 from tests.harness.fakes import FastClock
 from tests.harness.platform import Seen
 from tests.harness.platform_bench import PROFILES, Bench, open_bench
+from tests.harness.servers.engine_server import answers_of
+from tests.harness.servers.model_server import ModelServer
 
 # At this speed of the clock even the demo model's answers, which take seconds, are seen to grow.
 FACTOR = 20.0
+LONG = "Tell me everything about this bot"
+# Of the model servers; users must not see it.
+THOUGHT = "They want to hear about this bot, so I list what it does. "
 _PERSON, _CHANNEL = "Mei", "general"
 _BUTTONS = {Action.STOP: "[Stop]", Action.RETRY: "[Regenerate]"}
 _WIDTH = 72
@@ -42,8 +51,8 @@ class DemoUser:
         await self._until(lambda: self._is_answered(before))
         return id
 
-    async def ask_and_stop(self, text: str) -> None:
-        """Mention the bot and press Stop once part of the answer is visible."""
+    async def ask_and(self, text: str, act: Callable[[str], Awaitable[None]]) -> None:
+        """Mention the bot, and call `act` with the reply's id once part of the answer is visible."""
         before = self._replies()
         await self._question(text)
 
@@ -51,9 +60,12 @@ class DemoUser:
             return any(len(seen.markdown) > _WIDTH for seen in self._new(before))
 
         await self._until(is_long)
-        self.say(f"{_PERSON} presses Stop")
-        await self.bench.platform.press(self._new(before)[-1].id, Action.STOP, author=_PERSON)
+        await act(self._new(before)[-1].id)
         await self._until(lambda: self._is_answered(before))
+
+    async def stop(self, reply: str) -> None:
+        self.say(f"{_PERSON} presses Stop")
+        await self.bench.platform.press(reply, Action.STOP, author=_PERSON)
 
     async def edit(self, id: str, text: str) -> None:
         """Edit the last question and wait for its new reply."""
@@ -138,7 +150,7 @@ async def play(platform: str, say: Callable[[str], None]) -> None:
         person.start_conversation()
         await person.ask("What did I just say?")
         say("— a long answer, stopped")
-        await person.ask_and_stop("Tell me everything about this bot")
+        await person.ask_and(LONG, person.stop)
         say("— a question that is edited")
         id = await person.ask("say blue whale")
         await person.edit(id, "say red panda")
@@ -148,15 +160,54 @@ async def play(platform: str, say: Callable[[str], None]) -> None:
         say(f"not allowed on {platform}: {violation}")
 
 
+async def play_remote(platform: str, say: Callable[[str], None], *, is_killed: bool = True) -> None:
+    """Play with two model servers; unless `is_killed` is false, one is killed in the middle of an answer."""
+    clock = FastClock(FACTOR)
+    async with (
+        open_engine(EngineSection()) as engine,
+        ModelServer(owner="vllm") as one,
+        ModelServer(owner="vllm") as two,
+    ):
+        one.default = two.default = answers_of(engine, THOUGHT)
+        section = EngineSection(
+            backend="remote", urls=(one.url, two.url), model="served", context_length=engine.info.context_length
+        )
+        async with open_bench(platform, RemoteEngine(section, clock), clock, SamplingParams(temperature=0)) as bench:
+            person = DemoUser(bench, say)
+
+            async def kill(reply: str) -> None:
+                if is_killed:
+                    say("— its model server is killed")
+                    await one.kill()
+                one.go_on.set()
+
+            say(f"— {platform}: a mention")
+            await person.ask("Hello")
+            say("— a long answer")
+            one.then(answers_of(engine, THOUGHT, stop_after=2 * _WIDTH))
+            one.go_on.clear()
+            await person.ask_and(LONG, kill)
+            say("— a follow-up")
+            await person.ask("What did I just say?")
+            say("— the final messages")
+            person.show_all()
+        say(
+            f"— answers continued by the other server: {sum(body['messages'][-1]['role'] == 'assistant' for body in two.bodies)}"
+        )
+    for violation in bench.platform.violations:
+        say(f"not allowed on {platform}: {violation}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.adapters.demo", description=__doc__)
     parser.add_argument("platform", choices=list(PROFILES))
+    parser.add_argument("--engine", choices=["direct", "remote"], default="direct")
     options = parser.parse_args()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    asyncio.run(play(options.platform, _say))
+    asyncio.run((play_remote if options.engine == "remote" else play)(options.platform, _say))
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from bot.delivery.markdown.blocks import visible_text
 from bot.delivery.markdown.format import MarkdownFormat
 from bot.delivery.markdown.split import join, split
-from tests.adapters.demo import play
+from tests.adapters.demo import THOUGHT, play, play_remote
 from tests.adapters.lossless import Report, report_delivered, table
 from tests.adapters.lossless_cases import LONGEST, cases
 from tests.adapters.lossless_runs import (
@@ -92,3 +92,15 @@ async def test_the_demo_plays_to_its_end(platform: str) -> None:
     assert "Forgotten" in transcript
     assert "red panda" in transcript.partition("the final messages")[2]
     assert "not allowed" not in transcript
+
+
+@pytest.mark.parametrize("platform", ["discord"])
+async def test_the_demo_is_the_same_with_a_model_server_that_is_killed_half_way(platform: str) -> None:
+    transcripts: dict[bool, list[str]] = {True: [], False: []}
+    for is_killed, lines in transcripts.items():
+        await play_remote(platform, lines.append, is_killed=is_killed)
+        assert not [line for line in lines if "not allowed" in line or THOUGHT[:12] in line]
+        assert lines[-1] == f"— answers continued by the other server: {int(is_killed)}"
+    killed, undisturbed = (lines[lines.index("— the final messages") : -1] for lines in transcripts.values())
+    assert killed == undisturbed
+    assert "its model server is killed" in "\n".join(transcripts[True])

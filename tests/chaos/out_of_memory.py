@@ -2,7 +2,8 @@
 
 The real engine with the demo model, inside the whole chat.  Random steps fail, prefills and
 decodes, before or after keys and values are written: for one request in any batch, for
-batches above a size, or transiently.  Each answer is compared with an undisturbed run.
+batches above a size, or transiently.  Each answer is compared with an undisturbed run.  With
+a model server they are 500s and dropped streams.
 """
 
 import asyncio
@@ -45,6 +46,8 @@ from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.storage.sql import SqlStore
 from bot.util.clock import MonotonicClock
 from tests.chaos.figure import Row, Scale
+from tests.harness import platform_bench
+from tests.harness.fakes import FastClock
 from tests.harness.messages import a_message
 
 NAME = "R13"
@@ -174,13 +177,15 @@ async def make_harness(max_tokens: int) -> AsyncIterator[Harness]:
     engine = ServingEngine(lambda progress: LoadedModel(model, tokenizer, info), max_waiting=64)
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite+aiosqlite:///{Path(folder) / 'bot.db'}"
-        async with SqlStore(url) as store, engine:
+        # A server that fails rests for seconds of this clock.
+        served = platform_bench.wrap_engine(engine, FastClock(20))
+        async with SqlStore(url) as store, served as answering:
             params = SamplingParams(temperature=0, max_tokens=max_tokens)
             access = Access(AccessSection(), limits, clock)
             yield Harness(
                 model,
                 tokenizer,
-                Intake(access, engine, store, ChatSettings(settings, params, limits.answer_seconds)),
+                Intake(access, answering, store, ChatSettings(settings, params, limits.answer_seconds)),
                 store,
             )
 

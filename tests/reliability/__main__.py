@@ -32,7 +32,7 @@ def main() -> None:
         "--engine",
         choices=["direct", "remote"],
         default="direct",
-        help="remote: answers come from a model server on loopback (R1, R8, R9, R12)",
+        help="remote: answers come from a model server on loopback (R1, R8, R9, R12, R13)",
     )
     parser.add_argument(
         "--seconds",
