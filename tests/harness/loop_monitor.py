@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,7 +158,10 @@ class LoopMonitor:
             if began is not None and time.perf_counter() - began > self._limit / 2:
                 # Without the sources' lines, whose first reading takes longer than a callback.
                 frames = itertools.islice(traceback.walk_stack(sys._current_frames().get(self._thread)), 6)
-                self._sample = "\n".join(f"  {f.f_code.co_filename}:{line} {f.f_code.co_name}" for f, line in frames)
+                with suppress(AttributeError):  # CPython 3.11: a frame of another thread may end while it is read
+                    self._sample = "\n".join(
+                        f"  {f.f_code.co_filename}:{line} {f.f_code.co_name}" for f, line in frames
+                    )
 
     def _on_collection(self, phase: str, info: dict[str, Any]) -> None:
         if threading.get_ident() == self._thread:
