@@ -29,7 +29,7 @@ COPY bot/__init__.py bot/__init__.py
 COPY release/requirements.py release/requirements.py
 COPY README.md LICENSE ./
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    mkdir migrations && \
+    mkdir migrations docs && touch config.toml docs/slack-manifest.yaml && \
     if [ "$LOCAL" = true ]; then \
         pip install --constraint constraints.txt ".[$EXTRAS]" && pip uninstall --yes chatglm-bot; \
     else \

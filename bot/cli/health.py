@@ -14,8 +14,10 @@ from bot.cli.common import load, with_config
 @with_config
 def health(path: Path | None) -> None:
     """Check whether the running bot is ready; exit with 0 if it is."""
-    from bot.observability.http import query_readiness
+    from bot.observability.probe import query_readiness
 
-    is_ready, answer = query_readiness(load(path).config.operations)
+    # `bot.__main__` answers without loading the settings; what it leaves to this command is explained here.
+    operations = load(path).config.operations
+    is_ready, answer = query_readiness(operations.host, operations.port)
     click.echo(answer)
     sys.exit(0 if is_ready else 1)

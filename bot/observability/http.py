@@ -1,10 +1,7 @@
 """HTTP server for operations: /livez, /readyz and /metrics."""
 
-import http.client
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -17,8 +14,6 @@ from bot.config.http import OperationsSection
 from bot.observability.health import Health
 from bot.util.http_server import serve_app
 
-# A running bot answers within a second.
-_QUERY_SECONDS = 4.0
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
@@ -50,19 +45,3 @@ async def serve_operations(settings: OperationsSection, app: Starlette) -> Async
     """
     async with serve_app(app, "operations", settings.host, settings.port) as port:
         yield port
-
-
-def query_readiness(settings: OperationsSection) -> tuple[bool, str]:
-    """Ask a running bot; return whether it is ready, and a line per component."""
-    # A server that listens on all addresses is queried on loopback.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    connection = http.client.HTTPConnection(host, settings.port, timeout=_QUERY_SECONDS)
-    try:
-        connection.request("GET", "/readyz")
-        reply = connection.getresponse()
-        parts: dict[str, str] = json.load(reply)["parts"]
-    except (OSError, http.client.HTTPException, ValueError, KeyError):
-        return False, f"no bot answers on {host}:{settings.port}: it is not running, or operations.enabled = false"
-    finally:
-        connection.close()
-    return reply.status == HTTPStatus.OK, "\n".join(f"{part}: {state}" for part, state in parts.items())

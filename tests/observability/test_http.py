@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from bot.config.http import OperationsSection
 from bot.errors import AddressUnavailable
 from bot.observability.health import Components, Health
-from bot.observability.http import create_app, query_readiness, serve_operations
+from bot.observability.http import create_app, serve_operations
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.platform import TIMEOUT
 from tests.harness.ports import reserved_port
@@ -94,33 +94,6 @@ async def test_shutdown_frees_the_port_without_waiting_for_an_open_connection(pa
             await writer.wait_closed()
         with socket.create_server(("127.0.0.1", port)):
             pass
-
-
-async def test_another_process_can_query_readiness(parts: Components, tmp_path: Path) -> None:
-    app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
-    async with serve_operations(ANY_PORT, app) as port, temporary_store(tmp_path) as store:
-        here = OperationsSection(host="0.0.0.0", port=port)
-        parts.store = store
-        assert await asyncio.to_thread(query_readiness, here) == (False, "program: ok\nstore: ok\nengine: loading")
-        parts.engine = ScriptedEngine()
-        assert await asyncio.to_thread(query_readiness, here) == (True, "program: ok\nstore: ok\nengine: ok")
-
-
-async def test_a_query_without_a_running_bot_says_so() -> None:
-    with reserved_port() as port:
-        is_ready, said = await asyncio.to_thread(query_readiness, OperationsSection(port=port))
-    assert (is_ready, f"no bot answers on 127.0.0.1:{port}" in said) == (False, True)
-
-
-async def test_another_server_on_the_port_is_not_ready() -> None:
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 mail here\r\n")
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        assert not (await asyncio.to_thread(query_readiness, OperationsSection(port=port)))[0]
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,16 @@ def test_the_same_sources_build_the_same_wheel(tmp_path: Path) -> None:
     sums: set[str] = set()
     for folder in ("bot", "migrations"):
         shutil.copytree(ROOT / folder, sources / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, sources)
+    (sources / "docs").mkdir()
+    for file in (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "config.toml",
+        "constraints.txt",
+        "docs/slack-manifest.yaml",
+    ):
+        shutil.copy(ROOT / file, sources / file)
     for target in (tmp_path / "a", tmp_path / "b"):
         build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(sources)]
         environment = {"PATH": "/usr/bin:/bin", "SOURCE_DATE_EPOCH": "1700000000"}

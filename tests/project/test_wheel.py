@@ -54,4 +54,10 @@ def test_it_contains_licence_catalogues_and_migrations_and_no_tests(unpacked: Pa
     assert list(unpacked.glob("*.dist-info/licenses/LICENSE"))
     assert (unpacked / "bot/chat/locale/zh/LC_MESSAGES/bot.mo").exists()
     assert list((unpacked / "bot/storage/migrations/versions").glob("*.py"))
+    for there, here in (
+        ("bot/config/template.toml", "config.toml"),
+        ("bot/constraints.txt", "constraints.txt"),
+        ("bot/adapters/slack/manifest.yaml", "docs/slack-manifest.yaml"),
+    ):
+        assert (unpacked / there).read_bytes() == (ROOT / here).read_bytes()
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"bot"}
