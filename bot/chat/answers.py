@@ -9,7 +9,7 @@ from bot.chat.commands import CommandContext, is_forget, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges, Worker, refused
 from bot.chat.settings import ChatSettings
-from bot.chat.stream import ReplyStream
+from bot.chat.stream import REFUSED, ReplyStream
 from bot.config.reload import ConfigWatcher
 from bot.domain import Answer, Delta, Exchange, Finished, FinishReason, Kind, Notice, QueueDepth
 from bot.engine.base import Engine
@@ -59,7 +59,7 @@ class Answers:
         log.info("exchange begins", exchange=exchange.id, kind=exchange.kind.value, channel=str(message.channel))
         try:
             finished = await self._answer(worker, stream)
-            outcome = finished.reason.value
+            outcome = "refused" if finished is REFUSED else finished.reason.value
             if exchange.answer is None:  # else its tokens were counted when it was generated
                 self._access.spend(message, finished.usage)
             log.info("exchange answered", exchange=exchange.id, reason=outcome)
@@ -112,7 +112,7 @@ class Answers:
         self._metrics.refusals.labels(kind).inc()
         stream.put(Notice(sentence))
         await self._exchanges.record_answer(exchange, refused(sentence))
-        return Finished(FinishReason.ERROR)
+        return REFUSED
 
 
 def _show_stored(answer: Answer, stream: ReplyStream) -> Finished:

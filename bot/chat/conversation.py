@@ -11,7 +11,7 @@ from bot.chat.exchanges import Exchanges, Worker
 from bot.chat.i18n import Translate
 from bot.chat.prompt import NothingToAsk, Prompt, build_prompt
 from bot.chat.settings import ChatSettings
-from bot.chat.stream import ReplyStream
+from bot.chat.stream import REFUSED, ReplyStream
 from bot.domain import (
     Answer,
     ChatRequest,
@@ -111,7 +111,8 @@ class Conversations:
             except (EngineError, NothingToAsk, StoreError) as error:
                 log.warning("exchange failed", exchange=worker.exchange.id, error=type(error).__name__)
                 draft.note(_sentence(error, translate))
-                finished = Finished(FinishReason.ERROR)
+                is_refusal = isinstance(error, EngineBusy | PromptTooLong | NothingToAsk)
+                finished = REFUSED if is_refusal else Finished(FinishReason.ERROR)
             await self._exchanges.record_answer(worker.exchange, draft.answer(finished))
             return finished
         finally:

@@ -5,7 +5,10 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-from bot.domain import Delta, Finished, Queued, ReplyEvent, Thought
+from bot.domain import Delta, Finished, FinishReason, Queued, ReplyEvent, Thought
+
+# The end of a refused question, told by its identity: stored and shown like an error, but counted apart.
+REFUSED = Finished(FinishReason.ERROR)
 
 
 class ReplyStream:

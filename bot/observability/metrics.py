@@ -46,7 +46,7 @@ class Metrics:
         )
         self.exchanges = self._counter(
             "exchanges",
-            "Messages to the bot by outcome: stop, length, cancelled, error (refused ones too), broken_off.",
+            "Messages to the bot by outcome: stop, length, cancelled, error, refused (by a limit), broken_off.",
             ("platform", "kind", "outcome"),
         )
         self.refusals = self._counter("refusals", "Messages refused by a limit.", ("kind",))

@@ -126,20 +126,20 @@ async def test_the_time_to_the_first_text_is_measured(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "outcome"),
+    ("error", "outcome", "exchange"),
     [
-        (EngineBusy(1, 1), "busy"),
-        (PromptTooLong(9, 8), "too_long"),
-        (EngineFailed("out of memory"), "failed"),
+        (EngineBusy(1, 1), "busy", "refused"),
+        (PromptTooLong(9, 8), "too_long", "refused"),
+        (EngineFailed("out of memory"), "failed", "error"),
     ],
 )
 async def test_a_request_that_fails_is_counted_by_what_failed_it(
-    harness: Harness, error: Exception, outcome: str
+    harness: Harness, error: Exception, outcome: str, exchange: str
 ) -> None:
     harness.engine.add(["and", error])
     await harness.reply()
     assert harness("requests_total", outcome=outcome) == 1
-    assert harness("exchanges_total", platform="fake", kind="chat", outcome="error") == 1
+    assert harness("exchanges_total", platform="fake", kind="chat", outcome=exchange) == 1
 
 
 async def test_a_reply_that_is_broken_off_is_counted_as_such(harness: Harness) -> None:
@@ -177,6 +177,8 @@ async def test_rejected_messages_are_counted(tmp_path: Path) -> None:
         assert harness("refusals_total", kind="question") == 0
         await harness.reply()
         assert harness("refusals_total", kind="question") == 1
+        assert harness("exchanges_total", platform="fake", kind="chat", outcome="refused") == 1
+        assert harness("exchanges_total", platform="fake", kind="chat", outcome="error") == 0
         while not harness("refusals_total", kind="command"):
             await harness.reply("/help")
 
@@ -276,6 +278,18 @@ async def test_the_dashboard_shows_all_metrics_and_only_existing_ones(harness: H
     assert used <= there, "drawn, but not there"
     ours = {name for name in names if name.startswith(PREFIX) and not name.endswith("_created")}
     assert not [name for name in ours if not any(each.startswith(name) for each in used)], "there, but not drawn"
+
+
+def test_the_dashboard_can_be_narrowed_to_an_instance_and_marks_bad_values() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    assert "instance" in {variable["name"] for variable in dashboard["templating"]["list"]}
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    for selector in (
+        found for each in expressions for found in re.findall(rf"\b(?:{PREFIX}|process)_\w+(.{{12}})", each)
+    ):
+        assert selector == '{instance=~"', selector
+    marked = {panel["title"] for panel in dashboard["panels"] if "thresholds" in panel["fieldConfig"]["defaults"]}
+    assert {"Time to first token", "Waiting", "Failed platform calls", "Database call duration"} <= marked
 
 
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
