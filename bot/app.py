@@ -89,7 +89,13 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 models=engine.statuses,
                 aliases=config.server.aliases,
             )
+            progress(1, 1)  # a bar that is still shown makes room for the platforms
             log.info("ready", adapters=list(components.adapters), model=engine.info.model, device=engine.info.device)
+            if list(components.adapters) == ["console"]:
+                log.info(
+                    "no platform has a token: answering on standard input",
+                    next="BOT_DISCORD__TOKEN=… bot check --online",
+                )
             async with (
                 Retention(store, config.storage.retention_days, clock) as retention,
                 _apis(config, backend, clock),
