@@ -73,7 +73,15 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
             failures = {status.name: status.fault for status in engine.statuses() if status.fault is not None}
             watcher = None if source is None else ConfigWatcher(config, source, clock, failures=failures)
             intake = Intake(
-                access, engine, store, settings, clock=clock, metrics=metrics, watcher=watcher, components=components
+                access,
+                engine,
+                store,
+                settings,
+                clock=clock,
+                metrics=metrics,
+                watcher=watcher,
+                components=components,
+                model=engine.serving,
             )
             platforms = [
                 SupervisedAdapter(name, partial(open_adapter, name, each, clock), clock, is_final=not each.tokens)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
 
@@ -64,6 +64,42 @@ class IncomingMessage:
     quoted: str | None = None
     quoted_id: str | None = None
     quotes_bot: bool = False
+
+
+ScopeLevel = Literal["user", "role", "thread", "channel", "server", "platform"]
+# From the narrowest: a setting of an earlier one overrides those of later ones.
+LEVELS: tuple[ScopeLevel, ...] = get_args(ScopeLevel)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The reach of a setting; `id` is written as in config.toml.
+
+    >>> Scope("thread", "discord:123:456")
+    Scope(level='thread', id='discord:123:456')
+    """
+
+    level: ScopeLevel
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettingChange:
+    """A setting as it was set in the chat; without value and text it was cleared.
+
+    `value` is a name or a number, `text` is what people write freely.
+    """
+
+    scope: Scope
+    setting: str
+    value: str | None
+    text: str | None
+    author: Author
+    at: datetime
+
+    @property
+    def is_cleared(self) -> bool:
+        return self.value is None and self.text is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,11 @@ class Access:
         """Return whether `author` may stop or retry it: its own author and admins may."""
         return author.key == exchange.message.author.key or self.is_admin(author)
 
+    @property
+    def managers_may_set(self) -> bool:
+        """Whether a channel's managers may change its settings in the chat."""
+        return self._access.settings_by == "managers"
+
     def may_clear(self, author: Author) -> bool:
         return self._access.clear_by == "everyone" or self.is_admin(author)
 

@@ -5,9 +5,12 @@ from functools import partial
 import structlog
 
 from bot.chat.access import Access
-from bot.chat.commands import CommandContext, is_forget, parse
+from bot.chat.choices import Choices
+from bot.chat.command_table import CommandContext
+from bot.chat.commands import is_forget, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges, Worker, refused
+from bot.chat.rights import Rights
 from bot.chat.settings import ChatSettings
 from bot.chat.stream import REFUSED, ReplyStream
 from bot.config.reload import ConfigWatcher
@@ -30,6 +33,8 @@ class Answers:
         conversations: Conversations,
         engine: Engine,
         settings: ChatSettings,
+        choices: Choices,
+        rights: Rights,
         metrics: Metrics,
         watcher: ConfigWatcher | None = None,
         components: Components | None = None,
@@ -39,6 +44,8 @@ class Answers:
         self._conversations = conversations
         self._engine = engine
         self._settings = settings
+        self._choices = choices
+        self._rights = rights
         self._metrics = metrics
         self._watcher = watcher
         self._components = components
@@ -97,9 +104,20 @@ class Answers:
         assert called is not None, "an exchange of kind command calls one"
         command, arguments = called
         context = CommandContext(
-            exchange, arguments, translate, self._access, self._exchanges, self._engine, self._watcher, self._components
+            exchange,
+            arguments,
+            translate,
+            self._access,
+            self._exchanges,
+            self._engine,
+            self._settings,
+            self._choices,
+            self._rights,
+            self._watcher,
+            self._components,
         )
         try:
+            await self._choices.load()
             sentence = await command.run(context)
         except StoreError as error:
             log.warning("command failed", exchange=exchange.id, error=str(error))

@@ -1,131 +1,27 @@
 """The slash commands: one function each, the same on every platform."""
 
-import difflib
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterator
 from datetime import timedelta
 
 from bot import __version__
-from bot.chat.access import Access
-from bot.chat.exchanges import Exchanges
+from bot.chat.command_table import (
+    COMMANDS,
+    Command,
+    CommandContext,
+    command,
+    gettext_noop,
+    is_forget,
+    is_open_retry,
+    menu,
+    parse,
+)
 from bot.chat.i18n import Translate
-from bot.config.reload import ConfigWatcher
-from bot.domain import Exchange, Kind, ModelStatus
-from bot.engine.base import Engine
+from bot.chat.settings_commands import MODEL, PERSONA, model, model_in_force, persona, persona_in_force
+from bot.domain import ModelStatus
 from bot.errors import NotErased
 from bot.observability import process
-from bot.observability.health import Components
 
-
-@dataclass(frozen=True, slots=True)
-class CommandContext:
-    """One use of a command, and the parts it may work with."""
-
-    exchange: Exchange
-    arguments: str
-    translate: Translate
-    access: Access
-    exchanges: Exchanges
-    engine: Engine
-    watcher: ConfigWatcher | None = None
-    components: Components | None = None
-
-    @property
-    def is_by_admin(self) -> bool:
-        return self.access.is_admin(self.exchange.message.author)
-
-
-# Carries a command out and returns the sentence that answers it, in Markdown.
-Handler = Callable[[CommandContext], Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`summary` is the English msgid; a platform's menu shows it translated."""
-
-    name: str
-    summary: str
-    run: Handler
-    is_for_admins: bool = False
-    argument: str = ""  # the one word that it may take
-
-
-COMMANDS: dict[str, Command] = {}
-
-
-def command(
-    name: str, summary: str, *, for_admins: bool = False, argument: str = "", takes_words: bool = False
-) -> Callable[[Handler], Handler]:
-    """Register a function as the command `/name`; with `for_admins`, others get a refusal.
-
-    Unless it has an argument or `takes_words`, it refuses more words after its name:
-    "/clear the table, please" means something else.
-    """
-
-    def register(handler: Handler) -> Handler:
-        async def run(context: CommandContext) -> str:
-            translate = context.translate
-            if for_admins and not context.is_by_admin:
-                return translate("Only admins may do that.")
-            if context.arguments and not (argument or takes_words):
-                return translate("I did nothing: /{name} stands alone, and more followed it.").format(name=name)
-            return await handler(context)
-
-        COMMANDS[name] = Command(name, summary, run, for_admins, argument)
-        return handler
-
-    return register
-
-
-def menu() -> list[Command]:
-    """Return the commands that a platform's menu shows; an admin types the others as a message."""
-    return [command for command in COMMANDS.values() if not command.is_for_admins]
-
-
-def gettext_noop(text: str) -> str:
-    """Mark a text for the catalogues; it is translated where it is shown."""
-    return text
-
-
-def parse(text: str) -> tuple[Command, str] | None:
-    """Return the command that a message calls, and the rest of its text.
-
-    A message that is only a command's name (and its argument, if it has one) is that
-    command too, since some places cannot send slash commands: "@bot clear".
-
-    >>> called, args = parse("/help@our_bot clear")
-    >>> called.name, args
-    ('help', 'clear')
-    >>> parse("Clear")[0].name
-    'clear'
-    >>> parse("forget me")[0].name
-    'forget'
-    >>> parse("clear the table, please"), parse("/etc/hosts is what?"), parse("")
-    (None, None, None)
-    """
-    first, _, rest = text.strip().partition(" ")
-    if first.startswith("/"):
-        name = first[1:].partition("@")[0]
-        called = COMMANDS.get(name.lower()) or (_unknown(name) if name.isalpha() and not rest else None)
-    else:
-        called = COMMANDS.get(first.lower())
-        if called and rest.strip().lower() not in ("", called.argument):
-            called = None
-    return (called, rest.strip()) if called else None
-
-
-def is_forget(exchange: Exchange) -> bool:
-    """Return whether this is /forget me, of which no trace stays either."""
-    called = parse(exchange.message.text)
-    return called is not None and called[0].name == "forget" and called[1].lower() == called[0].argument
-
-
-def is_open_retry(exchange: Exchange) -> bool:
-    """Return whether this is a /retry that was not carried out yet."""
-    if exchange.kind is not Kind.COMMAND or exchange.answer is not None:
-        return False
-    called = parse(exchange.message.text)
-    return called is not None and called[0].name == "retry" and not called[1]
+__all__ = ["COMMANDS", "Command", "is_forget", "is_open_retry", "menu", "parse"]
 
 
 @command("clear", gettext_noop("Forget this conversation"))
@@ -148,6 +44,7 @@ async def forget(context: CommandContext) -> str:
             "to it. `/clear` forgets this conversation only."
         )
     count, rest = await _deleted(context, context.exchanges.forget(context.exchange))
+    await context.choices.reload()
     if not count:
         return translate("I remember nothing that you said to me.")
     return translate("Forgotten: all that you ever said to me ({count}), and my answers.").format(count=count) + rest
@@ -197,6 +94,8 @@ async def status(context: CommandContext) -> str:
             context=info.context_length,
         ),
         translate("Answering: {running}, waiting: {waiting}").format(running=load.running, waiting=load.waiting),
+        persona_in_force(context),
+        model_in_force(context),
     ]
     if load.is_changing:
         lines.append(translate("The model is being changed; new questions wait for the next one."))
@@ -292,13 +191,5 @@ async def limits(context: CommandContext) -> str:
     return "\n".join([context.translate("From config.toml, [limits]; 0 is no limit:"), "", *lines])
 
 
-def _unknown(name: str) -> Command:
-    async def run(context: CommandContext) -> str:
-        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
-        if near:
-            return context.translate("There is no command /{name}; did you mean /{near}?").format(
-                name=name, near=near[0]
-            )
-        return context.translate("There is no command /{name}; /help lists those there are.").format(name=name)
-
-    return Command(name, "", run)
+command("persona", gettext_noop("Show or change my persona here"), subcommands=PERSONA)(persona)
+command("model", gettext_noop("Show or choose the model here"), option=MODEL)(model)

@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import structlog
 
+from bot.chat.choices import Choices
 from bot.chat.exchanges import Exchanges, Worker
 from bot.chat.i18n import Translate
 from bot.chat.prompt import NothingToAsk, Prompt, build_prompt
@@ -84,10 +86,15 @@ class Conversations:
         store: Store,
         exchanges: Exchanges,
         settings: ChatSettings,
+        choices: Choices,
         clock: Clock,
         metrics: Metrics,
+        model: Callable[[str | None], Engine] | None = None,
     ) -> None:
+        """Answer with `engine`; `model` returns the engine that answers for a name of `[models.NAME]`."""
         self._engine = engine
+        self._choices = choices
+        self._model = model or (lambda name: engine)
         self._store = store
         self._exchanges = exchanges
         self._settings = settings
@@ -120,12 +127,14 @@ class Conversations:
 
     async def _generate(self, worker: Worker, draft: _Draft, translate: Translate) -> Finished:
         refusals = 0
+        await self._choices.load()
+        settings = self._settings.at(worker.exchange.message)
         while True:
             worker.prompt_in_doubt.clear()
             worker.is_interrupted = False
-            prompt = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
+            prompt = await self._exchanges.read_undeleted(lambda: self._prompt(worker, settings))
             try:
-                finished = await self._run_model(worker, prompt, draft, translate)
+                finished = await self._run_model(worker, prompt, settings, draft, translate)
             except PromptTooLong:
                 # The prompt was cut to the context: since then the model was replaced, or its tokens counted better.
                 refusals += 1
@@ -140,7 +149,9 @@ class Conversations:
                 if finished is not None:
                     return finished
 
-    async def _run_model(self, worker: Worker, prompt: Prompt, draft: _Draft, translate: Translate) -> Finished | None:
+    async def _run_model(
+        self, worker: Worker, prompt: Prompt, settings: ChatSettings, draft: _Draft, translate: Translate
+    ) -> Finished | None:
         """Pass the engine's events on until they end, the worker is stopped, or the time is over.
 
         None if the prompt had to change before the first text.
@@ -150,14 +161,15 @@ class Conversations:
         exchange = worker.exchange
         request = ChatRequest(
             prompt.messages,
-            replace(self._settings.params, seed=exchange.seed),
+            replace(settings.params, seed=exchange.seed),
             channel=str(exchange.message.channel),
             user=exchange.message.author.key,
+            model=settings.model,
         )
         notices = prompt.notices(translate)
         began, outcome, deltas = self._clock.now(), "closed", 0
         thinking_since: float | None = None
-        guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt), name="prompt guard")
+        guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt, settings), name="prompt guard")
         try:
             async with worker.generating(), aclosing(self._engine.generate(request)) as events:
                 async for event in events:
@@ -174,8 +186,8 @@ class Conversations:
                     if isinstance(event, Thought):
                         if thinking_since is None:
                             thinking_since = self._clock.now()
-                            worker.limit(self._settings.answer_seconds)
-                        text = event.text if self._settings.conversation.show_thoughts else ""
+                            worker.limit(settings.answer_seconds)
+                        text = event.text if settings.conversation.show_thoughts else ""
                         draft.think(Thought(text, self._clock.now() - thinking_since))
                         continue
                     # From the first text on the answer goes on: people have read it, and it is no quotation.
@@ -192,7 +204,7 @@ class Conversations:
                     if not deltas:
                         self._metrics.first_token.observe(self._clock.now() - began)
                     if not deltas and thinking_since is None:
-                        worker.limit(self._settings.answer_seconds)
+                        worker.limit(settings.answer_seconds)
                     deltas += 1
                     draft.extend(event.text)
         except TimeoutError:
@@ -200,7 +212,7 @@ class Conversations:
                 return None
             reason = worker.cut_off_reason()
             # The engine counts what it finishes; of a generation that was cut off, a delta is about a token.
-            return Finished(reason, Usage(self._engine.count_tokens(prompt.messages), deltas))
+            return Finished(reason, Usage(self._model(settings.model).count_tokens(prompt.messages), deltas))
         except EngineError as error:
             outcome = engine_outcome(error)
             raise
@@ -209,7 +221,7 @@ class Conversations:
             self._metrics.requests.labels(outcome).inc()
         raise AssertionError("the events of an engine end with Finished")
 
-    async def _interrupt_if_changed(self, worker: Worker, prompt: Prompt) -> None:
+    async def _interrupt_if_changed(self, worker: Worker, prompt: Prompt, settings: ChatSettings) -> None:
         """Interrupt the worker once a deletion or an edit has changed its prompt.
 
         While a request waits, for its turn or for another model, it holds the text of its prompt.
@@ -218,21 +230,21 @@ class Conversations:
             await worker.prompt_in_doubt.wait()
             worker.prompt_in_doubt.clear()
             try:
-                now = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
+                now = await self._exchanges.read_undeleted(lambda: self._prompt(worker, settings))
             except BotError:
                 break  # met again when the prompt is read for the next request
             if now.messages != prompt.messages:
                 break
         worker.interrupt()
 
-    async def _prompt(self, worker: Worker) -> Prompt:
-        history = await self._store.history(worker.exchange, self._settings.conversation.history_turns)
+    async def _prompt(self, worker: Worker, settings: ChatSettings) -> Prompt:
+        history = await self._store.history(worker.exchange, settings.conversation.history_turns)
         if history.now.status is Status.CLEARED:
             worker.is_deleted = True  # it was claimed after the deletion had looked for workers
             worker.stop()
             return Prompt(())
         # Tokenising a book would block the event loop.
-        return await asyncio.to_thread(build_prompt, history, self._settings, self._engine)
+        return await asyncio.to_thread(build_prompt, history, settings, self._model(settings.model))
 
 
 def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:

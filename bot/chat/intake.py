@@ -9,11 +9,14 @@ import structlog
 
 from bot.chat.access import Access
 from bot.chat.answers import Answers
+from bot.chat.choices import Choices
+from bot.chat.command_table import offers
 from bot.chat.commands import is_open_retry, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
 from bot.chat.recovery import Recovery, Standing
 from bot.chat.retries import Retries
+from bot.chat.rights import Rights
 from bot.chat.settings import ChatSettings
 from bot.chat.standing import StandingReply
 from bot.config.reload import ConfigWatcher
@@ -57,18 +60,33 @@ class Intake:
         watcher: ConfigWatcher | None = None,
         components: Components | None = None,
         exchanges: Exchanges | None = None,
+        model: Callable[[str | None], Engine] | None = None,
     ) -> None:
+        """Build the chat; `model` returns the engine that answers for a name of `[models.NAME]`, if there are several."""
         clock, metrics = clock or MonotonicClock(), metrics or Metrics()
         self.access = access
         self.settings = settings
         self.metrics = metrics
         self.exchanges = exchanges = exchanges or Exchanges(store, clock)
-        self.conversations = Conversations(engine, store, exchanges, settings, clock, metrics)
-        self.answers = Answers(access, exchanges, self.conversations, engine, settings, metrics, watcher, components)
-        self._store = store
-        self._retries = Retries(access, exchanges, store, settings, clock, metrics)
         calendar = Calendar(clock, today)
         self.today = calendar.today
+        self.rights = Rights(access)
+        self._choices = choices = Choices(store, settings.rules, self.today)
+        self.conversations = Conversations(engine, store, exchanges, settings, choices, clock, metrics, model)
+        self.answers = Answers(
+            access,
+            exchanges,
+            self.conversations,
+            engine,
+            settings,
+            choices,
+            self.rights,
+            metrics,
+            watcher,
+            components,
+        )
+        self._store = store
+        self._retries = Retries(access, exchanges, store, settings, clock, metrics)
         self._recovery = Recovery(access, exchanges, self._retries, settings, calendar)
 
     def admits(self, message: IncomingMessage) -> bool:
@@ -222,9 +240,15 @@ class Intake:
         """Return whether the bot was spoken to here before: in a thread it then listens."""
         return await self._store.has_history(channel)
 
+    def offers(self, message: IncomingMessage) -> list[str]:
+        """Return what may stand in place of the last word of a command that is being typed."""
+        return offers(message.text, self.settings, message) if self.access.admits(message) else []
+
     async def rename_channel(self, channel: ChannelKey, to: str) -> None:
-        """Move a channel's history to the id that its platform gave it."""
-        if count := await self._store.rename_channel(channel, to):
+        """Move a channel's history and settings to the id that its platform gave it."""
+        count = await self._store.rename_channel(channel, to)
+        await self._choices.reload()
+        if count:
             log.info("channel moved", channel=str(channel), to=to, exchanges=count)
 
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import structlog
 
-from bot.config.schema import DEFAULT_MODEL, Config, EngineSection
+from bot.config.schema import DEFAULT_MODEL, NAMED_TABLES, Config, EngineSection
 from bot.config.section import Section
 from bot.config.sources import LARGEST_FILE
 from bot.errors import ConfigError
@@ -195,6 +195,7 @@ def _with_reloadable(config: Config, new: Config) -> Config:
             "sampling": new.sampling,
             "limits": new.limits,
             "access": new.access,
+            **{name: getattr(new, name) for name in NAMED_TABLES},
             "logs": config.logs.model_copy(update={"level": new.logs.level, "levels": new.logs.levels}),
             "storage": config.storage.model_copy(update={"retention_days": new.storage.retention_days}),
         }
@@ -210,5 +211,7 @@ def _changed_names(old: Config, new: Config) -> tuple[str, ...]:
 def _by_name(config: Config) -> dict[str, object]:
     tables = {name: section for name, section in config if isinstance(section, Section)}
     tables |= {f"models.{name}": section for name, section in config.models.items()}
+    for table in NAMED_TABLES:
+        tables |= {f"{table}.{name}": section for name, section in getattr(config, table).items()}
     tables |= {f"adapters.{name}": section for name, section in config.adapters.items()}
     return {f"{table}.{name}": value for table, section in tables.items() for name, value in section}

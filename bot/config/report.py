@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from bot.config.schema import AdapterSection, Config, Key
+from bot.config.schema import NAMED_TABLES, AdapterSection, Config, Key
 from bot.config.secrets import has_password, is_address
 from bot.config.section import Section
 from bot.config.sources import LoadedConfig
@@ -36,6 +36,9 @@ def _tables(config: Config) -> Iterator[tuple[Key, Section, Section]]:
             yield (name,), section, type(section)()
     for name, model in config.models.items():
         yield ("models", name), model, type(model)()
+    for table in NAMED_TABLES:
+        for name, section in getattr(config, table).items():
+            yield (table, name), section, type(section)()
     for name, adapter in config.adapters.items():
         standard: AdapterSection = type(adapter)()
         yield ("adapters", name), adapter, standard

@@ -18,8 +18,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from bot.config.http import EmbeddingsSection, OperationsSection, ServerSection
+from bot.config.places import PersonaName, PersonaSection, PlaceSection
 from bot.config.secrets import Address, has_raw_at_sign, secret_values
-from bot.config.section import CENTURY, NO_PROXY, PlatformIds, Proxy, Section, split_list, split_pairs
+from bot.config.section import CENTURY, NO_PROXY, PlatformId, PlatformIds, Proxy, Section, split_list, split_pairs
+from bot.domain import LEVELS, ScopeLevel
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -190,6 +192,11 @@ class AccessSection(Section):
     clear_by: Literal["everyone", "admins"] = Field(
         default="everyone", description="users who may clear the conversation of a channel: everyone, admins"
     )
+    settings_by: Literal["managers", "admins"] = Field(
+        default="managers",
+        description="users who may change a channel's settings in the chat: managers (Discord: Manage Channels; Telegram: "
+        "its administrators; Slack: its creator and the workspace's admins), admins",
+    )
 
 
 class LogsSection(Section):
@@ -244,12 +251,24 @@ class Config(BaseModel):
     operations: OperationsSection = OperationsSection()
     server: ServerSection = ServerSection()
     embeddings: EmbeddingsSection = EmbeddingsSection()
+    personas: Mapping[PersonaName, PersonaSection] = Field(default_factory=dict)
+    users: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)
+    roles: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)
+    threads: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)
+    channels: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)
+    servers: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)
+    platforms: Mapping[str, PlaceSection] = Field(default_factory=dict)
     adapters: Mapping[str, AdapterSection] = Field(default_factory=dict)
 
     @property
     def sections(self) -> dict[str, EngineSection]:
         """Return the sections of all models by name, `[engine]` first."""
         return {DEFAULT_MODEL: self.engine, **self.models}
+
+    @property
+    def places(self) -> dict[ScopeLevel, Mapping[str, PlaceSection]]:
+        """Return the tables of places and people by level, the narrowest first: `[users."discord:1"]` and so on."""
+        return {level: getattr(self, table_of(level)) for level in LEVELS}
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -277,6 +296,22 @@ class Config(BaseModel):
         if self.operations.enabled == "auto":
             return any(section.tokens for section in self.enabled_adapters.values())
         return self.operations.enabled
+
+
+def table_of(level: ScopeLevel) -> str:
+    """Return the name of the tables of a level in config.toml.
+
+    >>> table_of("channel")
+    'channels'
+    """
+    return f"{level}s"
+
+
+# Tables of config.toml whose names an operator chooses, and that no environment variable sets.
+NAMED_TABLES: Mapping[str, type[Section]] = {
+    "personas": PersonaSection,
+    **{table_of(level): PlaceSection for level in LEVELS},
+}
 
 
 Key = tuple[str, ...]  # section and setting: ("engine", "quantization")

@@ -21,8 +21,9 @@ from pydantic_settings import (
 
 from bot.config.errors import explain, unknown
 from bot.config.http import KeySection
+from bot.config.places import PlaceSection
+from bot.config.references import named_settings, wrong_names
 from bot.config.schema import (
-    DEFAULT_MODEL,
     AccessSection,
     AdapterSection,
     Config,
@@ -31,11 +32,13 @@ from bot.config.schema import (
     ModelName,
     known_settings,
     secret_file,
+    table_of,
     variable,
 )
 from bot.config.secrets import has_password, is_address, is_secret, is_secret_name
 from bot.config.section import PlatformId, Section
 from bot.config.toml import TomlError, find_lines, parse_toml
+from bot.domain import LEVELS
 from bot.errors import ConfigError
 from bot.util.files import read_regular
 
@@ -74,8 +77,9 @@ def load_config(
     """
     file = _File.read(path)
     environ = os.environ if environ is None else environ
-    known = known_settings(adapters, _model_names(file, environ))
-    environment = _Environment(known, environ)
+    variables = known_settings(adapters, _model_names(file, environ))
+    environment = _Environment(variables, environ)
+    known = variables | dict(named_settings(file.tables))
     in_file: list[tuple[int, str]] = []
     elsewhere = list(environment.mistakes)
 
@@ -102,7 +106,7 @@ def load_config(
                 note(key, sentence)
         if len(errors) > _MOST_MISTAKES:
             elsewhere.append(f"and {len(errors) - _MOST_MISTAKES:,} more mistakes")
-    for key, sentence in _wrong_fallbacks(config):
+    for key, sentence in wrong_names(config):
         note(key, sentence)
 
     if in_file or elsewhere:
@@ -120,17 +124,6 @@ def _model_names(file: "_File", environ: Mapping[str, str]) -> list[str]:
     tables = file.tables.get("models")
     named = (_MODEL_VARIABLE.match(name) for name in sorted(environ))
     return _unique([*(tables if isinstance(tables, dict) else ()), *(found[1].lower() for found in named if found)])
-
-
-def _wrong_fallbacks(config: Config) -> Iterator[tuple[Key, str]]:
-    """Yield each `fallback` that names no model, or its own."""
-    sections = config.sections
-    for name, section in sections.items():
-        key: Key = (name,) if name == DEFAULT_MODEL else ("models", name)
-        others = [other for other in sections if other != name]
-        if section.fallback and section.fallback not in others:
-            known = f"name one of {', '.join(others)}" if others else "add a table [models.NAME]"
-            yield (*key, "fallback"), f"{section.fallback!r} is not another model; {known}"
 
 
 def _unique(names: Iterable[str]) -> list[str]:
@@ -370,6 +363,9 @@ def _validated(
     model: Any = Annotated[EngineSection, AfterValidator(known_backend)]
     sections["engine"] = (model, EngineSection())
     sections["models"] = (dict[ModelName, Annotated[model, AfterValidator(_described)]], {})
+    for level in LEVELS:
+        name: Any = Annotated[str, AfterValidator(known_platform)] if level == "platform" else known
+        sections[table_of(level)] = (dict[name, PlaceSection], {})
     platforms: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in adapters.items()}
     table = create_model("Adapters", __base__=Section, **platforms)
     settings: Any = create_model("Settings", __base__=Sources, **sections, adapters=(table, table()))()

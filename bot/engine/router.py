@@ -89,6 +89,15 @@ class ModelRouter:
     def tokenize(self, text: str) -> Tokens | None:
         return self._default().tokenize(text)
 
+    def serving(self, name: str | None) -> Engine:
+        """Return what answers for a model now, to count its tokens: itself, or its first loaded fallback.
+
+        Raises:
+            EngineUnavailable: It is unknown or not loaded, and has no loaded fallback.
+        """
+        chain = self._chain(name or DEFAULT_MODEL)
+        return self._engine(next((each for each in chain if each in self._engines), chain[0]))
+
     def statuses(self) -> list[ModelStatus]:
         """Return the state of every model, the default one first."""
         return [
@@ -189,8 +198,7 @@ class ModelRouter:
         return names
 
     def _default(self) -> Engine:
-        loaded = [name for name in self._chain(DEFAULT_MODEL) if name in self._engines]
-        return self._engine(loaded[0] if loaded else DEFAULT_MODEL)
+        return self.serving(DEFAULT_MODEL)
 
     def _engine(self, name: str) -> HotSwapEngine:
         engine = self._engines.get(name)

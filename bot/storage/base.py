@@ -5,7 +5,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
-from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind
+from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind, SettingChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,7 @@ class Store(Protocol):
         """Delete everything the person said, in all channels, and the answers, like `clear`.
 
         With `before`, open commands are deleted too; that exchange is the /forget, and stays.
+        Texts of theirs among the settings are cleared; choices stay, without their name.
 
         Raises:
             NotErased: As for `clear`.
@@ -165,6 +166,18 @@ class Store(Protocol):
 
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
         """Return the platform's exchanges said at this time or later, without cleared ones, oldest first."""
+        ...
+
+    async def settings(self) -> list[SettingChange]:
+        """Return what is in force of the settings that were set in the chat, cleared ones included."""
+        ...
+
+    async def record_setting(self, change: SettingChange) -> None:
+        """Store a setting that was set in the chat; the earlier value can be restored."""
+        ...
+
+    async def setting_changes(self, place: str, limit: int) -> list[SettingChange]:
+        """Return the latest changes of settings in a place (`Scope.id`), newest first."""
         ...
 
     async def check(self) -> None:

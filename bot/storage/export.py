@@ -7,15 +7,16 @@ from difflib import get_close_matches
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from bot.domain import ChannelKey, Exchange
+from bot.domain import ChannelKey, Exchange, SettingChange
 from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import locate, snapshot_reader
 from bot.storage.errors import map_errors
 from bot.storage.rows import DamagedRow, to_exchange
-from bot.storage.schema import EXCHANGE, IS_TOMBSTONE, exchanges
+from bot.storage.schema import EXCHANGE, IS_TOMBSTONE, exchanges, settings
+from bot.storage.settings import to_changes
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -54,7 +55,9 @@ def export_channel(url: str, name: str) -> Iterator[str]:
                     continue
                 yield comma + _json(_to_json(exchange))
                 comma = ",\n"
-        yield "\n]}\n"
+        yield '\n], "settings": ['
+        yield ",\n".join(_json(_change_to_json(change)) for change in to_changes(connection.execute(_set_at(name))))
+        yield "]}\n"
 
 
 @contextmanager
@@ -107,6 +110,23 @@ def _condition(name: str, known: Mapping[ChannelKey, int], place: str) -> Column
 
 def _after(last: int, here: ColumnElement[bool]) -> Any:
     return select(*EXCHANGE).where(here, ~IS_TOMBSTONE, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+
+
+def _set_at(name: str) -> Select[Any]:
+    """Select what was set in the chat there, oldest first."""
+    here = or_(settings.c.place == name, settings.c.place.startswith(f"{name}:", autoescape=True))
+    return select(settings).where(here, settings.c.level.in_(("channel", "thread"))).order_by(settings.c.id)
+
+
+def _change_to_json(change: SettingChange) -> dict[str, Any]:
+    return {
+        "place": change.scope.id,
+        "setting": change.setting,
+        "value": change.value,
+        "text": change.text,
+        "author": {"id": change.author.key if change.author.id else "", "name": change.author.name},
+        "set_at": change.at.isoformat(),
+    }
 
 
 def _to_json(exchange: Exchange) -> dict[str, Any]:

@@ -165,6 +165,26 @@ channels = Table(
     sqlite_with_rowid=False,
 )
 
+# Settings that were set in the chat.  The newest row of a place and setting is in force, earlier ones can be restored.
+settings = Table(
+    "settings",
+    metadata,
+    # Numbered by the insert: it has no use for numbers that are never reused.
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("level", SafeText, nullable=False),
+    Column("place", SafeText, nullable=False),  # as in config.toml: "discord:123"
+    Column("setting", SafeText, nullable=False),
+    # A name or a number, or else what people wrote; without both the setting was cleared.
+    Column("value", SafeText),
+    Column("text", SafeText, info=PERSONAL),
+    Column("author_platform", SafeText, nullable=False),
+    Column("author", SafeText, nullable=False, info=PERSONAL),
+    Column("author_name", SafeText, nullable=False, info=PERSONAL),
+    Column("set_at", UtcDateTime, nullable=False),
+    Index(None, "level", "place", "setting"),
+    Index(None, "author_platform", "author"),  # forget
+)
+
 # Conditions of partial indexes: rows that a query never needs would be read first.  With literals,
 # because SQLite uses such an index only for a query that repeats its condition.
 IS_KEPT: ColumnElement[bool] = exchanges.c.status != literal_column("'cleared'")

@@ -32,7 +32,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot import lifecycle
-from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status
+from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, SettingChange, Status
 from bot.errors import NotErased, StoreError
 from bot.lifecycle import ClaimEffect, Transition
 from bot.observability.metrics import Metrics
@@ -42,6 +42,15 @@ from bot.storage.group_commit import GroupCommit
 from bot.storage.quoted_text import Said, redact_quotes, replace_quotes, select_said
 from bot.storage.rows import BLANK, UNANSWERED, UNQUOTED, DamagedRow, answer_values, message_values, to_exchange
 from bot.storage.schema import EXCHANGE, IS_KEPT, IS_OWED, IS_TOMBSTONE, SafeText, channels, exchanges, parts
+from bot.storage.settings import (
+    expire_changes,
+    forget_author,
+    insert_change,
+    rename_places,
+    select_changes,
+    select_settings,
+    to_changes,
+)
 from bot.storage.transactions import Transactions
 from bot.storage.vacuum import Vacuum
 from bot.util.aio import detach_on_cancel, join_task
@@ -373,7 +382,11 @@ class SqlStore:
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
         return self._checked(
             await self._blank(
-                lifecycle.CLEAR, _by(author), *(_earlier(before) or [_NOT_OPEN_COMMAND]), with_quotations=True
+                lifecycle.CLEAR,
+                _by(author),
+                *(_earlier(before) or [_NOT_OPEN_COMMAND]),
+                with_quotations=True,
+                also=forget_author(author),
             )
         )
 
@@ -413,6 +426,9 @@ class SqlStore:
                 ids = (await tx.execute(select(exchanges.c.id).where(aged).limit(_BATCH))).scalars().all()
                 questions, last = await self._erase(tx, lifecycle.EXPIRE, exchanges.c.id.in_(ids), said=[])
             count += questions
+        async with self._transactions.writing() as tx:
+            if (await tx.execute(expire_changes(before))).rowcount and self._vacuum is not None:
+                await self._vacuum.record_deletion(tx)
         if self._vacuum is not None:
             await self._vacuum.run()
         return count
@@ -437,6 +453,7 @@ class SqlStore:
                 renamed = update(parts).where(parts.c.exchange == row.id)
                 await tx.execute(renamed.values(message=literal(prefix, SafeText) + parts.c.message))
             await self._rename_channel(tx, channel, to)
+            await tx.execute(rename_places(channel, to))
         return len(rows)
 
     async def _rename_channel(self, tx: AsyncConnection, channel: ChannelKey, to: str) -> None:
@@ -464,6 +481,21 @@ class SqlStore:
         async with self._transactions.reading() as tx:
             readable, _ = await self._read_all(await tx.execute(select(*EXCHANGE).where(said)))
             return sorted(readable, key=lambda exchange: exchange.id)
+
+    @shielded
+    async def settings(self) -> list[SettingChange]:
+        async with self._transactions.reading() as tx:
+            return list(to_changes(await tx.execute(select_settings())))
+
+    @shielded
+    async def record_setting(self, change: SettingChange) -> None:
+        async with self._transactions.writing() as tx:
+            await tx.execute(insert_change(change))
+
+    @shielded
+    async def setting_changes(self, place: str, limit: int) -> list[SettingChange]:
+        async with self._transactions.reading() as tx:
+            return list(to_changes(await tx.execute(select_changes(place, limit))))
 
     @shielded
     async def check(self) -> None:
@@ -540,11 +572,17 @@ class SqlStore:
         *which: ColumnElement[bool],
         with_quotations: bool = False,
         beside: Update | None = None,
+        also: Update | None = None,
     ) -> int:
-        """Delete texts and names, with another change; return the number of questions among the rows."""
+        """Delete texts and names, with another change; return the number of questions among the rows.
+
+        `also` deletes texts of another table.
+        """
         async with self._transactions.writing() as tx:
             said = await _said(tx, IS_KEPT, *which) if with_quotations else []
             questions, _ = await self._erase(tx, transition, *which, said=said)
+            if also is not None and (await tx.execute(also)).rowcount and self._vacuum is not None:
+                await self._vacuum.record_deletion(tx)
             if beside is not None:
                 await tx.execute(beside)
         if self._vacuum is not None:

@@ -16,7 +16,7 @@ from pydantic import Field, SecretStr, create_model
 
 from bot.adapters import SETTINGS
 from bot.config.report import report
-from bot.config.schema import AdapterSection, Config, EngineSection
+from bot.config.schema import NAMED_TABLES, AdapterSection, Config, EngineSection
 from bot.config.secrets import Address, environment_secrets, is_secret
 from bot.config.section import Section
 from bot.config.sources import LoadedConfig, load_config
@@ -188,7 +188,7 @@ class ApiKeySection(Section):
 
 @pytest.mark.parametrize("name", [*Config.model_fields])
 def test_a_secret_in_any_section_at_any_depth_is_redacted_and_not_shown(name: str) -> None:
-    tables = {"adapters": AdapterSection, "models": EngineSection}
+    tables: dict[str, type[Section]] = {"adapters": AdapterSection, "models": EngineSection, **NAMED_TABLES}
     base: Any = tables.get(name) or Config.model_fields[name].annotation
     section: Any = create_model(
         "Extended",
@@ -198,7 +198,8 @@ def test_a_secret_in_any_section_at_any_depth_is_redacted_and_not_shown(name: st
         nested=(ApiKeySection, ApiKeySection()),
         many=(list[ApiKeySection], [ApiKeySection()]),
     )
-    config = Config(**{name: {"new": section()} if name in tables else section()})  # type: ignore[arg-type]
+    key = "new" if name in ("adapters", "models", "personas") else "discord:new"
+    config = Config(**{name: {key: section()} if name in tables else section()})  # type: ignore[arg-type]
     canaries = ("canary-21", "canary-22", "canary-23", "canary-24")
     assert {secret for secret in config.secrets if secret in canaries} == {*canaries}
     line = repr([SecretStr.get_secret_value(each) for each in (section().required, section().optional)])

@@ -25,28 +25,28 @@ SCHEMA, MIGRATION, METHODS, DELETION, CONTRACT, PERSONAL, BYTES = snippets(PAGE)
 
 
 @pytest.fixture
-def personas() -> Iterator[Table]:
+def notes() -> Iterator[Table]:
     """Add the page's table to the schema for one test."""
-    table: Table = execute_in(schema, SCHEMA, PAGE)["personas"]
+    table: Table = execute_in(schema, SCHEMA, PAGE)["notes"]
     yield table
     schema.metadata.remove(table)
 
 
 @pytest.fixture
-async def store(tmp_path: Path, personas: Table) -> AsyncIterator[SqlStore]:
+async def store(tmp_path: Path, notes: Table) -> AsyncIterator[SqlStore]:
     """Open a store with the page's table and methods."""
     file = tmp_path / "bot.db"
     migrate.upgrade(url_of(file))
     engine = create_engine(f"sqlite:///{file}")
-    personas.create(engine)
+    notes.create(engine)
     engine.dispose()
-    methods = "class PersonaStore(SqlStore):\n" + textwrap.indent(METHODS + DELETION, "    ")
-    added = execute_in(sql, methods, PAGE, personas=personas, delete=delete, SqlStore=SqlStore)
-    async with added["PersonaStore"](url_of(file), JumpingClock()) as store:
+    methods = "class NoteStore(SqlStore):\n" + textwrap.indent(METHODS + DELETION, "    ")
+    added = execute_in(sql, methods, PAGE, notes=notes, delete=delete, SqlStore=SqlStore)
+    async with added["NoteStore"](url_of(file), JumpingClock()) as store:
         yield store
 
 
-def test_the_migration_makes_the_table_of_the_schema_and_takes_it_away(tmp_path: Path, personas: Table) -> None:
+def test_the_migration_makes_the_table_of_the_schema_and_takes_it_away(tmp_path: Path, notes: Table) -> None:
     url = url_of(tmp_path / "bot.db")
     migrate.upgrade(url)
     with connections.migrator(connections.locate(url)).begin() as connection:
@@ -61,11 +61,11 @@ def test_the_migration_makes_the_table_of_the_schema_and_takes_it_away(tmp_path:
         assert compare_metadata(context, schema.metadata) != []
 
 
-@pytest.mark.usefixtures("personas")
+@pytest.mark.usefixtures("notes")
 def test_the_migration_is_the_one_that_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(Path(migrate.__file__).parents[2] / "migrations", tmp_path / "migrations")
     monkeypatch.setattr(migrate, "__file__", str(tmp_path / "migrate.py"))
-    written = migrate.create_migration("channels have a persona").read_text(encoding="utf-8")
+    written = migrate.create_migration("channels have a note").read_text(encoding="utf-8")
     _, _, generated = written.partition("def upgrade")
     _, _, shown = MIGRATION.partition("def upgrade")
     assert plain(shown) == plain(generated)
@@ -82,18 +82,18 @@ async def test_deletion_passes_its_test(name: str, store: SqlStore, tmp_path: Pa
 
 
 async def test_the_entries_for_personal_data_cover_the_table(
-    store: SqlStore, personas: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, notes: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("KEYS", "ENQUEUE", "DELETIONS"):
         monkeypatch.setattr(test_personal_data, name, dict(getattr(test_personal_data, name)))
     execute_in(test_personal_data, PERSONAL, PAGE)
-    test_personal_data.test_every_text_column_is_personal_or_a_key(personas)
-    for delete_row in test_personal_data.DELETIONS["personas"].values():
-        await test_personal_data.ENQUEUE["personas"](store)
-        stored = test_personal_data.read(tmp_path / "bot.db", personas)
-        assert {name for name, value in stored.items() if "personal" in value} == test_personal_data.personal(personas)
+    test_personal_data.test_every_text_column_is_personal_or_a_key(notes)
+    for delete_row in test_personal_data.DELETIONS["notes"].values():
+        await test_personal_data.ENQUEUE["notes"](store)
+        stored = test_personal_data.read(tmp_path / "bot.db", notes)
+        assert {name for name, value in stored.items() if "personal" in value} == test_personal_data.personal(notes)
         await delete_row(store)
-        assert test_personal_data.read(tmp_path / "bot.db", personas) == {}
+        assert test_personal_data.read(tmp_path / "bot.db", notes) == {}
 
 
 def plain(code: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import JSON, Table, create_engine, select
 
-from bot.domain import Answer, Author, Kind
+from bot.domain import Answer, Author, Kind, Scope, SettingChange
 from bot.storage.backup import back_up
 from bot.storage.copy import copy_database
 from bot.storage.export import export_channel
@@ -29,6 +29,7 @@ KEYS = {
     },
     "parts": {"message"},
     "channels": {"platform", "channel", "thread", "last_message"},
+    "settings": {"level", "place", "setting", "value", "author_platform"},
 }
 AUTHOR = Author("slack", "personal author", "personal name", frozenset({"personal role"}))
 
@@ -46,6 +47,12 @@ async def enqueue_exchange(store: SqlStore) -> None:
     await store.complete(exchange)
 
 
+async def record_setting(store: SqlStore) -> None:
+    await enqueue_exchange(store)  # only a channel with exchanges can be exported
+    scope = Scope("channel", str(ROOM))
+    await store.record_setting(SettingChange(scope, "persona", None, "personal text", AUTHOR, NOON))
+
+
 async def erase(store: SqlStore) -> None:
     exchange = await store.find(ROOM, "1")
     assert exchange is not None
@@ -53,7 +60,10 @@ async def erase(store: SqlStore) -> None:
 
 
 # Each stores one row whose personal columns contain the word "personal".
-ENQUEUE: dict[str, Callable[[SqlStore], Awaitable[object]]] = {"exchanges": enqueue_exchange}
+ENQUEUE: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
+    "exchanges": enqueue_exchange,
+    "settings": record_setting,
+}
 # The store's deletions that cover a table.
 DELETIONS: dict[str, dict[str, Callable[[SqlStore], Awaitable[object]]]] = {
     "exchanges": {
@@ -62,7 +72,9 @@ DELETIONS: dict[str, dict[str, Callable[[SqlStore], Awaitable[object]]]] = {
         "erase": erase,
         "delete_message": lambda store: store.delete_message(ROOM, "1"),
         "expire": lambda store: store.expire(NOON + timedelta(days=1)),
-    }
+    },
+    # What /clear deletes was said: everybody may use it, but not change a setting.
+    "settings": {"forget": lambda store: store.forget(AUTHOR)},
 }
 
 

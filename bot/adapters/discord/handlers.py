@@ -50,8 +50,10 @@ _RESPONSE_SECONDS = 3.0
 # Seconds until channels that could not be read are read again.
 _UNREAD_SECONDS = 30.0
 # Commands that affect the whole channel are answered in public, the others only to their user.
-_PUBLIC = frozenset({"clear"})
+_PUBLIC = frozenset({"clear", "persona", "model"})
 _ACTIONS = {action.value: action for action in Action}
+# Choices that Discord shows for an option.
+_MOST_CHOICES = 25
 # After so many descriptions of a channel that cannot be read, it is taken for one that is no thread:
 # later events must not wait for it.
 _UNREADABLE_ANSWERS = 3
@@ -89,6 +91,7 @@ class DiscordHandlers:
         self._messenger = messenger
         self._clock = clock
         self._inbox = Inbox(PLATFORM, intake, replies, clock, self._find_standing)
+        intake.rights.register(PLATFORM, self.is_manager)
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds)
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
@@ -145,6 +148,8 @@ class DiscordHandlers:
         name, action = str(data.get("name")), _ACTIONS.get(str(data.get("custom_id")))
         if interaction.type is discord.InteractionType.application_command and name in _COMMANDS:
             self._put(partial(self._run_command, use, name))
+        elif interaction.type is discord.InteractionType.autocomplete and name in _COMMANDS:
+            await self._complete(use)
         elif use.message_id is not None and action is not None:
             await self._press(use, use.message_id, action)
         else:
@@ -247,7 +252,7 @@ class DiscordHandlers:
 
     async def _run_command(self, use: Use, name: str) -> None:
         interaction, channel = use.interaction, await self._channel_of(use)
-        message = parse_command(interaction, name, channel) if channel else None
+        message = parse_command(interaction, channel) if channel else None
         exchange = await self._intake.accept(message) if message else None
         if exchange is None or message is None:
             translate: Translate = translator(language_for("auto", str(interaction.locale), ""))
@@ -262,6 +267,29 @@ class DiscordHandlers:
             notice = translate("I am answering the question again.")
             await self._respond(interaction.response.send_message(notice, ephemeral=True))
         self._replies.start(exchange)
+
+    async def _complete(self, use: Use) -> None:
+        """Offer what the option that is being typed may be."""
+        offered = [] if use.channel is None else self._intake.offers(parse_command(use.interaction, use.channel))
+        choices = [discord.app_commands.Choice(name=each, value=each) for each in offered[:_MOST_CHOICES]]
+        await self._respond(use.interaction.response.autocomplete(choices))
+
+    async def is_manager(self, message: IncomingMessage) -> bool:
+        """Return whether the author may manage the channel.
+
+        Raises:
+            PlatformError: Discord cannot be asked.
+        """
+        server = self._client.get_guild(int(message.server or 0))
+        channel = None if server is None else server.get_channel(int(message.channel.channel))
+        if server is None or channel is None:
+            return False
+        try:
+            async with call_timeout(self._call_seconds, self._client):
+                member = await server.fetch_member(int(message.author.id))
+        except REFUSALS:
+            return False
+        return channel.permissions_for(member).manage_channels
 
     async def _press(self, use: Use, message_id: int, action: Action) -> None:
         """Apply a button at once: Stop must not wait in the queue."""

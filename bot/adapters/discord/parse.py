@@ -10,6 +10,7 @@ import discord
 import structlog
 from discord.state import ConnectionState
 
+from bot.adapters.discord.commands import command_text
 from bot.adapters.discord.text import plain_text
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.quotation import NO_QUOTATION, Quotation
@@ -246,13 +247,13 @@ def _fields(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def parse_command(interaction: discord.Interaction, name: str, channel: ChannelKey) -> IncomingMessage:
+def parse_command(interaction: discord.Interaction, channel: ChannelKey) -> IncomingMessage:
     """Return a slash command as the message that has the same effect."""
     return IncomingMessage(
         id=str(interaction.id),
         channel=channel,
         author=parse_user(interaction.user),
-        text=f"/{name}",
+        text=command_text(interaction.data or {}),
         sent_at=interaction.created_at,
         server=str(interaction.guild_id) if interaction.guild_id else None,
         is_direct=interaction.guild_id is None,

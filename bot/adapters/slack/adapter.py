@@ -23,6 +23,7 @@ from bot.adapters.slack.standing import SlackReplies
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
+from bot.domain import IncomingMessage
 from bot.errors import PlatformError, PlatformUnavailable, StoreError
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
@@ -63,6 +64,11 @@ class SlackAdapter:
             log.info("slack: logged in", bot=me.name, team=me.team)
             messenger = SlackMessenger(api, self._settings.edit_interval)
             directory = Directory(api, self._clock)
+
+            async def is_manager(message: IncomingMessage) -> bool:
+                return await directory.is_manager(message.author.id, message.channel.channel)
+
+            intake.rights.register(PLATFORM, is_manager)
             parser = MessageParser(me, api, directory, intake.has_history, threads=self._settings.threads)
             async with (
                 Replies(

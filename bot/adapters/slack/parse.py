@@ -16,6 +16,7 @@ from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.markup import MARKED, attachment_words, block_words, plain_mark, unescaped, words
 from bot.chat.commands import COMMANDS, parse
 from bot.domain import Author, ChannelKey, IncomingMessage
+from bot.errors import AccessDenied, ChannelGone
 from bot.util.clock import Clock
 from bot.util.recent import RecentDict
 
@@ -78,6 +79,21 @@ class Directory:
             return text_of(found, "name")
         author, _ = await self.find(id)
         return "" if author.name == id else author.name
+
+    async def is_manager(self, user: str, channel: str) -> bool:
+        """Return whether a user created the channel or is an admin of the workspace; not from the cache.
+
+        Raises:
+            PlatformError: Slack cannot be asked.
+        """
+        person = fields(await self._web.users_info(user=user)).get("user")
+        if isinstance(person, Mapping) and (person.get("is_admin") is True or person.get("is_owner") is True):
+            return True
+        try:
+            found = fields(await self._web.conversations_info(channel=channel)).get("channel")
+        except (AccessDenied, ChannelGone):
+            return False  # a private channel needs another scope: its workspace's admins are left
+        return isinstance(found, Mapping) and text_of(found, "creator") == user
 
     async def _look_up(self, id: str, field: str, call: Callable[[], Awaitable[AsyncSlackResponse]]) -> Event:
         until, found = self._cache.get(id, (0.0, {}))

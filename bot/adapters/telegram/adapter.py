@@ -70,9 +70,9 @@ class TelegramAdapter:
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
             async with BackgroundTasks() as background, replies:
                 background.start(_publish_menu(bot, self._clock))
-                await self._poll(
-                    TelegramHandlers(bot, me, self._settings, intake, inbox, background, self._clock), inbox
-                )
+                handlers = TelegramHandlers(bot, me, self._settings, intake, inbox, background, self._clock)
+                intake.rights.register(PLATFORM, handlers.is_manager)
+                await self._poll(handlers, inbox)
         finally:
             self.is_connected = False
             await bot.shutdown()

@@ -237,7 +237,11 @@ class _Request(HTTPXRequest):
                 return result
             case "getWebhookInfo", {"url": str()}:
                 return result
-            case (("sendMessage" | "editMessageText" | "getMe" | "getWebhookInfo"), _):
+            case "getChatMember", {"status": str(status)}:
+                # Only whether they administer the group is used; an administrator's rights change with each version.
+                rank = "creator" if status in ("creator", "administrator") else "left"
+                return {"status": rank, "is_anonymous": False, "user": {"id": 0, "is_bot": False, "first_name": ""}}
+            case (("sendMessage" | "editMessageText" | "getMe" | "getWebhookInfo" | "getChatMember"), _):
                 pass
             case _ if result is True:
                 return result

@@ -8,7 +8,7 @@ from functools import partial
 from typing import assert_never
 
 import structlog
-from telegram import Bot, Update, User
+from telegram import Bot, ChatMember, Update, User
 from telegram.error import InvalidToken
 
 from bot.adapters.inbox import Inbox
@@ -18,7 +18,7 @@ from bot.adapters.telegram.parse import Addressee, ButtonEvent, ChannelMigrated,
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.intake import Intake
 from bot.domain import IncomingMessage
-from bot.errors import PlatformError, PlatformUnavailable, StoreError
+from bot.errors import AccessDenied, ChannelGone, MarkupRefused, PlatformError, PlatformUnavailable, StoreError
 from bot.observability.logging import log_context
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
@@ -51,6 +51,22 @@ class TelegramHandlers:
     _last_page: frozenset[int] = frozenset()
     _offset: int | None = None
     _album: str | None = None
+
+    async def is_manager(self, message: IncomingMessage) -> bool:
+        """Return whether the author is an administrator of the group.
+
+        Raises:
+            PlatformError: Telegram cannot be asked.
+        """
+        chat, author = message.channel.channel, message.author.id
+        if author == chat:
+            return True  # an administrator who writes anonymously
+        try:
+            with map_errors():
+                member = await self._bot.get_chat_member(int(chat), int(author))
+        except (AccessDenied, ChannelGone, MarkupRefused):
+            return False  # it knows no such member
+        return member.status == ChatMember.OWNER  # so is every administrator here, see client.py
 
     async def poll(self) -> None:
         """Poll once and store the updates; after the backlog's last page start all replies owed.

@@ -92,9 +92,23 @@ class DiscordPlatform(DiscordRest):
         self.send_event("MESSAGE_DELETE", {"id": message["id"], **where})
 
     async def command(self, name: str, *, author: str = "Mei", channel: str = "general", direct: bool = False) -> None:
-        await self.until(lambda: any(each["name"] == name for each in self.commands))
+        """Use a slash command; words after its name fill the options with which it is registered."""
+        name, _, words = name.partition(" ")
         where = self.direct(author) if direct else self.channel(channel)
-        self._interact(2, {"id": "1", "name": name, "type": 1, "options": []}, author, where)
+        self._interact(2, await self._use(name, words), author, where)
+
+    async def type_option(self, text: str, *, author: str = "Mei", channel: str = "general") -> list[str]:
+        """Type a command's last option; return what the bot offers for it."""
+        name, _, words = text.partition(" ")
+        count = len(self.offered)
+        self._interact(4, await self._use(name, words), author, self.channel(channel))
+        await self.until(lambda: len(self.offered) > count)
+        return self.offered[-1]
+
+    async def _use(self, name: str, words: str) -> Json:
+        await self.until(lambda: any(each["name"] == name for each in self.commands))
+        known = next(each for each in self.commands if each["name"] == name)
+        return {"id": "1", "name": name, "type": 1, "options": _filled(known.get("options", []), words)}
 
     async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
         message = self.messages[int(message_id)]
@@ -165,6 +179,19 @@ class DiscordPlatform(DiscordRest):
         self.closing.set()
         await self.disconnect(resumable=False)
         await self._runner.cleanup()
+
+
+def _filled(options: list[Json], words: str) -> list[Json]:
+    """Return options as an interaction has them, from the words that were typed."""
+    first, _, rest = words.partition(" ")
+    for option in options:
+        if option["type"] == 1 and option["name"] == first:
+            return [{"type": 1, "name": first, "options": _filled(option["options"], rest)}]
+        if option["type"] == 3 and words:
+            assert words in [each["value"] for each in option.get("choices", [{"value": words}])], words
+            return [{"type": 3, "name": option["name"], "value": words}]
+    assert not words, f"there is no option for {words!r}"
+    return []
 
 
 def _buttons(message: Json) -> list[str]:

@@ -8,6 +8,9 @@ from discord.utils import snowflake_time
 Json = dict[str, Any]
 
 PERMISSIONS = str(2**50 - 1)
+MANAGE_CHANNELS = str(1 << 4)
+# See channels, send messages, read their history.
+MEMBERS = str(1 << 10 | 1 << 11 | 1 << 16)
 
 
 def user(id: int, name: str, is_bot: bool = False) -> Json:
@@ -35,11 +38,11 @@ def member(roles: list[int]) -> Json:
     }
 
 
-def role(id: int, name: str, tags: Json | None = None) -> Json:
+def role(id: int, name: str, tags: Json | None = None, permissions: str = PERMISSIONS) -> Json:
     return {
         "id": str(id),
         "name": name,
-        "permissions": PERMISSIONS,
+        "permissions": permissions,
         "position": 0,
         "color": 0,
         "colors": {"primary_color": 0, "secondary_color": None, "tertiary_color": None},

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ class DiscordRest(DiscordGateway):
         self.bare_retry_after = ""  # the Retry-After of a 429 without a body
         self.garbled_callbacks = 0  # remaining responses to interactions that are cut off
         self.commands: list[Json] = []
+        self.offered: list[list[str]] = []  # choices for options that are being typed
         self.application: Json = {}
         self.garbled: list[tuple[int, str, bytes]] = []  # status, type and body that replace a write's response
         self.is_in_no_server = False  # the bot is in no server
@@ -96,12 +98,17 @@ class DiscordRest(DiscordGateway):
                 owner = payloads.user(1, "owner")
                 return _json({**payloads.application(APPLICATION, owner, self._flags), **self.application})
             case ["applications", _, "commands"], "PUT":
+                for each in (*_rows(body), *(option for row in _rows(body) for option in row.get("options", []))):
+                    if not re.fullmatch(r"[a-z0-9_-]{1,32}", each["name"]) or not 0 < len(each["description"]) <= 100:
+                        return _error(400, 50035, f"{each['name']}: Invalid Form Body")
                 self.commands = [{**each, "id": "1", "application_id": "1", "version": "1"} for each in _rows(body)]
                 return _json(self.commands)
             case ["gateway", "bot"], "GET":
                 return _json({"url": "wss://gateway.invalid", "shards": 1, "session_start_limit": self.sessions_left})
             case ["users", "@me", "guilds"], "GET":
                 return _json([] if self.is_in_no_server else [self._guild()])
+            case ["guilds", _, "members", person], "GET":
+                return _json(self.member(int(person)))
             case ["applications", _, "guilds", guild, "commands"], "GET":
                 return _error(403, 50001, "Missing Access") if int(guild) in self.guilds_without_commands else _json([])
             case ["channels", channel], "GET":
@@ -269,6 +276,8 @@ class DiscordRest(DiscordGateway):
             self._keep(message)
             answer["interaction"]["response_message_id"] = message["id"]
             answer["resource"] = {"type": body["type"], "message": message}
+        if body["type"] == 8:
+            self.offered.append([choice["value"] for choice in body["data"]["choices"]])
         self.changed.set()
         if self.garbled_callbacks:
             self.garbled_callbacks -= 1

@@ -10,7 +10,7 @@ from tests.harness.servers.discord_payloads import Json
 
 # As long as real ids: the library does not find shorter ones in a text.
 _FIRST_ID = 100_000_000_000_000_000
-BOT, APPLICATION, GUILD, BOT_ROLE = (_FIRST_ID + number for number in range(4))
+BOT, APPLICATION, GUILD, BOT_ROLE, MANAGER_ROLE = (_FIRST_ID + number for number in range(5))
 EPHEMERAL = 64
 _EPOCH = 1420070400000
 
@@ -25,6 +25,7 @@ class DiscordWorld:
         self.violations: list[str] = []
         self.allows_content = True
         self.hides_threads = False  # no THREAD_CREATE events
+        self.managers: set[str] = set()  # names of people who may manage channels
         self.archived: set[int] = set()  # threads that GUILD_CREATE omits
         self.messages: dict[int, Json] = {}
         self.clock: Clock = MonotonicClock()
@@ -64,6 +65,11 @@ class DiscordWorld:
         self._directs[id] = self._id("person", name)
         return id
 
+    def member(self, id: int) -> Json:
+        """Return a person as a member of the server, with the roles that they have now."""
+        name = next(name[-1] for name, known in self._ids.items() if known == id and name[0] == "person")
+        return {**payloads.member([MANAGER_ROLE] if name in self.managers else []), "user": self.person(name)}
+
     @property
     def bot(self) -> Json:
         return payloads.user(BOT, "bot", is_bot=True)
@@ -93,7 +99,11 @@ class DiscordWorld:
 
     def _guild(self) -> Json:
         rooms = [id for name, id in self._ids.items() if name[0] == "channel"]
-        roles = [payloads.role(GUILD, "@everyone"), payloads.role(BOT_ROLE, "bot", {"bot_id": str(BOT)})]
+        roles = [
+            payloads.role(GUILD, "@everyone", permissions=payloads.MEMBERS),
+            payloads.role(BOT_ROLE, "bot", {"bot_id": str(BOT)}),
+            payloads.role(MANAGER_ROLE, "manager", permissions=payloads.MANAGE_CHANNELS),
+        ]
         me = {**payloads.member([BOT_ROLE]), "user": self.bot}
         return payloads.guild(
             GUILD,

@@ -349,7 +349,10 @@ class SlackWire:
         return {"user": self.workspace.person(arguments["user"])}
 
     def _conversations_info(self, arguments: JSON) -> JSON:
-        return {"channel": {"id": arguments["channel"], "name": self.workspace.channel_name(arguments["channel"])}}
+        name = self.workspace.channel_name(arguments["channel"])
+        creator = self.workspace.creators.get(name)
+        made_by = {} if creator is None else {"creator": self.workspace.user(creator)}
+        return {"channel": {"id": arguments["channel"], "name": name, **made_by}}
 
     def _post_message(self, arguments: JSON) -> JSON:
         if arguments.get("unfurl_links") is not False or arguments.get("unfurl_media") is not False:

@@ -83,6 +83,8 @@ class Workspace:
         self.messages: dict[str, Message] = {}
         self.pings: list[str] = []  # mentions in the bot's messages that would notify users
         self.locales: dict[str, str] = {}  # by user name
+        self.admins: set[str] = set()  # names of the workspace's admins
+        self.creators: dict[str, str] = {}  # name of a channel: name of the person who created it
         self.refuses_markdown = False  # with letters, so that a placeholder is accepted
         self._people: dict[str, str] = {}
         self._channels: dict[str, str] = {}
@@ -120,6 +122,7 @@ class Workspace:
             "id": user,
             "name": name.lower(),
             "is_bot": name.endswith("Bot"),
+            "is_admin": name in self.admins,
             "locale": self.locales.get(name, "en-US"),
             "profile": profile,
         }

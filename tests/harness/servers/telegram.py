@@ -100,6 +100,7 @@ class TelegramPlatform:
         self.call_seconds = 20.0  # timeout of the bot's calls
         self.reads_all = False
         self.joins_groups = True
+        self.administrators: set[str] = set()  # names of people
         self.garbage: list[bytes] = []  # the bodies of the next responses
         self.webhook = ""
         self.drafts: dict[int, list[str]] = {}  # all versions of the current draft
@@ -348,12 +349,22 @@ class TelegramPlatform:
             case "setMyCommands":
                 self.menus[form.get("language_code", "")] = form["commands"]
                 return True
+            case "getChatMember":
+                name = next((name for name, id in self._people.items() if id == form["user_id"]), None)
+                if name is None:
+                    raise Refused(400, "Bad Request: PARTICIPANT_ID_INVALID")
+                return self._member(name)
             case "answerCallbackQuery":
                 self._change()
                 await self.answering.wait()
                 self.answers[str(form["callback_query_id"])] = form.get("text", "")
                 return True
         raise Refused(404, "Not Found")
+
+    def _member(self, name: str) -> Json:
+        if name not in self.administrators:
+            return {"status": "member", "user": self.person(name)}
+        return {"status": "administrator", "user": self.person(name), "can_be_edited": False}
 
     async def _get_updates(self, request: web.Request, form: Json) -> list[Json]:
         if self.webhook:

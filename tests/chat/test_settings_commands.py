@@ -1,0 +1,193 @@
+"""/persona and /model: what they change, who may use them, and what a prompt has then."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.chat.settings_commands import _MOST_CHARACTERS
+from bot.config.schema import AccessSection, Config, ConversationSection
+from bot.domain import Author, ChannelKey, IncomingMessage
+from bot.errors import PlatformUnavailable, StoreError
+from tests.harness.harness import Harness, make_harness, notice_of
+from tests.harness.messages import MEI, a_message
+
+ADA = Author("discord", "9", "Ada")
+GROUP, TOPIC = ChannelKey("discord", "c1"), ChannelKey("discord", "c1", "t1")
+CONFIG: dict[str, Any] = {
+    "personas": {"pirate": {"system_prompt": "You are a pirate."}, "none": {"system_prompt": ""}},
+    "models": {"big": {"model": "demo"}, "small": {"model": "demo"}},
+    "servers": {"discord:s1": {"models": ["engine", "big"]}},
+}
+
+
+def said(text: str, author: Author = ADA, channel: ChannelKey = GROUP, **more: Any) -> IncomingMessage:
+    return a_message(text, author=author, channel=channel, is_direct=False, server="s1", **more)
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with make_harness(tmp_path, access=AccessSection(admins=(ADA.key,))) as harness:
+        harness.settings.reconfigure(Config(**CONFIG))
+        yield harness
+
+
+async def persona_of(harness: Harness, channel: ChannelKey = GROUP) -> str | None:
+    """Ask a question; return the instructions that its prompt begins with."""
+    await harness.ask(said("hello", MEI, channel))
+    first = harness.engine.requests[-1].messages[0]
+    return first.content if first.role == "system" else None
+
+
+async def test_a_persona_that_was_set_is_in_the_next_prompt_and_after_a_restart(
+    harness: Harness, tmp_path: Path
+) -> None:
+    assert await persona_of(harness) is None
+    assert "a text of 16 characters" in notice_of(await harness.ask(said("/persona set\nYou are a parrot")))
+    assert await persona_of(harness) == "You are a parrot"
+    async with make_harness(tmp_path) as again:
+        assert await persona_of(again) == "You are a parrot"
+    shown = notice_of(await harness.ask(said("/persona", MEI)))
+    assert "> You are a parrot" in shown
+    assert "for this channel, set in the chat" in shown
+
+
+async def test_a_persona_of_config_toml_is_used_by_name_and_taken_back(harness: Harness) -> None:
+    await harness.ask(said("/persona use Pirate"))
+    assert await persona_of(harness) == "You are a pirate."
+    assert await persona_of(harness, ChannelKey("discord", "c2")) is None
+    await harness.ask(said("/persona clear"))
+    assert await persona_of(harness) is None
+
+
+async def test_a_persona_without_instructions_overrides_the_system_prompt(harness: Harness) -> None:
+    harness.settings.reconfigure(Config(**CONFIG, conversation=ConversationSection(system_prompt="Be kind.")))
+    assert await persona_of(harness) == "Be kind."
+    await harness.ask(said("/persona use none"))
+    assert await persona_of(harness) is None
+
+
+async def test_a_thread_has_a_persona_of_its_own(harness: Harness) -> None:
+    await harness.ask(said("/persona use pirate"))
+    await harness.ask(said("/persona set You are a parrot.", channel=TOPIC))
+    assert await persona_of(harness, TOPIC) == "You are a parrot."
+    assert await persona_of(harness) == "You are a pirate."
+    assert "for this thread" in notice_of(await harness.ask(said("/persona", channel=TOPIC)))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("/persona use parrot", "There is no persona parrot; choose one of `none`, `pirate`."),
+        ("/persona dance", "Write `/persona show`"),
+        ("/persona clear all", "Write `/persona show`"),
+        ("/persona set", "Write `/persona show`"),
+        (f"/persona set {'x' * (_MOST_CHARACTERS + 1)}", "2001 characters, the limit is 2000"),
+        ("/model small", "There is no model small to choose here; choose one of `engine`, `big`."),
+        ("/model", "Model here: engine (default)"),
+    ],
+)
+async def test_what_cannot_be_set_is_refused_with_the_reason(harness: Harness, text: str, answer: str) -> None:
+    assert answer in notice_of(await harness.ask(said(text)))
+    assert await harness.store.settings() == []
+
+
+async def test_a_model_that_was_chosen_answers_the_next_question(harness: Harness) -> None:
+    assert "Model here: big (for this channel, set in the chat)" in notice_of(await harness.ask(said("/model BIG")))
+    for channel in (GROUP, ChannelKey("discord", "c2")):
+        await persona_of(harness, channel)
+    await harness.ask(said("/model clear"))
+    await persona_of(harness)
+    assert [request.model for request in harness.engine.requests] == ["big", None, None]
+
+
+async def test_the_status_names_the_rule_of_each_value(harness: Harness) -> None:
+    await harness.ask(said("/persona use pirate"))
+    status = notice_of(await harness.ask(said("/status", MEI)))
+    assert "Persona: pirate (for this channel, set in the chat)" in status
+    assert "Model here: engine (default)" in status
+    harness.settings.reconfigure(Config(**{**CONFIG, "servers": {"discord:s1": {"model": "big"}}}))
+    status = notice_of(await harness.ask(said("/status", MEI)))
+    assert "Model here: big (for this server, set in config.toml)" in status
+
+
+@pytest.mark.parametrize(
+    "text", ["/persona use pirate", "/persona set You are a parrot.", "/persona clear", "/model big"]
+)
+@pytest.mark.parametrize("managers", [True, False])
+async def test_only_admins_and_managers_change_a_setting(harness: Harness, text: str, managers: bool) -> None:
+    async def is_manager(message: IncomingMessage) -> bool:
+        return message.author == MEI
+
+    ben = Author("discord", "3", "Ben")
+    access = AccessSection(settings_by="managers" if managers else "admins")
+    harness.access.reconfigure(access, harness.access.limits)
+    harness.intake.rights.register("discord", is_manager)
+    assert "Only admins" in notice_of(await harness.ask(said(text, ben)))
+    assert ("Only admins" in notice_of(await harness.ask(said(text, MEI)))) is not managers
+    assert [change.author.id for change in await harness.store.settings()] == [MEI.id] * (
+        managers and "clear" not in text
+    )
+
+
+async def test_in_a_direct_chat_everybody_has_a_persona_of_their_own(harness: Harness) -> None:
+    direct = replace(said("/persona use pirate", MEI), is_direct=True, server=None)
+    assert "Persona: pirate" in notice_of(await harness.ask(direct))
+
+
+async def test_nothing_changes_while_the_platform_cannot_be_asked(harness: Harness) -> None:
+    async def is_manager(message: IncomingMessage) -> bool:
+        raise PlatformUnavailable("gone")
+
+    harness.intake.rights.register("discord", is_manager)
+    assert "could not ask" in notice_of(await harness.ask(said("/persona use pirate", MEI)))
+    assert await harness.store.settings() == []
+
+
+async def test_a_setting_whose_storing_fails_is_not_in_force(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(change: object) -> None:
+        raise StoreError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.store, "record_setting", fail)
+        assert "database" in notice_of(await harness.ask(said("/persona use pirate")))
+    assert await persona_of(harness) is None
+
+
+async def test_the_same_value_is_stored_once(harness: Harness) -> None:
+    for _ in range(2):
+        assert "Persona: pirate" in notice_of(await harness.ask(said("/persona use pirate")))
+    assert len(await harness.store.setting_changes("discord:c1", 9)) == 1
+
+
+async def test_forget_me_takes_a_written_persona_out_of_the_next_prompt(harness: Harness, tmp_path: Path) -> None:
+    await harness.ask(said("/persona set You are the parrot of a pirate."))
+    await harness.ask(said("/forget me"))
+    assert await persona_of(harness) is None
+    assert b"parrot of a pirate" not in (tmp_path / "bot.db").read_bytes()
+
+
+async def test_settings_move_with_their_channel(harness: Harness) -> None:
+    await harness.ask(said("/persona use pirate"))
+    await harness.intake.rename_channel(GROUP, "c9")
+    assert await persona_of(harness) is None
+    assert await persona_of(harness, ChannelKey("discord", "c9")) == "You are a pirate."
+
+
+@pytest.mark.parametrize(
+    ("text", "offered"),
+    [
+        ("/persona use", ["none", "pirate"]),
+        ("/persona use P", ["pirate"]),
+        ("/persona set", []),
+        ("/persona", []),
+        ("/model", ["engine", "big", "clear"]),
+        ("/model b", ["big"]),
+        ("/status", []),
+        ("hello", []),
+    ],
+)
+async def test_names_are_offered_while_a_command_is_typed(harness: Harness, text: str, offered: list[str]) -> None:
+    assert harness.intake.offers(said(text)) == offered

@@ -1,0 +1,74 @@
+"""Contract of a Store's settings: what is set in the chat, its earlier values, and their authors."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from bot.domain import Author, ChannelKey, Kind, Scope, SettingChange
+from bot.storage.base import Store
+from tests.contracts.test_store import Reopened, reopened
+from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message
+
+__all__ = ["reopened"]
+
+HERE, TOPIC = Scope("channel", str(ROOM)), Scope("thread", str(THREAD))
+
+
+@pytest.fixture
+async def store(reopened: Reopened) -> AsyncIterator[Store]:
+    async with reopened() as store:
+        yield store
+
+
+def change(scope: Scope, value: str | None, text: str | None = None, author: Author = MEI) -> SettingChange:
+    return SettingChange(scope, "persona", value, text, Author(author.platform, author.id, author.name), NOON)
+
+
+async def test_the_newest_value_of_a_place_and_setting_is_in_force(reopened: Reopened) -> None:
+    kept = change(TOPIC, None, "You are a parrot. 鹦鹉")
+    async with reopened() as store:
+        await store.record_setting(change(HERE, "pirate"))
+        await store.record_setting(kept)
+        await store.record_setting(change(HERE, None, author=BEN))
+    async with reopened() as store:
+        assert await store.settings() == [kept, change(HERE, None, author=BEN)]
+        assert await store.setting_changes(str(ROOM), 5) == [change(HERE, None, author=BEN), change(HERE, "pirate")]
+        assert await store.setting_changes(str(ROOM), 1) == [change(HERE, None, author=BEN)]
+
+
+async def test_forgetting_a_person_clears_their_texts_and_their_name(store: Store) -> None:
+    nobody = Author(MEI.platform, "", "")
+    await store.record_setting(change(HERE, "pirate"))
+    await store.record_setting(change(TOPIC, None, "a text of hers"))
+    await store.record_setting(change(Scope("server", "slack:T1"), None, "a text of his", BEN))
+    await store.forget(MEI)
+    assert await store.settings() == [
+        change(HERE, "pirate", author=nobody),
+        change(TOPIC, None, author=nobody),
+        change(Scope("server", "slack:T1"), None, "a text of his", BEN),
+    ]
+
+
+async def test_values_in_force_outlive_the_retention_and_earlier_ones_do_not(store: Store) -> None:
+    await store.record_setting(change(HERE, None, "an old text"))
+    await store.record_setting(change(HERE, None, "a newer text"))
+    await store.expire(NOON + timedelta(days=1))
+    assert await store.setting_changes(str(ROOM), 5) == [change(HERE, None, "a newer text")]
+
+
+async def test_settings_move_with_their_channel_and_its_threads(store: Store) -> None:
+    near = Scope("channel", f"{ROOM}0")
+    for scope in (HERE, TOPIC, near):
+        await store.record_setting(change(scope, "pirate"))
+    await store.rename_channel(ROOM, "C_2")
+    to = ChannelKey(ROOM.platform, "C_2", THREAD.thread)
+    moved = [Scope("channel", f"{ROOM.platform}:C_2"), Scope("thread", str(to)), near]
+    assert [each.scope for each in await store.settings()] == moved
+
+
+async def test_clearing_a_channel_changes_no_setting(store: Store) -> None:
+    await store.enqueue(message(1), Kind.CHAT)
+    await store.record_setting(change(HERE, None, "You are a parrot."))
+    await store.clear(ROOM)
+    assert await store.settings() == [change(HERE, None, "You are a parrot.")]
