@@ -211,6 +211,11 @@ SCHEMAS: dict[str, Schema] = {
     "Models": _object(
         {"object": _string(const="list"), "data": _list({"$ref": "#/components/schemas/Model"})}, "object", "data"
     ),
+    "Event": _object(
+        {"data": _string("JSON, or [DONE]."), "event": _string(enum=["message", "error"])},
+        "data",
+        description="A server-sent event.",
+    ),
     "Error": _object({"error": _string(), "status": _integer()}, "error", "status"),
     "OpenAIError": _object(
         {
@@ -252,7 +257,7 @@ def _content(name: str, kind: str = "application/json", **more: Any) -> dict[str
 def _responses(answer: str, error: str | None, *, streams: bool = False) -> dict[str, Any]:
     content = _content(answer)
     if streams:
-        content["text/event-stream"] = {"schema": _string("Server-sent events.")}
+        content["text/event-stream"] = {"schema": _reference("Event")}
     responses = {"200": {"description": "Success.", "content": content}}
     for status, about in _REFUSALS.items() if error is not None else ():
         responses[status] = {"description": about, "content": _content(error or "")}
