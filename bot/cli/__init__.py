@@ -16,6 +16,7 @@ from bot.cli.database import backup, copy, export, migrate
 from bot.cli.health import health
 from bot.cli.key import key
 from bot.cli.run import run, serve
+from bot.cli.tune import tune
 from bot.errors import BotError
 
 __all__ = ["cli", "main"]
@@ -27,7 +28,7 @@ def cli() -> None:
     """Run ChatGLM-6B as a chat bot for Discord, Telegram and Slack."""
 
 
-for command in (run, serve, ask, check, health, migrate, backup, export, copy, bench, key):
+for command in (run, serve, ask, check, health, migrate, backup, export, copy, bench, key, tune):
     cli.add_command(command)
 
 

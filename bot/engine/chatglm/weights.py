@@ -19,6 +19,8 @@ from bot.engine.kernels import Int4, Int8, Linear, Quantised, TiedEmbedding, qua
 from bot.errors import CheckpointError
 
 Quantization = Literal["none", "int8", "int4"]
+LinearFactory = Callable[[Tensor | Quantised, Tensor | None, torch.dtype], nn.Module]
+EmbeddingFactory = Callable[[Tensor | Quantised, torch.dtype], nn.Module]
 
 EMBEDDING = "transformer.word_embeddings.weight"
 PREFIX = "transformer.prefix_encoder."
@@ -36,10 +38,12 @@ def read_network(
     devices: Sequence[torch.device],
     half_angles: bool = False,
     progress: Progress | None = None,
+    linear: LinearFactory = Linear,
+    embedding: EmbeddingFactory = TiedEmbedding,
 ) -> ChatGLM:
     """Read the weights, one tensor at a time; `config` is from `stored_config`.
 
-    Layers are split evenly between `devices`.
+    Layers are split evenly between `devices`, and built by `linear` and `embedding`.
 
     Raises:
         CheckpointError: The tensors do not match `config` and `quantization`.
@@ -69,7 +73,16 @@ def read_network(
         bits = bits_of(config, name, quantization)
         return quantise(weight.to(device_of(name)), bits) if bits else weight
 
-    return build_network(config, matrix, read, dtype=dtype, devices=devices, half_angles=half_angles)
+    return build_network(
+        config,
+        matrix,
+        read,
+        dtype=dtype,
+        devices=devices,
+        half_angles=half_angles,
+        linear=linear,
+        embedding=embedding,
+    )
 
 
 def build_network(
@@ -80,6 +93,8 @@ def build_network(
     dtype: torch.dtype,
     devices: Sequence[torch.device],
     half_angles: bool = False,
+    linear: LinearFactory = Linear,
+    embedding: EmbeddingFactory = TiedEmbedding,
 ) -> ChatGLM:
     """Create the network from the tensors that `matrix` and `vector` return by name."""
     with torch.device("meta"):
@@ -98,10 +113,10 @@ def build_network(
         parent, _, name = path.rpartition(".")
         match module:
             case nn.Linear():
-                linear = Linear(copy_matrix(f"{path}.weight"), copy_vector(f"{path}.bias", dtype), dtype)
-                setattr(network.get_submodule(parent), name, linear)
+                layer = linear(copy_matrix(f"{path}.weight"), copy_vector(f"{path}.bias", dtype), dtype)
+                setattr(network.get_submodule(parent), name, layer)
             case Embedding():
-                setattr(network.get_submodule(parent), name, TiedEmbedding(copy_matrix(f"{path}.weight"), dtype))
+                setattr(network.get_submodule(parent), name, embedding(copy_matrix(f"{path}.weight"), dtype))
             case nn.LayerNorm():
                 module.weight = nn.Parameter(copy_vector(f"{path}.weight", torch.float32), requires_grad=False)
                 module.bias = nn.Parameter(copy_vector(f"{path}.bias", torch.float32), requires_grad=False)
@@ -307,7 +322,12 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     if inner is not None:
         first, first_bias, second, second_bias = (checkpoint.read(name).float() for name in list(shapes)[1:])
         prefix = functional.linear(functional.linear(prefix, first, first_bias).tanh(), second, second_bias)
-    heads = prefix.view(len(prefix), config.num_layers, 2, config.num_attention_heads, config.head_dim)
+    return prefix_heads(prefix, config)
+
+
+def prefix_heads(table: Tensor, config: ChatGLMConfig) -> Tensor:
+    """View a prefix `[prefix, layers * 2 * hidden]` as `[layers, 2, heads, prefix, head_dim]`."""
+    heads = table.view(len(table), config.num_layers, 2, config.num_attention_heads, config.head_dim)
     return heads.permute(1, 2, 3, 0, 4)
 
 
