@@ -13,7 +13,7 @@ def peak_of(work: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         work()
     held = most = 0
-    results = profiled.profiler.kineto_results  # type: ignore[union-attr]  # set once it ran
+    results = profiled.profiler.kineto_results
     for event in results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
