@@ -24,6 +24,7 @@ from bot.domain import (
     Tokens,
 )
 from bot.engine.base import Engine, Progress, silent
+from bot.engine.swap_requests import SwapRequest, SwapRequests
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable
 from bot.util.aio import race
 from bot.util.clock import Clock
@@ -82,12 +83,11 @@ class HotSwapEngine:
         self._loading: asyncio.Task[None] | None = None  # also one that was given up, and may still read
         self._closing: asyncio.Task[object] | None = None  # the exit of an engine, which frees its memory
         self._previous = EngineLoad(0, 0)  # counters of the earlier engines
-        self._requests: dict[_Request, None] = {}  # in order of arrival
+        self._requests = SwapRequests()
         self._is_changing = False
         self._latest_change: object = None
         self._changes = asyncio.Lock()
         self._running_change: asyncio.Task[str | None] | None = None
-        self._request_ended = asyncio.Event()
         self._last_progress = 0.0
         self._loading_since: float | None = None
         self._loading_took = 0.0
@@ -99,10 +99,9 @@ class HotSwapEngine:
     @property
     def load(self) -> EngineLoad:
         load, previous = self._latest().load, self._previous
-        held = sum(not request.is_submitted for request in self._requests)
         return replace(
             load,
-            waiting=load.waiting + held,
+            waiting=load.waiting + self._requests.held,
             is_changing=self._is_changing,
             tokens=load.tokens + previous.tokens,
             steps=load.steps + previous.steps,
@@ -132,8 +131,7 @@ class HotSwapEngine:
                             return
                 entry.is_submitted = False
         finally:
-            del self._requests[entry]
-            self._request_ended.set()
+            self._requests.remove(entry)
 
     async def change(self, section: EngineSection) -> str | None:
         """Replace the engine; return None, or the reason if the old engine serves again.
@@ -194,31 +192,23 @@ class HotSwapEngine:
             raise EngineFailed("the engine is not running: enter it with `async with` first")
         return self._engine
 
-    def _admit(self) -> "_Request":
+    def _admit(self) -> SwapRequest:
         load = self._latest().load
-        running = sum(request.has_output for request in self._requests) if self._is_changing else load.slots
+        running = self._requests.begun if self._is_changing else load.slots
         waiting = max(len(self._requests) - running, 0)
         is_free = not self._is_changing and len(self._requests) < load.slots
         if not is_free and waiting >= self._section.max_waiting:
             wait = self._seconds_left() if self._is_changing else load.wait
             raise EngineBusy(waiting, self._section.max_waiting, wait)
-        request = _Request()
-        self._requests[request] = None
-        return request
+        return self._requests.add()
 
-    def _queued(self, request: "_Request") -> Queued:
-        waiting = [each for each in self._requests if not each.has_output]
-        return Queued(waiting.index(request) + 1, self._seconds_left(), is_model_changing=True)
+    def _queued(self, request: SwapRequest) -> Queued:
+        return Queued(self._requests.position(request), self._seconds_left(), is_model_changing=True)
 
     def _seconds_left(self) -> float:
         """Estimate the seconds until the new model serves, from the last loading time."""
         began = self._clock.now() if self._loading_since is None else self._loading_since
         return max(began + self._loading_took - self._clock.now(), 1.0)
-
-    def _notify_held(self) -> None:
-        for request in self._requests:
-            if not request.is_submitted:
-                request.changed.set()
 
     # The change.
 
@@ -237,8 +227,7 @@ class HotSwapEngine:
             failure = str(error)  # and a superseded change has already stopped the old model
         else:
             self._is_changing = True
-            for request in self._requests:
-                request.requeue()
+            self._requests.requeue()
             try:
                 await self._finish_started_answers()
                 failure = await self._swap(section)
@@ -258,15 +247,14 @@ class HotSwapEngine:
     def _resume(self) -> None:
         if self._is_entered:
             self._is_changing = False
-            self._notify_held()
+            self._requests.notify_held()
 
     async def _finish_started_answers(self) -> None:
-        while any(request.has_output for request in self._requests):
+        while self._requests.begun:
             load = self._latest().load
             if load.down is not None or load.since_progress >= STUCK_SECONDS:
                 return
-            self._request_ended.clear()
-            await race(self._request_ended.wait(), self._clock.sleep(_POLL_SECONDS))
+            await race(self._requests.next_end(), self._clock.sleep(_POLL_SECONDS))
 
     async def _swap(self, section: EngineSection) -> str | None:
         """Close the engine and load another; return the reason if that failed."""
@@ -274,7 +262,7 @@ class HotSwapEngine:
             return reason
         await asyncio.to_thread(gc.collect)  # the exception of a failed load may keep tensors in a reference cycle
         self._last_progress = self._loading_since = self._clock.now()
-        self._notify_held()  # the estimated wait has changed
+        self._requests.notify_held()  # the estimated wait has changed
         loading = self._loading = asyncio.create_task(self._enter(section, with_trial=True), name="loading")
         try:
             while not loading.done():
@@ -338,54 +326,6 @@ class HotSwapEngine:
     def _on_progress(self, done: int, total: int) -> None:
         self._last_progress = self._clock.now()
         self._progress(done, total)
-
-
-class _Request:
-    """A request: held back during a change, or submitted to the engine."""
-
-    def __init__(self) -> None:
-        self.is_submitted = False
-        self.has_output = False  # its reader has received some of the answer
-        self._requeued = asyncio.Event()
-        self.changed = asyncio.Event()  # its position or wait, or the end of the change
-        self._next: asyncio.Future[EngineEvent] | None = None
-
-    def submit(self) -> None:
-        self.is_submitted = True
-        self._requeued.clear()
-
-    def requeue(self) -> None:
-        """Withdraw it from the engine, unless it has output."""
-        if self.is_submitted and not self.has_output:
-            self._requeued.set()
-            if self._next is not None:
-                self._next.cancel()
-
-    async def next_event(self, events: AsyncGenerator[EngineEvent, None]) -> EngineEvent | None:
-        """Return the next event; None if requeued, whatever the engine returned or raised."""
-        if self.has_output:
-            return await anext(events)
-        if self._requeued.is_set():
-            return None
-        self._next = asyncio.ensure_future(anext(events))
-        try:
-            event = await self._next
-        except asyncio.CancelledError:
-            # Either `requeue` cancelled the step, or the caller was cancelled.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return None
-        except EngineError:
-            if self._requeued.is_set():
-                return None
-            raise
-        finally:
-            self._next = None
-        if self._requeued.is_set():
-            return None
-        self.has_output = not isinstance(event, Queued)
-        return event
 
 
 def _as_loaded(section: EngineSection) -> EngineSection:
