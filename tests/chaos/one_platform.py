@@ -35,6 +35,8 @@ NAME = "R25"
 SECONDS = 60.0
 _SHORT_SECONDS = 3.0
 _ROOMS = 3  # per platform
+# Messages that a platform keeps; those of all rooms that are still waited for are far fewer.
+_KEPT = 60
 _PAUSE = 0.3  # seconds between an answer and the next question
 _FLOOD_PAUSE = 0.05  # seconds between two messages of the flood, of which every fourth is to the bot
 _FLOOD_ROOMS = 10
@@ -68,13 +70,23 @@ class Asker:
 
     async def keep_asking(self, seconds: float) -> list[float]:
         """Ask in several rooms for so long, in each at least once; return the waits."""
-        self.waits, end = [], time.monotonic() + seconds
+        end = time.monotonic() + seconds
+        return await self._ask_while(lambda asked: time.monotonic() < end)
+
+    async def ask_often(self, times: int) -> list[float]:
+        """Ask in several rooms, in each so often; return the waits."""
+        return await self._ask_while(lambda asked: asked < times)
+
+    async def _ask_while(self, is_more: Callable[[int], bool]) -> list[float]:
+        self.waits = []
 
         async def one(room: str) -> None:
             await self.ask(room)
-            while time.monotonic() < end:
+            asked = 1
+            while is_more(asked):
                 await asyncio.sleep(_PAUSE)
                 await self.ask(room)
+                asked += 1
 
         await asyncio.gather(*(one(f"room{room}") for room in range(_ROOMS)))
         return self.waits
@@ -86,11 +98,11 @@ class Asker:
         return [seen for seen in self.platform.seen(room) if seen.author == "bot"]
 
     def _forget(self, room: str) -> None:
-        """Drop old messages: reading them again and again would take the driver's time."""
+        """Drop old messages: reading them again and again would take the driver's time, and be measured as waiting."""
         platform: Any = self.platform
         messages = platform.workspace.messages if platform.name == "slack" else platform.messages
-        if len(messages) > 2_000:
-            for id in list(messages)[:1_000]:
+        if len(messages) > _KEPT:
+            for id in list(messages)[: -_KEPT // 2]:
                 del messages[id]
 
 
