@@ -10,7 +10,7 @@ import structlog
 
 from bot.adapters.malformed import skip_malformed
 from bot.chat.intake import Intake
-from bot.chat.recovery import Standing
+from bot.chat.standing import Standing
 from bot.delivery.replies import Replies
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import BotError, PlatformUnavailable, RateLimited, StoreError
@@ -108,7 +108,7 @@ class Inbox:
         """
         owed = await self._intake.claim_owed(self._platform)
         if self._find_standing is None:
-            await self._settle(owed, {})
+            await self._settle(owed, Standing())
         else:
             # Threads count with their channel, as for notices.
             by_channel = groupby(sorted(owed, key=_channel), key=_channel)
@@ -131,7 +131,7 @@ class Inbox:
 
         async def look() -> Standing:
             nonlocal deadline
-            found: Standing = {}
+            found = Standing()
             try:
                 with skip_malformed(self._platform):
                     found = await find(left[0])

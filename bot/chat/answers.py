@@ -9,10 +9,11 @@ from bot.chat.choices import Choices
 from bot.chat.command_table import CommandContext
 from bot.chat.commands import is_forget, parse
 from bot.chat.conversation import Conversations
-from bot.chat.exchanges import Exchanges, Worker, refused
+from bot.chat.exchanges import Exchanges, refused
 from bot.chat.rights import Rights
 from bot.chat.settings import ChatSettings
 from bot.chat.stream import REFUSED, ReplyStream
+from bot.chat.worker import Worker
 from bot.config.reload import ConfigWatcher
 from bot.domain import Answer, Delta, Exchange, Finished, FinishReason, Kind, Notice, QueueDepth
 from bot.engine.base import Engine

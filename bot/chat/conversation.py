@@ -9,11 +9,12 @@ from dataclasses import replace
 import structlog
 
 from bot.chat.choices import Choices
-from bot.chat.exchanges import Exchanges, Worker
+from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
 from bot.chat.prompt import NothingToAsk, Prompt, build_prompt
 from bot.chat.settings import ChatSettings
 from bot.chat.stream import REFUSED, ReplyStream
+from bot.chat.worker import Worker
 from bot.domain import (
     Answer,
     ChatRequest,
@@ -197,7 +198,7 @@ class Conversations:
                     notices = []
                     if prompt.left_out and not prompt.is_told:
                         with suppress(StoreError):  # it is told again
-                            await self._store.record_shortening(exchange.message.channel)
+                            await self._store.record_shortening(worker.exchange.message.channel)
                     if isinstance(event, Finished):
                         outcome = event.reason.value
                         return event

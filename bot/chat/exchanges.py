@@ -1,12 +1,12 @@
-"""Exchanges in flight: their workers, their order, and every change of state.
+"""Exchanges in flight: their order in the channels, and every change of state.
 
-The row in the store is the truth (bot/lifecycle.py has the table of transitions).  The
-registry here holds only what a row cannot: the task, the stop flag, the parts being shown.
+The row in the store is the truth (bot/lifecycle.py has the table of transitions); a Worker
+holds only what a row cannot.
 """
 
 import asyncio
 import bisect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
@@ -14,106 +14,17 @@ from typing import Any, TypeVar
 
 import structlog
 
+from bot.chat.worker import Worker
 from bot.domain import Answer, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Part, QueueDepth, Status
 from bot.errors import ClaimLost
 from bot.observability.logging import log_context
 from bot.storage.base import Store
-from bot.util.aio import finish_before_cancel
 from bot.util.clock import Clock
 from bot.util.retry import retry_until_stored
 
 T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class Worker:
-    """The work on one exchange whose claim this process holds."""
-
-    def __init__(self, exchange: Exchange, number: int, previous: "Worker | None" = None) -> None:
-        self.exchange = exchange
-        self.number = number  # order in which exchanges of all channels were claimed
-        self.parts: list[Part] = previous.parts if previous else [Part(id, is_recorded=True) for id in exchange.parts]
-        self.has_position = exchange.kind is Kind.CHAT and exchange.answer is None
-        self.is_admitted = False  # a limit let it through before its old answer was dropped
-        self.is_backlog = False  # it was owed, and does not count as waiting
-        self.is_pending = False  # `recover` will return it
-        self.is_deleted = False
-        self.leaves_no_trace = False  # its row is cleared once its reply was shown
-        self.prompt_in_doubt = asyncio.Event()  # a deletion or an edit since the prompt was read
-        self.is_interrupted = False  # its prompt has changed, and is read again
-        self.task: asyncio.Task[None] | None = None
-        self._previous = previous
-        self._generation: asyncio.Timeout | None = None
-        self._position_changed = asyncio.Event()
-        self._stopped = asyncio.Event()
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._stopped.is_set()
-
-    def notify_position(self) -> None:
-        self._position_changed.set()
-
-    async def wait_for_position(self) -> None:
-        """Wait until the position in the channel changed, or the worker was stopped."""
-        await self._position_changed.wait()
-        self._position_changed.clear()
-
-    async def wait_stopped(self) -> None:
-        """Wait until the worker was stopped."""
-        await self._stopped.wait()
-
-    @asynccontextmanager
-    async def generating(self) -> AsyncIterator[None]:
-        """Run the block until `stop`, or until the time that it sets with `limit`.
-
-        Raises:
-            TimeoutError: It was stopped, or the time is over.
-        """
-        async with asyncio.timeout(None) as timeout:
-            self._generation = timeout
-            try:
-                yield
-            finally:
-                self._generation = None
-
-    def limit(self, seconds: float) -> None:
-        """End the generation after this time."""
-        if self._generation is not None and not self.is_stopped:
-            self._generation.reschedule(asyncio.get_running_loop().time() + seconds)
-
-    def stop(self) -> None:
-        """End the generation, running or waiting for its turn; a partial answer is kept."""
-        self._stopped.set()
-        self._position_changed.set()
-        if self._generation is not None and not self._generation.expired():
-            self._generation.reschedule(asyncio.get_running_loop().time())
-
-    def interrupt(self) -> None:
-        """End the generation without a result: it begins again with another prompt."""
-        self.is_interrupted = True
-        if self._generation is not None and not self._generation.expired():
-            self._generation.reschedule(asyncio.get_running_loop().time())
-
-    def cut_off_reason(self) -> FinishReason:
-        """Return why `generating` raised TimeoutError."""
-        return FinishReason.CANCELLED if self.is_stopped else FinishReason.LENGTH
-
-    async def end_previous(self) -> None:
-        """Wait until an earlier worker of the exchange has ended, and so on back.
-
-        Two workers of one exchange would edit the same messages against each other.
-        """
-        previous, self._previous = self._previous, None
-        if previous is None:
-            return
-        if previous.task is None:
-            previous._previous, self._previous = None, previous._previous
-            await self.end_previous()
-        else:
-            previous.task.cancel()
-            await finish_before_cancel(asyncio.wait([previous.task]))
 
 
 class Exchanges:
@@ -219,9 +130,12 @@ class Exchanges:
         worker = Worker(exchange, next(self._numbers), replaced or previous or orphan)
         self._workers[exchange.id] = worker
         if worker.has_position:
-            queue = self._channels.setdefault(exchange.message.channel, [])
-            bisect.insort(queue, worker, key=lambda other: other.exchange.id)
+            self._add_position(worker)
         return exchange
+
+    def _add_position(self, worker: Worker) -> None:
+        queue = self._channels.setdefault(worker.exchange.message.channel, [])
+        bisect.insort(queue, worker, key=lambda other: other.exchange.id)
 
     def _drop(self, exchange: Exchange) -> bool:
         worker = self.find(exchange)
@@ -404,19 +318,50 @@ class Exchanges:
         async with self._deletion(lambda past: past.message.author.key == author.key and past.id < by.id):
             return await self._store.forget(author, by)
 
-    async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
-        """Delete the exchange of a deleted message, if there is one, and quotations of it."""
+    async def delete_messages(
+        self, channel: ChannelKey, message_ids: Collection[str], *, is_expected: bool = False
+    ) -> None:
+        """Delete the exchanges of deleted messages, as far as there are any, and quotations of them."""
 
         def is_covered(exchange: Exchange) -> bool:
-            return _is_in(exchange, channel) and exchange.message.id == message_id
+            return _is_in(exchange, channel) and exchange.message.id in message_ids
 
         async with self._deletion(is_covered, channel):
-            await self._store.delete_message(channel, message_id, is_expected=is_expected)
+            await self._store.delete_messages(channel, message_ids, is_expected=is_expected)
 
-    async def replace_quotes(self, message: IncomingMessage) -> None:
+    async def rename_channel(self, channel: ChannelKey, to: str) -> int:
+        """Move all of a channel to the id that its platform gave it; return the number of exchanges.
+
+        A reply in progress goes on in the platform's old channel; its messages there have other
+        ids from now on, as in the store.
+        """
+        async with self._prompt_barrier(channel):
+            count = await self._store.rename_channel(channel, to)
+            for worker in self._workers.values():
+                if _is_in(worker.exchange, channel):
+                    self._move(worker, to)
+        return count
+
+    def _move(self, worker: Worker, to: str) -> None:
+        message = worker.exchange.message
+        queue = self._channels.get(message.channel, [])
+        if worker.has_position:
+            queue.remove(worker)
+            if not queue:
+                del self._channels[message.channel]
+        prefix = f"{message.channel.channel} "
+        moved = replace(message, id=prefix + message.id, channel=replace(message.channel, channel=to))
+        worker.exchange = replace(worker.exchange, message=moved)
+        for part in worker.parts:
+            if part.id is not None:
+                part.id = prefix + part.id
+        if worker.has_position:
+            self._add_position(worker)
+
+    async def replace_quotes(self, channel: ChannelKey, message_id: str, text: str) -> None:
         """Let quotations of an edited message have its new text."""
-        async with self._prompt_barrier(message.channel):
-            await self._store.replace_quotes(message.channel, message.id, message.text)
+        async with self._prompt_barrier(channel):
+            await self._store.replace_quotes(channel, message_id, text)
 
     async def read_undeleted(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read for a prompt; once more if a deletion overlapped, since the result may hold deleted text."""

@@ -14,11 +14,11 @@ from bot.chat.command_table import offers
 from bot.chat.commands import is_open_retry, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
-from bot.chat.recovery import Recovery, Standing
+from bot.chat.recovery import Recovery
 from bot.chat.retries import Retries
 from bot.chat.rights import Rights
 from bot.chat.settings import ChatSettings
-from bot.chat.standing import StandingReply
+from bot.chat.standing import Standing, StandingReply
 from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind
 from bot.engine.base import Engine
@@ -136,7 +136,7 @@ class Intake:
         return self._recovery.is_late(exchange)
 
     async def settle(self, owed: Sequence[Exchange], standing: Standing) -> list[Exchange]:
-        """Adopt existing replies of their channels; return exchanges to be shown, in order.
+        """Apply what their channels show; return exchanges to be shown, in order.
 
         If it fails, all of `owed` are released.
         """
@@ -151,14 +151,14 @@ class Intake:
         message = _cleaned(message)
         known = await self._store.find(message.channel, message.id)
         if known is None:
-            await self.exchanges.replace_quotes(message)
+            await self.exchanges.replace_quotes(message.channel, message.id, message.text)
             return None
         if known.message.text == message.text:
             # An earlier attempt may have stored the edit and lost the acknowledgement.
             return await self.exchanges.claim(known) if known.kind is Kind.CHAT else None
         if not self.access.admits(message):
             # Its author may have a reason to take the old text back, and gets no answer any more.
-            await self.exchanges.delete_message(message.channel, message.id)
+            await self.exchanges.delete_messages(message.channel, [message.id])
             return None
         refusal = self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         # Even if it is refused, the old text goes.
@@ -174,6 +174,10 @@ class Intake:
         except BaseException:
             self.exchanges.release(requeued)
             raise
+
+    async def replace_quotes(self, channel: ChannelKey, message_id: str, text: str) -> None:
+        """Let quotations of an edited message that is no question, such as an app's, have its new text."""
+        await self.exchanges.replace_quotes(channel, message_id, clean(text))
 
     async def store_edit(self, message: IncomingMessage) -> None:
         """Take the new text of a question while others may be missing; `recover` then returns it."""
@@ -196,13 +200,13 @@ class Intake:
         elif (requeued := await self.exchanges.requeue(known, message.text)) is not None:
             await self.exchanges.settle(requeued, answer)
 
-    async def delete(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
-        """Delete the exchange of a deleted message and quotations of it, and stop answering it.
+    async def delete(self, channel: ChannelKey, *message_ids: str, is_expected: bool = False) -> None:
+        """Delete the exchanges of deleted messages and quotations of them, and stop answering them.
 
         A message that arrives later is ignored where the bot has exchanges in its channel, or
         with `is_expected`: for a message that `accept` would have been called with.
         """
-        await self.exchanges.delete_message(channel, message_id, is_expected=is_expected)
+        await self.exchanges.delete_messages(channel, message_ids, is_expected=is_expected)
 
     async def on_button(
         self, channel: ChannelKey, message_id: str, action: Action, by: Author, *, later: bool = False
@@ -246,7 +250,7 @@ class Intake:
 
     async def rename_channel(self, channel: ChannelKey, to: str) -> None:
         """Move a channel's history and settings to the id that its platform gave it."""
-        count = await self._store.rename_channel(channel, to)
+        count = await self.exchanges.rename_channel(channel, to)
         await self._choices.reload()
         if count:
             log.info("channel moved", channel=str(channel), to=to, exchanges=count)

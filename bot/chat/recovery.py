@@ -1,11 +1,10 @@
 """Answer what a crash, a restart or an outage left undone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from types import MappingProxyType
 
 import structlog
 
@@ -14,7 +13,7 @@ from bot.chat.commands import is_forget, is_open_retry
 from bot.chat.exchanges import Exchanges, refused
 from bot.chat.retries import Retries
 from bot.chat.settings import ChatSettings
-from bot.chat.standing import StandingReply, late_notice
+from bot.chat.standing import Standing, late_notice
 from bot.domain import Answer, Exchange, FinishReason, Kind, Status
 from bot.errors import ClaimLost
 from bot.util.clock import Calendar
@@ -23,9 +22,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A smaller difference between two clocks is none: the header counts seconds.
 _CLOCK_SKEW = timedelta(minutes=1)
-
-# Replies that channels show already, by exchange id.
-Standing = Mapping[int, StandingReply]
+_NOTHING = Standing()
 
 
 class Recovery:
@@ -58,11 +55,11 @@ class Recovery:
         owed = [*await self._exchanges.claim_owed(platform), *self._exchanges.take_pending(platform)]
         return sorted(owed, key=lambda exchange: exchange.id)
 
-    async def settle(self, owed: Sequence[Exchange], standing: Standing = MappingProxyType({})) -> list[Exchange]:
+    async def settle(self, owed: Sequence[Exchange], standing: Standing = _NOTHING) -> list[Exchange]:
         """Return which of them are to be shown, in the order of their rows; if it fails, all are released.
 
-        `standing` are replies that their channels show already, by exchange id: a complete one
-        is adopted as the answer, another one is continued.
+        `standing` is what their channels show: a complete reply is adopted as the answer, another
+        one is continued, and a deleted question whose reply has not begun is deleted here too.
 
         Questions older than `catch_up_minutes` whose reply had not begun are not answered
         any more: in each channel the newest gets a notice, which settles them all.
@@ -81,7 +78,12 @@ class Recovery:
         """Return those that are still owed."""
         left = []
         for exchange in owed:
-            reply, adopted = standing.get(exchange.id), exchange
+            reply, adopted = standing.replies.get(exchange.id), exchange
+            if exchange.id in standing.deleted and not exchange.parts:
+                # Its deletion may have been lost, or come before it.
+                await self._exchanges.delete_messages(exchange.message.channel, [exchange.message.id])
+                self._exchanges.release(exchange)
+                continue
             with suppress(ClaimLost):  # deleted meanwhile
                 if reply is not None:
                     adopted = await self._exchanges.adopt_parts(exchange, reply.parts)

@@ -4,6 +4,7 @@ After a restored backup the channel is newer than the database.  Platforms whose
 be read describe the bot's messages there as `OwnMessage`s.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -64,6 +65,14 @@ class StandingReply:
                 if note and text.endswith(note):
                     return Answer(text.removesuffix(note).rstrip(), reason=reason)
         return Answer(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What channels show of owed exchanges, by exchange id: replies, and the lack of a deleted question."""
+
+    replies: Mapping[int, StandingReply] = field(default_factory=dict)
+    deleted: frozenset[int] = frozenset()
 
 
 def late_notice(translate: Translate) -> str:

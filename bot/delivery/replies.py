@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import structlog
 
-from bot.chat.exchanges import Worker
 from bot.chat.intake import Intake
 from bot.chat.stream import ReplyStream
+from bot.chat.worker import Worker
 from bot.delivery.messenger import Messenger, nonce
 from bot.delivery.pacer import Pacer
 from bot.delivery.sender import Sender

@@ -1,5 +1,6 @@
 """The seam between the program and a database: Store."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -132,8 +133,10 @@ class Store(Protocol):
         """Delete one exchange, like `clear`, without raising NotErased; its message still exists."""
         ...
 
-    async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
-        """Delete the exchange of a message that its author deleted, and quotations of it, like `erase`.
+    async def delete_messages(
+        self, channel: ChannelKey, message_ids: Collection[str], *, is_expected: bool = False
+    ) -> None:
+        """Delete the exchanges of messages that were deleted, and quotations of them, like `erase`.
 
         An unknown message may still come: it is not stored then, nor answered, if it is
         expected or the channel has exchanges.  This is remembered for a day.

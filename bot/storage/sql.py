@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -395,12 +395,14 @@ class SqlStore:
         await self._blank(lifecycle.CLEAR, exchanges.c.id == exchange.id, with_quotations=True)
 
     @shielded
-    async def delete_message(self, channel: ChannelKey, message_id: str, *, is_expected: bool = False) -> None:
-        here = and_(_within(channel), exchanges.c.message == message_id)
+    async def delete_messages(
+        self, channel: ChannelKey, message_ids: Collection[str], *, is_expected: bool = False
+    ) -> None:
+        here = and_(_within(channel), exchanges.c.message.in_(message_ids))
         async with self._transactions.writing() as tx:
             if not is_expected and not await _has_channel(tx, channel):
-                return  # the message is not for the bot, and nothing quotes it
-            await self._bury(tx, channel, message_id)
+                return  # the messages are not for the bot, and nothing quotes them
+            await self._bury(tx, channel, message_ids)
             said = await _said(tx, here)
             _, changes = await self._erase(tx, lifecycle.CLEAR, here, said=said)
             await tx.execute(update(exchanges).where(here).values(failure=_DELETED))
@@ -600,16 +602,13 @@ class SqlStore:
             await self._vacuum.record_deletion(tx)
         return kinds.count(Kind.CHAT), changes
 
-    async def _bury(self, tx: AsyncConnection, channel: ChannelKey, message_id: str) -> None:
-        """Store a message that may still come as deleted, unless it is known."""
+    async def _bury(self, tx: AsyncConnection, channel: ChannelKey, message_ids: Collection[str]) -> None:
+        """Store messages that may still come as deleted, unless they are known."""
         today = self._calendar.today()
-        gone = IncomingMessage(message_id, channel, Author("", "", ""), "", today)
+        gone = [IncomingMessage(id, channel, Author("", "", ""), "", today) for id in message_ids]
+        rows = [{**message_values(each), "kind": Kind.CHAT, "status": Status.CLEARED, "seed": 0} for each in gone]
         await tx.execute(delete(exchanges).where(IS_TOMBSTONE, exchanges.c.sent_at < today - _TOMBSTONES_KEPT))
-        await tx.execute(
-            self._insert(exchanges)
-            .values(**message_values(gone), kind=Kind.CHAT, status=Status.CLEARED, seed=0)
-            .on_conflict_do_nothing(index_elements=_KEY)
-        )
+        await tx.execute(self._insert(exchanges).on_conflict_do_nothing(index_elements=_KEY), rows)
 
     def _checked(self, count: int) -> int:
         """Return the count; raise NotErased if the file still holds the text."""

@@ -17,7 +17,7 @@ from bot.domain import Action, ChannelKey, Kind, Status
 from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.messages import a_message
-from tests.harness.platform import Fault
+from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers.discord import DiscordPlatform
 
 
@@ -463,6 +463,40 @@ async def test_an_unreadable_or_empty_history_proves_no_deletion(bot: DiscordBot
     await bot.platform.say("what do you know?")
     await bot.shows("ok", "ok")
     assert "keep this" in " ".join(message.content for message in bot.engine.requests[-1].messages)
+
+
+async def test_a_channel_whose_only_messages_were_deleted_keeps_no_text(bot: DiscordBot) -> None:
+    secret = await bot.platform.say("my password is hunter2")
+    await bot.shows("ok")
+    await bot.all_is_delivered()
+    await bot.platform.disconnect(resumable=False)
+    for message in list(bot.platform.messages):
+        await bot.platform.delete(str(message))
+    key = ChannelKey("discord", str(bot.platform.channel("general")))
+    async with asyncio.timeout(TIMEOUT):
+        while (row := await bot.harness.store.find(key, secret)) is None or row.message.text:
+            pass
+
+
+async def test_quotations_of_messages_changed_while_disconnected_follow_them(bot: DiscordBot) -> None:
+    key = ChannelKey("discord", str(bot.platform.channel("general")))
+    edited = await bot.platform.say("the capital of Frnace", author="Ben", mention=False)
+    deleted = await bot.platform.say("my password is hunter2", author="Ben", mention=False)
+    asked = [await bot.platform.say("explain", reply_to=each) for each in (edited, deleted)]
+    await bot.shows("ok", "ok")
+    await bot.all_is_delivered()
+
+    async def quoted() -> list[str | None]:
+        rows = [await bot.harness.store.find(key, question) for question in asked]
+        return [None if row is None else row.message.quoted for row in rows]
+
+    assert await quoted() == ["the capital of Frnace", "my password is hunter2"]
+    await bot.platform.disconnect(resumable=False)
+    await bot.platform.edit(edited, "the capital of France")
+    await bot.platform.delete(deleted)
+    async with asyncio.timeout(TIMEOUT):
+        while await quoted() != ["the capital of France", None]:
+            pass
 
 
 # Histories that cannot be parsed

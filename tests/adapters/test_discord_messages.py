@@ -1,6 +1,7 @@
 """Discord messages and threads, and the replies to them."""
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,27 @@ async def test_questions_deleted_in_bulk_are_forgotten(bot: DiscordBot) -> None:
     await bot.platform.say("three")
     await bot.shows("ok", "ok", "ok")
     assert [message.content for message in bot.engine.requests[2].messages] == ["Mei: three"]
+
+
+async def test_a_hundred_unknown_messages_are_deleted_in_one_transaction(
+    bot: DiscordBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bot.platform.say("one")
+    await bot.shows("ok")
+    await bot.all_is_delivered()
+    calls: list[int] = []
+    delete = bot.harness.store.delete_messages
+
+    async def counted(channel: ChannelKey, ids: Collection[str], *, is_expected: bool = False) -> None:
+        calls.append(len(ids))
+        await delete(channel, ids, is_expected=is_expected)
+
+    monkeypatch.setattr(bot.harness.store, "delete_messages", counted)
+    where = {"channel_id": str(bot.platform.channel("general")), "guild_id": str(GUILD)}
+    bot.platform.send_event("MESSAGE_DELETE_BULK", {"ids": [str(10**17 + n) for n in range(100)], **where})
+    await bot.platform.say("two")
+    await bot.shows("ok", "ok")
+    assert calls == [100]
 
 
 async def test_a_shorter_answer_deletes_surplus_messages(bot: DiscordBot) -> None:

@@ -15,6 +15,7 @@ from aiohttp import web
 from bot.domain import Action, ChannelKey, Status
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness
+from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, becomes, bots, running
 
@@ -138,6 +139,82 @@ async def test_edits_and_deletions_while_disconnected_are_found(tmp_path: Path, 
         row = await harness.store.find(ChannelKey("slack", channel), edited)
         assert row is not None
         assert row.message.text == "2+4?"
+
+
+async def quoted_in(harness: Harness, server: SlackServer, question: str) -> str | None:
+    """Return the quotation that the row of a question has now."""
+    row = await harness.store.find(ChannelKey("slack", server.workspace.find("general") or ""), question)
+    return row.message.quoted if row is not None else None
+
+
+async def quotes(harness: Harness, server: SlackServer, question: str, text: str | None) -> None:
+    """Wait until the row of a question quotes this text."""
+    async with asyncio.timeout(TIMEOUT):
+        while await quoted_in(harness, server, question) != text:
+            pass
+
+
+async def test_quotations_of_messages_changed_while_disconnected_follow_them(
+    tmp_path: Path, server: SlackServer
+) -> None:
+    place, ben = server.workspace.channel("general"), server.workspace.user("Ben")
+    edited = server.workspace.post(place, ben, text="the capital of Frnace")
+    deleted = server.workspace.post(place, ben, text="my password is hunter2")
+    alert = server.workspace.post(place, "", text="", bot="B99", attachments=[{"text": "disk full"}])
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        asked = [await server.say("explain", thread=each.ts) for each in (edited, deleted, alert)]
+        for question in asked:
+            await is_delivered(harness, server, question)
+        assert [await quoted_in(harness, server, each) for each in asked] == [
+            "the capital of Frnace",
+            "my password is hunter2",
+            "disk full",
+        ]
+        await server.disconnect(resumable=False)
+        await server.edit(edited.ts, "the capital of France")
+        await server.delete(deleted.ts)
+        alert.attachments = [{"text": "disk empty"}]
+        await quotes(harness, server, asked[0], "the capital of France")
+        await quotes(harness, server, asked[1], None)
+        await quotes(harness, server, asked[2], "disk empty")
+
+
+async def test_an_alert_that_its_app_has_changed_is_quoted_as_it_is_now(tmp_path: Path, server: SlackServer) -> None:
+    place = server.workspace.channel("general")
+    alert = server.workspace.post(place, "", text="", bot="B99", attachments=[{"text": "disk full"}])
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        question = await server.say("explain", thread=alert.ts)
+        await is_delivered(harness, server, question)
+        before = alert.event()
+        alert.attachments = [{"text": "disk empty"}]
+        change = {"type": "message", "subtype": "message_changed", "channel": place, "ts": server.workspace.now()}
+        server.emit({**change, "message": alert.event(), "previous_message": before})
+        await quotes(harness, server, question, "disk empty")
+
+
+@pytest.mark.parametrize("place", ["channel", "thread", "direct"])
+async def test_a_question_redelivered_after_a_deletion_that_was_lost_is_not_answered(
+    tmp_path: Path, server: SlackServer, place: str
+) -> None:
+    emitted: list[dict[str, Any]] = []
+    emit = server.emit
+    is_direct = place == "direct"
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        first = await server.say("one", direct=is_direct)
+        await is_delivered(harness, server, first, "Mei" if is_direct else "general")
+        server.emit = emitted.append  # type: ignore[method-assign, assignment]
+        thread = first if place == "thread" else None
+        secret = await server.say("my password is hunter2", direct=is_direct, thread=thread)
+        await server.delete(secret)
+        server.emit = emit  # type: ignore[method-assign]
+        links = server.links
+        await server.disconnect(resumable=False)
+        await server.until(lambda: server.links > links)
+        for event in emitted[:-1]:  # the last is the deletion
+            emit(event)
+        await server.until(lambda: server.is_quiet)
+        await becomes(harness, Status.CLEARED, server.workspace.find("Mei" if is_direct else "general") or "", secret)
+        assert len(harness.engine.requests) == 1
 
 
 async def test_a_question_still_being_stored_when_the_connection_is_lost_is_compared_too(

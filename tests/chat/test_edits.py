@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bot.chat.exchanges import Worker
+from bot.chat.worker import Worker
 from bot.config.schema import AccessSection
 from bot.domain import Author, Exchange, IncomingMessage, Part, Status
 from bot.errors import ClaimLost, StoreError

@@ -7,8 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
-from bot.chat.exchanges import Worker
-from bot.domain import Action, ChannelKey, Exchange, Part
+from bot.chat.worker import Worker
+from bot.domain import Action, Author, ChannelKey, Exchange, Part
 from bot.errors import ClaimLost
 from tests.harness.harness import Harness, text_of
 from tests.harness.messages import CHANNEL, MEI, a_message
@@ -111,6 +111,37 @@ async def test_a_requeued_exchange_is_not_owed_before_it_starts(
     await harness.replied(taken_up)
     harness.exchanges.release(taken_up)
     assert await harness.intake.recover("discord") == []
+
+
+async def test_a_renamed_channel_goes_on_in_order_with_its_history(harness: Harness) -> None:
+    go_on, new = asyncio.Event(), ChannelKey("discord", "c9")
+    harness.engine.add(["the", go_on, " first"], "second", "third")
+    first = await harness.accept(a_message("one"))
+    events = asyncio.create_task(harness.events(first))
+    await harness.engine.asked(1)
+    second = asyncio.create_task(harness.events(await harness.accept(a_message("two"))))
+    await harness.clock.settle()
+    await harness.intake.rename_channel(CHANNEL, "c9")
+    third = asyncio.create_task(
+        harness.events(await harness.accept(a_message("three", channel=new, author=Author("discord", "2", "Jo"))))
+    )
+    assert [each.message.text for each in harness.exchanges.in_channel(new)] == ["one", "two", "three"]
+    await harness.clock.settle()
+    assert len(harness.engine.requests) == 1, "the others wait for the first"
+    go_on.set()
+    await asyncio.gather(events, second, third)
+    said = [message.content for message in harness.engine.requests[2].messages]
+    assert said[-5:] == ["one", "the first", "two", "second", "three"]
+
+
+async def test_the_messages_of_a_renamed_channel_are_not_those_of_the_new_one(harness: Harness) -> None:
+    exchange = await harness.accept(a_message("question"))
+    worker = harness.exchanges.worker(exchange)
+    worker.parts.append(Part("m1", is_recorded=True))
+    await harness.intake.rename_channel(CHANNEL, "c9")
+    assert [part.id for part in worker.parts] == ["c1 m1"]
+    assert await harness.intake.exchanges.clear(ChannelKey("discord", "c9")) == 1
+    assert worker.is_stopped
 
 
 async def test_two_concurrent_recoveries_return_an_owed_exchange_once(harness: Harness) -> None:

@@ -556,7 +556,7 @@ async def test_quotations_of_question_and_answer_are_deleted_with_them(
         "of the same id elsewhere": replace(message(5, channel=ChannelKey("slack", "C2")), quoted="hi", quoted_id="1"),
     }
     stored = {name: await begun(store, quoting) for name, quoting in quotes.items()}
-    await (store.delete_message(ROOM, "1") if is_message_deleted else store.erase(asked))
+    await (store.delete_messages(ROOM, ["1"]) if is_message_deleted else store.erase(asked))
     left = {name for name, exchange in stored.items() if (await found(store, exchange)).message.quoted is not None}
     assert left == {"of the same words elsewhere", "of the same id elsewhere"}
     assert (await found(store, stored["of the answer"])).message == message(3, channel=THREAD)
@@ -577,7 +577,7 @@ async def test_clearing_deletes_quotations_of_answers_in_other_threads(store: St
 
 async def test_a_deleted_message_takes_its_quotations_also_without_an_exchange(store: Store) -> None:
     quoting = await begun(store, replace(message(2, "is that so?"), quoted="a secret", quoted_id="1"))
-    await store.delete_message(ROOM, "1")
+    await store.delete_messages(ROOM, ["1"])
     assert (await found(store, quoting)).message == message(2, "is that so?")
     in_flight = await begun(store, replace(message(3), quoted="a secret", quoted_id="1"))
     assert in_flight.message == message(3)
@@ -590,7 +590,7 @@ async def test_a_deletion_covers_a_message_that_arrives_before_or_after_it(store
     secret = message(2, "my secret", channel=THREAD)
     if not is_late:
         await begun(store, secret)
-    await store.delete_message(ROOM, "2")
+    await store.delete_messages(ROOM, ["2"])
     assert await store.enqueue(secret, Kind.CHAT) is None
     assert await store.claim_owed("slack") == []
     assert (await store.find(THREAD, "2")) is not None
@@ -599,8 +599,8 @@ async def test_a_deletion_covers_a_message_that_arrives_before_or_after_it(store
 
 
 async def test_a_deletion_before_its_message_counts_only_where_one_may_come(store: Store) -> None:
-    await store.delete_message(ROOM, "1")
-    await store.delete_message(ROOM, "2", is_expected=True)
+    await store.delete_messages(ROOM, ["1"])
+    await store.delete_messages(ROOM, ["2"], is_expected=True)
     assert await store.enqueue(message(2, "my secret"), Kind.CHAT) is None
     assert not await store.has_history(ROOM)
     assert await store.last_message_ids("slack") == {}

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 from bot import adapters
 from bot.adapters.base import Adapter
-from bot.chat.exchanges import Worker
 from bot.chat.intake import Intake
+from bot.chat.worker import Worker
 from bot.delivery.markdown.format import Rendered
 from bot.delivery.messenger import Messenger
 from bot.domain import ChannelKey, Delta, Finished, IncomingMessage, Notice, Queued, Status

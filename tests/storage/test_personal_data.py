@@ -70,7 +70,7 @@ DELETIONS: dict[str, dict[str, Callable[[SqlStore], Awaitable[object]]]] = {
         "clear": lambda store: store.clear(ROOM),
         "forget": lambda store: store.forget(AUTHOR),
         "erase": erase,
-        "delete_message": lambda store: store.delete_message(ROOM, "1"),
+        "delete_messages": lambda store: store.delete_messages(ROOM, ["1"]),
         "expire": lambda store: store.expire(NOON + timedelta(days=1)),
     },
     # What /clear deletes was said: everybody may use it, but not change a setting.

@@ -61,7 +61,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.forget, MEI)
     await call(store.erase, asked)
     await call(store.expire, NOON + timedelta(days=1))
-    await call(store.delete_message, ROOM, "1")
+    await call(store.delete_messages, ROOM, ["1"])
     await call(store.rename_channel, ROOM, "C2")
     await call(store.check)
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.status import Status
 
 from bot.chat.access import OPERATOR
-from bot.chat.exchanges import Worker
 from bot.chat.i18n import finish_note, thinking, waiting
 from bot.chat.intake import Intake
+from bot.chat.worker import Worker
 from bot.config.schema import AdapterSection
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued, Thought
 from bot.errors import PlatformUnavailable, StoreError

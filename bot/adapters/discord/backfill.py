@@ -25,7 +25,7 @@ from bot.adapters.discord.parse import (
 from bot.adapters.malformed import skip_malformed
 from bot.chat.standing import StandingReply
 from bot.domain import ChannelKey, Exchange, Kind
-from bot.errors import LoginRefused, PlatformError, PlatformUnavailable, RateLimited
+from bot.errors import LoginRefused, MessageGone, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
 from bot.util.retry import Backoff, log_retry, retry
@@ -52,12 +52,14 @@ _REPLY_WITHIN = 1000
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """Candidates for questions, in order; rows whose message was edited or deleted; channels still unread."""
+    """What was read: candidates for questions, in order; rows and quoted messages that were edited or deleted."""
 
     messages: list[discord.Message] = field(default_factory=list)
     edited: list[tuple[Exchange, discord.Message]] = field(default_factory=list)
     deleted: list[Exchange] = field(default_factory=list)
-    unread: list[discord.abc.Messageable] = field(default_factory=list)
+    edited_quotes: list[discord.Message] = field(default_factory=list)
+    deleted_quotes: list[tuple[ChannelKey, str]] = field(default_factory=list)
+    unread: list[discord.abc.Messageable] = field(default_factory=list)  # channels that could not be read
 
 
 class DiscordBackfill:
@@ -195,6 +197,7 @@ class DiscordBackfill:
             log.warning("channel skipped", channel=channel.id, error=str(error))
             return True
         stored = {int(row.message.id): row for row in rows if channel_id(row.message.channel) == channel.id}
+        quoted = {row.message.quoted_id for row in rows}
         replies = standing_replies(messages, _id_of(client))
         for raw in messages:
             with skip_malformed(PLATFORM, kind="history"):
@@ -206,13 +209,38 @@ class DiscordBackfill:
                 elif row is not None and message.edited_at is not None and is_user_message(message):
                     found.edited.append((row, message))
                 else:
+                    if row is None and message.edited_at is not None and raw["id"] in quoted:
+                        found.edited_quotes.append(message)
                     continue
                 self._standing[str(message.id)] = replies.get(str(message.id))
-        if messages:  # without the permission to read a history it is empty
-            ids = {int(raw["id"]) for raw in messages}
-            gone = (row for id, row in stored.items() if id > after and id not in ids and row.kind is Kind.CHAT)
+        ids = {int(raw["id"]) for raw in messages}
+        gone = [row for id, row in stored.items() if id > after and id not in ids and row.kind is Kind.CHAT]
+        if messages or (gone and await self._is_gone(client, channel.id, int(gone[-1].message.id))):
             found.deleted.extend(gone)
+        for raw in messages:
+            with skip_malformed(PLATFORM, kind="history"):
+                reference = raw.get("message_reference") or {}
+                replied = int(reference["message_id"]) if reference.get("channel_id") == str(channel.id) else 0
+                if replied > after and replied not in ids and int(raw["id"]) in stored:
+                    found.deleted_quotes.append((stored[int(raw["id"])].message.channel, str(replied)))
         return True
+
+    async def _is_gone(self, client: discord.Client, channel: int, message: int) -> bool:
+        """Return whether a message does not exist: without the permission to read it, a history is empty too."""
+
+        async def fetch() -> None:
+            async with call_timeout(self._call_seconds, client):
+                await client.http.get_message(channel, message)
+
+        try:
+            await self._patiently(fetch)
+        except MessageGone:
+            return True
+        except LoginRefused:
+            raise
+        except (PlatformError, discord.DiscordException) as error:
+            log.info("message not looked for", channel=channel, error=str(error))
+        return False
 
     async def _probe_all(
         self,

@@ -37,7 +37,7 @@ from bot.adapters.malformed import PARSE_ERRORS
 from bot.chat.commands import menu
 from bot.chat.i18n import Translate, language_for, translator
 from bot.chat.intake import Intake
-from bot.chat.recovery import Standing
+from bot.chat.standing import Standing
 from bot.delivery.replies import Replies
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage
 from bot.errors import PlatformError, StoreError
@@ -179,6 +179,10 @@ class DiscordHandlers:
             missed = await self._backfill.read(self._client, unread, rows, since)
         for row in missed.deleted:
             await self._intake.delete(row.message.channel, row.message.id)
+        for channel, quoted in missed.deleted_quotes:
+            await self._intake.delete(channel, quoted)
+        for message in missed.edited_quotes:
+            await self._inbox.process(partial(self._edit, message))
         for row, message in missed.edited:
             await self._inbox.process(partial(self._store_edit, row, message))
 
@@ -211,7 +215,7 @@ class DiscordHandlers:
         await self._intake.store_change(row, parsed, self._backfill.reply_to(message))
 
     async def _find_standing(self, owed: Sequence[Exchange]) -> Standing:
-        return await self._backfill.standing(self._client, owed)
+        return Standing(await self._backfill.standing(self._client, owed))
 
     async def _store(self, message: discord.Message) -> None:
         parsed = await self._parse(message)
@@ -247,8 +251,7 @@ class DiscordHandlers:
     async def _delete(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
         channel = await self._channel_key(self._client.get_channel(channel_id), channel_id, is_direct=server_id is None)
         if channel is not None:
-            for message_id in message_ids:
-                await self._intake.delete(channel, str(message_id))
+            await self._intake.delete(channel, *map(str, message_ids))
 
     async def _run_command(self, use: Use, name: str) -> None:
         interaction, channel = use.interaction, await self._channel_of(use)

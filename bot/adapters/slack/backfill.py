@@ -14,7 +14,7 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.errors import TRANSIENT
 from bot.adapters.slack.handlers import SlackHandlers
-from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, is_timestamp, text_of
+from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, is_timestamp, is_tombstone, text_of
 from bot.adapters.slack.standing import SlackReplies
 from bot.chat.intake import Intake
 from bot.domain import ChannelKey, Exchange, IncomingMessage, Kind
@@ -39,11 +39,12 @@ _UNREAD_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class MissedEvents:
-    """What is new in a channel, in order; rows whose message was edited or deleted."""
+    """What is new in a channel, in order; rows whose message was edited or deleted; messages that rows quote."""
 
     messages: list[Event] = field(default_factory=list)
     edited: list[tuple[Exchange, Event]] = field(default_factory=list)
     deleted: list[Exchange] = field(default_factory=list)
+    quoted: list[Event] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ class SlackBackfill:
         """
         known = await self._intake.last_message_ids(PLATFORM)
         self._handlers.hold({key.channel for key in known})
+        self._note_time()  # a channel that nobody knows is not held
         return known
 
     async def run(self, known: Mapping[ChannelKey, str]) -> None:
@@ -78,11 +80,8 @@ class SlackBackfill:
         channels: dict[str, dict[str | None, str]] = {}
         for key, newest in known.items():
             channels.setdefault(key.channel, {})[key.thread] = newest
-        self._replies.forget()
-        self._intake.saw_date(PLATFORM, self._api.date)
-        with suppress(TypeError, ValueError):
-            # The header counts seconds.
-            self._inbox.connected_at = parsedate_to_datetime(self._api.date) + timedelta(seconds=1)
+        self._note_time()
+        self._replies.begin(self._inbox.connected_at)
         await self._retry(self._inbox.recover)
         unread = sorted(channels, key=lambda channel: _last_activity(channels[channel]), reverse=True)
         delays = [*_ATTEMPTS]
@@ -93,6 +92,13 @@ class SlackBackfill:
                     unread.remove(channel)
                 if channel not in unread or not delays:
                     self._handlers.release(channel)
+
+    def _note_time(self) -> None:
+        """Let what was sent until now count as delivered again."""
+        self._intake.saw_date(PLATFORM, self._api.date)
+        with suppress(TypeError, ValueError):
+            # The header counts seconds.
+            self._inbox.connected_at = parsedate_to_datetime(self._api.date) + timedelta(seconds=1)
 
     async def _try_read(self, channel: str, known: Mapping[str | None, str]) -> bool:
         """Store what was missed in a channel; return False if it could not be read now."""
@@ -120,8 +126,11 @@ class SlackBackfill:
             row for row in await self._intake.said_since(PLATFORM, recent) if row.message.channel.channel == channel
         ]
         missed = await self._missed(channel, known, rows, recent.timestamp())
-        for row in missed.deleted:
-            await self._intake.delete(row.message.channel, row.message.id)
+        if missed.deleted:
+            await self._intake.delete(ChannelKey(PLATFORM, channel), *(row.message.id for row in missed.deleted))
+        for event in missed.quoted:
+            quoting = [row for row in rows if row.message.quoted_id == event["ts"]]
+            await self._inbox.process(partial(self._compare_quotes, channel, event, quoting))
         for row, event in missed.edited:
             await self._inbox.process(partial(self._store_edit, row, {**event, "channel": channel}))
         await self._inbox.backfill(missed.messages, parse)
@@ -130,6 +139,16 @@ class SlackBackfill:
         edited = await self._parser.parse_edit(event)
         if edited is not None:
             await self._intake.store_change(row, edited, self._replies.reply_to(row.message))
+
+    async def _compare_quotes(self, channel: str, message: Event, quoting: Sequence[Exchange]) -> None:
+        """Let quotations of a message have its text, or go with it."""
+        key = ChannelKey(PLATFORM, channel)
+        if is_tombstone(message):
+            await self._intake.delete(key, message["ts"])
+            return
+        text = await self._parser.quotable_text(message)
+        if any(text not in (row.message.quoted or "") for row in quoting):
+            await self._intake.replace_quotes(key, message["ts"], text)
 
     async def _missed(
         self, channel: str, known: Mapping[str | None, str], rows: Sequence[Exchange], recent: float
@@ -174,6 +193,7 @@ class SlackBackfill:
                 self._handlers.note_edit(channel, message)
         edits = [(stored[each["ts"]], each) for each in in_order if each["ts"] in stored and "edited" in each]
         lost = {row.message.id for row in gone}
+        quoted = {row.message.quoted_id for row in rows if not row.message.quotes_bot} - stored.keys()
         return MissedEvents(
             [
                 each
@@ -182,6 +202,7 @@ class SlackBackfill:
             ],
             [(row, each) for row, each in edits if row.message.id not in lost],
             gone,
+            [each for each in in_order if each["ts"] in quoted],
         )
 
     def _may_be_missed(self, channel: str, message: Event, newest: float, recent: float) -> bool:
@@ -206,7 +227,7 @@ def _is_root(row: Exchange) -> bool:
 
 
 def _is_deleted(message: Event | None) -> bool:
-    return message is None or text_of(message, "subtype") == "tombstone"  # which has replies
+    return message is None or is_tombstone(message)
 
 
 def _timestamps(known: Mapping[str | None, str]) -> dict[str | None, float]:

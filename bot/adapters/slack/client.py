@@ -17,7 +17,7 @@ from slack_sdk.web.async_slack_response import AsyncSlackResponse
 from bot.adapters.login import confirm
 from bot.adapters.proxy import find_proxy
 from bot.adapters.slack.errors import error_for, error_of
-from bot.adapters.slack.parse import BotIdentity, fields, id_of, is_timestamp, text_of
+from bot.adapters.slack.parse import BotIdentity, fields, id_of, is_timestamp, is_tombstone, text_of
 from bot.adapters.slack.settings import SlackSection
 from bot.errors import AccessDenied, LoginRefused, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock, MonotonicClock
@@ -191,6 +191,24 @@ async def identify(api: AsyncWebClient) -> BotIdentity:
     if not (user and team):
         raise PlatformUnavailable("Slack's auth.test names no user or workspace")
     return BotIdentity(user=user, bot=id_of(found, "bot_id"), team=team, name=text_of(found, "user"))
+
+
+async def is_shown(web: AsyncWebClient, channel: str, thread: str | None, ts: str) -> bool:
+    """Return whether a message is in the history of its channel or thread; an empty one proves nothing.
+
+    Raises:
+        PlatformError: The history cannot be read.
+    """
+    if thread in (None, ts):
+        page = fields(await web.conversations_history(channel=channel, latest=ts, inclusive=True, limit=1))
+    else:  # which begins with its first message, whatever is asked for
+        page = fields(
+            await web.conversations_replies(channel=channel, ts=thread, oldest=ts, latest=ts, inclusive=True, limit=2)
+        )
+    messages = page.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return True
+    return any(isinstance(each, dict) and text_of(each, "ts") == ts and not is_tombstone(each) for each in messages)
 
 
 async def pages(

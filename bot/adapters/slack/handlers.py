@@ -18,7 +18,16 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.messenger import SlackMessenger
-from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, id_of, is_timestamp, text_of
+from bot.adapters.slack.parse import (
+    PLATFORM,
+    BotIdentity,
+    Event,
+    MessageParser,
+    id_of,
+    is_timestamp,
+    is_tombstone,
+    text_of,
+)
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import parse
 from bot.chat.intake import Intake
@@ -181,8 +190,10 @@ class SlackHandlers:
 
     async def _change(self, channel: str, event: Event) -> None:
         message: Event = {**event["message"], "channel": channel}
-        if text_of(message, "subtype") == "tombstone":  # a deleted message that has replies
+        if is_tombstone(message):
             await self._delete(channel, text_of(message, "ts"), event.get("previous_message"))
+        elif self._parser.is_from_app(message):
+            await self._replace_quotes(channel, message, event.get("previous_message"))
         elif "edited" in message:  # else a link was unfurled, or a thread got a reply
             edited = await self._parser.parse_edit(message)
             newest = self._edited.get((channel, text_of(message, "ts")), {})
@@ -192,6 +203,13 @@ class SlackHandlers:
             await self._inbox.retry(lambda: self._inbox.edit(edited))
             if self._is_called_by_edit(event) and (question := await self._parser.parse(message)) is not None:
                 await self._accept(question)
+
+    async def _replace_quotes(self, channel: str, message: Event, previous: object) -> None:
+        """Let quotations of an app's message have its new text; apps' edits need not say that they are some."""
+        text = await self._parser.quotable_text(message)
+        if not isinstance(previous, dict) or text != await self._parser.quotable_text(previous):
+            key, ts = ChannelKey(PLATFORM, channel), text_of(message, "ts")
+            await self._inbox.retry(lambda: self._intake.replace_quotes(key, ts, text))
 
     def _is_called_by_edit(self, event: Event) -> bool:
         """Return whether an edit mentions the bot for the first time, in a message that is not too old."""

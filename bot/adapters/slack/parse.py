@@ -162,6 +162,15 @@ class MessageParser:
         found = self._fields(event)
         return None if found is None else await self._message(event, *found)
 
+    def is_from_app(self, event: Event) -> bool:
+        """Return whether it is a message of another app."""
+        is_bots = event.get("bot_id") is not None or text_of(event, "subtype") == "bot_message"
+        return is_bots and not self._is_own(text_of(event, "user"), text_of(event, "bot_id"))
+
+    async def quotable_text(self, message: Event) -> str:
+        """Return the text of a message as quotations have it."""
+        return await self._plain(words(message))
+
     async def parse_command(self, command: Mapping[str, Any]) -> IncomingMessage:
         """Build the message of a slash command; its id is made of the user and the trigger id.
 
@@ -235,10 +244,10 @@ class MessageParser:
         response = await try_call(call, _LOOKUP_SECONDS)
         messages = None if response is None else fields(response).get("messages")
         first = messages[0] if isinstance(messages, list) and messages else None
-        if not isinstance(first, dict) or text_of(first, "subtype") == "tombstone":
+        if not isinstance(first, dict) or is_tombstone(first):
             return None
         is_own = self._is_own(text_of(first, "user"), text_of(first, "bot_id"))
-        return Quotation(await self._plain(words(first)), thread, is_own)
+        return Quotation(await self.quotable_text(first), thread, is_own)
 
     async def _shared(self, event: Event, channel: str) -> Quotation | None:
         """Return the messages and previews that a message shares."""
@@ -297,6 +306,11 @@ def id_of(event: Event, key: str) -> str:
     """Return an id field; "" where it is not an id: ids are logged, texts are not."""
     value = text_of(event, key)
     return value if _ID.fullmatch(value) else ""
+
+
+def is_tombstone(message: Event) -> bool:
+    """Return whether this stands for a deleted message that has replies."""
+    return text_of(message, "subtype") == "tombstone"
 
 
 def is_timestamp(text: str) -> bool:

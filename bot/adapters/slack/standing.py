@@ -11,11 +11,11 @@ import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.malformed import skip_malformed
-from bot.adapters.slack.client import pages
+from bot.adapters.slack.client import is_shown, pages
 from bot.adapters.slack.errors import TRANSIENT
 from bot.adapters.slack.messenger import payload_in, thread_of
-from bot.adapters.slack.parse import PLATFORM, Event, is_timestamp
-from bot.chat.standing import OwnMessage, StandingReply, is_delay_notice
+from bot.adapters.slack.parse import PLATFORM, Event, is_timestamp, is_tombstone
+from bot.chat.standing import OwnMessage, Standing, StandingReply, is_delay_notice
 from bot.delivery.messenger import nonce
 from bot.domain import Action, Exchange, IncomingMessage
 from bot.errors import LoginRefused, PlatformError
@@ -39,6 +39,7 @@ class SlackReplies:
         self._read: dict[tuple[str, str | None], float] = {}  # by channel and thread, from when on
         self._looked_at: set[str] = set()  # channels whose newest messages were read
         self._lonely: set[tuple[str, str]] = set()  # channels' messages without a thread
+        self._connected_at: datetime | None = None
 
     def remember(self, channel: str, thread: str | None, since: float, messages: Iterable[Event]) -> None:
         """Note what the history of a channel, or of a thread, shows since then."""
@@ -48,7 +49,8 @@ class SlackReplies:
                 edited = message.get("edited")
                 if thread is None and not (message.get("reply_count") or message.get("thread_ts")):
                     self._lonely.add((channel, message["ts"]))
-                self._edits[channel, message["ts"]] = None if edited is None else _time(edited["ts"])
+                if not is_tombstone(message):
+                    self._edits[channel, message["ts"]] = None if edited is None else _time(edited["ts"])
                 if payload := payload_in(message):
                     own = self._own[channel, payload["nonce"]] = _own(message)
                     answers, continues = payload.get("answers"), payload.get("continues")
@@ -57,8 +59,9 @@ class SlackReplies:
                     if continues:
                         self._further.setdefault((channel, continues), {})[own.id] = own
 
-    def forget(self) -> None:
-        """Drop all that was read."""
+    def begin(self, connected_at: datetime | None) -> None:
+        """Drop all that was read before this connection."""
+        self._connected_at = connected_at
         self._own.clear()
         self._first.clear()
         self._further.clear()
@@ -80,12 +83,14 @@ class SlackReplies:
         messages = [first, *sorted(further.values(), key=_age)]
         return StandingReply(messages, self._edits.get((channel, question.id)))
 
-    async def find(self, owed: Sequence[Exchange]) -> Mapping[int, StandingReply]:
-        """Return existing replies in the channels of these exchanges, by exchange id.
+    async def find(self, owed: Sequence[Exchange]) -> Standing:
+        """Return what the channels of these exchanges show of them.
 
         Raises:
             PlatformUnavailable, RateLimited: A conversation could not be read.
         """
+        deleted = frozenset([exchange.id for exchange in owed if await self._is_deleted(exchange.message)])
+        owed = [exchange for exchange in owed if exchange.id not in deleted]
         unread: dict[tuple[str, str | None], str] = {}
         for message in (exchange.message for exchange in owed):
             channel = message.channel.channel
@@ -107,7 +112,25 @@ class SlackReplies:
             except PlatformError as error:
                 log.info("slack: replies not looked for", channel=channel, error=str(error))
         replies = {exchange.id: self.reply_to(exchange.message) for exchange in owed}
-        return {id: reply for id, reply in replies.items() if reply is not None}
+        return Standing({id: reply for id, reply in replies.items() if reply is not None}, deleted)
+
+    async def _is_deleted(self, message: IncomingMessage) -> bool:
+        """Return whether a message of before this connection, which its history did not show, is not in it now either.
+
+        Slack redelivers a message after its deletion, whose own event may be lost.
+        """
+        channel, thread = message.channel.channel, message.channel.thread
+        was_read = (channel, None) in self._read or (channel, thread) in self._read
+        is_older = self._connected_at is not None and message.sent_at < self._connected_at
+        if not (was_read and is_older and is_timestamp(message.id)) or (channel, message.id) in self._edits:
+            return False
+        try:
+            return not await is_shown(self._api, channel, thread, message.id)
+        except (*TRANSIENT, LoginRefused):
+            raise
+        except PlatformError as error:
+            log.info("slack: message not looked for", channel=channel, error=str(error))
+            return False
 
     async def _is_lonely(self, channel: str, question: str, since: float) -> bool:
         """Return whether the channel shows that a message has no thread: one call tells it for hundreds."""

@@ -183,8 +183,12 @@ class Workspace:
         return self._page([root, *self.replies(root.ts)], arguments, always=root)
 
     def _page(self, messages: list[Message], arguments: JSON, always: Message | None = None) -> JSON:
-        oldest = float(arguments.get("oldest") or 0)
-        messages = [each for each in messages if each is always or float(each.ts) > oldest]
+        oldest, latest = float(arguments.get("oldest") or 0), float(arguments.get("latest") or "inf")
+        is_inclusive = str(arguments.get("inclusive")).lower() in {"1", "true"}
+        ends = {oldest, latest} if is_inclusive else set()
+        messages = [
+            each for each in messages if each is always or oldest < float(each.ts) < latest or float(each.ts) in ends
+        ]
         messages = [each for each in messages if each.for_user is None]
         # Slack may return fewer than requested; a few times three, so that clients must paginate.
         begin, limit = int(arguments.get("cursor") or 0), int(arguments.get("limit") or 100)
