@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from bot.config.schema import EngineSection
+from bot.chat.access import Access
+from bot.chat.settings import ChatSettings
+from bot.config.http import ServerSection
+from bot.config.schema import AccessSection, Config, EngineSection, LimitsSection
 from bot.domain import (
     ChatMessage,
     ChatRequest,
@@ -26,7 +29,7 @@ from bot.domain import (
     SamplingParams,
 )
 from bot.engine.backends.echo import EchoEngine
-from bot.engine.backends.remote import RemoteEngine
+from bot.engine.backends.remote import RemoteEngine, estimate_tokens
 from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load_random
@@ -38,6 +41,9 @@ from bot.engine.router import ModelRouter
 from bot.engine.serving.base import Batch, CausalLM, Tokenizer
 from bot.engine.serving.engine import LoadedModel, ServingEngine
 from bot.errors import EngineBusy, PromptTooLong
+from bot.observability.metrics import Metrics
+from bot.server.app import serve_apis
+from bot.server.generation import Backend
 from bot.util.clock import MonotonicClock
 from tests.engine.pretrained import make_network, make_tokenizer
 from tests.harness.fakes.engine import ScriptedEngine
@@ -203,8 +209,42 @@ async def remote() -> AsyncIterator[Subject]:
         await server.until(lambda: server.running == 0)
 
 
+class EstimatingEngine(ScriptedEngine):
+    """Counts tokens as the remote backend estimates them."""
+
+    def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
+        return sum(estimate_tokens(message.content) for message in messages)
+
+
+@asynccontextmanager
+async def remote_bot() -> AsyncIterator[Subject]:
+    """The HTTP server of another bot."""
+    served = EstimatingEngine(default=list("a scripted answer"), max_batch_size=SLOTS, context_length=CONTEXT)
+    clock = MonotonicClock()
+    limits = LimitsSection(requests_per_minute=0, tokens_per_hour=0, waiting_per_user=0)
+    access = Access(AccessSection(), limits, clock)
+    backend = Backend(served, ChatSettings.of(Config()), access, MAX_WAITING, Metrics())
+
+    @asynccontextmanager
+    async def held() -> AsyncIterator[None]:
+        served.go_on.clear()
+        yield
+        served.go_on.set()
+
+    async with served, serve_apis(ServerSection(port=0), backend, clock) as port:
+        section = EngineSection(
+            backend="remote",
+            urls=(f"http://127.0.0.1:{port}/v1",),
+            max_batch_size=SLOTS,
+            max_waiting=MAX_WAITING,
+        )
+        async with RemoteEngine(section, clock) as engine:
+            yield Subject(engine, held)
+    assert (served.load.running, served.load.waiting) == (0, 0)
+
+
 @pytest.fixture(
-    params=[echo, scripted, switched, routed, chatglm, transformers, remote], ids=lambda make: make.__name__
+    params=[echo, scripted, switched, routed, chatglm, transformers, remote, remote_bot], ids=lambda make: make.__name__
 )
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     make: Callable[[], AbstractAsyncContextManager[Subject]] = request.param
