@@ -11,6 +11,7 @@ import structlog
 from bot.chat.choices import Choices
 from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
+from bot.chat.loops import LONGEST_LOOP, REPEATS, loop_at_end
 from bot.chat.prompt import NothingToAsk, Prompt, build_prompt
 from bot.chat.settings import ChatSettings
 from bot.chat.stream import REFUSED, ReplyStream
@@ -47,6 +48,10 @@ _MOST_REFUSALS = 3
 _BUSY_SECONDS = 2.0
 
 
+# Deltas that a loop has at least: a delta is about a token, and a cycle has two or more.
+_LOOP_DELTAS = 2 * REPEATS
+
+
 class _Draft:
     """The answer so far, stored at the end; each addition is shown at once."""
 
@@ -54,14 +59,20 @@ class _Draft:
         self._stream = stream
         self._texts: list[str] = []
         self._notices: list[str] = []
+        self._end = ""  # as much of the text as a loop may take
 
     @property
     def has_begun(self) -> bool:
         return bool(self._texts)
 
+    @property
+    def is_in_loop(self) -> bool:
+        return loop_at_end(self._end) > 0
+
     def extend(self, text: str) -> None:
         text = replace_surrogates(text)
         self._texts.append(text)
+        self._end = (self._end + text)[-LONGEST_LOOP:]
         self._stream.put(Delta(text))
 
     def note(self, sentence: str) -> None:
@@ -208,12 +219,15 @@ class Conversations:
                         worker.limit(settings.answer_seconds)
                     deltas += 1
                     draft.extend(event.text)
+                    if deltas >= _LOOP_DELTAS and draft.is_in_loop:
+                        outcome = "loop"
+                        draft.note(translate("(The answer was ended here: it repeated itself.)"))
+                        return Finished(FinishReason.STOP, self._usage_so_far(prompt, settings, deltas))
         except TimeoutError:
             if worker.is_interrupted and not worker.is_stopped:
                 return None
             reason = worker.cut_off_reason()
-            # The engine counts what it finishes; of a generation that was cut off, a delta is about a token.
-            return Finished(reason, Usage(self._model(settings.model).count_tokens(prompt.messages), deltas))
+            return Finished(reason, self._usage_so_far(prompt, settings, deltas))
         except EngineError as error:
             outcome = engine_outcome(error)
             raise
@@ -221,6 +235,10 @@ class Conversations:
             guard.cancel()
             self._metrics.requests.labels(outcome).inc()
         raise AssertionError("the events of an engine end with Finished")
+
+    def _usage_so_far(self, prompt: Prompt, settings: ChatSettings, deltas: int) -> Usage:
+        # The engine counts what it finishes; of a generation that was cut off, a delta is about a token.
+        return Usage(self._model(settings.model).count_tokens(prompt.messages), deltas)
 
     async def _interrupt_if_changed(self, worker: Worker, prompt: Prompt, settings: ChatSettings) -> None:
         """Interrupt the worker once a deletion or an edit has changed its prompt.

@@ -4,6 +4,7 @@ import bisect
 from dataclasses import dataclass
 
 from bot.chat.i18n import Translate
+from bot.chat.loops import without_loop
 from bot.chat.settings import ChatSettings
 from bot.domain import ChatMessage, Exchange, IncomingMessage
 from bot.engine.base import Engine
@@ -69,7 +70,7 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
         for past in turns[oldest:]:
             assert past.answer is not None
             messages.append(spoken(past.message, previous, _most_quoted(past.message, settings)))
-            messages.append(ChatMessage("assistant", past.answer.text))
+            messages.append(ChatMessage("assistant", without_loop(past.answer.text)))
             previous = past
         return (*messages, spoken(question, previous, quoted))
 

@@ -297,3 +297,16 @@ async def test_a_deleted_question_without_replies_is_erased(harness: Harness, se
         await answered(server, "ok", channel="Mei")
         await server.delete(question)
         await becomes(harness, Status.CLEARED, server.workspace.direct("Mei"), question)
+
+
+@pytest.mark.parametrize("text", ["<@U999> have you seen this?", "<!here> look", " ", "<!subteam^S1|@team> yours?"])
+async def test_in_a_thread_what_is_for_another_person_is_left_alone(
+    harness: Harness, server: SlackServer, text: str
+) -> None:
+    async with running(harness, server):
+        root = await server.say("hello")
+        await answered(server, "ok")
+        await server.say(text, thread=root, mention=False)
+        await server.say("and you?", thread=root, mention=False)
+        await answered(server, "ok", "ok")
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["Mei: hello", "Mei: and you?"]

@@ -347,3 +347,18 @@ async def test_an_edited_question_is_answered_again_in_the_same_message(
         await telegram.edit(await telegram.say("unknown", mention=False), "still unknown")
         await telegram.say("the last word")
         await done(telegram, "six", "ok")
+
+
+async def test_in_a_topic_what_is_for_another_person_is_left_alone(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    telegram.reads_all = True
+    async with running(telegram, harness):
+        await telegram.say("hello", thread="moon")
+        await done(telegram, "ok", thread="moon")
+        bens = await telegram.say("lunch at @cafe, anybody?", author="Ben", thread="moon", mention=False)
+        await telegram.say("gladly", thread="moon", mention=False, reply_to=bens)
+        await telegram.say("", thread="moon", mention=False, sticker={"emoji": "🙂"})
+        await telegram.say("and you?", thread="moon", mention=False)
+        await done(telegram, "ok", "ok", thread="moon")
+    assert [request.messages[-1].content for request in harness.engine.requests] == ["Mei: hello", "Mei: and you?"]

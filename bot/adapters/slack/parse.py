@@ -146,9 +146,11 @@ class MessageParser:
             return False
         channel, thread, _, raw = found
         is_direct, is_reply = channel.startswith("D"), event.get("parent_user_id") == self._me.user
-        if is_direct or is_reply or self._mention.search(raw):
+        if is_direct or self._mention.search(raw):
             return True
-        return thread is not None and self._threads and await self._is_known(channel, thread)
+        if _is_for_another(raw):
+            return False
+        return is_reply or (thread is not None and self._threads and await self._is_known(channel, thread))
 
     async def _is_known(self, channel: str, thread: str) -> bool:
         return await self._has_history(ChannelKey(PLATFORM, channel, thread))
@@ -269,6 +271,16 @@ class MessageParser:
         raw = self._mention.sub("", raw)
         names = await self._directory.names(raw)
         return unescaped(MARKED.sub(lambda mark: plain_mark(mark[1], names), raw)).strip()
+
+
+def _is_for_another(raw: str) -> bool:
+    """Return whether a message in a thread has no words, or mentions another person than the bot, or a group.
+
+    Applies to messages that do not mention the bot.
+    """
+    return not raw.strip() or any(
+        mark.startswith(("@", "!subteam", "!here", "!channel", "!everyone")) for mark in MARKED.findall(raw)
+    )
 
 
 def normalize_command(name: str, text: str) -> str:

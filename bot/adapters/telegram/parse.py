@@ -12,7 +12,7 @@ from telegram import Chat, MessageEntity, User
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.quotation import Quotation
 from bot.adapters.telegram.fields import Fields, required
-from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply_to_bot, quoted
+from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply, is_reply_to_bot, quoted
 from bot.chat.commands import COMMANDS
 from bot.delivery.markdown.format import utf16_units
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
@@ -36,6 +36,7 @@ class Addressee(Enum):
 
     BOT = auto()
     NOBODY = auto()
+    ANOTHER_PERSON = auto()
     ANOTHER_BOT = auto()
 
 
@@ -107,6 +108,8 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
         quotation = quoted(message, me) or Quotation(described(message))
     if to is Addressee.NOBODY and is_reply_to_bot(message, me):
         to = Addressee.BOT
+    if to is Addressee.NOBODY and (is_reply(message) or _mentions_anybody(message) or not (text or quotation.text)):
+        to = Addressee.ANOTHER_PERSON
     person = message.part("from")
     return MessageEvent(
         IncomingMessage(
@@ -200,6 +203,11 @@ def _mentions(message: Fields, units: bytes, me: User) -> Iterator[tuple[int, in
         for match in re.finditer(rf"(?<![\w@])@{re.escape(me.username or '')}(?!\w)", text, re.IGNORECASE):
             begin = 2 * utf16_units(text[: match.start()])
             yield begin, begin + 2 * len(match.group())
+
+
+def _mentions_anybody(message: Fields) -> bool:
+    entities = message.parts("entities") or message.parts("caption_entities")
+    return any(entity.text("type") in (MessageEntity.MENTION, MessageEntity.TEXT_MENTION) for entity in entities)
 
 
 def _names(entity: Fields, kind: str, words: str, me: User) -> bool:

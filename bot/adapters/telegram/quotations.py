@@ -39,6 +39,10 @@ def described(message: Fields) -> str:
     return ""
 
 
+def is_reply(message: Fields) -> bool:
+    return _replied_to(message) is not None
+
+
 def is_reply_to_bot(message: Fields, me: User) -> bool:
     replied = _replied_to(message)
     return replied is not None and _is_from(replied, me)

@@ -1,0 +1,61 @@
+"""A model in a loop is ended, and its next prompt has one round of it."""
+
+import random
+from itertools import repeat
+
+import pytest
+
+from bot.chat.loops import REPEATS, loop_at_end, without_loop
+from tests.harness.harness import Harness, notice_of, text_of
+from tests.harness.messages import a_message
+
+CYCLES = [
+    "是的。",
+    "No, no. ",
+    "I am sorry, but I cannot help with that.\n\n",
+    "长" * 30 + "句子里有很多字，" * 3 + "。",
+]
+
+
+@pytest.mark.parametrize("cycle", CYCLES)
+async def test_a_loop_is_ended_with_a_sentence(harness: Harness, cycle: str) -> None:
+    harness.engine.add([*repeat(cycle, 4000)])
+    events = await harness.ask(a_message("tell me"))
+    assert text_of(events) == cycle * (len(text_of(events)) // len(cycle))
+    assert REPEATS <= len(text_of(events)) // len(cycle) <= REPEATS + 12
+    assert "repeated itself" in notice_of(events)
+    await harness.ask(a_message("go on"))
+    [_, answer, _] = harness.engine.requests[-1].messages
+    assert answer.content == cycle
+
+
+async def test_a_loop_is_noticed_however_its_text_is_cut(harness: Harness) -> None:
+    chance, whole = random.Random(4), "First words. " + CYCLES[2] * 400
+    cuts = sorted(chance.sample(range(len(whole)), 3000))
+    harness.engine.add([whole[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)])
+    text = text_of(await harness.ask(a_message("tell me")))
+    assert len(text) < len(CYCLES[2]) * (REPEATS + 2)
+    assert without_loop(text).count("I am sorry") <= 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "| a | b |\n" + "|---|---|---|---|---|---|---|---|---|---|---|\n",
+        "[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]",
+        "=" * 200,
+        " " * 100,
+        "".join(f"{number}. item\n" for number in range(100)),
+        "la la la la la la la",
+        "x = 1\n" * (REPEATS - 1),
+    ],
+)
+async def test_what_is_no_loop_is_shown_to_its_end(harness: Harness, text: str) -> None:
+    harness.engine.add([*text])
+    events = await harness.ask(a_message("tell me"))
+    assert (text_of(events), notice_of(events)) == (text, "")
+
+
+def test_a_zero_that_goes_on_is_a_loop() -> None:
+    assert loop_at_end("0, " * 64) == 3
+    assert without_loop("[" + "0, " * 70) == "[0, "
