@@ -44,6 +44,17 @@ class Author:
         return f"{self.platform}:{self.id}"
 
 
+class FileFault(StrEnum):
+    """Why nothing of a file is read."""
+
+    KIND = "kind"  # it contains no text that can be read
+    LARGE = "large"
+    LOCKED = "locked"  # with a password
+    DAMAGED = "damaged"
+    EMPTY = "empty"
+    SLOW = "slow"
+
+
 @dataclass(frozen=True, slots=True)
 class IncomingMessage:
     """A message to the bot, without its platform's notation.

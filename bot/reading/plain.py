@@ -1,0 +1,58 @@
+"""The text of a text file, whose encoding no platform tells."""
+
+import re
+
+from bot.reading.fault import Unreadable
+from bot.reading.text import Text
+
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+_HIGH = re.compile(rb"[\x80-\xff]+")
+# Share of control characters above which a file is no text.
+_MOST_CONTROLS = 0.01
+# Characters at the beginning that are searched for them.
+_SEARCHED = 100_000
+
+
+def read_plain(data: bytes, text: Text) -> None:
+    """Add the text of a text file.
+
+    Raises:
+        Unreadable: It is none.
+    """
+    text.add(decode(data))
+
+
+def decode(data: bytes) -> str:
+    r"""Decode a text file: with a byte order mark, UTF-8, GB 18030 or Windows-1252.
+
+    >>> decode("你好".encode("gb18030")), decode("é à".encode("cp1252")), decode(b"\xff\xfea\x00")
+    ('你好', 'é à', 'a')
+
+    Raises:
+        Unreadable: It is no text.
+    """
+    codec = next((codec for mark, codec in _MARKS.items() if data.startswith(mark)), None)
+    if codec is not None:
+        return _as_text(data.decode(codec, "replace"))
+    try:
+        return _as_text(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        pass
+    if b"\0" in data:
+        raise Unreadable("kind")
+    # Chinese characters have two bytes; accented letters between others one.
+    runs = [len(run) for run in _HIGH.findall(data[:_SEARCHED])]
+    if 2 * sum(length % 2 == 0 for length in runs) >= len(runs):
+        try:
+            return _as_text(data.decode("gb18030"))
+        except UnicodeDecodeError:
+            pass
+    return _as_text(data.decode("cp1252", "replace"))
+
+
+def _as_text(text: str) -> str:
+    beginning = text[:_SEARCHED]
+    if len(_CONTROLS.findall(beginning)) > _MOST_CONTROLS * len(beginning):
+        raise Unreadable("kind")
+    return text

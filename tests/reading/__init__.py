@@ -1,0 +1,1 @@
+"""Reading files: text of all kinds, hostile files."""
