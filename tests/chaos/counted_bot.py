@@ -65,6 +65,6 @@ if __name__ == "__main__":
     exit_on_sigterm()
     echo.EchoEngine = CountedEcho  # type: ignore[misc]  # this process exists for the test
     # Shorter than a read, so that a read is given up, as one of minutes is; two of them, after which
-    # the bot ends, are longer than what is left of a read at the next edit.
-    hot_swap.STUCK_SECONDS = float(os.environ["READ_SECONDS"]) * 0.4
+    # the bot ends, are longer than a whole read.
+    hot_swap.STUCK_SECONDS = float(os.environ["READ_SECONDS"]) * 0.6
     main()
