@@ -3,7 +3,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+# On a terminal pip shows what it downloads; in a pipe only errors.
+QUIET := $(shell [ -t 2 ] || echo --quiet)
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 
 # With it, each process of the tests, a worker or a bot, would compile all sources again.
@@ -88,21 +90,22 @@ clean:
 	@rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/run-installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing the bot into $(VENV) (on Linux with the CUDA build of torch: gigabytes) …" >&2
-	@$(PIP) --editable '.' </dev/null >&2
+	@echo "Installing the bot into $(VENV) (on Linux with the CUDA build of torch: gigabytes; README has the line for the CPU build) …" >&2
+	@$(PIP) $(QUIET) --editable '.' </dev/null >&2
 	@touch $@
 
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the bot and its tests into $(VENV) …" >&2
-	@$(PIP) --editable '.[postgres,test]' </dev/null >&2
+	@$(PIP) $(QUIET) --editable '.[postgres,test]' </dev/null >&2
 	@touch $@ $(VENV)/run-installed
 
 $(VENV)/release-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the release tools into $(VENV) …" >&2
-	@$(PIP) --editable '.[postgres,transformers,release]' </dev/null >&2
+	@$(PIP) $(QUIET) --editable '.[postgres,transformers,release]' </dev/null >&2
 	@touch $@ $(VENV)/run-installed
 
 $(BIN)/python:
+	@echo "Creating $(VENV) …" >&2
 	@for python in $(PYTHONS); do \
 	    $$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 	    $$python -m venv $(VENV) </dev/null >&2 && exit 0; \

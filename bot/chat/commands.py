@@ -15,7 +15,7 @@ from bot.chat.command_table import (
     menu,
     parse,
 )
-from bot.chat.i18n import Translate
+from bot.chat.i18n import Translate, demo_note
 from bot.chat.settings_commands import MODEL, PERSONA, model, model_in_force, persona, persona_in_force
 from bot.domain import ModelStatus
 from bot.errors import NotErased
@@ -97,6 +97,8 @@ async def status(context: CommandContext) -> str:
         persona_in_force(context),
         model_in_force(context),
     ]
+    if note := demo_note(info.model, translate):
+        lines.insert(1, note)
     if load.is_changing:
         lines.append(translate("The model is being changed; new questions wait for the next one."))
     models = context.components.models() if context.components is not None else ()

@@ -51,6 +51,17 @@ def language_for(setting: str, locale: str | None, text: str) -> Language:
     return "zh" if _HAN.search(text) and not _KANA.search(text) else "en"
 
 
+def demo_note(model: str, translate: Translate) -> str:
+    """Return what to expect of the demo model; empty for any other.
+
+    >>> demo_note("THUDM/chatglm-6b", str)
+    ''
+    """
+    if model != "demo":
+        return ""
+    return translate("Demo model: 4M parameters, canned knowledge; see The real weights in README.md")
+
+
 def finish_note(reason: FinishReason, translate: Translate) -> str:
     """Return the note below an incomplete answer; empty for a complete one.
 

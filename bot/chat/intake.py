@@ -65,6 +65,7 @@ class Intake:
         """Build the chat; `model` returns the engine that answers for a name of `[models.NAME]`, if there are several."""
         clock, metrics = clock or MonotonicClock(), metrics or Metrics()
         self.access = access
+        self.engine = engine
         self.settings = settings
         self.metrics = metrics
         self.exchanges = exchanges = exchanges or Exchanges(store, clock)

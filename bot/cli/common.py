@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -31,6 +31,7 @@ with_config = click.option(
 )
 
 _REDRAW_SECONDS = 0.1
+_CHAT_LOG = Path("data/terminal.log")
 
 
 def load(path: Path | None) -> LoadedConfig:
@@ -54,11 +55,28 @@ def quiet_on_terminal(loaded: LoadedConfig) -> Config:
     return config
 
 
+def is_terminal_chat(config: Config) -> bool:
+    """Return whether a person chats with the bot on this terminal."""
+    return "console" in config.enabled_adapters and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def open_log(config: Config) -> TextIO | None:
+    """Open the file that gets the log lines of a chat on this terminal; None for standard error."""
+    if not is_terminal_chat(config):
+        return None
+    try:
+        _CHAT_LOG.parent.mkdir(exist_ok=True)
+        return os.fdopen(os.open(_CHAT_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8")
+    except OSError:  # a folder that is not writable
+        return None
+
+
 @contextmanager
-def redacted(loaded: LoadedConfig, *urls: str) -> Iterator[Callable[[str], str]]:
+def redacted(loaded: LoadedConfig, *urls: str, log: TextIO | None = None) -> Iterator[Callable[[str], str]]:
     """Configure logging and remove secrets, including passwords in `urls`, from logs, errors and tracebacks.
 
-    Errors of libraries often quote addresses with tokens and passwords.
+    Errors of libraries often quote addresses with tokens and passwords.  `log` gets the log lines instead of
+    standard error.
     """
     from bot.config.secrets import environment_secrets, passwords
     from bot.errors import BotError
@@ -70,7 +88,7 @@ def redacted(loaded: LoadedConfig, *urls: str) -> Iterator[Callable[[str], str]]
         *environment_secrets(os.environ),
     )
     redact = Redaction(secrets)
-    configure_logging(quiet_on_terminal(loaded).logs, secrets)
+    configure_logging(quiet_on_terminal(loaded).logs, secrets, log)
     sys.excepthook = lambda kind, error, trace: click.echo(redact("".join(traceback.format_exception(error))), err=True)
     try:
         yield redact
@@ -81,21 +99,28 @@ def redacted(loaded: LoadedConfig, *urls: str) -> Iterator[Callable[[str], str]]
 
 @contextmanager
 def progress_bar(
-    *columns: ProgressColumn, console: Console | None = None, as_lines: bool = False
+    *columns: ProgressColumn, console: Console | None = None, as_lines: bool = False, at_once: str = ""
 ) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function that shows phase, amount done and total on standard error.
 
     On a terminal that is a bar; elsewhere nothing, or with `as_lines` one line per phase.  The bar is
-    drawn only by that function: a timer thread would disturb measurements.
+    drawn only by that function, since a timer thread would disturb measurements; with `at_once` by such a
+    thread, with these words from now on.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
     console = console or Console(stderr=True)
     shown, drawn = "", 0.0
     columns = (TextColumn("{task.description}"), BarColumn(), *columns)
-    bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
-    task = bar.add_task("", total=None)
+    if at_once:
+        columns = (SpinnerColumn(), *columns)
+    bar = Progress(
+        *columns, console=console, transient=True, auto_refresh=bool(at_once), disable=not console.is_terminal
+    )
+    task = bar.add_task(at_once, total=None)
+    if at_once:
+        bar.start()
 
     def show(phase: str, done: int, total: int) -> None:
         nonlocal shown, drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bot.cli.common import load, progress_bar, quiet_on_terminal, redacted, with_config
+from bot.cli.common import (
+    is_terminal_chat,
+    load,
+    open_log,
+    progress_bar,
+    quiet_on_terminal,
+    redacted,
+    with_config,
+)
 
 if TYPE_CHECKING:
     from bot.config.schema import Config
@@ -38,15 +47,25 @@ def _serve(path: Path | None, choose: Callable[[LoadedConfig], Config]) -> None:
 
     exit_on_sigterm()  # before the imports below, which take seconds
     _raise_file_limit()
-    from rich.progress import DownloadColumn
+    from bot.chat.i18n import translator
+    from bot.util.terminal import terminal_language
 
+    translate = translator(terminal_language() or "en")
+    loading = translate("Loading …")
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{loading}\r")  # the next line is written over it
+        sys.stderr.flush()
     from bot.app import serve
     from bot.config.reload import ConfigSource
 
     loaded = load(path)
-    with redacted(loaded), progress_bar(DownloadColumn()) as show:
+    config = choose(loaded)
+    # A hub's downloads draw bars of their own.
+    is_local = config.engine.model == "demo" or Path(config.engine.model).is_dir()
+    at_once = loading if is_terminal_chat(config) and is_local else ""
+    with redacted(loaded, log=open_log(config)), progress_bar(at_once=at_once) as show:
         source = ConfigSource(path or Path("config.toml"), lambda: choose(load(path)))
-        asyncio.run(serve(choose(loaded), partial(show, "Loading the model"), source=source))
+        asyncio.run(serve(config, partial(show, loading), source=source))
 
 
 def _apis_only(loaded: LoadedConfig) -> Config:

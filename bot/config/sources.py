@@ -43,6 +43,7 @@ from bot.errors import ConfigError
 from bot.util.files import read_regular
 
 SECRETS_DIR = Path("/run/secrets")  # the mount point of Docker, Podman and Swarm
+LOCAL_SECRETS_DIR = "secrets"  # beside config.toml, where there is no such mount
 # Bytes; larger ones are something else.
 LARGEST_FILE = 256 * 1024
 _LARGEST_SECRET = 64 * 1024
@@ -78,7 +79,7 @@ def load_config(
     file = _File.read(path)
     environ = os.environ if environ is None else environ
     variables = known_settings(adapters, _model_names(file, environ))
-    environment = _Environment(variables, environ)
+    environment = _Environment(variables, environ, Path(file.name).parent)
     known = variables | dict(named_settings(file.tables))
     in_file: list[tuple[int, str]] = []
     elsewhere = list(environment.mistakes)
@@ -227,7 +228,7 @@ def _is_table(field: FieldInfo) -> bool:
 class _Environment:
     """Settings from environment variables and secret files, and mistakes among them."""
 
-    def __init__(self, known: Mapping[Key, FieldInfo], environ: Mapping[str, str]) -> None:
+    def __init__(self, known: Mapping[Key, FieldInfo], environ: Mapping[str, str], folder: Path) -> None:
         self._names, self._files = _Names(), _Names()
         for key, info in known.items():
             if _is_table(info):
@@ -236,7 +237,8 @@ class _Environment:
                 self._names.exact[variable(key)] = self._files.exact[secret_file(key)] = key
         self.origins: dict[Key, str] = {}
         self.mistakes: list[str] = []
-        self.secrets_dir = Path(environ.get("BOT_SECRETS_DIR") or SECRETS_DIR)
+        usual = SECRETS_DIR if SECRETS_DIR.is_dir() else folder / LOCAL_SECRETS_DIR
+        self.secrets_dir = Path(environ.get("BOT_SECRETS_DIR") or usual)
         if environ.get("BOT_SECRETS_DIR") and not self.secrets_dir.is_dir():
             self.mistakes.append(f"BOT_SECRETS_DIR: {self.secrets_dir} is not a directory")
         self.files = self._read_files()

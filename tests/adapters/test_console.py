@@ -3,15 +3,21 @@
 import asyncio
 import io
 import os
+import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from bot.adapters.console.adapter import CHANNEL, ConsoleAdapter
+from bot.adapters.console.keyboard import CommandCompleter
 from bot.domain import Answer, Exchange, IncomingMessage, Kind, Queued
 from bot.errors import PlatformUnavailable, StoreError
 from tests.harness.harness import Harness
@@ -36,6 +42,24 @@ def terminal_of_no_language(monkeypatch: pytest.MonkeyPatch) -> None:
 def keyboard() -> Iterator[PipeInput]:
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         yield keyboard
+
+
+@asynccontextmanager
+async def on_terminal(harness: Harness, history: Path | None = None) -> AsyncIterator[Terminal]:
+    """Chat on a terminal inside the block, whose last words must leave."""
+    screen = Terminal()
+    chat = asyncio.create_task(ConsoleAdapter(Terminal(), screen, history=history).run(harness.intake))
+    try:
+        yield screen
+        async with asyncio.timeout(TIMEOUT):
+            await chat
+    finally:
+        chat.cancel()
+        await asyncio.gather(chat, return_exceptions=True)
+
+
+def asked(harness: Harness) -> list[str]:
+    return [request.messages[-1].content for request in harness.engine.requests]
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -87,7 +111,7 @@ async def test_the_bots_messages_are_in_the_language_of_the_terminal_or_the_inpu
 
 
 @pytest.mark.parametrize("word", ["stop", "exit", "QUIT"])
-async def test_a_bare_word_leaves(harness: Harness, word: str) -> None:
+async def test_a_bare_word_leaves_a_pipe(harness: Harness, word: str) -> None:
     assert await piped(harness, f"one\n{word}\ntwo\n") == "ok\n"
 
 
@@ -235,11 +259,12 @@ async def test_on_a_terminal_ctrl_c_empties_a_line_before_it_leaves(harness: Har
 
 
 async def test_on_a_terminal_one_types_and_reads(harness: Harness, keyboard: PipeInput) -> None:
-    screen = Terminal()
-    keyboard.send_text("hello\r/status\r\x04")
-    await ConsoleAdapter(Terminal(), screen).run(harness.intake)
-    assert "ok" in screen.getvalue()
-    assert "scripted" in screen.getvalue()
+    async with on_terminal(harness) as screen:
+        keyboard.send_text("hello\r")
+        await until(lambda: "ok" in screen.getvalue())
+        keyboard.send_text("/status\r")
+        await until(lambda: "scripted" in screen.getvalue())
+        keyboard.send_text("exit\r")
 
 
 async def test_on_a_terminal_ctrl_c_at_the_prompt_leaves(harness: Harness, keyboard: PipeInput) -> None:
@@ -253,3 +278,111 @@ async def test_on_a_terminal_the_place_in_the_queue_is_shown(harness: Harness, k
     screen = Terminal()
     await ConsoleAdapter(Terminal(), screen).run(harness.intake)
     assert "number 3 in the queue, about 12 s" in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        pytest.param("one\x1b\rtwo\r", id="Alt-Enter"),
+        pytest.param("\x1b[200~one\ntwo\n\x1b[201~\r", id="bracketed paste"),
+        pytest.param("one\rtwo\r", id="paste without brackets"),
+        pytest.param("one\ntwo\n", id="paste with newlines"),
+    ],
+)
+async def test_several_lines_are_one_question(harness: Harness, keyboard: PipeInput, typed: str) -> None:
+    async with on_terminal(harness) as screen:
+        keyboard.send_text(typed)
+        await until(lambda: "ok" in screen.getvalue())
+        keyboard.send_text("exit\r")
+    assert asked(harness) == ["one\ntwo"]
+
+
+async def test_inputs_are_kept_across_starts_and_deleted_with_the_conversation(
+    harness: Harness, keyboard: PipeInput, tmp_path: Path
+) -> None:
+    history = tmp_path / "data" / "history"
+    async with on_terminal(harness, history) as screen:
+        keyboard.send_text("a secret\r")
+        await until(lambda: "ok" in screen.getvalue())
+        keyboard.send_text("exit\r")
+    assert history.stat().st_mode & 0o777 == 0o600
+    async with on_terminal(harness, history) as screen:
+        await until(lambda: "exit leaves" in screen.getvalue())
+        for _ in range(500):  # the prompt reads the file in a task of its own
+            await asyncio.sleep(0)
+        keyboard.send_text("\x1b[A\x1b[A\r")  # Up, beyond "exit"
+        await until(lambda: len(asked(harness)) == 2)
+        await until(lambda: "ok" in screen.getvalue())
+        keyboard.send_text("/clear\r")
+        await until(lambda: "Forgotten" in screen.getvalue())
+        keyboard.send_text("exit\r")
+    assert asked(harness) == ["a secret", "a secret"]
+    assert "secret" not in history.read_text()
+
+
+async def test_what_is_typed_during_an_answer_is_asked_after_it(harness: Harness, keyboard: PipeInput) -> None:
+    goes_on = asyncio.Event()
+    harness.engine.add(["half an ", goes_on, "answer"], "second")
+    async with on_terminal(harness) as screen:
+        keyboard.send_text("one\r")
+        await until(lambda: "half an" in screen.getvalue())
+        keyboard.send_text("twp\x7fo\r")
+        await harness.clock.settle()
+        goes_on.set()
+        await until(lambda: len(asked(harness)) == 2)
+        await until(lambda: "second" in screen.getvalue())
+        keyboard.send_text("exit\r")
+    assert asked(harness) == ["one", "two"]
+    assert "half an answer" in screen.getvalue()
+
+
+@pytest.mark.parametrize("typed", ["stop\r", "/stop\r", "\x03"])
+async def test_stop_ends_an_answer_and_not_the_chat(harness: Harness, keyboard: PipeInput, typed: str) -> None:
+    harness.engine.add(["half an ", asyncio.Event()])
+    async with on_terminal(harness) as screen:
+        keyboard.send_text("one\r")
+        await until(lambda: "half an" in screen.getvalue())
+        keyboard.send_text(typed)
+        await until(lambda: "(stopped)" in screen.getvalue())
+        keyboard.send_text("exit\r")
+    assert asked(harness) == ["one"]
+
+
+async def test_stop_at_the_prompt_does_not_leave(harness: Harness, keyboard: PipeInput) -> None:
+    async with on_terminal(harness) as screen:
+        keyboard.send_text("stop\r")
+        await until(lambda: "Nothing is being answered here." in screen.getvalue())
+        keyboard.send_text("exit\r")
+
+
+async def test_answers_are_markdown_wrapped_at_words(
+    harness: Harness, keyboard: PipeInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    harness.engine.add(
+        ["# Title\n\nUse **std::vector", "** or <vector> of some sort here.\nLine\n\n", "```\n<b>\n", "```"]
+    )
+    async with on_terminal(harness) as screen:
+        keyboard.send_text("one\r")
+        await until(lambda: "<b>" in screen.getvalue())
+        keyboard.send_text("exit\r")
+    printed = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue())
+    shown = [line.strip("●* ") for line in printed.replace("\r", "\n").splitlines()]
+    assert "Use std::vector or <vector>" in shown
+    assert "of some sort here." in shown
+    assert "Line" in shown
+    assert "<b>" in shown
+    assert max(map(len, shown[shown.index("Title") :])) <= 30
+
+
+def test_commands_are_completed_at_the_beginning_only() -> None:
+    completer = CommandCompleter(str)
+
+    def offered(text: str) -> list[str]:
+        return [each.text for each in completer.get_completions(Document(text), CompleteEvent())]
+
+    assert offered("/st") == ["/stop", "/status"]
+    assert offered("/for") == ["/forget me"]
+    assert offered("st") == offered("is there a /st") == []

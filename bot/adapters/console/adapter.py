@@ -2,35 +2,38 @@
 
 import asyncio
 import io
-import os
 import signal
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TextIO, assert_never
 from uuid import uuid4
 
-from prompt_toolkit import PromptSession
-from rich.console import Console
-from rich.status import Status
-
+from bot import __version__
+from bot.adapters.console.keyboard import Keyboard
+from bot.adapters.console.screen import Screen
+from bot.adapters.console.settings import ConsoleSection
 from bot.chat.access import OPERATOR
-from bot.chat.i18n import finish_note, thinking, waiting
+from bot.chat.commands import parse
+from bot.chat.i18n import demo_note, finish_note, thinking, waiting
 from bot.chat.intake import Intake
 from bot.chat.worker import Worker
 from bot.config.schema import AdapterSection
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued, Thought
-from bot.errors import PlatformUnavailable, StoreError
+from bot.errors import StoreError
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff
-from bot.util.text import clean
+from bot.util.terminal import terminal_language
 
 CHANNEL = ChannelKey("console", "terminal")
-LEAVE = frozenset({"stop", "exit", "quit"})
+LEAVE = frozenset({"exit", "quit"})
+# A script may also end with "stop": its answers come one at a time, so there is none to stop.
+LEAVE_PIPE = LEAVE | {"stop"}
 
 # Seconds between attempts to store a question: the first delay and the longest.
 _FIRST_RETRY = 0.5
@@ -38,69 +41,106 @@ _LONGEST_RETRY = 10.0
 
 
 def open_adapter(settings: AdapterSection, clock: Clock) -> "ConsoleAdapter":
+    assert isinstance(settings, ConsoleSection)
     for stream in (sys.stdin, sys.stdout):
         # Bytes that are not UTF-8 must not end the chat.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     # sys.stdin is None if the shell closed it (<&-), which is the end of the input.
-    return ConsoleAdapter(sys.stdin or io.StringIO(), sys.stdout, clock)
+    history = Path(settings.history) if settings.history else None
+    return ConsoleAdapter(sys.stdin or io.StringIO(), sys.stdout, clock, history)
 
 
 class ConsoleAdapter:
-    """A chat with one person: reads lines and prints answers, one at a time.
+    """A chat with one person: reads questions and prints answers, one at a time.
 
-    On a terminal with line editing and a spinner; in a pipe plain, for scripts.
+    On a terminal with line editing and Markdown; in a pipe plain, for scripts.
     """
 
-    def __init__(self, source: TextIO, target: TextIO, clock: Clock | None = None) -> None:
+    def __init__(self, source: TextIO, target: TextIO, clock: Clock | None = None, history: Path | None = None) -> None:
         self._source = source
         self._clock = clock or MonotonicClock()
-        # highlight would colour numbers in answers; soft_wrap lets the terminal break lines.
-        self._screen = Console(file=target, highlight=False, soft_wrap=True)
+        self._screen = Screen(target, is_plain=not source.isatty())
+        self._history = history
+        self._keyboard: Keyboard | None = None
 
     @property
     def is_connected(self) -> bool:
         return True
 
     async def run(self, intake: Intake) -> None:
-        for exchange in await intake.recover(CHANNEL.platform):
-            self._print(f"> {exchange.message.text}", style="dim")
-            await self._answer(intake, exchange)
         if self._source.isatty():
-            self._print("/help lists the commands; Ctrl-C stops an answer; stop leaves.", style="dim")
-        async with aclosing(self._lines()) as lines:
+            await self._chat(intake)
+        else:
+            await self._serve_pipe(intake)
+
+    async def _serve_pipe(self, intake: Intake) -> None:
+        await self._answer_owed(intake)
+        async with aclosing(_lines(self._source)) as lines:
             async for line in lines:
-                if line.strip().lower() in LEAVE:
+                if line.strip().lower() in LEAVE_PIPE:
                     return
-                accepted = await self._accepted(intake, _message(line))
-                if accepted is not None:
-                    await self._answer(intake, accepted)
+                await self._ask(intake, line.rstrip("\n"))
+
+    async def _chat(self, intake: Intake) -> None:
+        translate = intake.settings.translator_for(_message(""))
+        ascii_only = self._screen.mark.isascii()
+        self._keyboard = keyboard = Keyboard(self._history, translate, ascii_only=ascii_only)
+        self._screen.say(f"chatglm-bot {__version__}")
+        if note := demo_note(intake.engine.info.model, translate):
+            self._screen.say(note)
+        self._screen.say(
+            translate(
+                "/help lists the commands. Alt-Enter begins a new line. stop or Ctrl-C stops an answer, exit leaves."
+            )
+        )
+        await self._answer_owed(intake)
+        while True:
+            self._screen.say("")
+            try:
+                question = await keyboard.question()
+            except (EOFError, KeyboardInterrupt):
+                return
+            if question.strip().lower() in LEAVE:
+                return
+            await self._ask(intake, question)
+            if _deletes(question):
+                keyboard.forget()
+
+    async def _answer_owed(self, intake: Intake) -> None:
+        for exchange in await intake.recover(CHANNEL.platform):
+            self._screen.say(f"> {exchange.message.text}")
+            await self._answer(intake, exchange)
+
+    async def _ask(self, intake: Intake, question: str) -> None:
+        accepted = await self._accepted(intake, _message(question))
+        if accepted is not None:
+            await self._answer(intake, accepted)
 
     async def _accepted(self, intake: Intake, message: IncomingMessage) -> Exchange | None:
         """Retry until the message is stored; None if Ctrl-C gives it up before."""
         translate, told, wait = intake.settings.translator_for(message), "", Backoff(_FIRST_RETRY, _LONGEST_RETRY)
         given_up = asyncio.Event()
         # In a pipe a question cannot be asked again, so Ctrl-C ends the program there.
-        with _on_interrupt(given_up.set) if self._source.isatty() else nullcontext():
+        with self._on_stop(given_up.set) if self._keyboard is not None else nullcontext():
             while not given_up.is_set():
                 try:
                     return await intake.accept(message)
                 except StoreError as error:
                     if not told:
-                        self._print(
-                            translate("I can't save messages right now. Yours is queued and will be answered."),
-                            style="dim",
+                        self._screen.say(
+                            translate("I can't save messages right now. Yours is queued and will be answered.")
                         )
                     if str(error) != told:  # the reader is the operator, who can act on it
                         told = str(error)
-                        self._print(told, style="dim")
+                        self._screen.say(told)
                 await race(self._clock.sleep(wait.after_failure()), given_up.wait())
         return None
 
     async def _answer(self, intake: Intake, exchange: Exchange) -> None:
         task = intake.exchanges.start(exchange, partial(self._show, intake))
         if task is not None:
-            with _on_interrupt(lambda: intake.exchanges.stop(exchange)):
+            with self._on_stop(lambda: intake.exchanges.stop(exchange)):
                 await task
 
     async def _show(self, intake: Intake, worker: Worker) -> None:
@@ -108,22 +148,18 @@ class ConsoleAdapter:
         exchange = worker.exchange
         translate = intake.settings.translator_for(exchange.message)
         notices: list[str] = []
-        is_line_open = False
-        with self._spinner() as spinner:
+        has_text = False
+        with self._screen.reply() as reply:
             async with intake.answers.stream(exchange) as stream:
                 async for event in stream:
                     match event:
                         case Queued():
-                            if spinner is not None:
-                                spinner.update(waiting(event, translate))
+                            reply.wait(waiting(event, translate))
                         case Thought():
-                            if spinner is not None:
-                                spinner.update(thinking(event, translate))
+                            reply.wait(thinking(event, translate))
                         case Delta():
-                            if spinner is not None:
-                                spinner.stop()
-                            self._print(event.text, end="")
-                            is_line_open = not event.text.endswith("\n")
+                            has_text = True
+                            reply.add(event.text)
                         case Notice():
                             notices.append(event.text)
                         case Finished(reason):
@@ -131,43 +167,26 @@ class ConsoleAdapter:
                                 notices.append(note)
                         case _:
                             assert_never(event)
-        if is_line_open:
-            self._print("")
         for notice in notices:
-            self._print(notice, style="dim")
+            self._screen.notice(notice, below_answer=has_text)
         await intake.exchanges.complete(exchange)
 
-    def _print(self, text: str, *, end: str = "\n", style: str | None = None) -> None:
-        try:
-            self._screen.print(clean(text), end=end, style=style, markup=False)
-        except BrokenPipeError:
-            raise  # the reader of the pipe has closed it
-        except OSError as error:
-            raise PlatformUnavailable(f"standard output cannot be written to: {error.strerror}") from error
+    @contextmanager
+    def _on_stop(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Let Ctrl-C, or on a terminal the line "stop", call `stop`; a second Ctrl-C cancels the chat."""
+        with _on_interrupt(stop) as interrupt:
+            typing = nullcontext() if self._keyboard is None else self._keyboard.during_answer(stop, interrupt)
+            with typing:
+                yield
 
-    def _spinner(self) -> AbstractContextManager[Status | None]:
-        if self._screen.is_terminal:
-            return Status("…", console=self._screen)
-        return nullcontext()
 
-    async def _lines(self) -> AsyncGenerator[str, None]:
-        if self._source.isatty():
-            session: PromptSession[str] = PromptSession()
-            while True:
-                try:
-                    yield await session.prompt_async("> ")
-                except EOFError:
-                    return
-                except KeyboardInterrupt:
-                    if not session.default_buffer.text:
-                        return
-        else:
-            loop = asyncio.get_running_loop()
-            read: asyncio.Queue[str] = asyncio.Queue()
-            # A daemon: nothing can wake a thread that waits for a line.
-            threading.Thread(target=_read, args=(self._source, loop, read), daemon=True).start()
-            while line := await read.get():
-                yield line
+async def _lines(source: TextIO) -> AsyncGenerator[str, None]:
+    loop = asyncio.get_running_loop()
+    read: asyncio.Queue[str] = asyncio.Queue()
+    # A daemon: nothing can wake a thread that waits for a line.
+    threading.Thread(target=_read, args=(source, loop, read), daemon=True).start()
+    while line := await read.get():
+        yield line
 
 
 def _read(source: TextIO, loop: asyncio.AbstractEventLoop, read: "asyncio.Queue[str]") -> None:
@@ -182,38 +201,39 @@ def _read(source: TextIO, loop: asyncio.AbstractEventLoop, read: "asyncio.Queue[
 
 
 @contextmanager
-def _on_interrupt(stop: Callable[[], object]) -> Iterator[None]:
-    """Let Ctrl-C call `stop`; a second one cancels the chat."""
+def _on_interrupt(stop: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C call `stop`; a second one cancels the chat.  Yield the handler."""
     loop, chat = asyncio.get_running_loop(), asyncio.current_task()
     assert chat is not None
+    is_stopped = False
 
     def interrupted() -> None:
-        loop.add_signal_handler(signal.SIGINT, chat.cancel)
+        nonlocal is_stopped
+        if is_stopped:
+            chat.cancel()
+        is_stopped = True
         stop()
 
     loop.add_signal_handler(signal.SIGINT, interrupted)
     try:
-        yield
+        yield interrupted
     finally:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _message(line: str) -> IncomingMessage:
+def _message(text: str) -> IncomingMessage:
     return IncomingMessage(
         id=uuid4().hex,
         channel=CHANNEL,
         author=OPERATOR,
-        text=line.rstrip("\n"),
+        text=text,
         sent_at=datetime.now(UTC),
         is_direct=True,
-        locale=_locale(),
+        locale=terminal_language(),
     )
 
 
-def _locale() -> str | None:
-    """Return "zh" if the terminal is set to Chinese; else the script of each message decides.
-
-    An English terminal says nothing: most servers are set to it.
-    """
-    named = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
-    return "zh" if named.lower().startswith("zh") else None
+def _deletes(question: str) -> bool:
+    """Return whether this deletes what was said, of which the history of inputs has a copy."""
+    called = parse(question)
+    return called is not None and called[0].name in ("clear", "forget")

@@ -13,3 +13,6 @@ class ConsoleSection(AdapterSection):
     enabled: Literal["auto"] | bool = Field(
         default="auto", description="auto (on when no other platform is), true, false"
     )
+    history: str = Field(
+        default="data/terminal_history", description="file with what was typed, for the arrow keys; empty = none"
+    )
