@@ -12,7 +12,7 @@
     │       └── AnswerBrokenOff after its first text; the rest cannot be had
     ├── StoreError              the database cannot be used
     │   └── StoreInUse          by another bot: one at a time
-    ├── NotErased               deleted from every row, but still in the database's file
+    ├── NotErased               deleted from every row, but still in the database's files
     ├── ClaimLost               another worker has claimed the exchange
     ├── AddressUnavailable      an HTTP server cannot listen on its address
     └── PlatformError
@@ -110,14 +110,15 @@ class StoreInUse(StoreError):
 
 
 class NotErased(BotError):
-    """`count` chats were deleted from every row, but the database's file still holds their text.
+    """`count` chats were deleted from every row, but the database's files still hold their text.
 
-    Another program reads the file, or the disk is full.  The store retries by itself.
+    They are from before the encryption and not rewritten yet, or their keys cannot be overwritten.  The store
+    does both by itself.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
-        super().__init__("deleted from every row, but the database's file still holds the text for now")
+        super().__init__("deleted from every row, but the database's files still hold the text for now")
 
 
 class ClaimLost(BotError):

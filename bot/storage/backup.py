@@ -1,6 +1,7 @@
 """Back up a SQLite database into one file while the bot runs."""
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -11,12 +12,14 @@ from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import BUSY_TIMEOUT, locate
 from bot.storage.errors import map_errors
+from bot.storage.key_file import path_beside
 
 
 def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
-    """Write a snapshot of the database into `target`, a new file with mode 0600.
+    """Write a snapshot of the database into `target`, and its keys beside it, new files with mode 0600.
 
-    It contains no deleted text.  Return its size in bytes, after fsync and an integrity check.
+    Return their size in bytes, after fsync and an integrity check of the database.  The copy has no key of a
+    deleted text; what is deleted later can be read with it.
 
     Raises:
         StoreError: There is nothing to copy, `target` exists, or the copy cannot be
@@ -29,36 +32,64 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
         )
     if migrate.current_revision(url, busy_timeout) is None:
         raise StoreError(f"no database {location.name}: nothing to back up")
-    # The empty file reserves the name; the unfinished copy has another one.
+    keys, key_target = path_beside(location.path), path_beside(target)
+    names = [target, key_target] if keys.exists() else [target]
     with _map_errors(target):
-        _create(target)
-    partial = target.with_name(f"{target.name}.partial")
+        for file in names:
+            _reserve(file)
+    partials = {file: file.with_name(f"{file.name}.partial") for file in names}
     try:
         with _map_errors(target):
-            partial.unlink(missing_ok=True)
-            _create(partial)
-        # Neither "immutable" nor read-only, because a bot may start meanwhile.
-        source = f"file:{quote(str(location.path))}?mode=rw"
-        with (
-            map_errors(f"{location.name}, or its backup {target},"),
-            closing(sqlite3.connect(source, uri=True, timeout=busy_timeout, isolation_level=None)) as connection,
-        ):
-            connection.execute("VACUUM INTO ?", (str(partial),))
-        _check_integrity(partial)
+            for partial in partials.values():
+                partial.unlink(missing_ok=True)
+                _create(partial)
+        with map_errors(f"{location.name}, or its backup {target},"):
+            _copy(location.path, keys, partials[target], partials.get(key_target), busy_timeout)
+        _check_integrity(partials[target])
         with _map_errors(target):
-            _sync(partial)
-            partial.replace(target)
+            size = sum(partial.stat().st_size for partial in partials.values())
+            for file, partial in reversed(partials.items()):  # the database last: with it the backup is complete
+                _sync(partial)
+                partial.replace(file)
             _sync(target.parent)
-            return target.stat().st_size
+            return size
     except BaseException:
-        for file in (partial, target):
+        for file in (*partials.values(), *names):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
         raise
 
 
+def _copy(database: Path, keys: Path, target: Path, key_target: Path | None, busy_timeout: float) -> None:
+    """Copy database and keys as they are at one moment; writers wait while the keys are copied."""
+    # Neither "immutable" nor read-only, because a bot may start meanwhile.
+    source = f"file:{quote(str(database))}?mode=rw"
+    with (
+        closing(sqlite3.connect(source, uri=True, timeout=busy_timeout, isolation_level=None)) as reader,
+        closing(sqlite3.connect(source, uri=True, timeout=busy_timeout, isolation_level=None)) as writer,
+        closing(sqlite3.connect(target, isolation_level=None)) as copy,
+    ):
+        writer.execute("BEGIN IMMEDIATE")
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM alembic_version").fetchone()  # the snapshot is of now
+        if key_target is not None:
+            shutil.copyfile(keys, key_target)
+        writer.execute("ROLLBACK")
+        reader.backup(copy)
+
+
+def _reserve(file: Path) -> None:
+    """Reserve a name with an empty file; the unfinished copy has another name."""
+    if file.exists() and file.stat().st_size == 0:
+        return  # a backup that was killed has left it
+    _create(file)
+
+
 def _check_integrity(file: Path) -> None:
-    with map_errors(str(file)), closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+    with (
+        map_errors(str(file)),
+        closing(sqlite3.connect(f"file:{quote(str(file))}?immutable=1", uri=True)) as connection,
+    ):
         result = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if result != "ok":
         raise StoreError(

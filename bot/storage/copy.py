@@ -1,25 +1,37 @@
 """Copy all rows from one database into another: SQLite to PostgreSQL, or back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import closing
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import Connection, Row, Table, func, insert, select
+from sqlalchemy import Connection, Table, func, insert, select
 
+from bot.domain import Status
 from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import locate, migrator
+from bot.storage.encryption import DamagedRow, key_columns, pseudonyms
 from bot.storage.errors import map_errors
-from bot.storage.export import BATCH, open_snapshot
+from bot.storage.export import BATCH, open_snapshot, reading_vault
 from bot.storage.instance_lock import TIMEOUT, InstanceLock
-from bot.storage.schema import exchanges, metadata
+from bot.storage.keys import keys_of
+from bot.storage.rows import BLANK, UNANSWERED
+from bot.storage.schema import encryption, exchanges, key_deletions, metadata, text_keys
+from bot.storage.vault import KeyChanges, Vault
+
+# Keys and what belongs to them are of one database.
+_TABLES = [each for each in metadata.sorted_tables if each not in (encryption, text_keys, key_deletions)]
 
 
-def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
-    """Copy every row with its id into an empty database; return the number of exchanges.
+def copy_database(
+    source: str, target: str, timeout: float = TIMEOUT, *, from_key: str | None = None, to_key: str | None = None
+) -> int:
+    """Copy every row with its id into an empty database, with keys of its own; return the number of exchanges.
 
     One transaction, which reads each row back and compares it before it commits.  The
     source is unchanged.  New rows of the target get higher ids than any of the source.
+    A row that cannot be decrypted is copied as a failed one.  The master keys are of source and target.
 
     Raises:
         StoreError: A bot runs on one of the two, the source is not up to date, the target is not
@@ -28,27 +40,58 @@ def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
     here, there = locate(source), locate(target)
     if here.name == there.name:
         raise StoreError(f"source and target are both {there.name}: name another target")
-    with InstanceLock(source, timeout=timeout), open_snapshot(source) as origin, InstanceLock(target, timeout=timeout):
+    with (
+        InstanceLock(source, timeout=timeout),
+        open_snapshot(source) as origin,
+        reading_vault(source, origin, from_key) as old,
+        InstanceLock(target, timeout=timeout),
+        closing(keys_of(there, to_key)) as keys,
+    ):
         migrate.upgrade(target)
         with map_errors(there.name), migrator(there).begin() as goal:
-            if any(_count(goal, table) for table in metadata.sorted_tables):
+            if any(_count(goal, table) for table in _TABLES):
                 raise StoreError(f"{there.name} is not empty: copy into an empty database")
-            for table in metadata.sorted_tables:
-                for rows in _batches(origin, table, here.name):
-                    goal.execute(insert(table), [dict(row._mapping) for row in rows])
-                pairs = zip_longest(_batches(origin, table, here.name), _batches(goal, table, there.name))
+            new = Vault(keys)
+            changes = KeyChanges(goal, new)
+            new.open(changes)
+            for table in _TABLES:
+                for rows in _batches(origin, table, old, here.name):
+                    goal.execute(insert(table), [_encrypted(table, row, new, changes) for row in rows])
+                pairs = zip_longest(_batches(origin, table, old, here.name), _batches(goal, table, new, there.name))
                 if any(before != after for before, after in pairs):
                     raise StoreError(
                         f"verification failed: rows in {there.name} differ, nothing was stored: try another target"
                     )
             _set_last_id(goal, _last_id(origin))
+            changes.prepare()
             return _count(goal, exchanges)
 
 
-def _batches(connection: Connection, table: Table, name: str) -> Iterator[Sequence[Row[Any]]]:
+def _batches(connection: Connection, table: Table, vault: Vault, name: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows as they read in any database: without keys and pseudonyms, which are of one database."""
     query = select(table).order_by(*table.primary_key).execution_options(yield_per=BATCH)
     with map_errors(name):
-        yield from connection.execute(query).partitions()
+        for rows in connection.execute(query).partitions():
+            decrypted = zip(rows, vault.decrypt(connection, table, rows), strict=True)
+            yield [_comparable(table, dict(row._mapping), texts) for row, texts in decrypted]
+
+
+def _comparable(table: Table, row: dict[str, Any], texts: dict[str, Any] | DamagedRow) -> dict[str, Any]:
+    if isinstance(texts, DamagedRow):
+        assert table is exchanges, "another table with texts"
+        texts = row | BLANK | UNANSWERED | {"author_name": "", "author_roles": "", "text": "", "status": Status.FAILED}
+    for column, person in pseudonyms(table).items():
+        texts[person] = texts[column] or None if texts[person] is None else texts[person]
+    return {name: value for name, value in texts.items() if name not in key_columns(table) | pseudonyms(table)}
+
+
+def _encrypted(table: Table, row: dict[str, Any], vault: Vault, changes: KeyChanges) -> dict[str, Any]:
+    values = dict(row)
+    for key_column, columns in key_columns(table).items():
+        values |= changes.encrypt(table, key_column, {column.name: row[column.name] for column in columns})
+    for column, person in pseudonyms(table).items():
+        values[column] = vault.pseudonym(row["author_platform"], row[person] or "")
+    return values
 
 
 def _count(connection: Connection, table: Table) -> int:

@@ -13,10 +13,13 @@ from bot.domain import ChannelKey, Exchange, SettingChange
 from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import locate, snapshot_reader
+from bot.storage.encryption import DamagedRow, KeyMissing
 from bot.storage.errors import map_errors
-from bot.storage.rows import DamagedRow, to_exchange
-from bot.storage.schema import EXCHANGE, IS_TOMBSTONE, exchanges, settings
+from bot.storage.keys import keys_of
+from bot.storage.rows import to_exchange
+from bot.storage.schema import EXCHANGE, IS_KEPT, exchanges, settings
 from bot.storage.settings import to_changes
+from bot.storage.vault import Vault
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -24,7 +27,7 @@ BATCH = 500
 
 
 def count_exchanges(url: str) -> dict[ChannelKey, int]:
-    """Return the number of exchanges per channel and thread, highest first.
+    """Return the number of exchanges per channel and thread, highest first, without deleted ones.
 
     Raises:
         StoreError: The database cannot be read, or is not up to date.
@@ -33,7 +36,7 @@ def count_exchanges(url: str) -> dict[ChannelKey, int]:
         return _count_exchanges(connection)
 
 
-def export_channel(url: str, name: str) -> Iterator[str]:
+def export_channel(url: str, name: str, master_key: str | None = None) -> Iterator[str]:
     """Yield a JSON object in lines: the exchanges of the channel whose `str(ChannelKey)` is `name`.
 
     A channel without a thread includes its threads, as in `/clear`.
@@ -41,22 +44,28 @@ def export_channel(url: str, name: str) -> Iterator[str]:
     Raises:
         StoreError: The database cannot be read, or has no such channel.
     """
-    with open_snapshot(url) as connection:
+    with open_snapshot(url) as connection, reading_vault(url, connection, master_key) as vault:
         here = _condition(name, _count_exchanges(connection), locate(url).name)
         yield f'{{"channel": {_json(name)}, "exchanges": ['
         comma, last = "", 0
         while rows := connection.execute(_after(last, here)).all():
-            for row in rows:
+            for row, decrypted in zip(rows, vault.decrypt(connection, exchanges, rows), strict=True):
                 last = row.id
                 try:
-                    exchange = to_exchange(row)
+                    if isinstance(decrypted, DamagedRow):
+                        raise decrypted
+                    exchange = to_exchange(decrypted)
+                except KeyMissing:
+                    continue  # deleted meanwhile
                 except DamagedRow as error:
                     log.error("exchange skipped, its row is damaged", exchange=row.id, column=str(error))
                     continue
                 yield comma + _json(_to_json(exchange))
                 comma = ",\n"
+        rows = connection.execute(_set_at(name)).all()
+        changes = to_changes(vault.decrypt(connection, settings, rows))
         yield '\n], "settings": ['
-        yield ",\n".join(_json(_change_to_json(change)) for change in to_changes(connection.execute(_set_at(name))))
+        yield ",\n".join(_json(_change_to_json(change)) for change in changes)
         yield "]}\n"
 
 
@@ -80,10 +89,26 @@ def open_snapshot(url: str) -> Iterator[Connection]:
         yield connection
 
 
+@contextmanager
+def reading_vault(url: str, connection: Connection, master_key: str | None) -> Iterator[Vault]:
+    """Open the keys of a database to read them; a bot may run meanwhile.
+
+    Raises:
+        StoreError: They are not there, or not those of this database.
+    """
+    keys = keys_of(locate(url), master_key)
+    try:
+        vault = Vault(keys)
+        vault.open_to_read(connection)
+        yield vault
+    finally:
+        keys.close()
+
+
 def _count_exchanges(connection: Connection) -> dict[ChannelKey, int]:
     place = (exchanges.c.platform, exchanges.c.channel, exchanges.c.thread)
     count = func.count().label("number")
-    query = select(*place, count).where(~IS_TOMBSTONE).group_by(*place).order_by(count.desc(), *place)
+    query = select(*place, count).where(IS_KEPT).group_by(*place).order_by(count.desc(), *place)
     return {ChannelKey(row.platform, row.channel, row.thread): row.number for row in connection.execute(query)}
 
 
@@ -109,7 +134,7 @@ def _condition(name: str, known: Mapping[ChannelKey, int], place: str) -> Column
 
 
 def _after(last: int, here: ColumnElement[bool]) -> Any:
-    return select(*EXCHANGE).where(here, ~IS_TOMBSTONE, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+    return select(*EXCHANGE).where(here, IS_KEPT, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
 
 
 def _set_at(name: str) -> Select[Any]:

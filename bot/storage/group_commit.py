@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from bot.storage.transactions import Transactions
+from bot.storage.vault import WriteTransaction
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,8 +31,8 @@ class GroupCommit(Generic[Item, Result]):
     def __init__(
         self,
         transactions: Transactions,
-        begin: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
-        execute: Callable[[AsyncConnection, Sequence[Item]], Awaitable[Sequence[Result]]],
+        begin: Callable[[], AbstractAsyncContextManager[WriteTransaction]],
+        execute: Callable[[WriteTransaction, Sequence[Item]], Awaitable[Sequence[Result]]],
     ) -> None:
         self._transactions = transactions
         self._begin = begin

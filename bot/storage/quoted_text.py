@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import and_, select, update
 
 from bot.domain import ChannelKey
+from bot.storage.encryption import DamagedRow
 from bot.storage.rows import UNQUOTED
-from bot.storage.schema import IS_QUOTING, PARTS, exchanges
+from bot.storage.schema import IS_QUOTING, exchanges
+from bot.storage.vault import WriteTransaction
 
 # UTF-8 bytes from which a text is recognisable: twelve letters, four Chinese characters.
 MIN_DISTINCTIVE = 12
@@ -33,13 +34,7 @@ class Said(NamedTuple):
     text: str
 
 
-def select_said(*conditions: ColumnElement[bool]) -> Select[tuple[str, str, str, list[str], str]]:
-    """Return a query for what is said in exchanges, to run before they are blanked."""
-    columns = exchanges.c
-    return select(columns.platform, columns.channel, columns.message, PARTS, columns.text).where(*conditions)
-
-
-async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Said]) -> int:
+async def redact_quotes(tx: WriteTransaction, deleted: Iterable[Said]) -> int:
     """Delete full and partial quotations of this from its channels; return their number.
 
     A quotation that names its message is found by that id, any other by its words: if two
@@ -54,31 +49,43 @@ async def redact_quotes(tx: AsyncConnection, deleted: Iterable[Said]) -> int:
         texts.setdefault(place, set()).add(_normalise(said.text))
     count = 0
     for (platform, channel), in_channel in texts.items():
-        query = select(exchanges.c.id, exchanges.c.quoted_id, exchanges.c.quoted).where(
-            exchanges.c.platform == platform,
-            exchanges.c.channel == channel,
-            IS_QUOTING,
-        )
-        rows = (await tx.execute(query)).all()
-        found = [row.id for row in rows if row.quoted_id in ids[platform, channel]]
-        by_words = {row.id: row.quoted for row in rows if row.quoted_id is None}
+        here = and_(exchanges.c.platform == platform, exchanges.c.channel == channel, IS_QUOTING)
+        columns = exchanges.c.id, exchanges.c.quoted, exchanges.c.quotation_key
+        found: list[tuple[int, int | None]] = []
+        known = sorted(ids[platform, channel])
+        for start in range(0, len(known), _BATCH):
+            quoting = exchanges.c.quoted_id.in_(known[start : start + _BATCH])
+            found += [(row.id, row.quotation_key) for row in await tx.execute(select(*columns).where(here, quoting))]
+        rows = (await tx.execute(select(*columns).where(here, exchanges.c.quoted_id.is_(None)))).all()
+        quotations = {
+            row.id: each["quoted"]
+            for row, each in zip(rows, await tx.decrypt(exchanges, rows), strict=True)
+            if not isinstance(each, DamagedRow)
+        }
         # Thousands of texts and quotations take seconds, too long for the event loop.
-        found += await asyncio.to_thread(_find_quotes, by_words, in_channel - {""})
+        by_words = set(await asyncio.to_thread(_find_quotes, quotations, in_channel - {""}))
+        found += [(row.id, row.quotation_key) for row in rows if row.id in by_words]
         for start in range(0, len(found), _BATCH):
-            some = found[start : start + _BATCH]
+            some = [id for id, _ in found[start : start + _BATCH]]
             await tx.execute(update(exchanges).where(exchanges.c.id.in_(some)).values(UNQUOTED))
+        tx.keys.delete(*(key for _, key in found))
         count += len(found)
     return count
 
 
-async def replace_quotes(tx: AsyncConnection, channel: ChannelKey, message_id: str, text: str) -> int:
+async def replace_quotes(tx: WriteTransaction, channel: ChannelKey, message_id: str, text: str) -> int:
     """Let the quotations of an edited message have its new text; return their number."""
-    quotes = update(exchanges).where(
+    quotes = select(exchanges.c.id, exchanges.c.quotation_key).where(
         exchanges.c.platform == channel.platform,
         exchanges.c.channel == channel.channel,
         and_(IS_QUOTING, exchanges.c.quoted_id == message_id, exchanges.c.quoted.is_not(None)),
     )
-    return (await tx.execute(quotes.values({"quoted": text} if text else UNQUOTED))).rowcount
+    rows = (await tx.execute(quotes)).all()
+    for row in rows:
+        values = await tx.encrypt(exchanges, "quotation_key", {"quoted": text}) if text else UNQUOTED
+        await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
+        tx.keys.delete(row.quotation_key)
+    return len(rows)
 
 
 def _find_quotes(quotations: Mapping[int, str], texts: set[str]) -> list[int]:

@@ -1,9 +1,11 @@
 """Exchanges to rows and back."""
 
+import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, Row
+from sqlalchemy import JSON
 from sqlalchemy.types import TypeEngine
 
 from bot.domain import (
@@ -17,9 +19,10 @@ from bot.domain import (
     Status,
     Usage,
 )
-from bot.storage.schema import PARTS, SafeText, UtcDateTime, exchanges
+from bot.storage.encryption import DamagedRow
+from bot.storage.schema import PARTS, Encrypted, SafeText, UtcDateTime, exchanges
 
-UNQUOTED: dict[str, Any] = {"quoted": None, "quoted_id": None, "quotes_bot": False}
+UNQUOTED: dict[str, Any] = {"quoted": None, "quoted_id": None, "quotes_bot": False, "quotation_key": None}
 
 # Characters of a text; what people and models write is far shorter.
 _LONGEST = 4_000_000
@@ -28,112 +31,137 @@ _LONGEST = 4_000_000
 # that tells its author.
 BLANK: dict[str, Any] = {
     "author": "",
-    "author_name": "",
-    "author_roles": [],
-    "text": "",
-    **UNQUOTED,
+    "author_id": None,
+    "author_name": b"",
+    "author_roles": b"",
+    "text": b"",
     "locale": None,
+    "question_key": None,
+    **UNQUOTED,
     "failure": None,
 }
 
 UNANSWERED: dict[str, Any] = {
     "answer": None,
     "notice": None,
+    "answer_key": None,
     "reason": None,
     "prompt_tokens": None,
     "completion_tokens": None,
 }
 
 
+# What tells that an answer is there.
+_ANSWERED = ("answer", "notice", "prompt_tokens", "completion_tokens")
+
+
 def message_values(message: IncomingMessage) -> dict[str, Any]:
+    """Return the columns of a message that need no key."""
     return {
         "platform": message.channel.platform,
         "channel": message.channel.channel,
         "thread": message.channel.thread,
         "message": message.id,
         "author_platform": message.author.platform,
-        "author": message.author.id,
-        "author_name": message.author.name,
-        "author_roles": sorted(message.author.roles),
         "author_is_bot": message.author.is_bot,
-        "text": message.text,
-        "quoted": message.quoted,
         "quoted_id": message.quoted_id,
         "quotes_bot": message.quotes_bot,
         "sent_at": message.sent_at,
         "server": message.server,
         "is_direct": message.is_direct,
+    }
+
+
+def question_texts(message: IncomingMessage) -> dict[str, str | None]:
+    """Return the columns that are encrypted with the key of the question."""
+    roles = sorted(message.author.roles)
+    return {
+        "author_id": message.author.id,
+        "author_name": message.author.name,
+        "author_roles": json.dumps(roles) if roles else "",
+        "text": message.text,
         "locale": message.locale,
     }
 
 
 def answer_values(answer: Answer) -> dict[str, Any]:
+    """Return the columns of an answer that need no key."""
     return {
-        "answer": answer.text,
-        "notice": answer.notice,
         "reason": answer.reason,
         "prompt_tokens": answer.usage.prompt_tokens,
         "completion_tokens": answer.usage.completion_tokens,
     }
 
 
+def answer_texts(answer: Answer) -> dict[str, str | None]:
+    """Return the columns that are encrypted with the key of the answer."""
+    return {"answer": answer.text, "notice": answer.notice}
+
+
 _NULLABLE = {column for column in exchanges.columns if column.nullable}
 
 
-class DamagedRow(ValueError):
-    """The row does not contain what this program writes."""
-
-
-def to_exchange(row: Row[Any]) -> Exchange:
-    """Convert a row.
+def to_exchange(row: Mapping[str, Any]) -> Exchange:
+    """Convert a row whose texts are decrypted.
 
     Raises:
         DamagedRow: Another program has written it, or its file is damaged.
     """
+    roles = _roles(row["author_roles"])
     for column in (*exchanges.columns, PARTS):
-        value = getattr(row, column.name)
+        value = row[column.name]
         if not (_is_valid(value, column.type) or (value is None and column in _NULLABLE)):
             raise DamagedRow(column.name)
-    if row.seed < 0 or (row.reason is not None and None in [getattr(row, name) for name in UNANSWERED]):
+    if row["seed"] < 0 or (row["reason"] is not None and None in [row[name] for name in _ANSWERED]):
         raise DamagedRow("seed or answer")
     try:
-        kind, status = Kind(row.kind), Status(row.status)
-        reason = None if row.reason is None else FinishReason(row.reason)
+        kind, status = Kind(row["kind"]), Status(row["status"])
+        reason = None if row["reason"] is None else FinishReason(row["reason"])
     except ValueError as error:
         raise DamagedRow("kind, status or reason") from error
+    # A row from before the encryption has the person's id in place of a pseudonym.
+    person = row["author"] if row["author_id"] is None else row["author_id"]
     return Exchange(
-        id=row.id,
+        id=row["id"],
         message=IncomingMessage(
-            id=row.message,
-            channel=ChannelKey(row.platform, row.channel, row.thread),
-            author=Author(
-                row.author_platform, row.author, row.author_name, frozenset(row.author_roles), row.author_is_bot
-            ),
-            text=row.text,
-            sent_at=row.sent_at,
-            server=row.server,
-            is_direct=row.is_direct,
-            locale=row.locale,
-            quoted=row.quoted,
-            quoted_id=row.quoted_id,
-            quotes_bot=row.quotes_bot,
+            id=row["message"],
+            channel=ChannelKey(row["platform"], row["channel"], row["thread"]),
+            author=Author(row["author_platform"], person, row["author_name"], roles, row["author_is_bot"]),
+            text=row["text"],
+            sent_at=row["sent_at"],
+            server=row["server"],
+            is_direct=row["is_direct"],
+            locale=row["locale"],
+            quoted=row["quoted"],
+            quoted_id=row["quoted_id"],
+            quotes_bot=row["quotes_bot"],
         ),
         kind=kind,
         status=status,
-        seed=row.seed,
+        seed=row["seed"],
         answer=None
         if reason is None
-        else Answer(row.answer, row.notice, reason, Usage(row.prompt_tokens, row.completion_tokens)),
-        parts=tuple(row.parts),
-        fence=row.fence,
+        else Answer(row["answer"], row["notice"], reason, Usage(row["prompt_tokens"], row["completion_tokens"])),
+        parts=tuple(row["parts"]),
+        fence=row["fence"],
     )
+
+
+def _roles(text: object) -> frozenset[str]:
+    try:
+        roles = json.loads(text) if isinstance(text, str) and text else []
+    except (RecursionError, ValueError) as error:
+        raise DamagedRow("author_roles") from error
+    if not isinstance(roles, list) or not all(isinstance(each, str) for each in roles):
+        raise DamagedRow("author_roles")
+    return frozenset(roles)
 
 
 def _is_valid(value: object, kind: TypeEngine[Any]) -> bool:
     match kind:
         case JSON():
             return isinstance(value, list) and all(isinstance(each, str) for each in value)
-        case SafeText():
+        case SafeText() | Encrypted():
             return isinstance(value, str) and len(value) <= _LONGEST
         case UtcDateTime():
             return isinstance(value, datetime)

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Dialect,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -26,6 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine, UserDefinedType
+
+from bot.storage.encryption import clean
 
 
 class SafeText(TypeDecorator[str]):
@@ -38,13 +42,7 @@ class SafeText(TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        if value is None:
-            return None
-        return (
-            value.encode("utf-16-le", "surrogatepass")
-            .decode("utf-16-le", "replace")
-            .replace("\0", "\N{REPLACEMENT CHARACTER}")
-        )
+        return None if value is None else clean(value)
 
     def process_result_value(self, value: object, dialect: Dialect) -> str | None:
         # In a damaged SQLite file a text may be a number or bytes.
@@ -52,6 +50,38 @@ class SafeText(TypeDecorator[str]):
             return None
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+class _Json(UserDefinedType[bytes]):
+    """What SQLite calls a column that once was JSON."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        return "JSON"
+
+
+class Encrypted(TypeDecorator[bytes]):
+    """Encrypted text; or, in a row without a key, text as it is.
+
+    On SQLite, where a column may hold any value, the column keeps its declared type.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, declared: TypeEngine[Any] | None = None) -> None:
+        super().__init__()
+        self.declared = declared or Text()
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(self.declared if dialect.name == "sqlite" else LargeBinary())
+
+    def process_result_value(self, value: object, dialect: Dialect) -> bytes | None:
+        # In a damaged SQLite file it may be a number.
+        if value is None or isinstance(value, bytes):
+            return value
+        return str(value).encode("utf-8", "replace")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -94,6 +124,12 @@ metadata = MetaData(
 # Marks text and identity of people: deletion blanks it, and the export contains it.
 PERSONAL = {"personal": True}
 
+
+def encrypted(key: str) -> dict[str, Any]:
+    """Mark a personal column whose key's number is in another column."""
+    return {**PERSONAL, "key": key}
+
+
 exchanges = Table(
     "exchanges",
     metadata,
@@ -107,19 +143,20 @@ exchanges = Table(
     Column("status", SafeText, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("author_platform", SafeText, nullable=False),
-    Column("author", SafeText, nullable=False, info=PERSONAL),
-    Column("author_name", SafeText, nullable=False, info=PERSONAL),
-    Column("author_roles", JSON, nullable=False, info=PERSONAL),
+    # A pseudonym, to find what a person said; in a row from before the encryption the id itself.
+    Column("author", SafeText, nullable=False, info={**PERSONAL, "person": "author_id"}),
+    Column("author_name", Encrypted, nullable=False, info=encrypted("question_key")),
+    Column("author_roles", Encrypted(_Json()), nullable=False, info=encrypted("question_key")),
     Column("author_is_bot", Boolean, nullable=False),
-    Column("text", SafeText, nullable=False, info=PERSONAL),
-    Column("quoted", SafeText, info=PERSONAL),
+    Column("text", Encrypted, nullable=False, info=encrypted("question_key")),
+    Column("quoted", Encrypted, info=encrypted("quotation_key")),
     Column("sent_at", UtcDateTime, nullable=False),
     Column("server", SafeText),
     Column("is_direct", Boolean, nullable=False),
-    Column("locale", SafeText, info=PERSONAL),
+    Column("locale", Encrypted, info=encrypted("question_key")),
     # The answer; `reason` is null until there is one.
-    Column("answer", SafeText, info=PERSONAL),
-    Column("notice", SafeText, info=PERSONAL),
+    Column("answer", Encrypted, info=encrypted("answer_key")),
+    Column("notice", Encrypted, info=encrypted("answer_key")),
     Column("reason", SafeText),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
@@ -132,6 +169,11 @@ exchanges = Table(
     # The message that `quoted` is the text of, and whether it is one of the bot's own.
     Column("quoted_id", SafeText, info=PERSONAL),
     Column("quotes_bot", Boolean, nullable=False, server_default=false()),
+    Column("author_id", Encrypted, info=encrypted("question_key")),
+    # The numbers of the keys, one for each thing that is deleted by itself.
+    Column("question_key", BigInteger),
+    Column("quotation_key", BigInteger),
+    Column("answer_key", BigInteger),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
     Index(None, "author_platform", "author"),  # forget
@@ -176,13 +218,42 @@ settings = Table(
     Column("setting", SafeText, nullable=False),
     # A name or a number, or else what people wrote; without both the setting was cleared.
     Column("value", SafeText),
-    Column("text", SafeText, info=PERSONAL),
+    Column("text", Encrypted, info=encrypted("text_key")),
     Column("author_platform", SafeText, nullable=False),
-    Column("author", SafeText, nullable=False, info=PERSONAL),
-    Column("author_name", SafeText, nullable=False, info=PERSONAL),
+    Column("author", SafeText, nullable=False, info={"person": "author_id"}),  # a pseudonym
+    Column("author_name", Encrypted, nullable=False, info=encrypted("text_key")),
     Column("set_at", UtcDateTime, nullable=False),
+    Column("author_id", Encrypted, info=encrypted("text_key")),
+    Column("text_key", BigInteger),
     Index(None, "level", "place", "setting"),
     Index(None, "author_platform", "author"),  # forget
+)
+
+# One row: the database's id, the number of the key of pseudonyms, how many numbers are used, and
+# up to which exchange the rows from before the encryption are encrypted (null: all).
+encryption = Table(
+    "encryption",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("database", LargeBinary, nullable=False),
+    Column("pseudonym_key", BigInteger, nullable=False),
+    Column("used", BigInteger, nullable=False),
+    Column("encrypted_to", BigInteger),
+)
+
+# On a server: the keys themselves.
+text_keys = Table(
+    "text_keys",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("key", LargeBinary, nullable=False),
+)
+
+# On SQLite: keys that are to be overwritten, or were.
+key_deletions = Table(
+    "key_deletions",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
 )
 
 # Conditions of partial indexes: rows that a query never needs would be read first.  With literals,
@@ -205,7 +276,7 @@ _index("kept", IS_KEPT, "platform", "channel", "thread", "id")  # history, lates
 _index("said", IS_KEPT, "platform", "sent_at")  # said_since
 _index("aged", IS_KEPT, "sent_at")  # expire
 _index("owed", IS_OWED, "platform", "id")  # claim_owed
-_index("quoting", IS_QUOTING, "platform", "channel")  # quotations of what is deleted
+_index("quoting", IS_QUOTING, "platform", "channel", "quoted_id")  # quotations of what is deleted
 
 
 class _PartsOfExchange(FunctionElement[list[str]]):

@@ -1,13 +1,15 @@
 """Statements for settings that were set in the chat: the newest row of a place and setting is in force."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import Delete, Insert, Row, Select, Update, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Select, Update, delete, func, insert, literal, or_, select, update
 
 from bot.domain import Author, ChannelKey, Scope, ScopeLevel, SettingChange
+from bot.storage.encryption import DamagedRow
 from bot.storage.schema import SafeText, settings
+from bot.storage.vault import WriteTransaction
 
 _LEVELS = get_args(ScopeLevel)
 _NEWEST = select(func.max(settings.c.id)).group_by(settings.c.level, settings.c.place, settings.c.setting)
@@ -23,31 +25,36 @@ def select_changes(place: str, limit: int) -> Select[Any]:
     return select(settings).where(settings.c.place == place).order_by(settings.c.id.desc()).limit(limit)
 
 
-def insert_change(change: SettingChange) -> Insert:
+async def insert_change(tx: WriteTransaction, change: SettingChange, pseudonym: str) -> None:
+    author = change.author
+    texts = {"text": change.text, "author_id": author.id, "author_name": author.name}
     values = {
         "level": change.scope.level,
         "place": change.scope.id,
         "setting": change.setting,
         "value": change.value,
-        "text": change.text,
-        "author_platform": change.author.platform,
-        "author": change.author.id,
-        "author_name": change.author.name,
+        "author_platform": author.platform,
+        "author": pseudonym,
         "set_at": change.at,
     }
     number = select(func.coalesce(func.max(settings.c.id), 0) + 1).scalar_subquery()
-    return insert(settings).values(id=number, **values)
+    encrypted = await tx.encrypt(settings, "text_key", texts)
+    await tx.execute(insert(settings).values(id=number, **values, **encrypted))
 
 
-def forget_author(author: Author) -> Update:
+async def forget_author(tx: WriteTransaction, platform: str, names: Sequence[str]) -> None:
     """Clear the texts of a person and blank the name; a choice between the operator's names stays."""
-    by = settings.c.author_platform == author.platform, settings.c.author == author.id
-    return update(settings).where(*by).values(text=None, author="", author_name="")
+    by = settings.c.author_platform == platform, settings.c.author.in_(names)
+    tx.keys.delete(*(await tx.execute(select(settings.c.text_key).where(*by))).scalars())
+    blank = {"text": None, "author": "", "author_id": None, "author_name": b"", "text_key": None}
+    await tx.execute(update(settings).where(*by).values(blank))
 
 
-def expire_changes(before: datetime) -> Delete:
+async def expire_changes(tx: WriteTransaction, before: datetime) -> None:
     """Delete rows of this age that are no longer in force."""
-    return delete(settings).where(settings.c.set_at < before, settings.c.id.not_in(_NEWEST))
+    aged = settings.c.set_at < before, settings.c.id.not_in(_NEWEST)
+    tx.keys.delete(*(await tx.execute(select(settings.c.text_key).where(*aged))).scalars())
+    await tx.execute(delete(settings).where(*aged))
 
 
 def rename_places(channel: ChannelKey, to: str) -> Update:
@@ -61,9 +68,10 @@ def rename_places(channel: ChannelKey, to: str) -> Update:
     return update(settings).where(here).values(place=moved)
 
 
-def to_changes(rows: Iterable[Row[Any]]) -> Iterator[SettingChange]:
-    """Convert rows; skip those that no version of this program wrote."""
+def to_changes(rows: Iterable[dict[str, Any] | DamagedRow]) -> Iterator[SettingChange]:
+    """Convert decrypted rows; skip those that no version of this program wrote."""
     for row in rows:
-        if row.level in _LEVELS and row.set_at is not None:
-            author = Author(row.author_platform, row.author, row.author_name)
-            yield SettingChange(Scope(row.level, row.place), row.setting, row.value, row.text, author, row.set_at)
+        if isinstance(row, dict) and row["level"] in _LEVELS and row["set_at"] is not None:
+            author = Author(row["author_platform"], row["author_id"] or "", row["author_name"])
+            scope = Scope(row["level"], row["place"])
+            yield SettingChange(scope, row["setting"], row["value"], row["text"], author, row["set_at"])
