@@ -124,7 +124,8 @@ class Deletion(Reading):
         rows = (await tx.execute(select(*columns).where(IS_KEPT, allowed(transition), *which))).all()
         for _, *keys in rows:
             tx.keys.delete(*keys)
-            tx.is_erased = tx.is_erased and keys[0] is not None
+            # Pages from before the encryption may have its text, until the file is rewritten.
+            tx.is_erased = tx.is_erased and self._vault.encrypted_to is None
         await tx.execute(change(transition).where(IS_KEPT, *which).values(**BLANK, **UNANSWERED))
         await redact_quotes(tx, said)
         return [row.kind for row in rows].count(Kind.CHAT)

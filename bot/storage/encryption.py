@@ -81,7 +81,7 @@ class Cipher:
                 continue
             nonce = secrets.token_bytes(_NONCE_SIZE)
             content = clean(text).encode()
-            values[name] = nonce + cipher.encrypt(nonce, content, self._context(table, name, number))
+            values[name] = nonce + cipher.encrypt(nonce, content, self.context(table, name, number))
         return values
 
     def decrypt(self, table: Table, row: Mapping[str, Any], keys: Mapping[int, bytes]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Cipher:
                         if number not in keys:
                             raise KeyMissing(key_column)
                         cipher = AESGCM(keys[number])
-                    values[column.name] = self._decrypt(cipher, data, self._context(table, column.name, number))
+                    values[column.name] = self._decrypt(cipher, data, self.context(table, column.name, number))
         return values
 
     def _decrypt(self, cipher: AESGCM, data: bytes, context: bytes) -> str:
@@ -123,7 +123,7 @@ class Cipher:
         except (InvalidTag, ValueError) as error:
             raise DamagedRow("encrypted text") from error
 
-    def _context(self, table: Table, column: str, number: int) -> bytes:
+    def context(self, table: Table, column: str, number: int) -> bytes:
         return self._database + f"{table.name}.{column}.{number}".encode()
 
 

@@ -93,7 +93,7 @@ class FileKeys:
 
     def prepare(self, connection: Connection, is_any_taken: bool, deleted: Sequence[int]) -> None:
         if is_any_taken:
-            connection.execute(update(encryption).values(used=self._file.used))
+            connection.execute(update(encryption).where(encryption.c.id == 1).values(used=self._file.used))
         if not deleted:
             return
         connection.execute(

@@ -17,6 +17,7 @@ from bot.domain import Author, Exchange
 from bot.observability.metrics import Metrics
 from bot.storage import connections, migrate
 from bot.storage.conditions import NO_CHANGE
+from bot.storage.conversion import Conversion
 from bot.storage.encryption import DamagedRow, KeyMissing
 from bot.storage.keys import keys_of
 from bot.storage.rows import to_exchange
@@ -111,6 +112,7 @@ class OpenStore:
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, slow_after=slow_after
         )
         self._vault = Vault(keys_of(self._location, master_key))
+        self._conversion: asyncio.Task[None] | None = None
         self._damaged: set[int] = set()  # rows that were reported
         self._calendar = Calendar(self._clock)
 
@@ -140,7 +142,13 @@ class OpenStore:
             await self._transactions.dispose()
             raise
 
+        conversion = Conversion(self._location, self._vault, self._transactions, self._writing, self._clock)
+        self._conversion = asyncio.create_task(conversion.run(), name="conversion")
+
     async def _close(self) -> None:
+        if self._conversion is not None:
+            self._conversion.cancel()
+            await asyncio.wait([self._conversion])
         await self._transactions.wait_idle()
         await self._transactions.dispose()
         self._vault.keys.close()

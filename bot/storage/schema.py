@@ -144,7 +144,7 @@ exchanges = Table(
     Column("seed", BigInteger, nullable=False),
     Column("author_platform", SafeText, nullable=False),
     # A pseudonym, to find what a person said; in a row from before the encryption the id itself.
-    Column("author", SafeText, nullable=False, info={**PERSONAL, "person": "author_id"}),
+    Column("author", SafeText, nullable=False, info={"person": "author_id"}),
     Column("author_name", Encrypted, nullable=False, info=encrypted("question_key")),
     Column("author_roles", Encrypted(_Json()), nullable=False, info=encrypted("question_key")),
     Column("author_is_bot", Boolean, nullable=False),

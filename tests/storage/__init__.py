@@ -5,8 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Table, select
 
 from bot.domain import Author, ChannelKey, IncomingMessage
+from bot.storage.encryption import key_columns, pseudonyms
+from bot.storage.export import open_snapshot, reading_vault
 from bot.storage.sql import SqlStore
 from tests.harness.fakes.clock import JumpingClock
 
@@ -43,6 +48,14 @@ def message(
     number: int | str, text: str = "hello", channel: ChannelKey = ROOM, author: Author = MEI
 ) -> IncomingMessage:
     return IncomingMessage(str(number), channel, author, text, NOON)
+
+
+def decrypted_rows(url: str, table: Table) -> list[dict[str, Any]]:
+    """Return the rows of a table by id, with their texts, and without what is of this database only."""
+    own = key_columns(table).keys() | pseudonyms(table).keys()
+    with open_snapshot(url) as connection, reading_vault(url, connection, None) as vault:
+        rows = vault.decrypt(connection, table, connection.execute(select(table).order_by(*table.primary_key)).all())
+    return [{name: value for name, value in row.items() if name not in own} for row in rows if isinstance(row, dict)]
 
 
 def bytes_in(folder: Path) -> bytes:

@@ -6,18 +6,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
 
 from bot.domain import Answer, Exchange, FinishReason, Kind, Usage
 from bot.errors import StoreError, StoreInUse
 from bot.storage import copy, migrate
-from bot.storage.connections import locate, migrator, snapshot_reader
+from bot.storage.connections import locate, migrator
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
 from tests.harness.fakes.clock import JumpingClock
 from tests.harness.postgres import PostgresServer
-from tests.storage import ROOM, THREAD, message, url_of
+from tests.storage import ROOM, THREAD, decrypted_rows, message, url_of
 
 Place = Callable[[], str]
 
@@ -58,9 +57,8 @@ async def filled(url: str) -> str:
     return url
 
 
-def rows(url: str) -> list[tuple[object, ...]]:
-    with snapshot_reader(locate(url)).begin() as connection:
-        return [tuple(row) for row in connection.execute(select(exchanges).order_by(exchanges.c.id))]
+def rows(url: str) -> list[dict[str, object]]:
+    return decrypted_rows(url, exchanges)
 
 
 async def next_id(url: str) -> int:

@@ -86,17 +86,14 @@ async def test_ids_may_contain_colons(tmp_path: Path) -> None:
     assert len(read(url_of(tmp_path / "bot.db"), "x:a:b")["exchanges"]) == 2
 
 
-async def test_a_cleared_exchange_is_exported_without_text_and_author(tmp_path: Path) -> None:
+async def test_a_cleared_channel_is_not_exported(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1, "swordfish"), Kind.CHAT)
         await store.clear(ROOM)
-    exported = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"][0]
-    assert (exported["status"], exported["text"], exported["author"]["id"], exported["answer"]) == (
-        "cleared",
-        "",
-        "",
-        None,
-    )
+        await store.enqueue(message(2, "later", THREAD), Kind.CHAT)
+    exported = read(url_of(tmp_path / "bot.db"), "slack:C1")["exchanges"]
+    assert [each["text"] for each in exported] == ["later"]
+    assert count_exchanges(url_of(tmp_path / "bot.db")) == {THREAD: 1}
 
 
 async def test_channels_are_listed_with_the_number_of_their_exchanges(tmp_path: Path) -> None:

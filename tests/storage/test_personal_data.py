@@ -11,20 +11,20 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import JSON, Table, create_engine, select
+from sqlalchemy import JSON, Table
 
 from bot.domain import Answer, Author, Kind, Scope, SettingChange
 from bot.storage.backup import back_up
 from bot.storage.copy import copy_database
 from bot.storage.export import export_channel
-from bot.storage.schema import SafeText, metadata
+from bot.storage.schema import Encrypted, SafeText, metadata
 from bot.storage.sql import SqlStore
-from tests.storage import NOON, ROOM, message, temporary_store, url_of
+from tests.storage import NOON, ROOM, decrypted_rows, message, temporary_store, url_of
 
 # Text columns that identify no person and that no person wrote.
 KEYS = {
     "exchanges": {
-        *("platform", "channel", "thread", "message", "author_platform", "server"),
+        *("platform", "channel", "thread", "message", "author_platform", "author", "server"),
         *("kind", "status", "reason", "failure", "owner"),
     },
     "parts": {"message"},
@@ -86,17 +86,15 @@ TABLES = [table for table in metadata.sorted_tables if personal(table)]
 
 
 def read(file: Path, table: Table) -> dict[str, str]:
-    """Return the only row of a table, as JSON by column; empty if it was deleted."""
-    engine = create_engine(f"sqlite:///{file}")
-    with engine.connect() as connection:
-        row = connection.execute(select(table)).one_or_none()
-    engine.dispose()
-    return {} if row is None else {name: json.dumps(value, default=str) for name, value in row._mapping.items()}
+    """Return the only row of a table, decrypted, as JSON by column; empty if it was deleted."""
+    rows = decrypted_rows(url_of(file), table)
+    assert len(rows) <= 1
+    return {name: json.dumps(value, default=str) for row in rows for name, value in row.items()}
 
 
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
 def test_every_text_column_is_personal_or_a_key(table: Table) -> None:
-    texts = {column.name for column in table.columns if isinstance(column.type, SafeText | JSON)}
+    texts = {column.name for column in table.columns if isinstance(column.type, SafeText | JSON | Encrypted)}
     assert texts == personal(table) | KEYS.get(table.name, set())
     assert not personal(table) & KEYS.get(table.name, set())
 
@@ -124,4 +122,4 @@ async def test_export_backup_and_copy_contain_every_personal_column(table: Table
     copy_database(url, url_of(tmp_path / "copy.db"))
     assert read(tmp_path / "backup.db", table) == read(tmp_path / "copy.db", table) == row
     exported = "".join(export_channel(url, str(ROOM)))
-    assert [name for name in personal(table) if row[name].strip('[]"') not in exported] == []
+    assert [name for name in personal(table) if row[name].strip('[]"\\') not in exported] == []

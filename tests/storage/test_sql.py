@@ -282,7 +282,7 @@ async def test_a_locked_database_is_reported_and_recovers(tmp_path: Path) -> Non
 
 
 async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path: Path) -> None:
-    with on_connect("PRAGMA max_page_count=40"):
+    with on_connect("PRAGMA max_page_count=48"):
         async with temporary_store(tmp_path) as store:
             first = await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
             assert first is not None
@@ -387,7 +387,7 @@ async def test_a_cancelled_open_leaves_no_connection_open(tmp_path: Path) -> Non
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    assert names_in(tmp_path) == ["bot.db"]  # the last connection to close deletes the log
+    assert names_in(tmp_path) == ["bot.db", "bot.db.keys"]  # the last connection to close deletes the log
 
 
 async def test_a_cancelled_close_is_finished_first(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ async def test_a_cancelled_close_is_finished_first(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await closing_it
     assert begin.done()
-    assert names_in(tmp_path) == ["bot.db"]
+    assert names_in(tmp_path) == ["bot.db", "bot.db.keys"]
 
 
 async def test_a_transaction_that_stays_open_is_logged(tmp_path: Path) -> None:
