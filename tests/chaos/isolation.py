@@ -2,8 +2,9 @@
 
 A Hypothesis state machine over the real store, intake and conversations.  Every message
 has a secret word; the engine checks each prompt.  No prompt and no reply may contain a word
-of another conversation, or one that was deleted before the prompt was built; at the end
-no byte of a deleted word may be in the database's files.
+of another conversation, or one that was deleted before the prompt was built.  At the end no
+word stands in the database's files or any earlier copy of them, and with the keys that are left
+no deleted word can be decrypted from them.
 """
 
 import asyncio
@@ -50,6 +51,7 @@ from bot.errors import ClaimLost, StoreError
 from tests.chaos.figure import Row, Scale
 from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.messages import NOON
+from tests.storage.forensics import KeptFiles
 
 NAME = "R16"
 
@@ -141,6 +143,7 @@ class IsolationMachine(RuleBasedStateMachine):
         self.minutes = 0
         self.steps: list[tuple[str, dict[str, Any]]] = []
         self.counted["examples"] += 1
+        self.kept = KeptFiles(self.folder)
         self.run(self._open())
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -279,6 +282,7 @@ class IsolationMachine(RuleBasedStateMachine):
     ) -> None:
         id = f"c{self.counted['commands']}"
         self.counted["commands"] += 1
+        self.kept.copy()
         exchange = await self.harness.intake.accept(self._message(channel, id, user, text, None))
         assert exchange is not None, f"{text} is taken for a message that was known"
         gone = [word for word in self.words.values() if word.exchange < exchange.id and is_deleted(word)]
@@ -305,6 +309,7 @@ class IsolationMachine(RuleBasedStateMachine):
 
     async def _delete(self, word: Word) -> None:
         if not self._is_moved(word):
+            self.kept.copy()
             channel = replace(word.channel_key, thread=None)
             await self.harness.intake.delete(channel, word.key[2])
             self._mark_deleted([word])
@@ -368,10 +373,13 @@ class IsolationMachine(RuleBasedStateMachine):
             for platform in PLATFORMS:
                 owed = await self.harness.intake.recover(platform)
                 assert owed == [], f"owed although everything was delivered: {owed}"
-            await self.stack.aclose()  # runs the vacuum that the duty cycle delayed
-            content = b"".join(path.read_bytes() for path in self.folder.iterdir())
-            left = [word.text for word in self.words.values() if word.is_erased and word.text.encode() in content]
-            assert left == [], f"deleted, and still in the files: {left}"
+            self.kept.copy()
+            await self.stack.aclose()
+            plain = [word.text for word in self.words.values() if word.text.encode() in self.kept.content]
+            assert plain == [], f"not encrypted: {plain}"
+            decrypted = self.kept.decrypted()
+            left = [word.text for word in self.words.values() if word.is_erased and word.text.encode() in decrypted]
+            assert left == [], f"deleted, and still to be decrypted: {left}"
             self.counted["words erased"] += sum(word.is_erased for word in self.words.values())
         finally:
             await self.stack.aclose()
