@@ -29,7 +29,7 @@ KEYS = {
     },
     "parts": {"message"},
     "channels": {"platform", "channel", "thread", "last_message"},
-    "settings": {"level", "place", "setting", "value", "author_platform"},
+    "settings": {"level", "place", "setting", "value", "author_platform", "author"},
 }
 AUTHOR = Author("slack", "personal author", "personal name", frozenset({"personal role"}))
 
