@@ -9,7 +9,6 @@ exchanges.  The calls of all sizes alternate, so other load on the machine distu
 import argparse
 import asyncio
 import random
-import sqlite3
 import tempfile
 import time
 from collections import defaultdict
@@ -22,15 +21,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import insert
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import func, insert, select
 
 from benchmarks.report import percentile
 from bot.domain import Answer, Author, ChannelKey, IncomingMessage, Kind, Status, Usage
 from bot.storage import migrate
-from bot.storage.rows import answer_values, message_values
-from bot.storage.schema import exchanges
+from bot.storage.connections import locate, migrator
+from bot.storage.keys import BATCH, keys_of
+from bot.storage.rows import answer_texts, answer_values, message_values, question_texts
+from bot.storage.schema import channels, exchanges, parts
 from bot.storage.sql import SqlStore
+from bot.storage.vault import KeyChanges, Vault
 
 CHANNELS = 1_000
 # The share of all exchanges that the first channel has.
@@ -64,35 +65,40 @@ def build(path: Path, size: int) -> None:
     """Write a database of `size` delivered exchanges."""
     url = f"sqlite+aiosqlite:///{path}"
     migrate.upgrade(url, 5.0)
-    answer = answer_values(Answer(ANSWER, usage=Usage(400, 300)))
-    statement = insert(exchanges).values(**_row(0, random.Random(1)), **answer)
-    compiled = statement.compile(dialect=sqlite.dialect())
-    kinds = {
-        name: bind.type.dialect_impl(sqlite.dialect()).bind_processor(sqlite.dialect())
-        for name, bind in compiled.binds.items()
-    }
+    location = locate(url)
+    chance = random.Random(size)
+    with closing(keys_of(location)) as keys, migrator(location).begin() as connection:
+        vault = Vault(keys)
+        changes = KeyChanges(connection, vault)
+        vault.open(changes)
+        for start in range(0, size, BATCH):
+            numbers = range(start, min(start + BATCH, size))
+            connection.execute(insert(exchanges), [_row(number, chance, vault, changes) for number in numbers])
+            connection.execute(
+                insert(parts),
+                [{"exchange": number + 1, "number": 0, "message": f"17000{number:08}.000200"} for number in numbers],
+            )
+        place = exchanges.c.platform, exchanges.c.channel, func.coalesce(exchanges.c.thread, "")
+        newest = select(*place, func.max(exchanges.c.id), exchanges.c.message).group_by(*place)
+        names = ["platform", "channel", "thread", "last_exchange", "last_message"]
+        connection.execute(insert(channels).from_select(names, newest))
+        changes.prepare()
 
-    def rows() -> Iterator[list[Any]]:
-        chance = random.Random(size)
-        for number in range(size):
-            values = _row(number, chance) | answer
-            yield [
-                values[name] if (process := kinds[name]) is None else process(values[name])
-                for name in compiled.positiontup or ()
-            ]
 
-    with closing(sqlite3.connect(path)) as database, database:
-        database.executemany(str(compiled), rows())
-
-
-def _row(number: int, chance: random.Random) -> dict[str, Any]:
+def _row(number: int, chance: random.Random, vault: Vault, changes: KeyChanges) -> dict[str, Any]:
     where = 0 if chance.random() < LARGE else chance.randrange(1, CHANNELS)
+    said = message(number, where, chance.randrange(AUTHORS))
+    answer = Answer(ANSWER, usage=Usage(400, 300))
     return {
-        **message_values(message(number, where, chance.randrange(AUTHORS))),
+        **message_values(said),
+        **changes.encrypt(exchanges, "question_key", question_texts(said)),
+        **answer_values(answer),
+        **changes.encrypt(exchanges, "answer_key", answer_texts(answer)),
+        "id": number + 1,
+        "author": vault.pseudonym(said.author.platform, said.author.id),
         "kind": Kind.CHAT,
         "status": Status.DELIVERED,
         "seed": number,
-        "parts": [f"17000{number:08}.000200"],
         "fence": 1,
     }
 

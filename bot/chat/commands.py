@@ -51,13 +51,13 @@ async def forget(context: CommandContext) -> str:
 
 
 async def _deleted(context: CommandContext, deletion: Awaitable[int]) -> tuple[int, str]:
-    """Return the number of deleted questions, and a sentence if the file still holds their text."""
+    """Return the number of deleted questions, and a sentence if the files still hold their text."""
     try:
         return await deletion, ""
     except NotErased as error:
         rest = context.translate(
-            "No answer of mine will use it again, but the file of my database still holds the words: another program is "
-            "using it, or the disk is full. I remove them by myself as soon as I can."
+            "No answer of mine will use it again, but the files of my database still hold the words: they are from an "
+            "older version and not encrypted yet, or the disk is full. I remove them by myself as soon as I can."
         )
         return error.count, f"\n\n{rest}"
 

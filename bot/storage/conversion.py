@@ -7,14 +7,14 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import Table, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.errors import StoreError
 from bot.storage.connections import Location
 from bot.storage.encryption import DamagedRow, key_columns, pseudonyms
 from bot.storage.errors import map_errors
-from bot.storage.schema import encryption, exchanges
+from bot.storage.schema import encryption, exchanges, settings
 from bot.storage.transactions import Transactions
 from bot.storage.vault import Vault, WriteTransaction
 from bot.util.clock import Clock
@@ -58,7 +58,7 @@ class Conversion:
         log.info("encrypting texts of an older version", after=self._vault.encrypted_to)
         while True:
             try:
-                while await self._start(self._encrypt_some):
+                while await self._start(self._encrypt_settings) or await self._start(self._encrypt_some):
                     pass
                 if self._location.path is None or await self._start(self._rewrite):
                     await self._start(self._end)
@@ -81,25 +81,35 @@ class Conversion:
             rows = (await tx.execute(some)).all()
             for texts in await tx.decrypt(exchanges, rows):
                 if not isinstance(texts, DamagedRow):
-                    await self._encrypt(tx, texts)
+                    await self._encrypt(tx, exchanges, texts)
             if rows:
                 last = rows[-1].id
                 await tx.execute(update(encryption).where(encryption.c.id == 1).values(encrypted_to=last))
         self._vault.encrypted_to = last
         return bool(rows)
 
-    async def _encrypt(self, tx: WriteTransaction, row: dict[str, Any]) -> None:
+    async def _encrypt_settings(self) -> bool:
+        """Encrypt some settings that were set in the chat; return whether there were any."""
+        some = select(settings).where(settings.c.text_key.is_(None), settings.c.author != "").limit(_BATCH)
+        async with self._begin() as tx:
+            rows = (await tx.execute(some)).all()
+            for texts in await tx.decrypt(settings, rows):
+                assert not isinstance(texts, DamagedRow), "it has no key"
+                await self._encrypt(tx, settings, texts)
+        return bool(rows)
+
+    async def _encrypt(self, tx: WriteTransaction, table: Table, row: dict[str, Any]) -> None:
         values: dict[str, Any] = {}
-        if row["question_key"] is None and row["author"]:
-            for column, person in pseudonyms(exchanges).items():
+        for column, person in pseudonyms(table).items():
+            if row[table.c[person].info["key"]] is None and row[column]:
                 row[person] = row[column]
                 values[column] = self._vault.pseudonym(row["author_platform"], row[person])
-        for key_column, columns in key_columns(exchanges).items():
+        for key_column, columns in key_columns(table).items():
             texts = {column.name: row[column.name] for column in columns}
             if row[key_column] is None and any(texts.values()):
-                values |= await tx.encrypt(exchanges, key_column, texts)
+                values |= await tx.encrypt(table, key_column, texts)
         if values:
-            await tx.execute(update(exchanges).where(exchanges.c.id == row["id"]).values(values))
+            await tx.execute(update(table).where(table.c.id == row["id"]).values(values))
 
     async def _rewrite(self) -> bool:
         """Rewrite the file; return whether no page of it, and none of its log, is an old one."""

@@ -24,14 +24,12 @@ from bot.storage.vault import KeyChanges, Vault
 _TABLES = [each for each in metadata.sorted_tables if each not in (encryption, text_keys, key_deletions)]
 
 
-def copy_database(
-    source: str, target: str, timeout: float = TIMEOUT, *, from_key: str | None = None, to_key: str | None = None
-) -> int:
+def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
     """Copy every row with its id into an empty database, with keys of its own; return the number of exchanges.
 
     One transaction, which reads each row back and compares it before it commits.  The
     source is unchanged.  New rows of the target get higher ids than any of the source.
-    A row that cannot be decrypted is copied as a failed one.  The master keys are of source and target.
+    A row that cannot be decrypted is copied as a failed one.
 
     Raises:
         StoreError: A bot runs on one of the two, the source is not up to date, the target is not
@@ -43,9 +41,9 @@ def copy_database(
     with (
         InstanceLock(source, timeout=timeout),
         open_snapshot(source) as origin,
-        reading_vault(source, origin, from_key) as old,
+        reading_vault(source, origin) as old,
         InstanceLock(target, timeout=timeout),
-        closing(keys_of(there, to_key)) as keys,
+        closing(keys_of(there)) as keys,
     ):
         migrate.upgrade(target)
         with map_errors(there.name), migrator(there).begin() as goal:

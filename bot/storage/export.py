@@ -36,7 +36,7 @@ def count_exchanges(url: str) -> dict[ChannelKey, int]:
         return _count_exchanges(connection)
 
 
-def export_channel(url: str, name: str, master_key: str | None = None) -> Iterator[str]:
+def export_channel(url: str, name: str) -> Iterator[str]:
     """Yield a JSON object in lines: the exchanges of the channel whose `str(ChannelKey)` is `name`.
 
     A channel without a thread includes its threads, as in `/clear`.
@@ -44,7 +44,7 @@ def export_channel(url: str, name: str, master_key: str | None = None) -> Iterat
     Raises:
         StoreError: The database cannot be read, or has no such channel.
     """
-    with open_snapshot(url) as connection, reading_vault(url, connection, master_key) as vault:
+    with open_snapshot(url) as connection, reading_vault(url, connection) as vault:
         here = _condition(name, _count_exchanges(connection), locate(url).name)
         yield f'{{"channel": {_json(name)}, "exchanges": ['
         comma, last = "", 0
@@ -90,13 +90,13 @@ def open_snapshot(url: str) -> Iterator[Connection]:
 
 
 @contextmanager
-def reading_vault(url: str, connection: Connection, master_key: str | None) -> Iterator[Vault]:
+def reading_vault(url: str, connection: Connection) -> Iterator[Vault]:
     """Open the keys of a database to read them; a bot may run meanwhile.
 
     Raises:
         StoreError: They are not there, or not those of this database.
     """
-    keys = keys_of(locate(url), master_key)
+    keys = keys_of(locate(url))
     try:
         vault = Vault(keys)
         vault.open_to_read(connection)

@@ -4,16 +4,11 @@ A header of 64 bytes, then slots of 32 bytes.  A slot is random before its numbe
 that a new key needs no write; a deleted key is zero, and its number is never used again.
 """
 
-import hmac
 import os
 import secrets
 from collections.abc import Collection, Iterable
 from itertools import groupby
 from pathlib import Path
-
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bot.errors import StoreError
 from bot.storage.encryption import KEY_SIZE
@@ -36,17 +31,14 @@ def path_beside(database: Path) -> Path:
 class KeyFile:
     """Keys by number, in a file that is opened once.
 
-    With a `master` key, 32 bytes, the slots are encrypted (AES-256-XTS, the number is the tweak).
     Calls block.
 
     Raises:
         StoreError: In every method: the file cannot be read or written, or is not the database's.
     """
 
-    def __init__(self, path: Path, master: bytes | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._master = master
-        self._wrap: algorithms.AES | None = None
         self._file = -1
         self._next = 0  # the number of the next key
         self._end = 0  # slots in the file
@@ -64,7 +56,7 @@ class KeyFile:
             partial.unlink(missing_ok=True)
             file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             try:
-                os.write(file, (_MAGIC + database + self._check_value(database)).ljust(_HEADER_SIZE, b"\0"))
+                os.write(file, (_MAGIC + database).ljust(_HEADER_SIZE, b"\0"))
                 os.fsync(file)
             finally:
                 os.close(file)
@@ -138,7 +130,7 @@ class KeyFile:
             except OSError as error:
                 raise self._failed("cannot be read", error) from error
             if len(slot) == KEY_SIZE and slot != _DELETED:
-                keys[number] = slot if self._wrap is None else self._unwrapped(number, slot)
+                keys[number] = slot
         return keys
 
     def delete(self, numbers: Collection[int]) -> None:
@@ -166,32 +158,10 @@ class KeyFile:
         if len(header) < _HEADER_SIZE or not header.startswith(_MAGIC):
             self.close()
             raise StoreError(f"{self._path} is no file of keys: {_RESTORE}")
-        at = len(_MAGIC)
-        self.database, check = header[at : at + _ID_SIZE], header[at + _ID_SIZE : at + _ID_SIZE + 32]
-        if not hmac.compare_digest(check, self._check_value(self.database)):
-            self.close()
-            if self._master is None:
-                raise StoreError(f"{self._path} is encrypted: set storage.master_key to its master key")
-            if check == bytes(32):
-                raise StoreError(f"{self._path} is not encrypted, and storage.master_key is set: unset it")
-            raise StoreError(f"storage.master_key is not the one that {self._path} was encrypted with")
-        if self._master is not None:
-            self._wrap = algorithms.AES(_derived(self._master, b"slots", self.database, 64))
-
-    def _check_value(self, database: bytes) -> bytes:
-        return bytes(32) if self._master is None else _derived(self._master, b"check", database, 32)
+        self.database = header[len(_MAGIC) : len(_MAGIC) + _ID_SIZE]
 
     def _write(self, first: int, keys: list[bytes]) -> None:
-        self._pwrite(b"".join(self._wrapped(first + at, key) for at, key in enumerate(keys)), first)
-
-    def _wrapped(self, number: int, key: bytes) -> bytes:
-        if self._wrap is None:
-            return key
-        return Cipher(self._wrap, modes.XTS(number.to_bytes(16, "little"))).encryptor().update(key)
-
-    def _unwrapped(self, number: int, slot: bytes) -> bytes:
-        assert self._wrap is not None
-        return Cipher(self._wrap, modes.XTS(number.to_bytes(16, "little"))).decryptor().update(slot)
+        self._pwrite(b"".join(keys), first)
 
     def _pwrite(self, data: bytes, first: int) -> None:
         offset = _offset(first)
@@ -216,10 +186,6 @@ class KeyFile:
 
 def _offset(number: int) -> int:
     return _HEADER_SIZE + KEY_SIZE * number
-
-
-def _derived(master: bytes, purpose: bytes, database: bytes, size: int) -> bytes:
-    return HKDF(hashes.SHA256(), size, salt=database, info=purpose).derive(master)
 
 
 def _sync_folder(path: Path) -> None:

@@ -63,8 +63,8 @@ class Keys(Protocol):
 class FileKeys:
     """Keys in a file; what is to be deleted is in a table until it is."""
 
-    def __init__(self, database: Path, master_key: str | None = None) -> None:
-        self._file = KeyFile(path_beside(database), None if master_key is None else master_key.encode())
+    def __init__(self, database: Path) -> None:
+        self._file = KeyFile(path_beside(database))
         self._done: set[int] = set()  # deleted, but still in the table
         self._undone: set[int] = set()  # the file could not be written
 
@@ -167,6 +167,6 @@ class TableKeys:
         """Close nothing."""
 
 
-def keys_of(location: Location, master_key: str | None) -> Keys:
+def keys_of(location: Location) -> Keys:
     """Return the keys of a database."""
-    return TableKeys() if location.path is None else FileKeys(location.path, master_key)
+    return TableKeys() if location.path is None else FileKeys(location.path)

@@ -93,7 +93,6 @@ class OpenStore:
         clock: Clock | None = None,
         metrics: Metrics | None = None,
         *,
-        master_key: str | None = None,
         busy_timeout: float = connections.BUSY_TIMEOUT,
         queue_timeout: float = 30.0,
         slow_after: float = 10.0,
@@ -111,7 +110,7 @@ class OpenStore:
         self._transactions = Transactions(
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, slow_after=slow_after
         )
-        self._vault = Vault(keys_of(self._location, master_key))
+        self._vault = Vault(keys_of(self._location))
         self._conversion: asyncio.Task[None] | None = None
         self._damaged: set[int] = set()  # rows that were reported
         self._calendar = Calendar(self._clock)

@@ -64,7 +64,7 @@ class _Json(UserDefinedType[bytes]):
 class Encrypted(TypeDecorator[bytes]):
     """Encrypted text; or, in a row without a key, text as it is.
 
-    On SQLite, where a column may hold any value, the column keeps its declared type.
+    On SQLite, where a column may hold any value, one from before the encryption keeps its `declared` type.
     """
 
     impl = LargeBinary
@@ -72,7 +72,7 @@ class Encrypted(TypeDecorator[bytes]):
 
     def __init__(self, declared: TypeEngine[Any] | None = None) -> None:
         super().__init__()
-        self.declared = declared or Text()
+        self.declared = declared or LargeBinary()
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(self.declared if dialect.name == "sqlite" else LargeBinary())
@@ -145,18 +145,18 @@ exchanges = Table(
     Column("author_platform", SafeText, nullable=False),
     # A pseudonym, to find what a person said; in a row from before the encryption the id itself.
     Column("author", SafeText, nullable=False, info={"person": "author_id"}),
-    Column("author_name", Encrypted, nullable=False, info=encrypted("question_key")),
+    Column("author_name", Encrypted(Text()), nullable=False, info=encrypted("question_key")),
     Column("author_roles", Encrypted(_Json()), nullable=False, info=encrypted("question_key")),
     Column("author_is_bot", Boolean, nullable=False),
-    Column("text", Encrypted, nullable=False, info=encrypted("question_key")),
-    Column("quoted", Encrypted, info=encrypted("quotation_key")),
+    Column("text", Encrypted(Text()), nullable=False, info=encrypted("question_key")),
+    Column("quoted", Encrypted(Text()), info=encrypted("quotation_key")),
     Column("sent_at", UtcDateTime, nullable=False),
     Column("server", SafeText),
     Column("is_direct", Boolean, nullable=False),
-    Column("locale", Encrypted, info=encrypted("question_key")),
+    Column("locale", Encrypted(Text()), info=encrypted("question_key")),
     # The answer; `reason` is null until there is one.
-    Column("answer", Encrypted, info=encrypted("answer_key")),
-    Column("notice", Encrypted, info=encrypted("answer_key")),
+    Column("answer", Encrypted(Text()), info=encrypted("answer_key")),
+    Column("notice", Encrypted(Text()), info=encrypted("answer_key")),
     Column("reason", SafeText),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
@@ -169,7 +169,7 @@ exchanges = Table(
     # The message that `quoted` is the text of, and whether it is one of the bot's own.
     Column("quoted_id", SafeText, info=PERSONAL),
     Column("quotes_bot", Boolean, nullable=False, server_default=false()),
-    Column("author_id", Encrypted, info=encrypted("question_key")),
+    Column("author_id", Encrypted(Text()), info=encrypted("question_key")),
     # The numbers of the keys, one for each thing that is deleted by itself.
     Column("question_key", BigInteger),
     Column("quotation_key", BigInteger),
@@ -218,15 +218,17 @@ settings = Table(
     Column("setting", SafeText, nullable=False),
     # A name or a number, or else what people wrote; without both the setting was cleared.
     Column("value", SafeText),
-    Column("text", Encrypted, info=encrypted("text_key")),
+    Column("text", Encrypted(Text()), info=encrypted("text_key")),
     Column("author_platform", SafeText, nullable=False),
     Column("author", SafeText, nullable=False, info={"person": "author_id"}),  # a pseudonym
-    Column("author_name", Encrypted, nullable=False, info=encrypted("text_key")),
+    Column("author_name", Encrypted(Text()), nullable=False, info=encrypted("text_key")),
     Column("set_at", UtcDateTime, nullable=False),
-    Column("author_id", Encrypted, info=encrypted("text_key")),
+    Column("author_id", Encrypted(Text()), info=encrypted("text_key")),
     Column("text_key", BigInteger),
     Index(None, "level", "place", "setting"),
     Index(None, "author_platform", "author"),  # forget
+    Index(None, "place", "id"),  # setting_changes
+    Index(None, "set_at"),  # expire
 )
 
 # One row: the database's id, the number of the key of pseudonyms, how many numbers are used, and

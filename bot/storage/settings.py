@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, get_args
 
-from sqlalchemy import Select, Update, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Select, Update, and_, delete, exists, func, insert, literal, or_, select, update
 
 from bot.domain import Author, ChannelKey, Scope, ScopeLevel, SettingChange
 from bot.storage.encryption import DamagedRow
@@ -52,7 +52,9 @@ async def forget_author(tx: WriteTransaction, platform: str, names: Sequence[str
 
 async def expire_changes(tx: WriteTransaction, before: datetime) -> None:
     """Delete rows of this age that are no longer in force."""
-    aged = settings.c.set_at < before, settings.c.id.not_in(_NEWEST)
+    newer = settings.alias()
+    same = and_(*(newer.c[name] == settings.c[name] for name in ("level", "place", "setting")))
+    aged = settings.c.set_at < before, exists().where(same, newer.c.id > settings.c.id)
     tx.keys.delete(*(await tx.execute(select(settings.c.text_key).where(*aged))).scalars())
     await tx.execute(delete(settings).where(*aged))
 

@@ -42,7 +42,7 @@ class SqlStore(Deletion):
 
     Writers take turns in the order of their calls, and rows are numbered in that order.
 
-    Texts are encrypted, and deleted with their keys (keys.py), which `master_key` encrypts.
+    Texts are encrypted, and deleted with their keys (keys.py).
 
     `busy_timeout` limits the wait for another program's lock, `queue_timeout` the wait for
     the writer's turn; a transaction older than `slow_after` is logged.  All in seconds.

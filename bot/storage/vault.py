@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bot.errors import StoreError
 from bot.storage.encryption import Cipher, DamagedRow, numbers_in, pseudonym
 from bot.storage.keys import Keys
-from bot.storage.schema import encryption, exchanges
+from bot.storage.schema import encryption, exchanges, settings
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -40,7 +40,9 @@ class Vault:
         if row is None:
             database = self.keys.create(connection)
             number = changes.take()
-            has_rows = connection.execute(select(exchanges.c.id).limit(1)).first() is not None
+            has_rows = any(
+                connection.execute(select(table.c.id).limit(1)).first() is not None for table in (exchanges, settings)
+            )
             self.encrypted_to = 0 if has_rows else None
             values = {"id": 1, "database": database, "pseudonym_key": number, "used": 0}
             connection.execute(insert(encryption).values(**values, encrypted_to=self.encrypted_to))

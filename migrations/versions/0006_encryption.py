@@ -1,4 +1,4 @@
-"""Texts are encrypted, each with a key of its own; those of older rows later, while the bot runs."""
+"""Encrypt texts; the bot does so with older rows while it serves."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +11,7 @@ depends_on = None
 _QUOTING = sa.text("quoted IS NOT NULL OR quoted_id IS NOT NULL")
 _TEXTS = ["author_name", "text", "quoted", "locale", "answer", "notice"]
 _KEYS = ["question_key", "quotation_key", "answer_key"]
+_SETTINGS_INDEXES = [["place", "id"], ["set_at"]]
 
 
 def upgrade() -> None:
@@ -43,6 +44,8 @@ def upgrade() -> None:
     )
     op.drop_index("ix_exchanges_quoting", "exchanges")
     _create_index(["platform", "channel", "quoted_id"])
+    for indexed in _SETTINGS_INDEXES:
+        op.create_index(f"ix_settings_{'_'.join(indexed)}", "settings", indexed)
     if is_server:  # a column of SQLite may hold anything
         for name in ("text", "author_name"):
             op.execute(f"ALTER TABLE settings ALTER COLUMN {name} TYPE bytea USING convert_to({name}, 'UTF8')")
@@ -62,6 +65,8 @@ def downgrade() -> None:
         op.execute(f"ALTER TABLE exchanges {', '.join(columns)}")
     op.drop_index("ix_exchanges_quoting", "exchanges")
     _create_index(["platform", "channel"])
+    for indexed in _SETTINGS_INDEXES:
+        op.drop_index(f"ix_settings_{'_'.join(indexed)}", "settings")
     for table in ("key_deletions", "text_keys", "encryption"):
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":

@@ -16,11 +16,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from bot.domain import Answer, ChannelKey, ChatRequest, Exchange, IncomingMessage, Kind
+from bot.storage.schema import exchanges
 from tests.chaos.faults import locked_by_another
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.messages import MEI, NOON, a_message
+from tests.storage import decrypted_rows, url_of
 
 NAME = "R4"
 
@@ -175,15 +177,17 @@ async def _check_locks(result: CancellationResult, harness: Harness, folder: Pat
 def _check_rows(result: CancellationResult, folder: Path) -> None:
     with closing(sqlite3.connect(folder / "bot.db")) as database:
         result.integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
-        rows = database.execute("SELECT id, status, text, answer, reason, author FROM exchanges").fetchall()
-    for id, status, text, answer, reason, author in rows:
+    for row in decrypted_rows(url_of(folder / "bot.db"), exchanges):
+        id, status, text, answer = row["id"], row["status"], row["text"], row["answer"]
         has_answer, has_question = _ALLOWED[status]
         mark = text.partition(" ")[0]
         is_whole = text in ("", "/clear", "first") or mark == "look" or text == f"{mark} {_TEXT}{mark}"
         is_answer_whole = not answer or answer == f"A {_TEXT} Z"
-        is_allowed = has_answer is None or has_answer == (reason is not None)
-        if not (is_whole and is_answer_whole and is_allowed and has_question == bool(author)):
-            result.torn.append(f"row {id}: {status}, text of {len(text)}, answer {answer and len(answer)}, {reason}")
+        is_allowed = has_answer is None or has_answer == (row["reason"] is not None)
+        if not (is_whole and is_answer_whole and is_allowed and has_question == bool(row["author_id"])):
+            result.torn.append(
+                f"row {id}: {status}, text of {len(text)}, answer {answer and len(answer)}, {row['reason']}"
+            )
 
 
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:

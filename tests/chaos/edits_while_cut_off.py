@@ -9,7 +9,6 @@ sends bots no deletions, and its history cannot be read.
 import asyncio
 import random
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bot.domain import Action, ChatRequest
+from bot.storage.schema import exchanges
 from tests.adapters.lossless_runs import asked, flowing
 from tests.chaos.figure import Row, Scale
 from tests.chaos.gateway import Place, connections, today
@@ -24,6 +24,8 @@ from tests.chaos.processes import until
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import AnswerScript
 from tests.harness.platform_bench import Bench, open_bench
+from tests.storage import decrypted_rows, url_of
+from tests.storage.forensics import KeptFiles
 
 NAME = "R26"
 
@@ -209,15 +211,14 @@ class Round:
 
     def _rows(self) -> frozenset[str]:
         """Return all versions that the database holds."""
-        database = sqlite3.connect(self._bench.database)
-        try:
-            values = database.execute("SELECT text, answer, quoted, notice FROM exchanges").fetchall()
-        finally:
-            database.close()
-        return frozenset(word for row in values for value in row if value for word in _WORD.findall(value))
+        rows = decrypted_rows(url_of(self._bench.database), exchanges)
+        texts = [row[name] or "" for row in rows for name in ("text", "answer", "quoted", "notice")]
+        return frozenset(word for text in texts for word in _WORD.findall(text))
 
     def _in_files(self, words: set[str]) -> list[str]:
-        content = b"".join(path.read_bytes() for path in self._bench.database.parent.iterdir())
+        kept = KeptFiles(self._bench.database.parent)
+        kept.copy()
+        content = kept.decrypted()
         return sorted(word for word in words if re.search(rb"\b" + word.encode() + rb"\b", content))
 
     def _seen(self) -> list[Any]:

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import random
 import re
+import shutil
 import sqlite3
 import tempfile
 from collections import Counter
@@ -34,6 +35,7 @@ from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
 from bot.config.schema import AccessSection, ConversationSection
 from bot.domain import Action, ChatRequest
+from bot.storage.key_file import path_beside
 from bot.storage.sql import SqlStore
 from tests.chaos.figure import Row, Scale
 from tests.harness.fakes.clock import FastClock
@@ -153,6 +155,7 @@ async def _round(
         (folder / f"bot.db{suffix}").unlink(missing_ok=True)
     if not is_new:
         (folder / "copy.db").rename(folder / "bot.db")
+        path_beside(folder / "copy.db").rename(path_beside(folder / "bot.db"))
     if name == "telegram" or (name == "slack" and is_new):
         result.excused |= result.questions.keys() - settled
     await platform.disconnect(resumable=False)
@@ -179,6 +182,7 @@ def _copy(database: Path, copy: Path) -> None:
     finally:
         source.close()
         target.close()
+    shutil.copyfile(path_beside(database), path_beside(copy))
 
 
 async def _ask(platform: LoopbackPlatform, result: RestoreResult, channel: str) -> None:

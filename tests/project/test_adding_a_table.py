@@ -3,6 +3,7 @@
 import shutil
 import textwrap
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Table, create_engine, delete
 
+from bot.domain import Author
 from bot.storage import connections, migrate, schema, sql
+from bot.storage.encryption import DamagedRow
 from bot.storage.sql import SqlStore
 from tests import storage
 from tests.harness.fakes.clock import JumpingClock
 from tests.project.snippets import execute_in, names_in, snippets
 from tests.storage import test_personal_data, url_of
+from tests.storage.forensics import KeptFiles
 
 PAGE = "ADDING_A_TABLE.md"
+_IMPORTS = {"Author": Author, "DamagedRow": DamagedRow, "SqlStore": SqlStore, "delete": delete, "partial": partial}
 SCHEMA, MIGRATION, METHODS, DELETION, CONTRACT, PERSONAL, BYTES = snippets(PAGE)
 
 
@@ -41,7 +46,7 @@ async def store(tmp_path: Path, notes: Table) -> AsyncIterator[SqlStore]:
     notes.create(engine)
     engine.dispose()
     methods = "class NoteStore(SqlStore):\n" + textwrap.indent(METHODS + DELETION, "    ")
-    added = execute_in(sql, methods, PAGE, notes=notes, delete=delete, SqlStore=SqlStore)
+    added = execute_in(sql, methods, PAGE, notes=notes, **_IMPORTS)
     async with added["NoteStore"](url_of(file), JumpingClock()) as store:
         yield store
 
@@ -78,7 +83,7 @@ async def test_the_methods_pass_their_test(name: str, store: SqlStore) -> None:
 
 @pytest.mark.parametrize("name", names_in(BYTES))
 async def test_deletion_passes_its_test(name: str, store: SqlStore, tmp_path: Path) -> None:
-    await execute_in(storage, BYTES, PAGE)[name](store, tmp_path / "bot.db")
+    await execute_in(storage, BYTES, PAGE, SqlStore=SqlStore, KeptFiles=KeptFiles)[name](store, tmp_path / "bot.db")
 
 
 async def test_the_entries_for_personal_data_cover_the_table(

@@ -53,7 +53,7 @@ def message(
 def decrypted_rows(url: str, table: Table) -> list[dict[str, Any]]:
     """Return the rows of a table by id, with their texts, and without what is of this database only."""
     own = key_columns(table).keys() | pseudonyms(table).keys()
-    with open_snapshot(url) as connection, reading_vault(url, connection, None) as vault:
+    with open_snapshot(url) as connection, reading_vault(url, connection) as vault:
         rows = vault.decrypt(connection, table, connection.execute(select(table).order_by(*table.primary_key)).all())
     return [{name: value for name, value in row.items() if name not in own} for row in rows if isinstance(row, dict)]
 

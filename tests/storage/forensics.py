@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bot.storage.encryption import Cipher, key_columns
-from bot.storage.schema import exchanges
+from bot.storage.schema import metadata
 
 _HEADER, _SLOT, _NONCE = 64, 32, 12
 
@@ -23,8 +23,8 @@ class KeptFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.content = b""
-        # Each text that ever was in a row: column, number of the key, encrypted text.
-        self._texts: set[tuple[str, int, bytes]] = set()
+        # Each text that ever was in a row: table, column, number of the key, encrypted text.
+        self._texts: set[tuple[str, str, int, bytes]] = set()
 
     def copy(self) -> None:
         """Keep the database as it is now."""
@@ -33,10 +33,12 @@ class KeptFiles:
                 self.content += path.read_bytes()
         (database,) = self._folder.glob("*.db")
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as reader:
-            for key_column, columns in key_columns(exchanges).items():
-                for column in columns:
-                    query = f"SELECT {key_column}, {column.name} FROM exchanges WHERE {key_column} IS NOT NULL"
-                    self._texts.update((column.name, key, text) for key, text in reader.execute(query) if text)
+            for table in metadata.sorted_tables:
+                for key_column, columns in key_columns(table).items():
+                    for name in (column.name for column in columns):
+                        query = f"SELECT {key_column}, {name} FROM {table.name} WHERE {key_column} IS NOT NULL"
+                        texts = [(table.name, name, key, text) for key, text in reader.execute(query) if text]
+                        self._texts.update(texts)
 
     def decrypted(self) -> bytes:
         """Return what the keys of now decrypt, and what was never encrypted."""
@@ -45,11 +47,11 @@ class KeptFiles:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as reader:
             (id,) = reader.execute("SELECT database FROM encryption").fetchone()
         cipher, found = Cipher(id), [self.content]
-        for column, number, text in self._texts:
+        for table, column, number, text in self._texts:
             at = _HEADER + _SLOT * number
             try:
                 plain = AESGCM(keys[at : at + _SLOT]).decrypt(
-                    text[:_NONCE], text[_NONCE:], cipher.context(exchanges, column, number)
+                    text[:_NONCE], text[_NONCE:], cipher.context(metadata.tables[table], column, number)
                 )
             except InvalidTag:
                 continue

@@ -2,6 +2,9 @@
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +144,74 @@ async def test_a_conversion_that_is_interrupted_goes_on(tmp_path: Path, monkeypa
         assert b"old question" not in bytes_in(folders[-1])
         with closing(sqlite3.connect(folders[-1] / "bot.db")) as other:
             assert other.execute("SELECT encrypted_to FROM encryption").fetchone() == (None,)
+
+
+# Encrypts one row at a time, so that a kill comes in between.
+_CONVERT = """
+import asyncio, sys
+from bot.storage import conversion
+from bot.storage.sql import SqlStore
+
+async def main():
+    async with SqlStore(sys.argv[1]):
+        await asyncio.gather(*[task for task in asyncio.all_tasks() if task.get_name() == "conversion"])
+
+conversion._BATCH = 1
+asyncio.run(main())
+"""
+
+
+def encrypted_to(file: Path) -> int | None:
+    with closing(sqlite3.connect(file, timeout=30)) as other:
+        row = other.execute("SELECT encrypted_to FROM encryption").fetchone()
+    return 0 if row is None else row[0]
+
+
+def kill_at(goal: int, file: Path) -> None:
+    """Encrypt in a process that is killed once this many rows are encrypted."""
+    with subprocess.Popen([sys.executable, "-c", _CONVERT, url_of(file)]) as process:
+        while process.poll() is None and (encrypted_to(file) or 0) < goal:
+            time.sleep(0.002)
+        process.kill()
+
+
+async def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "bot.db"
+    write_old_database(url_of(file))
+    reached = []
+    for goal in (10, 50, 90):
+        await asyncio.to_thread(kill_at, goal, file)
+        reached.append(encrypted_to(file))
+    assert reached[0] is not None
+    assert 0 < reached[0] < EXCHANGES
+    async with temporary_store(tmp_path) as store:
+        await check(store)
+        await converted(store)
+        await check(store)
+    assert b"old question" not in bytes_in(tmp_path)
+    assert b"old answer" not in bytes_in(tmp_path)
+
+
+async def test_settings_that_were_set_in_the_chat_are_encrypted_too(tmp_path: Path) -> None:
+    url, file = url_of(tmp_path / "bot.db"), tmp_path / "bot.db"
+    migrate.upgrade(url)
+    with closing(sqlite3.connect(file)) as database, database:
+        database.executemany(
+            "INSERT INTO settings (id, level, place, setting, text, author_platform, author, author_name, set_at) "
+            "VALUES (?, 'channel', 'slack:C1', 'persona', ?, 'slack', ?, ?, '2026-01-02 12:00:00.000000')",
+            [(1, "be a pirate", "U1", "Mei"), (2, "be kind", "U2", "Ben"), (3, None, "", "")],
+        )
+    async with temporary_store(tmp_path) as store:
+        await converted(store)
+        changes = await store.setting_changes(str(ROOM), 5)
+        assert [(each.text, each.author.id, each.author.name) for each in changes] == [
+            (None, "", ""),
+            ("be kind", "U2", "Ben"),
+            ("be a pirate", "U1", "Mei"),
+        ]
+        assert b"pirate" not in bytes_in(tmp_path)
+        await store.forget(MEI)
+        assert [each.text for each in await store.setting_changes(str(ROOM), 5)] == [None, "be kind", None]
 
 
 async def test_a_deletion_says_so_while_old_text_is_in_the_file(

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
-from bot.domain import Answer, Kind
+from bot.domain import Answer, Kind, Scope, SettingChange
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 from tests.harness.postgres import PostgresServer
@@ -56,6 +56,10 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     for exchange in await call(store.claim_owed, "slack"):
         await call(store.fail, exchange, "gone")
     await call(store.claim, asked)
+    for text in ("be kind", "be brief"):
+        await call(store.record_setting, SettingChange(Scope("channel", str(ROOM)), "persona", None, text, MEI, NOON))
+    await call(store.setting_changes, str(ROOM), 5)
+    called.add("settings")  # asked once, at the start, for every setting there is
     await call(store.clear, ROOM)
     await call(store.clear, THREAD)
     await call(store.forget, MEI)
