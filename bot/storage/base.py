@@ -105,16 +105,16 @@ class Store(Protocol):
         With `before`, only those before that exchange.  Open commands stay: one of them may be
         the /clear, which is owed its reply.
 
-        Texts and names are blanked, keys stay: a message that comes again is not answered
+        Texts and names are blanked, ids stay: a message that comes again is not answered
         again.  Quotations of the deleted messages and answers, in other threads or later, are
         deleted too: by the id of the quoted message where it is known, else by the words.
-        When this returns, no row holds the text, and no byte of it is left in the files of a
-        SQLite database; a large file may hold some until its next vacuum, which is automatic.
-        On a database server, its operator is responsible for logs and backups.
+        When this returns, no row holds the text, and its key is deleted: what is left of it in
+        the files of a SQLite database cannot be decrypted.  On a database server, its operator
+        is responsible for logs and backups.
 
         Raises:
-            NotErased: The rows are blank, but another program reads the file, or the disk is
-                full; the vacuum is retried.
+            NotErased: The rows are blank, but the texts were not encrypted yet, or the keys
+                cannot be overwritten; the store does both by itself.
         """
         ...
 

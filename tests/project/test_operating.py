@@ -84,7 +84,8 @@ def test_a_backup_that_is_put_back_as_it_says_is_the_database_again(tmp_path: Pa
                 (tmp_path / file).unlink(missing_ok=True)
         else:
             assert program == "cp"
-            shutil.copy(tmp_path / "backups-bot.db", tmp_path / arguments[1])
+            backup = f"backups-bot.db{'.keys' * arguments[0].endswith('.keys')}"
+            shutil.copy(tmp_path / backup, tmp_path / arguments[1])
     exported = bot(tmp_path, "export", "console:terminal").stdout
     assert "remember this" in exported
     assert "said later" not in exported

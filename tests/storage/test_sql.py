@@ -282,7 +282,7 @@ async def test_a_locked_database_is_reported_and_recovers(tmp_path: Path) -> Non
 
 
 async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path: Path) -> None:
-    with on_connect("PRAGMA max_page_count=48"):
+    with on_connect("PRAGMA max_page_count=54"):
         async with temporary_store(tmp_path) as store:
             first = await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
             assert first is not None
@@ -337,7 +337,7 @@ async def test_a_database_with_missing_tables_is_reported(tmp_path: Path, damage
 
 async def test_an_error_contains_no_text_of_people(tmp_path: Path) -> None:
     long = "sesame " * 10_000
-    with on_connect("PRAGMA max_page_count=20"):
+    with on_connect("PRAGMA max_page_count=30"):
         async with temporary_store(tmp_path) as store:
             with pytest.raises(StoreError) as failed:
                 await store.enqueue(message(1, long), Kind.CHAT)
