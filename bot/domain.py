@@ -48,11 +48,38 @@ class FileFault(StrEnum):
     """Why nothing of a file is read."""
 
     KIND = "kind"  # it contains no text that can be read
+    PICTURE = "picture"
+    SOUND = "sound"  # or a film
     LARGE = "large"
     LOCKED = "locked"  # with a password
     DAMAGED = "damaged"
     EMPTY = "empty"
     SLOW = "slow"
+    MISSING = "missing"  # its platform does not hand it out
+    OFF = "off"  # no files are read
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file of a message, or with `is_quoted` of the message that it quotes.
+
+    `source` is the platform's own reference.  `text` is what was read of it, or "" until then;
+    with `is_cut` that is its beginning only.
+    """
+
+    name: str
+    media_type: str = ""
+    size: int = 0  # bytes, as far as the platform says
+    source: str = ""
+    text: str = ""
+    is_cut: bool = False
+    fault: FileFault | None = None
+    is_quoted: bool = False
+
+    @property
+    def is_read(self) -> bool:
+        """Whether there is nothing more to do about it."""
+        return bool(self.text) or self.fault is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +102,7 @@ class IncomingMessage:
     quoted: str | None = None
     quoted_id: str | None = None
     quotes_bot: bool = False
+    files: tuple[Attachment, ...] = ()
 
 
 ScopeLevel = Literal["user", "role", "thread", "channel", "server", "platform"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from bot.chat.files import may_have_text
 from bot.chat.i18n import Translate
 from bot.config.schema import AccessSection, LimitsSection
 from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, QueueDepth, Usage
@@ -119,7 +120,7 @@ class Access:
         """Return a sentence if the question is refused; None counts it."""
         if self._is_paused:
             return translate("I am paused just now: an admin will let me go on. Please ask again later.")
-        if not message.text.strip() and not (message.quoted or "").strip():
+        if not (message.text.strip() or (message.quoted or "").strip() or may_have_text(message)):
             return translate("I can only read text, and there was none in your message: what would you like to ask?")
         # A quotation is cut where the prompt is made: its length is not the author's doing.
         if len(message.text) > self._limits.max_message_chars:

@@ -10,6 +10,7 @@ import structlog
 
 from bot.chat.choices import Choices
 from bot.chat.exchanges import Exchanges
+from bot.chat.files import Files, unread_notices
 from bot.chat.i18n import Translate
 from bot.chat.loops import LONGEST_LOOP, REPEATS, loop_at_end
 from bot.chat.prompt import NothingToAsk, Prompt, build_prompt
@@ -101,6 +102,7 @@ class Conversations:
         choices: Choices,
         clock: Clock,
         metrics: Metrics,
+        files: Files,
         model: Callable[[str | None], Engine] | None = None,
     ) -> None:
         """Answer with `engine`; `model` returns the engine that answers for a name of `[models.NAME]`."""
@@ -112,6 +114,7 @@ class Conversations:
         self._settings = settings
         self._clock = clock
         self._metrics = metrics
+        self._files = files
 
     async def answer(self, worker: Worker, stream: ReplyStream) -> Finished:
         """Answer a question when its turn comes, store the answer, and return how it ended.
@@ -122,20 +125,36 @@ class Conversations:
         draft = _Draft(stream)
         translate = self._settings.translator_for(worker.exchange.message)
         try:
-            while not worker.is_stopped and (position := self._exchanges.position(worker)):
-                draft.queued(Queued(position))
-                await worker.wait_for_position()
             try:
+                await self._read_files(worker)
+                while not worker.is_stopped and (position := self._exchanges.position(worker)):
+                    draft.queued(Queued(position))
+                    await worker.wait_for_position()
                 finished = await self._generate(worker, draft, translate)
             except (EngineError, NothingToAsk, StoreError) as error:
                 log.warning("exchange failed", exchange=worker.exchange.id, error=type(error).__name__)
-                draft.note(_sentence(error, translate))
+                draft.note(self._explain(error, translate))
                 is_refusal = isinstance(error, EngineBusy | PromptTooLong | NothingToAsk)
                 finished = REFUSED if is_refusal else Finished(FinishReason.ERROR)
             await self._exchanges.record_answer(worker.exchange, draft.answer(finished))
             return finished
         finally:
             self._exchanges.leave_channel(worker)
+
+    async def _read_files(self, worker: Worker) -> None:
+        """Fetch and read the files of the message, while earlier questions of the channel are answered."""
+        message = worker.exchange.message
+        if all(file.is_read for file in message.files):
+            return
+        reading = asyncio.create_task(self._files.read(message), name="files")
+        await race(reading, worker.wait_stopped())
+        if not reading.cancelled():
+            await self._exchanges.record_files(worker, reading.result())
+
+    def _explain(self, error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:
+        if isinstance(error, NothingToAsk) and error.files:
+            return "\n\n".join(unread_notices(error.files, self._settings.files.max_megabytes, translate))
+        return _sentence(error, translate)
 
     async def _generate(self, worker: Worker, draft: _Draft, translate: Translate) -> Finished:
         refusals = 0
@@ -178,7 +197,8 @@ class Conversations:
             user=exchange.message.author.key,
             model=settings.model,
         )
-        notices = prompt.notices(translate)
+        unread = unread_notices(prompt.files, self._settings.files.max_megabytes, translate)
+        notices = [*prompt.notices(translate), *unread]
         began, outcome, deltas = self._clock.now(), "closed", 0
         thinking_since: float | None = None
         guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt, settings), name="prompt guard")
@@ -191,7 +211,7 @@ class Conversations:
                     if isinstance(event, Fallback):
                         cut = replace(prompt, left_out=prompt.left_out + (event.left_out + 1) // 2)
                         answered_by = translate("Answered by {model}.").format(model=event.model)
-                        notices = [*cut.notices(translate), answered_by]
+                        notices = [*cut.notices(translate), *unread, answered_by]
                         continue
                     if worker.is_interrupted:
                         return None

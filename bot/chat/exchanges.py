@@ -15,7 +15,18 @@ from typing import Any, TypeVar
 import structlog
 
 from bot.chat.worker import Worker
-from bot.domain import Answer, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Part, QueueDepth, Status
+from bot.domain import (
+    Answer,
+    Attachment,
+    ChannelKey,
+    Exchange,
+    FinishReason,
+    IncomingMessage,
+    Kind,
+    Part,
+    QueueDepth,
+    Status,
+)
 from bot.errors import ClaimLost
 from bot.observability.logging import log_context
 from bot.storage.base import Store
@@ -70,9 +81,14 @@ class Exchanges:
         return self._register(await self._store.claim(exchange))
 
     async def requeue(
-        self, exchange: Exchange, text: str | None = None, *, is_admitted: bool = False
+        self,
+        exchange: Exchange,
+        text: str | None = None,
+        files: Sequence[Attachment] | None = None,
+        *,
+        is_admitted: bool = False,
     ) -> Exchange | None:
-        """Open the exchange again, with a new seed and perhaps a new text, and claim it.
+        """Open the exchange again, with a new seed and perhaps a new text and files, and claim it.
 
         An earlier worker loses its claim; its messages are reused.  None if the exchange
         was cleared.
@@ -82,7 +98,7 @@ class Exchanges:
             reopened = await self._store.requeue(exchange)
         else:
             async with self._prompt_barrier(exchange.message.channel):  # the old text must not reach a prompt any more
-                reopened = await self._store.requeue(exchange, text)
+                reopened = await self._store.requeue(exchange, text, files)
         if self._register(reopened, previous) is None or reopened is None:
             return None
         self.worker(reopened).is_admitted = is_admitted
@@ -242,6 +258,15 @@ class Exchanges:
             ClaimLost: Another worker goes on with the exchange.
         """
         if not await self._store.record_part(worker.exchange, number, message_id):
+            self._check_deleted(worker)
+
+    async def record_files(self, worker: Worker, files: Sequence[Attachment]) -> None:
+        """Store what was read of the message's files.
+
+        Raises:
+            ClaimLost: Another worker goes on with the exchange.
+        """
+        if not await self._store.record_files(worker.exchange, files):
             self._check_deleted(worker)
 
     async def adopt_parts(self, exchange: Exchange, message_ids: Sequence[str]) -> Exchange:

@@ -14,6 +14,7 @@ from bot.chat.command_table import offers
 from bot.chat.commands import is_open_retry, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
+from bot.chat.files import Files, cleaned, may_have_text, updated
 from bot.chat.recovery import Recovery
 from bot.chat.retries import Retries
 from bot.chat.rights import Rights
@@ -69,11 +70,14 @@ class Intake:
         self.settings = settings
         self.metrics = metrics
         self.exchanges = exchanges = exchanges or Exchanges(store, clock)
+        self.files = Files(settings, clock)
         calendar = Calendar(clock, today)
         self.today = calendar.today
         self.rights = Rights(access)
         self._choices = choices = Choices(store, settings.rules, self.today)
-        self.conversations = Conversations(engine, store, exchanges, settings, choices, clock, metrics, model)
+        self.conversations = Conversations(
+            engine, store, exchanges, settings, choices, clock, metrics, self.files, model
+        )
         self.answers = Answers(
             access,
             exchanges,
@@ -154,7 +158,8 @@ class Intake:
         if known is None:
             await self.exchanges.replace_quotes(message.channel, message.id, message.text)
             return None
-        if known.message.text == message.text:
+        files = updated(known.message.files, message.files)
+        if (known.message.text, known.message.files) == (message.text, files):
             # An earlier attempt may have stored the edit and lost the acknowledgement.
             return await self.exchanges.claim(known) if known.kind is Kind.CHAT else None
         if not self.access.admits(message):
@@ -163,8 +168,8 @@ class Intake:
             return None
         refusal = self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         # Even if it is refused, the old text goes.
-        requeued = await self.exchanges.requeue(known, message.text, is_admitted=refusal is None)
-        has_words = message.text.strip() or (known.message.quoted or "").strip()
+        requeued = await self.exchanges.requeue(known, message.text, files, is_admitted=refusal is None)
+        has_words = message.text.strip() or (known.message.quoted or "").strip() or may_have_text(known.message)
         if requeued is None or refusal is None or known.answer is None or not has_words or known.kind is not Kind.CHAT:
             return requeued
         try:
@@ -275,4 +280,5 @@ def _cleaned(message: IncomingMessage) -> IncomingMessage:
         text=clean(message.text),
         quoted=None if message.quoted is None else clean(message.quoted),
         author=replace(message.author, name=clean(message.author.name).replace("\n", " ")),
+        files=cleaned(message.files),
     )

@@ -1,12 +1,12 @@
 """Build the prompt of a question: opening, history, quotation, text."""
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bot.chat.i18n import Translate
 from bot.chat.loops import without_loop
 from bot.chat.settings import ChatSettings
-from bot.domain import ChatMessage, Exchange, IncomingMessage
+from bot.domain import Attachment, ChatMessage, Exchange, IncomingMessage
 from bot.engine.base import Engine
 from bot.errors import BotError, PromptTooLong
 from bot.storage.base import History
@@ -16,17 +16,26 @@ _MOST_CHARACTERS_PER_TOKEN = 64
 
 
 class NothingToAsk(BotError):
-    """The message has no text, and what it quoted was deleted."""
+    """The message has no text; what it quoted was deleted, or its `files` could not be read."""
+
+    def __init__(self, files: tuple[Attachment, ...] = ()) -> None:
+        super().__init__("there is no text")
+        self.files = files
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`left_out` older turns did not fit; `quoted_chars` is how much of a longer quotation did."""
+    """`left_out` older turns did not fit.
+
+    `quoted_chars` is how much of a longer quotation did, `file_chars` how much of longer `files`.
+    """
 
     messages: tuple[ChatMessage, ...]
     left_out: int = 0
     is_told: bool = False
     quoted_chars: int | None = None
+    file_chars: int | None = None
+    files: tuple[Attachment, ...] = ()
 
     def notices(self, translate: Translate) -> list[str]:
         """Return what the author should know about it."""
@@ -39,6 +48,13 @@ class Prompt:
             notices.append(sentence.format(count=self.quoted_chars))
         elif self.quoted_chars == 0:
             notices.append(translate("The quotation was not read: your message leaves no room for it."))
+        names = ", ".join(file.name for file in self.files if file.text)
+        if self.file_chars:
+            sentence = translate("Only the first {count} characters of {files} were read.")
+            notices.append(sentence.format(count=self.file_chars, files=names))
+        elif self.file_chars == 0:
+            sentence = translate("{files} was not read: your message leaves no room for it.")
+            notices.append(sentence.format(files=names))
         return notices
 
 
@@ -49,9 +65,9 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
         PromptTooLong: The question does not fit even alone.
         NothingToAsk: There is no question.
     """
-    question = history.now.message
-    if not _has_words(question):
-        raise NothingToAsk
+    if not _has_words(history.now.message):
+        raise NothingToAsk(history.now.message.files)
+    question = _bounded(history.now.message, settings)
     conversation = settings.conversation
     context = engine.info.context_length
     # A small context is shared evenly, however much is reserved for the answer.
@@ -69,7 +85,9 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
         messages, previous = list(opening), None
         for past in turns[oldest:]:
             assert past.answer is not None
-            messages.append(spoken(past.message, previous, _most_quoted(past.message, settings)))
+            # Files of earlier turns get a part of the context, in characters.
+            bounded = _bounded(past.message, settings, context // 2)
+            messages.append(spoken(bounded, previous, _length_pointed_at(bounded)))
             messages.append(ChatMessage("assistant", without_loop(past.answer.text)))
             previous = past
         return (*messages, spoken(question, previous, quoted))
@@ -77,27 +95,54 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
     def fits(oldest: int, quoted: int) -> bool:
         return engine.count_tokens(prompt(oldest, quoted)) <= room
 
-    whole, alone = len(question.quoted or ""), len(turns)
-    quoted = _most_quoted(question, settings)
+    alone = len(turns)
+    quoted = _length_pointed_at(question)
     if quoted and not fits(alone, quoted):
         quoted = bisect.bisect_left(range(1, quoted), True, key=lambda most: not fits(alone, most))
     if not question.text.strip():
-        quoted = quoted or _most_quoted(question, settings)
+        quoted = quoted or _length_pointed_at(question)
     needed = engine.count_tokens(prompt(alone, quoted))
     if needed >= context:
         raise PromptTooLong(needed, context)
     left_out = bisect.bisect_left(range(alone), True, key=lambda oldest: fits(oldest, quoted))
     is_shown = not _is_answer_before(question, turns[-1] if left_out < alone else None)
+    quotation = len(question.quoted or "")
+    of_quotation, of_files = min(quoted, quotation), max(0, quoted - quotation)
+    is_quotation_cut = of_quotation < len(history.now.message.quoted or "")
+    are_files_cut = of_files < len(_contents(question)) or any(file.is_cut for file in question.files)
     return Prompt(
         prompt(left_out, quoted),
         len(past_turns) - alone + left_out,
         history.is_shortening_told,
-        quoted if quoted < whole and is_shown else None,
+        of_quotation if is_quotation_cut and is_shown else None,
+        of_files if are_files_cut else None,
+        question.files,
     )
 
 
 def _has_words(message: IncomingMessage) -> bool:
-    return bool(message.text.strip() or (message.quoted or "").strip())
+    return bool(message.text.strip() or (message.quoted or "").strip() or _contents(message))
+
+
+def _contents(message: IncomingMessage) -> str:
+    """Return the text of the message's files."""
+    return "\n\n".join(f"{file.name}:\n{file.text}" for file in message.files if file.text)
+
+
+def _bounded(message: IncomingMessage, settings: ChatSettings, most_in_files: int | None = None) -> IncomingMessage:
+    """Return the message with the part of its quotation that it may have, and of its files."""
+    most_quoted = max(0, settings.max_message_chars - len(message.text))
+    quoted = message.quoted if message.quoted is None else message.quoted[:most_quoted]
+    files = message.files
+    if most_in_files is not None and files:
+        each = most_in_files // len(files)
+        files = tuple(replace(file, text=file.text[:each]) for file in files)
+    return replace(message, quoted=quoted, files=files)
+
+
+def _length_pointed_at(message: IncomingMessage) -> int:
+    """Return the characters of its quotation and its files."""
+    return len(message.quoted or "") + len(_contents(message))
 
 
 def _newest(turns: list[Exchange], most: int) -> list[Exchange]:
@@ -109,20 +154,22 @@ def _newest(turns: list[Exchange], most: int) -> list[Exchange]:
     return turns
 
 
-def _most_quoted(message: IncomingMessage, settings: ChatSettings) -> int:
-    """Return how many characters of its quotation a message may have."""
-    return min(len(message.quoted or ""), max(0, settings.max_message_chars - len(message.text)))
-
-
 def _spoken(message: IncomingMessage, previous: Exchange | None, most: int, *, has_name: bool) -> str:
-    """Return what the model reads: the quotation, the speaker where there are several, the text."""
-    if not message.text.strip():
-        return (message.quoted or "")[:most]  # it is the question
-    text = f"{message.author.name}: {message.text}" if has_name and not message.is_direct else message.text
-    if not message.quoted or not most or _is_answer_before(message, previous):
-        return text
-    quoted = "\n".join(f"> {line}" for line in message.quoted[:most].splitlines())
-    return f"{quoted}\n\n{text}"
+    """Return what the model reads: files, quotation, the speaker where there are several, the text.
+
+    Quotation and files together have at most `most` characters.
+    """
+    quoted = (message.quoted or "")[:most]
+    contents = _contents(message)[: most - len(quoted)]
+    text = message.text
+    if not text.strip():
+        return "\n\n".join(filter(None, [contents, quoted]))  # they are the question
+    if has_name and not message.is_direct:
+        text = f"{message.author.name}: {text}"
+    if _is_answer_before(message, previous):
+        quoted = ""
+    quoted = "\n".join(f"> {line}" for line in quoted.splitlines())
+    return "\n\n".join(filter(None, [contents, quoted, text]))
 
 
 def _is_answer_before(message: IncomingMessage, previous: Exchange | None) -> bool:

@@ -2,7 +2,7 @@
 
 from bot.chat.i18n import Translate, translator_for
 from bot.chat.rules import Rules
-from bot.config.schema import Config, ConversationSection
+from bot.config.schema import Config, ConversationSection, FilesSection
 from bot.domain import IncomingMessage, SamplingParams
 
 
@@ -21,12 +21,14 @@ class ChatSettings:
         answer_seconds: float = 300.0,
         max_message_chars: int = 8_000,
         model: str | None = None,
+        files: FilesSection | None = None,
     ) -> None:
         self.conversation = conversation or ConversationSection()
         self.params = params or SamplingParams()
         self.answer_seconds = answer_seconds
         self.max_message_chars = max_message_chars
         self.model = model
+        self.files = files or FilesSection()
         self.rules = Rules()
 
     @classmethod
@@ -45,6 +47,7 @@ class ChatSettings:
         )
         self.answer_seconds = config.limits.answer_seconds
         self.max_message_chars = config.limits.max_message_chars
+        self.files = config.files
         self.rules.reconfigure(config)
 
     def at(self, message: IncomingMessage) -> "ChatSettings":
@@ -55,7 +58,9 @@ class ChatSettings:
         conversation = self.conversation
         if persona.scope is not None:
             conversation = conversation.model_copy(update={"system_prompt": persona.value.text})
-        return ChatSettings(conversation, self.params, self.answer_seconds, self.max_message_chars, model.value)
+        return ChatSettings(
+            conversation, self.params, self.answer_seconds, self.max_message_chars, model.value, self.files
+        )
 
     def translator_for(self, message: IncomingMessage) -> Translate:
         """Return the translator into the language of the message's author."""

@@ -149,6 +149,16 @@ class LimitsSection(Section):
     )
 
 
+class FilesSection(Section):
+    """Attached files."""
+
+    enabled: bool = Field(default=True, description="read attached files: text, code, PDF, Word, Excel, PowerPoint")
+    max_megabytes: int = Field(default=20, ge=1, le=100, description="maximum size of a file; larger ones are not read")
+    max_chars: int = Field(
+        default=50_000, ge=1, le=1_000_000, description="characters that are read of a file; the context may hold less"
+    )
+
+
 class StorageSection(Section):
     """Database."""
 
@@ -245,6 +255,7 @@ class Config(BaseModel):
     models: Mapping[ModelName, EngineSection] = Field(default_factory=dict)
     sampling: SamplingSection = SamplingSection()
     limits: LimitsSection = LimitsSection()
+    files: FilesSection = FilesSection()
     storage: StorageSection = StorageSection()
     access: AccessSection = AccessSection()
     logs: LogsSection = LogsSection()

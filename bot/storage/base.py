@@ -1,12 +1,12 @@
 """The seam between the program and a database: Store."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
-from bot.domain import Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind, SettingChange
+from bot.domain import Answer, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Kind, SettingChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,13 @@ class Store(Protocol):
         """Store the platform message that carries this part (0, 1, …) of the reply; False if the claim was lost."""
         ...
 
+    async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
+        """Store what was read of the message's files; False if the claim was lost.
+
+        The text of a quoted message's files becomes a part of the quotation, unless that was deleted meanwhile.
+        """
+        ...
+
     async def record_answer(self, exchange: Exchange, answer: Answer) -> bool:
         """Store the answer, which is now owed to the platform; False if the claim was lost."""
         ...
@@ -64,10 +71,12 @@ class Store(Protocol):
         """Give the exchange up for good and release it; False if the claim was lost."""
         ...
 
-    async def requeue(self, exchange: Exchange, text: str | None = None) -> Exchange | None:
+    async def requeue(
+        self, exchange: Exchange, text: str | None = None, files: Sequence[Attachment] | None = None
+    ) -> Exchange | None:
         """Open it again and claim it, revoking any earlier claim; its parts are kept, its answer is not.
 
-        It gets a new seed.  With `text`, for an edited message, it is a question, even if it was a
+        It gets a new seed.  With `text` (and `files`), for an edited message, it is a question, even if it was a
         command, quotations of it get the new text, and those of the old answer are deleted.  None if it was cleared.
         """
         ...

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any
 
@@ -175,6 +176,7 @@ def _to_json(exchange: Exchange) -> dict[str, Any]:
         "quoted": message.quoted,
         "quoted_id": message.quoted_id,
         "quotes_bot": message.quotes_bot,
+        "files": [asdict(file) for file in message.files],
         "text": message.text,
         "answer": answer
         and {

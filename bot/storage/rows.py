@@ -1,7 +1,8 @@
 """Exchanges to rows and back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -10,9 +11,11 @@ from sqlalchemy.types import TypeEngine
 
 from bot.domain import (
     Answer,
+    Attachment,
     Author,
     ChannelKey,
     Exchange,
+    FileFault,
     FinishReason,
     IncomingMessage,
     Kind,
@@ -35,6 +38,7 @@ BLANK: dict[str, Any] = {
     "author_name": b"",
     "author_roles": b"",
     "text": b"",
+    "files": None,
     "locale": None,
     "question_key": None,
     **UNQUOTED,
@@ -80,8 +84,35 @@ def question_texts(message: IncomingMessage) -> dict[str, str | None]:
         "author_name": message.author.name,
         "author_roles": json.dumps(roles) if roles else "",
         "text": message.text,
+        "files": _to_json(message.files),
         "locale": message.locale,
     }
+
+
+def _to_json(files: Iterable[Attachment]) -> str | None:
+    return json.dumps([asdict(file) for file in files], ensure_ascii=False) if files else None
+
+
+def _to_files(text: str | None) -> tuple[Attachment, ...]:
+    try:
+        files = tuple(map(_to_file, [] if text is None else json.loads(text)))
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise DamagedRow("files") from error
+    if any(type(value) is not type(usual) for file in files for value, usual in zip(_kinds(file), _USUAL, strict=True)):
+        raise DamagedRow("files")
+    return files
+
+
+def _to_file(fields: Mapping[str, Any]) -> Attachment:
+    fault = fields["fault"]
+    return Attachment(**{**fields, "fault": None if fault is None else FileFault(fault)})
+
+
+def _kinds(file: Attachment) -> tuple[object, ...]:
+    return file.name, file.media_type, file.size, file.source, file.text, file.is_cut, file.is_quoted
+
+
+_USUAL = _kinds(Attachment(""))
 
 
 def answer_values(answer: Answer) -> dict[str, Any]:
@@ -135,6 +166,7 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
             quoted=row["quoted"],
             quoted_id=row["quoted_id"],
             quotes_bot=row["quotes_bot"],
+            files=_to_files(row["files"]),
         ),
         kind=kind,
         status=status,

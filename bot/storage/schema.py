@@ -174,6 +174,8 @@ exchanges = Table(
     Column("question_key", BigInteger),
     Column("quotation_key", BigInteger),
     Column("answer_key", BigInteger),
+    # Attached files and what was read of them, as JSON; NULL for none.
+    Column("files", Encrypted(), info=encrypted("question_key")),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
     Index(None, "author_platform", "author"),  # forget

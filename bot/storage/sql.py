@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Insert, Integer, Row, Update, and_, delete, literal, select, true, update
 
 from bot import lifecycle
-from bot.domain import Answer, ChannelKey, Exchange, IncomingMessage, Kind, SettingChange, Status
+from bot.domain import Answer, Attachment, ChannelKey, Exchange, IncomingMessage, Kind, SettingChange, Status
 from bot.errors import StoreError
 from bot.storage.conditions import DELETED, NO_CHANGE, allowed, change, held, here, place, taken, with_threads, within
 from bot.storage.deletion import KEY, Deletion
@@ -23,7 +23,7 @@ from bot.storage.rows import (
     message_values,
     question_texts,
 )
-from bot.storage.schema import EXCHANGE, IS_OWED, SafeText, channels, exchanges, parts
+from bot.storage.schema import EXCHANGE, IS_OWED, IS_QUOTING, SafeText, channels, exchanges, parts
 from bot.storage.settings import insert_change, rename_places
 from bot.storage.vault import WriteTransaction
 
@@ -155,6 +155,28 @@ class SqlStore(Deletion):
         return is_recorded
 
     @shielded
+    async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
+        # Text of a quoted message goes with its deletion: also with one since the claim.
+        of_quoted = [file for file in files if file.is_quoted and file.text]
+        own = tuple(file for file in files if file not in of_quoted)
+        async with self._writing() as tx:
+            keys = select(exchanges.c.question_key, exchanges.c.quotation_key, IS_QUOTING.label("is_quoting"))
+            held_row = keys.where(held(exchange), allowed(lifecycle.RECORD_FILES)).with_for_update()
+            row = (await tx.execute(held_row)).one_or_none()
+            if row is None:
+                return False
+            tx.keys.delete(row.question_key)
+            message = replace(exchange.message, files=own)
+            values = await tx.encrypt(exchanges, "question_key", question_texts(message))
+            values["author"] = self._vault.pseudonym(message.author.platform, message.author.id)
+            if of_quoted and row.is_quoting:
+                pieces = [exchange.message.quoted or "", *(f"{file.name}:\n{file.text}" for file in of_quoted)]
+                tx.keys.delete(row.quotation_key)
+                values |= await tx.encrypt(exchanges, "quotation_key", {"quoted": "\n\n".join(filter(None, pieces))})
+            await tx.execute(change(lifecycle.RECORD_FILES, held_by=exchange).values(values))
+            return True
+
+    @shielded
     async def record_answer(self, exchange: Exchange, answer: Answer) -> bool:
         async with self._writing() as tx:
             # An acknowledgement may have been lost: then there is an answer, and its key.
@@ -176,7 +198,9 @@ class SqlStore(Deletion):
         return await self._execute(change(lifecycle.FAIL, held_by=exchange).values(failure=reason))
 
     @claiming
-    async def requeue(self, owner: str, /, exchange: Exchange, text: str | None = None) -> Exchange | None:
+    async def requeue(
+        self, owner: str, /, exchange: Exchange, text: str | None = None, files: Sequence[Attachment] | None = None
+    ) -> Exchange | None:
         values: dict[str, Any] = {"seed": _new_seed(), "failure": None, **UNANSWERED}
         async with self._claiming() as tx:
             is_it = exchanges.c.id == exchange.id, allowed(lifecycle.REQUEUE)
@@ -187,7 +211,8 @@ class SqlStore(Deletion):
             before = [] if text is None else (await self._decrypt(tx.connection, [row]))[0]
             if text is not None and before:
                 message = before[0].message
-                values |= await tx.encrypt(exchanges, "question_key", question_texts(replace(message, text=text)))
+                edited = replace(message, text=text, files=message.files if files is None else tuple(files))
+                values |= await tx.encrypt(exchanges, "question_key", question_texts(edited))
                 values |= {
                     "kind": Kind.CHAT,
                     "author": self._vault.pseudonym(message.author.platform, message.author.id),

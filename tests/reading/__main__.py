@@ -5,6 +5,7 @@ import gc
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
+from itertools import islice
 from time import monotonic
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ async def read_hostile(count: int, seed: int) -> Figures:
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         files = hostile_files(count, seed, url)
-        while some := [each for each, _ in zip(files, range(_AT_ONCE), strict=False)]:
+        while some := list(islice(files, _AT_ONCE)):
             gc.collect()
             before = process.memory_info().rss  # with the files themselves
             await asyncio.gather(*(read(kind, data) for kind, data in some))

@@ -49,6 +49,7 @@ async def test_the_export_contains_every_field_of_an_exchange(tmp_path: Path) ->
         "quoted": None,
         "quoted_id": None,
         "quotes_bot": False,
+        "files": [],
         "text": "is it “so”?\n你好",
         "answer": {
             "text": "It is.",

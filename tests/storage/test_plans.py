@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
-from bot.domain import Answer, Kind, Scope, SettingChange
+from bot.domain import Answer, Attachment, Kind, Scope, SettingChange
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 from tests.harness.postgres import PostgresServer
@@ -41,6 +41,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.record_shortening, ROOM)
     await call(store.record_part, asked, 0, "m0")
     await call(store.record_part, asked, 1, "m1")
+    await call(store.record_files, asked, [Attachment("a.txt", text="what it says")])
     await call(store.record_answer, asked, Answer("hi"))
     await call(store.complete, asked)
     await call(store.find, ROOM, "1")

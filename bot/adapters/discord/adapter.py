@@ -12,9 +12,11 @@ import structlog
 from bot.adapters.base import Finding
 from bot.adapters.discord.client import BotClient, IdentifyBudget
 from bot.adapters.discord.errors import LOGIN_REFUSED, map_errors
+from bot.adapters.discord.files import fetch_file
 from bot.adapters.discord.handlers import DiscordHandlers
 from bot.adapters.discord.http import RateLimitTrace, call_timeout, configure_endpoints, proxy_for, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
+from bot.adapters.discord.parse import PLATFORM
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.login import confirm
 from bot.adapters.malformed import describe_error
@@ -84,6 +86,7 @@ class DiscordAdapter:
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
         replies = Replies(intake, messenger, self._clock)
         handlers = DiscordHandlers(self._settings, intake, replies, messenger, self._clock)
+        intake.files.sources[PLATFORM] = partial(fetch_file, self._settings)
         # The connection is closed last: replies in flight finish their calls.
         async with BackgroundTasks() as connections, replies, BackgroundTasks() as workers:
             trace = RateLimitTrace(self._clock)

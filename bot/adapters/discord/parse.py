@@ -11,6 +11,7 @@ import structlog
 from discord.state import ConnectionState
 
 from bot.adapters.discord.commands import command_text
+from bot.adapters.discord.files import files_of, has_text_file
 from bot.adapters.discord.text import plain_text
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.quotation import NO_QUOTATION, Quotation
@@ -122,7 +123,7 @@ def is_for_another(message: discord.Message) -> bool:
     Applies to messages that neither mention the bot nor reply to it.
     """
     is_reply = message.type is discord.MessageType.reply
-    is_empty = not (message.content.strip() or message.message_snapshots or message.poll)
+    is_empty = not (message.content.strip() or message.message_snapshots or message.poll or has_text_file(message))
     return is_reply or is_empty or bool(message.mentions or message.raw_role_mentions or message.mention_everyone)
 
 
@@ -141,6 +142,7 @@ def parse_message(
         quoted=quotation.text or None,
         quoted_id=quotation.id,
         quotes_bot=quotation.is_bots,
+        files=(*files_of(message), *quotation.files),
     )
 
 

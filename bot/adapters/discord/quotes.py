@@ -6,11 +6,12 @@ from typing import Any
 import discord
 import structlog
 
+from bot.adapters.discord.files import files_of
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import readable_text, replied_to, server_id, without_unreadable
 from bot.adapters.discord.text import poll_text, whole_text
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
-from bot.adapters.quotation import NO_QUOTATION, Quotation
+from bot.adapters.quotation import NO_QUOTATION, Quotation, quotation
 from bot.domain import ChannelKey
 from bot.errors import PlatformError
 
@@ -40,7 +41,8 @@ class Quotes:
         if message.message_snapshots:
             texts = [readable_text(whole_text(each), message, client.user) for each in message.message_snapshots]
             reference = message.reference.message_id if message.reference else None
-            return Quotation("\n\n".join(filter(None, texts)), str(reference) if reference else None)
+            files = [file for each in message.message_snapshots for file in files_of(each)]
+            return quotation("\n\n".join(filter(None, texts)), str(reference) if reference else None, files)
         if message.reference is not None:
             quoted = replied_to(message)
             if quoted is None and message.reference.resolved is None and message.reference.message_id is not None:
@@ -88,4 +90,5 @@ def _quotation(quoted: discord.Message | None, me: discord.ClientUser) -> Quotat
     text = readable_text(whole_text(quoted), quoted, me)
     if quoted.message_snapshots:
         text = "\n\n".join([text, *(readable_text(whole_text(each), quoted, me) for each in quoted.message_snapshots)])
-    return Quotation(text.strip(), str(quoted.id), quoted.author.id == me.id)
+    files = [*files_of(quoted), *(file for each in quoted.message_snapshots for file in files_of(each))]
+    return quotation(text.strip(), str(quoted.id), files, is_bots=quoted.author.id == me.id)

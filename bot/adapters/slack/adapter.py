@@ -15,6 +15,7 @@ from bot.adapters.proxy import find_proxy
 from bot.adapters.slack.backfill import SlackBackfill
 from bot.adapters.slack.client import identify, web_api
 from bot.adapters.slack.connection import http_server, open_socket, socket_url
+from bot.adapters.slack.files import fetch_file
 from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger, is_slash
 from bot.adapters.slack.parse import PLATFORM, Directory, MessageParser
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_SCOPES = "app_mentions:read channels:history channels:read chat:write commands groups:history im:history mpim:history users:read"
+_SCOPES = "app_mentions:read channels:history channels:read chat:write commands files:read groups:history im:history mpim:history users:read"
 SCOPES = frozenset(_SCOPES.split())
 
 # Seconds between retries: the first delay and the longest.
@@ -83,6 +84,7 @@ class SlackAdapter:
             ):
                 standing = SlackReplies(api)
                 inbox = Inbox(PLATFORM, intake, replies, self._clock, standing.find)
+                intake.files.sources[PLATFORM] = partial(fetch_file, self._settings)
                 handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, background)
                 backfill = SlackBackfill(api, me, parser, intake, inbox, handlers, standing, self._clock, self._retry)
                 is_http = self._settings.mode == "http"

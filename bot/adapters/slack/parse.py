@@ -11,8 +11,9 @@ from typing import Any
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
-from bot.adapters.quotation import Quotation
+from bot.adapters.quotation import Quotation, quotation
 from bot.adapters.slack.errors import try_call
+from bot.adapters.slack.files import files_of
 from bot.adapters.slack.markup import MARKED, attachment_words, block_words, plain_mark, unescaped, words
 from bot.chat.commands import COMMANDS, parse
 from bot.domain import Author, ChannelKey, IncomingMessage
@@ -213,13 +214,15 @@ class MessageParser:
             thread = ts
         sent_at = datetime.fromtimestamp(float(ts), UTC)
         message = await self._build(ts, user, channel, thread, text, sent_at, self._me.team)
-        quotations = [each for each in (first, shared) if each is not None and each.text]
+        message = replace(message, files=files_of(event))
+        quotations = [each for each in (first, shared) if each is not None and (each.text or each.files)]
         if not quotations:
             return message
         last = quotations[-1]
         return replace(
             message,
-            quoted="\n\n".join(each.text for each in quotations),
+            quoted="\n\n".join(each.text for each in quotations if each.text) or None,
+            files=(*message.files, *(file for each in quotations for file in each.files)),
             quoted_id=next((each.id for each in quotations if each.id), None),
             quotes_bot=last.is_bots if len(quotations) == 1 else False,
         )
@@ -249,7 +252,7 @@ class MessageParser:
         if not isinstance(first, dict) or is_tombstone(first):
             return None
         is_own = self._is_own(text_of(first, "user"), text_of(first, "bot_id"))
-        return Quotation(await self.quotable_text(first), thread, is_own)
+        return quotation(await self.quotable_text(first), thread, files_of(first), is_bots=is_own)
 
     async def _shared(self, event: Event, channel: str) -> Quotation | None:
         """Return the messages and previews that a message shares."""
@@ -261,7 +264,8 @@ class MessageParser:
         text = await self._plain("\n\n".join(filter(None, map(attachment_words, shared))))
         here = [text_of(each, "ts") for each in shared if text_of(each, "channel_id") == channel]
         is_own = all(self._is_own(text_of(each, "author_id"), text_of(each, "bot_id")) for each in shared)
-        return Quotation(text, next(filter(is_timestamp, here), None), is_own)
+        files = [file for each in shared for file in files_of(each)]
+        return quotation(text, next(filter(is_timestamp, here), None), files, is_bots=is_own)
 
     def _is_own(self, user: str, bot: str) -> bool:
         return user == self._me.user or (bot != "" and bot == self._me.bot)

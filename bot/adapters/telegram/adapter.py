@@ -1,6 +1,7 @@
 """Telegram: messages by long polling, replies as edited messages."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import structlog
 from telegram import Bot, BotCommand, User
@@ -10,6 +11,7 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.proxy import find_proxy
 from bot.adapters.telegram.client import check_token, map_errors, open_bot
 from bot.adapters.telegram.drafts import Drafts
+from bot.adapters.telegram.files import fetch_file
 from bot.adapters.telegram.handlers import TelegramHandlers
 from bot.adapters.telegram.messenger import TelegramMessenger, is_private
 from bot.adapters.telegram.parse import PLATFORM
@@ -68,6 +70,7 @@ class TelegramAdapter:
                 intake, messenger, self._clock, preview, sends_whole=lambda message: not is_private(message.channel)
             )
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
+            intake.files.sources[PLATFORM] = partial(fetch_file, bot, self._settings)
             async with BackgroundTasks() as background, replies:
                 background.start(_publish_menu(bot, self._clock))
                 handlers = TelegramHandlers(bot, me, self._settings, intake, inbox, background, self._clock)

@@ -241,7 +241,9 @@ class _Request(HTTPXRequest):
                 # Only whether they administer the group is used; an administrator's rights change with each version.
                 rank = "creator" if status in ("creator", "administrator") else "left"
                 return {"status": rank, "is_anonymous": False, "user": {"id": 0, "is_bot": False, "first_name": ""}}
-            case (("sendMessage" | "editMessageText" | "getMe" | "getWebhookInfo" | "getChatMember"), _):
+            case "getFile", {"file_path": str(path)}:
+                return {"file_id": "", "file_unique_id": "", "file_path": path}
+            case (("sendMessage" | "editMessageText" | "getMe" | "getWebhookInfo" | "getChatMember" | "getFile"), _):
                 pass
             case _ if result is True:
                 return result

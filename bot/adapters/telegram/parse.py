@@ -12,6 +12,7 @@ from telegram import Chat, MessageEntity, User
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.quotation import Quotation
 from bot.adapters.telegram.fields import Fields, required
+from bot.adapters.telegram.files import files_of
 from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply, is_reply_to_bot, quoted
 from bot.chat.commands import COMMANDS
 from bot.delivery.markdown.format import utf16_units
@@ -124,6 +125,7 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
             quoted=quotation.text or None,
             quoted_id=quotation.id,
             quotes_bot=quotation.is_bots,
+            files=(*files_of(message), *quotation.files),
         ),
         to,
         is_edit,

@@ -2,8 +2,9 @@
 
 from telegram import User
 
-from bot.adapters.quotation import Quotation
+from bot.adapters.quotation import Quotation, quotation
 from bot.adapters.telegram.fields import Fields
+from bot.adapters.telegram.files import files_of
 
 
 def quoted(message: Fields, me: User) -> Quotation | None:
@@ -14,10 +15,11 @@ def quoted(message: Fields, me: User) -> Quotation | None:
     if replied is not None:
         id = replied.number("message_id")
         text = text or replied.text("text") or replied.text("caption") or described(replied)
-        return Quotation(text, None if id is None else str(id), _is_from(replied, me))
+        return quotation(text, None if id is None else str(id), files_of(replied), is_bots=_is_from(replied, me))
     elsewhere = message.part("external_reply")
-    text = text or (described(elsewhere) if elsewhere is not None else "")
-    return Quotation(text) if text else None
+    if elsewhere is None:
+        return Quotation(text) if text else None
+    return quotation(text or described(elsewhere), None, files_of(elsewhere))
 
 
 def described(message: Fields) -> str:

@@ -20,6 +20,7 @@ from tests.harness.servers.discord_payloads import Json
 from tests.harness.servers.discord_rest import DiscordRest, Interaction
 from tests.harness.servers.discord_world import APPLICATION, BOT
 from tests.harness.servers.fault_gate import FaultGate
+from tests.harness.servers.file_shelf import FileShelf
 
 
 class DiscordPlatform(DiscordRest):
@@ -30,6 +31,7 @@ class DiscordPlatform(DiscordRest):
     def __init__(self) -> None:
         super().__init__()
         self.gate = FaultGate()
+        self.shelf = FileShelf()
         self.server_port = 0
         self.call_seconds = 0.5  # timeout of the bot's calls
         self.cut_off_seconds = 60.0  # the bot starts a new session after an outage of this length
@@ -79,6 +81,14 @@ class DiscordPlatform(DiscordRest):
         self._keep(said)
         self.send_event("MESSAGE_CREATE", said)
         return str(said["id"])
+
+    def file(self, name: str, data: bytes, media_type: str = "") -> Json:
+        """Return an attachment for `say(…, attachments=[…])`."""
+        id = self._new_id()
+        self.shelf.files[f"{id}/{name}"] = data
+        url = f"{self.url}/attachments/{id}/{name}"
+        facts: Json = {"id": str(id), "filename": name, "size": len(data), "url": url, "proxy_url": url}
+        return facts | ({"content_type": media_type} if media_type else {})
 
     async def edit(self, message_id: str, text: str) -> None:
         message = self.messages[int(message_id)]
@@ -159,6 +169,7 @@ class DiscordPlatform(DiscordRest):
         app.router.add_get("/gateway", self.gateway)
         app.router.add_get("/gateway/", self.gateway)
         app.router.add_route("*", "/api/v10/{path:.*}", self.rest)
+        app.router.add_get("/attachments/{path:.*}", self.shelf.hand_out)
         self._runner = web.AppRunner(app, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)

@@ -1,5 +1,7 @@
 """A loopback Slack workspace and its users."""
 
+from collections.abc import Sequence
+
 from bot.adapters.base import Adapter
 from bot.adapters.slack.adapter import open_adapter
 from bot.adapters.slack.settings import SlackSection
@@ -43,19 +45,29 @@ class SlackServer(SlackWire):
         direct: bool = False,
         mention: bool = True,
         reply_to: str | None = None,
+        files: Sequence[JSON] = (),
     ) -> str:
         place = self.workspace.direct(author) if direct else self.workspace.channel(channel)
         if reply_to is not None:
             thread = self.workspace.messages[reply_to].root
         if mention and not direct:
             text = f"<@{BOT}> {text}"
-        message = self.workspace.post(place, self.workspace.user(author), text=text, thread=thread)
+        message = self.workspace.post(place, self.workspace.user(author), text=text, thread=thread, files=[*files])
+        if files:
+            message.subtype = "file_share"
         self.changed()
         event = message.event()
         self.emit({**event, "channel_type": "im" if direct else "channel"})
         if mention and not direct:
             self.emit({**event, "type": "app_mention"})
         return message.ts
+
+    def file(self, name: str, data: bytes, media_type: str = "") -> JSON:
+        """Return a file for `say(…, files=[…])`."""
+        id = f"F{next(self._numbers):05}"
+        self.shelf.files[f"{id}/{name}"] = data
+        url = f"http://127.0.0.1:{self._port}/files-pri/{id}/{name}"
+        return {"id": id, "name": name, "mimetype": media_type, "size": len(data), "mode": "hosted", "url_private": url}
 
     async def edit(self, message_id: str, text: str) -> None:
         message = self.workspace.messages[message_id]

@@ -22,6 +22,7 @@ from bot.adapters.slack.adapter import SCOPES
 from bot.util.clock import Clock, MonotonicClock
 from tests.harness.platform import TIMEOUT, FaultScript
 from tests.harness.servers.fault_gate import FaultGate
+from tests.harness.servers.file_shelf import FileShelf
 from tests.harness.servers.slack_world import BOT, SlackRefusal, Workspace
 
 BOT_TOKEN, APP_TOKEN, SIGNING_SECRET = "xoxb-loopback", "xapp-loopback", "loopback-secret"
@@ -48,6 +49,7 @@ class SlackWire:
 
     def __init__(self, *, retries: tuple[float, ...] = (0.0, 0.1, 0.5), patience: float = 3.0, **settings: Any) -> None:
         self.gate = FaultGate()
+        self.shelf = FileShelf(BOT_TOKEN)
         self.workspace = Workspace()
         self.violations: list[str] = []
         self.script: FaultScript = lambda number, name: None
@@ -88,6 +90,7 @@ class SlackWire:
         app.router.add_route("*", "/api/{method}", self._call)
         app.router.add_post("/respond/{trigger}", self._respond)
         app.router.add_get("/link", self._link)
+        app.router.add_get("/files-pri/{path:.*}", self.shelf.hand_out)
         # The default waits a minute for handlers whose client has disconnected.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()

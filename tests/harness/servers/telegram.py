@@ -24,6 +24,7 @@ from bot.domain import Action
 from bot.util.clock import Clock, MonotonicClock
 from tests.harness.platform import TIMEOUT, FaultScript, Seen
 from tests.harness.servers.fault_gate import FaultGate
+from tests.harness.servers.file_shelf import FileShelf
 from tests.harness.servers.telegram_words import fitted, markdown, refused, specials, words
 
 TOKEN = "123456789:AAExampleExampleExampleExampleExam"
@@ -69,6 +70,7 @@ class Message:
     reply_to: int | None = None
     is_shown: bool = True  # whether the bot received the response to its last write
     mention: str = ""
+    document: Json | None = None
 
     @property
     def is_the_bots(self) -> bool:
@@ -92,6 +94,7 @@ class TelegramPlatform:
 
     def __init__(self, **settings: Any) -> None:
         self.gate = FaultGate()
+        self.shelf = FileShelf()
         self.violations: list[str] = []
         self.script: FaultScript = lambda number, name: None
         self.calls: list[tuple[str, Json]] = []
@@ -147,6 +150,7 @@ class TelegramPlatform:
         direct: bool = False,
         mention: bool = True,
         reply_to: str | None = None,
+        document: Json | None = None,
         **facts: Any,
     ) -> str:
         chat = self.private(author) if direct else self.group(channel)
@@ -162,10 +166,18 @@ class TelegramPlatform:
             topic=None if thread is None else chat.topics.setdefault(thread, next(self._ids)),
             reply_to=None if reply_to is None else int(reply_to),
             mention=name,
+            document=document,
         )
         self.messages[chat.id, message.id] = message
         self.push({"message": self.facts_of(message) | facts})
         return str(message.id)
+
+    def file(self, name: str, data: bytes, media_type: str = "") -> Json:
+        """Return a document for `say(…, document=…)`."""
+        id = str(next(self._ids))
+        self.shelf.files[f"documents/{id}"] = data
+        facts: Json = {"file_id": id, "file_unique_id": id, "file_name": name, "file_size": len(data)}
+        return facts | ({"mime_type": media_type} if media_type else {})
 
     async def edit(self, message_id: str, text: str) -> None:
         message = self.find(message_id)
@@ -227,6 +239,7 @@ class TelegramPlatform:
     async def __aenter__(self) -> Self:
         app = self.gate.app()
         app.router.add_route("*", "/bot{token}/{method}", self._answer)
+        app.router.add_get(f"/file/bot{TOKEN}/{{path:.*}}", self.shelf.hand_out)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -292,7 +305,10 @@ class TelegramPlatform:
             "chat": message.chat.facts(),
             "from": author,
         }
-        if message.text:
+        if message.document is not None:
+            facts |= {"document": message.document}
+            facts |= {"caption": message.text, "caption_entities": specials(message.text)} if message.text else {}
+        elif message.text:
             facts |= {"text": message.text, "entities": specials(message.text)}
         if message.topic is not None:
             facts |= {"message_thread_id": message.topic, "is_topic_message": True}
@@ -339,6 +355,13 @@ class TelegramPlatform:
                 return _BOT | {"can_read_all_group_messages": self.reads_all, "can_join_groups": self.joins_groups}
             case "getUpdates":
                 return await self._get_updates(request, form)
+            case "getFile":
+                path = f"documents/{form['file_id']}"
+                if path not in self.shelf.files:
+                    raise Refused(400, "Bad Request: wrong file_id or the file is temporarily unavailable")
+                if len(self.shelf.files[path]) > 20 * 2**20:
+                    raise Refused(400, "Bad Request: file is too big")
+                return {"file_id": form["file_id"], "file_unique_id": form["file_id"], "file_path": path}
             case "deleteWebhook":
                 self.webhook = ""
                 if form.get("drop_pending_updates"):

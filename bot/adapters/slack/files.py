@@ -1,0 +1,57 @@
+"""Files of Slack messages: what events tell of them, and their bytes."""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import yarl
+
+from bot.adapters.download import download
+from bot.adapters.proxy import find_proxy
+from bot.adapters.slack.settings import SlackSection
+from bot.domain import Attachment
+
+# Files that are gone, or hidden in a workspace without a plan.
+_HIDDEN = frozenset({"tombstone", "hidden_by_limit"})
+
+
+def files_of(message: Mapping[str, Any]) -> tuple[Attachment, ...]:
+    listed = message.get("files")
+    files = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return tuple(
+        Attachment(
+            _text(each, "name") or _text(each, "title"),
+            _text(each, "mimetype"),
+            size if type(size := each.get("size")) is int else 0,
+            "" if each.get("mode") in _HIDDEN else _text(each, "url_private_download") or _text(each, "url_private"),
+        )
+        for each in files
+    )
+
+
+def fetch_file(settings: SlackSection, file: Attachment) -> AsyncIterator[bytes]:
+    """Yield the bytes of a file; errors as those of `download`."""
+    proxy = find_proxy("slack", settings.proxy.get_secret_value(), settings.api_url)
+    token = settings.bot_token.get_secret_value() if settings.bot_token else ""
+    return download(
+        file.source,
+        _origins(settings.api_url),
+        proxy=proxy,
+        headers={"Authorization": f"Bearer {token}"},
+        # Without the scope files:read Slack sends the page where people log in.
+        is_page_refused=not file.media_type.startswith("text/html"),
+    )
+
+
+def _origins(api_url: str) -> list[str]:
+    """Return where Slack has its files.
+
+    >>> _origins("https://slack-gov.com/api/")
+    ['https://slack-gov.com', 'https://files.slack-gov.com']
+    """
+    api = yarl.URL(api_url).origin()
+    return [str(api), str(api.with_host(f"files.{api.host}"))]
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,164 @@
+"""The files of questions: fetched from their platform, read in processes, told about in sentences."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import replace
+from mimetypes import guess_type
+
+import structlog
+
+from bot.chat.i18n import Translate
+from bot.chat.settings import ChatSettings
+from bot.domain import Attachment, FileFault, IncomingMessage
+from bot.errors import BotError, PlatformUnavailable, RateLimited
+from bot.reading.fault import Unreadable
+from bot.reading.reader import Reading, read_file
+from bot.util.clock import Clock
+from bot.util.text import clean
+
+# Yields the bytes of a file; raises PlatformError, or Unreadable if its platform has it no more.
+Fetch = Callable[[Attachment], AsyncIterator[bytes]]
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Files of a message that are read; no client sends more at once.
+MOST_FILES = 10
+# Processes at the same time, each with up to 256 MB.
+_PROCESSES = 2
+# Seconds for fetching and reading one file, and between two attempts.
+_SECONDS = 60.0
+_RETRY_SECONDS = 1.0
+_ATTEMPTS = 3
+_LONGEST_NAME = 100
+_MEGABYTE = 2**20
+
+_FAULTS = {
+    "image": FileFault.PICTURE,
+    "audio": FileFault.SOUND,
+    "video": FileFault.SOUND,
+    "font": FileFault.KIND,
+    "model": FileFault.KIND,
+}
+
+
+class Files:
+    """Reads files with the function that the platform's adapter has put into `sources`."""
+
+    def __init__(self, settings: ChatSettings, clock: Clock) -> None:
+        self.sources: dict[str, Fetch] = {}
+        self._settings = settings
+        self._clock = clock
+        self._process = asyncio.Semaphore(_PROCESSES)
+
+    async def read(self, message: IncomingMessage) -> tuple[Attachment, ...]:
+        """Return the message's files, each with its text or the reason why it has none."""
+        fetch = self.sources.get(message.channel.platform)
+        return tuple(await asyncio.gather(*(self._read(file, fetch) for file in message.files)))
+
+    async def _read(self, file: Attachment, fetch: Fetch | None) -> Attachment:
+        if file.is_read:
+            return file
+        try:
+            if fetch is None:
+                raise Unreadable("missing")
+            self._check(file)
+            async with self._process, asyncio.timeout(_SECONDS):
+                reading = await self._fetch(file, fetch)
+        except Unreadable as error:
+            log.info("a file was not read", reason=error.fault)
+            return replace(file, source="", fault=FileFault(error.fault))
+        except TimeoutError:
+            return replace(file, source="", fault=FileFault.SLOW)
+        return replace(file, source="", text=reading.text, is_cut=reading.is_cut)
+
+    def _check(self, file: Attachment) -> None:
+        """Raise Unreadable for what need not be fetched."""
+        if not self._settings.files.enabled:
+            raise Unreadable("off")
+        if (fault := _fault_of_type(file)) is not None:
+            raise Unreadable(fault.value)
+        if file.size > self._most_bytes:
+            raise Unreadable("large")
+
+    async def _fetch(self, file: Attachment, fetch: Fetch) -> Reading:
+        attempt = 1
+        while True:
+            try:
+                return await read_file(
+                    fetch(file), most_bytes=self._most_bytes, most_characters=self._settings.files.max_chars
+                )
+            except (PlatformUnavailable, RateLimited) as error:
+                log.info("a file was not fetched", attempt=attempt, error=str(error))
+                if attempt == _ATTEMPTS:
+                    raise Unreadable("missing") from error
+                await self._clock.sleep(error.seconds if isinstance(error, RateLimited) else _RETRY_SECONDS)
+            except BotError as error:
+                log.warning("a file was not fetched", error=str(error))
+                raise Unreadable("missing") from error
+            attempt += 1
+
+    @property
+    def _most_bytes(self) -> int:
+        return self._settings.files.max_megabytes * _MEGABYTE
+
+
+def cleaned(files: Iterable[Attachment]) -> tuple[Attachment, ...]:
+    """Return the first files, with names that are safe to show."""
+    return tuple(
+        replace(file, name=" ".join(clean(file.name).split())[:_LONGEST_NAME] or "?", source=clean(file.source))
+        for file in list(files)[:MOST_FILES]
+    )
+
+
+def may_have_text(message: IncomingMessage) -> bool:
+    """Return whether a file of the message is worth reading."""
+    return any(_fault_of_type(file) is None and file.fault is None for file in message.files)
+
+
+def updated(known: Iterable[Attachment], edited: Iterable[Attachment]) -> tuple[Attachment, ...]:
+    """Return the files of an edited message: what was read of those it still has, and those of its quotation."""
+    read = {(file.name, file.size): file for file in known if not file.is_quoted}
+    own = (read.get((file.name, file.size), file) for file in edited if not file.is_quoted)
+    return (*own, *(file for file in known if file.is_quoted))
+
+
+def unread_notices(files: Iterable[Attachment], most_megabytes: int, translate: Translate) -> list[str]:
+    """Return one sentence for each reason why files were not read."""
+    names: dict[FileFault, list[str]] = {}
+    for file in files:
+        if file.fault is not None:
+            names.setdefault(file.fault, []).append(file.name)
+    return [
+        _sentence(fault, translate).format(files=", ".join(each), limit=most_megabytes) for fault, each in names.items()
+    ]
+
+
+def _sentence(fault: FileFault, translate: Translate) -> str:
+    match fault:
+        case FileFault.PICTURE:
+            return translate("I cannot see pictures, so I did not look at {files}.")
+        case FileFault.SOUND:
+            return translate("I cannot listen or watch, so I did not play {files}.")
+        case FileFault.LARGE:
+            return translate("I did not read {files}: too large, the limit is {limit} MB.")
+        case FileFault.LOCKED:
+            return translate("I did not read {files}: it has a password.")
+        case FileFault.DAMAGED:
+            return translate("I could not read {files}: the file is damaged.")
+        case FileFault.EMPTY:
+            return translate("I found no text in {files}.")
+        case FileFault.SLOW:
+            return translate("I could not read {files}: it took too long.")
+        case FileFault.MISSING:
+            return translate("I could not read {files}: the file could not be fetched.")
+        case FileFault.OFF:
+            return translate("I do not read files here, so I did not read {files}.")
+        case FileFault.KIND:
+            return translate("I cannot read files of this kind: {files}.")
+
+
+def _fault_of_type(file: Attachment) -> FileFault | None:
+    """Return why a file of this type is not even fetched; any other may be a text whatever it is called."""
+    kind = (file.media_type or guess_type(file.name)[0] or "").partition("/")[0].lower()
+    # For TypeScript and MPEG streams there is one ending.
+    return None if file.name.endswith((".ts", ".mts")) else _FAULTS.get(kind)
