@@ -66,9 +66,10 @@ class _Draft:
     def has_begun(self) -> bool:
         return bool(self._texts)
 
-    @property
-    def is_in_loop(self) -> bool:
-        return loop_at_end(self._end) > 0
+    def is_in_loop(self, question: str) -> bool:
+        """Return whether the text repeats itself; text that the question has twice is repeated at its wish."""
+        length = loop_at_end(self._end)
+        return length > 0 and 2 * self._end[-length:] not in question
 
     def extend(self, text: str) -> None:
         text = replace_surrogates(text)
@@ -239,7 +240,7 @@ class Conversations:
                         worker.limit(settings.answer_seconds)
                     deltas += 1
                     draft.extend(event.text)
-                    if deltas >= _LOOP_DELTAS and draft.is_in_loop:
+                    if deltas >= _LOOP_DELTAS and draft.is_in_loop(prompt.messages[-1].content):
                         outcome = "loop"
                         draft.note(translate("(The answer was ended here: it repeated itself.)"))
                         return Finished(FinishReason.STOP, self._usage_so_far(prompt, settings, deltas))

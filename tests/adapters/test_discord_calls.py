@@ -38,7 +38,7 @@ async def test_every_word_arrives_once_although_every_second_call_fails(
     platform: DiscordPlatform, tmp_path: Path, kind: Literal["429", "500", "timeout", "lost"]
 ) -> None:
     platform.script = lambda number, name: Fault(kind, seconds=3.0) if number % 2 == 0 else None
-    words = [f"word{number} " * 40 for number in range(20)]
+    words = ["".join(f"word{number}.{each} " for each in range(40)) for number in range(20)]
     async with run_discord_bot(platform, tmp_path, call_seconds=0.3) as bot:
         bot.engine.add(list(words))
         await platform.say("go on")

@@ -56,7 +56,7 @@ class Asker:
         """Ask, and wait for the whole answer."""
         number = f"{self.platform.name[0]}{next(self.numbers)}e"
         began = time.monotonic()
-        await self.platform.say(f"{number} {'and so on ' * 7}{'and on ' * 6}{number}", channel=room)
+        await self.platform.say(f"{number} {'and so on ' * 12}{number}", channel=room)
         try:
             await until(lambda: self._is_answered(room, number), TIMEOUT)
         except TimeoutError:

@@ -56,6 +56,12 @@ async def test_what_is_no_loop_is_shown_to_its_end(harness: Harness, text: str) 
     assert (text_of(events), notice_of(events)) == (text, "")
 
 
+async def test_what_the_question_repeats_may_be_repeated(harness: Harness) -> None:
+    harness.engine.add([*repeat("Hurrah! ", 30)])
+    events = await harness.ask(a_message("write this more often: Hurrah! Hurrah! Hurrah!"))
+    assert (text_of(events), notice_of(events)) == ("Hurrah! " * 30, "")
+
+
 def test_a_zero_that_goes_on_is_a_loop() -> None:
     assert loop_at_end("0, " * 64) == 3
     assert without_loop("[" + "0, " * 70) == "[0, "

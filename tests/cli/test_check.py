@@ -19,7 +19,7 @@ def prepare(folder: Path) -> None:
     (folder / "empty").mkdir()
     (folder / "llama").mkdir()
     (folder / "llama" / "config.json").write_text(LLAMA)
-    (folder / "secrets" / "discord__token").mkdir(parents=True)
+    (folder / "mounted" / "discord__token").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
@@ -38,7 +38,7 @@ def prepare(folder: Path) -> None:
             {},
             'embeddings.model = "/models/absent": no such folder',
         ),
-        ("", {"BOT_SECRETS_DIR": "secrets"}, "discord__token: cannot be read: Is a directory"),
+        ("", {"BOT_SECRETS_DIR": "mounted"}, "discord__token: cannot be read: Is a directory"),
     ],
     ids=["key", "type", "no servers", "no folder", "empty folder", "backend", "second model", "embeddings", "secret"],
 )
