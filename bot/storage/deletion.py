@@ -121,7 +121,7 @@ class Deletion(Reading):
     ) -> int:
         """Blank rows, and quotations of what was `said`; return the number of questions."""
         columns = exchanges.c.kind, *(exchanges.c[name] for name in key_columns(exchanges))
-        rows = (await tx.execute(select(*columns).where(IS_KEPT, allowed(transition), *which))).all()
+        rows = (await tx.execute(select(*columns).where(IS_KEPT, allowed(transition), *which).with_for_update())).all()
         for _, *keys in rows:
             tx.keys.delete(*keys)
             # Pages from before the encryption may have its text, until the file is rewritten.

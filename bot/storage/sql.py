@@ -181,6 +181,7 @@ class SqlStore(Deletion):
         async with self._writing() as tx:
             # An acknowledgement may have been lost: then there is an answer, and its key.
             earlier = select(exchanges.c.answer_key).where(held(exchange), allowed(lifecycle.ANSWER))
+            earlier = earlier.with_for_update()
             row = (await tx.execute(earlier)).one_or_none()
             if row is None:
                 return False
@@ -204,7 +205,7 @@ class SqlStore(Deletion):
         values: dict[str, Any] = {"seed": _new_seed(), "failure": None, **UNANSWERED}
         async with self._claiming() as tx:
             is_it = exchanges.c.id == exchange.id, allowed(lifecycle.REQUEUE)
-            row = (await tx.execute(select(*EXCHANGE).where(*is_it))).one_or_none()
+            row = (await tx.execute(select(*EXCHANGE).where(*is_it).with_for_update(of=exchanges))).one_or_none()
             if row is None:
                 return None
             tx.keys.delete(row.answer_key)

@@ -100,9 +100,9 @@ async def test_a_server_on_a_unix_socket_is_reached_through_its_folder(postgres:
 
 COPY: LiteralString = """
     INSERT INTO exchanges (platform, channel, message, kind, status, seed, author_platform, author, author_name,
-        author_roles, author_is_bot, text, sent_at, is_direct)
+        author_roles, author_is_bot, text, sent_at, is_direct, author_id, question_key)
     SELECT platform, channel, 'copied', kind, status, seed, author_platform, author, author_name,
-        author_roles, author_is_bot, text, sent_at, is_direct FROM exchanges WHERE message = '1'
+        author_roles, author_is_bot, text, sent_at, is_direct, author_id, question_key FROM exchanges WHERE message = '1'
 """
 
 
@@ -362,11 +362,13 @@ async def test_deleted_text_is_in_no_row(store: SqlStore, postgres: PostgresServ
         assert exchange is not None
         await store.record_answer(exchange, Answer("a secret answer", "a secret notice"))
     rows = "SELECT exchanges::text FROM exchanges"
-    assert "secret" in str(postgres.run(rows, database))
+    keys = "SELECT count(*) FROM text_keys"
+    assert postgres.run(keys, database) == [(7,)], "one for each text, and that of pseudonyms"
     await store.forget(MEI)
     assert MEI.id not in str(postgres.run(rows, database))
     await store.clear(ROOM)
     assert "secret" not in str(postgres.run(rows, database))
+    assert postgres.run(keys, database) == [(1,)]
     assert {status for (status,) in postgres.run("SELECT status FROM exchanges", database)} == {Status.CLEARED}
 
 
