@@ -235,7 +235,7 @@ def _answer(question: str, limit: int) -> str:
     if "long" not in question:
         return words
     lines = int(2.3 * limit / 100)
-    return " ".join([words, *(f"{line:04} {'more of it ' * 8}" for line in range(lines))])
+    return " ".join([words, *(f"{line:04} {'more of it ' * 7}" for line in range(lines))])
 
 
 async def _converse(bench: Bench, number: int, limit: int) -> list[str]:

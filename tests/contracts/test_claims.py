@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from bot.domain import Answer, Exchange, IncomingMessage, Kind, Status
+from bot.domain import Answer, Attachment, Exchange, IncomingMessage, Kind, Status
 from bot.errors import StoreError
 from bot.lifecycle import TRANSITIONS, ClaimEffect, Transition
 from bot.storage.base import Store
@@ -37,6 +37,7 @@ PERFORM: dict[str, Perform] = {
     "claim": lambda store, exchange: store.claim(exchange),
     "release": release_now,
     "record_part": lambda store, exchange: store.record_part(exchange, 0, "m1"),
+    "record_files": lambda store, exchange: store.record_files(exchange, [Attachment("a.txt", text="read")]),
     "answer": lambda store, exchange: store.record_answer(exchange, Answer("again")),
     "complete": lambda store, exchange: store.complete(exchange),
     "fail": lambda store, exchange: store.fail(exchange, "gone"),
