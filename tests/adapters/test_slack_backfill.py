@@ -27,10 +27,16 @@ async def server() -> AsyncIterator[SlackServer]:
         assert server.violations == []
 
 
+def back_up(folder: Path) -> None:
+    shutil.copy(folder / "bot.db", folder / "saved")
+    shutil.copy(folder / "bot.db.keys", folder / "saved.keys")
+
+
 def roll_back(folder: Path) -> None:
     for name in ("bot.db", "bot.db-wal", "bot.db-shm"):
         (folder / name).unlink(missing_ok=True)
     shutil.copy(folder / "saved", folder / "bot.db")
+    shutil.copy(folder / "saved.keys", folder / "bot.db.keys")
 
 
 async def is_delivered(harness: Harness, server: SlackServer, question: str, channel: str = "general") -> None:
@@ -46,7 +52,7 @@ async def test_answers_that_a_rolled_back_database_forgot_are_adopted(
     async with make_harness(tmp_path) as harness, running(harness, server):
         first = await server.say("the first", direct=is_direct)
         await is_delivered(harness, server, first, place)
-    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    back_up(tmp_path)
     async with make_harness(tmp_path, ScriptedEngine(default=answer)) as harness, running(harness, server):
         question = await server.say("a long story?", direct=is_direct)
         await is_delivered(harness, server, question, place)
@@ -70,7 +76,7 @@ async def test_a_reply_whose_messages_were_deleted_and_sent_again_is_adopted(
 ) -> None:
     async with make_harness(tmp_path) as harness, running(harness, server):
         await is_delivered(harness, server, await server.say("the first"))
-    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    back_up(tmp_path)
     go_on = asyncio.Event()
     async with make_harness(tmp_path) as harness, running(harness, server):
         harness.engine.add(["half", go_on, " and half"])
@@ -96,7 +102,7 @@ async def test_a_reply_cut_off_after_the_backup_goes_on_in_its_message(tmp_path:
     async with make_harness(tmp_path) as harness, running(harness, server):
         first = await server.say("one")
         await is_delivered(harness, server, first)
-    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    back_up(tmp_path)
     async with make_harness(tmp_path) as harness, running(harness, server):
         harness.engine.add(["half an", asyncio.Event()])
         await server.say("two")
@@ -328,7 +334,7 @@ async def test_an_edit_that_was_answered_after_the_backup_is_not_answered_again(
     async with make_harness(tmp_path) as harness, running(harness, server):
         question = await server.say("2+2?")
         await is_delivered(harness, server, question)
-    shutil.copy(tmp_path / "bot.db", tmp_path / "saved")
+    back_up(tmp_path)
     async with make_harness(tmp_path, ScriptedEngine(default="six")) as harness, running(harness, server):
         await server.edit(question, "2+4?")
         await answered(server, "six")
