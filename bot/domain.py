@@ -77,6 +77,11 @@ class Attachment:
     is_quoted: bool = False
 
     @property
+    def titled_text(self) -> str:
+        """Its name and its text, as the model reads them."""
+        return f"{self.name}:\n{self.text}"
+
+    @property
     def is_read(self) -> bool:
         """Whether there is nothing more to do about it."""
         return bool(self.text) or self.fault is not None

@@ -126,7 +126,7 @@ def _has_words(message: IncomingMessage) -> bool:
 
 def _contents(message: IncomingMessage) -> str:
     """Return the text of the message's files."""
-    return "\n\n".join(f"{file.name}:\n{file.text}" for file in message.files if file.text)
+    return "\n\n".join(file.titled_text for file in message.files if file.text)
 
 
 def _bounded(message: IncomingMessage, settings: ChatSettings, most_in_files: int | None = None) -> IncomingMessage:

@@ -170,7 +170,7 @@ class SqlStore(Deletion):
             values = await tx.encrypt(exchanges, "question_key", question_texts(message))
             values["author"] = self._vault.pseudonym(message.author.platform, message.author.id)
             if of_quoted and row.is_quoting:
-                pieces = [exchange.message.quoted or "", *(f"{file.name}:\n{file.text}" for file in of_quoted)]
+                pieces = [exchange.message.quoted or "", *(file.titled_text for file in of_quoted)]
                 tx.keys.delete(row.quotation_key)
                 values |= await tx.encrypt(exchanges, "quotation_key", {"quoted": "\n\n".join(filter(None, pieces))})
             await tx.execute(change(lifecycle.RECORD_FILES, held_by=exchange).values(values))
