@@ -16,6 +16,7 @@ from benchmarks.baseline import decode_seconds, eager_network
 from benchmarks.checkpoint import first_token_seconds, reading_seconds, written_checkpoint
 from benchmarks.report import SuiteRow, SuiteTable, markdown, percentile
 from benchmarks.roofline import bandwidth, matrix_rate, prefill_operations, step_bytes
+from benchmarks.wide import WidePlan, wide_rows
 from bot.domain import EngineInfo
 from bot.engine.base import Progress
 from bot.engine.benchmark import (
@@ -34,7 +35,7 @@ from bot.engine.benchmark import (
 from bot.engine.chatglm.causal import ChatGLMForServing
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.loading import DType, find_device, load_random
-from bot.engine.chatglm.memory import Setup, needs
+from bot.engine.chatglm.memory import LoadParameters, needs
 from bot.engine.chatglm.model import ChatGLM
 from bot.engine.chatglm.weights import Quantization
 from bot.engine.memory_available import available_bytes
@@ -89,6 +90,7 @@ class SuitePlan:
     long_prompt: int  # tokens of the prompt for prefill
     long_share: float | None = None  # share of the matrix rate
     channels: ChannelsPlan | None = None
+    wide: WidePlan | None = None
     load_times: float | None = None  # multiple of the time to read the file
 
     @property
@@ -110,6 +112,7 @@ PLANS = {
         prompt=256,
         tokens=64,
         long_prompt=256,
+        wide=WidePlan(),
     ),
     "cuda": SuitePlan(
         name="cuda",
@@ -161,6 +164,8 @@ class _Suite:
         measured: list[SuiteRow] = []
         for weights in self._plan.weights:
             measured += self._weights(weights)
+        if self._plan.wide is not None:
+            measured += self._wide(self._plan.wide)
         if self._plan.load_times is not None:
             measured.append(self._loading(self._plan.load_times))
         yield SuiteRow("memory bandwidth", self._bandwidth / 1e9, "GB/s", remark="best read or copy of 512 MiB")
@@ -168,6 +173,12 @@ class _Suite:
             "matrix rate", self._matrix_rate / 1e12, "TFLOP/s", remark="best bfloat16 product of large matrices"
         )
         yield from measured
+
+    def _wide(self, wide: WidePlan) -> Iterator[SuiteRow]:
+        plan = self._plan
+        kinds = [each.quantization for each in plan.weights]
+        yield from wide_rows(wide, kinds, plan.dtype_name, plan.device, self._repeat, self._watch)
+        self._free_memory()
 
     def _measure_limits(self) -> None:
         """Keep the best values: other load on the machine changes from minute to minute."""
@@ -236,7 +247,9 @@ class _Suite:
     def _fits(self, weights: WeightsPlan, slots: int) -> bool:
         """Return True if cache and workspace fit beside the loaded weights."""
         config = replace(self._config, max_sequence_length=self._length)
-        need = needs(Setup(config, weights.quantization, self._plan.dtype, (self._device,), slots))[self._device]
+        need = needs(LoadParameters(config, weights.quantization, self._plan.dtype, (self._device,), slots))[
+            self._device
+        ]
         available = available_bytes(self._device)
         return available is None or need.cache + need.workspace <= available
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from bot.engine import backends
 from bot.engine.base import Engine, Memory, Progress, silent
 from bot.engine.library import ChatModel
+from bot.engine.shared import SharedSection
 from bot.errors import EngineMisconfigured, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -63,10 +64,15 @@ def find_backend(options: "EngineSection") -> str:
         return options.backend
     if options.urls:
         return "remote"
+    if options.model == "demo":
+        return "chatglm"
     # Not for remote, whose process may lack the packages of local models.
-    from bot.engine.model_folder import backend_of
+    try:
+        from bot.engine.model_folder import backend_of
+    except ModuleNotFoundError as exc:
+        _refuse_missing(options, "auto", exc)
 
-    return "chatglm" if options.model == "demo" else backend_of(options.model, options.revision)
+    return backend_of(options.model, options.revision)
 
 
 def _backend(options: "EngineSection") -> ModuleType:
@@ -80,14 +86,26 @@ def _backend(options: "EngineSection") -> ModuleType:
             f'engine.urls only works with engine.backend = "remote", but it is "{name}": set it to "remote", or remove '
             "engine.urls"
         )
+    if isinstance(options, SharedSection) and name != "chatglm":
+        table = next(iter(options.prefixes))
+        raise EngineMisconfigured(
+            f'models.{table}.base only works with a ChatGLM-6B (backend "chatglm"), but "{options.model}" is served by '
+            f'"{name}": remove it, and give models.{table} a model of its own'
+        )
     try:
         return import_module(f"{backends.__name__}.{name}")
     except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("bot."):
-            raise
-        wanted = f'"chatglm-bot[{name}]"' if name in EXTRAS else "chatglm-bot"
-        place = f'engine.backend = "{name}"' if options.backend == name else f'engine.model = "{options.model}"'
-        raise EngineUnavailable(
-            f"{place} needs the package {exc.name}, which is not installed: "
-            f'run python -m pip install {wanted}, or set engine.backend = "remote" or "echo"'
-        ) from exc
+        _refuse_missing(options, name, exc)
+
+
+def _refuse_missing(options: "EngineSection", backend: str, error: ModuleNotFoundError) -> NoReturn:
+    """Name the package that a backend misses; a missing module of our own is a bug."""
+    if error.name is None or error.name.startswith("bot."):
+        raise error
+    wanted = f'"chatglm-bot[{backend}]"' if backend in EXTRAS else "chatglm-bot"
+    is_set = options.backend == backend != "auto"
+    place = f'engine.backend = "{backend}"' if is_set else f'engine.model = "{options.model}"'
+    raise EngineUnavailable(
+        f"{place} needs the package {error.name}, which is not installed: "
+        f'run python -m pip install {wanted}, or set engine.backend = "remote" or "echo"'
+    ) from error

@@ -183,7 +183,7 @@ class HotSwapEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if (reason := await self._close(CLOSING_SECONDS)) is not None:
-            log.error("exiting without the end of the model", reason=reason)
+            log.error("exiting before the model has stopped", reason=reason)
 
     # Requests.
 

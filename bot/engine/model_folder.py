@@ -4,9 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from httpx2 import HTTPError  # huggingface_hub does not wrap it when a download is cut off
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+import huggingface_hub  # imports its parts, for up to 0.3 s, only when they are used
 
 from bot.engine.chatglm.config import read_json
 from bot.errors import CheckpointError, EngineUnavailable
@@ -41,10 +39,17 @@ def find_folder(model: str, revision: str, download: Callable[[str, str], Path])
                 "folder: remove engine.revision"
             )
         return folder
-    if not _HUB_NAME.fullmatch(model):
+    if not is_hub_name(model):
         raise CheckpointError(
             f'engine.model = "{shown(model)}": no such folder; name a folder, a model of the hub as "owner/name", or "demo"'
         )
+    return _downloaded(model, revision, download)
+
+
+def _downloaded(model: str, revision: str, download: Callable[[str, str], Path]) -> Path:
+    from httpx2 import HTTPError  # huggingface_hub does not wrap it when a download is cut off
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
     try:
         return download(model, revision)
     except RepositoryNotFoundError as exc:
@@ -62,6 +67,10 @@ def find_folder(model: str, revision: str, download: Callable[[str, str], Path])
         ) from exc
 
 
+def is_hub_name(model: str) -> bool:
+    return _HUB_NAME.fullmatch(model) is not None
+
+
 def backend_of(model: str, revision: str) -> str:
     """Return the backend for a model: its config.json, downloaded if needed, tells.
 
@@ -71,6 +80,15 @@ def backend_of(model: str, revision: str) -> str:
     """
     folder = find_folder(model, revision, _download_config)
     return "chatglm" if read_json(folder / "config.json").get("model_type") == "chatglm" else "transformers"
+
+
+def snapshot_download(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    """Download a model's files whose names match; return their folder.
+
+    Raises:
+        As the function of huggingface_hub.
+    """
+    return huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=allow_patterns)
 
 
 def _download_config(model: str, revision: str) -> Path:

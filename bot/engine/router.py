@@ -27,6 +27,7 @@ from bot.domain import (
 )
 from bot.engine.base import Engine, Memory, Progress, silent
 from bot.engine.hot_swap import SUPERSEDED, HotSwapEngine, Opener, guarded
+from bot.engine.shared import base_of, with_prefixes
 from bot.errors import EngineBusy, EngineError, EngineUnavailable, PromptTooLong
 from bot.util.clock import Clock
 
@@ -47,7 +48,8 @@ class ModelRouter:
     """Passes each request to the model that it names, by default that of `[engine]`.
 
     If that cannot begin an answer, its fallback does; an answer that has begun is never
-    replaced.  Each model has its own queue and its own changes (`HotSwapEngine`).  `info`,
+    replaced.  Each model has its own queue and its own changes (`HotSwapEngine`); tables with
+    a `base` share those of another, and differ in the P-Tuning prefix of their rows.  `info`,
     `load` and `count_tokens` are those of the default model, or of its fallback while it is
     not loaded.
 
@@ -74,6 +76,7 @@ class ModelRouter:
         self._needs: dict[str, Memory] = {}
         self._checked: dict[str, Memory] = {}  # needs of a change in progress
         self._starting = asyncio.Lock()
+        self._changes: dict[str, asyncio.Task[str | None]] = {}  # the latest of each loaded model
 
     @property
     def info(self) -> EngineInfo:
@@ -96,16 +99,18 @@ class ModelRouter:
             EngineUnavailable: It is unknown or not loaded, and has no loaded fallback.
         """
         chain = self._chain(name or DEFAULT_MODEL)
-        return self._engine(next((each for each in chain if each in self._engines), chain[0]))
+        return self._engine(next((each for each in chain if self._base(each) in self._engines), chain[0]))
 
     def statuses(self) -> list[ModelStatus]:
         """Return the state of every model, the default one first."""
-        return [
-            ModelStatus(name, engine.info, engine.load)
-            if (engine := self._engines.get(name)) is not None
-            else ModelStatus(name, fault=self._faults.get(name))
-            for name in self._wanted
-        ]
+        return [self._status(name) for name in self._wanted]
+
+    def _status(self, name: str) -> ModelStatus:
+        base, shared = self._base(name), self._wanted[name].base
+        engine = self._engines.get(base)
+        if engine is None:
+            return ModelStatus(name, fault=self._faults.get(base), base=shared)
+        return ModelStatus(name, engine.info, _load_in_table(base, engine.load), base=shared)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         """Stream the answer as an Engine, with a `Fallback` before the text of a fallback.
@@ -118,7 +123,8 @@ class ModelRouter:
             has_begun, has_fallback = False, name != names[-1]
             try:
                 engine = self._engine(name)
-                own = replace(request, has_fallback=has_fallback)
+                prefix = name if self._base(name) != name else ""
+                own = replace(request, has_fallback=has_fallback, prefix=prefix)
                 if name != names[0]:
                     own = replace(own, messages=await asyncio.to_thread(_fitting, request, engine))
                     yield Fallback(name, len(request.messages) - len(own.messages))
@@ -130,8 +136,9 @@ class ModelRouter:
                 raise  # the limits of the model, which another one would hide
             except EngineError as error:
                 if has_begun or not has_fallback:
-                    raise
-                log.warning("a model cannot answer, its fallback takes over", model=name, error=str(error))
+                    raise _error_in_table(self._base(name), error) from None
+                why = _in_table(self._base(name), str(error))
+                log.warning("a model cannot answer, its fallback takes over", model=name, error=why)
             else:
                 return
 
@@ -142,23 +149,33 @@ class ModelRouter:
             EngineUnavailable: The new and the old model cannot be loaded.
         """
         self._wanted[name] = section
+        base = self._base(name)
         async with self._starting:
             if self._wanted[name] is not section:
                 return SUPERSEDED
-            if name in self._faults:
+            if base in self._faults:
                 try:
-                    await self._start(name)
+                    await self._start(base)
                 except EngineError as error:
-                    self._faults[name] = str(error)
-                return self._faults.get(name)
+                    self._faults[base] = str(error)
+                return self._faults.get(base)
+        change = self._changes[base] = asyncio.create_task(self._change(base), name=f"change of {base}")
+        failure = await change
+        # The change of a table that shares this model covers this one's: both are in `_wanted`.
+        while failure == SUPERSEDED and self._wanted[name] is section and self._changes[base] is not change:
+            change = self._changes[base]
+            failure = await change
+        return failure
+
+    async def _change(self, base: str) -> str | None:
         try:
-            failure = await self._engines[name].change(section)
+            failure = await self._engines[base].change(with_prefixes(self._wanted, base))
         except EngineUnavailable as error:
-            raise EngineUnavailable(_in_table(name, str(error))) from error
+            raise EngineUnavailable(_in_table(base, str(error))) from error
         if failure is None:
-            self._needs[name] = self._checked.get(name, {})
+            self._needs[base] = self._checked.get(base, {})
             return None
-        return _in_table(name, failure)
+        return _in_table(base, failure)
 
     async def __aenter__(self) -> Self:
         """Load the models, one after the other.
@@ -168,7 +185,7 @@ class ModelRouter:
         """
         errors: dict[str, EngineError] = {}
         try:
-            for name in self._wanted:
+            for name in [each for each in self._wanted if self._base(each) == each]:
                 try:
                     await self._start(name)
                 except EngineError as error:
@@ -177,8 +194,9 @@ class ModelRouter:
                     errors[name] = error
                     self._faults[name] = str(error)
                     log.error("model not loaded", model=name, fallback=self._wanted[name].fallback, error=str(error))
-            for name, failure in errors.items():
-                if not any(other in self._engines for other in self._chain(name)):
+            for name in self._wanted:
+                failure = errors.get(self._base(name))
+                if failure is not None and not any(self._base(other) in self._engines for other in self._chain(name)):
                     raise failure
         except BaseException:
             await self.__aexit__(None, None, None)
@@ -200,14 +218,18 @@ class ModelRouter:
     def _default(self) -> Engine:
         return self.serving(DEFAULT_MODEL)
 
+    def _base(self, name: str) -> str:
+        return base_of(self._wanted, name)
+
     def _engine(self, name: str) -> HotSwapEngine:
-        engine = self._engines.get(name)
+        base = self._base(name)
+        engine = self._engines.get(base)
         if engine is None:
-            raise EngineUnavailable(f"the model {name} is not loaded: {self._faults.get(name, 'no such model')}")
+            raise EngineUnavailable(f"the model {name} is not loaded: {self._faults.get(base, 'no such model')}")
         return engine
 
     async def _start(self, name: str) -> None:
-        section, check = self._wanted[name], partial(self._check_beside_others, name)
+        section, check = with_prefixes(self._wanted, name), partial(self._check_beside_others, name)
         engine = HotSwapEngine(section, self._open, self._clock, check=check, progress=self._progress)
         try:
             await engine.check(section)
@@ -227,11 +249,16 @@ class ModelRouter:
 
 
 def check_models(sections: Mapping[str, EngineSection], check: Check) -> Iterator[tuple[str, EngineError | None]]:
-    """Check the models in the order in which they are loaded; yield each name, and the error if there is one."""
+    """Check the models in the order in which they are loaded; yield each name, and the error if there is one.
+
+    A table that shares a model is checked with it.
+    """
     taken: Counter[str] = Counter()
-    for name, section in sections.items():
+    for name in sections:
+        if base_of(sections, name) != name:
+            continue
         try:
-            taken.update(guarded(check, section, taken))
+            taken.update(guarded(check, with_prefixes(sections, name), taken))
         except EngineError as error:
             yield name, _error_in_table(name, error)
         else:
@@ -256,8 +283,18 @@ def _in_table(name: str, sentence: str) -> str:
 
     >>> _in_table("big", 'engine.model = "/x": no such folder')
     'models.big.model = "/x": no such folder'
+    >>> _in_table("big", "set BOT_ENGINE__KEY or the secret file engine__key")
+    'set BOT_MODELS__BIG__KEY or the secret file models__big__key'
     """
-    return sentence if name == DEFAULT_MODEL else re.sub(r"(?<![\w./-])engine\.(?=[a-z])", f"models.{name}.", sentence)
+    if name == DEFAULT_MODEL:
+        return sentence
+    sentence = sentence.replace("BOT_ENGINE__", f"BOT_MODELS__{name.upper()}__")
+    sentence = re.sub(r"\bengine__(?=[a-z])", f"models__{name}__", sentence)
+    return re.sub(r"(?<![\w./-])engine\.(?=[a-z])", f"models.{name}.", sentence)
+
+
+def _load_in_table(name: str, load: EngineLoad) -> EngineLoad:
+    return load if load.fault is None else replace(load, fault=_in_table(name, load.fault))
 
 
 def _error_in_table(name: str, error: EngineError) -> EngineError:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 
 from bot.config.schema import EngineSection
 from bot.domain import EngineInfo
@@ -12,8 +11,9 @@ from bot.engine.base import Memory, Progress, silent
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import check_load, load
 from bot.engine.chatglm.tokenizer import MODEL_FILE, ChatGLMTokenizer
-from bot.engine.model_folder import DEMO, find_folder
+from bot.engine.model_folder import DEMO, find_folder, snapshot_download
 from bot.engine.serving.engine import LoadedModel, ServingEngine
+from bot.engine.shared import SharedSection
 
 # Networks up to this hidden size run on one thread.  At 256 on two cores a decode step takes
 # 1.7 ms with one thread and 1.6 ms with two; with other load on a core, 2.6 ms and 10.8 ms.
@@ -34,7 +34,8 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             dtype=options.dtype,
             device=options.device,
             slots=options.max_batch_size,
-            ptuning=_ptuning(options),
+            ptuning=_folder(options.ptuning),
+            prefixes=_prefixes(options),
             context=options.context_length,
             name=options.model,
             progress=report,
@@ -67,15 +68,22 @@ def preflight(options: EngineSection, taken: Memory) -> Memory:
         dtype=options.dtype,
         device=options.device,
         slots=options.max_batch_size,
-        ptuning=_ptuning(options),
+        ptuning=_folder(options.ptuning),
+        prefixes=_prefixes(options),
         context=options.context_length,
         name=options.model,
         taken=taken,
     )
 
 
-def _ptuning(options: EngineSection) -> Path | None:
-    return Path(options.ptuning).expanduser() if options.ptuning else None
+def _prefixes(options: EngineSection) -> dict[str, Path | None]:
+    if not isinstance(options, SharedSection):
+        return {}
+    return {name: _folder(ptuning) for name, ptuning in options.prefixes.items()}
+
+
+def _folder(ptuning: str) -> Path | None:
+    return Path(ptuning).expanduser() if ptuning else None
 
 
 def find_checkpoint(model: str, revision: str = "") -> Path:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -27,7 +27,9 @@ from bot.domain import (
 from bot.engine.base import Memory, Progress, silent
 from bot.engine.remote.api import ServerApi, certificates
 from bot.engine.remote.endpoints import Endpoint, Endpoints
-from bot.engine.remote.errors import ContextExceeded, ServerFailed
+from bot.engine.remote.errors import ContextExceeded, ServerFailed, describe
+from bot.engine.remote.stream import without_space
+from bot.engine.remote.tokens import TokenEstimates
 from bot.engine.serving.queue import FairQueue, SlotTicket
 from bot.engine.thoughts import Thoughts
 from bot.errors import AnswerBrokenOff, EngineFailed, EngineMisconfigured, PromptTooLong
@@ -78,6 +80,16 @@ class _Answer:
     deltas: int = 0
     failures: int = 0
     failed_on: Endpoint | None = None
+    refused_by: set[Endpoint] = field(default_factory=set)
+
+    def failed(self, endpoint: Endpoint, error: Exception, *, is_only: bool) -> None:
+        """Count an attempt that failed; a busy server was not asked to answer."""
+        self.failed_on = endpoint
+        fault = error if isinstance(error, ServerFailed) else ServerFailed("")
+        # Others wait while the only server rests, and a request may be the cause of its 500s.
+        self.failures += 0 if fault.is_busy else 2 if is_only and fault.status == 500 else 1
+        if fault.is_refusal:
+            self.refused_by.add(endpoint)
 
 
 class RemoteEngine:
@@ -94,7 +106,7 @@ class RemoteEngine:
         self._endpoints = Endpoints(options.urls, options.max_batch_size, clock)
         self._queue = FairQueue(0, options.max_waiting, clock.now)
         self._model = "" if options.model == "demo" else options.model
-        self._tokens_per_estimate = 1.0  # of the last prompt that a server has counted
+        self._tokens = TokenEstimates(clock)
         self._has_failure = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
 
@@ -115,7 +127,7 @@ class RemoteEngine:
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         """Estimate the tokens, as the last prompt that a server has counted suggests."""
-        return max(1, round(_estimate(messages) * self._tokens_per_estimate))
+        return self._tokens.of(messages)
 
     def tokenize(self, text: str) -> None:
         """Return None: the servers have the tokenizer."""
@@ -144,10 +156,10 @@ class RemoteEngine:
                             break
                         if (mistake := self._endpoints.mistake) is not None:
                             raise EngineFailed(f"no model server can be used: {mistake}") from error
-                        answer.failed_on = endpoint
-                        answer.failures += not (isinstance(error, ServerFailed) and error.is_busy)
-                        if answer.failures >= _MOST_FAILURES:
-                            raise EngineFailed("the model servers fail at this request") from error
+                        answer.failed(endpoint, error, is_only=len(self._endpoints.all) == 1)
+                        if answer.failures >= _MOST_FAILURES or len(answer.refused_by) in {2, len(self._endpoints.all)}:
+                            why = f"{endpoint.host}: {self._describe(error)}"
+                            raise EngineFailed(f"the model servers fail at this request: {why}") from error
                     else:
                         return
                 self._queue.resize(self._endpoints.slots)
@@ -166,7 +178,7 @@ class RemoteEngine:
             if (endpoint := next(able, None)) is not None:
                 tokens = await self._api.count(endpoint, self._model, messages)
                 if tokens:
-                    self._tokens_per_estimate = tokens / _estimate(messages)
+                    self._tokens.counted(messages, tokens)
         return self.count_tokens(messages)
 
     async def _turn(self, ticket: SlotTicket, answer: _Answer) -> AsyncGenerator[Queued, None]:
@@ -214,7 +226,7 @@ class RemoteEngine:
                         if is_rest:
                             if chunk.reasoning:
                                 raise ServerFailed("it thinks instead of continuing", is_lasting=True)
-                            text, space = _without(space, chunk.text)
+                            text, space = without_space(space, chunk.text)
                         else:
                             thought, text = thoughts.feed(chunk.text)
                             if thought := chunk.reasoning + thought:
@@ -234,6 +246,8 @@ class RemoteEngine:
             answer.deltas += 1
             yield Delta(text)
         endpoint.succeed()
+        if usage is not None and usage.prompt_tokens and not is_rest:
+            self._tokens.answered(request.messages, usage.prompt_tokens)
         if usage is None or is_rest:
             usage = Usage(answer.prompt_tokens, answer.deltas + 1)
         yield Finished(reason, usage)
@@ -264,7 +278,7 @@ class RemoteEngine:
                     async for event in events:
                         yield event
             except _FAULTS as error:
-                if isinstance(error, ServerFailed) and error.is_lasting:
+                if isinstance(error, ServerFailed) and (error.is_lasting or error.is_refusal):
                     log.info("a model server does not continue an answer", server=endpoint.host, why=error.why)
                     able.remove(endpoint)
                 else:
@@ -279,23 +293,29 @@ class RemoteEngine:
     def _too_long(self, endpoint: Endpoint, request: ChatRequest, error: ContextExceeded) -> PromptTooLong:
         if error.limit:
             endpoint.context_length = min(error.limit, self._context_length)
-        tokens, limit = self.count_tokens(request.messages), self._context_length
-        if tokens < limit:  # the estimate was too low
-            self._tokens_per_estimate *= max(1.3, limit / tokens)
+        limit = self._context_length
+        self._tokens.refused(request.messages, limit)
         return PromptTooLong(max(self.count_tokens(request.messages), limit), limit)
 
     def _report(self, endpoint: Endpoint, error: Exception) -> None:
-        fault = error if isinstance(error, ServerFailed) else ServerFailed(type(error).__name__)
+        fault = error if isinstance(error, ServerFailed) else ServerFailed("")
+        why = self._describe(error)
+        if fault.is_refusal:  # of one request: the server is well
+            log.warning("a model server refuses a request", server=endpoint.host, why=why)
+            return
         endpoint.fail(
             self._clock.now(),
-            fault.why,
+            why,
             fault.seconds,
             is_unreachable=isinstance(error, httpx.TransportError),
             is_loading=fault.is_loading,
             is_misconfigured=fault.is_lasting,
         )
         self._has_failure.set()
-        log.warning("a model server failed", server=endpoint.host, why=fault.why, failures=endpoint.failures)
+        log.warning("a model server failed", server=endpoint.host, why=why, failures=endpoint.failures)
+
+    def _describe(self, error: Exception) -> str:
+        return error.why if isinstance(error, ServerFailed) else describe(error, self._options)
 
     async def __aenter__(self) -> Self:
         """Ask the servers for their models; they may also start later.
@@ -336,11 +356,17 @@ class RemoteEngine:
             models = {}
         if not self._model:
             if len(models) != 1:
-                known = ", ".join(sorted(models)[:20]) or "none"
+                known = ", ".join(sorted(models)[:20])
                 why = f"set engine.model to one of the models at {endpoint.host}: {known}"
-                self._report(endpoint, ServerFailed(why, is_lasting=True))
+                missing = f"{endpoint.host} has no model: load one there, and set engine.model to its name"
+                self._report(endpoint, ServerFailed(why if models else missing, is_lasting=True))
                 return
             self._model = next(iter(models))
+        before, endpoint.models = endpoint.models, tuple(sorted(models))
+        if models and endpoint.models != before and not endpoint.has(self._model):
+            # A proxy may have more than it lists.
+            known = ", ".join(endpoint.models[:20])
+            log.warning("the model is not in a server's list", model=self._model, server=endpoint.host, known=known)
         if not self._options.context_length:
             endpoint.context_length = models.get(self._model) or endpoint.context_length
         if not endpoint.is_listed:
@@ -354,30 +380,6 @@ class RemoteEngine:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         await self._api.close()
-
-
-def estimate_tokens(text: str) -> int:
-    """Estimate, rather too high, the tokens of a message: one per CJK character, else one per three.
-
-    Each message has a few more for its role.
-    """
-    wide = sum(character > "\u2e7f" for character in text)
-    return 4 + wide + (len(text) - wide + 2) // 3
-
-
-def _estimate(messages: Sequence[ChatMessage]) -> int:
-    return max(1, sum(estimate_tokens(message.content) for message in messages))
-
-
-def _without(space: str, text: str) -> tuple[str, str]:
-    r"""Return the text without the space that was shown already, and what is left of that.
-
-    >>> _without("\n\n", "\n"), _without("\n", "\nNext"), _without(" ", "end")
-    (('', '\n'), ('Next', ''), ('end', ''))
-    """
-    while space and text.startswith(space[0]):
-        space, text = space[1:], text[1:]
-    return text, "" if text else space
 
 
 def _require_urls(options: EngineSection) -> None:

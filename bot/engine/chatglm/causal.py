@@ -1,9 +1,9 @@
 """ChatGLM as a `CausalLM`: batches of prompts or single tokens in, logits out."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 import torch
 from torch import Tensor
@@ -23,9 +23,10 @@ from bot.engine.serving.cuda_graphs import Capture, CudaGraphs, GraphRunner
 class ChatGLMForServing:
     """A `CausalLM`: the network with a cache of `slots` sequences.
 
-    `prefix` is a P-Tuning v2 prefix as in `WholeSequence`.  `stages` is the number of
-    devices that share the layers; each has its own cache.  `capture` records decode steps
-    for replay; None selects CUDA graphs where the device supports them.
+    `prefix` is a P-Tuning v2 prefix as in `WholeSequence`, and `prefixes` are more of them by
+    name: each sequence has its own.  `stages` is the number of devices that share the layers;
+    each has its own cache.  `capture` records decode steps for replay; None selects CUDA
+    graphs where the device supports them.
 
     Raises:
         EngineUnavailable: There is not enough memory for the cache.
@@ -38,6 +39,7 @@ class ChatGLMForServing:
         slots: int,
         quantization: str = "none",
         prefix: Tensor | None = None,
+        prefixes: Mapping[str, Tensor] = MappingProxyType({}),
         stages: int = 1,
         capture: Capture | None = None,
     ) -> None:
@@ -47,8 +49,10 @@ class ChatGLMForServing:
         self.slots = slots
         self._layouts: dict[int, Layout] = {}
         self._stages = split_layers(config.num_layers, stages)
-        prefix_tokens = 0 if prefix is None else prefix.shape[3]
-        numbers = 2 * config.num_layers * slots * config.hidden_size * (prefix_tokens + config.max_sequence_length)
+        known = dict(prefixes) if prefix is None else {"": prefix, **prefixes}
+        lengths = [each.shape[3] for each in known.values()]
+        tokens = slots * (max(lengths, default=0) + config.max_sequence_length) + sum(lengths)
+        numbers = 2 * config.num_layers * config.hidden_size * tokens
         with explain_out_of_memory(slots, config.max_sequence_length, numbers * network.dtype.itemsize):
             self._caches = [
                 KeyValueCache(
@@ -59,7 +63,7 @@ class ChatGLMForServing:
                     head_dim=config.head_dim,
                     dtype=network.dtype,
                     device=network.blocks[layers[0]].device,
-                    prefix=None if prefix is None else prefix[layers.start : layers.stop],
+                    prefixes={name: each[layers.start : layers.stop] for name, each in known.items()},
                 )
                 for layers in self._stages
             ]
@@ -121,7 +125,7 @@ class ChatGLMForServing:
         hidden = self.network.hidden(
             torch.tensor([[*chain(*batch.tokens)]], device=self.device),
             positions[None].to(self.device),
-            self._attend(lambda cache: cache.prefill(batch.slots, masks)),
+            self._attend(lambda cache: cache.prefill(batch.slots, masks, batch.prefixes)),
         )
         return hidden[0, [end - 1 for end in accumulate(sizes)]]
 

@@ -1,9 +1,11 @@
 """Load a checkpoint folder, or random weights, as a model ready to serve."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from bot.engine.chatglm.weights import (
     bits_of,
     build_network,
     check_heads,
+    check_prefix,
     check_quantization,
     expected_shapes,
     ptuning_length,
@@ -35,6 +38,10 @@ from bot.errors import CheckpointError, EngineUnavailable
 log = logging.getLogger(__name__)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+Folders = Mapping[str, Path | None]
+"""Folders of P-Tuning v2 prefixes by the name of a `[models.NAME]`; None is the checkpoint's own, if it has one."""
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +53,7 @@ def load(
     device: str = "auto",
     slots: int = 8,
     ptuning: Path | None = None,
+    prefixes: Folders = MappingProxyType({}),
     half_angles: bool = False,
     context: int = 0,
     name: str = "",
@@ -54,25 +62,21 @@ def load(
     """Load a checkpoint folder; `progress` is called with bytes read and total bytes.
 
     A quantised checkpoint is detected and requires `quantization` "none".  `ptuning` is a
-    folder with a P-Tuning v2 prefix.  A `context` below the model's saves memory; 0 is the
-    model's.  `name` is the model's name in messages, by default its folder's.
+    folder with a P-Tuning v2 prefix, `prefixes` are more of them.  A `context` below the
+    model's saves memory; 0 is the model's.  `name` is the model's name in messages, by
+    default its folder's.
 
     Raises:
         CheckpointError: The folder is incomplete or of another model.
         EngineUnavailable: Unknown device, or not enough memory.
     """
-    opened = _open(folder, quantization, dtype, device, slots, ptuning, context, name or folder.name, available_bytes)
-    checkpoint, prefix_checkpoint, config, devices, estimate, _ = opened
-    log.info("%s", estimate)
+    folders = {"": ptuning, **prefixes}
+    opened = _open(folder, quantization, dtype, device, slots, folders, context, name or folder.name, available_bytes)
+    config, devices = opened.config, opened.devices
+    log.info("%s", opened.estimate)
     kind = quantization if quantization != "none" else stored_quantization(config)
-    prefix = read_prefix(prefix_checkpoint, config)
-    if prefix is None and ptuning is not None:
-        raise CheckpointError(
-            f"{ptuning} holds no P-Tuning prefix (no tensor {PREFIX}embedding.weight): name the output folder of the "
-            'training, or set engine.ptuning = ""'
-        )
     network = read_network(
-        checkpoint,
+        opened.checkpoint,
         config,
         quantization=quantization,
         dtype=find_dtype(dtype, devices[0], kind),
@@ -80,7 +84,17 @@ def load(
         half_angles=half_angles,
         progress=progress,
     )
-    return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=prefix, stages=len(devices))
+    read = {name: _read_prefix(checkpoint, config) for name, checkpoint in opened.prefixes.items()}
+    own = read.pop("")
+    return ChatGLMForServing(network, slots=slots, quantization=kind, prefix=own, prefixes=read, stages=len(devices))
+
+
+def _read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor:
+    """Read a prefix; one of no tokens if there is none."""
+    prefix = read_prefix(checkpoint, config)
+    if prefix is None:
+        return torch.empty(config.num_layers, 2, config.num_attention_heads, 0, config.head_dim)
+    return prefix
 
 
 def check_load(
@@ -91,6 +105,7 @@ def check_load(
     device: str,
     slots: int,
     ptuning: Path | None,
+    prefixes: Folders,
     context: int,
     name: str,
     taken: Memory,
@@ -107,8 +122,19 @@ def check_load(
         free = available_bytes(device, as_if_alone=True)
         return None if free is None else free - taken.get(str(device), 0)
 
-    *_, needs = _open(folder, quantization, dtype, device, slots, ptuning, context, name, available)
-    return needs
+    folders = {"": ptuning, **prefixes}
+    return _open(folder, quantization, dtype, device, slots, folders, context, name, available).needs
+
+
+class _Opened(NamedTuple):
+    """A checkpoint that fits the machine, and those of its prefixes by name; "" is its own."""
+
+    checkpoint: Checkpoint
+    prefixes: dict[str, Checkpoint]
+    config: ChatGLMConfig
+    devices: list[torch.device]
+    estimate: str
+    needs: Memory
 
 
 def _open(
@@ -117,12 +143,12 @@ def _open(
     dtype: DType,
     device: str,
     slots: int,
-    ptuning: Path | None,
+    folders: Folders,
     context: int,
     name: str,
     available: memory.Available,
-) -> tuple[Checkpoint, Checkpoint, ChatGLMConfig, list[torch.device], str, Memory]:
-    """Open the checkpoint and the one of its prefix; check quantisation, heads and memory."""
+) -> _Opened:
+    """Open the checkpoint and those of its prefixes; check quantisation, heads, prefixes and memory."""
     config = read_config(folder)
     devices = find_devices(device, config.num_layers)
     check_quantization(folder, config, quantization)
@@ -131,16 +157,25 @@ def _open(
     check_heads(checkpoint, config)
     if context:
         config = replace(config, max_sequence_length=min(context, config.max_sequence_length))
-    prefix_checkpoint = checkpoint if ptuning is None else Checkpoint(ptuning)
-    prefix = ptuning_length(prefix_checkpoint)
+    prefixes = {each: checkpoint if place is None else Checkpoint(place) for each, place in folders.items()}
+    for each, place in folders.items():
+        setting = f"models.{each}.ptuning" if each else "engine.ptuning"
+        if not check_prefix(prefixes[each], config, setting) and place is not None:
+            raise CheckpointError(
+                f"{place} holds no P-Tuning prefix (no tensor {PREFIX}embedding.weight): name the output folder of the "
+                f'training, or set {setting} = ""'
+            )
+    lengths = {each: ptuning_length(found) for each, found in prefixes.items()}
 
-    def setup(kind: Quantization) -> memory.Setup:
+    def parameters(kind: Quantization) -> memory.LoadParameters:
         effective = kind if kind != "none" else stored_quantization(config)
-        return memory.Setup(config, kind, find_dtype(dtype, devices[0], effective), tuple(devices), slots, prefix)
+        return memory.LoadParameters(
+            config, kind, find_dtype(dtype, devices[0], effective), tuple(devices), slots, lengths
+        )
 
-    estimate = memory.check(setup(quantization), name, available, setup)
-    needs = {str(device): need.total for device, need in memory.needs(setup(quantization)).items()}
-    return checkpoint, prefix_checkpoint, config, devices, estimate, needs
+    estimate = memory.check(parameters(quantization), name, available, parameters)
+    needs = {str(device): need.total for device, need in memory.needs(parameters(quantization)).items()}
+    return _Opened(checkpoint, prefixes, config, devices, estimate, needs)
 
 
 def load_random(

@@ -1,8 +1,8 @@
 """Estimate a model's memory before loading: weights, KV cache, workspace."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -36,22 +36,28 @@ class Need:
     weights: int
     cache: int  # all slots
     workspace: int  # peak of a step
+    prefixes: int = 0  # P-Tuning prefixes, from which slots are filled
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.workspace
+        return self.weights + self.cache + self.workspace + self.prefixes
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """Load parameters; `config` is from `stored_config`, `prefix` the tokens of a P-Tuning prefix."""
+class LoadParameters:
+    """Load parameters; `config` is from `stored_config`, `prefixes` the tokens of P-Tuning prefixes by name."""
 
     config: ChatGLMConfig
     quantization: Quantization
     dtype: torch.dtype
     devices: tuple[torch.device, ...]
     slots: int
-    prefix: int = 0
+    prefixes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of a slot."""
+        return max(self.prefixes.values(), default=0) + self.config.max_sequence_length
 
     @property
     def kind(self) -> str:
@@ -61,55 +67,59 @@ class Setup:
         return str(self.dtype).removeprefix("torch.") if quantization == "none" else quantization
 
 
-def needs(setup: Setup) -> dict[torch.device, Need]:
+def needs(parameters: LoadParameters) -> dict[torch.device, Need]:
     """Return the required memory of each device."""
     weights: Counter[torch.device] = Counter()
     layers: Counter[torch.device] = Counter()
-    device_of = DeviceMap(setup.devices, setup.config.num_layers)
-    for name, size in _float_shapes(setup).items():
+    device_of = DeviceMap(parameters.devices, parameters.config.num_layers)
+    for name, size in _float_shapes(parameters).items():
         device = device_of(name)
-        weights[device] += _tensor_bytes(setup, name, size, device)
+        weights[device] += _tensor_bytes(parameters, name, size, device)
         layers[device] += name.endswith("query_key_value.weight")
     return {
-        device: Need(weights[device], layers[device] * _layer_cache_bytes(setup), _workspace(setup, device))
+        device: Need(
+            weights[device],
+            layers[device] * parameters.slots * parameters.capacity * _token_bytes(parameters),
+            _workspace(parameters, device),
+            layers[device] * sum(parameters.prefixes.values()) * _token_bytes(parameters),
+        )
         for device in weights
     }
 
 
-def _float_shapes(setup: Setup) -> dict[str, tuple[int, ...]]:
+def _float_shapes(parameters: LoadParameters) -> dict[str, tuple[int, ...]]:
     # Scales of quantised matrices are counted with them.
-    return expected_shapes(replace(setup.config, quantization_bit=0, quantization_embeddings=False))
+    return expected_shapes(replace(parameters.config, quantization_bit=0, quantization_embeddings=False))
 
 
-def _tensor_bytes(setup: Setup, name: str, size: tuple[int, ...], device: torch.device) -> int:
+def _tensor_bytes(parameters: LoadParameters, name: str, size: tuple[int, ...], device: torch.device) -> int:
     if "norm" in name:
         return 4 * prod(size)
     if name.endswith(".bias"):
         return 0  # counted with its matrix
-    bits = bits_of(setup.config, name, setup.quantization)
+    bits = bits_of(parameters.config, name, parameters.quantization)
     rows, columns = size
-    shape = MatrixShape(rows, columns, bits, is_published=setup.config.quantization_bit > 0)
+    shape = MatrixShape(rows, columns, bits, is_published=parameters.config.quantization_bit > 0)
     if name == EMBEDDING:
-        return table_bytes(shape, setup.dtype, device.type)
-    return linear_bytes(shape, setup.dtype, device.type, has_bias=True)
+        return table_bytes(shape, parameters.dtype, device.type)
+    return linear_bytes(shape, parameters.dtype, device.type, has_bias=True)
 
 
-def _layer_cache_bytes(setup: Setup) -> int:
-    tokens = setup.prefix + setup.config.max_sequence_length
-    return 2 * setup.slots * tokens * setup.config.hidden_size * setup.dtype.itemsize
+def _token_bytes(parameters: LoadParameters) -> int:
+    """Return the bytes of a token's key and value in one layer."""
+    return 2 * parameters.config.hidden_size * parameters.dtype.itemsize
 
 
-def _workspace(setup: Setup, device: torch.device) -> int:
-    config, itemsize = setup.config, setup.dtype.itemsize
+def _workspace(parameters: LoadParameters, device: torch.device) -> int:
+    config, itemsize = parameters.config, parameters.dtype.itemsize
     # The longest prefill is one prompt of the whole context, or short ones up to PREFILL_TOKENS.
     tokens = max(PREFILL_TOKENS, config.max_sequence_length)
-    keys = setup.prefix + config.max_sequence_length
-    matrices = {name: prod(size) for name, size in _float_shapes(setup).items() if len(size) == 2}
+    matrices = {name: prod(size) for name, size in _float_shapes(parameters).items() if len(size) == 2}
     table = matrices.pop(EMBEDDING)
     converted, inner = 0, 2 * itemsize
-    if bits_of(config, next(iter(matrices)), setup.quantization):
+    if bits_of(config, next(iter(matrices)), parameters.quantization):
         largest = max(matrices.values())
-        if device.type != "cuda" and setup.slots >= _TABLE_CONVERTED_FROM:
+        if device.type != "cuda" and parameters.slots >= _TABLE_CONVERTED_FROM:
             largest = max(largest, table)
         if device.type == "cpu":
             inner = _PACKED_SUMS
@@ -118,43 +128,48 @@ def _workspace(setup: Setup, device: torch.device) -> int:
         tokens * _ROTATION * config.hidden_size,
         tokens * (_RESIDUAL * config.hidden_size + inner * config.inner_hidden_size) + converted,
     )
-    decode = setup.slots * (_SCORES * config.vocab_size + _ROTATION * config.hidden_size) + converted
-    return max(prefill + _MASK * config.max_sequence_length * keys, decode) + _RESERVE
+    decode = parameters.slots * (_SCORES * config.vocab_size + _ROTATION * config.hidden_size) + converted
+    return max(prefill + _MASK * config.max_sequence_length * parameters.capacity, decode) + _RESERVE
 
 
 Available = Callable[[torch.device], int | None]
 """Returns the bytes available on a device; None if unknown."""
 
 
-def check(setup: Setup, name: str, available: Available, with_quantization: Callable[[Quantization], Setup]) -> str:
-    """Return a line for the log.  `with_quantization` creates the same setup with other weights.
+def check(
+    parameters: LoadParameters,
+    name: str,
+    available: Available,
+    with_quantization: Callable[[Quantization], LoadParameters],
+) -> str:
+    """Return a line for the log.  `with_quantization` creates the same parameters with other weights.
 
     Raises:
         EngineUnavailable: It does not fit; the message names settings that do.
     """
-    required = needs(setup)
+    required = needs(parameters)
     free = {device: available(device) for device in required}
     for device, need in required.items():
         limit = free[device]
         if limit is not None and need.total > limit:
             raise EngineUnavailable(
-                f"{name} as {setup.kind} needs {_gib(need.total)} GiB ({_details(need, setup)}), but {device} has only "
-                f"{_gib(limit)} GiB free: {_advice(setup, free, with_quantization)}"
+                f"{name} as {parameters.kind} needs {_gib(need.total)} GiB ({_details(need, parameters)}), but {device} has only "
+                f"{_gib(limit)} GiB free: {_advice(parameters, free, with_quantization)}"
             )
     sums = [
-        f"{device} needs {_gib(need.total)} GiB ({_details(need, setup)}), "
+        f"{device} needs {_gib(need.total)} GiB ({_details(need, parameters)}), "
         + ("free memory unknown" if (limit := free[device]) is None else f"{_gib(limit)} GiB free")
         for device, need in required.items()
     ]
-    return f"{name} as {setup.kind}: {'; '.join(sums)}"
+    return f"{name} as {parameters.kind}: {'; '.join(sums)}"
 
 
-def largest_batch(setup: Setup, free: dict[torch.device, int | None]) -> int:
-    """Return the largest number of slots that fits, at most `setup.slots`; 0 is none."""
-    low, high = 0, setup.slots
+def largest_batch(parameters: LoadParameters, free: dict[torch.device, int | None]) -> int:
+    """Return the largest number of slots that fits, at most `parameters.slots`; 0 is none."""
+    low, high = 0, parameters.slots
     while low < high:  # bisection: the required memory grows with the slots
         middle = (low + high + 1) // 2
-        if _fits(replace(setup, slots=middle), free):
+        if _fits(replace(parameters, slots=middle), free):
             low = middle
         else:
             high = middle - 1
@@ -162,22 +177,24 @@ def largest_batch(setup: Setup, free: dict[torch.device, int | None]) -> int:
 
 
 def _advice(
-    setup: Setup, free: dict[torch.device, int | None], with_quantization: Callable[[Quantization], Setup]
+    parameters: LoadParameters,
+    free: dict[torch.device, int | None],
+    with_quantization: Callable[[Quantization], LoadParameters],
 ) -> str:
     """Name settings that fit: the largest batch with the given weights, then with smaller ones."""
     ways: list[str] = []
     most = 0
-    kinds: list[Quantization] = [setup.quantization]
-    if not setup.config.quantization_bit:
+    kinds: list[Quantization] = [parameters.quantization]
+    if not parameters.config.quantization_bit:
         order: tuple[Quantization, ...] = ("none", "int8", "int4")
-        kinds = [*order[order.index(setup.quantization) :]]
+        kinds = [*order[order.index(parameters.quantization) :]]
     for kind in kinds:
         other = with_quantization(kind)
         batch = largest_batch(other, free)
         if batch > most:
             most = batch
-            wanted = [] if kind == setup.quantization else [f'engine.quantization = "{kind}"']
-            if batch < setup.slots:
+            wanted = [] if kind == parameters.quantization else [f'engine.quantization = "{kind}"']
+            if batch < parameters.slots:
                 wanted.append(f"{'' if wanted else 'engine.'}max_batch_size = {batch}")
             ways.append(" with ".join(wanted))
     if ways:
@@ -186,19 +203,24 @@ def _advice(
     for context in range(smallest.config.max_sequence_length // 2, 255, -128):
         shorter = replace(smallest, config=replace(smallest.config, max_sequence_length=context))
         if _fits(shorter, free):
-            kind_too = "" if kinds[-1] == setup.quantization else f'engine.quantization = "{kinds[-1]}", '
+            kind_too = "" if kinds[-1] == parameters.quantization else f'engine.quantization = "{kinds[-1]}", '
             return f"{kind_too}engine.max_batch_size = 1 and context_length = {context} fit"
     least = max(need.total for need in needs(smallest).values())
     return f"this model needs at least {_gib(least)} GiB; free memory, or name another device"
 
 
-def _fits(setup: Setup, free: dict[torch.device, int | None]) -> bool:
-    return all((limit := free[device]) is None or need.total <= limit for device, need in needs(setup).items())
+def _fits(parameters: LoadParameters, free: dict[torch.device, int | None]) -> bool:
+    return all((limit := free[device]) is None or need.total <= limit for device, need in needs(parameters).items())
 
 
-def _details(need: Need, setup: Setup) -> str:
-    sequences = "1 sequence" if setup.slots == 1 else f"{setup.slots} sequences"
-    return f"weights {_gib(need.weights)}, cache {_gib(need.cache)} for {sequences}, workspace {_gib(need.workspace)}"
+def _details(need: Need, parameters: LoadParameters) -> str:
+    sequences = "1 sequence" if parameters.slots == 1 else f"{parameters.slots} sequences"
+    named = [f"{name or 'its own'} {tokens} tokens" for name, tokens in parameters.prefixes.items() if tokens]
+    prefixes = f", prefixes {_gib(need.prefixes)} ({', '.join(named)})" if named else ""
+    return (
+        f"weights {_gib(need.weights)}, cache {_gib(need.cache)} for {sequences}{prefixes}, "
+        f"workspace {_gib(need.workspace)}"
+    )
 
 
 def _gib(count: int) -> str:

@@ -95,7 +95,8 @@ class Embedding(nn.Module):
     def __init__(self, config: ChatGLMConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size, dtype=dtype))
-        nn.init.normal_(self.weight, std=0.02)
+        if not self.weight.is_meta:  # there it would import torch's compiler, for 2 s and 130,000 objects
+            nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
         return functional.embedding(ids, self.weight)

@@ -2,7 +2,9 @@
 
 `expand`, `clean_up` and `respond` process a whole answer like the published code; they are
 the reference.  `AnswerDetokenizer` does the same incrementally, and returns text only once
-no later token can change it.
+no later token can change it.  It differs in one thing: spaces in code stay, where the
+published code makes `git add.` of `git add .`.  Full-width marks are restored in code too: the
+vocabulary has none, and beside Chinese they are in a comment or a string.
 """
 
 import codecs
@@ -34,6 +36,11 @@ TRAINING_TIME = {"[[训练时间]]": "2023年"}
 _FULL_WIDTH = str.maketrans(",!:;?", "，！：；？")
 _MARK_BY_CHINESE = re.compile("(?<=[\u4e00-\u9fff])[,!:;?]|[,!:;?](?=[\u4e00-\u9fff])")
 _OPEN_MARK = re.compile(r"[,!:;?]\Z")
+
+_CODE_MARKS = re.compile(r"`+|\n|[^`\n]+")
+_FENCE = 3
+# What may stand before a fence: indentation, the marks of lists and quotations.
+_BEFORE_FENCE = re.compile(r"[ \t>*+\-0-9.)]*")
 
 
 class Pieces(Protocol):
@@ -143,6 +150,75 @@ class Strip:
         return ""
 
 
+class CodeFinder:
+    """Tells code from prose in growing Markdown; its own marks belong to code.
+
+    A span that is not closed in its line ends with it.  Backticks at the end are held back: more may follow.
+    """
+
+    def __init__(self) -> None:
+        self._ticks = 0  # of the fence or span that is open
+        self._is_fence = False
+        self._line = ""
+        self._held = ""
+
+    def push(self, text: str) -> list[tuple[bool, str]]:
+        """Return pieces of the text, each with whether it is code."""
+        text = self._held + text
+        end = len(text.rstrip("`"))
+        self._held = text[end:]
+        return [(self._is_code(mark), mark) for mark in _CODE_MARKS.findall(text[:end])]
+
+    def finish(self) -> list[tuple[bool, str]]:
+        held, self._held = self._held, ""
+        return [(self._is_code(held), held)] if held else []
+
+    def _is_code(self, mark: str) -> bool:
+        if mark == "\n":
+            is_code, self._line = self._ticks > 0, ""
+            if not self._is_fence:
+                self._ticks = 0
+            return is_code
+        begins_line = _BEFORE_FENCE.fullmatch(self._line) is not None
+        self._line += mark
+        if not mark.startswith("`"):
+            return self._ticks > 0
+        if not self._ticks:
+            self._ticks, self._is_fence = len(mark), begins_line and len(mark) >= _FENCE
+        elif begins_line and len(mark) >= self._ticks if self._is_fence else len(mark) == self._ticks:
+            self._ticks, self._is_fence = 0, False
+        return True
+
+
+class OutsideCode:
+    """Applies replacements one after the other to what is no code."""
+
+    def __init__(self, *filters: "Replace") -> None:
+        self._filters = filters
+        self._code = CodeFinder()
+
+    def push(self, text: str) -> str:
+        return self._join(self._code.push(text))
+
+    def finish(self) -> str:
+        return self._join(self._code.finish()) + self._end()
+
+    def _join(self, pieces: list[tuple[bool, str]]) -> str:
+        return "".join(self._end() + piece if is_code else self._tidy(piece) for is_code, piece in pieces)
+
+    def _tidy(self, text: str) -> str:
+        for each in self._filters:
+            text = each.push(text)
+        return text
+
+    def _end(self) -> str:
+        """Return what the replacements hold back: none spans code."""
+        text = ""
+        for each in self._filters:
+            text = each.push(text) + each.finish()
+        return text
+
+
 class Punctuation:
     """Full-width punctuation beside Chinese: holds back a mark until the next character is known."""
 
@@ -204,13 +280,13 @@ def _visible(text: str) -> str:
 
 
 class AnswerDetokenizer:
-    """Incremental detokenizer; the joined texts equal `ChatGLMTokenizer.complete(ids)`."""
+    """Incremental detokenizer; without code the joined texts equal `respond(decode(ids))`."""
 
     def __init__(self, pieces: Pieces) -> None:
         self._decoder = PieceDecoder(pieces)
-        self._filters: Sequence[Replace | Strip | Punctuation] = (
+        self._filters: Sequence[Replace | Strip | Punctuation | OutsideCode] = (
             Replace(WHITE_SPACE),
-            *(Replace({gap: closed}) for gap, closed in CLEAN_UP),
+            OutsideCode(*(Replace({gap: closed}) for gap, closed in CLEAN_UP)),
             Strip(),
             Replace(TRAINING_TIME),
             Punctuation(),

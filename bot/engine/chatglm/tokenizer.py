@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 from bot.domain import ChatMessage, Tokens
 from bot.engine.chatglm import prompt
 from bot.engine.chatglm.config import check_file, read_json
-from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerDetokenizer, clean_up, expand, respond
+from bot.engine.chatglm.text import MAX_BLANK, WHITE_SPACE, AnswerDetokenizer, clean_up, expand
 from bot.errors import CheckpointError
 from bot.util.files import read_regular
 
@@ -127,7 +127,8 @@ class ChatGLMTokenizer:
 
     def complete(self, ids: Iterable[int]) -> str:
         """Decode the ids of a whole answer; `detokenizer` does it incrementally."""
-        return respond(self.decode(ids))
+        detokenizer = self.detokenizer()
+        return "".join([*map(detokenizer.push, ids), detokenizer.finish()])
 
     def detokenizer(self) -> AnswerDetokenizer:
         return AnswerDetokenizer(self)

@@ -284,11 +284,10 @@ def ptuning_length(checkpoint: Checkpoint) -> int:
     return 0 if table is None else max(1, *table.shape[:1])
 
 
-def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
-    """Read a P-Tuning v2 prefix, with or without projection; None if there is none.
+def check_prefix(checkpoint: Checkpoint, config: ChatGLMConfig, setting: str = "engine.ptuning") -> list[str]:
+    """Return the names of the tensors of a P-Tuning v2 prefix, without reading them; [] if there is none.
 
-    Returns float32 `[layers, 2, heads, prefix, head_dim]`, keys and values.  Other tensors
-    are ignored: older files contain the whole model.
+    `setting` is the one that names the checkpoint.
 
     Raises:
         CheckpointError: The prefix was trained for another model.
@@ -296,7 +295,7 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
     tensors = {name: info for name, info in checkpoint.tensors.items() if name.startswith(PREFIX)}
     table = tensors.get(f"{PREFIX}embedding.weight")
     if table is None:
-        return None
+        return []
     length = ptuning_length(checkpoint)
     width = config.num_layers * 2 * config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {f"{PREFIX}embedding.weight": (length, width)}
@@ -316,11 +315,26 @@ def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig) -> Tensor | None:
             what = "is missing" if found is None else f"has the shape {list(found.shape)}, not {list(shape)}"
             raise CheckpointError(
                 f"{table.file}: tensor {name} {what}: this P-Tuning prefix was trained for another model; set "
-                'engine.ptuning = "", or name the folder of a prefix for this model'
+                f'{setting} = "", or name the folder of a prefix for this model'
             )
-    prefix = checkpoint.read(f"{PREFIX}embedding.weight").float()
-    if inner is not None:
-        first, first_bias, second, second_bias = (checkpoint.read(name).float() for name in list(shapes)[1:])
+    return list(shapes)
+
+
+def read_prefix(checkpoint: Checkpoint, config: ChatGLMConfig, setting: str = "engine.ptuning") -> Tensor | None:
+    """Read a P-Tuning v2 prefix, with or without projection; None if there is none.
+
+    Returns float32 `[layers, 2, heads, prefix, head_dim]`, keys and values.  Other tensors
+    are ignored: older files contain the whole model.
+
+    Raises:
+        As `check_prefix`.
+    """
+    names = check_prefix(checkpoint, config, setting)
+    if not names:
+        return None
+    prefix, *projection = (checkpoint.read(name).float() for name in names)
+    if projection:
+        first, first_bias, second, second_bias = projection
         prefix = functional.linear(functional.linear(prefix, first, first_bias).tanh(), second, second_bias)
     return prefix_heads(prefix, config)
 

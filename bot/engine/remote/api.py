@@ -13,7 +13,7 @@ import structlog
 from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest
 from bot.engine.remote.endpoints import Endpoint, Server
-from bot.engine.remote.errors import ContextExceeded, ServerFailed, failure, read_refusal
+from bot.engine.remote.errors import SYSTEM, ContextExceeded, ServerFailed, failure, read_refusal
 from bot.engine.remote.stream import CompletionChunk, read_chunks
 from bot.errors import EngineMisconfigured
 
@@ -65,7 +65,8 @@ class ServerApi:
             models = {str(each["id"]): _context(each) for each in listed["data"]}
             owner = str(listed["data"][0].get("owned_by")) if listed["data"] else ""
         except (AttributeError, LookupError, TypeError) as error:
-            raise ServerFailed("its list of models cannot be read") from error
+            why = "its list of models cannot be read" + ("" if endpoint.has_version else ": do engine.urls end in /v1?")
+            raise ServerFailed(why) from error
         endpoint.server = _SERVERS.get(owner, "other") if self._options.server == "auto" else self._options.server
         if endpoint.server == "llama-server" and len(models) == 1:
             # The list has the context that the model was trained with; --ctx-size may be smaller.
@@ -160,11 +161,11 @@ class ServerApi:
                 await response.aclose()
             if refusal.is_too_long:
                 raise ContextExceeded(refusal.limit)
-            if shown:
-                raise failure(response, refusal)
-            blamed = refusal.blames([name for name in body if name in _OPTIONAL or name in _ALTERNATIVES])
-            if not blamed - endpoint.refused:
-                raise failure(response, refusal)
+            names = [name for name in body if name in _OPTIONAL or name in _ALTERNATIVES]
+            if any(message["role"] == "system" for message in body["messages"]):
+                names.append(SYSTEM)
+            if shown or not (blamed := refusal.blames(names)) - endpoint.refused:
+                raise failure(response, refusal, endpoint.models)
             log.info("a model server does not accept parameters", server=endpoint.host, parameters=sorted(blamed))
             endpoint.refused |= blamed
 
@@ -197,6 +198,16 @@ def _chat(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
+def _without_system(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Return the messages with the instructions of the system before the first question."""
+    system = [message.content for message in messages if message.role == "system"]
+    chat = _chat([message for message in messages if message.role != "system"])
+    if chat and chat[0]["role"] == "user":
+        chat[0]["content"] = "\n\n".join([*system, chat[0]["content"]])
+        return chat
+    return [{"role": "user", "content": "\n\n".join(system)}, *chat]
+
+
 def _body(endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> dict[str, Any]:
     params = request.params
     body: dict[str, Any] = {
@@ -211,6 +222,8 @@ def _body(endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> d
         "stop": list(params.stop) or None,
         "seed": None if params.seed is None else params.seed % 2**31,  # many servers take no more bits
     }
+    if SYSTEM in endpoint.refused:
+        body["messages"] = _without_system(request.messages)
     for name in endpoint.refused:
         value = body.pop(name, None)
         if name in _ALTERNATIVES:

@@ -1,5 +1,6 @@
 """The servers of a remote engine: which one takes the next request, and which one rests."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Endpoint:
     is_misconfigured: bool = False  # its operator has to change something
     counts_tokens: bool = True  # until it fails to
     context_length: int | None = None
+    models: tuple[str, ...] = ()  # of its list
     refused: set[str] = field(default_factory=set)
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_PAUSE, _LONGEST_PAUSE))
 
@@ -45,6 +47,15 @@ class Endpoint:
     def host(self) -> str:
         """Name and port of the server, without a password that its address may hold."""
         return urlsplit(self.url).netloc.rpartition("@")[2]
+
+    def has(self, model: str) -> bool:
+        """Return whether its list has the model; Ollama's names end in a tag, which may be left out."""
+        return model in self.models or f"{model}:latest" in self.models
+
+    @property
+    def has_version(self) -> bool:
+        """Whether the address ends in /v1, say."""
+        return re.search(r"/v\d\w*/?$", self.url) is not None
 
     @property
     def base(self) -> str:

@@ -2,14 +2,18 @@
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import httpx
 
+from bot.config.schema import EngineSection
 from bot.util.retry import retry_after
+
+# Among the parameters that a server may refuse: messages of the system, which then become part of the first question.
+SYSTEM = "system messages"
 
 # The server, or the proxy before it, fails for a while; the request was not answered.
 _PASSING = frozenset(
@@ -34,6 +38,26 @@ _LIMIT = re.compile(
 )
 # llama-server: "Loading model"; others name the model.
 _LOADING = re.compile(r"\bload(ing|s)\b|being loaded|not (yet )?(loaded|ready)|warming up", re.IGNORECASE)
+_FILTERED = "its filter does not accept the text"
+_ADDRESS = re.compile(r"https?://\S+")
+# What a message tells beyond its status, in our words: it may quote the prompt, and is not shown itself.
+_REASONS = tuple(
+    (re.compile(words, re.IGNORECASE), reason)
+    for words, reason in (
+        (r"more system memory|out of memory|insufficient system resources", "it has too little memory for the model"),
+        (r"no models? (are |is )?loaded", "no model is loaded there"),
+        (
+            r"insufficient[ _](quota|balance|credits)|exceeded your current quota|budget|out of credits",
+            "the account of the key has no budget left",
+        ),
+        (r"not support chat|chat template", "the model is not made for chats: set engine.model to one that is"),
+        (r"process has terminated|EngineCore|engine .*dead", "its model has crashed, and its log says why"),
+        (r"moderation|content[ _](filter|policy|management)|flagged", _FILTERED),
+        (r"system role|roles must alternate", "the model's template does not accept the order of the roles"),
+    )
+)
+# Templates without a system role say either, those of Gemma 2 and of Mistral 7B.
+_NO_SYSTEM = re.compile(r"system role|roles must alternate", re.IGNORECASE)
 
 
 class ContextExceeded(Exception):
@@ -48,7 +72,8 @@ class ServerFailed(Exception):
     """A server gave no usable answer; another attempt, or another server, may.
 
     `seconds` is what it asked to wait; `is_busy` that it was not asked to answer, or is full;
-    `is_loading` that its model is not loaded yet; `is_lasting` that its operator has to change something.
+    `is_loading` that its model is not loaded yet; `is_lasting` that its operator has to change something;
+    `is_refusal` that it does not accept this request, and may accept others.
     """
 
     def __init__(
@@ -59,6 +84,7 @@ class ServerFailed(Exception):
         is_busy: bool = False,
         is_loading: bool = False,
         is_lasting: bool = False,
+        is_refusal: bool = False,
         status: int = 0,
     ) -> None:
         self.why = why
@@ -67,6 +93,7 @@ class ServerFailed(Exception):
         self.is_busy = is_busy
         self.is_loading = is_loading
         self.is_lasting = is_lasting
+        self.is_refusal = is_refusal
         super().__init__(why)
 
 
@@ -77,6 +104,7 @@ class ErrorBody:
     status: int
     message: str
     param: str
+    code: str
 
     @property
     def is_too_long(self) -> bool:
@@ -88,11 +116,24 @@ class ErrorBody:
         found = _LIMIT.search(self.message)
         return int(found[1]) if found else None
 
+    @property
+    def is_of_model(self) -> bool:
+        """Whether the name of the model is what the server does not accept."""
+        return self.param == "model" or self.code == "model_not_found"
+
+    @property
+    def reason(self) -> str:
+        """Return what the message tells, after a colon; empty if it is of no known kind."""
+        # A refusal for its rate may name a page about billing.
+        told = f"{self.code} {_ADDRESS.sub('', self.message)}"
+        return next((f": {reason}" for words, reason in _REASONS if words.search(told)), "")
+
     def blames(self, names: Collection[str]) -> set[str]:
         """Return those of the parameters that the server says it does not accept."""
         if self.status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
             return set()
-        return {name for name in names if name == self.param or re.search(rf"\b{name}\b", self.message)}
+        blamed = {name for name in names if name == self.param or re.search(rf"\b{name}\b", self.message)}
+        return blamed | ({SYSTEM} if SYSTEM in names and _NO_SYSTEM.search(self.message) else set())
 
 
 def read_refusal(response: httpx.Response, body: bytes) -> ErrorBody:
@@ -106,28 +147,61 @@ def read_refusal(response: httpx.Response, body: bytes) -> ErrorBody:
         said = error.get("message") or error.get("detail") or text
         # llama-server: "type": "exceed_context_size_error", "n_ctx": 4096; OpenAI: "code": "context_length_exceeded".
         message = f"{said} {error.get('code')} {error.get('type')} n_ctx: {error.get('n_ctx')}"
-        param = error.get("param")
+        param, code = error.get("param"), error.get("code")
     except (AttributeError, RecursionError, ValueError):
-        message, param = text, None
-    return ErrorBody(response.status_code, str(message), param if isinstance(param, str) else "")
+        message, param, code = text, None, None
+    return ErrorBody(response.status_code, str(message), _word(param), _word(code))
 
 
-def failure(response: httpx.Response, refusal: ErrorBody) -> ServerFailed:
-    """Return the fault that a status stands for; nothing of the body, which may quote the prompt."""
+def failure(response: httpx.Response, refusal: ErrorBody, known: Sequence[str] = ()) -> ServerFailed:
+    """Return the fault that a status stands for; nothing of the body, which may quote the prompt.
+
+    `known` are the models that the server lists.
+    """
     status = response.status_code
     seconds = retry_after(response.headers.get("Retry-After"), 0.0)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and _LOADING.search(refusal.message):
         return ServerFailed("its model is still loading", seconds=seconds, is_busy=True, is_loading=True)
     if status in _PASSING:
         is_busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-        return ServerFailed(f"it answers {status}", seconds=seconds, is_busy=is_busy, status=status)
+        return ServerFailed(f"it answers {status}{refusal.reason}", seconds=seconds, is_busy=is_busy, status=status)
+    is_filtered = _FILTERED in refusal.reason
     match status:
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN if not is_filtered:
             why = f"it refuses the key ({status}): set BOT_ENGINE__KEY or the secret file engine__key"
-        case HTTPStatus.NOT_FOUND:
-            why = "it does not know the model or the path (404): check engine.model, and that engine.urls end in /v1"
+        case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED if not known:
+            why = f"it does not know the model or the path ({status}): check engine.model, and that engine.urls end in /v1"
         case _ if 300 <= status < 400:
             why = f"it redirects ({status}), which is not followed: set engine.urls to the address that it names"
+        case HTTPStatus.PAYMENT_REQUIRED:
+            why = f"it refuses the request ({status}): the account of the key has no budget left"
+        case _ if status == HTTPStatus.NOT_FOUND or refusal.is_of_model:
+            names = ", ".join(known[:20])
+            why = f"it does not know the model ({status}){refusal.reason}: set engine.model to one of {names or 'its models'}"
         case _:
-            why = f"it refuses the request ({status})"
+            return ServerFailed(f"it refuses the request ({status}){refusal.reason}", is_refusal=True, status=status)
     return ServerFailed(why, is_lasting=True, status=status)
+
+
+def describe(error: Exception, options: EngineSection) -> str:
+    """Return a sentence about a call that got no response."""
+    match error:
+        case httpx.ConnectTimeout():
+            return f"no connection within {options.connect_seconds:g} s (engine.connect_seconds)"
+        case httpx.ConnectError() if "CERTIFICATE" in str(error):
+            return "its certificate is not accepted: set engine.ca_file to that of its authority"
+        case httpx.ConnectError():
+            return (
+                "no connection (ConnectError): is the server running? In a container, localhost is the container itself"
+            )
+        case TimeoutError() | httpx.TimeoutException():
+            return (
+                f"no answer in time: engine.first_token_seconds = {options.first_token_seconds:g}, "
+                f"engine.next_token_seconds = {options.next_token_seconds:g}"
+            )
+        case _:
+            return f"the connection broke ({type(error).__name__})"
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -46,6 +46,17 @@ async def read_chunks(response: httpx.Response) -> AsyncGenerator[CompletionChun
         raise ServerFailed("it answers with no event stream") from error
 
 
+def without_space(space: str, text: str) -> tuple[str, str]:
+    r"""Return the text without the space that was shown already, and what is left of that.
+
+    >>> without_space("\n\n", "\n"), without_space("\n", "\nNext"), without_space(" ", "end")
+    (('', '\n'), ('Next', ''), ('end', ''))
+    """
+    while space and text.startswith(space[0]):
+        space, text = space[1:], text[1:]
+    return text, "" if text else space
+
+
 def _parse(data: str) -> CompletionChunk:
     try:
         chunk = json.loads(data)

@@ -16,12 +16,14 @@ class Batch:
 
     `slots[i]` is row i's slot in the KV cache, `tokens[i]` its input ids, `starts[i]` the
     number of tokens already cached.  A step is either a prefill (all starts are 0, each
-    row is a whole prompt) or a decode (one token per row).
+    row is a whole prompt) or a decode (one token per row).  `prefixes[i]` is the name of row
+    i's P-Tuning prefix; it applies from the prefill on, and empty all rows have the model's.
     """
 
     slots: tuple[int, ...]
     tokens: tuple[tuple[int, ...], ...]
     starts: tuple[int, ...]
+    prefixes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slots)

@@ -1,8 +1,9 @@
 """KV cache with one slot per sequence."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from mmap import mmap
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,10 @@ _STRIDE = 64
 class KeyValueCache:
     """KV cache of one model; `prefill` and `decode` return the attention of a step.
 
-    `keys` and `values` are `[layers, slots, heads, capacity, head_dim]`.  `prefix` holds
-    keys and values that precede every sequence, `[layers, 2, heads, prefix, head_dim]`.
+    `keys` and `values` are `[layers, slots, heads, capacity, head_dim]`.  `prefixes` holds, by
+    name, keys and values that precede a sequence, `[layers, 2, heads, prefix, head_dim]`; ""
+    is the default one.  Sequences with different prefixes can share a step: a slot holds the
+    prefix of its sequence in front of it, so that only the indices of its tokens differ.
     """
 
     def __init__(
@@ -34,41 +37,52 @@ class KeyValueCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
-        prefix: Tensor | None = None,
+        prefixes: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.slots = slots
-        self._prefix = 0 if prefix is None else prefix.shape[3]
-        shape = (layers, slots, heads, self._prefix + context, head_dim)
+        none = torch.empty(layers, 2, heads, 0, head_dim)
+        self._prefixes = {name: prefix.to(device, dtype) for name, prefix in {"": none, **prefixes}.items()}
+        longest = max(prefix.shape[3] for prefix in self._prefixes.values())
+        shape = (layers, slots, heads, longest + context, head_dim)
         self.keys = zeros(shape, dtype, device)
         self.values = zeros(shape, dtype, device)
-        self._ends = [self._prefix] * slots
-        if prefix is not None:
-            keys, values = prefix.to(self.keys).unsqueeze(2).unbind(1)
-            self.keys[..., : self._prefix, :] = keys
-            self.values[..., : self._prefix, :] = values
+        self._held: list[str | None] = [None] * slots  # the name of each slot's prefix
+        self._begins = [0] * slots  # the index of each slot's first token, after the prefix
+        self._ends = [0] * slots
 
-    def prefill(self, slots: Sequence[int], masks: Sequence[Tensor]) -> "Prefill":
+    def prefill(self, slots: Sequence[int], masks: Sequence[Tensor], prefixes: Sequence[str] = ()) -> "Prefill":
         """Reset the slots; the next step fills them from one row of concatenated prompts.
 
-        Each mask is bool `[tokens, tokens]`, query by key; True is masked.
+        Each mask is bool `[tokens, tokens]`, query by key; True is masked.  `prefixes` are the
+        names of the rows' prefixes, by default "".
         """
         prompts: list[_PromptView] = []
         first = 0
-        for slot, mask in zip(slots, masks, strict=True):
+        for slot, mask, name in zip(slots, masks, prefixes or [""] * len(slots), strict=True):
+            self._put_prefix(slot, name)
             prompts.append(self._prompt(slot, mask, slice(first, first + len(mask))))
             first += len(mask)
-        return Prefill(prompts, self._prefix)
+        return Prefill(prompts)
+
+    def _put_prefix(self, slot: int, name: str) -> None:
+        if self._held[slot] == name:
+            return
+        prefix = self._prefixes[name]
+        length = prefix.shape[3]
+        self.keys[:, slot, :, :length], self.values[:, slot, :, :length] = prefix.unbind(1)
+        self._held[slot], self._begins[slot] = name, length
 
     def _prompt(self, slot: int, mask: Tensor, tokens: slice) -> "_PromptView":
-        end, old_end = self._prefix + len(mask), self._ends[slot]
+        begin, old_end = self._begins[slot], self._ends[slot]
+        end = begin + len(mask)
         if end < old_end:
             # The previous sequence may have left NaN, and 0 * NaN is NaN.
             self.keys[:, slot, :, end:old_end] = 0
             self.values[:, slot, :, end:old_end] = 0
         self._ends[slot] = end
-        mask = functional.pad(mask, (self._prefix, 0), value=False).to(self.keys.device)
+        mask = functional.pad(mask, (begin, 0), value=False).to(self.keys.device)
         part = (slice(None), slot, slice(None), slice(end))
-        return _PromptView(tokens, self.keys[part], self.values[part], mask_bias(mask, self.keys.dtype))
+        return _PromptView(tokens, begin, self.keys[part], self.values[part], mask_bias(mask, self.keys.dtype))
 
     def decode(self, slots: Sequence[int], starts: Sequence[int]) -> "Decode":
         """Append one token to each slot at `starts`; fastest where `slots` ascend without gaps."""
@@ -76,7 +90,7 @@ class KeyValueCache:
 
     def reserve(self, slots: Sequence[int], starts: Sequence[int]) -> list[int]:
         """Reserve one token in each slot at `starts`; return its indices in `keys`."""
-        at = [self._prefix + start for start in starts]
+        at = [self._begins[slot] + start for slot, start in zip(slots, starts, strict=True)]
         for slot, index in zip(slots, at, strict=True):
             self._ends[slot] = max(self._ends[slot], index + 1)
         return at
@@ -123,6 +137,7 @@ class _PromptView(NamedTuple):
     """A prompt's tokens in the step's row, and its part of the cache."""
 
     tokens: slice
+    begin: int  # the index of its first token, after the prefix
     keys: Tensor  # [layers, heads, tokens, head_dim], like values
     values: Tensor
     bias: Tensor
@@ -131,16 +146,15 @@ class _PromptView(NamedTuple):
 class Prefill:
     """Attention within each prompt; appends keys and values to the cache."""
 
-    def __init__(self, prompts: Sequence[_PromptView], prefix: int) -> None:
+    def __init__(self, prompts: Sequence[_PromptView]) -> None:
         self._prompts = prompts
-        self._prefix = prefix
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mixed: list[Tensor] = []
         for prompt in self._prompts:
             keys, values = prompt.keys[layer], prompt.values[layer]
-            keys[:, self._prefix :] = key[0, :, prompt.tokens]
-            values[:, self._prefix :] = value[0, :, prompt.tokens]
+            keys[:, prompt.begin :] = key[0, :, prompt.tokens]
+            values[:, prompt.begin :] = value[0, :, prompt.tokens]
             mixed.append(attention(query[:, :, prompt.tokens], keys[None], values[None], prompt.bias))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed, dim=2)
 

@@ -16,10 +16,10 @@ from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, EngineInfo,
 from bot.engine.base import Progress, silent
 from bot.engine.serving.base import CausalLM, Tokenizer
 from bot.engine.serving.collector import OutputCollector, OutputItem
+from bot.engine.serving.queue import Throughput
 from bot.engine.serving.runner import Runner, StepResult, device_memory, is_out_of_memory, release_memory
 from bot.engine.serving.scheduler import Scheduler, Step
 from bot.engine.serving.sequence import Sequence
-from bot.engine.serving.throughput import Throughput
 from bot.engine.thoughts import Thoughts, without_thoughts
 from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable, PromptTooLong
 

@@ -1,14 +1,131 @@
-"""Fair admission queue for engines that do not use our batching."""
+"""Fair waiting: round robin over users and channels, the estimated time, and a queue for engines without our batching."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Generic, Protocol, TypeVar
 
 from bot.domain import ChatRequest, EngineLoad, Queued
-from bot.engine.serving.scheduler import RoundRobinQueue
-from bot.engine.serving.throughput import Throughput
 from bot.errors import EngineBusy
+
+# Decay per step: after 100 steps a measurement has a third of its weight.
+STEP_DECAY = 0.99
+# Answers are fewer than steps, so they decay faster.
+ANSWER_DECAY = 0.9
+
+
+class Job(Protocol):
+    """A schedulable request; hashed by identity, `user` and `channel` are opaque."""
+
+    @property
+    def user(self) -> str: ...
+
+    @property
+    def channel(self) -> str: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+
+T = TypeVar("T")
+J = TypeVar("J", bound=Job)
+
+
+def round_robin(rows: Iterable[Iterable[T]]) -> Iterator[T]:
+    """Yield one item of each row in turn, until all are empty.
+
+    >>> "".join(round_robin(["abc", "x", "12"]))
+    'ax1b2c'
+    """
+    waiting = deque(iter(row) for row in rows)
+    while waiting:
+        row = waiting.popleft()
+        for item in row:
+            yield item
+            waiting.append(row)
+            break
+
+
+class RoundRobinQueue(Generic[J]):
+    """Round robin over users, then over a user's channels; FIFO within a channel.
+
+    With n users waiting, each is served within n pops, however many jobs the others queue.
+    """
+
+    def __init__(self) -> None:
+        self._users: OrderedDict[str, OrderedDict[str, deque[J]]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[J]:
+        """Iterate in the order jobs are served if no other arrives."""
+        return round_robin(round_robin(channels.values()) for channels in self._users.values())
+
+    def push(self, job: J) -> None:
+        self._users.setdefault(job.user, OrderedDict()).setdefault(job.channel, deque()).append(job)
+        self._size += 1
+
+    def pop(self, running: Mapping[str, int] = MappingProxyType({})) -> J:
+        """Remove and return the next job of the user with the fewest `running` jobs."""
+        user, channels = min(self._users.items(), key=lambda item: running.get(item[0], 0))
+        channel, jobs = next(iter(channels.items()))
+        job = jobs[0]
+        channels.move_to_end(channel)
+        self._users.move_to_end(user)
+        self.discard(job)
+        return job
+
+    def discard(self, job: J) -> bool:
+        """Remove a job; return whether it was queued."""
+        channels = self._users.get(job.user, OrderedDict())
+        jobs = channels.get(job.channel, deque())
+        if job not in jobs:
+            return False
+        jobs.remove(job)
+        self._size -= 1
+        if not jobs:
+            del channels[job.channel]
+        if not channels:
+            del self._users[job.user]
+        return True
+
+
+class Throughput:
+    """Recent throughput of a model: exponentially decayed means of tokens per second and of seconds per answer."""
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._held = 0.0
+        self._answers = 0.0
+
+    def step(self, tokens: int, seconds: float) -> None:
+        """Record a step that sampled `tokens` tokens."""
+        self._tokens = self._tokens * STEP_DECAY + tokens
+        self._seconds = self._seconds * STEP_DECAY + seconds
+
+    def answer(self, seconds: float) -> None:
+        """Record an answer that held its slot for `seconds`."""
+        self._held = self._held * ANSWER_DECAY + seconds
+        self._answers = self._answers * ANSWER_DECAY + 1
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self._tokens / self._seconds if self._seconds > 0 else None
+
+    def wait(self, position: int, slots: int) -> float | None:
+        """Estimate the seconds until `position` slots become free; None before the first answer.
+
+        >>> throughput = Throughput()
+        >>> throughput.answer(6.0)
+        >>> throughput.wait(position=2, slots=4)
+        3.0
+        """
+        return position * self._held / self._answers / slots if self._answers and slots else None
 
 
 @dataclass(eq=False, slots=True)

@@ -77,6 +77,7 @@ class Runner:
             slots=tuple(jobs.values()),
             tokens=tuple(sequence.next_input for sequence in jobs),
             starts=tuple(sequence.num_cached for sequence in jobs),
+            prefixes=tuple(sequence.prefix for sequence in jobs),
         )
         return self._sampler.sample(self._model.forward(batch), [sequence.sampler for sequence in jobs])
 

@@ -1,92 +1,16 @@
 """Choose the sequences of the next step.  Pure Python: no torch, no asyncio."""
 
-from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from types import MappingProxyType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
+
+from bot.engine.serving.queue import J, RoundRobinQueue
 
 # Token budget of a prefill: larger batches make short prompts cheaper, but stall running answers.
 PREFILL_TOKENS = 512
-
-
-class Job(Protocol):
-    """A schedulable request; hashed by identity, `user` and `channel` are opaque."""
-
-    @property
-    def user(self) -> str: ...
-
-    @property
-    def channel(self) -> str: ...
-
-    @property
-    def prompt_tokens(self) -> int: ...
-
-
-T = TypeVar("T")
-J = TypeVar("J", bound=Job)
-
-
-def round_robin(rows: Iterable[Iterable[T]]) -> Iterator[T]:
-    """Yield one item of each row in turn, until all are empty.
-
-    >>> "".join(round_robin(["abc", "x", "12"]))
-    'ax1b2c'
-    """
-    waiting = deque(iter(row) for row in rows)
-    while waiting:
-        row = waiting.popleft()
-        for item in row:
-            yield item
-            waiting.append(row)
-            break
-
-
-class RoundRobinQueue(Generic[J]):
-    """Round robin over users, then over a user's channels; FIFO within a channel.
-
-    With n users waiting, each is served within n pops, however many jobs the others queue.
-    """
-
-    def __init__(self) -> None:
-        self._users: OrderedDict[str, OrderedDict[str, deque[J]]] = OrderedDict()
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterator[J]:
-        """Iterate in the order jobs are served if no other arrives."""
-        return round_robin(round_robin(channels.values()) for channels in self._users.values())
-
-    def push(self, job: J) -> None:
-        self._users.setdefault(job.user, OrderedDict()).setdefault(job.channel, deque()).append(job)
-        self._size += 1
-
-    def pop(self, running: Mapping[str, int] = MappingProxyType({})) -> J:
-        """Remove and return the next job of the user with the fewest `running` jobs."""
-        user, channels = min(self._users.items(), key=lambda item: running.get(item[0], 0))
-        channel, jobs = next(iter(channels.items()))
-        job = jobs[0]
-        channels.move_to_end(channel)
-        self._users.move_to_end(user)
-        self.discard(job)
-        return job
-
-    def discard(self, job: J) -> bool:
-        """Remove a job; return whether it was queued."""
-        channels = self._users.get(job.user, OrderedDict())
-        jobs = channels.get(job.channel, deque())
-        if job not in jobs:
-            return False
-        jobs.remove(job)
-        self._size -= 1
-        if not jobs:
-            del channels[job.channel]
-        if not channels:
-            del self._users[job.user]
-        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class Sequence:
     sampler: SamplerState
     text: StopStrings
     stop_ids: frozenset[int]
+    prefix: str = ""
     tokens: int = 0  # sampled so far, a stop id included
     last: int = -1
     reason: FinishReason | None = None
@@ -42,6 +43,7 @@ class Sequence:
             sampler=SamplerState.of(params),
             text=StopStrings(tokenizer.detokenizer(), params.stop),
             stop_ids=tokenizer.stop_ids,
+            prefix=request.prefix,
         )
 
     @property

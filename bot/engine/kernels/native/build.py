@@ -21,7 +21,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("layers.c")
-_HEADER = Path(__file__).with_name("matmul.h")
+_HEADERS = [SOURCE.with_name(name) for name in ("vectors.h", "matmul.h", "many.h")]
 # Infinities and NaN must work; errno and floating-point traps are never read.
 _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC")
 # x86-64 CPU types as torch names them, for gcc >= 11 and clang >= 12.
@@ -98,7 +98,7 @@ def _arguments(kind: str) -> tuple[str, ...]:
 
 
 def _name(kind: str) -> str:
-    made_of = SOURCE.read_bytes() + _HEADER.read_bytes() + " ".join(_arguments(kind)).encode()
+    made_of = b"".join(file.read_bytes() for file in (SOURCE, *_HEADERS)) + " ".join(_arguments(kind)).encode()
     return f"layers-{platform.machine()}-{kind.lower()}-{hashlib.sha256(made_of).hexdigest()[:12]}.so"
 
 

@@ -178,25 +178,27 @@ void run_layers(const struct network *n, const struct tokens *t)
     }
 }
 
-/* Multiply [rows, columns] by a matrix; `scratch` holds rows * columns floats per thread. */
-void multiply(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch, int64_t threads)
+/* Multiply [rows, columns] by a matrix; `scratch` holds `scratch_size` floats per thread: rows * columns, and a quarter
+   more for the sums of groups. */
+void multiply(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch,
+              int64_t scratch_size, int64_t threads)
 {
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, end;
-        matmul(m, input, rows, output, scratch + omp_get_thread_num() * rows * m->columns, &first, &end);
+        matmul(m, input, rows, output, scratch + omp_get_thread_num() * scratch_size, &first, &end);
     }
 }
 
-/* Convert weights to bfloat16 [rows, columns]; per-row scales are not applied. */
-void convert(const struct matrix *m, uint16_t *output, int64_t threads)
+/* Convert weight rows `from` to `until` to bfloat16 [until - from, columns]; per-row scales are not applied. */
+void convert(const struct matrix *m, int64_t from, int64_t until, uint16_t *output, int64_t threads)
 {
 #pragma omp parallel num_threads(threads)
     {
         int64_t first, end, width = m->columns / 2, group = m->groups ? width / m->groups : width;
-        share(m->rows, 1, &first, &end);
-        for (int64_t row = first; row < end; row++) {
-            uint16_t *to = output + row * m->columns;
+        share(until - from, 1, &first, &end);
+        for (int64_t row = from + first; row < from + end; row++) {
+            uint16_t *to = output + (row - from) * m->columns;
             if (m->bits == 8) {
                 for (int64_t k = 0; k < m->columns; k++) to[k] = to_bfloat16(m->values[row * m->columns + k]);
                 continue;
@@ -204,10 +206,10 @@ void convert(const struct matrix *m, uint16_t *output, int64_t threads)
             for (int64_t k = 0; k < width; k += group) {
                 const uint16_t *pair = m->grid + 2 * (row * m->groups + k / group);
                 float scale = m->groups ? from_bfloat16(pair[0]) : 1, zero = m->groups ? from_bfloat16(pair[1]) : 0;
-                const int8_t *from = m->values + row * width + k;
+                const int8_t *packed = m->values + row * width + k;
                 for (int64_t i = 0; i < group; i++) {
-                    to[2 * (k + i)] = to_bfloat16((float)(from[i] >> 4) * scale + zero);
-                    to[2 * (k + i) + 1] = to_bfloat16((float)((int8_t)(from[i] << 4) >> 4) * scale + zero);
+                    to[2 * (k + i)] = to_bfloat16((float)(packed[i] >> 4) * scale + zero);
+                    to[2 * (k + i) + 1] = to_bfloat16((float)((int8_t)(packed[i] << 4) >> 4) * scale + zero);
                 }
             }
         }

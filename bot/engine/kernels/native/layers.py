@@ -83,8 +83,8 @@ class Layers:
         self._owners = (list(layers), last, keys, values, angles)  # the struct points into their memory
         self._state, self._normed, self._mixed = torch.empty(3, most, hidden).unbind()
         self._wide = torch.empty(most, max(3 * hidden, inner))
-        # Per thread: a reordered input row, or attention weights.
-        self._scratch = torch.empty(threads, max(most * max(hidden, inner), capacity + _LANES))
+        # Per thread: reordered input rows and the sums of their groups, or attention weights.
+        self._scratch = torch.empty(threads, max(most * max(hidden, inner) * 5 // 4, capacity + _LANES))
         self._network = _NetworkStruct(
             layers=len(layers),
             hidden=hidden,

@@ -1,30 +1,8 @@
 /* Matmuls of quantised weights and a few float32 rows, with float32 sums; `kernels.reference` is the reference.
 
-   Callers guarantee that sizes are multiples of LANES, and int4 groups multiples of 2 * LANES. */
+   Callers guarantee that sizes are multiples of 16, and int4 groups multiples of 32. */
 
-#include <omp.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-enum {
-    LANES = 16,
-    TOKENS = 4,   /* input rows per register tile */
-    TOGETHER = 4, /* weight rows per register tile: all TOKENS * TOGETHER sums stay in registers */
-    BLOCK = 32,   /* weight rows that stay in the cache across input tiles */
-    LINE = 64     /* bytes of a cache line */
-};
-
-typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef float fours __attribute__((vector_size(4 * TOKENS), aligned(4), may_alias));
-typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 4")
+#include "vectors.h"
 
 /* Without groups, `scale` holds one float per row.  With int4 groups, `grid` holds a bfloat16 scale and zero per
    group. */
@@ -36,67 +14,20 @@ struct matrix {
     const float *bias;
 };
 
-INLINE floats load(const float *from) { return *(const floats *)from; }
-INLINE void store(float *to, floats numbers) { *(floats *)to = numbers; }
-INLINE floats as_floats(ints numbers) { return __builtin_convertvector(numbers, floats); }
-
-INLINE ints load_bytes(const int8_t *from)
-{
-#ifdef __AVX512F__
-    /* gcc 12 compiles the generic line to code a quarter as fast. */
-    return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
-#else
-    return __builtin_convertvector(*(const bytes *)from, ints);
-#endif
-}
-
-INLINE floats load_bfloat16(const uint16_t *from)
-{
-#ifdef __AVX512F__
-    return (floats)((ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)) << 16);
-#else
-    return (floats)(__builtin_convertvector(*(const halves *)from, ints) << 16);
-#endif
-}
-
-INLINE float from_bfloat16(uint16_t number)
-{
-    uint32_t bits = (uint32_t)number << 16;
-    float wide;
-    memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
-INLINE uint16_t to_bfloat16(float number)
-{
-    uint32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (uint16_t)(number == number ? rounded : 0x7fc0);
-}
-
-INLINE float total(floats numbers)
-{
-    typedef float eight __attribute__((vector_size(32)));
-    typedef float four __attribute__((vector_size(16)));
-    union { floats all; eight half[2]; } a = {.all = numbers};
-    union { eight all; four half[2]; } b = {.all = a.half[0] + a.half[1]};
-    four c = b.half[0] + b.half[1];
-    return (c[0] + c[1]) + (c[2] + c[3]);
-}
-
-/* This thread's share of `count`, in whole blocks. */
-INLINE void share(int64_t count, int64_t block, int64_t *first, int64_t *end)
-{
-    int64_t blocks = (count + block - 1) / block, threads = omp_get_num_threads(), thread = omp_get_thread_num();
-    *first = blocks * thread / threads * block;
-    *end = blocks * (thread + 1) / threads * block;
-    if (*end > count) *end = count;
-}
-
+#if LANES == 16
+#define EACH_OTHER(FROM)                                                                                      \
+    FROM, FROM + 2, FROM + 4, FROM + 6, FROM + 8, FROM + 10, FROM + 12, FROM + 14, FROM + 16, FROM + 18, FROM + 20, \
+        FROM + 22, FROM + 24, FROM + 26, FROM + 28, FROM + 30
+#elif LANES == 8
 #define EACH_OTHER(FROM) FROM, FROM + 2, FROM + 4, FROM + 6, FROM + 8, FROM + 10, FROM + 12, FROM + 14
+#else
+#define EACH_OTHER(FROM) FROM, FROM + 2, FROM + 4, FROM + 6
+#endif
 
-/* Reorder input rows to the order they are read in: blocks of all rows interleaved; for int4, even columns before odd. */
+/* Without a table, a low nibble is converted where it is, in the highest bits, and its input is divided by 2^28. */
+#define LOW_NIBBLE (LANES == 16 ? 1.0f : 1.0f / (1 << 28))
+
+/* Reorder input rows to the order they are read in: blocks of all rows interleaved; for int4, even columns first. */
 static void interleave(const float *input, int64_t rows, int64_t columns, int64_t bits, float *blocks)
 {
     int64_t size = bits == 4 ? 2 * LANES : LANES;
@@ -106,8 +37,8 @@ static void interleave(const float *input, int64_t rows, int64_t columns, int64_
             float *to = blocks + k * rows + j * size;
             if (bits == 4) {
                 floats a = load(from), b = load(from + LANES);
-                store(to, __builtin_shufflevector(a, b, EACH_OTHER(0), EACH_OTHER(16)));
-                store(to + LANES, __builtin_shufflevector(a, b, EACH_OTHER(1), EACH_OTHER(17)));
+                store(to, __builtin_shufflevector(a, b, EACH_OTHER(0)));
+                store(to + LANES, __builtin_shufflevector(a, b, EACH_OTHER(1)) * LOW_NIBBLE);
             } else {
                 store(to, load(from));
             }
@@ -116,6 +47,11 @@ static void interleave(const float *input, int64_t rows, int64_t columns, int64_
 
 #ifdef __AVX512BF16__
 enum { PAIRS = 128 /* columns per step of the bfloat16 dot product; group sizes are multiples of it */ };
+
+INLINE int is_in_pairs(const struct matrix *m)
+{
+    return m->bits == 4 && m->columns / (m->groups ? m->groups : 1) % PAIRS == 0;
+}
 
 /* As `interleave`, for bfloat16 pairs: one vector per nibble of 32 16-bit words, then the group sums
    [groups, TOKENS]. */
@@ -173,40 +109,30 @@ INLINE void read_grid(const struct matrix *m, int64_t row, int64_t group, float 
     *zero = pair ? from_bfloat16(pair[1]) : 0;
 }
 
-/* Dequantise the lowest four bits of each lane. */
-INLINE floats on_grid(ints nibbles, floats grid, float scale, float zero)
-{
-#ifdef __AVX512F__
-    (void)scale, (void)zero;
-    return (floats)_mm512_permutexvar_ps((__m512i)nibbles, (__m512)grid);
-#else
-    (void)grid;
-    return as_floats(nibbles << 28 >> 28) * scale + zero;
-#endif
-}
-
-INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
-                      const int tokens)
+#if LANES == 16
+INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, const float *sums,
+                      float *output, const int tokens)
 {
     const floats steps = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
     int64_t width = m->columns / 2, groups = m->groups ? m->groups : 1, group = width / groups;
+    (void)sums;
     for (int64_t row = first; row < end; row += TOGETHER) {
         const int8_t *values = m->values + row * width;
         floats sum[TOGETHER][TOKENS] = {0};
         for (int64_t g = 0; g < groups; g++) {
-            float scale[TOGETHER], zero[TOGETHER];
-            floats grid[TOGETHER];
+            floats grid[TOGETHER]; /* the 16 values of the group's nibbles */
             UNROLL for (int r = 0; r < TOGETHER; r++) {
-                read_grid(m, row + r, g, &scale[r], &zero[r]);
-                grid[r] = steps * scale[r] + zero[r];
+                float scale, zero;
+                read_grid(m, row + r, g, &scale, &zero);
+                grid[r] = steps * scale + zero;
             }
             for (int64_t k = g * group; k < (g + 1) * group; k += LANES) {
                 floats even[TOGETHER], odd[TOGETHER];
                 fetch_ahead(values, width, k);
                 UNROLL for (int r = 0; r < TOGETHER; r++) {
                     ints both = load_bytes(values + r * width + k);
-                    even[r] = on_grid(both >> 4, grid[r], scale[r], zero[r]);
-                    odd[r] = on_grid(both, grid[r], scale[r], zero[r]);
+                    even[r] = (floats)_mm512_permutexvar_ps((__m512i)(both >> 4), (__m512)grid[r]);
+                    odd[r] = (floats)_mm512_permutexvar_ps((__m512i)both, (__m512)grid[r]);
                 }
                 UNROLL for (int j = 0; j < tokens; j++) {
                     const float *pair = blocks + 2 * (k * tokens + j * LANES);
@@ -220,6 +146,68 @@ INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const 
                 output[j * m->rows + row + r] = total(sum[r][j]) + m->bias[row + r];
     }
 }
+#else
+/* Per group and row of a tile, the sums of the inputs that a lane adds [groups, rows, LANES]: zeros multiply them. */
+static void sum_groups(const float *blocks, int64_t rows, int64_t columns, int64_t groups, float *sums)
+{
+    int64_t group = columns / groups;
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t j = 0; j < rows; j++) {
+            floats even = {0}, odd = {0};
+            for (int64_t k = g * group; k < (g + 1) * group; k += 2 * LANES) {
+                even += load(blocks + k * rows + 2 * j * LANES);
+                odd += load(blocks + k * rows + (2 * j + 1) * LANES);
+            }
+            store(sums + (g * rows + j) * LANES, even + odd * (1.0f / LOW_NIBBLE));
+        }
+}
+
+/* A group's products with its steps, and of its zero: the sums of a group in the same order in all kernels. */
+INLINE floats add_group(floats sum, floats part, floats group_sum, float scale, float zero)
+{
+    sum += part * scale;
+    sum += group_sum * zero;
+    return sum;
+}
+
+INLINE void int4_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, const float *sums,
+                      float *output, const int tokens)
+{
+    int64_t width = m->columns / 2, groups = m->groups ? m->groups : 1, group = width / groups;
+    for (int64_t row = first; row < end; row += TOGETHER) {
+        const int8_t *values = m->values + row * width;
+        floats sum[TOGETHER][TOKENS] = {0};
+        for (int64_t g = 0; g < groups; g++) {
+            floats part[TOGETHER][TOKENS] = {0};
+            for (int64_t k = g * group; k < (g + 1) * group; k += LANES) {
+                floats x[TOKENS], y[TOKENS];
+                fetch_ahead(values, width, k);
+                UNROLL for (int j = 0; j < tokens; j++) {
+                    x[j] = load(blocks + 2 * (k * tokens + j * LANES));
+                    y[j] = load(blocks + 2 * (k * tokens + j * LANES) + LANES);
+                }
+                UNROLL for (int r = 0; r < TOGETHER; r++) {
+                    ints both = load_bytes(values + r * width + k);
+                    floats even = as_floats(both >> 4), odd = as_floats(both << 28);
+                    UNROLL for (int j = 0; j < tokens; j++) part[r][j] += even * x[j], part[r][j] += odd * y[j];
+                }
+            }
+            UNROLL for (int r = 0; r < TOGETHER; r++) {
+                float scale, zero;
+                read_grid(m, row + r, g, &scale, &zero);
+                UNROLL for (int j = 0; j < tokens; j++)
+                    sum[r][j] = m->groups ? add_group(sum[r][j], part[r][j], load(sums + (g * tokens + j) * LANES),
+                                                      scale, zero)
+                                          : part[r][j];
+            }
+        }
+        UNROLL for (int r = 0; r < TOGETHER; r++)
+            UNROLL for (int j = 0; j < tokens; j++)
+                output[j * m->rows + row + r] =
+                    total(sum[r][j]) * (m->groups ? 1 : m->scale[row + r]) + m->bias[row + r];
+    }
+}
+#endif
 
 #ifdef __AVX512BF16__
 /* The int4 values are exact in bfloat16, whose dot product has twice the throughput; only activations are rounded.
@@ -275,45 +263,67 @@ INLINE void int4_pairs(const struct matrix *m, int64_t first, int64_t end, const
 }
 #endif
 
-INLINE int is_in_pairs(const struct matrix *m)
+/* Specialised per token count, so that sums stay in registers. */
+static void some_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, const float *sums,
+                      float *output, int tokens)
 {
 #ifdef __AVX512BF16__
-    return m->bits == 4 && m->columns / (m->groups ? m->groups : 1) % PAIRS == 0;
+#define PAIRS_CASE(N) else if (is_in_pairs(m)) int4_pairs(m, first, end, blocks, output, N);
 #else
-    (void)m;
-    return 0;
+#define PAIRS_CASE(N)
 #endif
-}
-
-/* Specialised per token count, so that sums stay in registers. */
-static void some_rows(const struct matrix *m, int64_t first, int64_t end, const float *blocks, float *output,
-                      int tokens)
-{
-#define CASE(N)                                                           \
-    case N:                                                               \
-        if (m->bits == 8) int8_rows(m, first, end, blocks, output, N);    \
-        else if (is_in_pairs(m)) int4_pairs(m, first, end, blocks, output, N); \
-        else int4_rows(m, first, end, blocks, output, N);                 \
+#define CASE(N)                                                        \
+    case N:                                                            \
+        if (m->bits == 8) int8_rows(m, first, end, blocks, output, N); \
+        PAIRS_CASE(N)                                                  \
+        else int4_rows(m, first, end, blocks, sums, output, N);        \
         break;
     switch (tokens) {
-        CASE(1) CASE(2) CASE(3) CASE(4)
+        CASE(1) CASE(2)
+#if LANES == 16
+        CASE(3) CASE(4)
+#endif
     }
 #undef CASE
+#undef PAIRS_CASE
 }
+
+#if LANES < 16
+#include "many.h"
+#endif
 
 /* This thread's part of the matmul [rows, columns] to [rows, m->rows]: output columns `first` to `end`. */
 static void matmul(const struct matrix *m, const float *input, int64_t rows, float *output, float *scratch,
                    int64_t *first, int64_t *end)
 {
-    int64_t count[(rows + TOKENS - 1) / TOKENS];
-    for (int64_t j = 0; j < rows; j += TOKENS) {
-        count[j / TOKENS] = rows - j < TOKENS ? rows - j : TOKENS;
-        if (is_in_pairs(m)) interleave_pairs(m, input + j * m->columns, count[j / TOKENS], scratch + j * m->columns);
-        else interleave(input + j * m->columns, count[j / TOKENS], m->columns, m->bits, scratch + j * m->columns);
+    int64_t tile = TOKENS, groups = m->groups ? m->groups : 1;
+    float *sums = scratch + rows * m->columns;
+#if LANES < 16
+    if (is_for_many(m, rows)) tile = WIDE;
+#endif
+    share(m->rows, LEAST, first, end);
+    for (int64_t j = 0; j < rows; j += tile) {
+        int64_t count = rows - j < tile ? rows - j : tile;
+        float *blocks = scratch + j * m->columns;
+#ifdef __AVX512BF16__
+        if (is_in_pairs(m)) {
+            interleave_pairs(m, input + j * m->columns, count, blocks);
+            continue;
+        }
+#endif
+        interleave(input + j * m->columns, count, m->columns, m->bits, blocks);
+#if LANES < 16
+        if (m->bits == 4 && m->groups) sum_groups(blocks, count, m->columns, groups, sums + j * groups * LANES);
+#endif
     }
-    share(m->rows, LANES, first, end);
+#if LANES < 16
+    if (is_for_many(m, rows)) {
+        many_rows(m, *first, *end, scratch, sums, rows, output);
+        return;
+    }
+#endif
     for (int64_t row = *first; row < *end; row += BLOCK)
-        for (int64_t j = 0; j < rows; j += TOKENS)
-            some_rows(m, row, row + BLOCK < *end ? row + BLOCK : *end, scratch + j * m->columns, output + j * m->rows,
-                      (int)count[j / TOKENS]);
+        for (int64_t j = 0; j < rows; j += tile)
+            some_rows(m, row, row + BLOCK < *end ? row + BLOCK : *end, scratch + j * m->columns,
+                      sums + j * groups * LANES, output + j * m->rows, (int)(rows - j < tile ? rows - j : tile));
 }

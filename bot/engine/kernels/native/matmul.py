@@ -1,7 +1,9 @@
 """int8 and int4 matmuls on a CPU, through matmul.h."""
 
 import ctypes
+import threading
 from ctypes import c_int64, c_void_p
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,9 +12,12 @@ from torch.nn import functional
 from bot.engine.kernels.native.build import library, loaded_library
 from bot.engine.kernels.reference import Int8, Quantised
 
-# Beyond this many activation rows, weights are converted to bfloat16 per call for oneDNN.  For 4096 x 4096 int8
-# weights and 24, 64, 256 rows the two ways take 2.0 and 14, 5.4 and 12, 25 and 19 ms on two cores.
+# Beyond this many activation rows, weights are converted to bfloat16 per call for oneDNN, where that has a fast product.
+# For 4096 x 4096 int8 weights and 24, 64, 256 rows the two ways take 2.0 and 14, 5.4 and 12, 25 and 19 ms on two cores.
 MOST_ROWS = 64
+# Weights converted at once: more leave the cache before they are used, and from 32 MiB on the allocator would map and
+# unmap them for each product.
+_CONVERTED = 1 << 22
 _LANES = 16
 
 
@@ -34,8 +39,8 @@ class MatrixStruct(ctypes.Structure):
 class NativeMatmul:
     """A quantised matrix for bfloat16 or float32 activations; returns their dtype.
 
-    Up to `MOST_ROWS` rows weights are exact and sums float32; some CPUs round activations
-    to bfloat16.
+    Up to `MOST_ROWS` rows, and on CPUs without a product of bfloat16 always, weights are exact
+    and sums float32; some CPUs round activations to bfloat16.
     """
 
     def __init__(self, weight: Quantised, bias: Tensor | None) -> None:
@@ -63,31 +68,75 @@ class NativeMatmul:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, self.columns)
-        sums = self._few(flat.float()) if flat.shape[0] <= MOST_ROWS else self._many(flat.bfloat16())
-        return sums.to(hidden.dtype).view(*hidden.shape[:-1], -1)
+        if flat.shape[0] <= MOST_ROWS:
+            sums = self._few(flat.float()).to(hidden.dtype)
+        else:
+            sums = torch.empty(flat.shape[0], self.rows, dtype=hidden.dtype)
+            if multiplies_bfloat16():
+                self._convert(flat.bfloat16(), sums)
+            else:
+                for first in range(0, flat.shape[0], MOST_ROWS):
+                    part = slice(first, first + MOST_ROWS)
+                    sums[part] = self._few(flat[part].float())
+        return sums.view(*hidden.shape[:-1], -1)
 
     def _few(self, hidden: Tensor) -> Tensor:
         rows, threads = hidden.shape[0], torch.get_num_threads()
         hidden = hidden.contiguous()
         sums = torch.empty(rows, self.rows)
-        scratch = torch.empty(threads, rows, self.columns)
+        scratch = torch.empty(threads, rows, self.columns + self.columns // 4)  # with the sums of groups
         loaded_library().multiply(
             ctypes.byref(self.matrix),
             c_void_p(hidden.data_ptr()),
             c_int64(rows),
             c_void_p(sums.data_ptr()),
             c_void_p(scratch.data_ptr()),
+            c_int64(scratch[0].numel()),
             c_int64(threads),
         )
         return sums
 
-    def _many(self, hidden: Tensor) -> Tensor:
-        weight = torch.empty(self.rows, self.columns, dtype=torch.bfloat16)
-        loaded_library().convert(
-            ctypes.byref(self.matrix), c_void_p(weight.data_ptr()), c_int64(torch.get_num_threads())
-        )
-        sums = functional.linear(hidden, weight).float()
-        return sums + self._bias if self._row_scale is None else torch.addcmul(self._bias, sums, self._row_scale)
+    def _convert(self, hidden: Tensor, sums: Tensor) -> None:
+        """Multiply by weights in bfloat16, some rows of them at a time."""
+        at_once = max(1, _CONVERTED // self.columns)
+        buffer = _scratch.of(min(at_once, self.rows) * self.columns)
+        for first in range(0, self.rows, at_once):
+            part = slice(first, min(first + at_once, self.rows))
+            weight = buffer[: (part.stop - first) * self.columns].view(-1, self.columns)
+            loaded_library().convert(
+                ctypes.byref(self.matrix),
+                c_int64(first),
+                c_int64(part.stop),
+                c_void_p(weight.data_ptr()),
+                c_int64(torch.get_num_threads()),
+            )
+            product = functional.linear(hidden, weight).float()
+            if self._row_scale is None:
+                sums[:, part] = product.add_(self._bias[part])
+            else:
+                sums[:, part] = torch.addcmul(self._bias[part], product, self._row_scale[part])
+
+
+class _Scratch(threading.local):
+    """Converted weights of the product that this thread computes."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.bfloat16)
+
+    def of(self, size: int) -> Tensor:
+        """Return a buffer of at least `size` numbers, valid until the next call."""
+        if len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=torch.bfloat16)
+        return self._buffer
+
+
+_scratch = _Scratch()
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Return whether oneDNN multiplies bfloat16 matrices on this CPU; elsewhere torch's product is slow."""
+    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def supports(rows: int, columns: int, bits: int, groups: int) -> bool:

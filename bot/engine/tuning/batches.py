@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.layout import layout_of
-from bot.tuning.rows import Row
+from bot.engine.tuning.rows import Row
 
 IGNORED = -100
 

@@ -8,8 +8,8 @@ import torch
 from bot.domain import SamplingParams
 from bot.engine.serving.base import Batch, CausalLM
 from bot.engine.serving.sampler import Sampler, SamplerState
-from bot.tuning.batches import seed_of
-from bot.tuning.rows import Notice
+from bot.engine.tuning.batches import seed_of
+from bot.engine.tuning.rows import Notice
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 from bot.domain import ChatMessage
-from bot.tuning.errors import BadData
+from bot.engine.tuning.errors import BadData
 from bot.util.files import nests_deeper, read_regular, shown
 
 # Bytes; ADGEN's training file takes 50 MB.

@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bot.engine.chatglm.model import ChatGLM, RotaryEmbedding
 from bot.engine.kernels.attention import attention, mask_bias
-from bot.tuning.batches import IGNORED, RowBatch
-from bot.tuning.prefix import PrefixDropout
+from bot.engine.tuning.batches import IGNORED, RowBatch
+from bot.engine.tuning.prefix import PrefixDropout
 
 
 class PrefixAttention:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.weights import PREFIX, prefix_heads
-from bot.tuning.batches import seed_of
+from bot.engine.tuning.batches import seed_of
 
 
 class PrefixEncoder(nn.Module):

@@ -8,11 +8,11 @@ from pathlib import Path
 from bot.domain import SamplingParams
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.serving.base import CausalLM
-from bot.tuning.data import Pair
-from bot.tuning.errors import TuningError
-from bot.tuning.generation import generate
-from bot.tuning.metrics import Metrics, Prediction
-from bot.tuning.rows import Limits, Notice, prompt_ids
+from bot.engine.tuning.data import Pair
+from bot.engine.tuning.errors import TuningError
+from bot.engine.tuning.generation import generate
+from bot.engine.tuning.metrics import Prediction, Scorer
+from bot.engine.tuning.rows import Limits, Notice, prompt_ids
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 RESULTS_FILE = "predict_results.json"
@@ -76,8 +76,8 @@ def predict(
     )
 
 
-def evaluate(predictions: Sequence[Prediction], metrics: Metrics) -> Evaluation:
-    return Evaluation(tuple(predictions), metrics.means(predictions))
+def evaluate(predictions: Sequence[Prediction], scorer: Scorer) -> Evaluation:
+    return Evaluation(tuple(predictions), scorer.means(predictions))
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:

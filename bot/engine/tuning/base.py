@@ -22,9 +22,9 @@ from bot.engine.chatglm.weights import (
     stored_config,
     stored_quantization,
 )
+from bot.engine.tuning.checkpoints import read_facts
+from bot.engine.tuning.frozen import FrozenEmbedding, FrozenLinear
 from bot.errors import CheckpointError
-from bot.tuning.checkpoints import read_facts
-from bot.tuning.frozen import FrozenEmbedding, FrozenLinear
 
 
 @dataclass(frozen=True, slots=True)

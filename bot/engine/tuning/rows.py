@@ -6,7 +6,7 @@ from statistics import median
 
 from bot.engine.chatglm.prompt import render
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
-from bot.tuning.data import Pair
+from bot.engine.tuning.data import Pair
 
 # What a row has beside its texts: [gMASK] in the prompt; <sop> and <eop> with the answer.
 _OF_PROMPT, _OF_ANSWER = 1, 2

@@ -1,7 +1,6 @@
 """The output folder: atomic checkpoints to resume from, and the newest prefix to serve."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from bot.engine.chatglm.checkpoint import Checkpoint
 from bot.engine.chatglm.weights import PREFIX
+from bot.engine.tuning.errors import FolderInUse, TuningError
 from bot.errors import CheckpointError
-from bot.tuning.errors import FolderInUse, TuningError
-from bot.util.files import read_json_object
+from bot.util.files import read_json_object, sync_path
 
 PREFIX_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -91,9 +90,9 @@ class OutputFolder:
                 _write_json(part / FACTS_FILE, state.facts)
                 _write_tensors(part / PREFIX_FILE, state.prefix)
                 _write_tensors(part / _OPTIMISER_FILE, state.moments)
-                _sync(part)
+                sync_path(part)
                 part.rename(final)
-                _sync(self.path)
+                sync_path(self.path)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             self._publish(final)
@@ -132,11 +131,11 @@ class OutputFolder:
             part = self.path / f".checkpoint-{name}.part"
             try:
                 shutil.copyfile(checkpoint / name, part)
-                _sync(part)
+                sync_path(part)
                 part.replace(self.path / name)
             finally:
                 part.unlink(missing_ok=True)
-        _sync(self.path)
+        sync_path(self.path)
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
@@ -167,17 +166,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(path)
+    sync_path(path)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(path)

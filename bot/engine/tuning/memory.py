@@ -10,10 +10,10 @@ from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.weights import Quantization, bits_of, expected_shapes
 from bot.engine.kernels.reference import group_of
 from bot.engine.memory_available import available_bytes
-from bot.tuning.errors import OutOfMemory
-from bot.tuning.frozen import WEIGHTS_AT_ONCE
-from bot.tuning.prefix import prefix_parameters
-from bot.tuning.recipe import Recipe
+from bot.engine.tuning.errors import OutOfMemory
+from bot.engine.tuning.frozen import WEIGHTS_AT_ONCE
+from bot.engine.tuning.prefix import prefix_parameters
+from bot.engine.tuning.recipe import Recipe
 
 # Bytes per prefix parameter: itself, its gradient, two moments, and a temporary of the optimiser.
 _TRAINED = 4 * 5

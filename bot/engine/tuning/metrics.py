@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from bot.tuning.errors import TuningError
+from bot.engine.tuning.errors import TuningError
 
 NAMES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 
@@ -19,7 +19,7 @@ class Prediction:
     predict: str
 
 
-class Metrics:
+class Scorer:
     """Scores predictions in percent, rounded to 4 digits.
 
     ROUGE is the F1 of sets of jieba's words (of the longest common subsequence in ROUGE-L), BLEU-4 is

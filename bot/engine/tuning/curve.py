@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bot.tuning.errors import TuningError
+from bot.engine.tuning.errors import TuningError
 
 CURVE_FILE = "loss.png"
 

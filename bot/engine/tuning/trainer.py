@@ -13,14 +13,14 @@ from torch import nn
 from bot.engine.chatglm.model import ChatGLM
 from bot.engine.chatglm.weights import PREFIX
 from bot.engine.serving.runner import is_out_of_memory, release_memory
-from bot.tuning.batches import RowBatch, micro_batches, pad
-from bot.tuning.checkpoints import OutputFolder, TrainingState
-from bot.tuning.errors import Diverged, FolderInUse, OutOfMemory
-from bot.tuning.network import prefix_loss
-from bot.tuning.optimiser import AdamW
-from bot.tuning.prefix import PrefixDropout, PrefixEncoder
-from bot.tuning.recipe import Recipe
-from bot.tuning.rows import Row
+from bot.engine.tuning.batches import RowBatch, micro_batches, pad
+from bot.engine.tuning.checkpoints import OutputFolder, TrainingState
+from bot.engine.tuning.errors import Diverged, FolderInUse, OutOfMemory
+from bot.engine.tuning.network import prefix_loss
+from bot.engine.tuning.optimiser import AdamW
+from bot.engine.tuning.prefix import PrefixDropout, PrefixEncoder
+from bot.engine.tuning.recipe import Recipe
+from bot.engine.tuning.rows import Row
 
 # float16 gradients below 6e-8 are 0; the published training does not scale them.
 _FLOAT16_SCALE = 1024.0

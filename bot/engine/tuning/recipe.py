@@ -7,11 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 from bot.engine.chatglm.config import ChatGLMConfig
+from bot.engine.tuning.checkpoints import read_facts
+from bot.engine.tuning.data import Columns
+from bot.engine.tuning.errors import BadRecipe
+from bot.engine.tuning.rows import Limits
 from bot.errors import CheckpointError
-from bot.tuning.checkpoints import read_facts
-from bot.tuning.data import Columns
-from bot.tuning.errors import BadRecipe
-from bot.tuning.rows import Limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,58 @@
+"""Estimates of a prompt's tokens, corrected by what the servers count."""
+
+import math
+from collections.abc import Sequence
+
+from bot.domain import ChatMessage
+from bot.util.clock import Clock
+
+# A refusal as too long raises the estimates at most by this factor, and for so many seconds: one odd prompt, or a
+# refusal that was misread, may not shorten everyone's conversations for good.
+_MOST = 4.0
+_SECONDS = 600.0
+
+
+def estimate_tokens(text: str) -> int:
+    """Estimate, rather too high, the tokens of a message: one per CJK character, else one per three.
+
+    Each message has a few more for its role.
+    """
+    wide = sum(character > "\u2e7f" for character in text)
+    return 4 + wide + (len(text) - wide + 2) // 3
+
+
+class TokenEstimates:
+    """Estimates, times the ratio of the last prompt that a server has counted or refused."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ratio = 1.0
+        self._refused_until = -math.inf
+
+    def of(self, messages: Sequence[ChatMessage]) -> int:
+        if self._ratio > 1.0 and -math.inf < self._refused_until <= self._clock.now():
+            self._ratio, self._refused_until = 1.0, -math.inf
+        return max(1, round(_estimate(messages) * self._ratio))
+
+    def counted(self, messages: Sequence[ChatMessage], tokens: int) -> None:
+        """Correct the estimates by a server's own count."""
+        self._ratio, self._refused_until = tokens / _estimate(messages), -math.inf
+
+    def refused(self, messages: Sequence[ChatMessage], limit: int) -> None:
+        """Correct the estimates after a prompt was refused as longer than the `limit`."""
+        tokens = self.of(messages)
+        if tokens < limit:
+            self._ratio = min(self._ratio * max(1.3, limit / tokens), max(self._ratio, _MOST))
+            self._refused_until = self._clock.now() + _SECONDS
+
+    def answered(self, messages: Sequence[ChatMessage], tokens: int) -> None:
+        """Take back, after a refusal, as much of its correction as the usage of an answer shows to be too much.
+
+        Otherwise usage is not trusted: servers leave out what their caches hold, or what they cut off.
+        """
+        if self._refused_until > -math.inf:
+            self._ratio = min(self._ratio, max(1.0, tokens / _estimate(messages)))
+
+
+def _estimate(messages: Sequence[ChatMessage]) -> int:
+    return max(1, sum(estimate_tokens(message.content) for message in messages))
