@@ -12,7 +12,8 @@ from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import BUSY_TIMEOUT, locate
 from bot.storage.errors import map_errors
-from bot.storage.key_file import path_beside
+from bot.storage.key_file import KeyFile, path_beside
+from bot.util.files import sync_path
 
 
 def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
@@ -22,8 +23,8 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
     deleted text; what is deleted later can be read with it.
 
     Raises:
-        StoreError: There is nothing to copy, `target` exists, or the copy cannot be
-            written or is damaged; then `target` is not created.
+        StoreError: There is nothing to copy, the keys are missing or another database's, `target`
+            exists, or the copy cannot be written or is damaged; then `target` is not created.
     """
     location = locate(url)
     if location.path is None:
@@ -35,8 +36,11 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
     keys, key_target = path_beside(location.path), path_beside(target)
     names = [target, key_target] if keys.exists() else [target]
     with _map_errors(target):
+        # A backup that was killed leaves the reserved name, and perhaps the keys that it had copied.
+        is_left = target.exists() and target.stat().st_size == 0
         for file in names:
-            _reserve(file)
+            if not (is_left and file.exists()):
+                _create(file)
     partials = {file: file.with_name(f"{file.name}.partial") for file in names}
     try:
         with _map_errors(target):
@@ -45,13 +49,13 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
                 _create(partial)
         with map_errors(f"{location.name}, or its backup {target},"):
             _copy(location.path, keys, partials[target], partials.get(key_target), busy_timeout)
-        _check_integrity(partials[target])
+            _check_integrity(partials[target])
         with _map_errors(target):
             size = sum(partial.stat().st_size for partial in partials.values())
             for file, partial in reversed(partials.items()):  # the database last: with it the backup is complete
-                _sync(partial)
+                sync_path(partial)
                 partial.replace(file)
-            _sync(target.parent)
+            sync_path(target.parent)
             return size
     except BaseException:
         for file in (*partials.values(), *names):
@@ -72,24 +76,23 @@ def _copy(database: Path, keys: Path, target: Path, key_target: Path | None, bus
         writer.execute("BEGIN IMMEDIATE")
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM alembic_version").fetchone()  # the snapshot is of now
+        _check_keys(reader, keys)
         if key_target is not None:
             shutil.copyfile(keys, key_target)
         writer.execute("ROLLBACK")
         reader.backup(copy)
 
 
-def _reserve(file: Path) -> None:
-    """Reserve a name with an empty file; the unfinished copy has another name."""
-    if file.exists() and file.stat().st_size == 0:
-        return  # a backup that was killed has left it
-    _create(file)
+def _check_keys(reader: sqlite3.Connection, keys: Path) -> None:
+    """Check that the database can be read with these keys; one of before the encryption needs none."""
+    if reader.execute("SELECT 1 FROM sqlite_master WHERE name = 'encryption'").fetchone() is None:
+        return
+    for database, used in reader.execute("SELECT database, used FROM encryption"):
+        KeyFile(keys).check(database, used)
 
 
 def _check_integrity(file: Path) -> None:
-    with (
-        map_errors(str(file)),
-        closing(sqlite3.connect(f"file:{quote(str(file))}?immutable=1", uri=True)) as connection,
-    ):
+    with closing(sqlite3.connect(f"file:{quote(str(file))}?immutable=1", uri=True)) as connection:
         result = connection.execute("PRAGMA integrity_check").fetchone()[0]
     if result != "ok":
         raise StoreError(
@@ -100,14 +103,6 @@ def _check_integrity(file: Path) -> None:
 
 def _create(file: Path) -> None:
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 @contextmanager

@@ -2,11 +2,24 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from types import TracebackType
 from typing import Protocol, Self
 
-from bot.domain import Answer, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Kind, SettingChange
+from bot.domain import (
+    Answer,
+    Attachment,
+    Author,
+    ChannelKey,
+    Exchange,
+    IncomingMessage,
+    Kind,
+    Scope,
+    SettingChange,
+    UsageSum,
+    Vote,
+    VoteResult,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +72,14 @@ class Store(Protocol):
         """
         ...
 
-    async def record_answer(self, exchange: Exchange, answer: Answer) -> bool:
-        """Store the answer, which is now owed to the platform; False if the claim was lost."""
+    async def record_answer(
+        self, exchange: Exchange, answer: Answer, day: date | None = None, milliseconds: int = 0
+    ) -> bool:
+        """Store the answer, which is now owed to the platform; False if the claim was lost.
+
+        With a `day`, what it has used is counted in the same transaction, once, also if the question was deleted
+        or edited meanwhile; `milliseconds` is the time that it took.
+        """
         ...
 
     async def complete(self, exchange: Exchange) -> bool:
@@ -81,10 +100,11 @@ class Store(Protocol):
         """
         ...
 
-    async def history(self, before: Exchange, limit: int) -> History:
+    async def history(self, before: Exchange, limit: int, *, is_own: bool = False) -> History:
         """Return the channel's last `limit` questions with an answer of the model, before this exchange.
 
-        Exchanges whose answer is only a notice, or ended in an error, are left out.
+        Exchanges whose answer is only a notice, or ended in an error, are left out.  With `is_own`, so are those of
+        other people, and those before the channel's last 2,000.
         """
         ...
 
@@ -108,10 +128,10 @@ class Store(Protocol):
         """Return the channel's newest question (of this author), to retry it; never a cleared one."""
         ...
 
-    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
+    async def clear(self, channel: ChannelKey, before: Exchange | None = None, author: Author | None = None) -> int:
         """Delete the channel's exchanges, those of its threads included; return the number of questions.
 
-        With `before`, only those before that exchange.  Open commands stay: one of them may be
+        With `before`, only those before that exchange; with `author`, only those of that person.  Open commands stay: one of them may be
         the /clear, which is owed its reply.
 
         Texts and names are blanked, ids stay: a message that comes again is not answered
@@ -166,6 +186,9 @@ class Store(Protocol):
     async def rename_channel(self, channel: ChannelKey, to: str) -> int:
         """Move the exchanges of a channel, its threads included, to its new id; return their number.
 
+        Its settings and sums of use move too.  Where the platform has no servers but groups, the channel
+        is its own server (`IncomingMessage.server`), which moves with it.
+
         The platform's messages stay behind: their ids get the old channel and a space in front
         (more than once if that id is taken), so that no message of the new channel is mistaken
         for one.  A second call moves none.
@@ -180,6 +203,17 @@ class Store(Protocol):
         """Return the platform's exchanges said at this time or later, without cleared ones, oldest first."""
         ...
 
+    async def said_in(self, channel: ChannelKey, limit: int) -> list[Exchange]:
+        """Return the channel's last exchanges without those of its threads and cleared ones, oldest first."""
+        ...
+
+    async def openings(self, channel: ChannelKey) -> list[Exchange]:
+        """Return the first exchange of each thread of the channel that is not cleared, the newest thread first.
+
+        A thread is as new as its last exchange.
+        """
+        ...
+
     async def settings(self) -> list[SettingChange]:
         """Return what is in force of the settings that were set in the chat, cleared ones included."""
         ...
@@ -190,6 +224,35 @@ class Store(Protocol):
 
     async def setting_changes(self, place: str, limit: int) -> list[SettingChange]:
         """Return the latest changes of settings in a place (`Scope.id`), newest first."""
+        ...
+
+    async def usage(self, scope: Scope, since: date) -> dict[date, UsageSum]:
+        """Return what was used by day since then, of a person, channel, server or platform.
+
+        It includes every answer whose `record_answer` was called before.
+        """
+        ...
+
+    async def end_usage(self, running_since: date, before: date | None = None) -> None:
+        """Delete what people used before the periods that run, and with `before` also what places used before that day.
+
+        Days of a period that runs stay, however short the retention: quotas are checked with them.
+        """
+        ...
+
+    async def vote(self, exchange: Exchange, voter: Author, vote: Vote, at: datetime) -> VoteResult:
+        """Store a person's vote on the answer that `exchange` has, in place of an earlier one; the same again takes it back.
+
+        Votes are deleted with the answer, also when it is made again, and with the person's messages by `forget`.
+        """
+        ...
+
+    async def record_consent(self, person: Author, at: datetime | None) -> None:
+        """Store since when a person agrees that answers to them are exported; None takes it back, as does `forget`."""
+        ...
+
+    async def has_consented(self, person: Author) -> bool:
+        """Return whether a person agrees that answers to them are exported."""
         ...
 
     async def check(self) -> None:

@@ -3,12 +3,12 @@
 from datetime import timedelta
 from typing import Any, assert_never
 
-from sqlalchemy import ColumnElement, Update, and_, false, or_, select, update
+from sqlalchemy import ColumnElement, Update, and_, false, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.domain import ChannelKey, Exchange, Kind, Status
 from bot.lifecycle import ClaimEffect, Transition
-from bot.storage.schema import channels, exchanges
+from bot.storage.schema import IS_KEPT, channels, exchanges
 
 # An open command may be the one that deletes, and is still owed its reply.
 NOT_OPEN_COMMAND = or_(exchanges.c.kind != Kind.COMMAND, exchanges.c.status != Status.OPEN)
@@ -18,6 +18,9 @@ DELETED = "deleted"
 
 # A platform delivers a message at most so long after its deletion.
 TOMBSTONES_KEPT = timedelta(days=1)
+
+# Exchanges of a channel among which those of one person are looked for.
+SEARCHED_FOR_OWN = 2_000
 
 NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
 
@@ -52,11 +55,19 @@ def earlier(before: Exchange | None) -> list[ColumnElement[bool]]:
     return [] if before is None else [exchanges.c.id < before.id]
 
 
+def recent(before: Exchange) -> ColumnElement[bool]:
+    """Select the last rows of the channel before an exchange, so that few of one person cost no more than that."""
+    number = exchanges.c.id
+    earlier_here = IS_KEPT, exactly(before.message.channel), number < before.id
+    numbers = select(number).where(*earlier_here).order_by(number.desc())
+    return number >= func.coalesce(numbers.offset(SEARCHED_FOR_OWN - 1).limit(1).correlate(None).scalar_subquery(), 0)
+
+
 def allowed(transition: Transition) -> ColumnElement[bool]:
     return exchanges.c.status.in_(sorted(transition.origins))
 
 
-def taken(owner: str) -> dict[str, Any]:
+def taken(owner: str | ColumnElement[str]) -> dict[str, Any]:
     return {"owner": owner, "fence": exchanges.c.fence + 1}
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
-from sqlalchemy import Table, select, update
+from sqlalchemy import Table, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.errors import StoreError
@@ -50,14 +50,16 @@ class Conversion:
         self._transactions = transactions
         self._begin = begin
         self._clock = clock
+        self.left = 0  # exchanges
 
     async def run(self) -> None:
         """Convert everything; return once nothing is left to do."""
         if self._vault.encrypted_to is None:
             return
-        log.info("encrypting texts of an older version", after=self._vault.encrypted_to)
         while True:
             try:
+                await self._start(self._count)
+                log.info("encrypting texts of an older version; then the file is rewritten", exchanges=self.left)
                 while await self._start(self._encrypt_settings) or await self._start(self._encrypt_some):
                     pass
                 if self._location.path is None or await self._start(self._rewrite):
@@ -73,6 +75,13 @@ class Conversion:
         work: Awaitable[bool] = self._transactions.start(step(), "convert")
         return await asyncio.shield(work)
 
+    async def _count(self) -> bool:
+        """Count the rows that are left; return whether there are any."""
+        later = select(func.count()).where(exchanges.c.id > (self._vault.encrypted_to or 0))
+        async with self._transactions.reading() as tx:
+            self.left = (await tx.execute(later)).scalar_one()
+        return bool(self.left)
+
     async def _encrypt_some(self) -> bool:
         """Encrypt some rows; return whether there were any."""
         last = self._vault.encrypted_to or 0
@@ -86,6 +95,7 @@ class Conversion:
                 last = rows[-1].id
                 await tx.execute(update(encryption).where(encryption.c.id == 1).values(encrypted_to=last))
         self._vault.encrypted_to = last
+        self.left -= len(rows)
         return bool(rows)
 
     async def _encrypt_settings(self) -> bool:

@@ -1,13 +1,14 @@
 """Copy all rows from one database into another: SQLite to PostgreSQL, or back."""
 
+import re
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import zip_longest
 from typing import Any
 
 from sqlalchemy import Connection, Table, func, insert, select
 
-from bot.domain import Status
+from bot.domain import Scope, Status
 from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import locate, migrator
@@ -16,15 +17,31 @@ from bot.storage.errors import map_errors
 from bot.storage.export import BATCH, open_snapshot, reading_vault
 from bot.storage.instance_lock import TIMEOUT, InstanceLock
 from bot.storage.keys import keys_of
+from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
 from bot.storage.rows import BLANK, UNANSWERED
-from bot.storage.schema import encryption, exchanges, key_deletions, metadata, text_keys
+from bot.storage.schema import consents, encryption, exchanges, feedback, key_deletions, metadata, text_keys, usage
+from bot.storage.usage import people_of, stored_place
 from bot.storage.vault import KeyChanges, Vault
 
-# Keys and what belongs to them are of one database.
-_TABLES = [each for each in metadata.sorted_tables if each not in (encryption, text_keys, key_deletions)]
+# Tables whose rows name people by pseudonym only, with the column: as in `usage`.
+_OF_PEOPLE = {usage: "place", feedback: "voter", consents: "person"}
+# The key of a person's id in such a row.
+_ID = "id of the person"
+# Keys and what belongs to them are of one database.  People are known by their messages, which come first.
+_TABLES = sorted(
+    (each for each in metadata.sorted_tables if each not in (encryption, text_keys, key_deletions)),
+    key=lambda table: table in _OF_PEOPLE,
+)
 
 
-def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
+def copy_database(
+    source: str,
+    target: str,
+    timeout: float = TIMEOUT,
+    *,
+    master: MasterKeys = NO_MASTER_KEY,
+    target_setting: str = "--to",
+) -> int:
     """Copy every row with its id into an empty database, with keys of its own; return the number of exchanges.
 
     One transaction, which reads each row back and compares it before it commits.  The
@@ -35,15 +52,18 @@ def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
         StoreError: A bot runs on one of the two, the source is not up to date, the target is not
             empty, or one of them cannot be used.
     """
-    here, there = locate(source), locate(target)
+    here = locate(source)
+    with _naming(target_setting):
+        there = locate(target)
     if here.name == there.name:
         raise StoreError(f"source and target are both {there.name}: name another target")
     with (
+        _naming(target_setting, here.name),
         InstanceLock(source, timeout=timeout),
         open_snapshot(source) as origin,
-        reading_vault(source, origin) as old,
+        reading_vault(source, origin, master) as old,
         InstanceLock(target, timeout=timeout),
-        closing(keys_of(there)) as keys,
+        closing(keys_of(there, master)) as keys,
     ):
         migrate.upgrade(target)
         with map_errors(there.name), migrator(there).begin() as goal:
@@ -65,13 +85,40 @@ def copy_database(source: str, target: str, timeout: float = TIMEOUT) -> int:
             return _count(goal, exchanges)
 
 
+@contextmanager
+def _naming(setting: str, source: str | None = None) -> Iterator[None]:
+    """Let errors about the target name its setting in place of storage.url."""
+    try:
+        yield
+    except StoreError as error:
+        if source is not None and str(error).startswith(f"{source} "):
+            raise
+        raise type(error)(re.sub(r"storage\.url|BOT_STORAGE__URL", setting, str(error))) from error
+
+
 def _batches(connection: Connection, table: Table, vault: Vault, name: str) -> Iterator[list[dict[str, Any]]]:
     """Yield rows as they read in any database: without keys and pseudonyms, which are of one database."""
     query = select(table).order_by(*table.primary_key).execution_options(yield_per=BATCH)
     with map_errors(name):
+        if table in _OF_PEOPLE:
+            yield from _of_people(connection, vault, table)
+            return
         for rows in connection.execute(query).partitions():
             decrypted = zip(rows, vault.decrypt(connection, table, rows), strict=True)
             yield [_comparable(table, dict(row._mapping), texts) for row, texts in decrypted]
+
+
+def _of_people(connection: Connection, vault: Vault, table: Table) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows; of people whose messages are still there with the id, of others with the old pseudonym."""
+    column = _OF_PEOPLE[table]
+    rows = [dict(row._mapping) for row in connection.execute(select(table))]
+    known = people_of(connection, vault, {row[column] for row in rows if row.get("level", "user") == "user"})
+    named = [{**row, _ID: known.get(row[column]) if row.get("level", "user") == "user" else None} for row in rows]
+    for row in named:
+        row[column] = row[column] if row[_ID] is None else ""
+    if named:
+        keys = [each.name for each in table.primary_key]
+        yield sorted(named, key=lambda row: (*(row[name] for name in keys), row[_ID] or ""))
 
 
 def _comparable(table: Table, row: dict[str, Any], texts: dict[str, Any] | DamagedRow) -> dict[str, Any]:
@@ -84,6 +131,9 @@ def _comparable(table: Table, row: dict[str, Any], texts: dict[str, Any] | Damag
 
 
 def _encrypted(table: Table, row: dict[str, Any], vault: Vault, changes: KeyChanges) -> dict[str, Any]:
+    if table in _OF_PEOPLE:
+        own = {name: value for name, value in row.items() if name != _ID}
+        return own if row[_ID] is None else {**own, _OF_PEOPLE[table]: stored_place(Scope("user", row[_ID]), vault)}
     values = dict(row)
     for key_column, columns in key_columns(table).items():
         values |= changes.encrypt(table, key_column, {column.name: row[column.name] for column in columns})

@@ -1,14 +1,15 @@
 """Deletions: the row is blanked, then its keys are deleted."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from datetime import datetime
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, delete, select, update
+from sqlalchemy import ColumnElement, Update, and_, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bot import lifecycle
-from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, Kind, Status
+from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, Kind, Scope, Status
 from bot.errors import NotErased
 from bot.lifecycle import Transition
 from bot.storage.conditions import (
@@ -25,20 +26,33 @@ from bot.storage.conditions import (
     within,
 )
 from bot.storage.encryption import DamagedRow, key_columns
-from bot.storage.keys import BATCH
-from bot.storage.opened import shielded
-from bot.storage.quoted_text import Said, redact_quotes, replace_quotes
-from bot.storage.reading import Reading
+from bot.storage.feedback import delete_votes, forget_voter
+from bot.storage.opened import OpenStore, shielded
+from bot.storage.quoted_text import Place, Quotations, Said, replace_quotes
 from bot.storage.rows import BLANK, UNANSWERED, message_values
-from bot.storage.schema import IS_KEPT, IS_TOMBSTONE, PARTS, channels, exchanges
+from bot.storage.schema import IS_KEPT, IS_TOMBSTONE, channels, exchanges
 from bot.storage.settings import expire_changes, forget_author
-from bot.storage.vault import WriteTransaction
+from bot.storage.usage import stored_place
+from bot.storage.vault import AnyRow, WriteTransaction
+
+# Rows of one transaction of a deletion, at least and at most; and the seconds that others wait for one.
+# With fewer, a batch hardly takes less: its dozen statements cost most.
+_LEAST_BATCH, _BATCH = 100, 500
+_MOST_SECONDS = 0.05
+
+# What is read of rows that are blanked, and of those whose quotations are deleted.
+_ERASED = [exchanges.c.id, exchanges.c.kind, *(exchanges.c[name] for name in key_columns(exchanges))]
+_PLACE = [exchanges.c.platform, exchanges.c.channel]
+_VERSION = [exchanges.c.id, exchanges.c.question_key]
+
+# An exchange's id and the number of its question's key: the same, the same text.
+_Version = tuple[int, int | None]
 
 # The key of a message.
 KEY = ["platform", "channel", "message"]
 
 
-class Deletion(Reading):
+class Deletion(OpenStore):
     """The methods that delete texts."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -47,8 +61,10 @@ class Deletion(Reading):
         self._insert = sqlite.insert if self._location.path is not None else postgresql.insert
 
     @shielded
-    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
+    async def clear(self, channel: ChannelKey, before: Exchange | None = None, author: Author | None = None) -> int:
         place = exactly(channel) if channel.thread is not None else within(channel)
+        if author is not None:
+            place = and_(place, self._by(author))
         places = here(channel) if channel.thread is not None else with_threads(channel)
         begin_anew = update(channels).where(places).values(is_shortening_told=False)
         return _checked(
@@ -60,6 +76,7 @@ class Deletion(Reading):
         theirs = self._by(author), *(earlier(before) or [NOT_OPEN_COMMAND])
         async with self._writing() as tx:
             await forget_author(tx, author.platform, self._vault.pseudonyms(author.platform, author.id))
+            await forget_voter(tx, stored_place(Scope("user", author.key), self._vault))
         return _checked(*await self._blank(lifecycle.CLEAR, *theirs))
 
     @shielded
@@ -71,11 +88,18 @@ class Deletion(Reading):
         self, channel: ChannelKey, message_ids: Collection[str], *, is_expected: bool = False
     ) -> None:
         are_they = within(channel), exchanges.c.message.in_(message_ids)
+        quotations = self._quotations()
+        prepared = await self._prepare(quotations, *are_they)
         async with self._writing() as tx:
             if not is_expected and not await has_channel(tx.connection, channel):
                 return  # the messages are not for the bot, and nothing quotes them
             await self._bury(tx, channel, message_ids)
-            await self._erase(tx, lifecycle.CLEAR, await self._said(tx, *are_they), *are_they)
+            # Of all rows: quotations that name a message outlive its text.
+            rows = (await tx.execute(select(*_VERSION, *_PLACE).where(*are_they))).all()
+            said = await self._said(tx, quotations, rows, prepared)
+            erased = select(*_ERASED).where(IS_KEPT, allowed(lifecycle.CLEAR), *are_they).with_for_update()
+            await self._erase(tx, lifecycle.CLEAR, (await tx.execute(erased)).all())
+            await quotations.redact(tx, [row.id for row in rows], said)
             await tx.execute(update(exchanges).where(*are_they).values(failure=DELETED))
 
     @shielded
@@ -102,50 +126,78 @@ class Deletion(Reading):
 
         In batches: other writers take turns with them.
         """
-        count, is_erased = 0, True
-        some = select(exchanges.c.id).where(IS_KEPT, allowed(transition), *which).limit(BATCH)
+        count, is_erased, quotations, batch = 0, True, self._quotations(), _LEAST_BATCH
+        some = IS_KEPT, allowed(transition), *which
+        columns = [*_ERASED, *_PLACE] if with_quotations else _ERASED
         while True:
+            prepared = await self._prepare(quotations, *some, limit=batch) if with_quotations else {}
             async with self._writing() as tx:
-                ids = (await tx.execute(some)).scalars().all()
-                these = exchanges.c.id.in_(ids)
-                said = await self._said(tx, these) if with_quotations else []
-                count += await self._erase(tx, transition, said, these)
+                began = self._clock.now()
+                rows = (await tx.execute(select(*columns).where(*some).limit(batch).with_for_update())).all()
+                said = await self._said(tx, quotations, rows, prepared) if with_quotations else []
+                count += await self._erase(tx, transition, rows)
+                if with_quotations:
+                    await quotations.redact(tx, [row.id for row in rows], said)
                 if beside is not None:
                     await tx.execute(beside)
+            seconds = max(self._clock.now() - began, 0.001)
             is_erased = is_erased and tx.is_erased
-            if len(ids) < BATCH:
+            if len(rows) < batch:
                 return count, is_erased
+            await self._transactions.checkpoint()
+            # A disk or a machine may be slow, and a row of a large database costs more.
+            batch = max(_LEAST_BATCH, min(_BATCH, round(batch * _MOST_SECONDS / seconds)))
 
-    async def _erase(
-        self, tx: WriteTransaction, transition: Transition, said: Sequence[Said], *which: ColumnElement[bool]
-    ) -> int:
-        """Blank rows, and quotations of what was `said`; return the number of questions."""
-        columns = exchanges.c.kind, *(exchanges.c[name] for name in key_columns(exchanges))
-        rows = (await tx.execute(select(*columns).where(IS_KEPT, allowed(transition), *which).with_for_update())).all()
-        for _, *keys in rows:
-            tx.keys.delete(*keys)
-            # Pages from before the encryption may have its text, until the file is rewritten.
-            tx.is_erased = tx.is_erased and self._vault.encrypted_to is None
-        await tx.execute(change(transition).where(IS_KEPT, *which).values(**BLANK, **UNANSWERED))
-        await redact_quotes(tx, said)
+    async def _erase(self, tx: WriteTransaction, transition: Transition, rows: Collection[AnyRow]) -> int:
+        """Blank rows; return the number of questions."""
+        tx.keys.delete(*(number for row in rows for number in row[2 : len(_ERASED)]))
+        # Pages from before the encryption may have a text, until the file is rewritten.
+        tx.is_erased = tx.is_erased and (not rows or self._vault.encrypted_to is None)
+        ids = [row.id for row in rows]
+        await tx.execute(_blanking(transition), {"ids": ids})
+        await delete_votes(tx, ids)
         return [row.kind for row in rows].count(Kind.CHAT)
 
-    async def _said(self, tx: WriteTransaction, *which: ColumnElement[bool]) -> list[Said]:
-        """Return what is said in exchanges, before they are blanked."""
-        columns = exchanges.c
-        query = select(columns.platform, columns.channel, columns.message, PARTS, columns.text, columns.question_key)
-        rows = (await tx.execute(query.where(*which))).all()
-        decrypted = await tx.decrypt(exchanges, rows)
-        return [
-            Said(
-                row.platform,
-                row.channel,
-                row.message,
-                row.parts or [],
-                "" if isinstance(each, DamagedRow) else each["text"],
-            )
-            for row, each in zip(rows, decrypted, strict=True)
-        ]
+    def _quotations(self) -> Quotations:
+        return Quotations(self._transactions, self._vault)
+
+    async def _prepare(
+        self, quotations: Quotations, *which: ColumnElement[bool], limit: int | None = None
+    ) -> dict[_Version, str]:
+        """Find quotations of exchanges; return the texts of those that may be quoted by their words."""
+        async with self._transactions.reading() as tx:
+            here = (await tx.execute(select(*_PLACE).where(*which).limit(limit))).all()
+            quoted = await quotations.read(tx, {(platform, channel) for platform, channel in here})
+            if not quoted:
+                return {}
+            rows = (await tx.execute(select(*_VERSION, *_PLACE, exchanges.c.text).where(*which).limit(limit))).all()
+            rows = [row for row in rows if _place(row) in quoted]
+            texts = [
+                _text(each) for each in await tx.run_sync(partial(self._vault.decrypt, table=exchanges, rows=rows))
+            ]
+        await quotations.prepare([Said(_place(row), text) for row, text in zip(rows, texts, strict=True)])
+        return {(row.id, row.question_key): text for row, text in zip(rows, texts, strict=True)}
+
+    async def _said(
+        self, tx: WriteTransaction, quotations: Quotations, rows: Collection[AnyRow], prepared: Mapping[_Version, str]
+    ) -> list[Said]:
+        """Return the texts of rows that may be quoted by their words, before they are blanked.
+
+        Texts that are known are not decrypted again.
+        """
+        quoted = await quotations.read_added(tx, {row[-2:] for row in rows})
+        if not quoted:
+            return []
+        places = {row.id: _place(row) for row in rows}
+        # A text of before the encryption has no key, and may have changed.
+        versions = [(row.id, row.question_key) for row in rows if row.question_key is not None]
+        texts = {id: prepared[id, key] for id, key in versions if (id, key) in prepared}
+        unknown = [id for id, place in places.items() if place in quoted and id not in texts]
+        if unknown:
+            changed = (await tx.execute(select(*_VERSION, exchanges.c.text).where(exchanges.c.id.in_(unknown)))).all()
+            for row, each in zip(changed, await tx.decrypt(exchanges, changed), strict=True):
+                texts[row.id] = _text(each)
+        return [Said(places[id], text) for id, text in texts.items()]
 
     async def _bury(self, tx: WriteTransaction, channel: ChannelKey, message_ids: Collection[str]) -> None:
         """Store messages that may still come as deleted, unless they are known."""
@@ -156,6 +208,21 @@ class Deletion(Reading):
         ]
         await tx.execute(delete(exchanges).where(IS_TOMBSTONE, exchanges.c.sent_at < today - TOMBSTONES_KEPT))
         await tx.execute(self._insert(exchanges).on_conflict_do_nothing(index_elements=KEY), rows)
+
+
+@cache
+def _blanking(transition: Transition) -> Update:
+    """Build the statement that blanks the rows `ids`."""
+    these = exchanges.c.id.in_(bindparam("ids", expanding=True))
+    return change(transition).where(IS_KEPT, these).values(**BLANK, **UNANSWERED)
+
+
+def _place(row: AnyRow) -> Place:
+    return row.platform, row.channel
+
+
+def _text(decrypted: Mapping[str, Any] | DamagedRow) -> str:
+    return "" if isinstance(decrypted, DamagedRow) else decrypted["text"]
 
 
 def _checked(count: int, is_erased: bool) -> int:

@@ -30,6 +30,8 @@ def clean(text: str) -> str:
     >>> clean("a" + chr(0))
     'a�'
     """
+    if text.isascii() and "\0" not in text:  # most ids
+        return text
     return (
         text.encode("utf-16-le", "surrogatepass")
         .decode("utf-16-le", "replace")

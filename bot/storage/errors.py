@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from bot.errors import StoreError
+from bot.errors import StoreDamaged, StoreError
 
 _LOCKED = "is locked by another program: close that (a second bot on the same file?) and try again"
 _RECOVERS = "a running bot recovers by itself"
@@ -27,6 +27,8 @@ SQLITE_MESSAGES = {
     sqlite3.SQLITE_NOTADB: "is not a SQLite database: name another file in storage.url, or move this one away",
 }
 
+_DAMAGED_SERVER = ("XX001", "XX002")
+
 # By PostgreSQL's SQLSTATE.
 POSTGRES_MESSAGES = {
     "25006": "is read-only (a standby?): name the primary server in storage.url",
@@ -38,8 +40,7 @@ POSTGRES_MESSAGES = {
     "53200": f"is out of memory: free some memory on the server; {_RECOVERS}",
     "55P03": "is locked by another program: end that (a second bot's migration, a backup, a VACUUM FULL?) and try again",
     "57014": "cancelled a statement that took too long: check the server's load",
-    "XX001": "is damaged: restore a backup",
-    "XX002": "is damaged: restore a backup",
+    **dict.fromkeys(_DAMAGED_SERVER, "is damaged: restore a backup"),
     **dict.fromkeys(
         ("57P01", "57P02", "57P03", "25P03", "08003", "08006"),
         f"closed the connection: {_RECOVERS} once the server is back, restart one that has ended",
@@ -82,13 +83,21 @@ def map_errors(place: str) -> Iterator[None]:
     except (PoolTimeout, TimeoutError) as exc:
         raise StoreError(f"{place} is overloaded, no connection was free in time: try again later") from exc
     except DBAPIError as exc:
-        raise StoreError(describe(place, exc.orig)) from exc
+        raise _kind(exc.orig)(describe(place, exc.orig)) from exc
     except sqlite3.Error as exc:
-        raise StoreError(describe(place, exc)) from exc
+        raise _kind(exc)(describe(place, exc)) from exc
     except OSError as exc:
         raise StoreError(f"{place} {SQLITE_MESSAGES[sqlite3.SQLITE_CANTOPEN]} ({exc.strerror})") from exc
     except SQLAlchemyError as exc:
         raise StoreError(f"{place} cannot be used ({str(exc).splitlines()[0]}): {RESTORE}") from exc
+
+
+def _kind(error: BaseException | None) -> type[StoreError]:
+    is_damaged = (
+        getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        or getattr(error, "sqlstate", None) in _DAMAGED_SERVER
+    )
+    return StoreDamaged if is_damaged else StoreError
 
 
 def is_disk_full(error: StoreError) -> bool:

@@ -1,22 +1,25 @@
 """Export a channel's exchanges as JSON."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, true
 
 from bot.domain import ChannelKey, Exchange, SettingChange
 from bot.errors import StoreError
 from bot.storage import migrate
-from bot.storage.connections import locate, snapshot_reader
+from bot.storage.connections import inspector, locate, snapshot_reader
 from bot.storage.encryption import DamagedRow, KeyMissing
 from bot.storage.errors import map_errors
+from bot.storage.key_file import path_beside
 from bot.storage.keys import keys_of
+from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
 from bot.storage.rows import to_exchange
 from bot.storage.schema import EXCHANGE, IS_KEPT, exchanges, settings
 from bot.storage.settings import to_changes
@@ -37,7 +40,7 @@ def count_exchanges(url: str) -> dict[ChannelKey, int]:
         return _count_exchanges(connection)
 
 
-def export_channel(url: str, name: str) -> Iterator[str]:
+def export_channel(url: str, name: str, master: MasterKeys = NO_MASTER_KEY) -> Iterator[str]:
     """Yield a JSON object in lines: the exchanges of the channel whose `str(ChannelKey)` is `name`.
 
     A channel without a thread includes its threads, as in `/clear`.
@@ -45,29 +48,46 @@ def export_channel(url: str, name: str) -> Iterator[str]:
     Raises:
         StoreError: The database cannot be read, or has no such channel.
     """
-    with open_snapshot(url) as connection, reading_vault(url, connection) as vault:
+    with open_snapshot(url) as connection, reading_vault(url, connection, master) as vault:
         here = _condition(name, _count_exchanges(connection), locate(url).name)
         yield f'{{"channel": {_json(name)}, "exchanges": ['
-        comma, last = "", 0
-        while rows := connection.execute(_after(last, here)).all():
-            for row, decrypted in zip(rows, vault.decrypt(connection, exchanges, rows), strict=True):
-                last = row.id
-                try:
-                    if isinstance(decrypted, DamagedRow):
-                        raise decrypted
-                    exchange = to_exchange(decrypted)
-                except KeyMissing:
-                    continue  # deleted meanwhile
-                except DamagedRow as error:
-                    log.error("exchange skipped, its row is damaged", exchange=row.id, column=str(error))
-                    continue
-                yield comma + _json(_to_json(exchange))
-                comma = ",\n"
+        comma = ""
+        for exchange in readable(connection, vault, here):
+            yield comma + _json(_to_json(exchange))
+            comma = ",\n"
         rows = connection.execute(_set_at(name)).all()
         changes = to_changes(vault.decrypt(connection, settings, rows))
         yield '\n], "settings": ['
         yield ",\n".join(_json(_change_to_json(change)) for change in changes)
         yield "]}\n"
+
+
+def export_all(url: str, master: MasterKeys = NO_MASTER_KEY) -> Iterator[str]:
+    """Yield every exchange that is not deleted as a line of JSON with its channel, for another program.
+
+    Raises:
+        StoreError: The database cannot be read.
+    """
+    with open_snapshot(url) as connection, reading_vault(url, connection, master) as vault:
+        for exchange in readable(connection, vault, true()):
+            channel = replace(exchange.message.channel, thread=None)
+            yield _json({"channel": str(channel), **_to_json(exchange)}) + "\n"
+
+
+def readable(connection: Connection, vault: Vault, here: ColumnElement[bool]) -> Iterator[Exchange]:
+    """Yield the exchanges that can be decrypted, by id; log the others."""
+    last = 0
+    while rows := connection.execute(_after(last, here)).all():
+        for row, decrypted in zip(rows, vault.decrypt(connection, exchanges, rows), strict=True):
+            last = row.id
+            try:
+                if isinstance(decrypted, DamagedRow):
+                    raise decrypted
+                yield to_exchange(decrypted)
+            except KeyMissing:
+                continue  # deleted meanwhile
+            except DamagedRow as error:
+                log.error("exchange skipped, its row is damaged", exchange=row.id, column=str(error))
 
 
 @contextmanager
@@ -91,19 +111,38 @@ def open_snapshot(url: str) -> Iterator[Connection]:
 
 
 @contextmanager
-def reading_vault(url: str, connection: Connection) -> Iterator[Vault]:
+def reading_vault(url: str, connection: Connection, master: MasterKeys = NO_MASTER_KEY) -> Iterator[Vault]:
     """Open the keys of a database to read them; a bot may run meanwhile.
 
     Raises:
         StoreError: They are not there, or not those of this database.
     """
-    keys = keys_of(locate(url))
+    keys = keys_of(locate(url), master)
     try:
         vault = Vault(keys)
         vault.open_to_read(connection)
         yield vault
     finally:
         keys.close()
+
+
+def check_keys(url: str, master: MasterKeys = NO_MASTER_KEY) -> None:
+    """Check that a bot could use the keys of a database that it has opened before; change nothing.
+
+    Raises:
+        StoreError: As `reading_vault`, or they cannot be written.
+    """
+    location = locate(url)
+    if migrate.current_revision(url) != migrate.head_revision():
+        return
+    with (
+        map_errors(location.name),
+        inspector(location).connect() as connection,
+        reading_vault(url, connection, master),
+    ):
+        keys = location.path and path_beside(location.path)
+        if keys and keys.exists() and not os.access(keys, os.W_OK):
+            raise StoreError(f"{keys} cannot be written: the bot's user needs read and write permission on it")
 
 
 def _count_exchanges(connection: Connection) -> dict[ChannelKey, int]:

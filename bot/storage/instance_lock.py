@@ -117,6 +117,7 @@ class _FileLock:
         if self._is_held:
             return True
         with map_errors(self._location.name):
+            self._check_names()
             if self._file is None:
                 create_folder(self._location)
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -131,6 +132,17 @@ class _FileLock:
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
         return True
+
+    def _check_names(self) -> None:
+        # Under another name the file has another lock, and SQLite another log.
+        with suppress(FileNotFoundError):
+            if (names := self._database.stat().st_nlink) > 1:
+                file = self._location.name
+                mount = next(each for each in self._database.parents if each.is_mount())
+                raise StoreError(
+                    f"{file} has {names} names (hard links), and programs that use two of them damage it: find them with "
+                    f"find {mount} -xdev -samefile {file}, delete all but {file}, and for a backup run bot backup FILE"
+                )
 
     def holder(self) -> str:
         """Return the process that has the lock, if known: " (process 12 on web-1)"."""

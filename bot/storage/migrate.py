@@ -10,6 +10,7 @@ import sqlite3
 import sys
 import tempfile
 import threading
+import time
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +20,13 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from bot.errors import StoreError
+from bot.errors import StoreDamaged, StoreError
 from bot.storage.connections import BUSY_TIMEOUT, Location, inspector, locate, migrator
 from bot.storage.errors import SQLITE_MESSAGES, map_errors
+
+# Seconds for the check of a file's pages, and steps of SQLite between looks at the clock.
+CHECK_SECONDS = 30.0
+_CHECK_STEPS = 10_000
 
 # Alembic keeps the running migration in module variables.
 _lock = threading.Lock()
@@ -72,6 +77,32 @@ def check_database(url: str) -> None:
             raise StoreError(f"{location.name} {reason}")
     with _lock:
         _known_revision(location, url)
+
+
+def check_pages(url: str, seconds: float = CHECK_SECONDS) -> bool:
+    """Check the pages of a SQLite file, without changing it; return False if it takes longer than these seconds.
+
+    Raises:
+        StoreDamaged: A page is damaged.
+        StoreError: As `upgrade`.
+    """
+    location = locate(url)
+    if location.path is None or current_revision(url) is None:
+        return True
+    deadline = time.monotonic() + seconds
+    with map_errors(location.name), inspector(location).connect() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_progress_handler(lambda: time.monotonic() > deadline, _CHECK_STEPS)
+        try:
+            result = driver.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                return False
+            raise
+    if result != "ok":
+        raise StoreDamaged(f"{location.name} {SQLITE_MESSAGES[sqlite3.SQLITE_CORRUPT]} ({' '.join(result.split())})")
+    return True
 
 
 def _known_revision(location: Location, url: str, busy_timeout: float = BUSY_TIMEOUT) -> str | None:

@@ -1,27 +1,34 @@
-"""An open database: transactions, keys, and rows that are decrypted."""
+"""An open database: its transactions and keys, and what is read from it, decrypted."""
 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import partial, wraps
 from itertools import count
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, or_, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bot.domain import Author, Exchange
+from bot.domain import Author, ChannelKey, Exchange, FinishReason, Kind, SettingChange, Status, Upkeep
+from bot.errors import StoreDamaged, StoreError
 from bot.observability.metrics import Metrics
 from bot.storage import connections, migrate
-from bot.storage.conditions import NO_CHANGE
+from bot.storage.base import History
+from bot.storage.conditions import NO_CHANGE, exactly, here, recent, with_threads, within
 from bot.storage.conversion import Conversion
 from bot.storage.encryption import DamagedRow, KeyMissing
+from bot.storage.key_file import path_beside
 from bot.storage.keys import keys_of
+from bot.storage.lost_keys import LostKeys
+from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
 from bot.storage.rows import to_exchange
-from bot.storage.schema import exchanges
+from bot.storage.schema import EXCHANGE, IS_KEPT, channels, exchanges, parts, settings
+from bot.storage.settings import select_changes, select_settings, to_changes
 from bot.storage.transactions import Transactions
 from bot.storage.vault import Vault, WriteTransaction
 from bot.util.aio import detach_on_cancel, join_task
@@ -33,8 +40,11 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 AnyStore = TypeVar("AnyStore", bound="OpenStore")
 
+# Without these methods no message is answered.
+_ESSENTIAL = ("enqueue", "claim_owed")
+
 # Rows that are converted before the event loop runs again: 600 at once took 90 ms.
-_SLICE = 50
+_SLICE = 25
 
 
 def shielded(
@@ -85,7 +95,7 @@ def claiming(
 
 
 class OpenStore:
-    """What the methods of the store share; see SqlStore."""
+    """The database, and the methods of the store that change nothing; see SqlStore."""
 
     def __init__(
         self,
@@ -93,6 +103,7 @@ class OpenStore:
         clock: Clock | None = None,
         metrics: Metrics | None = None,
         *,
+        master: MasterKeys = NO_MASTER_KEY,
         busy_timeout: float = connections.BUSY_TIMEOUT,
         queue_timeout: float = 30.0,
         slow_after: float = 10.0,
@@ -110,9 +121,12 @@ class OpenStore:
         self._transactions = Transactions(
             self._location, busy_timeout=busy_timeout, queue_timeout=queue_timeout, slow_after=slow_after
         )
-        self._vault = Vault(keys_of(self._location))
-        self._conversion: asyncio.Task[None] | None = None
+        self._vault = Vault(keys_of(self._location, master))
+        self._conversion = Conversion(self._location, self._vault, self._transactions, self._writing, self._clock)
+        self._lost_keys = LostKeys(self._vault, self._transactions, self._writing)
+        self._tasks: list[asyncio.Task[None]] = []
         self._damaged: set[int] = set()  # rows that were reported
+        self._damage: StoreDamaged | None = None  # of which the program ends
         self._calendar = Calendar(self._clock)
 
     async def __aenter__(self) -> Self:
@@ -141,20 +155,45 @@ class OpenStore:
             await self._transactions.dispose()
             raise
 
-        conversion = Conversion(self._location, self._vault, self._transactions, self._writing, self._clock)
-        self._conversion = asyncio.create_task(conversion.run(), name="conversion")
+        if self._location.path is not None:
+            self._transactions.files = connections.OpenFiles(self._location.path, path_beside(self._location.path))
+        self._tasks = [asyncio.create_task(self._conversion.run(), name="conversion")]
+        if self._vault.keys.mismatch is not None:
+            self._tasks.append(asyncio.create_task(self._lost_keys.run(), name="lost keys"))
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """Return what an operator should know of the database."""
+        is_rewriting = self._location.path is not None and self._vault.encrypted_to is not None
+        return Upkeep(self._conversion.left, is_rewriting, self._lost_keys.count)
 
     async def _close(self) -> None:
-        if self._conversion is not None:
-            self._conversion.cancel()
-            await asyncio.wait([self._conversion])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._transactions.wait_idle()
         await self._transactions.dispose()
         self._vault.keys.close()
 
+    def check_files(self) -> None:
+        """Check that the database can go on; blocks for as long as its disk takes.
+
+        Raises:
+            StoreLost: The files were deleted or replaced.
+            StoreDamaged: Messages could not be stored or claimed, and trying again does not help.
+        """
+        self._transactions.files.check()
+        if self._damage is not None:
+            raise self._damage
+
     async def _shield(self, name: str, work: Coroutine[Any, Any, Result]) -> Result:
         with self._metrics.store_call(name, self._clock):
-            return await detach_on_cancel(self._transactions.start(work, name))
+            try:
+                return await detach_on_cancel(self._transactions.start(work, name))
+            except StoreDamaged as error:
+                if name in _ESSENTIAL:
+                    self._damage = error
+                raise
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[WriteTransaction]:
@@ -236,3 +275,104 @@ class OpenStore:
     def _by(self, author: Author) -> ColumnElement[bool]:
         names = self._vault.pseudonyms(author.platform, author.id)
         return and_(exchanges.c.author_platform == author.platform, exchanges.c.author.in_(names))
+
+    # Methods that change nothing.
+
+    @shielded
+    async def history(self, before: Exchange, limit: int, *, is_own: bool = False) -> History:
+        answered = and_(
+            exactly(before.message.channel),
+            exchanges.c.id < before.id,
+            exchanges.c.kind == Kind.CHAT,
+            exchanges.c.status.in_([Status.ANSWERED, Status.DELIVERED]),
+            func.length(exchanges.c.answer) > 0,
+            exchanges.c.reason != FinishReason.ERROR,
+        )
+        newest = select(*EXCHANGE).where(IS_KEPT, answered).order_by(exchanges.c.id.desc()).limit(limit)
+        if is_own:
+            newest = newest.where(self._by(before.message.author), recent(before))
+        is_now = select(*EXCHANGE).where(exchanges.c.id == before.id)
+        told = select(channels.c.is_shortening_told).where(here(before.message.channel))
+        for is_final in (False, True):
+            async with self._transactions.reading() as tx:
+                rows = (await tx.execute(newest)).all()
+                now = (await tx.execute(is_now)).one()
+                is_told = (await tx.execute(told)).scalar()
+                readable, missing = await self._decrypt(tx, [now, *reversed(rows)], is_final=is_final)
+            if not missing:
+                break
+        if not readable or readable[0].id != before.id:
+            raise StoreError(f"the row of exchange {before.id} is damaged")
+        return History(tuple(readable[1:]), readable[0], bool(is_told))
+
+    @shielded
+    async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        # Ids are unique in their channel, and some events omit the thread, so it is left out.
+        return await self._find(within(channel), exchanges.c.message == message_id)
+
+    @shielded
+    async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        carried = exchanges.c.id == parts.c.exchange, parts.c.message == message_id
+        # An expression: with the columns' index SQLite would read the whole channel.
+        key = zip((exchanges.c.platform, exchanges.c.channel), (channel.platform, channel.channel), strict=True)
+        return await self._find(*carried, *(column.concat("") == value for column, value in key))
+
+    @shielded
+    async def has_history(self, channel: ChannelKey) -> bool:
+        async with self._transactions.reading() as tx:
+            return (await tx.execute(select(channels.c.thread).where(here(channel)))).first() is not None
+
+    @shielded
+    async def latest(self, channel: ChannelKey, author: Author | None = None) -> Exchange | None:
+        newest = select(*EXCHANGE).where(exactly(channel), IS_KEPT, exchanges.c.kind == Kind.CHAT)
+        if author is not None:
+            newest = newest.where(self._by(author))
+        return next(iter(await self._select(newest.order_by(exchanges.c.id.desc()).limit(1))), None)
+
+    @shielded
+    async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
+        query = select(channels).where(channels.c.platform == platform)
+        async with self._transactions.reading() as tx:
+            rows = sorted((await tx.execute(query)).all(), key=lambda row: row.last_exchange)
+        return {ChannelKey(platform, row.channel, row.thread or None): row.last_message for row in rows}
+
+    @shielded
+    async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
+        said = and_(exchanges.c.platform == platform, exchanges.c.sent_at >= time, IS_KEPT)
+        return sorted(await self._select(select(*EXCHANGE).where(said)), key=lambda exchange: exchange.id)
+
+    @shielded
+    async def said_in(self, channel: ChannelKey, limit: int) -> list[Exchange]:
+        newest = select(*EXCHANGE).where(IS_KEPT, exactly(channel)).order_by(exchanges.c.id.desc()).limit(limit)
+        return (await self._select(newest))[::-1]
+
+    @shielded
+    async def openings(self, channel: ChannelKey) -> list[Exchange]:
+        said = and_(
+            exchanges.c.platform == channels.c.platform,
+            exchanges.c.channel == channels.c.channel,
+            exchanges.c.thread == channels.c.thread,
+        )
+        first = select(func.min(exchanges.c.id)).where(IS_KEPT, said).correlate(channels).scalar_subquery()
+        threads = select(first.label("first"), channels.c.last_exchange).where(with_threads(channel))
+        async with self._transactions.reading() as tx:
+            rows = (await tx.execute(threads)).all()
+        last = {row.first: row.last_exchange for row in rows if row.first is not None}
+        opened = await self._select(select(*EXCHANGE).where(exchanges.c.id.in_(last)))
+        return sorted(opened, key=lambda exchange: last[exchange.id], reverse=True)
+
+    @shielded
+    async def settings(self) -> list[SettingChange]:
+        return await self._changes(select_settings())
+
+    @shielded
+    async def setting_changes(self, place: str, limit: int) -> list[SettingChange]:
+        return await self._changes(select_changes(place, limit))
+
+    async def _changes(self, query: Select[Any]) -> list[SettingChange]:
+        async with self._transactions.reading() as tx:
+            rows = (await tx.execute(query)).all()
+            return list(to_changes(await tx.run_sync(partial(self._vault.decrypt, table=settings, rows=rows))))
+
+    async def _find(self, *conditions: ColumnElement[bool]) -> Exchange | None:
+        return next(iter(await self._select(select(*EXCHANGE).where(*conditions).limit(1))), None)

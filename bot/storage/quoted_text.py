@@ -1,76 +1,191 @@
 """Delete quotations of a deleted text from the messages that quote it."""
 
 import asyncio
+import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from functools import cache, partial
+from typing import NamedTuple, TypeVar
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import (
+    JSON,
+    BindParameter,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.domain import ChannelKey
-from bot.storage.encryption import DamagedRow
+from bot.storage.encryption import DamagedRow, clean
+from bot.storage.keys import BATCH
 from bot.storage.rows import UNQUOTED
-from bot.storage.schema import IS_QUOTING, exchanges
-from bot.storage.vault import WriteTransaction
+from bot.storage.schema import IS_QUOTING, exchanges, parts
+from bot.storage.transactions import Transactions
+from bot.storage.vault import Vault, WriteTransaction
 
 # UTF-8 bytes from which a text is recognisable: twelve letters, four Chinese characters.
 MIN_DISTINCTIVE = 12
-
-# Rows per statement: SQLite limits the number of values.
-_BATCH = 1000
 
 _MENTION = re.compile(r"@\S+ | @\S+$")
 # Scripts without spaces: Thai to Khmer, Chinese, kana and other wide characters.  Each character ends a word.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]")
 
+Place = tuple[str, str]  # platform and channel
+_Words = dict[Place, dict[int, str]]  # quotations by the id of their exchange
+_Quotation = tuple[int, str, str]
+
+Value = TypeVar("Value")
+
 
 class Said(NamedTuple):
-    """What a deletion removes: a message, its text, and the messages of the reply to it."""
+    """A text that a deletion removes, and where it was said."""
 
-    platform: str
-    channel: str
-    message: str
-    parts: list[str]
+    place: Place
     text: str
 
 
-async def redact_quotes(tx: WriteTransaction, deleted: Iterable[Said]) -> int:
-    """Delete full and partial quotations of this from its channels; return their number.
+class Quotations:
+    """Deletes full and partial quotations of what a deletion removes, from its channels.
 
     A quotation that names its message is found by that id, any other by its words: if two
     messages have the same words, the quotations of both are deleted.  Words quoted from
     another channel, or never sent to the bot, belong to the author who quoted them.
+
+    To read and to compare thousands takes seconds.  `read` and `prepare` do it before the
+    write transaction, in which `read_added` reads those that were added since.
     """
-    ids: dict[tuple[str, str], set[str]] = {}
-    texts: dict[tuple[str, str], set[str]] = {}
-    for said in deleted:
-        place = (said.platform, said.channel)
-        ids.setdefault(place, set()).update((said.message, *said.parts))
-        texts.setdefault(place, set()).add(_normalise(said.text))
-    count = 0
-    for (platform, channel), in_channel in texts.items():
-        here = and_(exchanges.c.platform == platform, exchanges.c.channel == channel, IS_QUOTING)
-        columns = exchanges.c.id, exchanges.c.quoted, exchanges.c.quotation_key
-        found: list[tuple[int, int | None]] = []
-        known = sorted(ids[platform, channel])
-        for start in range(0, len(known), _BATCH):
-            quoting = exchanges.c.quoted_id.in_(known[start : start + _BATCH])
-            found += [(row.id, row.quotation_key) for row in await tx.execute(select(*columns).where(here, quoting))]
-        rows = (await tx.execute(select(*columns).where(here, exchanges.c.quoted_id.is_(None)))).all()
-        quotations = {
-            row.id: each["quoted"]
-            for row, each in zip(rows, await tx.decrypt(exchanges, rows), strict=True)
-            if not isinstance(each, DamagedRow)
-        }
-        # Thousands of texts and quotations take seconds, too long for the event loop.
-        by_words = set(await asyncio.to_thread(_find_quotes, quotations, in_channel - {""}))
-        found += [(row.id, row.quotation_key) for row in rows if row.id in by_words]
-        for start in range(0, len(found), _BATCH):
-            some = [id for id, _ in found[start : start + _BATCH]]
+
+    def __init__(self, transactions: Transactions, vault: Vault) -> None:
+        self._transactions = transactions
+        self._vault = vault
+        self._newest = 0  # exchange when the first of `_words` were read
+        self._words: _Words = {}
+        self._added: _Words = {}
+        # Of the last `prepare`: what was compared with all words, and the quotations of it.
+        self._texts: dict[Place, set[str]] = {}
+        self._quoting: set[int] = set()
+
+    async def read(self, tx: AsyncConnection, places: AbstractSet[Place]) -> set[Place]:
+        """Read the quotations without an id in some channels; return the channels that have any."""
+        if not self._words:
+            self._newest = (await tx.execute(select(func.max(exchanges.c.id)))).scalar() or 0
+        self._words |= await self._read(tx, places - self._words.keys())
+        return {place for place in places if self._words[place]}
+
+    async def prepare(self, deleted: Iterable[Said]) -> None:
+        """Find quotations by their words; for each batch of a deletion."""
+        self._texts = _texts(deleted)
+        unknown = self._texts.keys() - self._words.keys()
+        if unknown:
+            async with self._transactions.reading() as tx:
+                await self.read(tx, unknown)
+        self._quoting = await _compare(self._words, self._texts)
+
+    async def read_added(self, tx: WriteTransaction, places: AbstractSet[Place]) -> set[Place]:
+        """Read what `read` could not yet; return the channels that have quotations without an id."""
+        known = self._words.keys()
+        self._added = await self._read(tx.connection, places & known, after=self._newest)
+        self._added |= await self._read(tx.connection, places - known)
+        return {place for place in places if self._words.get(place) or self._added[place]}
+
+    async def redact(
+        self, tx: WriteTransaction, ids: Iterable[int], deleted: Iterable[Said], *, of_replies_only: bool = False
+    ) -> int:
+        """Delete the quotations, once `read_added` was called; return their number.
+
+        Those that name a message or a reply of the exchanges `ids`, and those with the words of `deleted`.
+        """
+        texts = _texts(deleted)
+        unprepared = {place: each - self._texts.get(place, set()) for place, each in texts.items()}
+        by_words = await _compare(self._added, texts) | await _compare(self._words, unprepared)
+        found: dict[int, int | None] = {}
+        for some in _batches(ids):
+            for naming in (_OF_REPLIES,) if of_replies_only else (_OF_REPLIES, _OF_QUESTIONS):
+                found |= {row.id: row.quotation_key for row in await tx.execute(naming, {"ids": some})}
+        keys = select(exchanges.c.id, exchanges.c.quotation_key)
+        for some in _batches(by_words | self._quoting):
+            rows = await tx.execute(keys.where(IS_QUOTING, exchanges.c.id.in_(some)))
+            found |= {row.id: row.quotation_key for row in rows}
+        for some in _batches(found):
             await tx.execute(update(exchanges).where(exchanges.c.id.in_(some)).values(UNQUOTED))
-        tx.keys.delete(*(key for _, key in found))
-        count += len(found)
-    return count
+        tx.keys.delete(*found.values())
+        return len(found)
+
+    async def _read(self, tx: AsyncConnection, places: Iterable[Place], after: int = 0) -> _Words:
+        """Read the quotations without an id in some channels, of exchanges after one."""
+        words: _Words = {place: {} for place in places}
+        if not words:
+            return {}
+        unnamed = await tx.execute(_unnamed(tx.dialect.name), {"listed": _as_json(words), "after": after})
+        found = {row.id: (row.platform, row.channel) for row in unnamed}
+        quotations = select(exchanges.c.id, exchanges.c.quoted, exchanges.c.quotation_key)
+        for ids in _batches(found):
+            rows = (await tx.execute(quotations.where(exchanges.c.id.in_(ids)))).all()
+            for each in await tx.run_sync(partial(self._vault.decrypt, table=exchanges, rows=rows)):
+                if not isinstance(each, DamagedRow):
+                    words[found[each["id"]]][each["id"]] = _normalise(each["quoted"])
+        return words
+
+
+@cache
+def _unnamed(dialect: str) -> Select[_Quotation]:
+    """Select the quotations without an id in the channels `listed`, of exchanges after `after`.
+
+    The channels are one parameter, as JSON: SQLite uses no index for a list of rows.
+    """
+    listed = bindparam("listed", type_=Text)
+    each = func.json_each(listed) if dialect == "sqlite" else func.json_array_elements(cast(listed, JSON))
+    row = each.table_valued(column("value", JSON), name="listed").c.value
+    columns = exchanges.c.platform, exchanges.c.channel
+    are_equal = [wanted == row[number].as_string() for number, wanted in enumerate(columns)]
+    is_added = exchanges.c.id > bindparam("after")
+    return select(exchanges.c.id, *columns).where(IS_QUOTING, *are_equal, exchanges.c.quoted_id.is_(None), is_added)
+
+
+def _select_naming(quoted_id: ColumnElement[str], *which: ColumnElement[bool]) -> Select[tuple[int, int | None]]:
+    """Select the quotations that name a message, in the channel of its exchange."""
+    here = [exchanges.c[name] == _quoted.c[name] for name in ("platform", "channel")]
+    return select(exchanges.c.id, exchanges.c.quotation_key).where(
+        IS_QUOTING, *here, exchanges.c.quoted_id == quoted_id, *which
+    )
+
+
+_quoted = exchanges.alias("quoted")
+_ids: BindParameter[int] = bindparam("ids", expanding=True)
+_OF_QUESTIONS = _select_naming(_quoted.c.message, _quoted.c.id.in_(_ids))
+_OF_REPLIES = _select_naming(parts.c.message, parts.c.exchange == _quoted.c.id, parts.c.exchange.in_(_ids))
+
+
+def _as_json(rows: Iterable[tuple[str, ...]]) -> str:
+    return json.dumps([[clean(each) for each in row] for row in rows])
+
+
+def _texts(deleted: Iterable[Said]) -> dict[Place, set[str]]:
+    texts: dict[Place, set[str]] = {}
+    for said in deleted:
+        texts.setdefault(said.place, set()).add(_normalise(said.text))
+    return texts
+
+
+async def _compare(words: _Words, texts: Mapping[Place, set[str]]) -> set[int]:
+    """Return the quotations of these texts; in a thread."""
+    pairs = [(quoted, each - {""}) for place, each in texts.items() if each and (quoted := words.get(place))]
+    return set(await asyncio.to_thread(_find_quotes, pairs)) if pairs else set()
+
+
+def _batches(values: Iterable[Value]) -> Iterator[list[Value]]:
+    waiting = list(values)
+    for start in range(0, len(waiting), BATCH):
+        yield waiting[start : start + BATCH]
 
 
 async def replace_quotes(tx: WriteTransaction, channel: ChannelKey, message_id: str, text: str) -> int:
@@ -88,8 +203,8 @@ async def replace_quotes(tx: WriteTransaction, channel: ChannelKey, message_id: 
     return len(rows)
 
 
-def _find_quotes(quotations: Mapping[int, str], texts: set[str]) -> list[int]:
-    return [id for id, quotation in quotations.items() if is_quote(_normalise(quotation), texts)]
+def _find_quotes(pairs: Iterable[tuple[Mapping[int, str], set[str]]]) -> list[int]:
+    return [id for quoted, texts in pairs for id, words in quoted.items() if is_quote(words, texts)]
 
 
 def is_quote(quotation: str, texts: set[str]) -> bool:

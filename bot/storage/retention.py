@@ -1,4 +1,4 @@
-"""Delete texts that are older than storage.retention_days."""
+"""Delete texts that are older than storage.retention_days, and sums of use whose periods have ended."""
 
 import asyncio
 from datetime import timedelta
@@ -7,6 +7,7 @@ from typing import Self
 
 import structlog
 
+from bot.config.quotas import oldest_day
 from bot.errors import StoreError
 from bot.storage.base import Store
 from bot.util.aio import race
@@ -18,7 +19,7 @@ _INTERVAL = 3600.0
 
 
 class Retention:
-    """Background task that deletes old texts; 0 days keeps everything."""
+    """Background task that deletes old texts; 0 days keeps all of them, and all sums but those of people."""
 
     def __init__(self, store: Store, days: int, clock: Clock) -> None:
         self._store = store
@@ -45,12 +46,15 @@ class Retention:
     async def _run(self) -> None:
         while True:
             self._changed.clear()
-            if self._days:
-                await self._expire()
+            await self._expire()
             await race(self._changed.wait(), self._clock.sleep(_INTERVAL))
 
     async def _expire(self) -> None:
+        now = self._calendar.today()
+        before = now - timedelta(days=self._days)
         try:
-            await self._store.expire(self._calendar.today() - timedelta(days=self._days))
+            if self._days:
+                await self._store.expire(before)
+            await self._store.end_usage(oldest_day(now.date()), before.date() if self._days else None)
         except StoreError as error:
             log.warning("old texts not deleted", error=str(error))

@@ -10,6 +10,7 @@ from sqlalchemy import JSON
 from sqlalchemy.types import TypeEngine
 
 from bot.domain import (
+    UNREADABLE,
     Answer,
     Attachment,
     Author,
@@ -52,6 +53,8 @@ UNANSWERED: dict[str, Any] = {
     "reason": None,
     "prompt_tokens": None,
     "completion_tokens": None,
+    "model": None,
+    "persona": None,
 }
 
 
@@ -121,6 +124,8 @@ def answer_values(answer: Answer) -> dict[str, Any]:
         "reason": answer.reason,
         "prompt_tokens": answer.usage.prompt_tokens,
         "completion_tokens": answer.usage.completion_tokens,
+        "model": answer.model or None,
+        "persona": answer.persona or None,
     }
 
 
@@ -173,10 +178,28 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
         seed=row["seed"],
         answer=None
         if reason is None
-        else Answer(row["answer"], row["notice"], reason, Usage(row["prompt_tokens"], row["completion_tokens"])),
+        else Answer(
+            row["answer"],
+            row["notice"],
+            reason,
+            Usage(row["prompt_tokens"], row["completion_tokens"]),
+            row["model"] or "",
+            row["persona"] or "",
+        ),
         parts=tuple(row["parts"]),
         fence=row["fence"],
+        is_unreadable=row["failure"] == UNREADABLE,
     )
+
+
+def emptied(row: Mapping[str, Any]) -> tuple[Exchange, dict[str, Any]]:
+    """Return the exchange of a claimed row that cannot be decrypted, without its texts, and the columns to change.
+
+    Raises:
+        DamagedRow: The rest of it is damaged too.
+    """
+    changed = BLANK | UNANSWERED | {"status": Status.OPEN, "failure": UNREADABLE}
+    return to_exchange({**row, **changed, "author_name": "", "author_roles": "", "text": ""}), changed
 
 
 def _roles(text: object) -> frozenset[str]:

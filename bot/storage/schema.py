@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Date,
     DateTime,
     Dialect,
     Index,
@@ -176,6 +177,9 @@ exchanges = Table(
     Column("answer_key", BigInteger),
     # Attached files and what was read of them, as JSON; NULL for none.
     Column("files", Encrypted(), info=encrypted("question_key")),
+    # The names of the model and the persona that the answer is of; see `Answer`.
+    Column("model", SafeText),
+    Column("persona", SafeText),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
     Index(None, "author_platform", "author"),  # forget
@@ -233,8 +237,48 @@ settings = Table(
     Index(None, "set_at"),  # expire
 )
 
-# One row: the database's id, the number of the key of pseudonyms, how many numbers are used, and
-# up to which exchange the rows from before the encryption are encrypted (null: all).
+# What was used of the model, by day (UTC): of a person, a channel with its threads, a server, a platform.
+usage = Table(
+    "usage",
+    metadata,
+    Column("level", SafeText, primary_key=True),
+    # As in config.toml, "discord:123"; of a person the pseudonym, so that no row tells who it was.
+    Column("place", SafeText, primary_key=True),
+    Column("day", Date, primary_key=True),
+    Column("answers", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("milliseconds", BigInteger, nullable=False),
+    Index(None, "day"),  # end_usage
+    sqlite_with_rowid=False,
+)
+
+# Votes on answers, one per person and answer: without a vote there is no row.
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("exchange", BigInteger, primary_key=True, autoincrement=False),
+    # The platform and the pseudonym, as in `usage`: no row tells who it was.
+    Column("voter", SafeText, primary_key=True),
+    Column("vote", SafeText, nullable=False),
+    Column("voted_at", UtcDateTime, nullable=False),
+    Index(None, "voter"),  # forget
+    sqlite_with_rowid=False,
+)
+
+# People who agreed that their questions and the votes on the answers are exported.
+consents = Table(
+    "consents",
+    metadata,
+    Column("person", SafeText, primary_key=True),  # as `feedback.voter`
+    Column("agreed_at", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# One row: the database's id, the number of the key of pseudonyms, how many numbers are used,
+# up to which exchange the rows from before the encryption are encrypted (null: all), the number of
+# the newest deletion (null: rows are to be compared with keys), and that of the newest one which
+# the file of keys was known to have begun.
 encryption = Table(
     "encryption",
     metadata,
@@ -243,6 +287,8 @@ encryption = Table(
     Column("pseudonym_key", BigInteger, nullable=False),
     Column("used", BigInteger, nullable=False),
     Column("encrypted_to", BigInteger),
+    Column("deletions", BigInteger),
+    Column("began", BigInteger, nullable=False, server_default="0"),
 )
 
 # On a server: the keys themselves.

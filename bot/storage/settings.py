@@ -60,10 +60,10 @@ async def expire_changes(tx: WriteTransaction, before: datetime) -> None:
 
 
 def rename_places(channel: ChannelKey, to: str) -> Update:
-    """Move the settings of a channel and its threads to the channel's new id."""
+    """Move the settings of a channel and its threads to its new id; a server that is the channel moves with it."""
     old, new = str(ChannelKey(channel.platform, channel.channel)), str(ChannelKey(channel.platform, to))
     here = or_(
-        (settings.c.level == "channel") & (settings.c.place == old),
+        settings.c.level.in_(["channel", "server"]) & (settings.c.place == old),
         (settings.c.level == "thread") & settings.c.place.startswith(f"{old}:", autoescape=True),
     )
     moved = literal(new, SafeText) + func.substr(settings.c.place, len(old) + 1)

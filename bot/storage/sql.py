@@ -3,29 +3,48 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
-from sqlalchemy import Insert, Integer, Row, Update, and_, delete, literal, select, true, update
+from sqlalchemy import Insert, Integer, Row, Text, Update, and_, bindparam, delete, literal, select, true, update
 
 from bot import lifecycle
-from bot.domain import Answer, Attachment, ChannelKey, Exchange, IncomingMessage, Kind, SettingChange, Status
+from bot.domain import (
+    UNREADABLE,
+    Answer,
+    Attachment,
+    ChannelKey,
+    Exchange,
+    IncomingMessage,
+    Kind,
+    Scope,
+    SettingChange,
+    Status,
+    UsageSum,
+)
 from bot.errors import StoreError
 from bot.storage.conditions import DELETED, NO_CHANGE, allowed, change, held, here, place, taken, with_threads, within
-from bot.storage.deletion import KEY, Deletion
-from bot.storage.group_commit import GroupCommit
+from bot.storage.deletion import KEY
+from bot.storage.encryption import DamagedRow, numbers_in
+from bot.storage.feedback import delete_votes
 from bot.storage.opened import claiming, shielded
-from bot.storage.quoted_text import Said, redact_quotes, replace_quotes
+from bot.storage.quoted_text import Said, replace_quotes
 from bot.storage.rows import (
     UNANSWERED,
     UNQUOTED,
     answer_texts,
     answer_values,
+    emptied,
     message_values,
     question_texts,
 )
-from bot.storage.schema import EXCHANGE, IS_OWED, IS_QUOTING, SafeText, channels, exchanges, parts
+from bot.storage.schema import EXCHANGE, IS_OWED, IS_QUOTING, SafeText, channels, exchanges, parts, usage
 from bot.storage.settings import insert_change, rename_places
+from bot.storage.transactions import GroupCommit
+from bot.storage.usage import count_use, delete_use, rename_use, select_use, stored_place, to_use
 from bot.storage.vault import WriteTransaction
+from bot.storage.votes import Votes
+from bot.usage import use_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +56,7 @@ class _Arrival:
     owner: str | None
 
 
-class SqlStore(Deletion):
+class SqlStore(Votes):
     """The Store on the database that `url` names.
 
     Writers take turns in the order of their calls, and rows are numbered in that order.
@@ -51,6 +70,15 @@ class SqlStore(Deletion):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._arrivals = GroupCommit(self._transactions, self._claiming, self._insert_all)
+        # Built once: to build them takes longer than to execute them.
+        new = self._insert(exchanges)
+        self._store = new.on_conflict_do_nothing(index_elements=KEY).returning(exchanges.c.id, exchanges.c.question_key)
+        self._store_claimed = new.on_conflict_do_update(
+            index_elements=KEY,
+            set_=taken(bindparam("claimant", type_=Text)),
+            where=and_(allowed(lifecycle.CLAIM), self._unclaimed),
+        ).returning(*EXCHANGE)
+        self._advance = self._advancing()
 
     @claiming
     async def enqueue(
@@ -68,16 +96,15 @@ class SqlStore(Deletion):
                 channel = arrival.message.channel
                 newest[channel] = {**place(channel), "last_exchange": id, "last_message": arrival.message.id}
         if newest:
-            await self._advance_channels(tx, list(newest.values()))
+            await tx.execute(self._advance, list(newest.values()))
         return claimed
 
-    async def _advance_channels(self, tx: WriteTransaction, rows: Sequence[dict[str, Any]]) -> None:
-        """Insert channels, or update those whose last exchange is older."""
+    def _advancing(self) -> Insert:
+        """Build the statement that inserts channels, or updates those whose last exchange is older."""
         new = self._insert(channels)
         later = {name: new.excluded[name] for name in ("last_exchange", "last_message")}
         is_later = new.excluded.last_exchange > channels.c.last_exchange
-        advance = new.on_conflict_do_update(index_elements=list(channels.primary_key), set_=later, where=is_later)
-        await tx.execute(advance, rows)
+        return new.on_conflict_do_update(index_elements=list(channels.primary_key), set_=later, where=is_later)
 
     async def _insert_one(self, tx: WriteTransaction, arrival: _Arrival) -> tuple[int | None, Exchange | None]:
         """Store and claim a message; return the row's id unless the message was known and finished."""
@@ -96,14 +123,12 @@ class SqlStore(Deletion):
             values |= UNQUOTED
         else:
             values |= await tx.encrypt(exchanges, "quotation_key", {"quoted": message.quoted})
-        new = self._insert(exchanges).values(values)
-        if owner is None:
-            stored = new.on_conflict_do_nothing(index_elements=KEY).returning(exchanges.c.id, exchanges.c.question_key)
-        else:
-            stored = new.on_conflict_do_update(
-                index_elements=KEY, set_=taken(owner), where=and_(allowed(lifecycle.CLAIM), self._unclaimed)
-            ).returning(*EXCHANGE)
-        rows = (await tx.execute(stored)).all()
+        stored = await (
+            tx.execute(self._store, values)
+            if owner is None
+            else tx.execute(self._store_claimed, {**values, "claimant": owner})
+        )
+        rows = stored.all()
         if not any(row.question_key == values["question_key"] for row in rows):
             tx.keys.give_back(values["question_key"], values["quotation_key"])  # the message is known
         claimed = [] if owner is None else await self._readable_claims(tx, rows)
@@ -177,18 +202,38 @@ class SqlStore(Deletion):
             return True
 
     @shielded
-    async def record_answer(self, exchange: Exchange, answer: Answer) -> bool:
+    async def record_answer(
+        self, exchange: Exchange, answer: Answer, day: date | None = None, milliseconds: int = 0
+    ) -> bool:
         async with self._writing() as tx:
-            # An acknowledgement may have been lost: then there is an answer, and its key.
-            earlier = select(exchanges.c.answer_key).where(held(exchange), allowed(lifecycle.ANSWER))
+            # An acknowledgement may have been lost: then there is an answer, and its key, and it is counted.
+            earlier = select(exchanges.c.answer_key, exchanges.c.status)
+            earlier = earlier.where(held(exchange), allowed(lifecycle.ANSWER))
             earlier = earlier.with_for_update()
             row = (await tx.execute(earlier)).one_or_none()
+            use = use_of(answer, milliseconds)
+            if day is not None and use != UsageSum() and (row is None or row.status == Status.OPEN):
+                await count_use(tx, self._insert(usage), self._vault, exchange.message, use, day)
             if row is None:
                 return False
             tx.keys.delete(row.answer_key)
             texts = await tx.encrypt(exchanges, "answer_key", answer_texts(answer))
             await tx.execute(change(lifecycle.ANSWER, held_by=exchange).values(**answer_values(answer), **texts))
             return True
+
+    @shielded
+    async def usage(self, scope: Scope, since: date) -> dict[date, UsageSum]:
+        # In the writer's turn: after every answer whose record was begun before.
+        async with self._transactions.writing() as tx:
+            rows = (await tx.execute(select_use(scope.level, stored_place(scope, self._vault), since))).all()
+        return {row.day: to_use(row) for row in rows}
+
+    @shielded
+    async def end_usage(self, running_since: date, before: date | None = None) -> None:
+        async with self._transactions.writing() as tx:
+            await tx.execute(delete_use(running_since, ["user"]))
+            if before is not None:
+                await tx.execute(delete_use(min(before, running_since)))
 
     @shielded
     async def complete(self, exchange: Exchange) -> bool:
@@ -203,12 +248,18 @@ class SqlStore(Deletion):
         self, owner: str, /, exchange: Exchange, text: str | None = None, files: Sequence[Attachment] | None = None
     ) -> Exchange | None:
         values: dict[str, Any] = {"seed": _new_seed(), "failure": None, **UNANSWERED}
+        quotations = self._quotations()
+        if text is not None:
+            await quotations.prepare([_said(exchange)])
         async with self._claiming() as tx:
             is_it = exchanges.c.id == exchange.id, allowed(lifecycle.REQUEUE)
             row = (await tx.execute(select(*EXCHANGE).where(*is_it).with_for_update(of=exchanges))).one_or_none()
             if row is None:
                 return None
             tx.keys.delete(row.answer_key)
+            await delete_votes(tx, [exchange.id])
+            if text is None and row.failure == UNREADABLE:
+                values["failure"] = UNREADABLE
             before = [] if text is None else (await self._decrypt(tx.connection, [row]))[0]
             if text is not None and before:
                 message = before[0].message
@@ -224,10 +275,8 @@ class SqlStore(Deletion):
             if text is not None and requeued:
                 channel = exchange.message.channel
                 await replace_quotes(tx, channel, exchange.message.id, text)
-                said = [
-                    Said(channel.platform, channel.channel, "", list(each.parts), each.message.text) for each in before
-                ]
-                await redact_quotes(tx, said)
+                await quotations.read_added(tx, {(channel.platform, channel.channel)})
+                await quotations.redact(tx, [exchange.id], [_said(each) for each in before], of_replies_only=True)
         return next(iter(requeued), None)
 
     @shielded
@@ -238,7 +287,7 @@ class SqlStore(Deletion):
     async def rename_channel(self, channel: ChannelKey, to: str) -> int:
         # No platform's id has a space, so no future message is mistaken for one of these.
         prefix = f"{channel.channel} "
-        there = select(exchanges.c.id, exchanges.c.message).where(within(channel))
+        there = select(exchanges.c.id, exchanges.c.message, exchanges.c.server).where(within(channel))
         async with self._writing() as tx:
             rows = (await tx.execute(there.with_for_update())).all()
             goal = within(ChannelKey(channel.platform, to))
@@ -249,12 +298,14 @@ class SqlStore(Deletion):
                 while message in used:
                     message = prefix + message
                 used.add(message)
-                values = {"channel": to, "message": message}
+                server = to if row.server == channel.channel else row.server
+                values = {"channel": to, "message": message, "server": server}
                 await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
                 renamed = update(parts).where(parts.c.exchange == row.id)
                 await tx.execute(renamed.values(message=literal(prefix, SafeText) + parts.c.message))
             await self._rename_channel(tx, channel, to)
             await tx.execute(rename_places(channel, to))
+            await rename_use(tx, self._insert(usage), channel, to)
         return len(rows)
 
     async def _rename_channel(self, tx: WriteTransaction, channel: ChannelKey, to: str) -> None:
@@ -267,7 +318,7 @@ class SqlStore(Deletion):
         rows = [{"platform": channel.platform, "channel": to, **row._mapping} for row in await tx.execute(renamed)]
         await tx.execute(delete(channels).where(theirs))
         if rows:
-            await self._advance_channels(tx, rows)
+            await tx.execute(self._advance, rows)
 
     @shielded
     async def record_setting(self, change: SettingChange) -> None:
@@ -285,16 +336,32 @@ class SqlStore(Deletion):
                 await tx.exec_driver_sql(f"PRAGMA user_version={version}")
 
     async def _claimed(self, tx: WriteTransaction, claim: Update | Insert) -> list[Exchange]:
-        """Run a statement that claims rows, and return their exchanges; a damaged row fails."""
+        """Run a statement that claims rows, and return their exchanges."""
         return await self._readable_claims(tx, (await tx.execute(claim.returning(*EXCHANGE))).all())
 
     async def _readable_claims(self, tx: WriteTransaction, rows: Sequence[Row[Any]]) -> list[Exchange]:
+        """Return the exchanges of claimed rows: one without its texts for a row that cannot be decrypted.
+
+        Where more than the texts is damaged nobody can be told, and the row fails.
+        """
         readable, _ = await self._decrypt(tx.connection, rows, is_final=True)
-        damaged = {row.id for row in rows} - {exchange.id for exchange in readable}
-        if damaged:
-            failed = {"status": Status.FAILED, "owner": None, "fence": 0, "failure": "damaged row"}
-            await tx.execute(update(exchanges).where(exchanges.c.id.in_(damaged)).values(failed))
+        known = {exchange.id for exchange in readable}
+        for row in rows:
+            if row.id in known:
+                continue
+            try:
+                exchange, changed = emptied(row._asdict())
+                readable.append(exchange)
+                tx.keys.delete(*numbers_in(exchanges, row._asdict()))
+            except DamagedRow:
+                changed = {"status": Status.FAILED, "owner": None, "fence": 0, "failure": "damaged row"}
+            await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(changed))
         return readable
+
+
+def _said(exchange: Exchange) -> Said:
+    channel = exchange.message.channel
+    return Said((channel.platform, channel.channel), exchange.message.text)
 
 
 def _new_seed() -> int:

@@ -1,22 +1,30 @@
-"""Transactions of the store: one writer at a time, concurrent readers, safe from cancellation."""
+"""Transactions of the store: one writer at a time, concurrent readers, group commit, safe from cancellation."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from bot.errors import StoreError
 from bot.storage import connections
-from bot.storage.connections import Location
+from bot.storage.connections import Location, OpenFiles
 from bot.storage.errors import is_disk_full, map_errors
+from bot.storage.vault import WriteTransaction
 
-# Pages of SQLite's log after which it is reused, once the disk was full; the default is 1000.
+# Pages of SQLite's log after which it is reused, once the disk was full; else see connections.py.
 _SHORT_LOG = 16
+# Pages after which it should begin again.
+_LONG_LOG = 1000
+_CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
+# Transactions between two checkpoints beside the writers.
+_CHECKPOINT_AFTER = 50
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -79,10 +87,14 @@ class Transactions:
         self._reader = connections.reader(location, busy_timeout)
         # SQLite commits a single statement by itself: one call to the connection's thread instead of three.
         self._statement = self.writer.execution_options(skip_begin=True)
+        self._checkpointer = None if location.path is None else self._reader.execution_options(skip_begin=True)
         self.name = location.name
+        self.files = OpenFiles()
         self._queue_timeout = queue_timeout
         self._slow_after = slow_after
         self._was_full = False
+        self._unwritten = 0  # transactions since the last checkpoint
+        self._checkpoint: asyncio.Task[None] | None = None
         self._in_flight: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
@@ -101,6 +113,7 @@ class Transactions:
         try:
             with map_errors(self.name):
                 async with lock:
+                    self.files.check()  # a commit to a deleted file would be acknowledged
                     if self._was_full:
                         await self._reuse_log()
                     async with self._transaction(self._statement if urgent else self.writer) as tx:
@@ -108,6 +121,9 @@ class Transactions:
         except StoreError as error:
             self._was_full = self._was_full or is_disk_full(error)
             raise
+        self._unwritten += 1
+        if self._unwritten >= _CHECKPOINT_AFTER:
+            self._begin_checkpoint()
 
     async def _reuse_log(self) -> None:
         """Empty SQLite's log and keep it short: it grows by megabytes otherwise, and takes all that is freed."""
@@ -115,6 +131,29 @@ class Transactions:
             await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             await connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint={_SHORT_LOG}")
         self._was_full = False
+
+    async def checkpoint(self) -> None:
+        """Write SQLite's log into the database while others write; later a commit would, and they would wait for it."""
+        self._begin_checkpoint()
+        if self._checkpoint is not None:
+            await asyncio.wait([self._checkpoint])
+
+    def _begin_checkpoint(self) -> None:
+        if self._checkpointer is not None and (self._checkpoint is None or self._checkpoint.done()):
+            self._unwritten = 0
+            self._checkpoint = self.start(self._write_log(self._checkpointer), "checkpoint")
+
+    async def _write_log(self, checkpointer: AsyncEngine) -> None:
+        try:
+            with map_errors(self.name):
+                async with checkpointer.connect() as connection:
+                    row: Row[*tuple[int, ...]] = (await connection.exec_driver_sql(_CHECKPOINT)).one()
+                    if row[1] > _LONG_LOG:
+                        # Once all of it is written, the log begins again: the writer waits for the last pages.
+                        async with self.lock.acquire():
+                            await connection.exec_driver_sql(_CHECKPOINT)
+        except StoreError as error:
+            log.warning("the database's log grows, it could not be written into the database", error=str(error))
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """Open a read-only transaction on one snapshot."""
@@ -144,3 +183,63 @@ class Transactions:
         with map_errors(self.name):
             await self._reader.dispose()
             await self.writer.dispose()
+
+
+class _Group(Generic[Item, Result]):
+    """Items of one transaction; `turn` is its number among the writers."""
+
+    def __init__(self, turn: int) -> None:
+        self.turn = turn
+        self.items: list[Item] = []
+        self.results: asyncio.Future[Sequence[Result]] = asyncio.get_running_loop().create_future()
+
+
+class GroupCommit(Generic[Item, Result]):
+    """Executes items in the order of their calls: a commit waits for the disk, an item hardly costs more.
+
+    An item joins the group that still waits for the writer, if no other transaction has queued
+    since.  `begin` opens the transaction, `execute` returns a result per item.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        begin: Callable[[], AbstractAsyncContextManager[WriteTransaction]],
+        execute: Callable[[WriteTransaction, Sequence[Item]], Awaitable[Sequence[Result]]],
+    ) -> None:
+        self._transactions = transactions
+        self._begin = begin
+        self._execute = execute
+        self._waiting: _Group[Item, Result] | None = None
+
+    async def run(self, item: Item) -> Result:
+        """Return the result of an item once it is committed.
+
+        Raises:
+            StoreError: The transaction failed, for all of its items.
+        """
+        group = self._waiting
+        if group is None or group.turn != self._transactions.turn:
+            group = self._waiting = _Group(self._transactions.turn + 1)
+            group.items.append(item)
+            await self._commit(group)
+            return group.results.result()[0]
+        number = len(group.items)
+        group.items.append(item)
+        return (await asyncio.shield(group.results))[number]
+
+    async def _commit(self, group: _Group[Item, Result]) -> None:
+        try:
+            async with self._begin() as tx:
+                self._close(group)
+                results = await self._execute(tx, group.items)
+        except BaseException as error:
+            self._close(group)
+            if len(group.items) > 1:  # the others wait for it
+                group.results.set_exception(error)
+            raise
+        group.results.set_result(results)
+
+    def _close(self, group: _Group[Item, Result]) -> None:
+        if self._waiting is group:
+            self._waiting = None

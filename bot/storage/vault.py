@@ -46,6 +46,7 @@ class Vault:
             self.encrypted_to = 0 if has_rows else None
             values = {"id": 1, "database": database, "pseudonym_key": number, "used": 0}
             connection.execute(insert(encryption).values(**values, encrypted_to=self.encrypted_to))
+            self.keys.settle(connection)
         else:
             database, number, self.encrypted_to = bytes(row.database), row.pseudonym_key, row.encrypted_to
             self.keys.open(connection, database, row.used)
@@ -59,7 +60,7 @@ class Vault:
         """
         row = connection.execute(select(encryption)).one_or_none()
         if row is not None:  # else no bot has run since the migration
-            self.keys.open_to_read(bytes(row.database), row.used)
+            self.keys.open_to_read(connection, bytes(row.database), row.used)
             self._begin(connection, bytes(row.database), row.pseudonym_key)
 
     def _begin(self, connection: Connection, database: bytes, number: int) -> None:
@@ -103,6 +104,7 @@ class KeyChanges:
         self._vault = vault
         self._taken: list[int] = []
         self._deleted: set[int] = set()
+        self.deletion = 0  # its number, once it is prepared
 
     def take(self) -> int:
         """Return the number of a new key."""
@@ -133,7 +135,7 @@ class KeyChanges:
 
     def prepare(self) -> None:
         """Do what belongs to the transaction, before its commit."""
-        self._vault.keys.prepare(self.connection, bool(self._taken), sorted(self._deleted))
+        self.deletion = self._vault.keys.prepare(self.connection, bool(self._taken), sorted(self._deleted))
 
     def outdated(self, *, is_committed: bool) -> list[int]:
         """Return the keys to delete when the transaction has ended.
@@ -173,7 +175,7 @@ class WriteTransaction:
         if self._vault.keys.is_finished(outdated):
             return
         try:
-            await asyncio.to_thread(self._vault.keys.finish, outdated)
+            await asyncio.to_thread(self._vault.keys.finish, outdated, self.keys.deletion if is_committed else 0)
         except StoreError as error:
             self.is_erased = False
             log.warning("deleted text can still be decrypted; the next write retries", error=str(error))

@@ -1,0 +1,50 @@
+"""The methods of the store for votes on answers."""
+
+from datetime import datetime
+
+from sqlalchemy import delete, select
+
+from bot.domain import Author, Exchange, Kind, Scope, Status, Vote, VoteResult
+from bot.storage.deletion import Deletion
+from bot.storage.opened import shielded
+from bot.storage.schema import consents, exchanges, feedback
+from bot.storage.usage import stored_place
+
+
+class Votes(Deletion):
+    """The methods that store what people think of answers."""
+
+    @shielded
+    async def vote(self, exchange: Exchange, voter: Author, vote: Vote, at: datetime) -> VoteResult:
+        person = stored_place(Scope("user", voter.key), self._vault)
+        # An answer that is made again has another seed.
+        is_answered = exchanges.c.kind == Kind.CHAT, exchanges.c.status.in_([Status.ANSWERED, Status.DELIVERED])
+        answered = select(exchanges.c.id).where(
+            exchanges.c.id == exchange.id, exchanges.c.seed == exchange.seed, *is_answered
+        )
+        same = feedback.c.exchange == exchange.id, feedback.c.voter == person, feedback.c.vote == vote
+        async with self._transactions.writing() as tx:
+            if (await tx.execute(answered.with_for_update())).first() is None:
+                return VoteResult.NO_ANSWER
+            if (await tx.execute(delete(feedback).where(*same))).rowcount:
+                return VoteResult.TAKEN_BACK
+            new = self._insert(feedback).values(exchange=exchange.id, voter=person, vote=vote, voted_at=at)
+            changed = {name: new.excluded[name] for name in ("vote", "voted_at")}
+            await tx.execute(new.on_conflict_do_update(index_elements=list(feedback.primary_key), set_=changed))
+        return VoteResult(vote)
+
+    @shielded
+    async def record_consent(self, person: Author, at: datetime | None) -> None:
+        name = stored_place(Scope("user", person.key), self._vault)
+        async with self._transactions.writing() as tx:
+            if at is None:
+                await tx.execute(delete(consents).where(consents.c.person == name))
+            else:
+                new = self._insert(consents).values(person=name, agreed_at=at)
+                await tx.execute(new.on_conflict_do_nothing(index_elements=list(consents.primary_key)))
+
+    @shielded
+    async def has_consented(self, person: Author) -> bool:
+        name = stored_place(Scope("user", person.key), self._vault)
+        async with self._transactions.reading() as tx:
+            return (await tx.execute(select(consents.c.person).where(consents.c.person == name))).first() is not None
