@@ -7,12 +7,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import structlog
+from starlette.types import ASGIApp
 
 from bot.adapters import import_adapter, open_adapter
+from bot.adapters.base import Adapter
 from bot.adapters.supervisor import SupervisedAdapter, serve_platforms
+from bot.adapters.web.adapter import WebAdapter
+from bot.adapters.web.panel.sources import PanelSources
 from bot.chat.access import Access
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
@@ -24,7 +29,7 @@ from bot.engine.base import Engine
 from bot.engine.embeddings import open_embedder
 from bot.engine.embeddings import preflight as check_embeddings
 from bot.engine.router import ModelRouter
-from bot.errors import BotError, EngineUnavailable, StoreError, StoreInUse
+from bot.errors import BotError, EngineUnavailable, StoreDamaged, StoreError, StoreInUse, StoreLost
 from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
 from bot.observability.health import Components, Health
 from bot.observability.http import create_app, serve_operations
@@ -32,17 +37,24 @@ from bot.observability.logging import set_levels
 from bot.observability.metrics import Metrics
 from bot.server.app import own_limits, serve_apis
 from bot.server.generation import Backend
+from bot.storage.connections import locate
 from bot.storage.instance_lock import InstanceLock
+from bot.storage.master_key import MasterKeys
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
+from bot.storage.usage_export import report_usage
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.garbage import collect_when_idle
+from bot.util.http_server import check_address
 from bot.util.shutdown import ShutdownDeadline
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds between two renewals of the lock on the database.
 _LOCK_INTERVAL = 15.0
+
+# Seconds between two looks at the files of the database.
+_FILES_INTERVAL = 2.0
 
 # Seconds between two checks that the engine still runs.
 _ENGINE_INTERVAL = 1.0
@@ -55,15 +67,20 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
         BotError: A component cannot start, an adapter cannot go on, or the engine is down for good.
     """
     clock, components, metrics = MonotonicClock(), Components(), Metrics()
+    operations = config.operations
+    health = Health(
+        components, operations.stalled_seconds, clock, requires_all_platforms=operations.require_all_platforms
+    )
     url = config.storage.url.get_secret_value()
     async with (
         _locked(url) as lock,
-        _operations(config, components, metrics, clock),
-        SqlStore(url, clock, metrics) as store,
+        _operations(config, components, health, metrics, clock),
+        SqlStore(url, clock, metrics, master=MasterKeys.of(config.storage)) as store,
     ):
         components.store = store
         if config.server.enabled:
-            # Loading the chat model may take minutes, and comes before this one.
+            # Before the chat model, whose loading may take minutes.
+            check_address("server", config.server.host, config.server.port)
             await asyncio.to_thread(check_embeddings, config.embeddings)
         opener = partial(_open_engine, adapters=list(config.enabled_adapters))
         async with ModelRouter(config.sections, opener, clock, check=preflight, progress=progress) as engine:
@@ -87,6 +104,16 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 SupervisedAdapter(name, partial(open_adapter, name, each, clock), clock, is_final=not each.tokens)
                 for name, each in config.enabled_adapters.items()
             ]
+            sources = PanelSources(
+                components,
+                health,
+                clock,
+                partial(report_usage, url),
+                lambda: None if watcher is None else watcher.last_result,
+            )
+            web = _open_web(config, clock, sources)
+            if web is not None:
+                platforms.append(SupervisedAdapter("web", partial(_itself, web), clock, is_final=False))
             components.adapters = {each.name: each for each in platforms}
             backend = Backend(
                 engine,
@@ -98,16 +125,18 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 aliases=config.server.aliases,
             )
             progress(1, 1)  # a bar that is still shown makes room for the platforms
-            log.info("ready", adapters=list(components.adapters), model=engine.info.model, device=engine.info.device)
-            if list(components.adapters) == ["console"]:
-                log.info(
-                    "no platform has a token: answering on standard input",
-                    next="BOT_DISCORD__TOKEN=… bot check --online",
-                )
             async with (
                 Retention(store, config.storage.retention_days, clock) as retention,
-                _apis(config, backend, clock),
+                _apis(config, backend, clock, None if web is None else web.pages),
             ):
+                log.info(
+                    "ready", adapters=list(components.adapters), model=engine.info.model, device=engine.info.device
+                )
+                if list(config.enabled_adapters) == ["console"]:
+                    log.info(
+                        "no platform has a token: answering on standard input",
+                        next="BOT_DISCORD__TOKEN=… bot check --online",
+                    )
 
                 def reconfigure(config: Config) -> None:
                     settings.reconfigure(config)
@@ -116,12 +145,13 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
 
                 background = [
                     _keep_lock(lock, clock),
+                    _watch_files(store, clock),
                     _check_models(engine.statuses, clock),
                     collect_when_idle(lambda: intake.exchanges.is_idle, clock),
                 ]
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
-                requires_all = config.operations.require_all_platforms
+                requires_all = operations.require_all_platforms
                 serving = serve_platforms(platforms, intake, requires_all=requires_all) if platforms else _forever()
                 await _run_platforms(serving, components, background)
 
@@ -254,6 +284,22 @@ async def _keep_lock(lock: InstanceLock, clock: Clock) -> None:
             log.warning("the lock on the database cannot be renewed now", error=str(error))
 
 
+async def _watch_files(store: SqlStore, clock: Clock) -> None:
+    """End the program once the database's files are gone or damaged: SQLite would go on with deleted files.
+
+    Raises:
+        StoreLost: They were deleted or replaced.
+        StoreDamaged: No message can be stored.
+    """
+    while True:
+        await clock.sleep(_FILES_INTERVAL)
+        try:
+            await asyncio.to_thread(store.check_files)
+        except (StoreLost, StoreDamaged) as error:
+            log.error("the database is lost", error=str(error))
+            raise
+
+
 async def _check_models(statuses: Callable[[], Sequence[ModelStatus]], clock: Clock) -> None:
     """End the program once a model is down: its supervisor starts both again.
 
@@ -270,36 +316,48 @@ async def _check_models(statuses: Callable[[], Sequence[ModelStatus]], clock: Cl
         await clock.sleep(_ENGINE_INTERVAL)
 
 
+def _open_web(config: Config, clock: Clock, sources: PanelSources) -> WebAdapter | None:
+    """Open the chat page and the operator's panel, if they are served; the secret of its sessions is beside the database."""
+    if not (config.server.enabled and config.server.serves_web):
+        return None
+    database = locate(config.storage.url.get_secret_value()).path
+    folder = Path("data") if database is None else database.parent
+    return WebAdapter(folder, clock, sources if config.server.panel else None)
+
+
+def _itself(adapter: WebAdapter) -> Adapter:
+    """Return the adapter: its pages are routes of the HTTP server already, so it is not opened again."""
+    return adapter
+
+
 async def _forever() -> None:
     """Wait until cancelled: without a platform, only the HTTP APIs serve."""
     await asyncio.Event().wait()
 
 
 @asynccontextmanager
-async def _apis(config: Config, backend: Backend, clock: Clock) -> AsyncIterator[None]:
-    """Serve the HTTP APIs, if they are enabled."""
+async def _apis(config: Config, backend: Backend, clock: Clock, pages: ASGIApp | None) -> AsyncIterator[None]:
+    """Serve the HTTP APIs, and the pages of the web chat beside them, if they are enabled."""
     if not config.server.enabled:
         yield
         return
     async with (
         open_embedder(config.embeddings) as embedder,
-        serve_apis(config.server, replace(backend, embedder=embedder), clock),
+        serve_apis(config.server, replace(backend, embedder=embedder), clock, pages),
     ):
         yield
 
 
 @asynccontextmanager
-async def _operations(config: Config, components: Components, metrics: Metrics, clock: Clock) -> AsyncIterator[None]:
+async def _operations(
+    config: Config, components: Components, health: Health, metrics: Metrics, clock: Clock
+) -> AsyncIterator[None]:
     """Serve health checks and metrics, from before the first component opens until the last has closed."""
     if not config.serves_operations:
         yield
         return
     metrics.registry.register(ComponentsCollector(components))
-    operations = config.operations
-    health = Health(
-        components, operations.stalled_seconds, clock, requires_all_platforms=operations.require_all_platforms
-    )
-    async with serve_operations(operations, create_app(health, metrics.registry)):
+    async with serve_operations(config.operations, create_app(health, metrics.registry)):
         measuring = asyncio.create_task(measure_loop_lateness(metrics, clock))
         try:
             yield

@@ -184,6 +184,7 @@ class ChatRequest:
     `channel` and `user` are opaque names: requests are served fairly between them.  `model`
     is the name of a `[models.NAME]`; None is `[engine]`.  With `has_fallback` another model
     takes the request if this one cannot begin: it fails at once instead of waiting for a server.
+    `prefix` is the name of one of the P-Tuning prefixes loaded beside a model; "" is its own.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -192,6 +193,7 @@ class ChatRequest:
     user: str = ""
     model: str | None = None
     has_fallback: bool = False
+    prefix: str = ""
 
 
 class FinishReason(StrEnum):
@@ -205,6 +207,32 @@ class FinishReason(StrEnum):
 class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """What was used of the model: answers, their tokens, and the milliseconds in which they were written."""
+
+    answers: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    milliseconds: int = 0
+
+    def __add__(self, other: "UsageSum") -> "UsageSum":
+        return UsageSum(
+            self.answers + other.answers,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.milliseconds + other.milliseconds,
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def seconds(self) -> int:
+        return self.milliseconds // 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +338,16 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One of several models; `fault` is the reason if it is not loaded, which leaves the rest None."""
+    """One of several models; `fault` is the reason if it is not loaded, which leaves the rest None.
+
+    `base` is the model whose weights it shares; the load is then that of both.
+    """
 
     name: str
     info: EngineInfo | None = None
     load: EngineLoad | None = None
     fault: str | None = None
+    base: str = ""
 
 
 class Kind(StrEnum):
@@ -335,12 +367,23 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The model's `text`, and the bot's own words beside it."""
+    """The model's `text`, and the bot's own words beside it.
+
+    `model` is the name of the `[models.NAME]` that wrote it, "" for `[engine]`; `persona` that of the `[personas.NAME]`,
+    "" for none, and `OWN_PERSONA` for one that was written in the chat.
+    """
 
     text: str
     notice: str = ""
     reason: FinishReason = FinishReason.STOP
     usage: Usage = Usage()
+    model: str = ""
+    persona: str = ""
+
+
+# What stands for a persona without a name, and for none where each answer is listed with one; no name of one is so.
+OWN_PERSONA = "*"
+NO_PERSONA = "-"
 
 
 @dataclass(slots=True)
@@ -356,12 +399,17 @@ class Part:
     lost: int = 0
 
 
+# Why an exchange failed whose message could not be decrypted when it was claimed.
+UNREADABLE = "unreadable"
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One message to the bot and the reply to it: one row in the store.
 
     `parts` are the platform's ids of the messages that carry the reply, in order.
-    `fence` is the number of its latest claim (see bot/lifecycle.py).
+    `fence` is the number of its latest claim (see bot/lifecycle.py).  `is_unreadable` tells that the message
+    could not be decrypted when it was claimed: it is empty.
     """
 
     id: int
@@ -372,6 +420,20 @@ class Exchange:
     answer: Answer | None = None
     parts: tuple[str, ...] = ()
     fence: int = 0
+    is_unreadable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What an operator should know of a database that is open.
+
+    `unencrypted` exchanges of an older version are not encrypted yet, and then the file is rewritten (`is_rewriting`);
+    `lost` ones had no keys any more at the start and were cleared.
+    """
+
+    unencrypted: int = 0
+    is_rewriting: bool = False
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +449,24 @@ class Action(StrEnum):
 
     STOP = "stop"
     RETRY = "retry"
+    UP = "up"
+    DOWN = "down"
+
+
+class Vote(StrEnum):
+    """A person's opinion of an answer, and the button that gives it."""
+
+    UP = Action.UP.value
+    DOWN = Action.DOWN.value
+
+
+class VoteResult(StrEnum):
+    """A person's vote after a button was pressed."""
+
+    UP = Vote.UP.value
+    DOWN = Vote.DOWN.value
+    TAKEN_BACK = "taken_back"
+    NO_ANSWER = "no_answer"  # it was deleted, or another one is being written
 
 
 Controls = frozenset[Action]

@@ -11,7 +11,10 @@
     │   └── EngineFailed        this request died; others live
     │       └── AnswerBrokenOff after its first text; the rest cannot be had
     ├── StoreError              the database cannot be used
-    │   └── StoreInUse          by another bot: one at a time
+    │   ├── StoreInUse          by another bot: one at a time
+    │   ├── StoreDamaged        its pages cannot be read: only a backup helps
+    │   ├── StoreLost           its files were deleted or replaced under the running bot
+    │   └── StoreMisconfigured  the settings have another master key
     ├── NotErased               deleted from every row, but still in the database's files
     ├── ClaimLost               another worker has claimed the exchange
     ├── AddressUnavailable      an HTTP server cannot listen on its address
@@ -107,6 +110,20 @@ class StoreError(BotError):
 
 class StoreInUse(StoreError):
     """Another bot runs on this database; two would answer every message twice."""
+
+
+class StoreDamaged(StoreError):
+    """A page of the database cannot be read, or the file is no database any more: trying again does not help."""
+
+
+class StoreLost(StoreError):
+    """The database's files were deleted or replaced while the bot runs: what it stores from now on would be lost."""
+
+
+class StoreMisconfigured(StoreError):
+    """The database needs another master key than the settings have."""
+
+    exit_code = 2
 
 
 class NotErased(BotError):

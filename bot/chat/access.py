@@ -2,16 +2,25 @@
 
 import math
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import structlog
+
 from bot.chat.files import may_have_text
 from bot.chat.i18n import Translate
+from bot.config.places import EVERYONE, MANAGERS
 from bot.config.schema import AccessSection, LimitsSection
 from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, QueueDepth, Usage
+from bot.errors import PlatformError
 from bot.util.clock import Clock
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Asks a platform whether the author of a message manages its channel; may raise PlatformError.
+IsManager = Callable[[IncomingMessage], Awaitable[bool]]
 
 # The person at the console; no id of a platform can equal this one.
 OPERATOR = Author("console", "operator", "operator")
@@ -59,6 +68,7 @@ class Access:
         self._tokens_of_user = SlidingWindow(limits.tokens_per_hour, 3600.0, clock, own_tokens)
         self._tokens_in_channel = SlidingWindow(limits.tokens_per_hour_channel, 3600.0, clock)
         self._is_paused = False
+        self._managers: dict[str, IsManager] = {}
 
     def reconfigure(self, access: AccessSection, limits: LimitsSection) -> None:
         """Apply these rules from now on; usage so far still counts."""
@@ -108,10 +118,44 @@ class Access:
         """Return whether `author` may stop or retry it: its own author and admins may."""
         return author.key == exchange.message.author.key or self.is_admin(author)
 
-    @property
-    def managers_may_set(self) -> bool:
-        """Whether a channel's managers may change its settings in the chat."""
-        return self._access.settings_by == "managers"
+    def register_managers(self, platform: str, is_manager: IsManager) -> None:
+        """Let a platform say who manages its channels."""
+        self._managers[platform] = is_manager
+
+    async def may_set(self, message: IncomingMessage) -> bool:
+        """Return whether the author may change settings in the chat where the message was sent.
+
+        Admins may, a person in a direct chat, and unless `access.settings_by` says otherwise a
+        channel's managers.  The platform is asked each time: a right that was taken away is gone.
+
+        Raises:
+            PlatformError: The platform cannot be asked.
+        """
+        if self.is_admin(message.author) or message.is_direct:
+            return True
+        return self._access.settings_by == "managers" and await self._manages(message)
+
+    async def asker_refusal(self, message: IncomingMessage, who: Sequence[str], translate: Translate) -> str | None:
+        """Return a sentence if the author is not among those who may ask in a place.
+
+        Admins may, and so may the person of a direct chat.
+        """
+        author = message.author
+        if EVERYONE in who or self.is_admin(author):
+            return None
+        if MANAGERS not in who:
+            own = {author.key, *(f"{author.platform}:{role}" for role in author.roles)}
+            return translate("You may not ask me here.") if own.isdisjoint(who) else None
+        try:
+            is_manager = message.is_direct or await self._manages(message)
+        except PlatformError as error:
+            log.warning("rights not known, the question is refused", channel=str(message.channel), error=str(error))
+            return translate("I could not check your permissions. Please ask again.")
+        return None if is_manager else translate("Only admins and those who manage this channel may ask me here.")
+
+    async def _manages(self, message: IncomingMessage) -> bool:
+        is_manager = self._managers.get(message.channel.platform)
+        return is_manager is not None and await is_manager(message)
 
     def may_clear(self, author: Author) -> bool:
         return self._access.clear_by == "everyone" or self.is_admin(author)
@@ -119,7 +163,7 @@ class Access:
     def refusal(self, message: IncomingMessage, translate: Translate, standing: QueueDepth = _FIRST) -> str | None:
         """Return a sentence if the question is refused; None counts it."""
         if self._is_paused:
-            return translate("I am paused just now: an admin will let me go on. Please ask again later.")
+            return translate("An admin has paused me. Please ask again later.")
         if not (message.text.strip() or (message.quoted or "").strip() or may_have_text(message)):
             return translate("I can only read text, and there was none in your message: what would you like to ask?")
         # A quotation is cut where the prompt is made: its length is not the author's doing.
@@ -131,9 +175,14 @@ class Access:
         return None if found is None else found.text
 
     def command_refusal(self, message: IncomingMessage, translate: Translate) -> str | None:
-        """Return a sentence if the command is refused; None counts it."""
+        """Return a sentence if the command is refused; None counts it.
+
+        Admins have no limit: one who has paused the bot must be able to resume.
+        """
+        if self.is_admin(message.author):
+            return None
         if wait := self._commanded_by_user.wait(message.author.key):
-            return translate("You have used many commands just now. Please try again in {seconds} s.").format(
+            return translate("You are sending commands too fast. Please try again in {seconds} s.").format(
                 seconds=math.ceil(wait)
             )
         self._commanded_by_user.add(message.author.key)
@@ -159,17 +208,17 @@ class Access:
             text = translate("This channel already has {count} questions waiting; please wait for some of them.")
             return Refusal(text.format(count=standing.channel), _ANSWER_SECONDS)
         if wait := self._asked_by_user.wait(user):
-            text = translate("You have asked a lot just now. Please ask again in {seconds} s.")
+            text = translate("You are asking too fast. Please ask again in {seconds} s.")
             return Refusal(text.format(seconds=math.ceil(wait)), wait)
         if wait := self._tokens_of_user.wait(user):
-            text = translate("You've used your hourly quota. Please ask again in {minutes} min.")
+            text = translate("You've reached your limit per hour. Please ask again in {minutes} min.")
             return Refusal(text.format(minutes=math.ceil(wait / 60)), wait)
         if channel is not None:
             if wait := self._asked_in_channel.wait(channel):
-                text = translate("This channel has asked a lot just now. Please ask again in {seconds} s.")
+                text = translate("This channel is asking too fast. Please ask again in {seconds} s.")
                 return Refusal(text.format(seconds=math.ceil(wait)), wait)
             if wait := self._tokens_in_channel.wait(channel):
-                text = translate("This channel has used its hourly quota. Please ask again in {minutes} min.")
+                text = translate("This channel has reached its limit per hour. Please ask again in {minutes} min.")
                 return Refusal(text.format(minutes=math.ceil(wait / 60)), wait)
             self._asked_in_channel.add(channel)
         self._asked_by_user.add(user)

@@ -5,17 +5,17 @@ from functools import partial
 import structlog
 
 from bot.chat.access import Access
-from bot.chat.choices import Choices
 from bot.chat.command_table import CommandContext
 from bot.chat.commands import is_forget, parse
 from bot.chat.conversation import Conversations
-from bot.chat.exchanges import Exchanges, refused
-from bot.chat.rights import Rights
-from bot.chat.settings import ChatSettings
-from bot.chat.stream import REFUSED, ReplyStream
+from bot.chat.exchanges import Exchanges
+from bot.chat.i18n import Translate
+from bot.chat.quotas import Quotas
+from bot.chat.settings import ChatSettings, Choices
+from bot.chat.stream import REFUSED, ReplyStream, refused
 from bot.chat.worker import Worker
 from bot.config.reload import ConfigWatcher
-from bot.domain import Answer, Delta, Exchange, Finished, FinishReason, Kind, Notice, QueueDepth
+from bot.domain import Answer, Delta, Exchange, Finished, FinishReason, IncomingMessage, Kind, Notice, QueueDepth
 from bot.engine.base import Engine
 from bot.errors import StoreError
 from bot.observability.health import Components
@@ -35,7 +35,7 @@ class Answers:
         engine: Engine,
         settings: ChatSettings,
         choices: Choices,
-        rights: Rights,
+        quotas: Quotas,
         metrics: Metrics,
         watcher: ConfigWatcher | None = None,
         components: Components | None = None,
@@ -46,7 +46,7 @@ class Answers:
         self._engine = engine
         self._settings = settings
         self._choices = choices
-        self._rights = rights
+        self._quotas = quotas
         self._metrics = metrics
         self._watcher = watcher
         self._components = components
@@ -81,26 +81,52 @@ class Answers:
         exchange = worker.exchange
         if exchange.answer is not None:
             return _show_stored(exchange.answer, stream)
+        if exchange.is_unreadable:
+            self._exchanges.queues.leave(worker)
+            translate = self._settings.translator_for(exchange.message)
+            sentence = translate("This message can no longer be read from my database. Please send it again.")
+            stream.put(Notice(sentence))
+            await self._exchanges.record_answer(exchange, refused(sentence))
+            return Finished(FinishReason.ERROR)
         if exchange.kind is Kind.COMMAND:
             return await self._run_command(exchange, stream)
+        translate = self._settings.translator_for(exchange.message)
+        who = self._settings.rules.who(exchange.message)
+        if refusal := await self._access.asker_refusal(exchange.message, who, translate):
+            self._exchanges.queues.leave(worker)
+            return await self._refuse(exchange, "question", refusal, stream)
         if not worker.is_admitted:
             # Questions from the backlog are exempt from the limit of waiting ones.
             depth = QueueDepth() if worker.is_backlog else self._exchanges.depth(exchange)
-            translate = self._settings.translator_for(exchange.message)
-            if refusal := self._access.refusal(exchange.message, translate, depth):
-                self._exchanges.leave_channel(worker)
+            refusal = await self._over_quota(exchange.message, translate)
+            if refusal := refusal or self._access.refusal(exchange.message, translate, depth):
+                self._exchanges.queues.leave(worker)
                 return await self._refuse(exchange, "question", refusal, stream)
         if parse(exchange.message.text) is not None:
-            self._exchanges.leave_channel(worker)
-            translate = self._settings.translator_for(exchange.message)
-            sentence = translate("I carry out commands in new messages only, not in edited ones: please send it again.")
+            self._exchanges.queues.leave(worker)
+            sentence = translate("Commands work in new messages only, not in edited ones. Please send it again.")
             return await self._refuse(exchange, "command", sentence, stream)
         return await self._conversations.answer(worker, stream)
+
+    async def _over_quota(self, message: IncomingMessage, translate: Translate) -> str | None:
+        """Return why the question need not wait for its turn, when its quotas are checked again."""
+        try:
+            return await self._quotas.refusal(message, translate)
+        except StoreError:
+            return None
 
     async def _run_command(self, exchange: Exchange, stream: ReplyStream) -> Finished:
         translate = self._settings.translator_for(exchange.message)
         if refusal := self._access.command_refusal(exchange.message, translate):
             return await self._refuse(exchange, "command", refusal, stream)
+        sentence = await self.carry_out(exchange)
+        stream.put(Notice(sentence))
+        await self._exchanges.record_answer(exchange, Answer("", sentence))
+        return Finished(FinishReason.STOP)
+
+    async def carry_out(self, exchange: Exchange) -> str:
+        """Carry out the command that the message calls; return the sentence that answers it."""
+        translate = self._settings.translator_for(exchange.message)
         called = parse(exchange.message.text)
         assert called is not None, "an exchange of kind command calls one"
         command, arguments = called
@@ -113,19 +139,16 @@ class Answers:
             self._engine,
             self._settings,
             self._choices,
-            self._rights,
+            self._quotas,
             self._watcher,
             self._components,
         )
         try:
             await self._choices.load()
-            sentence = await command.run(context)
+            return await command.run(context)
         except StoreError as error:
             log.warning("command failed", exchange=exchange.id, error=str(error))
-            sentence = translate("My database has a problem, so I cannot answer now. Please try again later.")
-        stream.put(Notice(sentence))
-        await self._exchanges.record_answer(exchange, Answer("", sentence))
-        return Finished(FinishReason.STOP)
+            return translate("My database has a problem, so I cannot answer now. Please try again later.")
 
     async def _refuse(self, exchange: Exchange, kind: str, sentence: str, stream: ReplyStream) -> Finished:
         self._metrics.refusals.labels(kind).inc()

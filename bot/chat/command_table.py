@@ -5,11 +5,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from bot.chat.access import Access
-from bot.chat.choices import Choices
 from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
-from bot.chat.rights import Rights
-from bot.chat.settings import ChatSettings
+from bot.chat.quotas import Quotas
+from bot.chat.settings import ChatSettings, Choices
 from bot.config.reload import ConfigWatcher
 from bot.domain import Exchange, IncomingMessage, Kind
 from bot.engine.base import Engine
@@ -28,7 +27,7 @@ class CommandContext:
     engine: Engine
     settings: ChatSettings
     choices: Choices
-    rights: Rights
+    quotas: Quotas
     watcher: ConfigWatcher | None = None
     components: Components | None = None
 
@@ -110,7 +109,9 @@ def command(
             if for_admins and not context.is_by_admin:
                 return translate("Only admins may do that.")
             if context.arguments and not (argument or takes_words or option or subcommands):
-                return translate("I did nothing: /{name} stands alone, and more followed it.").format(name=name)
+                return translate("Nothing was done: /{name} takes no text after it. Please send /{name} alone.").format(
+                    name=name
+                )
             return await handler(context)
 
         COMMANDS[name] = Command(name, summary, run, for_admins, argument, option, subcommands)
@@ -122,11 +123,6 @@ def command(
 def menu() -> list[Command]:
     """Return the commands that a platform's menu shows; an admin types the others as a message."""
     return [command for command in COMMANDS.values() if not command.is_for_admins]
-
-
-def gettext_noop(text: str) -> str:
-    """Mark a text for the catalogues; it is translated where it is shown."""
-    return text
 
 
 def parse(text: str) -> tuple[Command, str] | None:
@@ -192,9 +188,7 @@ def _unknown(name: str) -> Command:
     async def run(context: CommandContext) -> str:
         near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
         if near:
-            return context.translate("There is no command /{name}; did you mean /{near}?").format(
-                name=name, near=near[0]
-            )
-        return context.translate("There is no command /{name}; /help lists those there are.").format(name=name)
+            return context.translate("Unknown command /{name}; did you mean /{near}?").format(name=name, near=near[0])
+        return context.translate("Unknown command /{name}; /help lists all commands.").format(name=name)
 
     return Command(name, "", run)

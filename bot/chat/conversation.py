@@ -8,15 +8,16 @@ from dataclasses import replace
 
 import structlog
 
-from bot.chat.choices import Choices
 from bot.chat.exchanges import Exchanges
 from bot.chat.files import Files, unread_notices
 from bot.chat.i18n import Translate
 from bot.chat.loops import LONGEST_LOOP, REPEATS, loop_at_end
-from bot.chat.prompt import NothingToAsk, Prompt, build_prompt
-from bot.chat.settings import ChatSettings
+from bot.chat.prompt import NothingToAsk, Prompt, TurnCounts, build_prompt
+from bot.chat.quotas import Quotas
+from bot.chat.settings import ChatSettings, Choices
 from bot.chat.stream import REFUSED, ReplyStream
 from bot.chat.worker import Worker
+from bot.config.schema import DEFAULT_MODEL
 from bot.domain import (
     Answer,
     ChatRequest,
@@ -29,6 +30,7 @@ from bot.domain import (
     Status,
     Thought,
     Usage,
+    UsageSum,
 )
 from bot.engine.base import Engine
 from bot.errors import AnswerBrokenOff, BotError, EngineBusy, EngineError, PromptTooLong, StoreError
@@ -56,11 +58,15 @@ _LOOP_DELTAS = 2 * REPEATS
 class _Draft:
     """The answer so far, stored at the end; each addition is shown at once."""
 
-    def __init__(self, stream: ReplyStream) -> None:
+    def __init__(self, stream: ReplyStream, clock: Clock) -> None:
         self._stream = stream
+        self._clock = clock
+        self._began: float | None = None  # the first text or thought of the model
+        self.seconds = 0.0  # from there to the last one
         self._texts: list[str] = []
         self._notices: list[str] = []
         self._end = ""  # as much of the text as a loop may take
+        self._model = self._persona = ""
 
     @property
     def has_begun(self) -> bool:
@@ -72,10 +78,16 @@ class _Draft:
         return length > 0 and 2 * self._end[-length:] not in question
 
     def extend(self, text: str) -> None:
+        self._write()
         text = replace_surrogates(text)
         self._texts.append(text)
         self._end = (self._end + text)[-LONGEST_LOOP:]
         self._stream.put(Delta(text))
+
+    def sign(self, model: str | None, persona: str) -> None:
+        """Note the names of the model and the persona that answer."""
+        self._model = "" if model is None or model == DEFAULT_MODEL else model
+        self._persona = persona
 
     def note(self, sentence: str) -> None:
         self._notices.append(sentence)
@@ -85,10 +97,17 @@ class _Draft:
         self._stream.put(event)
 
     def think(self, thought: Thought) -> None:
+        self._write()
         self._stream.put(replace(thought, text=replace_surrogates(thought.text)))
 
+    def _write(self) -> None:
+        now = self._clock.now()
+        self._began = now if self._began is None else self._began
+        self.seconds = now - self._began
+
     def answer(self, finished: Finished) -> Answer:
-        return Answer("".join(self._texts), "\n\n".join(self._notices), finished.reason, finished.usage)
+        notice = "\n\n".join(self._notices)
+        return Answer("".join(self._texts), notice, finished.reason, finished.usage, self._model, self._persona)
 
 
 class Conversations:
@@ -101,6 +120,7 @@ class Conversations:
         exchanges: Exchanges,
         settings: ChatSettings,
         choices: Choices,
+        quotas: Quotas,
         clock: Clock,
         metrics: Metrics,
         files: Files,
@@ -109,6 +129,7 @@ class Conversations:
         """Answer with `engine`; `model` returns the engine that answers for a name of `[models.NAME]`."""
         self._engine = engine
         self._choices = choices
+        self._quotas = quotas
         self._model = model or (lambda name: engine)
         self._store = store
         self._exchanges = exchanges
@@ -116,6 +137,7 @@ class Conversations:
         self._clock = clock
         self._metrics = metrics
         self._files = files
+        self._counts = TurnCounts()
 
     async def answer(self, worker: Worker, stream: ReplyStream) -> Finished:
         """Answer a question when its turn comes, store the answer, and return how it ended.
@@ -123,12 +145,12 @@ class Conversations:
         Faults of the engine and the store become a sentence for the author.  If this is
         cancelled, nothing is stored: the exchange stays open.
         """
-        draft = _Draft(stream)
+        draft = _Draft(stream, self._clock)
         translate = self._settings.translator_for(worker.exchange.message)
         try:
             try:
                 await self._read_files(worker)
-                while not worker.is_stopped and (position := self._exchanges.position(worker)):
+                while not worker.is_stopped and (position := self._exchanges.queues.position(worker)):
                     draft.queued(Queued(position))
                     await worker.wait_for_position()
                 finished = await self._generate(worker, draft, translate)
@@ -137,10 +159,11 @@ class Conversations:
                 draft.note(self._explain(error, translate))
                 is_refusal = isinstance(error, EngineBusy | PromptTooLong | NothingToAsk)
                 finished = REFUSED if is_refusal else Finished(FinishReason.ERROR)
-            await self._exchanges.record_answer(worker.exchange, draft.answer(finished))
+            await self._quotas.record_answer(worker.exchange, draft.answer(finished), draft.seconds)
             return finished
         finally:
-            self._exchanges.leave_channel(worker)
+            self._quotas.leave(worker)
+            self._exchanges.queues.leave(worker)
 
     async def _read_files(self, worker: Worker) -> None:
         """Fetch and read the files of the message, while earlier questions of the channel are answered."""
@@ -165,6 +188,12 @@ class Conversations:
             worker.prompt_in_doubt.clear()
             worker.is_interrupted = False
             prompt = await self._exchanges.read_undeleted(lambda: self._prompt(worker, settings))
+            if refusal := await self._quota_refusal(worker, prompt, settings, draft, translate):
+                self._metrics.refusals.labels("question").inc()
+                draft.note(refusal)
+                return REFUSED
+            if worker.prompt_in_doubt.is_set():
+                continue  # the answer had to wait, and the prompt may hold a text that was deleted meanwhile
             try:
                 finished = await self._run_model(worker, prompt, settings, draft, translate)
             except PromptTooLong:
@@ -181,6 +210,18 @@ class Conversations:
                 if finished is not None:
                     return finished
 
+    async def _quota_refusal(
+        self, worker: Worker, prompt: Prompt, settings: ChatSettings, draft: _Draft, translate: Translate
+    ) -> str | None:
+        """Wait until the quotas have room for the answer, and return a sentence if one is used up by then."""
+        if not self._settings.quotas:
+            return None
+        # A fallback may answer in place of the model.
+        context = max(each.info.context_length for each in (self._engine, self._model(settings.model)))
+        longest = min(settings.params.max_tokens or context, max(0, context - prompt.tokens))
+        most = UsageSum(1, prompt.tokens, longest, round(settings.answer_seconds * 1000))
+        return await self._quotas.enter(worker, most, translate, draft.queued)
+
     async def _run_model(
         self, worker: Worker, prompt: Prompt, settings: ChatSettings, draft: _Draft, translate: Translate
     ) -> Finished | None:
@@ -191,6 +232,7 @@ class Conversations:
         if worker.is_stopped:
             return Finished(FinishReason.CANCELLED)
         exchange = worker.exchange
+        draft.sign(settings.model, settings.persona)
         request = ChatRequest(
             prompt.messages,
             replace(settings.params, seed=exchange.seed),
@@ -198,18 +240,23 @@ class Conversations:
             user=exchange.message.author.key,
             model=settings.model,
         )
-        unread = unread_notices(prompt.files, self._settings.files.max_megabytes, translate)
+        limit = self._settings.files.max_megabytes
+        unread = unread_notices(prompt.files, limit, translate) if prompt.files else []
         notices = [*prompt.notices(translate), *unread]
-        began, outcome, deltas = self._clock.now(), "closed", 0
+        # The engine counts what it finishes; of a generation that is cut off, a delta is about a token, also one of
+        # the reasoning.  A request that still waits in the engine's queue has used nothing.
+        began, outcome, deltas, thoughts, is_waiting = self._clock.now(), "closed", 0, 0, False
         thinking_since: float | None = None
         guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt, settings), name="prompt guard")
         try:
             async with worker.generating(), aclosing(self._engine.generate(request)) as events:
                 async for event in events:
+                    is_waiting = isinstance(event, Queued)
                     if isinstance(event, Queued):
                         draft.queued(event)
                         continue
                     if isinstance(event, Fallback):
+                        draft.sign(event.model, settings.persona)
                         cut = replace(prompt, left_out=prompt.left_out + (event.left_out + 1) // 2)
                         answered_by = translate("Answered by {model}.").format(model=event.model)
                         notices = [*cut.notices(translate), *unread, answered_by]
@@ -217,6 +264,7 @@ class Conversations:
                     if worker.is_interrupted:
                         return None
                     if isinstance(event, Thought):
+                        thoughts += 1
                         if thinking_since is None:
                             thinking_since = self._clock.now()
                             worker.limit(settings.answer_seconds)
@@ -243,12 +291,12 @@ class Conversations:
                     if deltas >= _LOOP_DELTAS and draft.is_in_loop(prompt.messages[-1].content):
                         outcome = "loop"
                         draft.note(translate("(The answer was ended here: it repeated itself.)"))
-                        return Finished(FinishReason.STOP, self._usage_so_far(prompt, settings, deltas))
+                        return Finished(FinishReason.STOP, Usage(prompt.tokens, thoughts + deltas))
         except TimeoutError:
             if worker.is_interrupted and not worker.is_stopped:
                 return None
             reason = worker.cut_off_reason()
-            return Finished(reason, self._usage_so_far(prompt, settings, deltas))
+            return Finished(reason, Usage() if is_waiting else Usage(prompt.tokens, thoughts + deltas))
         except EngineError as error:
             outcome = engine_outcome(error)
             raise
@@ -256,10 +304,6 @@ class Conversations:
             guard.cancel()
             self._metrics.requests.labels(outcome).inc()
         raise AssertionError("the events of an engine end with Finished")
-
-    def _usage_so_far(self, prompt: Prompt, settings: ChatSettings, deltas: int) -> Usage:
-        # The engine counts what it finishes; of a generation that was cut off, a delta is about a token.
-        return Usage(self._model(settings.model).count_tokens(prompt.messages), deltas)
 
     async def _interrupt_if_changed(self, worker: Worker, prompt: Prompt, settings: ChatSettings) -> None:
         """Interrupt the worker once a deletion or an edit has changed its prompt.
@@ -278,19 +322,20 @@ class Conversations:
         worker.interrupt()
 
     async def _prompt(self, worker: Worker, settings: ChatSettings) -> Prompt:
-        history = await self._store.history(worker.exchange, settings.conversation.history_turns)
+        turns, is_own = settings.conversation.history_turns, settings.has_own_history
+        history = await self._store.history(worker.exchange, turns, is_own=is_own)
         if history.now.status is Status.CLEARED:
             worker.is_deleted = True  # it was claimed after the deletion had looked for workers
             worker.stop()
             return Prompt(())
         # Tokenising a book would block the event loop.
-        return await asyncio.to_thread(build_prompt, history, settings, self._model(settings.model))
+        return await asyncio.to_thread(build_prompt, history, settings, self._model(settings.model), self._counts)
 
 
 def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:
     match error:
         case EngineBusy():
-            return translate("Too many people are waiting for me just now. Please ask again in {minutes} min.").format(
+            return translate("The queue is full. Please ask again in {minutes} min.").format(
                 minutes=max(1, math.ceil((error.wait or 0) / 60))
             )
         case PromptTooLong():
@@ -298,7 +343,7 @@ def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Transla
                 tokens=error.tokens, limit=error.limit
             )
         case NothingToAsk():
-            return translate("The message that yours refers to was deleted, and there was no other text.")
+            return translate("The message you refer to was deleted, and yours has no other text.")
         case AnswerBrokenOff():
             return translate("(The answer broke off here: the model server failed.)")
         case StoreError():

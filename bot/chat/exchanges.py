@@ -1,26 +1,27 @@
-"""Exchanges in flight: their order in the channels, and every change of state.
+"""Exchanges in flight: claims, workers, and every change of state.
 
 The row in the store is the truth (bot/lifecycle.py has the table of transitions); a Worker
 holds only what a row cannot.
 """
 
 import asyncio
-import bisect
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import date
 from itertools import count
 from typing import Any, TypeVar
 
 import structlog
 
-from bot.chat.worker import Worker
+from bot.chat.worker import ChannelQueues, Worker
 from bot.domain import (
+    UNREADABLE,
     Answer,
     Attachment,
+    Author,
     ChannelKey,
     Exchange,
-    FinishReason,
     IncomingMessage,
     Kind,
     Part,
@@ -30,12 +31,16 @@ from bot.domain import (
 from bot.errors import ClaimLost
 from bot.observability.logging import log_context
 from bot.storage.base import Store
+from bot.util.aio import Occasions, race
 from bot.util.clock import Clock
 from bot.util.retry import retry_until_stored
 
 T = TypeVar("T")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Seconds that a button waits for the id of the message under which it stands.
+_SENDING_SECONDS = 5.0
 
 
 class Exchanges:
@@ -48,11 +53,12 @@ class Exchanges:
         self._store = store
         self._clock = clock
         self._workers: dict[int, Worker] = {}
-        self._channels: dict[ChannelKey, list[Worker]] = {}  # those with a position, by exchange id
+        self.queues = ChannelQueues()
         # Ended workers whose claim was revoked by a transaction that nobody knows to have succeeded:
         # the next one needs their parts, which no row may have.
         self._orphans: dict[int, Worker] = {}
         self._numbers = count()
+        self._settled = Occasions()  # a message's id was stored, or a worker has ended
         self._deletions = 0  # ever begun
         self._deletions_running = 0
         self._no_deletion = asyncio.Event()
@@ -90,8 +96,8 @@ class Exchanges:
     ) -> Exchange | None:
         """Open the exchange again, with a new seed and perhaps a new text and files, and claim it.
 
-        An earlier worker loses its claim; its messages are reused.  None if the exchange
-        was cleared.
+        An earlier worker loses its claim; its messages are reused.  The author has the roles that
+        `exchange` says.  None if the exchange was cleared.
         """
         previous = self._workers.get(exchange.id)
         if text is None:
@@ -99,7 +105,11 @@ class Exchanges:
         else:
             async with self._prompt_barrier(exchange.message.channel):  # the old text must not reach a prompt any more
                 reopened = await self._store.requeue(exchange, text, files)
-        if self._register(reopened, previous) is None or reopened is None:
+        if reopened is None:
+            return None
+        author = replace(reopened.message.author, roles=exchange.message.author.roles)
+        reopened = replace(reopened, message=replace(reopened.message, author=author))
+        if self._register(reopened, previous) is None:
             return None
         self.worker(reopened).is_admitted = is_admitted
         return reopened
@@ -108,7 +118,7 @@ class Exchanges:
         """Store an answer that needs no generation; return the exchange, to be delivered."""
         await self.record_answer(exchange, answer)
         worker = self.worker(exchange)
-        self.leave_channel(worker)
+        self.queues.leave(worker)
         worker.exchange = replace(exchange, status=Status.ANSWERED, answer=answer)
         return worker.exchange
 
@@ -118,14 +128,11 @@ class Exchanges:
 
     def take_pending(self, platform: str) -> list[Exchange]:
         """Return the postponed exchanges of the platform."""
-        pending = [
-            worker
-            for worker in self._workers.values()
-            if worker.is_pending and worker.exchange.message.channel.platform == platform
-        ]
-        for worker in pending:
+        pending = (worker for worker in self._workers.values() if worker.is_pending)
+        here = [worker for worker in pending if worker.exchange.message.channel.platform == platform]
+        for worker in here:
             worker.is_pending = False
-        return [worker.exchange for worker in pending]
+        return [worker.exchange for worker in here]
 
     def release(self, exchange: Exchange) -> None:
         """Give the claim up: if the exchange is not finished, it is owed again."""
@@ -141,27 +148,24 @@ class Exchanges:
             if replaced.exchange.fence > exchange.fence:
                 return None
             replaced.stop()
-            self.leave_channel(replaced)
+            self.queues.leave(replaced)
         orphan = self._orphans.pop(exchange.id, None)
         worker = Worker(exchange, next(self._numbers), replaced or previous or orphan)
         self._workers[exchange.id] = worker
         if worker.has_position:
-            self._add_position(worker)
+            self.queues.add(worker)
         return exchange
-
-    def _add_position(self, worker: Worker) -> None:
-        queue = self._channels.setdefault(worker.exchange.message.channel, [])
-        bisect.insort(queue, worker, key=lambda other: other.exchange.id)
 
     def _drop(self, exchange: Exchange) -> bool:
         worker = self.find(exchange)
         if worker is None:
             return False
-        self.leave_channel(worker)
+        self.queues.leave(worker)
         del self._workers[exchange.id]
+        self._settled.add()
         return True
 
-    # Workers and their order.
+    # Workers.
 
     @property
     def is_idle(self) -> bool:
@@ -213,41 +217,9 @@ class Exchanges:
         worker.stop()
         return True
 
-    def in_channel(self, channel: ChannelKey) -> list[Exchange]:
-        """Return the questions in the channel that wait or are being answered, in order."""
-        return [worker.exchange for worker in self._channels.get(channel, ())]
-
-    def position(self, worker: Worker) -> int:
-        """Return how many questions of the channel come first."""
-        return self._channels[worker.exchange.message.channel].index(worker)
-
-    def leave_channel(self, worker: Worker) -> None:
-        """Let the next question of the channel be answered."""
-        if not worker.has_position:
-            return
-        worker.has_position = False
-        channel = worker.exchange.message.channel
-        queue = self._channels[channel]
-        queue.remove(worker)
-        for other in queue:
-            other.notify_position()
-        if not queue:
-            del self._channels[channel]
-
     def depth(self, exchange: Exchange) -> QueueDepth:
         """Count the earlier unanswered questions; a retry counts from when it was asked for."""
-        own, message = self.find(exchange), exchange.message
-        earlier = [
-            worker.exchange.message
-            for queue in self._channels.values()
-            for worker in queue
-            if worker is not own and (own is None or worker.number < own.number)
-        ]
-        channel = (message.channel.platform, message.channel.channel)
-        return QueueDepth(
-            author=sum(other.author.key == message.author.key for other in earlier),
-            channel=sum((other.channel.platform, other.channel.channel) == channel for other in earlier),
-        )
+        return self.queues.depth(exchange.message, self.find(exchange))
 
     # Transitions of a worker.
 
@@ -259,6 +231,24 @@ class Exchanges:
         """
         if not await self._store.record_part(worker.exchange, number, message_id):
             self._check_deleted(worker)
+        self._settled.add()
+
+    async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        """Return the exchange whose reply a message carries.
+
+        A message's button may be pressed before its id is stored, which is waited for.
+        """
+        give_up = self._clock.now() + _SENDING_SECONDS
+        while True:
+            # Both before the read, which may miss an id that is stored meanwhile.
+            before = self._settled.count
+            sending = (worker.exchange for worker in self._workers.values() if worker.is_sending)
+            is_sending = any(_is_in(exchange, channel) for exchange in sending)
+            found = await self._store.find_by_reply(channel, message_id)
+            left = give_up - self._clock.now()
+            if found is not None or left <= 0 or not is_sending:
+                return found
+            await race(self._settled.after(before), self._clock.sleep(left))
 
     async def record_files(self, worker: Worker, files: Sequence[Attachment]) -> None:
         """Store what was read of the message's files.
@@ -284,18 +274,30 @@ class Exchanges:
             worker.exchange = replace(exchange, parts=tuple(message_ids[: len(worker.parts)]))
         return worker.exchange
 
-    async def record_answer(self, exchange: Exchange, answer: Answer) -> None:
-        """Store the answer; from now on it is owed to the platform.
+    async def record_answer(
+        self, exchange: Exchange, answer: Answer, day: date | None = None, milliseconds: int = 0
+    ) -> None:
+        """Store the answer; from now on it is owed to the platform.  With a `day`, count what it has used.
 
         Raises:
             ClaimLost: Another worker goes on with the exchange.
         """
-        if not await retry_until_stored(lambda: self._store.record_answer(exchange, answer), self._clock):
+
+        def write() -> Awaitable[bool]:
+            return self._store.record_answer(exchange, answer, day, milliseconds)
+
+        if not await retry_until_stored(write, self._clock):
             self._check_deleted(self.worker(exchange))
 
     async def complete(self, exchange: Exchange) -> None:
-        """Mark the exchange as delivered: the last edit has landed, or nothing is shown."""
-        await self._finish(exchange, lambda: self._store.complete(exchange))
+        """Mark the exchange as delivered: the last edit has landed, or nothing is shown.
+
+        One that could not be read has failed, also when that is shown.
+        """
+        if exchange.is_unreadable:
+            await self.fail(exchange, UNREADABLE)
+        else:
+            await self._finish(exchange, lambda: self._store.complete(exchange))
 
     async def fail(self, exchange: Exchange, reason: str) -> None:
         """Give the exchange up: the platform will never show the reply."""
@@ -323,19 +325,21 @@ class Exchanges:
 
     # Deletions.
 
-    async def clear(self, channel: ChannelKey, before: Exchange | None = None) -> int:
+    async def clear(self, channel: ChannelKey, before: Exchange | None = None, author: Author | None = None) -> int:
         """Delete the channel's exchanges, threads included; return the number of questions.
 
-        With `before`, only those before that exchange.  Answers in progress are stopped and not kept.
+        With `before`, only those before that exchange; with `author`, only those of that person.  Answers in progress
+        are stopped and not kept.
         """
 
         def is_covered(exchange: Exchange) -> bool:
             key = exchange.message.channel
             is_here = key == channel or (channel.thread is None and replace(key, thread=None) == channel)
-            return is_here and (before is None or exchange.id < before.id)
+            is_by = author is None or exchange.message.author.key == author.key
+            return is_here and is_by and (before is None or exchange.id < before.id)
 
         async with self._deletion(is_covered, channel):
-            return await self._store.clear(channel, before)
+            return await self._store.clear(channel, before, author)
 
     async def forget(self, by: Exchange) -> int:
         """Delete everything its author said before this exchange, in all channels; return the number of questions."""
@@ -364,24 +368,8 @@ class Exchanges:
             count = await self._store.rename_channel(channel, to)
             for worker in self._workers.values():
                 if _is_in(worker.exchange, channel):
-                    self._move(worker, to)
+                    self.queues.move(worker, to)
         return count
-
-    def _move(self, worker: Worker, to: str) -> None:
-        message = worker.exchange.message
-        queue = self._channels.get(message.channel, [])
-        if worker.has_position:
-            queue.remove(worker)
-            if not queue:
-                del self._channels[message.channel]
-        prefix = f"{message.channel.channel} "
-        moved = replace(message, id=prefix + message.id, channel=replace(message.channel, channel=to))
-        worker.exchange = replace(worker.exchange, message=moved)
-        for part in worker.parts:
-            if part.id is not None:
-                part.id = prefix + part.id
-        if worker.has_position:
-            self._add_position(worker)
 
     async def replace_quotes(self, channel: ChannelKey, message_id: str, text: str) -> None:
         """Let quotations of an edited message have its new text."""
@@ -427,10 +415,4 @@ class Exchanges:
 
 
 def _is_in(exchange: Exchange, channel: ChannelKey) -> bool:
-    key = exchange.message.channel
-    return (key.platform, key.channel) == (channel.platform, channel.channel)
-
-
-def refused(sentence: str) -> Answer:
-    """Return the answer of a question that gets a sentence instead."""
-    return Answer("", sentence, FinishReason.ERROR)
+    return replace(exchange.message.channel, thread=None) == replace(channel, thread=None)

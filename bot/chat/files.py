@@ -8,11 +8,11 @@ from mimetypes import guess_type
 import structlog
 
 from bot.chat.i18n import Translate
+from bot.chat.reading.fault import Unreadable
+from bot.chat.reading.reader import Reading, read_file
 from bot.chat.settings import ChatSettings
 from bot.domain import Attachment, FileFault, IncomingMessage
 from bot.errors import BotError, PlatformUnavailable, RateLimited
-from bot.reading.fault import Unreadable
-from bot.reading.reader import Reading, read_file
 from bot.util.clock import Clock
 from bot.util.text import clean
 
@@ -25,6 +25,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MOST_FILES = 10
 # Processes at the same time, each with up to 256 MB.
 _PROCESSES = 2
+# Uploads that arrive at the same time, each kept in memory.
+_UPLOADS = 4
 # Seconds for fetching and reading one file, and between two attempts.
 _SECONDS = 60.0
 _RETRY_SECONDS = 1.0
@@ -49,11 +51,31 @@ class Files:
         self._settings = settings
         self._clock = clock
         self._process = asyncio.Semaphore(_PROCESSES)
+        self._upload = asyncio.Semaphore(_UPLOADS)
 
     async def read(self, message: IncomingMessage) -> tuple[Attachment, ...]:
         """Return the message's files, each with its text or the reason why it has none."""
         fetch = self.sources.get(message.channel.platform)
         return tuple(await asyncio.gather(*(self._read(file, fetch) for file in message.files)))
+
+    async def read_upload(self, file: Attachment, chunks: AsyncIterator[bytes]) -> Attachment:
+        """Return a file that is being uploaded, with its text or the reason why it has none.
+
+        It has arrived before a process is taken: one that trickles in holds up no file of a platform.
+        """
+        body = bytearray()
+        try:
+            self._check(file)
+            async with self._upload, asyncio.timeout(_SECONDS):
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > self.most_megabytes * _MEGABYTE:
+                        raise Unreadable("large")
+        except Unreadable as error:
+            return replace(file, fault=FileFault(error.fault))
+        except TimeoutError:
+            return replace(file, fault=FileFault.SLOW)
+        return await self._read(file, lambda _: _pieces(body))
 
     async def _read(self, file: Attachment, fetch: Fetch | None) -> Attachment:
         if file.is_read:
@@ -77,7 +99,7 @@ class Files:
             raise Unreadable("off")
         if (fault := _fault_of_type(file)) is not None:
             raise Unreadable(fault.value)
-        if file.size > self._most_bytes:
+        if file.size > self.most_megabytes * _MEGABYTE:
             raise Unreadable("large")
 
     async def _fetch(self, file: Attachment, fetch: Fetch) -> Reading:
@@ -85,7 +107,9 @@ class Files:
         while True:
             try:
                 return await read_file(
-                    fetch(file), most_bytes=self._most_bytes, most_characters=self._settings.files.max_chars
+                    fetch(file),
+                    most_bytes=self.most_megabytes * _MEGABYTE,
+                    most_characters=self._settings.files.max_chars,
                 )
             except (PlatformUnavailable, RateLimited) as error:
                 log.info("a file was not fetched", attempt=attempt, error=str(error))
@@ -98,8 +122,14 @@ class Files:
             attempt += 1
 
     @property
-    def _most_bytes(self) -> int:
-        return self._settings.files.max_megabytes * _MEGABYTE
+    def most_megabytes(self) -> int:
+        """The largest file that is read."""
+        return self._settings.files.max_megabytes
+
+
+async def _pieces(body: bytearray) -> AsyncIterator[bytes]:
+    for begin in range(0, len(body), _MEGABYTE):
+        yield bytes(body[begin : begin + _MEGABYTE])
 
 
 def cleaned(files: Iterable[Attachment]) -> tuple[Attachment, ...]:
@@ -136,9 +166,9 @@ def unread_notices(files: Iterable[Attachment], most_megabytes: int, translate: 
 def _sentence(fault: FileFault, translate: Translate) -> str:
     match fault:
         case FileFault.PICTURE:
-            return translate("I cannot see pictures, so I did not look at {files}.")
+            return translate("I cannot see pictures, so I skipped {files}.")
         case FileFault.SOUND:
-            return translate("I cannot listen or watch, so I did not play {files}.")
+            return translate("I cannot play audio or video, so I skipped {files}.")
         case FileFault.LARGE:
             return translate("I did not read {files}: too large, the limit is {limit} MB.")
         case FileFault.LOCKED:

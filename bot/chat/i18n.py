@@ -24,6 +24,11 @@ def translator_for(message: IncomingMessage, setting: str) -> Translate:
     return translator(language_for(setting, message.locale, message.text))
 
 
+def gettext_noop(text: str) -> str:
+    """Mark a text for the catalogues; it is translated where it is shown."""
+    return text
+
+
 @cache
 def translator(language: str) -> Translate:
     """Load a catalogue; sentences that it lacks stay English.
@@ -59,7 +64,7 @@ def demo_note(model: str, translate: Translate) -> str:
     """
     if model != "demo":
         return ""
-    return translate("Demo model: 4M parameters, canned knowledge; see The real weights in README.md")
+    return translate("Demo model: 4M parameters, canned knowledge; for real weights see docs/MODELS.md")
 
 
 def finish_note(reason: FinishReason, translate: Translate) -> str:
@@ -85,10 +90,10 @@ def waiting(queued: Queued, translate: Translate) -> str:
     >>> waiting(Queued(2, 12.3), str), waiting(Queued(3, 600), str)
     ('Waiting: number 2 in the queue, about 13 s.', 'Waiting: number 3 in the queue, about 10 min.')
     >>> waiting(Queued(1, 39.5, is_model_changing=True), str)
-    'I am changing the model, about 40 s.'
+    'The model is being changed, about 40 s.'
     """
     if queued.is_model_changing:
-        return translate("I am changing the model, about {seconds} s.").format(seconds=math.ceil(queued.wait or 1))
+        return translate("The model is being changed, about {seconds} s.").format(seconds=math.ceil(queued.wait or 1))
     if queued.is_model_loading:
         return translate("Waiting: number {position} in the queue. The model is still loading.").format(
             position=queued.position

@@ -1,6 +1,6 @@
 """Events of a platform, turned into exchanges: messages, edits, deletions, buttons."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -9,21 +9,32 @@ import structlog
 
 from bot.chat.access import Access
 from bot.chat.answers import Answers
-from bot.chat.choices import Choices
 from bot.chat.command_table import offers
 from bot.chat.commands import is_open_retry, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
+from bot.chat.feedback import Feedback
 from bot.chat.files import Files, cleaned, may_have_text, updated
+from bot.chat.quotas import Quotas
 from bot.chat.recovery import Recovery
-from bot.chat.retries import Retries
-from bot.chat.rights import Rights
-from bot.chat.settings import ChatSettings
-from bot.chat.standing import Standing, StandingReply
+from bot.chat.retries import Retries, with_roles_of
+from bot.chat.settings import ChatSettings, Choices
+from bot.chat.settings_commands import refusal_to_set
+from bot.chat.settings_form import (
+    FormField,
+    FormResult,
+    SettingsForm,
+    all_fields,
+    form_command,
+    form_fields,
+    opens_form,
+    outdated,
+)
+from bot.chat.standing import StandingReply
 from bot.config.reload import ConfigWatcher
-from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind
+from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind, Status, Vote
 from bot.engine.base import Engine
-from bot.errors import ClaimLost
+from bot.errors import ClaimLost, StoreError
 from bot.observability.health import Components
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
@@ -73,10 +84,10 @@ class Intake:
         self.files = Files(settings, clock)
         calendar = Calendar(clock, today)
         self.today = calendar.today
-        self.rights = Rights(access)
-        self._choices = choices = Choices(store, settings.rules, self.today)
+        self._quotas = quotas = Quotas(store, exchanges, settings, self.today)
+        self.choices = choices = Choices(store, settings.rules, self.today)
         self.conversations = Conversations(
-            engine, store, exchanges, settings, choices, clock, metrics, self.files, model
+            engine, store, exchanges, settings, choices, quotas, clock, metrics, self.files, model
         )
         self.answers = Answers(
             access,
@@ -85,18 +96,15 @@ class Intake:
             engine,
             settings,
             choices,
-            self.rights,
+            quotas,
             metrics,
             watcher,
             components,
         )
         self._store = store
-        self._retries = Retries(access, exchanges, store, settings, clock, metrics)
-        self._recovery = Recovery(access, exchanges, self._retries, settings, calendar)
-
-    def admits(self, message: IncomingMessage) -> bool:
-        """Return whether the message is for the bot; any other gets no reply at all."""
-        return self.access.admits(message)
+        self._feedback = Feedback(access, store, settings, self.today, metrics)
+        self._retries = Retries(access, exchanges, store, settings, quotas, clock, metrics)
+        self.recovery = Recovery(access, exchanges, self._retries, settings, calendar)
 
     async def accept(self, message: IncomingMessage) -> Exchange | None:
         """Store and claim a live message; None if it is a duplicate or not for the bot.
@@ -126,26 +134,7 @@ class Intake:
 
     async def recover(self, platform: str) -> list[Exchange]:
         """Claim what a crash or an outage left undone; return what is to be shown, in order."""
-        return await self._recovery.recover(platform)
-
-    def saw_date(self, platform: str, date: str) -> None:
-        """Note a platform's time, an HTTP Date header; messages are not too old because the host's clock is ahead."""
-        self._recovery.saw_date(platform, date)
-
-    async def claim_owed(self, platform: str) -> list[Exchange]:
-        """Claim what a crash or an outage left undone; each exchange is passed to `settle` or released."""
-        return await self._recovery.claim(platform)
-
-    def is_late(self, exchange: Exchange) -> bool:
-        """Return whether an owed question is too old to be answered."""
-        return self._recovery.is_late(exchange)
-
-    async def settle(self, owed: Sequence[Exchange], standing: Standing) -> list[Exchange]:
-        """Apply what their channels show; return exchanges to be shown, in order.
-
-        If it fails, all of `owed` are released.
-        """
-        return await self._recovery.settle(owed, standing)
+        return await self.recovery.recover(platform)
 
     async def edit(self, message: IncomingMessage) -> Exchange | None:
         """Take the new text of a message; return the exchange to be answered again, in place.
@@ -166,7 +155,8 @@ class Intake:
             # Its author may have a reason to take the old text back, and gets no answer any more.
             await self.exchanges.delete_messages(message.channel, [message.id])
             return None
-        refusal = self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
+        known = with_roles_of(known, message.author)
+        refusal = await self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         # Even if it is refused, the old text goes.
         requeued = await self.exchanges.requeue(known, message.text, files, is_admitted=refusal is None)
         has_words = message.text.strip() or (known.message.quoted or "").strip() or may_have_text(known.message)
@@ -221,9 +211,11 @@ class Intake:
 
         With `later`, while others may be missing, `recover` returns what is to be answered again.
         """
-        exchange = await self._store.find_by_reply(channel, message_id)
+        exchange = await self.exchanges.find_by_reply(channel, message_id)
         if exchange is None or not self.access.admits(replace(exchange.message, author=by)):
             return ButtonResult()
+        if action is Action.UP or action is Action.DOWN:
+            return ButtonResult(notice=await self._feedback.press(exchange, Vote(action.value), by))
         if not self.access.may_control(by, exchange):
             translate = self.settings.translator_for(exchange.message)
             return ButtonResult(notice=translate("Only the person who asked, and admins, may do that."))
@@ -232,7 +224,8 @@ class Intake:
                 self.exchanges.stop(exchange)
                 return ButtonResult()
             case Action.RETRY:
-                if refusal := self._retries.refusal(exchange):
+                exchange = with_roles_of(exchange, by)
+                if refusal := await self._retries.refusal(exchange):
                     return ButtonResult(notice=refusal)
                 requeued = await self.exchanges.requeue(exchange, is_admitted=True)
                 if requeued is not None and later:
@@ -246,6 +239,26 @@ class Intake:
         """Return whether the message has an exchange."""
         return await self._store.find(channel, message_id) is not None
 
+    async def is_reply(self, channel: ChannelKey, message_id: str) -> bool:
+        """Return whether the message is known to carry a reply."""
+        return await self._store.find_by_reply(channel, message_id) is not None
+
+    async def listens(self, channel: ChannelKey, server: str | None, text: str, *, threads: bool) -> bool:
+        """Return whether the bot answers a message without a mention there.
+
+        With `threads` that is so in a thread where the bot was spoken to, else where `answer` is "all", or if the
+        text begins with a trigger.
+        """
+        await self.choices.load()
+        if self.settings.rules.answers(channel, server, text):
+            return True
+        return threads and channel.thread is not None and await self.has_history(channel)
+
+    async def is_triggered(self, channel: ChannelKey, server: str | None, text: str) -> bool:
+        """Return whether a text begins with a trigger of its conversation."""
+        await self.choices.load()
+        return self.settings.rules.is_triggered(channel, server, text)
+
     async def has_history(self, channel: ChannelKey) -> bool:
         """Return whether the bot was spoken to here before: in a thread it then listens."""
         return await self._store.has_history(channel)
@@ -254,16 +267,86 @@ class Intake:
         """Return what may stand in place of the last word of a command that is being typed."""
         return offers(message.text, self.settings, message) if self.access.admits(message) else []
 
+    async def settings_form(self, message: IncomingMessage) -> list[FormField]:
+        """Return the settings of a conversation that a form shows there."""
+        await self.choices.load()
+        return form_fields(self.settings, message)
+
+    async def change_setting(self, message: IncomingMessage) -> str:
+        """Carry out a command of a form, which leaves no exchange; return the sentence that answers it."""
+        translate = self.settings.translator_for(message)
+        if refusal := self.access.command_refusal(message, translate):
+            return refusal
+        return await self._carry_out(message, message.text)
+
+    async def open_form(self, message: IncomingMessage) -> SettingsForm | None:
+        """Return the form that answers the message; None if it asks for none, or its author may not change settings.
+
+        It is then answered as any other message.
+        """
+        if not (opens_form(message.text) and self.access.admits(message)):
+            return None
+        await self.choices.load()
+        translate = self.settings.translator_for(message)
+        if await refusal_to_set(self.access, message, translate) or self.access.command_refusal(message, translate):
+            return None
+        return await self._form(message)
+
+    async def use_form(self, message: IncomingMessage, changes: Mapping[str, str]) -> FormResult:
+        """Set what a form names, by the commands for it; without changes, only return the form.
+
+        `message` is one of the person who uses the form, in the form's conversation: rights are checked
+        at each use, and those of the person to whom the form was shown do not count.
+        """
+        translate = self.settings.translator_for(message)
+        if not self.access.admits(message):
+            return FormResult(translate("I do not answer here."))
+        try:
+            await self.choices.load()
+            refusal = await refusal_to_set(self.access, message, translate)
+            if changes and refusal is None:
+                refusal = self.access.command_refusal(message, translate)
+            if refusal is not None:
+                return FormResult(refusal)
+            sentences = [await self._set(message, name, value) for name, value in changes.items()]
+            return FormResult("\n\n".join(dict.fromkeys(sentences)), await self._form(message))
+        except StoreError as error:
+            log.warning("form not carried out", error=str(error))
+            return FormResult(translate("My database has a problem, so I cannot answer now. Please try again later."))
+
+    async def _form(self, message: IncomingMessage) -> SettingsForm:
+        text = await self._carry_out(message, "/settings show")
+        return SettingsForm(text, all_fields(self.settings, message), self.settings.translator_for(message))
+
+    async def _set(self, message: IncomingMessage, name: str, value: str) -> str:
+        command = form_command(name, value)
+        if command is None:
+            return outdated(self.settings.translator_for(message))
+        return await self._carry_out(message, command)
+
+    async def _carry_out(self, message: IncomingMessage, command: str) -> str:
+        message = _cleaned(replace(message, text=command))
+        return await self.answers.carry_out(Exchange(0, message, Kind.COMMAND, Status.OPEN, 0))
+
     async def rename_channel(self, channel: ChannelKey, to: str) -> None:
         """Move a channel's history and settings to the id that its platform gave it."""
         count = await self.exchanges.rename_channel(channel, to)
-        await self._choices.reload()
+        await self.choices.reload()
+        self._quotas.reread_sums()
         if count:
             log.info("channel moved", channel=str(channel), to=to, exchanges=count)
 
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
         """Return the platform's exchanges said at this time or later, to compare them with the channels."""
         return await self._store.said_since(platform, time)
+
+    async def said_in(self, channel: ChannelKey, limit: int) -> list[Exchange]:
+        """Return a conversation's last exchanges, oldest first, for a platform that shows them itself."""
+        return await self._store.said_in(channel, limit)
+
+    async def openings(self, channel: ChannelKey) -> list[Exchange]:
+        """Return the first exchange of each thread of a channel, the newest thread first."""
+        return await self._store.openings(channel)
 
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
         """Return the newest message known per channel: where a backfill begins."""
@@ -280,5 +363,5 @@ def _cleaned(message: IncomingMessage) -> IncomingMessage:
         text=clean(message.text),
         quoted=None if message.quoted is None else clean(message.quoted),
         author=replace(message.author, name=clean(message.author.name).replace("\n", " ")),
-        files=cleaned(message.files),
+        files=cleaned(message.files) if message.files else (),
     )

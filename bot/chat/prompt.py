@@ -1,7 +1,11 @@
 """Build the prompt of a question: opening, history, quotation, text."""
 
 import bisect
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 
 from bot.chat.i18n import Translate
 from bot.chat.loops import without_loop
@@ -10,9 +14,67 @@ from bot.domain import Attachment, ChatMessage, Exchange, IncomingMessage
 from bot.engine.base import Engine
 from bot.errors import BotError, PromptTooLong
 from bot.storage.base import History
+from bot.util.recent import RecentDict
 
 # A turn of more characters is left out without counting its tokens.
 _MOST_CHARACTERS_PER_TOKEN = 64
+
+# Tokens by which a corrected estimate may be wrong.
+_UNCERTAIN = 4
+
+# Turns whose tokens are remembered.
+_REMEMBERED = 20_000
+
+
+Turn = tuple[ChatMessage, ChatMessage]
+_ASKS = ChatMessage("user", "?")
+_SHORT = _ASKS, ChatMessage("assistant", "!")
+
+
+class TurnCounts:
+    """Tokens of turns, each counted once for a model; safe to use in several threads.
+
+    Turns are known by a keyed digest: no text stays in memory after its deletion.
+    """
+
+    def __init__(self) -> None:
+        self._counts: RecentDict[bytes, int] = RecentDict(_REMEMBERED)
+        self._lock = Lock()
+        self._key = secrets.token_bytes(32)
+
+    def estimates(
+        self, newest_first: Iterable[Turn], alone: tuple[ChatMessage, ...], room: int, engine: Engine
+    ) -> list[int]:
+        """Estimate the tokens of a prompt with none, one, two, … turns, until it is twice the room.
+
+        `alone` is the prompt without turns: opening and question.
+        """
+        *opening, question = alone
+        each = engine.count_tokens([*_SHORT, *_SHORT, _ASKS]) - engine.count_tokens([*_SHORT, _ASKS])
+        sums = [engine.count_tokens([*opening, *_SHORT, question]) - each]
+        for turn in newest_first:
+            sums.append(sums[-1] + self._count(turn, engine) + each)
+            if sums[-1] > 2 * room:
+                break
+        return sums
+
+    def _count(self, turn: Turn, engine: Engine) -> int:
+        """Return how many tokens more than a short one the turn has."""
+        key = self._digest([repr(engine.info), *(message.content for message in turn)])
+        with self._lock:
+            count = self._counts.get(key)
+        if count is None:
+            count = engine.count_tokens([*turn, _ASKS]) - engine.count_tokens([*_SHORT, _ASKS])
+            with self._lock:
+                self._counts[key] = count
+        return count
+
+    def _digest(self, texts: Iterable[str]) -> bytes:
+        digest = hashlib.blake2b(key=self._key, digest_size=16)
+        for text in texts:
+            content = text.encode("utf-8", "surrogatepass")
+            digest.update(len(content).to_bytes(8, "little") + content)
+        return digest.digest()
 
 
 class NothingToAsk(BotError):
@@ -36,6 +98,7 @@ class Prompt:
     quoted_chars: int | None = None
     file_chars: int | None = None
     files: tuple[Attachment, ...] = ()
+    tokens: int = 0
 
     def notices(self, translate: Translate) -> list[str]:
         """Return what the author should know about it."""
@@ -58,8 +121,10 @@ class Prompt:
         return notices
 
 
-def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Prompt:
+def build_prompt(history: History, settings: ChatSettings, engine: Engine, counts: TurnCounts | None = None) -> Prompt:
     """Cut history and quotation to the context; history goes first.
+
+    `counts` has the tokens of turns that were counted before.
 
     Raises:
         PromptTooLong: The question does not fit even alone.
@@ -81,15 +146,19 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
     def spoken(message: IncomingMessage, previous: Exchange | None, most: int) -> ChatMessage:
         return ChatMessage("user", _spoken(message, previous, most, has_name=has_names))
 
+    def turn(number: int, previous: Exchange | None) -> Turn:
+        past = turns[number]
+        assert past.answer is not None
+        # Files of earlier turns get a part of the context, in characters.
+        bounded = _bounded(past.message, settings, context // 2)
+        said = spoken(bounded, previous, _length_pointed_at(bounded))
+        return said, ChatMessage("assistant", without_loop(past.answer.text))
+
     def prompt(oldest: int, quoted: int) -> tuple[ChatMessage, ...]:
         messages, previous = list(opening), None
-        for past in turns[oldest:]:
-            assert past.answer is not None
-            # Files of earlier turns get a part of the context, in characters.
-            bounded = _bounded(past.message, settings, context // 2)
-            messages.append(spoken(bounded, previous, _length_pointed_at(bounded)))
-            messages.append(ChatMessage("assistant", without_loop(past.answer.text)))
-            previous = past
+        for number in range(oldest, len(turns)):
+            messages += turn(number, previous)
+            previous = turns[number]
         return (*messages, spoken(question, previous, quoted))
 
     def fits(oldest: int, quoted: int) -> bool:
@@ -104,7 +173,15 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
     needed = engine.count_tokens(prompt(alone, quoted))
     if needed >= context:
         raise PromptTooLong(needed, context)
-    left_out = bisect.bisect_left(range(alone), True, key=lambda oldest: fits(oldest, quoted))
+    tokens = {alone: needed}
+
+    def count(oldest: int) -> int:
+        tokens[oldest] = engine.count_tokens(prompt(oldest, quoted))
+        return tokens[oldest]
+
+    newest_first = (turn(number, turns[number - 1] if number else None) for number in reversed(range(alone)))
+    estimates = (counts or TurnCounts()).estimates(newest_first, prompt(alone, quoted), room, engine) if turns else []
+    left_out = _fit(estimates, alone, room, count)
     is_shown = not _is_answer_before(question, turns[-1] if left_out < alone else None)
     quotation = len(question.quoted or "")
     of_quotation, of_files = min(quoted, quotation), max(0, quoted - quotation)
@@ -117,7 +194,28 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine) -> Pr
         of_quotation if is_quotation_cut and is_shown else None,
         of_files if are_files_cut else None,
         question.files,
+        tokens[left_out],
     )
+
+
+def _fit(estimates: Sequence[int], turns: int, room: int, count: Callable[[int], int]) -> int:
+    """Return how many of the oldest turns are left out, mostly after one exact count.
+
+    The error of that count corrects the estimates: formats number their turns, and pieces may
+    join at borders.  Without turns the prompt fits.
+    """
+    fitting, excessive, error = 0, len(estimates), 0  # of the newest turns
+    while excessive - fitting > 1:
+        kept = min(bisect.bisect_right(estimates, room + _UNCERTAIN - error), excessive) - 1
+        if kept <= fitting:
+            break
+        found = count(turns - kept)
+        error = found - estimates[kept]
+        if found <= room:
+            fitting = kept
+        else:
+            excessive = kept
+    return turns - fitting
 
 
 def _has_words(message: IncomingMessage) -> bool:

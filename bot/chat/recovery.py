@@ -10,10 +10,11 @@ import structlog
 
 from bot.chat.access import Access
 from bot.chat.commands import is_forget, is_open_retry
-from bot.chat.exchanges import Exchanges, refused
+from bot.chat.exchanges import Exchanges
 from bot.chat.retries import Retries
 from bot.chat.settings import ChatSettings
 from bot.chat.standing import Standing, late_notice
+from bot.chat.stream import refused
 from bot.domain import Answer, Exchange, FinishReason, Kind, Status
 from bot.errors import ClaimLost
 from bot.util.clock import Calendar
@@ -39,7 +40,7 @@ class Recovery:
         self._ahead: dict[str, timedelta] = {}  # of our clock, by platform
 
     def saw_date(self, platform: str, date: str) -> None:
-        """Compare our clock with a platform's, whose HTTP Date header this is."""
+        """Note a platform's time, an HTTP Date header: messages are not too old because our clock is ahead."""
         try:
             ahead = self._calendar.today() - parsedate_to_datetime(date)
         except (TypeError, ValueError):
@@ -101,7 +102,7 @@ class Recovery:
         admitted = []
         for exchange in owed:
             # A request to be forgotten is carried out even if its author was denied since.
-            if self._access.admits(exchange.message) or is_forget(exchange):
+            if exchange.is_unreadable or self._access.admits(exchange.message) or is_forget(exchange):
                 admitted.append(exchange)
             else:
                 await self._exchanges.fail(exchange, "not admitted any more")

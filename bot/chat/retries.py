@@ -1,11 +1,14 @@
 """Another answer to a question: /retry, the Regenerate button, an edit."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 from bot.chat.access import Access
-from bot.chat.exchanges import Exchanges, refused
+from bot.chat.exchanges import Exchanges
+from bot.chat.quotas import Quotas
 from bot.chat.settings import ChatSettings
-from bot.domain import Answer, Exchange
+from bot.chat.stream import refused
+from bot.domain import Answer, Author, Exchange
 from bot.errors import ClaimLost
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
@@ -13,16 +16,32 @@ from bot.util.clock import Clock
 from bot.util.retry import retry_until_stored
 
 
+def with_roles_of(exchange: Exchange, by: Author) -> Exchange:
+    """Return the exchange with the roles that its author has by now, if it is the author who asks again."""
+    author = exchange.message.author
+    if by.key != author.key:
+        return exchange
+    return replace(exchange, message=replace(exchange.message, author=replace(author, roles=by.roles)))
+
+
 class Retries:
     """Finds the question that a /retry refers to, and requeues it."""
 
     def __init__(
-        self, access: Access, exchanges: Exchanges, store: Store, settings: ChatSettings, clock: Clock, metrics: Metrics
+        self,
+        access: Access,
+        exchanges: Exchanges,
+        store: Store,
+        settings: ChatSettings,
+        quotas: Quotas,
+        clock: Clock,
+        metrics: Metrics,
     ) -> None:
         self._access = access
         self._exchanges = exchanges
         self._store = store
         self._settings = settings
+        self._quotas = quotas
         self._clock = clock
         self._metrics = metrics
 
@@ -37,7 +56,8 @@ class Retries:
         """Requeue the target and return it; return the /retry itself where it gets a sentence instead."""
         if target is None:
             return retry
-        if refusal := self.refusal(target):
+        target = with_roles_of(target, retry.message.author)
+        if refusal := await retry_until_stored(lambda: self.refusal(target), self._clock):
             return await self._exchanges.answer_with(retry, refused(refusal))
         requeued = await retry_until_stored(lambda: self._exchanges.requeue(target, is_admitted=True), self._clock)
         if requeued is None:
@@ -50,10 +70,15 @@ class Retries:
             raise
         return requeued
 
-    def refusal(self, exchange: Exchange) -> str | None:
-        """Return why the question is not answered again; asked before its old answer is dropped."""
+    async def refusal(self, exchange: Exchange) -> str | None:
+        """Return why the question is not answered again; asked before its old answer is dropped.
+
+        Raises:
+            StoreError: What was used of a quota cannot be read.
+        """
         translate = self._settings.translator_for(exchange.message)
-        refusal = self._access.refusal(exchange.message, translate, self._exchanges.depth(exchange))
+        refusal = await self._quotas.refusal(exchange.message, translate)
+        refusal = refusal or self._access.refusal(exchange.message, translate, self._exchanges.depth(exchange))
         if refusal is not None:
             self._metrics.refusals.labels("question").inc()
         return refusal

@@ -77,7 +77,7 @@ class Standing:
 
 def late_notice(translate: Translate) -> str:
     """Return the sentence for a question that is too old to be answered."""
-    return translate("I was away, and this was some time ago. Please ask again if you like.")
+    return translate("I was offline when you sent this. Please ask again if you still need an answer.")
 
 
 def is_delay_notice(text: str) -> bool:

@@ -5,10 +5,15 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-from bot.domain import Delta, Finished, FinishReason, Queued, ReplyEvent, Thought
+from bot.domain import Answer, Delta, Finished, FinishReason, Queued, ReplyEvent, Thought
 
 # The end of a refused question, told by its identity: stored and shown like an error, but counted apart.
 REFUSED = Finished(FinishReason.ERROR)
+
+
+def refused(sentence: str) -> Answer:
+    """Return the answer of a question that gets a sentence instead."""
+    return Answer("", sentence, FinishReason.ERROR)
 
 
 class ReplyStream:

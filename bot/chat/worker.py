@@ -1,10 +1,12 @@
-"""The work on one exchange: what its row cannot hold, such as the task and the stop flag."""
+"""The work on one exchange: what its row cannot hold, such as the task, the stop flag and the turn in its channel."""
 
 import asyncio
+import bisect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
-from bot.domain import Exchange, FinishReason, Kind, Part
+from bot.domain import ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Part, QueueDepth
 from bot.util.aio import finish_before_cancel
 
 
@@ -15,7 +17,7 @@ class Worker:
         self.exchange = exchange
         self.number = number  # order in which exchanges of all channels were claimed
         self.parts: list[Part] = previous.parts if previous else [Part(id, is_recorded=True) for id in exchange.parts]
-        self.has_position = exchange.kind is Kind.CHAT and exchange.answer is None
+        self.has_position = exchange.kind is Kind.CHAT and exchange.answer is None  # in the queue of its channel
         self.is_admitted = False  # a limit let it through before its old answer was dropped
         self.is_backlog = False  # it was owed, and does not count as waiting
         self.is_pending = False  # `recover` will return it
@@ -32,6 +34,11 @@ class Worker:
     @property
     def is_stopped(self) -> bool:
         return self._stopped.is_set()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether a message of the reply may be shown whose id is not stored yet."""
+        return any(not part.is_recorded for part in self.parts)
 
     def notify_position(self) -> None:
         self._position_changed.set()
@@ -81,6 +88,18 @@ class Worker:
         """Return why `generating` raised TimeoutError."""
         return FinishReason.CANCELLED if self.is_stopped else FinishReason.LENGTH
 
+    def rename_channel(self, to: str) -> None:
+        """Take the ids that the store gives to all of a channel when its platform gives it another."""
+        message = self.exchange.message
+        prefix = f"{message.channel.channel} "
+        server = to if message.server == message.channel.channel else message.server
+        channel = replace(message.channel, channel=to)
+        renamed = replace(message, id=prefix + message.id, channel=channel, server=server)
+        self.exchange = replace(self.exchange, message=renamed)
+        for part in self.parts:
+            if part.id is not None:
+                part.id = prefix + part.id
+
     async def end_previous(self) -> None:
         """Wait until an earlier worker of the exchange has ended, and so on back.
 
@@ -95,3 +114,58 @@ class Worker:
         else:
             previous.task.cancel()
             await finish_before_cancel(asyncio.wait([previous.task]))
+
+
+class ChannelQueues:
+    """The questions of each channel that wait or are being answered, in the order of their rows."""
+
+    def __init__(self) -> None:
+        self._workers: dict[ChannelKey, list[Worker]] = {}
+
+    def in_channel(self, channel: ChannelKey) -> list[Exchange]:
+        return [worker.exchange for worker in self._workers.get(channel, ())]
+
+    def position(self, worker: Worker) -> int:
+        """Return how many questions of the channel come first."""
+        return self._workers[worker.exchange.message.channel].index(worker)
+
+    def depth(self, message: IncomingMessage, own: Worker | None) -> QueueDepth:
+        """Count the questions of the message's author and of its channel, those claimed before `own`."""
+        earlier = [
+            worker.exchange.message
+            for queue in self._workers.values()
+            for worker in queue
+            if worker is not own and (own is None or worker.number < own.number)
+        ]
+        channel = (message.channel.platform, message.channel.channel)
+        return QueueDepth(
+            author=sum(other.author.key == message.author.key for other in earlier),
+            channel=sum((other.channel.platform, other.channel.channel) == channel for other in earlier),
+        )
+
+    def add(self, worker: Worker) -> None:
+        queue = self._workers.setdefault(worker.exchange.message.channel, [])
+        bisect.insort(queue, worker, key=lambda other: other.exchange.id)
+
+    def leave(self, worker: Worker) -> None:
+        """Let the next question of the channel be answered."""
+        if not worker.has_position:
+            return
+        worker.has_position = False
+        self._remove(worker)
+        for other in self._workers.get(worker.exchange.message.channel, ()):
+            other.notify_position()
+
+    def move(self, worker: Worker, to: str) -> None:
+        """Move a worker to the id that its platform gave to the channel."""
+        if worker.has_position:
+            self._remove(worker)
+        worker.rename_channel(to)
+        if worker.has_position:
+            self.add(worker)
+
+    def _remove(self, worker: Worker) -> None:
+        channel = worker.exchange.message.channel
+        self._workers[channel].remove(worker)
+        if not self._workers[channel]:
+            del self._workers[channel]

@@ -7,8 +7,20 @@ from difflib import get_close_matches
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from bot.config.schema import Key, variable
+from bot.config.schema import NAMED_TABLES, Config, Key, variable
 from bot.config.secrets import is_secret
+
+# Tables whose names an operator chooses, as they may be called.
+_NAMED = {
+    "personas": "[personas.pirate]",
+    "users": '[users."discord:1234"]',
+    "roles": '[roles."discord:1234"]',
+    "threads": '[threads."slack:C01:1718.2"]',
+    "channels": '[channels."discord:1234"]',
+    "servers": '[servers."discord:1234"]',
+    "platforms": "[platforms.discord]",
+    "quotas": "[quotas.user]",
+}
 
 
 def explain(errors: Sequence[ErrorDetails], known: Mapping[Key, FieldInfo]) -> dict[Key, list[str]]:
@@ -60,6 +72,8 @@ def _sentence(key: Key, errors: Sequence[ErrorDetails], known: Mapping[Key, Fiel
             return f"{value} is not a string; put it in quotes"
         case "tuple_type":
             return f'{value} is not a list; write ["…", "…"]'
+        case "dict_type" | "model_type" | "model_attributes_type" if _is_misplaced(key):
+            return f"{value} is not a table; {key[1]} is a setting of tables with a name, such as {_NAMED[key[0]]}"
         case "dict_type" | "model_type" | "model_attributes_type":
             return f"{value} is not a table; write [{'.'.join(key)}], with its settings below"
         case "greater_than_equal":
@@ -84,12 +98,17 @@ def _noun(key: Key, value: object) -> str:
 
 def _similar(key: Key, known: Mapping[Key, FieldInfo]) -> list[str]:
     """Find the most similar setting or section, or the only setting of this name in another section."""
-    tables = {k[:length] for k in known for length in range(1, len(k))}
+    tables = {k[:length] for k in known for length in range(1, len(k))} | {(name,) for name in Config.model_fields}
     beside = {k[-1] for k in (*known, *tables) if k[:-1] == key[:-1]}
     if near := get_close_matches(key[-1], sorted(beside), n=1):
         return [".".join((*key[:-1], near[0]))]
     elsewhere = [".".join(k) for k in known if k[-1] == key[-1]]
     return elsewhere if len(elsewhere) == 1 else []
+
+
+def _is_misplaced(key: Key) -> bool:
+    """Return whether a setting is where the name of its table should be: [channels] persona = "pirate"."""
+    return len(key) == 2 and key[0] in NAMED_TABLES and key[1] in NAMED_TABLES[key[0]].model_fields
 
 
 def _options(error: ErrorDetails) -> list[str]:

@@ -7,6 +7,9 @@ from pydantic_core import PydanticCustomError
 
 from bot.config.section import Section, split_list
 
+# The platform of the chat page; `server.web` enables it, and it has no table under [adapters].
+WEB_PLATFORM = "web"
+
 
 class OperationsSection(Section):
     """Health checks and metrics (HTTP): /livez, /readyz and /metrics, without authentication."""
@@ -53,12 +56,33 @@ class ServerSection(Section):
     origins: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         default=(), description='web pages that may use the APIs: "https://chat.example.org"'
     )
+    web: Literal["auto"] | bool = Field(
+        default="auto",
+        description="a chat page at / for browsers on this machine: auto (on with a loopback host and no keys), true, false",
+    )
+    panel: bool = Field(
+        default=False,
+        description="the operator's panel at /admin, beside the chat page: state, usage, settings, log, pause; it has no "
+        "sign-in, so every account of this machine can use it",
+    )
     aliases: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         default=(), description='other names of the default model for OpenAI\'s clients: "gpt-3.5-turbo"'
     )
     keys: dict[str, KeySection] | None = Field(
         default=None, description="keys of clients by name, each in BOT_SERVER__KEYS__NAME, as text or sha256:…"
     )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return self.host in {"127.0.0.1", "::1", "localhost"}
+
+    @property
+    def serves_web(self) -> bool:
+        """Whether the chat page is served; it has no sign-in, so keys turn "auto" off."""
+        if self.web == "auto":
+            return self.is_loopback and not self.keys
+        return self.web
 
     @field_validator("keys")
     @classmethod
@@ -72,7 +96,7 @@ class ServerSection(Section):
 
     @model_validator(mode="after")
     def _require_a_key(self) -> Self:
-        if self.host not in {"127.0.0.1", "::1", "localhost"} and not self.keys:
+        if not self.is_loopback and not self.keys:
             why = (
                 f"{self.host!r} is reachable from other machines: set a key in BOT_SERVER__KEYS__NAME, or use 127.0.0.1"
             )
@@ -90,9 +114,9 @@ class EmbeddingsSection(Section):
         default="cpu", pattern=r"^(auto|mps|cpu|cuda|cuda:\d+)$", description="auto, cpu, cuda, cuda:1, mps"
     )
     max_tokens: int = Field(
-        default=0, ge=0, description="tokens of a text that are read; 0 = as its folder says, else 128"
+        default=0, ge=0, description="maximum tokens read from a text; 0 = as its folder says, else 128"
     )
     normalize: bool = Field(
-        default=False, description="vectors of length 1 from /embedding too; those from /v1/embeddings always are"
+        default=False, description="normalize the vectors of /embedding too; those of /v1/embeddings always are"
     )
     max_waiting: int = Field(default=16, ge=1, description="maximum queued requests; further ones get a 429")

@@ -134,8 +134,13 @@ class ConfigWatcher:
             return None
 
     def _sections_of(self, config: Config) -> dict[str, EngineSection]:
-        """Return the sections of the running models; tables that come or go need a restart."""
-        return {name: section for name, section in config.sections.items() if name in self._wanted}
+        """Return the sections of the running models; tables that come, go or change their base need a restart."""
+        wanted = self._wanted
+        return {
+            name: section
+            for name, section in config.sections.items()
+            if name in wanted and section.base == wanted[name].base
+        }
 
     def _apply(self, config: Config, apply: Callable[[Config], None]) -> None:
         before, self._current = self._current, _with_reloadable(self._current, config)

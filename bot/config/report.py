@@ -47,21 +47,21 @@ def _tables(config: Config) -> Iterator[tuple[Key, Section, Section]]:
 def _shown(field: FieldInfo, value: object) -> str:
     if isinstance(value, SecretStr):
         secret = value.get_secret_value()
-        return _toml(secret) if is_address(field) and not has_password(secret) else "(set)"
-    return "(not set)" if value is None else _toml(value)
+        return as_toml(secret) if is_address(field) and not has_password(secret) else "(set)"
+    return "(not set)" if value is None else as_toml(value)
 
 
-def _toml(value: object) -> str:
+def as_toml(value: object) -> str:
     """Format a value as in config.toml; secrets inside are hidden."""
     match value:
         case SecretStr():
             return "(set)"
         case BaseModel():
-            return _toml(dict(iter(value)))
+            return as_toml(dict(iter(value)))
         case tuple() | list():
-            return f"[{', '.join(_toml(item) for item in value)}]"
+            return f"[{', '.join(as_toml(item) for item in value)}]"
         case dict() if value:
-            return f"{{ {', '.join(f'{json.dumps(key)} = {_toml(item)}' for key, item in value.items())} }}"
+            return f"{{ {', '.join(f'{json.dumps(key)} = {as_toml(item)}' for key, item in value.items())} }}"
         case float() if value.is_integer():
             return str(int(value))
         case _:

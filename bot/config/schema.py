@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from bot.config.http import EmbeddingsSection, OperationsSection, ServerSection
 from bot.config.places import PersonaName, PersonaSection, PlaceSection
+from bot.config.quotas import QuotaName, QuotaSection
 from bot.config.secrets import Address, has_raw_at_sign, secret_values
 from bot.config.section import CENTURY, NO_PROXY, PlatformId, PlatformIds, Proxy, Section, split_list, split_pairs
 from bot.domain import LEVELS, ScopeLevel
@@ -89,11 +90,15 @@ class EngineSection(Section):
         "the first three continue a broken answer",
     )
     ca_file: str = Field(default="", description="remote: certificates of a private authority (PEM)")
-    connect_seconds: float = Field(default=5.0, gt=0, description="remote: time limit of connecting")
-    first_token_seconds: float = Field(default=120.0, gt=0, description="remote: time limit of the first token")
-    next_token_seconds: float = Field(default=60.0, gt=0, description="remote: time limit between two tokens")
+    connect_seconds: float = Field(default=5.0, gt=0, description="remote: seconds to wait for a connection")
+    first_token_seconds: float = Field(default=120.0, gt=0, description="remote: seconds to wait for the first token")
+    next_token_seconds: float = Field(default=60.0, gt=0, description="remote: seconds to wait for each further token")
+    base: str = Field(
+        default="",
+        description="only in [models.NAME]: share the weights, queue and batch of this model, with another ptuning",
+    )
     fallback: str = Field(
-        default="", description='model that answers if this one cannot begin to: a NAME of [models.NAME], or "engine"'
+        default="", description='fallback if this model cannot begin an answer: a NAME of [models.NAME], or "engine"'
     )
 
 
@@ -124,7 +129,7 @@ class SamplingSection(Section):
 
 
 class LimitsSection(Section):
-    """Rate limits and quotas."""
+    """Limits per minute and hour, and of sizes."""
 
     requests_per_minute: int = Field(default=20, ge=0, description="requests per minute and user; 0 = no limit")
     requests_per_minute_channel: int = Field(
@@ -155,8 +160,27 @@ class FilesSection(Section):
     enabled: bool = Field(default=True, description="read attached files: text, code, PDF, Word, Excel, PowerPoint")
     max_megabytes: int = Field(default=20, ge=1, le=100, description="maximum size of a file; larger ones are not read")
     max_chars: int = Field(
-        default=50_000, ge=1, le=1_000_000, description="characters that are read of a file; the context may hold less"
+        default=50_000,
+        ge=1,
+        le=1_000_000,
+        description="maximum characters read from a file; the context may hold fewer",
     )
+
+
+class FeedbackSection(Section):
+    """Votes on answers."""
+
+    enabled: bool = Field(
+        default=False, description="buttons 👍 and 👎 below finished answers; everybody in the channel may vote"
+    )
+    export: bool = Field(
+        default=False,
+        description="let people agree with /settings share_answers true that their questions are exported with the votes",
+    )
+
+
+# Characters of a master key: it is used as it is, so that a password would be guessed.
+MIN_MASTER_KEY = 32
 
 
 class StorageSection(Section):
@@ -167,6 +191,21 @@ class StorageSection(Section):
         description="SQLite or PostgreSQL; put a URL with a password into BOT_STORAGE__URL",
     )
     retention_days: int = Field(default=0, ge=0, le=CENTURY, description="delete texts after this many days; 0 = never")
+    master_key: SecretStr | None = Field(
+        default=None, description="encrypts the keys of the texts; make one with openssl rand -base64 32"
+    )
+    old_master_key: SecretStr | None = Field(
+        default=None, description="the previous master key, for the restart that changes or removes it"
+    )
+
+    @field_validator("master_key")
+    @classmethod
+    def _is_random(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < MIN_MASTER_KEY:
+            raise ValueError(
+                f"it must have {MIN_MASTER_KEY} characters or more, and be random: make it with openssl rand -base64 32"
+            )
+        return key
 
     @field_validator("url")
     @classmethod
@@ -228,6 +267,13 @@ class AdapterSection(Section):
     """
 
     tokens: ClassVar[tuple[str, ...]] = ()
+    # Whether ids of people and places are numbers, so that a name in place of one is a mistake.
+    has_numeric_ids: ClassVar[bool] = False
+    # What settings may name there.
+    has_roles: ClassVar[bool] = True
+    has_servers: ClassVar[bool] = True
+    has_channels: ClassVar[bool] = True  # False: all of its chats are direct
+    has_negative_groups: ClassVar[bool] = False  # groups are the servers, and their ids negative
 
     enabled: Literal["auto"] | bool = Field(default="auto", description="auto (on when its token is set), true, false")
 
@@ -256,6 +302,7 @@ class Config(BaseModel):
     sampling: SamplingSection = SamplingSection()
     limits: LimitsSection = LimitsSection()
     files: FilesSection = FilesSection()
+    feedback: FeedbackSection = FeedbackSection()
     storage: StorageSection = StorageSection()
     access: AccessSection = AccessSection()
     logs: LogsSection = LogsSection()
@@ -269,6 +316,7 @@ class Config(BaseModel):
     channels: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)
     servers: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)
     platforms: Mapping[str, PlaceSection] = Field(default_factory=dict)
+    quotas: Mapping[QuotaName, QuotaSection] = Field(default_factory=dict)
     adapters: Mapping[str, AdapterSection] = Field(default_factory=dict)
 
     @property
@@ -322,6 +370,7 @@ def table_of(level: ScopeLevel) -> str:
 NAMED_TABLES: Mapping[str, type[Section]] = {
     "personas": PersonaSection,
     **{table_of(level): PlaceSection for level in LEVELS},
+    "quotas": QuotaSection,
 }
 
 

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|api_?key|master_?key)$", re.IGNORECASE)
 
 
 class Address:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import (
     AfterValidator,
@@ -38,14 +38,26 @@ def _flat(table: dict[str, object], parent: str = "") -> Iterator[tuple[str, obj
             yield f"{parent}{name}", value
 
 
-def _check_id(value: str) -> str:
+def check_id(value: str) -> str:
+    """Return the id of a person or place if it has this form.
+
+    Raises:
+        ValueError: It has not.
+    """
     platform, colon, id = value.partition(":")
     if not (platform and colon and id) or value.split() != [value]:
         raise ValueError(f'{value!r} is not written "platform:id", as in "discord:1234"')
     return value
 
 
-PlatformId = Annotated[str, AfterValidator(_check_id)]
+def _check_thread(value: str) -> str:
+    if value.count(":") < 2:
+        raise ValueError(f'{value!r} is not written "platform:channel:thread", as in "discord:123:456"')
+    return value
+
+
+PlatformId = Annotated[str, AfterValidator(check_id)]
+ThreadId = Annotated[PlatformId, AfterValidator(_check_thread)]
 PlatformIds = Annotated[tuple[PlatformId, ...], BeforeValidator(split_list)]
 
 
@@ -74,7 +86,11 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _reject_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation in (int, float):
+        if not isinstance(value, bool) or info.field_name is None:
+            return value
+        annotation = cls.model_fields[info.field_name].annotation
+        accepted = get_args(annotation) or (annotation,)
+        if bool not in accepted and not {int, float}.isdisjoint(accepted):
             raise ValueError(f"{str(value).lower()} is not a number")
         return value
 

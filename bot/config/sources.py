@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +22,12 @@ from pydantic_settings import (
 
 from bot.config.errors import explain, unknown
 from bot.config.http import KeySection
-from bot.config.places import PlaceSection
-from bot.config.references import named_settings, wrong_names
+from bot.config.places import EVERYONE, MANAGERS, Asker, PlaceSection
+from bot.config.platform_ids import check_platform_id, check_quota
+from bot.config.quotas import QuotaName, QuotaSection
+from bot.config.references import alone, described, named_settings, with_valid_settings, wrong_names
 from bot.config.schema import (
+    NAMED_TABLES,
     AccessSection,
     AdapterSection,
     Config,
@@ -36,7 +40,7 @@ from bot.config.schema import (
     variable,
 )
 from bot.config.secrets import has_password, is_address, is_secret, is_secret_name
-from bot.config.section import PlatformId, Section
+from bot.config.section import PlatformId, Section, ThreadId
 from bot.config.toml import TomlError, find_lines, parse_toml
 from bot.domain import LEVELS
 from bot.errors import ConfigError
@@ -101,6 +105,7 @@ def load_config(
     try:
         config = _validated(adapters, backends, file.tables, environment)
     except ValidationError as error:
+        config = with_valid_settings(file.tables, environment.files | environment.variables)
         errors = error.errors(include_url=False)
         for key, sentences in explain(errors[:_MOST_MISTAKES], known).items():
             for sentence in sentences:
@@ -220,6 +225,19 @@ class _Names:
         return self.exact.get(name)
 
 
+def secrets_folder(folder: Path, environ: Mapping[str, str]) -> Path:
+    """Return the folder of the secret files for a config.toml in `folder`."""
+    usual = SECRETS_DIR if SECRETS_DIR.is_dir() else folder / LOCAL_SECRETS_DIR
+    return Path(environ.get("BOT_SECRETS_DIR") or usual)
+
+
+def _named_table(name: str) -> str | None:
+    """Return the table that a variable is for, if its own name is free and only config.toml can have it."""
+    table, separator, _ = name.removeprefix("BOT_").partition("__")
+    is_one = name.startswith("BOT_") and separator and table.lower() in NAMED_TABLES
+    return table.lower() if is_one else None
+
+
 def _is_table(field: FieldInfo) -> bool:
     """Return whether the setting has tables with a secret each, whose names an operator chooses."""
     return field.annotation == dict[str, KeySection] | None
@@ -237,8 +255,7 @@ class _Environment:
                 self._names.exact[variable(key)] = self._files.exact[secret_file(key)] = key
         self.origins: dict[Key, str] = {}
         self.mistakes: list[str] = []
-        usual = SECRETS_DIR if SECRETS_DIR.is_dir() else folder / LOCAL_SECRETS_DIR
-        self.secrets_dir = Path(environ.get("BOT_SECRETS_DIR") or usual)
+        self.secrets_dir = secrets_folder(folder, environ)
         if environ.get("BOT_SECRETS_DIR") and not self.secrets_dir.is_dir():
             self.mistakes.append(f"BOT_SECRETS_DIR: {self.secrets_dir} is not a directory")
         self.files = self._read_files()
@@ -261,8 +278,13 @@ class _Environment:
                     self.origins[key] = name
             elif name.startswith("BOT_") and name != "BOT_SECRETS_DIR":
                 # Other programs may use BOT_SOMETHING; report only similar names and those with two underscores.
-                near = get_close_matches(name, self._names.exact, n=1, cutoff=0.6 if "__" in name else 0.9)
-                if near or "__" in name:
+                table = _named_table(name)
+                near = get_close_matches(
+                    name, self._names.exact, n=1, cutoff=0.6 if "__" in name and not table else 0.9
+                )
+                if table and not near:
+                    self.mistakes.append(f"{name}: the tables of [{table}] have names, and are set in config.toml only")
+                elif near or "__" in name:
                     self.mistakes.append(f"{name}: {unknown(near)}")
         return values
 
@@ -292,14 +314,6 @@ class _Environment:
             elif file.name.partition("__")[0] in sections and "__" in file.name:
                 self.mistakes.append(f"{file}: {unknown(get_close_matches(file.name, self._files.exact, n=1))}")
         return values
-
-
-def _described(model: EngineSection) -> EngineSection:
-    """Refuse a table that says nothing of its model: a mistyped name in a variable, say."""
-    if not model.model_fields_set & {"backend", "model", "urls"}:
-        why = "set the model, or urls, or the backend of this table"
-        raise PydanticCustomError("one_setting", "see the context", {"setting": "model", "why": why})
-    return model
 
 
 class _Named(EnvSettingsSource):
@@ -336,11 +350,6 @@ def _validated(
                 InitSettingsSource(settings_cls, tables),
             )
 
-    def known_platform(one: str) -> str:
-        if one.partition(":")[0] not in adapters:
-            raise ValueError(f"{one!r}: unknown platform; known platforms: {', '.join(adapters)}")
-        return one
-
     def known_backend(engine: EngineSection) -> EngineSection:
         if backends and engine.backend not in backends:
             why = f"{engine.backend!r} is not one of {', '.join(backends)}"
@@ -353,21 +362,37 @@ def _validated(
     sections: dict[str, Any] = {
         name: (field.annotation, field) for name, field in Config.model_fields.items() if name != "adapters"
     }
+
     # Each item is validated by itself, so that no mistake hides another.
-    known: Any = Annotated[PlatformId, AfterValidator(known_platform)]
-    lists: dict[str, Any] = {
-        name: (Annotated[tuple[known, ...], *field.metadata], field.default)
-        for name, field in AccessSection.model_fields.items()
-        if field.annotation == tuple[PlatformId, ...]
-    }
+    def known(type: Any, table: str) -> Any:
+        return Annotated[type, AfterValidator(partial(check_platform_id, adapters=adapters, table=table))]
+
+    def known_asker(named: str) -> str:
+        return named if named in (EVERYONE, MANAGERS) else check_platform_id(named, adapters, "users")
+
+    asker: Any = Annotated[Asker, AfterValidator(known_asker)]
+    who = PlaceSection.model_fields["who"]
+    place: Any = create_model(
+        "Place", __base__=PlaceSection, who=(Annotated[tuple[asker, ...] | None, *who.metadata], None)
+    )
+
+    lists: dict[str, Any] = {}
+    for name, info in AccessSection.model_fields.items():
+        if info.annotation == tuple[PlatformId, ...]:
+            item: Any = known(PlatformId, name.partition("_")[2])
+            lists[name] = (Annotated[tuple[item, ...], *info.metadata], info.default)
     access: Any = create_model("Access", __base__=AccessSection, **lists)
     sections["access"] = (Annotated[access, AfterValidator(lambda found: AccessSection(**dict(found)))], access())
     model: Any = Annotated[EngineSection, AfterValidator(known_backend)]
-    sections["engine"] = (model, EngineSection())
-    sections["models"] = (dict[ModelName, Annotated[model, AfterValidator(_described)]], {})
+    sections["engine"] = (Annotated[model, AfterValidator(alone)], EngineSection())
+    sections["models"] = (dict[ModelName, Annotated[model, AfterValidator(described)]], {})
+    named: dict[str, Any] = {"platform": str, "thread": ThreadId}
     for level in LEVELS:
-        name: Any = Annotated[str, AfterValidator(known_platform)] if level == "platform" else known
-        sections[table_of(level)] = (dict[name, PlaceSection], {})
+        id: Any = known(named.get(level, PlatformId), table_of(level))
+        sections[table_of(level)] = (dict[id, Annotated[place, AfterValidator(_place)]], {})
+
+    quota: Any = Annotated[QuotaName, AfterValidator(partial(check_quota, adapters=adapters))]
+    sections["quotas"] = (dict[quota, QuotaSection], {})
     platforms: dict[str, Any] = {name: (section, Field(default_factory=section)) for name, section in adapters.items()}
     table = create_model("Adapters", __base__=Section, **platforms)
     settings: Any = create_model("Settings", __base__=Sources, **sections, adapters=(table, table()))()
@@ -375,3 +400,8 @@ def _validated(
         **{name: getattr(settings, name) for name in sections},
         adapters={name: getattr(settings.adapters, name) for name in adapters},
     )
+
+
+def _place(found: PlaceSection) -> PlaceSection:
+    """Return the place as one of the class that all others have."""
+    return PlaceSection.model_construct(found.model_fields_set, **dict(found))

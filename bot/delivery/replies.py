@@ -43,6 +43,8 @@ class Replies:
 
     `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells
     whether an answer to a message that is complete at once may be sent in one call (see Sender).
+    With `looks_first` the message that an earlier run may have sent in a channel is looked for by the
+    send; other platforms find it by reading their channels before.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Replies:
         *,
         edits_per_minute: int | None = None,
         sends_whole: Callable[[IncomingMessage], bool] = lambda message: False,
+        looks_first: bool = False,
     ) -> None:
         self._intake = intake
         self._exchanges = intake.exchanges
         self._messenger = messenger
         self._preview = preview
         self._sends_whole = sends_whole
+        self._looks_first = looks_first
         self._pacer = Pacer(messenger.edit_interval, clock, edits_per_minute=edits_per_minute)
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,7 +99,7 @@ class Replies:
         """Tell the author that the message waits for the database; once per channel and interval."""
         channel, now = message.channel, self._clock.now()
         self._notified = {each: until for each, until in self._notified.items() if until > now}
-        if self._is_closing or channel in self._notified or not self._intake.admits(message):
+        if self._is_closing or channel in self._notified or not self._intake.access.admits(message):
             return
         self._notified[channel] = now + _DELAY_NOTICE_INTERVAL
         self._background.start(self._notify(message))
@@ -162,7 +166,10 @@ class Replies:
 
     def _sender(self, worker: Worker) -> Sender:
         exchange = worker.exchange
-        view = ReplyView(exchange, self._messenger.format, self._intake.settings.translator_for(exchange.message))
+        settings = self._intake.settings
+        translate = settings.translator_for(exchange.message)
+        asks_for_votes = settings.feedback.enabled
+        view = ReplyView(exchange, self._messenger.format, translate, asks_for_votes=asks_for_votes)
         return Sender(
             self._messenger,
             exchange,
@@ -173,8 +180,14 @@ class Replies:
             self._intake.metrics,
             # An earlier run may have sent a placeholder with the same nonce.
             sends_whole=self._sends_whole(exchange.message) and not worker.is_backlog,
+            looks_first=self._looks_first and self._may_be_sent(worker),
             compute=asyncio.to_thread,
         )
+
+    def _may_be_sent(self, worker: Worker) -> bool:
+        """Return whether an earlier run may have begun the reply without knowing its message."""
+        exchange = worker.exchange
+        return worker.is_backlog and exchange.fence > 1 and not exchange.parts
 
     async def _deliver(self, worker: Worker, sender: Sender) -> None:
         exchange = worker.exchange

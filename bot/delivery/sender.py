@@ -91,8 +91,8 @@ class Sender:
     where edits are refused, the text is sent whole when it is complete, and the old messages are deleted.
 
     With `sends_whole`, an answer that is complete at once is sent without a placeholder while the
-    channel is busy or the budget of edits is used up: it saves a call where few are allowed.  Where sends are not idempotent, one
-    whose response is lost then doubles the answer instead of leaving a "…".
+    channel is busy or the budget of edits is used up: it saves a call where few are allowed.  With
+    `looks_first`, the messenger looks for what an earlier run may have sent.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class Sender:
         metrics: Metrics,
         *,
         sends_whole: bool = False,
+        looks_first: bool = False,
         compute: Compute = compute_here,
     ) -> None:
         self._messenger = messenger
@@ -120,6 +121,7 @@ class Sender:
         self._messages = [_Message(part, standing=None if part.id else "") for part in parts]
         self._compute = compute
         self._sends_whole = sends_whole and not parts
+        self._looks_first = looks_first
         self._whole_from: int | None = None  # messages from this number on are sent whole
         self._surplus: list[str] = []  # ids of replaced messages, deleted at the end
         self._is_calling = False
@@ -321,7 +323,7 @@ class Sender:
                     reply_to=self._reply_to if number == 0 else None,
                     controls=content.controls,
                     nonce=nonce(self._exchange.message, number, message.part.replaces),
-                    may_exist=self._is_resumed and message.part.replaces is not None,
+                    may_exist=self._may_be_sent(message.part),
                     continues=self._parts[0].id if number else None,
                 )
         except MessageGone:
@@ -338,6 +340,10 @@ class Sender:
             raise
         message.shown, message.standing, message.first = content, content.answer, None
         await self._record(message.part, number)
+
+    def _may_be_sent(self, part: Part) -> bool:
+        """Return whether an earlier run may have sent this message without having recorded its id."""
+        return self._looks_first if part.replaces is None else self._is_resumed
 
     async def _record(self, part: Part, number: int) -> None:
         assert part.id is not None, "only a sent message is recorded"

@@ -26,6 +26,9 @@ from bot.domain import (
 
 PLACEHOLDER = "…"
 NO_CONTROLS: Controls = frozenset()
+# The buttons of a complete reply, with and without votes.
+_RATED: Controls = frozenset({Action.RETRY, Action.UP, Action.DOWN})
+_UNRATED: Controls = frozenset({Action.RETRY})
 # The last characters of a model's thoughts that are shown.
 _SHOWN_THOUGHTS = 600
 
@@ -42,8 +45,11 @@ class MessageView:
 class ReplyView:
     """The content of a reply so far: the model's text, split into messages, and the bot's own words below it."""
 
-    def __init__(self, exchange: Exchange, format: Format, translate: Translate) -> None:
+    def __init__(
+        self, exchange: Exchange, format: Format, translate: Translate, *, asks_for_votes: bool = False
+    ) -> None:
         self._is_chat = exchange.kind is Kind.CHAT
+        self._asks_for_votes = asks_for_votes
         self._translate = translate
         self._format: Format = CachedFormat(format)
         self._splitter = Splitter(self._format)
@@ -163,7 +169,11 @@ class ReplyView:
     def _controls(self) -> Controls:
         if not self._is_chat:
             return NO_CONTROLS
-        return frozenset({Action.RETRY if self.is_complete else Action.STOP})
+        if not self.is_complete:
+            return frozenset({Action.STOP})
+        # Nobody votes on a sentence in place of an answer, or on one that broke off.
+        is_answer = any(self._answers) and self._reason is not FinishReason.ERROR
+        return _RATED if self._asks_for_votes and is_answer else _UNRATED
 
     def _compose(self) -> list[str]:
         translate, notices = self._translate, list(self._notices)
@@ -177,7 +187,7 @@ class ReplyView:
             if note := finish_note(self._reason, self._translate):
                 notices.append(note)
             elif not texts and not notices:
-                notices.append(translate("I have no answer to that. Please ask in other words."))
+                notices.append(translate("I have no answer to that. Please rephrase your question."))
         elif not texts and (self._is_chat or not notices):
             texts = [self._before_text()]
         if notices:

@@ -27,7 +27,11 @@ class ComponentsCollector:
         yield connected
         engine = self._components.engine
         if engine is not None:
-            models = [(each.info, each.load) for each in self._components.models() if each.info and each.load]
+            models = [
+                (each.info, each.load)
+                for each in self._components.models()
+                if each.info and each.load and not each.base
+            ]
             yield from _engine_metrics(models or [(engine.info, engine.load)])
 
 

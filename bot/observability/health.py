@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from bot.domain import EngineInfo, EngineLoad, ModelStatus
+from bot.domain import EngineInfo, EngineLoad, ModelStatus, Upkeep
 from bot.errors import StoreError
 from bot.util.clock import Clock
 
@@ -24,6 +24,9 @@ class AdapterState(Protocol):
 
 
 class StoreState(Protocol):
+    @property
+    def upkeep(self) -> Upkeep: ...
+
     async def check(self) -> None: ...
 
 
@@ -97,9 +100,13 @@ class Health:
         return [
             Readiness("program", "stopping" if components.is_stopping else None),
             Readiness("store", await self._find_store_fault()),
-            Readiness("engine", engine_fault(load, self._stalled_seconds)),
+            Readiness("engine", self.fault_of(load)),
             *(Readiness(name, adapter.fault, needs_all) for name, adapter in components.adapters.items()),
         ]
+
+    def fault_of(self, load: EngineLoad | None) -> str | None:
+        """Return the reason if the model with this load cannot answer."""
+        return engine_fault(load, self._stalled_seconds)
 
     async def _find_store_fault(self) -> str | None:
         store = self._components.store

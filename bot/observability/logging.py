@@ -5,8 +5,10 @@ import json
 import logging
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
 from urllib.parse import quote, quote_plus
 
@@ -57,8 +59,52 @@ _TOKEN_SHAPES = re.compile(
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f]")
 # C1 controls, and characters that hide or reverse text; no renderer writes them.
 _INVISIBLE = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+# Lines that are kept in memory, and characters of each.
+KEPT_LINES = 200
+_KEPT_CHARACTERS = 20_000
 # SQLAlchemy appends the parameters of a failed statement to its message.
 _STATEMENT_PARAMETERS = re.compile(r"\[parameters: .*?\](?=$|\n|\\n)")
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A finished line, redacted; `number` counts them, `at` is its time in seconds since the epoch."""
+
+    number: int
+    at: float
+    level: str
+    text: str
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to a stream, and keeps the last ones."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._kept: deque[LogLine] = deque(maxlen=KEPT_LINES)
+        self._count = 0
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        self._count += 1
+        self._kept.append(LogLine(self._count, record.created, record.levelname.lower(), line[:_KEPT_CHARACTERS]))
+        return line
+
+    def lines(self, after: int) -> list[LogLine]:
+        """Return the kept lines with higher numbers, oldest first."""
+        self.acquire()  # other threads log too
+        try:
+            return [line for line in self._kept if line.number > after]
+        finally:
+            self.release()
+
+
+def recent_lines(*, after: int = 0) -> list[LogLine]:
+    """Return the last lines of this process with numbers above `after`, oldest first; none before `configure_logging`."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LineHandler):
+            return handler.lines(after)
+    return []
 
 
 def configure_logging(settings: LogsSection, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
@@ -67,7 +113,7 @@ def configure_logging(settings: LogsSection, secrets: Iterable[str] = (), stream
     `secrets` are redacted in every line.
     """
     target = stream or sys.stderr
-    handler = logging.StreamHandler(target)
+    handler = LineHandler(target)
     handler.setFormatter(_formatter(settings, Redaction(secrets), target))
     root = logging.getLogger()
     root.handlers = [handler]
@@ -135,7 +181,7 @@ def _formatter(
 
     def redacted(logger: WrappedLogger, method: str, event: EventDict) -> str:
         first = {key: event[key] for key in _FIRST_KEYS if key in event}
-        return _escaped(_INVISIBLE, redact(str(render(logger, method, {**first, **event}))))
+        return escape_invisible(redact(str(render(logger, method, {**first, **event}))))
 
     return structlog.stdlib.ProcessorFormatter(
         processors=[
@@ -164,6 +210,11 @@ def _escape_controls(logger: WrappedLogger, method: str, event: EventDict) -> Ev
         _escaped(_CONTROLS, key): _escaped(_CONTROLS, value) if isinstance(value, str) else value
         for key, value in event.items()
     }
+
+
+def escape_invisible(text: str) -> str:
+    """Write characters that hide or reverse text as JSON does."""
+    return _escaped(_INVISIBLE, text)
 
 
 def _escaped(what: re.Pattern[str], text: str) -> str:

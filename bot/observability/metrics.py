@@ -49,6 +49,12 @@ class Metrics:
             "Messages to the bot by outcome: stop, length, cancelled, error, refused (by a limit), broken_off.",
             ("platform", "kind", "outcome"),
         )
+        self.votes = self._counter(
+            "votes",
+            "Votes on answers by what was pressed: up, down, taken_back; persona - is none, * one that was written in the "
+            "chat.",
+            ("model", "persona", "vote"),
+        )
         self.refusals = self._counter("refusals", "Messages refused by a limit.", ("kind",))
         self.reply_changes = self._counter(
             "reply_changes", "Updates of streaming replies; several are merged into one edit.", ("platform",)

@@ -44,7 +44,10 @@ def query_readiness(host: str, port: int) -> tuple[bool, str]:
         parts: dict[str, str] = json.loads(body)["parts"]
         return status == _OK, "\n".join(f"{part}: {state}" for part, state in parts.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False, f"no bot answers on {host}:{port}: it is not running, or operations.enabled = false"
+        return False, (
+            f"no bot answers on {host}:{port}: it is not running, or it has no health check, which operations.enabled = "
+            'true turns on ("auto" does so only with a chat platform)'
+        )
 
 
 def _get(host: str, port: int, path: str) -> tuple[int, bytes]:

@@ -1,7 +1,8 @@
 """Asyncio helpers: race, shielding from cancellation, background tasks."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,6 +22,24 @@ async def race(one: Awaitable[object], other: Awaitable[object]) -> None:
         for each in both:
             each.cancel()
         await asyncio.gather(*both, return_exceptions=True)
+
+
+class Occasions:
+    """Counts what happens again and again, for those that wait for the next time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._next = asyncio.Event()
+
+    def add(self) -> None:
+        self.count += 1
+        self._next.set()
+        self._next.clear()  # those that wait are woken all the same
+
+    async def after(self, count: int) -> None:
+        """Wait until `self.count` is higher."""
+        while self.count <= count:
+            await self._next.wait()
 
 
 async def finish_before_cancel(work: Coroutine[Any, Any, object], seconds: float | None = None) -> None:
@@ -44,12 +63,15 @@ async def finish_before_cancel(work: Coroutine[Any, Any, object], seconds: float
         raise cancelled
 
 
-async def detach_on_cancel(task: asyncio.Task[T]) -> T:
-    """Wait for the task; on cancellation return at once and leave the task running."""
+async def detach_on_cancel(task: asyncio.Task[T], report: Callable[[BaseException], None] | None = None) -> T:
+    """Wait for the task; on cancellation return at once and leave the task running.
+
+    `report` is then called with the error that ends it, which is logged otherwise.
+    """
     try:
         await asyncio.wait([task])  # unlike `await task`, this passes no cancellation on
     except asyncio.CancelledError:
-        task.add_done_callback(_log_failure)
+        task.add_done_callback(partial(_report_failure, report))
         raise
     return task.result()
 
@@ -91,7 +113,10 @@ class BackgroundTasks:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _log_failure(task: asyncio.Task[Any]) -> None:
+def _report_failure(report: Callable[[BaseException], None] | None, task: asyncio.Task[Any]) -> None:
     # The caller was cancelled, so this is the only place left to report the error.
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a cancelled call has failed", call=task.get_name(), error=str(error))
+        if report is None:
+            log.error("a cancelled call has failed", call=task.get_name(), error=str(error))
+        else:
+            report(error)

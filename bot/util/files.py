@@ -1,4 +1,4 @@
-"""Read files that an operator names: never a device or a pipe, never more than expected."""
+"""Files: those that an operator names are read with care, those that must last are written through."""
 
 import errno
 import json
@@ -41,6 +41,15 @@ def read_regular(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
     return content
+
+
+def sync_path(path: Path) -> None:
+    """Write a file, or the names in a folder, through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

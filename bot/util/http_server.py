@@ -1,9 +1,12 @@
 """HTTP servers with bounded connections."""
 
 import asyncio
+import random
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -15,24 +18,29 @@ from bot.errors import AddressUnavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Connections, and seconds that each may take from its start to its last response.
-_LIMIT = 128
-_SECONDS = 15.0
+# Connections, as a share of the files that the process may open.  A silent one costs some KiB; closing it early
+# costs more, because its client comes again.
+_LIMIT, _SHARE = 4_096, 8
+# Seconds that each may take from its start to its last response, less up to this part: those of clients that came
+# together end at different times.
+_SECONDS, _SPREAD = 15.0, 0.3
 
 # Seconds between two log lines about closed connections.
 _LOG_INTERVAL = 600.0
 
 # Seconds for open requests on shutdown.
 _SHUTDOWN_SECONDS = 1
-# Connections that one pass of the event loop accepts; uvicorn's default is 2048.
-_BACKLOG = 64
+# Connections that one pass of the event loop accepts, and those that wait in the kernel.  asyncio's `backlog` is
+# both; a few hundred accepted at once would hold up everything else.
+ACCEPTED_AT_ONCE = 4
+WAITING = 128
 
 _END_OF_HEADERS = b"\r\n\r\n"
 
 
 @asynccontextmanager
 async def serve_app(
-    app: ASGIApp, section: str, host: str, port: int, *, limit: int = _LIMIT, seconds: float = _SECONDS
+    app: ASGIApp, section: str, host: str, port: int, *, limit: int | None = None, seconds: float = _SECONDS
 ) -> AsyncIterator[int]:
     """Serve the application inside the block; yield the port.
 
@@ -43,11 +51,12 @@ async def serve_app(
     """
     with _listening(section, host, port) as listener:
         port = listener.getsockname()[1]
+        connections = BoundedConnections(H11Protocol, section, limit=limit, seconds=seconds)
         server = _Server(
             uvicorn.Config(
                 app,
-                http=BoundedConnections(H11Protocol, section, limit=limit, seconds=seconds),  # type: ignore[arg-type]  # a factory of protocols
-                backlog=_BACKLOG,
+                http=connections,  # type: ignore[arg-type]  # a factory of protocols
+                backlog=ACCEPTED_AT_ONCE,
                 log_level="error",  # a warning for each request that is not HTTP could fill the disk
                 ws="none",
                 lifespan="off",
@@ -64,6 +73,7 @@ async def serve_app(
             yield port
         finally:
             server.should_exit = True
+            connections.close()
             await asyncio.wait([task])
             task.result()
 
@@ -74,6 +84,11 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(WAITING)
 
 
 def check_address(section: str, host: str, port: int) -> None:
@@ -109,25 +124,37 @@ class BoundedConnections:
     """
 
     def __init__(
-        self, create: Callable[..., asyncio.Protocol], server: str, *, limit: int = _LIMIT, seconds: float = _SECONDS
+        self,
+        create: Callable[..., asyncio.Protocol],
+        server: str,
+        *,
+        limit: int | None = None,
+        seconds: float = _SECONDS,
     ) -> None:
         self._create = create
         self._server = server
-        self._limit = limit
+        self._limit = limit or min(_LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
         self._seconds = seconds
         self._waiting: dict[_Connection, None] = {}
         self._serving: dict[_Connection, None] = {}
         self._next_log = 0.0
 
     def __call__(self, *args: Any, **options: Any) -> asyncio.Protocol:
-        return _Connection(self._create(*args, **options), self)
+        return _Connection(partial(self._create, *args, **options), self)
+
+    def close(self) -> None:
+        """Close the connections that have sent nothing: the server does not know them."""
+        for connection in [*self._waiting]:
+            if connection.is_silent:
+                connection.abort()
 
     def opened(self, connection: "_Connection") -> asyncio.TimerHandle:
         self._waiting[connection] = None
         if len(self._waiting) + len(self._serving) > self._limit:
             next(iter(self._waiting or self._serving)).abort()
             self._log()
-        return asyncio.get_running_loop().call_later(self._seconds, connection.abort)
+        seconds = self._seconds * random.uniform(1 - _SPREAD, 1)
+        return asyncio.get_running_loop().call_later(seconds, connection.abort)
 
     def has_sent_headers(self, connection: "_Connection") -> None:
         if self._waiting.pop(connection, connection) is None:
@@ -145,14 +172,22 @@ class BoundedConnections:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: passes everything on to the server's own protocol."""
+    """One connection: passes everything on to the server's own protocol, which is made for the first byte.
 
-    def __init__(self, inner: asyncio.Protocol, all_connections: BoundedConnections) -> None:
-        self._inner = inner
+    A silent client thereby costs neither a parser nor a task.
+    """
+
+    def __init__(self, create: Callable[[], asyncio.Protocol], all_connections: BoundedConnections) -> None:
+        self._create = create
         self._all = all_connections
+        self._inner: asyncio.Protocol | None = None
         self._transport: asyncio.BaseTransport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tail: bytes | None = b""  # None once the first headers are complete
+
+    @property
+    def is_silent(self) -> bool:
+        return self._inner is None
 
     def abort(self) -> None:
         self._all.closed(self)
@@ -162,13 +197,13 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self._timer = self._all.opened(self)
-        self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._all.closed(self)
-        self._inner.connection_lost(exc)
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._tail is not None:
@@ -176,13 +211,19 @@ class _Connection(asyncio.Protocol):
             self._tail = None if _END_OF_HEADERS in seen else seen[-3:]
             if self._tail is None:
                 self._all.has_sent_headers(self)
+        if self._inner is None:
+            assert self._transport is not None, "connected"
+            self._inner = self._create()
+            self._inner.connection_made(self._transport)
         self._inner.data_received(data)
 
     def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
+        return self._inner.eof_received() if self._inner is not None else None
 
     def pause_writing(self) -> None:
-        self._inner.pause_writing()
+        if self._inner is not None:
+            self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        self._inner.resume_writing()
+        if self._inner is not None:
+            self._inner.resume_writing()

@@ -80,7 +80,8 @@ class BlockIndex:
 
     def fence_at(self, at: int) -> Fence | None:
         """Return the code block that is open at this position."""
-        return next((fence for fence in self.fences if fence.contains(at)), None)
+        number = bisect_right(self.fences, at, key=lambda fence: fence.begin) - 1
+        return self.fences[number] if number >= 0 and self.fences[number].contains(at) else None
 
     def line_at(self, at: int) -> str:
         """Return the line at this position, without its newline."""

@@ -183,4 +183,4 @@ def _is_ascii_word(character: str) -> bool:
 
 
 def _is_cjk(character: str) -> bool:
-    return any(first <= ord(character) <= last for first, last in _CJK)
+    return character >= "\u1100" and any(first <= ord(character) <= last for first, last in _CJK)

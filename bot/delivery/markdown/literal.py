@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, blockquote, heading, hr, lheading, list_block, table
 from markdown_it.rules_block.table import escapedSplit
 from markdown_it.rules_core import StateCore
-from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline import StateInline, image, link
 from markdown_it.token import Token
 
 _ANY_BLOCK = ["paragraph", "reference", "blockquote", "list"]
@@ -29,6 +29,7 @@ _LONGEST_FORMULA = 1000
 _MOST_LINES = 40
 
 _BlockRule = Callable[[StateBlock, int, int, bool], bool]
+_InlineRule = Callable[[StateInline, bool], bool]
 
 
 def literal_blocks(parser: MarkdownIt) -> None:
@@ -60,8 +61,11 @@ def literal_inline(parser: MarkdownIt) -> None:
     """
     parser.inline.ruler.at("escape", _escape)
     parser.inline.ruler.before("escape", "formula", _formula)
+    parser.inline.ruler.at("link", _if_closed(link))
+    parser.inline.ruler.at("image", _if_closed(image))
     parser.disable("entity")
     parser.validateLink = _is_web_link  # type: ignore[method-assign]
+    parser.core.ruler.at("inline", _inline)
     parser.core.ruler.after("inline", "bare_links", _name_bare_links)
 
 
@@ -88,7 +92,7 @@ def _quote(state: StateBlock, begin: int, end: int, silent: bool) -> bool:
 
 
 def _rule(state: StateBlock, begin: int, end: int, silent: bool) -> bool:
-    return bool(state.src.strip("-*_ \t\n")) and hr(state, begin, end, silent)
+    return hr(state, begin, end, True) and bool(state.src.strip("-*_ \t\n")) and hr(state, begin, end, silent)
 
 
 def _underlined(state: StateBlock, begin: int, end: int, silent: bool) -> bool:
@@ -106,7 +110,8 @@ def _table(state: StateBlock, begin: int, end: int, silent: bool) -> bool:
     count, line = len(state.tokens), state.line
     if not table(state, begin, end, silent):
         return False
-    if silent or all(_cells(_line(state, each)) <= _cells(_line(state, begin)) for each in range(begin, state.line)):
+    columns = _cells(_line(state, begin))
+    if silent or all(_cells(_line(state, each)) <= columns for each in range(begin, state.line)):
         return True
     del state.tokens[count:]  # further cells of a row would vanish
     state.line = line
@@ -178,8 +183,28 @@ def _escape(state: StateInline, silent: bool) -> bool:
     return True
 
 
+def _if_closed(rule: _InlineRule) -> _InlineRule:
+    """Wrap a rule for links, which looks for the end of their text once for each bracket, so that it needs an end."""
+
+    def wrapped(state: StateInline, silent: bool) -> bool:
+        return state.src.find("](", state.pos) >= 0 and rule(state, silent)
+
+    return wrapped
+
+
 def _is_web_link(url: str) -> bool:
     return bool(_WEB.match(url))
+
+
+def _inline(state: StateCore) -> None:
+    """Parse inline markup; most cells, items and headings of a long text have none."""
+    for token in state.tokens:
+        if token.type == "inline":
+            if token.content and not state.md.inline.terminator_re.search(token.content):
+                token.children = [_text(token.content)]
+            else:
+                token.children = []
+                state.md.inline.parse(token.content, state.md, state.env, token.children)
 
 
 def _name_bare_items(state: StateCore) -> None:

@@ -23,6 +23,8 @@ from bot.delivery.markdown.format import Format
 _LOOKAHEAD = 256
 # Cuts to try before one that breaks markup is accepted.
 _TRIES = 24
+# Marks to parse in these tries: text that is mostly marks takes a hundred times as long to parse as prose.
+_MOST_MARKS = 4000
 # Characters of a message that a better boundary is worth.
 _WASTE = 1024
 # Guesses at the longest chunk before the search falls back to bisection.
@@ -34,6 +36,8 @@ _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？；…][」』
 _WORD_END = re.compile(r"\s+|[、，：]\s*")
 _NOT_FIRST = frozenset("、。，！？；：」』）】》”’…—,.!?;:)]}")
 _NOT_LAST = frozenset("「『（【《“‘([{")
+_MARK = re.compile(r"[*_~`\[\]<$|]")
+_FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,10 @@ class Splitter:
         self._format = format
         self._settled: list[Chunk] = []
         self._opening = ""
+        self._expected = format.limit
         self._rest = ""
         self._more: list[str] = []
+        self._chunks: list[Chunk] = []  # of all text but `_more`
 
     def append(self, text: str) -> None:
         self._more.append(text)
@@ -92,59 +98,82 @@ class Splitter:
         return len(self._rest) + sum(map(len, self._more))
 
     def chunks(self) -> list[Chunk]:
+        if not self._more:
+            return list(self._chunks)
         rest = self._rest + "".join(self._more)
         self._more.clear()
-        opening = self._opening
+        opening, expected = self._opening, self._expected
         chunks = list(self._settled)
         is_settled = True
         while rest:
-            cut = _Cut(self._format, opening, rest)
+            cut = _Cut(self._format, opening, rest, expected)
+            expected = cut.expected
             chunks.append(cut.chunk)
             is_settled = is_settled and cut.is_settled
             if is_settled:
                 self._settled.append(cut.chunk)
-                self._opening = cut.next_opening
+                self._opening, self._expected = cut.next_opening, expected
             opening, rest = cut.next_opening, rest[len(cut.chunk.body) :]
         self._rest = join(chunks[len(self._settled) :])
-        return chunks
+        self._chunks = chunks
+        return list(chunks)
 
 
 class _Cut:
     """The first chunk of a text, and the opening of the next one."""
 
-    def __init__(self, format: Format, opening: str, rest: str) -> None:
+    def __init__(self, format: Format, opening: str, rest: str, expected: int) -> None:
         self._format = format
         self._opening = opening
         self._rest = rest
         self.next_opening = ""
         self.is_settled = False
-        # At most two limits of Markdown per chunk, even if a platform's rendering omits more: the
-        # work per chunk must not depend on the length of the text.
-        window = 2 * format.limit
-        self._index = BlockIndex(opening + rest[:window])
-        if len(rest) <= window and self._fits(len(rest)):
-            self.chunk = self._head(len(rest))
-            return
-        longest = self._longest(min(window, len(rest) - 1))
-        if longest == 0 and self._opening:
+        self.expected = expected
+        longest = self._longest()
+        if longest == 0 and opening:
             self._opening = ""
-            self._index = BlockIndex(rest[:window])
-            longest = self._longest(min(window, len(rest) - 1))
+            longest = self._longest()
+        if longest == len(rest):
+            self.chunk = self._head(longest)
+            return
         longest = max(1, longest)
+        # What follows text that is mostly markup is probably as dense: a short search saves most of the rendering.
+        self.expected = longest if 2 * longest < format.limit else format.limit
         ahead = longest + min(_LOOKAHEAD, longest)
         self.is_settled = len(rest) > ahead
         self._index = BlockIndex(self._opening + rest[:ahead])
         self._visible: dict[tuple[int, int], str] = {}  # the text of blocks that a cut falls into
+        self._marks = 0  # parsed to find a cut
         at = self._best(longest)
         self.chunk = self._head(at)
         self.next_opening = self._next_opening(at)
 
-    def _longest(self, limit: int) -> int:
-        """Return the length of the longest head that fits."""
-        fitting, too_long = 0, limit + 1
-        probe = min(limit, self._format.limit)
+    def _longest(self) -> int:
+        """Return the length of the longest head that fits; the search begins at the expected one."""
+        # At most two limits of Markdown per chunk, even if a platform's rendering omits more: the
+        # work per chunk must not depend on the length of the text.
+        most = min(2 * self._format.limit, len(self._rest))
+        window = min(most, 2 * self.expected + self._precision)
+        while True:
+            self._index = BlockIndex(self._opening + self._rest[:window])
+            fitting = self._longest_within(window)
+            if window == most or fitting + self._precision < window:
+                return self._before_closing_line(fitting) if fitting < len(self._rest) else fitting
+            window = min(most, 2 * window)
+
+    def _longest_within(self, window: int) -> int:
+        fitting, too_long = 0, window + 1
+        probe = min(window, self.expected)
+        if window == len(self._rest):
+            measured = self._measure(window)
+            if measured <= self._format.limit:
+                return window
+            too_long = window
+            probe = min(probe, window - 1)
+            if measured > 4 * self._format.limit:
+                probe = min(probe, self._guess(window, measured))
         guesses = _GUESSES
-        while too_long - fitting > (1 if guesses > 0 else 1 + self._format.limit // _PRECISION):
+        while too_long - fitting > (1 if guesses > 0 else self._precision):
             measured = self._measure(probe)
             if measured <= self._format.limit:
                 fitting = probe
@@ -152,10 +181,16 @@ class _Cut:
                 too_long = probe
             # Lengths are about proportional; where that misleads, bisection ends the search.
             guesses -= 1
-            guess = probe * self._format.limit // max(1, measured)
-            probe = guess if guesses > 0 else (fitting + too_long) // 2
+            probe = self._guess(probe, measured) if guesses > 0 else (fitting + too_long) // 2
             probe = min(max(probe, fitting + 1), too_long - 1)
-        return self._before_closing_line(fitting)
+        return fitting
+
+    @property
+    def _precision(self) -> int:
+        return 1 + self._format.limit // _PRECISION
+
+    def _guess(self, length: int, measured: int) -> int:
+        return length * self._format.limit // max(1, measured)
 
     def _head(self, at: int) -> Chunk:
         closing = self._index.closing_at(len(self._opening) + at)
@@ -179,10 +214,13 @@ class _Cut:
     def _best(self, longest: int) -> int:
         tried: list[int] = []
         for at in islice(_unique(self._boundaries(longest)), _TRIES):
-            if self._keeps_visible_text(at):
+            if self._keeps_visible_text(at) and self._fits(at):
                 return at
             tried.append(at)
-        return next((at for at in tried if is_balanced(self._head(at).text)), tried[0])
+            if self._marks > _MOST_MARKS:
+                break
+        balanced = (at for at in tried if is_balanced(self._head(at).text))
+        return next((at for at in chain(balanced, tried) if self._fits(at)), longest)
 
     def _boundaries(self, longest: int) -> Iterator[int]:
         """Yield positions to cut, the best first: by kind of boundary, then from the end."""
@@ -195,9 +233,7 @@ class _Cut:
         sentences = self._ends(_SENTENCE_END, least, longest)
         words = self._ends(_WORD_END, least, longest)
         cuts = chain(blocks, nested, lines, sentences, words)
-        yield from (
-            at for at in cuts if self._is_open(at) and not _is_inside_grapheme(self._rest, at) and self._fits(at)
-        )
+        yield from (at for at in cuts if self._is_open(at) and not _is_inside_grapheme(self._rest, at))
         yield from self._characters(longest)
 
     def _lines(self, least: int, longest: int, among: Iterable[int] | None = None) -> list[int]:
@@ -242,6 +278,7 @@ class _Cut:
         if block not in self._visible:
             self._visible[block] = visible_text(text[begin:end])
         whole = self._visible[block]
+        self._marks += len(_MARK.findall(text, begin, position))
         # Hostile text takes a tenth of a second to parse, and most of its cuts break the head already.
         head = visible_text(text[begin:position] + self._head(at).closing)
         return whole.startswith(head) and whole[len(head) :] == visible_text(
@@ -270,15 +307,8 @@ def _is_inside_grapheme(text: str, at: int) -> bool:
         return True  # accents, variation selectors; skin tones
     if "\u1160" <= after <= "\u11ff" or "\U000e0020" <= after <= "\U000e007f":
         return True  # Hangul jamo; tag characters of a flag
-    return _is_flag(after) and _flags_before(text, at) % 2 == 1
-
-
-def _is_flag(character: str) -> bool:
-    return "\U0001f1e6" <= character <= "\U0001f1ff"
+    return after in _FLAGS and _flags_before(text, at) % 2 == 1
 
 
 def _flags_before(text: str, at: int) -> int:
-    count = 0
-    while at > count and _is_flag(text[at - 1 - count]):
-        count += 1
-    return count
+    return at - len(text[:at].rstrip(_FLAGS))

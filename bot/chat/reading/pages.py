@@ -6,8 +6,8 @@ import logging
 from pypdf import PdfReader
 from pypdf.errors import PyPdfError
 
-from bot.reading.fault import Unreadable
-from bot.reading.text import Text
+from bot.chat.reading.fault import Unreadable
+from bot.chat.reading.text import Text
 
 
 def read_pages(data: bytes, text: Text) -> None:

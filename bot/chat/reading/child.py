@@ -1,6 +1,6 @@
 """The process that reads one file: bytes on standard input, one JSON object on standard output.
 
-`python -m bot.reading.child BYTES CHARACTERS` takes at most so many of each.
+`python -m bot.chat.reading.child BYTES CHARACTERS` takes at most so many of each.
 """
 
 import json
@@ -9,10 +9,10 @@ import sys
 import types
 from collections.abc import Callable
 
-from bot.reading.fault import Unreadable
-from bot.reading.plain import read_plain
-from bot.reading.sandbox import SECONDS, limit_resources, refuse_system_calls
-from bot.reading.text import Full, Text
+from bot.chat.reading.fault import Unreadable
+from bot.chat.reading.plain import read_plain
+from bot.chat.reading.sandbox import SECONDS, limit_resources, refuse_system_calls
+from bot.chat.reading.text import Full, Text
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
@@ -59,11 +59,11 @@ def _reader(data: bytes) -> Callable[[bytes, Text], None]:
     Each kind imports only what it needs.
     """
     if data.lstrip()[:5] == b"%PDF-":
-        from bot.reading.pages import read_pages
+        from bot.chat.reading.pages import read_pages
 
         return read_pages
     if data.startswith(b"PK"):
-        from bot.reading.office import read_office
+        from bot.chat.reading.office import read_office
 
         return read_office
     if data.startswith(_OLE):

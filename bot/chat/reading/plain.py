@@ -2,8 +2,8 @@
 
 import re
 
-from bot.reading.fault import Unreadable
-from bot.reading.text import Text
+from bot.chat.reading.fault import Unreadable
+from bot.chat.reading.text import Text
 
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f]")

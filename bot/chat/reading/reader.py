@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from bot.chat.reading.fault import Unreadable
 from bot.domain import FileFault
-from bot.reading.fault import Unreadable
 from bot.util.text import clean
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ async def read_file(chunks: AsyncIterator[bytes], *, most_bytes: int, most_chara
         BotError: As `chunks` raises it.
     """
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-s", "-W", "ignore", "-X", "utf8", "-m", "bot.reading.child"),
+        *(sys.executable, "-s", "-W", "ignore", "-X", "utf8", "-m", "bot.chat.reading.child"),
         *(str(most_bytes), str(most_characters)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from xml.parsers import expat
 from zipfile import BadZipFile, ZipFile
 
-from bot.reading.fault import Unreadable
-from bot.reading.text import Text
+from bot.chat.reading.fault import Unreadable
+from bot.chat.reading.text import Text
 
 _MOST_UNPACKED = 64 * 2**20
 _CHUNK = 2**16
