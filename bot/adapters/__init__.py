@@ -22,11 +22,21 @@ SETTINGS: dict[str, type[AdapterSection]] = {
 }
 
 
+def findings(name: str, settings: AdapterSection) -> AsyncIterator[Finding]:
+    """Ask a platform about its bot: whether the token is valid, and which permissions it lacks.
+
+    Raises:
+        ConfigError, LoginRefused: A token is wrong.
+        PlatformError: The platform cannot be reached, or fails.
+    """
+    found: AsyncIterator[Finding] = import_module(f"{__name__}.{name}.adapter").inspect(settings)
+    return found
+
+
 async def inspect(name: str, settings: AdapterSection) -> AsyncIterator[Finding]:
-    """Ask a platform about its bot: whether the token is valid, and which permissions it lacks."""
-    findings: AsyncIterator[Finding] = import_module(f"{__name__}.{name}.adapter").inspect(settings)
+    """Ask a platform about its bot; an error is a finding too."""
     try:
-        async for finding in findings:
+        async for finding in findings(name, settings):
             yield finding
     except (ConfigError, PlatformError) as error:
         yield Finding(False, str(error))

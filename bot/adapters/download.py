@@ -6,8 +6,8 @@ from types import MappingProxyType
 import aiohttp
 import yarl
 
+from bot.chat.reading.fault import Unreadable
 from bot.errors import PlatformUnavailable, RateLimited
-from bot.reading.fault import Unreadable
 from bot.util.retry import retry_after
 from bot.util.unreachable import why_unreachable
 

@@ -1,5 +1,6 @@
 """Shared intake of all platforms: store events in order, then start their replies."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
@@ -10,6 +11,7 @@ import structlog
 
 from bot.adapters.malformed import skip_malformed
 from bot.chat.intake import Intake
+from bot.chat.settings_form import SettingsForm
 from bot.chat.standing import Standing
 from bot.delivery.replies import Replies
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
@@ -28,6 +30,8 @@ _TRANSIENT = (StoreError, PlatformUnavailable, RateLimited)
 # Seconds between retries: the first delay and the longest.
 _FIRST_RETRY = 0.5
 _LONGEST_RETRY = 30.0
+# Seconds for asking what a form shows and who may use it; Discord and Slack wait 3 s for it.
+_FORM_SECONDS = 1.5
 # Seconds for reading a channel's history before its owed replies go on without it.
 _FIND_SECONDS = 60.0
 
@@ -88,6 +92,20 @@ class Inbox:
         self._start(result.again)
         return result.notice
 
+    async def open_form(self, message: IncomingMessage) -> SettingsForm | None:
+        """Return the form that answers the message; None if text does, as while older messages may be missing.
+
+        A platform waits for a form as long as for an acknowledgement, so one that takes longer is none.
+        """
+        if self.is_backfilling:
+            return None
+        try:
+            async with asyncio.timeout(_FORM_SECONDS):
+                return await self._intake.open_form(message)
+        except (StoreError, TimeoutError) as error:
+            log.warning("form not opened", platform=self._platform, error=str(error) or "timeout")
+            return None
+
     async def backfill(self, events: Iterable[E], parse: Callable[[E], Awaitable[IncomingMessage | None]]) -> None:
         """Store missed messages in order, then start everything owed."""
 
@@ -106,7 +124,7 @@ class Inbox:
         Raises:
             StoreError: The database cannot be read.
         """
-        owed = await self._intake.claim_owed(self._platform)
+        owed = await self._intake.recovery.claim(self._platform)
         if self._find_standing is None:
             await self._settle(owed, Standing())
         else:
@@ -125,7 +143,7 @@ class Inbox:
         conversations: dict[ChannelKey | None, list[Exchange]] = {}
         for exchange in owed:
             # Late ones stay together, for one notice.
-            place = None if self._intake.is_late(exchange) else exchange.message.channel
+            place = None if self._intake.recovery.is_late(exchange) else exchange.message.channel
             conversations.setdefault(place, []).append(exchange)
         left = list(conversations.values())
 
@@ -161,7 +179,7 @@ class Inbox:
             await self._retry(self.recover, report)
 
     async def _settle(self, owed: Sequence[Exchange], standing: Standing) -> None:
-        for exchange in await self._intake.settle(owed, standing):
+        for exchange in await self._intake.recovery.settle(owed, standing):
             self._replies.start(exchange)
 
     async def process(self, work: Callable[[], Awaitable[None]]) -> None:

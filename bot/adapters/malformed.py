@@ -10,6 +10,9 @@ import structlog
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+# Characters of a text.  No platform sends more: Slack's messages end after 40,000.
+LONGEST_TEXT = 2**17
+
 # What reading an event of the wrong shape raises.
 PARSE_ERRORS = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 
@@ -30,6 +33,11 @@ def describe_error(error: BaseException) -> dict[str, str]:
     last = deque(traceback.walk_tb(error.__traceback__), maxlen=1)
     at = "".join(f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in last)
     return {"error": type(error).__name__, "at": at}
+
+
+def bounded(text: str) -> str:
+    """Return the text without what is beyond LONGEST_TEXT: reading a megabyte takes 60 ms of the event loop."""
+    return text[:LONGEST_TEXT]
 
 
 @contextmanager

@@ -16,6 +16,10 @@ class SendOnce:
         """Look for this message before it is sent again: an earlier send may have arrived."""
         self._maybe_sent[nonce] = None
 
+    def is_in_doubt(self, nonce: str) -> bool:
+        """Return whether an earlier send of this message may have arrived."""
+        return nonce in self._maybe_sent
+
     async def send(
         self, nonce: str, post: Callable[[], Awaitable[str]], find: Callable[[], Awaitable[str | None]]
     ) -> str:

@@ -12,10 +12,12 @@ from bot import __version__
 from bot.cli.ask import ask
 from bot.cli.bench import bench
 from bot.cli.check import check
-from bot.cli.database import backup, copy, export, migrate
+from bot.cli.database import backup, copy, export, feedback, migrate, usage
 from bot.cli.health import health
+from bot.cli.init import init
 from bot.cli.key import key
 from bot.cli.run import run, serve
+from bot.cli.setup import setup
 from bot.cli.tune import tune
 from bot.errors import BotError
 
@@ -28,7 +30,10 @@ def cli() -> None:
     """Run ChatGLM-6B as a chat bot for Discord, Telegram and Slack."""
 
 
-for command in (run, serve, ask, check, health, migrate, backup, export, copy, bench, key, tune):
+for command in (
+    *(init, setup, run, serve, ask, check, health, migrate, backup, export, usage, feedback, copy, bench, key),
+    tune,
+):
     cli.add_command(command)
 
 

@@ -46,14 +46,21 @@ async def _answer(config: Config, model: str, question: str, progress: Progress)
     from bot.chat.settings import ChatSettings
     from bot.domain import ChatMessage, ChatRequest, Delta
     from bot.engine import open_engine, preflight
+    from bot.engine.router import ModelRouter
+    from bot.engine.shared import base_of
+    from bot.util.clock import MonotonicClock
 
-    section = config.sections[model]
-    preflight(section)
+    # Its fallback would have to be loaded beside it.
+    sections = {
+        name: config.sections[name].model_copy(update={"fallback": ""})
+        for name in (base_of(config.sections, model), model)
+    }
     system = config.conversation.system_prompt
     opening = [ChatMessage("system", system)] if system else []
     messages = (*opening, ChatMessage("user", question))
-    request = ChatRequest(messages, ChatSettings.of(config).params)
-    async with open_engine(section, progress) as engine, aclosing(engine.generate(request)) as events:
+    request = ChatRequest(messages, ChatSettings.of(config).params, model=model)
+    models = ModelRouter(sections, open_engine, MonotonicClock(), check=preflight, progress=progress)
+    async with models as engine, aclosing(engine.generate(request)) as events:
         async for event in events:
             if isinstance(event, Delta):
                 click.echo(event.text, nl=False)

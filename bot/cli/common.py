@@ -47,6 +47,18 @@ def load(path: Path | None) -> LoadedConfig:
     return load_config(path, SETTINGS, BACKENDS)
 
 
+def check_export(config: Config) -> None:
+    """Check that answers may be exported with their votes.
+
+    Raises:
+        UsageError: The operator has not switched it on.
+    """
+    if not config.feedback.export:
+        raise click.UsageError(
+            "feedback.export is off: switch it on in config.toml, and ask people to agree with /settings share_answers true"
+        )
+
+
 def quiet_on_terminal(loaded: LoadedConfig) -> Config:
     """Return the settings, with log level warning if a chat on this terminal would be interrupted by log lines."""
     config = loaded.config
@@ -72,11 +84,13 @@ def open_log(config: Config) -> TextIO | None:
 
 
 @contextmanager
-def redacted(loaded: LoadedConfig, *urls: str, log: TextIO | None = None) -> Iterator[Callable[[str], str]]:
+def redacted(
+    loaded: LoadedConfig, *urls: str, config: Config | None = None, log: TextIO | None = None
+) -> Iterator[Callable[[str], str]]:
     """Configure logging and remove secrets, including passwords in `urls`, from logs, errors and tracebacks.
 
-    Errors of libraries often quote addresses with tokens and passwords.  `log` gets the log lines instead of
-    standard error.
+    Errors of libraries often quote addresses with tokens and passwords.  `config` are the settings in use, if not
+    all of `loaded`; `log` gets the log lines instead of standard error.
     """
     from bot.config.secrets import environment_secrets, passwords
     from bot.errors import BotError
@@ -88,7 +102,7 @@ def redacted(loaded: LoadedConfig, *urls: str, log: TextIO | None = None) -> Ite
         *environment_secrets(os.environ),
     )
     redact = Redaction(secrets)
-    configure_logging(quiet_on_terminal(loaded).logs, secrets, log)
+    configure_logging((config or quiet_on_terminal(loaded)).logs, secrets, log)
     sys.excepthook = lambda kind, error, trace: click.echo(redact("".join(traceback.format_exception(error))), err=True)
     try:
         yield redact

@@ -12,7 +12,7 @@ import click
 @click.command()
 @click.argument("name")
 def key(name: str) -> None:
-    """Make a key for the client NAME of the HTTP APIs; it is shown once, and stored nowhere."""
+    """Create a key of the HTTP APIs for the client NAME; it is printed once and not stored."""
     name = name.lower()
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)*", name):
         raise click.BadParameter(f"{name!r} is not letters and digits, with single _ between them", param_hint="NAME")

@@ -22,10 +22,14 @@ from bot.cli.common import (
     redacted,
     with_config,
 )
+from bot.cli.first_setup import program
 
 if TYPE_CHECKING:
     from bot.config.schema import Config
     from bot.config.sources import LoadedConfig
+
+# Of the default settings; missing before the first start.
+_DATA = Path("data")
 
 
 @click.command()
@@ -38,7 +42,7 @@ def run(path: Path | None) -> None:
 @click.command()
 @with_config
 def serve(path: Path | None) -> None:
-    """Serve the HTTP APIs, without a platform."""
+    """Serve the HTTP APIs and the chat page, without a platform."""
     _serve(path, _apis_only)
 
 
@@ -60,10 +64,13 @@ def _serve(path: Path | None, choose: Callable[[LoadedConfig], Config]) -> None:
 
     loaded = load(path)
     config = choose(loaded)
+    if is_terminal_chat(config) and not loaded.origins and not _DATA.exists():
+        offer = translate("To set up Discord, Telegram or Slack in the browser: {command}")
+        click.echo(offer.format(command=f"{program()} setup"), err=True)
     # A hub's downloads draw bars of their own.
     is_local = config.engine.model == "demo" or Path(config.engine.model).is_dir()
     at_once = loading if is_terminal_chat(config) and is_local else ""
-    with redacted(loaded, log=open_log(config)), progress_bar(at_once=at_once) as show:
+    with redacted(loaded, config=config, log=open_log(config)), progress_bar(at_once=at_once) as show:
         source = ConfigSource(path or Path("config.toml"), lambda: choose(load(path)))
         asyncio.run(serve(config, partial(show, loading), source=source))
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bot.cli.common import progress_bar
+from bot.cli.common import check_export, load, progress_bar, redacted, with_config
 from bot.errors import EngineUnavailable
 
 if TYPE_CHECKING:
     from bot.engine.chatglm.weights import Quantization
-    from bot.tuning.data import Columns, Dataset
-    from bot.tuning.recipe import Recipe
-    from bot.tuning.trainer import StepResult
+    from bot.engine.tuning.data import Columns, Dataset
+    from bot.engine.tuning.recipe import Recipe
+    from bot.engine.tuning.trainer import StepResult
 
 _FILES = click.Path(path_type=Path)
 _AT_LEAST_1 = click.IntRange(min=1)
@@ -41,7 +41,9 @@ def of_data(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--history-column", help="Column of earlier [question, answer] pairs.  Default: none."),
         click.option("--response-column", help='Column of answers.  Default: "response".'),
         click.option("--prompt-column", help='Column of questions.  Default: "prompt".'),
-        click.option("--preset", type=click.Choice(["ad", "chat"]), help="Options of train.sh or train_chat.sh."),
+        click.option(
+            "--preset", type=click.Choice(["ad", "chat"]), help="Defaults of train.sh (ad) or train_chat.sh (chat)."
+        ),
     ):
         command = option(command)
     return command
@@ -59,6 +61,27 @@ def of_model(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+@tune.command("data")
+@with_config
+@click.argument("file", type=_FILES)
+def write_data(path: Path | None, file: Path) -> None:
+    """Write questions and answers with more 👍 than 👎 to FILE (.jsonl), which must not exist, of people who agreed."""
+    from bot.storage.master_key import MasterKeys
+    from bot.storage.votes_export import rated_answers, training_lines
+
+    loaded = load(path)
+    check_export(loaded.config)
+    storage = loaded.config.storage
+    with redacted(loaded):
+        lines = list(training_lines(rated_answers(storage.url.get_secret_value(), MasterKeys.of(storage))))
+        try:
+            file.touch(0o600, exist_ok=False)
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        except OSError as error:
+            raise click.UsageError(f"{file} cannot be written: {error.strerror}") from error
+    click.echo(f"{len(lines)} answers written to {file}.")
+
+
 @tune.command()
 @click.option(
     "--data", "files", type=_FILES, multiple=True, required=True, help="JSON lines or CSV; several are joined."
@@ -69,14 +92,14 @@ def of_model(command: Callable[..., None]) -> Callable[..., None]:
 @of_data
 @of_model
 @click.option("--prefix-length", type=_AT_LEAST_1, help="Tokens of the prefix.  Default: 128.")
-@click.option("--projection", is_flag=True, help="Train a network that makes the prefix: 33 times the memory.")
+@click.option("--projection", is_flag=True, help="Train an MLP that generates the prefix: 33 times the memory.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Default: 0.02.")
 @click.option("--max-steps", type=_AT_LEAST_1, help="Default: 3000.")
 @click.option("--batch-size", type=_AT_LEAST_1, help="Rows per micro-batch.  Default: 1.")
 @click.option("--accumulation", type=_AT_LEAST_1, help="Micro-batches per step.  Default: 16.")
 @click.option("--max-source-length", "source_length", type=_AT_LEAST_3, help="Tokens of a prompt.  Default: 64.")
 @click.option("--max-target-length", "target_length", type=_AT_LEAST_3, help="Tokens of an answer.  Default: 64.")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Of the prefix.  Default: 0.1.")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Dropout of the prefix.  Default: 0.1.")
 @click.option("--seed", type=int, help="Default: 42.")
 @click.option(
     "--save-every", type=_AT_LEAST_1, default=1000, show_default=True, help="Steps; the last is always saved."
@@ -103,14 +126,14 @@ def train(
     Ctrl-C ends the training after the current step and saves it; --resume continues it.
     """
     with _packages():
-        from bot.tuning.base import open_base
-        from bot.tuning.checkpoints import OutputFolder
-        from bot.tuning.curve import EventFiles, draw
-        from bot.tuning.data import read_data
-        from bot.tuning.memory import check, training_need
-        from bot.tuning.prefix import new_prefix
-        from bot.tuning.rows import encode
-        from bot.tuning.trainer import Trainer, Training
+        from bot.engine.tuning.base import open_base
+        from bot.engine.tuning.checkpoints import OutputFolder
+        from bot.engine.tuning.curve import EventFiles, draw
+        from bot.engine.tuning.data import read_data
+        from bot.engine.tuning.memory import check, training_need
+        from bot.engine.tuning.prefix import new_prefix
+        from bot.engine.tuning.rows import encode
+        from bot.engine.tuning.trainer import Trainer, Training
     recipe, columns = _choose(options)
     data = read_data(files, columns)
     held_out = read_data(validation, columns) if validation else None
@@ -173,7 +196,7 @@ def train(
 @of_model
 @click.option("--max-source-length", "source_length", type=_AT_LEAST_3, help="Default: as trained.")
 @click.option("--max-target-length", "target_length", type=_AT_LEAST_3, help="Default: as trained.")
-@click.option("--sample", is_flag=True, help="Sample (top-p 0.7, temperature 0.95), instead of the likeliest tokens.")
+@click.option("--sample", is_flag=True, help="Sample (top-p 0.7, temperature 0.95) instead of greedy decoding.")
 @click.option("--seed", type=int, default=42, show_default=True)
 @click.option("--batch-size", type=_AT_LEAST_1, default=8, show_default=True, help="Sequences decoded together.")
 @click.option("--base/--no-base", default=True, help="Evaluate the model without the prefix too.")
@@ -195,13 +218,13 @@ def evaluate(
     with _packages():
         from bot.domain import SamplingParams
         from bot.engine.chatglm.loading import load
-        from bot.tuning.base import open_base, trained_on
-        from bot.tuning.data import read_data
-        from bot.tuning.evaluation import GREEDY, Evaluation, predict, write
-        from bot.tuning.evaluation import evaluate as score
-        from bot.tuning.metrics import NAMES, Metrics
-        from bot.tuning.recipe import trained_with
-    metrics = Metrics()
+        from bot.engine.tuning.base import open_base, trained_on
+        from bot.engine.tuning.data import read_data
+        from bot.engine.tuning.evaluation import GREEDY, Evaluation, predict, write
+        from bot.engine.tuning.evaluation import evaluate as score
+        from bot.engine.tuning.metrics import NAMES, Scorer
+        from bot.engine.tuning.recipe import trained_with
+    scorer = Scorer()
     given = {name: options.pop(name) for name in ("source_length", "target_length")}
     recipe = trained_with(folder)
     _, columns = _choose(options)
@@ -232,7 +255,7 @@ def evaluate(
                 seed=seed,
                 notice=partial(show, phase),
             )
-        return score(predictions, metrics)
+        return score(predictions, scorer)
 
     found = {"prefix": run(folder, "Answering with the prefix")}
     if base:
@@ -252,7 +275,7 @@ def chat(folder: Path, model: str | None, quantization: str, dtype: str, device:
     """Talk to the model with the prefix in FOLDER; an empty line begins a new conversation."""
     with _packages():
         from bot.engine import ChatModel
-        from bot.tuning.base import open_base, trained_on
+        from bot.engine.tuning.base import open_base, trained_on
     name = model or trained_on(folder)
     open_base(name, device=device).check_prefix(folder)
     options = {"ptuning": str(folder), "quantization": quantization, "dtype": dtype, "device": device}
@@ -275,8 +298,8 @@ def chat(folder: Path, model: str | None, quantization: str, dtype: str, device:
 
 def _choose(options: dict[str, Any]) -> tuple[Recipe, Columns]:
     """Return the preset's recipe and columns, with the given options in their place."""
-    from bot.tuning.data import Columns
-    from bot.tuning.recipe import PRESETS, Recipe
+    from bot.engine.tuning.data import Columns
+    from bot.engine.tuning.recipe import PRESETS, Recipe
 
     preset = PRESETS.get(options.pop("preset") or "")
     recipe, columns = (preset.recipe, preset.columns) if preset else (Recipe(), Columns())
@@ -336,7 +359,7 @@ def _watch(steps: int, device: str) -> Iterator[Callable[[StepResult], None]]:
     """Yield a function that shows a step: a bar on a terminal, elsewhere a line every tenth."""
     from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
-    from bot.tuning.memory import used
+    from bot.engine.tuning.memory import used
 
     began = time.monotonic()
     tokens = 0

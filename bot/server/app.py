@@ -112,15 +112,30 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return write_error(refusal)
 
 
+def with_pages(apis: ASGIApp, pages: ASGIApp) -> ASGIApp:
+    """Return an application that serves `pages` at /web/, at /admin and where a browser opens /."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        is_page = path == "/admin" or path.startswith(("/web/", "/admin/"))
+        is_page = is_page or (path == "/" and scope["method"] in ("GET", "HEAD"))
+        await (pages if is_page else apis)(scope, receive, send)
+
+    return serve
+
+
 @asynccontextmanager
-async def serve_apis(settings: ServerSection, backend: Backend, clock: Clock) -> AsyncIterator[int]:
-    """Serve all APIs inside the block; yield the port.
+async def serve_apis(
+    settings: ServerSection, backend: Backend, clock: Clock, pages: ASGIApp | None = None
+) -> AsyncIterator[int]:
+    """Serve all APIs, and `pages` beside them, inside the block; yield the port.
 
     Raises:
         AddressUnavailable: The port is in use.
     """
     async with BackgroundTasks() as tasks:
-        app = create_server(settings, backend, clock, tasks)
+        apis = create_server(settings, backend, clock, tasks)
+        app = apis if pages is None else with_pages(apis, pages)
         async with serve_app(app, "server", settings.host, settings.port, limit=_LIMIT, seconds=_SECONDS) as port:
             yield port
 

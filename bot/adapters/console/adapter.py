@@ -24,7 +24,7 @@ from bot.chat.intake import Intake
 from bot.chat.worker import Worker
 from bot.config.schema import AdapterSection
 from bot.domain import ChannelKey, Delta, Exchange, Finished, IncomingMessage, Notice, Queued, Thought
-from bot.errors import StoreError
+from bot.errors import StoreDamaged, StoreError
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.retry import Backoff
@@ -126,6 +126,8 @@ class ConsoleAdapter:
             while not given_up.is_set():
                 try:
                     return await intake.accept(message)
+                except StoreDamaged:
+                    raise  # it would be queued for ever
                 except StoreError as error:
                     if not told:
                         self._screen.say(

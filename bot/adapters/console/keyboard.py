@@ -1,4 +1,4 @@
-"""What a person types: questions of one or more lines, also while an answer streams."""
+"""Keyboard input: questions of one or more lines, also while an answer streams."""
 
 import os
 import select
@@ -160,7 +160,7 @@ def _key_bindings() -> KeyBindings:
 
 
 def _is_pasting(event: KeyPressEvent) -> bool:
-    """Return whether more text arrived together with this Enter: nobody types that fast."""
+    """Return whether more text arrived together with this Enter, faster than typing."""
     ahead = list(event.app.key_processor.input_queue)
     if ahead:
         return _begins_with_text(ahead)

@@ -1,6 +1,6 @@
 """`[adapters.console]`: the terminal's settings."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,9 +10,13 @@ from bot.config.schema import AdapterSection
 class ConsoleSection(AdapterSection):
     """A chat in the terminal, for one person."""
 
+    has_roles: ClassVar[bool] = False
+    has_servers: ClassVar[bool] = False
+    has_channels: ClassVar[bool] = False
+
     enabled: Literal["auto"] | bool = Field(
         default="auto", description="auto (on when no other platform is), true, false"
     )
     history: str = Field(
-        default="data/terminal_history", description="file with what was typed, for the arrow keys; empty = none"
+        default="data/terminal_history", description="file with the history of inputs, for the arrow keys; empty = none"
     )

@@ -14,12 +14,13 @@ from bot.adapters.discord.client import BotClient, IdentifyBudget
 from bot.adapters.discord.errors import LOGIN_REFUSED, map_errors
 from bot.adapters.discord.files import fetch_file
 from bot.adapters.discord.handlers import DiscordHandlers
-from bot.adapters.discord.http import RateLimitTrace, call_timeout, configure_endpoints, proxy_for, rest_client
+from bot.adapters.discord.http import RateLimitTrace, call_timeout, configure_library, proxy_for, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import PLATFORM
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.login import confirm
 from bot.adapters.malformed import describe_error
+from bot.chat.i18n import gettext_noop
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
@@ -82,7 +83,7 @@ class DiscordAdapter:
         return self._client is not None and self._client.is_connected
 
     async def run(self, intake: Intake) -> None:
-        configure_endpoints(self._settings)
+        configure_library(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
         replies = Replies(intake, messenger, self._clock)
         handlers = DiscordHandlers(self._settings, intake, replies, messenger, self._clock)
@@ -151,50 +152,73 @@ class DiscordAdapter:
 
 async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
     """Report what Discord says about the bot, and what the operator has to change."""
-    configure_endpoints(settings)
+    configure_library(settings)
     async with rest_client(settings, MonotonicClock()) as client:
         async with call_timeout(_LOGIN_CALLS * settings.call_seconds, client):
             await client.login(_token(settings))
             application = await client.application_info()
-        yield Finding(True, f"the token is valid; the bot is {clean(str(client.user))}")
+        invitation = discord.utils.oauth_url(
+            application.id, permissions=_PERMISSIONS, scopes=("bot", "applications.commands")
+        )
+        yield Finding.of(
+            True, gettext_noop("the token is valid; the bot is {name}"), invitation, name=clean(str(client.user))
+        )
         flags = application.flags
         if flags.gateway_message_content or flags.gateway_message_content_limited:
-            yield Finding(True, "the Message Content intent is on: in threads the bot receives all messages")
+            yield Finding.of(
+                True, gettext_noop("the Message Content intent is on: in threads the bot receives all messages")
+            )
         else:
-            yield Finding(
+            yield Finding.of(
                 not settings.threads,
-                "the Message Content intent is off: in threads the bot answers only messages that mention it. "
-                "Enable it (Developer Portal, Bot, Privileged Gateway Intents), or set threads = false",
+                gettext_noop(
+                    "the Message Content intent is off: in threads the bot answers only messages that mention it. "
+                    "Enable it (Developer Portal, Bot, Privileged Gateway Intents), or set threads = false"
+                ),
             )
         if application.interactions_endpoint_url is not None:
-            yield Finding(
+            yield Finding.of(
                 False,
-                "an Interactions Endpoint URL is set, so Discord sends commands and buttons there instead of to the "
-                "bot: remove it (Developer Portal, General Information)",
+                gettext_noop(
+                    "an Interactions Endpoint URL is set, so Discord sends commands and buttons there instead of to "
+                    "the bot: remove it (Developer Portal, General Information)"
+                ),
             )
         if application.bot_require_code_grant:
-            yield Finding(False, 'the bot cannot be invited: disable "Requires OAuth2 Code Grant" (Bot)')
-        async for finding in _servers(client, application.id, settings.call_seconds):
+            yield Finding.of(
+                False, gettext_noop('the bot cannot be invited: disable "Requires OAuth2 Code Grant" (Bot)')
+            )
+        async for finding in _servers(client, application.id, invitation, settings.call_seconds):
             yield finding
 
 
-async def _servers(client: discord.Client, application_id: int, seconds: float) -> AsyncIterator[Finding]:
-    invitation = discord.utils.oauth_url(
-        application_id, permissions=_PERMISSIONS, scopes=("bot", "applications.commands")
-    )
+async def _servers(
+    client: discord.Client, application_id: int, invitation: str, seconds: float
+) -> AsyncIterator[Finding]:
     async with call_timeout(seconds, client):
         servers = [server async for server in client.fetch_guilds(limit=_INSPECTED)]
     if not servers:
-        yield Finding(False, f"the bot is not in any server yet; invite it: {invitation}")
+        yield Finding.of(
+            False,
+            gettext_noop("the bot is not in any server yet; invite it: {invitation}"),
+            invitation,
+            invitation=invitation,
+        )
     for server in servers:
         name = clean(server.name)
         try:
             async with call_timeout(seconds, client):
                 await client.http.get_guild_commands(application_id, server.id)
         except (AccessDenied, ChannelGone):
-            yield Finding(False, f"{name}: slash commands are not authorised; invite the bot again: {invitation}")
+            yield Finding.of(
+                False,
+                gettext_noop("{server}: slash commands are not authorised; invite the bot again: {invitation}"),
+                invitation,
+                server=name,
+                invitation=invitation,
+            )
         else:
-            yield Finding(True, f"{name}: messages and slash commands work")
+            yield Finding.of(True, gettext_noop("{server}: messages and slash commands work"), server=name)
 
 
 def _token(settings: DiscordSection) -> str:

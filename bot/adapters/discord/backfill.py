@@ -11,7 +11,7 @@ import discord
 import structlog
 
 from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
-from bot.adapters.discord.history import Json, has_messages, pages, standing_replies
+from bot.adapters.discord.history import Json, has_messages, newest_id, pages, standing_replies
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import (
     PLATFORM,
@@ -65,8 +65,12 @@ class Missed:
 class DiscordBackfill:
     """Reads missed messages; remembers inaccessible channels for later sessions."""
 
-    def __init__(self, clock: Clock, call_seconds: float) -> None:
+    def __init__(
+        self, clock: Clock, call_seconds: float, may_listen: Callable[[discord.abc.Messageable], bool]
+    ) -> None:
+        """Read messages without a mention too in channels where the bot `may_listen`."""
         self._clock = clock
+        self._may_listen = may_listen
         self._call_seconds = call_seconds
         # With the newest known message: a newer one means that the channel is accessible again.
         self._gone: set[tuple[ChannelKey, str]] = set()
@@ -75,7 +79,7 @@ class DiscordBackfill:
 
     def _last(self, client: discord.Client, known: Mapping[ChannelKey, str]) -> int:
         """Return the newest message that is known to us or listed by Discord."""
-        newest = [_newest(known.values())] if known else []
+        newest = [newest_id(known.values())] if known else []
         listed = [channel.last_message_id or 0 for guild in client.guilds for channel in _channels(guild)]
         return max([*newest, *listed], default=0) or _snowflake(datetime.now(UTC)).id
 
@@ -87,7 +91,7 @@ class DiscordBackfill:
         channels that could not be read before, and what a restored database does not know.
         """
         last = discord.utils.snowflake_time(self._last(client, known))
-        newest = discord.utils.snowflake_time(_newest(known.values())) if known else last
+        newest = discord.utils.snowflake_time(newest_id(known.values())) if known else last
         return max(min(newest - _CLOCK_SKEW, last - min(catch_up, _LONGEST)), last - _LONGEST)
 
     async def missed(
@@ -204,7 +208,7 @@ class DiscordBackfill:
                 # As the library's own `history` does it.
                 message = without_unreadable(raw, partial(_create_message, client, channel))
                 row = stored.get(message.id)
-                if row is None and _may_address_bot(message, client.user):
+                if row is None and self._may_address_bot(message, client.user):
                     found.messages.append(message)
                 elif row is not None and message.edited_at is not None and is_user_message(message):
                     found.edited.append((row, message))
@@ -284,6 +288,11 @@ class DiscordBackfill:
     async def _has_new(self, client: discord.Client, channel: int, after: int) -> bool:
         return await has_messages(client, channel, after, self._call_seconds)
 
+    def _may_address_bot(self, message: discord.Message, me: discord.ClientUser | None) -> bool:
+        assert me is not None, "known after the login"
+        is_to_bot = is_direct_or_mention(message, me) or is_reply_or_role_mention(message, me)
+        return is_user_message(message) and (is_to_bot or self._may_listen(message.channel))
+
     async def _read(self, client: discord.Client, channel: int, after: int) -> list[Json]:
         return [message async for page in pages(client, channel, after, self._call_seconds) for message in page]
 
@@ -291,13 +300,6 @@ class DiscordBackfill:
         """Retry a rate-limited call after its wait."""
         report = log_retry("discord backfill rate limited")
         return await retry(call, RateLimited, clock=self._clock, backoff=Backoff(1.0, 1.0), on_failure=report)
-
-
-def _newest(message_ids: Iterable[str]) -> int:
-    """Return the newest id; a forged one from the future would hide all missed messages."""
-    ids = [int(message_id) for message_id in message_ids]
-    tomorrow = _snowflake(datetime.now(UTC) + timedelta(days=1)).id
-    return max([id for id in ids if id < tomorrow] or ids)  # if none is left, our clock is wrong
 
 
 def _snowflake(time: datetime) -> discord.Object:
@@ -311,12 +313,6 @@ def _create_message(client: discord.Client, channel: Any, data: Any) -> discord.
 def _id_of(client: discord.Client) -> int:
     assert client.user is not None, "known after the login"
     return client.user.id
-
-
-def _may_address_bot(message: discord.Message, me: discord.ClientUser | None) -> bool:
-    assert me is not None, "known after the login"
-    is_to_bot = is_direct_or_mention(message, me) or is_reply_or_role_mention(message, me)
-    return is_user_message(message) and (is_to_bot or isinstance(message.channel, discord.Thread))
 
 
 def _channels(guild: discord.Guild) -> list[_GuildChannel]:

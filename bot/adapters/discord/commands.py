@@ -1,4 +1,4 @@
-"""Slash commands: how they are registered with their options, and the text that a use of one stands for."""
+"""Slash commands: their registration with options, and the text of a use."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def command_payload(command: Command) -> dict[str, Any]:
 
 
 def command_text(data: Mapping[str, Any]) -> str:
-    """Return the message that a use of a command stands for.
+    """Return a used command as the message with the same effect.
 
     >>> option = {"type": 3, "name": "name", "value": "pirate"}
     >>> command_text({"name": "persona", "options": [{"type": 1, "name": "use", "options": [option]}]})

@@ -62,13 +62,13 @@ _CODES: dict[type[PlatformError], frozenset[int]] = {
     PlatformUnavailable: frozenset({40004, 40006, 40333, 130000}),
     # No permission to read the history; a system message.
     ReferenceRefused: frozenset({160002, 50021}),
-    # Channel or server unknown, not a text channel, locked thread.
-    ChannelGone: frozenset({10003, 10004, 50008, 160005}),
+    # Channel or server unknown, not a text channel.
+    ChannelGone: frozenset({10003, 10004, 50008}),
     ThreadArchived: frozenset({50083}),
     # Message, webhook or interaction unknown, token of an interaction expired.
     MessageGone: frozenset({10008, 10015, 10062, 50027}),
-    # No access, no permission, direct messages closed, verification level too low, no two-factor login.
-    AccessDenied: frozenset({50001, 50013, 50007, 50009, 60003}),
+    # No access, no permission, direct messages closed, verification level too low, no two-factor login, locked thread.
+    AccessDenied: frozenset({50001, 50013, 50007, 50009, 60003, 160005}),
     # Written by another user, not editable.
     EditRefused: frozenset({50005, 50146}),
     # Explicit content, forbidden words, AutoMod (text, title), harmful links.

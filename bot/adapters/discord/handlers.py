@@ -13,6 +13,7 @@ import structlog
 
 from bot.adapters.discord.backfill import DiscordBackfill
 from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
+from bot.adapters.discord.forms import DiscordForms, is_of_form
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import (
@@ -25,6 +26,7 @@ from bot.adapters.discord.parse import (
     is_for_another,
     is_reply_or_role_mention,
     is_user_message,
+    mentions_role,
     parse_command,
     parse_message,
     parse_user,
@@ -91,9 +93,10 @@ class DiscordHandlers:
         self._messenger = messenger
         self._clock = clock
         self._inbox = Inbox(PLATFORM, intake, replies, clock, self._find_standing)
-        intake.rights.register(PLATFORM, self.is_manager)
+        intake.access.register_managers(PLATFORM, self.is_manager)
+        self._forms = DiscordForms(intake, messenger.format, self._channel_of, self._respond)
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
-        self._backfill = DiscordBackfill(clock, settings.call_seconds)
+        self._backfill = DiscordBackfill(clock, settings.call_seconds, self._may_listen)
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
         self._unstored: deque[discord.Message] = deque()
         self._current: discord.Client | None = None
@@ -113,7 +116,7 @@ class DiscordHandlers:
 
     def session_started(self, client: discord.Client, date: str) -> None:
         """Queue a backfill: Discord does not send again what came before this session; `date` is Discord's time."""
-        self._intake.saw_date(PLATFORM, date)
+        self._intake.recovery.saw_date(PLATFORM, date)
         self._has_channels.clear()
         self._current = self._messenger.client = client
         self._put(self._inbox.recover)  # what is owed does not wait for the backfill
@@ -152,6 +155,8 @@ class DiscordHandlers:
             await self._complete(use)
         elif use.message_id is not None and action is not None:
             await self._press(use, use.message_id, action)
+        elif is_of_form(interaction):
+            await self._forms.use(use)
         else:
             log.info("interaction ignored, it is no command or button of this bot", kind=interaction.type.name)
 
@@ -191,7 +196,7 @@ class DiscordHandlers:
                 return None
             parsed = await self._parse(message)
             # Up to the last known message of its channel the bot was connected, and ignored the rest.
-            if parsed is not None and not is_direct_or_mention(message, self._me):
+            if parsed is not None and not self._is_called(message):
                 return parsed if message.id > int(known.get(parsed.channel, 0)) else None
             return parsed
 
@@ -208,7 +213,7 @@ class DiscordHandlers:
 
     async def _store_edit(self, row: Exchange, message: discord.Message) -> None:
         channel = row.message.channel
-        if self._is_hidden(message) and not is_direct_or_mention(message, self._me):
+        if self._is_hidden(message) and not self._is_called(message):
             await self._intake.delete(channel, str(message.id))  # as for an edit that arrives
             return
         parsed = parse_message(message, self._me, channel)
@@ -228,7 +233,7 @@ class DiscordHandlers:
         channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
         if channel is None:
             return
-        calls_bot = is_direct_or_mention(message, self._me)
+        calls_bot = self._is_called(message)
         is_hidden = self._is_hidden(message) and not calls_bot
         if is_hidden and await self._intake.is_known(channel, str(message.id)):
             # Without the intent the new text is unknown, and the old one was taken back.
@@ -236,7 +241,9 @@ class DiscordHandlers:
             return
         await self._inbox.edit(parse_message(message, self._me, channel))
         oldest = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
-        if calls_bot and message.edited_at is not None and message.edited_at - message.created_at <= oldest:
+        if message.edited_at is None or message.edited_at - message.created_at > oldest:
+            return
+        if calls_bot or await self._intake.is_triggered(channel, _server(message.guild), message.content):
             await self._store(message)  # changes nothing if it is known
 
     async def _edit_fetched(self, server: int | None, channel_id: int, message_id: int) -> None:
@@ -256,6 +263,9 @@ class DiscordHandlers:
     async def _run_command(self, use: Use, name: str) -> None:
         interaction, channel = use.interaction, await self._channel_of(use)
         message = parse_command(interaction, channel) if channel else None
+        if message is not None and (form := await self._inbox.open_form(message)) is not None:
+            await self._forms.show(interaction, form)
+            return
         exchange = await self._intake.accept(message) if message else None
         if exchange is None or message is None:
             translate: Translate = translator(language_for("auto", str(interaction.locale), ""))
@@ -328,18 +338,28 @@ class DiscordHandlers:
         is_hidden = self._is_hidden(message)
         if is_direct_or_mention(message, self._me) or (is_reply_or_role_mention(message, self._me) and not is_hidden):
             channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
-        elif (
-            self._threads
-            and not is_hidden
-            and isinstance(message.channel, discord.Thread)
-            and not is_for_another(message)
-        ):
-            thread = channel_key(message.channel, message.channel.id)
-            channel = thread if await self._intake.has_history(thread) else None
+        elif not (is_hidden or isinstance(message.channel, discord.PartialMessageable) or is_for_another(message)):
+            place = channel_key(message.channel, message.channel.id)
+            server, text = _server(message.guild), message.content
+            listens = await self._intake.listens(place, server, text, threads=self._threads)
+            channel = place if listens else None
         if channel is None:
             return None
         quotation = await self._quotes.find(message, self._client, channel)
         return parse_message(message, self._me, channel, quotation)
+
+    def _may_listen(self, channel: discord.abc.Messageable) -> bool:
+        """Return whether the bot may answer messages without a mention in a channel."""
+        if isinstance(channel, discord.Thread):
+            return True
+        if not isinstance(channel, discord.abc.GuildChannel):
+            return False
+        return self._intake.settings.rules.may_answer(channel_key(channel, channel.id), _server(channel.guild))
+
+    def _is_called(self, message: discord.Message) -> bool:
+        """Return whether it is a direct message, or mentions the bot or, where its text is known, the bot's role."""
+        is_role_known = not self._is_hidden(message)
+        return is_direct_or_mention(message, self._me) or (is_role_known and mentions_role(message))
 
     def _is_hidden(self, message: discord.Message) -> bool:
         """Return whether Discord withholds the text, for lack of the Message Content intent."""
@@ -372,3 +392,7 @@ class DiscordHandlers:
     def _me(self) -> discord.ClientUser:
         assert self._client.user is not None, "events come after the login"
         return self._client.user
+
+
+def _server(guild: discord.Guild | None) -> str | None:
+    return None if guild is None else str(guild.id)

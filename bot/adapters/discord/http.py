@@ -10,17 +10,19 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import discord
 import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
-from discord.webhook.async_ import async_context
+from discord.webhook import async_
 
 from bot.adapters.discord.errors import DEFAULT_WAIT, map_errors
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.proxy import find_proxy
+from bot.adapters.response import parse_response, read_response
 from bot.errors import PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
 from bot.util.recent import RecentDict
@@ -30,10 +32,14 @@ from bot.util.retry import retry_after
 ALLOWED_MENTIONS = discord.AllowedMentions(everyone=False, roles=False, users=False, replied_user=True)
 
 _WHO_AM_I = "/users/@me"
+_CHUNK = 2**16
 
 
-def configure_endpoints(settings: DiscordSection) -> None:
-    """Set the URLs of the API and the gateway, which discord.py keeps per process."""
+def configure_library(settings: DiscordSection) -> None:
+    """Set what discord.py keeps per process: URLs of the API and the gateway, and how responses are read."""
+    # The library's own reads a response of any length, and parses it on the event loop: 5 MB took 20 ms.
+    discord.http.json_or_text = _read
+    async_.json_or_text = _read  # type: ignore[attr-defined]  # imported there by name
     Route.BASE = settings.api_url.rstrip("/")
     DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(settings.gateway_url)
 
@@ -99,10 +105,9 @@ class RateLimitTrace:
             self.login_doubted.set()
         if response.status != 429 and response.status < 500:
             return
-        body = await response.text(errors="replace")
         if response.status != 429:
             raise PlatformUnavailable(f"Discord answered {response.status}")
-        limit = _json_object(body)
+        limit = await parse_response(await _body(response), _json_object)
         header = retry_after(response.headers.get("Retry-After"), DEFAULT_WAIT)  # may be a date
         seconds = retry_after(limit.get("retry_after"), header)
         # A 429 without the API's fields comes from the proxy in front of it (Cloudflare) and concerns all calls.
@@ -135,7 +140,7 @@ async def call_timeout(seconds: float, client: discord.Client) -> AsyncIterator[
             # If the library is interrupted while it records a rate limit, or its header names an absurd
             # one, the channel's bucket stays exhausted, or a webhook's lock held, and later calls block.
             client.http._buckets.clear()
-            async_context.get()._locks.clear()
+            async_.async_context.get()._locks.clear()
             raise
 
 
@@ -144,9 +149,32 @@ def _is_api(url: yarl.URL) -> bool:
     return str(url).startswith(Route.BASE)
 
 
-def _json_object(body: str) -> dict[str, object]:
+async def _read(response: aiohttp.ClientResponse) -> dict[str, Any] | str:
+    """Return the JSON or text of a response, as discord.py's function of the same signature.
+
+    Raises:
+        ValueError, RecursionError: It cannot be parsed.
+        PlatformUnavailable: It is too long.
+    """
+    is_json = response.headers.get("Content-Type") == "application/json"
+    return await parse_response(await _body(response), _json if is_json else _text)
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    return await read_response(response.content.iter_chunked(_CHUNK), "Discord")
+
+
+def _json(body: bytes) -> Any:
+    return json.loads(_text(body))
+
+
+def _text(body: bytes) -> str:
+    return body.decode("utf-8")
+
+
+def _json_object(body: bytes) -> dict[str, object]:
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode("utf-8", "replace"))
     except (RecursionError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -29,7 +29,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Discord documents "2000 characters" without a unit; UTF-16 units are the largest count.
 _FORMAT = MarkdownFormat(2000, utf16_units)
 # Symbols, since the reader's language is unknown here.
-_SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
+_SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄", Action.UP: "👍", Action.DOWN: "👎"}
 # The API's name of the response to an interaction, whose id is unknown until it is shown.
 _RESPONSE: Any = "@original"
 # The most digits of an id.
@@ -185,7 +185,7 @@ class DiscordMessenger:
 def _buttons(controls: Controls) -> discord.ui.View:
     """Return the buttons below a message; an empty view removes them."""
     view = discord.ui.View(timeout=None)
-    for action in sorted(controls):
+    for action in (each for each in Action if each in controls):
         view.add_item(discord.ui.Button(emoji=_SYMBOLS[action], custom_id=action.value))
     # The library keeps every view that was not stopped; presses are matched by custom_id instead.
     view.stop()

@@ -13,7 +13,7 @@ from discord.state import ConnectionState
 from bot.adapters.discord.commands import command_text
 from bot.adapters.discord.files import files_of, has_text_file
 from bot.adapters.discord.text import plain_text
-from bot.adapters.malformed import PARSE_ERRORS, describe_error
+from bot.adapters.malformed import PARSE_ERRORS, bounded, describe_error
 from bot.adapters.quotation import NO_QUOTATION, Quotation
 from bot.domain import Author, ChannelKey, IncomingMessage
 
@@ -111,8 +111,11 @@ def is_direct_or_mention(message: discord.Message, me: discord.ClientUser) -> bo
 def is_reply_or_role_mention(message: discord.Message, me: discord.ClientUser) -> bool:
     """Return whether it replies to the bot or mentions its role: their text may need the intent."""
     replied = replied_to(message)
-    if replied is not None and replied.author.id == me.id:
-        return True
+    return (replied is not None and replied.author.id == me.id) or mentions_role(message)
+
+
+def mentions_role(message: discord.Message) -> bool:
+    """Return whether it mentions the bot's own role."""
     role = message.guild.self_role if message.guild else None
     return role is not None and role.id in message.raw_role_mentions
 
@@ -150,7 +153,7 @@ def readable_text(content: str, message: discord.Message, me: discord.ClientUser
     """Return a text of the message with names instead of ids, without mentions of the bot."""
     role = message.guild.self_role if message.guild else None
     own = [f"<@{me.id}>", f"<@!{me.id}>", *([f"<@&{role.id}>"] if role else [])]
-    return plain_text(content, {user.id: user.display_name for user in message.mentions}, message.guild, own)
+    return plain_text(bounded(content), {user.id: user.display_name for user in message.mentions}, message.guild, own)
 
 
 def server_id(message: discord.Message) -> int | None:

@@ -12,6 +12,7 @@ class DiscordSection(AdapterSection):
     """Discord: mentions, replies, direct messages, threads and slash commands."""
 
     tokens: ClassVar[tuple[str, ...]] = ("token",)
+    has_numeric_ids: ClassVar[bool] = True
 
     token: SecretStr | None = Field(default=None, description="Developer Portal, your application, Bot, Reset Token")
     threads: bool = Field(

@@ -47,7 +47,7 @@ def plain_text(content: str, users: Mapping[int, str], guild: discord.Guild | No
 def _words(found: re.Match[str], users: Mapping[int, str], guild: discord.Guild | None) -> str:
     match found.lastgroup:
         case "id":
-            return _name(found["kind"], int(found["id"]), users, guild) or found[0]
+            return _name(found["kind"], int(found["id"]), users, guild)
         case "time" | "style":
             return _date(int(found["time"]), found["style"] or "f") or found[0]
         case "page":
@@ -57,14 +57,15 @@ def _words(found: re.Match[str], users: Mapping[int, str], guild: discord.Guild 
     return found[0]
 
 
-def _name(kind: str, id: int, users: Mapping[int, str], guild: discord.Guild | None) -> str | None:
+def _name(kind: str, id: int, users: Mapping[int, str], guild: discord.Guild | None) -> str:
     if kind == "#":
         channel = guild and guild.get_channel_or_thread(id)
         return f"#{channel.name}" if channel else "#unknown"
     if kind == "@&":
         role = guild and guild.get_role(id)
         return f"@{role.name}" if role else "@unknown-role"
-    return f"@{users[id]}" if id in users else None
+    member = guild and guild.get_member(id)
+    return f"@{users.get(id) or (member.display_name if member else 'unknown-user')}"
 
 
 def _date(seconds: int, style: str) -> str | None:
@@ -107,7 +108,7 @@ def _embed_text(embed: discord.Embed) -> str:
     if embed.type == "poll_result":
         return ""
     fields = (f"{field.name}: {field.value}" for field in embed.fields)
-    return "\n".join(filter(None, [embed.author.name, embed.title, embed.description, *fields]))
+    return "\n".join(filter(None, [embed.author.name, embed.title, embed.description, *fields, embed.footer.text]))
 
 
 def _displayed(component: object) -> Iterator[str]:

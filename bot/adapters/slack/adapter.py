@@ -21,6 +21,7 @@ from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger, is_sl
 from bot.adapters.slack.parse import PLATFORM, Directory, MessageParser
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.slack.standing import SlackReplies
+from bot.chat.i18n import gettext_noop
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
@@ -69,8 +70,9 @@ class SlackAdapter:
             async def is_manager(message: IncomingMessage) -> bool:
                 return await directory.is_manager(message.author.id, message.channel.channel)
 
-            intake.rights.register(PLATFORM, is_manager)
-            parser = MessageParser(me, api, directory, intake.has_history, threads=self._settings.threads)
+            intake.access.register_managers(PLATFORM, is_manager)
+            listens = partial(intake.listens, threads=self._settings.threads)
+            parser = MessageParser(me, api, directory, intake.has_history, listens, intake.is_triggered)
             async with (
                 Replies(
                     intake,
@@ -140,19 +142,24 @@ async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
     """Report whether Slack accepts the tokens, and which scopes they lack."""
     async with web_api(settings) as api:
         me = await identify(api)
-        yield Finding(True, f"Slack: the bot is @{me.name}, in the workspace {me.team}")
+        yield Finding.of(
+            True, gettext_noop("Slack: the bot is @{name}, in the workspace {team}"), name=me.name, team=me.team
+        )
         scopes = (await api.auth_test()).headers.get("x-oauth-scopes")
         missing = [] if scopes is None else sorted(SCOPES - {scope.strip() for scope in scopes.split(",")})
         if scopes is None:
-            yield Finding(True, "Slack: the server does not tell which scopes the bot token has")
+            yield Finding.of(True, gettext_noop("Slack: the server does not tell which scopes the bot token has"))
         elif missing:
-            yield Finding(
+            yield Finding.of(
                 False,
-                f"Slack: the bot token lacks {', '.join(missing)}. Add these scopes under OAuth & Permissions (or paste "
-                "docs/slack-manifest.yaml again), then reinstall the app.",
+                gettext_noop(
+                    "Slack: the bot token lacks {scopes}. Add these scopes under OAuth & Permissions (or paste "
+                    "docs/slack-manifest.yaml again), then reinstall the app."
+                ),
+                scopes=", ".join(missing),
             )
         else:
-            yield Finding(True, "Slack: the bot token has all scopes")
+            yield Finding.of(True, gettext_noop("Slack: the bot token has all scopes"))
         if settings.mode == "socket":
             await socket_url(api, settings)
-            yield Finding(True, "Slack: the app token opens web sockets")
+            yield Finding.of(True, gettext_noop("Slack: the app token opens web sockets"))

@@ -95,7 +95,7 @@ class SlackBackfill:
 
     def _note_time(self) -> None:
         """Let what was sent until now count as delivered again."""
-        self._intake.saw_date(PLATFORM, self._api.date)
+        self._intake.recovery.saw_date(PLATFORM, self._api.date)
         with suppress(TypeError, ValueError):
             # The header counts seconds.
             self._inbox.connected_at = parsedate_to_datetime(self._api.date) + timedelta(seconds=1)

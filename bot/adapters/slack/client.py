@@ -1,6 +1,5 @@
 """Slack's Web API client, which keeps to the waits that Slack asks for."""
 
-import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Mapping
@@ -16,6 +15,7 @@ from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from bot.adapters.login import confirm
 from bot.adapters.proxy import find_proxy
+from bot.adapters.response import parse_response, read_response
 from bot.adapters.slack.errors import error_for, error_of
 from bot.adapters.slack.parse import BotIdentity, fields, id_of, is_timestamp, is_tombstone, text_of
 from bot.adapters.slack.settings import SlackSection
@@ -28,11 +28,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _CALL_SECONDS = 30.0
 _PAGE = 200
 
-# The longest response that is read: a page of messages takes at most about 3 MB.
-_MOST_BYTES = 8 * 2**20
 _CHUNK = 2**16
-# A response of more bytes is parsed in a thread.
-_LARGE = 2**17
 
 # Slack limits these methods per channel, all others per workspace.
 _PER_CHANNEL = frozenset({"chat.postMessage"})
@@ -112,9 +108,7 @@ class SlackWebClient(AsyncWebClient):
         # The library's own follows redirects, and raises whatever reading a strange body raises.
         status, headers, body = await fetch(self._http, http_verb, api_url, **req_args)
         self.date = headers.get("Date", "")
-        # The event loop goes on while a long text is read: a megabyte takes 20 ms.
-        data = _object(body) if len(body) < _LARGE else await asyncio.to_thread(_object, body)
-        return {"data": data, "headers": headers, "status_code": status}
+        return {"data": await parse_response(body, _object), "headers": headers, "status_code": status}
 
     def _limit(self, lane: tuple[str, object], until: float) -> None:
         if len(self._not_before) >= _REMEMBERED:
@@ -131,14 +125,10 @@ async def fetch(
     Raises:
         PlatformUnavailable: There is none, or it is too long.
     """
-    body = bytearray()
     try:
         async with session.request(verb, url, allow_redirects=False, **options) as response:
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                body += chunk
-                if len(body) > _MOST_BYTES:
-                    raise PlatformUnavailable("Slack's response is too long")
-            return response.status, response.headers, bytes(body)
+            body = await read_response(response.content.iter_chunked(_CHUNK), "Slack")
+            return response.status, response.headers, body
     except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
         raise PlatformUnavailable(f"Slack cannot be reached: {why_unreachable(error)}") from error
 

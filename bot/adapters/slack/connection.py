@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -23,7 +24,7 @@ from bot.adapters.slack.parse import PLATFORM, fields, text_of
 from bot.adapters.slack.settings import SlackSection
 from bot.errors import LoginRefused, PlatformError, PlatformUnavailable
 from bot.util.clock import Clock
-from bot.util.http_server import BoundedConnections
+from bot.util.http_server import ACCEPTED_AT_ONCE, WAITING, BoundedConnections
 
 # Seconds between pings; after four without a pong the socket is lost.
 _PING_SECONDS = 5.0
@@ -152,11 +153,16 @@ async def http_server(app: AsyncApp, settings: SlackSection) -> AsyncIterator[No
     runner = web.AppRunner(requests, access_log=None, logger=_HTTP_LOG, shutdown_timeout=3.0)
     await runner.setup()
     assert runner.server is not None
+    connections = BoundedConnections(runner.server, PLATFORM)
     try:
         try:
-            server = await asyncio.get_running_loop().create_server(
-                BoundedConnections(runner.server, PLATFORM), host, settings.port, reuse_address=True
+            listener = socket.create_server(
+                (host, settings.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
             )
+            server = await asyncio.get_running_loop().create_server(
+                connections, sock=listener, backlog=ACCEPTED_AT_ONCE
+            )
+            listener.listen(WAITING)
         except OSError as error:
             raise PlatformError(
                 f"adapters.slack cannot listen on {host}:{settings.port} ({error.strerror}); choose another "
@@ -165,6 +171,7 @@ async def http_server(app: AsyncApp, settings: SlackSection) -> AsyncIterator[No
         async with server:
             yield
     finally:
+        connections.close()
         await runner.cleanup()
 
 

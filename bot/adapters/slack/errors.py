@@ -54,10 +54,11 @@ _CODES: dict[type[PlatformError], str] = {
     AccessDenied: (
         "access_denied not_in_channel no_permission missing_scope ekm_access_denied posting_to_channel_denied "
         "thread_locked not_authorized accesslimited not_allowed_token_type two_factor_setup_required "
-        "team_access_not_granted enterprise_is_restricted"
+        # An archived channel may be opened again.
+        "team_access_not_granted enterprise_is_restricted is_archived"
     ),
     ChannelGone: (
-        "channel_not_found is_archived is_inactive user_not_in_channel user_not_found thread_not_found "
+        "channel_not_found is_inactive user_not_in_channel user_not_found thread_not_found "
         "cannot_reply_to_message channel_type_not_supported messages_tab_disabled cannot_dm_bot"
     ),
 }

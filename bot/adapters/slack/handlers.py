@@ -17,6 +17,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.slack.errors import try_call
+from bot.adapters.slack.forms import CALLBACK, modal, notice, read_submission
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.parse import (
     PLATFORM,
@@ -42,6 +43,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Slack waits 3 s for an acknowledgement, so anything but the database gets at most this long.
 _TIMEOUT = 2.0
+# A form is opened after its right was checked, which takes 1.5 s at most.
+_OPEN_SECONDS = 1.0
 # Edited messages whose newest text is remembered: Slack redelivers events for six minutes.
 _EDITED = 1000
 
@@ -63,6 +66,7 @@ class SlackHandlers:
         messenger: SlackMessenger,
         background: BackgroundTasks,
     ) -> None:
+        self._api = api
         self._parser = parser
         self._intake = intake
         self._inbox = inbox
@@ -97,6 +101,7 @@ class SlackHandlers:
         app.event(re.compile(""))(self.on_other)
         app.command(re.compile(""))(self.on_command)
         app.action(re.compile(""))(self.on_button)
+        app.view(CALLBACK)(self.on_form)
         app.error(self.on_error)
         return app
 
@@ -143,9 +148,29 @@ class SlackHandlers:
 
     async def on_command(self, ack: AsyncAck, command: Mapping[str, Any]) -> None:
         message = await self._parser.parse_command(command)
-        self._messenger.expect_slash(message.id, text_of(command, "response_url"))
-        await self._complete(self._accept(message))
+        if not await self._opens_form(message, text_of(command, "trigger_id")):
+            self._messenger.expect_slash(message.id, text_of(command, "response_url"))
+            await self._complete(self._accept(message))
         await ack()
+
+    async def _opens_form(self, message: IncomingMessage, trigger: str) -> bool:
+        """Answer a command with a form, if one is due; where it cannot be opened, a text answers the command."""
+        form = await self._inbox.open_form(message)
+        if form is None:
+            return False
+        call = self._api.views_open(trigger_id=trigger, view=modal(form, message.channel))
+        return await try_call(call, _OPEN_SECONDS) is not None
+
+    async def on_form(self, ack: AsyncAck, body: Mapping[str, Any], view: Mapping[str, Any]) -> None:
+        submission, user, team = read_submission(view), id_of(body["user"], "id"), body.get("team")
+        team_id = id_of(team, "id") if isinstance(team, Mapping) else ""
+        message = await self._parser.parse_use(user, submission.channel, team_id)
+        if not submission.changes:
+            await ack()
+            return
+        result = await self._complete(self._intake.use_form(message, submission.changes))
+        translate = self._intake.settings.translator_for(message)
+        await ack(response_action="update", view=notice(translate, result.notice))
 
     async def on_button(self, ack: AsyncAck, body: Mapping[str, Any], action: Mapping[str, Any]) -> None:
         channel = ChannelKey(PLATFORM, id_of(body["channel"], "id"), text_of(body["message"], "thread_ts") or None)
@@ -159,6 +184,9 @@ class SlackHandlers:
         await ack()
 
     async def on_error(self, error: Exception) -> None:
+        self._report(error)
+
+    def _report(self, error: BaseException) -> None:
         """Log a listener's error; Slack redelivers the event."""
         if isinstance(error, BotError):
             log.warning("event not acknowledged, Slack will redeliver it", error=str(error))
@@ -181,7 +209,7 @@ class SlackHandlers:
 
     async def _complete(self, work: Coroutine[Any, Any, T]) -> T:
         """Run to completion even if the socket closes and its listeners are cancelled."""
-        return await detach_on_cancel(self._background.start(work))
+        return await detach_on_cancel(self._background.start(work), self._report)
 
     async def _accept(self, message: IncomingMessage) -> None:
         # Retried here: Slack redelivers an event only a few times, and commands never.
@@ -201,7 +229,10 @@ class SlackHandlers:
                 return
             self.note_edit(channel, message)
             await self._inbox.retry(lambda: self._inbox.edit(edited))
-            if self._is_called_by_edit(event) and (question := await self._parser.parse(message)) is not None:
+            if (
+                await self._is_called_by_edit(channel, event)
+                and (question := await self._parser.parse(message)) is not None
+            ):
                 await self._accept(question)
 
     async def _replace_quotes(self, channel: str, message: Event, previous: object) -> None:
@@ -211,10 +242,11 @@ class SlackHandlers:
             key, ts = ChannelKey(PLATFORM, channel), text_of(message, "ts")
             await self._inbox.retry(lambda: self._intake.replace_quotes(key, ts, text))
 
-    def _is_called_by_edit(self, event: Event) -> bool:
-        """Return whether an edit mentions the bot for the first time, in a message that is not too old."""
+    async def _is_called_by_edit(self, channel: str, event: Event) -> bool:
+        """Return whether an edit mentions the bot, or has a trigger, for the first time, in a message not too old."""
         message, edited_at = event["message"], text_of(event, "ts")
-        if not self._parser.mentions(message) or self._parser.mentions(event.get("previous_message")):
+        calls = self._parser.calls
+        if not await calls(channel, message) or await calls(channel, event.get("previous_message")):
             return False
         age = float(edited_at) - float(message["ts"]) if is_timestamp(edited_at) else 0.0
         return age <= self._intake.settings.conversation.catch_up_minutes * 60

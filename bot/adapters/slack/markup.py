@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from bot.adapters.links import shows_address
+from bot.adapters.malformed import bounded
+
 MARKED = re.compile(r"<([^<>]*)>")
 
 _ESCAPES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
@@ -63,7 +66,7 @@ def plain_mark(marked: str, names: Mapping[str, str]) -> str:
         case "!":
             return _special(target[1:], label)
         case _:
-            return f"{label} ({target})" if label and not target.endswith(label) else label or target
+            return f"{label} ({target})" if label and not shows_address(label, target) else label or target
 
 
 def _special(target: str, label: str) -> str:
@@ -153,4 +156,4 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 
 def _string(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return bounded(value) if isinstance(value, str) else ""

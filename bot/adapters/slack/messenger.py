@@ -26,7 +26,12 @@ _PREVIEW = 150
 # Type of the metadata that carries a message's nonce.
 _EVENT_TYPE = "chatglm_reply"
 
-_SYMBOLS = {Action.STOP: ("⏹", "Stop"), Action.RETRY: ("↻", "Regenerate")}
+_SYMBOLS = {
+    Action.STOP: ("⏹", "Stop"),
+    Action.RETRY: ("↻", "Regenerate"),
+    Action.UP: ("👍", "Good answer"),
+    Action.DOWN: ("👎", "Bad answer"),
+}
 
 
 class SlackFormat:
@@ -175,7 +180,8 @@ def _buttons(controls: Controls) -> dict[str, Any]:
                 "text": {"type": "plain_text", "text": _SYMBOLS[action][0]},
                 "accessibility_label": _SYMBOLS[action][1],
             }
-            for action in sorted(controls)
+            for action in Action
+            if action in controls
         ],
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
+from bot.adapters.malformed import bounded
 from bot.adapters.quotation import Quotation, quotation
 from bot.adapters.slack.errors import try_call
 from bot.adapters.slack.files import files_of
@@ -117,14 +118,15 @@ class MessageParser:
         web: AsyncWebClient,
         directory: Directory,
         has_history: Callable[[ChannelKey], Awaitable[bool]],
-        *,
-        threads: bool,
+        listens: Callable[[ChannelKey, str | None, str], Awaitable[bool]],
+        is_triggered: Callable[[ChannelKey, str | None, str], Awaitable[bool]],
     ) -> None:
         self._me = me
         self._web = web
         self._directory = directory
         self._has_history = has_history
-        self._threads = threads
+        self._listens = listens
+        self._is_triggered = is_triggered
         self._mention = re.compile(rf"<@{re.escape(me.user)}(?:\|[^<>]*)?>[ \t]*[,:，：]?[ \t]*")
 
     async def parse(self, event: Event) -> IncomingMessage | None:
@@ -151,14 +153,19 @@ class MessageParser:
             return True
         if _is_for_another(raw):
             return False
-        return is_reply or (thread is not None and self._threads and await self._is_known(channel, thread))
+        return is_reply or await self._listens(ChannelKey(PLATFORM, channel, thread), self._me.team, unescaped(raw))
 
     async def _is_known(self, channel: str, thread: str) -> bool:
         return await self._has_history(ChannelKey(PLATFORM, channel, thread))
 
-    def mentions(self, event: object) -> bool:
-        """Return whether a message mentions the bot."""
-        return isinstance(event, Mapping) and self._mention.search(text_of(event, "text")) is not None
+    async def calls(self, channel: str, event: object) -> bool:
+        """Return whether a message mentions the bot, or begins with a trigger."""
+        if not isinstance(event, Mapping):
+            return False
+        raw, thread = text_of(event, "text"), text_of(event, "thread_ts") or None
+        if self._mention.search(raw):
+            return True
+        return await self._is_triggered(ChannelKey(PLATFORM, channel, thread), self._me.team, unescaped(raw))
 
     async def parse_edit(self, event: Event) -> IncomingMessage | None:
         """Build the message of an edit, whether it addresses the bot or not."""
@@ -187,6 +194,16 @@ class MessageParser:
         return await self._build(
             f"/{user}/{trigger}", user, channel, None, text, datetime.now(UTC), id_of(command, "team_id")
         )
+
+    async def parse_use(self, user: str, channel: str, team: str) -> IncomingMessage:
+        """Build a message of a person who uses a form, without a text.
+
+        Raises:
+            ValueError: The user or channel is missing.
+        """
+        if not (user and channel):
+            raise ValueError("a form without user or channel")
+        return await self._build(f"/{user}/", user, channel, None, "", datetime.now(UTC), team)
 
     def _fields(self, event: Event) -> tuple[str, str | None, str, str] | None:
         """Return channel, thread, timestamp and text of a user's message; None for other events."""
@@ -315,7 +332,7 @@ def fields(response: AsyncSlackResponse) -> Event:
 def text_of(event: Event, key: str) -> str:
     """Return a text field; "" where it has another type."""
     value = event.get(key)
-    return value if isinstance(value, str) else ""
+    return bounded(value) if isinstance(value, str) else ""
 
 
 def id_of(event: Event, key: str) -> str:

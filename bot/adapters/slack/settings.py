@@ -16,6 +16,7 @@ class SlackSection(AdapterSection):
     """A Slack workspace; create its app from docs/slack-manifest.yaml."""
 
     tokens: ClassVar[tuple[str, ...]] = ("bot_token", "app_token")
+    has_roles: ClassVar[bool] = False
 
     bot_token: SecretStr | None = Field(
         default=None, description="xoxb-…: OAuth & Permissions, after installing the app"

@@ -17,7 +17,7 @@ from bot.adapters.telegram.messenger import TelegramMessenger, is_private
 from bot.adapters.telegram.parse import PLATFORM
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.commands import menu
-from bot.chat.i18n import translator
+from bot.chat.i18n import gettext_noop, translator
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
 from bot.delivery.replies import Replies
@@ -34,7 +34,8 @@ _LONGEST_RETRY = 30.0
 # Seconds within which another program's next poll would end ours.
 _SECOND_POLLER = 3.0
 
-_PRIVACY = (
+_NO_PRIVACY = gettext_noop("privacy mode is off: the bot gets all messages of its groups")
+_PRIVACY = gettext_noop(
     "privacy mode is on: in groups the bot receives commands and replies to it, perhaps no plain mentions. To change "
     "that, send /setprivacy to @BotFather and choose Disable, then remove the bot from the group and add it again"
 )
@@ -60,21 +61,26 @@ class TelegramAdapter:
         self._backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
 
     async def run(self, intake: Intake) -> None:
-        bot = open_bot(self._settings)
+        bot = await open_bot(self._settings)
         try:
             me = await self._log_in(bot)
-            messenger = TelegramMessenger(bot, self._settings, intake.rename_channel)
+            messenger = TelegramMessenger(bot, self._settings, intake.rename_channel, intake)
             preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
             # A group allows 20 messages a minute, and edits may count.
             replies = Replies(
-                intake, messenger, self._clock, preview, sends_whole=lambda message: not is_private(message.channel)
+                intake,
+                messenger,
+                self._clock,
+                preview,
+                sends_whole=lambda message: not is_private(message.channel),
+                looks_first=True,
             )
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
             intake.files.sources[PLATFORM] = partial(fetch_file, bot, self._settings)
             async with BackgroundTasks() as background, replies:
                 background.start(_publish_menu(bot, self._clock))
-                handlers = TelegramHandlers(bot, me, self._settings, intake, inbox, background, self._clock)
-                intake.rights.register(PLATFORM, handlers.is_manager)
+                handlers = TelegramHandlers(bot, me, self._settings, intake, inbox, messenger, background, self._clock)
+                intake.access.register_managers(PLATFORM, handlers.is_manager)
                 await self._poll(handlers, inbox)
         finally:
             self.is_connected = False
@@ -110,24 +116,33 @@ class TelegramAdapter:
 
 async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
     """Report what Telegram says about the bot, and what the operator has to change."""
-    bot = open_bot(settings)
+    bot = await open_bot(settings)
     try:
         with map_errors():
             await check_token(bot.initialize, MonotonicClock())
             me: User = bot.bot
-            yield Finding(True, f"the token is valid; the bot is @{me.username} ({me.full_name})")
-            reads_all = bool(me.can_read_all_group_messages)
-            yield Finding(
-                reads_all, "privacy mode is off: the bot gets all messages of its groups" if reads_all else _PRIVACY
+            link = f"https://t.me/{me.username}"
+            yield Finding.of(
+                True,
+                gettext_noop("the token is valid; the bot is {name}"),
+                link,
+                name=f"@{me.username} ({me.full_name})",
             )
+            reads_all = bool(me.can_read_all_group_messages)
+            yield Finding.of(reads_all, _NO_PRIVACY if reads_all else _PRIVACY)
             if me.can_join_groups is False:
-                yield Finding(False, "the bot cannot be added to groups: send /setjoingroups to @BotFather to allow it")
+                yield Finding.of(
+                    False,
+                    gettext_noop("the bot cannot be added to groups: send /setjoingroups to @BotFather to allow it"),
+                )
             if (await bot.get_webhook_info()).url:
-                yield Finding(False, "a webhook is set, maybe by another program; starting the bot removes it")
+                yield Finding.of(
+                    False, gettext_noop("a webhook is set, maybe by another program; starting the bot removes it")
+                )
             else:
                 # Confirms no update; another poller's next request would end this one with an error.
                 await bot.get_updates(limit=1, timeout=int(min(_SECOND_POLLER, settings.call_seconds)))
-                yield Finding(True, "no other program polls with this token")
+                yield Finding.of(True, gettext_noop("no other program polls with this token"))
     finally:
         await bot.shutdown()
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -29,6 +30,7 @@ from telegram.request import HTTPXRequest
 from bot.adapters.login import confirm
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.proxy import find_proxy
+from bot.adapters.response import parse_response, read_response
 from bot.adapters.telegram.settings import TelegramSection
 from bot.errors import (
     AccessDenied,
@@ -48,12 +50,22 @@ from bot.util.unreachable import why_unreachable
 
 # The most concurrent calls; a channel has one at a time.
 _CONNECTIONS = 64
+# Methods that never return just True.
+_RETURN_OBJECTS = (
+    "sendMessage",
+    "editMessageText",
+    "editMessageReplyMarkup",
+    "getMe",
+    "getWebhookInfo",
+    "getChatMember",
+    "getFile",
+)
 # Seconds to wait after a 429 that does not say how long.
 _RATE_LIMIT = 5.0
 # Seconds between two questions whether the token is valid.
 _SECOND_LOOK = 2.0
-# Longer responses are parsed in a thread: a full page of updates takes over 20 ms.
-_LONG_RESPONSE = 200_000
+# Headers that say how a body was transferred.
+_FRAMING = {"content-encoding", "content-length", "transfer-encoding"}
 # An update as it was received, and Telegram's time then (seconds, or None), as unknown fields of the library's Update.
 RAW, RECEIVED_AT = "raw", "received_at"
 
@@ -89,7 +101,7 @@ _ACCESS_DENIED = re.compile(
 _TOO_LONG = re.compile("message is too long|message_too_long", re.IGNORECASE)
 
 
-def open_bot(settings: TelegramSection) -> Bot:
+async def open_bot(settings: TelegramSection) -> Bot:
     """Build the library's client; it connects with its first call.
 
     Raises:
@@ -101,13 +113,15 @@ def open_bot(settings: TelegramSection) -> Bot:
     url = settings.api_url.rstrip("/")
     seconds = settings.call_seconds
     proxy = find_proxy("telegram", settings.proxy.get_secret_value(), url)
+    # Reading the certificates of all authorities takes 20 ms, and httpx reads them for each transport.
+    trusted = await asyncio.to_thread(httpx.create_ssl_context)
     bounds: dict[str, Any] = {f"{step}_timeout": seconds for step in ("read", "write", "connect", "pool")}
     return Bot(
         settings.token.get_secret_value(),
         base_url=f"{url}/bot",
         base_file_url=f"{url}/file/bot",
-        request=_Request(_CONNECTIONS, proxy, **bounds),
-        get_updates_request=_UpdatesRequest(1, proxy, **bounds),
+        request=_Request(_CONNECTIONS, proxy, trusted, **bounds),
+        get_updates_request=_UpdatesRequest(1, proxy, trusted, **bounds),
     )
 
 
@@ -130,6 +144,8 @@ def map_errors() -> Iterator[None]:
             "second bot for it"
         ) from error
     except TelegramError as error:
+        if isinstance(error.__cause__, PlatformUnavailable):  # by `read_response`
+            raise error.__cause__ from None
         # Includes InvalidToken, raised for any 401 or 404; `check_token` decides.
         cause = TimeoutError() if isinstance(error, TimedOut) else error.__cause__
         reason = error.message if cause is None else why_unreachable(cause)
@@ -181,6 +197,19 @@ def _seconds(wait: int | timedelta) -> float:
     return wait.total_seconds() if isinstance(wait, timedelta) else float(wait)
 
 
+class _Transport(httpx.AsyncHTTPTransport):
+    """Reads each response to its end, decoded; httpx itself would read one of any length."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        try:
+            body = await read_response(response.aiter_bytes(), "Telegram")
+        finally:
+            await response.aclose()
+        headers = [(name, value) for name, value in response.headers.multi_items() if name not in _FRAMING]
+        return httpx.Response(response.status_code, headers=headers, content=body, extensions=response.extensions)
+
+
 class _Response(bytes):
     """A successful response, already parsed and checked."""
 
@@ -190,9 +219,9 @@ class _Response(bytes):
 class _Request(HTTPXRequest):
     """Bounds each whole call, and checks responses, whose content the library would log."""
 
-    def __init__(self, connections: int, proxy: str | None, **options: Any) -> None:
+    def __init__(self, connections: int, proxy: str | None, trusted: ssl.SSLContext, **options: Any) -> None:
         # With a transport of its own the client does not look for proxies itself.
-        transport = httpx.AsyncHTTPTransport(proxy=proxy, limits=httpx.Limits(max_connections=connections))
+        transport = _Transport(verify=trusted, proxy=proxy, limits=httpx.Limits(max_connections=connections))
         options["httpx_kwargs"] = {"transport": transport, "event_hooks": {"response": [self._note_date]}}
         self._received_at: float | None = None
         super().__init__(connections, **options)
@@ -215,8 +244,7 @@ class _Request(HTTPXRequest):
                 status, payload = await super().do_request(url, *args, **kwargs)
         except TimeoutError:
             raise TimedOut from None
-        is_long = len(payload) > _LONG_RESPONSE
-        answer = await asyncio.to_thread(_parsed, payload) if is_long else _parsed(payload)
+        answer = await parse_response(payload, _parsed)
         if answer.get("ok") is not True or status >= HTTPStatus.MULTIPLE_CHOICES:
             raise _refusal(status, answer)
         response = _Response()
@@ -243,7 +271,15 @@ class _Request(HTTPXRequest):
                 return {"status": rank, "is_anonymous": False, "user": {"id": 0, "is_bot": False, "first_name": ""}}
             case "getFile", {"file_path": str(path)}:
                 return {"file_id": "", "file_unique_id": "", "file_path": path}
-            case (("sendMessage" | "editMessageText" | "getMe" | "getWebhookInfo" | "getChatMember" | "getFile"), _):
+            case "editMessageReplyMarkup", {"message_id": int(id)} if id > 0:
+                replied, text = result.get("reply_to_message"), result.get("text")
+                message: dict[str, Any] = {"message_id": int(id), "date": 0, "chat": {"id": 0, "type": "private"}}
+                if isinstance(text, str):
+                    message["text"] = text
+                if isinstance(replied, dict) and type(number := replied.get("message_id")) is int:
+                    message["reply_to_message"] = {**message, "message_id": number}
+                return message
+            case (method, _) if method in _RETURN_OBJECTS:
                 pass
             case _ if result is True:
                 return result

@@ -5,9 +5,14 @@ from typing import TypeVar
 
 import structlog
 
+from bot.adapters.malformed import bounded
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+# Parts of one update that are logged; a line takes longer than to read the part.
+_MOST_LOGGED = 5
 
 
 class Fields:
@@ -18,15 +23,17 @@ class Fields:
     ('hi', None, True)
     """
 
-    def __init__(self, values: Mapping[str, object], path: str) -> None:
+    def __init__(self, values: Mapping[str, object], path: str, skipped: "list[str] | None" = None) -> None:
         self._values = values
         self._path = path
+        self._skipped = [] if skipped is None else skipped  # parts of the whole update that were logged
 
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
 
     def text(self, name: str) -> str | None:
-        return self._optional(name, str)
+        text = self._optional(name, str)
+        return None if text is None else bounded(text)
 
     def number(self, name: str) -> int | None:
         return self._optional(name, int)
@@ -40,16 +47,16 @@ class Fields:
 
     def part(self, name: str) -> "Fields | None":
         values = self._optional(name, dict)
-        return None if values is None else Fields(values, f"{self._path}.{name}")
+        return None if values is None else Fields(values, f"{self._path}.{name}", self._skipped)
 
     def parts(self, name: str) -> "list[Fields]":
         """Return the objects of a list."""
         path = f"{self._path}.{name}"
         values = self._optional(name, list) or []
-        for each in values:
-            if not isinstance(each, dict):
-                _skipped(path, each)
-        return [Fields(each, path) for each in values if isinstance(each, dict)]
+        wrong = [each for each in values if not isinstance(each, dict)]
+        if wrong:
+            self._skip(path, wrong[0], count=len(wrong))
+        return [Fields(each, path, self._skipped) for each in values if isinstance(each, dict)]
 
     def id(self, name: str) -> str:
         """Return a number that must be there.
@@ -63,8 +70,14 @@ class Fields:
         value = self._values.get(name)
         if value is None or (isinstance(value, kind) and not isinstance(value, bool)):
             return value
-        _skipped(f"{self._path}.{name}", value)
+        self._skip(f"{self._path}.{name}", value)
         return None
+
+    def _skip(self, path: str, value: object, count: int = 1) -> None:
+        if len(self._skipped) < _MOST_LOGGED:
+            self._skipped.append(path)
+            kind = type(value).__name__
+            log.warning("malformed part of an event skipped", platform="telegram", part=path, type=kind, count=count)
 
 
 def required(value: T | None) -> T:
@@ -76,7 +89,3 @@ def required(value: T | None) -> T:
     if value is None:
         raise TypeError("a required field is missing")
     return value
-
-
-def _skipped(path: str, value: object) -> None:
-    log.warning("malformed part of an event skipped", platform="telegram", part=path, type=type(value).__name__)

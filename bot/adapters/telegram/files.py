@@ -9,9 +9,9 @@ from bot.adapters.proxy import find_proxy
 from bot.adapters.telegram.client import map_errors
 from bot.adapters.telegram.fields import Fields
 from bot.adapters.telegram.settings import TelegramSection
+from bot.chat.reading.fault import Unreadable
 from bot.domain import Attachment
 from bot.errors import PlatformError, PlatformUnavailable, RateLimited
-from bot.reading.fault import Unreadable
 
 # Kinds of files with the type of those that name none.  An animation comes as a document too.
 _KINDS = {

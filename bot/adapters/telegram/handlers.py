@@ -1,5 +1,6 @@
 """Telegram updates: store each one before the next poll confirms it."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,9 +15,12 @@ from telegram.error import InvalidToken
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.telegram.client import RAW, RECEIVED_AT, check_token, map_errors
-from bot.adapters.telegram.parse import Addressee, ButtonEvent, ChannelMigrated, MessageEvent, parse
+from bot.adapters.telegram.forms import FormEvent, keyboard
+from bot.adapters.telegram.messenger import TelegramMessenger
+from bot.adapters.telegram.parse import Addressee, ButtonEvent, ChannelMigrated, MessageEvent, UserEvent, parse
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.intake import Intake
+from bot.chat.settings_form import outdated
 from bot.domain import IncomingMessage
 from bot.errors import AccessDenied, ChannelGone, MarkupRefused, PlatformError, PlatformUnavailable, StoreError
 from bot.observability.logging import log_context
@@ -33,6 +37,8 @@ _PAGE = 100
 _POLL = timedelta(seconds=25)
 # Seconds between two polls that bring nothing new: a broken server may not hold them open.
 _IDLE_POLL = 1.0
+# Characters of the notice that answers a button press.
+_LONGEST_NOTICE = 200
 # A smaller difference between the host's clock and Telegram's is none: the header counts seconds.
 _CLOCK_SKEW = timedelta(minutes=1)
 
@@ -46,6 +52,7 @@ class TelegramHandlers:
     _settings: TelegramSection
     _intake: Intake
     _inbox: Inbox
+    _messenger: TelegramMessenger
     _background: BackgroundTasks
     _clock: Clock
     _last_page: frozenset[int] = frozenset()
@@ -93,6 +100,7 @@ class TelegramHandlers:
                 self._inbox.notify_delayed(self._questions(updates[number:]))
                 raise
             self._offset = update.update_id + 1
+            await asyncio.sleep(0)  # a page of updates that need no store must not be one step of the event loop
         if self._inbox.is_backfilling and len(updates) < _PAGE:
             await self._inbox.recover()
 
@@ -116,7 +124,7 @@ class TelegramHandlers:
                 if isinstance(event, MessageEvent) and event.to is Addressee.BOT and not event.is_edit:
                     yield event.message
 
-    def _parse(self, update: Update) -> MessageEvent | ButtonEvent | ChannelMigrated | None:
+    def _parse(self, update: Update) -> UserEvent | None:
         now = self._intake.today()
         event = parse(update.api_kwargs[RAW], self._me, now)
         received_at = update.api_kwargs[RECEIVED_AT]
@@ -132,15 +140,17 @@ class TelegramHandlers:
             case MessageEvent() as event if event.is_edit:
                 if event.to is not Addressee.ANOTHER_BOT:
                     await self._inbox.edit(event.message)
-                if self._is_new_question(event):
+                if await self._is_new_question(event):
                     await self._inbox.accept(event.message)  # ignored if it is known
             case MessageEvent() as event:
-                if await self._is_for_bot(event):
+                if await self._is_for_bot(event) and not await self._opens_form(event.message):
                     await self._inbox.accept(event.message)
                     self._album = event.album
             case ButtonEvent() as event:
                 notice = await self._inbox.press(event.channel, event.message_id, event.action, event.by)
-                self._background.start(self._acknowledge(event, notice))
+                self._background.start(self._acknowledge(event.query, notice))
+            case FormEvent() as event:
+                self._background.start(self._inbox.process(partial(self._use_form, event)))
             case ChannelMigrated(channel, to):
                 await self._intake.rename_channel(channel, to)
             case None:
@@ -148,24 +158,58 @@ class TelegramHandlers:
             case unknown:
                 assert_never(unknown)
 
-    def _is_new_question(self, edit: MessageEvent) -> bool:
-        """Return whether an edited message can be one that mentions the bot only now."""
+    async def _is_new_question(self, edit: MessageEvent) -> bool:
+        """Return whether an edited message can be one that mentions the bot, or has a trigger, only now."""
         oldest = self._intake.today() - timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
         message = edit.message
-        return edit.to is Addressee.BOT and bool(message.text or message.quoted) and message.sent_at >= oldest
+        if message.sent_at < oldest or not (message.text or message.quoted):
+            return False
+        if edit.to is Addressee.NOBODY:
+            return await self._intake.is_triggered(message.channel, message.server, message.text)
+        return edit.to is Addressee.BOT
 
     async def _is_for_bot(self, event: MessageEvent) -> bool:
         # The pictures of an album arrive one by one, and at most one of them has a text.
         if event.album is not None and event.album == self._album and not event.message.text:
             return False
         if event.to is Addressee.NOBODY:
-            channel = event.message.channel
-            return self._settings.threads and channel.thread is not None and await self._intake.has_history(channel)
+            message = event.message
+            threads = self._settings.threads
+            return await self._intake.listens(message.channel, message.server, message.text, threads=threads)
         return event.to is Addressee.BOT
 
-    async def _acknowledge(self, press: ButtonEvent, notice: str) -> None:
+    async def _opens_form(self, message: IncomingMessage) -> bool:
+        """Answer a message with a form, if one is due; where it cannot be sent, a reply answers the message."""
+        form = await self._inbox.open_form(message)
+        if form is None:
+            return False
+        text = self._messenger.format.render(form.text)
+        try:
+            await self._messenger.show_form(message.channel, text, keyboard(form), reply_to=message.id)
+        except PlatformError as error:
+            log.info("form not shown, a text is sent", error=str(error))
+            return False
+        return True
+
+    async def _use_form(self, press: FormEvent) -> None:
+        """Carry out a press in a form and show the form as it is then."""
+        if press.is_old:
+            await self._acknowledge(press.query, outdated(self._intake.settings.translator_for(press.message)))
+            return
+        result = await self._intake.use_form(press.message, press.changes)
+        notice, form = result.notice, result.form
+        if form is not None:
+            text, buttons = self._messenger.format.render(notice or form.text), keyboard(form, press.shown)
+            try:
+                await self._messenger.show_form(press.message.channel, text, buttons, message_id=press.form)
+                notice = ""
+            except PlatformError as error:
+                log.info("form not shown after a press", error=str(error))
+        await self._acknowledge(press.query, notice)
+
+    async def _acknowledge(self, query: str, notice: str) -> None:
         try:
             with map_errors():
-                await self._bot.answer_callback_query(press.query, notice or None)
+                await self._bot.answer_callback_query(query, notice[:_LONGEST_NOTICE] or None)
         except PlatformError as error:
             log.info("button press not acknowledged", error=str(error))  # it may be too old

@@ -5,6 +5,7 @@ included.  Additions (bullets, numbers, table lines) end in an en space, which t
 itself never contains, so that tests can remove them.
 """
 
+import bisect
 import re
 import unicodedata
 from dataclasses import dataclass, replace
@@ -23,8 +24,14 @@ _STYLES = {"strong": "bold", "em": "italic", "s": "strikethrough", "heading": "b
 _LINE_END = re.compile(r"\r\n|\r|\n")
 # No other scheme: a tg:// link to a user would notify that user.
 _LINK = re.compile(r"https?://", re.IGNORECASE)
-# Telegram turns `@name` into a mention, which notifies, but not inside code; an address is a link as a whole.
-_MENTION = re.compile(r"https?://\S+|(?<![\w@])(@\w{2,})", re.ASCII | re.IGNORECASE)
+# Telegram turns `@name` into a mention, which notifies, but not inside code or a link.  Of an address the path is
+# a link too, if the host has a top-level domain; a comma behind the host ends it.
+_MENTION = re.compile(
+    r"https?://(?:[a-z0-9-]+\.)+[a-z]{2,}(?::\d+)?[/?#][^\s<>\"«»\u2000-\u206f]*|(?<![a-z0-9_])(@[a-z0-9_]{2,})",
+    re.IGNORECASE,
+)
+# Where Telegram looks for no mention.
+_LITERAL = frozenset({"code", "pre", "text_link"})
 _WORD_JOINER = "\N{WORD JOINER}"
 
 
@@ -66,7 +73,7 @@ class TelegramFormat:
         return max(utf16_units(rendered.text), self.limit * count // MOST_ENTITIES if count > MOST_ENTITIES else 0)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Style:
     """An open span; it begins with the next text."""
 
@@ -99,7 +106,7 @@ class _Writer:
             for entity in sorted(self._entities, key=lambda entity: (entity.offset, -entity.length))
             if entity.offset < length
         ]
-        return Rendered(text, tuple(entities))
+        return Rendered(text, tuple(_with_names_as_code(text, entities)))
 
     def _write_blocks(self, tokens: list[Token]) -> None:
         table: list[list[str]] = []
@@ -115,7 +122,7 @@ class _Writer:
                     language = token.info.split()[0] if token.info.split() else None
                     self._write_alone(_content(token).removesuffix("\n"), Entity("pre", 0, 0, language=language))
                 case "html_block":
-                    self._write_words(_content(token).rstrip("\n"))
+                    self._write(_content(token).rstrip("\n"))
                 case "hr":
                     self._additions.append(f"———{EN_SPACE}\n")
                 case "bullet_list_open" | "ordered_list_open":
@@ -145,7 +152,7 @@ class _Writer:
         for token in tokens:
             match token.type:
                 case "text" | "html_inline":
-                    self._write_words(_content(token))
+                    self._write(_content(token))
                 case "code_inline":
                     self._write_alone(_content(token), Entity("code", 0, 0))
                 case "softbreak" | "hardbreak":
@@ -160,16 +167,6 @@ class _Writer:
                     self._end("text_link")
                 case kind:
                     self._toggle(kind)
-
-    def _write_words(self, text: str) -> None:
-        """Write text with names as code, since nobody but the asker is notified."""
-        at = 0
-        for match in _MENTION.finditer(text):
-            if match[1]:
-                self._write(text[at : match.start()])
-                self._write_alone(match[1], Entity("code", 0, 0))
-                at = match.end()
-        self._write(text[at:])
 
     def _write(self, text: str) -> None:
         if not text:
@@ -224,6 +221,45 @@ class _Writer:
         # Telegram rejects nested entities of one kind; the outer one is enough.
         if style.begin is not None and is_needed and not any(other.kind == style.kind for other in self._open):
             self._entities.append(Entity(style.kind, style.begin, self._length - style.begin, url=style.url))
+
+
+def _with_names_as_code(text: str, entities: list[Entity]) -> list[Entity]:
+    """Show each name as code, since only the asker is to be notified; other styles end before it and begin again after.
+
+    >>> [(each.kind, each.offset, each.length) for each in _with_names_as_code("hi @mei", [Entity("bold", 0, 7)])]
+    [('bold', 0, 3), ('code', 3, 4)]
+    """
+    literal = [each for each in entities if each.kind in _LITERAL]  # they do not overlap
+    names: list[Entity] = []
+    at = begin = number = 0
+    for match in _MENTION.finditer(text):
+        if match[1]:
+            begin += utf16_units(text[at : match.start()])
+            at = match.start()
+            while number < len(literal) and _end(literal[number]) <= begin:
+                number += 1
+            if number == len(literal) or literal[number].offset >= begin + len(match[1]):
+                names.append(Entity("code", begin, len(match[1])))
+    pieces = [piece for each in entities for piece in _between(each, names)]
+    return sorted([*pieces, *names], key=lambda each: (each.offset, -each.length))
+
+
+def _between(entity: Entity, names: list[Entity]) -> list[Entity]:
+    """Return the parts of an entity between names; a quotation may contain them."""
+    if entity.kind == "blockquote":
+        return [entity]
+    number, at = bisect.bisect_right(names, entity.offset, key=_end), entity.offset
+    pieces: list[Entity] = []
+    while number < len(names) and names[number].offset < _end(entity):
+        pieces.append(replace(entity, offset=at, length=names[number].offset - at))
+        at = _end(names[number])
+        number += 1
+    pieces.append(replace(entity, offset=at, length=_end(entity) - at))
+    return [piece for piece in pieces if piece.length > 0]
+
+
+def _end(entity: Entity) -> int:
+    return entity.offset + entity.length
 
 
 def _marker(item: Token, first: list[Token]) -> str:

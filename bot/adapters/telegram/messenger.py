@@ -3,38 +3,50 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from telegram import Bot, InlineKeyboardButton, InlineKeyboardMarkup, LinkPreviewOptions, MessageEntity, ReplyParameters
+import structlog
+from telegram import (
+    Bot,
+    InlineKeyboardButton,
+    InlineKeyboardMarkup,
+    LinkPreviewOptions,
+    Message,
+    MessageEntity,
+    ReplyParameters,
+)
 from telegram.error import BadRequest, ChatMigrated
 
+from bot.adapters.send_once import SendOnce
 from bot.adapters.telegram.client import is_unchanged, map_errors
+from bot.adapters.telegram.lost_messages import KnownMessages, LostMessages
 from bot.adapters.telegram.markup import Entity, TelegramFormat
 from bot.adapters.telegram.settings import TelegramSection
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Controls
-from bot.errors import MessageGone, PlatformUnavailable
+from bot.errors import EditRefused, MarkupRefused, MessageGone, PlatformUnavailable
 from bot.util.recent import RecentDict
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 # Symbols, as the reader's language is not known here.
-_SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄"}
+_SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄", Action.UP: "👍", Action.DOWN: "👎"}
 _NO_PREVIEW = LinkPreviewOptions(is_disabled=True)
 
 
 class TelegramMessenger:
-    """A Messenger; `rename_channel` is called when a group becomes a supergroup with a new id.
-
-    Telegram has no nonces and its history cannot be read: where the response to a send
-    is lost, a "…" remains.
-    """
-
-    # The "…" is not looked for by its number: in a private chat users' messages are numbered in the same
-    # row and a bot can delete them, in groups everybody's; a wrong guess would delete a person's words.
+    """A Messenger; `rename_channel` is called when a group becomes a supergroup with a new id."""
 
     def __init__(
-        self, bot: Bot, settings: TelegramSection, rename_channel: Callable[[ChannelKey, str], Awaitable[None]]
+        self,
+        bot: Bot,
+        settings: TelegramSection,
+        rename_channel: Callable[[ChannelKey, str], Awaitable[None]],
+        known: KnownMessages,
     ) -> None:
         self._bot = bot
         self._settings = settings
         self._rename_channel = rename_channel
+        self._once = SendOnce()
+        self._lost = LostMessages(known, self._with_buttons)
         self._supergroups: dict[int, int] = {}
         # Messages in supergroups, by the group's former id: a reply in progress goes on under that one.
         self._moved: RecentDict[tuple[str, str], None] = RecentDict()
@@ -57,10 +69,41 @@ class TelegramMessenger:
         may_exist: bool = False,
         continues: str | None = None,
     ) -> str:
+        is_new = self._once.is_in_doubt(nonce)
+
+        async def find() -> str | None:
+            after = reply_to or continues or ""
+            return await self._find(channel, text, controls, reply_to, nonce, after, is_new=is_new)
+
+        if may_exist:
+            self._once.maybe_sent(nonce)
+        id = await self._once.send(nonce, lambda: self._post(channel, text, reply_to, _buttons(controls)), find)
+        self._lost.record(channel, id)
+        if self._is_migrated(channel):
+            self._moved[channel.channel, id] = None
+        return id
+
+    async def show_form(
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        keyboard: InlineKeyboardMarkup,
+        *,
+        message_id: str | None = None,
+        reply_to: str | None = None,
+    ) -> None:
+        """Show a form in the message that has one, or in a new one."""
+        if message_id is None:
+            # A search for lost messages takes the buttons of unknown ones away.
+            self._lost.record(channel, await self._post(channel, text, reply_to, keyboard))
+        else:
+            await self._edit(channel, message_id, text, keyboard)
+
+    async def _post(
+        self, channel: ChannelKey, text: Rendered, reply_to: str | None, keyboard: InlineKeyboardMarkup | None
+    ) -> str:
         async with self._calling(channel) as chat:
-            is_moved = self._is_migrated(channel)
-            # In a private chat every message is for the same user.
-            question = None if reply_to is None or is_private(channel) or is_moved else _number(reply_to)
+            question = self._referred(channel, reply_to)
             reply = None if question is None else ReplyParameters(question, allow_sending_without_reply=True)
             message = await self._bot.send_message(
                 chat,
@@ -68,15 +111,59 @@ class TelegramMessenger:
                 entities=entities_of(text),
                 message_thread_id=thread_id(channel),
                 reply_parameters=reply,
-                reply_markup=_buttons(controls),
+                reply_markup=keyboard,
                 link_preview_options=_NO_PREVIEW,
             )
-        id = str(message.message_id)
-        if is_moved:
-            self._moved[channel.channel, id] = None
-        return id
+        return str(message.message_id)
+
+    def _referred(self, channel: ChannelKey, reply_to: str | None) -> int | None:
+        """Return the number of the message that is replied to; in a private chat every message is for the same user."""
+        if reply_to is None or is_private(channel) or self._is_migrated(channel):
+            return None
+        return _number(reply_to)
+
+    async def _find(
+        self,
+        channel: ChannelKey,
+        text: Rendered,
+        controls: Controls,
+        reply_to: str | None,
+        nonce: str,
+        after: str,
+        *,
+        is_new: bool,
+    ) -> str | None:
+        """Return the id of the message that an earlier send has left after message `after`; it shows this text then."""
+        number = _number(after)
+        if number is None or self._is_migrated(channel):
+            return None
+        question = self._referred(channel, reply_to)
+        found = await self._lost.find(channel, nonce, text.text, question=question, after=number, is_new=is_new)
+        if found is None:
+            return None
+        try:
+            await self.edit(channel, str(found), text, controls=controls)
+        except (EditRefused, MessageGone):
+            return None
+        log.info("a message that was sent before is continued", channel=str(channel), message=str(found))
+        return str(found)
+
+    async def _with_buttons(self, channel: ChannelKey, number: int, controls: Controls) -> Message | None:
+        """Change the buttons of a message and return it; None for one that had these before."""
+        try:
+            async with self._calling(channel) as chat:
+                message = await self._bot.edit_message_reply_markup(chat, number, reply_markup=_buttons(controls))
+        except MarkupRefused:  # what an unknown refusal becomes, and "message is not modified"
+            return None
+        assert isinstance(message, Message), "an edit of a message in a chat returns it"
+        return message
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
+        await self._edit(channel, message_id, text, _buttons(controls))
+
+    async def _edit(
+        self, channel: ChannelKey, message_id: str, text: Rendered, keyboard: InlineKeyboardMarkup | None
+    ) -> None:
         async with self._calling(channel) as chat:
             try:
                 await self._bot.edit_message_text(
@@ -84,7 +171,7 @@ class TelegramMessenger:
                     chat,
                     self._number_of(channel, message_id),
                     entities=entities_of(text),
-                    reply_markup=_buttons(controls),
+                    reply_markup=keyboard,
                     link_preview_options=_NO_PREVIEW,
                 )
             except BadRequest as error:
@@ -148,5 +235,7 @@ def entities_of(text: Rendered) -> list[MessageEntity]:
 def _buttons(controls: Controls) -> InlineKeyboardMarkup | None:
     if not controls:
         return None
-    row = [InlineKeyboardButton(_SYMBOLS[action], callback_data=action.value) for action in sorted(controls)]
+    row = [
+        InlineKeyboardButton(_SYMBOLS[action], callback_data=action.value) for action in Action if action in controls
+    ]
     return InlineKeyboardMarkup([row])

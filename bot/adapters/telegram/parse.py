@@ -13,7 +13,9 @@ from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.quotation import Quotation
 from bot.adapters.telegram.fields import Fields, required
 from bot.adapters.telegram.files import files_of
+from bot.adapters.telegram.forms import FormEvent, read_data
 from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply, is_reply_to_bot, quoted
+from bot.adapters.telegram.text import links_of, rewritten, utf_16, words_at
 from bot.chat.commands import COMMANDS
 from bot.delivery.markdown.format import utf16_units
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
@@ -23,7 +25,6 @@ PLATFORM = "telegram"
 _COMMAND = re.compile(r"/([A-Za-z0-9_]+)(?:@([A-Za-z0-9_]+))?(?=\s|$)")
 # Telegram sends it when a chat with the bot is opened; it is answered like /help.
 _START = "start"
-_SPACE = " ".encode("utf-16-le")
 # Contents of a message that is no service message, beside text and caption.
 _ATTACHMENTS = (
     *("animation", "audio", "checklist", "contact", "dice", "document", "game", "invoice", "live_photo", "location"),
@@ -70,7 +71,10 @@ class ChannelMigrated:
     to: str
 
 
-def parse(update: Mapping[str, object], me: User, now: datetime) -> MessageEvent | ButtonEvent | ChannelMigrated | None:
+UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated
+
+
+def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | None:
     """Parse an update as the Bot API sends it; None for a bot's message or a service message.
 
     Raises:
@@ -79,7 +83,7 @@ def parse(update: Mapping[str, object], me: User, now: datetime) -> MessageEvent
     whole = Fields(update, "update")
     query = whole.part("callback_query")
     if query is not None:
-        return _button(query)
+        return _button(query) or _form(query, now)
     message = whole.part("message")
     edited = whole.part("edited_message") if message is None else None
     message = message or edited
@@ -147,6 +151,27 @@ def _button(query: Fields) -> ButtonEvent | None:
     )
 
 
+def _form(query: Fields, now: datetime) -> FormEvent | None:
+    where, asked = query.part("message"), read_data(query.text("data") or "")
+    if where is None or asked is None:
+        return None
+    channel, person = _channel(where), required(query.part("from"))
+    is_direct = required(where.part("chat")).text("type") == Chat.PRIVATE
+    form = where.id("message_id")
+    message = IncomingMessage(
+        id=form,
+        channel=channel,
+        author=_user(person),
+        text="",
+        sent_at=now,
+        server=None if is_direct else channel.channel,
+        is_direct=is_direct,
+        locale=person.text("language_code"),
+    )
+    # An old message comes without its topic, and with the date 0.
+    return FormEvent(required(query.text("id")), form, not where.number("date"), message, *asked)
+
+
 def _channel(message: Fields) -> ChannelKey:
     topic = message.number("message_thread_id") if message.flag("is_topic_message") else None
     return ChannelKey(PLATFORM, required(message.part("chat")).id("id"), None if topic is None else str(topic))
@@ -175,16 +200,9 @@ def _author(message: Fields) -> Author | None:
 
 def _without_mentions(message: Fields, me: User) -> tuple[str, bool]:
     """Return the text without mentions of the bot, and whether there were any."""
-    # Entities count UTF-16 code units.
-    units = (message.text("text") or message.text("caption") or "").encode("utf-16-le", "surrogatepass")
-    kept, at, is_mentioned = [], 0, False
-    for begin, end in sorted(_mentions(message, units, me)):
-        if begin >= at:
-            kept.append(units[at:begin])
-            at = end + 2 if units[end : end + 2] == _SPACE else end
-            is_mentioned = True
-    kept.append(units[at:])
-    return b"".join(kept).decode("utf-16-le", "surrogatepass").strip(), is_mentioned
+    units = utf_16(message.text("text") or message.text("caption") or "")
+    mentions = sorted(_mentions(message, units, me))
+    return rewritten(units, mentions, links_of(message, units)), bool(mentions)
 
 
 def _mentions(message: Fields, units: bytes, me: User) -> Iterator[tuple[int, int]]:
@@ -196,7 +214,7 @@ def _mentions(message: Fields, units: bytes, me: User) -> Iterator[tuple[int, in
             is_readable = False
             continue
         span = 2 * offset, 2 * (offset + length)
-        if _names(entity, kind, units[slice(*span)].decode("utf-16-le", "replace"), me):
+        if _names(entity, kind, words_at(units, *span), me):
             yield span
     if not is_readable or any(
         message.has(name) and not message.parts(name) for name in ("entities", "caption_entities")

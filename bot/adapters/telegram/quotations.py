@@ -5,16 +5,17 @@ from telegram import User
 from bot.adapters.quotation import Quotation, quotation
 from bot.adapters.telegram.fields import Fields
 from bot.adapters.telegram.files import files_of
+from bot.adapters.telegram.text import text_or_caption, written_text
 
 
 def quoted(message: Fields, me: User) -> Quotation | None:
     """Return the part of another message that the author selected, or all of it."""
     selected = message.part("quote")
-    text = selected.text("text") if selected is not None else None
+    text = written_text(selected) if selected is not None else ""
     replied = _replied_to(message)
     if replied is not None:
         id = replied.number("message_id")
-        text = text or replied.text("text") or replied.text("caption") or described(replied)
+        text = text or text_or_caption(replied) or described(replied)
         return quotation(text, None if id is None else str(id), files_of(replied), is_bots=_is_from(replied, me))
     elsewhere = message.part("external_reply")
     if elsewhere is None:
@@ -23,7 +24,7 @@ def quoted(message: Fields, me: User) -> Quotation | None:
 
 
 def described(message: Fields) -> str:
-    r"""Return a poll, a contact or a place in words; "" for anything else.
+    r"""Return what a message without a text says in words: a poll, a checklist, a contact, a place …; "" if nothing.
 
     >>> described(Fields({"poll": {"question": "Tea?", "options": [{"text": "yes"}, {"text": "no"}]}}, "message"))
     'Tea?\n- yes\n- no'
@@ -31,6 +32,16 @@ def described(message: Fields) -> str:
     if (poll := message.part("poll")) is not None:
         options = [f"- {text}" for option in poll.parts("options") if (text := option.text("text"))]
         return "\n".join(filter(None, [poll.text("question"), *options]))
+    if (checklist := message.part("checklist")) is not None:
+        tasks = [
+            f"- {text}" for task in checklist.parts("tasks") if (text := written_text(task, entities="text_entities"))
+        ]
+        return "\n".join(filter(None, [written_text(checklist, "title", "title_entities"), *tasks]))
+    for kind in ("game", "invoice"):
+        if (offer := message.part(kind)) is not None:
+            return _joined(offer, "title", "description")
+    if (audio := message.part("audio")) is not None:
+        return _joined(audio, "title", "performer")
     if (contact := message.part("contact")) is not None:
         return _joined(contact, "first_name", "last_name", "phone_number")
     if (venue := message.part("venue")) is not None:

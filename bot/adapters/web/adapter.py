@@ -1,0 +1,59 @@
+"""A chat in the browser: its pages are served on the port of the HTTP APIs."""
+
+import asyncio
+from pathlib import Path
+
+from bot.adapters.inbox import Inbox
+from bot.adapters.web.chat import Chat
+from bot.adapters.web.messenger import Message, WebMessenger
+from bot.adapters.web.page import create_pages
+from bot.adapters.web.panel.sources import PanelSources
+from bot.adapters.web.session import Sessions, read_secret
+from bot.adapters.web.streams import Streams
+from bot.chat.intake import Intake
+from bot.config.http import WEB_PLATFORM
+from bot.delivery.replies import Replies
+from bot.util.clock import Clock
+
+SECRET = "web.secret"  # noqa: S105 - the name of its file
+
+
+class WebAdapter:
+    """The platform "web"; `pages` is its application, which serves a chat while `run` runs.
+
+    A session is a channel and a conversation a thread of it.  The store has everything that was
+    said: a page gets the whole conversation whenever it connects.
+    """
+
+    def __init__(self, folder: Path, clock: Clock, sources: PanelSources | None = None) -> None:
+        """Keep the secret of the sessions in `folder`; with `sources`, serve the operator's panel too."""
+        self._clock = clock
+        self._chat: Chat | None = None
+        self.pages = create_pages(lambda: self._chat, Sessions(read_secret(folder / SECRET)), sources)
+
+    @property
+    def is_connected(self) -> bool:
+        return self._chat is not None
+
+    async def run(self, intake: Intake) -> None:
+        streams = Streams()
+
+        def changed(id: str, message: Message) -> None:
+            # The first message of a reply, the last content of it, and one that memory does not know change the row.
+            if message.question is None or not message.is_growing:
+                streams.reload(message.channel)
+            else:
+                streams.show(message.channel, message.question)
+
+        messenger = WebMessenger(changed)
+        try:
+            async with Replies(intake, messenger, self._clock) as replies:
+                inbox = Inbox(WEB_PLATFORM, intake, replies, self._clock)
+                await inbox.retry(inbox.recover)
+                self._chat = Chat(intake, inbox, messenger, streams)
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self._chat = None
+        finally:
+            streams.close()

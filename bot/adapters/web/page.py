@@ -1,0 +1,314 @@
+"""The routes of the page: what it shows, and what its buttons do."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from bot.adapters.web.chat import Chat
+from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
+from bot.adapters.web.files import files_of, read_upload
+from bot.adapters.web.guard import PageGuard
+from bot.adapters.web.panel.routes import panel_routes
+from bot.adapters.web.panel.sources import PanelSources
+from bot.adapters.web.requests import LONGEST_BODY, language_of, locale_of, read_object, refuse
+from bot.adapters.web.session import COOKIE, MAX_AGE, Sessions
+from bot.adapters.web.streams import Stream
+from bot.adapters.web.view import exchange_view, title
+from bot.adapters.web.words import page_html
+from bot.chat.files import MOST_FILES
+from bot.chat.i18n import Translate, demo_note, translator
+from bot.chat.settings_form import form_command
+from bot.config.http import WEB_PLATFORM
+from bot.domain import Action, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Status
+from bot.errors import NotErased, StoreError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_STATIC = Path(__file__).with_name("static")
+_FILES = {
+    "chat.js": "text/javascript",
+    "chat.css": "text/css",
+    "panel.js": "text/javascript",
+    "panel.css": "text/css",
+    "icon.svg": "image/svg+xml",
+}
+# Exchanges of a conversation that are shown.
+_SHOWN = 200
+# Of a file's text in a request; a control character takes six, and no file has only those.
+_BYTES_PER_CHARACTER = 4
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def create_pages(
+    find_chat: Callable[[], Chat | None], sessions: Sessions, sources: PanelSources | None = None
+) -> Starlette:
+    """Create the application; `find_chat` returns None while the platform starts or stops.
+
+    With `sources` it has the operator's panel too.
+    """
+
+    def chat_of(request: Request) -> Chat:
+        if (chat := find_chat()) is None:
+            raise HTTPException(503, "The bot is starting or stopping; the page tries again.")
+        return chat
+
+    def user_of(request: Request) -> str:
+        if (user := sessions.user(request.cookies.get(COOKIE))) is None:
+            raise HTTPException(401, "The session has ended; please load the page again.")
+        return user
+
+    async def page(request: Request) -> Response:
+        intake = None if (chat := find_chat()) is None else chat.intake
+        language = language_of(request, None if intake is None else intake.settings)
+        translate = translator(language)
+        note = "" if intake is None else demo_note(intake.engine.info.model, translate)
+        return HTMLResponse(page_html(language, translate, note))
+
+    async def file(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _FILES:
+            raise HTTPException(404)
+        return FileResponse(_STATIC / name, media_type=_FILES[name], headers={"Cache-Control": "no-cache"})
+
+    async def session(request: Request) -> Response:
+        # Not with the page: after a link on another page, the browser has withheld the cookie of the session.
+        response = Response(status_code=204)
+        if sessions.user(request.cookies.get(COOKIE)) is None:
+            response.set_cookie(COOKIE, sessions.issue(), max_age=MAX_AGE, httponly=True, samesite="strict")
+        return response
+
+    async def events(request: Request) -> Response:
+        chat, channel = chat_of(request), ChannelKey(WEB_PLATFORM, user_of(request), _id(request.query_params, "chat"))
+        return PageEvents(_updates(chat, channel, _translate(chat, request)))
+
+    def post(path: str, handle: Callable[[Chat, "_Call"], Awaitable[dict[str, Any]]]) -> Route:
+        async def run(request: Request) -> Response:
+            chat, user = chat_of(request), user_of(request)
+            most_of_files = MOST_FILES * chat.intake.settings.files.max_chars * _BYTES_PER_CHARACTER
+            body = await read_object(request, LONGEST_BODY + most_of_files)
+            call = _Call(user, _id(body, "chat"), body, locale_of(request), _translate(chat, request))
+            try:
+                return JSONResponse(await handle(chat, call))
+            except StoreError as error:
+                raise HTTPException(503, str(error)) from error
+
+        return Route(path, run, methods=["POST"])
+
+    async def read(request: Request) -> Response:
+        chat, user = chat_of(request), user_of(request)
+        translate = _translate(chat, request)
+        call = _Call(user, _id(request.query_params, "chat"), {}, locale_of(request), translate)
+        call.message_of(chat, "", "")  # only for those whom [access] admits
+        return JSONResponse(await read_upload(request, chat.intake.files, translate))
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/web/session", session, methods=["POST"]),
+            Route("/web/events", events),
+            post("/web/ask", _ask),
+            post("/web/edit", _edit),
+            post("/web/press", _press),
+            post("/web/delete", _delete),
+            post("/web/settings", _settings),
+            Route("/web/read", read, methods=["POST"]),
+            Route("/web/{name}", file),
+            *([] if sources is None else panel_routes(find_chat, sources)),
+        ],
+        middleware=[Middleware(PageGuard)],
+        exception_handlers={HTTPException: refuse},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A request of the page."""
+
+    user: str
+    conversation: str
+    body: dict[str, Any]
+    locale: str | None
+    translate: Translate
+
+    @property
+    def channel(self) -> ChannelKey:
+        return ChannelKey(WEB_PLATFORM, self.user, self.conversation)
+
+    @property
+    def author(self) -> Author:
+        return Author(WEB_PLATFORM, self.user, "")
+
+    def message(self, chat: Chat) -> IncomingMessage:
+        """Return what was written.
+
+        Raises:
+            HTTPException: It is no message, or [access] does not admit it.
+        """
+        files = files_of(self.body, chat.intake.settings.files.max_chars)
+        return self.message_of(chat, _id(self.body, "id"), _text(self.body, "text"), files)
+
+    def message_of(self, chat: Chat, id: str, text: str, files: tuple[Attachment, ...] = ()) -> IncomingMessage:
+        """Return a message of the page's user.
+
+        Raises:
+            HTTPException: [access] does not admit it.
+        """
+        message = IncomingMessage(
+            id=id,
+            channel=self.channel,
+            author=self.author,
+            text=text,
+            sent_at=chat.intake.today(),
+            is_direct=True,
+            locale=self.locale,
+            files=files,
+        )
+        if not chat.intake.access.admits(message):
+            raise HTTPException(403, self.translate("You may not use this bot here."))
+        return message
+
+
+async def _ask(chat: Chat, call: _Call) -> dict[str, Any]:
+    await chat.inbox.accept(call.message(chat))
+    chat.streams.reload(call.channel)
+    return {}
+
+
+async def _edit(chat: Chat, call: _Call) -> dict[str, Any]:
+    await chat.inbox.edit(call.message(chat))
+    chat.streams.reload(call.channel)
+    return {}
+
+
+async def _press(chat: Chat, call: _Call) -> dict[str, Any]:
+    try:
+        action = Action(_text(call.body, "action"))
+    except ValueError:
+        raise HTTPException(400, "action is stop, retry, up or down") from None
+    notice = await chat.inbox.press(call.channel, _text(call.body, "reply"), action, call.author)
+    chat.streams.reload(call.channel)
+    return {"notice": notice}
+
+
+async def _delete(chat: Chat, call: _Call) -> dict[str, Any]:
+    if not chat.intake.access.may_clear(call.author):
+        return {"notice": call.translate("Only admins may delete a conversation.")}
+    try:
+        await chat.intake.exchanges.clear(call.channel)
+    except NotErased:
+        return {"notice": call.translate("Deleted; the files of the database are cleaned as soon as possible.")}
+    finally:
+        chat.streams.reload(call.channel)
+    return {}
+
+
+async def _settings(chat: Chat, call: _Call) -> dict[str, Any]:
+    """Change a setting of the conversation if one is named; return the fields of its form."""
+    message = call.message_of(chat, "", "")
+    fields, notice = await chat.intake.settings_form(message), ""
+    if "setting" in call.body:
+        name = _text(call.body, "setting")
+        command = form_command(name, _text(call.body, "value"))
+        if command is None or name not in [each.name for each in fields]:
+            raise HTTPException(400, f"setting is one of {', '.join(each.name for each in fields)}")
+        notice = await chat.intake.change_setting(replace(message, text=command))
+        fields = await chat.intake.settings_form(message)
+    return {"notice": notice, "fields": [asdict(field) for field in fields]}
+
+
+async def _updates(chat: Chat, channel: ChannelKey, translate: Translate) -> AsyncGenerator[bytes, None]:
+    """Yield the whole conversation, then what changes of it."""
+    yield RETRY
+    with chat.streams.open(channel) as stream:
+        page = _Page(chat, stream, translate)
+        while not stream.is_closed:
+            if stream.is_replaced:
+                yield REPLACED
+                return
+            if not await stream.wait(PING_SECONDS):
+                yield PING
+                continue
+            try:
+                update = await page.update()
+            except StoreError as error:
+                log.warning("web: conversation not read, the page tries again", error=str(error))
+                return
+            if update is not None:
+                yield encode(update)
+
+
+class _Page:
+    """What one page shows."""
+
+    def __init__(self, chat: Chat, stream: Stream, translate: Translate) -> None:
+        self._chat = chat
+        self._stream = stream
+        self._translate = translate
+        self._is_new = True
+        self._rows: dict[str, Exchange] = {}
+
+    async def update(self) -> dict[str, Any] | None:
+        """Return what has changed since the last call, all of it at the first; None if that is nothing.
+
+        Raises:
+            StoreError: The database cannot be read.
+        """
+        changed, self._stream.changed = self._stream.changed, set()
+        if not self._stream.is_stale:
+            rows = [self._rows[question] for question in changed if question in self._rows]
+            return {"exchanges": await self._views(rows)} if rows else None
+        self._stream.is_stale = False
+        channel, intake = self._stream.channel, self._chat.intake
+        rows = await intake.said_in(channel, _SHOWN)
+        openings = await intake.openings(channel)
+        before, self._rows = self._rows, {row.message.id: row for row in rows}
+        new = [row for row in rows if before.get(row.message.id) != row or row.status is Status.OPEN]
+        update = {
+            "reset": self._is_new,
+            "order": list(self._rows),
+            "exchanges": await self._views(new),
+            "chats": [{"id": each.message.channel.thread, "title": title(each)} for each in openings],
+        }
+        self._is_new = False
+        return update
+
+    async def _views(self, rows: list[Exchange]) -> list[dict[str, Any]]:
+        find = self._chat.messenger.reply
+        replies = [find(row.message.id, row.parts) if row.answer is None else {} for row in rows]
+        # Rendering a long conversation takes a while, and hostile Markdown longer.
+        translate, asks_for_votes = self._translate, self._chat.intake.settings.feedback.enabled
+        return await asyncio.to_thread(
+            lambda: [
+                exchange_view(row, reply, translate, asks_for_votes=asks_for_votes)
+                for row, reply in zip(rows, replies, strict=True)
+            ]
+        )
+
+
+def _text(body: Any, name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise HTTPException(400, f"{name} is missing or not a string")
+    return value
+
+
+def _id(body: Any, name: str) -> str:
+    value = _text(body, name)
+    if not _ID.fullmatch(value):
+        raise HTTPException(400, f"{name} is not 32 hexadecimal digits")
+    return value
+
+
+def _translate(chat: Chat, request: Request) -> Translate:
+    return translator(language_of(request, chat.intake.settings))

@@ -1,0 +1,131 @@
+"""The operator's panel at /admin: its routes, and the stream of what it shows.
+
+It has no sign-in: the guard of the page lets only this machine in, so its user is the operator.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from bot.adapters.web.chat import Chat
+from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
+from bot.adapters.web.panel.channels import channel_of, mark_of
+from bot.adapters.web.panel.sources import PanelSources
+from bot.adapters.web.panel.usage import RecentUsage
+from bot.adapters.web.panel.view import PanelView
+from bot.adapters.web.panel.words import panel_html
+from bot.adapters.web.requests import language_of, locale_of, read_object
+from bot.chat.access import OPERATOR
+from bot.chat.i18n import language_for, translator
+from bot.config.http import WEB_PLATFORM
+from bot.domain import ChannelKey, IncomingMessage, Scope
+from bot.errors import StoreError
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Seconds between two updates of a page.
+_SECONDS = 1.0
+# Where the operator's commands come from, and the streams of the panel; no session has this id.
+_PANEL = ChannelKey(WEB_PLATFORM, "admin")
+
+Body = dict[str, Any]
+
+
+def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) -> list[Route]:
+    """Return the routes; `find_chat` returns None while the platform starts or stops."""
+    usage = RecentUsage(sources.read_usage, sources.clock)
+
+    def chat_of() -> Chat:
+        if (chat := find_chat()) is None:
+            raise HTTPException(503, "The bot is starting or stopping; the page tries again.")
+        return chat
+
+    async def page(request: Request) -> Response:
+        chat = find_chat()
+        language = language_of(request, None if chat is None else chat.intake.settings)
+        return HTMLResponse(panel_html(language, translator(language)))
+
+    async def events(request: Request) -> Response:
+        chat = chat_of()
+        translate = translator(language_of(request, chat.intake.settings))
+        return PageEvents(_updates(chat, PanelView(chat, sources, usage, translate)))
+
+    def post(path: str, act: Callable[[Chat, Body, str | None], Awaitable[str]]) -> Route:
+        async def run(request: Request) -> Response:
+            chat, body = chat_of(), await read_object(request)
+            try:
+                return JSONResponse({"notice": await act(chat, body, locale_of(request))})
+            except StoreError as error:
+                raise HTTPException(503, str(error)) from error
+
+        return Route(path, run, methods=["POST"])
+
+    return [
+        Route("/admin", page),
+        Route("/admin/events", events),
+        post("/admin/pause", _pause),
+        post("/admin/undo", _undo),
+    ]
+
+
+async def _pause(chat: Chat, body: Body, locale: str | None) -> str:
+    is_paused = body.get("paused")
+    if not isinstance(is_paused, bool):
+        raise HTTPException(400, "paused is true or false")
+    notice = await carry_out(chat, "/pause" if is_paused else "/resume", _PANEL, locale)
+    log.info("paused in the panel" if is_paused else "resumed in the panel")
+    return notice
+
+
+async def carry_out(chat: Chat, command: str, channel: ChannelKey, locale: str | None) -> str:
+    """Carry out a command of the operator's; return the sentence that answers it."""
+    message = IncomingMessage(
+        id="",
+        channel=channel,
+        author=OPERATOR,
+        text=command,
+        sent_at=chat.intake.today(),
+        is_direct=False,
+        locale=locale,
+    )
+    sentence = await chat.intake.change_setting(message)
+    return sentence.replace("`", "")  # the page shows it as it is
+
+
+async def _undo(chat: Chat, body: Body, locale: str | None) -> str:
+    """Undo the last change of a place, if it is still the one that the page shows."""
+    level, place, shown = body.get("level"), body.get("place"), body.get("change")
+    if level not in ("channel", "thread") or not isinstance(place, str) or not isinstance(shown, str):
+        raise HTTPException(400, "level is channel or thread; place and change are strings")
+    scope = Scope(level, place)
+    changes = await chat.intake.choices.changes(scope, 1)
+    if not changes or changes[0].scope != scope or mark_of(changes[0]) != shown:
+        translate = translator(language_for(chat.intake.settings.conversation.language, locale or "en", ""))
+        return translate("This was changed meanwhile; please look again.")
+    return await carry_out(chat, "/settings undo", channel_of(scope), locale)
+
+
+async def _updates(chat: Chat, view: PanelView) -> AsyncGenerator[bytes, None]:
+    """Yield all of the panel, then what has changed, at most once in `_SECONDS`."""
+    yield RETRY
+    silent = 0.0
+    with chat.streams.open(_PANEL) as stream:
+        while True:
+            await stream.wait(_SECONDS)
+            if stream.is_closed:
+                return
+            if stream.is_replaced:
+                yield REPLACED
+                return
+            silent += _SECONDS
+            if update := await view.update():
+                silent = 0.0
+                yield encode(update)
+            elif silent >= PING_SECONDS:
+                silent = 0.0
+                yield PING

@@ -1,0 +1,63 @@
+"""One page of the panel: the changes since its last event."""
+
+from typing import Any
+
+from bot.adapters.web.chat import Chat
+from bot.adapters.web.panel.channels import channels_html
+from bot.adapters.web.panel.html import text
+from bot.adapters.web.panel.log import log_html
+from bot.adapters.web.panel.now import now_parts
+from bot.adapters.web.panel.sources import PanelSources
+from bot.adapters.web.panel.usage import RecentUsage, usage_html
+from bot.chat.i18n import Translate
+from bot.domain import SettingChange
+from bot.errors import StoreError
+from bot.observability.logging import recent_lines
+
+
+class PanelView:
+    """Renders fragments of the page by the ids of their elements; a section is rendered when its source has changed."""
+
+    def __init__(self, chat: Chat, sources: PanelSources, usage: RecentUsage, translate: Translate) -> None:
+        self._chat = chat
+        self._sources = sources
+        self._usage = usage
+        self._translate = translate
+        self._shown: dict[str, Any] = {}
+        self._revision: int | None = None
+        self._report: object = None
+        self._last_line = 0
+
+    async def update(self) -> dict[str, Any]:
+        """Return what has changed since the last call, all of it at the first."""
+        now = {"is_paused": self._chat.intake.access.is_paused, **await now_parts(self._sources, self._translate)}
+        now |= await self._usage_part() | await self._channels_part()
+        changed = {name: part for name, part in now.items() if self._shown.get(name) != part}
+        self._shown |= changed
+        return changed | self._log_part()
+
+    async def _usage_part(self) -> dict[str, str]:
+        today = self._chat.intake.today().date()
+        report = await self._usage.find(today)
+        if report is self._report:
+            return {}
+        self._report = report
+        return {"usage": usage_html(report, today, self._translate)}
+
+    async def _channels_part(self) -> dict[str, str]:
+        choices = self._chat.intake.choices
+        if (revision := choices.revision) == self._revision:
+            return {}
+        try:
+            changes: list[SettingChange] = await choices.in_force()
+        except StoreError as error:  # tried again a second later
+            return {"channels": text(self._translate("The settings cannot be read: {why}").format(why=error))}
+        self._revision = revision
+        return {"channels": channels_html(changes, self._translate)}
+
+    def _log_part(self) -> dict[str, Any]:
+        lines = recent_lines(after=self._last_line)
+        if not lines:
+            return {}
+        is_first, self._last_line = self._last_line == 0, lines[-1].number
+        return {"log": {"is_first": is_first, "html": log_html(lines)}}

@@ -1,0 +1,54 @@
+"""The frame of the panel in the language of its reader; the event stream fills it."""
+
+import json
+from functools import cache
+from html import escape
+from pathlib import Path
+from string import Template
+
+from bot.chat.i18n import Language, Translate
+from bot.observability.logging import KEPT_LINES
+
+_PAGE = Path(__file__).parents[1] / "static" / "panel.html"
+
+
+def panel_html(language: Language, translate: Translate) -> str:
+    """Return the page."""
+    words = _words(translate)
+    filled = {name: escape(word) for name, word in words.items()}
+    return _template().substitute(filled, lang="zh-CN" if language == "zh" else "en", words=escape(json.dumps(words)))
+
+
+def _words(translate: Translate) -> dict[str, str]:
+    return {
+        "title": translate("Operator's panel"),
+        "chat": translate("Chat"),
+        "now": translate("Now"),
+        "pause": translate("Pause"),
+        "resume": translate("Resume"),
+        "accepting": translate("Accepting questions"),
+        "paused": translate("Paused: new questions are refused."),
+        "platforms": translate("Platforms"),
+        "models": translate("Models"),
+        "usage": translate("Usage of the last 30 days"),
+        "channels": translate("Settings from the chat"),
+        "log": translate("Log"),
+        "lines": translate(
+            "The last {count} lines of this process, newest first. Texts of messages are not logged."
+        ).format(count=KEPT_LINES),
+        "level": translate("Lines of level"),
+        "all": translate("all"),
+        "info": translate("info and above"),
+        "warning": translate("warning and above"),
+        "error": translate("error and above"),
+        "none": translate("No line has this level."),
+        "loading": translate("Loading …"),
+        "offline": translate("Connection to the bot lost, reconnecting. Nothing is lost."),
+        "elsewhere": translate("This page is paused: too many tabs are open. Click to continue."),
+        "script": translate("This page needs JavaScript."),
+    }
+
+
+@cache
+def _template() -> Template:
+    return Template(_PAGE.read_text(encoding="utf-8"))

@@ -1,0 +1,51 @@
+"""Requests of a page, and their refusals."""
+
+import json
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from bot.chat.i18n import Language, language_for
+from bot.chat.settings import ChatSettings
+
+# Bytes of a request without files.
+LONGEST_BODY = 2**20
+
+
+async def read_object(request: Request, most_bytes: int = LONGEST_BODY) -> dict[str, Any]:
+    """Return the JSON object in the body of a request.
+
+    Raises:
+        HTTPException: There is none, or it is too long.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most_bytes:
+            raise HTTPException(413, f"the body is longer than {most_bytes} bytes")
+    try:
+        value = json.loads(body)
+    except (RecursionError, ValueError):
+        raise HTTPException(400, "the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise HTTPException(400, "the body is not a JSON object")
+    return value
+
+
+def locale_of(request: Request) -> str | None:
+    """Return the first language that the browser asks for."""
+    return request.headers.get("Accept-Language", "").split(",")[0].split(";")[0].strip() or None
+
+
+def language_of(request: Request, settings: ChatSettings | None) -> Language:
+    """Return the language of a page: the operator's setting, else what the browser asks for."""
+    setting = "auto" if settings is None else settings.conversation.language
+    return language_for(setting, locale_of(request) or "en", "")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """Answer an HTTPException with its sentence."""
+    assert isinstance(error, HTTPException)
+    return PlainTextResponse(error.detail, error.status_code, error.headers)

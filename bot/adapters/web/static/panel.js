@@ -1,0 +1,88 @@
+"use strict";
+// The operator's panel.  The server renders; this puts what the event stream brings into its place.
+
+const words = JSON.parse(document.body.dataset.words);
+const $ = (id) => document.getElementById(id);
+const status = $("status");
+
+function tell(text) {
+  status.textContent = text;
+  status.hidden = !text;
+}
+
+async function post(path, body) {
+  try {
+    const response = await fetch(path, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+    });
+    if (response.ok) tell((await response.json()).notice);
+    else tell(await response.text());
+  } catch {
+    tell(words.offline);
+  }
+}
+
+// The event stream.
+
+let source = null, isPaused = false, wasReplaced = false;
+
+function connect() {
+  source?.close();
+  wasReplaced = false;
+  const mine = source = new EventSource("/admin/events");
+  mine.onopen = () => { if (status.textContent === words.offline || status.textContent === words.elsewhere) tell(""); };
+  mine.onmessage = (event) => update(JSON.parse(event.data));
+  mine.addEventListener("replaced", () => { mine.close(); wasReplaced = true; tell(words.elsewhere); });
+  mine.onerror = () => {
+    if (mine !== source || wasReplaced) return;
+    tell(words.offline);
+    // A refusal ends the stream; the browser tries again by itself only where no answer came.
+    if (mine.readyState === EventSource.CLOSED) setTimeout(() => mine === source && connect(), 1000);
+  };
+}
+
+function update({ is_paused: paused, log: lines, ...fragments }) {
+  if (lines) addLines(lines);
+  if (paused !== undefined) showPaused(paused);
+  for (const [id, html] of Object.entries(fragments)) fill($(id), html);
+}
+
+// The fragments escape every text.  An element that had the focus or was scrolled has its successor in that state.
+function fill(node, html) {
+  const focused = node.contains(document.activeElement) ? document.activeElement.id : "";
+  const left = node.querySelector(".table")?.scrollLeft;
+  node.innerHTML = html;
+  if (left) node.querySelector(".table").scrollLeft = left;
+  if (focused) $(focused)?.focus({ preventScroll: true });
+}
+
+function showPaused(paused) {
+  isPaused = paused;
+  $("state").textContent = paused ? words.paused : words.accepting;
+  $("pause").textContent = paused ? words.resume : words.pause;
+  $("pause").disabled = false;
+}
+
+// The log.
+
+const levels = ["debug", "info", "warning", "error", "critical"];
+const log = $("log"), mostLines = 200;
+
+function addLines({ is_first: isFirst, html }) {
+  if (isFirst) log.replaceChildren();
+  log.insertAdjacentHTML("afterbegin", html);
+  while (log.children.length > mostLines) log.lastElementChild.remove();
+  filter();
+}
+
+function filter() {
+  const least = levels.indexOf($("level").value);
+  for (const line of log.children) line.hidden = levels.indexOf(line.dataset.level) < least;
+  $("none").hidden = log.querySelector("li:not([hidden])") !== null;
+}
+
+$("level").addEventListener("change", filter);
+$("channels").addEventListener("click", ({ target }) => { if (target.matches(".undo")) post("/admin/undo", { ...target.dataset }); });
+$("pause").addEventListener("click", () => post("/admin/pause", { paused: !isPaused }));
+addEventListener("click", () => { if (wasReplaced) connect(); });
+connect();
