@@ -11,7 +11,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # With it, each process of the tests, a worker or a bot, would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test suite coverage lossless reliability weights-test image image-test release sbom lint format words migration clean
+.PHONY: run test suite coverage docs lossless reliability weights-test image image-test release sbom lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -77,6 +77,12 @@ sbom: $(VENV)/release-installed
 	@$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible | \
 	    $(BIN)/python -m release.sbom >dist/sbom.cdx.json.part && mv dist/sbom.cdx.json.part dist/sbom.cdx.json
 
+# The documentation as a website in dist/site; a link or anchor that leads nowhere is an error.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/docs-installed
+	@$(BIN)/mkdocs build --strict
+	@echo "dist/site/index.html"
+
 # Collect the bot's sentences from the code into the catalogues, and compile those.
 words: $(VENV)/test-installed
 	@$(BIN)/python -m bot.chat.locale.update
@@ -90,13 +96,18 @@ clean:
 	@rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/run-installed: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing the bot into $(VENV) (on Linux with the CUDA build of torch: gigabytes; README has the line for the CPU build) …" >&2
+	@echo "Installing the bot into $(VENV) (on Linux with the CUDA build of torch: gigabytes; README.md has the line for the CPU build) …" >&2
 	@$(PIP) $(QUIET) --editable '.' </dev/null >&2
 	@touch $@
 
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the bot and its tests into $(VENV) …" >&2
 	@$(PIP) $(QUIET) --editable '.[postgres,test]' </dev/null >&2
+	@touch $@ $(VENV)/run-installed
+
+$(VENV)/docs-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what builds the documentation into $(VENV) …" >&2
+	@$(PIP) $(QUIET) --editable '.[docs]' </dev/null >&2
 	@touch $@ $(VENV)/run-installed
 
 $(VENV)/release-installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,6 +1,7 @@
-"""`python -m tests.adapters.demo PLATFORM [--engine remote]`: the demo model in a conversation on a loopback server.
+"""`python -m tests.adapters.demo PLATFORM [--engine remote] [--show settings]`: a conversation on a loopback server.
 
-With `--engine remote` two model servers have it, which think first; one is killed in the middle of an answer.
+The demo model answers; with `--engine remote` two model servers have it, which think first, and one is killed in the middle of
+an answer.  `--show settings` is another conversation, about personas, models and quotas of channels.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from bot.config.schema import EngineSection
 from bot.domain import Action, SamplingParams
 from bot.engine import open_engine
 from bot.engine.backends.remote import RemoteEngine
+from tests.adapters.settings_demo import play_settings
 from tests.harness.fakes import FastClock
 from tests.harness.platform import Seen
 from tests.harness.platform_bench import PROFILES, Bench, open_bench
@@ -202,12 +204,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.adapters.demo", description=__doc__)
     parser.add_argument("platform", choices=list(PROFILES))
     parser.add_argument("--engine", choices=["direct", "remote"], default="direct")
+    parser.add_argument("--show", choices=["answers", "settings"], default="answers")
     options = parser.parse_args()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    asyncio.run((play_remote if options.engine == "remote" else play)(options.platform, _say))
+    shown = play_settings if options.show == "settings" else play_remote if options.engine == "remote" else play
+    asyncio.run(shown(options.platform, _say))
 
 
 def _say(line: str) -> None:

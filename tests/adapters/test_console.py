@@ -18,7 +18,7 @@ from prompt_toolkit.output import DummyOutput
 
 from bot.adapters.console.adapter import CHANNEL, ConsoleAdapter
 from bot.adapters.console.keyboard import CommandCompleter
-from bot.domain import Answer, Exchange, IncomingMessage, Kind, Queued
+from bot.domain import Exchange, IncomingMessage, Kind, Queued
 from bot.errors import PlatformUnavailable, StoreError
 from tests.harness.harness import Harness
 from tests.harness.messages import a_message
@@ -89,7 +89,7 @@ async def test_the_last_line_needs_no_newline_and_an_empty_one_gets_a_sentence(h
 
 async def test_commands_work_with_and_without_the_slash(harness: Harness) -> None:
     out = await piped(harness, "remember\nclear\n/status\n")
-    assert "Forgotten" in out
+    assert "Deleted: " in out
     assert "- Model: scripted" in out
 
 
@@ -225,7 +225,7 @@ async def test_a_second_ctrl_c_exits_while_an_answer_cannot_be_stored(
 ) -> None:
     tries = 0
 
-    async def refuse(exchange: int, answer: Answer) -> None:
+    async def refuse(*_: object) -> None:
         nonlocal tries
         tries += 1
         raise StoreError(FULL)
@@ -314,7 +314,7 @@ async def test_inputs_are_kept_across_starts_and_deleted_with_the_conversation(
         await until(lambda: len(asked(harness)) == 2)
         await until(lambda: "ok" in screen.getvalue())
         keyboard.send_text("/clear\r")
-        await until(lambda: "Forgotten" in screen.getvalue())
+        await until(lambda: "Deleted: " in screen.getvalue())
         keyboard.send_text("exit\r")
     assert asked(harness) == ["a secret", "a secret"]
     assert "secret" not in history.read_text()

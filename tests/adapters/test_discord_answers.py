@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from bot.adapters.discord.history import has_messages
-from bot.adapters.discord.http import configure_endpoints, rest_client
+from bot.adapters.discord.http import configure_library, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.domain import Action, ChannelKey
 from bot.errors import EditRefused, LoginRefused, MessageGone, PlatformError, PlatformUnavailable
@@ -69,7 +69,7 @@ GARBAGE: dict[str, tuple[int, str, bytes]] = {
 @pytest.fixture
 async def messenger(platform: DiscordPlatform) -> AsyncIterator[DiscordMessenger]:
     platform.call_seconds = 30.0
-    configure_endpoints(platform.settings())
+    configure_library(platform.settings())
     messenger = DiscordMessenger(1.2, 30.0)
     async with rest_client(platform.settings(), FastClock(1e6)) as messenger.client:
         await messenger.client.login(TOKEN)

@@ -1,6 +1,7 @@
 """Discord backfill after a restart or a lost session."""
 
 import asyncio
+import json
 import shutil
 import sqlite3
 from contextlib import closing
@@ -12,8 +13,9 @@ from typing import Any
 import discord
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from bot.domain import Action, ChannelKey, Kind, Status
+from bot.domain import Action, ChannelKey, Exchange, Kind, Status
 from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.messages import a_message
@@ -102,6 +104,30 @@ async def test_an_unrecorded_placeholder_is_found_after_its_nonce_expired(
     async with run_discord_bot(platform, tmp_path) as bot:
         await bot.shows("ok")
     assert count_sends(platform) == 1
+
+
+async def test_a_further_message_that_was_not_recorded_is_found_after_its_nonce_expired(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verse = "白日依山尽，黄河入海流。\n" * 200
+    async with run_discord_bot(platform, tmp_path) as bot:
+        record = bot.harness.store.record_part
+
+        async def failing(exchange: Exchange, part: int, message_id: str) -> bool:
+            if part == 1:
+                raise StoreError("the power is gone")
+            return await record(exchange, part, message_id)
+
+        monkeypatch.setattr(bot.harness.store, "record_part", failing)
+        bot.engine.add(verse)
+        await platform.say("a long poem")
+        await platform.until(lambda: bot.shown()[1:] == ["…"])
+    platform.forget_nonces()
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.engine.add(verse)
+        await platform.until(lambda: "".join("".join(bot.shown()).split()) == "".join(verse.split()))
+        await bot.all_is_delivered()
+    assert count_sends(platform) == 2
 
 
 async def test_a_send_with_a_lost_response_is_found_after_its_nonce_expired(bot: DiscordBot) -> None:
@@ -551,4 +577,26 @@ async def test_with_a_host_clock_that_is_ahead_a_missed_question_is_answered(
 ) -> None:
     await visited.say("two")
     async with run_discord_bot(visited, tmp_path, today=datetime.now(UTC) + timedelta(hours=3)) as bot:
+        await bot.shows("ok", "ok")
+
+
+async def test_a_forged_id_in_a_long_history_hides_no_later_page(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async def forge(request: web.Request, handler: Handler) -> web.StreamResponse:
+        answer = await handler(request)
+        if request.method == "GET" and request.path.endswith("/messages") and isinstance(answer, web.Response):
+            assert isinstance(answer.body, bytes)
+            page = json.loads(answer.body)
+            if page and "after" in request.query:
+                page.append({**page[0], "id": "9" * 19, "content": "junk", "mentions": []})
+            return web.Response(body=json.dumps(page).encode(), content_type="application/json")
+        return answer
+
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one")
+        await bot.shows("ok")
+        platform.gate.wrapper = forge
+        await platform.disconnect(resumable=False)
+        for number in range(120):
+            await platform.say(f"nobody {number}", mention=False)
+        await platform.say("two")
         await bot.shows("ok", "ok")

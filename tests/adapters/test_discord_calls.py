@@ -12,7 +12,7 @@ import pytest
 
 from bot.adapters import inspect
 from bot.adapters.discord.errors import map_errors
-from bot.adapters.discord.http import configure_endpoints, rest_client
+from bot.adapters.discord.http import configure_library, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.domain import Action, ChannelKey
 from bot.errors import (
@@ -100,7 +100,7 @@ async def test_eighty_mentions_at_once_are_all_answered(bot: DiscordBot) -> None
         (404, 10003, ChannelGone),
         (404, 10004, ChannelGone),
         (400, 50083, ChannelGone),
-        (400, 160005, ChannelGone),
+        (400, 160005, AccessDenied),
         (404, 10008, MessageGone),
         (401, 50027, MessageGone),
         (404, 10062, MessageGone),
@@ -150,7 +150,7 @@ async def test_without_a_connection_a_send_fails_as_unavailable() -> None:
 
 async def test_a_call_cancelled_at_any_point_does_not_block_later_calls(platform: DiscordPlatform) -> None:
     settings = platform.settings()
-    configure_endpoints(settings)
+    configure_library(settings)
     messenger = DiscordMessenger(1.2, 5.0)
     channel, controls = ChannelKey("discord", str(platform.channel("general"))), frozenset[Action]()
     async with rest_client(settings, FastClock(FACTOR)) as messenger.client:

@@ -135,7 +135,7 @@ async def test_all_traffic_uses_the_proxy(platform: DiscordPlatform, tmp_path: P
         await platform.say("hi")
         await bot.shows("ok")
         await platform.command("clear")
-        await bot.shows("ok", "Forgotten: everything said here (1).")
+        await bot.shows("ok", "Deleted: everything said here (1).")
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "all_proxy"])
@@ -151,7 +151,7 @@ async def test_all_traffic_uses_the_proxy_of_the_environment(
         await platform.say("hi")
         await bot.shows("ok")
         await platform.command("clear")
-        await bot.shows("ok", "Forgotten: everything said here (1).")
+        await bot.shows("ok", "Deleted: everything said here (1).")
 
 
 async def test_a_local_api_is_called_directly_beside_a_proxied_gateway(

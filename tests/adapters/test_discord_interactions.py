@@ -24,22 +24,22 @@ async def test_slash_commands_are_registered_in_both_languages(bot: DiscordBot) 
     await bot.platform.until(lambda: bool(bot.platform.commands))
     assert {command["name"] for command in bot.platform.commands} == {command.name for command in menu()}
     clear = next(command for command in bot.platform.commands if command["name"] == "clear")
-    assert clear["description"] == "Forget this conversation"
-    assert clear["description_localizations"]["zh-CN"] == translator("zh")("Forget this conversation")
+    assert clear["description"] == "Delete this conversation"
+    assert clear["description_localizations"]["zh-CN"] == translator("zh")("Delete this conversation")
 
 
 async def test_a_slash_command_is_answered_in_its_response(bot: DiscordBot) -> None:
     await bot.platform.say("remember")
     await bot.shows("ok")
     await bot.platform.command("clear")
-    await bot.shows("ok", "Forgotten: everything said here (1).")
+    await bot.shows("ok", "Deleted: everything said here (1).")
     await bot.all_is_delivered()
 
 
 async def test_a_slash_command_is_answered_in_its_users_language(bot: DiscordBot) -> None:
     bot.platform.locales["Mei"] = "zh-CN"
     await bot.platform.command("clear", direct=True)
-    await bot.shows(translator("zh")("There was nothing to forget here."), channel="Mei")
+    await bot.shows(translator("zh")("There was nothing to delete here."), channel="Mei")
 
 
 async def test_the_status_is_visible_only_to_its_user(bot: DiscordBot) -> None:
@@ -58,7 +58,7 @@ async def test_the_retry_command_edits_the_reply(bot: DiscordBot) -> None:
 
 async def test_the_retry_command_without_a_question_says_so(bot: DiscordBot) -> None:
     await bot.platform.command("retry")
-    await bot.platform.until(lambda: "no question of yours" in "".join(bot.shown()))
+    await bot.platform.until(lambda: "no question here that can be answered again" in "".join(bot.shown()))
 
 
 async def test_a_denied_users_command_gets_a_notice(platform: DiscordPlatform, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ async def test_a_denied_users_command_gets_a_notice(platform: DiscordPlatform, t
 async def test_an_expired_command_is_answered_in_the_channel(bot: DiscordBot) -> None:
     bot.platform.script = lambda number, name: bot.platform.expire()
     await bot.platform.command("clear")
-    await bot.shows("There was nothing to forget here.")
+    await bot.shows("There was nothing to delete here.")
     assert bot.platform.attempts[0][0] == "send"
 
 
@@ -91,7 +91,7 @@ async def test_a_command_with_a_malformed_acknowledgement_is_answered_in_the_cha
 
     bot.platform.gate.guard = guard
     await bot.platform.command("clear")
-    await bot.shows("There was nothing to forget here.")
+    await bot.shows("There was nothing to delete here.")
     bot.platform.forget_interactions()
 
 
@@ -103,9 +103,9 @@ async def test_an_interaction_without_a_channel_object_is_answered(bot: DiscordB
     await bot.platform.say("hi", thread="tea")
     await bot.shows("ok", thread="tea")
     await bot.platform.command("clear")
-    await bot.shows("Forgotten: everything said here (1).")
+    await bot.shows("Deleted: everything said here (1).")
     await bot.platform.command("clear", direct=True)
-    await bot.shows("There was nothing to forget here.", channel="Mei")
+    await bot.shows("There was nothing to delete here.", channel="Mei")
     await bot.platform.say("hi")
     await bot.platform.until(lambda: bot.platform.seen()[-1].actions == {Action.RETRY})
     await bot.platform.press(bot.platform.seen()[-1].id, Action.RETRY)
@@ -141,7 +141,7 @@ async def test_a_refused_interaction_is_logged_with_its_reason(bot: DiscordBot, 
     bot.platform.gate.guard = guard
     with structlog.testing.capture_logs() as logs:
         await bot.platform.command("clear")
-        await bot.shows("There was nothing to forget here.")
+        await bot.shows("There was nothing to delete here.")
     (entry,) = [entry for entry in logs if entry["event"] == "interaction not answered"]
     assert str(status) in entry["error"]
     assert "the reason" in entry["error"]
@@ -151,7 +151,7 @@ async def test_a_refused_interaction_is_logged_with_its_reason(bot: DiscordBot, 
 async def test_a_command_whose_confirmation_was_lost_is_answered_in_its_response(bot: DiscordBot) -> None:
     bot.platform.garbled_callbacks = 1
     await bot.platform.command("clear")
-    await bot.shows("There was nothing to forget here.")
+    await bot.shows("There was nothing to delete here.")
     assert [name for name, _ in bot.platform.attempts] == []
 
 
@@ -177,7 +177,7 @@ async def test_a_command_that_timed_out_in_the_librarys_wait_is_answered_in_its_
 
     bot.platform.gate.guard = guard
     await bot.platform.command("clear")
-    await bot.shows("There was nothing to forget here.")
+    await bot.shows("There was nothing to delete here.")
     assert len(waiting) == 1
 
 

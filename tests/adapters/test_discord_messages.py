@@ -88,8 +88,7 @@ async def test_ids_are_replaced_by_names(bot: DiscordBot) -> None:
     )
     await bot.shows("ok")
     assert (
-        bot.engine.requests[0].messages[-1].content
-        == "Mei: tell and @Jo in #general about , :blob: and <@177777777777777777>"
+        bot.engine.requests[0].messages[-1].content == "Mei: tell and @Jo in #general about , :blob: and @unknown-user"
     )
 
 

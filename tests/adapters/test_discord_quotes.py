@@ -15,7 +15,7 @@ from tests.harness.platform import TIMEOUT
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_payloads import Json
-from tests.harness.servers.discord_world import BOT, GUILD
+from tests.harness.servers.discord_world import BOT, BOT_ROLE, GUILD
 
 LONG_AGO = "2024-01-01T00:00:00+00:00"
 
@@ -105,12 +105,13 @@ async def test_a_forwarded_message_with_missing_fields_is_read(bot: DiscordBot) 
             {"embeds": [{"type": "rich", "title": "Alert", "fields": [{"name": "disk", "value": "full"}]}]},
             "Alert\ndisk: full",
         ),
+        ({"embeds": [{"type": "rich", "description": "down", "footer": {"text": "db1, 09:30"}}]}, "down\ndb1, 09:30"),
         ({"poll": poll("Tea or coffee?", "tea", "coffee")}, "Tea or coffee?\n- tea\n- coffee"),
         ({"components": [{"type": 17, "components": [{"type": 10, "content": "# Menu"}]}]}, "# Menu"),
         ({"type": 6}, "Ben pinned a message to this channel."),
         (snapshot("passed on"), "passed on"),
     ],
-    ids=["embed", "poll", "component", "system", "forward"],
+    ids=["embed", "footer", "poll", "component", "system", "forward"],
 )
 async def test_a_quoted_message_without_text_is_read(bot: DiscordBot, more: Json, quoted: str) -> None:
     pointed = await bot.platform.say("", author="Ben", mention=False, **more)
@@ -243,6 +244,7 @@ async def test_a_reply_to_a_message_the_library_cannot_read_quotes_its_text(bot:
         ("<sound:1:2>", "sound"),
         ("<:blob:123> <a:party_blob:456>", ":blob: :party_blob:"),
         ("<@&177777777777777777> in <#177777777777777777>", "@unknown-role in #unknown"),
+        ("谁是 <@!177777777777777777>？", "谁是 @unknown-user？"),
         ("`<t:1700000000:F>` shows a date", "`<t:1700000000:F>` shows a date"),
         ("```\n</clear:1>\n```", "```\n</clear:1>\n```"),
         ("a < b > c, x<t:y>", "a < b > c, x<t:y>"),
@@ -261,6 +263,21 @@ async def test_an_edit_that_adds_the_mention_is_a_question(bot: DiscordBot) -> N
     await bot.shows("ok")
     await bot.platform.until(lambda: len(bot.engine.requests) == 2)
     assert bot.platform.seen()[-1].reply_to == message
+
+
+async def test_an_edit_that_adds_the_bots_role_is_a_question(bot: DiscordBot) -> None:
+    role: Json = {"mention_roles": [str(BOT_ROLE)], "mentions": [], "content": f"<@&{BOT_ROLE}> 月亮有多远？"}
+    live = await bot.platform.say("月亮有多远？", mention=False)
+    mention(bot, live, "", **role)
+    await bot.shows("ok")
+    missed = await bot.platform.say("太阳呢？", mention=False)
+    await bot.platform.say("next")
+    await bot.shows("ok", "ok")
+    await bot.platform.disconnect(resumable=False)
+    mention(bot, missed, "", **role)
+    await bot.shows("ok", "ok", "ok")
+    assert bot.engine.requests[0].messages[-1].content == "Mei: 月亮有多远？"
+    assert bot.platform.seen()[-1].reply_to == missed
 
 
 def mention(bot: DiscordBot, message_id: str, text: str, **more: Any) -> None:

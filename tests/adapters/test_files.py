@@ -101,8 +101,8 @@ async def test_a_file_without_words_is_the_question(chat: Chat) -> None:
 @pytest.mark.parametrize(
     ("file", "notice"),
     [
-        (("cat.png", b"\x89PNG", "image/png"), "I cannot see pictures, so I did not look at cat.png."),
-        (("voice.ogg", b"OggS", "audio/ogg"), "I cannot listen or watch, so I did not play voice.ogg."),
+        (("cat.png", b"\x89PNG", "image/png"), "I cannot see pictures, so I skipped cat.png."),
+        (("voice.ogg", b"OggS", "audio/ogg"), "I cannot play audio or video, so I skipped voice.ogg."),
         (("a.bin", b"\0\1\2", "application/octet-stream"), "I cannot read files of this kind: a.bin."),
         (("a.docx", b"PK\3\4", ""), "I could not read a.docx: the file is damaged."),
     ],

@@ -89,7 +89,7 @@ async def test_the_demo_plays_to_its_end(platform: str) -> None:
     await play(platform, lines.append)
     transcript = "\n".join(lines)
     assert "(stopped)" in transcript
-    assert "Forgotten" in transcript
+    assert "Deleted: " in transcript
     assert "red panda" in transcript.partition("the final messages")[2]
     assert "not allowed" not in transcript
 

@@ -152,10 +152,10 @@ async def test_clear_outside_a_thread_clears_the_channel_and_its_threads(harness
         thread = await server.say("remember me")
         await answered(server, "ok")
         clear = await server.say("clear")
-        await answered(server, "ok", "Forgotten: everything said here (1).")
+        await answered(server, "ok", "Deleted: everything said here (1).")
         assert server.seen()[-1].reply_to == clear
         await server.say("who am I?", thread=thread)
-        await answered(server, "ok", "ok", "Forgotten: everything said here (1).")
+        await answered(server, "ok", "ok", "Deleted: everything said here (1).")
     assert asked(harness, 1) == ["Mei: who am I?"]
 
 
@@ -166,7 +166,7 @@ async def test_clear_inside_a_thread_clears_only_that_thread(harness: Harness, s
         thread = await server.say("here")
         await answered(server, "ok", "ok")
         await server.say("clear", thread=thread)
-        await answered(server, "ok", "ok", "Forgotten: everything said here (1).")
+        await answered(server, "ok", "ok", "Deleted: everything said here (1).")
 
 
 async def test_a_slash_command_gets_an_ephemeral_reply(harness: Harness, server: SlackServer) -> None:
@@ -174,7 +174,7 @@ async def test_a_slash_command_gets_an_ephemeral_reply(harness: Harness, server:
         await server.say("remember me")
         await answered(server, "ok")
         await server.command("clear")
-        await answered(server, "ok", "Forgotten: everything said here (1).")
+        await answered(server, "ok", "Deleted: everything said here (1).")
     assert server.workspace.messages[server.seen()[-1].id].for_user == server.workspace.user("Mei")
 
 

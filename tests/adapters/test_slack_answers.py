@@ -147,8 +147,8 @@ async def test_an_absurd_rate_limit_is_bounded(server: SlackServer, wait: str, s
 CODES = {
     EditRefused: "update_failed edit_window_closed cant_update_message cant_broadcast_message block_mismatch",
     MessageGone: "message_not_found",
-    AccessDenied: "not_in_channel restricted_action restricted_action_thread_locked ekm_access_denied missing_scope",
-    ChannelGone: "channel_not_found is_archived is_inactive",
+    AccessDenied: "not_in_channel restricted_action restricted_action_thread_locked ekm_access_denied missing_scope is_archived",
+    ChannelGone: "channel_not_found is_inactive",
     ContentRefused: "slack_connect_file_link_sharing_blocked slack_connect_blocked_file_type",
     MarkupRefused: "invalid_blocks msg_too_long",
     PlatformUnavailable: "internal_error fatal_error request_timeout unknown_method",

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from bot.domain import Action, ChannelKey, Status
 from tests.harness.fakes import ScriptedEngine
-from tests.harness.harness import Harness, make_harness
+from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, becomes, bots, running
@@ -380,7 +380,7 @@ async def test_a_backlog_is_answered_question_by_question_while_others_are_looke
                 await is_read.wait()
         return None
 
-    async with make_harness(tmp_path) as harness, running(harness, server):
+    async with make_harness(tmp_path, limits=NO_LIMITS) as harness, running(harness, server):
         await is_delivered(harness, server, await server.say("one"))
         channel = server.workspace.find("general") or ""
         server.gate.guard = guard
@@ -388,7 +388,7 @@ async def test_a_backlog_is_answered_question_by_question_while_others_are_looke
         for question in questions:
             await becomes(harness, Status.OPEN, channel, question)
         await server.until(lambda: server.is_quiet)
-    await server.say("someone else replies", thread=questions[-1], mention=False)
+    await server.say("<!here> not for the bot", thread=questions[-1], mention=False)
     is_down = False
     calls.clear()
     async with make_harness(tmp_path) as harness, running(harness, server):

@@ -190,8 +190,23 @@ async def test_a_write_whose_acknowledgement_was_lost_is_answered_at_once(
     assert len(harness.engine.requests) == 2
 
 
+@pytest.mark.parametrize("code", ["not_in_channel", "restricted_action_thread_locked", "is_archived"])
+async def test_an_answer_goes_on_when_a_permission_comes_back(harness: Harness, server: SlackServer, code: str) -> None:
+    goes_on = asyncio.Event()
+    harness.engine.add(["春眠不觉晓，", goes_on, "处处闻啼鸟。"])
+    async with running(harness, server):
+        await server.say("a poem, please")
+        await answered(server, "春眠不觉晓，")
+        edits = server.calls.count("chat.update")
+        server.refused["chat.update"] = code
+        goes_on.set()
+        await server.until(lambda: server.calls.count("chat.update") > edits + 1)
+        del server.refused["chat.update"]
+        await answered(server, "春眠不觉晓，处处闻啼鸟。")
+
+
 async def test_a_deleted_channel_fails_the_exchange(harness: Harness, server: SlackServer) -> None:
-    server.refused["chat.postMessage"] = "is_archived"
+    server.refused["chat.postMessage"] = "channel_not_found"
     async with running(harness, server):
         question = await server.say("hello")
         await becomes(harness, Status.FAILED, server.workspace.channel("general"), question)

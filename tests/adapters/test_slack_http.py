@@ -14,6 +14,7 @@ from slack_sdk.signature import SignatureVerifier
 
 from bot.domain import Action
 from bot.errors import PlatformError
+from bot.util import http_server
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness
 from tests.harness.servers.slack import SlackServer
@@ -38,7 +39,7 @@ async def test_events_commands_and_buttons_arrive_by_signed_requests(harness: Ha
         await server.press(server.seen()[1].id, Action.RETRY)
         await answered(server, "two")
         await server.command("clear")
-        await answered(server, "two", "Forgotten: everything said here (1).")
+        await answered(server, "two", "Deleted: everything said here (1).")
 
 
 async def test_a_request_with_a_wrong_signature_is_rejected(harness: Harness, server: SlackServer) -> None:
@@ -144,8 +145,13 @@ def descriptors() -> int:
 
 @pytest.mark.parametrize("sent", [b"", b"POST /slack/events HTTP/1.1\r\nX-Slow: ", b"\x16\x03\x01 not HTTP\r\n\r\n"])
 async def test_idle_and_strange_connections_neither_stop_the_bot_nor_fill_the_log(
-    harness: Harness, server: SlackServer, caplog: pytest.LogCaptureFixture, sent: bytes
+    harness: Harness,
+    server: SlackServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: bytes,
 ) -> None:
+    monkeypatch.setattr(http_server, "_LIMIT", 128)
     async with running(harness, server):
         before = descriptors()
         clients = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(300)]

@@ -179,6 +179,7 @@ async def test_attachments_and_blocks_of_no_shape_cost_no_message(harness: Harne
         ("in <#C404|> and <#C405|old-name>", "in #C404 and #old-name"),
         ("by <!date^1700000000^{{date_short_pretty}}|Nov 14> or <!date^1700000000^{{date}}>", "by Nov 14 or 2023-11-14 22:13 UTC"),
         ("ask <!subteam^S01|@ops>, <!subteam^S02> or <!here|here>", "ask @ops, @S02 or @here"),
+        ("read <https://a.b/read-this|this> and <https://a.b/|a.b>", "read this (https://a.b/read-this) and a.b"),
         ("<@U404|kim> wrote <mailto:a@b.c|a@b.c> &amp;lt; <https://a.b/?x=1&amp;y=2>", "@kim wrote a@b.c &lt; https://a.b/?x=1&y=2"),
     ],
 )  # fmt: skip

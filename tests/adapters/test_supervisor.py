@@ -178,5 +178,5 @@ async def test_status_tells_admins_which_platform_is_not_served(harness: Harness
         assert exchange is not None
         async with intake.answers.stream(exchange) as stream:
             told = notice_of([event async for event in stream])
-    assert "Not served: slack (Slack rejects the token)" in told
-    assert "Not served: telegram" not in told
+    assert "Not connected: slack (Slack rejects the token)" in told
+    assert "Not connected: telegram" not in told

@@ -153,7 +153,7 @@ async def test_an_attachment_gets_one_notice_and_so_does_an_album(telegram: Tele
         await telegram.until(lambda: any(text.startswith("ok") for text in texts(telegram, "Mei")))
     sentence, answer = texts(telegram, "Mei")
     assert sentence.startswith("I can only read text")
-    assert answer == "ok\n\nI cannot see pictures, so I did not look at photo.jpg."
+    assert answer == "ok\n\nI cannot see pictures, so I skipped photo.jpg."
     assert harness.engine.requests[0].messages[-1].content == "what is it?"
 
 
@@ -186,9 +186,9 @@ async def test_a_command_in_a_group_is_for_the_bot_it_names(telegram: TelegramPl
         await telegram.say("hello")
         await done(telegram, "ok")
         await telegram.command("clear")
-        await done(telegram, "ok", "Forgotten: everything said here (1).")
+        await done(telegram, "ok", "Deleted: everything said here (1).")
         await telegram.say("clear")
-        await done(telegram, "ok", "Forgotten: everything said here (1).", "There was nothing to forget here.")
+        await done(telegram, "ok", "Deleted: everything said here (1).", "There was nothing to delete here.")
 
 
 async def test_an_unknown_command_that_mentions_the_bot_is_answered(
@@ -196,7 +196,7 @@ async def test_an_unknown_command_that_mentions_the_bot_is_answered(
 ) -> None:
     async with running(telegram, harness):
         await telegram.say(f"@{BOT} /halp", mention=False)
-        await done(telegram, "There is no command /halp; did you mean /help?")
+        await done(telegram, "Unknown command /halp; did you mean /help?")
 
 
 async def test_notices_are_in_the_language_of_the_authors_app(telegram: TelegramPlatform, harness: Harness) -> None:

@@ -27,6 +27,7 @@ from bot.errors import (
     PlatformUnavailable,
     RateLimited,
 )
+from tests.harness.fakes import FakeKnownMessages
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness
 from tests.harness.servers.telegram import TOKEN, Refused, TelegramPlatform
@@ -99,11 +100,11 @@ async def messenger_on(url: str, seconds: float = 5.0) -> AsyncIterator[Telegram
     async def rename(channel: ChannelKey, to: str) -> None:
         raise AssertionError("no chat has moved")
 
-    bot = open_bot(settings)
+    bot = await open_bot(settings)
     with suppress(TelegramError):
         await bot.initialize()  # without, shutdown closes nothing
     try:
-        yield TelegramMessenger(bot, settings, rename)
+        yield TelegramMessenger(bot, settings, rename, FakeKnownMessages())
     finally:
         await bot.shutdown()
 

@@ -97,8 +97,45 @@ def test_a_name_is_no_mention(text: str) -> None:
     assert FORMAT.plain(text).text.replace("\u2060", "") == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "问@@mei_lin",
+        "见 https://example.org，@mei_lin 你好",
+        "https://example.org:8080,@mei_lin",
+        "https://example.org/x\u3000@mei_lin",
+        "https://example.org/x<@mei_lin>",
+        "https://localhost/@mei_lin",
+        "[“here”](https://example.org)@mei_lin",
+        "@~~mei_lin~~",
+        "**问 @mei**_lin",
+        "~~a @mei~~_lin",
+    ],
+)
+def test_no_notation_around_a_name_makes_it_a_mention(text: str) -> None:
+    assert ("code", "@mei_lin") in looks(text)
+    assert not re.search(r"(?<!\w)@mei_lin", FORMAT.plain(text).text)
+
+
+def test_a_name_ends_no_style_around_it() -> None:
+    assert looks("> **a @mei_lin b**") == [
+        ("blockquote", "a @mei_lin b"),
+        ("bold", "a "),
+        ("code", "@mei_lin"),
+        ("bold", " b"),
+    ]
+
+
+def test_a_name_in_code_or_in_a_link_stays_there() -> None:
+    assert looks("`a @mei_lin` [@mei_lin](https://example.org) @`mei_lin`") == [
+        ("code", "a @mei_lin"),
+        ("text_link", "@mei_lin"),
+        ("code", "mei_lin"),
+    ]
+
+
 def test_addresses_are_no_names() -> None:
-    assert looks("mei@example.org https://x.y/@mei_lin @") == []
+    assert looks("mei@example.org 见https://example.org/@mei_lin @") == []
 
 
 def test_lists_show_their_markers_and_their_depth() -> None:

@@ -12,6 +12,8 @@ from tests.harness.harness import Harness
 from tests.harness.servers.telegram import BOT_ID, TelegramPlatform
 from tests.harness.telegram_harness import done, replies, running, texts
 
+TASKS = {"title": "采购", "tasks": [{"id": 1, "text": "茶"}, {"id": 2, "text": 5}, {"id": 3, "text": "rice"}]}
+LINK = {"type": "text_link", "offset": 3, "length": 2, "url": "https://example.org/menu"}
 POLL = {"id": "1", "question": "Tea or coffee?", "options": [{"text": "tea"}, {"text": "coffee"}]}
 
 
@@ -55,6 +57,26 @@ async def test_a_reply_quotes_what_it_replies_to(telegram: TelegramPlatform, har
         ({"reply_to_message": {"message_id": 5, "location": {"latitude": 48.2, "longitude": -11}}}, "48.2, -11.0"),
         ({"reply_to_message": {"message_id": 5, "venue": {"title": "Zoo", "address": "Main St 1"}}}, "Zoo, Main St 1"),
         ({"reply_to_message": {"message_id": 5, "contact": {"first_name": "Ben", "phone_number": "1"}}}, "Ben, 1"),
+        ({"reply_to_message": {"message_id": 5, "checklist": TASKS}}, "采购\n- 茶\n- rice"),
+        ({"external_reply": {"origin": {"type": "user"}, "checklist": TASKS}}, "采购\n- 茶\n- rice"),
+        ({"reply_to_message": {"message_id": 5, "game": {"title": "Go", "description": "9 × 9"}}}, "Go, 9 × 9"),
+        ({"reply_to_message": {"message_id": 5, "invoice": {"title": "Mug", "total_amount": 5}}}, "Mug"),
+        ({"reply_to_message": {"message_id": 5, "audio": {"title": "Air", "performer": "Bach"}}}, "Air, Bach"),
+        (
+            {"reply_to_message": {"message_id": 5, "text": "看😀这里", "entities": [LINK]}},
+            "看😀这里 (https://example.org/menu)",
+        ),
+        (
+            {"reply_to_message": {"message_id": 5, "caption": "看😀这里!", "caption_entities": [LINK]}},
+            "看😀这里 (https://example.org/menu)!",
+        ),
+        (
+            {
+                "quote": {"text": "看😀这里", "position": 0, "entities": [LINK]},
+                "reply_to_message": {"message_id": 5, "text": "x"},
+            },
+            "看😀这里 (https://example.org/menu)",
+        ),
         ({"reply_to_message": {"message_id": 5, "dice": {"emoji": "x", "value": 1}}}, None),
         ({"reply_to_message": {"message_id": 5, "forum_topic_created": {}}}, None),
         ({"reply_to_message": {"message_id": 7, "text": "x"}, "message_thread_id": 7, "is_topic_message": True}, None),
@@ -70,6 +92,31 @@ async def test_all_kinds_of_pointing_are_read(
         kept = await harness.store.find(ChannelKey("telegram", str(telegram.private("Mei").id), topic), id)
     assert kept is not None
     assert (kept.message.text, kept.message.quoted) == ("what is this?", quoted)
+
+
+@pytest.mark.parametrize(
+    ("words", "entity", "read"),
+    [
+        ("read this, please", {"offset": 14, "length": 4}, "read this (https://example.org/x), please"),
+        ("在 这里", {"offset": 11, "length": 2}, "在 这里 (https://example.org/x)"),
+        ("example.org/x", {"offset": 9, "length": 13}, "example.org/x"),
+        ("example.org/x/", {"offset": 9, "length": 14}, "example.org/x/"),
+        ("see x", {"offset": 13, "length": 1}, "see x (https://example.org/x)"),
+        ("read this", {"offset": 14, "length": 99}, "read this (https://example.org/x)"),
+        ("read this", {"offset": -1, "length": 4}, "read this"),
+        ("read this", {"offset": 14, "length": "x"}, "read this"),
+    ],
+)
+async def test_the_address_behind_a_word_is_read(
+    telegram: TelegramPlatform, harness: Harness, words: str, entity: dict[str, Any], read: str
+) -> None:
+    entities = [
+        {"type": "mention", "offset": 0, "length": 8},
+        {"type": "text_link", "url": "https://example.org/x", **entity},
+    ]
+    async with running(telegram, harness):
+        kept = await stored(telegram, harness, await telegram.say(words, entities=entities))
+    assert kept.text == read
 
 
 @pytest.mark.parametrize("words", ["the news of today", "/forget me"])
@@ -182,4 +229,4 @@ async def test_a_host_whose_clock_is_ahead_answers_new_questions(
     await telegram.say("asked long ago", direct=True, author="Ben")
     async with running(telegram, harness):
         await done(telegram, "ok", channel="Mei")
-        await telegram.until(lambda: texts(telegram, "Ben")[0].startswith("I was away"))
+        await telegram.until(lambda: texts(telegram, "Ben")[0].startswith("I was offline"))

@@ -142,7 +142,7 @@ async def test_expired_questions_get_one_notice(telegram: TelegramPlatform, harn
         await telegram.say(f"question {number}", direct=True)
     async with running(telegram, harness):
         await telegram.until(lambda: len(texts(telegram, "Mei")) == 1)
-        await telegram.until(lambda: texts(telegram, "Mei")[0].startswith("I was away"))
+        await telegram.until(lambda: texts(telegram, "Mei")[0].startswith("I was offline"))
     assert harness.engine.requests == []
 
 

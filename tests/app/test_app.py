@@ -26,7 +26,7 @@ from bot.config.reload import ConfigSource
 from bot.config.schema import AdapterSection, Config, EngineSection, StorageSection
 from bot.domain import EngineLoad, ModelStatus
 from bot.engine.base import silent
-from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse
+from bot.errors import AddressUnavailable, EngineUnavailable, LoginRefused, StoreError, StoreInUse, StoreLost
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
@@ -238,6 +238,25 @@ async def test_a_bot_whose_database_another_one_took_meanwhile_ends(
     with pytest.raises(StoreInUse, match="was faster"):
         await app.run(config, silent)
     assert [each.levelname for each in caplog.records if "cannot be renewed" in each.message] == ["WARNING"]
+
+
+@pytest.mark.parametrize("name", ["bot.db", "bot.db.keys"])
+@pytest.mark.parametrize("is_replaced", [True, False])
+async def test_a_bot_whose_database_is_lost_ends(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_replaced: bool
+) -> None:
+    class Losing(Forever):
+        async def run(self, intake: Intake) -> None:
+            (tmp_path / name).rename(tmp_path / "away")
+            if is_replaced:
+                (tmp_path / name).touch()
+            await super().run(intake)
+
+    monkeypatch.setattr(app, "_FILES_INTERVAL", 0.01)
+    standing_in(monkeypatch, Losing())
+    with pytest.raises(StoreLost, match=rf"{name} was deleted or replaced while the bot was running") as end:
+        await app.run(config, silent)
+    assert end.value.exit_code == 1
 
 
 async def test_a_bot_whose_model_is_down_exits_to_be_restarted(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

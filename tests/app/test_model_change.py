@@ -93,7 +93,7 @@ class Bot:
         return open_engine(section, progress)
 
     def look(self, number: int, verb: Verb) -> None:
-        if "I am changing the model, about" in self.messenger.calls[number].text:
+        if "The model is being changed, about" in self.messenger.calls[number].text:
             self.somebody_reads_of_it.set()
 
     async def person(self, number: int) -> None:

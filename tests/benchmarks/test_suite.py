@@ -16,6 +16,7 @@ from benchmarks.checkpoint import first_token_seconds, reading_seconds, written_
 from benchmarks.report import SuiteRow, SuiteTable, markdown, percentile
 from benchmarks.roofline import prefill_operations, step_bytes, torch_threads
 from benchmarks.suite import PLANS, BatchTarget, ChannelsPlan, SuitePlan, WeightsPlan
+from benchmarks.wide import WidePlan
 from bot.cli import cli
 from bot.engine.benchmark import random_config, random_prompt
 from bot.engine.chatglm.layout import layout_of
@@ -98,6 +99,21 @@ def test_a_plan_without_channels_and_loading_gives_a_shorter_table(monkeypatch: 
     assert plain.startswith("| against plain torch, batch 1, int8 | ")
 
 
+def test_wide_layers_are_compared_with_unquantised_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = WidePlan(TINY, prompts=(5, 9), batch=3, prompt=4, tokens=2, prefill=1e9, decode=0.0)
+    monkeypatch.setitem(PLANS, "cpu", replace(SMALL, channels=None, wide=wide, load_times=None))
+    rows = {row["name"]: row for row in json.loads(bench("--json").stdout)["rows"][-6:]}
+    assert list(rows) == [
+        f"{work}, 64 wide, {kind}"
+        for kind in ("bfloat16", "int4")
+        for work in ("prefill, 5 tokens", "prefill, 9 tokens", "decode, batch 3")
+    ]
+    assert all(row["value"] > 0 for row in rows.values())
+    assert rows["prefill, 9 tokens, 64 wide, bfloat16"]["is_reached"] is None
+    assert rows["prefill, 9 tokens, 64 wide, int4"]["is_reached"] is False
+    assert rows["decode, batch 3, 64 wide, int4"]["is_reached"] is True
+
+
 def test_a_batch_that_does_not_fit_is_reported_and_the_rest_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = WeightsPlan("int8", batches=(BatchTarget(1000, rate=1.0),))
     monkeypatch.setitem(PLANS, "cpu", replace(SMALL, weights=(weights,), channels=None, load_times=None))
@@ -138,6 +154,8 @@ def test_the_markdown_table_shows_which_targets_are_reached() -> None:
 def test_the_plans_hold_the_targets_of_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     cuda, cpu = PLANS["cuda"], PLANS["cpu"]
+    assert (cuda.wide, cpu.wide) == (None, WidePlan())
+    assert (WidePlan().config.hidden_size, WidePlan().prefill, WidePlan().decode) == (4096, 0.75, 1.0)
     assert [(weights.quantization, weights.share) for weights in cuda.weights] == [
         ("none", 0.8),
         ("int8", 0.7),

@@ -31,7 +31,7 @@ DRIPPING = {"full": 200, "short": 20}
 # Questions per room and round, without them and beside them by turns: what else changes with time is in both.
 QUESTIONS = {"full": 20, "short": 2}
 ROUNDS = {"full": 3, "short": 1}
-_MOST_LINES, _MOST_FILES = 100, 1_000
+_MOST_LINES, _MOST_FILES = 100, 4_096
 _MOST_TIMES = 1.1
 
 

@@ -131,14 +131,31 @@ def _answer(request: ChatRequest) -> str:
 
 
 def _with(event: object, words: str) -> object:
-    """Return the event with all its texts replaced."""
+    """Return the event with all its texts replaced by an equal share of the words."""
+    share = words[: len(words) // max(1, _texts(event))]
+    return _replaced(event, share)
+
+
+def _texts(event: object) -> int:
+    """Return the number of texts in an event."""
     match event:
         case dict():
-            return {
-                key: words if key in ("content", "text") and isinstance(value, str) else _with(value, words)
-                for key, value in event.items()
-            }
+            return sum(1 if _is_text(key, value) else _texts(value) for key, value in event.items())
         case list():
-            return [_with(each, words) for each in event]
+            return sum(map(_texts, event))
+        case _:
+            return 0
+
+
+def _replaced(event: object, words: str) -> object:
+    match event:
+        case dict():
+            return {key: words if _is_text(key, value) else _replaced(value, words) for key, value in event.items()}
+        case list():
+            return [_replaced(each, words) for each in event]
         case _:
             return event
+
+
+def _is_text(key: str, value: object) -> bool:
+    return key in ("content", "text") and isinstance(value, str)

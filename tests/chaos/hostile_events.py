@@ -158,16 +158,16 @@ class HostileSlack(SlackServer):
             envelope = Envelope("", {}, f"junk-{next(self._numbers)}")
             self._envelopes[envelope.id] = envelope  # allows its acknowledgement
             event = {"envelope_id": envelope.id} | event
-        await self._send(json.dumps(event))
+        await self._send_frame(json.dumps(event))
 
     async def send_raw(self, chance: random.Random) -> None:
         frames: list[str | bytes] = [raw(chance), garbage(chance)]
-        await self._send(chance.choice(frames))
+        await self._send_frame(chance.choice(frames))
 
     def texts(self) -> list[str]:
         return [message.markdown for message in self.workspace.messages.values() if message.user == "UBOT"]
 
-    async def _send(self, frame: str | bytes) -> None:
+    async def _send_frame(self, frame: str | bytes) -> None:
         await self.until(lambda: self.sockets > 0)
         for line in self._sockets[:1]:
             with suppress(ConnectionError):

@@ -55,6 +55,7 @@ from tests.storage.forensics import KeptFiles
 
 NAME = "R16"
 
+_PROGRESS_SECONDS = 30.0
 STEPS = 22  # per example; a thousand examples take four minutes on two busy cores
 PLATFORMS = ("p", "q")
 # The same id is a channel, a thread and a message; joined with ":" or "/" some are equal.
@@ -454,6 +455,11 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__} at line {lines[-1] if lines else '?'}: {error}"
 
 
+def _counts() -> str:
+    kinds = ("examples", "prompts", "words read", "words erased")
+    return ", ".join(f"{kind} {IsolationMachine.counted[kind]:,}" for kind in kinds)
+
+
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     IsolationMachine.counted.clear()
     IsolationMachine.failures.clear()
@@ -468,10 +474,9 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     )
     machine = seeded(seed)(type("Seeded", (IsolationMachine,), {}))
     run = asyncio.create_task(asyncio.to_thread(run_state_machine_as_test, machine, settings=sized))
-    await asyncio.wait([run])
-    counts = ", ".join(
-        f"{kind} {IsolationMachine.counted[kind]:,}" for kind in ("examples", "prompts", "words read", "words erased")
-    )
+    while not (await asyncio.wait([run], timeout=_PROGRESS_SECONDS))[0]:
+        print(f"{NAME:<4} so far: {_counts()}", flush=True)
+    counts = _counts()
     error = run.exception()
     if error is not None:
         error, steps = IsolationMachine.failures[0] if IsolationMachine.failures else (error, [])

@@ -40,7 +40,7 @@ _TURNS = 200
 
 @dataclass
 class Load:
-    """What the channels were told."""
+    """Answers and notices, by channel."""
 
     engine: RemoteEngine
     places: dict[str, int] = field(default_factory=dict)

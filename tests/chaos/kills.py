@@ -50,7 +50,7 @@ class KillResult:
 
     @property
     def is_kept(self) -> bool:
-        return not (self.lost or self.twice or self.torn or self.errors) and self.integrity == "ok"
+        return not (self.lost or self.twice or self.torn or self.orphans or self.errors) and self.integrity == "ok"
 
 
 async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:

@@ -23,7 +23,7 @@ from aiohttp import web
 from bot.domain import Action
 from tests.chaos.faults import percentile
 from tests.chaos.figure import Row, Scale
-from tests.chaos.processes import PLATFORMS, TIMEOUT, BotProcess, logged_errors, run_bot, until
+from tests.chaos.processes import PLATFORMS, TIMEOUT, BotProcess, logged_errors, remove_messages, run_bot, until
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES
 from tests.harness.probe import HealthProbe
@@ -35,8 +35,8 @@ NAME = "R25"
 SECONDS = 60.0
 _SHORT_SECONDS = 3.0
 _ROOMS = 3  # per platform
-# Messages that a platform keeps; those of all rooms that are still waited for are far fewer.
-_KEPT = 60
+# Messages that a room keeps, of which the last half is never dropped.
+_KEPT = 40
 _PAUSE = 0.3  # seconds between an answer and the next question
 _FLOOD_PAUSE = 0.05  # seconds between two messages of the flood, of which every fourth is to the bot
 _FLOOD_ROOMS = 10
@@ -66,10 +66,10 @@ class Asker:
         holding = [seen for seen in self._replies(room) if number in seen.visible]
         if len(holding) != 1 or holding[0].visible.count(number) != 2:
             self.faults.append(f"{self.platform.name} {number}: {len(holding)} answers")
-        self._forget(room)
+        _trim(self.platform, room)
 
     async def keep_asking(self, seconds: float) -> list[float]:
-        """Ask in several rooms for so long, in each at least once; return the waits."""
+        """Ask in several rooms for this many seconds, in each at least once; return the waits."""
         end = time.monotonic() + seconds
         return await self._ask_while(lambda asked: time.monotonic() < end)
 
@@ -97,13 +97,12 @@ class Asker:
     def _replies(self, room: str) -> list[Any]:
         return [seen for seen in self.platform.seen(room) if seen.author == "bot"]
 
-    def _forget(self, room: str) -> None:
-        """Drop old messages: reading them again and again would take the driver's time, and be measured as waiting."""
-        platform: Any = self.platform
-        messages = platform.workspace.messages if platform.name == "slack" else platform.messages
-        if len(messages) > _KEPT:
-            for id in list(messages)[: -_KEPT // 2]:
-                del messages[id]
+
+def _trim(platform: LoopbackPlatform, room: str) -> None:
+    """Drop old messages: reading them again and again would take the driver's time, and be measured as waiting."""
+    shown = [seen.id for seen in platform.seen(room)]
+    if len(shown) > _KEPT:
+        remove_messages(platform, set(shown[: -_KEPT // 2]))
 
 
 async def flooding(platform: Any, is_over: asyncio.Event) -> None:
@@ -111,7 +110,9 @@ async def flooding(platform: Any, is_over: asyncio.Event) -> None:
     for number in itertools.count():
         if is_over.is_set():
             return
-        await platform.say(f"flood {number}", channel=f"flood{number % _FLOOD_ROOMS}", mention=number % 4 == 0)
+        room = f"flood{number % _FLOOD_ROOMS}"
+        await platform.say(f"flood {number}", channel=room, mention=number % 4 == 0)
+        _trim(platform, room)
         await asyncio.sleep(_FLOOD_PAUSE)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from bot.config.schema import AdapterSection, variable
-from tests.harness import loop_monitor
+from tests.harness import loop_monitor, warm_start
 from tests.harness.loop_monitor import NONE, Callback
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES
@@ -91,11 +91,17 @@ class BotProcess:
 
 
 async def start(module: str, folder: Path, env: Mapping[str, str]) -> Process:
-    """Start `python -m MODULE run`; tests of the short form replace this by a warm start."""
+    """Start `python -m MODULE run`; tests of the short form replace this by `start_warm`."""
     with (folder / "log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", module, "run"), cwd=folder, env=env, stderr=log, stdout=log
         )
+
+
+async def start_warm(module: str, folder: Path, env: Mapping[str, str]) -> Process:
+    """Start `python -m MODULE run` with its imports done."""
+    log = folder / "log"
+    return warm_start.start(["run"], folder=folder, env=env, stdout=log, stderr=log, module=module)
 
 
 @asynccontextmanager
@@ -104,14 +110,17 @@ async def run_bot(
     folder: Path,
     more: Mapping[str, str] | None = None,
     module: str = "bot",
+    *,
+    is_warm: bool = False,
 ) -> AsyncIterator[BotProcess]:
     """Run `python -m bot run`; kill it at the end if it still runs.
 
-    `more` are environment variables such as `BOT_ENGINE__BACKEND`.  Its database and its log
+    `more` are environment variables such as `BOT_ENGINE__BACKEND`; with `is_warm` its imports are done.  Its database and its log
     are in `folder`.  A callback of its event loop that takes too long is an error in the log.
     """
     given = environment(platforms, folder) | {loop_monitor.MODULE: module, loop_monitor.REPORT: str(folder / "loop")}
-    process = await start(loop_monitor.__name__, folder, given | ENGINE | dict(more or {}))
+    starter = start_warm if is_warm else start
+    process = await starter(loop_monitor.__name__, folder, given | ENGINE | dict(more or {}))
     try:
         yield BotProcess(
             process, platforms, folder, {name: _CONNECTIONS[name](each) for name, each in platforms.items()}
@@ -200,3 +209,10 @@ def memory(pid: int) -> int:
     """Return the private memory of a process in bytes: its heap, without shared libraries."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+
+
+def remove_messages(platform: Any, ids: set[str]) -> None:
+    """Remove messages from a loopback server without an event."""
+    messages: dict[Any, Any] = platform.workspace.messages if platform.name == "slack" else platform.messages
+    for key in [key for key in messages if str(key[1] if isinstance(key, tuple) else key) in ids]:
+        del messages[key]

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.adapters.discord.http import configure_endpoints, rest_client
+from bot.adapters.discord.http import configure_library, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.slack.client import web_api
 from bot.adapters.slack.messenger import SlackMessenger
@@ -28,6 +28,7 @@ from bot.domain import ChannelKey, Delta, Exchange, Finished, FinishReason, Kind
 from bot.observability.metrics import Metrics
 from bot.util.text import clean, replace_surrogates
 from tests.chaos.figure import Row, Scale
+from tests.harness.fakes import FakeKnownMessages
 from tests.harness.fakes.clock import FastClock
 from tests.harness.messages import a_message
 from tests.harness.platform import TIMEOUT
@@ -148,7 +149,7 @@ async def _discord(stack: AsyncExitStack) -> MessengerTarget:
     platform = await stack.enter_async_context(DiscordPlatform())
     clock = FastClock(500.0)
     settings = platform.settings()
-    configure_endpoints(settings)
+    configure_library(settings)
     messenger = DiscordMessenger(settings.edit_seconds, 10.0)
     messenger.client = client = await stack.enter_async_context(rest_client(settings, clock))
     await client.login(TOKEN)
@@ -165,7 +166,7 @@ async def _discord(stack: AsyncExitStack) -> MessengerTarget:
 async def _telegram(stack: AsyncExitStack) -> MessengerTarget:
     platform = await stack.enter_async_context(TelegramPlatform())
     settings = platform.settings()
-    bot = open_bot(settings)
+    bot = await open_bot(settings)
     await bot.initialize()
     stack.push_async_callback(bot.shutdown)
 
@@ -183,7 +184,7 @@ async def _telegram(stack: AsyncExitStack) -> MessengerTarget:
 
     return MessengerTarget(
         platform,
-        TelegramMessenger(bot, settings, moved),
+        TelegramMessenger(bot, settings, moved, FakeKnownMessages()),
         ChannelKey("telegram", str(chat.id)),
         lambda id: platform.messages.pop((chat.id, int(id))).text,
         violations,

@@ -12,12 +12,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bot.domain import Action
 from tests.chaos.figure import Row, Scale
-from tests.chaos.processes import PLATFORMS, TIMEOUT, logged_errors, memory, run_bot, until
+from tests.chaos.processes import PLATFORMS, TIMEOUT, logged_errors, memory, remove_messages, run_bot, until
 from tests.harness.platform import LoopbackPlatform, Seen
 from tests.harness.platform_bench import PROFILES
 
@@ -28,7 +29,7 @@ MINUTES = {"full": 20.0, "short": 0.1}
 PAUSE = {"full": 2.5, "short": 0.1}
 # Seconds between two lost connections.
 CUT = 47.0
-CALM = 13.0  # seconds until all platforms are connected again
+CALM = 13.0  # seconds, at least, until all platforms are connected again
 ROOMS, DIRECT = 8, 2  # per platform, and how many of them are direct messages
 MOST_GROWTH = 1.0  # MB in 1,000 messages
 MOST_LOG = 64 << 20  # bytes
@@ -154,7 +155,7 @@ class Room:
                 self.tally.twice.append(f"{self.platform.name} {known}")
         shown = {found for seen in self._replies() for found in _NUMBER.findall(seen.visible)}
         self.tally.twice += [f"{self.platform.name} {again}" for again in shown - {number, self.former}]
-        _remove(self.platform, self.old)
+        remove_messages(self.platform, self.old)
         self.old = {seen.id for seen in self.platform.seen(self.name)}
         self.former = number
 
@@ -180,13 +181,6 @@ class Room:
 
 def _is_whole(seen: Seen) -> bool:
     return seen.visible.strip() not in ("", "…")
-
-
-def _remove(platform: Any, ids: set[str]) -> None:
-    """Remove messages from a loopback server without an event."""
-    messages: dict[Any, Any] = platform.workspace.messages if platform.name == "slack" else platform.messages
-    for key in [key for key in messages if str(key[1] if isinstance(key, tuple) else key) in ids]:
-        del messages[key]
 
 
 def _make_stale(platform: Any, id: str) -> None:
@@ -218,9 +212,11 @@ async def _cut(platforms: list[LoopbackPlatform], tally: Tally) -> None:
         await asyncio.sleep(CUT)
         tally.is_calm = False
         await until(lambda: not tally.delicate)
-        await platforms[tally.cuts % len(platforms)].disconnect(resumable=tally.cuts % 2 == 0)
+        platform = platforms[tally.cuts % len(platforms)]
+        await platform.disconnect(resumable=tally.cuts % 2 == 0)
         tally.cuts += 1
         await asyncio.sleep(CALM)
+        await until(partial(PROFILES[platform.name].is_connected, platform))
         tally.is_calm = True
 
 

@@ -186,7 +186,7 @@ class World:
         """Return whether the engine holds the question, or it waits for its position in the channel."""
         if question.exchange is None:
             return False
-        line = self.harness.exchanges.in_channel(question.exchange.message.channel)
+        line = self.harness.exchanges.queues.in_channel(question.exchange.message.channel)
         return question.text in self._engine.inside or question.exchange in line[1:]
 
 

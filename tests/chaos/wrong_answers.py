@@ -256,7 +256,7 @@ def _judge(bench: Bench, case: Case, known: set[str], verdicts: Verdicts) -> Non
     empty = sum(text == PLACEHOLDER for text in shown)
     others = [text for text in shown if text != PLACEHOLDER and without_spaces(text) != without_spaces(case.answer)]
     verdicts.left_behind += empty
-    if whole == 1 and not others and (empty == 0 or name == "telegram"):
+    if whole == 1 and not (others or empty):
         outcome = "whole"
     elif whole > 1 or (whole and others):
         outcome = "twice"

@@ -12,7 +12,7 @@ from bot.chat.access import OPERATOR
 from bot.chat.commands import COMMANDS, menu
 from bot.chat.intake import Intake
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, FinishReason, ModelStatus, Notice
+from bot.domain import Author, ChannelKey, FinishReason, ModelStatus, Notice, Upkeep
 from bot.observability import process
 from bot.observability.health import Components
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
@@ -84,7 +84,7 @@ async def test_help_and_status_tell_admins_more(tmp_path: Path, name: str) -> No
         status = await effect_of(harness, "/status", role(name, "discord"), "discord")
 
     assert all((f"`/{command}`" in listed) is may(name, "discord") for command in FOR_ADMINS)
-    assert all((word in status) is may(name, "discord") for word in ("Memory: ", "Up for: ", "Python 3.", "torch "))
+    assert all((word in status) is may(name, "discord") for word in ("Memory: ", "Uptime: ", "Python 3.", "torch "))
 
 
 async def test_no_edit_makes_a_question_a_command(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ async def test_limits_writes_numbers_as_people_do(tmp_path: Path, seconds: float
     assert "`tokens_per_hour_channel = 2000000`" in said
 
 
-@pytest.mark.parametrize(("language", "shown"), [("en", "Up for: 3 d 1:00:00"), ("zh", "已运行：3 天 1:00:00")])
+@pytest.mark.parametrize(("language", "shown"), [("en", "Uptime: 3 d 1:00:00"), ("zh", "已运行：3 天 1:00:00")])
 async def test_durations_are_in_the_language_of_the_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, language: Literal["en", "zh"], shown: str
 ) -> None:
@@ -149,6 +149,7 @@ async def test_status_shows_each_of_several_models_and_admins_why_one_is_not_loa
             ModelStatus("engine", fault="no such folder /models/big"),
             ModelStatus("small", harness.engine.info, harness.engine.load),
             ModelStatus("other", harness.engine.info, replace(harness.engine.load, is_changing=True)),
+            ModelStatus("club", harness.engine.info, harness.engine.load, base="small"),
         ]
         components = Components(models=lambda: statuses)
         intake = Intake(
@@ -165,4 +166,39 @@ async def test_status_shows_each_of_several_models_and_admins_why_one_is_not_loa
     assert "- Model engine: not available\n" in member
     assert "- Model small: scripted, answering: 0, waiting: 0\n" in member
     assert "- Model other: is being changed\n" in member
+    assert "- Model club: shares small, with a prefix of its own\n" in member
     assert "- Model engine: not available (no such folder /models/big)\n" in admin
+
+
+async def test_status_tells_admins_what_the_database_is_busy_with(tmp_path: Path) -> None:
+    class Busy:
+        upkeep = Upkeep(unencrypted=412, is_rewriting=True, lost=3)
+
+        async def check(self) -> None: ...
+
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        intake = Intake(
+            harness.access,
+            harness.engine,
+            harness.store,
+            harness.settings,
+            today=lambda: NOON,
+            components=Components(store=Busy()),
+        )
+        exchange = await intake.accept(a_message("/status", author=Author("discord", ADMIN_ID, "Ada")))
+        assert exchange is not None
+        async with intake.answers.stream(exchange) as events:
+            said = "".join([event.text async for event in events if isinstance(event, Notice)])
+    assert "- Encrypting texts of an older version: 412 exchanges left.\n" in said
+    assert "- The database file must be rewritten once" in said
+    assert "- Cleared since the start, because their keys are deleted: 3 exchanges." in said
+
+
+async def test_the_limit_of_commands_does_not_keep_an_admin_from_resuming(tmp_path: Path) -> None:
+    limits = LimitsSection(requests_per_minute=2)
+    async with make_harness(tmp_path, access=ADMINS, limits=limits) as harness:
+        for name, text in (("admin", "/pause"), ("member", "/help"), ("admin", "/limits"), ("member", "/help")):
+            await effect_of(harness, text, role(name, "discord"), "discord")
+        assert "too fast" in await effect_of(harness, "/help", role("member", "discord"), "discord")
+        assert "too fast" not in await effect_of(harness, "/resume", role("admin", "discord"), "discord")
+        assert not harness.access.is_paused

@@ -284,7 +284,7 @@ async def test_clearing_a_channel_ends_answers_in_its_threads(harness: Harness) 
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(EngineBusy(64, 64), "Too many"), (EngineFailed("out of memory"), "Something went wrong")],
+    [(EngineBusy(64, 64), "The queue is full"), (EngineFailed("out of memory"), "Something went wrong")],
 )
 async def test_an_engine_error_becomes_one_sentence(harness: Harness, error: Exception, said: str) -> None:
     harness.engine.add([error], "better")

@@ -1,6 +1,7 @@
 """Damaged rows: the bot starts, skips them with one log line each, and answers the others."""
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,17 +52,33 @@ async def test_damaged_rows_are_skipped_and_all_others_are_answered(tmp_path: Pa
                 assert "".join(export_channel(url_of(tmp_path / "bot.db"), name)).endswith("]}\n")
             await harness.store.rename_channel(THREADS[2], "c3")
             await harness.intake.delete(CHANNEL, "q1")
-            assert "Forgotten" in notice_of(await harness.ask(a_message("/clear")))
-            assert "Forgotten" in notice_of(await harness.ask(a_message("/forget me")))
+            assert "Deleted: " in notice_of(await harness.ask(a_message("/clear")))
+            assert "Deleted: " in notice_of(await harness.ask(a_message("/forget me")))
     reported = [each["exchange"] for each in logs if each["event"] == "exchange skipped, its row is damaged"]
     assert set(reported) <= damaged
+
+
+async def test_an_owed_message_that_cannot_be_decrypted_is_answered_with_a_sentence(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, limits=NO_LIMITS) as before:
+        await before.accept(a_message("torn"))
+        await before.accept(a_message("sound"))
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as connection, connection:
+        connection.execute("UPDATE exchanges SET text = x'00' || text WHERE id = 1")
+    async with make_harness(tmp_path, limits=NO_LIMITS) as harness:
+        torn, sound = await harness.intake.recover("discord")
+        assert "This message can no longer be read from my database" in notice_of(await harness.replied(torn))
+        assert text_of(await harness.replied(sound)) == "ok"
+        assert await harness.intake.recover("discord") == []
+        kept = await harness.store.find(torn.message.channel, torn.message.id)
+        assert kept is not None
+        assert (kept.status, kept.message.text, kept.is_unreadable) == (Status.FAILED, "", True)
 
 
 async def test_a_damaged_row_is_reported_once_and_its_exchange_fails(tmp_path: Path) -> None:
     async with make_harness(tmp_path, limits=NO_LIMITS) as before:
         await before.accept(a_message("left open"))
     with sqlite3.connect(tmp_path / "bot.db") as connection:
-        connection.execute("UPDATE exchanges SET author_roles = '[torn'")
+        connection.execute("UPDATE exchanges SET sent_at = 'yesterday'")
     connection.close()
     with capture_logs() as logs:
         async with make_harness(tmp_path, limits=NO_LIMITS) as harness:

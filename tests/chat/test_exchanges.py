@@ -125,7 +125,7 @@ async def test_a_renamed_channel_goes_on_in_order_with_its_history(harness: Harn
     third = asyncio.create_task(
         harness.events(await harness.accept(a_message("three", channel=new, author=Author("discord", "2", "Jo"))))
     )
-    assert [each.message.text for each in harness.exchanges.in_channel(new)] == ["one", "two", "three"]
+    assert [each.message.text for each in harness.exchanges.queues.in_channel(new)] == ["one", "two", "three"]
     await harness.clock.settle()
     assert len(harness.engine.requests) == 1, "the others wait for the first"
     go_on.set()
@@ -162,9 +162,9 @@ async def test_two_requeues_at_once_leave_one_worker_and_one_place_in_the_channe
     first, second = await asyncio.gather(harness.exchanges.requeue(exchange), harness.exchanges.requeue(exchange))
     claimed = [each for each in (first, second) if each is not None and harness.exchanges.find(each)]
     assert len(claimed) == 1
-    assert [each.id for each in harness.exchanges.in_channel(CHANNEL)] == [exchange.id]
+    assert [each.id for each in harness.exchanges.queues.in_channel(CHANNEL)] == [exchange.id]
     assert text_of(await harness.replied(claimed[0])) == "ok"
-    assert harness.exchanges.in_channel(CHANNEL) == []
+    assert harness.exchanges.queues.in_channel(CHANNEL) == []
     assert text_of(await harness.ask(a_message("next"))) == "ok"
 
 

@@ -44,7 +44,7 @@ async def test_a_deletion_says_so_if_the_keys_cannot_be_overwritten(
     monkeypatch.setattr(os, "pwrite", failing)
     said = notice_of(await harness.ask(a_message(command)))
     assert "1" in said
-    assert "still hold" in said
+    assert "still contain" in said
 
 
 async def test_a_forgotten_message_is_not_answered_on_redelivery(harness: Harness) -> None:

@@ -207,7 +207,7 @@ async def test_after_a_long_time_away_each_channel_gets_one_notice(tmp_path: Pat
         texts = [exchange.message.text for exchange in owed]
         assert texts == ["three", "with a placeholder", "other again", "fresh"]
         for late in (owed[0], owed[2]):
-            assert "I was away" in notice_of(await after.replied(late))
+            assert "I was offline" in notice_of(await after.replied(late))
         for expected in (owed[1], owed[3]):
             assert text_of(await after.replied(expected)) == "ok"
         assert len(after.engine.requests) == 2
@@ -224,7 +224,7 @@ async def test_a_refused_edit_keeps_the_answer_and_gives_the_reason(harness: Har
     assert refused is not None
     events = await harness.replied(refused)
     assert text_of(events) == "four"
-    assert "I am paused" in notice_of(events)
+    assert "An admin has paused me" in notice_of(events)
     kept = await harness.stored(exchange)
     assert (kept.status, kept.message.text) == (Status.DELIVERED, "2 + 2?")
     assert kept.answer is not None
@@ -245,7 +245,7 @@ async def test_an_edit_refused_during_the_answer_is_refused_like_a_new_question(
     assert refused is not None
     events = await harness.replied(refused)
     assert text_of(events) == ""
-    assert "I am paused" in notice_of(events)
+    assert "An admin has paused me" in notice_of(events)
 
 
 async def test_an_edit_counts_as_one_question(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_an_edit_counts_as_one_question(tmp_path: Path) -> None:
             assert again is not None
             events = await harness.replied(again)
             assert text_of(events) == answer
-        assert "You have asked a lot" in notice_of(events)
+        assert "You are asking too fast" in notice_of(events)
     assert len(harness.engine.requests) == 3
 
 
@@ -276,4 +276,4 @@ async def test_a_refused_edit_of_a_question_that_is_cleared_meanwhile_is_dropped
 
     monkeypatch.setattr(harness.store, "requeue", cleared_meanwhile)
     assert await harness.intake.edit(replace(question, text="another question")) is None
-    assert harness.exchanges.in_channel(question.channel) == []
+    assert harness.exchanges.queues.in_channel(question.channel) == []

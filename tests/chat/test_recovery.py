@@ -181,7 +181,7 @@ async def test_a_host_clock_that_is_ahead_makes_no_question_too_old(
     tmp_path: Path, sent_ago: int, is_answered: bool
 ) -> None:
     async with make_harness(tmp_path, today=NOON + timedelta(hours=3)) as harness:
-        harness.intake.saw_date("discord", format_datetime(NOON, usegmt=True))
+        harness.intake.recovery.saw_date("discord", format_datetime(NOON, usegmt=True))
         await harness.intake.store(replace(a_message("question"), sent_at=NOON - timedelta(minutes=sent_ago)))
         (exchange,) = await owed(harness)
         assert bool(text_of(await harness.replied(exchange))) == is_answered
@@ -190,7 +190,7 @@ async def test_a_host_clock_that_is_ahead_makes_no_question_too_old(
 async def test_a_date_that_is_none_changes_nothing(tmp_path: Path) -> None:
     async with make_harness(tmp_path, today=NOON + timedelta(hours=3)) as harness:
         for date in ("", "soon", "Fri, 99 Nov 2026 12:00:00 GMT"):
-            harness.intake.saw_date("discord", date)
+            harness.intake.recovery.saw_date("discord", date)
         await said_while_away(harness, "question")
         (exchange,) = await owed(harness)
-        assert "away" in notice_of(await harness.replied(exchange))
+        assert "offline" in notice_of(await harness.replied(exchange))

@@ -12,14 +12,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat.rules import Persona, Rules
-from bot.config.places import PersonaSection
+from bot.chat.settings import Persona, Rule, Rules
+from bot.config.places import PersonaSection, PlaceSection
 from bot.config.schema import Config, table_of
 from bot.domain import LEVELS, Author, ChannelKey, IncomingMessage, Scope, ScopeLevel, SettingChange
 from tests.harness.messages import MEI, NOON, a_message
 
 PERSONAS = ["cook", "parrot", "pirate", "poet"]
 MODELS = ["big", "engine", "small"]
+VALUES = {"persona": PERSONAS, "model": MODELS, "language": ["auto", "en", "zh"], "temperature": ["0.0", "0.5", "1.5"]}
+# Settings that a conversation has, whoever writes there.
+OF_PLACES: dict[str, list[str]] = {
+    "answer": ["mention", "all"],
+    "triggers": ["glm", "小智", "hey bot"],
+    "history": ["shared", "member"],
+    "who": ["everyone", "managers"],
+}
+VALUES |= OF_PLACES
+PLAIN = sorted(VALUES.keys() - {"persona", "model", "who"})
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ def reference(message: IncomingMessage, setting: str, entries: list[Entry], role
     }
     ladder = list(applies)
     order = {role: number for number, role in enumerate([*roles, *sorted(mine - set(roles))])}
+    if setting in OF_PLACES:
+        applies |= dict.fromkeys(["user", "role"], lambda id: False)
     found = [each for each in entries if each.setting == setting and applies[each.level](each.id)]
     return min(
         found,
@@ -73,8 +85,8 @@ def ids_of(draw: st.DrawFn, level: ScopeLevel) -> str:
 
 @st.composite
 def entries(draw: st.DrawFn) -> Entry:
-    level, setting = draw(st.sampled_from(LEVELS)), draw(st.sampled_from(["persona", "model"]))
-    value = draw(st.sampled_from(PERSONAS if setting == "persona" else MODELS))
+    level, setting = draw(st.sampled_from(LEVELS)), draw(st.sampled_from(sorted(VALUES)))
+    value = draw(st.sampled_from(VALUES[setting]))
     return Entry(level, draw(ids_of(level)), setting, value, draw(st.booleans()))
 
 
@@ -96,7 +108,9 @@ def rules_of(entries: list[Entry]) -> tuple[Rules, list[str]]:
     tables["models"] = {name: {"model": "demo"} for name in MODELS if name != "engine"}
     for each in entries:
         if not each.is_from_chat:
-            tables[table_of(each.level)].setdefault(each.id, {})[each.setting] = each.value
+            tables[table_of(each.level)].setdefault(each.id, {})[each.setting] = (
+                [each.value] if each.setting == "triggers" else each.value
+            )
     roles = list(tables["roles"])
     for platform in ("discord", "slack"):
         tables["platforms"].setdefault(platform, {})["models"] = MODELS
@@ -115,14 +129,34 @@ def rules_of(entries: list[Entry]) -> tuple[Rules, list[str]]:
 def check(entries: list[Entry], message: IncomingMessage) -> None:
     rules, roles = rules_of(entries)
     persona, model = rules.persona(message), rules.model(message)
-    for setting, value, rule in (("persona", persona.value.name, persona), ("model", model.value, model)):
+    outcomes: list[tuple[str, Any, Rule[Any]]] = [
+        ("persona", persona.value.name, persona),
+        ("model", model.value, model),
+        *((name, rule.value, rule) for name in PLAIN for rule in [rules.plain(name, message)]),
+    ]
+    for setting, value, rule in outcomes:
         expected = reference(message, setting, entries, roles)
         if expected is None:
             assert (rule.scope, rule.is_from_chat) == (None, False)
             assert not value
         else:
             scope = Scope(expected.level, expected.id)
-            assert (value, rule.scope, rule.is_from_chat) == (expected.value, scope, expected.is_from_chat)
+            written = ", ".join(value) if setting == "triggers" else str(value)
+            assert (written, rule.scope, rule.is_from_chat) == (expected.value, scope, expected.is_from_chat)
+    check_what_is_answered(rules, message, entries, roles)
+
+
+def check_what_is_answered(rules: Rules, message: IncomingMessage, entries: list[Entry], roles: list[str]) -> None:
+    words, all_or_not = (reference(message, setting, entries, roles) for setting in ("triggers", "answer"))
+    is_all = all_or_not is not None and all_or_not.value == "all"
+    who = reference(message, "who", [each for each in entries if not each.is_from_chat], roles)
+    assert rules.who(message) == ("everyone" if who is None else who.value,)
+    whose = reference(message, "history", entries, roles)
+    assert rules.has_own_history(message) == (whose is not None and whose.value == "member")
+    assert rules.may_answer(message.channel, message.server) == (is_all or words is not None)
+    for word in OF_PLACES["triggers"]:
+        is_expected = is_all or (words is not None and words.value == word)
+        assert rules.answers(message.channel, message.server, f"{word}, hello") == is_expected
 
 
 @settings(max_examples=300)
@@ -163,6 +197,33 @@ def test_a_persona_that_config_toml_has_no_more_gives_way() -> None:
     assert rules.persona(a_message()).value == Persona("pirate", "")
     rules.reconfigure(Config(**tables, personas={"poet": poet}))
     assert rules.persona(a_message()).value == Persona("poet", "You are a poet.")
+
+
+def test_the_chat_only_lowers_the_longest_answer() -> None:
+    rules = Rules()
+    rules.replace_chat([chosen("max_answer_tokens", "300")])
+    here: dict[str, Any] = {"channels": {"discord:c1": {"max_answer_tokens": 200}}}
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({}, 300),
+        ({"limits": {"max_answer_tokens": 100}}, 100),
+        ({"limits": {"max_answer_tokens": 900}}, 300),
+        (here, 200),
+        ({"limits": {"max_answer_tokens": 100}, **here}, 200),
+    ]
+    for tables, most in cases:
+        rules.reconfigure(Config(**tables))
+        assert rules.plain("max_answer_tokens", a_message()).value == most, tables
+
+
+def test_a_setting_that_config_toml_locks_is_not_in_force() -> None:
+    rules = Rules()
+    rules.replace_chat(
+        [chosen("temperature", "0.1"), chosen("persona", None, "You are a parrot."), chosen("language", "zh")]
+    )
+    rules.reconfigure(Config(platforms={"discord": PlaceSection(settings=("language",))}))
+    message = a_message()
+    assert (rules.plain("temperature", message).value, rules.persona(message).scope) == (None, None)
+    assert rules.plain("language", message).value == "zh"
 
 
 @pytest.mark.parametrize("level", LEVELS)

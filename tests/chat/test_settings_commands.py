@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bot.chat.settings_commands import _MOST_CHARACTERS
+from bot.chat.settings_commands import MOST_CHARACTERS
 from bot.config.schema import AccessSection, Config, ConversationSection
 from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.errors import PlatformUnavailable, StoreError
@@ -80,12 +80,12 @@ async def test_a_thread_has_a_persona_of_its_own(harness: Harness) -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("/persona use parrot", "There is no persona parrot; choose one of `none`, `pirate`."),
+        ("/persona use parrot", "Unknown persona parrot; choose one of `none`, `pirate`."),
         ("/persona dance", "Write `/persona show`"),
         ("/persona clear all", "Write `/persona show`"),
         ("/persona set", "Write `/persona show`"),
-        (f"/persona set {'x' * (_MOST_CHARACTERS + 1)}", "2001 characters, the limit is 2000"),
-        ("/model small", "There is no model small to choose here; choose one of `engine`, `big`."),
+        (f"/persona set {'x' * (MOST_CHARACTERS + 1)}", "2001 characters, the limit is 2000"),
+        ("/model small", "Model small is not available here; choose one of `engine`, `big`."),
         ("/model", "Model here: engine (default)"),
     ],
 )
@@ -124,7 +124,7 @@ async def test_only_admins_and_managers_change_a_setting(harness: Harness, text:
     ben = Author("discord", "3", "Ben")
     access = AccessSection(settings_by="managers" if managers else "admins")
     harness.access.reconfigure(access, harness.access.limits)
-    harness.intake.rights.register("discord", is_manager)
+    harness.intake.access.register_managers("discord", is_manager)
     assert "Only admins" in notice_of(await harness.ask(said(text, ben)))
     assert ("Only admins" in notice_of(await harness.ask(said(text, MEI)))) is not managers
     assert [change.author.id for change in await harness.store.settings()] == [MEI.id] * (
@@ -141,8 +141,8 @@ async def test_nothing_changes_while_the_platform_cannot_be_asked(harness: Harne
     async def is_manager(message: IncomingMessage) -> bool:
         raise PlatformUnavailable("gone")
 
-    harness.intake.rights.register("discord", is_manager)
-    assert "could not ask" in notice_of(await harness.ask(said("/persona use pirate", MEI)))
+    harness.intake.access.register_managers("discord", is_manager)
+    assert "could not check your permissions" in notice_of(await harness.ask(said("/persona use pirate", MEI)))
     assert await harness.store.settings() == []
 
 
@@ -191,3 +191,97 @@ async def test_settings_move_with_their_channel(harness: Harness) -> None:
 )
 async def test_names_are_offered_while_a_command_is_typed(harness: Harness, text: str, offered: list[str]) -> None:
     assert harness.intake.offers(said(text)) == offered
+
+
+async def test_triggers_that_people_wrote_are_stored_as_their_text(harness: Harness) -> None:
+    await harness.ask(said("/settings triggers glm，小智、 hey bot"))
+    stored = [(change.value, change.text) for change in await harness.store.settings()]
+    assert stored == [(None, "glm，小智、 hey bot")]
+    triggered = harness.intake.is_triggered
+    assert [await triggered(GROUP, "s1", text) for text in ("Hey bot, hi", "小智你好", "hey, bot")] == [
+        True,
+        True,
+        False,
+    ]
+    await harness.ask(said("/forget me"))
+    assert not await triggered(GROUP, "s1", "glm hi")
+
+
+async def test_settings_of_the_place_reach_the_next_request(harness: Harness) -> None:
+    for text in ("/settings temperature 0.25", "/settings MAX_ANSWER_TOKENS 40", "/settings name_speakers no"):
+        assert "From the next message on" in notice_of(await harness.ask(said(text)))
+    await harness.ask(said("hello", MEI))
+    await harness.ask(said("hello", MEI, ChannelKey("discord", "c2")))
+    here, elsewhere = harness.engine.requests[-2:]
+    assert (here.params.temperature, here.params.max_tokens, here.messages[-1].content) == (0.25, 40, "hello")
+    assert (elsewhere.params.temperature, elsewhere.messages[-1].content) == (0.95, "Mei: hello")
+
+
+async def test_the_language_of_the_place_is_that_of_the_next_notice(harness: Harness) -> None:
+    await harness.ask(said("/settings language zh"))
+    assert notice_of(await harness.ask(said("/clear"))) == "这里没有需要删除的内容。"
+    assert notice_of(await harness.ask(said("/settings language"))) == "`language` = zh（对这个频道，在聊天里设置）"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("/settings temperature hot", "`temperature` cannot be hot. Sampling temperature"),
+        ("/settings temperature 2.5", "`temperature` cannot be 2.5"),
+        ("/settings max_answer_tokens 0", "`max_answer_tokens` cannot be 0"),
+        ("/settings undo undo", "Nothing was done: /settings undo takes no text after it."),
+        ("/settings mood good", "Unknown setting mood; choose one of `show`, `answer`"),
+        ("/settings language", "`language` = auto (default)"),
+        ("/settings answer", "`answer` = mention (default)"),
+        ("/settings answer never", "`answer` cannot be never. Messages I answer"),
+        ("/settings triggers", "`triggers` = none (default)"),
+        ("/settings triggers /glm", "`triggers` cannot be /glm. Words: I also answer"),
+        ("/settings triggers glm, @all", "`triggers` cannot be glm, @all"),
+        ("/settings show", "- `temperature` = 0.95 (default)"),
+        ("/settings changes", "No setting was changed in the chat here."),
+        ("/settings undo", "No setting was changed in the chat here."),
+    ],
+)
+async def test_a_setting_that_is_only_shown_or_refused_stays(harness: Harness, text: str, answer: str) -> None:
+    assert answer in notice_of(await harness.ask(said(text)))
+    assert await harness.store.settings() == []
+
+
+async def test_where_no_model_can_be_chosen_it_is_said(harness: Harness) -> None:
+    harness.settings.reconfigure(Config())
+    shown = notice_of(await harness.ask(said("/model")))
+    assert shown == "Model here: engine (default)\n\nNo model can be chosen here: `models` in config.toml lists none."
+
+
+async def test_a_setting_that_config_toml_locks_is_refused(harness: Harness) -> None:
+    harness.settings.reconfigure(Config(**{**CONFIG, "servers": {"discord:s1": {"settings": ["persona"]}}}))
+    refused = notice_of(await harness.ask(said("/settings temperature 1")))
+    assert refused == "config.toml does not allow changing `temperature` here."
+    assert "Persona: pirate" in notice_of(await harness.ask(said("/persona use pirate")))
+
+
+async def test_changes_are_listed_and_taken_back_one_after_the_other(harness: Harness) -> None:
+    for text in ("/settings temperature 0.2", "/persona set You are a parrot.", "/settings temperature 0.4"):
+        await harness.ask(said(text))
+    listed = notice_of(await harness.ask(said("/settings changes"))).splitlines()
+    assert [line.partition(": ")[2] for line in listed] == [
+        "`temperature` = 0.4",
+        "`persona` = a text of 17 characters",
+        "`temperature` = 0.2",
+    ]
+    assert all("Ada" in line for line in listed)
+    assert "`temperature` = 0.2 (for this channel" in notice_of(await harness.ask(said("/settings undo")))
+    assert "`temperature` = 0.4 (for this channel" in notice_of(await harness.ask(said("/settings undo")))
+
+
+async def test_taking_back_the_first_change_restores_the_default(harness: Harness) -> None:
+    await harness.ask(said("/persona set You are a parrot."))
+    assert "Persona: none (default)" in notice_of(await harness.ask(said("/settings undo")))
+    assert await persona_of(harness) is None
+
+
+@pytest.mark.parametrize("text", ["/settings temperature 1", "/settings undo", "/settings changes"])
+async def test_others_neither_change_settings_nor_list_the_changes(harness: Harness, text: str) -> None:
+    await harness.ask(said("/settings temperature 0.5"))
+    assert "Only admins" in notice_of(await harness.ask(said(text, Author("discord", "3", "Ben"))))
+    assert [change.value for change in await harness.store.settings()] == ["0.5"]

@@ -176,8 +176,36 @@ def test_the_password_of_the_copy_target_is_not_shown(tmp_path: Path) -> None:
     assert "hush" not in said
     code, said = start(tmp_path, "copy", BOT_COPY_TO="postgresql://bot:p@hush-hush@127.0.0.1:1/bot")
     assert (code, said.count("\n")) == (1, 1), said
+    assert "BOT_COPY_TO is not a database URL" in said
     assert "@ is written %40" in said
     assert "hush" not in said
+    code, said = start(tmp_path, "copy", "--to", "postgresql://bot@127.0.0.1:1/bot")
+    assert "are host and port in --to right?" in said
+    code, said = start(
+        tmp_path, "copy", "--to", "sqlite+aiosqlite:///new.db", BOT_STORAGE__URL="postgresql://bot@127.0.0.1:1/bot"
+    )
+    assert "are host and port in storage.url right?" in said
+
+
+def test_a_missing_or_wrong_master_key_is_named(tmp_path: Path) -> None:
+    key = "a master key of 32 characters or more"
+    assert bot(tmp_path, "run", stdin="remember this\n", BOT_STORAGE__MASTER_KEY=key).returncode == 0
+    for command in ("run", "check"):
+        ran = bot(tmp_path, command)
+        assert ran.returncode == 2, ran.stderr
+        assert "data/bot.db.keys is encrypted with a master key, and storage.master_key is not set: set" in (
+            ran.stdout + ran.stderr
+        )
+    code, said = start(tmp_path, BOT_STORAGE__MASTER_KEY=key[::-1])
+    assert (code, said.count("\n")) == (2, 1), said
+    assert (
+        "data/bot.db.keys is encrypted with another master key than storage.master_key: set the one from before" in said
+    )
+    ran = bot(tmp_path, "check", BOT_STORAGE__MASTER_KEY=key)
+    assert ran.returncode == 0, ran.stderr
+    assert "master_key = (set)" in ran.stdout
+    assert key not in ran.stdout + ran.stderr
+    assert "remember this" in bot(tmp_path, "export", "console:terminal", BOT_STORAGE__MASTER_KEY=key).stdout
 
 
 def test_export_exits_quietly_when_the_reader_closes_the_pipe(tmp_path: Path) -> None:

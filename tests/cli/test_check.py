@@ -1,5 +1,6 @@
 """`bot check` finds what would stop the start, with the exit code of the start."""
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from bot.storage.instance_lock import InstanceLock
 from tests.cli.test_bad_situations import without_privileges
 from tests.cli.test_main import bot, environment
+from tests.harness.servers.model_server import ModelServer
 from tests.storage import url_of
 
 LLAMA = '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'
@@ -53,6 +55,20 @@ def test_a_mistake_in_the_settings_ends_with_2(
     assert sentence in ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr
     assert not (tmp_path / "data").exists() or command == "run"
+
+
+async def test_online_asks_model_servers(tmp_path: Path) -> None:
+    async with ModelServer(context_length=900) as server:
+        (tmp_path / "config.toml").write_text(
+            f'[engine]\nurls = ["{server.url}"]\n[models.away]\nurls = ["http://127.0.0.1:9/v1"]\n'
+            f'[models.typo]\nurls = ["{server.url}"]\nmodel = "skripted"\n'
+        )
+        ran = await asyncio.to_thread(bot, tmp_path, "check", "--online", BOT_ENGINE__BACKEND="")
+    assert ran.returncode == 1
+    assert "model engine:\n  ok  scripted at 127.0.0.1:" in ran.stdout
+    assert "context 900" in ran.stdout
+    assert "model away:\n  !!  127.0.0.1:9: no connection (ConnectError): is the server running?" in ran.stdout
+    assert "the model is not in a server's list" in ran.stderr
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("ask", "hello")])

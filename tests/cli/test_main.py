@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -44,6 +45,15 @@ def test_ask_prints_one_answer_and_stores_nothing(tmp_path: Path) -> None:
     nothing = bot(tmp_path, "ask")
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert "there is no question" in nothing.stderr
+
+
+def test_commands_read_the_settings_without_the_chat() -> None:
+    code = (
+        "import sys\nfrom bot.cli.common import load\nload(None)\n"
+        "print([name for name in ('bot.chat.intake', 'prometheus_client', 'psutil') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment())
+    assert done.stdout == "[]\n"
 
 
 def test_ask_uses_the_model_that_it_is_given(tmp_path: Path) -> None:
@@ -173,6 +183,31 @@ def test_serve_embeds_for_the_client_of_openai(tmp_path: Path) -> None:
         assert sum(number**2 for number in found.data[1].embedding) == pytest.approx(1)
         served.send_signal(signal.SIGTERM)
         assert served.wait() == 0
+
+
+def test_serve_fails_before_it_is_ready_if_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        # A model that cannot be loaded is noticed later.
+        ran = bot(tmp_path, "serve", BOT_SERVER__PORT=str(port), BOT_ENGINE__BACKEND="remote", BOT_ENGINE__URLS="x://y")
+    assert ran.returncode == 1
+    assert f"the HTTP server of [server] cannot listen on 127.0.0.1:{port}" in ran.stderr
+    assert '"ready"' not in ran.stderr
+
+
+def test_serve_listens_before_it_is_ready(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bot", "serve"]
+    env = environment(BOT_SERVER__PORT="0")
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as served:
+        assert served.stderr is not None
+        events = []
+        for line in served.stderr:
+            events.append(json.loads(line)["event"])
+            if events[-1] == "ready":
+                break
+        served.send_signal(signal.SIGTERM)
+        assert served.wait() == 0
+    assert "HTTP server listening" in events
 
 
 def test_serve_checks_the_embedding_model_before_it_loads_the_chat_model(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,9 @@ from click.testing import CliRunner, Result
 from bot.cli import cli
 from bot.domain import SamplingParams
 from bot.engine import ChatModel
-from bot.errors import BotError
+from bot.engine.tuning.checkpoints import OutputFolder
+from bot.engine.tuning.errors import FolderInUse
+from bot.errors import BotError, CheckpointError
 from tests.tuning.small import MODEL, PAIRS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -53,6 +59,61 @@ def test_a_trained_prefix_is_served_evaluated_and_talked_to(tmp_path: Path) -> N
     assert isinstance(again.exception, BotError)
     assert "--resume" in str(again.exception)
     assert train(tmp_path, "--max-steps", "3", "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_resume_continues_from_there(tmp_path: Path, sent: signal.Signals) -> None:
+    # More steps than a test could wait for: only the signal ends it.
+    options = ["--data", data_file(tmp_path), "--output", tmp_path / "out", "--model", MODEL, *FEW, *SHORT]
+    command = [sys.executable, "-m", "bot", "tune", "train", *options, "--max-steps", 10**6, "--save-every", 10**6]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def interrupted(*more: str) -> list[int]:
+        with subprocess.Popen(
+            [*map(str, command), *more], stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stderr is not None
+            line = ""
+            while not line.startswith("step "):
+                line = process.stderr.readline()
+                assert line, "it ended by itself"
+            process.send_signal(sent)
+            rest = process.stderr.read()
+        assert process.returncode == 130, rest
+        assert "the same command with --resume continues" in rest
+        assert "Traceback" not in rest
+        return OutputFolder(tmp_path / "out").steps()
+
+    (first,) = interrupted()
+    *_, second = interrupted("--resume")
+    assert 1 <= first < second
+    assert not [file.name for file in (tmp_path / "out").iterdir() if file.name.endswith(".part")]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "chat"])
+def test_a_prefix_of_another_model_is_refused_with_both_names(tmp_path: Path, command: str) -> None:
+    assert train(tmp_path, "--max-steps", "1").exit_code == 0
+
+    more = ("--data", data_file(tmp_path)) if command == "evaluate" else ()
+    done = tune(command, tmp_path / "out", "--model", "demo", "--device", "cpu", *more)
+
+    assert isinstance(done.exception, CheckpointError)
+    assert str(done.exception).startswith(f'{tmp_path / "out"} was trained on another model ("{MODEL}"), not on "demo"')
+
+
+def test_a_folder_that_is_full_or_of_another_training_is_refused_before_the_model_loads(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("dear")
+
+    refused = train(tmp_path, "--max-steps", "1")
+
+    assert isinstance(refused.exception, FolderInUse)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["letter.txt"]
+    (tmp_path / "out" / "letter.txt").unlink()
+    assert train(tmp_path, "--max-steps", "1").exit_code == 0
+    other = train(tmp_path, "--max-steps", "1", "--resume", "--quantization", "int8")
+    assert isinstance(other.exception, FolderInUse)
+    assert "another quantization (none instead of int8)" in str(other.exception)
 
 
 def test_a_dry_run_says_what_would_be_cut_and_writes_nothing(tmp_path: Path) -> None:

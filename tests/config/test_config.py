@@ -160,12 +160,22 @@ def test_all_mistakes_are_reported_at_once_in_file_order(folder: Path) -> None:
 
 def test_the_report_names_file_and_environment(folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load("[engine]\nx = 1", BOT_NOWHERE__AT_ALL="1")
+        load("[engine]\nx = 1", BOT_FOO__BAR="1")
     assert str(caught.value) == (
         "config.toml with the environment has 2 mistakes:\n"
         "  line 2, engine.x: unknown setting\n"
-        "  BOT_NOWHERE__AT_ALL: unknown setting"
+        "  BOT_FOO__BAR: unknown setting"
     )
+
+
+@pytest.mark.parametrize("name", ["BOT_QUOTAS__USER__ANSWERS_PER_DAY", "BOT_CHANNELS__DISCORD:1__LANGUAGE"])
+def test_a_variable_for_a_table_with_a_free_name_is_sent_to_the_file(folder: Path, name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("", **{name: "1"})
+    table = name.removeprefix("BOT_").partition("__")[0].lower()
+    assert caught.value.mistakes == (f"{name}: the tables of [{table}] have names, and are set in config.toml only",)
+    with pytest.raises(ConfigError, match="did you mean BOT_SERVER__PORT"):
+        load("", BOT_SERVERS__PORT="1")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +195,16 @@ def test_the_report_names_file_and_environment(folder: Path) -> None:
         (
             "[models.big]\nmodel = 'x'\nfallback = 'bgi'",
             "line 3, models.big.fallback: 'bgi' is not another model; name one of engine",
+        ),
+        ("[engine]\nbase = 'big'\n[models.big]\nmodel = 'x'", "line 2, engine.base: [engine] has weights of its own"),
+        ("[models.club]\nbase = 'engin'", "line 2, models.club.base: 'engin' is not a model with weights of its own"),
+        (
+            "[models.a]\nbase = 'engine'\n[models.b]\nbase = 'a'",
+            "line 4, models.b.base: 'a' is not a model with weights of its own; name one of engine",
+        ),
+        (
+            "[models.club]\nbase = 'engine'\nptuning = 'p'\nquantization = 'int4'",
+            "line 4, models.club.quantization: this table shares the model of engine, and with it this setting",
         ),
         ("[models.big]\nmodle = 'x'", "line 2, models.big.modle: unknown setting; did you mean models.big.model?"),
         ("[models.big]\nmax_waiting = 1", "line 1, models.big.model: set the model, or urls, or the backend"),
@@ -243,6 +263,7 @@ def test_only_variables_similar_to_ours_are_mistakes(folder: Path, name: str, se
         ("[storage]\nurl = 'postgresql://h/d?password={}'", "BOT_STORAGE__URL or the file secrets/storage__url"),
         ("[engine]\napi_key = '{}'", "the environment variable"),
         ("[engine]\nmirrors = [{{ password = '{}' }}]", "the environment variable"),
+        ("[storage]\nmaster_key = '{}'", "BOT_STORAGE__MASTER_KEY or the file secrets/storage__master_key"),
         ("[[x]]\n[[x.y]]\nsigning_secret = '{}'", "the environment variable"),
     ],
 )
@@ -289,6 +310,13 @@ def test_a_secret_is_in_no_repr_and_no_traceback(folder: Path) -> None:
     assert CANARY not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_master_key_that_could_be_guessed_is_a_mistake(folder: Path) -> None:
+    assert load(BOT_STORAGE__MASTER_KEY="x" * 32).storage.master_key == SecretStr("x" * 32)
+    assert mistake(BOT_STORAGE__MASTER_KEY="a password") == (
+        "BOT_STORAGE__MASTER_KEY: it must have 32 characters or more, and be random: make it with openssl rand -base64 32"
+    )
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "garbage", "mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "postgresql+asyncpg://h/d", "/data/bot.db"],
@@ -318,7 +346,7 @@ def test_unknown_platforms_in_access_are_reported_with_other_mistakes(folder: Pa
     environ = {"BOT_SECRETS_DIR": "secrets", "BOT_ACCESS__ALLOW_ROLES": "Slack:U01"}
     with pytest.raises(ConfigError) as caught:
         load_config(Path("config.toml"), SETTINGS, BACKENDS, environ)  # as `bot check` does
-    no_platform = "unknown platform; known platforms: console, discord, telegram, slack"
+    no_platform = "unknown platform; known platforms: console, discord, telegram, slack, web"
     assert sorted(caught.value.mistakes) == [
         f"BOT_ACCESS__ALLOW_ROLES: 'Slack:U01': {no_platform}",
         'line 2, access.admins: \'12\' is not written "platform:id", as in "discord:1234"',

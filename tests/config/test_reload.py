@@ -176,6 +176,18 @@ async def test_a_failed_model_change_is_reported_until_the_engine_section_change
     assert (await follower.write("")).failure == "there is no such folder", "the failure of the previous change"
 
 
+async def test_a_changed_prefix_changes_its_table_and_a_changed_base_needs_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[models.club]\nbase = "engine"\nptuning = "a"\n', encoding="utf-8")
+    follower = Follower(path)
+    await follower.at_rest()
+
+    last = await follower.write('[models.club]\nbase = "engine"\nptuning = "b"\n')
+    assert (follower.names, last.changed) == (["club"], ("models.club.ptuning",))
+    last = await follower.write('[models.club]\nmodel = "demo"\nptuning = "b"\n')
+    assert (follower.names, last.needs_restart) == (["club"], ("models.club.base",))
+
+
 async def test_each_model_changes_by_itself(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[models.big]\nmodel = "/a"\n[models.small]\nmodel = "/b"\n', encoding="utf-8")
@@ -245,13 +257,13 @@ async def test_new_limits_count_earlier_requests(harness: Harness) -> None:
     for _ in range(3):
         assert harness.access.refusal(a_message(), str) is None
     harness.access.reconfigure(AccessSection(), LimitsSection(requests_per_minute=3))
-    assert "a lot just now" in (harness.access.refusal(a_message(), str) or "")
+    assert "asking too fast" in (harness.access.refusal(a_message(), str) or "")
     harness.access.reconfigure(AccessSection(deny_users=("discord:1",)), LimitsSection(requests_per_minute=4))
     assert harness.access.refusal(a_message(), str) is None
     assert not harness.access.admits(a_message())
     harness.access.spend(a_message(), Usage(5, 5))
     harness.access.reconfigure(AccessSection(), LimitsSection(tokens_per_hour=10))
-    assert "hourly quota" in (harness.access.refusal(a_message(), str) or "")
+    assert "limit per hour" in (harness.access.refusal(a_message(), str) or "")
 
 
 async def test_the_next_answer_uses_the_new_settings(harness: Harness) -> None:

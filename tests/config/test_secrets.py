@@ -31,6 +31,8 @@ TOKENS = {
     "BOT_SLACK__BOT_TOKEN": "canary-3-slack-bot-token",
     "BOT_SLACK__APP_TOKEN": "canary-4-slack-app-token",
     "BOT_SLACK__SIGNING_SECRET": "canary-5-slack-signing",
+    "BOT_STORAGE__MASTER_KEY": "canary-13-master-key/of-32-characters+",
+    "BOT_STORAGE__OLD_MASTER_KEY": "canary-14-old-master-key",
     "HF_TOKEN": "canary-6-hub-token",
     "PGPASSWORD": "canary-7-pg-password",
 }
@@ -198,7 +200,7 @@ def test_a_secret_in_any_section_at_any_depth_is_redacted_and_not_shown(name: st
         nested=(ApiKeySection, ApiKeySection()),
         many=(list[ApiKeySection], [ApiKeySection()]),
     )
-    key = "new" if name in ("adapters", "models", "personas") else "discord:new"
+    key = "new" if name in ("adapters", "models", "personas") else "user" if name == "quotas" else "discord:new"
     config = Config(**{name: {key: section()} if name in tables else section()})  # type: ignore[arg-type]
     canaries = ("canary-21", "canary-22", "canary-23", "canary-24")
     assert {secret for secret in config.secrets if secret in canaries} == {*canaries}

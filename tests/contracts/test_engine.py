@@ -29,7 +29,7 @@ from bot.domain import (
     SamplingParams,
 )
 from bot.engine.backends.echo import EchoEngine
-from bot.engine.backends.remote import RemoteEngine, estimate_tokens
+from bot.engine.backends.remote import RemoteEngine
 from bot.engine.base import Engine, Progress
 from bot.engine.chatglm.config import read_config
 from bot.engine.chatglm.loading import load_random
@@ -37,6 +37,7 @@ from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.hot_swap import HotSwapEngine
 from bot.engine.pretrained.causal import PretrainedForServing
 from bot.engine.pretrained.text import ChatTokenizer
+from bot.engine.remote.tokens import estimate_tokens
 from bot.engine.router import ModelRouter
 from bot.engine.serving.base import Batch, CausalLM, Tokenizer
 from bot.engine.serving.engine import LoadedModel, ServingEngine

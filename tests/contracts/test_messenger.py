@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from bot.adapters.discord.http import configure_endpoints, rest_client
+from bot.adapters.discord.http import configure_library, rest_client
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.slack.client import web_api
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.telegram.client import open_bot
 from bot.adapters.telegram.messenger import TelegramMessenger
+from bot.adapters.web.messenger import WebMessenger
 from bot.delivery.messenger import Messenger
 from bot.domain import Action, ChannelKey, Controls
 from bot.errors import MessageGone
-from tests.harness.fakes import FakeMessenger, ManualClock
+from tests.harness.fakes import FakeKnownMessages, FakeMessenger, ManualClock
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_gateway import TOKEN
 from tests.harness.servers.slack import SlackServer
@@ -33,6 +34,7 @@ class MessengerSetup:
     shown: Callable[[], Awaitable[list[str]]]  # texts of the bot's messages
     delete: Callable[[str], Awaitable[None]]  # deletes as another user
     forget_nonces: Callable[[], None] = lambda: None
+    restarted: Callable[[], Messenger] | None = None  # where the messenger remembers what it sent
 
 
 async def fake() -> AsyncIterator[MessengerSetup]:
@@ -63,7 +65,7 @@ async def slack() -> AsyncIterator[MessengerSetup]:
 
 
 async def telegram() -> AsyncIterator[MessengerSetup]:
-    async with TelegramPlatform() as server, open_bot(server.settings()) as bot:
+    async with TelegramPlatform() as server, await open_bot(server.settings()) as bot:
         question = await server.say("question")
         channel = ChannelKey("telegram", str(server.group("general").id))
 
@@ -73,12 +75,15 @@ async def telegram() -> AsyncIterator[MessengerSetup]:
         async def shown() -> list[str]:
             return [seen.visible for seen in server.seen() if seen.author == "bot"]
 
-        yield MessengerSetup(TelegramMessenger(bot, server.settings(), moved), channel, question, shown, server.delete)
+        def opened() -> TelegramMessenger:
+            return TelegramMessenger(bot, server.settings(), moved, FakeKnownMessages())
+
+        yield MessengerSetup(opened(), channel, question, shown, server.delete, restarted=opened)
 
 
 async def discord() -> AsyncIterator[MessengerSetup]:
     async with DiscordPlatform() as server:
-        configure_endpoints(server.settings())
+        configure_library(server.settings())
         question = await server.say("question")
         messenger = DiscordMessenger(1.2, 30.0)
 
@@ -97,7 +102,20 @@ async def discord() -> AsyncIterator[MessengerSetup]:
             )
 
 
-PLATFORMS = {"fake": fake, "discord": discord, "telegram": telegram, "slack": slack}
+async def web() -> AsyncIterator[MessengerSetup]:
+    messenger = WebMessenger(lambda id, message: None)
+    channel = ChannelKey("web", "0" * 32, "1" * 32)
+
+    async def shown() -> list[str]:
+        return [message.text for message in messenger.messages.values()]
+
+    async def delete(message_id: str) -> None:
+        await messenger.delete(channel, message_id)
+
+    yield MessengerSetup(messenger, channel, "2" * 32, shown, delete)
+
+
+PLATFORMS = {"fake": fake, "discord": discord, "telegram": telegram, "slack": slack, "web": web}
 
 
 @pytest.fixture(params=PLATFORMS)
@@ -124,13 +142,12 @@ async def test_messages_are_shown_in_order(platform: MessengerSetup) -> None:
 
 
 async def test_a_message_that_an_earlier_run_may_have_sent_is_looked_for(platform: MessengerSetup) -> None:
-    if isinstance(platform.messenger, TelegramMessenger):
-        pytest.skip("Telegram's bots cannot read messages")
-    copy = platform.messenger.format.render("copy")
+    messenger = platform.messenger
+    copy = messenger.format.render("copy")
     ids = []
     for may_exist in (False, True):
         ids.append(
-            await platform.messenger.send(
+            await messenger.send(
                 platform.channel,
                 copy,
                 reply_to=platform.question,
@@ -140,6 +157,7 @@ async def test_a_message_that_an_earlier_run_may_have_sent_is_looked_for(platfor
             )
         )
         platform.forget_nonces()
+        messenger = platform.restarted() if platform.restarted else messenger
     assert ids[0] == ids[1]
     assert await platform.shown() == ["copy"]
 

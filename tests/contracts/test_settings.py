@@ -67,6 +67,14 @@ async def test_settings_move_with_their_channel_and_its_threads(store: Store) ->
     assert [each.scope for each in await store.settings()] == moved
 
 
+async def test_settings_of_a_group_that_is_its_own_server_move_with_it(store: Store) -> None:
+    for scope in (Scope("server", str(ROOM)), Scope("server", "slack:T1"), Scope("user", str(ROOM))):
+        await store.record_setting(change(scope, "pirate"))
+    await store.rename_channel(ROOM, "C_2")
+    moved = [Scope("server", f"{ROOM.platform}:C_2"), Scope("server", "slack:T1"), Scope("user", str(ROOM))]
+    assert [each.scope for each in await store.settings()] == moved
+
+
 async def test_clearing_a_channel_changes_no_setting(store: Store) -> None:
     await store.enqueue(message(1), Kind.CHAT)
     await store.record_setting(change(HERE, None, "You are a parrot."))

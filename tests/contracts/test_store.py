@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status, Usage
 from bot.errors import StoreError
+from bot.storage import conditions
 from bot.storage.base import Store
 from tests.harness.platform import TIMEOUT
 from tests.harness.postgres import PostgresServer
@@ -310,6 +311,27 @@ async def test_history_is_cut_to_its_newest(store: Store) -> None:
     assert nothing.exchanges == ()
 
 
+async def test_a_persons_own_history_has_no_turns_of_others(store: Store) -> None:
+    for number, author in enumerate((MEI, BEN, MEI, BEN, MEI)):
+        await answered(store, message(number, f"question {number}", author=author))
+    await answered(store, message(5, "elsewhere", channel=THREAD))
+    now = await begun(store, message(6))
+    for limit, numbers in ((10, (0, 2, 4)), (2, (2, 4))):
+        history = await store.history(now, limit, is_own=True)
+        assert [past.message.text for past in history.exchanges] == [f"question {number}" for number in numbers]
+
+
+async def test_a_persons_own_history_is_looked_for_in_the_last_rows_of_the_channel(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "SEARCHED_FOR_OWN", 3)
+    for number, author in enumerate((MEI, MEI, BEN, BEN)):
+        await answered(store, message(number, f"question {number}", author=author))
+        await answered(store, message(f"{number}t", "elsewhere", channel=THREAD, author=author))
+    history = await store.history(await begun(store, message(4)), 10, is_own=True)
+    assert [past.message.text for past in history.exchanges] == ["question 1"]
+
+
 async def test_that_turns_are_left_out_is_told_again_after_a_clear(store: Store) -> None:
     asked = [await begun(store, message(number, channel=channel)) for number, channel in enumerate((ROOM, THREAD))]
     for exchange in asked:
@@ -399,6 +421,30 @@ async def test_a_channel_with_messages_is_known_even_after_clearing(store: Store
     assert not await store.has_history(ROOM)
 
 
+async def test_a_conversation_is_read_without_its_threads_and_without_what_was_cleared(store: Store) -> None:
+    await answered(store, message(1, "cleared"))
+    await store.clear(ROOM)
+    await begun(store, message(2, "in a thread", channel=THREAD))
+    for number in (3, 4, 5):
+        await begun(store, message(number, f"question {number}"))
+    await begun(store, message(6, "/help"), Kind.COMMAND)
+    assert [row.message.text for row in await store.said_in(ROOM, 3)] == ["question 4", "question 5", "/help"]
+    assert [row.message.id for row in await store.said_in(THREAD, 3)] == ["2"]
+
+
+async def test_the_threads_of_a_channel_are_listed_by_their_first_question(store: Store) -> None:
+    other = replace(THREAD, thread="17.2")
+    empty = replace(THREAD, thread="17.3")
+    await begun(store, message(1, "outside"))
+    await begun(store, message(2, "first", channel=THREAD))
+    await begun(store, message(3, "second", channel=other))
+    await answered(store, message(4, "cleared", channel=empty))
+    await store.clear(empty)
+    await begun(store, message(5, "more", channel=THREAD))
+    assert [row.message.text for row in await store.openings(ROOM)] == ["first", "second"]
+    assert await store.openings(ChannelKey("slack", "C9")) == []
+
+
 async def test_open_and_undelivered_exchanges_are_owed_oldest_first(store: Store) -> None:
     first = await begun(store, message(3))
     await store.complete(await answered(store, message(1)))
@@ -461,6 +507,20 @@ async def test_clearing_a_channel_clears_its_threads(store: Store) -> None:
     elsewhere = await answered(store, message(3, channel=ChannelKey("slack", "C2")))
     assert await store.clear(ROOM) == 2
     assert await found(store, elsewhere) == elsewhere
+
+
+async def test_clearing_what_one_person_said_leaves_the_rest(store: Store) -> None:
+    hers = [await answered(store, message(1)), await answered(store, message(2, channel=THREAD))]
+    his, elsewhere = (
+        await answered(store, message(3, author=BEN)),
+        await answered(store, message(4, channel=ChannelKey("slack", "C2"))),
+    )
+    command = await begun(store, message(5, "/clear"), Kind.COMMAND)
+    later = await begun(store, message(6))
+    assert await store.clear(ROOM, command, MEI) == 2
+    assert [(await found(store, each)).status for each in hers] == [Status.CLEARED] * 2
+    for kept in (his, elsewhere, later, command):
+        assert await found(store, kept) == kept
 
 
 async def test_clearing_a_thread_leaves_its_channel_alone(store: Store) -> None:

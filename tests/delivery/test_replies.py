@@ -143,7 +143,7 @@ async def test_a_double_click_queues_a_question_once(harness: Harness, clock: Fa
         await replies.wait_idle()
         await asyncio.gather(press(), press())
         await replies.wait_idle()
-        assert harness.exchanges.in_channel(CHANNEL) == []
+        assert harness.exchanges.queues.in_channel(CHANNEL) == []
         replies.start(await harness.accept(a_message("are you there?")))
         await replies.wait_idle()
     assert messenger.texts(CHANNEL) == ["ok", "ok"]
@@ -159,7 +159,7 @@ async def test_regenerating_during_delivery_leaves_no_old_message(harness: Harne
             second_sent.set()
 
     clock = FastClock(1)
-    messenger = FakeMessenger(clock, format=MarkdownFormat(20), interval=0.05, script=note)
+    messenger = FakeMessenger(clock, format=MarkdownFormat(20), interval=0.5, script=note)
     async with Replies(harness.intake, messenger, clock) as replies:
         replies.start(await harness.accept(a_message("hi")))
         await second_sent.wait()

@@ -257,8 +257,8 @@ async def test_a_notice_that_does_not_fit_becomes_a_separate_message() -> None:
 @pytest.mark.parametrize(
     ("reason", "sentence"),
     [
-        (FinishReason.STOP, "I have no answer to that. Please ask in other words."),
-        (FinishReason.ERROR, "I have no answer to that. Please ask in other words."),
+        (FinishReason.STOP, "I have no answer to that. Please rephrase your question."),
+        (FinishReason.ERROR, "I have no answer to that. Please rephrase your question."),
         (FinishReason.CANCELLED, "(stopped)"),
     ],
 )
@@ -608,7 +608,7 @@ async def test_the_whole_answer_arrives_once_despite_errors_and_kills(
             world.pacer = Pacer(world.messenger.edit_interval, world.clock)
             await world.clock.advance(60.0)
     whole = [piece.text for piece in split(text, MarkdownFormat(limit)) if piece.text.strip()]
-    assert world.texts == (whole or ["I have no answer to that. Please ask in other words."])
+    assert world.texts == (whole or ["I have no answer to that. Please rephrase your question."])
     assert all(map(is_balanced, world.texts))
     assert [mistake for mistake in world.messenger.violations if "changes nothing" not in mistake] == []
 

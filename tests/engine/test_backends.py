@@ -107,29 +107,33 @@ def test_a_wrong_backend_is_refused_with_the_right_setting(tmp_path: Path) -> No
 
 WITHOUT_TORCH = """
 import sys
-sys.modules["torch"] = None
+sys.modules |= dict.fromkeys(["torch", "huggingface_hub", "httpx2", "transformers"])
 from bot.config.schema import EngineSection
 from bot.engine import open_engine
 from bot.errors import EngineUnavailable
 print(open_engine(EngineSection(backend="echo")).info.backend)
-try:
-    open_engine(EngineSection(backend="chatglm"))
-except EngineUnavailable as error:
-    print(error)
+for section in (EngineSection(backend="chatglm"), EngineSection(), EngineSection(model="THUDM/chatglm-6b")):
+    try:
+        open_engine(section)
+    except EngineUnavailable as error:
+        print(error)
 """
 
 
 def test_without_torch_echo_runs_and_chatglm_names_the_package_to_install() -> None:
     said = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, capture_output=True, text=True).stdout
-    assert said == (
-        "echo\n"
-        'engine.backend = "chatglm" needs the package torch, which is not installed: '
-        'run python -m pip install chatglm-bot, or set engine.backend = "remote" or "echo"\n'
-    )
+    rest = 'which is not installed: run python -m pip install chatglm-bot, or set engine.backend = "remote" or "echo"'
+    assert said.splitlines() == [
+        "echo",
+        f'engine.backend = "chatglm" needs the package torch, {rest}',
+        f'engine.model = "demo" needs the package torch, {rest}',
+        f'engine.model = "THUDM/chatglm-6b" needs the package huggingface_hub, {rest}',
+    ]
 
 
 def test_any_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "bot.engine.backends.chatglm")
+    for name in ("bot.engine.backends.chatglm", "bot.engine.model_folder"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(EngineUnavailable, match="needs the package huggingface_hub"):
         open_engine(EngineSection(backend="chatglm"))

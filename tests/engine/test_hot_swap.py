@@ -623,7 +623,7 @@ async def test_a_stuck_step_does_not_block_the_shutdown(factory: ModelFactory) -
     with capture_logs() as logs:
         await factory.clock.advance(CLOSING_SECONDS)
     assert end.done()
-    assert [line["event"] for line in logs] == ["exiting without the end of the model"]
+    assert [line["event"] for line in logs] == ["exiting before the model has stopped"]
     gate.open()
 
 

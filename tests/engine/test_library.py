@@ -1,6 +1,8 @@
 """The engine as a library: the page's examples, threads, stopping and closing."""
 
 import gc
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -98,3 +100,20 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind() -> None:
     with pytest.raises(ValidationError, match="quantisation"):
         ChatModel("demo", quantisation="int8")
     assert threads() == set()
+
+
+UNUSED = """
+import sys
+from bot.engine import ChatModel
+with ChatModel(quantization=sys.argv[1]) as model:
+    assert model.chat("hello")[0]
+unused = ("torch._dynamo", "sympy", "triton", "huggingface_hub.hf_api", "httpx2", "bot.chat.intake")
+print([name for name in unused if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("quantization", ["none", "int4"])
+def test_a_model_in_a_folder_answers_without_the_compiler_of_torch_and_the_client_of_the_hub(quantization: str) -> None:
+    """Their imports take longer than all other imports, and leave objects that each garbage collection visits."""
+    command = [sys.executable, "-c", UNUSED, quantization]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -21,7 +21,7 @@ from bot.engine import memory_available, preflight
 from bot.engine.chatglm import loading, memory
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.loading import find_dtype, load, load_random
-from bot.engine.chatglm.memory import Need, Setup, needs
+from bot.engine.chatglm.memory import LoadParameters, Need, needs
 from bot.engine.chatglm.weights import Quantization
 from bot.engine.serving.base import Batch
 from bot.errors import EngineUnavailable
@@ -59,8 +59,8 @@ def small(hidden: int = 128, layers: int = 2, inner: int = 256, vocab: int = 320
     )
 
 
-def setup_for(quantization: Quantization, device: torch.device = CUDA, slots: int = 1) -> Setup:
-    return Setup(PUBLISHED, quantization, find_dtype("auto", device, quantization), (device,), slots)
+def setup_for(quantization: Quantization, device: torch.device = CUDA, slots: int = 1) -> LoadParameters:
+    return LoadParameters(PUBLISHED, quantization, find_dtype("auto", device, quantization), (device,), slots)
 
 
 # Weights and cache
@@ -113,7 +113,7 @@ def test_estimated_weights_and_cache_equal_those_of_a_loaded_model(
 ) -> None:
     config = small(hidden, layers, inner, vocab, context)
     model = load_random(config, quantization=quantization, dtype=dtype, device="cpu", slots=slots)
-    found = needs(Setup(config, quantization, model.dtype, (CPU,), slots))[CPU]
+    found = needs(LoadParameters(config, quantization, model.dtype, (CPU,), slots))[CPU]
     assert found.weights == pytest.approx(bytes_in(model.network), rel=0.01)
     assert found.cache == bytes_in([(cache.keys, cache.values) for cache in model._caches])
     computing = bytes_in(model) - bytes_in(model.network) - found.cache  # buffers kept between decode steps
@@ -124,7 +124,7 @@ def test_estimated_weights_and_cache_equal_those_of_a_loaded_model(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_published_checkpoints_are_estimated_with_their_stored_quantisation(kind: str, dtype: Any) -> None:
     model = load(GOLDEN / kind, dtype=dtype, slots=2, device="cpu")
-    found = needs(Setup(model.network.config, "none", model.dtype, (CPU,), 2))[CPU]
+    found = needs(LoadParameters(model.network.config, "none", model.dtype, (CPU,), 2))[CPU]
     assert found.weights == pytest.approx(bytes_in(model.network), rel=0.01)
 
 
@@ -134,19 +134,19 @@ def test_a_prefix_uses_memory_in_every_slot() -> None:
     config = model.network.config
     tokens = model._caches[0].keys.shape[3] - config.max_sequence_length
     assert tokens > 0
-    assert needs(Setup(config, "none", torch.float32, (CPU,), 3, tokens))[CPU].cache == bytes_in(
+    assert needs(LoadParameters(config, "none", torch.float32, (CPU,), 3, {"": tokens}))[CPU].cache == bytes_in(
         [(cache.keys, cache.values) for cache in model._caches]
     )
 
 
 def test_memory_is_split_between_the_devices() -> None:
     config, other = small(layers=3), torch.device("cuda:1")
-    whole = needs(Setup(config, "int4", torch.float16, (CUDA,), 2))[CUDA]
-    split = needs(Setup(config, "int4", torch.float16, (CUDA, other), 2))
+    whole = needs(LoadParameters(config, "int4", torch.float16, (CUDA,), 2))[CUDA]
+    split = needs(LoadParameters(config, "int4", torch.float16, (CUDA, other), 2))
     assert split[CUDA].weights + split[other].weights == whole.weights
     assert split[other].cache == 2 * split[CUDA].cache
     assert split[CUDA].cache + split[other].cache == whole.cache
-    assert needs(Setup(config, "int4", torch.float16, (CUDA, CUDA), 2)) == {CUDA: whole}
+    assert needs(LoadParameters(config, "int4", torch.float16, (CUDA, CUDA), 2)) == {CUDA: whole}
 
 
 # Workspace
@@ -184,7 +184,7 @@ def test_a_step_stays_within_the_estimated_workspace(quantization: Quantization,
     config = small(hidden=256, inner=1024, vocab=2048, context=640)
     slots = 4
     model = load_random(config, quantization=quantization, dtype=dtype, device="cpu", slots=slots)
-    counted = needs(Setup(config, quantization, model.dtype, (CPU,), slots))[CPU].workspace - memory._RESERVE
+    counted = needs(LoadParameters(config, quantization, model.dtype, (CPU,), slots))[CPU].workspace - memory._RESERVE
     prompt = (*range(5, 5 + 637), config.gmask_token_id, config.bos_token_id)
     with Living(model) as prefill:
         model.forward(Batch((0,), (prompt,), (0,)))
@@ -319,11 +319,11 @@ def test_the_preflight_leaves_the_memory_that_other_models_need(monkeypatch: pyt
 
 
 def test_the_preflight_counts_a_prefix_without_reading_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Setup] = []
+    seen: list[LoadParameters] = []
     monkeypatch.setattr(memory, "check", lambda setup, *_: seen.append(setup))
     preflight(EngineSection(model=str(GOLDEN), device="cpu", ptuning=str(GOLDEN / "ptuning" / "no_projection")))
     preflight(EngineSection(model=str(GOLDEN), device="cpu"))
-    assert [setup.prefix > 0 for setup in seen] == [True, False]
+    assert [max(setup.prefixes.values()) > 0 for setup in seen] == [True, False]
 
 
 # Available memory

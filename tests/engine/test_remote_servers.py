@@ -18,7 +18,8 @@ from bot.domain import (
     Thought,
     Usage,
 )
-from bot.engine.backends.remote import RemoteEngine, estimate_tokens
+from bot.engine.backends.remote import RemoteEngine
+from bot.engine.remote.tokens import estimate_tokens
 from bot.errors import AnswerBrokenOff, EngineBusy, PromptTooLong
 from bot.observability.health import engine_fault
 from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of

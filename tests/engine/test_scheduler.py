@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bot.engine.serving.scheduler import RoundRobinQueue, Scheduler
+from bot.engine.serving.queue import RoundRobinQueue
+from bot.engine.serving.scheduler import Scheduler
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import resource
 import runpy
 import sys
 import threading
@@ -54,22 +55,24 @@ def start_bot(work: Coroutine[Any, Any, None], is_ready: Callable[[], bool]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A measured callback: seconds of CPU time, of the clock, and those of the garbage collector among the first."""
+    """A measured callback: seconds of CPU time, of the clock, and those of collector and kernel among the first."""
 
     cpu: float
     wall: float
     collecting: float
+    kernel: float  # such as page faults of a machine that is short of memory
     name: str
     stack: str  # the innermost frames of a sample
 
     def __str__(self) -> str:
         return (
             f"{1000 * self.cpu:.1f} ms of CPU time on the event loop ({1000 * self.wall:.1f} ms by the clock, "
-            f"{1000 * self.collecting:.1f} ms of garbage collection): {self.name}\n{self.stack}"
+            f"{1000 * self.collecting:.1f} ms of garbage collection, {1000 * self.kernel:.1f} ms of the kernel): "
+            f"{self.name}\n{self.stack}"
         )
 
 
-NONE = Callback(0.0, 0.0, 0.0, "no callback", "")
+NONE = Callback(0.0, 0.0, 0.0, 0.0, "no callback", "")
 
 
 class LoopMonitor:
@@ -134,21 +137,23 @@ class LoopMonitor:
         name = _name(handle)
         self._sample, self._collecting = "", 0.0
         self._began = wall = time.perf_counter()
+        kernel = _kernel_time()
         cpu = time.thread_time()
         try:
             run(handle)
         finally:
             cpu = time.thread_time() - cpu - (self._collecting if self._only_bots else 0.0)
             wall = time.perf_counter() - wall
+            kernel = _kernel_time() - kernel
             self._began = None
             self.count += 1
             self.longest_wall = max(self.longest_wall, wall)
             if cpu > self.longest.cpu:
-                found = Callback(cpu, wall, self._collecting, name, self._sample)
+                found = Callback(cpu, wall, self._collecting, kernel, name, self._sample)
                 self.longest = found
                 self._on_longest(found)
             if cpu > self._limit:
-                found = Callback(cpu, wall, self._collecting, name, self._sample)
+                found = Callback(cpu, wall, self._collecting, kernel, name, self._sample)
                 self.slow.append(found)
                 self._on_slow(found)
 
@@ -169,6 +174,12 @@ class LoopMonitor:
                 self._collection_began = time.thread_time()
             else:
                 self._collecting += time.thread_time() - self._collection_began
+
+
+def _kernel_time() -> float:
+    """Return the seconds that this thread has spent in the kernel; zero where a thread's are not counted."""
+    thread = getattr(resource, "RUSAGE_THREAD", None)
+    return 0.0 if thread is None else resource.getrusage(thread).ru_stime
 
 
 def _is_of_bot(handle: asyncio.Handle) -> bool:

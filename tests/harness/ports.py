@@ -1,4 +1,4 @@
-"""Ports of loopback on which no server listens, and which nobody else gets."""
+"""Reserved loopback ports without a server."""
 
 import socket
 import sys
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Reserve a port: it refuses connections until a server is told to listen on it.
+    """Reserve a port; it refuses connections until a server listens on it.
 
     A free port that is only looked up can be given to another process before its server listens.
     """

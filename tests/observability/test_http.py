@@ -13,6 +13,7 @@ from bot.config.http import OperationsSection
 from bot.errors import AddressUnavailable
 from bot.observability.health import Components, Health
 from bot.observability.http import create_app, serve_operations
+from bot.util import http_server
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.platform import TIMEOUT
 from tests.harness.ports import reserved_port
@@ -100,8 +101,9 @@ async def test_shutdown_frees_the_port_without_waiting_for_an_open_connection(pa
     "sent", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nX: ", b"GET /livez HTTP/1.1\r\n\r\n", b"\x16\x03\x01"]
 )
 async def test_a_flood_of_connections_leaves_room_for_a_probe(
-    sent: bytes, parts: Components, caplog: pytest.LogCaptureFixture
+    sent: bytes, parts: Components, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_server, "_LIMIT", 128)
     app = create_app(Health(parts, 60.0, ManualClock()), CollectorRegistry())
     descriptors = Path("/proc/self/fd")
     async with asyncio.timeout(TIMEOUT), serve_operations(ANY_PORT, app) as port, aiohttp.ClientSession() as http:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bot.config.schema import LogsSection
 from bot.domain import Author, ChannelKey, IncomingMessage
-from bot.observability.logging import REDACTED, WITHHELD, configure_logging, log_context
+from bot.observability.logging import KEPT_LINES, REDACTED, WITHHELD, configure_logging, log_context, recent_lines
 
 CANARY = "canary-7f3a91"
 log: structlog.stdlib.BoundLogger = structlog.get_logger("bot.part")
@@ -238,3 +238,14 @@ def test_controls_and_invisible_characters_are_escaped_everywhere(form: str, cha
     assert character not in stream.getvalue()
     if form == "json":
         assert len(events(stream)) == 3
+
+
+def test_the_last_finished_lines_are_kept_redacted_and_numbered() -> None:
+    stream = logging_to(io.StringIO(), "a secret word")
+    for number in range(KEPT_LINES + 5):
+        log.warning("a secret word", number=number)
+    lines = recent_lines()
+    assert [line.text for line in lines] == stream.getvalue().splitlines()[5:]
+    assert "a secret word" not in lines[-1].text
+    assert (lines[-1].number, lines[-1].level) == (KEPT_LINES + 5, "warning")
+    assert recent_lines(after=lines[-2].number) == lines[-1:]

@@ -63,6 +63,7 @@ async def test_the_command_finds_the_bot_by_file_secret_and_environment(tmp_path
         secret.write_text("1\n", encoding="utf-8")
         said = await asyncio.to_thread(health, tmp_path, *named, BOT_SECRETS_DIR="secrets")
         assert "no bot answers on 127.0.0.1:1:" in said.stdout
+        assert 'operations.enabled = true turns on ("auto" does so only with a chat platform)' in said.stdout
         variables = {"BOT_SECRETS_DIR": "secrets", "BOT_OPERATIONS__PORT": str(port)}
         said = await asyncio.to_thread(health, tmp_path, *named, **variables)
         assert "engine: loading" in said.stdout

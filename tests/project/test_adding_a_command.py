@@ -2,14 +2,16 @@
 
 import io
 import secrets
+from dataclasses import fields
 
 import pytest
 from babel.messages.pofile import read_po
 
 from bot.chat import commands
+from bot.chat.command_table import CommandContext
 from tests.chat import test_commands
 from tests.harness.harness import Harness
-from tests.project.snippets import execute_in, names_in, snippets
+from tests.project.snippets import DOCS, execute_in, names_in, snippets
 
 PAGE = "ADDING_A_COMMAND.md"
 COMMAND, TESTS = snippets(PAGE)
@@ -32,6 +34,11 @@ async def test_the_command_passes_its_test(name: str, harness: Harness) -> None:
 @pytest.mark.usefixtures("added")
 def test_the_command_is_in_the_menu() -> None:
     assert "roll" in [command.name for command in commands.menu()]
+
+
+def test_the_page_names_what_a_command_may_work_with() -> None:
+    page = (DOCS / PAGE).read_text(encoding="utf-8")
+    assert [field.name for field in fields(CommandContext) if f"`{field.name}`" not in page] == []
 
 
 def test_its_sentences_are_translated() -> None:

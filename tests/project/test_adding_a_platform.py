@@ -15,8 +15,11 @@ from pydantic import SecretStr
 
 from bot import adapters
 from bot.adapters.base import Adapter
+from bot.adapters.response import MOST_BYTES
 from bot.chat.intake import Intake
 from bot.chat.worker import Worker
+from bot.config.platform_ids import check_platform_id
+from bot.config.schema import AdapterSection
 from bot.delivery.markdown.format import Rendered
 from bot.delivery.messenger import Messenger
 from bot.domain import ChannelKey, Delta, Finished, IncomingMessage, Notice, Queued, Status
@@ -25,7 +28,7 @@ from tests.harness.fakes import FastClock
 from tests.harness.harness import Harness
 from tests.harness.messages import NOON, a_message
 from tests.harness.platform import TIMEOUT
-from tests.project.snippets import define, snippets
+from tests.project.snippets import DOCS, define, snippets
 
 PAGE = "ADDING_A_PLATFORM.md"
 SETTINGS, CLIENT, PARSE, MESSENGER, ADAPTER, WITHOUT_EDITS = snippets(PAGE)
@@ -43,6 +46,7 @@ class MatrixServer:
         self.events: list[dict[str, Any]] = []
         self.texts: dict[str, str] = {}  # of the bot's messages, by their ids
         self.replies: dict[str, str] = {}  # the questions of the bot's messages
+        self.padding = ""  # of every response
         self.polls = 0
         self.fail: list[tuple[int, dict[str, Any]]] = []
         self.changed = asyncio.Condition()
@@ -133,6 +137,8 @@ class MatrixServer:
         if self.fail:
             status, body = self.fail.pop(0)
             return web.json_response(body, status=status)
+        if self.padding:
+            return web.json_response({"padding": self.padding})
         return None
 
 
@@ -278,6 +284,25 @@ async def test_errors_are_translated(
             await messenger.send(CHANNEL, Rendered("…"), reply_to="$q0", controls=frozenset(), nonce="1.0.0")
     if isinstance(caught.value, RateLimited):
         assert caught.value.seconds == 2.5
+
+
+async def test_a_response_without_end_is_not_read_to_its_end(page: ModuleType, server: MatrixServer) -> None:
+    server.padding = "a" * MOST_BYTES
+    async with open_messenger(page, server) as messenger:
+        with pytest.raises(PlatformUnavailable, match="too long"):
+            await messenger.send(CHANNEL, Rendered("…"), reply_to="$q0", controls=frozenset(), nonce="1.0.0")
+
+
+def test_the_page_names_what_a_platform_can_say_of_its_ids() -> None:
+    text = (DOCS / PAGE).read_text(encoding="utf-8")
+    assert [name for name in AdapterSection.__class_vars__ if name not in text] == []
+
+
+def test_roles_of_the_platform_are_refused(page: ModuleType) -> None:
+    sections = {"matrix": page.MatrixSection}
+    assert check_platform_id("matrix:!general:example.org", sections, "channels")
+    with pytest.raises(ValueError, match="matrix has no roles"):
+        check_platform_id("matrix:@mei:example.org", sections, "roles")
 
 
 async def test_a_deleted_message_can_be_neither_edited_nor_deleted(page: ModuleType, server: MatrixServer) -> None:

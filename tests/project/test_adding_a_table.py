@@ -2,7 +2,7 @@
 
 import shutil
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import Table, create_engine, delete
 
-from bot.domain import Author
+from bot.domain import Author, ChannelKey
 from bot.storage import connections, migrate, schema, sql
 from bot.storage.encryption import DamagedRow
+from bot.storage.key_file import path_beside
 from bot.storage.sql import SqlStore
 from tests import storage
 from tests.harness.fakes.clock import JumpingClock
 from tests.project.snippets import execute_in, names_in, snippets
-from tests.storage import test_personal_data, url_of
+from tests.storage import MEI, ROOM, test_personal_data, url_of
 from tests.storage.forensics import KeptFiles
+from tests.storage.test_lost_keys import comparison
 
+OTHER_ROOM = ChannelKey("slack", "C77")
 PAGE = "ADDING_A_TABLE.md"
 _IMPORTS = {"Author": Author, "DamagedRow": DamagedRow, "SqlStore": SqlStore, "delete": delete, "partial": partial}
 SCHEMA, MIGRATION, METHODS, DELETION, CONTRACT, PERSONAL, BYTES = snippets(PAGE)
@@ -38,8 +41,8 @@ def notes() -> Iterator[Table]:
 
 
 @pytest.fixture
-async def store(tmp_path: Path, notes: Table) -> AsyncIterator[SqlStore]:
-    """Open a store with the page's table and methods."""
+def open_store(tmp_path: Path, notes: Table) -> Callable[[], SqlStore]:
+    """Return what makes a store with the page's table and methods."""
     file = tmp_path / "bot.db"
     migrate.upgrade(url_of(file))
     engine = create_engine(f"sqlite:///{file}")
@@ -47,7 +50,12 @@ async def store(tmp_path: Path, notes: Table) -> AsyncIterator[SqlStore]:
     engine.dispose()
     methods = "class NoteStore(SqlStore):\n" + textwrap.indent(METHODS + DELETION, "    ")
     added = execute_in(sql, methods, PAGE, notes=notes, **_IMPORTS)
-    async with added["NoteStore"](url_of(file), JumpingClock()) as store:
+    return lambda: added["NoteStore"](url_of(file), JumpingClock())
+
+
+@pytest.fixture
+async def store(open_store: Callable[[], SqlStore]) -> AsyncIterator[SqlStore]:
+    async with open_store() as store:
         yield store
 
 
@@ -99,6 +107,21 @@ async def test_the_entries_for_personal_data_cover_the_table(
         assert {name for name, value in stored.items() if "personal" in value} == test_personal_data.personal(notes)
         await delete_row(store)
         assert test_personal_data.read(tmp_path / "bot.db", notes) == {}
+
+
+async def test_a_note_can_be_read_after_older_keys_were_restored(open_store: Callable[[], Any], tmp_path: Path) -> None:
+    keys = path_beside(tmp_path / "bot.db")
+    async with open_store() as store:
+        await store.set_note(ROOM, MEI, "tea at five")
+        await store.set_note(OTHER_ROOM, MEI, "to be deleted")
+        older = keys.read_bytes()
+        await store.delete_notes(channel=OTHER_ROOM)
+        await store.set_note(OTHER_ROOM, MEI, "of later")
+        await store.delete_notes(channel=OTHER_ROOM)
+    keys.write_bytes(older)
+    async with open_store() as store:
+        assert await comparison(store)
+        assert await store.find_note(ROOM) == "tea at five"
 
 
 def plain(code: str) -> str:

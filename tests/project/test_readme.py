@@ -1,28 +1,20 @@
-"""The READMEs list every setting with its default; pages link to and name what exists."""
+"""The reference pages list every setting and command; pages link to and name what exists."""
 
-import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from bot.adapters import SETTINGS
 from bot.chat.commands import COMMANDS
 from bot.config.schema import known_settings, variable
 from bot.lifecycle import TRANSITIONS
+from release.reference import PARTS, shown, with_part
 
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh.md"]
-
-
-def shown(value: object) -> str:
-    if isinstance(value, SecretStr):
-        value = value.get_secret_value()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value, ensure_ascii=False)
+LANGUAGES = [ROOT / "docs", ROOT / "docs" / "zh"]
 
 
 def tables(text: str) -> dict[str, str]:
@@ -31,19 +23,30 @@ def tables(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_every_setting_is_listed_with_its_default(readme: Path) -> None:
-    found = tables(readme.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("folder", LANGUAGES, ids=lambda path: path.name)
+def test_every_setting_is_listed_with_its_default(folder: Path) -> None:
+    found = tables((folder / "SETTINGS.md").read_text(encoding="utf-8"))
     for key, field in known_settings(SETTINGS).items():
         default = field.get_default(call_default_factory=True)
         value = f"`{shown(default)}`" if default is not None else f"(`{variable(key)}`)"
         assert f"| `{key[-1]}` | {value} |" in found[".".join(key[:-1])], ".".join(key)
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
-def test_every_command_is_listed(readme: Path) -> None:
-    text = readme.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PARTS)
+def test_generated_pages_are_up_to_date(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert with_part(text, PARTS[page]()) == text, "run: python -m release.reference"
+
+
+@pytest.mark.parametrize("folder", LANGUAGES, ids=lambda path: path.name)
+def test_every_command_is_listed(folder: Path) -> None:
+    text = (folder / "COMMANDS.md").read_text(encoding="utf-8")
     assert all(f"`/{each.name} {each.argument}".rstrip() + "`" in text for each in COMMANDS.values())
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
+def test_readmes_are_read_in_five_minutes(readme: Path) -> None:
+    assert len(readme.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @pytest.mark.parametrize("page", [*READMES, *(ROOT / "docs").rglob("*.md")], ids=lambda path: path.name)
@@ -69,7 +72,13 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-PAGES = [*READMES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [
+    *READMES,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs" / "zh").glob("*.md"),
+]
 # Files that a page tells its reader to write.
 NEW_FILES = {"bot/server/app.py"}
 
@@ -110,8 +119,29 @@ def test_the_tour_lists_the_layers_that_the_linter_checks() -> None:
     assert [row for row in rows if row] == [re.split(r" [|:] ", layer) for layer in layers]
 
 
+GLOSSARY = re.findall(
+    r"^\| ([^|]+?) \| .* \| (`[^|]+) \|$", (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
 def test_the_glossary_is_in_alphabetical_order() -> None:
-    text = (ROOT / "docs" / "GLOSSARY.md").read_text(encoding="utf-8")
-    terms = re.findall(r"^\| ([^|]+?) \| .* \| `", text, re.MULTILINE)
+    terms = [term for term, _ in GLOSSARY]
     assert len(terms) > 50
     assert terms == sorted(terms)
+
+
+@pytest.mark.parametrize(("term", "where"), GLOSSARY, ids=[term for term, _ in GLOSSARY])
+def test_the_files_of_a_term_contain_it_or_what_follows_in_parentheses(term: str, where: str) -> None:
+    for place, named in re.findall(r"`([\w./]+)`(?: \(`(.+?)`\))?", where):
+        files = [ROOT / place] if "." in place else (ROOT / place).rglob(named if named.endswith(".py") else "*.py")
+        text = words("\n".join(file.read_text(encoding="utf-8") for file in files))
+        assert f" {words(term)}" in text or (named and words(named) in text), place
+
+
+def words(text: str) -> str:
+    """Return a text in lower case, with spaces between the words of its identifiers.
+
+    >>> words("ReplyStream, _hot_swap")
+    'reply stream,  hot swap'
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[\n_\"'`(/.-]", " ", text).lower()

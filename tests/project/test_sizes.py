@@ -32,3 +32,7 @@ def test_class_names_with_two_meanings_are_found(tmp_path: Path) -> None:
         (tmp_path / name).write_text("class Step: ...\nclass _Private: ...\n", encoding="utf-8")
 
     assert class_names(tmp_path) == {"Step": ["one.py", "two.py"]}
+
+
+def test_class_names_of_bot_have_one_meaning() -> None:
+    assert class_names(BOT) == {}

@@ -60,4 +60,6 @@ def test_it_contains_licence_catalogues_and_migrations_and_no_tests(unpacked: Pa
         ("bot/adapters/slack/manifest.yaml", "docs/slack-manifest.yaml"),
     ):
         assert (unpacked / there).read_bytes() == (ROOT / here).read_bytes()
+    for page in ("adapters/web/static/chat.html", "adapters/web/static/panel.html", "cli/setup_page/static/setup.html"):
+        assert (unpacked / "bot" / page).exists()
     assert {path.name for path in unpacked.iterdir() if path.suffix != ".dist-info"} == {"bot"}

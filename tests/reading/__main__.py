@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import psutil
 
-from bot.reading.fault import Unreadable
-from bot.reading.reader import read_file
+from bot.chat.reading.fault import Unreadable
+from bot.chat.reading.reader import read_file
 from tests.reading.hostile import hostile_files
 
 MOST_BYTES, MOST_CHARACTERS = 20 * 2**20, 50_000

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from bot.reading import sandbox
-from bot.reading.fault import Unreadable
-from bot.reading.reader import Reading, read_file
+from bot.chat.reading import sandbox
+from bot.chat.reading.fault import Unreadable
+from bot.chat.reading.reader import Reading, read_file
 from tests.reading import makers
 from tests.reading.__main__ import MOST_GROWTH, MOST_SECONDS, read_hostile
 
@@ -111,7 +111,7 @@ async def test_hostile_files_do_no_harm() -> None:
 )
 async def test_the_process_may_not(act: str, tmp_path: object) -> None:
     program = (
-        "from bot.reading.sandbox import limit_resources, refuse_system_calls\n"
+        "from bot.chat.reading.sandbox import limit_resources, refuse_system_calls\n"
         "limit_resources(); refuse_system_calls()\n"
         f"try:\n    {act}\nexcept (MemoryError, OSError) as error:\n    print(type(error).__name__)\n"
     )

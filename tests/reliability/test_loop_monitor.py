@@ -1,6 +1,7 @@
 """The monitor of the event loop: it counts CPU time of callbacks, in tests and in bot processes."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -37,6 +38,19 @@ async def test_waiting_for_the_processor_does_not_count() -> None:
         await asyncio.create_task(waits())
     assert monitor.slow == []
     assert monitor.longest_wall >= 2 * LIMIT
+
+
+async def test_time_in_the_kernel_is_told_apart() -> None:
+    async def enters_the_kernel() -> None:
+        end = time.thread_time() + 5 * LIMIT
+        while time.thread_time() < end:
+            os.urandom(2**16)
+
+    with LoopMonitor() as monitor:
+        await asyncio.create_task(enters_the_kernel())
+    (slow,) = monitor.slow
+    assert slow.kernel > slow.cpu / 2
+    assert "ms of the kernel" in str(slow)
 
 
 async def test_in_a_shared_loop_only_the_bots_callbacks_count() -> None:

@@ -1,13 +1,10 @@
 """Every figure in its short form: results only, whatever the speed of the machine."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import pytest
 
 from tests.chaos import processes
 from tests.chaos.figure import figures
-from tests.harness import loop_monitor, warm_start
+from tests.harness import loop_monitor
 from tests.reliability.run import measure
 
 FIGURES = figures()
@@ -17,11 +14,7 @@ _LONG = {"R25"}
 
 @pytest.fixture(autouse=True)
 def _warm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def start(module: str, folder: Path, env: Mapping[str, str]) -> warm_start.WarmProcess:
-        log = folder / "log"
-        return warm_start.start(["run"], folder=folder, env=env, stdout=log, stderr=log, module=module)
-
-    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(processes, "start", processes.start_warm)
 
 
 @pytest.fixture(autouse=True)

@@ -159,7 +159,7 @@ class TestLimits:
             assert (await post(http, path, body))[0] == 200
         async with http.post(path, json=body) as response:
             assert (response.status, response.headers["Retry-After"]) == (429, "3600")
-            assert "quota" in await response.text()
+            assert "limit per hour" in await response.text()
         async with http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}]}) as chat:
             assert chat.status == 429
         clock.jump(3600)

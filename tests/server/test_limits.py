@@ -64,7 +64,7 @@ class TestTokens:
         assert (await ask(http))[0] == 200
         assert (await ask(http))[0] == 200  # 28 tokens
         status, error, wait = await ask(http)
-        assert (status, "quota" in error["message"], wait) == (429, True, "3600")
+        assert (status, "limit per hour" in error["message"], wait) == (429, True, "3600")
         clock.jump(3600)
         assert (await ask(http))[0] == 200
 
@@ -72,7 +72,7 @@ class TestTokens:
         assert (await ask(http))[0] == 200
         assert (await ask(http))[0] == 200
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=5) as client:
-            with pytest.raises(openai.RateLimitError, match="quota") as caught:
+            with pytest.raises(openai.RateLimitError, match="limit per hour") as caught:
                 await client.chat.completions.create(model="scripted", messages=ASK["messages"])
         assert caught.value.request.headers["x-stainless-retry-count"] == "0"
 

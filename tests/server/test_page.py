@@ -43,6 +43,11 @@ async def embedder(tmp_path: Path) -> AsyncIterator[Embedder | None]:
         yield embedder
 
 
+def test_the_chinese_page_has_the_same_calls_and_settings() -> None:
+    for language in ("sh", "toml", "console"):
+        assert snippets(f"zh/{PAGE}", language) == snippets(PAGE, language)
+
+
 @pytest.mark.usefixtures("engine_of_page")
 async def test_every_call_on_the_page_is_answered(http: aiohttp.ClientSession) -> None:
     assert len(CALLS) == 12

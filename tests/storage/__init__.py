@@ -12,6 +12,7 @@ from sqlalchemy import Table, select
 from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.storage.encryption import key_columns, pseudonyms
 from bot.storage.export import open_snapshot, reading_vault
+from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
 from bot.storage.sql import SqlStore
 from tests.harness.fakes.clock import JumpingClock
 
@@ -38,9 +39,9 @@ def url_of(path: Path) -> str:
 
 
 @asynccontextmanager
-async def temporary_store(folder: Path) -> AsyncIterator[SqlStore]:
+async def temporary_store(folder: Path, master: MasterKeys = NO_MASTER_KEY) -> AsyncIterator[SqlStore]:
     """Open the store in this folder; create it if it is missing."""
-    async with SqlStore(url_of(folder / "bot.db"), JumpingClock()) as store:
+    async with SqlStore(url_of(folder / "bot.db"), JumpingClock(), master=master) as store:
         yield store
 
 

@@ -1,4 +1,4 @@
-"""What somebody could still read who kept every copy of a SQLite database, and has its keys of now."""
+"""Texts that can be decrypted from kept copies of a SQLite database with its present keys."""
 
 import sqlite3
 from contextlib import closing

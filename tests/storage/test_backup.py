@@ -12,6 +12,7 @@ from bot.domain import Answer, Kind
 from bot.errors import StoreError
 from bot.storage import backup, migrate
 from bot.storage.backup import back_up
+from bot.storage.sql import SqlStore
 from tests.storage import ROOM, message, temporary_store, url_of
 
 
@@ -33,6 +34,29 @@ async def test_a_backup_of_a_running_bot_is_a_snapshot_that_can_be_restored(tmp_
         later = await store.enqueue(message(3), Kind.CHAT)
         assert later is not None
         assert later.id > first.id
+
+
+async def test_a_backup_without_the_keys_of_the_database_is_refused(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        async with temporary_store(tmp_path / folder) as store:
+            await store.enqueue(message(1, "hello"), Kind.CHAT)
+    keys, whole = tmp_path / "one" / "bot.db.keys", (tmp_path / "one" / "bot.db.keys").read_bytes()
+
+    def refusal() -> str:
+        with pytest.raises(StoreError) as raised:
+            back_up(url_of(tmp_path / "one" / "bot.db"), tmp_path / "backup.db")
+        assert not list(tmp_path.glob("backup.db*"))
+        return str(raised.value)
+
+    keys.unlink()
+    assert f"{keys} is missing, and no text can be read without these keys" in refusal()
+    shutil.copy(tmp_path / "other" / "bot.db.keys", keys)
+    assert f"{keys} has the keys of another database" in refusal()
+    keys.write_bytes(whole[:64])
+    assert f"{keys} is shorter than its database needs" in refusal()
+    keys.write_bytes(whole)
+    assert back_up(url_of(tmp_path / "one" / "bot.db"), tmp_path / "backup.db")
 
 
 async def test_a_backup_contains_no_deleted_text(tmp_path: Path) -> None:
@@ -66,6 +90,16 @@ def test_the_partial_file_of_a_killed_backup_is_replaced(tmp_path: Path) -> None
     (tmp_path / "backup.db.partial").write_bytes(b"half of it")
     back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
     assert {path.name for path in tmp_path.iterdir()} == {"bot.db", "backup.db"}
+
+
+async def test_a_backup_that_was_killed_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.enqueue(message(1), Kind.CHAT)
+    (tmp_path / "backup.db").touch()
+    (tmp_path / "backup.db.keys").write_bytes(b"its keys")
+    back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    async with SqlStore(url_of(tmp_path / "backup.db")) as store:
+        assert await store.find(ROOM, "1") is not None
 
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:

@@ -3,20 +3,22 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from bot.domain import Answer, Exchange, FinishReason, Kind, Usage
+from bot.domain import Answer, Exchange, FinishReason, Kind, Scope, Usage, UsageSum
 from bot.errors import StoreError, StoreInUse
 from bot.storage import copy, migrate
 from bot.storage.connections import locate, migrator
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
+from bot.storage.usage_export import UsageReport, aligned, csv_lines, export_usage, report_usage
 from tests.harness.fakes.clock import JumpingClock
 from tests.harness.postgres import PostgresServer
-from tests.storage import ROOM, THREAD, decrypted_rows, message, url_of
+from tests.storage import BEN, MEI, NOON, ROOM, THREAD, decrypted_rows, message, url_of
 
 Place = Callable[[], str]
 
@@ -167,3 +169,36 @@ def test_a_missing_source_is_reported_and_no_target_is_created(on_file: Place) -
     path = locate(target).path
     assert path is not None
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file")])
+async def test_what_a_person_has_used_is_found_in_the_copy(
+    origin: str, goal: str, request: pytest.FixtureRequest
+) -> None:
+    source, target = request.getfixturevalue(origin)(), request.getfixturevalue(goal)()
+    mei, ben = Scope("user", MEI.key), Scope("user", BEN.key)
+    async with SqlStore(source, JumpingClock()) as store:
+        for number, author in enumerate((MEI, BEN)):
+            exchange = await store.enqueue(message(number, author=author), Kind.CHAT)
+            assert exchange is not None
+            await store.record_answer(exchange, Answer("yes", usage=Usage(7, 3)), NOON.date(), 1500)
+        await store.forget(BEN)
+    lines = list(export_usage(source))
+    assert lines[0] == ("day", "level", "id", "answers", "prompt_tokens", "completion_tokens", "seconds")
+    assert "2026-01-02,channel,slack:C1,2,14,6,3.0" in csv_lines(lines)
+    assert "2026-01-02  channel   slack:C1        2             14                  6      3.0" in aligned(lines)
+    assert sorted(line for line in csv_lines(lines) if ",user," in line) == [
+        "2026-01-02,user,,1,7,3,1.5",
+        "2026-01-02,user,slack:U1,1,7,3,1.5",
+    ]
+    both = UsageSum(2, 14, 6, 3000)
+    report = UsageReport(
+        {NOON.date(): both}, [(Scope("channel", "slack:C1"), both), (Scope("platform", "slack"), both)]
+    )
+    assert report_usage(source, NOON.date()) == report
+    assert report_usage(source, NOON.date() + timedelta(days=1)) == UsageReport({}, [])
+    copy.copy_database(source, target)
+    assert sorted(export_usage(target)) == sorted(lines)
+    async with SqlStore(target, JumpingClock()) as store:
+        assert await store.usage(mei, NOON.date()) == {NOON.date(): UsageSum(1, 7, 3, 1500)}
+        assert await store.usage(ben, NOON.date()) == {}, "whose id is deleted has a hash of the source's key"

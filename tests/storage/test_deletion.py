@@ -72,6 +72,7 @@ async def test_all_of_it_can_be_decrypted_before_a_deletion(store: SqlStore, tmp
 
 DELETIONS = {
     "clear": lambda store: store.clear(ROOM),
+    "clear one's own": lambda store: store.clear(ROOM, author=WROTE),
     "forget": lambda store: store.forget(WROTE),
     "expire": lambda store: store.expire(NOON + timedelta(days=1)),
 }

@@ -1,6 +1,7 @@
 """Export of a channel as JSON, and the list of channels."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from bot.domain import Answer, ChannelKey, FinishReason, Kind, Usage
 from bot.errors import StoreError
 from bot.storage import export as module
-from bot.storage.export import count_exchanges, export_channel
+from bot.storage.export import count_exchanges, export_all, export_channel
 from tests.harness.postgres import PostgresServer
 from tests.storage import BEN, ROOM, THREAD, message, temporary_store, url_of
 
@@ -132,3 +133,14 @@ async def test_a_server_is_exported_like_a_file(postgres: PostgresServer) -> Non
         assert count_exchanges(url) == {ROOM: 1}
         (only,) = read(url, "slack:C1")["exchanges"]
     assert (only["text"], only["sent_at"]) == ("hello", "2026-01-02T12:00:00+00:00")
+
+
+async def test_everything_is_exported_as_lines_of_json_without_what_was_cleared(tmp_path: Path) -> None:
+    url = await create_database(tmp_path)
+    lines = [json.loads(line) for line in export_all(url)]
+    assert {line["channel"] for line in lines} == {str(replace(each, thread=None)) for each in count_exchanges(url)}
+    assert len(lines) == sum(count_exchanges(url).values())
+    async with temporary_store(tmp_path) as store:
+        await store.clear(OTHER)
+    left = [json.loads(line) for line in export_all(url)]
+    assert left == [line for line in lines if line["channel"] != str(OTHER)]

@@ -98,6 +98,18 @@ def test_a_file_has_one_lock_under_all_its_names(tmp_path: Path) -> None:
         pass
 
 
+def test_a_database_with_two_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bot.db").touch()
+    with InstanceLock(url_of(tmp_path / "bot.db")) as lock:
+        (tmp_path / "other.db").hardlink_to(tmp_path / "bot.db")
+        with (
+            pytest.raises(StoreError, match=r"other\.db has 2 names \(hard links\)"),
+            InstanceLock(url_of(tmp_path / "other.db"), timeout=0),
+        ):
+            pass
+        lock.renew()
+
+
 def test_the_error_names_the_process_that_has_the_lock(tmp_path: Path) -> None:
     with (
         InstanceLock(url_of(tmp_path / "bot.db")),

@@ -16,12 +16,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine
 
-from bot.domain import Kind
+from bot.domain import Answer, Kind, Vote, VoteResult
 from bot.errors import StoreError
 from bot.storage import connections, migrate
 from bot.storage.schema import metadata
 from tests.harness.messages import a_message
-from tests.storage import temporary_store, url_of
+from tests.storage import MEI, NOON, temporary_store, url_of
 
 MIGRATIONS = Path(migrate.__file__).parents[2] / "migrations"
 
@@ -122,6 +122,23 @@ def test_every_migration_goes_up_and_down(tmp_path: Path) -> None:
             command.downgrade(config, revision)
         assert tables(file) == before
     assert tables(file) == {}
+
+
+async def test_answers_from_before_the_votes_are_kept_and_may_be_voted_on(tmp_path: Path) -> None:
+    file, old = tmp_path / "bot.db", Answer("hi", "so")
+    async with temporary_store(tmp_path) as store:
+        exchange = await store.enqueue(a_message(id="1"), Kind.CHAT)
+        assert exchange is not None
+        await store.record_answer(exchange, old)
+        await store.complete(exchange)
+    with alembic_on(file) as (config, _):
+        command.downgrade(config, "0009")
+    assert "feedback" not in tables(file)
+    async with temporary_store(tmp_path) as store:
+        found = await store.find(exchange.message.channel, "1")
+        assert found is not None
+        assert found.answer == old
+        assert await store.vote(found, MEI, Vote.UP, NOON) is VoteResult.UP
 
 
 def test_many_threads_may_upgrade_concurrently(tmp_path: Path) -> None:

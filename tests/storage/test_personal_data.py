@@ -18,19 +18,24 @@ from bot.domain import Answer, Attachment, Author, Kind, Scope, SettingChange
 from bot.storage.backup import back_up
 from bot.storage.copy import copy_database
 from bot.storage.export import export_channel
+from bot.storage.key_file import path_beside
 from bot.storage.schema import Encrypted, SafeText, metadata
 from bot.storage.sql import SqlStore
-from tests.storage import NOON, ROOM, decrypted_rows, message, temporary_store, url_of
+from tests.storage import NOON, ROOM, THREAD, decrypted_rows, message, temporary_store, url_of
+from tests.storage.test_lost_keys import comparison
 
 # Text columns that identify no person and that no person wrote.
 KEYS = {
     "exchanges": {
         *("platform", "channel", "thread", "message", "author_platform", "author", "server"),
-        *("kind", "status", "reason", "failure", "owner"),
+        *("kind", "status", "reason", "failure", "owner", "model", "persona"),
     },
     "parts": {"message"},
     "channels": {"platform", "channel", "thread", "last_message"},
     "settings": {"level", "place", "setting", "value", "author_platform", "author"},
+    "usage": {"level", "place"},  # of a person a pseudonym
+    "feedback": {"voter", "vote"},
+    "consents": {"person"},
 }
 AUTHOR = Author("slack", "personal author", "personal name", frozenset({"personal role"}))
 
@@ -70,6 +75,7 @@ ENQUEUE: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
 DELETIONS: dict[str, dict[str, Callable[[SqlStore], Awaitable[object]]]] = {
     "exchanges": {
         "clear": lambda store: store.clear(ROOM),
+        "clear one's own": lambda store: store.clear(ROOM, author=AUTHOR),
         "forget": lambda store: store.forget(AUTHOR),
         "erase": erase,
         "delete_messages": lambda store: store.delete_messages(ROOM, ["1"]),
@@ -99,6 +105,7 @@ def test_every_text_column_is_personal_or_a_key(table: Table) -> None:
     texts = {column.name for column in table.columns if isinstance(column.type, SafeText | JSON | Encrypted)}
     assert texts == personal(table) | KEYS.get(table.name, set())
     assert not personal(table) & KEYS.get(table.name, set())
+    assert all("key" in column.info for column in table.columns if isinstance(column.type, Encrypted))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +119,22 @@ async def test_every_deletion_covers_every_personal_column(table: Table, deletio
         await DELETIONS[table.name][deletion](store)
         after = read(tmp_path / "bot.db", table)
     assert [name for name, value in after.items() if "personal" in value] == []
+
+
+@pytest.mark.parametrize("table", TABLES, ids=str)
+async def test_every_personal_column_can_be_read_after_older_keys_were_restored(table: Table, tmp_path: Path) -> None:
+    keys = path_beside(tmp_path / "bot.db")
+    async with temporary_store(tmp_path) as store:
+        await ENQUEUE[table.name](store)
+        [before] = decrypted_rows(url_of(tmp_path / "bot.db"), table)
+        older = keys.read_bytes()
+        for id in ("2", "3"):
+            await store.enqueue(message(id, channel=THREAD), Kind.CHAT)
+            await store.delete_messages(THREAD, [id])
+    keys.write_bytes(older)
+    async with temporary_store(tmp_path) as store:
+        assert await comparison(store)
+        assert before in decrypted_rows(url_of(tmp_path / "bot.db"), table)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=str)

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
-from bot.domain import Answer, Attachment, Kind, Scope, SettingChange
+from bot.domain import Answer, Attachment, Kind, Scope, SettingChange, Usage, Vote
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 from tests.harness.postgres import PostgresServer
@@ -23,7 +23,7 @@ from tests.storage import MEI, NOON, ROOM, THREAD, message, temporary_store
 Statement = tuple[str, Any]
 
 # A scan of the rows that a subquery has found, or of the values of the statement itself.
-_OWN_ROWS = re.compile(r"SCAN (\(subquery.*\)|CONSTANT ROW)$")
+_OWN_ROWS = re.compile(r"SCAN (\(subquery.*\)|CONSTANT ROW|listed VIRTUAL TABLE INDEX 1:)$")
 
 
 async def use_all(store: SqlStore, called: set[str]) -> None:
@@ -38,18 +38,26 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.enqueue, quoting, Kind.CHAT, claim=False)
     await call(store.has_history, ROOM)
     await call(store.history, asked, 5)
+    await call(store.history, asked, 5, is_own=True)
     await call(store.record_shortening, ROOM)
     await call(store.record_part, asked, 0, "m0")
     await call(store.record_part, asked, 1, "m1")
     await call(store.record_files, asked, [Attachment("a.txt", text="what it says")])
-    await call(store.record_answer, asked, Answer("hi"))
+    await call(store.record_answer, asked, Answer("hi", usage=Usage(3, 1)), NOON.date(), 20)
     await call(store.complete, asked)
+    await call(store.vote, asked, MEI, Vote.UP, NOON)
+    await call(store.vote, asked, MEI, Vote.UP, NOON)
+    await call(store.record_consent, MEI, NOON)
+    await call(store.has_consented, MEI)
+    await call(store.record_consent, MEI, None)
     await call(store.find, ROOM, "1")
     await call(store.find_by_reply, ROOM, "m1")
     await call(store.latest, ROOM, MEI)
     await call(store.latest, ROOM)
     await call(store.last_message_ids, "slack")
     await call(store.said_since, "slack", NOON)
+    await call(store.said_in, THREAD, 5)
+    await call(store.openings, ROOM)
     await call(store.replace_quotes, ROOM, "1", "what was meant")
     again = await call(store.requeue, asked, "again")
     store.release(again)
@@ -60,14 +68,18 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     for text in ("be kind", "be brief"):
         await call(store.record_setting, SettingChange(Scope("channel", str(ROOM)), "persona", None, text, MEI, NOON))
     await call(store.setting_changes, str(ROOM), 5)
+    await call(store.usage, Scope("user", MEI.key), NOON.date())
     called.add("settings")  # asked once, at the start, for every setting there is
     await call(store.clear, ROOM)
     await call(store.clear, THREAD)
+    await call(store.clear, ROOM, None, MEI)
+    await call(store.clear, THREAD, asked, MEI)
     await call(store.forget, MEI)
     await call(store.erase, asked)
     await call(store.expire, NOON + timedelta(days=1))
     await call(store.delete_messages, ROOM, ["1"])
     await call(store.rename_channel, ROOM, "C2")
+    await call(store.end_usage, NOON.date(), NOON.date())
     await call(store.check)
 
 
@@ -129,6 +141,17 @@ async def test_no_statement_scans_a_file(tmp_path: Path, called: set[str]) -> No
         for step in steps
         if ("SCAN" in step and not _OWN_ROWS.match(step)) or "TEMP B-TREE" in step
     ] == []
+
+
+async def test_a_reply_is_found_without_its_channel(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        with recorded() as statements:
+            await store.find_by_reply(ROOM, "m1")
+    ((statement, parameters),) = [each for each in statements if each[0].startswith("SELECT")]
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as database:
+        steps = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert steps[0] == "SEARCH parts USING COVERING INDEX ix_parts_message (message=?)"
+    assert steps[1] == "SEARCH exchanges USING INTEGER PRIMARY KEY (rowid=?)"
 
 
 @pytest.fixture

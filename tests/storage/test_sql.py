@@ -6,8 +6,8 @@ import resource
 import sqlite3
 import tempfile
 import traceback
-from collections.abc import Awaitable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from structlog.testing import capture_logs
 
 from bot.domain import Answer, Kind
-from bot.errors import StoreError
+from bot.errors import StoreDamaged, StoreError, StoreLost
 from bot.storage import connections
 from bot.storage.errors import describe, map_errors
 from bot.storage.schema import exchanges
@@ -44,6 +44,18 @@ def on_connect(statement: str) -> Iterator[None]:
         yield
     finally:
         event.remove(Pool, "connect", run)
+
+
+@asynccontextmanager
+async def store_with_room(folder: Path, pages: int) -> AsyncIterator[SqlStore]:
+    """Open a new store whose database can grow by this many pages of 4 KiB."""
+    async with temporary_store(folder):
+        pass
+    with closing(sqlite3.connect(folder / "bot.db")) as database:
+        [empty] = database.execute("PRAGMA page_count").fetchone()
+    with on_connect(f"PRAGMA max_page_count={empty + pages}"):
+        async with temporary_store(folder) as store:
+            yield store
 
 
 @contextmanager
@@ -216,6 +228,23 @@ async def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
             pass
 
 
+async def test_damage_under_a_running_bot_ends_it_once_no_message_can_be_stored(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.enqueue(message(1), Kind.CHAT)
+        with closing(sqlite3.connect(tmp_path / "bot.db")) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            content = bytearray((tmp_path / "bot.db").read_bytes())
+            content[4096:] = b"\x99" * (len(content) - 4096)
+            with (tmp_path / "bot.db").open("r+b") as file:
+                file.write(content)
+            other.execute("PRAGMA user_version=1")  # no connection trusts the pages that it has read any more
+        store.check_files()
+        with pytest.raises(StoreDamaged, match="is damaged: restore a backup"):
+            await store.enqueue(message(2), Kind.CHAT)
+        with pytest.raises(StoreDamaged, match="is damaged: restore a backup"):
+            store.check_files()
+
+
 @pytest.fixture
 def guarded() -> Iterator[Path]:
     """A folder whose mode applies to this process, even if tests run as root."""
@@ -282,16 +311,15 @@ async def test_a_locked_database_is_reported_and_recovers(tmp_path: Path) -> Non
 
 
 async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path: Path) -> None:
-    with on_connect("PRAGMA max_page_count=54"):
-        async with temporary_store(tmp_path) as store:
-            first = await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
-            assert first is not None
-            with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a running bot"):
-                await store.enqueue(message(2, "y" * 200_000), Kind.CHAT)
-            assert await store.find(ROOM, "2") is None
-            assert await store.record_answer(first, Answer("short"))
-            await store.clear(ROOM)
-            assert await store.enqueue(message(2, "y" * 50_000), Kind.CHAT) is not None
+    async with store_with_room(tmp_path, pages=15) as store:
+        first = await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
+        assert first is not None
+        with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a running bot"):
+            await store.enqueue(message(2, "y" * 200_000), Kind.CHAT)
+        assert await store.find(ROOM, "2") is None
+        assert await store.record_answer(first, Answer("short"))
+        await store.clear(ROOM)
+        assert await store.enqueue(message(2, "y" * 50_000), Kind.CHAT) is not None
 
 
 async def test_a_full_disk_with_little_space_for_the_log_is_enough(tmp_path: Path) -> None:
@@ -337,10 +365,9 @@ async def test_a_database_with_missing_tables_is_reported(tmp_path: Path, damage
 
 async def test_an_error_contains_no_text_of_people(tmp_path: Path) -> None:
     long = "sesame " * 10_000
-    with on_connect("PRAGMA max_page_count=30"):
-        async with temporary_store(tmp_path) as store:
-            with pytest.raises(StoreError) as failed:
-                await store.enqueue(message(1, long), Kind.CHAT)
+    async with store_with_room(tmp_path, pages=10) as store:
+        with pytest.raises(StoreError) as failed:
+            await store.enqueue(message(1, long), Kind.CHAT)
     assert "sesame" not in "".join(traceback.format_exception(failed.value))
 
 
@@ -487,3 +514,12 @@ async def test_waiting_for_the_lock_times_out() -> None:
                 pass
     async with lock.acquire():
         pass
+
+
+async def test_nothing_is_stored_in_a_deleted_file(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        (tmp_path / "bot.db").unlink()
+        with pytest.raises(StoreLost, match=r"bot\.db was deleted or replaced"):
+            await store.enqueue(message(1), Kind.CHAT)
+        with pytest.raises(StoreLost):  # as /readyz asks
+            await store.check()

@@ -15,13 +15,13 @@ import torch
 
 from bot.domain import SamplingParams
 from bot.engine import ChatModel
-from bot.tuning.base import open_base
-from bot.tuning.checkpoints import OutputFolder
-from bot.tuning.data import Columns, Pair, read_data
-from bot.tuning.prefix import new_prefix
-from bot.tuning.recipe import Recipe
-from bot.tuning.rows import encode
-from bot.tuning.trainer import Trainer, Training
+from bot.engine.tuning.base import open_base
+from bot.engine.tuning.checkpoints import OutputFolder
+from bot.engine.tuning.data import Columns, Pair, read_data
+from bot.engine.tuning.prefix import new_prefix
+from bot.engine.tuning.recipe import Recipe
+from bot.engine.tuning.rows import encode
+from bot.engine.tuning.trainer import Trainer, Training
 from training.examples import Examples
 
 CLUB = Path(__file__).parents[2] / "docs" / "tuning" / "club.jsonl"
@@ -82,7 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.tuning.demo", description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=RECIPE.max_steps)
-    parser.add_argument("--mixed", type=int, default=48, help="pairs of the demo's own data to mix in")
+    parser.add_argument("--mixed", type=int, default=200, help="pairs of the demo's own data to mix in")
+    parser.add_argument("--mixed-steps", type=int, default=480, help="steps of the training with them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     club = list(read_data([CLUB], Columns()).pairs)
@@ -94,7 +95,7 @@ def main() -> None:
         )
     for name, pairs, steps in (
         ("the 48 alone", club, options.steps),
-        (f"with {len(mixed)} of the demo's own", club + mixed, 2 * options.steps),
+        (f"with {len(mixed)} of the demo's own", club + mixed, options.mixed_steps),
     ):
         recipe = Recipe(**RECIPE.as_json() | {"max_steps": steps, "source_length": 96, "target_length": 256})
         with tempfile.TemporaryDirectory() as folder:

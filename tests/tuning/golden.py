@@ -19,16 +19,16 @@ from bot.engine.chatglm.model import ChatGLM
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.chatglm.weights import read_network, stored_config
 from bot.engine.kernels.reference import Quantised, dequantise
+from bot.engine.tuning.batches import pad
+from bot.engine.tuning.data import Columns, Pair, read_data
+from bot.engine.tuning.evaluation import evaluation_prompt
+from bot.engine.tuning.frozen import FrozenEmbedding, FrozenLinear
+from bot.engine.tuning.metrics import NAMES, Prediction, Scorer
+from bot.engine.tuning.prefix import PrefixEncoder
+from bot.engine.tuning.recipe import Recipe
+from bot.engine.tuning.rows import Limits, Row, assemble, encode, prompt_ids
+from bot.engine.tuning.trainer import Trainer
 from bot.errors import BotError
-from bot.tuning.batches import pad
-from bot.tuning.data import Columns, Pair, read_data
-from bot.tuning.evaluation import evaluation_prompt
-from bot.tuning.frozen import FrozenEmbedding, FrozenLinear
-from bot.tuning.metrics import NAMES, Metrics, Prediction
-from bot.tuning.prefix import PrefixEncoder
-from bot.tuning.recipe import Recipe
-from bot.tuning.rows import Limits, Row, assemble, encode, prompt_ids
-from bot.tuning.trainer import Trainer
 from tests.golden.report import Golden
 
 LOSS = 1e-3  # absolute
@@ -296,16 +296,16 @@ def _metrics(golden: Golden) -> None:
     content = golden.json("metrics.json")
     if content is None:
         return
-    metrics = Metrics()
+    scorer = Scorer()
     golden.same(
         "metrics",
         [
-            (metrics.scores(pair["predict"], pair["label"]), {name: pair["scores"][name] for name in NAMES})
+            (scorer.scores(pair["predict"], pair["label"]), {name: pair["scores"][name] for name in NAMES})
             for pair in content["pairs"]
             if pair.get("scores")
         ],
     )
     if means := content.get("mean_of_all_without_error"):
         scored = [Prediction(pair["label"], pair["predict"]) for pair in content["pairs"] if pair.get("scores")]
-        ours = metrics.means(scored)
+        ours = scorer.means(scored)
         golden.same("means of the metrics", [(round(ours[name], 4), round(means[name], 4)) for name in NAMES])

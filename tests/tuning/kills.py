@@ -13,7 +13,7 @@ from random import Random
 
 import torch
 
-from bot.tuning.checkpoints import OutputFolder
+from bot.engine.tuning.checkpoints import OutputFolder
 from tests.tuning.small import base, network, parameters, training
 
 STEPS, SAVE_EVERY = 60, 3

@@ -8,8 +8,8 @@ import torch
 
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.weights import Quantization
-from bot.tuning.memory import TrainingNeed, training_need
-from bot.tuning.recipe import Recipe
+from bot.engine.tuning.memory import TrainingNeed, training_need
+from bot.engine.tuning.recipe import Recipe
 
 CHATGLM_6B = ChatGLMConfig(130528, 4096, 16384, 28, 32, 130004, 130005, 130000, 130001)
 KINDS: tuple[Quantization, ...] = ("none", "int8", "int4")

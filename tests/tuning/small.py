@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from bot.engine.chatglm.model import ChatGLM
-from bot.tuning.base import Base, open_base
-from bot.tuning.checkpoints import OutputFolder
-from bot.tuning.data import Pair
-from bot.tuning.prefix import new_prefix
-from bot.tuning.recipe import Recipe
-from bot.tuning.rows import Row, encode
-from bot.tuning.trainer import Trainer, Training
+from bot.engine.tuning.base import Base, open_base
+from bot.engine.tuning.checkpoints import OutputFolder
+from bot.engine.tuning.data import Pair
+from bot.engine.tuning.prefix import new_prefix
+from bot.engine.tuning.recipe import Recipe
+from bot.engine.tuning.rows import Row, encode
+from bot.engine.tuning.trainer import Trainer, Training
 
 MODEL = Path(__file__).parents[1] / "data" / "golden"
 RECIPE = Recipe(

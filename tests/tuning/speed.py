@@ -16,11 +16,11 @@ from torch.nn import functional
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.layout import layout_of
 from bot.engine.chatglm.model import ChatGLM
-from bot.tuning.batches import IGNORED, micro_batches, pad
-from bot.tuning.prefix import new_prefix
-from bot.tuning.recipe import Recipe
-from bot.tuning.rows import Row
-from bot.tuning.trainer import Trainer
+from bot.engine.tuning.batches import IGNORED, micro_batches, pad
+from bot.engine.tuning.prefix import new_prefix
+from bot.engine.tuning.recipe import Recipe
+from bot.engine.tuning.rows import Row
+from bot.engine.tuning.trainer import Trainer
 from tests.tuning.peak import peak_of
 
 CONFIG = ChatGLMConfig(8192, 512, 2048, 4, 8, 8004, 8005, 8000, 8001, max_sequence_length=256)

@@ -11,9 +11,9 @@ import pytest
 from bot.domain import ChatMessage
 from bot.engine.chatglm.tokenizer import ChatGLMTokenizer
 from bot.engine.model_folder import DEMO
-from bot.tuning.data import Columns, Dataset, Pair, read_data
-from bot.tuning.errors import BadData
-from bot.tuning.rows import Limits, encode, prompt_ids
+from bot.engine.tuning.data import Columns, Dataset, Pair, read_data
+from bot.engine.tuning.errors import BadData
+from bot.engine.tuning.rows import Limits, encode, prompt_ids
 
 CHAT = Columns("prompt", "response", "history")
 TOKENIZER = ChatGLMTokenizer.load(DEMO)

@@ -9,9 +9,9 @@ import pytest
 
 from bot.domain import SamplingParams
 from bot.engine.chatglm.loading import load
-from bot.tuning.errors import TuningError
-from bot.tuning.evaluation import GREEDY, evaluate, predict, write
-from bot.tuning.metrics import Metrics, Prediction
+from bot.engine.tuning.errors import TuningError
+from bot.engine.tuning.evaluation import GREEDY, evaluate, predict, write
+from bot.engine.tuning.metrics import Prediction, Scorer
 from tests.tuning.small import MODEL, PAIRS, RECIPE, base
 
 
@@ -30,7 +30,7 @@ def test_a_prediction_does_not_depend_on_its_batch(sampling: SamplingParams) -> 
 def test_an_empty_prediction_scores_0_and_is_counted(tmp_path: Path) -> None:
     for package in ("nltk", "rouge_chinese", "jieba"):
         pytest.importorskip(package)
-    found = evaluate([Prediction("今天天气很好", "今天天气很好"), Prediction("x", "")], Metrics())
+    found = evaluate([Prediction("今天天气很好", "今天天气很好"), Prediction("x", "")], Scorer())
 
     assert (found.empty, found.exact) == (1, 1)
     assert set(found.scores.values()) == {50.0}

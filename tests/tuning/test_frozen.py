@@ -8,8 +8,8 @@ from torch import Tensor
 
 from bot.engine.kernels import Int4, Int8, Quantised, quantise
 from bot.engine.kernels.reference import dequantise, quantise_rows
-from bot.tuning import frozen
-from bot.tuning.frozen import FrozenEmbedding, FrozenLinear
+from bot.engine.tuning import frozen
+from bot.engine.tuning.frozen import FrozenEmbedding, FrozenLinear
 
 
 def matrix(rows: int, columns: int) -> Tensor:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bot.tuning.batches import pad
-from bot.tuning.errors import OutOfMemory
-from bot.tuning.memory import check, training_need
+from bot.engine.tuning.batches import pad
+from bot.engine.tuning.errors import OutOfMemory
+from bot.engine.tuning.memory import check, training_need
 from tests.tuning.memory import need, table
 from tests.tuning.peak import peak_of
 from tests.tuning.small import RECIPE, base, network, rows, trainer

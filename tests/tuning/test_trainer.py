@@ -17,13 +17,15 @@ from torch import Tensor
 
 from bot.engine.chatglm.checkpoint import Checkpoint
 from bot.engine.chatglm.weights import read_prefix
+from bot.engine.tuning import checkpoints
+from bot.engine.tuning.batches import IGNORED, epoch_order, micro_batches, pad
+from bot.engine.tuning.checkpoints import OutputFolder
+from bot.engine.tuning.errors import Diverged, FolderInUse, OutOfMemory, TuningError
+from bot.engine.tuning.network import prefix_loss
+from bot.engine.tuning.prefix import PrefixDropout
+from bot.engine.tuning.trainer import Trainer
 from bot.errors import CheckpointError
-from bot.tuning import checkpoints
-from bot.tuning.batches import IGNORED, epoch_order, micro_batches, pad
-from bot.tuning.checkpoints import OutputFolder
-from bot.tuning.errors import Diverged, FolderInUse, OutOfMemory, TuningError
-from bot.tuning.network import prefix_loss
-from bot.tuning.prefix import PrefixDropout
+from bot.util.files import sync_path
 from tests.tuning.small import RECIPE, base, network, parameters, rows, trainer, training
 
 
@@ -70,6 +72,28 @@ def test_dropout_differs_by_row_and_step_and_keeps_the_mean() -> None:
     assert not torch.equal(dropped, PrefixDropout(0.1, 2, "step")(0, ones))
 
 
+def test_float16_gradients_too_small_for_it_are_kept() -> None:
+    still = replace(RECIPE, dropout=0.0, accumulation=2**16)  # a part of a step so large that its gradients are 1e-7
+    wanted = trainer(still)
+    wanted.gradients([pad(rows(), network().config)])
+    half = replace(base(), dtype=torch.float16).read()
+    found, plain = (Trainer(half, trainer(still).prefix, still) for _ in range(2))
+    plain._scale = 1.0  # as the published training
+    for each in (found, plain):
+        each.gradients([pad(rows(), network().config)])
+
+    exact, scaled, unscaled = (_gradient(each.prefix.embedding.weight) for each in (wanted, found, plain))
+    assert int((scaled == 0).sum()) < int((unscaled == 0).sum())
+    assert (scaled - exact).norm() < 0.02 * exact.norm() < (unscaled - exact).norm()
+
+
+def test_the_loss_is_not_rounded_to_the_dtype_of_the_base() -> None:
+    half = Trainer(replace(base(), dtype=torch.float16).read(), trainer().prefix, RECIPE)
+    losses, _ = half.gradients([pad(rows()[first : first + 2], network().config) for first in (0, 2, 4)])
+
+    assert any(loss != torch.tensor(loss).half().item() for loss in losses)
+
+
 def test_the_network_is_not_trained() -> None:
     before = {name: tensor.clone() for name, tensor in network().state_dict().items()}
     each = trainer()
@@ -112,7 +136,7 @@ def test_a_resumed_training_ends_with_the_same_parameters_bit_for_bit(tmp_path: 
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no handler of the program runs."""
+    """Simulate SIGKILL: no handler of the program runs."""
 
 
 @pytest.mark.parametrize("call", range(0, 20, 3))
@@ -122,16 +146,16 @@ def test_a_kill_while_saving_leaves_a_checkpoint_to_resume_from(
     whole = training(tmp_path / "whole", max_steps=4)
     whole.run()
     calls = iter(range(1000))
-    sync, remove = checkpoints._sync, shutil.rmtree
+    remove = shutil.rmtree
 
     def killed(path: Path) -> None:
         if next(calls) == call:
             monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)
             monkeypatch.setattr(Path, "unlink", lambda *args, **options: None)
             raise Killed
-        sync(path)
+        sync_path(path)
 
-    monkeypatch.setattr(checkpoints, "_sync", killed)
+    monkeypatch.setattr(checkpoints, "sync_path", killed)
     with pytest.raises(Killed):
         training(tmp_path / "killed", max_steps=4).run()
     monkeypatch.undo()
@@ -246,7 +270,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> No
     def allocate(*args: object, **options: object) -> Iterator[None]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("bot.tuning.trainer.prefix_loss", allocate)
+    monkeypatch.setattr("bot.engine.tuning.trainer.prefix_loss", allocate)
     with pytest.raises(OutOfMemory, match="lower --batch-size"):
         trainer().step([pad(rows(), network().config)] * 2)
 

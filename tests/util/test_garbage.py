@@ -26,6 +26,7 @@ async def test_old_garbage_waits_for_a_pause_or_ten_minutes() -> None:
     clock, is_idle, before = ManualClock(), False, gc.get_threshold()
     collecting = asyncio.create_task(collect_when_idle(lambda: is_idle, clock))
     await clock.settle()
+    assert gc.get_threshold()[1] < before[1], "the middle generation is collected more often, and is shorter"
     garbage = old_cycle()
     await clock.advance(300.0)
     assert garbage() is not None

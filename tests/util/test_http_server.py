@@ -67,6 +67,34 @@ async def test_silent_connections_leave_room_for_a_request(clients: Clients) -> 
     assert [line["limit"] for line in logs] == [8]
 
 
+async def test_the_servers_protocol_is_made_for_the_first_byte_and_silent_connections_end_with_it(
+    clients: Clients,
+) -> None:
+    made: list[asyncio.Protocol] = []
+    received = asyncio.Queue[asyncio.Protocol]()
+
+    class Inner(asyncio.Protocol):
+        def __init__(self) -> None:
+            made.append(self)
+
+        def data_received(self, data: bytes) -> None:
+            received.put_nowait(self)
+
+    bounded = BoundedConnections(Inner, "test")
+    server = await asyncio.get_running_loop().create_server(bounded, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        silent, _ = await clients.connect(port)
+        _, writer = await clients.connect(port, b"x")
+        first = await received.get()
+        bounded.close()
+        with suppress(ConnectionError):
+            assert await silent.read() == b""
+        writer.write(b"x")
+        assert await received.get() is first
+        assert made == [first]
+
+
 async def test_a_request_under_way_outlasts_newer_connections_without_headers(clients: Clients) -> None:
     async with serving() as port:
         reader, writer = await clients.connect(port, REQUEST)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bot.adapters.telegram.markup import TelegramFormat
 from bot.delivery.markdown.blocks import is_balanced, visible_text
 from bot.delivery.markdown.format import CachedFormat, Format, MarkdownFormat, PlainFormat, Rendered, utf16_units
 from bot.delivery.markdown.split import Chunk, Splitter, join, split
@@ -194,6 +195,15 @@ def test_a_growing_text_has_the_same_chunks_and_only_its_last_ones_change(markdo
         assert now[: max(0, len(before) - 3)] == before[:-3]
         before = now
     assert before == split(markdown, MarkdownFormat(limit))
+
+
+@pytest.mark.parametrize("piece", ["~~a", "*_*_a"])
+def test_messages_of_dense_markup_fit(piece: str) -> None:
+    format = TelegramFormat()
+    splitter = Splitter(format)
+    for _ in range(2):
+        splitter.append((piece * 1400)[:3000])
+        assert all(format.measure(format.render(chunk.text)) <= format.limit for chunk in splitter.chunks())
 
 
 def test_settled_chunks_are_not_rendered_again() -> None:

@@ -14,6 +14,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.domain import Action
 from bot.util.clock import Clock
 from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen, visible_text
+from tests.harness.servers import discord_components as components
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_gateway import TOKEN
 from tests.harness.servers.discord_payloads import Json
@@ -41,6 +42,7 @@ class DiscordPlatform(DiscordRest):
 
     def adapter(self, clock: Clock, **settings: Any) -> DiscordAdapter:
         self.clock = clock
+        self._last_hello = -1e9  # times of another clock cannot be compared
         return DiscordAdapter(
             self.settings(**settings), clock, server_seconds=0.05, cut_off_seconds=self.cut_off_seconds
         )
@@ -126,13 +128,35 @@ class DiscordPlatform(DiscordRest):
         data = {"custom_id": action.value, "component_type": 2}
         self._interact(3, data, author, int(message["channel_id"]), message=message)
 
+    async def choose(self, message_id: str, menu: str, value: str, *, author: str = "Mei") -> None:
+        """Choose a value of a menu below one of the bot's messages."""
+        message = self.messages[int(message_id)]
+        data = components.selected(message, menu, value)
+        self._interact(3, data, author, int(message["channel_id"]), message=message)
+
+    async def click(self, message_id: str, button: str, *, author: str = "Mei") -> None:
+        """Press a button that is no action."""
+        message = self.messages[int(message_id)]
+        assert button in components.buttons(message), f"there is no button {button}"
+        data = {"custom_id": button, "component_type": 2}
+        self._interact(3, data, author, int(message["channel_id"]), message=message)
+
+    async def submit(self, values: dict[str, str], *, author: str = "Mei") -> None:
+        """Submit the modal that was shown last, with these values in place of those that it has."""
+        opened_by, modal = self.modals[-1]
+        assert opened_by is not None, "a modal of a command"
+        message = self.messages[opened_by]
+        self._interact(5, components.submitted(modal, values), author, int(message["channel_id"]), message=message)
+
     def interact(self, kind: int, data: Json, author: str, channel: str, **more: Any) -> None:
         """Send an interaction of any kind."""
         self._interact(kind, data, author, self.channel(channel), **more)
 
     def _interact(self, kind: int, data: Json, author: str, where: int, **more: Any) -> None:
         id = self._new_id()
-        self._interactions[f"token-{id}"] = Interaction(where, is_answered=self.is_late, is_expired=self.is_late)
+        origin = int(more["message"]["id"]) if "message" in more else None
+        known = Interaction(where, kind, origin, is_answered=self.is_late, is_expired=self.is_late)
+        self._interactions[f"token-{id}"] = known
         person = self.person(author)
         who = {"user": person} if where in self._directs else {"member": {**payloads.member([]), "user": person}}
         more |= {"channel": self._channel(where), "channel_id": str(where), "locale": self.locales.get(author, "en-US")}
@@ -202,13 +226,14 @@ def _filled(options: list[Json], words: str) -> list[Json]:
             assert words in [each["value"] for each in option.get("choices", [{"value": words}])], words
             return [{"type": 3, "name": option["name"], "value": words}]
     assert not words, f"there is no option for {words!r}"
+    assert all(option["type"] != 1 for option in options), "a command with subcommands cannot be used without one"
     return []
 
 
 def _buttons(message: Json) -> list[str]:
     if message["author"]["id"] != str(BOT):
         return []
-    return [each["custom_id"] for row in message["components"] for each in row["components"]]
+    return [name for name in components.buttons(message) if name in list(Action)]
 
 
 _IS_ONE: type[LoopbackPlatform] = DiscordPlatform

@@ -1,5 +1,6 @@
 """Discord's JSON, as far as its library reads it."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,14 +55,16 @@ def role(id: int, name: str, tags: Json | None = None, permissions: str = PERMIS
     }
 
 
-def text_channel(id: int, guild: int, name: str, last: int | None) -> Json:
+def text_channel(id: int, guild: int, name: str, last: int | None, managers: Sequence[int] = ()) -> Json:
     return {
         "id": str(id),
         "type": 0,
         "guild_id": str(guild),
         "name": name,
         "position": 0,
-        "permission_overwrites": [],
+        "permission_overwrites": [
+            {"id": str(person), "type": 1, "allow": MANAGE_CHANNELS, "deny": "0"} for person in managers
+        ],
         "nsfw": False,
         "parent_id": None,
         "topic": None,

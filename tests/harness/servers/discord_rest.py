@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.harness.platform import Fault, FaultScript
+from tests.harness.servers import discord_components as components
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_gateway import DiscordGateway
 from tests.harness.servers.discord_payloads import Json
@@ -19,9 +20,11 @@ from tests.harness.servers.fault_gate import is_client_connected
 
 @dataclass(eq=False)
 class Interaction:
-    """A slash command or a button press, and its response."""
+    """A slash command, a use of a component or a submitted modal, and its response."""
 
     channel: int
+    kind: int = 2
+    message: int | None = None  # the message with the component, also of one that opened the modal
     is_answered: bool = False
     is_expired: bool = False
     response: int | None = None
@@ -47,6 +50,7 @@ class DiscordRest(DiscordGateway):
         self.garbled_callbacks = 0  # remaining responses to interactions that are cut off
         self.commands: list[Json] = []
         self.offered: list[list[str]] = []  # choices for options that are being typed
+        self.modals: list[tuple[int | None, Json]] = []  # modals shown, each with the message of its button
         self.application: Json = {}
         self.garbled: list[tuple[int, str, bytes]] = []  # status, type and body that replace a write's response
         self.is_in_no_server = False  # the bot is in no server
@@ -265,17 +269,28 @@ class DiscordRest(DiscordGateway):
             return _error(404, 10062, "Unknown interaction")
         if interaction.is_answered:
             return _error(400, 40060, "Interaction has already been acknowledged.")
+        if (refused := self._refused_response(interaction, body)) is not None:
+            self.violations.append(refused)
+            return _error(400, 50035, refused)
         interaction.is_answered = True
         answer: Json = {"interaction": {"id": str(id), "type": 2, "response_message_ephemeral": False}}
         if body["type"] in (4, 5):
             data = body.get("data") or {}
             flags = data.get("flags", 0)
             content = data.get("content") or ""
-            message = payloads.message(self._new_id(), interaction.channel, self.bot, content, flags=flags, type=20)
+            shown = {"flags": flags, "type": 20, "components": data.get("components", [])}
+            message = payloads.message(self._new_id(), interaction.channel, self.bot, content, **shown)
             interaction.response = int(message["id"])
             self._keep(message)
             answer["interaction"]["response_message_id"] = message["id"]
             answer["resource"] = {"type": body["type"], "message": message}
+        if body["type"] == 7 and interaction.message is not None:
+            message = self.messages[interaction.message]
+            message |= {name: body["data"][name] for name in ("content", "components") if name in body["data"]}
+            answer["interaction"]["response_message_id"] = message["id"]
+            answer["resource"] = {"type": 7, "message": message}
+        if body["type"] == 9:
+            self.modals.append((interaction.message, body["data"]))
         if body["type"] == 8:
             self.offered.append([choice["value"] for choice in body["data"]["choices"]])
         self.changed.set()
@@ -283,6 +298,22 @@ class DiscordRest(DiscordGateway):
             self.garbled_callbacks -= 1
             return web.Response(body=b'{"interaction": {', content_type="application/json")
         return _json(answer)
+
+    def _refused_response(self, interaction: Interaction, body: Json) -> str | None:
+        """Return why Discord refuses this response to an interaction."""
+        data = body.get("data") or {}
+        match body["type"]:
+            case 7 if interaction.message is None:
+                return "an update of a message that the interaction does not come from"
+            case 9:
+                return "a modal answers a modal" if interaction.kind == 5 else components.refused_modal(data)
+            case 4 if not data.get("content"):
+                return "an empty message"
+            case 4 | 7 if len(data.get("content") or "") > 2000:
+                return "content: Must be 2000 or fewer in length."
+            case 4 | 7:
+                return components.refused_rows(data.get("components", []))
+        return None
 
     async def _original(self, request: web.Request, token: str, method: str, body: Json) -> web.Response:
         interaction = self._interactions[token]

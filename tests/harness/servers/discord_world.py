@@ -26,6 +26,7 @@ class DiscordWorld:
         self.allows_content = True
         self.hides_threads = False  # no THREAD_CREATE events
         self.managers: set[str] = set()  # names of people who may manage channels
+        self.channel_managers: dict[str, set[str]] = {}  # those who may manage one channel, by its name
         self.archived: set[int] = set()  # threads that GUILD_CREATE omits
         self.messages: dict[int, Json] = {}
         self.clock: Clock = MonotonicClock()
@@ -95,7 +96,8 @@ class DiscordWorld:
             return payloads.direct_channel(id, payloads.user(self._directs[id], name))
         if id in self._threads:
             return payloads.thread(id, GUILD, self._threads[id], name, BOT, last)
-        return payloads.text_channel(id, GUILD, name, last)
+        managers = [self._id("person", each) for each in sorted(self.channel_managers.get(name, ()))]
+        return payloads.text_channel(id, GUILD, name, last, managers)
 
     def _guild(self) -> Json:
         rooms = [id for name, id in self._ids.items() if name[0] == "channel"]

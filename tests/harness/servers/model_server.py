@@ -11,7 +11,7 @@ from typing import Any, Self
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bot.engine.backends.remote import estimate_tokens
+from bot.engine.remote.tokens import estimate_tokens
 
 MODEL = "scripted"
 LOADING = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}

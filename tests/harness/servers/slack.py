@@ -111,6 +111,7 @@ class SlackServer(SlackWire):
             "response_url": f"http://127.0.0.1:{self._port}/respond/{trigger}",
         }
         self._commands[trigger] = payload
+        self.views.offer(trigger, payload["user_id"])
         self._emit("slash_commands", payload, retries=())
 
     async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
@@ -127,6 +128,10 @@ class SlackServer(SlackWire):
             "actions": [{"type": "button", "block_id": "b", "action_id": action.value}],
         }
         self._emit("interactive", payload, retries=())
+
+    async def submit(self, view_id: str, **values: str | None) -> None:
+        """Submit a modal, with these values in place of those that it has; None empties an input."""
+        self._emit("interactive", self.views.submission(view_id, values), retries=())
 
     def unfurl(self, message_id: str) -> None:
         """Unfurl a link in a message, which sends the same event as an edit."""

@@ -23,6 +23,7 @@ from bot.util.clock import Clock, MonotonicClock
 from tests.harness.platform import TIMEOUT, FaultScript
 from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.file_shelf import FileShelf
+from tests.harness.servers.slack_views import SlackViews
 from tests.harness.servers.slack_world import BOT, SlackRefusal, Workspace
 
 BOT_TOKEN, APP_TOKEN, SIGNING_SECRET = "xoxb-loopback", "xapp-loopback", "loopback-secret"
@@ -32,11 +33,15 @@ JSON = dict[str, Any]
 
 @dataclass(slots=True)
 class Envelope:
-    """An event that is redelivered until it is acknowledged; `kind` is Slack's type."""
+    """An event that is redelivered until it is acknowledged; `kind` is Slack's type.
+
+    `answer` is what the acknowledgement says.
+    """
 
     kind: str
     payload: JSON
     id: str
+    answer: JSON = field(default_factory=dict)
     acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -51,6 +56,7 @@ class SlackWire:
         self.gate = FaultGate()
         self.shelf = FileShelf(BOT_TOKEN)
         self.workspace = Workspace()
+        self.views = SlackViews()
         self.violations: list[str] = []
         self.script: FaultScript = lambda number, name: None
         self.calls: list[str] = []
@@ -194,9 +200,18 @@ class SlackWire:
             was_connected = await self._offer(envelope, attempt)
             self.changed()
             if envelope.acknowledged.is_set():
+                self._answered(envelope)
                 return
         if was_connected and envelope.kind == "events_api":
             self.violations.append(f"{envelope.payload['event']['type']} was never acknowledged")
+
+    def _answered(self, envelope: Envelope) -> None:
+        if envelope.payload.get("type") == "view_submission":
+            try:
+                self.views.answered(envelope.payload["view"]["id"], envelope.answer)
+            except SlackRefusal as error:
+                self.violations.append(f"the answer to a submission: {error}")
+            self.changed()
 
     async def _offer(self, envelope: Envelope, attempt: int) -> bool:
         """Send it once and wait for the acknowledgement; return whether the bot was connected."""
@@ -208,7 +223,8 @@ class SlackWire:
         self.deliveries.append(envelope.id)
         sent = {"envelope_id": envelope.id, "type": envelope.kind, "payload": envelope.payload}
         try:
-            await line.send_json({**sent, "accepts_response_payload": False, "retry_attempt": attempt})
+            answers = envelope.kind != "events_api"
+            await line.send_json({**sent, "accepts_response_payload": answers, "retry_attempt": attempt})
             async with asyncio.timeout(self.patience):
                 await envelope.acknowledged.wait()
         except (ConnectionError, TimeoutError):
@@ -223,13 +239,19 @@ class SlackWire:
                 body, kind = urlencode({"payload": json.dumps(envelope.payload)}), "application/x-www-form-urlencoded"
             case _:
                 body, kind = urlencode(envelope.payload), "application/x-www-form-urlencoded"
-        status = await self.post(body, kind, {"X-Slack-Retry-Num": str(attempt)} if attempt else {})
+        status, answer = await self._send(body, kind, {"X-Slack-Retry-Num": str(attempt)} if attempt else {})
         if status == 200:
+            envelope.answer = json.loads(answer) if answer.startswith(b"{") else {}
             envelope.acknowledged.set()
         return status is not None
 
     async def post(self, body: str, kind: str, headers: dict[str, str], secret: str = SIGNING_SECRET) -> int | None:
         """Send a signed request to the bot; return the status, or None without a response."""
+        return (await self._send(body, kind, headers, secret))[0]
+
+    async def _send(
+        self, body: str, kind: str, headers: dict[str, str], secret: str = SIGNING_SECRET
+    ) -> tuple[int | None, bytes]:
         stamp = str(int(time.time()))
         signature = SignatureVerifier(secret).generate_signature(timestamp=stamp, body=body)
         signed = {"Content-Type": kind, "X-Slack-Request-Timestamp": stamp, "X-Slack-Signature": signature or ""}
@@ -237,9 +259,9 @@ class SlackWire:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.patience)) as session:
                 url = f"http://127.0.0.1:{self.port}/slack/events"
                 async with session.post(url, data=body, headers=signed | headers) as response:
-                    return response.status
+                    return response.status, await response.read()
         except (aiohttp.ClientError, TimeoutError):
-            return None
+            return None, b""
 
     async def _link(self, request: web.Request) -> web.StreamResponse:
         ticket = request.query.get("ticket", "")
@@ -255,10 +277,12 @@ class SlackWire:
         self.changed()
         try:
             async for message in line:
-                envelope = self._envelopes.get(json.loads(message.data).get("envelope_id", ""))
+                said = json.loads(message.data)
+                envelope = self._envelopes.get(said.get("envelope_id", ""))
                 if envelope is None:
                     self.violations.append("an acknowledgement of nothing")
                 else:
+                    envelope.answer = said.get("payload") or {}
                     envelope.acknowledged.set()
         finally:
             self._sockets.remove(line)
@@ -373,6 +397,9 @@ class SlackWire:
     def _post_ephemeral(self, arguments: JSON) -> JSON:
         return {"message_ts": self.workspace.whisper(arguments["channel"], arguments["user"], arguments)}
 
+    def _open_view(self, arguments: JSON) -> JSON:
+        return self.views.open_view(arguments)
+
     def _history(self, arguments: JSON) -> JSON:
         self.histories.append(arguments["channel"])
         return self.workspace.history(arguments)
@@ -390,6 +417,7 @@ _METHODS: dict[str, Callable[[SlackWire, JSON], JSON]] = {
     "chat.update": SlackWire._update,
     "chat.delete": SlackWire._delete,
     "chat.postEphemeral": SlackWire._post_ephemeral,
+    "views.open": SlackWire._open_view,
     "conversations.history": SlackWire._history,
     "conversations.replies": SlackWire._replies,
 }

@@ -25,6 +25,7 @@ from bot.util.clock import Clock, MonotonicClock
 from tests.harness.platform import TIMEOUT, FaultScript, Seen
 from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.file_shelf import FileShelf
+from tests.harness.servers.telegram_keyboards import Buttons, actions, others, refused_keyboard
 from tests.harness.servers.telegram_words import fitted, markdown, refused, specials, words
 
 TOKEN = "123456789:AAExampleExampleExampleExampleExam"
@@ -35,7 +36,7 @@ TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 Json = dict[str, Any]
 # Calls that users can see the effect of; a FaultScript can make them fail.
-WRITING = ("sendMessage", "editMessageText", "deleteMessage", "sendMessageDraft")
+WRITING = ("sendMessage", "editMessageText", "editMessageReplyMarkup", "deleteMessage", "sendMessageDraft")
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class Message:
     is_shown: bool = True  # whether the bot received the response to its last write
     mention: str = ""
     document: Json | None = None
+    buttons: Buttons = ()  # those that are no actions
 
     @property
     def is_the_bots(self) -> bool:
@@ -104,6 +106,7 @@ class TelegramPlatform:
         self.reads_all = False
         self.joins_groups = True
         self.administrators: set[str] = set()  # names of people
+        self.group_administrators: dict[str, set[str]] = {}  # those of one group, by its name
         self.garbage: list[bytes] = []  # the bodies of the next responses
         self.webhook = ""
         self.drafts: dict[int, list[str]] = {}  # all versions of the current draft
@@ -121,6 +124,7 @@ class TelegramPlatform:
         self._chats: dict[int, Chat] = {}
         self._people: dict[str, int] = {}
         self._ids = count(1)
+        self._numbers: dict[int, count[int]] = {}
         self._updates = count(500_000)
         self._writes = count()
         self._poll: asyncio.Future[None] | None = None
@@ -159,11 +163,11 @@ class TelegramPlatform:
             # In a group a command names the bot.
             text, name = (re.sub(r"^/\w+", rf"\g<0>@{BOT}", text), "") if text.startswith("/") else (text, f"@{BOT} ")
         message = Message(
-            next(self._ids),
+            self.number_in(chat),
             chat,
             author,
             name + text,
-            topic=None if thread is None else chat.topics.setdefault(thread, next(self._ids)),
+            topic=None if thread is None else chat.topics.setdefault(thread, self.number_in(chat)),
             reply_to=None if reply_to is None else int(reply_to),
             mention=name,
             document=document,
@@ -195,17 +199,18 @@ class TelegramPlatform:
     async def press(self, message_id: str, action: Action, *, author: str = "Mei") -> None:
         message = self.find(message_id)
         assert action in message.actions, f"there is no such button under {message.text!r}"
-        self.push(
-            {
-                "callback_query": {
-                    "id": str(next(self._ids)),
-                    "from": self.person(author),
-                    "message": self.facts_of(message),
-                    "chat_instance": "1",
-                    "data": action.value,
-                }
-            }
-        )
+        self._press(self.facts_of(message), action.value, author)
+
+    def tap(self, message: Message, data: str, *, author: str = "Mei", is_old: bool = False) -> str:
+        """Press a button that is no action; return the id of the press. Of an old message only its place is sent."""
+        assert data in [known for _, known in message.buttons], f"there is no {data} under {message.text!r}"
+        old = {"message_id": message.id, "date": 0, "chat": message.chat.facts()}
+        return self._press(old if is_old else self.facts_of(message), data, author)
+
+    def _press(self, message: Json, data: str, author: str) -> str:
+        query = {"id": str(next(self._ids)), "from": self.person(author), "message": message, "chat_instance": "1"}
+        self.push({"callback_query": query | {"data": data}})
+        return str(query["id"])
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
         chat = next((chat for chat in self._chats.values() if chat.name == channel and not chat.migrated_to), None)
@@ -294,6 +299,15 @@ class TelegramPlatform:
         self._wake()
         self._change()
 
+    def number_in(self, chat: Chat) -> int:
+        """Return the number of a new message: a group's follow one another, those of private chats share one row.
+
+        Each group has a range of its own here, so that tests find a message by its number.
+        """
+        if chat.kind == "private":
+            return next(self._ids)
+        return next(self._numbers.setdefault(chat.id, count(1 + 100_000 * (1 + len(self._numbers)))))
+
     def find(self, message_id: str) -> Message:
         return next(message for message in self.messages.values() if message.id == int(message_id))
 
@@ -376,16 +390,18 @@ class TelegramPlatform:
                 name = next((name for name, id in self._people.items() if id == form["user_id"]), None)
                 if name is None:
                     raise Refused(400, "Bad Request: PARTICIPANT_ID_INVALID")
-                return self._member(name)
+                return self._member(name, self._chats[int(form["chat_id"])])
             case "answerCallbackQuery":
                 self._change()
                 await self.answering.wait()
+                if len(form.get("text", "")) > 200:
+                    raise Refused(400, "Bad Request: MESSAGE_TOO_LONG")
                 self.answers[str(form["callback_query_id"])] = form.get("text", "")
                 return True
         raise Refused(404, "Not Found")
 
-    def _member(self, name: str) -> Json:
-        if name not in self.administrators:
+    def _member(self, name: str, chat: Chat) -> Json:
+        if name not in self.administrators | self.group_administrators.get(chat.name, set()):
             return {"status": "member", "user": self.person(name)}
         return {"status": "administrator", "user": self.person(name), "can_be_edited": False}
 
@@ -427,6 +443,9 @@ class TelegramPlatform:
         return result
 
     def _written(self, method: str, chat: Chat, form: Json, *, is_lost: bool) -> object:
+        if why := refused_keyboard(form):
+            self.violations.append(why)
+            raise Refused(400, f"Bad Request: {why}")
         match method:
             case "sendMessage":
                 self._check_reply(chat, form)
@@ -436,23 +455,34 @@ class TelegramPlatform:
                 text, entities = self._text(form)
                 reply_to = form.get("reply_parameters", {}).get("message_id")
                 message = Message(
-                    next(self._ids), chat, BOT, text, topic, entities, _actions(form), reply_to, not is_lost
+                    self.number_in(chat), chat, BOT, text, topic, entities, actions(form), reply_to, not is_lost
                 )
+                message.buttons = others(form)
                 self.messages[chat.id, message.id] = message
                 self.drafts.pop(chat.id, None)
                 return self.facts_of(message, with_reply=False)
             case "editMessageText":
                 message = self._own(chat, form, "edit")
                 text, entities = self._text(form)
-                if (text, entities, _actions(form)) == (message.text, message.entities, message.actions):
+                shown = message.text, message.entities, message.actions, message.buttons
+                if (text, entities, actions(form), others(form)) == shown:
                     if message.is_shown:
                         self.violations.append(UNCHANGED)
                     raise Refused(
                         400, "Bad Request: message is not modified: specified new message content is the same"
                     )
-                message.text, message.entities, message.actions = text, entities, _actions(form)
+                message.text, message.entities = text, entities
+                message.actions, message.buttons = actions(form), others(form)
                 message.is_shown = not is_lost
                 return self.facts_of(message, with_reply=False)
+            case "editMessageReplyMarkup":
+                message = self._own(chat, form, "edit")
+                if (actions(form), others(form)) == (message.actions, message.buttons):
+                    raise Refused(
+                        400, "Bad Request: message is not modified: specified new message content is the same"
+                    )
+                message.actions, message.buttons = actions(form), others(form)
+                return self.facts_of(message)
             case "deleteMessage":
                 del self.messages[chat.id, self._own(chat, form, "delete").id]
                 return True
@@ -532,11 +562,6 @@ class TelegramPlatform:
 
 
 _BOT: Json = {"id": BOT_ID, "is_bot": True, "first_name": "ChatGLM", "username": BOT}
-
-
-def _actions(form: Json) -> frozenset[Action]:
-    rows = form.get("reply_markup", {}).get("inline_keyboard", [])
-    return frozenset(Action(button["callback_data"]) for row in rows for button in row)
 
 
 def _read(name: str, value: str) -> Any:

@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from bot.adapters.response import MOST_BYTES
+
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _HTML = b"<!DOCTYPE html><html><body>Please sign in</body></html>"
 _DEEP = 100_000
-_HUGE = 9 * 2**20
+_HUGE = MOST_BYTES + 1
 
 
 def _fixed(body: bytes = b"", status: int = 200, kind: str = "application/json", **headers: str) -> Answer:

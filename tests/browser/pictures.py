@@ -1,0 +1,149 @@
+"""Draw the pictures of docs/WEB.md and docs/FIRST_STEPS.md: `python -m tests.browser.pictures`."""
+
+import asyncio
+import io
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+from playwright.async_api import expect
+
+from bot.config.schema import LogsSection
+from bot.domain import Answer, Author, ChannelKey, Kind, Scope, Usage
+from bot.observability.logging import configure_logging
+from tests.adapters.test_panel import Platform as PlatformState
+from tests.adapters.test_panel import Served, panel_of
+from tests.adapters.test_web import served
+from tests.browser.conftest import chromium
+from tests.browser.test_setup import opened
+from tests.cli.test_setup import loopback_urls, setup_process
+from tests.harness.fakes import ScriptedEngine
+from tests.harness.messages import a_message
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_gateway import TOKEN
+
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+
+_QUESTIONS = {
+    "en": ["Plan a weekend in Lisbon", "How do I read a file line by line in Python, and what if it is huge?"],
+    "zh": ["帮我写一封请假邮件", "怎样用 Python 逐行读取一个文件？文件很大怎么办？"],
+}
+_ANSWERS = {
+    "en": """A file object **is** an iterator, so a loop reads one line at a time:
+
+```python
+with open("words.txt", encoding="utf-8") as file:
+    for line in file:
+        print(line.rstrip())
+```
+
+| way | memory |
+|---|---|
+| `for line in file` | one line |
+| `file.readlines()` | the whole file |
+
+A huge file is no problem for the loop.""",
+    "zh": """文件对象**本身就是迭代器**，用循环一次读一行：
+
+```python
+with open("words.txt", encoding="utf-8") as file:
+    for line in file:
+        print(line.rstrip())
+```
+
+| 写法 | 内存 |
+|---|---|
+| `for line in file` | 一行 |
+| `file.readlines()` | 整个文件 |
+
+文件再大，循环也没有问题。""",
+}
+
+
+async def draw(name: str, language: str, *, is_phone: bool = False, dark: bool = False) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        engine = ScriptedEngine("ok", _ANSWERS[language])
+        locale = "zh-CN" if language == "zh" else "en-US"
+        async with (
+            served(Path(folder), engine) as url,
+            chromium(url, locale=locale, is_phone=is_phone, dark=dark) as context,
+        ):
+            page = await context.new_page()
+            for number, question in enumerate(_QUESTIONS[language]):
+                await page.goto("/")
+                await page.locator("#text").fill(question)
+                await page.keyboard.press("Enter")
+                await expect(page.locator(".reply:not(.open) .answer")).not_to_be_empty()
+                await expect(page.locator("#chats li")).to_have_count(number + 1)
+            await page.screenshot(path=PICTURES / f"web-{name}.png")
+
+
+async def draw_setup(name: str, language: str, *, is_phone: bool = False) -> None:
+    locale = "zh-CN" if language == "zh" else "en-US"
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "bot")
+        folder.mkdir()
+        async with DiscordPlatform() as platform:
+            platform.channel("general")
+            async with (
+                setup_process(folder, **loopback_urls(platform, Path(root))) as setup,
+                opened(setup, locale=locale, is_phone=is_phone) as page,
+            ):
+                await page.get_by_label("Discord").check()
+                await page.locator("#discord [data-token]").fill(TOKEN)
+                await expect(page.locator("#discord .invite")).to_be_visible()
+                await page.locator("h1").click()  # no field has the focus
+                await page.screenshot(path=PICTURES / f"setup-{name}.png")
+
+
+async def draw_panel(name: str, language: str, *, is_phone: bool = False, dark: bool = False) -> None:
+    locale = "zh-CN" if language == "zh" else "en-US"
+    configure_logging(LogsSection(format="json"), stream=io.StringIO())  # the panel shows these lines
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            panel_of(Path(folder), ScriptedEngine()) as served,
+            chromium(served.url, locale=locale, is_phone=is_phone, dark=dark) as context,
+        ):
+            await used_for_a_month(served)
+            page = await context.new_page()
+            await page.goto("/admin")
+            await expect(page.locator("#usage svg")).to_be_visible()
+            await page.screenshot(path=PICTURES / f"panel-{name}.png", full_page=not is_phone)
+
+
+async def used_for_a_month(served: Served) -> None:
+    """Fill ledger, settings and platforms with what a bot in use has."""
+    served.components.adapters = {
+        "discord": PlatformState(),
+        "slack": PlatformState("the token was rejected (invalid_auth): set BOT_SLACK__BOT_TOKEN"),
+        "telegram": PlatformState(),
+    }
+    store, today = served.harness.store, served.harness.intake.today()
+    for days in range(30):
+        channel = ChannelKey("discord", "1099511627776") if days % 3 else ChannelKey("telegram", "-1002147483648")
+        question = a_message(channel=channel, is_direct=False)
+        exchange = await store.enqueue(question, Kind.CHAT)
+        assert exchange is not None
+        # A week has its quiet days.
+        tokens = 4_000 + 900 * days // (4 if days % 7 in (2, 3) else 1)
+        await store.record_answer(
+            exchange, Answer("ok", usage=Usage(tokens, tokens // 4)), (today - timedelta(29 - days)).date(), 90 * tokens
+        )
+    mei = Author("discord", "1", "Mei")
+    choices = served.harness.intake.choices
+    await choices.set(Scope("channel", "telegram:-1002147483648"), "language", mei, "zh")
+    await choices.set(Scope("channel", "discord:1099511627776"), "temperature", mei, "0.5")
+    await choices.set(Scope("channel", "discord:1099511627776"), "persona", mei, None, "You are a patient teacher.")
+
+
+async def main() -> None:
+    await draw_panel("desktop", "en")
+    await draw_panel("phone", "zh", is_phone=True, dark=True)
+    await draw_setup("desktop", "en")
+    await draw_setup("phone", "zh", is_phone=True)
+    await draw("desktop", "en")
+    await draw("phone", "zh", is_phone=True, dark=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
