@@ -4,8 +4,11 @@ import ipaddress
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bot.adapters.web.access import LOCAL, set_person
 
 # Names under which a browser reaches this machine only.
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -59,6 +62,7 @@ class PageGuard:
 
         refusal = self._refusal(Headers(scope=scope), scope["method"], scope["path"], scope.get("client"))
         app = self._app if refusal is None else PlainTextResponse(refusal, 403)
+        set_person(Request(scope), LOCAL)
         await app(scope, receive, protected)
 
     def _refusal(self, headers: Headers, method: str, path: str, client: Sequence[object] | None) -> str | None:

@@ -1,9 +1,10 @@
 """The operator's panel at /admin: its routes, and the stream of what it shows.
 
-It has no sign-in: the guard of the page lets only this machine in, so its user is the operator.
+Each route says which right it needs; see `bot.adapters.web.access`.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from bot.adapters.web.access import Person, Right, require, restricted
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
 from bot.adapters.web.panel.channels import channel_of, mark_of
@@ -20,7 +22,6 @@ from bot.adapters.web.panel.usage import RecentUsage
 from bot.adapters.web.panel.view import PanelView
 from bot.adapters.web.panel.words import panel_html
 from bot.adapters.web.requests import language_of, locale_of, read_object
-from bot.chat.access import OPERATOR
 from bot.chat.i18n import language_for, translator
 from bot.config.http import WEB_PLATFORM
 from bot.domain import ChannelKey, IncomingMessage, Scope
@@ -55,59 +56,70 @@ def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) ->
         translate = translator(language_of(request, chat.intake.settings))
         return PageEvents(_updates(chat, PanelView(chat, sources, usage, translate)))
 
-    def post(path: str, act: Callable[[Chat, Body, str | None], Awaitable[str]]) -> Route:
+    def post(path: str, act: Callable[["PanelCall"], Awaitable[str]], right: Right = Right.ADMIN) -> Route:
         async def run(request: Request) -> Response:
-            chat, body = chat_of(), await read_object(request)
+            person = require(request, right)
+            call = PanelCall(chat_of(), person, await read_object(request), locale_of(request))
             try:
-                return JSONResponse({"notice": await act(chat, body, locale_of(request))})
+                return JSONResponse({"notice": await act(call)})
             except StoreError as error:
                 raise HTTPException(503, str(error)) from error
 
         return Route(path, run, methods=["POST"])
 
     return [
-        Route("/admin", page),
-        Route("/admin/events", events),
+        Route("/admin", restricted(Right.ADMIN, page)),
+        Route("/admin/events", restricted(Right.ADMIN, events)),
         post("/admin/pause", _pause),
         post("/admin/undo", _undo),
     ]
 
 
-async def _pause(chat: Chat, body: Body, locale: str | None) -> str:
-    is_paused = body.get("paused")
+@dataclass(frozen=True, slots=True)
+class PanelCall:
+    """A button of the panel, and who pressed it."""
+
+    chat: Chat
+    person: Person
+    body: Body
+    locale: str | None
+
+
+async def _pause(call: PanelCall) -> str:
+    is_paused = call.body.get("paused")
     if not isinstance(is_paused, bool):
         raise HTTPException(400, "paused is true or false")
-    notice = await carry_out(chat, "/pause" if is_paused else "/resume", _PANEL, locale)
-    log.info("paused in the panel" if is_paused else "resumed in the panel")
+    notice = await carry_out(call, "/pause" if is_paused else "/resume", _PANEL)
+    log.info("paused in the panel" if is_paused else "resumed in the panel", by=call.person.author.key)
     return notice
 
 
-async def carry_out(chat: Chat, command: str, channel: ChannelKey, locale: str | None) -> str:
-    """Carry out a command of the operator's; return the sentence that answers it."""
+async def carry_out(call: PanelCall, command: str, channel: ChannelKey) -> str:
+    """Carry out a command as the person of the panel; return the sentence that answers it."""
     message = IncomingMessage(
         id="",
         channel=channel,
-        author=OPERATOR,
+        author=call.person.author,
         text=command,
-        sent_at=chat.intake.today(),
+        sent_at=call.chat.intake.today(),
         is_direct=False,
-        locale=locale,
+        locale=call.locale,
     )
-    sentence = await chat.intake.change_setting(message)
+    sentence = await call.chat.intake.change_setting(message)
     return sentence.replace("`", "")  # the page shows it as it is
 
 
-async def _undo(chat: Chat, body: Body, locale: str | None) -> str:
+async def _undo(call: PanelCall) -> str:
     """Undo the last change of a place, if it is still the one that the page shows."""
-    level, place, shown = body.get("level"), body.get("place"), body.get("change")
+    level, place, shown = (call.body.get(name) for name in ("level", "place", "change"))
     if level not in ("channel", "thread") or not isinstance(place, str) or not isinstance(shown, str):
         raise HTTPException(400, "level is channel or thread; place and change are strings")
-    scope = Scope(level, place)
-    changes = await chat.intake.choices.changes(scope, 1)
+    scope, intake = Scope(level, place), call.chat.intake
+    changes = await intake.choices.changes(scope, 1)
     if not changes or changes[0].scope != scope or mark_of(changes[0]) != shown:
-        translate = translator(language_for(chat.intake.settings.conversation.language, locale or "en", ""))
+        translate = translator(language_for(intake.settings.conversation.language, call.locale or "en", ""))
         return translate("This was changed meanwhile; please look again.")
-    return await carry_out(chat, "/settings undo", channel_of(scope), locale)
+    return await carry_out(call, "/settings undo", channel_of(scope))
 
 
 async def _updates(chat: Chat, view: PanelView) -> AsyncGenerator[bytes, None]:

@@ -1,0 +1,88 @@
+"""Who a request of a page is from, and what they may do.
+
+The guard of the pages finds out who it is; a route asks with `require`, or is wrapped in `restricted`.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bot.adapters.web.requests import language_of
+from bot.chat.access import OPERATOR
+from bot.chat.i18n import translator
+from bot.domain import Author
+
+
+class Right(IntEnum):
+    """What a person may do; each right includes the ones before it."""
+
+    VISITOR = 0  # chats
+    ADMIN = 1  # sees the panel; changes channels and models, and pauses
+    OPERATOR = 2  # also what names a host, a path, a secret, an admin or the server itself
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """The person of a request; `author` carries out what they do in the panel.
+
+    `is_local` if nobody signed in because the request comes from this machine.
+    """
+
+    right: Right
+    author: Author
+    is_local: bool = False
+
+
+# Every account of this machine: there is no sign-in on loopback.
+LOCAL = Person(Right.OPERATOR, OPERATOR, is_local=True)
+
+
+def set_person(request: Request, person: Person) -> None:
+    """Say who the request is from; only the guard does so."""
+    request.state.person = person
+
+
+def person_of(request: Request) -> Person:
+    """Return who the request is from."""
+    person: Person = request.state.person
+    return person
+
+
+def require(request: Request, right: Right) -> Person:
+    """Return who the request is from, if they have the right.
+
+    Raises:
+        HTTPException: They have not (403).
+
+    >>> request = Request({"type": "http", "headers": []})
+    >>> set_person(request, Person(Right.ADMIN, Author("discord", "1", "Mei")))
+    >>> require(request, Right.ADMIN).author.name
+    'Mei'
+    >>> require(request, Right.OPERATOR)
+    Traceback (most recent call last):
+    starlette.exceptions.HTTPException: 403: Only operators may do that: see server.operators.
+    """
+    person = person_of(request)
+    if person.right >= right:
+        return person
+    translate = translator(language_of(request, None))
+    if right is Right.OPERATOR:
+        raise HTTPException(403, translate("Only operators may do that: see server.operators."))
+    raise HTTPException(403, translate("Only admins may do that."))
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def restricted(right: Right, endpoint: Endpoint) -> Endpoint:
+    """Return the endpoint for those who have the right; others get a 403."""
+
+    async def run(request: Request) -> Response:
+        require(request, right)
+        return await endpoint(request)
+
+    return run
