@@ -328,6 +328,7 @@ class EngineLoad:
     slots: int = 0  # most requests that run at once
     wait: float | None = None  # estimated seconds until the current queue is served
     device_bytes: int = 0  # memory held on accelerators
+    loaded: float | None = None  # share of the new model that is read, while it loads
 
     # Totals since the engine was entered:
     tokens: int = 0
@@ -340,7 +341,8 @@ class EngineLoad:
 class ModelStatus:
     """One of several models; `fault` is the reason if it is not loaded, which leaves the rest None.
 
-    `base` is the model whose weights it shares; the load is then that of both.
+    `base` is the model whose weights it shares; the load is then that of both.  `bytes_needed`
+    is the memory that it takes on all devices, 0 where that is not known.
     """
 
     name: str
@@ -348,6 +350,7 @@ class ModelStatus:
     load: EngineLoad | None = None
     fault: str | None = None
     base: str = ""
+    bytes_needed: int = 0
 
 
 class Kind(StrEnum):

@@ -34,8 +34,8 @@ _REDRAW_SECONDS = 0.1
 _CHAT_LOG = Path("data/terminal.log")
 
 
-def load(path: Path | None) -> LoadedConfig:
-    """Load the settings for all platforms and backends.
+def load(path: Path | None, text: str | None = None) -> LoadedConfig:
+    """Load the settings for all platforms and backends; a `text` is checked as if config.toml had it.
 
     Raises:
         ConfigError: There are mistakes.
@@ -44,7 +44,7 @@ def load(path: Path | None) -> LoadedConfig:
     from bot.config.sources import load_config
     from bot.engine import BACKENDS
 
-    return load_config(path, SETTINGS, BACKENDS)
+    return load_config(path, SETTINGS, BACKENDS, text=text)
 
 
 def check_export(config: Config) -> None:

@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +72,14 @@ def _serve(path: Path | None, choose: Callable[[LoadedConfig], Config]) -> None:
     is_local = config.engine.model == "demo" or Path(config.engine.model).is_dir()
     at_once = loading if is_terminal_chat(config) and is_local else ""
     with redacted(loaded, config=config, log=open_log(config)), progress_bar(at_once=at_once) as show:
-        source = ConfigSource(path or Path("config.toml"), lambda: choose(load(path)))
+        source = ConfigSource(path or Path("config.toml"), lambda: choose(load(path)), partial(_draft, path, choose))
         asyncio.run(serve(config, partial(show, loading), source=source))
+
+
+def _draft(path: Path | None, choose: Callable[[LoadedConfig], Config], text: str) -> LoadedConfig:
+    """Load a text as if config.toml had it."""
+    loaded = load(path, text)
+    return replace(loaded, config=choose(loaded))
 
 
 def _apis_only(loaded: LoadedConfig) -> Config:

@@ -11,7 +11,7 @@ import structlog
 
 from bot.config.schema import DEFAULT_MODEL, NAMED_TABLES, Config, EngineSection
 from bot.config.section import Section
-from bot.config.sources import LARGEST_FILE
+from bot.config.sources import LARGEST_FILE, LoadedConfig
 from bot.errors import ConfigError
 from bot.util.aio import race
 from bot.util.clock import Clock
@@ -24,10 +24,14 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ConfigSource:
-    """The watched file, and a function that loads it with the environment; it raises ConfigError."""
+    """The watched file, and functions that load it, or a text in its place, with the environment.
+
+    They raise ConfigError.
+    """
 
     path: Path
     load: Callable[[], Config]
+    load_text: Callable[[str], LoadedConfig] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,30 @@ class ConfigWatcher:
     @property
     def last_result(self) -> ReloadResult | None:
         return self._last_result
+
+    @property
+    def source(self) -> ConfigSource:
+        return self._source
+
+    @property
+    def wanted_models(self) -> Mapping[str, EngineSection]:
+        """The sections of the running models as config.toml has them, by name."""
+        return self._wanted
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """The reasons by name of models that are not as config.toml has them."""
+        return self._failures
+
+    def effect_of(self, config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the settings that a reload would change now, and those that need a restart."""
+        after = _with_models(_with_reloadable(self._current, config), self._sections_of(config))
+        return _changed_names(self._current, after), _changed_names(after, config)
+
+    def changed_models(self, config: Config) -> dict[str, EngineSection]:
+        """Return the sections of the running models that a reload would replace, by name."""
+        sections = self._sections_of(config)
+        return {name: section for name, section in sections.items() if section != self._wanted[name]}
 
     def reload_now(self) -> None:
         """Reload at once, even if the file has not changed."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
+from pydantic.fields import FieldInfo
 
 from bot.config.report import as_toml
 from bot.config.schema import AdapterSection, Key, known_settings, secret_file, variable
@@ -147,21 +148,28 @@ def fill_in(text: str, settings: Mapping[Key, object], adapters: Mapping[str, ty
     [engine]
     max_waiting = 9                       # maximum queued requests; further ones are rejected with a message
     """
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n") if text else []
     known = known_settings(adapters)
     for key, value in settings.items():
-        header, comment = f"[{'.'.join(key[:-1])}]", f"# {known[key].description}"
+        header = f"[{'.'.join(key[:-1])}]"
         if header not in lines:
             lines += [""] * bool(lines) + [header]
         begin = lines.index(header) + 1
         end = next((number for number in range(begin, len(lines)) if lines[number].startswith("[")), len(lines))
         at = next((n for n in range(begin, end) if (name := _DEFAULT.match(lines[n])) and name[1] == key[-1]), None)
-        line = f"{f'{key[-1]} = {as_toml(value)}':<{_COMMENT_COLUMN}}  {comment}"
+        line = described(f"{key[-1]} = {as_toml(value)}", known[key])
         if at is None:
+            while not lines[end - 1]:
+                end -= 1
             lines.insert(end, line)
         else:
             lines[at] = line
     return "\n".join([*lines, ""])
+
+
+def described(setting: str, field: FieldInfo) -> str:
+    """Return a line of config.toml with its comment."""
+    return f"{setting:<{_COMMENT_COLUMN}}  # {field.description}"
 
 
 def sets_nothing(file: Path) -> bool:

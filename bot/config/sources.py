@@ -60,10 +60,14 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """The settings, and the source of each one that is set."""
+    """The settings, and the source of each one that is set.
+
+    `overrides` has those sources that outrank config.toml: environment variables and secret files.
+    """
 
     config: Config
     origins: Mapping[Key, str]
+    overrides: Mapping[Key, str] = field(default_factory=dict)
 
 
 def load_config(
@@ -71,16 +75,17 @@ def load_config(
     adapters: Mapping[str, type[AdapterSection]],
     backends: Collection[str] = (),
     environ: Mapping[str, str] | None = None,
+    text: str | None = None,
 ) -> LoadedConfig:
     """Load all settings, each with its source.
 
     Environment variables override secret files, which override config.toml.  With `path` None, ./config.toml is optional.  `adapters` are the sections allowed under
-    `[adapters]`, `backends` the values allowed for `engine.backend`.
+    `[adapters]`, `backends` the values allowed for `engine.backend`.  A `text` is checked as if the file had it.
 
     Raises:
         ConfigError: Lists all mistakes.
     """
-    file = _File.read(path)
+    file = _File.read(path, text)
     environ = os.environ if environ is None else environ
     variables = known_settings(adapters, _model_names(file, environ))
     environment = _Environment(variables, environ, Path(file.name).parent)
@@ -119,7 +124,7 @@ def load_config(
         where = [file.name] * bool(in_file) + ["the environment"] * bool(elsewhere)
         raise ConfigError(" with ".join(where), [*(text for _, text in sorted(in_file)), *elsewhere])
     origins = {key: f"{file.name}, line {file.lines[key]}" for key in known if key in file.lines}
-    return LoadedConfig(config, origins | environment.origins)
+    return LoadedConfig(config, origins | environment.origins, environment.origins)
 
 
 def _model_names(file: "_File", environ: Mapping[str, str]) -> list[str]:
@@ -145,10 +150,11 @@ class _File:
     lines: Mapping[Key, int]
 
     @classmethod
-    def read(cls, path: Path | None) -> "_File":
+    def read(cls, path: Path | None, text: str | None) -> "_File":
         where = path or Path("config.toml")
         try:
-            text = read_regular(where, LARGEST_FILE).decode("utf-8-sig")  # some editors write a byte order mark
+            if text is None:
+                text = read_regular(where, LARGEST_FILE).decode("utf-8-sig")  # some editors write a byte order mark
             text = text.replace("\r\n", "\n").replace("\r", "\n")
             return cls(str(where), parse_toml(text), find_lines(text))
         except FileNotFoundError:

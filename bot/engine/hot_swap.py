@@ -91,6 +91,7 @@ class HotSwapEngine:
         self._last_progress = 0.0
         self._loading_since: float | None = None
         self._loading_took = 0.0
+        self._loaded: float | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -103,6 +104,7 @@ class HotSwapEngine:
             load,
             waiting=load.waiting + self._requests.held,
             is_changing=self._is_changing,
+            loaded=self._loaded,
             tokens=load.tokens + previous.tokens,
             steps=load.steps + previous.steps,
             started=load.started + previous.started,
@@ -262,6 +264,7 @@ class HotSwapEngine:
             return reason
         await asyncio.to_thread(gc.collect)  # the exception of a failed load may keep tensors in a reference cycle
         self._last_progress = self._loading_since = self._clock.now()
+        self._loaded = 0.0
         self._requests.notify_held()  # the estimated wait has changed
         loading = self._loading = asyncio.create_task(self._enter(section, with_trial=True), name="loading")
         try:
@@ -273,7 +276,7 @@ class HotSwapEngine:
         except EngineError as error:
             return str(error)
         finally:
-            self._loading_since = None
+            self._loading_since = self._loaded = None
             loading.cancel()  # `_close` waits for its end
         return None
 
@@ -325,6 +328,8 @@ class HotSwapEngine:
 
     def _on_progress(self, done: int, total: int) -> None:
         self._last_progress = self._clock.now()
+        if self._loaded is not None and total:
+            self._loaded = done / total
         self._progress(done, total)
 
 

@@ -110,7 +110,8 @@ class ModelRouter:
         engine = self._engines.get(base)
         if engine is None:
             return ModelStatus(name, fault=self._faults.get(base), base=shared)
-        return ModelStatus(name, engine.info, _load_in_table(base, engine.load), base=shared)
+        needed = sum(self._needs.get(base, {}).values())
+        return ModelStatus(name, engine.info, _load_in_table(base, engine.load), base=shared, bytes_needed=needed)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         """Stream the answer as an Engine, with a `Fallback` before the text of a fallback.
@@ -141,6 +142,19 @@ class ModelRouter:
                 log.warning("a model cannot answer, its fallback takes over", model=name, error=why)
             else:
                 return
+
+    async def check(self, name: str, section: EngineSection) -> None:
+        """Check, in a thread, whether what `section` describes could replace a model beside the others.
+
+        Raises:
+            EngineError: It could not.
+        """
+        wanted = {**self._wanted, name: section}
+        base = base_of(wanted, name)
+        try:
+            await asyncio.to_thread(guarded, self._needs_beside_others, base, with_prefixes(wanted, base))
+        except EngineError as error:
+            raise _error_in_table(base, error) from error
 
     async def change(self, name: str, section: EngineSection) -> str | None:
         """Replace a model; return None, or the reason if the earlier state stays.
@@ -241,11 +255,14 @@ class ModelRouter:
         self._faults.pop(name, None)
 
     def _check_beside_others(self, name: str, section: EngineSection) -> None:
+        self._checked[name] = self._needs_beside_others(name, section)
+
+    def _needs_beside_others(self, name: str, section: EngineSection) -> Memory:
         taken: Counter[str] = Counter()
         for other, needs in list(self._needs.items()):
             if other != name:
                 taken.update(needs)
-        self._checked[name] = self._check(section, taken)
+        return self._check(section, taken)
 
 
 def check_models(sections: Mapping[str, EngineSection], check: Check) -> Iterator[tuple[str, EngineError | None]]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +51,30 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all, through to the disk; an earlier one's mode and owner stay.
+
+    Raises:
+        OSError: `strerror` says why; an earlier file is unchanged.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        earlier = path.stat() if path.exists() else None
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            if earlier is not None:
+                if (earlier.st_uid, earlier.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(descriptor, earlier.st_uid, earlier.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(earlier.st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        part.replace(path)
+        sync_path(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
