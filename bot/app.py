@@ -13,7 +13,7 @@ from types import FrameType
 import structlog
 from starlette.types import ASGIApp
 
-from bot.adapters import import_adapter, open_adapter
+from bot.adapters import SETTINGS, import_adapter, open_adapter
 from bot.adapters.base import Adapter
 from bot.adapters.supervisor import SupervisedAdapter, serve_platforms
 from bot.adapters.web.adapter import WebAdapter
@@ -21,6 +21,7 @@ from bot.adapters.web.panel.sources import PanelSources
 from bot.chat.access import Access
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
+from bot.config.edit import ConfigEditor
 from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import Config, EngineSection
 from bot.domain import ModelStatus
@@ -110,6 +111,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 clock,
                 partial(report_usage, url),
                 lambda: None if watcher is None else watcher.last_result,
+                _editor(watcher, engine),
             )
             web = _open_web(config, clock, sources)
             if web is not None:
@@ -323,6 +325,12 @@ def _open_web(config: Config, clock: Clock, sources: PanelSources) -> WebAdapter
     database = locate(config.storage.url.get_secret_value()).path
     folder = Path("data") if database is None else database.parent
     return WebAdapter(folder, clock, sources if config.server.panel else None)
+
+
+def _editor(watcher: ConfigWatcher | None, engine: ModelRouter) -> ConfigEditor | None:
+    if watcher is None or watcher.source.load_text is None:
+        return None
+    return ConfigEditor(watcher, SETTINGS, engine.check)
 
 
 def _itself(adapter: WebAdapter) -> Adapter:

@@ -22,6 +22,7 @@ from bot.adapters.web.panel import routes
 from bot.adapters.web.panel.log import words_of
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.panel.usage import RecentUsage, usage_html
+from bot.config.edit import ConfigEditor
 from bot.config.http import ServerSection
 from bot.config.places import PlaceSection
 from bot.config.schema import Config
@@ -76,8 +77,8 @@ class Panel:
                         return self
         raise AssertionError(f"the stream ended: {self.shown}")
 
-    async def post(self, name: str, status: int = 200, **body: Any) -> str:
-        async with self.http.post(f"/admin/{name}", json=body, headers=own(self.http)) as response:
+    async def post(self, path: str, status: int = 200, /, **body: Any) -> str:
+        async with self.http.post(f"/admin/{path}", json=body, headers=own(self.http)) as response:
             said = await response.text()
             assert response.status == status, said
             return said
@@ -96,13 +97,13 @@ class Served:
 
 
 @asynccontextmanager
-async def panel_of(folder: Path, engine: ScriptedEngine) -> AsyncIterator[Served]:
+async def panel_of(folder: Path, engine: ScriptedEngine, editor: ConfigEditor | None = None) -> AsyncIterator[Served]:
     """Serve the chat and the panel on the database in `folder`."""
     async with engine, make_harness(folder, engine, limits=NO_LIMITS) as harness:
         clock = MonotonicClock()
         components = Components(harness.store, engine, {"discord": Platform()})
         usage_of = partial(report_usage, f"sqlite+aiosqlite:///{folder / 'bot.db'}")
-        sources = PanelSources(components, Health(components, 60.0, clock), clock, usage_of)
+        sources = PanelSources(components, Health(components, 60.0, clock), clock, usage_of, editor=editor)
         async with served_on(folder, harness, sources) as url, aiohttp.ClientSession(url) as http:
             yield Served(url, harness, components, Panel(http))
 
@@ -137,9 +138,10 @@ class TestNow:
         assert "<dd>512 MiB</dd>" in shown["facts"]
         assert '<th scope="row">discord</th><td><span class="good">connected</span></td>' in shown["platforms"]
         assert (
-            '<th scope="row">slack</th><td><span class="bad">the token was rejected</span></td>' in shown["platforms"]
+            '<th scope="row">slack</th><td><span class="bad">Not served: the token was rejected</span></td>'
+            in shown["platforms"]
         )
-        assert "<td>scripted, none, none</td>" in shown["models"]
+        assert "<td>scripted, none, none, none</td>" in shown["models"]
         assert shown["is_paused"] is False
 
     async def test_each_of_several_models_tells_why_it_cannot_answer(self, served: Served) -> None:
@@ -151,7 +153,7 @@ class TestNow:
         ]
         models = (await served.panel.until(first)).shown["models"]
         assert models.count('<span class="good">ready</span>') == 2
-        assert '<span class="bad">no such folder /models/big</span>' in models
+        assert '<span class="bad">Cannot answer: no such folder /models/big</span>' in models
         assert "<td>scripted (engine)</td>" in models
 
     async def test_only_what_has_changed_is_sent_and_nothing_twice(self, served: Served) -> None:

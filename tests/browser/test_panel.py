@@ -63,7 +63,7 @@ async def test_a_state_that_changes_is_shown_without_a_reload_and_hostile_names_
         await page.goto("/admin")
         await expect(page.get_by_role("row", name="discord connected")).to_be_visible()
         served.components.adapters = {"discord": Platform("the token was rejected"), HOSTILE: Platform(HOSTILE)}
-        await expect(page.get_by_role("row", name="discord the token was rejected")).to_be_visible()
+        await expect(page.get_by_role("row", name="discord Not served: the token was rejected")).to_be_visible()
         await expect(page.locator("#platforms").get_by_role("row", name=HOSTILE)).to_be_visible()
         assert await page.evaluate("window.hit") is None
 

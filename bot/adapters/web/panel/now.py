@@ -5,11 +5,14 @@ from datetime import timedelta
 from functools import cache
 
 from bot import __version__
-from bot.adapters.web.panel.html import Html, facts, items, table, text
+from bot.adapters.web.access import Right
+from bot.adapters.web.panel.faults import state_html
+from bot.adapters.web.panel.html import Html, facts, items, table
+from bot.adapters.web.panel.models import models_html
 from bot.adapters.web.panel.sources import PanelSources
 from bot.chat.i18n import Translate, demo_note
 from bot.chat.status import duration, reload_lines, upkeep_lines
-from bot.domain import EngineLoad, ModelStatus
+from bot.domain import EngineLoad
 from bot.observability import process
 from bot.observability.health import Readiness
 
@@ -17,19 +20,21 @@ _MINUTE = timedelta(minutes=1)
 _IDLE = EngineLoad(running=0, waiting=0)
 
 
-async def now_parts(sources: PanelSources, translate: Translate) -> dict[str, Html]:
+async def now_parts(sources: PanelSources, right: Right, translate: Translate) -> dict[str, Html]:
     """Return the fragments of the section by the ids of their elements."""
     components = sources.components
     readiness = {state.component: state for state in await sources.health.readiness()}
     return {
-        "facts": facts(_facts(sources, readiness, translate)),
-        "platforms": _platforms(readiness, list(components.adapters), translate),
-        "models": _models(sources, translate),
-        "notes": items(_notes(sources, translate)),
+        "facts": facts(_facts(sources, readiness, right, translate)),
+        "platforms": _platforms(readiness, list(components.adapters), right, translate),
+        "models": models_html(sources, right, translate),
+        "notes": items(_notes(sources, right, translate)),
     }
 
 
-def _facts(sources: PanelSources, readiness: dict[str, Readiness], translate: Translate) -> Iterator[tuple[str, str]]:
+def _facts(
+    sources: PanelSources, readiness: dict[str, Readiness], right: Right, translate: Translate
+) -> Iterator[tuple[str, str]]:
     engine = sources.components.engine
     load = _IDLE if engine is None else engine.load
     speed = load.tokens_per_second
@@ -39,51 +44,24 @@ def _facts(sources: PanelSources, readiness: dict[str, Readiness], translate: Tr
     yield translate("Memory"), f"{process.memory() >> 20} MiB"
     if load.device_bytes:
         yield translate("Memory of the device"), f"{load.device_bytes >> 20} MiB"
-    yield translate("Database"), _state(readiness["store"].reason, translate)
+    yield translate("Database"), state_html(readiness["store"].reason, "database", right, translate)
     yield translate("Running for"), _uptime(translate)
     yield translate("Version"), __version__
 
 
-def _platforms(readiness: dict[str, Readiness], names: list[str], translate: Translate) -> Html:
-    rows = [(name, _state(readiness[name].reason, translate, "connected")) for name in names]
+def _platforms(readiness: dict[str, Readiness], names: list[str], right: Right, translate: Translate) -> Html:
+    rows = [(name, state_html(readiness[name].reason, "platform", right, translate)) for name in names]
     return table("table-platforms", translate("Platforms"), (translate("Platform"), translate("State")), rows)
 
 
-def _models(sources: PanelSources, translate: Translate) -> Html:
-    engine = sources.components.engine
-    models = sources.components.models()
-    if not models and engine is not None:
-        models = [ModelStatus(engine.info.model, engine.info, engine.load)]
-    heads = (translate("Name"), translate("Model"), translate("Backend"), translate("Device"), translate("State"))
-    rows = [
-        (status.name, *_described(status), _state(status.fault or sources.health.fault_of(status.load), translate))
-        for status in models
-    ]
-    return table("table-models", translate("Models"), heads, rows)
-
-
-def _described(status: ModelStatus) -> tuple[str, str, str]:
-    info = status.info
-    if info is None:
-        return "–", "–", "–"
-    model = f"{info.model} ({status.base})" if status.base else info.model
-    return model, f"{info.backend}, {info.quantization}, {info.dtype}", info.device
-
-
-def _state(fault: str | None, translate: Translate, good: str = "ready") -> Html:
-    """Return a state in words, marked as good or bad."""
-    words = {"ready": translate("ready"), "connected": translate("connected")}
-    kind = "good" if fault is None else "bad"
-    return Html(f'<span class="{kind}">{text(words[good] if fault is None else fault)}</span>')
-
-
-def _notes(sources: PanelSources, translate: Translate) -> Iterator[str]:
+def _notes(sources: PanelSources, right: Right, translate: Translate) -> Iterator[str]:
     components = sources.components
     if components.engine is not None and (note := demo_note(components.engine.info.model, translate)):
         yield note
     if components.store is not None:
         yield from upkeep_lines(components.store.upkeep, translate)
-    if (last := sources.last_reload()) is not None:
+    # Its mistakes and failures name paths.
+    if right >= Right.OPERATOR and (last := sources.last_reload()) is not None:
         yield from reload_lines(last, translate)
     yield translate("Runs on: {versions}").format(versions=", ".join(_versions()))
 

@@ -3,29 +3,28 @@
 Each route says which right it needs; see `bot.adapters.web.access`.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from bot.adapters.web.access import Person, Right, require, restricted
+from bot.adapters.web.access import Right, person_of, restricted
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
+from bot.adapters.web.panel import models
+from bot.adapters.web.panel.calls import PanelCall, PanelCalls, carry_out
 from bot.adapters.web.panel.channels import channel_of, mark_of
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.panel.usage import RecentUsage
 from bot.adapters.web.panel.view import PanelView
 from bot.adapters.web.panel.words import panel_html
-from bot.adapters.web.requests import language_of, locale_of, read_object
-from bot.chat.i18n import language_for, translator
+from bot.adapters.web.requests import language_of
+from bot.chat.i18n import translator
 from bot.config.http import WEB_PLATFORM
-from bot.domain import ChannelKey, IncomingMessage, Scope
-from bot.errors import StoreError
+from bot.domain import ChannelKey, Scope
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,55 +33,28 @@ _SECONDS = 1.0
 # Where the operator's commands come from, and the streams of the panel; no session has this id.
 _PANEL = ChannelKey(WEB_PLATFORM, "admin")
 
-Body = dict[str, Any]
-
 
 def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) -> list[Route]:
     """Return the routes; `find_chat` returns None while the platform starts or stops."""
-    usage = RecentUsage(sources.read_usage, sources.clock)
-
-    def chat_of() -> Chat:
-        if (chat := find_chat()) is None:
-            raise HTTPException(503, "The bot is starting or stopping; the page tries again.")
-        return chat
+    usage, calls = RecentUsage(sources.read_usage, sources.clock), PanelCalls(find_chat, sources)
 
     async def page(request: Request) -> Response:
         chat = find_chat()
         language = language_of(request, None if chat is None else chat.intake.settings)
-        return HTMLResponse(panel_html(language, translator(language)))
+        return HTMLResponse(panel_html(language, translator(language), person_of(request).right))
 
     async def events(request: Request) -> Response:
-        chat = chat_of()
+        chat = calls.chat()
         translate = translator(language_of(request, chat.intake.settings))
-        return PageEvents(_updates(chat, PanelView(chat, sources, usage, translate)))
-
-    def post(path: str, act: Callable[["PanelCall"], Awaitable[str]], right: Right = Right.ADMIN) -> Route:
-        async def run(request: Request) -> Response:
-            person = require(request, right)
-            call = PanelCall(chat_of(), person, await read_object(request), locale_of(request))
-            try:
-                return JSONResponse({"notice": await act(call)})
-            except StoreError as error:
-                raise HTTPException(503, str(error)) from error
-
-        return Route(path, run, methods=["POST"])
+        return PageEvents(_updates(chat, PanelView(chat, sources, usage, translate, person_of(request).right)))
 
     return [
         Route("/admin", restricted(Right.ADMIN, page)),
         Route("/admin/events", restricted(Right.ADMIN, events)),
-        post("/admin/pause", _pause),
-        post("/admin/undo", _undo),
+        calls.post("/admin/pause", _pause),
+        calls.post("/admin/undo", _undo),
+        calls.post("/admin/model", models.change),
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class PanelCall:
-    """A button of the panel, and who pressed it."""
-
-    chat: Chat
-    person: Person
-    body: Body
-    locale: str | None
 
 
 async def _pause(call: PanelCall) -> str:
@@ -94,21 +66,6 @@ async def _pause(call: PanelCall) -> str:
     return notice
 
 
-async def carry_out(call: PanelCall, command: str, channel: ChannelKey) -> str:
-    """Carry out a command as the person of the panel; return the sentence that answers it."""
-    message = IncomingMessage(
-        id="",
-        channel=channel,
-        author=call.person.author,
-        text=command,
-        sent_at=call.chat.intake.today(),
-        is_direct=False,
-        locale=call.locale,
-    )
-    sentence = await call.chat.intake.change_setting(message)
-    return sentence.replace("`", "")  # the page shows it as it is
-
-
 async def _undo(call: PanelCall) -> str:
     """Undo the last change of a place, if it is still the one that the page shows."""
     level, place, shown = (call.body.get(name) for name in ("level", "place", "change"))
@@ -117,8 +74,7 @@ async def _undo(call: PanelCall) -> str:
     scope, intake = Scope(level, place), call.chat.intake
     changes = await intake.choices.changes(scope, 1)
     if not changes or changes[0].scope != scope or mark_of(changes[0]) != shown:
-        translate = translator(language_for(intake.settings.conversation.language, call.locale or "en", ""))
-        return translate("This was changed meanwhile; please look again.")
+        return call.translate("This was changed meanwhile; please look again.")
     return await carry_out(call, "/settings undo", channel_of(scope))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 
+from bot.config.edit import ConfigEditor
 from bot.config.reload import ReloadResult
 from bot.observability.health import Components, Health
 from bot.storage.usage_export import UsageReport
@@ -20,10 +21,14 @@ def never_reloaded() -> ReloadResult | None:
 
 @dataclass(frozen=True, slots=True)
 class PanelSources:
-    """The parts of the program that `/status`, `/readyz` and `bot usage` read too."""
+    """The parts of the program that `/status`, `/readyz` and `bot usage` read too.
+
+    `editor` is None where no file is watched: nothing that config.toml has can be changed then.
+    """
 
     components: Components
     health: Health
     clock: Clock
     read_usage: Callable[[date], UsageReport] = nothing_used
     last_reload: Callable[[], ReloadResult | None] = never_reloaded
+    editor: ConfigEditor | None = None

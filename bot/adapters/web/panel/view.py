@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from bot.adapters.web.access import Right
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.panel.channels import channels_html
 from bot.adapters.web.panel.html import text
@@ -18,11 +19,14 @@ from bot.observability.logging import recent_lines
 class PanelView:
     """Renders fragments of the page by the ids of their elements; a section is rendered when its source has changed."""
 
-    def __init__(self, chat: Chat, sources: PanelSources, usage: RecentUsage, translate: Translate) -> None:
+    def __init__(
+        self, chat: Chat, sources: PanelSources, usage: RecentUsage, translate: Translate, right: Right
+    ) -> None:
         self._chat = chat
         self._sources = sources
         self._usage = usage
         self._translate = translate
+        self._right = right
         self._shown: dict[str, Any] = {}
         self._revision: int | None = None
         self._report: object = None
@@ -30,7 +34,8 @@ class PanelView:
 
     async def update(self) -> dict[str, Any]:
         """Return what has changed since the last call, all of it at the first."""
-        now = {"is_paused": self._chat.intake.access.is_paused, **await now_parts(self._sources, self._translate)}
+        parts = await now_parts(self._sources, self._right, self._translate)
+        now = {"is_paused": self._chat.intake.access.is_paused, **parts}
         now |= await self._usage_part() | await self._channels_part()
         changed = {name: part for name, part in now.items() if self._shown.get(name) != part}
         self._shown |= changed
@@ -56,7 +61,8 @@ class PanelView:
         return {"channels": channels_html(changes, self._translate)}
 
     def _log_part(self) -> dict[str, Any]:
-        lines = recent_lines(after=self._last_line)
+        # Lines name hosts, paths and people.
+        lines = recent_lines(after=self._last_line) if self._right >= Right.OPERATOR else []
         if not lines:
             return {}
         is_first, self._last_line = self._last_line == 0, lines[-1].number

@@ -6,17 +6,19 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from bot.adapters.web.access import Right
 from bot.chat.i18n import Language, Translate
 from bot.observability.logging import KEPT_LINES
 
 _PAGE = Path(__file__).parents[1] / "static" / "panel.html"
 
 
-def panel_html(language: Language, translate: Translate) -> str:
-    """Return the page."""
+def panel_html(language: Language, translate: Translate, right: Right) -> str:
+    """Return the page; what only operators may do is hidden for others."""
     words = _words(translate)
     filled = {name: escape(word) for name, word in words.items()}
-    return _template().substitute(filled, lang="zh-CN" if language == "zh" else "en", words=escape(json.dumps(words)))
+    lang = "zh-CN" if language == "zh" else "en"
+    return _template().substitute(filled, lang=lang, words=escape(json.dumps(words)), right=right.name.lower())
 
 
 def _words(translate: Translate) -> dict[str, str]:
@@ -30,6 +32,15 @@ def _words(translate: Translate) -> dict[str, str]:
         "paused": translate("Paused: new questions are refused."),
         "platforms": translate("Platforms"),
         "models": translate("Models"),
+        "model_note": translate(
+            "The change is written to config.toml after a check that the model can be loaded. Answers that have begun end "
+            "first, later questions wait for the new model; if it cannot be loaded, the present one stays."
+        ),
+        "model": translate("Model: demo, a folder, or a Hugging Face name"),
+        "quantization": translate("Quantization"),
+        "checking": translate("Checking …"),
+        "change": translate("Change"),
+        "cancel": translate("Cancel"),
         "usage": translate("Usage of the last 30 days"),
         "channels": translate("Settings from the chat"),
         "log": translate("Log"),

@@ -10,16 +10,21 @@ function tell(text) {
   status.hidden = !text;
 }
 
-async function post(path, body) {
+// The answer of the server; where it refuses, `refusal` is its sentence.
+async function send(path, body) {
   try {
     const response = await fetch(path, {
       method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
     });
-    if (response.ok) tell((await response.json()).notice);
-    else tell(await response.text());
+    return response.ok ? await response.json() : { refusal: await response.text() };
   } catch {
-    tell(words.offline);
+    return { refusal: words.offline };
   }
+}
+
+async function post(path, body) {
+  const { notice, refusal } = await send(path, body);
+  tell(refusal ?? notice);
 }
 
 // The event stream.
@@ -41,10 +46,11 @@ function connect() {
   };
 }
 
-function update({ is_paused: paused, log: lines, ...fragments }) {
-  if (lines) addLines(lines);
-  if (paused !== undefined) showPaused(paused);
-  for (const [id, html] of Object.entries(fragments)) fill($(id), html);
+// What other scripts of the page show themselves, by the name of the part.
+const shows = { is_paused: showPaused, log: addLines };
+
+function update(parts) {
+  for (const [id, part] of Object.entries(parts)) (shows[id] ?? ((html) => fill($(id), html)))(part);
 }
 
 // The fragments escape every text.  An element that had the focus or was scrolled has its successor in that state.
