@@ -366,7 +366,7 @@ class OpenStore:
         return await self._changes(select_settings())
 
     @shielded
-    async def setting_changes(self, place: str, limit: int) -> list[SettingChange]:
+    async def setting_changes(self, place: str | None, limit: int) -> list[SettingChange]:
         return await self._changes(select_changes(place, limit))
 
     async def _changes(self, query: Select[Any]) -> list[SettingChange]:

@@ -20,9 +20,11 @@ def select_settings() -> Select[Any]:
     return select(settings).where(settings.c.id.in_(_NEWEST)).order_by(settings.c.id)
 
 
-def select_changes(place: str, limit: int) -> Select[Any]:
-    """Select the latest changes of a place, newest first."""
-    return select(settings).where(settings.c.place == place).order_by(settings.c.id.desc()).limit(limit)
+def select_changes(place: str | None, limit: int) -> Select[Any]:
+    """Select the latest changes of a place, or of all, newest first."""
+    # All of them are read in the order of the key, from its end, and no further than the limit.
+    where = settings.c.id > 0 if place is None else settings.c.place == place
+    return select(settings).where(where).order_by(settings.c.id.desc()).limit(limit)
 
 
 async def insert_change(tx: WriteTransaction, change: SettingChange, pseudonym: str) -> None:

@@ -341,6 +341,29 @@ class TestChannels:
             assert response.status == 403
 
 
+class TestAudit:
+    async def test_all_changes_are_listed_newest_first_and_the_last_of_a_place_is_undone(self, served: Served) -> None:
+        choices, mei, ben = (
+            served.harness.intake.choices,
+            Author("discord", "71", HOSTILE),
+            Author("slack", "U1", "Ben"),
+        )
+        await choices.set(Scope("thread", "discord:1:2"), "temperature", mei, "0.5")
+        await choices.set(Scope("channel", "slack:C1"), "persona", ben, None, "You are a secret parrot.")
+        await choices.set(Scope("thread", "discord:1:2"), "temperature", mei, "0.9")
+        shown = (await served.panel.until(first)).shown["audit"]
+        rows = re.findall(r"<bdi>(.*?)</bdi></td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", shown)
+        assert rows == [
+            (f"{ESCAPED} (discord:71)", "discord:1:2", "temperature", "0.9"),
+            ("Ben (slack:U1)", "slack:C1", "persona", "a text of 24 characters"),
+            (f"{ESCAPED} (discord:71)", "discord:1:2", "temperature", "0.5"),
+        ]
+        assert shown.count('class="undo"') == 2
+        await served.panel.post("undo", **button_of(shown))
+        await served.panel.until(lambda panel: "operator (console:operator)" in panel.shown["audit"])
+        assert (await choices.changes(None, 1))[0].value == "0.5"
+
+
 def button_of(channels: str) -> dict[str, Any]:
     """Return what the first Undo button sends."""
     found = re.findall(r'data-(\w+)="([^"]*)"', channels)

@@ -72,7 +72,7 @@ async def test_a_change_is_undone_by_keyboard(served: Served) -> None:
     async with chromium(served.url) as context:
         page = await context.new_page()
         await page.goto("/admin")
-        row = page.get_by_role("row", name="discord:5:7 temperature")
+        row = page.locator("#channels").get_by_role("row", name="discord:5:7 temperature")
         await expect(row).to_contain_text(f"0.9{HOSTILE}")
         undo = row.get_by_role("button", name="Undo the last change in discord:5:7")
         await undo.focus()
@@ -80,6 +80,25 @@ async def test_a_change_is_undone_by_keyboard(served: Served) -> None:
         await expect(row).to_contain_text("0.5operator")
         await expect(undo).to_be_focused()
         await expect(page.get_by_role("status")).to_contain_text("From the next message on")
+
+
+async def test_changes_are_filtered_and_stay_so_when_others_come(served: Served) -> None:
+    async with chromium(served.url) as context:
+        page = await context.new_page()
+        await page.goto("/admin")
+        rows = page.locator("#audit tbody tr:visible")
+        await expect(rows).to_have_count(2)
+        await page.get_by_label("Only those with").focus()
+        await page.keyboard.type("TEMPERATURE 0.9")
+        await expect(rows).to_have_count(1)
+        await served.harness.intake.choices.set(
+            Scope("thread", "discord:5:7"), "top_p", Author("discord", "1", HOSTILE), "0.9"
+        )
+        await expect(page.locator("#audit tbody tr")).to_have_count(3)
+        await expect(rows).to_have_count(1)
+        await page.get_by_label("Only those with").fill("nothing has this")
+        await expect(page.get_by_text("No change has these words.")).to_be_visible()
+        assert await page.evaluate("window.hit") is None
 
 
 async def test_the_log_is_filtered_by_level_and_grows_at_the_top(served: Served, logger: logging.Logger) -> None:

@@ -35,6 +35,7 @@ async def test_the_newest_value_of_a_place_and_setting_is_in_force(reopened: Reo
         assert await store.settings() == [kept, change(HERE, None, author=BEN)]
         assert await store.setting_changes(str(ROOM), 5) == [change(HERE, None, author=BEN), change(HERE, "pirate")]
         assert await store.setting_changes(str(ROOM), 1) == [change(HERE, None, author=BEN)]
+        assert await store.setting_changes(None, 2) == [change(HERE, None, author=BEN), kept]
 
 
 async def test_forgetting_a_person_clears_their_texts_and_their_name(store: Store) -> None:

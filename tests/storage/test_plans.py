@@ -68,6 +68,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     for text in ("be kind", "be brief"):
         await call(store.record_setting, SettingChange(Scope("channel", str(ROOM)), "persona", None, text, MEI, NOON))
     await call(store.setting_changes, str(ROOM), 5)
+    await call(store.setting_changes, None, 5)
     await call(store.usage, Scope("user", MEI.key), NOON.date())
     called.add("settings")  # asked once, at the start, for every setting there is
     await call(store.clear, ROOM)

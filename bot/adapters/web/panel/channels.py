@@ -67,7 +67,7 @@ def channels_html(changes: list[SettingChange], translate: Translate) -> Html:
 
 
 def _rows(changes: list[SettingChange], translate: Translate) -> Iterator[tuple[str, ...]]:
-    undo = _button(changes[0], translate)
+    undo = undo_button(changes[0], "undo", translate)
     for change in changes:
         author = change.author.name or translate("(forgotten)")
         yield (
@@ -80,10 +80,11 @@ def _rows(changes: list[SettingChange], translate: Translate) -> Iterator[tuple[
         )
 
 
-def _button(change: SettingChange, translate: Translate) -> Html:
+def undo_button(change: SettingChange, list: str, translate: Translate) -> Html:
+    """Return the button that undoes the last change of a place; `list` names the list that it is in."""
     scope = change.scope
     # Of the place, not its number: after an update the focus must not be on the button of another place.
-    id = f"undo-{scope.level}-{scope.id}"
+    id = f"{list}-{scope.level}-{scope.id}"
     label = translate("Undo the last change in {place}").format(place=scope.id)
     data = {"level": scope.level, "place": scope.id, "change": mark_of(change)}
     attributes = "".join(f' data-{name}="{escape(value)}"' for name, value in data.items())

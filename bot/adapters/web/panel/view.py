@@ -4,6 +4,7 @@ from typing import Any
 
 from bot.adapters.web.access import Right
 from bot.adapters.web.chat import Chat
+from bot.adapters.web.panel.audit import MOST_CHANGES, audit_html
 from bot.adapters.web.panel.channels import channels_html
 from bot.adapters.web.panel.html import text
 from bot.adapters.web.panel.log import log_html
@@ -55,10 +56,14 @@ class PanelView:
             return {}
         try:
             changes: list[SettingChange] = await choices.in_force()
+            history = await choices.changes(None, MOST_CHANGES)
         except StoreError as error:  # tried again a second later
             return {"channels": text(self._translate("The settings cannot be read: {why}").format(why=error))}
         self._revision = revision
-        return {"channels": channels_html(changes, self._translate)}
+        return {
+            "channels": channels_html(changes, self._translate),
+            "audit": audit_html(history, self._translate),
+        }
 
     def _log_part(self) -> dict[str, Any]:
         # Lines name hosts, paths and people.

@@ -43,6 +43,9 @@ def _words(translate: Translate) -> dict[str, str]:
         "cancel": translate("Cancel"),
         "usage": translate("Usage of the last 30 days"),
         "channels": translate("Settings from the chat"),
+        "audit": translate("Changes of settings"),
+        "filter": translate("Only those with"),
+        "no_change": translate("No change has these words."),
         "log": translate("Log"),
         "lines": translate(
             "The last {count} lines of this process, newest first. Texts of messages are not logged."

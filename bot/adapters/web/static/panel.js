@@ -87,8 +87,23 @@ function filter() {
   $("none").hidden = log.querySelector("li:not([hidden])") !== null;
 }
 
+// The changes of settings.
+
+function filterChanges() {
+  const wanted = $("audit-filter").value.trim().toLowerCase().split(/\s+/);
+  const rows = [...$("audit").querySelectorAll("tbody tr")];
+  for (const row of rows) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !wanted.every((word) => text.includes(word));
+  }
+  $("audit-none").textContent = rows.length && rows.every((row) => row.hidden) ? words.no_change : "";
+}
+
+shows.audit = (html) => { fill($("audit"), html); filterChanges(); };
+
+$("audit-filter").addEventListener("input", filterChanges);
 $("level").addEventListener("change", filter);
-$("channels").addEventListener("click", ({ target }) => { if (target.matches(".undo")) post("/admin/undo", { ...target.dataset }); });
+addEventListener("click", ({ target }) => { if (target.matches?.(".undo")) post("/admin/undo", { ...target.dataset }); });
 $("pause").addEventListener("click", () => post("/admin/pause", { paused: !isPaused }));
 addEventListener("click", () => { if (wasReplaced) connect(); });
 connect();
