@@ -114,6 +114,12 @@ async def test_a_server_without_a_list_of_models_is_used_if_the_model_is_named(s
         assert await text_of(engine) == "a scripted answer"
 
 
+async def test_a_connection_that_a_failed_list_leaves_closing_takes_no_question(server: ModelServer) -> None:
+    server.closes_after_list = True
+    async with remote(server, model="scripted") as engine:
+        assert await text_of(engine) == "a scripted answer"
+
+
 async def test_a_model_that_still_loads_is_said_in_the_queue() -> None:
     async with ModelServer() as server:
         server.is_loading = True

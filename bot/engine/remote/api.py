@@ -170,7 +170,13 @@ class ServerApi:
             endpoint.refused |= blamed
 
     async def _call(self, method: str, url: str, body: object = None, longest: int = _LONGEST_BODY) -> Any:
-        async with asyncio.timeout(_SHORT_CALL), self._client.stream(method, url, json=body) as response:
+        # Servers on uvicorn close the connection after an unexpected error, shortly after their answer: a list of
+        # models that fails must not leave its connection to the question that follows.
+        headers = {"Connection": "close"} if method == "GET" else {}
+        async with (
+            asyncio.timeout(_SHORT_CALL),
+            self._client.stream(method, url, json=body, headers=headers) as response,
+        ):
             data = await _beginning(response, longest)
             if response.status_code != httpx.codes.OK:
                 raise failure(response, read_refusal(response, data))

@@ -51,6 +51,8 @@ class ModelServer:
         ]
         self.is_loading = False
         self.has_list = True
+        self.closes_after_list = False  # when the connection is used again, as uvicorn after an unexpected error
+        self._closing: set[asyncio.Transport | None] = set()
         self.running = 0
         self.closed_early = 0  # streams that the client has left
         self.go_on = asyncio.Event()
@@ -84,6 +86,9 @@ class ModelServer:
     async def _list(self, request: web.Request) -> web.Response:
         if self.is_loading:
             return web.json_response(LOADING, status=503)
+        if self.closes_after_list:
+            self._closing.add(request.transport)
+            return web.json_response({"detail": "Internal Server Error"}, status=500)
         if not self.has_list:
             return web.json_response({"detail": "Not Found"}, status=404)
         return web.json_response({"object": "list", "data": self.models})
@@ -128,6 +133,9 @@ class ModelServer:
         return [whole[len(last["content"]) :]]
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
+        if request.transport is not None and request.transport in self._closing:
+            request.transport.abort()
+            raise ConnectionResetError
         body = await request.json()
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
