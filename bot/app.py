@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from bot.engine.embeddings import preflight as check_embeddings
 from bot.engine.router import ModelRouter
 from bot.errors import BotError, EngineUnavailable, StoreDamaged, StoreError, StoreInUse, StoreLost
 from bot.observability.collectors import ComponentsCollector, measure_loop_lateness
-from bot.observability.health import Components, Health
+from bot.observability.health import Components, Health, Readiness
 from bot.observability.http import create_app, serve_operations
 from bot.observability.logging import set_levels
 from bot.observability.metrics import Metrics
@@ -43,6 +43,7 @@ from bot.storage.instance_lock import InstanceLock
 from bot.storage.master_key import MasterKeys
 from bot.storage.retention import Retention
 from bot.storage.sql import SqlStore
+from bot.storage.standby import GRACE, LEASE, HolderWatch, acquire_in_turn
 from bot.storage.usage_export import report_usage
 from bot.util.clock import Clock, MonotonicClock
 from bot.util.garbage import collect_when_idle
@@ -74,8 +75,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
     )
     url = config.storage.url.get_secret_value()
     async with (
-        _locked(url) as lock,
-        _operations(config, components, health, metrics, clock),
+        _alone(config, components, clock, _operations(config, components, health, metrics, clock)) as lock,
         SqlStore(url, clock, metrics, master=MasterKeys.of(config.storage)) as store,
     ):
         components.store = store
@@ -146,11 +146,12 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                     retention.reconfigure(config.storage.retention_days)
 
                 background = [
-                    _keep_lock(lock, clock),
                     _watch_files(store, clock),
                     _check_models(engine.statuses, clock),
                     collect_when_idle(lambda: intake.exchanges.is_idle, clock),
                 ]
+                if not config.cluster.enabled:  # else HolderWatch checks the lock
+                    background.append(_keep_lock(lock, clock))
                 if watcher is not None:
                     background.append(_reload_config(watcher, config, reconfigure, engine))
                 requires_all = operations.require_all_platforms
@@ -261,6 +262,42 @@ def _on_sighup(config: Config, reload: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+
+
+@asynccontextmanager
+async def _alone(
+    config: Config, components: Components, clock: Clock, operations: AbstractAsyncContextManager[None]
+) -> AsyncIterator[InstanceLock]:
+    """Hold the lock on the database and serve health checks; these also while another bot is waited for."""
+    url = config.storage.url.get_secret_value()
+    if config.cluster.enabled:
+        async with operations, _in_turn(url, components, clock) as lock:
+            yield lock
+    else:
+        async with _locked(url) as lock, operations:
+            yield lock
+
+
+@asynccontextmanager
+async def _in_turn(url: str, components: Components, clock: Clock) -> AsyncIterator[InstanceLock]:
+    """Hold the lock on the database once no other bot does; if it is lost, the process ends at once."""
+
+    def report(fault: str | None) -> None:
+        components.standby = Readiness("standby", fault)
+
+    report(None)
+    log.info("standing by until no other bot serves the database")
+    lock = await asyncio.to_thread(partial(InstanceLock, url, lease=LEASE))
+    try:
+        await acquire_in_turn(lock, clock, report)
+        with HolderWatch(lock):
+            if not lock.is_handed_over:
+                await clock.sleep(GRACE)
+            components.standby = None
+            log.info("serving the database")
+            yield lock
+    finally:
+        await asyncio.to_thread(lock.release)
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ _HEAD = "| setting | default | |\n|---|---|---|"
 _PAGES = {
     "engine": "[Models](MODELS.md), [several models](MODELS.md#several-models), [model servers](MODEL_SERVERS.md)",
     "storage": "[Master key](OPERATING.md#master-key), [PostgreSQL](POSTGRESQL.md)",
+    "cluster": "[Several engines, several bots](SCALING.md)",
     "files": "[Attached files](FILES.md)",
     "operations": "[Health checks and metrics](MONITORING.md)",
     "server": "[HTTP APIs](HTTP_APIS.md), [chat in the browser](WEB.md)",

@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from bot.config.cluster import ClusterSection
 from bot.config.http import EmbeddingsSection, OperationsSection, ServerSection
 from bot.config.places import PersonaName, PersonaSection, PlaceSection
 from bot.config.quotas import QuotaName, QuotaSection
@@ -304,6 +305,7 @@ class Config(BaseModel):
     files: FilesSection = FilesSection()
     feedback: FeedbackSection = FeedbackSection()
     storage: StorageSection = StorageSection()
+    cluster: ClusterSection = ClusterSection()
     access: AccessSection = AccessSection()
     logs: LogsSection = LogsSection()
     operations: OperationsSection = OperationsSection()

@@ -15,12 +15,15 @@ _INTERVAL = 0.5
 
 
 class ComponentsCollector:
-    """Connection state of the platforms, and the engine's load."""
+    """Whether this bot serves, connection state of the platforms, and the engine's load."""
 
     def __init__(self, components: Components) -> None:
         self._components = components
 
     def collect(self) -> Iterator[Metric]:
+        serving = _gauge("serving", "0 while another bot serves the database, and this one is ready to take over.")
+        serving.add_metric((), self._components.standby is None)
+        yield serving
         connected = _gauge("platform_connected", "1 while the platform is connected.", ("platform",))
         for name, adapter in self._components.adapters.items():
             connected.add_metric([name], adapter.is_connected)

@@ -38,6 +38,15 @@ class EngineState(Protocol):
     def load(self) -> EngineLoad: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """One component, and the reason if it is not ready; `is_needed` is false for a platform beside one that serves."""
+
+    component: str
+    reason: str | None
+    is_needed: bool = True
+
+
 @dataclass
 class Components:
     """The components opened so far; filled in by `app.run`."""
@@ -46,16 +55,8 @@ class Components:
     engine: EngineState | None = None
     adapters: Mapping[str, AdapterState] = field(default_factory=dict)
     is_stopping: bool = False
+    standby: Readiness | None = None  # while another bot serves the database
     models: Callable[[], Sequence[ModelStatus]] = tuple  # where there may be several
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """One component, and the reason if it is not ready; `is_needed` is false for a platform beside one that serves."""
-
-    component: str
-    reason: str | None
-    is_needed: bool = True
 
 
 def engine_fault(load: EngineLoad | None, stalled_seconds: float) -> str | None:
@@ -94,6 +95,8 @@ class Health:
     async def readiness(self) -> list[Readiness]:
         """Return the state of every component; the program is ready when none that is needed has a reason."""
         components = self._components
+        if components.standby is not None:
+            return [components.standby]
         is_served = any(adapter.is_connected for adapter in components.adapters.values())
         needs_all = self._requires_all_platforms or not is_served
         load = None if components.engine is None else components.engine.load

@@ -24,39 +24,84 @@ INTERVAL = 0.1
 
 # Two numbers are another key than the single one of migrations; the second one is the schema's.
 _TRY_LOCK = "SELECT pg_try_advisory_lock(x'626F74'::int, hashtext(current_schema()))"
-# The server drops the session of a machine without power after 30 seconds, not after two hours.
-_KEEPALIVE = {"idle": 15, "interval": 5, "count": 3}
+# Tells processes that wait that nothing of this one is left to wait for.
+_CHANNEL = "chatglm_bot_lock"
+_HAND_OVER = (
+    f"SELECT pg_advisory_unlock(x'626F74'::int, hashtext(current_schema())), pg_notify('{_CHANNEL}', current_schema())"
+)
+# How pg_stat_activity calls a session whose process checks it every second (bot/storage/standby.py).
+_CHECKED = "chatglm-bot lock"
+_END_UNCHECKED = """
+    SELECT pg_terminate_backend(activity.pid)
+    FROM pg_locks JOIN pg_stat_activity AS activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND activity.datname = current_database()
+        AND classid = x'626F74'::int::oid AND objid = (hashtext(current_schema())::bigint & 4294967295)::oid
+        AND activity.application_name = %(name)s
+        AND activity.state_change < clock_timestamp() - make_interval(secs => %(lease)s)
+"""
+# The server drops the session of a machine without power after 12 seconds, not after two hours.
+_KEEPALIVE = {"idle": 6, "interval": 2, "count": 3}
 
 
 class InstanceLock:
     """Exclusive right to run a bot on a database; a context manager.
 
-    Its calls block.  A process that only reads, as a backup, needs no lock.
+    Its calls block.  A process that only reads, as a backup, needs no lock.  With a `lease`, in seconds, it
+    ends the session of another process with a lease that has not checked it for so long: a server keeps the
+    session of a process that is stopped.
 
     Raises:
         StoreInUse: Another process had the lock for `timeout` seconds.
         StoreError: The database cannot be reached, or its folder is not writable.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = TIMEOUT,
+        sleep: Callable[[float], object] = time.sleep,
+        lease: float | None = None,
+    ) -> None:
         self._location = locate(url)
         # The kernel or the server releases it when the process ends.
-        self._lock = (_ServerLock if self._location.path is None else _FileLock)(self._location)
+        self._lock = _ServerLock(self._location, lease) if self._location.path is None else _FileLock(self._location)
         self._tries = 1 + round(timeout / INTERVAL)
         self._sleep = sleep
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether the process that had the lock is known to have ended, when this one acquired it."""
+        return self._lock.is_handed_over
+
+    def try_acquire(self) -> bool:
+        """Try once; return True if this process has the lock.
+
+        Raises:
+            StoreError: The database cannot be reached, or its folder is not writable.
+        """
+        return self._lock.acquire()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until another process may have released the lock, at most this long."""
+        self._lock.wait(seconds)
+
+    def release(self) -> None:
+        """Release the lock, if this process has it."""
+        self._lock.release()
 
     def __enter__(self) -> Self:
         try:
             self._acquire(self._tries)
         except BaseException:
-            self._lock.release()
+            self.release()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self.release()
 
     def renew(self) -> None:
         """Check the lock, and acquire it again if a server has restarted.
@@ -74,8 +119,8 @@ class InstanceLock:
             if left:
                 self._sleep(INTERVAL)
         raise StoreInUse(
-            f"{self._location.name} is in use by another bot{self._lock.holder()}: stop that one, or name another "
-            "database in storage.url"
+            f"{self._location.name} is in use by another bot{self._lock.holder()}: stop that one, name another "
+            "database in storage.url, or let this one wait for it with cluster.enabled = true in both"
         )
 
 
@@ -103,6 +148,8 @@ def _lock_file(database: Path) -> Path:
 
 class _FileLock:
     """flock on a file beside the database: closing the database itself would release SQLite's locks."""
+
+    is_handed_over = True  # the kernel releases it once the process has ended
 
     def __init__(self, location: Location) -> None:
         self._location = location
@@ -144,6 +191,9 @@ class _FileLock:
                     f"find {mount} -xdev -samefile {file}, delete all but {file}, and for a backup run bot backup FILE"
                 )
 
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
     def holder(self) -> str:
         """Return the process that has the lock, if known: " (process 12 on web-1)"."""
         with suppress(OSError, UnicodeDecodeError):
@@ -168,32 +218,63 @@ class _FileLock:
 class _ServerLock:
     """Advisory lock of a separate session; the server releases it with the connection."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, lease: float | None) -> None:
         self._location = location
+        self._lease = lease
         self._engine = migrator(location)
         self._session: Connection | None = None
+        self._schema = ""
+        self._is_held = False
+        # A session also ends with the server, or by an operator's command: its process may still run.
+        self.is_handed_over = False
 
     def acquire(self) -> bool:
         try:
             with map_errors(self._location.name):
-                if self._session is not None:
-                    self._session.exec_driver_sql("SELECT 1")
-                    return True
-                session = self._session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-                for name, value in _KEEPALIVE.items():
-                    session.exec_driver_sql(f"SET tcp_keepalives_{name} = {value}")
-                is_held = bool(session.exec_driver_sql(_TRY_LOCK).scalar_one())
+                session = self._session or self._open()
+                if self._is_held:
+                    session.exec_driver_sql("SELECT 1")
+                else:
+                    self._is_held = bool(session.exec_driver_sql(_TRY_LOCK).scalar_one())
+                    self.is_handed_over = self.is_handed_over and self._is_held  # else a third process was faster
+                    if not self._is_held and self._lease is not None:
+                        session.exec_driver_sql(_END_UNCHECKED, {"name": _CHECKED, "lease": self._lease})
         except StoreError:
-            self.release()  # the next try opens a new session
+            self._close()  # the next try opens a new session
             raise
-        if not is_held:
-            self.release()
-        return is_held
+        return self._is_held
+
+    def _open(self) -> Connection:
+        session = self._session = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        for name, value in _KEEPALIVE.items():
+            session.exec_driver_sql(f"SET tcp_keepalives_{name} = {value}")
+        session.exec_driver_sql(f"LISTEN {_CHANNEL}")
+        if self._lease is not None:
+            session.exec_driver_sql(f"SET application_name = '{_CHECKED}'")
+        self._schema = session.exec_driver_sql("SELECT current_schema()").scalar_one()
+        return session
+
+    def wait(self, seconds: float) -> None:
+        import psycopg  # only where storage.url names a server
+
+        assert self._session is not None, "the lock was tried before"
+        driver = self._session.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        with suppress(psycopg.Error):  # the next try names the reason
+            for notice in driver.notifies(timeout=seconds, stop_after=1):
+                self.is_handed_over = self.is_handed_over or notice.payload == self._schema
 
     def holder(self) -> str:
         return ""
 
     def release(self) -> None:
+        if self._session is not None and self._is_held:
+            with suppress(StoreError), map_errors(self._location.name):
+                self._session.exec_driver_sql(_HAND_OVER)
+        self._close()
+
+    def _close(self) -> None:
+        self._is_held = False
         if self._session is not None:
             session, self._session = self._session, None
             with suppress(StoreError), map_errors(self._location.name):

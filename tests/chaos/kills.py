@@ -72,7 +72,7 @@ async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:
                 await bot.connected()
                 for channel in CHANNELS:
                     await ask(platform, channel)
-                await until(lambda: _are_answered(platform, result))
+                await until(lambda: are_answered(platform, result))
             for kill in range(kills):
                 result.kills += 1
                 await ask(platform, chance.choice(CHANNELS))
@@ -86,9 +86,9 @@ async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:
                         await asyncio.sleep(chance.uniform(0.0, ANSWERING / 3))
             async with run_bot(platforms, folder):
                 with suppress(TimeoutError):  # unanswered questions are counted as lost
-                    await until(lambda: _are_answered(platform, result), 2 * TIMEOUT)
+                    await until(lambda: are_answered(platform, result), 2 * TIMEOUT)
                 await asyncio.sleep(1.0)  # for duplicate answers
-            _count(platform, result)
+            count_answers(platform, result)
         result.errors = logged_errors(folder)
         database = sqlite3.connect(folder / "bot.db")
         result.integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
@@ -96,13 +96,15 @@ async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:
     return result
 
 
-def _are_answered(platform: LoopbackPlatform, result: KillResult) -> bool:
+def are_answered(platform: LoopbackPlatform, result: KillResult) -> bool:
+    """Return whether each question has an answer, or several."""
     # The answer repeats the question, which begins and ends with its number.
     shown = {channel: "\n".join(replies(platform, channel)) for channel in CHANNELS}
     return all(shown[channel].count(number) >= 2 for number, channel in result.questions.items())
 
 
-def _count(platform: LoopbackPlatform, result: KillResult) -> None:
+def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
+    """Compare what the platform shows with the questions."""
     shown = {channel: replies(platform, channel) for channel in CHANNELS}
     result.orphans = sum(reply.strip() == "…" for found in shown.values() for reply in found)
     for number, channel in result.questions.items():

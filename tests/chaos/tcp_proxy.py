@@ -78,6 +78,13 @@ class TcpProxy:
             await self._recovery
             self._recovery = None
 
+    def block(self) -> None:
+        """Let nothing pass until `unblock`, in neither direction; no connection ends."""
+        self._is_open.clear()
+
+    def unblock(self) -> None:
+        self._is_open.set()
+
     async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
@@ -138,7 +145,15 @@ class TcpProxy:
 @asynccontextmanager
 async def open_tcp_proxy(platform: Any, seed: int) -> AsyncIterator[TcpProxy]:
     """Run a proxy in front of a platform; the bot must start after it."""
-    proxy, port = TcpProxy(seed), platform.server_port
+    async with open_proxy_to(platform.server_port, seed) as (proxy, port):
+        platform.set_port(port)
+        yield proxy
+
+
+@asynccontextmanager
+async def open_proxy_to(port: int, seed: int) -> AsyncIterator[tuple[TcpProxy, int]]:
+    """Run a proxy in front of a port of this machine; yield it and its own port."""
+    proxy = TcpProxy(seed)
     connections: set[asyncio.Task[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -147,9 +162,8 @@ async def open_tcp_proxy(platform: Any, seed: int) -> AsyncIterator[TcpProxy]:
         connection.add_done_callback(connections.discard)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    platform.set_port(server.sockets[0].getsockname()[1])
     try:
-        yield proxy
+        yield proxy, server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for connection in connections:

@@ -177,7 +177,7 @@ def test_renewing_fails_when_another_bot_has_the_lock(postgres: PostgresServer) 
             lock.renew()
 
 
-def test_the_server_detects_a_dead_client_within_30_seconds(postgres: PostgresServer) -> None:
+def test_the_server_detects_a_dead_client_within_12_seconds(postgres: PostgresServer) -> None:
     database = postgres.database()
     with InstanceLock(postgres.url(database)) as lock:
         session = lock._lock._session  # type: ignore[union-attr]  # not visible otherwise
@@ -185,7 +185,7 @@ def test_the_server_detects_a_dead_client_within_30_seconds(postgres: PostgresSe
         shown = [
             session.exec_driver_sql(f"SHOW tcp_keepalives_{each}").scalar() for each in ("idle", "interval", "count")
         ]
-    assert shown == ["15", "5", "3"]
+    assert shown == ["6", "2", "3"]
 
 
 def test_an_unreachable_server_is_reported() -> None:
