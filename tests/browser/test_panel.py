@@ -46,7 +46,9 @@ async def test_pause_and_resume_by_keyboard(served: Served) -> None:
     async with chromium(served.url) as context:
         page = await context.new_page()
         await page.goto("/admin")
-        await page.get_by_role("button", name="Pause").focus()
+        pause = page.get_by_role("button", name="Pause")
+        await expect(pause).to_be_enabled()  # once the page knows the state; a disabled button takes no focus
+        await pause.focus()
         await page.keyboard.press("Enter")
         await expect(page.locator("#state")).to_have_text("Paused: new questions are refused.")
         assert served.harness.access.is_paused

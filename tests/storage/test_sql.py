@@ -311,7 +311,7 @@ async def test_a_locked_database_is_reported_and_recovers(tmp_path: Path) -> Non
 
 
 async def test_a_full_disk_is_reported_and_the_store_recovers_by_itself(tmp_path: Path) -> None:
-    async with store_with_room(tmp_path, pages=15) as store:
+    async with store_with_room(tmp_path, pages=25) as store:
         first = await store.enqueue(message(1, "x" * 50_000), Kind.CHAT)
         assert first is not None
         with pytest.raises(StoreError, match="cannot grow, the disk is full: free some space; a running bot"):
