@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +32,13 @@ async def served(tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[Served
 
 
 @pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    root, handler = logging.getLogger(), LineHandler(io.StringIO())
-    root.addHandler(handler)
+def logger(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    # Without the handler of an earlier test, which has that test's lines.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [LineHandler(io.StringIO())])
     logger = logging.getLogger("panel")
     logger.error("the first line %s", HOSTILE)
     logger.warning("the second line")
-    yield logger
-    root.removeHandler(handler)
+    return logger
 
 
 async def test_pause_and_resume_by_keyboard(served: Served) -> None:
