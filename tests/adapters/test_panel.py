@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -372,11 +372,9 @@ def button_of(channels: str) -> dict[str, Any]:
 
 class TestLog:
     @pytest.fixture(autouse=True)
-    def _kept(self) -> Iterator[None]:
-        root, handler = logging.getLogger(), LineHandler(io.StringIO())
-        root.addHandler(handler)
-        yield
-        root.removeHandler(handler)
+    def _kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Without the handler of an earlier test, which has that test's lines.
+        monkeypatch.setattr(logging.getLogger(), "handlers", [LineHandler(io.StringIO())])
 
     async def test_new_lines_are_added_to_those_shown_the_newest_first(self, served: Served) -> None:
         logger = logging.getLogger("panel")
