@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -17,6 +18,7 @@ from bot.observability.metrics import PREFIX
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+CLUSTER = (ROOT / "compose.cluster.yaml").read_text(encoding="utf-8")
 MANIFEST = (ROOT / "docs" / "kubernetes.yaml").read_text(encoding="utf-8")
 KNOWN = known_settings(SETTINGS)
 
@@ -59,6 +61,31 @@ def test_the_variables_of_compose_and_manifest_are_settings() -> None:
     settings = {variable(key) for key in KNOWN}
     for text in (COMPOSE, MANIFEST):
         assert set(re.findall(r"\bBOT_\w+", text)) <= settings
+
+
+@pytest.mark.parametrize("service", ["bot-1", "bot-2", "engine-1", "engine-2"])
+def test_the_services_of_the_cluster_have_valid_settings(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = yaml.safe_load(CLUSTER)["services"]
+    given = {"POSTGRES_PASSWORD": "sesame", "ENGINE_KEY": "k" * 64}
+    for name, value in services[service]["environment"].items():
+        monkeypatch.setenv(name, re.sub(r"\$\{(\w+):.*?\}", lambda found: given.get(found[1], ""), value))
+
+    config = load_config(ROOT / "config.toml", SETTINGS, BACKENDS).config
+
+    if service.startswith("bot"):
+        assert config.cluster.enabled
+        engines = {urlsplit(url).hostname for url in config.engine.urls}
+        assert engines == {name for name in services if name.startswith("engine")}
+        hosts = {
+            each for name in engines for each in str(services[name]["environment"]["BOT_SERVER__HOSTS"]).split(",")
+        }
+        assert engines == hosts, "an engine refuses calls to another name"
+        assert config.engine.key is not None
+        assert config.engine.key.get_secret_value() == given["ENGINE_KEY"]
+        assert f"@{urlsplit(config.storage.url.get_secret_value()).hostname}" == "@database"
+    else:
+        assert services[service]["command"] == ["serve"]
+        assert config.server.keys is not None
 
 
 def test_the_settings_in_the_manifest_are_valid(tmp_path: Path) -> None:
