@@ -1,7 +1,6 @@
 """Edit config.toml: texts checked as at the start, settings changed with the comments kept, saved as a whole."""
 
 import asyncio
-import hashlib
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +14,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from tomlkit.exceptions import TOMLKitError
 
-from bot.config.reload import ConfigWatcher
+from bot.config.reload import ConfigWatcher, revision_of
 from bot.config.report import as_toml
 from bot.config.schema import AdapterSection, Config, EngineSection, Key, known_settings
 from bot.config.secrets import is_secret_name
@@ -68,6 +67,7 @@ class ConfigEditor:
         self._watcher = watcher
         self._adapters = adapters
         self._check_model = check_model
+        self._overrides: Mapping[Key, str] = {}
 
     @property
     def path(self) -> Path:
@@ -92,6 +92,16 @@ class ConfigEditor:
         """The sections of the running models as config.toml has them, by name."""
         return self._watcher.wanted_models
 
+    @property
+    def revision(self) -> str:
+        """The revision of the content that was loaded last."""
+        return self._watcher.revision
+
+    @property
+    def overrides(self) -> Mapping[Key, str]:
+        """The settings that environment variables and secret files have, as of the last check, with their sources."""
+        return self._overrides
+
     def read(self) -> ConfigText:
         """Return the content; a missing file is empty.
 
@@ -105,7 +115,7 @@ class ConfigEditor:
             raise ConfigError(str(self.path), [f"byte {error.start} is not UTF-8; save the file as UTF-8"]) from None
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         self._refuse_secrets(text, "it is not shown here: remove the secret in the file itself")
-        return ConfigText(text, _revision(content))
+        return ConfigText(text, revision_of(content))
 
     def why_fixed(self) -> str | None:
         """Return why the file cannot be saved, as far as is known before it is tried."""
@@ -130,6 +140,7 @@ class ConfigEditor:
             loaded = load(text)
         except ConfigError as error:
             return Draft(text, error.mistakes)
+        self._overrides = loaded.overrides
         changed, needs_restart = self._watcher.effect_of(loaded.config)
         return Draft(text, (), loaded, changed, needs_restart)
 
@@ -180,7 +191,7 @@ class ConfigEditor:
         if (why := self.why_fixed()) is not None:
             raise ConfigError(str(self.path), [why])
         before = self._read()
-        if _revision(before) != revision:
+        if revision_of(before) != revision:
             raise ConfigError(str(self.path), ["the file was changed meanwhile; look at it again"])
         text = draft.text.replace("\n", "\r\n") if b"\r\n" in before else draft.text
         content = (_BOM if before.startswith(_BOM) else b"") + text.encode()
@@ -189,7 +200,7 @@ class ConfigEditor:
         except OSError as error:
             raise ConfigError(str(self.path), [f"the file cannot be replaced ({error.strerror})"]) from None
         self._watcher.reload_now()
-        return _revision(content)
+        return revision_of(content)
 
     def _read(self) -> bytes:
         try:
@@ -317,16 +328,12 @@ def parse_field(field: FieldInfo, written: str) -> object:
     written = written.strip()
     if not written:
         return None
-    if field.annotation in (str, SecretStr):
-        return written
     if any("tuple" in str(each) for each in (field.annotation, *get_args(field.annotation))):
         return split_list(written)
+    if field.annotation in (str, SecretStr) or str in get_args(field.annotation):
+        return written
     try:
         tables = parse_toml(f"value = {written}")
     except TomlError:
         return written
     return tables["value"] if list(tables) == ["value"] else written
-
-
-def _revision(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -1,6 +1,7 @@
 """Reload config.toml while the program runs."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from types import MappingProxyType
 
 import structlog
 
-from bot.config.schema import DEFAULT_MODEL, NAMED_TABLES, Config, EngineSection
+from bot.config.schema import DEFAULT_MODEL, NAMED_TABLES, Config, EngineSection, Key
 from bot.config.section import Section
 from bot.config.sources import LARGEST_FILE, LoadedConfig
 from bot.errors import ConfigError
@@ -20,6 +21,9 @@ from bot.util.files import read_regular
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 1.0
+# What takes effect at once, beside the tables that an operator names: whole tables, and settings of others.
+_AT_ONCE = ("conversation", "sampling", "limits", "access")
+_SINGLE_AT_ONCE: tuple[Key, ...] = (("logs", "level"), ("logs", "levels"), ("storage", "retention_days"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class ConfigWatcher:
         self._failures = dict(failures)
         self._reload_requested = asyncio.Event()
         self._had_file = False
+        self._revision = ""
 
     @property
     def current(self) -> Config:
@@ -102,6 +107,11 @@ class ConfigWatcher:
         sections = self._sections_of(config)
         return {name: section for name, section in sections.items() if section != self._wanted[name]}
 
+    @property
+    def revision(self) -> str:
+        """The revision of the content that was loaded last, with mistakes or not."""
+        return self._revision
+
     def reload_now(self) -> None:
         """Reload at once, even if the file has not changed."""
         self._reload_requested.set()
@@ -120,6 +130,7 @@ class ConfigWatcher:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._had_file = self._had_file or isinstance(loaded, bytes)
+                self._revision = revision_of(loaded)
                 is_requested = await self._wait_for_poll()
                 before, seen = seen, await asyncio.to_thread(self._read_file)
                 # Two equal reads: an editor may still be writing the file.
@@ -213,6 +224,11 @@ class ConfigWatcher:
         return "; ".join(self._failures.values()) or None
 
 
+def revision_of(content: bytes | str) -> str:
+    """Return what tells a content from others; a file that cannot be read is as an empty one."""
+    return hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest()
+
+
 def _with_models(config: Config, sections: Mapping[str, EngineSection]) -> Config:
     """Return `config` with these sections of models, by name."""
     models = {name: section for name, section in sections.items() if name != DEFAULT_MODEL}
@@ -222,17 +238,21 @@ def _with_models(config: Config, sections: Mapping[str, EngineSection]) -> Confi
 
 def _with_reloadable(config: Config, new: Config) -> Config:
     """Return `config` with the settings of `new` that take effect at once; models are changed separately."""
-    return config.model_copy(
-        update={
-            "conversation": new.conversation,
-            "sampling": new.sampling,
-            "limits": new.limits,
-            "access": new.access,
-            **{name: getattr(new, name) for name in NAMED_TABLES},
-            "logs": config.logs.model_copy(update={"level": new.logs.level, "levels": new.logs.levels}),
-            "storage": config.storage.model_copy(update={"retention_days": new.storage.retention_days}),
-        }
-    )
+    update = {name: getattr(new, name) for name in (*_AT_ONCE, *NAMED_TABLES)}
+    for table, setting in _SINGLE_AT_ONCE:
+        section: Section = update.get(table) or getattr(config, table)
+        update[table] = section.model_copy(update={setting: getattr(getattr(new, table), setting)})
+    return config.model_copy(update=update)
+
+
+def needs_restart(key: Key) -> bool:
+    """Return whether a change of this setting waits for a restart; a model's own is replaced while the bot runs.
+
+    >>> needs_restart(("server", "port")), needs_restart(("limits", "answer_seconds"))
+    (True, False)
+    """
+    at_once = ("engine", "models", *_AT_ONCE, *NAMED_TABLES)
+    return key[0] not in at_once and key not in _SINGLE_AT_ONCE
 
 
 def _changed_names(old: Config, new: Config) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ _FILES = {
     "chat.js": "text/javascript",
     "chat.css": "text/css",
     "panel.js": "text/javascript",
+    "panel-config.js": "text/javascript",
     "panel-models.js": "text/javascript",
     "panel.css": "text/css",
     "icon.svg": "image/svg+xml",

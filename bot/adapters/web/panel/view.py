@@ -37,6 +37,8 @@ class PanelView:
         """Return what has changed since the last call, all of it at the first."""
         parts = await now_parts(self._sources, self._right, self._translate)
         now = {"is_paused": self._chat.intake.access.is_paused, **parts}
+        if self._right >= Right.OPERATOR and (editor := self._sources.editor) is not None:
+            now["config"] = editor.revision
         now |= await self._usage_part() | await self._channels_part()
         changed = {name: part for name, part in now.items() if self._shown.get(name) != part}
         self._shown |= changed

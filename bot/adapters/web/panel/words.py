@@ -46,6 +46,13 @@ def _words(translate: Translate) -> dict[str, str]:
         "audit": translate("Changes of settings"),
         "filter": translate("Only those with"),
         "no_change": translate("No change has these words."),
+        "config": translate("Configuration: config.toml"),
+        "table": translate("Table"),
+        "as_text": translate("As text"),
+        "config_text": translate("Content of config.toml"),
+        "save": translate("Save"),
+        "discard": translate("Discard changes"),
+        "config_changed": translate("The file was changed meanwhile: discard your changes to see it."),
         "log": translate("Log"),
         "lines": translate(
             "The last {count} lines of this process, newest first. Texts of messages are not logged."
