@@ -27,6 +27,7 @@
         ├── MessageGone         the message to edit was deleted
         ├── EditRefused         the message exists, but may not be edited any more
         ├── AccessDenied        no permission to write in the channel now; it may come back
+        ├── ThreadRefused       no thread can be opened for an answer: the channel gets it
         └── ChannelGone         the channel cannot be written to any more
 
 Each message says what is wrong, where, and what to do, and may be shown to an operator.
@@ -194,3 +195,11 @@ class AccessDenied(PlatformError):
 
 class ChannelGone(PlatformError):
     """The channel does not exist any more, or is closed for good."""
+
+
+class ThreadRefused(PlatformError):
+    """No thread can be opened for an answer; `sentence`, which people read in their language, says what is missing, or is ""."""
+
+    def __init__(self, why: str, sentence: str = "") -> None:
+        self.sentence = sentence
+        super().__init__(why)

@@ -44,6 +44,8 @@ CLAIM = Transition(_UNFINISHED, None, ClaimEffect.TAKE, needs_claim=False)
 RELEASE = Transition(_UNFINISHED, None, ClaimEffect.RELEASE, needs_claim=True)
 # A message of the reply was sent; its id must be known before anything else is sent.
 RECORD_PART = Transition(_UNFINISHED, None, ClaimEffect.KEEP, needs_claim=True)
+# A thread was opened for the answer, which is shown there.
+MOVE = Transition(_UNFINISHED, None, ClaimEffect.KEEP, needs_claim=True)
 # The files of the message were read, or could not be.
 RECORD_FILES = Transition(frozenset({Status.OPEN}), None, ClaimEffect.KEEP, needs_claim=True)
 # The answer is complete, or partial after a stop, a time limit or a fault; or a sentence instead of one.
@@ -64,6 +66,7 @@ TRANSITIONS: dict[str, Transition] = {
     "claim": CLAIM,
     "release": RELEASE,
     "record_part": RECORD_PART,
+    "move": MOVE,
     "record_files": RECORD_FILES,
     "answer": ANSWER,
     "complete": COMPLETE,

@@ -21,6 +21,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Asks a platform whether the author of a message manages its channel; may raise PlatformError.
 IsManager = Callable[[IncomingMessage], Awaitable[bool]]
+# Asks a platform what it withholds from the bot in a chat where the bot answers "all", each mention in a "thread",
+# or "triggers": sentences of the catalogues.  May raise PlatformError.
+Missing = Callable[[IncomingMessage, str], Awaitable[list[str]]]
 
 # The person at the console; no id of a platform can equal this one.
 OPERATOR = Author("console", "operator", "operator")
@@ -69,6 +72,7 @@ class Access:
         self._tokens_in_channel = SlidingWindow(limits.tokens_per_hour_channel, 3600.0, clock)
         self._is_paused = False
         self._managers: dict[str, IsManager] = {}
+        self._missing: dict[str, Missing] = {}
 
     def reconfigure(self, access: AccessSection, limits: LimitsSection) -> None:
         """Apply these rules from now on; usage so far still counts."""
@@ -121,6 +125,19 @@ class Access:
     def register_managers(self, platform: str, is_manager: IsManager) -> None:
         """Let a platform say who manages its channels."""
         self._managers[platform] = is_manager
+
+    def register_missing(self, platform: str, missing: Missing) -> None:
+        """Let a platform say what it withholds from the bot."""
+        self._missing[platform] = missing
+
+    async def missing(self, message: IncomingMessage, wanted: str) -> list[str]:
+        """Return what a platform withholds that the bot needs for "all", "thread" or "triggers" in a chat, as sentences.
+
+        Raises:
+            PlatformError: The platform cannot be asked.
+        """
+        missing = self._missing.get(message.channel.platform)
+        return [] if missing is None or message.is_direct else await missing(message, wanted)
 
     async def may_set(self, message: IncomingMessage) -> bool:
         """Return whether the author may change settings in the chat where the message was sent.

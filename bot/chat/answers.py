@@ -90,23 +90,36 @@ class Answers:
             return Finished(FinishReason.ERROR)
         if exchange.kind is Kind.COMMAND:
             return await self._run_command(exchange, stream)
-        translate = self._settings.translator_for(exchange.message)
-        who = self._settings.rules.who(exchange.message)
-        if refusal := await self._access.asker_refusal(exchange.message, who, translate):
+        if refusal := await self._refusal(worker):
             self._exchanges.queues.leave(worker)
             return await self._refuse(exchange, "question", refusal, stream)
-        if not worker.is_admitted:
-            # Questions from the backlog are exempt from the limit of waiting ones.
-            depth = QueueDepth() if worker.is_backlog else self._exchanges.depth(exchange)
-            refusal = await self._over_quota(exchange.message, translate)
-            if refusal := refusal or self._access.refusal(exchange.message, translate, depth):
-                self._exchanges.queues.leave(worker)
-                return await self._refuse(exchange, "question", refusal, stream)
         if parse(exchange.message.text) is not None:
             self._exchanges.queues.leave(worker)
+            translate = self._settings.translator_for(exchange.message)
             sentence = translate("Commands work in new messages only, not in edited ones. Please send it again.")
             return await self._refuse(exchange, "command", sentence, stream)
         return await self._conversations.answer(worker, stream)
+
+    async def admits(self, worker: Worker) -> bool:
+        """Return whether the question is going to be answered; one that is counts against the limits from now on."""
+        if await self._refusal(worker) is not None:
+            return False
+        worker.is_admitted = True
+        return True
+
+    async def _refusal(self, worker: Worker) -> str | None:
+        """Return a sentence if the question is refused; None counts it, unless that was done before."""
+        exchange = worker.exchange
+        translate = self._settings.translator_for(exchange.message)
+        who = self._settings.rules.who(exchange.message)
+        if refusal := await self._access.asker_refusal(exchange.message, who, translate):
+            return refusal
+        if worker.is_admitted:
+            return None
+        # Questions from the backlog are exempt from the limit of waiting ones.
+        depth = QueueDepth() if worker.is_backlog else self._exchanges.depth(exchange)
+        over_quota = await self._over_quota(exchange.message, translate)
+        return over_quota or self._access.refusal(exchange.message, translate, depth)
 
     async def _over_quota(self, message: IncomingMessage, translate: Translate) -> str | None:
         """Return why the question need not wait for its turn, when its quotas are checked again."""

@@ -18,6 +18,7 @@ from bot.chat.settings_commands import (
     MODEL,
     PERSONA,
     SETTINGS,
+    missing_here,
     model,
     model_in_force,
     persona,
@@ -112,6 +113,7 @@ async def status(context: CommandContext) -> str:
         translate("Answering: {running}, waiting: {waiting}").format(running=load.running, waiting=load.waiting),
         persona_in_force(context),
         model_in_force(context),
+        *await missing_here(context),
     ]
     if note := demo_note(info.model, translate):
         lines.insert(1, note)

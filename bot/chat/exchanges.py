@@ -233,6 +233,17 @@ class Exchanges:
             self._check_deleted(worker)
         self._settled.add()
 
+    async def move(self, worker: Worker, channel: ChannelKey) -> None:
+        """Move an exchange to the thread that was opened for its answer: it belongs to that conversation then.
+
+        Raises:
+            ClaimLost: Another worker goes on with the exchange.
+        """
+        if await self._store.move(worker.exchange, channel):
+            self.queues.place(worker, channel)
+        else:
+            self._check_deleted(worker)
+
     async def find_by_reply(self, channel: ChannelKey, message_id: str) -> Exchange | None:
         """Return the exchange whose reply a message carries.
 

@@ -87,7 +87,11 @@ class Recovery:
                 continue
             with suppress(ClaimLost):  # deleted meanwhile
                 if reply is not None:
-                    adopted = await self._exchanges.adopt_parts(exchange, reply.parts)
+                    if reply.thread is not None:
+                        channel = replace(exchange.message.channel, thread=reply.thread)
+                        await self._exchanges.move(self._exchanges.worker(exchange), channel)
+                        adopted = self._exchanges.worker(exchange).exchange
+                    adopted = await self._exchanges.adopt_parts(adopted, reply.parts)
                     # A reply that the row knows to have begun may be an older one: a requeued question keeps its parts.
                     is_new = exchange.kind is Kind.CHAT and exchange.answer is None and not exchange.parts
                     is_final = reply.is_complete and not reply.is_outdated and adopted.parts == reply.parts

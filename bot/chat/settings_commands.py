@@ -45,7 +45,7 @@ MODEL = Option(
 _SWITCH = ("true", "false")
 # The values of plain settings that are offered; of numbers, a few.
 OFFERED: dict[str, tuple[str, ...]] = {
-    "answer": ("mention", "all"),
+    "answer": ("mention", "thread", "all"),
     "triggers": (),
     "history": ("shared", "member"),
     "language": ("auto", "en", "zh"),
@@ -66,7 +66,10 @@ def _plain(setting: str, summary: str) -> Subcommand:
 
 SETTINGS = (
     Subcommand("show", gettext_noop("Show the settings here, and where each comes from")),
-    _plain("answer", gettext_noop("Messages I answer: mention, all (except those to other people)")),
+    _plain(
+        "answer",
+        gettext_noop("Messages I answer: mention, thread (each mention in its own), all (except those to others)"),
+    ),
     _plain("triggers", gettext_noop("Words: I also answer messages that begin with one, as in: glm, chatglm")),
     _plain("history", gettext_noop("Earlier turns that I answer with: shared, member (only those of who asks)")),
     _plain("language", gettext_noop("Language of my own messages: auto, en, zh")),
@@ -294,6 +297,18 @@ def _shown_persona(context: CommandContext) -> str:
     return "\n\n".join(parts)
 
 
+async def missing_here(context: CommandContext) -> list[str]:
+    """Return what the platform withholds that the settings here need, as sentences."""
+    message, settings = context.exchange.message, context.settings
+    wanted = [settings.value("answer", message), *(["triggers"] if settings.value("triggers", message) else [])]
+    try:
+        found = [each for name in wanted if name != "mention" for each in await context.access.missing(message, name)]
+    except PlatformError as error:
+        log.warning("permissions not known", channel=str(message.channel), error=str(error))
+        return []
+    return [context.translate(sentence) for sentence in dict.fromkeys(found)]
+
+
 async def _change(context: CommandContext, setting: str, value: str | None, text: str | None) -> str:
     """Change a setting of the place if the author may; say what is in force then."""
     translate, message = context.translate, context.exchange.message
@@ -304,7 +319,8 @@ async def _change(context: CommandContext, setting: str, value: str | None, text
     scope = scope_here(message)
     await context.choices.set(scope, setting, message.author, value, text)
     log.info("setting changed in the chat", setting=setting, place=scope.id, by=message.author.key)
-    return translate("From the next message on:") + f"\n\n- {_in_force(context, setting)}"
+    missing = await missing_here(context) if setting in ("answer", "triggers") else []
+    return "\n\n".join([translate("From the next message on:"), f"- {_in_force(context, setting)}", *missing])
 
 
 async def _refusal(context: CommandContext) -> str | None:

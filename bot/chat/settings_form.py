@@ -38,6 +38,7 @@ _LABELS = {
     ("persona", ""): gettext_noop("Default"),
     ("persona", OWN_TEXT): gettext_noop("(own text)"),
     ("answer", "mention"): gettext_noop("mentions"),
+    ("answer", "thread"): gettext_noop("mentions, each in a thread"),
     ("answer", "all"): gettext_noop("all"),
     ("history", "shared"): gettext_noop("everybody's"),
     ("history", "member"): gettext_noop("each person's own"),

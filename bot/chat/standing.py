@@ -28,10 +28,14 @@ class OwnMessage:
 
 @dataclass(slots=True, eq=False)
 class StandingReply:
-    """The messages of one reply, in order; `edited_at` is the time of the last edit of its question."""
+    """The messages of one reply, in order; `edited_at` is the time of the last edit of its question.
+
+    They are in `thread` if one was opened for the reply and its question's row does not know it.
+    """
 
     messages: list[OwnMessage] = field(default_factory=list)
     edited_at: datetime | None = None
+    thread: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -164,6 +164,15 @@ class ChannelQueues:
         if worker.has_position:
             self.add(worker)
 
+    def place(self, worker: Worker, channel: ChannelKey) -> None:
+        """Move a worker to a thread that was opened for its answer."""
+        has_position = worker.has_position
+        self.leave(worker)
+        worker.exchange = replace(worker.exchange, message=replace(worker.exchange.message, channel=channel))
+        worker.has_position = has_position
+        if has_position:
+            self.add(worker)
+
     def _remove(self, worker: Worker) -> None:
         channel = worker.exchange.message.channel
         self._workers[channel].remove(worker)

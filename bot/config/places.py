@@ -79,9 +79,10 @@ class PlaceSection(Section):
     models: Annotated[tuple[str, ...] | None, BeforeValidator(split_list)] = Field(
         default=None, description='models that /model may choose here: ["engine", "big"]; people and roles have none'
     )
-    answer: Literal["mention", "all"] | None = Field(
+    answer: Literal["mention", "thread", "all"] | None = Field(
         default=None,
-        description="messages that are answered here: mention (and in its threads), all (but those to other people)",
+        description="messages that are answered here: mention (and in its threads), thread (a mention in a thread that "
+        "is opened for it), all (but those to other people)",
     )
     triggers: Annotated[tuple[Trigger, ...] | None, BeforeValidator(_split_words)] = Field(
         default=None,

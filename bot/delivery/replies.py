@@ -14,8 +14,9 @@ from bot.chat.worker import Worker
 from bot.delivery.messenger import Messenger, nonce
 from bot.delivery.pacer import Pacer
 from bot.delivery.sender import Sender
+from bot.delivery.threads import OpenThread, Threads
 from bot.delivery.view import ReplyView
-from bot.domain import ChannelKey, Exchange, IncomingMessage
+from bot.domain import ChannelKey, Exchange, IncomingMessage, Notice
 from bot.errors import AccessDenied, BotError, ChannelGone, ClaimLost, LoginRefused, PlatformError, StoreError
 from bot.util.aio import BackgroundTasks, race
 from bot.util.clock import Clock
@@ -44,7 +45,7 @@ class Replies:
     `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells
     whether an answer to a message that is complete at once may be sent in one call (see Sender).
     With `looks_first` the message that an earlier run may have sent in a channel is looked for by the
-    send; other platforms find it by reading their channels before.
+    send; other platforms find it by reading their channels before.  `open_thread` opens a thread for an answer.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Replies:
         edits_per_minute: int | None = None,
         sends_whole: Callable[[IncomingMessage], bool] = lambda message: False,
         looks_first: bool = False,
+        open_thread: OpenThread | None = None,
     ) -> None:
         self._intake = intake
         self._exchanges = intake.exchanges
@@ -65,6 +67,7 @@ class Replies:
         self._sends_whole = sends_whole
         self._looks_first = looks_first
         self._pacer = Pacer(messenger.edit_interval, clock, edits_per_minute=edits_per_minute)
+        self._threads = Threads(intake, self._pacer, open_thread)
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._background = BackgroundTasks()
@@ -143,9 +146,10 @@ class Replies:
             await asyncio.wait(self._tasks)
 
     async def _show(self, worker: Worker) -> None:
-        exchange = worker.exchange
-        sender = self._sender(worker)
         try:
+            sentence = await self._threads.place(worker)
+            exchange = worker.exchange
+            sender = self._sender(worker, sentence)
             fault = await self._fault_of(self._deliver(worker, sender))
             if fault is None:
                 await self._exchanges.complete(exchange)
@@ -162,14 +166,17 @@ class Replies:
             self._refusal = error
             self._is_refused.set()
             return
-        await self._exchanges.fail(exchange, fault)
+        await self._exchanges.fail(worker.exchange, fault)
 
-    def _sender(self, worker: Worker) -> Sender:
+    def _sender(self, worker: Worker, sentence: str) -> Sender:
+        """Return the sender of a reply; the sentence stands below its text."""
         exchange = worker.exchange
         settings = self._intake.settings
         translate = settings.translator_for(exchange.message)
         asks_for_votes = settings.feedback.enabled
         view = ReplyView(exchange, self._messenger.format, translate, asks_for_votes=asks_for_votes)
+        if sentence:
+            view.apply(Notice(sentence))
         return Sender(
             self._messenger,
             exchange,

@@ -65,6 +65,10 @@ class Store(Protocol):
         """Store the platform message that carries this part (0, 1, …) of the reply; False if the claim was lost."""
         ...
 
+    async def move(self, exchange: Exchange, channel: ChannelKey) -> bool:
+        """Move an exchange to a thread of its channel; False if the claim was lost.  The thread has a history then."""
+        ...
+
     async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
         """Store what was read of the message's files; False if the claim was lost.
 

@@ -180,6 +180,16 @@ class SqlStore(Votes):
         return is_recorded
 
     @shielded
+    async def move(self, exchange: Exchange, channel: ChannelKey) -> bool:
+        newest = {**place(channel), "last_exchange": exchange.id, "last_message": exchange.message.id}
+        async with self._writing() as tx:
+            moved = change(lifecycle.MOVE, held_by=exchange).values(thread=channel.thread)
+            if not (await tx.execute(moved)).rowcount:
+                return False
+            await tx.execute(self._advance, [newest])
+            return True
+
+    @shielded
     async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
         # Text of a quoted message goes with its deletion: also with one since the claim.
         of_quoted = [file for file in files if file.is_quoted and file.text]

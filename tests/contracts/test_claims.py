@@ -13,7 +13,7 @@ from bot.lifecycle import TRANSITIONS, ClaimEffect, Transition
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 from tests.contracts.test_store import Reopened, begun, found, reopened
-from tests.storage import MEI, NOON, ROOM, message
+from tests.storage import MEI, NOON, ROOM, THREAD, message
 
 __all__ = ["reopened"]
 
@@ -37,6 +37,7 @@ PERFORM: dict[str, Perform] = {
     "claim": lambda store, exchange: store.claim(exchange),
     "release": release_now,
     "record_part": lambda store, exchange: store.record_part(exchange, 0, "m1"),
+    "move": lambda store, exchange: store.move(exchange, THREAD),
     "record_files": lambda store, exchange: store.record_files(exchange, [Attachment("a.txt", text="read")]),
     "answer": lambda store, exchange: store.record_answer(exchange, Answer("again")),
     "complete": lambda store, exchange: store.complete(exchange),

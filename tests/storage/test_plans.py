@@ -40,6 +40,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.history, asked, 5)
     await call(store.history, asked, 5, is_own=True)
     await call(store.record_shortening, ROOM)
+    await call(store.move, asked, ROOM)
     await call(store.record_part, asked, 0, "m0")
     await call(store.record_part, asked, 1, "m1")
     await call(store.record_files, asked, [Attachment("a.txt", text="what it says")])

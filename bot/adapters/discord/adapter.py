@@ -18,6 +18,7 @@ from bot.adapters.discord.http import RateLimitTrace, call_timeout, configure_li
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import PLATFORM
 from bot.adapters.discord.settings import DiscordSection
+from bot.adapters.discord.threads import open_thread
 from bot.adapters.login import confirm
 from bot.adapters.malformed import describe_error
 from bot.chat.i18n import gettext_noop
@@ -45,6 +46,7 @@ _INSPECTED = 20
 _PERMISSIONS = discord.Permissions(
     view_channel=True,
     send_messages=True,
+    create_public_threads=True,
     send_messages_in_threads=True,
     read_message_history=True,
 )
@@ -85,7 +87,7 @@ class DiscordAdapter:
     async def run(self, intake: Intake) -> None:
         configure_library(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
-        replies = Replies(intake, messenger, self._clock)
+        replies = Replies(intake, messenger, self._clock, open_thread=partial(open_thread, messenger))
         handlers = DiscordHandlers(self._settings, intake, replies, messenger, self._clock)
         intake.files.sources[PLATFORM] = partial(fetch_file, self._settings)
         # The connection is closed last: replies in flight finish their calls.

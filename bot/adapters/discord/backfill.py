@@ -24,7 +24,7 @@ from bot.adapters.discord.parse import (
 )
 from bot.adapters.malformed import skip_malformed
 from bot.chat.standing import StandingReply
-from bot.domain import ChannelKey, Exchange, Kind
+from bot.domain import ChannelKey, Exchange, IncomingMessage, Kind
 from bot.errors import LoginRefused, MessageGone, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
@@ -104,7 +104,7 @@ class DiscordBackfill:
         """
         after = _snowflake(since)
         channels = [channel for guild in client.guilds for channel in _channels(guild)]
-        compared = {channel_id(row.message.channel) for row in rows}
+        compared = {place for row in rows for place in _places(row.message)}
         places: list[discord.abc.Messageable] = [
             channel
             for channel in channels
@@ -157,24 +157,39 @@ class DiscordBackfill:
         unread: dict[int, list[Exchange]] = {}
         for exchange in owed:
             message = exchange.message
-            if message.id not in self._standing and has_ids(message.channel, message.id):
+            # The channel of a question that opened a thread was read, and not the thread.
+            is_read = message.id in self._standing and not _opened_thread(message)
+            if not is_read and has_ids(message.channel, message.id):
                 unread.setdefault(channel_id(message.channel), []).append(exchange)
         for channel, exchanges in unread.items():
-            messages: list[Json] = []
-            try:
-                first = min(int(exchange.message.id) for exchange in exchanges)
-                async for page in pages(client, channel, first - 1, self._call_seconds):
-                    messages += page
-                    if len(messages) >= _REPLY_WITHIN:
-                        break
-            except (LoginRefused, PlatformUnavailable, RateLimited):
-                raise
-            except (PlatformError, discord.DiscordException) as error:
-                log.info("replies not looked for", channel=channel, error=str(error))
-            replies = standing_replies(messages, _id_of(client))
-            self._standing |= {exchange.message.id: replies.get(exchange.message.id) for exchange in exchanges}
+            ids = [exchange.message.id for exchange in exchanges]
+            messages = await self._read_after(client, channel, min(map(int, ids)) - 1)
+            opened_by = str(channel) if str(channel) in ids else ""
+            replies = standing_replies(messages, _id_of(client), opened_by)
+            for raw in messages:
+                # A restored database may be older than the thread.
+                if raw["id"] in ids and raw["id"] not in replies and _has_thread(raw):
+                    in_thread = await self._read_after(client, int(raw["id"]), int(raw["id"]))
+                    if reply := standing_replies(in_thread, _id_of(client), raw["id"]).get(raw["id"]):
+                        reply.thread = raw["id"]
+                        replies[raw["id"]] = reply
+            self._standing |= {id: replies.get(id) for id in ids}
         found = {exchange.id: self._standing.pop(exchange.message.id, None) for exchange in owed}
         return {id: reply for id, reply in found.items() if reply is not None}
+
+    async def _read_after(self, client: discord.Client, channel: int, after: int) -> list[Json]:
+        """Return the messages among which the reply to an owed question is looked for; none if they cannot be read."""
+        messages: list[Json] = []
+        try:
+            async for page in pages(client, channel, after, self._call_seconds):
+                messages += page
+                if len(messages) >= _REPLY_WITHIN:
+                    break
+        except (LoginRefused, PlatformUnavailable, RateLimited):
+            raise
+        except (PlatformError, discord.DiscordException) as error:
+            log.info("replies not looked for", channel=channel, error=str(error))
+        return messages
 
     def reply_to(self, message: discord.Message) -> StandingReply | None:
         """Return the reply to a message that was just read."""
@@ -200,7 +215,7 @@ class DiscordBackfill:
         except (PlatformError, discord.DiscordException) as error:
             log.warning("channel skipped", channel=channel.id, error=str(error))
             return True
-        stored = {int(row.message.id): row for row in rows if channel_id(row.message.channel) == channel.id}
+        stored = {int(row.message.id): row for row in rows if _is_in(row.message, channel)}
         quoted = {row.message.quoted_id for row in rows}
         replies = standing_replies(messages, _id_of(client))
         for raw in messages:
@@ -216,7 +231,8 @@ class DiscordBackfill:
                     if row is None and message.edited_at is not None and raw["id"] in quoted:
                         found.edited_quotes.append(message)
                     continue
-                self._standing[str(message.id)] = replies.get(str(message.id))
+                if (reply := replies.get(raw["id"])) is not None or not _has_thread(raw):
+                    self._standing[raw["id"]] = reply
         ids = {int(raw["id"]) for raw in messages}
         gone = [row for id, row in stored.items() if id > after and id not in ids and row.kind is Kind.CHAT]
         if messages or (gone and await self._is_gone(client, channel.id, int(gone[-1].message.id))):
@@ -323,3 +339,28 @@ def _is_readable(channel: _GuildChannel) -> bool:
     # Discord bans clients that make too many forbidden calls.
     place = channel.parent if isinstance(channel, discord.Thread) else channel
     return place is not None and place.permissions_for(channel.guild.me).read_message_history
+
+
+def _opened_thread(message: IncomingMessage) -> bool:
+    """Return whether a thread was made from the message, or it is the first one of a post in a forum."""
+    return message.channel.thread == message.id
+
+
+def _places(message: IncomingMessage) -> set[int]:
+    """Return the channels in which a message may be: one that opened a thread is in the channel, or in a forum's post."""
+    return {channel_id(message.channel), *([int(message.channel.channel)] if _opened_thread(message) else [])}
+
+
+def _is_in(message: IncomingMessage, channel: Any) -> bool:
+    """Return whether a message was said in a channel or thread, to which its conversation need not belong."""
+    key = message.channel
+    if isinstance(channel, discord.Thread):
+        is_in_post = isinstance(channel.parent, discord.ForumChannel)
+        return key.thread == str(channel.id) and (is_in_post or not _opened_thread(message))
+    return key.channel == str(channel.id) and (key.thread is None or _opened_thread(message))
+
+
+def _has_thread(raw: Json) -> bool:
+    """Return whether a thread was made from a message."""
+    flags = raw.get("flags")
+    return isinstance(flags, int) and discord.MessageFlags._from_value(flags).has_thread

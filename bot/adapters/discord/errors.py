@@ -51,6 +51,10 @@ class ThreadArchived(ChannelGone):
     """No message can be edited; sending reopens the thread unless it is locked as well."""
 
 
+class ThreadExists(PlatformError):
+    """The message has a thread already."""
+
+
 # Answers that stay the same for this call, and do not concern the connection.
 REFUSALS = (AccessDenied, ChannelGone, ContentRefused, EditRefused, MessageGone)
 
@@ -65,6 +69,7 @@ _CODES: dict[type[PlatformError], frozenset[int]] = {
     # Channel or server unknown, not a text channel.
     ChannelGone: frozenset({10003, 10004, 50008}),
     ThreadArchived: frozenset({50083}),
+    ThreadExists: frozenset({160004}),
     # Message, webhook or interaction unknown, token of an interaction expired.
     MessageGone: frozenset({10008, 10015, 10062, 50027}),
     # No access, no permission, direct messages closed, verification level too low, no two-factor login, locked thread.

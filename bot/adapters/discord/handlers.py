@@ -34,6 +34,7 @@ from bot.adapters.discord.parse import (
 )
 from bot.adapters.discord.quotes import Quotes, fetch_message
 from bot.adapters.discord.settings import DiscordSection
+from bot.adapters.discord.threads import missing_for
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.chat.commands import menu
@@ -94,6 +95,7 @@ class DiscordHandlers:
         self._clock = clock
         self._inbox = Inbox(PLATFORM, intake, replies, clock, self._find_standing)
         intake.access.register_managers(PLATFORM, self.is_manager)
+        intake.access.register_missing(PLATFORM, lambda message, wanted: missing_for(self._client, message, wanted))
         self._forms = DiscordForms(intake, messenger.format, self._channel_of, self._respond)
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds, self._may_listen)

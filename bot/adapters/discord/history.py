@@ -63,13 +63,14 @@ def newest_id(message_ids: Iterable[str]) -> int:
     return max([id for id in ids if id < tomorrow] or ids)  # if none is left, our clock is wrong
 
 
-def standing_replies(messages: Iterable[Json], me: int) -> dict[str, StandingReply]:
+def standing_replies(messages: Iterable[Json], me: int, opened_by: str = "") -> dict[str, StandingReply]:
     """Return the bot's reply to each question, from a channel's messages in order; the last reply counts.
 
     The first message of a reply refers to its question, each further one to the first.  Further
     messages of older versions refer to none: a channel's questions are answered one after the
     other, and the last message of a complete reply has a button, so each of them belongs to the
-    oldest reply that lacks one.
+    oldest reply that lacks one.  In a thread that was made from a question, `opened_by`, the first
+    message of the reply to it refers to none either: replies cannot refer to another channel.
     """
     replies: dict[str, StandingReply] = {}
     begun: dict[str, StandingReply] = {}  # by first message
@@ -91,9 +92,10 @@ def standing_replies(messages: Iterable[Json], me: int) -> dict[str, StandingRep
             if refers_to in begun:
                 reply = begun[refers_to]
                 reply.messages.append(own)
-            elif refers_to:
-                reply = replies[refers_to] = begun[own.id] = StandingReply([own])
-                if refers_to not in commands:  # their replies have no button
+            elif refers_to or (opened_by and opened_by not in replies):
+                question = refers_to or opened_by
+                reply = replies[question] = begun[own.id] = StandingReply([own])
+                if question not in commands:  # their replies have no button
                     growing.append(reply)
             elif growing:
                 reply = min(growing, key=lambda each: bool(each.messages[-1].actions))

@@ -101,7 +101,7 @@ class DiscordMessenger:
             return
         target, message = channel_id(channel), int(message_id)
         try:
-            async with self._calling() as client:
+            async with self.calling() as client:
                 with handle_message_parameters(
                     content=text.text, view=_buttons(controls), allowed_mentions=ALLOWED_MENTIONS
                 ) as params:
@@ -110,7 +110,7 @@ class DiscordMessenger:
             raise EditRefused(str(refused)) from refused
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
-        async with self._calling() as client:
+        async with self.calling() as client:
             deletion: Awaitable[object] = client.http.delete_message(channel_id(channel), int(message_id))
             if await deletion:  # no content is due
                 raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
@@ -119,12 +119,12 @@ class DiscordMessenger:
         self, channel: ChannelKey, text: Rendered, refers_to: str | None, controls: Controls, nonce: str
     ) -> str:
         target, reference = channel_id(channel), discord.utils.MISSING
-        if refers_to is not None:
+        if refers_to is not None and not self._is_opened_by(channel, refers_to):
             # Discord drops the reference if the message was deleted.
             reference = discord.MessageReference(
                 message_id=int(refers_to), channel_id=target, fail_if_not_exists=False
             ).to_message_reference_dict()
-        async with self._calling() as client:
+        async with self.calling() as client:
             with handle_message_parameters(
                 content=text.text,
                 message_reference=reference,
@@ -142,23 +142,31 @@ class DiscordMessenger:
         """
         if reply_to is None:
             return None
-        question = discord.Object(int(reply_to))
+        question, is_opened = discord.Object(int(reply_to)), self._is_opened_by(channel, reply_to)
         # Without access the send itself reports the error.
         with suppress(AccessDenied, ChannelGone, MessageGone):
-            async with self._calling() as client:
+            async with self.calling() as client:
                 place = client.get_partial_messageable(channel_id(channel))
                 async for message in place.history(limit=100, after=question):
-                    is_reply = message.reference is not None and message.reference.message_id == question.id
+                    refers_to = None if message.reference is None else message.reference.message_id
+                    is_reply = refers_to == question.id or (refers_to is None and is_opened)
                     if is_reply and message.author == client.user and message.content == text.text:
                         return str(message.id)
         return None
+
+    def _is_opened_by(self, channel: ChannelKey, message_id: str) -> bool:
+        """Return whether a thread was made from this message, which is not in it: no reply can refer to it there."""
+        if channel.thread != message_id:
+            return False
+        parent = self.client and self.client.get_channel(int(channel.channel))
+        return not isinstance(parent, discord.ForumChannel)  # a post holds its first message itself
 
     async def _respond(self, interaction: discord.Interaction, text: Rendered) -> str:
         """Show the text as the response to a command; an edit, so a retry is idempotent.
 
         The interaction's own method would use the client that received it, which may be closed.
         """
-        async with self._calling() as client:
+        async with self.calling() as client:
             webhook = discord.Webhook.partial(interaction.application_id, interaction.token, client=client)
             with handle_message_parameters(content=text.text, allowed_mentions=ALLOWED_MENTIONS) as params:
                 shown = await async_context.get().edit_webhook_message(
@@ -174,7 +182,8 @@ class DiscordMessenger:
         return id
 
     @asynccontextmanager
-    async def _calling(self) -> AsyncIterator[discord.Client]:
+    async def calling(self) -> AsyncIterator[discord.Client]:
+        """Make calls within the time limit; the library's errors become those of bot.errors."""
         client = self.client
         if client is None or client.is_closed():
             raise PlatformUnavailable("Discord is not connected")

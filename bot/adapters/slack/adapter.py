@@ -37,6 +37,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _SCOPES = "app_mentions:read channels:history channels:read chat:write commands files:read groups:history im:history mpim:history users:read"
 SCOPES = frozenset(_SCOPES.split())
+# Those without which the bot gets no messages that do not mention it.
+_READING = frozenset({"channels:history", "groups:history"})
+_NO_MESSAGES = gettext_noop(
+    "Slack shows me only messages that mention me: add the scopes channels:history and groups:history "
+    "(docs/slack-manifest.yaml has them) and install the app again."
+)
 
 # Seconds between retries: the first delay and the longest.
 _FIRST_RETRY = 1.0
@@ -70,7 +76,12 @@ class SlackAdapter:
             async def is_manager(message: IncomingMessage) -> bool:
                 return await directory.is_manager(message.author.id, message.channel.channel)
 
+            async def missing(message: IncomingMessage, wanted: str) -> list[str]:
+                lacking = await missing_scopes(api)
+                return [_NO_MESSAGES] if lacking and not lacking.isdisjoint(_READING) else []
+
             intake.access.register_managers(PLATFORM, is_manager)
+            intake.access.register_missing(PLATFORM, missing)
             listens = partial(intake.listens, threads=self._settings.threads)
             parser = MessageParser(me, api, directory, intake.has_history, listens, intake.is_triggered)
             async with (
@@ -138,6 +149,16 @@ class SlackAdapter:
         return await retry(attempt, PlatformError, StoreError, clock=self._clock, backoff=backoff, on_failure=report)
 
 
+async def missing_scopes(api: AsyncWebClient) -> frozenset[str] | None:
+    """Return the scopes that the bot token lacks; None if the server does not tell.
+
+    Raises:
+        PlatformError: Slack cannot be asked.
+    """
+    scopes = (await api.auth_test()).headers.get("x-oauth-scopes")
+    return None if scopes is None else SCOPES - {scope.strip() for scope in scopes.split(",")}
+
+
 async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
     """Report whether Slack accepts the tokens, and which scopes they lack."""
     async with web_api(settings) as api:
@@ -145,9 +166,8 @@ async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
         yield Finding.of(
             True, gettext_noop("Slack: the bot is @{name}, in the workspace {team}"), name=me.name, team=me.team
         )
-        scopes = (await api.auth_test()).headers.get("x-oauth-scopes")
-        missing = [] if scopes is None else sorted(SCOPES - {scope.strip() for scope in scopes.split(",")})
-        if scopes is None:
+        missing = await missing_scopes(api)
+        if missing is None:
             yield Finding.of(True, gettext_noop("Slack: the server does not tell which scopes the bot token has"))
         elif missing:
             yield Finding.of(
@@ -156,7 +176,7 @@ async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
                     "Slack: the bot token lacks {scopes}. Add these scopes under OAuth & Permissions (or paste "
                     "docs/slack-manifest.yaml again), then reinstall the app."
                 ),
-                scopes=", ".join(missing),
+                scopes=", ".join(sorted(missing)),
             )
         else:
             yield Finding.of(True, gettext_noop("Slack: the bot token has all scopes"))

@@ -74,6 +74,7 @@ class TelegramAdapter:
                 preview,
                 sends_whole=lambda message: not is_private(message.channel),
                 looks_first=True,
+                open_thread=messenger.open_thread,
             )
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
             intake.files.sources[PLATFORM] = partial(fetch_file, bot, self._settings)
@@ -81,6 +82,7 @@ class TelegramAdapter:
                 background.start(_publish_menu(bot, self._clock))
                 handlers = TelegramHandlers(bot, me, self._settings, intake, inbox, messenger, background, self._clock)
                 intake.access.register_managers(PLATFORM, handlers.is_manager)
+                intake.access.register_missing(PLATFORM, handlers.missing)
                 await self._poll(handlers, inbox)
         finally:
             self.is_connected = False

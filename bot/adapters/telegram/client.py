@@ -57,9 +57,19 @@ _RETURN_OBJECTS = (
     "editMessageReplyMarkup",
     "getMe",
     "getWebhookInfo",
+    "getChat",
     "getChatMember",
     "getFile",
+    "createForumTopic",
 )
+# A chat with the fields that the library needs.
+_CHAT: dict[str, Any] = {
+    "id": 0,
+    "type": "supergroup",
+    "accent_color_id": 0,
+    "max_reaction_count": 0,
+    "accepted_gift_types": None,
+}
 # Seconds to wait after a 429 that does not say how long.
 _RATE_LIMIT = 5.0
 # Seconds between two questions whether the token is valid.
@@ -268,11 +278,20 @@ class _Request(HTTPXRequest):
             case "getChatMember", {"status": str(status)}:
                 # Only whether they administer the group is used; an administrator's rights change with each version.
                 rank = "creator" if status in ("creator", "administrator") else "left"
-                return {"status": rank, "is_anonymous": False, "user": {"id": 0, "is_bot": False, "first_name": ""}}
+                may = status == "creator" or result.get("can_manage_topics") is True
+                person = {"id": 0, "is_bot": False, "first_name": ""}
+                return {"status": rank, "is_anonymous": False, "user": person, "can_manage_topics": may}
+            case "getChat", {"id": int()}:
+                # Only whether it has topics is used; what a chat is described with grows with each version.
+                return _CHAT | {"is_forum": result.get("is_forum") is True}
+            case "createForumTopic", {"message_thread_id": int(id)} if id > 0:
+                return {"message_thread_id": id, "name": "", "icon_color": 0}
             case "getFile", {"file_path": str(path)}:
                 return {"file_id": "", "file_unique_id": "", "file_path": path}
             case "editMessageReplyMarkup", {"message_id": int(id)} if id > 0:
-                replied, text = result.get("reply_to_message"), result.get("text")
+                # What a message replies to in another topic of its group is an external reply.
+                replied = result.get("external_reply") or result.get("reply_to_message")
+                text = result.get("text")
                 message: dict[str, Any] = {"message_id": int(id), "date": 0, "chat": {"id": 0, "type": "private"}}
                 if isinstance(text, str):
                     message["text"] = text

@@ -16,9 +16,10 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.telegram.client import RAW, RECEIVED_AT, check_token, map_errors
 from bot.adapters.telegram.forms import FormEvent, keyboard
-from bot.adapters.telegram.messenger import TelegramMessenger
+from bot.adapters.telegram.messenger import NO_RIGHT, TelegramMessenger
 from bot.adapters.telegram.parse import Addressee, ButtonEvent, ChannelMigrated, MessageEvent, UserEvent, parse
 from bot.adapters.telegram.settings import TelegramSection
+from bot.chat.i18n import gettext_noop
 from bot.chat.intake import Intake
 from bot.chat.settings_form import outdated
 from bot.domain import IncomingMessage
@@ -39,6 +40,11 @@ _POLL = timedelta(seconds=25)
 _IDLE_POLL = 1.0
 # Characters of the notice that answers a button press.
 _LONGEST_NOTICE = 200
+_PRIVACY = gettext_noop(
+    "Privacy mode hides messages from me that do not mention me: send /setprivacy to @BotFather, choose Disable, and "
+    "add me to the group again."
+)
+_NO_TOPICS = gettext_noop("This group has no topics, so I answer mentions here. Its settings can turn topics on.")
 # A smaller difference between the host's clock and Telegram's is none: the header counts seconds.
 _CLOCK_SKEW = timedelta(minutes=1)
 
@@ -74,6 +80,24 @@ class TelegramHandlers:
         except (AccessDenied, ChannelGone, MarkupRefused):
             return False  # it knows no such member
         return member.status == ChatMember.OWNER  # so is every administrator here, see client.py
+
+    async def missing(self, message: IncomingMessage, wanted: str) -> list[str]:
+        """Return what the bot lacks in a group to answer "all", "triggers", or each mention in a "thread".
+
+        Raises:
+            PlatformError: Telegram cannot be asked.
+        """
+        chat, missing = int(message.channel.channel), []
+        with map_errors():
+            own = await self._bot.get_chat_member(chat, self._me.id)
+            # Administrators, which have the rank of an owner here, get all messages.
+            if not (self._me.can_read_all_group_messages or own.status == ChatMember.OWNER):
+                missing.append(_PRIVACY)
+            if wanted == "thread" and not (await self._bot.get_chat(chat)).is_forum:
+                missing.append(_NO_TOPICS)
+            elif wanted == "thread" and not own.api_kwargs["can_manage_topics"]:
+                missing.append(NO_RIGHT)
+        return missing
 
     async def poll(self) -> None:
         """Poll once and store the updates; after the backlog's last page start all replies owed.

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import structlog
 from telegram import (
@@ -20,9 +21,20 @@ from bot.adapters.telegram.client import is_unchanged, map_errors
 from bot.adapters.telegram.lost_messages import KnownMessages, LostMessages
 from bot.adapters.telegram.markup import Entity, TelegramFormat
 from bot.adapters.telegram.settings import TelegramSection
+from bot.chat.i18n import gettext_noop
 from bot.delivery.markdown.format import Rendered
-from bot.domain import Action, ChannelKey, Controls
-from bot.errors import EditRefused, MarkupRefused, MessageGone, PlatformUnavailable
+from bot.delivery.threads import title
+from bot.domain import Action, ChannelKey, Controls, IncomingMessage
+from bot.errors import (
+    AccessDenied,
+    ChannelGone,
+    ContentRefused,
+    EditRefused,
+    MarkupRefused,
+    MessageGone,
+    PlatformUnavailable,
+    ThreadRefused,
+)
 from bot.util.recent import RecentDict
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -30,6 +42,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Symbols, as the reader's language is not known here.
 _SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄", Action.UP: "👍", Action.DOWN: "👎"}
 _NO_PREVIEW = LinkPreviewOptions(is_disabled=True)
+NO_RIGHT = gettext_noop("I cannot open topics here: make me an administrator of the group who may manage topics.")
 
 
 class TelegramMessenger:
@@ -98,6 +111,24 @@ class TelegramMessenger:
             self._lost.record(channel, await self._post(channel, text, reply_to, keyboard))
         else:
             await self._edit(channel, message_id, text, keyboard)
+
+    async def open_thread(self, question: IncomingMessage) -> ChannelKey:
+        """Open a topic for the answer to a question outside topics.
+
+        If the response is lost, the next call opens another one: Telegram does not tell which there are.
+
+        Raises:
+            ThreadRefused: The group has no topics, or the bot may not open one.
+            PlatformUnavailable, RateLimited: The call may be repeated.
+        """
+        try:
+            async with self._calling(question.channel) as chat:
+                topic = await self._bot.create_forum_topic(chat, title(question))
+        except AccessDenied as denied:
+            raise ThreadRefused(str(denied), NO_RIGHT) from denied
+        except (ChannelGone, ContentRefused, EditRefused, MarkupRefused, MessageGone) as refused:
+            raise ThreadRefused(str(refused)) from refused  # the group has no topics
+        return replace(question.channel, thread=str(topic.message_thread_id))
 
     async def _post(
         self, channel: ChannelKey, text: Rendered, reply_to: str | None, keyboard: InlineKeyboardMarkup | None

@@ -165,6 +165,8 @@ class DiscordPlatform(DiscordRest):
         self.send_event("INTERACTION_CREATE", event | self._of_guild(where))
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
+        if thread is not None and ("thread", channel, thread) not in self._ids:
+            return []
         is_direct = thread is None and ("direct", channel) in self._ids and ("channel", channel) not in self._ids
         where = self.direct(channel) if is_direct else self.thread(channel, thread) if thread else self.channel(channel)
         return [

@@ -10,7 +10,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord_payloads import Json
-from tests.harness.servers.discord_world import APPLICATION, GUILD, DiscordWorld
+from tests.harness.servers.discord_world import APPLICATION, BOT, BOT_ROLE, GUILD, DiscordWorld
 
 TOKEN = "the-token-of-the-bot"
 MESSAGE_CONTENT = 1 << 15
@@ -71,7 +71,8 @@ class DiscordGateway(DiscordWorld):
         if "author" not in data:
             return data
         shown = self._shown(data, bool(session.intents & MESSAGE_CONTENT))
-        person = {} if where in self._directs else {"member": payloads.member([])}
+        roles = [BOT_ROLE] if data["author"]["id"] == str(BOT) else []
+        person = {} if where in self._directs else {"member": payloads.member(roles)}
         return {**shown, **self._of_guild(where), **person}
 
     def _event(self, session: Session, name: str, data: Any) -> None:

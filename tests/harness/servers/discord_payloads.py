@@ -10,6 +10,8 @@ Json = dict[str, Any]
 
 PERMISSIONS = str(2**50 - 1)
 MANAGE_CHANNELS = str(1 << 4)
+ADMINISTRATOR = 1 << 3
+THREADS = 1 << 35 | 1 << 38  # create public ones, send messages in threads
 # See channels, send messages, read their history.
 MEMBERS = str(1 << 10 | 1 << 11 | 1 << 16)
 

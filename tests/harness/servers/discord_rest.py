@@ -53,6 +53,8 @@ class DiscordRest(DiscordGateway):
         self.modals: list[tuple[int | None, Json]] = []  # modals shown, each with the message of its button
         self.application: Json = {}
         self.garbled: list[tuple[int, str, bytes]] = []  # status, type and body that replace a write's response
+        self.refused_titles: list[int] = []  # error codes of the next threads; 0 lets one through
+        self.locked: set[int] = set()  # threads in which the bot may not write
         self.is_in_no_server = False  # the bot is in no server
         self.forbidden: set[int] = set()
         self.guilds_without_commands: set[int] = set()
@@ -124,6 +126,10 @@ class DiscordRest(DiscordGateway):
                 return await self._write(request, "send", int(channel), lambda: self._send(int(channel), body))
             case ["channels", channel, "messages", id], "GET":
                 return self._unreachable(int(channel)) or self._message(int(channel), int(id))
+            case ["channels", channel, "messages", id, "threads"], "POST":
+                return await self._write(
+                    request, "thread", int(channel), lambda: self._open(int(channel), int(id), body)
+                )
             case ["channels", channel, "messages", id], "PATCH":
                 return await self._write(request, "edit", int(channel), lambda: self._change(int(id), body))
             case ["channels", channel, "messages", id], "DELETE":
@@ -170,7 +176,8 @@ class DiscordRest(DiscordGateway):
         injected = await self._inject(request, fault, channel)
         if injected is not None:
             return injected
-        response = self._unreachable(channel) or work()
+        locked = _error(403, 160005, "Thread is locked") if channel in self.locked else None
+        response = self._unreachable(channel) or locked or work()
         self.changed.set()
         if self.garbled:
             status, kind, garbled = self.garbled.pop(0)
@@ -209,6 +216,10 @@ class DiscordRest(DiscordGateway):
         if refused is not None:
             return refused
         reference = body.get("message_reference")
+        referred = self.messages.get(int(reference["message_id"])) if reference else None
+        if referred is not None and referred["channel_id"] != str(channel):
+            self.violations.append("a reply to a message of another channel")
+            return _error(400, 50035, "message_reference: Cannot reply to a message in a different channel")
         if reference is not None and int(reference["message_id"]) not in self.messages:
             if reference.get("fail_if_not_exists", True):
                 return _error(400, 50035, "message_reference: Unknown message")
@@ -228,6 +239,29 @@ class DiscordRest(DiscordGateway):
         self._keep(message)
         self.send_event("MESSAGE_CREATE", message)
         return _json(message)
+
+    def _open(self, channel: int, id: int, body: Json) -> web.Response:
+        """Make a thread from a message."""
+        if channel in self._threads or channel in self._directs:
+            return _error(400, 50024, "Cannot execute action on this channel type")
+        if not self.bot_permissions & payloads.ADMINISTRATOR and payloads.THREADS & ~self.bot_permissions:
+            self.violations.append("a thread without the permission")
+            return _error(403, 50013, "Missing Permissions")
+        if id not in self.messages or self.messages[id]["channel_id"] != str(channel):
+            return _error(404, 10008, "Unknown Message")
+        if self.refused_titles and (code := self.refused_titles.pop(0)):
+            return _error(400, code, "refused")
+        if not 0 < len(str(body["name"]).strip()) <= 100 or body["auto_archive_duration"] not in (
+            60,
+            1440,
+            4320,
+            10080,
+        ):
+            self.violations.append("an invalid thread")
+            return _error(400, 50035, "Invalid Form Body")
+        if id in self._threads:
+            return _error(400, 160004, "A thread has already been created for this message")
+        return _json(self.open_thread(channel, str(body["name"]), id), 201)
 
     def _change(self, id: int, body: Json) -> web.Response:
         self.attempts.append(("edit", body))

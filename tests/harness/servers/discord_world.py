@@ -11,7 +11,7 @@ from tests.harness.servers.discord_payloads import Json
 # As long as real ids: the library does not find shorter ones in a text.
 _FIRST_ID = 100_000_000_000_000_000
 BOT, APPLICATION, GUILD, BOT_ROLE, MANAGER_ROLE = (_FIRST_ID + number for number in range(5))
-EPHEMERAL = 64
+EPHEMERAL, HAS_THREAD = 64, 1 << 5
 _EPOCH = 1420070400000
 
 
@@ -27,6 +27,7 @@ class DiscordWorld:
         self.hides_threads = False  # no THREAD_CREATE events
         self.managers: set[str] = set()  # names of people who may manage channels
         self.channel_managers: dict[str, set[str]] = {}  # those who may manage one channel, by its name
+        self.bot_permissions = int(payloads.PERMISSIONS)  # those of the bot's role
         self.archived: set[int] = set()  # threads that GUILD_CREATE omits
         self.messages: dict[int, Json] = {}
         self.clock: Clock = MonotonicClock()
@@ -60,6 +61,15 @@ class DiscordWorld:
         id = self._ids["thread", channel, name] = int(message_id)
         self._threads[id] = self.channel(channel)
         self.send_event("THREAD_CREATE", self._channel(id))
+
+    def open_thread(self, channel: int, name: str, message_id: int) -> Json:
+        """Make a thread from a message as a bot; one whose name is taken is named by its id too."""
+        parent = next(known[-1] for known, id in self._ids.items() if id == channel)
+        key = ("thread", parent, name)
+        self.make_thread(parent, f"{name} {message_id}" if key in self._ids else name, str(message_id))
+        self.messages[message_id]["flags"] |= HAS_THREAD
+        self.send_event("MESSAGE_UPDATE", self.messages[message_id])
+        return self._channel(message_id)
 
     def direct(self, name: str) -> int:
         id = self._id("direct", name)
@@ -103,7 +113,7 @@ class DiscordWorld:
         rooms = [id for name, id in self._ids.items() if name[0] == "channel"]
         roles = [
             payloads.role(GUILD, "@everyone", permissions=payloads.MEMBERS),
-            payloads.role(BOT_ROLE, "bot", {"bot_id": str(BOT)}),
+            payloads.role(BOT_ROLE, "bot", {"bot_id": str(BOT)}, permissions=str(self.bot_permissions)),
             payloads.role(MANAGER_ROLE, "manager", permissions=payloads.MANAGE_CHANNELS),
         ]
         me = {**payloads.member([BOT_ROLE]), "user": self.bot}

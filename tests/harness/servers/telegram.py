@@ -36,7 +36,14 @@ TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 Json = dict[str, Any]
 # Calls that users can see the effect of; a FaultScript can make them fail.
-WRITING = ("sendMessage", "editMessageText", "editMessageReplyMarkup", "deleteMessage", "sendMessageDraft")
+WRITING = (
+    "sendMessage",
+    "createForumTopic",
+    "editMessageText",
+    "editMessageReplyMarkup",
+    "deleteMessage",
+    "sendMessageDraft",
+)
 
 
 @dataclass(slots=True)
@@ -47,6 +54,7 @@ class Chat:
     name: str
     kind: str = "supergroup"
     topics: dict[str, int] = field(default_factory=dict)
+    is_forum: bool = False  # also without topics
     gone: tuple[int, str] | None = None
     migrated_to: int | None = None
     not_before: float = -math.inf
@@ -54,7 +62,7 @@ class Chat:
     def facts(self) -> Json:
         if self.kind == "private":
             return {"id": self.id, "type": "private", "first_name": self.name}
-        return {"id": self.id, "type": self.kind, "title": self.name, "is_forum": bool(self.topics)}
+        return {"id": self.id, "type": self.kind, "title": self.name, "is_forum": self.is_forum or bool(self.topics)}
 
 
 @dataclass(slots=True)
@@ -107,6 +115,7 @@ class TelegramPlatform:
         self.joins_groups = True
         self.administrators: set[str] = set()  # names of people
         self.group_administrators: dict[str, set[str]] = {}  # those of one group, by its name
+        self.manages_topics = True  # the bot administers its groups, and their topics
         self.garbage: list[bytes] = []  # the bodies of the next responses
         self.webhook = ""
         self.drafts: dict[int, list[str]] = {}  # all versions of the current draft
@@ -122,6 +131,7 @@ class TelegramPlatform:
         self.messages: dict[tuple[int, int], Message] = {}
         self._settings = settings
         self._chats: dict[int, Chat] = {}
+        self._deleted: dict[tuple[int, int], int | None] = {}  # with the topics in which they were
         self._people: dict[str, int] = {}
         self._ids = count(1)
         self._numbers: dict[int, count[int]] = {}
@@ -190,6 +200,7 @@ class TelegramPlatform:
 
     async def delete(self, message_id: str) -> None:
         message = self.find(message_id)
+        self._deleted[message.chat.id, message.id] = message.topic
         del self.messages[message.chat.id, message.id]
         self._change()
 
@@ -327,7 +338,10 @@ class TelegramPlatform:
         if message.topic is not None:
             facts |= {"message_thread_id": message.topic, "is_topic_message": True}
         replied = self.messages.get((message.chat.id, message.reply_to or 0))
-        if with_reply and replied is not None:
+        is_elsewhere = replied is not None and replied.topic != message.topic
+        if with_reply and replied is not None and is_elsewhere:
+            facts["external_reply"] = {"message_id": replied.id, "chat": facts["chat"], "origin": {"type": "user"}}
+        if with_reply and replied is not None and not is_elsewhere:
             facts["reply_to_message"] = self.facts_of(replied, with_reply=False)
         elif with_reply and message.topic is not None:
             facts["reply_to_message"] = {
@@ -386,6 +400,11 @@ class TelegramPlatform:
             case "setMyCommands":
                 self.menus[form.get("language_code", "")] = form["commands"]
                 return True
+            case "getChat":
+                return self._chat(int(form["chat_id"])).facts()
+            case "getChatMember" if form["user_id"] == BOT_ID:
+                rank = "administrator" if self.manages_topics else "member"
+                return {"status": rank, "user": _BOT, "can_manage_topics": self.manages_topics}
             case "getChatMember":
                 name = next((name for name, id in self._people.items() if id == form["user_id"]), None)
                 if name is None:
@@ -447,9 +466,11 @@ class TelegramPlatform:
             self.violations.append(why)
             raise Refused(400, f"Bad Request: {why}")
         match method:
+            case "createForumTopic":
+                return self._open_topic(chat, str(form["name"]))
             case "sendMessage":
-                self._check_reply(chat, form)
                 topic = form.get("message_thread_id")
+                self._check_reply(chat, form, topic)
                 if topic is not None and topic not in chat.topics.values():
                     raise Refused(400, "Bad Request: message thread not found")
                 text, entities = self._text(form)
@@ -493,6 +514,18 @@ class TelegramPlatform:
                 return True
         raise AssertionError(method)
 
+    def _open_topic(self, chat: Chat, name: str) -> Json:
+        if not chat.facts()["is_forum"]:
+            raise Refused(400, "Bad Request: the chat is not a forum")
+        if not self.manages_topics:
+            raise Refused(400, "Bad Request: not enough rights to create a topic")
+        if not 0 < len(name.strip()) <= 128:
+            self.violations.append("an invalid topic")
+            raise Refused(400, "Bad Request: TOPIC_TITLE_EMPTY")
+        topic = self.number_in(chat)
+        chat.topics[f"{name} {topic}" if name in chat.topics else name] = topic
+        return {"message_thread_id": topic, "name": name, "icon_color": 7322096}
+
     def _chat(self, id: int) -> Chat:
         chat = self._chats.get(id)
         if chat is None:
@@ -515,10 +548,11 @@ class TelegramPlatform:
             raise Refused(400, f"Bad Request: message can't be {verb}ed")
         return message
 
-    def _check_reply(self, chat: Chat, form: Json) -> None:
+    def _check_reply(self, chat: Chat, form: Json, topic: int | None) -> None:
         reply = form.get("reply_parameters", {})
         if reply and (chat.id, reply["message_id"]) not in self.messages:
-            if not reply.get("allow_sending_without_reply"):
+            is_here = self._deleted.get((chat.id, reply["message_id"])) == topic
+            if not (reply.get("allow_sending_without_reply") and is_here):
                 raise Refused(400, "Bad Request: message to be replied not found")
             del form["reply_parameters"]
 
@@ -566,7 +600,7 @@ _BOT: Json = {"id": BOT_ID, "is_bot": True, "first_name": "ChatGLM", "username":
 
 def _read(name: str, value: str) -> Any:
     """Parse a form field; all but text and string ids is JSON."""
-    return value if name in ("text", "callback_query_id", "language_code") else json.loads(value)
+    return value if name in ("text", "callback_query_id", "language_code", "name") else json.loads(value)
 
 
 def _cut(request: web.Request) -> None:

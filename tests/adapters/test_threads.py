@@ -1,0 +1,339 @@
+"""`answer = "thread"`: each mention is answered in a thread of its own, which is opened for it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.config.places import PlaceSection
+from bot.config.schema import AccessSection, Config, LimitsSection
+from bot.domain import Author, ChannelKey, IncomingMessage
+from tests.harness import slack_harness, telegram_harness
+from tests.harness.discord_harness import DiscordBot, run_discord_bot
+from tests.harness.harness import Harness
+from tests.harness.platform import Fault
+from tests.harness.servers import discord_payloads as payloads
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.slack import SlackServer
+from tests.harness.servers.telegram import TelegramPlatform
+
+NO_PERMISSION = "I cannot open threads here: I lack the permissions Create Public Threads and Send Messages in Threads."
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+NO_CONTENT = (
+    "Discord shows me only messages that mention me: switch on the Message Content Intent (Developer Portal, Bot)."
+)
+NO_TOPICS = "This group has no topics, so I answer mentions here. Its settings can turn topics on."
+PRIVACY = (
+    "Privacy mode hides messages from me that do not mention me: send /setprivacy to @BotFather, choose Disable, and add "
+    "me to the group again."
+)
+NO_RIGHT = "I cannot open topics here: make me an administrator of the group who may manage topics."
+
+
+def configure(harness: Harness, platform: str) -> None:
+    harness.settings.reconfigure(Config(platforms={platform: PlaceSection(answer="thread")}))
+
+
+def asked(harness: Harness) -> list[list[str]]:
+    """Return what the model read for each answer."""
+    return [[each.content.rpartition(": ")[2] for each in request.messages] for request in harness.engine.requests]
+
+
+def number(kind: str, name: str) -> Callable[[int, str], Fault | None]:
+    """Return a script in which the first call of this name meets a fault."""
+    met: list[str] = []
+
+    def script(number: int, called: str) -> Fault | None:
+        if called != name or met:
+            return None
+        met.append(called)
+        return Fault(kind, 1.0)  # type: ignore[arg-type]
+
+    return script
+
+
+async def test_on_discord(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await platform.say("what is a shell")
+        await bot.shows("ok", thread="what is a shell")
+        await platform.say("what is a kernel", author="Ben")
+        await bot.shows("ok", thread="what is a kernel")
+        await platform.say("and this", thread="what is a shell", mention=False)
+        await bot.shows("ok", "ok", thread="what is a shell")
+        await bot.shows()
+        assert asked(bot.harness) == [
+            ["what is a shell"],
+            ["what is a kernel"],
+            ["what is a shell", "ok", "and this"],
+        ]
+    assert platform.violations == []
+
+
+async def test_on_discord_two_people_talk_undisturbed_in_it(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await platform.say("what is a shell")
+        await bot.shows("ok", thread="what is a shell")
+        here: dict[str, Any] = {"thread": "what is a shell", "mention": False}
+        first = await platform.say(
+            "", author="Ben", sticker_items=[{"id": "1", "name": "wave", "format_type": 1}], **here
+        )
+        await platform.say("no, it is not", author="Ben", reply_to=first, **here)
+        await platform.say("<@1> look", mentions=[platform.person("Ben")], thread="what is a shell")
+        await platform.say("and a kernel", **here)
+        await bot.shows("ok", "ok", thread="what is a shell")
+        assert asked(bot.harness)[-1] == ["what is a shell", "ok", "and a kernel"]
+
+
+async def test_on_discord_commands_and_refusals_need_no_thread(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        bot.harness.access.pause()
+        await platform.say("what is a shell")
+        await bot.shows("An admin has paused me. Please ask again later.")
+        await platform.say("/model")
+        await platform.until(lambda: len(bot.shown()) == 2)
+        assert not [call for call in platform.calls if call.endswith("/threads")]
+
+
+@pytest.mark.parametrize("kind", ["429", "500", "timeout", "lost"])
+async def test_on_discord_a_thread_is_opened_once_whatever_fails(
+    platform: DiscordPlatform, tmp_path: Path, kind: str
+) -> None:
+    platform.script = number(kind, "thread")
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await platform.say("what is a shell")
+        await bot.shows("ok", thread="what is a shell")
+        await bot.all_is_delivered()
+        assert bot.shown() == []
+    assert platform.violations == []
+
+
+async def kill_at(bot: DiscordBot, call: str, *, after: bool) -> None:
+    """Kill the bot before or after the platform carries out the first call of this name."""
+    reached = asyncio.Event()
+
+    def script(number: int, called: str) -> Fault | None:
+        if called != call or reached.is_set():
+            return None
+        reached.set()
+        return Fault("lost" if after else "500")
+
+    bot.platform.script = script
+    await bot.platform.say("what is a shell")
+    await reached.wait()
+    bot.running.cancel()
+    await asyncio.gather(bot.running, return_exceptions=True)
+    bot.platform.script = lambda number, name: None
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", ["thread", "send", "edit"])
+async def test_on_discord_a_kill_leaves_one_answer(
+    platform: DiscordPlatform, tmp_path: Path, call: str, after: bool
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await kill_at(bot, call, after=after)
+    platform.forget_nonces()
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await bot.shows("ok", thread="what is a shell")
+        await bot.all_is_delivered()
+        assert (bot.shown(), bot.shown(thread="what is a shell")) == ([], ["ok"])
+    assert platform.violations == []
+
+
+async def test_on_discord_an_older_database_finds_the_answer_in_its_thread(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    async with run_discord_bot(platform, tmp_path / "one") as bot:
+        configure(bot.harness, "discord")
+        await platform.say("hi", channel="random", author="Tom")
+        await bot.shows("ok", thread="hi", channel="random")
+        await platform.say("what is a shell")
+        await bot.shows("ok", thread="what is a shell")
+        await bot.all_is_delivered()
+    platform.forget_nonces()
+    async with run_discord_bot(platform, tmp_path / "two") as bot:
+        configure(bot.harness, "discord")
+        await platform.say("and this", thread="what is a shell")
+        await bot.shows("ok", "ok", thread="what is a shell")
+        await bot.all_is_delivered()
+        assert bot.shown() == []
+        assert asked(bot.harness) == [["what is a shell", "ok", "and this"]]
+
+
+async def test_on_discord_changes_while_the_bot_was_away_are_seen(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        edited = await platform.say("what is a shell")
+        await bot.shows("ok", thread="what is a shell")
+        deleted = await platform.say("what is a kernel")
+        await bot.shows("ok", thread="what is a kernel")
+        await platform.say("stays")
+        await bot.shows("ok", thread="stays")
+        await bot.all_is_delivered()
+        await platform.disconnect(resumable=False)
+        bot.engine.add("changed")
+        await platform.edit(edited, "what is a snail shell")
+        await platform.delete(deleted)
+        await bot.shows("changed", thread="what is a shell")
+        await bot.all_is_delivered()
+        rows = {row.message.text for row in await bot.harness.store.said_since("discord", _LONG_AGO)}
+        assert rows == {"what is a snail shell", "stays"}
+
+
+async def test_on_discord_without_the_permission_the_channel_gets_the_answer(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    platform.bot_permissions &= ~(payloads.THREADS | payloads.ADMINISTRATOR)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await platform.say("what is a shell")
+        await bot.shows(f"ok\n\n{NO_PERMISSION}")
+        await platform.say("and a kernel")
+        await bot.shows(f"ok\n\n{NO_PERMISSION}", "ok")
+    assert platform.violations == []
+
+
+@pytest.mark.parametrize("code", [50013, 160006, 50024])
+async def test_on_discord_a_refused_thread_leaves_the_answer_to_the_channel(
+    platform: DiscordPlatform, tmp_path: Path, code: int
+) -> None:
+    platform.refused_titles = [code, code]
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await platform.say("what is a shell")
+        await platform.until(lambda: bot.shown()[-1:] != [] and bot.shown()[-1].startswith("ok\n\n"))
+        assert ("I cannot open threads" in bot.shown()[-1]) == (code == 50013)
+
+
+async def test_on_discord_words_that_a_filter_refuses_name_no_thread(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.refused_titles = [200000]
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        await platform.say("what is a shell")
+        await bot.shows("ok", thread="💬")
+
+
+async def test_on_telegram(harness: Harness) -> None:
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        telegram.group("general").is_forum = True
+        configure(harness, "telegram")
+        question = await telegram.say("what is a shell")
+        topic = "what is a shell"
+        await telegram.until(lambda: answers(telegram, topic) == ["ok"])
+        assert telegram.seen(thread=topic)[0].reply_to == question
+        await telegram.say("and this", thread=topic, mention=False)
+        first = await telegram.say("@Ben_the_builder, you?", thread=topic, mention=False)
+        await telegram.say("no, you", author="Ben", thread=topic, mention=False, reply_to=first)
+        await telegram.until(lambda: answers(telegram, topic) == ["ok", "ok"])
+        await telegram.say("what is a kernel", author="Ben")
+        await telegram.until(lambda: answers(telegram, "what is a kernel") == ["ok"])
+        assert answers(telegram) == []
+    assert asked(harness) == [["what is a shell"], ["what is a shell", "ok", "and this"], ["what is a kernel"]]
+
+
+async def test_on_telegram_a_group_without_topics_is_answered_as_with_mention(harness: Harness) -> None:
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        configure(harness, "telegram")
+        await telegram.say("what is a shell")
+        await telegram_harness.done(telegram, "ok")
+
+
+async def test_on_telegram_without_the_right_the_group_gets_the_answer(harness: Harness) -> None:
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        telegram.group("general").is_forum, telegram.manages_topics = True, False
+        configure(harness, "telegram")
+        await telegram.say("what is a shell")
+        await telegram.until(lambda: answers(telegram) == [f"ok\n\n{NO_RIGHT}"])
+
+
+@pytest.mark.parametrize("call", ["createForumTopic", "sendMessage"])
+@pytest.mark.parametrize("kind", ["429", "500", "timeout", "lost"])
+async def test_on_telegram_there_is_one_answer_whatever_fails(harness: Harness, call: str, kind: str) -> None:
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        telegram.script = number(kind, call)
+        group = telegram.group("general")
+        group.is_forum = True
+        configure(harness, "telegram")
+        await telegram.say("what is a shell")
+        await telegram.until(lambda: [text for name in group.topics for text in answers(telegram, name)] == ["ok"])
+        assert len(group.topics) == (2 if (call, kind) == ("createForumTopic", "lost") else 1)
+        assert answers(telegram) == []
+    assert telegram.violations == []
+
+
+def answers(telegram: TelegramPlatform, thread: str | None = None) -> list[str]:
+    return [seen.visible for seen in telegram.seen(thread=thread) if seen.author == "bot"]
+
+
+async def test_on_slack_every_mention_opens_a_thread_already(harness: Harness) -> None:
+    async with SlackServer() as server, slack_harness.running(harness, server):
+        configure(harness, "slack")
+        first = await server.say("what is a shell")
+        await slack_harness.answered(server, "ok")
+        await server.say("<@U0000BEN>, you?", thread=first, mention=False)
+        await server.say("and this", thread=first, mention=False)
+        await slack_harness.answered(server, "ok", "ok")
+        await server.say("what is a kernel")
+        await slack_harness.answered(server, "ok", "ok", "ok")
+    assert asked(harness) == [["what is a shell"], ["what is a shell", "ok", "and this"], ["what is a kernel"]]
+
+
+async def told(harness: Harness, platform: str, channel: str, server: str | None = "1") -> str:
+    """Return what is answered to an admin who sets it in a channel; `/status` repeats what is missing."""
+    admin = Author(platform, "1", "Root")
+    harness.access.reconfigure(AccessSection(admins=(admin.key,)), LimitsSection())
+    message = IncomingMessage("1", ChannelKey(platform, channel), admin, "", _LONG_AGO, server)
+    answer = await harness.intake.change_setting(replace(message, text="/settings answer thread"))
+    first, _, missing = answer.partition("\n\n")[2].partition("\n\n")
+    assert first == "- `answer` = thread (for this channel, set in the chat)"
+    status = await harness.intake.change_setting(replace(message, text="/status"))
+    assert all(line in status for line in missing.split("\n\n"))
+    return missing
+
+
+async def test_what_discord_lacks_is_told(platform: DiscordPlatform, tmp_path: Path) -> None:
+    platform.bot_permissions &= ~payloads.ADMINISTRATOR
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+        assert await told(bot.harness, "discord", str(platform.channel("general"))) == ""
+    platform.bot_permissions &= ~payloads.THREADS
+    platform.allows_content = False
+    (tmp_path / "two").mkdir()
+    async with run_discord_bot(platform, tmp_path / "two") as bot:
+        await platform.say("hi")
+        await platform.until(lambda: len(bot.shown()) == 2)
+        assert (
+            await told(bot.harness, "discord", str(platform.channel("general"))) == f"{NO_CONTENT}\n\n{NO_PERMISSION}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("is_forum", "manages", "missing"),
+    [(True, True, ""), (True, False, f"{PRIVACY}\n\n{NO_RIGHT}"), (False, True, NO_TOPICS)],
+)
+async def test_what_telegram_lacks_is_told(harness: Harness, is_forum: bool, manages: bool, missing: str) -> None:
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        group = telegram.group("general")
+        group.is_forum, telegram.manages_topics = is_forum, manages
+        assert await told(harness, "telegram", str(group.id)) == missing
+
+
+async def test_what_slack_lacks_is_told(harness: Harness) -> None:
+    async with SlackServer() as server, slack_harness.running(harness, server):
+        channel = server.workspace.channel("general")
+        assert await told(harness, "slack", channel) == ""
+        server.scopes.discard("groups:history")
+        assert "add the scopes channels:history and groups:history" in await told(harness, "slack", channel)
