@@ -38,6 +38,7 @@ from bot.observability.logging import set_levels
 from bot.observability.metrics import Metrics
 from bot.server.app import own_limits, serve_apis
 from bot.server.generation import Backend
+from bot.storage.backup_folder import BackupFolder
 from bot.storage.connections import locate
 from bot.storage.instance_lock import InstanceLock
 from bot.storage.master_key import MasterKeys
@@ -112,6 +113,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 partial(report_usage, url),
                 lambda: None if watcher is None else watcher.last_result,
                 _editor(watcher, engine),
+                BackupFolder(url),
             )
             web = _open_web(config, clock, sources)
             if web is not None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -15,12 +15,17 @@ from bot.storage.errors import map_errors
 from bot.storage.key_file import KeyFile, path_beside
 from bot.util.files import sync_path
 
+# Pages between two reports of the progress: 16 MiB.
+_STEP = 4096
 
-def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
+
+def back_up(
+    url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT, progress: Callable[[int, int], None] | None = None
+) -> int:
     """Write a snapshot of the database into `target`, and its keys beside it, new files with mode 0600.
 
     Return their size in bytes, after fsync and an integrity check of the database.  The copy has no key of a
-    deleted text; what is deleted later can be read with it.
+    deleted text; what is deleted later can be read with it.  `progress` gets the pages that were copied, and all.
 
     Raises:
         StoreError: There is nothing to copy, the keys are missing or another database's, `target`
@@ -48,7 +53,7 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
                 partial.unlink(missing_ok=True)
                 _create(partial)
         with map_errors(f"{location.name}, or its backup {target},"):
-            _copy(location.path, keys, partials[target], partials.get(key_target), busy_timeout)
+            _copy(location.path, keys, partials[target], partials.get(key_target), busy_timeout, progress)
             _check_integrity(partials[target])
         with _map_errors(target):
             size = sum(partial.stat().st_size for partial in partials.values())
@@ -64,7 +69,14 @@ def back_up(url: str, target: Path, busy_timeout: float = BUSY_TIMEOUT) -> int:
         raise
 
 
-def _copy(database: Path, keys: Path, target: Path, key_target: Path | None, busy_timeout: float) -> None:
+def _copy(
+    database: Path,
+    keys: Path,
+    target: Path,
+    key_target: Path | None,
+    busy_timeout: float,
+    progress: Callable[[int, int], None] | None,
+) -> None:
     """Copy database and keys as they are at one moment; writers wait while the keys are copied."""
     # Neither "immutable" nor read-only, because a bot may start meanwhile.
     source = f"file:{quote(str(database))}?mode=rw"
@@ -80,7 +92,11 @@ def _copy(database: Path, keys: Path, target: Path, key_target: Path | None, bus
         if key_target is not None:
             shutil.copyfile(keys, key_target)
         writer.execute("ROLLBACK")
-        reader.backup(copy)
+        if progress is None:
+            reader.backup(copy)
+        else:
+            # The transaction of `reader` keeps the snapshot between the steps.
+            reader.backup(copy, pages=_STEP, progress=lambda status, left, total: progress(total - left, total))
 
 
 def _check_keys(reader: sqlite3.Connection, keys: Path) -> None:

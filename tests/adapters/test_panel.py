@@ -34,6 +34,7 @@ from bot.observability.logging import LineHandler
 from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
+from bot.storage.backup_folder import BackupFolder
 from bot.storage.usage_export import UsageReport, report_usage
 from bot.util.clock import MonotonicClock
 from tests.adapters.test_web import Tab, browser, own, served_on
@@ -102,8 +103,11 @@ async def panel_of(folder: Path, engine: ScriptedEngine, editor: ConfigEditor | 
     async with engine, make_harness(folder, engine, limits=NO_LIMITS) as harness:
         clock = MonotonicClock()
         components = Components(harness.store, engine, {"discord": Platform()})
-        usage_of = partial(report_usage, f"sqlite+aiosqlite:///{folder / 'bot.db'}")
-        sources = PanelSources(components, Health(components, 60.0, clock), clock, usage_of, editor=editor)
+        database = f"sqlite+aiosqlite:///{folder / 'bot.db'}"
+        usage_of = partial(report_usage, database)
+        sources = PanelSources(
+            components, Health(components, 60.0, clock), clock, usage_of, editor=editor, backups=BackupFolder(database)
+        )
         async with served_on(folder, harness, sources) as url, aiohttp.ClientSession(url) as http:
             yield Served(url, harness, components, Panel(http))
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from bot.adapters.web.access import Right, person_of, restricted
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
-from bot.adapters.web.panel import config, models
+from bot.adapters.web.panel import backups, config, models
 from bot.adapters.web.panel.calls import PanelCall, PanelCalls, carry_out
 from bot.adapters.web.panel.channels import channel_of, mark_of
 from bot.adapters.web.panel.sources import PanelSources
@@ -48,6 +48,9 @@ def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) ->
         translate = translator(language_of(request, chat.intake.settings))
         return PageEvents(_updates(chat, PanelView(chat, sources, usage, translate, person_of(request).right)))
 
+    async def download(request: Request) -> Response:
+        return await backups.download(request, sources)
+
     return [
         Route("/admin", restricted(Right.ADMIN, page)),
         Route("/admin/events", restricted(Right.ADMIN, events)),
@@ -56,6 +59,8 @@ def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) ->
         calls.post("/admin/model", models.change),
         calls.post("/admin/config", config.draft, Right.OPERATOR),
         calls.post("/admin/config/save", config.save, Right.OPERATOR),
+        calls.post("/admin/backup", backups.make, Right.OPERATOR),
+        Route("/admin/backups/{name}", restricted(Right.OPERATOR, download)),
     ]
 
 

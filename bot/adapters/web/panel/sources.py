@@ -7,6 +7,7 @@ from datetime import date
 from bot.config.edit import ConfigEditor
 from bot.config.reload import ReloadResult
 from bot.observability.health import Components, Health
+from bot.storage.backup_folder import BackupFolder
 from bot.storage.usage_export import UsageReport
 from bot.util.clock import Clock
 
@@ -32,3 +33,4 @@ class PanelSources:
     read_usage: Callable[[date], UsageReport] = nothing_used
     last_reload: Callable[[], ReloadResult | None] = never_reloaded
     editor: ConfigEditor | None = None
+    backups: BackupFolder | None = None

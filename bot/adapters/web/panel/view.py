@@ -1,10 +1,12 @@
 """One page of the panel: the changes since its last event."""
 
+import asyncio
 from typing import Any
 
 from bot.adapters.web.access import Right
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.panel.audit import MOST_CHANGES, audit_html
+from bot.adapters.web.panel.backups import backups_html, progress_html
 from bot.adapters.web.panel.channels import channels_html
 from bot.adapters.web.panel.html import text
 from bot.adapters.web.panel.log import log_html
@@ -31,6 +33,7 @@ class PanelView:
         self._shown: dict[str, Any] = {}
         self._revision: int | None = None
         self._report: object = None
+        self._backups: int | None = None
         self._last_line = 0
 
     async def update(self) -> dict[str, Any]:
@@ -39,6 +42,7 @@ class PanelView:
         now = {"is_paused": self._chat.intake.access.is_paused, **parts}
         if self._right >= Right.OPERATOR and (editor := self._sources.editor) is not None:
             now["config"] = editor.revision
+        now |= await self._backups_part()
         now |= await self._usage_part() | await self._channels_part()
         changed = {name: part for name, part in now.items() if self._shown.get(name) != part}
         self._shown |= changed
@@ -66,6 +70,17 @@ class PanelView:
             "channels": channels_html(changes, self._translate),
             "audit": audit_html(history, self._translate),
         }
+
+    async def _backups_part(self) -> dict[str, str]:
+        folder = self._sources.backups
+        if folder is None or self._right < Right.OPERATOR:
+            return {}
+        parts = {"backup-progress": progress_html(folder.progress, self._translate)}
+        if self._backups != (revision := folder.revision):
+            self._backups = revision
+            backups = await asyncio.to_thread(folder.list)
+            parts["backups"] = backups_html(folder, backups, self._translate)
+        return dict(parts)
 
     def _log_part(self) -> dict[str, Any]:
         # Lines name hosts, paths and people.

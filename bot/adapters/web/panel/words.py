@@ -53,6 +53,8 @@ def _words(translate: Translate) -> dict[str, str]:
         "save": translate("Save"),
         "discard": translate("Discard changes"),
         "config_changed": translate("The file was changed meanwhile: discard your changes to see it."),
+        "backups": translate("Backups"),
+        "back_up": translate("Make a backup"),
         "log": translate("Log"),
         "lines": translate(
             "The last {count} lines of this process, newest first. Texts of messages are not logged."

@@ -101,6 +101,16 @@ function filterChanges() {
 
 shows.audit = (html) => { fill($("audit"), html); filterChanges(); };
 
+shows.backups = (html) => { $("backups-section").hidden = false; fill($("backups"), html); };
+
+async function backUp() {
+  $("backup").disabled = true;
+  await post("/admin/backup", {});
+  $("backup").disabled = false;
+  $("backup").focus();
+}
+
+$("backup").addEventListener("click", backUp);
 $("audit-filter").addEventListener("input", filterChanges);
 $("level").addEventListener("change", filter);
 addEventListener("click", ({ target }) => { if (target.matches?.(".undo")) post("/admin/undo", { ...target.dataset }); });
