@@ -86,9 +86,19 @@ class Inbox:
         else:
             self._start(await self._intake.edit(message))
 
-    async def press(self, channel: ChannelKey, message_id: str, action: Action, by: Author) -> str:
-        """Apply a button; return a notice for the person who pressed it, or ""."""
-        result = await self._intake.on_button(channel, message_id, action, by, later=self.is_backfilling)
+    async def press(
+        self,
+        channel: ChannelKey,
+        message_id: str,
+        action: Action,
+        by: Author,
+        press: str | None = None,
+        locale: str | None = None,
+    ) -> str:
+        """Apply a button; return a notice for the person who pressed it, or "" (see `Intake.on_button`)."""
+        result = await self._intake.on_button(
+            channel, message_id, action, by, press=press, locale=locale, later=self.is_backfilling
+        )
         self._start(result.again)
         return result.notice
 

@@ -7,6 +7,7 @@ from datetime import datetime
 import structlog
 
 from bot.chat.access import Access
+from bot.chat.i18n import Translate
 from bot.chat.settings import ChatSettings
 from bot.config.schema import DEFAULT_MODEL
 from bot.domain import NO_PERSONA, Author, Exchange, Vote, VoteResult
@@ -33,20 +34,35 @@ class Feedback:
         self._today = today
         self._metrics = metrics
 
-    async def press(self, exchange: Exchange, vote: Vote, by: Author) -> str:
-        """Store or take back a vote; return the sentence for the person who pressed the button."""
-        translate = self._settings.translator_for(exchange.message)
+    async def press(
+        self, exchange: Exchange, vote: Vote, by: Author, press: str | None = None, locale: str | None = None
+    ) -> str:
+        """Store or take back a vote; return a sentence in the language of the person who pressed the button.
+
+        `press` is the platform's id of the press, which may be delivered again; `locale` is the person's.
+        """
+        message = exchange.message
+        if by.key != message.author.key:
+            message = replace(message, author=by, locale=locale or message.locale)
+        translate = self._settings.translator_for(message)
         if not self._settings.feedback.enabled:
             return translate("Votes are not collected any more.")
-        if refusal := self._access.command_refusal(replace(exchange.message, author=by), translate):
+        if refusal := self._access.command_refusal(message, translate):
             return refusal
-        result = await self._store.vote(exchange, by, vote, self._today())
+        result = await self._store.vote(exchange, by, vote, self._today(), press)
+        if result is VoteResult.REPEATED:
+            # The first confirmation may not have arrived.
+            return _confirmation((await self._store.own_votes(by, [exchange.id])).get(exchange.id), translate)
         if result is VoteResult.NO_ANSWER:
             return translate("That answer was deleted or is being replaced, so your vote was not saved.")
         answer = exchange.answer
         model, persona = (answer.model, answer.persona) if answer is not None else ("", "")
         self._metrics.votes.labels(model or DEFAULT_MODEL, persona or NO_PERSONA, result.value).inc()
         log.info("vote", exchange=exchange.id, result=result.value)
-        if result is VoteResult.TAKEN_BACK:
-            return translate("Your vote was taken back.")
-        return translate("Saved: {vote}. Press it again to take it back.").format(vote=SYMBOLS[vote])
+        return _confirmation(None if result is VoteResult.TAKEN_BACK else vote, translate)
+
+
+def _confirmation(vote: Vote | None, translate: Translate) -> str:
+    if vote is None:
+        return translate("Your vote was taken back.")
+    return translate("Saved: {vote}. Press it again to take it back.").format(vote=SYMBOLS[vote])

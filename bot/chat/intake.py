@@ -1,6 +1,6 @@
 """Events of a platform, turned into exchanges: messages, edits, deletions, buttons."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -205,9 +205,19 @@ class Intake:
         await self.exchanges.delete_messages(channel, message_ids, is_expected=is_expected)
 
     async def on_button(
-        self, channel: ChannelKey, message_id: str, action: Action, by: Author, *, later: bool = False
+        self,
+        channel: ChannelKey,
+        message_id: str,
+        action: Action,
+        by: Author,
+        *,
+        press: str | None = None,
+        locale: str | None = None,
+        later: bool = False,
     ) -> ButtonResult:
-        """Carry out a button under one of the bot's messages, if its presser may.
+        """Carry out a button under one of the bot's messages, if its presser may, whose `locale` that is.
+
+        `press` is the platform's id of the press: one that is delivered again changes no vote.
 
         With `later`, while others may be missing, `recover` returns what is to be answered again.
         """
@@ -215,7 +225,7 @@ class Intake:
         if exchange is None or not self.access.admits(replace(exchange.message, author=by)):
             return ButtonResult()
         if action is Action.UP or action is Action.DOWN:
-            return ButtonResult(notice=await self._feedback.press(exchange, Vote(action.value), by))
+            return ButtonResult(notice=await self._feedback.press(exchange, Vote(action.value), by, press, locale))
         if not self.access.may_control(by, exchange):
             translate = self.settings.translator_for(exchange.message)
             return ButtonResult(notice=translate("Only the person who asked, and admins, may do that."))
@@ -339,6 +349,10 @@ class Intake:
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:
         """Return the platform's exchanges said at this time or later, to compare them with the channels."""
         return await self._store.said_since(platform, time)
+
+    async def own_votes(self, voter: Author, exchanges: Sequence[int]) -> dict[int, Vote]:
+        """Return a person's votes on answers, by the ids of their exchanges."""
+        return await self._store.own_votes(voter, exchanges)
 
     async def said_in(self, channel: ChannelKey, limit: int) -> list[Exchange]:
         """Return a conversation's last exchanges, oldest first, for a platform that shows them itself."""

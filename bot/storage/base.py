@@ -244,11 +244,19 @@ class Store(Protocol):
         """
         ...
 
-    async def vote(self, exchange: Exchange, voter: Author, vote: Vote, at: datetime) -> VoteResult:
+    async def vote(
+        self, exchange: Exchange, voter: Author, vote: Vote, at: datetime, press: str | None = None
+    ) -> VoteResult:
         """Store a person's vote on the answer that `exchange` has, in place of an earlier one; the same again takes it back.
+
+        `press` is the platform's id of the press of a button: one that is delivered again, within a day, changes nothing.
 
         Votes are deleted with the answer, also when it is made again, and with the person's messages by `forget`.
         """
+        ...
+
+    async def own_votes(self, voter: Author, exchanges: Sequence[int]) -> dict[int, Vote]:
+        """Return the votes of a person on the answers of these exchanges, by the exchange's id."""
         ...
 
     async def record_consent(self, person: Author, at: datetime | None) -> None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, and_, bindparam, delete, select, update
+from sqlalchemy import ColumnElement, Delete, Update, and_, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from bot import lifecycle
@@ -201,13 +201,21 @@ class Deletion(OpenStore):
 
     async def _bury(self, tx: WriteTransaction, channel: ChannelKey, message_ids: Collection[str]) -> None:
         """Store messages that may still come as deleted, unless they are known."""
+        await tx.execute(self._outdated_tombstones())
+        rows = self._tombstones(channel, message_ids)
+        await tx.execute(self._insert(exchanges).on_conflict_do_nothing(index_elements=KEY), rows)
+
+    def _tombstones(self, channel: ChannelKey, message_ids: Collection[str]) -> list[dict[str, Any]]:
+        """Return rows that stand for messages of which nothing is known."""
         today = self._calendar.today()
         gone = [IncomingMessage(id, channel, Author("", "", ""), "", today) for id in message_ids]
-        rows = [
+        return [
             {**message_values(each), **BLANK, "kind": Kind.CHAT, "status": Status.CLEARED, "seed": 0} for each in gone
         ]
-        await tx.execute(delete(exchanges).where(IS_TOMBSTONE, exchanges.c.sent_at < today - TOMBSTONES_KEPT))
-        await tx.execute(self._insert(exchanges).on_conflict_do_nothing(index_elements=KEY), rows)
+
+    def _outdated_tombstones(self) -> Delete:
+        oldest = self._calendar.today() - TOMBSTONES_KEPT
+        return delete(exchanges).where(IS_TOMBSTONE, exchanges.c.sent_at < oldest)
 
 
 @cache

@@ -1,11 +1,13 @@
 """The methods of the store for votes on answers."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bot.domain import Author, Exchange, Kind, Scope, Status, Vote, VoteResult
-from bot.storage.deletion import Deletion
+from bot.domain import Author, ChannelKey, Exchange, Kind, Scope, Status, Vote, VoteResult
+from bot.storage.deletion import KEY, Deletion
 from bot.storage.opened import shielded
 from bot.storage.schema import consents, exchanges, feedback
 from bot.storage.usage import stored_place
@@ -15,7 +17,9 @@ class Votes(Deletion):
     """The methods that store what people think of answers."""
 
     @shielded
-    async def vote(self, exchange: Exchange, voter: Author, vote: Vote, at: datetime) -> VoteResult:
+    async def vote(
+        self, exchange: Exchange, voter: Author, vote: Vote, at: datetime, press: str | None = None
+    ) -> VoteResult:
         person = stored_place(Scope("user", voter.key), self._vault)
         # An answer that is made again has another seed.
         is_answered = exchanges.c.kind == Kind.CHAT, exchanges.c.status.in_([Status.ANSWERED, Status.DELIVERED])
@@ -26,12 +30,31 @@ class Votes(Deletion):
         async with self._transactions.writing() as tx:
             if (await tx.execute(answered.with_for_update())).first() is None:
                 return VoteResult.NO_ANSWER
+            if press is not None and not await self._is_first(tx, exchange.message.channel, press):
+                return VoteResult.REPEATED
             if (await tx.execute(delete(feedback).where(*same))).rowcount:
                 return VoteResult.TAKEN_BACK
             new = self._insert(feedback).values(exchange=exchange.id, voter=person, vote=vote, voted_at=at)
             changed = {name: new.excluded[name] for name in ("vote", "voted_at")}
             await tx.execute(new.on_conflict_do_update(index_elements=list(feedback.primary_key), set_=changed))
         return VoteResult(vote)
+
+    async def _is_first(self, tx: AsyncConnection, channel: ChannelKey, press: str) -> bool:
+        """Remember a press for a day, as a message that may still come; return False if it came before."""
+        await tx.execute(self._outdated_tombstones())
+        # No message has such an id: those of platforms have no space.
+        [row] = self._tombstones(channel, [f"press {press}"])
+        new = self._insert(exchanges).on_conflict_do_nothing(index_elements=KEY).returning(exchanges.c.id)
+        return (await tx.execute(new, row)).first() is not None
+
+    @shielded
+    async def own_votes(self, voter: Author, exchanges: Sequence[int]) -> dict[int, Vote]:
+        person = stored_place(Scope("user", voter.key), self._vault)
+        theirs = select(feedback.c.exchange, feedback.c.vote).where(
+            feedback.c.voter == person, feedback.c.exchange.in_(exchanges)
+        )
+        async with self._transactions.reading() as tx:
+            return {row.exchange: Vote(row.vote) for row in (await tx.execute(theirs)).all()}
 
     @shielded
     async def record_consent(self, person: Author, at: datetime | None) -> None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,31 @@ async def test_two_people_vote_change_their_votes_and_take_them_back(room: Room)
     await room.press(answer, Action.UP, UP, UP, DOWN, TAKEN_BACK)
     assert [room.counted(vote) for vote in ("up", "down", "taken_back")] == [2, 1, 1]
     assert room.answers[-1].actions == RATED, "the buttons stay"
+
+
+async def test_a_press_that_is_delivered_twice_takes_no_vote_back(room: Room) -> None:
+    answer = await room.answered("hi")
+    await room.press(answer, Action.UP, UP)
+    room.platform.repeat_press()  # type: ignore[attr-defined]  # each loopback platform has it
+    await room.answered("handled in the meantime")
+    assert [room.counted(vote) for vote in ("up", "taken_back", "repeated")] == [1, None, None]
+    assert set(room.notices()) == {UP}
+
+
+async def test_a_vote_is_confirmed_in_the_language_of_who_presses(room: Room) -> None:
+    answer = await room.answered("hi")
+    speak_chinese(room.platform, "Ben")
+    await room.press(answer, Action.UP, "已保存：👍。再按一次即可撤回。", author="Ben")
+
+
+def speak_chinese(platform: Any, person: str) -> None:
+    match platform.name:
+        case "discord":
+            platform.locales[person] = "zh-CN"
+        case "slack":
+            platform.workspace.locales[person] = "zh-CN"
+        case _:
+            platform.language = "zh-hans"
 
 
 async def test_a_vote_on_an_answer_that_was_deleted_is_not_saved(room: Room) -> None:

@@ -188,7 +188,12 @@ class TestConversation:
                 id = await tab.ask("What is it?")
                 shown = (await tab.until(has(1))).exchanges[id]
                 assert shown["rated"]
-                said = [await tab.post("press", reply=shown["reply"], action=each) for each in ("up", "down", "down")]
+                said, votes = [], [shown["vote"]]
+                for each in ("up", "down", "down"):
+                    said.append(await tab.post("press", reply=shown["reply"], action=each))
+                    reloaded = await Tab(http, tab.chat).until(has(1))
+                    votes.append(reloaded.exchanges[id]["vote"])
+        assert votes == ["", "up", "down", ""]
         assert [json.loads(each)["notice"] for each in said] == [
             "Saved: 👍. Press it again to take it back.",
             "Saved: 👎. Press it again to take it back.",

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.async_api import BrowserContext, ConsoleMessage, async_playwright, expect
 
-from tests.adapters.test_web import served
+from bot.config.schema import FeedbackSection
+from tests.adapters.test_web import served, served_on
 from tests.harness.fakes import ScriptedEngine
+from tests.harness.harness import NO_LIMITS, make_harness
 
 # Milliseconds; only a page that hangs takes as long, on any machine.
 _HANGS = 300_000
@@ -82,3 +84,14 @@ async def url(tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[str]:
         pytest.skip("needs a browser: apt install chromium")
     async with served(tmp_path, engine) as url:
         yield url
+
+
+@pytest.fixture
+async def voted_url(tmp_path: Path, engine: ScriptedEngine) -> AsyncIterator[str]:
+    """Yield the address of a page where votes are asked for."""
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt install chromium")
+    async with engine, make_harness(tmp_path, engine, limits=NO_LIMITS) as harness:
+        harness.settings.feedback = FeedbackSection(enabled=True)
+        async with served_on(tmp_path, harness) as url:
+            yield url

@@ -205,6 +205,28 @@ async def test_settings_are_changed_by_keyboard_for_this_conversation_only(url: 
         assert (engine.requests[-1].params.temperature, engine.requests[-1].params.max_tokens) == (0.95, None)
 
 
+async def test_ones_own_vote_is_shown_also_after_a_reload(voted_url: str) -> None:
+    async with chromium(voted_url) as context:
+        page = await context.new_page()
+        await page.goto("/")
+        await expect(answer(await ask(page, "How warm is it?"))).to_contain_text("天气")
+        good, bad = (page.get_by_role("button", name=name) for name in ("Good answer", "Bad answer"))
+        await expect(good).to_have_attribute("aria-pressed", "false")
+        await good.click()
+        await expect(good).to_have_attribute("aria-pressed", "true")
+        await page.reload()
+        await expect(good).to_have_attribute("aria-pressed", "true")
+        await bad.focus()
+        await page.keyboard.press("Enter")
+        await expect(bad).to_have_attribute("aria-pressed", "true")
+        await expect(good).to_have_attribute("aria-pressed", "false")
+        await expect(bad).to_be_focused()
+        await assert_accessible(page)
+        await bad.click()
+        await page.reload()
+        await expect(bad).to_have_attribute("aria-pressed", "false")
+
+
 async def test_the_page_is_in_chinese_and_dark(url: str) -> None:
     async with chromium(url, locale="zh-CN", dark=True) as context:
         page = await context.new_page()

@@ -34,6 +34,19 @@ async def test_a_person_has_one_vote_which_may_change(store: Store) -> None:
     assert await store.vote(exchange, BEN, Vote.DOWN, NOON) is VoteResult.DOWN
 
 
+async def test_a_press_that_is_delivered_again_changes_nothing(store: Store) -> None:
+    first, second = await answered(store, 1), await answered(store, 2)
+    for press, result in [("p1", VoteResult.UP), ("p2", VoteResult.TAKEN_BACK), ("p3", VoteResult.UP)]:
+        assert await store.vote(first, BEN, Vote.UP, NOON, press) is result
+    for press in ("p1", "p2", "p3"):
+        assert await store.vote(first, BEN, Vote.UP, NOON, press) is VoteResult.REPEATED
+    assert await store.vote(first, MEI, Vote.DOWN, NOON, "p4") is VoteResult.DOWN
+    assert await store.own_votes(BEN, [first.id, second.id]) == {first.id: Vote.UP}
+    assert await store.own_votes(MEI, [first.id, second.id]) == {first.id: Vote.DOWN}
+    assert await store.own_votes(MEI, []) == {}
+    assert await store.last_message_ids("slack") == {ROOM: "2"}
+
+
 async def test_people_vote_independently_on_each_answer(store: Store) -> None:
     first, second = await answered(store, 1), await answered(store, 2)
     for exchange in (first, second):

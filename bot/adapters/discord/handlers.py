@@ -311,7 +311,8 @@ class DiscordHandlers:
         try:
             channel = await self._channel_of(use)
             by = parse_user(use.interaction.user)
-            notice = await self._inbox.press(channel, str(message_id), action, by) if channel else ""
+            press, locale = str(use.interaction.id), str(use.interaction.locale)
+            notice = await self._inbox.press(channel, str(message_id), action, by, press, locale) if channel else ""
         except (PlatformError, StoreError) as error:
             # Without a response Discord shows that the interaction failed.
             log.warning("button press failed", error=str(error))

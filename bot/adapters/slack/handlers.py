@@ -177,7 +177,11 @@ class SlackHandlers:
         user = id_of(body["user"], "id")
         by = Author(PLATFORM, user, text_of(body["user"], "name"))
         pressed = Action(action["action_id"])
-        notice = await self._complete(self._inbox.press(channel, text_of(body["message"], "ts"), pressed, by))
+        # Slack delivers a press that was not acknowledged again, with the time of the press.
+        press = f"{user}/{time}" if (time := text_of(action, "action_ts")) else None
+        locale = await self._parser.locale_of(user)
+        work = self._inbox.press(channel, text_of(body["message"], "ts"), pressed, by, press, locale)
+        notice = await self._complete(work)
         if notice:
             text = self._messenger.format.render(notice)
             await try_call(self._messenger.send_ephemeral(channel, user, text), _TIMEOUT)

@@ -195,6 +195,10 @@ class MessageParser:
             f"/{user}/{trigger}", user, channel, None, text, datetime.now(UTC), id_of(command, "team_id")
         )
 
+    async def locale_of(self, user: str) -> str | None:
+        """Return the locale of a user; None if it is not known in time."""
+        return (await self._directory.find(user))[1]
+
     async def parse_use(self, user: str, channel: str, team: str) -> IncomingMessage:
         """Build a message of a person who uses a form, without a text.
 

@@ -171,7 +171,9 @@ class TelegramHandlers:
                     await self._inbox.accept(event.message)
                     self._album = event.album
             case ButtonEvent() as event:
-                notice = await self._inbox.press(event.channel, event.message_id, event.action, event.by)
+                notice = await self._inbox.press(
+                    event.channel, event.message_id, event.action, event.by, event.query, event.locale
+                )
                 self._background.start(self._acknowledge(event.query, notice))
             case FormEvent() as event:
                 self._background.start(self._inbox.process(partial(self._use_form, event)))

@@ -61,6 +61,7 @@ class ButtonEvent:
     message_id: str
     action: Action
     by: Author
+    locale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +142,15 @@ def _button(query: Fields) -> ButtonEvent | None:
     where, data = query.part("message"), query.text("data")
     if where is None or data not in list(Action):
         return None
+    person = required(query.part("from"))
     return ButtonEvent(
         required(query.text("id")),
         # An old message comes without its topic; the store finds it by its id.
         _channel(where),
         where.id("message_id"),
         Action(data),
-        _user(required(query.part("from"))),
+        _user(person),
+        person.text("language_code"),
     )
 
 

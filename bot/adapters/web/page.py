@@ -30,7 +30,7 @@ from bot.chat.files import MOST_FILES
 from bot.chat.i18n import Translate, demo_note, translator
 from bot.chat.settings_form import form_command
 from bot.config.http import WEB_PLATFORM
-from bot.domain import Action, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Status
+from bot.domain import Action, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Status, Vote
 from bot.errors import NotErased, StoreError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -259,6 +259,7 @@ class _Page:
         self._translate = translate
         self._is_new = True
         self._rows: dict[str, Exchange] = {}
+        self._votes: dict[int, Vote] = {}  # the user's own, by exchange
 
     async def update(self) -> dict[str, Any] | None:
         """Return what has changed since the last call, all of it at the first; None if that is nothing.
@@ -275,7 +276,17 @@ class _Page:
         rows = await intake.said_in(channel, _SHOWN)
         openings = await intake.openings(channel)
         before, self._rows = self._rows, {row.message.id: row for row in rows}
-        new = [row for row in rows if before.get(row.message.id) != row or row.status is Status.OPEN]
+        voted, self._votes = self._votes, {}
+        if intake.settings.feedback.enabled:
+            voter = Author(WEB_PLATFORM, channel.channel, "")
+            self._votes = await intake.own_votes(voter, [row.id for row in rows])
+        new = [
+            row
+            for row in rows
+            if before.get(row.message.id) != row
+            or row.status is Status.OPEN
+            or voted.get(row.id) != self._votes.get(row.id)
+        ]
         update = {
             "reset": self._is_new,
             "order": list(self._rows),
@@ -289,10 +300,11 @@ class _Page:
         find = self._chat.messenger.reply
         replies = [find(row.message.id, row.parts) if row.answer is None else {} for row in rows]
         # Rendering a long conversation takes a while, and hostile Markdown longer.
+        votes = self._votes
         translate, asks_for_votes = self._translate, self._chat.intake.settings.feedback.enabled
         return await asyncio.to_thread(
             lambda: [
-                exchange_view(row, reply, translate, asks_for_votes=asks_for_votes)
+                exchange_view(row, reply, translate, asks_for_votes=asks_for_votes, vote=votes.get(row.id))
                 for row, reply in zip(rows, replies, strict=True)
             ]
         )

@@ -6,14 +6,19 @@ from bot.adapters.web.markdown import render_html
 from bot.adapters.web.messenger import Message
 from bot.chat.i18n import Translate, finish_note
 from bot.delivery.view import PLACEHOLDER
-from bot.domain import Exchange, FinishReason, Kind, Status
+from bot.domain import Exchange, FinishReason, Kind, Status, Vote
 
 # Characters of a conversation's title.
 _TITLE = 60
 
 
 def exchange_view(
-    exchange: Exchange, reply: dict[str, Message], translate: Translate, *, asks_for_votes: bool = False
+    exchange: Exchange,
+    reply: dict[str, Message],
+    translate: Translate,
+    *,
+    asks_for_votes: bool = False,
+    vote: Vote | None = None,
 ) -> dict[str, Any]:
     """Return a question with its reply: the messages in memory while it grows, then what is stored."""
     is_open = exchange.status is Status.OPEN
@@ -43,6 +48,7 @@ def exchange_view(
         and answer is not None
         and bool(answer.text)
         and answer.reason is not FinishReason.ERROR,
+        "vote": vote.value if vote is not None else "",
     }
 
 

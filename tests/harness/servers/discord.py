@@ -38,6 +38,7 @@ class DiscordPlatform(DiscordRest):
         self.cut_off_seconds = 60.0  # the bot starts a new session after an outage of this length
         self.locales: dict[str, str] = {}
         self.is_late = False  # interactions expire before the bot receives them
+        self._last_interaction: Json = {}
         self.omitted: frozenset[str] = frozenset()  # fields that interactions lack
 
     def adapter(self, clock: Clock, **settings: Any) -> DiscordAdapter:
@@ -162,7 +163,12 @@ class DiscordPlatform(DiscordRest):
         more |= {"channel": self._channel(where), "channel_id": str(where), "locale": self.locales.get(author, "en-US")}
         event = payloads.interaction(id, APPLICATION, kind, f"token-{id}", data, **who, **more)
         event = {name: value for name, value in event.items() if name not in self.omitted}
-        self.send_event("INTERACTION_CREATE", event | self._of_guild(where))
+        self._last_interaction = event | self._of_guild(where)
+        self.repeat_press()
+
+    def repeat_press(self) -> None:
+        """Send the last interaction again, as after a RESUME."""
+        self.send_event("INTERACTION_CREATE", self._last_interaction)
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
         if thread is not None and ("thread", channel, thread) not in self._ids:

@@ -125,9 +125,16 @@ class SlackServer(SlackWire):
             "container": {"type": "message", "message_ts": message_id, "channel_id": message.channel},
             "message": message.event(),
             "trigger_id": f"{next(self._numbers)}.1.1",
-            "actions": [{"type": "button", "block_id": "b", "action_id": action.value}],
+            "actions": [
+                {"type": "button", "block_id": "b", "action_id": action.value, "action_ts": self.workspace.now()}
+            ],
         }
-        self._emit("interactive", payload, retries=())
+        self._last_press = payload
+        self.repeat_press()
+
+    def repeat_press(self) -> None:
+        """Deliver the last press again, as if it had not been acknowledged."""
+        self._emit("interactive", self._last_press, retries=())
 
     async def submit(self, view_id: str, **values: str | None) -> None:
         """Submit a modal, with these values in place of those that it has; None empties an input."""

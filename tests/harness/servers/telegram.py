@@ -131,6 +131,7 @@ class TelegramPlatform:
         self.messages: dict[tuple[int, int], Message] = {}
         self._settings = settings
         self._chats: dict[int, Chat] = {}
+        self._last_press: Json = {}
         self._deleted: dict[tuple[int, int], int | None] = {}  # with the topics in which they were
         self._people: dict[str, int] = {}
         self._ids = count(1)
@@ -220,8 +221,13 @@ class TelegramPlatform:
 
     def _press(self, message: Json, data: str, author: str) -> str:
         query = {"id": str(next(self._ids)), "from": self.person(author), "message": message, "chat_instance": "1"}
-        self.push({"callback_query": query | {"data": data}})
+        self._last_press = {"callback_query": query | {"data": data}}
+        self.repeat_press()
         return str(query["id"])
+
+    def repeat_press(self) -> None:
+        """Deliver the last press again, as if its update had not been confirmed."""
+        self.push(self._last_press)
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
         chat = next((chat for chat in self._chats.values() if chat.name == channel and not chat.migrated_to), None)

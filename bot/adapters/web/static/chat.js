@@ -213,11 +213,11 @@ function drawList(list, items, make, fill) {
 }
 
 function drawActions(node, actions) {
-  const names = actions.map(([text]) => text).join("\n");
+  const names = actions.map(([text, , , , isPressed]) => text + (isPressed ?? "")).join("\n");
   if (node.dataset.names === names) return;
   node.dataset.names = names;
   const focused = [...node.children].indexOf(document.activeElement);
-  node.replaceChildren(...actions.map(([text, act, name = "quiet", label = null]) => Object.assign(button(name, text, act), label && { ariaLabel: label, title: label })));
+  node.replaceChildren(...actions.map(([text, act, name = "quiet", label = null, isPressed = null]) => Object.assign(button(name, text, act), label && { ariaLabel: label, title: label, ariaPressed: isPressed })));
   node.children[focused]?.focus();
 }
 
@@ -254,7 +254,8 @@ function drawExchange(node, exchange) {
   if (isDone && exchange.text) actions.push([words.copy, (event) => copy(event.target, now().text)]);
   const press = (action) => () => call("/web/press", { reply: now().reply, action });
   if (isDone && exchange.reply) actions.push([words.retry, press("retry")]);
-  if (isDone && exchange.reply && exchange.rated) actions.push(["👍", press("up"), "quiet", words.up], ["👎", press("down"), "quiet", words.down]);
+  const vote = (symbol, name, label) => [symbol, press(name), "quiet", label, exchange.vote === name];
+  if (isDone && exchange.reply && exchange.rated) actions.push(vote("👍", "up", words.up), vote("👎", "down", words.down));
   drawActions(reply.children[3], actions);
 }
 
