@@ -1,5 +1,9 @@
-"""Collects the bot's own words from the code into the catalogues, and compiles those; needs Babel."""
+"""Collects the bot's own words from the code into the catalogues, and compiles those; needs Babel.
 
+Descriptions of settings come from docs/SETTINGS.md, their translations from the same page in the other language.
+"""
+
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +14,7 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
 _HERE = Path(__file__).parent
+_DOCS = _HERE.parents[2] / "docs"
 CATALOGUES = sorted(_HERE.glob("*/LC_MESSAGES/bot.po"))
 
 
@@ -21,6 +26,18 @@ def said() -> Iterator[str]:
     for _, _, text, _, _ in found:
         assert isinstance(text, str), "translate takes one text"
         yield text
+    yield from descriptions("").values()
+
+
+def descriptions(language: str) -> dict[tuple[str, str], str]:
+    """Return what the page of the settings says about each one, by table and name."""
+    found, table = {}, ""
+    for line in (_DOCS / language / "SETTINGS.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"\*\*`\[([\w.]+)\]`\*\*", line):
+            table = heading[1]
+        elif table and (row := re.match(r"\| `(\w+)` \| .*? \| (.*) \|$", line)):
+            found[table, row[1]] = row[2]
+    return found
 
 
 def load(path: Path) -> Catalog:
@@ -39,6 +56,11 @@ def update(path: Path) -> list[str]:
     for text in said():
         template.add(text)
     catalog.update(template, no_fuzzy_matching=True)
+    translated = descriptions(path.parents[1].name)
+    for setting, text in descriptions("").items():
+        message = catalog.get(text)
+        assert message is not None, "said() has all descriptions"
+        message.string = translated.get(setting, "")
     with path.open("wb") as file:
         write_po(file, catalog, width=110, sort_output=True, ignore_obsolete=True)
     with path.with_suffix(".mo").open("wb") as file:

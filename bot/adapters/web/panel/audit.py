@@ -15,7 +15,8 @@ MOST_CHANGES = 200
 def audit_html(changes: Sequence[SettingChange], translate: Translate) -> Html:
     """Return the section's content; `changes` are the latest, newest first."""
     if not changes:
-        return Html(f"<p>{text(translate('Nothing was set in the chat.'))}</p>")
+        nothing = translate("Nothing was set in the chat.")
+        return Html(f"<p>{text(nothing)}</p>")
     heads = (
         translate("Time (UTC)"),
         translate("Changed by"),

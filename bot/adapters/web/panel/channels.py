@@ -48,7 +48,8 @@ def channels_html(changes: list[SettingChange], translate: Translate) -> Html:
     """Return the section's content."""
     places = by_place(changes)
     if not places:
-        return Html(f"<p>{text(translate('Nothing was set in the chat.'))}</p>")
+        nothing = translate("Nothing was set in the chat.")
+        return Html(f"<p>{text(nothing)}</p>")
     heads = (
         translate("Channel"),
         translate("Setting"),
@@ -88,7 +89,7 @@ def undo_button(change: SettingChange, list: str, translate: Translate) -> Html:
     label = translate("Undo the last change in {place}").format(place=scope.id)
     data = {"level": scope.level, "place": scope.id, "change": mark_of(change)}
     attributes = "".join(f' data-{name}="{escape(value)}"' for name, value in data.items())
+    undo = text(translate("Undo"))
     return Html(
-        f'<button id="{text(id)}" class="undo" type="button" aria-label="{text(label)}"{attributes}>'
-        f"{text(translate('Undo'))}</button>"
+        f'<button id="{text(id)}" class="undo" type="button" aria-label="{text(label)}"{attributes}>{undo}</button>'
     )

@@ -146,7 +146,7 @@ def _field(
 ) -> str:
     """Return a setting with its control; one that another source outranks, or that is secret, cannot be changed here."""
     id = re.sub(r"[^\w.-]", "_", "set-" + "-".join(key))
-    notes = [field.description or ""]
+    notes = [translate(field.description) if field.description else ""]
     if needs_restart(key):
         notes.append(translate("Needs a restart."))
     if override is not None:

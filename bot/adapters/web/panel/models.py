@@ -86,10 +86,10 @@ def _button(status: ModelStatus, editor: ConfigEditor | None, right: Right, tran
     wanted = None if editor is None else editor.wanted_models.get(status.name)
     if wanted is None or status.base:
         return ""
-    label = translate("Change the model {name}").format(name=status.name)
+    label, change = translate("Change the model {name}").format(name=status.name), text(translate("Change"))
     return Html(
         f'<button id="change-{escape(status.name)}" class="change" type="button" aria-haspopup="dialog" '
-        f'aria-label="{escape(label)}"{_data(status.name, wanted, right)}>{text(translate("Change"))}</button>'
+        f'aria-label="{escape(label)}"{_data(status.name, wanted, right)}>{change}</button>'
     )
 
 

@@ -55,7 +55,8 @@ def usage_html(report: UsageReport | str, today: date, translate: Translate) -> 
     if isinstance(report, str):
         return Html(f"<p>{text(translate('The usage cannot be read: {why}').format(why=report))}</p>")
     if not any(use.answers for use in report.days.values()):
-        return Html(f"<p>{text(translate('Nothing was used in these days.'))}</p>")
+        nothing = translate("Nothing was used in these days.")
+        return Html(f"<p>{text(nothing)}</p>")
     heads = translate("Answers"), translate("Tokens"), translate("Seconds of the model")
     days = [(str(day), *_numbers(report.days[day])) for day in sorted(report.days, reverse=True)]
     places = [
