@@ -152,23 +152,31 @@ class Access:
             return True
         return self._access.settings_by == "managers" and await self._manages(message)
 
-    async def asker_refusal(self, message: IncomingMessage, who: Sequence[str], translate: Translate) -> str | None:
-        """Return a sentence if the author is not among those who may ask in a place.
+    async def may_ask(self, message: IncomingMessage, who: Sequence[str]) -> bool:
+        """Return whether the author is one of those who may ask in a place; admins and the person of a direct chat may.
 
-        Admins may, and so may the person of a direct chat.
+        Raises:
+            PlatformError: The platform cannot be asked.
         """
         author = message.author
         if EVERYONE in who or self.is_admin(author):
-            return None
+            return True
         if MANAGERS not in who:
             own = {author.key, *(f"{author.platform}:{role}" for role in author.roles)}
-            return translate("You may not ask me here.") if own.isdisjoint(who) else None
+            return not own.isdisjoint(who)
+        return message.is_direct or await self._manages(message)
+
+    async def asker_refusal(self, message: IncomingMessage, who: Sequence[str], translate: Translate) -> str | None:
+        """Return a sentence if the author may not ask in a place."""
         try:
-            is_manager = message.is_direct or await self._manages(message)
+            if await self.may_ask(message, who):
+                return None
         except PlatformError as error:
             log.warning("rights not known, the question is refused", channel=str(message.channel), error=str(error))
             return translate("I could not check your permissions. Please ask again.")
-        return None if is_manager else translate("Only admins and those who manage this channel may ask me here.")
+        if MANAGERS in who:
+            return translate("Only admins and those who manage this channel may ask me here.")
+        return translate("You may not ask me here.")
 
     async def _manages(self, message: IncomingMessage) -> bool:
         is_manager = self._managers.get(message.channel.platform)

@@ -1,5 +1,6 @@
 """Events of a platform, turned into exchanges: messages, edits, deletions, buttons."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from bot.chat.standing import StandingReply
 from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind, Status, Vote
 from bot.engine.base import Engine
-from bot.errors import ClaimLost, StoreError
+from bot.errors import ClaimLost, PlatformError, StoreError
 from bot.observability.health import Components
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
@@ -42,6 +43,9 @@ from bot.util.clock import Calendar, Clock, MonotonicClock
 from bot.util.text import clean
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# For a platform to say who manages a channel, before a message there is stored: Slack waits 3 s for that.
+_RIGHTS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,16 +257,25 @@ class Intake:
         """Return whether the message is known to carry a reply."""
         return await self._store.find_by_reply(channel, message_id) is not None
 
-    async def listens(self, channel: ChannelKey, server: str | None, text: str, *, threads: bool) -> bool:
-        """Return whether the bot answers a message without a mention there.
+    async def listens(self, message: IncomingMessage, *, threads: bool) -> bool:
+        """Return whether the bot answers a message without a mention: one that begins with a trigger.
 
-        With `threads` that is so in a thread where the bot was spoken to, else where `answer` is "all", or if the
-        text begins with a trigger.
+        Where `answer` is "all", and with `threads` in a thread where the bot was spoken to, it answers all messages of
+        people who may ask there.  The others get no refusal at each message.
         """
         await self.choices.load()
-        if self.settings.rules.answers(channel, server, text):
+        channel, rules = message.channel, self.settings.rules
+        if rules.is_triggered(channel, message.server, message.text):
             return True
-        return threads and channel.thread is not None and await self.has_history(channel)
+        is_in_thread = threads and channel.thread is not None
+        if not (rules.answers_all(channel, message.server) or (is_in_thread and await self.has_history(channel))):
+            return False
+        try:
+            async with asyncio.timeout(_RIGHTS_SECONDS):
+                return await self.access.may_ask(message, rules.who(message))
+        except (PlatformError, TimeoutError) as error:
+            log.info("rights not known yet, they are asked for again", error=str(error) or "timeout")
+            return True
 
     async def is_triggered(self, channel: ChannelKey, server: str | None, text: str) -> bool:
         """Return whether a text begins with a trigger of its conversation."""

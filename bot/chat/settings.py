@@ -186,9 +186,9 @@ class Rules:
         """
         return self._plain(setting, self._scopes(message))
 
-    def answers(self, channel: ChannelKey, server: str | None, text: str) -> bool:
-        """Return whether a message that mentions nobody is for the bot: with `answer = "all"`, or a trigger."""
-        return self._answers_all(scopes_of_place(channel, server)) or self.is_triggered(channel, server, text)
+    def answers_all(self, channel: ChannelKey, server: str | None) -> bool:
+        """Return whether all messages of a conversation are for the bot that are not for another person."""
+        return self._answers_all(scopes_of_place(channel, server))
 
     def is_triggered(self, channel: ChannelKey, server: str | None, text: str) -> bool:
         """Return whether a message begins with a trigger of its conversation."""

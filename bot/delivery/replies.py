@@ -169,7 +169,7 @@ class Replies:
         await self._exchanges.fail(worker.exchange, fault)
 
     def _sender(self, worker: Worker, sentence: str) -> Sender:
-        """Return the sender of a reply; the sentence stands below its text."""
+        """Return the sender of a reply; the sentence is shown below its text."""
         exchange = worker.exchange
         settings = self._intake.settings
         translate = settings.translator_for(exchange.message)

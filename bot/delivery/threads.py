@@ -37,7 +37,7 @@ class Threads:
         self._told: dict[ChannelKey, float] = {}  # until when a channel gets no other sentence
 
     async def place(self, worker: Worker) -> str:
-        """Move an exchange into a thread of its own if its channel asks for that.
+        """Open a thread for an answer if its channel asks for that, and move the exchange into it.
 
         Return a sentence for the asker if no thread can be opened, or "".
 
@@ -73,7 +73,7 @@ class Threads:
         await self._intake.exchanges.move(worker, await opens(worker.exchange.message))
 
     def _sentence(self, message: IncomingMessage, refused: ThreadRefused) -> str:
-        """Return why there is no thread, unless the channel was told so lately."""
+        """Return the reason for the asker, or "" if the channel was given one lately."""
         channel, now = replace(message.channel, thread=None), self._pacer.clock.now()
         self._told = {each: until for each, until in self._told.items() if until > now}
         if not refused.sentence or channel in self._told:

@@ -36,6 +36,7 @@ RIGHTS: dict[str, set[str]] = {
     "model engine": MANAGERS,
     "model clear": MANAGERS,
     "settings answer mention": MANAGERS,
+    "settings answer thread": MANAGERS,
     "settings triggers hey": MANAGERS,
     "settings history member": MANAGERS,
     "settings language en": MANAGERS,

@@ -303,7 +303,7 @@ async def told(harness: Harness, platform: str, channel: str, server: str | None
     return missing
 
 
-async def test_what_discord_lacks_is_told(platform: DiscordPlatform, tmp_path: Path) -> None:
+async def test_setting_it_lists_missing_permissions_on_discord(platform: DiscordPlatform, tmp_path: Path) -> None:
     platform.bot_permissions &= ~payloads.ADMINISTRATOR
     async with run_discord_bot(platform, tmp_path) as bot:
         await platform.say("hi")
@@ -324,14 +324,16 @@ async def test_what_discord_lacks_is_told(platform: DiscordPlatform, tmp_path: P
     ("is_forum", "manages", "missing"),
     [(True, True, ""), (True, False, f"{PRIVACY}\n\n{NO_RIGHT}"), (False, True, NO_TOPICS)],
 )
-async def test_what_telegram_lacks_is_told(harness: Harness, is_forum: bool, manages: bool, missing: str) -> None:
+async def test_setting_it_lists_missing_permissions_on_telegram(
+    harness: Harness, is_forum: bool, manages: bool, missing: str
+) -> None:
     async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
         group = telegram.group("general")
         group.is_forum, telegram.manages_topics = is_forum, manages
         assert await told(harness, "telegram", str(group.id)) == missing
 
 
-async def test_what_slack_lacks_is_told(harness: Harness) -> None:
+async def test_setting_it_lists_missing_permissions_on_slack(harness: Harness) -> None:
     async with SlackServer() as server, slack_harness.running(harness, server):
         channel = server.workspace.channel("general")
         assert await told(harness, "slack", channel) == ""

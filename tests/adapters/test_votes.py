@@ -116,7 +116,7 @@ async def test_a_press_that_is_delivered_twice_takes_no_vote_back(room: Room) ->
     assert set(room.notices()) == {UP}
 
 
-async def test_a_vote_is_confirmed_in_the_language_of_who_presses(room: Room) -> None:
+async def test_a_vote_is_confirmed_in_the_language_of_its_voter(room: Room) -> None:
     answer = await room.answered("hi")
     speak_chinese(room.platform, "Ben")
     await room.press(answer, Action.UP, "已保存：👍。再按一次即可撤回。", author="Ben")

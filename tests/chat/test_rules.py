@@ -23,7 +23,7 @@ MODELS = ["big", "engine", "small"]
 VALUES = {"persona": PERSONAS, "model": MODELS, "language": ["auto", "en", "zh"], "temperature": ["0.0", "0.5", "1.5"]}
 # Settings that a conversation has, whoever writes there.
 OF_PLACES: dict[str, list[str]] = {
-    "answer": ["mention", "all"],
+    "answer": ["mention", "thread", "all"],
     "triggers": ["glm", "小智", "hey bot"],
     "history": ["shared", "member"],
     "who": ["everyone", "managers"],
@@ -155,8 +155,9 @@ def check_what_is_answered(rules: Rules, message: IncomingMessage, entries: list
     assert rules.has_own_history(message) == (whose is not None and whose.value == "member")
     assert rules.may_answer(message.channel, message.server) == (is_all or words is not None)
     for word in OF_PLACES["triggers"]:
-        is_expected = is_all or (words is not None and words.value == word)
-        assert rules.answers(message.channel, message.server, f"{word}, hello") == is_expected
+        is_expected = words is not None and words.value == word
+        assert rules.is_triggered(message.channel, message.server, f"{word}, hello") == is_expected
+    assert rules.answers_all(message.channel, message.server) == is_all
 
 
 @settings(max_examples=300)

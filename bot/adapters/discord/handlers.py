@@ -343,9 +343,8 @@ class DiscordHandlers:
             channel = await self._channel_key(message.channel, message.channel.id, is_direct=is_direct)
         elif not (is_hidden or isinstance(message.channel, discord.PartialMessageable) or is_for_another(message)):
             place = channel_key(message.channel, message.channel.id)
-            server, text = _server(message.guild), message.content
-            listens = await self._intake.listens(place, server, text, threads=self._threads)
-            channel = place if listens else None
+            unaddressed = parse_message(message, self._me, place)
+            channel = place if await self._intake.listens(unaddressed, threads=self._threads) else None
         if channel is None:
             return None
         quotation = await self._quotes.find(message, self._client, channel)

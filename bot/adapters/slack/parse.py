@@ -118,7 +118,7 @@ class MessageParser:
         web: AsyncWebClient,
         directory: Directory,
         has_history: Callable[[ChannelKey], Awaitable[bool]],
-        listens: Callable[[ChannelKey, str | None, str], Awaitable[bool]],
+        listens: Callable[[IncomingMessage], Awaitable[bool]],
         is_triggered: Callable[[ChannelKey, str | None, str], Awaitable[bool]],
     ) -> None:
         self._me = me
@@ -147,13 +147,24 @@ class MessageParser:
         found = self._fields(event)
         if found is None:
             return False
-        channel, thread, _, raw = found
+        channel, thread, ts, raw = found
         is_direct, is_reply = channel.startswith("D"), event.get("parent_user_id") == self._me.user
         if is_direct or self._mention.search(raw):
             return True
         if _is_for_another(raw):
             return False
-        return is_reply or await self._listens(ChannelKey(PLATFORM, channel, thread), self._me.team, unescaped(raw))
+        return is_reply or await self._listens(self._unaddressed(event, channel, thread, ts, raw))
+
+    def _unaddressed(self, event: Event, channel: str, thread: str | None, ts: str, raw: str) -> IncomingMessage:
+        """Build a message without what is looked up at Slack: most are not for the bot."""
+        return IncomingMessage(
+            id=ts,
+            channel=ChannelKey(PLATFORM, channel, thread),
+            author=Author(PLATFORM, text_of(event, "user"), ""),
+            text=unescaped(raw),
+            sent_at=datetime.fromtimestamp(float(ts), UTC),
+            server=self._me.team,
+        )
 
     async def _is_known(self, channel: str, thread: str) -> bool:
         return await self._has_history(ChannelKey(PLATFORM, channel, thread))

@@ -199,9 +199,7 @@ class TelegramHandlers:
         if event.album is not None and event.album == self._album and not event.message.text:
             return False
         if event.to is Addressee.NOBODY:
-            message = event.message
-            threads = self._settings.threads
-            return await self._intake.listens(message.channel, message.server, message.text, threads=threads)
+            return await self._intake.listens(event.message, threads=self._settings.threads)
         return event.to is Addressee.BOT
 
     async def _opens_form(self, message: IncomingMessage) -> bool:
