@@ -1,6 +1,7 @@
 """The values that all packages share: messages, requests, events, exchanges."""
 
-from dataclasses import dataclass
+from base64 import b64encode
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal, get_args
@@ -48,7 +49,8 @@ class FileFault(StrEnum):
     """Why nothing of a file is read."""
 
     KIND = "kind"  # it contains no text that can be read
-    PICTURE = "picture"
+    PICTURE = "picture"  # the model sees none
+    MANY = "many"  # more pictures than the model sees at once
     SOUND = "sound"  # or a film
     LARGE = "large"
     LOCKED = "locked"  # with a password
@@ -60,11 +62,31 @@ class FileFault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as a model gets it: the bytes of a file, its sides in pixels."""
+
+    media_type: str
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+
+    @property
+    def url(self) -> str:
+        """Its bytes as a data URL.
+
+        >>> Picture("image/png", b"bytes", 1, 1).url
+        'data:image/png;base64,Ynl0ZXM='
+        """
+        return f"data:{self.media_type};base64,{b64encode(self.data).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """A file of a message, or with `is_quoted` of the message that it quotes.
 
     `source` is the platform's own reference.  `text` is what was read of it, or "" until then;
-    with `is_cut` that is its beginning only.
+    with `is_cut` that is its beginning only.  One with `is_picture` was read as a picture, which is in
+    `picture` where the store was asked for it, unless it was deleted.
     """
 
     name: str
@@ -75,6 +97,8 @@ class Attachment:
     is_cut: bool = False
     fault: FileFault | None = None
     is_quoted: bool = False
+    is_picture: bool = False
+    picture: Picture | None = None
 
     @property
     def titled_text(self) -> str:
@@ -84,7 +108,7 @@ class Attachment:
     @property
     def is_read(self) -> bool:
         """Whether there is nothing more to do about it."""
-        return bool(self.text) or self.fault is not None
+        return bool(self.text) or self.is_picture or self.fault is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +174,7 @@ class SettingChange:
 class ChatMessage:
     role: Role
     content: str
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +333,7 @@ class EngineInfo:
     device: str
     context_length: int  # tokens, prompt and answer together
     reads_names: bool = True  # False for one that takes "Mei: hello" for the text of a message
+    most_pictures: int = 0  # that a prompt may have; 0 for one that sees none
 
 
 @dataclass(frozen=True, slots=True)

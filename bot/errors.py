@@ -8,6 +8,7 @@
     │   ├── CheckpointError     a model folder that cannot be used
     │   ├── EngineBusy          the queue is full
     │   ├── PromptTooLong       the messages do not fit the model's context
+    │   ├── PicturesRefused     the model takes fewer pictures, or none
     │   └── EngineFailed        this request died; others live
     │       └── AnswerBrokenOff after its first text; the rest cannot be had
     ├── StoreError              the database cannot be used
@@ -95,6 +96,14 @@ class PromptTooLong(EngineError):
         self.tokens = tokens
         self.limit = limit
         super().__init__(f"the prompt takes {tokens} tokens, and the model's context holds {limit}")
+
+
+class PicturesRefused(EngineError):
+    """The messages have more pictures than the model takes, which are `most`; 0 for one that sees none."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        super().__init__(f"the model takes {most} pictures with a prompt" if most else "the model takes no pictures")
 
 
 class EngineFailed(EngineError):

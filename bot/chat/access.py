@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from bot.chat.files import may_have_text
+from bot.chat.files import may_be_read
 from bot.chat.i18n import Translate
 from bot.config.places import EVERYONE, MANAGERS
 from bot.config.schema import AccessSection, LimitsSection
@@ -189,7 +189,7 @@ class Access:
         """Return a sentence if the question is refused; None counts it."""
         if self._is_paused:
             return translate("An admin has paused me. Please ask again later.")
-        if not (message.text.strip() or (message.quoted or "").strip() or may_have_text(message)):
+        if not (message.text.strip() or (message.quoted or "").strip() or may_be_read(message)):
             return translate("I can only read text, and there was none in your message: what would you like to ask?")
         # A quotation is cut where the prompt is made: its length is not the author's doing.
         if len(message.text) > self._limits.max_message_chars:

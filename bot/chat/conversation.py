@@ -12,6 +12,7 @@ from bot.chat.exchanges import Exchanges
 from bot.chat.files import Files, unread_notices
 from bot.chat.i18n import Translate
 from bot.chat.loops import LONGEST_LOOP, REPEATS, loop_at_end
+from bot.chat.pictures import mark_unseen
 from bot.chat.prompt import NothingToAsk, Prompt, TurnCounts, build_prompt
 from bot.chat.quotas import Quotas
 from bot.chat.settings import ChatSettings, Choices
@@ -25,6 +26,7 @@ from bot.domain import (
     Fallback,
     Finished,
     FinishReason,
+    IncomingMessage,
     Notice,
     Queued,
     Status,
@@ -33,7 +35,7 @@ from bot.domain import (
     UsageSum,
 )
 from bot.engine.base import Engine
-from bot.errors import AnswerBrokenOff, BotError, EngineBusy, EngineError, PromptTooLong, StoreError
+from bot.errors import AnswerBrokenOff, BotError, EngineBusy, EngineError, PicturesRefused, PromptTooLong, StoreError
 from bot.observability.metrics import Metrics, engine_outcome
 from bot.storage.base import Store
 from bot.util.aio import race
@@ -170,10 +172,21 @@ class Conversations:
         message = worker.exchange.message
         if all(file.is_read for file in message.files):
             return
-        reading = asyncio.create_task(self._files.read(message), name="files")
+        most = await self.most_pictures(message)
+        reading = asyncio.create_task(self._files.read(message, most_pictures=most), name="files")
         await race(reading, worker.wait_stopped())
         if not reading.cancelled():
             await self._exchanges.record_files(worker, reading.result())
+
+    async def most_pictures(self, message: IncomingMessage) -> int:
+        """Return how many pictures the model for a message sees at once.
+
+        Raises:
+            EngineUnavailable: There is none.
+            StoreError: The settings of its place cannot be read.
+        """
+        await self._choices.load()
+        return self._model(self._settings.at(message).model).info.most_pictures
 
     def _explain(self, error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:
         if isinstance(error, NothingToAsk) and error.files:
@@ -201,6 +214,10 @@ class Conversations:
                 refusals += 1
                 if refusals >= _MOST_REFUSALS or draft.has_begun:
                     raise
+            except PicturesRefused as error:
+                if draft.has_begun or error.most >= sum(len(message.pictures) for message in prompt.messages):
+                    raise
+                worker.most_pictures = error.most
             except EngineBusy:
                 # After an outage more may be owed than the engine's queue holds.
                 if not worker.is_backlog:
@@ -259,6 +276,8 @@ class Conversations:
                         draft.sign(event.model, settings.persona)
                         cut = replace(prompt, left_out=prompt.left_out + (event.left_out + 1) // 2)
                         answered_by = translate("Answered by {model}.").format(model=event.model)
+                        unseen = mark_unseen(prompt.files, self._model(event.model).info.most_pictures)
+                        unread = unread_notices(unseen, limit, translate)
                         notices = [*cut.notices(translate), *unread, answered_by]
                         continue
                     if worker.is_interrupted:
@@ -323,13 +342,15 @@ class Conversations:
 
     async def _prompt(self, worker: Worker, settings: ChatSettings) -> Prompt:
         turns, is_own = settings.conversation.history_turns, settings.has_own_history
-        history = await self._store.history(worker.exchange, turns, is_own=is_own)
+        engine = self._model(settings.model)
+        pictures = engine.info.most_pictures
+        history = await self._store.history(worker.exchange, turns, is_own=is_own, pictures=pictures)
         if history.now.status is Status.CLEARED:
             worker.is_deleted = True  # it was claimed after the deletion had looked for workers
             worker.stop()
             return Prompt(())
         # Tokenising a book would block the event loop.
-        return await asyncio.to_thread(build_prompt, history, settings, self._model(settings.model), self._counts)
+        return await asyncio.to_thread(build_prompt, history, settings, engine, self._counts, worker.most_pictures)
 
 
 def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:

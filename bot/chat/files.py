@@ -1,7 +1,7 @@
 """The files of questions: fetched from their platform, read in processes, told about in sentences."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from mimetypes import guess_type
 
@@ -27,6 +27,8 @@ MOST_FILES = 10
 _PROCESSES = 2
 # Uploads that arrive at the same time, each kept in memory.
 _UPLOADS = 4
+# Kinds of pictures that are read; of an animation the first frame.
+_PICTURES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 # Seconds for fetching and reading one file, and between two attempts.
 _SECONDS = 60.0
 _RETRY_SECONDS = 1.0
@@ -53,19 +55,24 @@ class Files:
         self._process = asyncio.Semaphore(_PROCESSES)
         self._upload = asyncio.Semaphore(_UPLOADS)
 
-    async def read(self, message: IncomingMessage) -> tuple[Attachment, ...]:
-        """Return the message's files, each with its text or the reason why it has none."""
-        fetch = self.sources.get(message.channel.platform)
-        return tuple(await asyncio.gather(*(self._read(file, fetch) for file in message.files)))
+    async def read(self, message: IncomingMessage, *, most_pictures: int = 0) -> tuple[Attachment, ...]:
+        """Return the message's files, each with its text, its picture, or the reason why it has neither.
 
-    async def read_upload(self, file: Attachment, chunks: AsyncIterator[bytes]) -> Attachment:
-        """Return a file that is being uploaded, with its text or the reason why it has none.
+        Of more pictures than `most_pictures` the first are kept; with 0 none is fetched.
+        """
+        fetch = self.sources.get(message.channel.platform)
+        sees = most_pictures > 0
+        read = await asyncio.gather(*(self._read(file, fetch, sees=sees) for file in message.files))
+        return tuple(_with_pictures(read, most_pictures))
+
+    async def read_upload(self, file: Attachment, chunks: AsyncIterator[bytes], *, sees: bool = False) -> Attachment:
+        """Return a file that is being uploaded, with its text, its picture, or the reason why it has neither.
 
         It has arrived before a process is taken: one that trickles in holds up no file of a platform.
         """
         body = bytearray()
         try:
-            self._check(file)
+            self._check(file, sees=sees)
             async with self._upload, asyncio.timeout(_SECONDS):
                 async for chunk in chunks:
                     body += chunk
@@ -75,34 +82,36 @@ class Files:
             return replace(file, fault=FileFault(error.fault))
         except TimeoutError:
             return replace(file, fault=FileFault.SLOW)
-        return await self._read(file, lambda _: _pieces(body))
+        return await self._read(file, lambda _: _pieces(body), sees=sees)
 
-    async def _read(self, file: Attachment, fetch: Fetch | None) -> Attachment:
+    async def _read(self, file: Attachment, fetch: Fetch | None, *, sees: bool) -> Attachment:
         if file.is_read:
             return file
         try:
             if fetch is None:
                 raise Unreadable("missing")
-            self._check(file)
+            self._check(file, sees=sees)
             async with self._process, asyncio.timeout(_SECONDS):
-                reading = await self._fetch(file, fetch)
+                reading = await self._fetch(file, fetch, sees=sees)
         except Unreadable as error:
             log.info("a file was not read", reason=error.fault)
             return replace(file, source="", fault=FileFault(error.fault))
         except TimeoutError:
             return replace(file, source="", fault=FileFault.SLOW)
+        if reading.picture is not None:
+            return replace(file, source="", is_picture=True, picture=reading.picture)
         return replace(file, source="", text=reading.text, is_cut=reading.is_cut)
 
-    def _check(self, file: Attachment) -> None:
+    def _check(self, file: Attachment, *, sees: bool) -> None:
         """Raise Unreadable for what need not be fetched."""
         if not self._settings.files.enabled:
             raise Unreadable("off")
-        if (fault := _fault_of_type(file)) is not None:
+        if (fault := _fault_of_type(file, sees=sees)) is not None:
             raise Unreadable(fault.value)
         if file.size > self.most_megabytes * _MEGABYTE:
             raise Unreadable("large")
 
-    async def _fetch(self, file: Attachment, fetch: Fetch) -> Reading:
+    async def _fetch(self, file: Attachment, fetch: Fetch, *, sees: bool) -> Reading:
         attempt = 1
         while True:
             try:
@@ -110,6 +119,7 @@ class Files:
                     fetch(file),
                     most_bytes=self.most_megabytes * _MEGABYTE,
                     most_characters=self._settings.files.max_chars,
+                    sees=sees,
                 )
             except (PlatformUnavailable, RateLimited) as error:
                 log.info("a file was not fetched", attempt=attempt, error=str(error))
@@ -132,6 +142,17 @@ async def _pieces(body: bytearray) -> AsyncIterator[bytes]:
         yield bytes(body[begin : begin + _MEGABYTE])
 
 
+def _with_pictures(files: Iterable[Attachment], most: int) -> Iterator[Attachment]:
+    """Yield the files with the first pictures."""
+    for file in files:
+        most -= file.is_picture
+        yield (
+            replace(file, is_picture=False, picture=None, fault=FileFault.MANY)
+            if file.is_picture and most < 0
+            else file
+        )
+
+
 def cleaned(files: Iterable[Attachment]) -> tuple[Attachment, ...]:
     """Return the first files, with names that are safe to show."""
     return tuple(
@@ -140,9 +161,9 @@ def cleaned(files: Iterable[Attachment]) -> tuple[Attachment, ...]:
     )
 
 
-def may_have_text(message: IncomingMessage) -> bool:
-    """Return whether a file of the message is worth reading."""
-    return any(_fault_of_type(file) is None and file.fault is None for file in message.files)
+def may_be_read(message: IncomingMessage) -> bool:
+    """Return whether a file of the message is worth reading, for a model that sees."""
+    return any(_fault_of_type(file, sees=True) is None and file.fault is None for file in message.files)
 
 
 def updated(known: Iterable[Attachment], edited: Iterable[Attachment]) -> tuple[Attachment, ...]:
@@ -167,6 +188,8 @@ def _sentence(fault: FileFault, translate: Translate) -> str:
     match fault:
         case FileFault.PICTURE:
             return translate("I cannot see pictures, so I skipped {files}.")
+        case FileFault.MANY:
+            return translate("I did not look at {files}: too many pictures at once.")
         case FileFault.SOUND:
             return translate("I cannot play audio or video, so I skipped {files}.")
         case FileFault.LARGE:
@@ -187,8 +210,13 @@ def _sentence(fault: FileFault, translate: Translate) -> str:
             return translate("I cannot read files of this kind: {files}.")
 
 
-def _fault_of_type(file: Attachment) -> FileFault | None:
+def _fault_of_type(file: Attachment, *, sees: bool) -> FileFault | None:
     """Return why a file of this type is not even fetched; any other may be a text whatever it is called."""
-    kind = (file.media_type or guess_type(file.name)[0] or "").partition("/")[0].lower()
+    media_type = (file.media_type or guess_type(file.name)[0] or "").lower()
+    if sees and media_type in _PICTURES:
+        return None
+    fault = _FAULTS.get(media_type.partition("/")[0])
+    if sees and fault is FileFault.PICTURE:
+        return FileFault.KIND
     # For TypeScript and MPEG streams there is one ending.
-    return None if file.name.endswith((".ts", ".mts")) else _FAULTS.get(kind)
+    return None if file.name.endswith((".ts", ".mts")) else fault

@@ -15,7 +15,7 @@ from bot.chat.commands import is_open_retry, parse
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
 from bot.chat.feedback import Feedback
-from bot.chat.files import Files, cleaned, may_have_text, updated
+from bot.chat.files import Files, cleaned, may_be_read, updated
 from bot.chat.quotas import Quotas
 from bot.chat.recovery import Recovery
 from bot.chat.retries import Retries, with_roles_of
@@ -163,7 +163,7 @@ class Intake:
         refusal = await self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         # Even if it is refused, the old text goes.
         requeued = await self.exchanges.requeue(known, message.text, files, is_admitted=refusal is None)
-        has_words = message.text.strip() or (known.message.quoted or "").strip() or may_have_text(known.message)
+        has_words = message.text.strip() or (known.message.quoted or "").strip() or may_be_read(known.message)
         if requeued is None or refusal is None or known.answer is None or not has_words or known.kind is not Kind.CHAT:
             return requeued
         try:

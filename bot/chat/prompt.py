@@ -9,6 +9,7 @@ from threading import Lock
 
 from bot.chat.i18n import Translate
 from bot.chat.loops import without_loop
+from bot.chat.pictures import pictures_of, show_pictures
 from bot.chat.settings import ChatSettings
 from bot.domain import Attachment, ChatMessage, Exchange, IncomingMessage
 from bot.engine.base import Engine
@@ -60,7 +61,10 @@ class TurnCounts:
 
     def _count(self, turn: Turn, engine: Engine) -> int:
         """Return how many tokens more than a short one the turn has."""
-        key = self._digest([repr(engine.info), *(message.content for message in turn)])
+        # A picture is written as its sides.
+        key = self._digest(
+            [repr(engine.info), *(each for said in turn for each in (said.content, repr(said.pictures)))]
+        )
         with self._lock:
             count = self._counts.get(key)
         if count is None:
@@ -121,17 +125,36 @@ class Prompt:
         return notices
 
 
-def build_prompt(history: History, settings: ChatSettings, engine: Engine, counts: TurnCounts | None = None) -> Prompt:
-    """Cut history and quotation to the context; history goes first.
+def build_prompt(
+    history: History,
+    settings: ChatSettings,
+    engine: Engine,
+    counts: TurnCounts | None = None,
+    most_pictures: int | None = None,
+) -> Prompt:
+    """Cut history and quotation to the context; history goes first, then pictures.
 
-    `counts` has the tokens of turns that were counted before.
+    `counts` has the tokens of turns that were counted before; `most_pictures` is fewer than the engine takes.
 
     Raises:
         PromptTooLong: The question does not fit even alone.
         NothingToAsk: There is no question.
     """
+    most = engine.info.most_pictures if most_pictures is None else min(most_pictures, engine.info.most_pictures)
+    while True:
+        shown = show_pictures(history, most)
+        number = len(pictures_of(shown.now.message))
+        try:
+            return _build(shown, settings, engine, counts or TurnCounts())
+        except PromptTooLong:
+            if not number:
+                raise
+            most = number - 1
+
+
+def _build(history: History, settings: ChatSettings, engine: Engine, counts: TurnCounts) -> Prompt:
     if not _has_words(history.now.message):
-        raise NothingToAsk(history.now.message.files)
+        raise NothingToAsk(tuple(file for file in history.now.message.files if file.fault is not None))
     question = _bounded(history.now.message, settings)
     conversation = settings.conversation
     context = engine.info.context_length
@@ -144,7 +167,7 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine, count
     has_names = conversation.name_speakers and engine.info.reads_names
 
     def spoken(message: IncomingMessage, previous: Exchange | None, most: int) -> ChatMessage:
-        return ChatMessage("user", _spoken(message, previous, most, has_name=has_names))
+        return ChatMessage("user", _spoken(message, previous, most, has_name=has_names), pictures_of(message))
 
     def turn(number: int, previous: Exchange | None) -> Turn:
         past = turns[number]
@@ -180,7 +203,7 @@ def build_prompt(history: History, settings: ChatSettings, engine: Engine, count
         return tokens[oldest]
 
     newest_first = (turn(number, turns[number - 1] if number else None) for number in reversed(range(alone)))
-    estimates = (counts or TurnCounts()).estimates(newest_first, prompt(alone, quoted), room, engine) if turns else []
+    estimates = counts.estimates(newest_first, prompt(alone, quoted), room, engine) if turns else []
     left_out = _fit(estimates, alone, room, count)
     is_shown = not _is_answer_before(question, turns[-1] if left_out < alone else None)
     quotation = len(question.quoted or "")
@@ -219,12 +242,19 @@ def _fit(estimates: Sequence[int], turns: int, room: int, count: Callable[[int],
 
 
 def _has_words(message: IncomingMessage) -> bool:
-    return bool(message.text.strip() or (message.quoted or "").strip() or _contents(message))
+    return bool(message.text.strip() or (message.quoted or "").strip() or _contents(message) or pictures_of(message))
 
 
 def _contents(message: IncomingMessage) -> str:
-    """Return the text of the message's files."""
-    return "\n\n".join(file.titled_text for file in message.files if file.text)
+    """Return the text of the message's files.
+
+    An earlier picture of the message itself that is not shown again is a line.
+    """
+    return "\n\n".join(
+        file.titled_text if file.text else f"[{file.name}: a picture that is not shown again]"
+        for file in message.files
+        if file.text or (file.is_picture and not file.is_quoted and file.picture is None and file.fault is None)
+    )
 
 
 def _bounded(message: IncomingMessage, settings: ChatSettings, most_in_files: int | None = None) -> IncomingMessage:

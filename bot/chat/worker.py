@@ -24,6 +24,7 @@ class Worker:
         self.is_deleted = False
         self.leaves_no_trace = False  # its row is cleared once its reply was shown
         self.prompt_in_doubt = asyncio.Event()  # a deletion or an edit since the prompt was read
+        self.most_pictures: int | None = None  # after a model server has refused more
         self.is_interrupted = False  # its prompt has changed, and is read again
         self.task: asyncio.Task[None] | None = None
         self._previous = previous

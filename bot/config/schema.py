@@ -90,6 +90,7 @@ class EngineSection(Section):
         description="remote: auto (by its list of models), vllm, sglang, llama-server, other; "
         "the first three continue a broken answer",
     )
+    vision: bool = Field(default=False, description="remote: the model sees pictures")
     ca_file: str = Field(default="", description="remote: certificates of a private authority (PEM)")
     connect_seconds: float = Field(default=5.0, gt=0, description="remote: seconds to wait for a connection")
     first_token_seconds: float = Field(default=120.0, gt=0, description="remote: seconds to wait for the first token")

@@ -40,6 +40,7 @@ class Engine(Protocol):
         Raises:
             EngineBusy: The queue is full.
             PromptTooLong: The messages do not fit the model's context.
+            PicturesRefused: They have more pictures than `info.most_pictures`, or than its server takes after all.
             EngineFailed: This request failed (out of memory, NaN); others continue.
         """
         ...

@@ -25,7 +25,7 @@ from bot.domain import (
 )
 from bot.engine.base import Engine, Progress, silent
 from bot.engine.swap_requests import SwapRequest, SwapRequests
-from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable
+from bot.errors import EngineBusy, EngineError, EngineFailed, EngineUnavailable, PicturesRefused
 from bot.util.aio import race
 from bot.util.clock import Clock
 
@@ -126,6 +126,9 @@ class HotSwapEngine:
                     await entry.changed.wait()
                     entry.changed.clear()
                 entry.submit()
+                most = self._latest().info.most_pictures
+                if sum(len(message.pictures) for message in request.messages) > most:
+                    raise PicturesRefused(most)  # the model was changed since they were chosen
                 async with aclosing(self._latest().generate(request)) as events:
                     while (event := await entry.next_event(events)) is not None:
                         yield event

@@ -28,7 +28,7 @@ from bot.domain import (
 from bot.engine.base import Engine, Memory, Progress, silent
 from bot.engine.hot_swap import SUPERSEDED, HotSwapEngine, Opener, guarded
 from bot.engine.shared import base_of, with_prefixes
-from bot.errors import EngineBusy, EngineError, EngineUnavailable, PromptTooLong
+from bot.errors import EngineBusy, EngineError, EngineUnavailable, PicturesRefused, PromptTooLong
 from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -133,7 +133,7 @@ class ModelRouter:
                     async for event in events:
                         has_begun = has_begun or not isinstance(event, Queued | Thought)
                         yield event
-            except (EngineBusy, PromptTooLong):
+            except (EngineBusy, PicturesRefused, PromptTooLong):
                 raise  # the limits of the model, which another one would hide
             except EngineError as error:
                 if has_begun or not has_fallback:
@@ -283,7 +283,12 @@ def check_models(sections: Mapping[str, EngineSection], check: Check) -> Iterato
 
 
 def _fitting(request: ChatRequest, engine: Engine) -> tuple[ChatMessage, ...]:
-    """Drop the oldest turns of a conversation that was cut for a larger context."""
+    """Drop the oldest turns of a conversation that was cut for a larger context, and pictures that are not seen.
+
+    Raises:
+        PicturesRefused: The question has nothing else.
+    """
+    request = replace(request, messages=_with_pictures(request.messages, engine.info.most_pictures))
     context = engine.info.context_length
     room = context - min(request.params.max_tokens or _ANSWER_TOKENS, context // 2)
     opening = [message for message in request.messages[:1] if message.role == "system"]
@@ -293,6 +298,18 @@ def _fitting(request: ChatRequest, engine: Engine) -> tuple[ChatMessage, ...]:
         while len(turns) > 1 and turns[0].role == "assistant":
             del turns[:1]
     return (*opening, *turns)
+
+
+def _with_pictures(messages: Sequence[ChatMessage], most: int) -> tuple[ChatMessage, ...]:
+    """Return the messages with the first pictures of the question, and the last ones before it."""
+    left, newest_first = most, []
+    for message in reversed(messages):
+        kept = message.pictures[:left]
+        newest_first.append(replace(message, pictures=kept))
+        left -= len(kept)
+    if messages[-1].pictures and not (messages[-1].content or newest_first[0].pictures):
+        raise PicturesRefused(most)
+    return tuple(reversed(newest_first))
 
 
 def _in_table(name: str, sentence: str) -> str:

@@ -14,6 +14,7 @@ from bot.errors import (
     EngineError,
     MarkupRefused,
     MessageGone,
+    PicturesRefused,
     PlatformError,
     PromptTooLong,
     RateLimited,
@@ -41,7 +42,7 @@ class Metrics:
         )
         self.requests = self._counter(
             "requests",
-            "Model requests by outcome: stop, length, closed, busy, too_long, failed.",
+            "Model requests by outcome: stop, length, closed, busy, too_long, pictures, failed.",
             ("outcome",),
         )
         self.exchanges = self._counter(
@@ -125,6 +126,8 @@ def engine_outcome(error: EngineError) -> str:
             return "busy"
         case PromptTooLong():
             return "too_long"
+        case PicturesRefused():
+            return "pictures"
         case _:
             return "failed"
 

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from bot.errors import EngineBusy, EngineError, EngineUnavailable, PromptTooLong
+from bot.errors import EngineBusy, EngineError, EngineUnavailable, PicturesRefused, PromptTooLong
 
 # Seconds; OpenAI's clients ignore a longer Retry-After, and repeat the request within 8 s.
 _LONGEST_RETRY_AFTER = 60
@@ -53,6 +53,8 @@ def of_engine(error: EngineError) -> ApiError:
             return ApiError(429, str(error), code="queue_full", headers={"Retry-After": seconds})
         case PromptTooLong():
             return ApiError(400, str(error), code="context_length_exceeded", param="messages")
+        case PicturesRefused():
+            return ApiError(400, str(error), param="messages")
         case EngineUnavailable():
             return ApiError(503, "the model is not ready", headers={"Retry-After": "10"})
         case _:

@@ -19,6 +19,7 @@ from bot.domain import (
     ChatRequest,
     Delta,
     EngineEvent,
+    EngineInfo,
     Fallback,
     Finished,
     FinishReason,
@@ -89,10 +90,10 @@ class Backend:
     def context_length(self) -> int:
         return self.engine.info.context_length
 
-    def reads_names(self, model: str | None) -> bool:
-        """Return whether a model, None for the default one, reads "Mei: hello" as words of Mei."""
+    def info_of(self, model: str | None) -> EngineInfo | None:
+        """Return what is known of a model, None for the default one; None if it is not loaded."""
         infos = [status.info for status in self.models() if status.name == model] or [self.engine.info]
-        return infos[0] is None or infos[0].reads_names
+        return infos[0]
 
     async def accept(
         self, client: Client, messages: tuple[ChatMessage, ...], params: SamplingParams, name: str | None = None

@@ -27,6 +27,7 @@ from bot.domain import (
     SamplingParams,
     Usage,
 )
+from bot.server.content import read_content
 from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, Completion, EventStream, complete, unless_disconnected
 from bot.server.requests import boolean, integer, number, text
@@ -74,7 +75,10 @@ _TEXT = _Form(
 async def chat_completions(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
     """`POST /v1/chat/completions`, streamed or whole."""
     model, name = served_model(backend, body.get("model"))
-    messages = _messages(body, reads_names=backend.reads_names(name))
+    info = backend.info_of(name)
+    messages = _messages(
+        body, reads_names=info is None or info.reads_names, most_pictures=info.most_pictures if info else 0
+    )
     return await _completions(request, body, backend, _CHAT, model, name, messages, _params(body, backend))
 
 
@@ -214,40 +218,34 @@ def _stop(value: object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _messages(body: Mapping[str, Any], *, reads_names: bool) -> tuple[ChatMessage, ...]:
+def _messages(body: Mapping[str, Any], *, reads_names: bool, most_pictures: int) -> tuple[ChatMessage, ...]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("messages is missing or empty", "messages")
-    return tuple(
-        _message(message, f"messages[{index}]", reads_names=reads_names) for index, message in enumerate(messages)
+    read = tuple(
+        _message(message, f"messages[{index}]", reads_names=reads_names, most_pictures=most_pictures)
+        for index, message in enumerate(messages)
     )
+    if sum(len(message.pictures) for message in read) > most_pictures:
+        raise bad_request(f"messages has at most {most_pictures} pictures", "messages")
+    return read
 
 
-def _message(message: object, place: str, *, reads_names: bool) -> ChatMessage:
+def _message(message: object, place: str, *, reads_names: bool, most_pictures: int) -> ChatMessage:
     if not isinstance(message, dict):
         raise bad_request(f"{place} is not an object", "messages")
     role = _ROLES.get(text(message, "role", ""))
     if role is None:
         raise bad_request(f"{place}.role is not one of {', '.join(_ROLES)}", "messages")
     content = message.get("content")
-    if isinstance(content, list):
-        content = "\n".join(_part(part, f"{place}.content") for part in content)
     if content is None and role == "assistant":
         content = ""
-    if not isinstance(content, str):
-        raise bad_request(f"{place}.content is missing or not a string", "messages")
+    said, pictures = read_content(content, f"{place}.content", most_pictures if role == "user" else 0)
     if (speaker := message.get("name")) is not None and not isinstance(speaker, str):
         raise bad_request(f"{place}.name is not a string", "messages")
     if role == "user" and speaker and reads_names:
-        content = f"{speaker}: {content}"  # as in the prompts of group conversations
-    return ChatMessage(role, content)
-
-
-def _part(part: object, place: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, dict) else None
-        raise bad_request(f"{place} has a part of type {kind!r}; this model reads text only", "messages")
-    return text(part, "text")
+        said = f"{speaker}: {said}"  # as in the prompts of group conversations
+    return ChatMessage(role, said, pictures)
 
 
 def _refuse_unsupported(body: Mapping[str, Any]) -> None:

@@ -45,6 +45,18 @@ _USAGE = _object(
 )
 # True and false in any way that servers built on pydantic accept: 1, "yes".
 _BOOLEAN: Schema = {"type": ["boolean", "integer", "string"], "default": False}
+_TEXT_PART = _object({"type": _string(const="text"), "text": _string()}, "type", "text")
+_IMAGE_PART = _object(
+    {
+        "type": _string(const="image_url"),
+        "image_url": _object(
+            {"url": _string("A data URL: PNG, JPEG, WebP or GIF.", pattern="^data:image/(png|jpeg|webp|gif);base64,")},
+            "url",
+        ),
+    },
+    *("type", "image_url"),
+    description="Only for a model that sees pictures, and in a user's message.",
+)
 _REASON = _optional(_string(enum=["stop", "length"]))
 
 SCHEMAS: dict[str, Schema] = {
@@ -120,7 +132,7 @@ SCHEMAS: dict[str, Schema] = {
             "content": {
                 "anyOf": [
                     _string(),
-                    _list(_object({"type": _string(const="text"), "text": _string()}, "type", "text")),
+                    _list({"anyOf": [_TEXT_PART, _IMAGE_PART]}),
                     {"type": "null"},
                 ]
             },

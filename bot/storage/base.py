@@ -72,7 +72,8 @@ class Store(Protocol):
     async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
         """Store what was read of the message's files; False if the claim was lost.
 
-        The text of a quoted message's files becomes a part of the quotation, unless that was deleted meanwhile.
+        The text of a quoted message's files becomes a part of the quotation, unless that was deleted meanwhile; their
+        pictures are deleted with it.
         """
         ...
 
@@ -104,8 +105,10 @@ class Store(Protocol):
         """
         ...
 
-    async def history(self, before: Exchange, limit: int, *, is_own: bool = False) -> History:
+    async def history(self, before: Exchange, limit: int, *, is_own: bool = False, pictures: int = 0) -> History:
         """Return the channel's last `limit` questions with an answer of the model, before this exchange.
+
+        The newest `pictures` of them all, this one included, that have any come with their pictures.
 
         Exchanges whose answer is only a notice, or ended in an error, are left out.  With `is_own`, so are those of
         other people, and those before the channel's last 2,000.

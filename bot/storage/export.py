@@ -4,14 +4,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, true
 
-from bot.domain import ChannelKey, Exchange, SettingChange
+from bot.domain import Attachment, ChannelKey, Exchange, SettingChange
 from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import inspector, locate, snapshot_reader
@@ -20,14 +20,16 @@ from bot.storage.errors import map_errors
 from bot.storage.key_file import path_beside
 from bot.storage.keys import keys_of
 from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
-from bot.storage.rows import to_exchange
+from bot.storage.pictures import PICTURES, with_pictures
+from bot.storage.rows import file_fields, to_exchange
 from bot.storage.schema import EXCHANGE, IS_KEPT, exchanges, settings
 from bot.storage.settings import to_changes
 from bot.storage.vault import Vault
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-BATCH = 500
+# Rows, some of them with pictures.
+BATCH = 100
 
 
 def count_exchanges(url: str) -> dict[ChannelKey, int]:
@@ -83,7 +85,8 @@ def readable(connection: Connection, vault: Vault, here: ColumnElement[bool]) ->
             try:
                 if isinstance(decrypted, DamagedRow):
                     raise decrypted
-                yield to_exchange(decrypted)
+                exchange = to_exchange(decrypted)
+                yield replace(exchange, message=with_pictures(exchange.message, decrypted))
             except KeyMissing:
                 continue  # deleted meanwhile
             except DamagedRow as error:
@@ -174,7 +177,9 @@ def _condition(name: str, known: Mapping[ChannelKey, int], place: str) -> Column
 
 
 def _after(last: int, here: ColumnElement[bool]) -> Any:
-    return select(*EXCHANGE).where(here, IS_KEPT, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+    return (
+        select(*EXCHANGE, *PICTURES).where(here, IS_KEPT, exchanges.c.id > last).order_by(exchanges.c.id).limit(BATCH)
+    )
 
 
 def _set_at(name: str) -> Select[Any]:
@@ -215,7 +220,7 @@ def _to_json(exchange: Exchange) -> dict[str, Any]:
         "quoted": message.quoted,
         "quoted_id": message.quoted_id,
         "quotes_bot": message.quotes_bot,
-        "files": [asdict(file) for file in message.files],
+        "files": [_file_to_json(file) for file in message.files],
         "text": message.text,
         "answer": answer
         and {
@@ -227,6 +232,10 @@ def _to_json(exchange: Exchange) -> dict[str, Any]:
         },
         "parts": exchange.parts,
     }
+
+
+def _file_to_json(file: Attachment) -> dict[str, Any]:
+    return file_fields(file) | ({} if file.picture is None else {"picture": file.picture.url})
 
 
 def _json(value: object) -> str:

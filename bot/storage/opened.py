@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import partial, wraps
 from itertools import count
@@ -26,6 +27,7 @@ from bot.storage.key_file import path_beside
 from bot.storage.keys import keys_of
 from bot.storage.lost_keys import LostKeys
 from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
+from bot.storage.pictures import PICTURES_AND_KEYS, with_pictures
 from bot.storage.rows import to_exchange
 from bot.storage.schema import EXCHANGE, IS_KEPT, channels, exchanges, parts, settings
 from bot.storage.settings import select_changes, select_settings, to_changes
@@ -267,6 +269,23 @@ class OpenStore:
             await asyncio.sleep(0)
         return readable, missing
 
+    async def _with_pictures(self, tx: AsyncConnection, found: list[Exchange], most: int) -> list[Exchange]:
+        """Load the pictures of the newest exchanges that have any."""
+        ids = [exchange.id for exchange in found if any(file.is_picture for file in exchange.message.files)]
+        newest = sorted(ids)[-most:]
+        rows = (await tx.execute(select(exchanges.c.id, *PICTURES_AND_KEYS).where(exchanges.c.id.in_(newest)))).all()
+        loaded = {
+            row["id"]: row
+            for row in await tx.run_sync(partial(self._vault.decrypt, table=exchanges, rows=rows))
+            if not isinstance(row, DamagedRow)
+        }
+        return [
+            replace(exchange, message=with_pictures(exchange.message, loaded[exchange.id]))
+            if exchange.id in loaded
+            else exchange
+            for exchange in found
+        ]
+
     @property
     def _unclaimed(self) -> ColumnElement[bool]:
         """Rows that no worker of this process has claimed; another process that had is gone."""
@@ -279,7 +298,7 @@ class OpenStore:
     # Methods that change nothing.
 
     @shielded
-    async def history(self, before: Exchange, limit: int, *, is_own: bool = False) -> History:
+    async def history(self, before: Exchange, limit: int, *, is_own: bool = False, pictures: int = 0) -> History:
         answered = and_(
             exactly(before.message.channel),
             exchanges.c.id < before.id,
@@ -299,6 +318,8 @@ class OpenStore:
                 now = (await tx.execute(is_now)).one()
                 is_told = (await tx.execute(told)).scalar()
                 readable, missing = await self._decrypt(tx, [now, *reversed(rows)], is_final=is_final)
+                if pictures:
+                    readable = await self._with_pictures(tx, readable, pictures)
             if not missing:
                 break
         if not readable or readable[0].id != before.id:

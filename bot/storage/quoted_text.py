@@ -19,6 +19,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    or_,
     select,
     update,
 )
@@ -27,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bot.domain import ChannelKey
 from bot.storage.encryption import DamagedRow, clean
 from bot.storage.keys import BATCH
-from bot.storage.rows import UNQUOTED
+from bot.storage.rows import UNQUOTED, quotation_texts
 from bot.storage.schema import IS_QUOTING, exchanges, parts
 from bot.storage.transactions import Transactions
 from bot.storage.vault import Vault, WriteTransaction
@@ -189,15 +190,17 @@ def _batches(values: Iterable[Value]) -> Iterator[list[Value]]:
 
 
 async def replace_quotes(tx: WriteTransaction, channel: ChannelKey, message_id: str, text: str) -> int:
-    """Let the quotations of an edited message have its new text; return their number."""
+    """Let the quotations of an edited message have its new text, without its files; return their number."""
     quotes = select(exchanges.c.id, exchanges.c.quotation_key).where(
         exchanges.c.platform == channel.platform,
         exchanges.c.channel == channel.channel,
-        and_(IS_QUOTING, exchanges.c.quoted_id == message_id, exchanges.c.quoted.is_not(None)),
+        and_(IS_QUOTING, exchanges.c.quoted_id == message_id),
+        or_(exchanges.c.quoted.is_not(None), exchanges.c.quoted_pictures.is_not(None)),
     )
     rows = (await tx.execute(quotes)).all()
     for row in rows:
-        values = await tx.encrypt(exchanges, "quotation_key", {"quoted": text}) if text else UNQUOTED
+        # Its files may have been removed too.
+        values = await tx.encrypt(exchanges, "quotation_key", quotation_texts(text)) if text else UNQUOTED
         await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
         tx.keys.delete(row.quotation_key)
     return len(rows)

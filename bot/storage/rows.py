@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,9 +24,16 @@ from bot.domain import (
     Usage,
 )
 from bot.storage.encryption import DamagedRow
-from bot.storage.schema import PARTS, Encrypted, SafeText, UtcDateTime, exchanges
+from bot.storage.pictures import pictures_to_json
+from bot.storage.schema import EXCHANGE, Encrypted, SafeText, UtcDateTime, exchanges
 
-UNQUOTED: dict[str, Any] = {"quoted": None, "quoted_id": None, "quotes_bot": False, "quotation_key": None}
+UNQUOTED: dict[str, Any] = {
+    "quoted": None,
+    "quoted_pictures": None,
+    "quoted_id": None,
+    "quotes_bot": False,
+    "quotation_key": None,
+}
 
 # Characters of a text; what people and models write is far shorter.
 _LONGEST = 4_000_000
@@ -40,6 +47,7 @@ BLANK: dict[str, Any] = {
     "author_roles": b"",
     "text": b"",
     "files": None,
+    "pictures": None,
     "locale": None,
     "question_key": None,
     **UNQUOTED,
@@ -88,12 +96,25 @@ def question_texts(message: IncomingMessage) -> dict[str, str | None]:
         "author_roles": json.dumps(roles) if roles else "",
         "text": message.text,
         "files": _to_json(message.files),
+        "pictures": pictures_to_json(message.files, is_quoted=False),
         "locale": message.locale,
     }
 
 
+def quotation_texts(quoted: str | None, files: Iterable[Attachment] = ()) -> dict[str, str | None]:
+    """Return the columns that are encrypted with the key of the quotation."""
+    return {"quoted": quoted, "quoted_pictures": pictures_to_json(files, is_quoted=True)}
+
+
 def _to_json(files: Iterable[Attachment]) -> str | None:
-    return json.dumps([asdict(file) for file in files], ensure_ascii=False) if files else None
+    return json.dumps([file_fields(file) for file in files], ensure_ascii=False) if files else None
+
+
+def file_fields(file: Attachment) -> dict[str, Any]:
+    """Return a file without its picture; `is_picture` is left out where older versions know no such field."""
+    fields = asdict(replace(file, picture=None))
+    del fields["picture"]
+    return fields if file.is_picture else {name: value for name, value in fields.items() if name != "is_picture"}
 
 
 def _to_files(text: str | None) -> tuple[Attachment, ...]:
@@ -112,7 +133,7 @@ def _to_file(fields: Mapping[str, Any]) -> Attachment:
 
 
 def _kinds(file: Attachment) -> tuple[object, ...]:
-    return file.name, file.media_type, file.size, file.source, file.text, file.is_cut, file.is_quoted
+    return file.name, file.media_type, file.size, file.source, file.text, file.is_cut, file.is_quoted, file.is_picture
 
 
 _USUAL = _kinds(Attachment(""))
@@ -144,7 +165,7 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
         DamagedRow: Another program has written it, or its file is damaged.
     """
     roles = _roles(row["author_roles"])
-    for column in (*exchanges.columns, PARTS):
+    for column in EXCHANGE:
         value = row[column.name]
         if not (_is_valid(value, column.type) or (value is None and column in _NULLABLE)):
             raise DamagedRow(column.name)

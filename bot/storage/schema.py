@@ -180,6 +180,9 @@ exchanges = Table(
     # The names of the model and the persona that the answer is of; see `Answer`.
     Column("model", SafeText),
     Column("persona", SafeText),
+    # Pictures among the files, and those of a quoted message, as JSON (pictures.py); NULL for none.
+    Column("pictures", Encrypted(), info=encrypted("question_key")),
+    Column("quoted_pictures", Encrypted(), info=encrypted("quotation_key")),
     # A platform's message ids are unique in a channel, threads included.
     UniqueConstraint("platform", "channel", "message"),
     Index(None, "author_platform", "author"),  # forget
@@ -352,9 +355,9 @@ def _parts_on_a_server(element: _PartsOfExchange, compiler: SQLCompiler, **optio
     )
 
 
-# What is read of an exchange: the columns of its row, and the message ids of its parts.
+# What is read of an exchange: the columns of its row but for pictures, and the message ids of its parts.
 PARTS = _PartsOfExchange().label("parts")
-EXCHANGE = (*exchanges.c, PARTS)
+EXCHANGE = (*(column for column in exchanges.c if column.name not in {"pictures", "quoted_pictures"}), PARTS)
 
 # A row for a message that was deleted before it arrived: it tells no author and no platform of one.
 IS_TOMBSTONE = exchanges.c.author_platform == ""

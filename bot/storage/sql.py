@@ -28,6 +28,7 @@ from bot.storage.deletion import KEY
 from bot.storage.encryption import DamagedRow, numbers_in
 from bot.storage.feedback import delete_votes
 from bot.storage.opened import claiming, shielded
+from bot.storage.pictures import PICTURES_AND_KEYS, with_pictures
 from bot.storage.quoted_text import Said, replace_quotes
 from bot.storage.rows import (
     UNANSWERED,
@@ -37,6 +38,7 @@ from bot.storage.rows import (
     emptied,
     message_values,
     question_texts,
+    quotation_texts,
 )
 from bot.storage.schema import EXCHANGE, IS_OWED, IS_QUOTING, SafeText, channels, exchanges, parts, usage
 from bot.storage.settings import insert_change, rename_places
@@ -122,7 +124,7 @@ class SqlStore(Votes):
         if await self._quotes_deleted(tx, message):
             values |= UNQUOTED
         else:
-            values |= await tx.encrypt(exchanges, "quotation_key", {"quoted": message.quoted})
+            values |= await tx.encrypt(exchanges, "quotation_key", quotation_texts(message.quoted, message.files))
         stored = await (
             tx.execute(self._store, values)
             if owner is None
@@ -191,9 +193,9 @@ class SqlStore(Votes):
 
     @shielded
     async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
-        # Text of a quoted message goes with its deletion: also with one since the claim.
-        of_quoted = [file for file in files if file.is_quoted and file.text]
-        own = tuple(file for file in files if file not in of_quoted)
+        # What is read of a quoted message goes with its deletion: also with one since the claim.
+        of_quoted = [file for file in files if file.is_quoted and (file.text or file.is_picture)]
+        own = tuple(file for file in files if not (file.is_quoted and file.text))
         async with self._writing() as tx:
             keys = select(exchanges.c.question_key, exchanges.c.quotation_key, IS_QUOTING.label("is_quoting"))
             held_row = keys.where(held(exchange), allowed(lifecycle.RECORD_FILES)).with_for_update()
@@ -205,9 +207,10 @@ class SqlStore(Votes):
             values = await tx.encrypt(exchanges, "question_key", question_texts(message))
             values["author"] = self._vault.pseudonym(message.author.platform, message.author.id)
             if of_quoted and row.is_quoting:
-                pieces = [exchange.message.quoted or "", *(file.titled_text for file in of_quoted)]
+                pieces = [exchange.message.quoted or "", *(file.titled_text for file in of_quoted if file.text)]
                 tx.keys.delete(row.quotation_key)
-                values |= await tx.encrypt(exchanges, "quotation_key", {"quoted": "\n\n".join(filter(None, pieces))})
+                texts = quotation_texts("\n\n".join(filter(None, pieces)) or exchange.message.quoted, files)
+                values |= await tx.encrypt(exchanges, "quotation_key", texts)
             await tx.execute(change(lifecycle.RECORD_FILES, held_by=exchange).values(values))
             return True
 
@@ -273,7 +276,10 @@ class SqlStore(Votes):
             before = [] if text is None else (await self._decrypt(tx.connection, [row]))[0]
             if text is not None and before:
                 message = before[0].message
-                edited = replace(message, text=text, files=message.files if files is None else tuple(files))
+                own = message.files if files is None else files
+                edited = replace(
+                    message, text=text, files=await self._with_known_pictures(tx, message, exchange.id, own)
+                )
                 values |= await tx.encrypt(exchanges, "question_key", question_texts(edited))
                 values |= {
                     "kind": Kind.CHAT,
@@ -288,6 +294,20 @@ class SqlStore(Votes):
                 await quotations.read_added(tx, {(channel.platform, channel.channel)})
                 await quotations.redact(tx, [exchange.id], [_said(each) for each in before], of_replies_only=True)
         return next(iter(requeued), None)
+
+    async def _with_known_pictures(
+        self, tx: WriteTransaction, message: IncomingMessage, id: int, files: Sequence[Attachment]
+    ) -> tuple[Attachment, ...]:
+        """Return the files of an edited message with the pictures that it had before."""
+        if not any(file.is_picture for file in files):
+            return tuple(files)
+        rows = (await tx.execute(select(*PICTURES_AND_KEYS).where(exchanges.c.id == id))).all()
+        row = (await tx.decrypt(exchanges, rows))[0]
+        if isinstance(row, DamagedRow):
+            return tuple(files)
+        loaded = zip(message.files, with_pictures(message, row).files, strict=True)
+        known = {file: each.picture for file, each in loaded if each.picture is not None}
+        return tuple(replace(file, picture=known.get(file)) if file.is_picture else file for file in files)
 
     @shielded
     async def record_shortening(self, channel: ChannelKey) -> None:

@@ -18,7 +18,7 @@ from tests.harness.slack_harness import running as running_slack
 from tests.harness.telegram_harness import running as running_telegram
 from tests.reading import makers
 
-# Says a message with these files in a direct chat, each as name, bytes and type.
+# Says a message, in a direct chat unless told otherwise, with a file as name, bytes and type.
 Say = Callable[..., Awaitable[object]]
 Chat = tuple[Any, Harness, Say]
 
@@ -30,23 +30,25 @@ async def chat(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         case "discord":
             async with DiscordPlatform() as discord, run_discord_bot(discord, tmp_path) as bot:
 
-                async def say(text: str, *file: Any) -> object:
-                    return await discord.say(text, direct=True, attachments=[discord.file(*file)])
+                async def say(text: str, *file: Any, direct: bool = True, **facts: Any) -> object:
+                    attachments = [discord.file(*file)] if file else []
+                    return await discord.say(text, direct=direct, attachments=attachments, **facts)
 
                 yield discord, bot.harness, say
         case "telegram":
             async with TelegramPlatform() as telegram, make_harness(tmp_path) as harness:
 
-                async def say_there(text: str, *file: Any) -> object:
-                    return await telegram.say(text, direct=True, document=telegram.file(*file))
+                async def say_there(text: str, *file: Any, direct: bool = True, **facts: Any) -> object:
+                    attached = telegram.file(*file) if file else None
+                    return await telegram.say(text, direct=direct, attached=attached, **facts)
 
                 async with running_telegram(telegram, harness):
                     yield telegram, harness, say_there
         case _:
             async with SlackServer() as slack, make_harness(tmp_path) as harness:
 
-                async def post(text: str, *file: Any) -> object:
-                    return await slack.say(text, direct=True, files=[slack.file(*file)])
+                async def post(text: str, *file: Any, direct: bool = True, **facts: Any) -> object:
+                    return await slack.say(text, direct=direct, files=[slack.file(*file)] if file else [], **facts)
 
                 async with running_slack(harness, slack):
                     yield slack, harness, post

@@ -27,6 +27,7 @@ from bot.util.clock import MonotonicClock
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.platform import TIMEOUT
+from tests.reading.hostile_pictures import drawn
 
 
 @asynccontextmanager
@@ -325,7 +326,7 @@ class TestProtection:
             assert response.status == 400
 
     async def test_a_long_request_is_refused(self, tab: Tab) -> None:
-        body = io.BytesIO(b'{"text": "' + b"x" * 2**22)
+        body = io.BytesIO(b'{"text": "' + b"x" * 2**23)
         async with tab.http.post("/web/ask", data=body, headers=own(tab.http)) as response:
             assert response.status == 413
 
@@ -429,6 +430,40 @@ class TestFiles:
         await tab.post("edit", id=id, text="How many teas?", files=tab.exchanges[id]["files"])
         await tab.until(lambda tab: tab.exchanges[id]["question"] == "How many teas?" and has(1)(tab))
         assert "茶,3" in engine.requests[-1].messages[-1].content
+
+    async def test_a_picture_goes_to_a_model_that_sees(self, tab: Tab, engine: ScriptedEngine) -> None:
+        engine.most_pictures = 4
+        read = await self.upload(tab, "cat.png", drawn("PNG", (3000, 10)), "image/png")
+        assert (read["notice"], read["file"]["text"]) == ("", "")
+        id = uuid4().hex
+        await tab.post("ask", id=id, text="", files=[read["file"]])
+        await tab.until(has(1))
+        (picture,) = engine.requests[-1].messages[-1].pictures
+        assert picture.height == 5
+
+        await tab.post("edit", id=id, text="What is it?", files=tab.exchanges[id]["files"])
+        await tab.until(lambda tab: tab.exchanges[id]["question"] == "What is it?" and has(1)(tab))
+        assert len(engine.requests[-1].messages[-1].pictures) == 1
+
+    @pytest.mark.parametrize(
+        ("picture", "told"),
+        [
+            ("data:image/jpeg;base64,####", "damaged"),
+            ("data:image/jpeg;base64,AAAA", "cannot read files of this kind"),
+            ("http://127.0.0.1/cat.jpg", "could not be fetched"),
+        ],
+    )
+    async def test_a_broken_picture_is_named(self, tab: Tab, engine: ScriptedEngine, picture: str, told: str) -> None:
+        engine.most_pictures = 4
+        await tab.post("ask", id=uuid4().hex, text="", files=[{"name": "a", "size": 3, "text": "", "picture": picture}])
+        await tab.until(has(1))
+        assert told in tab.answers[0]
+
+    async def test_too_many_pictures_are_refused(self, tab: Tab) -> None:
+        file = {"name": "a", "size": 3, "text": "", "picture": "data:image/jpeg;base64," + "A" * 600_000}
+        body = io.BytesIO(json.dumps({"chat": tab.chat, "id": uuid4().hex, "text": "", "files": [file] * 4}).encode())
+        async with tab.http.post("/web/ask", data=body, headers=own(tab.http)) as response:
+            assert response.status == 413
 
     async def test_a_file_alone_is_a_question_with_its_name_as_title(self, tab: Tab) -> None:
         read = await self.upload(tab, "notes.txt", b"remember the milk")

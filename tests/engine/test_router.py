@@ -7,11 +7,19 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Fallback, Finished, Queued, SamplingParams
+from bot.domain import ChatMessage, ChatRequest, Delta, EngineEvent, Fallback, Finished, Picture, Queued, SamplingParams
 from bot.engine import open_engine
 from bot.engine.base import Engine, Memory, Progress
 from bot.engine.router import ModelRouter
-from bot.errors import CheckpointError, EngineBusy, EngineError, EngineFailed, EngineUnavailable, PromptTooLong
+from bot.errors import (
+    CheckpointError,
+    EngineBusy,
+    EngineError,
+    EngineFailed,
+    EngineUnavailable,
+    PicturesRefused,
+    PromptTooLong,
+)
 from bot.util.clock import MonotonicClock
 from tests.harness.fakes import FastClock, ScriptedEngine
 
@@ -141,6 +149,34 @@ async def test_a_change_of_one_model_leaves_the_others() -> None:
         failure = await router.change("small", EngineSection(model="huge"))
         assert failure == 'models.small.model = "huge": no such folder'
         assert text(await events(router, ChatRequest(HELLO, model="small"))) == "tiny"
+
+
+async def test_a_fallback_gets_as_many_pictures_as_it_sees() -> None:
+    first, second, third = (Picture("image/png", b"", side, 1) for side in (1, 2, 3))
+    asked = ChatMessage("user", "a", (first,)), ChatMessage("assistant", "b"), ChatMessage("user", "c", (second, third))
+    for most, seen in {0: [(), (), ()], 1: [(), (), (second,)], 3: [(first,), (), (second, third)]}.items():
+        models = Models(big=ScriptedEngine(default=[EngineFailed("gone")]), small=ScriptedEngine())
+        models.engines["big"].most_pictures, models.engines["small"].most_pictures = 4, most
+        async with models.router(two()) as router:
+            await events(router, ChatRequest(asked))
+            assert [message.pictures for message in models.engines["small"].requests[0].messages] == seen
+
+
+async def test_a_fallback_is_not_asked_about_nothing() -> None:
+    models = Models(big=ScriptedEngine(default=[EngineFailed("gone")]), small=ScriptedEngine())
+    models.engines["big"].most_pictures = 4
+    async with models.router(two()) as router:
+        with pytest.raises(PicturesRefused):
+            await events(router, ChatRequest((ChatMessage("user", "", (Picture("image/png", b"", 1, 1),)),)))
+        assert models.engines["small"].requests == []
+
+
+async def test_a_model_that_sees_no_picture_any_more_refuses_it() -> None:
+    models = Models(big=ScriptedEngine(), small=ScriptedEngine())
+    async with models.router(two()) as router:
+        with pytest.raises(PicturesRefused):
+            await events(router, ChatRequest((ChatMessage("user", "why?", (Picture("image/png", b"", 1, 1),)),)))
+        assert models.engines["big"].requests == []
 
 
 async def test_a_changed_fallback_needs_no_load() -> None:

@@ -55,8 +55,8 @@ async def read_hostile(count: int, seed: int) -> Figures:
         nonlocal slowest
         began = monotonic()
         try:
-            reading = await read_file(_chunks(data), most_bytes=MOST_BYTES, most_characters=MOST_CHARACTERS)
-            outcomes["cut" if reading.is_cut else "text"] += 1
+            reading = await read_file(_chunks(data), most_bytes=MOST_BYTES, most_characters=MOST_CHARACTERS, sees=True)
+            outcomes["picture" if reading.picture else "cut" if reading.is_cut else "text"] += 1
             if len(reading.text) > MOST_CHARACTERS or "root:" in reading.text:
                 crashes.append(f"{kind}: not its own text")
         except Unreadable as error:

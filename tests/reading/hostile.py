@@ -9,6 +9,7 @@ from functools import cache, partial
 from zipfile import ZIP_STORED, ZipFile
 
 from tests.reading import makers
+from tests.reading.hostile_pictures import PICTURES
 
 Maker = Callable[[random.Random], bytes]
 
@@ -324,6 +325,7 @@ def _damaged(random: random.Random) -> bytes:
 
 
 _MAKERS: dict[str, Maker] = {
+    **PICTURES,
     "zip bomb": _bomb,
     "lying size": _lying_size,
     "unknown method": _method,

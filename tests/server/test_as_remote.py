@@ -6,9 +6,9 @@ from contextlib import aclosing
 import pytest
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason
+from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, Picture
 from bot.engine.backends.remote import RemoteEngine
-from bot.errors import PromptTooLong
+from bot.errors import PicturesRefused, PromptTooLong
 from tests.harness.fakes import FastClock, ScriptedEngine
 
 QUESTION = ChatRequest((ChatMessage("user", "How is the weather?"),))
@@ -35,3 +35,14 @@ async def test_leaving_an_answer_frees_the_slot_of_our_server(url: str, engine: 
             assert await anext(events) == Delta("It ")
         await engine.left(1)
         assert engine.load.running == 0
+
+
+@pytest.mark.parametrize("most", [0, 1])
+async def test_our_servers_refusal_of_pictures_is_understood(url: str, engine: ScriptedEngine, most: int) -> None:
+    engine.most_pictures = most
+    picture = Picture("image/jpeg", b"bytes", 1, 1)
+    async with RemoteEngine(EngineSection(backend="remote", urls=(f"{url}/v1",), vision=True), FastClock(10)) as remote:
+        with pytest.raises(PicturesRefused):
+            async for _ in remote.generate(ChatRequest((ChatMessage("user", "why?", (picture,) * 2),))):
+                pass
+        assert remote.info.most_pictures == most

@@ -14,7 +14,7 @@ from bot.chat.settings import ChatSettings
 from bot.config.http import ServerSection
 from bot.config.schema import Config
 from bot.domain import ChatMessage, Finished, FinishReason, Usage
-from bot.errors import EngineBusy, EngineFailed
+from bot.errors import EngineBusy, EngineFailed, PicturesRefused
 from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
@@ -203,6 +203,54 @@ async def test_what_would_change_the_answer_is_refused_by_name(
     assert response.status == 400
     assert (answer["error"]["type"], answer["error"]["param"]) == ("invalid_request_error", param)
     assert answer["error"]["message"]
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,Ynl0ZXM=", "detail": "low"}}
+
+
+async def test_a_picture_is_passed_on_to_a_model_that_sees(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:
+    engine.most_pictures = 1
+    content: Any = [{"type": "text", "text": "What is it?"}, PICTURE]
+    await client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": content}])
+    (message,) = engine.requests[0].messages
+    assert message.content == "What is it?"
+    assert [(each.media_type, each.data) for each in message.pictures] == [("image/png", b"bytes")]
+
+
+@pytest.mark.parametrize(
+    ("most", "role", "parts", "why"),
+    [
+        (0, "user", [PICTURE], "this model reads text only"),
+        (4, "assistant", [PICTURE], "this model reads text only"),
+        (1, "user", [PICTURE, PICTURE], "at most 1 pictures"),
+        (4, "user", [{"type": "input_audio"}], "this model reads text and image_url only"),
+        (4, "user", [{"type": "image_url"}], "no data URL"),
+        (4, "user", [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}], "no data URL"),
+        (4, "user", [{"type": "image_url", "image_url": {"url": "data:image/svg+xml;base64,YQ=="}}], "no data URL"),
+        (4, "user", [{"type": "image_url", "image_url": {"url": "data:image/png;base64,Y"}}], "not base64"),
+    ],
+)
+async def test_a_picture_that_is_not_passed_on_is_refused(
+    http: aiohttp.ClientSession, engine: ScriptedEngine, most: int, role: str, parts: list[Any], why: str
+) -> None:
+    engine.most_pictures = most
+    async with http.post(
+        "/v1/chat/completions", json={**BODY, "messages": [{"role": role, "content": parts}]}
+    ) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["type"], error["param"]) == (400, "invalid_request_error", "messages")
+    assert why in error["message"]
+    assert engine.requests == []
+
+
+async def test_pictures_that_the_models_server_refuses_are_an_error(
+    client: openai.AsyncOpenAI, engine: ScriptedEngine
+) -> None:
+    engine.most_pictures = 4
+    engine.add([PicturesRefused(0)])
+    content: Any = [PICTURE]
+    with pytest.raises(openai.BadRequestError, match="takes no pictures"):
+        await client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": content}])
 
 
 async def test_what_changes_nothing_is_accepted(client: openai.AsyncOpenAI, engine: ScriptedEngine) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import JSON, Table
 
-from bot.domain import Answer, Attachment, Author, Kind, Scope, SettingChange
+from bot.domain import Answer, Attachment, Author, Kind, Picture, Scope, SettingChange
 from bot.storage.backup import back_up
 from bot.storage.copy import copy_database
 from bot.storage.export import export_channel
@@ -37,6 +37,7 @@ KEYS = {
     "feedback": {"voter", "vote"},
     "consents": {"person"},
 }
+PICTURE = Picture("image/personal", b"png", 1, 1)
 AUTHOR = Author("slack", "personal author", "personal name", frozenset({"personal role"}))
 
 
@@ -46,7 +47,10 @@ async def enqueue_exchange(store: SqlStore) -> None:
         quoted="personal quotation",
         quoted_id="personal id",
         locale="personal-locale",
-        files=(Attachment("personal file", text="personal contents"),),
+        files=(
+            Attachment("personal file", text="personal contents"),
+            *(Attachment("a.png", is_picture=True, is_quoted=each, picture=PICTURE) for each in (False, True)),
+        ),
     )
     exchange = await store.enqueue(incoming, Kind.CHAT)
     assert exchange is not None

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
-from bot.domain import Answer, Attachment, Kind, Scope, SettingChange, Usage, Vote
+from bot.domain import Answer, Attachment, Kind, Picture, Scope, SettingChange, Usage, Vote
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 from tests.harness.postgres import PostgresServer
@@ -43,7 +43,9 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.move, asked, ROOM)
     await call(store.record_part, asked, 0, "m0")
     await call(store.record_part, asked, 1, "m1")
-    await call(store.record_files, asked, [Attachment("a.txt", text="what it says")])
+    picture = Attachment("a.png", is_picture=True, picture=Picture("image/png", b"", 1, 1))
+    await call(store.record_files, asked, [Attachment("a.txt", text="what it says"), picture])
+    await call(store.history, asked, 5, pictures=4)
     await call(store.record_answer, asked, Answer("hi", usage=Usage(3, 1)), NOON.date(), 20)
     await call(store.complete, asked)
     await call(store.vote, asked, MEI, Vote.UP, NOON)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bot.adapters.inbox import Inbox
 from bot.adapters.web.chat import Chat
+from bot.adapters.web.files import fetch_file
 from bot.adapters.web.messenger import Message, WebMessenger
 from bot.adapters.web.page import create_pages
 from bot.adapters.web.panel.sources import PanelSources
@@ -37,6 +38,7 @@ class WebAdapter:
 
     async def run(self, intake: Intake) -> None:
         streams = Streams()
+        intake.files.sources[WEB_PLATFORM] = fetch_file
 
         def changed(id: str, message: Message) -> None:
             # The first message of a reply, the last content of it, and one that memory does not know change the row.

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
-from bot.adapters.web.files import files_of, read_upload
+from bot.adapters.web.files import LONGEST_PICTURES, files_of, read_upload
 from bot.adapters.web.guard import PageGuard
 from bot.adapters.web.panel.routes import panel_routes
 from bot.adapters.web.panel.sources import PanelSources
@@ -31,7 +31,7 @@ from bot.chat.i18n import Translate, demo_note, translator
 from bot.chat.settings_form import form_command
 from bot.config.http import WEB_PLATFORM
 from bot.domain import Action, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Status, Vote
-from bot.errors import NotErased, StoreError
+from bot.errors import EngineError, NotErased, StoreError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -98,7 +98,7 @@ def create_pages(
         async def run(request: Request) -> Response:
             chat, user = chat_of(request), user_of(request)
             most_of_files = MOST_FILES * chat.intake.settings.files.max_chars * _BYTES_PER_CHARACTER
-            body = await read_object(request, LONGEST_BODY + most_of_files)
+            body = await read_object(request, LONGEST_BODY + most_of_files + LONGEST_PICTURES)
             call = _Call(user, _id(body, "chat"), body, locale_of(request), _translate(chat, request))
             try:
                 return JSONResponse(await handle(chat, call))
@@ -111,8 +111,12 @@ def create_pages(
         chat, user = chat_of(request), user_of(request)
         translate = _translate(chat, request)
         call = _Call(user, _id(request.query_params, "chat"), {}, locale_of(request), translate)
-        call.message_of(chat, "", "")  # only for those whom [access] admits
-        return JSONResponse(await read_upload(request, chat.intake.files, translate))
+        message = call.message_of(chat, "", "")  # only for those whom [access] admits
+        try:
+            sees = await chat.intake.conversations.most_pictures(message) > 0
+        except (EngineError, StoreError):
+            sees = False
+        return JSONResponse(await read_upload(request, chat.intake.files, translate, sees=sees))
 
     return Starlette(
         routes=[

@@ -1,6 +1,6 @@
 """The process that reads one file: bytes on standard input, one JSON object on standard output.
 
-`python -m bot.chat.reading.child BYTES CHARACTERS` takes at most so many of each.
+`python -m bot.chat.reading.child BYTES CHARACTERS SEES` takes at most so many of each; pictures only if SEES is 1.
 """
 
 import json
@@ -8,6 +8,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable
+from typing import TypeVar
 
 from bot.chat.reading.fault import Unreadable
 from bot.chat.reading.plain import read_plain
@@ -15,23 +16,28 @@ from bot.chat.reading.sandbox import SECONDS, limit_resources, refuse_system_cal
 from bot.chat.reading.text import Full, Text
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 # Before the end of the CPU time, so that what was read so far can be told.
 _ALARM = SECONDS - 1.0
+
+T = TypeVar("T")
 
 
 class _TimeOver(BaseException):
     """Raised wherever the program is, past any handler of a library's."""
 
 
-def main(most_bytes: int, most_characters: int) -> dict[str, object]:
-    """Return `text` and `is_cut`, or `fault`."""
+def main(most_bytes: int, most_characters: int, *, sees: bool) -> dict[str, object]:
+    """Return `text` and `is_cut`, or `picture`, `width` and `height`, or `fault`."""
     text, is_cut = Text(most_characters), False
     try:
         data = sys.stdin.buffer.read(most_bytes + 1)
         if len(data) > most_bytes:
             raise Unreadable("large")
-        _read(data, text)
+        if _is_picture(data):
+            return _within_time(lambda: _picture(data, sees=sees))
+        _within_time(lambda: _read(data, text))
     except Full:
         is_cut = True
     except (Exception, _TimeOver) as error:  # noqa: BLE001  # a library may raise anything here
@@ -42,15 +48,32 @@ def main(most_bytes: int, most_characters: int) -> dict[str, object]:
     return {"text": found, "is_cut": is_cut} if found else {"fault": "empty"}
 
 
-def _read(data: bytes, text: Text) -> None:
+def _within_time(read: Callable[[], T]) -> T:
     signal.signal(signal.SIGALRM, _end)
     signal.setitimer(signal.ITIMER_REAL, _ALARM)
     try:
-        read = _reader(data)
-        refuse_system_calls()
-        read(data, text)
+        return read()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _read(data: bytes, text: Text) -> None:
+    read = _reader(data)
+    refuse_system_calls()
+    read(data, text)
+
+
+def _is_picture(data: bytes) -> bool:
+    return data.startswith(_PICTURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP")
+
+
+def _picture(data: bytes, *, sees: bool) -> dict[str, object]:
+    if not sees:
+        raise Unreadable("picture")
+    from bot.chat.reading.pictures import read_picture
+
+    refuse_system_calls()
+    return read_picture(data)
 
 
 def _reader(data: bytes) -> Callable[[bytes, Text], None]:
@@ -89,4 +112,4 @@ def _fault_of(error: BaseException) -> str:
 
 if __name__ == "__main__":
     limit_resources()
-    sys.stdout.write(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]))))
+    sys.stdout.write(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]), sees=sys.argv[3] == "1")))

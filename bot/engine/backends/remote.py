@@ -26,13 +26,13 @@ from bot.domain import (
 )
 from bot.engine.base import Memory, Progress, silent
 from bot.engine.remote.api import ServerApi, certificates
-from bot.engine.remote.endpoints import Endpoint, Endpoints
+from bot.engine.remote.endpoints import Endpoint, Endpoints, require_urls
 from bot.engine.remote.errors import ContextExceeded, ServerFailed, describe
 from bot.engine.remote.stream import without_space
 from bot.engine.remote.tokens import TokenEstimates
 from bot.engine.serving.queue import FairQueue, SlotTicket
 from bot.engine.thoughts import Thoughts
-from bot.errors import AnswerBrokenOff, EngineFailed, EngineMisconfigured, PromptTooLong
+from bot.errors import AnswerBrokenOff, EngineFailed, EngineMisconfigured, PicturesRefused, PromptTooLong
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
 
@@ -48,6 +48,8 @@ _MOST_FAILURES = 6
 # Seconds that a broken answer waits for a server that continues it.
 _CONTINUE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
+# Of a prompt.  Each takes up to 1,400 tokens of the context, and half a megabyte of the database.
+_MOST_PICTURES = 4
 
 _FAULTS = (ServerFailed, httpx.HTTPError, TimeoutError)
 
@@ -58,14 +60,14 @@ def preflight(options: EngineSection, taken: Memory) -> Memory:
     Raises:
         EngineMisconfigured: `engine.urls` is empty, or the file of certificates cannot be read.
     """
-    _require_urls(options)
+    require_urls(options)
     certificates(options)
     return {}  # of this machine
 
 
 def open_engine(options: EngineSection, progress: Progress = silent) -> "RemoteEngine":
     """Create the engine; entering it asks the servers for their models."""
-    _require_urls(options)
+    require_urls(options)
     return RemoteEngine(options, MonotonicClock())
 
 
@@ -103,7 +105,8 @@ class RemoteEngine:
         self._options = options
         self._clock = clock
         self._api = ServerApi(options)
-        self._endpoints = Endpoints(options.urls, options.max_batch_size, clock)
+        most_pictures = _MOST_PICTURES if options.vision else 0
+        self._endpoints = Endpoints(options.urls, options.max_batch_size, clock, most_pictures)
         self._queue = FairQueue(0, options.max_waiting, clock.now)
         self._model = "" if options.model == "demo" else options.model
         self._tokens = TokenEstimates(clock)
@@ -113,7 +116,10 @@ class RemoteEngine:
     @property
     def info(self) -> EngineInfo:
         hosts = ", ".join(each.host for each in self._endpoints.all)
-        return EngineInfo(self._model or "unknown", "remote", "none", "none", hosts, self._context_length)
+        return EngineInfo(
+            *(self._model or "unknown", "remote", "none", "none", hosts, self._context_length),
+            most_pictures=self._endpoints.most_pictures,
+        )
 
     @property
     def load(self) -> EngineLoad:
@@ -137,14 +143,18 @@ class RemoteEngine:
         answer = _Answer(await self._count(request.messages), patience, self._clock.now() + patience)
         if answer.prompt_tokens >= self._context_length:
             raise PromptTooLong(answer.prompt_tokens, self._context_length)
+        if not (able := self._able(request)):
+            raise PicturesRefused(self._endpoints.most_pictures)
         ticket = self._queue.enqueue(request, answer.prompt_tokens)
         try:
             while True:
                 async with aclosing(self._turn(ticket, answer)) as positions:
                     async for queued in positions:
                         yield queued
-                others = [each for each in self._endpoints.all if each is not answer.failed_on]
-                endpoint = self._endpoints.choose(request.channel, others) or self._endpoints.choose(request.channel)
+                others = [each for each in able if each is not answer.failed_on]
+                endpoint = self._endpoints.choose(request.channel, others) or self._endpoints.choose(
+                    request.channel, able
+                )
                 if endpoint is not None:
                     try:
                         async with aclosing(self._stream(endpoint, request, answer)) as events:
@@ -156,8 +166,8 @@ class RemoteEngine:
                             break
                         if (mistake := self._endpoints.mistake) is not None:
                             raise EngineFailed(f"no model server can be used: {mistake}") from error
-                        answer.failed(endpoint, error, is_only=len(self._endpoints.all) == 1)
-                        if answer.failures >= _MOST_FAILURES or len(answer.refused_by) in {2, len(self._endpoints.all)}:
+                        answer.failed(endpoint, error, is_only=len(able) == 1)
+                        if answer.failures >= _MOST_FAILURES or len(answer.refused_by) in {2, len(able)}:
                             why = f"{endpoint.host}: {self._describe(error)}"
                             raise EngineFailed(f"the model servers fail at this request: {why}") from error
                     else:
@@ -170,6 +180,11 @@ class RemoteEngine:
         finally:
             self._queue.resize(self._endpoints.slots)
             self._queue.release(ticket)
+
+    def _able(self, request: ChatRequest) -> list[Endpoint]:
+        """Return the servers that take as many pictures."""
+        pictures = sum(len(message.pictures) for message in request.messages)
+        return [each for each in self._endpoints.all if each.most_pictures >= pictures]
 
     async def _count(self, messages: Sequence[ChatMessage]) -> int:
         """Count the tokens of a prompt that may be too long; of a shorter one the estimate is enough."""
@@ -258,7 +273,7 @@ class RemoteEngine:
         Raises:
             AnswerBrokenOff: None does.
         """
-        able = [each for each in self._endpoints.all if each.server != "other"]
+        able = [each for each in self._able(request) if each.server != "other"]
         give_up = self._clock.now() + _CONTINUE_SECONDS
         while able and self._clock.now() < give_up:
             if request.params.max_tokens is not None and answer.deltas >= request.params.max_tokens:
@@ -380,20 +395,3 @@ class RemoteEngine:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         await self._api.close()
-
-
-def _require_urls(options: EngineSection) -> None:
-    if not options.urls:
-        raise EngineMisconfigured(
-            'engine.backend = "remote" needs the address of a server: set engine.urls, '
-            'as in urls = ["http://localhost:11434/v1"]'
-        )
-    for url in options.urls:
-        try:
-            is_known = httpx.URL(url).scheme in {"http", "https"}
-        except httpx.InvalidURL:
-            is_known = False
-        if not is_known:
-            raise EngineMisconfigured(
-                f"engine.urls: {Endpoint(url, 1).host or url!r} is no http:// or https:// address"
-            )

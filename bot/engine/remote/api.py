@@ -5,6 +5,7 @@ import json
 import ssl
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,9 +14,9 @@ import structlog
 from bot.config.schema import EngineSection
 from bot.domain import ChatMessage, ChatRequest
 from bot.engine.remote.endpoints import Endpoint, Server
-from bot.engine.remote.errors import SYSTEM, ContextExceeded, ServerFailed, failure, read_refusal
+from bot.engine.remote.errors import SYSTEM, ContextExceeded, ErrorBody, ServerFailed, failure, read_refusal
 from bot.engine.remote.stream import CompletionChunk, read_chunks
-from bot.errors import EngineMisconfigured
+from bot.errors import EngineMisconfigured, PicturesRefused
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -78,8 +79,8 @@ class ServerApi:
         return models
 
     async def count(self, endpoint: Endpoint, model: str, messages: Sequence[ChatMessage]) -> int | None:
-        """Return the tokens of the prompt as the server counts them; None if it does not."""
-        chat = _chat(messages)
+        """Return the tokens of the prompt's texts as the server counts them; None if it does not."""
+        chat = _chat([replace(message, pictures=()) for message in messages])
         try:
             match endpoint.server:
                 case "vllm":
@@ -112,7 +113,7 @@ class ServerApi:
             case "other":
                 return False
 
-    async def _prompt(self, endpoint: Endpoint, chat: Sequence[Mapping[str, str]]) -> str:
+    async def _prompt(self, endpoint: Endpoint, chat: Sequence[Mapping[str, object]]) -> str:
         applied = await self._call("POST", f"{endpoint.base}/apply-template", {"messages": chat}, _LONGEST_COUNT)
         prompt: str = applied["prompt"]
         return prompt
@@ -124,6 +125,7 @@ class ServerApi:
 
         Raises:
             ContextExceeded: The prompt is too long.
+            PicturesRefused: The server may take the prompt without its pictures, or with fewer.
             ServerFailed: The server refused, or its stream cannot be read.
             httpx.HTTPError: The connection broke.
             TimeoutError: The next token did not come in time.
@@ -147,6 +149,7 @@ class ServerApi:
 
     async def _open(self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> httpx.Response:
         """Return the response whose body is the stream, without the parameters that the server refuses."""
+        pictures = sum(len(message.pictures) for message in request.messages)
         while True:
             body = _body(endpoint, model, request, shown)
             async with asyncio.timeout(self._options.first_token_seconds):
@@ -164,7 +167,10 @@ class ServerApi:
             names = [name for name in body if name in _OPTIONAL or name in _ALTERNATIVES]
             if any(message["role"] == "system" for message in body["messages"]):
                 names.append(SYSTEM)
-            if shown or not (blamed := refusal.blames(names)) - endpoint.refused:
+            blamed = set() if shown else refusal.blames(names) - endpoint.refused
+            if not blamed:
+                if pictures and not shown and refusal.refuses_pictures():
+                    raise _without_pictures(endpoint, refusal, pictures)
                 raise failure(response, refusal, endpoint.models)
             log.info("a model server does not accept parameters", server=endpoint.host, parameters=sorted(blamed))
             endpoint.refused |= blamed
@@ -200,18 +206,36 @@ def certificates(options: EngineSection) -> ssl.SSLContext | bool:
         raise EngineMisconfigured(f"engine.ca_file = {options.ca_file!r} cannot be read: {error}") from error
 
 
-def _chat(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _without_pictures(endpoint: Endpoint, refusal: ErrorBody, sent: int) -> PicturesRefused:
+    """Remember what a server says of pictures; of another refusal they may be the cause, once."""
+    most = refusal.takes_pictures()
+    if most is not None:
+        endpoint.most_pictures = min(most, sent - 1)
+    log.info("a model server does not accept pictures", server=endpoint.host, most=most)
+    return PicturesRefused(min(most or 0, sent - 1))
 
 
-def _without_system(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+def _chat(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    return [{"role": message.role, "content": _content(message)} for message in messages]
+
+
+def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
+    """Return the text, or parts where there are pictures: these come first, as files do."""
+    if not message.pictures:
+        return message.content
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": picture.url}} for picture in message.pictures
+    ]
+    return [*parts, {"type": "text", "text": message.content}] if message.content else parts
+
+
+def _without_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Return the messages with the instructions of the system before the first question."""
     system = [message.content for message in messages if message.role == "system"]
-    chat = _chat([message for message in messages if message.role != "system"])
-    if chat and chat[0]["role"] == "user":
-        chat[0]["content"] = "\n\n".join([*system, chat[0]["content"]])
-        return chat
-    return [{"role": "user", "content": "\n\n".join(system)}, *chat]
+    chat = [message for message in messages if message.role != "system"]
+    if chat and chat[0].role == "user":
+        return [replace(chat[0], content="\n\n".join([*system, chat[0].content])), *chat[1:]]
+    return [ChatMessage("user", "\n\n".join(system)), *chat]
 
 
 def _body(endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> dict[str, Any]:
@@ -229,7 +253,7 @@ def _body(endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> d
         "seed": None if params.seed is None else params.seed % 2**31,  # many servers take no more bits
     }
     if SYSTEM in endpoint.refused:
-        body["messages"] = _without_system(request.messages)
+        body["messages"] = _chat(_without_system(request.messages))
     for name in endpoint.refused:
         value = body.pop(name, None)
         if name in _ALTERNATIVES:

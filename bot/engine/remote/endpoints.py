@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+import httpx
+
+from bot.config.schema import EngineSection
+from bot.errors import EngineMisconfigured
 from bot.util.clock import Clock
 from bot.util.recent import RecentDict
 from bot.util.retry import Backoff
@@ -39,6 +43,7 @@ class Endpoint:
     is_misconfigured: bool = False  # its operator has to change something
     counts_tokens: bool = True  # until it fails to
     context_length: int | None = None
+    most_pictures: int = 0  # that it takes with a prompt
     models: tuple[str, ...] = ()  # of its list
     refused: set[str] = field(default_factory=set)
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_PAUSE, _LONGEST_PAUSE))
@@ -110,8 +115,8 @@ class Endpoints:
     prefix of a conversation in their caches; other requests go to the least loaded.
     """
 
-    def __init__(self, urls: Sequence[str], slots: int, clock: Clock) -> None:
-        self.all = tuple(Endpoint(url, slots) for url in urls)
+    def __init__(self, urls: Sequence[str], slots: int, clock: Clock, most_pictures: int = 0) -> None:
+        self.all = tuple(Endpoint(url, slots, most_pictures=most_pictures) for url in urls)
         self._clock = clock
         self._of_channel: RecentDict[str, Endpoint] = RecentDict()
 
@@ -151,6 +156,11 @@ class Endpoints:
         """Tokens of the smallest context of those that are known."""
         return min((each.context_length for each in self.all if each.context_length), default=None)
 
+    @property
+    def most_pictures(self) -> int:
+        """Return how many pictures a prompt may have on one of them."""
+        return max((each.most_pictures for each in self.all), default=0)
+
     def choose(self, channel: str, among: Sequence[Endpoint] | None = None) -> Endpoint | None:
         """Return the server for a request of this channel; None if each rests or is full."""
         now = self._clock.now()
@@ -169,3 +179,25 @@ class Endpoints:
         """Return the time at which the next pause ends, a long time from now if none does."""
         now = self._clock.now()
         return min((each.paused_until for each in self.all if each.paused_until > now), default=now + _LONGEST_PAUSE)
+
+
+def require_urls(options: EngineSection) -> None:
+    """Check the addresses of the servers.
+
+    Raises:
+        EngineMisconfigured: There is none, or one is no address of a server.
+    """
+    if not options.urls:
+        raise EngineMisconfigured(
+            'engine.backend = "remote" needs the address of a server: set engine.urls, '
+            'as in urls = ["http://localhost:11434/v1"]'
+        )
+    for url in options.urls:
+        try:
+            is_known = httpx.URL(url).scheme in {"http", "https"}
+        except httpx.InvalidURL:
+            is_known = False
+        if not is_known:
+            raise EngineMisconfigured(
+                f"engine.urls: {Endpoint(url, 1).host or url!r} is no http:// or https:// address"
+            )

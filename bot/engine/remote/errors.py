@@ -25,6 +25,8 @@ _PASSING = frozenset(
         *range(500, 600),
     }
 )
+# Of the request, or of a part of it.
+_REFUSING = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY})
 _TOO_LONG = re.compile(
     r"context[ _](length|size|window)|maximum context|too many (input )?tokens|exceed\w* .*(context|tokens)"
     r"|(prompt|input) is too long|tokens? count .*exceed|must be <= \d+\. Given|length of the messages",
@@ -38,6 +40,17 @@ _LIMIT = re.compile(
 )
 # llama-server: "Loading model"; others name the model.
 _LOADING = re.compile(r"\bload(ing|s)\b|being loaded|not (yet )?(loaded|ready)|warming up", re.IGNORECASE)
+# What models without eyes are said to lack: "is not a multimodal model", "image input is not supported", "does not support
+# image", "image_url is only supported by certain models", "unknown variant `image_url`", "missing data required for image".
+_OF_PICTURES = re.compile(r"image|vision|multi-?modal|mmproj", re.IGNORECASE)
+_LACKING = re.compile(
+    r"n[o']t (currently )?(supported|support|a\b|enabled|available|capable)|unsupported|only supported|unknown variant"
+    r"|missing data|mmproj|no endpoints|text only|only text",
+    re.IGNORECASE,
+)
+_ONLY_TEXT = re.compile(r"(valid|be a|expected an?|type) str(ing)?\b|content must be (a )?string", re.IGNORECASE)
+# vLLM: "At most 1 image(s) may be provided in one prompt."
+_MOST_PICTURES = re.compile(r"at most (\d+) (image|picture)", re.IGNORECASE)
 _FILTERED = "its filter does not accept the text"
 _ADDRESS = re.compile(r"https?://\S+")
 # What a message tells beyond its status, in our words: it may quote the prompt, and is not shown itself.
@@ -127,6 +140,21 @@ class ErrorBody:
         # A refusal for its rate may name a page about billing.
         told = f"{self.code} {_ADDRESS.sub('', self.message)}"
         return next((f": {reason}" for words, reason in _REASONS if words.search(told)), "")
+
+    def refuses_pictures(self) -> bool:
+        """Return whether pictures may be what the server does not accept, so that it may take the rest."""
+        if self.takes_pictures() is not None or (self.status >= 500 and _OF_PICTURES.search(self.message)):
+            return True
+        return self.status in _REFUSING and not (self.reason or self.is_of_model)
+
+    def takes_pictures(self) -> int | None:
+        """Return how many pictures the server takes with a prompt, if it says so: 0 for a model that sees none."""
+        if self.status not in {*_REFUSING, HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.NOT_IMPLEMENTED}:
+            return None
+        if found := _MOST_PICTURES.search(self.message):
+            return int(found[1])
+        is_lacking = _OF_PICTURES.search(self.message) and _LACKING.search(self.message)
+        return 0 if is_lacking or _ONLY_TEXT.search(self.message) else None
 
     def blames(self, names: Collection[str]) -> set[str]:
         """Return those of the parameters that the server says it does not accept."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from bot.domain import ChatMessage
+from bot.domain import ChatMessage, Picture
 from bot.util.clock import Clock
 
 # A refusal as too long raises the estimates at most by this factor, and for so many seconds: one odd prompt, or a
@@ -21,8 +21,13 @@ def estimate_tokens(text: str) -> int:
     return 4 + wide + (len(text) - wide + 2) // 3
 
 
+def estimate_picture(picture: Picture) -> int:
+    """Estimate the tokens of a picture: one for each square of 28 pixels, as Qwen's models cut it; for others it is too high."""
+    return 4 + math.ceil(picture.width / 28) * math.ceil(picture.height / 28)
+
+
 class TokenEstimates:
-    """Estimates, times the ratio of the last prompt that a server has counted or refused."""
+    """Estimates, those of texts times the ratio of the last prompt that a server has counted or refused."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -32,10 +37,10 @@ class TokenEstimates:
     def of(self, messages: Sequence[ChatMessage]) -> int:
         if self._ratio > 1.0 and -math.inf < self._refused_until <= self._clock.now():
             self._ratio, self._refused_until = 1.0, -math.inf
-        return max(1, round(_estimate(messages) * self._ratio))
+        return max(1, round(_estimate(messages) * self._ratio)) + _of_pictures(messages)
 
     def counted(self, messages: Sequence[ChatMessage], tokens: int) -> None:
-        """Correct the estimates by a server's own count."""
+        """Correct the estimates by a server's own count of the texts."""
         self._ratio, self._refused_until = tokens / _estimate(messages), -math.inf
 
     def refused(self, messages: Sequence[ChatMessage], limit: int) -> None:
@@ -51,8 +56,13 @@ class TokenEstimates:
         Otherwise usage is not trusted: servers leave out what their caches hold, or what they cut off.
         """
         if self._refused_until > -math.inf:
-            self._ratio = min(self._ratio, max(1.0, tokens / _estimate(messages)))
+            of_texts = tokens - _of_pictures(messages)
+            self._ratio = min(self._ratio, max(1.0, of_texts / _estimate(messages)))
 
 
 def _estimate(messages: Sequence[ChatMessage]) -> int:
     return max(1, sum(estimate_tokens(message.content) for message in messages))
+
+
+def _of_pictures(messages: Sequence[ChatMessage]) -> int:
+    return sum(estimate_picture(picture) for message in messages for picture in message.pictures)

@@ -36,8 +36,8 @@ class ScriptedEngine:
     `asyncio.Event` is awaited.  A missing `Finished` is added.
 
     `requests` holds all requests, `closed` those closed before their end.  While `go_on` is
-    cleared, every answer pauses before its next event.  A token is a character.  Tests set
-    `since_progress` and `down` of the load.
+    cleared, every answer pauses before its next event.  A token is a character, and a picture is ten.  Tests set
+    `most_pictures`, and `since_progress` and `down` of the load.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ScriptedEngine:
         reads_names: bool = True,
     ) -> None:
         self._info = EngineInfo(model, "scripted", "none", "none", "none", context_length, reads_names=reads_names)
+        self.most_pictures = 0
         self.requests: list[ChatRequest] = []
         self.closed: list[ChatRequest] = []
         self.since_progress = 0.0
@@ -65,7 +66,7 @@ class ScriptedEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return replace(self._info, context_length=self._context_length)
+        return replace(self._info, context_length=self._context_length, most_pictures=self.most_pictures)
 
     @property
     def load(self) -> EngineLoad:
@@ -88,7 +89,7 @@ class ScriptedEngine:
             await self._came.wait()
 
     def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
-        return sum(len(message.content) for message in messages)
+        return sum(len(message.content) + 10 * len(message.pictures) for message in messages)
 
     def tokenize(self, text: str) -> Tokens:
         return Tokens(tuple(map(ord, text)), tuple(text), (0, 1))

@@ -12,7 +12,7 @@ from bot.engine.backends.remote import RemoteEngine
 from bot.engine.base import Engine
 from bot.errors import EngineFailed
 from bot.util.clock import Clock
-from tests.harness.servers.model_server import Behaviour, ModelServer, delta, event
+from tests.harness.servers.model_server import Behaviour, ModelServer, delta, event, text_of
 
 _SAMPLING = ("temperature", "top_k", "top_p", "max_tokens", "seed")
 
@@ -25,7 +25,7 @@ def answers_of(engine: Engine, thought: str = "", stop_after: int | None = None)
     """
 
     async def behave(server: ModelServer, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        messages = [ChatMessage(each["role"], each["content"]) for each in body["messages"]]
+        messages = [ChatMessage(each["role"], text_of(each["content"])) for each in body["messages"]]
         # Of an answer that is continued, the beginning is the same again.
         begun = messages.pop().content if messages[-1].role == "assistant" else ""
         sampling = SamplingParams(**{name: body[name] for name in _SAMPLING if name in body})

@@ -1,7 +1,10 @@
 """A model server with an OpenAI-compatible API on loopback that can fail in any way."""
 
 import asyncio
+import binascii
+import io
 import json
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -10,6 +13,7 @@ from typing import Any, Self
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from PIL import Image
 
 from bot.engine.remote.tokens import estimate_tokens
 
@@ -27,7 +31,7 @@ class ModelServer:
     question.  While `go_on` is cleared, streams stop before their first event.
 
     `owner` "vllm" or "llamacpp" has that server's calls for tokens, each word of a prompt being `tokens_per_word`,
-    and continues an answer that it is given.
+    and continues an answer that it is given.  Contents with pictures must be as OpenAI's reference says.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class ModelServer:
         self.script: deque[Behaviour] = deque()
         self.default: Behaviour = say()
         self.bodies: list[dict[str, Any]] = []
+        self.pictures: list[list[bytes]] = []  # of each body
         self.headers: list[dict[str, str]] = []
         self.models: list[dict[str, Any]] = [
             {"id": MODEL, "object": "model", "owned_by": owner, "max_model_len": context_length}
@@ -97,7 +102,7 @@ class ModelServer:
         body = await request.json()
         self.counted += 1
         if self.owner == "vllm" and "messages" in body:
-            words = " ".join(message["content"] for message in body["messages"]).split()
+            words = " ".join(text_of(message["content"]) for message in body["messages"]).split()
         elif self.owner == "llamacpp" and "content" in body:
             words = body["content"].split()
         else:
@@ -123,7 +128,7 @@ class ModelServer:
         """Return the pieces of the text for these messages, of its rest if they end with its beginning."""
         *messages, last = body["messages"]
         is_rest = last["role"] == "assistant"
-        question = messages[-1]["content"] if is_rest else last["content"]
+        question = text_of((messages[-1] if is_rest else last)["content"])
         pieces = list(self.text(question) if callable(self.text) else self.text)
         if not is_rest:
             return pieces
@@ -138,6 +143,7 @@ class ModelServer:
             raise ConnectionResetError
         body = await request.json()
         self.bodies.append(body)
+        self.pictures.append([picture for message in body["messages"] for picture in pictures_of(message)])
         self.headers.append(dict(request.headers))
         if self.is_loading:
             return web.json_response(LOADING, status=503)
@@ -180,6 +186,32 @@ class ModelServer:
         await self._server.close()
 
 
+def text_of(content: str | list[dict[str, Any]]) -> str:
+    """Return the text of a message's content, which may have parts."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    assert parts, "a content without parts"
+    return "\n".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def pictures_of(message: dict[str, Any]) -> list[bytes]:
+    """Return the files of the pictures in a message, each of the type that its data URL says."""
+    pictures = []
+    for part in [] if isinstance(message["content"], str) else message["content"]:
+        if part["type"] == "text":
+            assert set(part) == {"type", "text"}
+            assert part["text"], "an empty text"
+            continue
+        assert set(part) == {"type", "image_url"}, part
+        assert set(part["image_url"]) <= {"url", "detail"}
+        assert message["role"] == "user", "only people show pictures"
+        found = re.fullmatch(r"data:image/(png|jpeg|webp|gif);base64,([A-Za-z0-9+/]+={0,2})", part["image_url"]["url"])
+        assert found, "no data URL of a picture"
+        pictures.append(binascii.a2b_base64(found[2], strict_mode=True))
+        with Image.open(io.BytesIO(pictures[-1]), formats=[found[1].upper()]) as picture:
+            picture.load()
+    return pictures
+
+
 def event(value: object) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
@@ -198,7 +230,7 @@ def say(*pieces: str, reason: str = "stop") -> Behaviour:
         for text in texts:
             await response.write(delta(text))
         await response.write(event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}))
-        prompt = sum(estimate_tokens(message["content"]) for message in body["messages"])
+        prompt = sum(estimate_tokens(text_of(message["content"])) for message in body["messages"])
         usage = {"prompt_tokens": prompt, "completion_tokens": len(texts) + 1}
         if body.get("stream_options"):
             await response.write(event({"choices": [], "usage": usage}))

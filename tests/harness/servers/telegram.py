@@ -79,7 +79,7 @@ class Message:
     reply_to: int | None = None
     is_shown: bool = True  # whether the bot received the response to its last write
     mention: str = ""
-    document: Json | None = None
+    attached: Json | None = None  # {"document": …} or {"photo": […]}
     buttons: Buttons = ()  # those that are no actions
 
     @property
@@ -165,7 +165,7 @@ class TelegramPlatform:
         direct: bool = False,
         mention: bool = True,
         reply_to: str | None = None,
-        document: Json | None = None,
+        attached: Json | None = None,
         **facts: Any,
     ) -> str:
         chat = self.private(author) if direct else self.group(channel)
@@ -181,18 +181,23 @@ class TelegramPlatform:
             topic=None if thread is None else chat.topics.setdefault(thread, self.number_in(chat)),
             reply_to=None if reply_to is None else int(reply_to),
             mention=name,
-            document=document,
+            attached=attached,
         )
         self.messages[chat.id, message.id] = message
         self.push({"message": self.facts_of(message) | facts})
         return str(message.id)
 
     def file(self, name: str, data: bytes, media_type: str = "") -> Json:
-        """Return a document for `say(…, document=…)`."""
+        """Return a document for `say(…, attached=…)`."""
         id = str(next(self._ids))
         self.shelf.files[f"documents/{id}"] = data
         facts: Json = {"file_id": id, "file_unique_id": id, "file_name": name, "file_size": len(data)}
-        return facts | ({"mime_type": media_type} if media_type else {})
+        return {"document": facts | ({"mime_type": media_type} if media_type else {})}
+
+    def photo(self, data: bytes, *smaller: bytes) -> Json:
+        """Return a photo for `say(…, attached=…)`, in several sizes."""
+        documents = [self.file("", each)["document"] for each in (*smaller, data)]
+        return {"photo": [{name: value for name, value in each.items() if name != "file_name"} for each in documents]}
 
     async def edit(self, message_id: str, text: str) -> None:
         message = self.find(message_id)
@@ -336,8 +341,8 @@ class TelegramPlatform:
             "chat": message.chat.facts(),
             "from": author,
         }
-        if message.document is not None:
-            facts |= {"document": message.document}
+        if message.attached is not None:
+            facts |= message.attached
             facts |= {"caption": message.text, "caption_entities": specials(message.text)} if message.text else {}
         elif message.text:
             facts |= {"text": message.text, "entities": specials(message.text)}

@@ -50,7 +50,12 @@ async function call(path, body) {
 }
 
 function keep() {
-  sessionStorage.setItem("outbox", JSON.stringify(outbox));
+  try {
+    sessionStorage.setItem("outbox", JSON.stringify(outbox));
+  } catch {
+    // Pictures are larger than what a browser keeps; they are sent all the same.
+    sessionStorage.removeItem("outbox");
+  }
 }
 
 let isSending = false;
@@ -94,7 +99,7 @@ function ask() {
   sendAll();
 }
 
-// Files: the server reads a chosen one at once, and its text goes with the question.
+// Files: the server reads a chosen one at once, and its text, or its picture, goes with the question.
 
 const mostFiles = 10;
 let files = [], reading = 0;
