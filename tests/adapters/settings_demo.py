@@ -65,6 +65,14 @@ class Conversation:
             return str(await platform.say(text, author=author, thread=thread, mention=False))
         return str(await platform.say(text, author=author, thread=thread, mention=False, reply_to=to))
 
+    async def ask_in_thread(self, author: str, text: str, channel: str) -> str:
+        """Mention the bot where that opens a thread; return the thread's name."""
+        self._tell(channel, author, f"@bot {text}")
+        id = await self.bench.platform.say(text, author=author, channel=channel)
+        thread = id if self.bench.platform.name == "slack" else text
+        await self._replied(channel, thread, set())
+        return thread
+
     def replies(self, channel: str, thread: str | None) -> list[Seen]:
         seen = self.bench.platform.seen(channel, thread)
         return [each for each in seen if each.author == "bot" and each.markdown.strip(" …\n\u2060")]
@@ -104,6 +112,8 @@ async def play_settings(platform: str, say: Callable[[str], None]) -> None:
         await people.write(_TOM, "Hello", "random")
         say("— two people in a thread: the bot answers what is for it, and what is for nobody")
         await _talk(people)
+        say("— a thread for each mention")
+        await _open_threads(people)
         say("— what Tom has used")
         await people.command(_TOM, "usage show")
         say("— undo")
@@ -129,6 +139,17 @@ async def _talk(people: Conversation) -> None:
     people.say(f"  ({len(people.replies('general', thread)) - before} replies to the 4 messages since)")
 
 
+async def _open_threads(people: Conversation) -> None:
+    """Let Tom ask twice where each mention is answered in a thread that is opened for it, and once more in one of them."""
+    channel = "busy"
+    await people.command(_MEI, "settings answer thread", channel)
+    opened = [(await people.ask_in_thread(_TOM, text, channel)) for text in ("What is a pipe?", "What is a file?")]
+    await people.write(_TOM, "Is it fast?", channel, opened[0], mention=False)
+    in_threads = {each.id for thread in opened for each in people.replies(channel, thread)}
+    beside = {each.id for each in people.replies(channel, None)} - in_threads
+    people.say(f"  (threads: {len(set(opened))}, replies in them: {len(in_threads)}, to the command: {len(beside)})")
+
+
 def _appoint(platform: Any) -> None:
     """Let Mei manage both channels."""
     match platform.name:
@@ -136,5 +157,6 @@ def _appoint(platform: Any) -> None:
             platform.managers.add(_MEI)
         case "telegram":
             platform.administrators.add(_MEI)
+            platform.group("busy").is_forum = True
         case _:
-            platform.workspace.creators |= {"general": _MEI, "random": _MEI}
+            platform.workspace.creators |= {"general": _MEI, "random": _MEI, "busy": _MEI}

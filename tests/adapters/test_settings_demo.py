@@ -16,6 +16,7 @@ async def test_each_step_shows_its_effect(platform: str) -> None:
     assert "[big; no instructions] You said: Hello" in shown
     assert "You said: The kernel of Linux, then" in shown
     assert "(2 replies to the 4 messages since)" in shown
-    assert "You, answers per day: 20, left: 17" in shown
+    assert "(threads: 2, replies in them: 3, to the command: 1)" in shown
+    assert "You, answers per day: 20, left: 14" in shown
     assert shown.count("temperature` = 0.95 (default)") == 1, "Undo"
     assert "not allowed on" not in shown

@@ -1,6 +1,6 @@
 """R29: the whole bot killed at random points while its users use up quotas: the ledger against the stored answers.
 
-Users of Discord and Telegram write to one bot process, which is killed (-9) while it starts, and
+Users of all platforms write to one bot process, which is killed (-9) while it starts, and
 after random numbers of tokens.  Then the sums in the table `usage` must be those of the answers
 that are stored, to the token; nobody may have passed a quota by more than one answer, or have been
 refused before it was used up.  What killed processes had generated of an answer is lost, and
@@ -13,12 +13,12 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.chaos.figure import Row, Scale
-from tests.chaos.processes import TIMEOUT, BotProcess, logged_errors, run_bot, until
+from tests.chaos.processes import PLATFORMS, TIMEOUT, BotProcess, logged_errors, run_bot, until
 from tests.harness.platform import LoopbackPlatform
 from tests.harness.platform_bench import PROFILES
 
@@ -61,8 +61,7 @@ class Size:
         return {"user": expected // self.people, "channel": expected // self.channels, "server": expected * 2 // 3}
 
 
-PLATFORMS = ("discord", "telegram")
-_SHORT = Size(80, 3, 2, 3)
+_SHORT = Size(120, 3, 2, 3)
 # `make reliability ARGS="R29 --questions 2000"` changes it.
 QUESTIONS = 10_000
 _PER_KILL = 50  # questions
@@ -143,8 +142,9 @@ async def kill_repeatedly(size: Size, seed: int) -> LedgerResult:
         folder = Path(temporary)
         tables = [f"[quotas.{level}]\ntokens_per_month = {limit}\n" for level, limit in size.quotas.items()]
         (folder / "config.toml").write_text("\n".join(tables), encoding="utf-8")
-        async with PROFILES["discord"].open() as discord, PROFILES["telegram"].open() as telegram:
-            users = Users({"discord": discord, "telegram": telegram}, size, chance)
+        async with AsyncExitStack() as opened:
+            platforms = {name: await opened.enter_async_context(PROFILES[name].open()) for name in PLATFORMS}
+            users = Users(platforms, size, chance)
             async with _bot(users, folder) as bot:
                 await bot.connected()
                 await users.ask_everywhere()
