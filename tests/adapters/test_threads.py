@@ -14,8 +14,8 @@ from bot.config.schema import AccessSection, Config, LimitsSection
 from bot.domain import Author, ChannelKey, IncomingMessage
 from tests.harness import slack_harness, telegram_harness
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
-from tests.harness.harness import Harness
-from tests.harness.platform import Fault
+from tests.harness.harness import Harness, make_harness
+from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.slack import SlackServer
@@ -271,6 +271,37 @@ async def test_on_telegram_there_is_one_answer_whatever_fails(harness: Harness, 
         assert len(group.topics) == (2 if (call, kind) == ("createForumTopic", "lost") else 1)
         assert answers(telegram) == []
     assert telegram.violations == []
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize("call", ["createForumTopic", "sendMessage", "editMessageText"])
+async def test_on_telegram_a_kill_leaves_one_answer(tmp_path: Path, call: str, is_lost: bool) -> None:
+    async with TelegramPlatform() as telegram:
+        group, reached = telegram.group("general"), asyncio.Event()
+        group.is_forum = True
+
+        def script(number: int, called: str) -> Fault | None:
+            if called != call or reached.is_set():
+                return None
+            reached.set()
+            return Fault("lost" if is_lost else "500")
+
+        def shown() -> list[str]:
+            return [text for name in group.topics for text in answers(telegram, name)]
+
+        telegram.script = script
+        async with make_harness(tmp_path) as harness, telegram_harness.running(telegram, harness):
+            configure(harness, "telegram")
+            await telegram.say("what is a shell")
+            await reached.wait()
+        async with make_harness(tmp_path) as harness, telegram_harness.running(telegram, harness):
+            configure(harness, "telegram")
+            await telegram.until(lambda: shown() == ["ok"])
+            async with asyncio.timeout(TIMEOUT):
+                while await harness.store.claim_owed("telegram"):
+                    pass
+        assert (shown(), answers(telegram)) == (["ok"], [])
+        assert len(group.topics) == (2 if is_lost and call == "createForumTopic" else 1)
 
 
 def answers(telegram: TelegramPlatform, thread: str | None = None) -> list[str]:

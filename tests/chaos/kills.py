@@ -2,7 +2,8 @@
 
 Each run is a separate process, started like `bot run` and killed (-9) at a random moment:
 while it starts, connects or answers.  Users write before, during and after it.  The last
-run is not killed.  Then each question must have exactly one complete answer.
+run is not killed.  Then each question must have exactly one complete answer.  The short form
+repeats this where each answer opens a thread.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.figure import Row, Scale
 from tests.chaos.processes import PLATFORMS, TIMEOUT, logged_errors, replies, run_bot, until
@@ -22,6 +24,8 @@ from tests.harness.platform_bench import PROFILES
 NAME = "R1"
 
 CHANNELS = ("general", "random", "运维")
+# Platforms on which an answer has no thread unless one is opened for it.
+_OPENING_THREADS = ("discord", "telegram")
 # A start takes about 2 s, an answer half a second.
 STARTING = 2.0
 ANSWERING = 1.0
@@ -53,8 +57,8 @@ class KillResult:
         return not (self.lost or self.twice or self.torn or self.orphans or self.errors) and self.integrity == "ok"
 
 
-async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:
-    """Kill the bot `kills` times, then check the answers."""
+async def kill_repeatedly(name: str, kills: int, seed: int, *, opens_threads: bool = False) -> KillResult:
+    """Kill the bot `kills` times, then check the answers, each in a thread with `opens_threads`."""
     chance = random.Random(f"{seed} {name}")
     result = KillResult()
 
@@ -67,6 +71,9 @@ async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:
         folder = Path(temporary)
         async with PROFILES[name].open() as platform:
             platforms = {name: platform}
+            if opens_threads:
+                (folder / "config.toml").write_text(f'[platforms.{name}]\nanswer = "thread"\n', encoding="utf-8")
+                _allow_threads(platform)
             # A backfill needs a known message in each channel.
             async with run_bot(platforms, folder) as bot:
                 await bot.connected()
@@ -96,16 +103,28 @@ async def kill_repeatedly(name: str, kills: int, seed: int) -> KillResult:
     return result
 
 
+def _allow_threads(platform: Any) -> None:
+    for channel in CHANNELS if platform.name == "telegram" else ():
+        platform.group(channel).is_forum = True
+
+
+def _shown(platform: Any, channel: str) -> list[str]:
+    """Return the bot's messages in a channel, and in the threads that it has opened there."""
+    threads = () if platform.name == "slack" else platform.threads(channel)
+    in_threads = [seen.visible for name in threads for seen in platform.seen(channel, name) if seen.author == "bot"]
+    return [*replies(platform, channel), *in_threads]
+
+
 def are_answered(platform: LoopbackPlatform, result: KillResult) -> bool:
     """Return whether each question has an answer, or several."""
     # The answer repeats the question, which begins and ends with its number.
-    shown = {channel: "\n".join(replies(platform, channel)) for channel in CHANNELS}
+    shown = {channel: "\n".join(_shown(platform, channel)) for channel in CHANNELS}
     return all(shown[channel].count(number) >= 2 for number, channel in result.questions.items())
 
 
 def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
     """Compare what the platform shows with the questions."""
-    shown = {channel: replies(platform, channel) for channel in CHANNELS}
+    shown = {channel: _shown(platform, channel) for channel in CHANNELS}
     result.orphans = sum(reply.strip() == "…" for found in shown.values() for reply in found)
     for number, channel in result.questions.items():
         holding = [reply for reply in shown[channel] if number in reply]
@@ -121,5 +140,8 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     kills = 200 if scale == "full" else 2
     async with asyncio.TaskGroup() as tasks:
         results = {name: tasks.create_task(kill_repeatedly(name, kills, seed)) for name in PLATFORMS}
+        for name in _OPENING_THREADS if scale == "short" else ():
+            killed = kill_repeatedly(name, kills, seed, opens_threads=True)
+            results[f"{name}, in threads"] = tasks.create_task(killed)
     for name, result in results.items():
         yield Row(name, str(result.result()), result.result().is_kept)

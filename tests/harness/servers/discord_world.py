@@ -56,6 +56,10 @@ class DiscordWorld:
                 self.send_event("THREAD_CREATE", self._channel(id))
         return id
 
+    def threads(self, channel: str) -> list[str]:
+        """Return the names of a channel's threads."""
+        return [name[2] for name in self._ids if name[:2] == ("thread", channel)]
+
     def make_thread(self, channel: str, name: str, message_id: str) -> None:
         """Make a thread from a message, whose id it takes."""
         id = self._ids["thread", channel, name] = int(message_id)

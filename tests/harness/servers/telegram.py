@@ -297,6 +297,10 @@ class TelegramPlatform:
             self._chats[known.id] = known
         return known
 
+    def threads(self, name: str) -> list[str]:
+        """Return the names of a group's topics."""
+        return list(self.group(name).topics)
+
     def person(self, name: str) -> Json:
         id = self._people.setdefault(name, 7_000 + len(self._people))
         return {"id": id, "is_bot": name.endswith("bot"), "first_name": name, "language_code": self.language}
