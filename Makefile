@@ -11,7 +11,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python)
 # With it, each process of the tests, a worker or a bot, would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test suite coverage docs lossless reliability weights-test image image-test release sbom lint format words migration clean
+.PHONY: run test suite coverage docs lossless reliability weights-test image image-test cluster ray-test release sbom lint format words migration clean
 
 run: $(VENV)/run-installed
 	@$(BIN)/python -m bot run $(ARGS)
@@ -62,6 +62,14 @@ image: $(VENV)/test-installed
 image-test: $(VENV)/test-installed
 	@$(BIN)/python -m tests.image --test $(ARGS)
 
+# A local Ray with two demo engines, and a bot on them in this terminal: docs/SCALING.md.
+cluster: $(VENV)/ray-installed
+	@$(BIN)/python -m deploy.ray.cluster $(ARGS)
+
+# Two engines on a local Ray: asked, left, killed.
+ray-test: $(VENV)/test-installed $(VENV)/ray-installed
+	@$(BIN)/python -m tests.ray
+
 # Wheel, sources, bill of materials and checksums in dist/, reproducible per commit.
 release: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 release: sbom
@@ -103,6 +111,11 @@ $(VENV)/run-installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/test-installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the bot and its tests into $(VENV) …" >&2
 	@$(PIP) $(QUIET) --editable '.[postgres,test]' </dev/null >&2
+	@touch $@ $(VENV)/run-installed
+
+$(VENV)/ray-installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Ray into $(VENV) …" >&2
+	@$(PIP) $(QUIET) --editable '.[ray]' </dev/null >&2
 	@touch $@ $(VENV)/run-installed
 
 $(VENV)/docs-installed: pyproject.toml constraints.txt | $(BIN)/python

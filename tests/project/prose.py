@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDERS = ("bot", "benchmarks", "training", "release", "migrations", "tests")
+FOLDERS = ("bot", "benchmarks", "deploy", "training", "release", "migrations", "tests")
 LIMIT = 0.02
 
 # A summary line names the thing or the action; it does not begin with a clause.

@@ -167,3 +167,21 @@ def test_image_compose_and_manifest_use_the_same_port_and_user() -> None:
     for text in (dockerfile, COMPOSE, MANIFEST):
         assert port in text
         assert "10001" in text
+
+
+def test_the_ray_service_names_what_exists() -> None:
+    service = yaml.safe_load((ROOT / "deploy" / "ray" / "rayservice.yaml").read_text(encoding="utf-8"))["spec"]
+    [application] = yaml.safe_load(service["serveConfigV2"])["applications"]
+    module, _, name = application["import_path"].partition(":")
+    source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    assert f"def {name}(arguments: dict[str, str])" in source
+    assert application["args"].keys() <= set(re.findall(r'arguments(?:\.get\(|\[)"(\w+)"', source))
+    assert all(isinstance(value, str) for value in application["args"].values())
+    settings = {variable(key) for key in KNOWN}
+    [group] = service["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    assert {each["name"] for each in container["env"]} <= settings | {"BOT_SERVER__KEYS__BOT"}
+    pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert pinned is not None
+    assert service["rayClusterConfig"]["rayVersion"] == pinned[1]
+    assert f"rayproject/ray:{pinned[1]}-" in (ROOT / "deploy" / "ray" / "Dockerfile").read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Engines on Ray Serve: docs/SCALING.md."""

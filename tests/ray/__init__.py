@@ -1,0 +1,1 @@
+"""Engines on Ray Serve, measured: `make ray-test`."""
