@@ -114,6 +114,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 lambda: None if watcher is None else watcher.last_result,
                 _editor(watcher, engine),
                 BackupFolder(url),
+                config.server.show_texts,
             )
             web = _open_web(config, clock, sources)
             if web is not None:

@@ -337,6 +337,11 @@ class Intake:
             log.warning("form not carried out", error=str(error))
             return FormResult(translate("My database has a problem, so I cannot answer now. Please try again later."))
 
+    async def place_form(self, message: IncomingMessage) -> SettingsForm:
+        """Return the form of the message's conversation, for those who may change it everywhere."""
+        await self.choices.load()
+        return await self._form(message)
+
     async def _form(self, message: IncomingMessage) -> SettingsForm:
         text = await self._carry_out(message, "/settings show")
         return SettingsForm(text, all_fields(self.settings, message), self.settings.translator_for(message))

@@ -65,6 +65,9 @@ class ServerSection(Section):
         description="the operator's panel at /admin, beside the chat page: state, usage, settings, log, pause; it has no "
         "sign-in, so every account of this machine can use it",
     )
+    show_texts: bool = Field(
+        default=False, description="let the panel show texts that people set in the chat, such as personas"
+    )
     aliases: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         default=(), description='other names of the default model for OpenAI\'s clients: "gpt-3.5-turbo"'
     )

@@ -370,7 +370,7 @@ class TestAudit:
 
 def button_of(channels: str) -> dict[str, Any]:
     """Return what the first Undo button sends."""
-    found = re.findall(r'data-(\w+)="([^"]*)"', channels)
+    found = re.findall(r'data-(\w+)="([^"]*)"', channels[channels.index('class="undo"') :])
     return {name: unescape(value) for name, value in found[:3]}
 
 

@@ -42,6 +42,7 @@ _FILES = {
     "panel.js": "text/javascript",
     "panel-config.js": "text/javascript",
     "panel-models.js": "text/javascript",
+    "panel-places.js": "text/javascript",
     "panel.css": "text/css",
     "icon.svg": "image/svg+xml",
 }

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 
-from bot.adapters.web.panel.channels import undo_button
+from bot.adapters.web.panel.channels import undo_button, value_html
 from bot.adapters.web.panel.html import Html, table, text
 from bot.chat.i18n import Translate
-from bot.chat.settings_commands import shown_value
 from bot.domain import Scope, SettingChange
 
 # Changes that are listed.
 MOST_CHANGES = 200
 
 
-def audit_html(changes: Sequence[SettingChange], translate: Translate) -> Html:
+def audit_html(changes: Sequence[SettingChange], translate: Translate, *, show_texts: bool = False) -> Html:
     """Return the section's content; `changes` are the latest, newest first."""
     if not changes:
         nothing = translate("Nothing was set in the chat.")
@@ -28,7 +27,7 @@ def audit_html(changes: Sequence[SettingChange], translate: Translate) -> Html:
     newest: dict[Scope, SettingChange] = {}
     for change in changes:
         newest.setdefault(change.scope, change)
-    rows = [_row(change, newest[change.scope] is change, translate) for change in changes]
+    rows = [_row(change, newest[change.scope] is change, translate, show_texts=show_texts) for change in changes]
     listed = table("table-audit", translate("Changes of settings"), heads, rows)
     if len(changes) < MOST_CHANGES:
         return listed
@@ -36,7 +35,7 @@ def audit_html(changes: Sequence[SettingChange], translate: Translate) -> Html:
     return Html(f"{listed}<p>{text(note)}</p>")
 
 
-def _row(change: SettingChange, is_newest: bool, translate: Translate) -> tuple[str, ...]:
+def _row(change: SettingChange, is_newest: bool, translate: Translate, *, show_texts: bool) -> tuple[str, ...]:
     author, scope = change.author, change.scope
     name = author.name or translate("(forgotten)")
     who = f"{name} ({author.key})" if author.id else name
@@ -46,6 +45,6 @@ def _row(change: SettingChange, is_newest: bool, translate: Translate) -> tuple[
         Html(f"<bdi>{text(who)}</bdi>"),
         scope.id,
         change.setting,
-        shown_value(change, translate),
+        value_html(change, translate, show_texts=show_texts),
         undo_button(change, "audit", translate) if may_undo else "",
     )

@@ -88,18 +88,22 @@ class PanelCalls:
         return Route(path, run, methods=["POST"])
 
 
-async def carry_out(call: PanelCall, command: str, channel: ChannelKey) -> str:
-    """Carry out a command as the person of the panel; return the sentence that answers it."""
-    message = IncomingMessage(
+def message_of(call: PanelCall, text: str, channel: ChannelKey) -> IncomingMessage:
+    """Return a message of the person of the panel."""
+    return IncomingMessage(
         id="",
         channel=channel,
         author=call.person.author,
-        text=command,
+        text=text,
         sent_at=call.chat.intake.today(),
         is_direct=False,
         locale=call.locale,
     )
-    sentence = await call.chat.intake.change_setting(message)
+
+
+async def carry_out(call: PanelCall, command: str, channel: ChannelKey) -> str:
+    """Carry out a command as the person of the panel; return the sentence that answers it."""
+    sentence = await call.chat.intake.change_setting(message_of(call, command, channel))
     return sentence.replace("`", "")  # the page shows it as it is
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from bot.adapters.web.panel.html import Html, table, text
+from bot.adapters.web.panel.places import place_button
 from bot.chat.i18n import Translate
 from bot.chat.settings_commands import shown_value
 from bot.domain import ChannelKey, Scope, SettingChange
@@ -44,7 +45,12 @@ def mark_of(change: SettingChange) -> str:
     return f"{change.setting} {change.at.isoformat()}"
 
 
-def channels_html(changes: list[SettingChange], translate: Translate) -> Html:
+def value_html(change: SettingChange, translate: Translate, *, show_texts: bool) -> str:
+    """Return the value, of what people wrote only the length, unless texts may be shown."""
+    return change.text if show_texts and change.text is not None else shown_value(change, translate)
+
+
+def channels_html(changes: list[SettingChange], translate: Translate, *, show_texts: bool = False) -> Html:
     """Return the section's content."""
     places = by_place(changes)
     if not places:
@@ -59,7 +65,7 @@ def channels_html(changes: list[SettingChange], translate: Translate) -> Html:
         translate("Last change"),
     )
     shown = list(places)[:_MOST_PLACES]
-    rows = [row for scope in shown for row in _rows(places[scope], translate)]
+    rows = [row for scope in shown for row in _rows(places[scope], translate, show_texts=show_texts)]
     listed = table("table-channels", translate("Settings from the chat"), heads, rows)
     if len(shown) == len(places):
         return listed
@@ -67,17 +73,18 @@ def channels_html(changes: list[SettingChange], translate: Translate) -> Html:
     return Html(f"{listed}<p>{text(more)}</p>")
 
 
-def _rows(changes: list[SettingChange], translate: Translate) -> Iterator[tuple[str, ...]]:
-    undo = undo_button(changes[0], "undo", translate)
+def _rows(changes: list[SettingChange], translate: Translate, *, show_texts: bool) -> Iterator[tuple[str, ...]]:
+    scope = changes[0].scope
+    buttons = Html(f"{place_button(scope.id, scope.level, translate)} {undo_button(changes[0], 'undo', translate)}")
     for change in changes:
         author = change.author.name or translate("(forgotten)")
         yield (
             change.scope.id,
             change.setting,
-            shown_value(change, translate),
+            value_html(change, translate, show_texts=show_texts),
             Html(f"<bdi>{text(author)}</bdi>"),
             f"{change.at:%Y-%m-%d %H:%M}",
-            undo if change is changes[0] else "",
+            buttons if change is changes[0] else "",
         )
 
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from bot.adapters.web.access import Right, person_of, restricted
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
-from bot.adapters.web.panel import backups, config, models
+from bot.adapters.web.panel import backups, config, models, places
 from bot.adapters.web.panel.calls import PanelCall, PanelCalls, carry_out
 from bot.adapters.web.panel.channels import channel_of, mark_of
 from bot.adapters.web.panel.sources import PanelSources
@@ -56,6 +56,7 @@ def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) ->
         Route("/admin/events", restricted(Right.ADMIN, events)),
         calls.post("/admin/pause", _pause),
         calls.post("/admin/undo", _undo),
+        calls.post("/admin/place", places.settings),
         calls.post("/admin/model", models.change),
         calls.post("/admin/config", config.draft, Right.OPERATOR),
         calls.post("/admin/config/save", config.save, Right.OPERATOR),

@@ -34,3 +34,4 @@ class PanelSources:
     last_reload: Callable[[], ReloadResult | None] = never_reloaded
     editor: ConfigEditor | None = None
     backups: BackupFolder | None = None
+    show_texts: bool = False

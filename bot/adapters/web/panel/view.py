@@ -11,12 +11,14 @@ from bot.adapters.web.panel.channels import channels_html
 from bot.adapters.web.panel.html import text
 from bot.adapters.web.panel.log import log_html
 from bot.adapters.web.panel.now import now_parts
+from bot.adapters.web.panel.places import places_html
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.panel.usage import RecentUsage, usage_html
 from bot.chat.i18n import Translate
 from bot.domain import SettingChange
 from bot.errors import StoreError
 from bot.observability.logging import recent_lines
+from bot.storage.usage_export import UsageReport
 
 
 class PanelView:
@@ -34,6 +36,8 @@ class PanelView:
         self._revision: int | None = None
         self._report: object = None
         self._backups: int | None = None
+        self._set_places: set[str] = set()
+        self._used_places: set[str] = set()
         self._last_line = 0
 
     async def update(self) -> dict[str, Any]:
@@ -44,6 +48,7 @@ class PanelView:
             now["config"] = editor.revision
         now |= await self._backups_part()
         now |= await self._usage_part() | await self._channels_part()
+        now["known-places"] = places_html(self._set_places | self._used_places)
         changed = {name: part for name, part in now.items() if self._shown.get(name) != part}
         self._shown |= changed
         return changed | self._log_part()
@@ -54,6 +59,8 @@ class PanelView:
         if report is self._report:
             return {}
         self._report = report
+        if isinstance(report, UsageReport):
+            self._used_places = {scope.id for scope, _ in report.places if scope.level == "channel"}
         return {"usage": usage_html(report, today, self._translate)}
 
     async def _channels_part(self) -> dict[str, str]:
@@ -65,10 +72,11 @@ class PanelView:
             history = await choices.changes(None, MOST_CHANGES)
         except StoreError as error:  # tried again a second later
             return {"channels": text(self._translate("The settings cannot be read: {why}").format(why=error))}
-        self._revision = revision
+        self._revision, show_texts = revision, self._sources.show_texts
+        self._set_places = {change.scope.id for change in changes if change.scope.level in ("channel", "thread")}
         return {
-            "channels": channels_html(changes, self._translate),
-            "audit": audit_html(history, self._translate),
+            "channels": channels_html(changes, self._translate, show_texts=show_texts),
+            "audit": audit_html(history, self._translate, show_texts=show_texts),
         }
 
     async def _backups_part(self) -> dict[str, str]:
