@@ -70,7 +70,10 @@ class Threads:
         )
 
     async def _open(self, worker: Worker, opens: OpenThread) -> None:
-        await self._intake.exchanges.move(worker, await opens(worker.exchange.message))
+        message = worker.exchange.message
+        with self._intake.metrics.platform_call(message.channel.platform, "thread", self._pacer.clock):
+            channel = await opens(message)
+        await self._intake.exchanges.move(worker, channel)
 
     def _sentence(self, message: IncomingMessage, refused: ThreadRefused) -> str:
         """Return the reason for the asker, or "" if the channel was given one lately."""

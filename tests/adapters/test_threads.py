@@ -18,6 +18,7 @@ from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_world import BOT
 from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
 
@@ -215,6 +216,25 @@ async def test_on_discord_a_refused_thread_leaves_the_answer_to_the_channel(
         await platform.say("what is a shell")
         await platform.until(lambda: bot.shown()[-1:] != [] and bot.shown()[-1].startswith("ok\n\n"))
         assert ("I cannot open threads" in bot.shown()[-1]) == (code == 50013)
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+async def test_on_discord_a_thread_that_a_person_has_made_is_used_unless_it_is_locked(
+    platform: DiscordPlatform, tmp_path: Path, is_locked: bool
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hello")
+        await bot.shows("ok")
+        configure(bot.harness, "discord")
+        platform.hides_threads = True
+        question = await platform.say("what is a shell", mention=False)
+        platform.make_thread("general", "shells", question)
+        platform.locked |= {int(question)} if is_locked else set()
+        platform.messages[int(question)]["mentions"] = [platform.bot]
+        await platform.edit(question, f"<@{BOT}> what is a shell")
+        sentence = "ok\n\nThe thread of your message is locked, so I answer here."
+        await bot.shows(*(["ok", sentence] if is_locked else ["ok"]))
+        await bot.shows(*([] if is_locked else ["ok"]), thread="shells")
 
 
 async def test_on_discord_words_that_a_filter_refuses_name_no_thread(platform: DiscordPlatform, tmp_path: Path) -> None:

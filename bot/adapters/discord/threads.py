@@ -25,6 +25,7 @@ NO_CONTENT = gettext_noop(
     "Discord shows me only messages that mention me: switch on the Message Content Intent (Developer Portal, Bot)."
 )
 _NO_THREADS = gettext_noop("This kind of channel has no threads.")
+_LOCKED = gettext_noop("The thread of your message is locked, so I answer here.")
 _REFUSED = gettext_noop("Discord refused a thread for this answer; there may be too many active ones.")
 
 
@@ -63,7 +64,7 @@ async def open_thread(messenger: DiscordMessenger, question: IncomingMessage) ->
         except ContentRefused:
             await _start(messenger, question, _NEUTRAL_TITLE)
     except ThreadExists:
-        pass  # an earlier try has opened it, or a person
+        await _check_open(messenger, question)  # an earlier try has opened it, or a person
     except REFUSALS as refused:
         sentence = NO_PERMISSION if isinstance(refused, AccessDenied) else _REFUSED
         raise ThreadRefused(str(refused), sentence) from refused
@@ -77,3 +78,19 @@ async def _start(messenger: DiscordMessenger, question: IncomingMessage, name: s
         )
     if not isinstance(opened, Mapping) or opened.get("id") != question.id:
         raise UnreadableAnswer("Discord's answer is not the thread of the message")
+
+
+async def _check_open(messenger: DiscordMessenger, question: IncomingMessage) -> None:
+    """Check that the bot may write in the thread that a question has; one that is only archived is reopened by that.
+
+    Raises:
+        ThreadRefused: It may not.
+    """
+    try:
+        async with messenger.calling() as client:
+            found: Any = await client.http.get_channel(int(question.id))
+    except REFUSALS as refused:
+        raise ThreadRefused(str(refused), NO_PERMISSION) from refused
+    state = found.get("thread_metadata") if isinstance(found, Mapping) else None
+    if isinstance(state, Mapping) and state.get("locked") is True:
+        raise ThreadRefused("the thread of the question is locked", _LOCKED)

@@ -54,7 +54,6 @@ class DiscordRest(DiscordGateway):
         self.application: Json = {}
         self.garbled: list[tuple[int, str, bytes]] = []  # status, type and body that replace a write's response
         self.refused_titles: list[int] = []  # error codes of the next threads; 0 lets one through
-        self.locked: set[int] = set()  # threads in which the bot may not write
         self.is_in_no_server = False  # the bot is in no server
         self.forbidden: set[int] = set()
         self.guilds_without_commands: set[int] = set()

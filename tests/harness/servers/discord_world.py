@@ -28,6 +28,7 @@ class DiscordWorld:
         self.managers: set[str] = set()  # names of people who may manage channels
         self.channel_managers: dict[str, set[str]] = {}  # those who may manage one channel, by its name
         self.bot_permissions = int(payloads.PERMISSIONS)  # those of the bot's role
+        self.locked: set[int] = set()  # threads in which the bot may not write
         self.archived: set[int] = set()  # threads that GUILD_CREATE omits
         self.messages: dict[int, Json] = {}
         self.clock: Clock = MonotonicClock()
@@ -109,7 +110,9 @@ class DiscordWorld:
         if id in self._directs:
             return payloads.direct_channel(id, payloads.user(self._directs[id], name))
         if id in self._threads:
-            return payloads.thread(id, GUILD, self._threads[id], name, BOT, last)
+            thread = payloads.thread(id, GUILD, self._threads[id], name, BOT, last)
+            thread["thread_metadata"]["locked"] = id in self.locked
+            return thread
         managers = [self._id("person", each) for each in sorted(self.channel_managers.get(name, ()))]
         return payloads.text_channel(id, GUILD, name, last, managers)
 
