@@ -16,7 +16,7 @@ from bot.errors import EngineMisconfigured, EngineUnavailable
 if TYPE_CHECKING:
     from bot.config.schema import EngineSection
 
-__all__ = ["BACKENDS", "ChatModel", "Progress", "find_backend", "open_engine", "preflight"]
+__all__ = ["BACKENDS", "ChatModel", "Progress", "find_backend", "import_backend", "open_engine", "preflight"]
 
 # Values of engine.backend.
 BACKENDS = ("auto", *(module.name for module in pkgutil.iter_modules(backends.__path__)))
@@ -38,6 +38,15 @@ def open_engine(options: "EngineSection", progress: Progress = silent) -> Engine
     """
     opener: Callable[[EngineSection, Progress], Engine] = _backend(options).open_engine
     return opener(options, progress)
+
+
+def import_backend(options: "EngineSection") -> None:
+    """Import the backend and its packages, which takes seconds; `open_engine` does so too.
+
+    Raises:
+        As `open_engine`.
+    """
+    _backend(options)
 
 
 def preflight(options: "EngineSection", taken: Memory = MappingProxyType({})) -> Memory:
