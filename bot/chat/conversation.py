@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from bot.chat.exchanges import Exchanges
-from bot.chat.files import Files, unread_notices
+from bot.chat.files import Files, is_unread, unread_notices
 from bot.chat.i18n import Translate
 from bot.chat.loops import LONGEST_LOOP, REPEATS, loop_at_end
 from bot.chat.pictures import mark_unseen
@@ -170,9 +170,11 @@ class Conversations:
     async def _read_files(self, worker: Worker) -> None:
         """Fetch and read the files of the message, while earlier questions of the channel are answered."""
         message = worker.exchange.message
-        if all(file.is_read for file in message.files):
+        if not any(is_unread(file, sees=True) for file in message.files):
             return
         most = await self.most_pictures(message)
+        if not any(is_unread(file, sees=most > 0) for file in message.files):
+            return
         reading = asyncio.create_task(self._files.read(message, most_pictures=most), name="files")
         await race(reading, worker.wait_stopped())
         if not reading.cancelled():

@@ -85,7 +85,7 @@ class Files:
         return await self._read(file, lambda _: _pieces(body), sees=sees)
 
     async def _read(self, file: Attachment, fetch: Fetch | None, *, sees: bool) -> Attachment:
-        if file.is_read:
+        if not is_unread(file, sees=sees):
             return file
         try:
             if fetch is None:
@@ -95,12 +95,15 @@ class Files:
                 reading = await self._fetch(file, fetch, sees=sees)
         except Unreadable as error:
             log.info("a file was not read", reason=error.fault)
-            return replace(file, source="", fault=FileFault(error.fault))
+            fault = FileFault(error.fault)
+            # Another model may see a picture when it answers again.
+            return replace(file, source=file.source if fault is FileFault.PICTURE else "", fault=fault)
         except TimeoutError:
             return replace(file, source="", fault=FileFault.SLOW)
+        file = replace(file, source="", fault=None)
         if reading.picture is not None:
-            return replace(file, source="", is_picture=True, picture=reading.picture)
-        return replace(file, source="", text=reading.text, is_cut=reading.is_cut)
+            return replace(file, is_picture=True, picture=reading.picture)
+        return replace(file, text=reading.text, is_cut=reading.is_cut)
 
     def _check(self, file: Attachment, *, sees: bool) -> None:
         """Raise Unreadable for what need not be fetched."""
@@ -163,7 +166,13 @@ def cleaned(files: Iterable[Attachment]) -> tuple[Attachment, ...]:
 
 def may_be_read(message: IncomingMessage) -> bool:
     """Return whether a file of the message is worth reading, for a model that sees."""
-    return any(_fault_of_type(file, sees=True) is None and file.fault is None for file in message.files)
+    readable = {None, FileFault.PICTURE}
+    return any(_fault_of_type(file, sees=True) is None and file.fault in readable for file in message.files)
+
+
+def is_unread(file: Attachment, *, sees: bool) -> bool:
+    """Return whether there is something to do about a file: also a picture that an earlier model could not see."""
+    return not file.is_read or (sees and file.fault is FileFault.PICTURE and bool(file.source))
 
 
 def updated(known: Iterable[Attachment], edited: Iterable[Attachment]) -> tuple[Attachment, ...]:

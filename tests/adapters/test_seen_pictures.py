@@ -169,6 +169,19 @@ async def test_a_model_that_sees_no_more_says_so_when_it_answers_again(seeing: H
     assert notice_of(await seeing.replied(again)) == "I cannot see pictures, so I skipped 1.png."
 
 
+async def test_another_model_may_see_the_picture_when_it_answers_again(seeing: Harness) -> None:
+    seeing.engine.most_pictures = 0
+    exchange = await seeing.accept(showing("", 1))
+    assert notice_of(await seeing.replied(exchange)) == "I cannot see pictures, so I skipped 1.png."
+    seeing.engine.most_pictures = 4
+    for _ in range(2):
+        again = await seeing.exchanges.requeue(await seeing.stored(exchange))
+        assert again is not None
+        assert notice_of(await seeing.replied(again)) == ""
+        assert sides(seeing) == [[(1, 10)]]
+    assert (await seeing.stored(exchange)).message.files == (Attachment("1.png", "image/png", 1, is_picture=True),)
+
+
 async def test_a_fallback_that_sees_nothing_says_so(seeing: Harness) -> None:
     def blind(request: object) -> list[Any]:
         seeing.engine.most_pictures = 0

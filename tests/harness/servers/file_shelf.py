@@ -1,6 +1,7 @@
 """Files that a loopback platform hands out."""
 
 import asyncio
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -33,5 +34,6 @@ class FileShelf:
         await response.prepare(request)
         await response.write(self.files[path][:1])
         await self.is_open.wait()
-        await response.write(self.files[path][1:])
+        with suppress(ConnectionError):  # its reader was killed meanwhile
+            await response.write(self.files[path][1:])
         return response
