@@ -18,9 +18,11 @@ from bot.adapters.base import Adapter
 from bot.adapters.supervisor import SupervisedAdapter, serve_platforms
 from bot.adapters.web.adapter import WebAdapter
 from bot.adapters.web.panel.sources import PanelSources
+from bot.adapters.web.sign_in.opening import Entrance, sign_in_page
 from bot.chat.access import Access
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
+from bot.chat.sign_in import SignIn
 from bot.config.edit import ConfigEditor
 from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import Config, EngineSection
@@ -91,6 +93,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
             access = Access(config.access, config.limits, clock, own_limits(config.server))
             failures = {status.name: status.fault for status in engine.statuses() if status.fault is not None}
             watcher = None if source is None else ConfigWatcher(config, source, clock, failures=failures)
+            links = SignIn(clock, sign_in_page(config.server))
             intake = Intake(
                 access,
                 engine,
@@ -101,6 +104,7 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 watcher=watcher,
                 components=components,
                 model=engine.serving,
+                sign_in=links,
             )
             platforms = [
                 SupervisedAdapter(name, partial(open_adapter, name, each, clock), clock, is_final=not each.tokens)
@@ -116,7 +120,8 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 BackupFolder(url),
                 config.server.show_texts,
             )
-            web = _open_web(config, clock, sources)
+            entrance = Entrance(config.server, config.oidc, access, links, clock)
+            web = _open_web(config, clock, sources, entrance)
             if web is not None:
                 platforms.append(SupervisedAdapter("web", partial(_itself, web), clock, is_final=False))
             components.adapters = {each.name: each for each in platforms}
@@ -368,13 +373,13 @@ async def _check_models(statuses: Callable[[], Sequence[ModelStatus]], clock: Cl
         await clock.sleep(_ENGINE_INTERVAL)
 
 
-def _open_web(config: Config, clock: Clock, sources: PanelSources) -> WebAdapter | None:
+def _open_web(config: Config, clock: Clock, sources: PanelSources, entrance: Entrance) -> WebAdapter | None:
     """Open the chat page and the operator's panel, if they are served; the secret of its sessions is beside the database."""
     if not (config.server.enabled and config.server.serves_web):
         return None
     database = locate(config.storage.url.get_secret_value()).path
     folder = Path("data") if database is None else database.parent
-    return WebAdapter(folder, clock, sources if config.server.panel else None)
+    return WebAdapter(folder, clock, sources if config.server.panel else None, entrance)
 
 
 def _editor(watcher: ConfigWatcher | None, engine: ModelRouter) -> ConfigEditor | None:

@@ -27,6 +27,7 @@ _PAGES = {
     "files": "[Attached files](FILES.md)",
     "operations": "[Health checks and metrics](MONITORING.md)",
     "server": "[HTTP APIs](HTTP_APIS.md), [chat in the browser](WEB.md)",
+    "oidc": "[Sign-in](WEB.md#from-elsewhere)",
     "embeddings": "[Embeddings](HTTP_APIS.md#embeddings)",
     "adapters.discord": "[Run the bot on Discord](DISCORD.md)",
     "adapters.telegram": "[Run the bot on Telegram](TELEGRAM.md)",

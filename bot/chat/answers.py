@@ -12,6 +12,7 @@ from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
 from bot.chat.quotas import Quotas
 from bot.chat.settings import ChatSettings, Choices
+from bot.chat.sign_in import SignIn
 from bot.chat.stream import REFUSED, ReplyStream, refused
 from bot.chat.worker import Worker
 from bot.config.reload import ConfigWatcher
@@ -37,6 +38,7 @@ class Answers:
         choices: Choices,
         quotas: Quotas,
         metrics: Metrics,
+        sign_in: SignIn,
         watcher: ConfigWatcher | None = None,
         components: Components | None = None,
     ) -> None:
@@ -48,6 +50,7 @@ class Answers:
         self._choices = choices
         self._quotas = quotas
         self._metrics = metrics
+        self._sign_in = sign_in
         self._watcher = watcher
         self._components = components
 
@@ -153,6 +156,7 @@ class Answers:
             self._settings,
             self._choices,
             self._quotas,
+            self._sign_in,
             self._watcher,
             self._components,
         )

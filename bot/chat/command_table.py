@@ -9,6 +9,7 @@ from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
 from bot.chat.quotas import Quotas
 from bot.chat.settings import ChatSettings, Choices
+from bot.chat.sign_in import SignIn
 from bot.config.reload import ConfigWatcher
 from bot.domain import Exchange, IncomingMessage, Kind
 from bot.engine.base import Engine
@@ -28,6 +29,7 @@ class CommandContext:
     settings: ChatSettings
     choices: Choices
     quotas: Quotas
+    sign_in: SignIn
     watcher: ConfigWatcher | None = None
     components: Components | None = None
 

@@ -172,6 +172,11 @@ async def limits(context: CommandContext) -> str:
     return "\n".join([context.translate("From config.toml, [limits]; 0 is no limit:"), "", *lines])
 
 
+@command("signin", gettext_noop("Get a link that signs you in to my page in the browser"), for_admins=True)
+async def signin(context: CommandContext) -> str:
+    return await context.sign_in.send_link(context.exchange.message, context.translate)
+
+
 command("persona", gettext_noop("Show or change my persona here"), subcommands=PERSONA)(persona)
 command("settings", gettext_noop("Show or change the settings here"), subcommands=SETTINGS)(settings)
 command("model", gettext_noop("Show or choose the model here"), option=MODEL)(model)

@@ -31,6 +31,7 @@ from bot.chat.settings_form import (
     opens_form,
     outdated,
 )
+from bot.chat.sign_in import SignIn
 from bot.chat.standing import StandingReply
 from bot.config.reload import ConfigWatcher
 from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind, Status, Vote
@@ -77,6 +78,7 @@ class Intake:
         components: Components | None = None,
         exchanges: Exchanges | None = None,
         model: Callable[[str | None], Engine] | None = None,
+        sign_in: SignIn | None = None,
     ) -> None:
         """Build the chat; `model` returns the engine that answers for a name of `[models.NAME]`, if there are several."""
         clock, metrics = clock or MonotonicClock(), metrics or Metrics()
@@ -84,6 +86,7 @@ class Intake:
         self.engine = engine
         self.settings = settings
         self.metrics = metrics
+        self.sign_in = sign_in = sign_in or SignIn(clock)
         self.exchanges = exchanges = exchanges or Exchanges(store, clock)
         self.files = Files(settings, clock)
         calendar = Calendar(clock, today)
@@ -102,6 +105,7 @@ class Intake:
             choices,
             quotas,
             metrics,
+            sign_in,
             watcher,
             components,
         )

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from bot.config.section import Section, split_list
+from bot.config.section import PlatformIds, Section, split_list
+from bot.config.sign_in import Networks, Origin, is_loopback
 
 # The platform of the chat page; `server.web` enables it, and it has no table under [adapters].
 WEB_PLATFORM = "web"
@@ -58,16 +59,33 @@ class ServerSection(Section):
     )
     web: Literal["auto"] | bool = Field(
         default="auto",
-        description="a chat page at / for browsers on this machine: auto (on with a loopback host and no keys), true, false",
+        description="a chat page at /: auto (on with a public_url, or with a loopback host and no keys), true, false",
     )
     panel: bool = Field(
         default=False,
-        description="the operator's panel at /admin, beside the chat page: state, usage, settings, log, pause; it has no "
-        "sign-in, so every account of this machine can use it",
+        description="the operator's panel at /admin, beside the chat page: state, usage, settings, log, pause; every "
+        "account of this machine can use it",
     )
     show_texts: bool = Field(
         default=False, description="let the panel show texts that people set in the chat, such as personas"
     )
+    public_url: Origin = Field(
+        default="",
+        description='address of these pages for browsers elsewhere, which sign in: "https://bot.example.org"; empty = none',
+    )
+    trusted_proxies: Networks = Field(
+        default=(), description='proxies before the server, as addresses or networks: "127.0.0.1"; https needs one'
+    )
+    proxy_header: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9-]*$",
+        description='header in which a trusted proxy names the person who signed in there: "X-Forwarded-User"',
+    )
+    operators: PlatformIds = Field(
+        default=(),
+        description='admins who may also change what names a host, path, secret or admin in the panel: "discord:1234"',
+    )
+    session_hours: float = Field(default=12, gt=0, le=24 * 365, description="a sign-in ends after this many hours")
     aliases: Annotated[tuple[str, ...], BeforeValidator(split_list)] = Field(
         default=(), description='other names of the default model for OpenAI\'s clients: "gpt-3.5-turbo"'
     )
@@ -78,13 +96,13 @@ class ServerSection(Section):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine reaches the server."""
-        return self.host in {"127.0.0.1", "::1", "localhost"}
+        return is_loopback(self.host)
 
     @property
     def serves_web(self) -> bool:
-        """Whether the chat page is served; it has no sign-in, so keys turn "auto" off."""
+        """Whether the chat page is served; who has keys only may not expect it, so they turn "auto" off."""
         if self.web == "auto":
-            return self.is_loopback and not self.keys
+            return bool(self.public_url) or (self.is_loopback and not self.keys)
         return self.web
 
     @field_validator("keys")
@@ -96,6 +114,18 @@ class ServerSection(Section):
                     f"{name!r} has no secret: set BOT_SERVER__KEYS__{name.upper()}; `bot key {name}` makes one"
                 )
         return keys
+
+    @model_validator(mode="after")
+    def _require_proxies(self) -> Self:
+        if self.trusted_proxies:
+            return self
+        if self.proxy_header:
+            why = "anybody could send this header: name the proxies whose header counts in server.trusted_proxies"
+            raise PydanticCustomError("one_setting", "see the context", {"setting": "proxy_header", "why": why})
+        if self.public_url.startswith("https://"):
+            why = "https is the work of a proxy: name its address in server.trusted_proxies, such as 127.0.0.1"
+            raise PydanticCustomError("one_setting", "see the context", {"setting": "public_url", "why": why})
+        return self
 
     @model_validator(mode="after")
     def _require_a_key(self) -> Self:

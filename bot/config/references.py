@@ -61,6 +61,8 @@ def _with_valid(section: type[S], settings: Mapping[str, Any]) -> S:
 
 def wrong_names(config: Config) -> Iterator[tuple[Key, str]]:
     """Yield each setting that names what config.toml does not have, and a sentence about it."""
+    if config.oidc.issuer and not config.server.public_url:
+        yield ("oidc", "issuer"), "the provider sends people back to server.public_url, which is not set"
     sections = config.sections
     for name, section in sections.items():
         key: Key = (name,) if name == DEFAULT_MODEL else ("models", name)

@@ -23,6 +23,7 @@ from bot.config.places import PersonaName, PersonaSection, PlaceSection
 from bot.config.quotas import QuotaName, QuotaSection
 from bot.config.secrets import Address, has_raw_at_sign, secret_values
 from bot.config.section import CENTURY, NO_PROXY, PlatformId, PlatformIds, Proxy, Section, split_list, split_pairs
+from bot.config.sign_in import OidcSection
 from bot.domain import LEVELS, ScopeLevel
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -311,6 +312,7 @@ class Config(BaseModel):
     logs: LogsSection = LogsSection()
     operations: OperationsSection = OperationsSection()
     server: ServerSection = ServerSection()
+    oidc: OidcSection = OidcSection()
     embeddings: EmbeddingsSection = EmbeddingsSection()
     personas: Mapping[PersonaName, PersonaSection] = Field(default_factory=dict)
     users: Mapping[PlatformId, PlaceSection] = Field(default_factory=dict)

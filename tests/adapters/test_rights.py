@@ -52,6 +52,7 @@ RIGHTS: dict[str, set[str]] = {
     "pause": ADMINS,
     "resume": ADMINS,
     "limits": ADMINS,
+    "signin": ADMINS,
     "clear": EVERYBODY,
     "forget me": EVERYBODY,
 }
@@ -166,6 +167,7 @@ async def test_every_command_does_what_the_table_of_rights_says(name: str) -> No
         "settings changes",
         "usage server",
         "limits",
+        "signin",
     }
     async with open_place(name) as (bench, _):
         for text in RIGHTS:

@@ -16,6 +16,7 @@ import pytest
 from bot.adapters.web.adapter import SECRET, WebAdapter
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.session import COOKIE
+from bot.adapters.web.sign_in.opening import Entrance
 from bot.adapters.web.streams import MOST_STREAMS
 from bot.config.http import KeySection, ServerSection
 from bot.config.places import PersonaSection
@@ -42,11 +43,17 @@ async def served(folder: Path, engine: ScriptedEngine, access: AccessSection | N
 
 
 @asynccontextmanager
-async def served_on(folder: Path, harness: Harness, sources: PanelSources | None = None) -> AsyncIterator[str]:
+async def served_on(
+    folder: Path,
+    harness: Harness,
+    sources: PanelSources | None = None,
+    entrance: Entrance | None = None,
+    port: int = 0,
+) -> AsyncIterator[str]:
     clock = MonotonicClock()
-    adapter = WebAdapter(folder, clock, sources)
+    adapter = WebAdapter(folder, clock, sources, entrance)
     backend = Backend(harness.engine, harness.settings, harness.access, 8, Metrics())
-    async with serve_apis(ServerSection(port=0), backend, clock, adapter.pages) as port:
+    async with serve_apis(ServerSection(port=port), backend, clock, adapter.pages) as port:
         running = asyncio.create_task(adapter.run(harness.intake))
         try:
             while not adapter.is_connected:  # noqa: ASYNC110 - a moment, and nothing tells its end
@@ -119,7 +126,7 @@ async def browser(url: str, cookies: dict[str, str] | None = None) -> AsyncItera
     jar = aiohttp.CookieJar(unsafe=True)
     async with aiohttp.ClientSession(url, cookie_jar=jar, cookies=cookies) as http:
         async with http.post("/web/session", headers=own(http)) as response:
-            assert response.status == 204
+            assert response.status == 200
         yield http
 
 
@@ -307,7 +314,7 @@ class TestProtection:
     async def test_other_machines_get_a_sentence(self, url: str, headers: dict[str, str]) -> None:
         async with aiohttp.ClientSession(url) as http, http.get("/", headers=headers) as response:
             assert response.status == 403
-            assert "no sign-in" in await response.text()
+            assert "on this machine only" in await response.text()
 
     async def test_the_page_runs_its_own_script_only_and_asks_no_third_party(self, url: str) -> None:
         async with aiohttp.ClientSession(url) as http, http.get("/", headers={"Accept-Language": "zh-CN"}) as response:

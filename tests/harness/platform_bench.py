@@ -19,6 +19,7 @@ from bot.chat.access import Access
 from bot.chat.exchanges import Exchanges
 from bot.chat.intake import Intake
 from bot.chat.settings import ChatSettings
+from bot.chat.sign_in import SignIn
 from bot.config.schema import AccessSection, ConversationSection
 from bot.delivery.markdown.format import Format, Rendered
 from bot.domain import Exchange, SamplingParams
@@ -162,6 +163,7 @@ async def open_bench(
     *,
     around: Around = _unchanged,
     busy_timeout: float = BUSY_TIMEOUT,
+    sign_in: SignIn | None = None,
 ) -> AsyncIterator[Bench]:
     """Run the bot on this platform; an adapter that ends early raises its error at the end."""
     profile = PROFILES[name]
@@ -172,7 +174,7 @@ async def open_bench(
             access = Access(AccessSection(), NO_LIMITS, clock)
             settings = ChatSettings(_NO_EXPIRY, params, NO_LIMITS.answer_seconds)
             exchanges = TrackedExchanges(store, MonotonicClock())
-            intake = Intake(access, engine, store, settings, exchanges=exchanges)
+            intake = Intake(access, engine, store, settings, exchanges=exchanges, sign_in=sign_in)
             adapter = start_bot(platform.adapter(clock).run(intake), lambda: profile.is_connected(platform))
             try:
                 await platform.until(lambda: profile.is_connected(platform) or adapter.done())

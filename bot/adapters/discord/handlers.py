@@ -96,6 +96,7 @@ class DiscordHandlers:
         self._inbox = Inbox(PLATFORM, intake, replies, clock, self._find_standing)
         intake.access.register_managers(PLATFORM, self.is_manager)
         intake.access.register_missing(PLATFORM, lambda message, wanted: missing_for(self._client, message, wanted))
+        intake.sign_in.register(PLATFORM, messenger.send_direct)
         self._forms = DiscordForms(intake, messenger.format, self._channel_of, self._respond)
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds, self._may_listen)

@@ -1,5 +1,6 @@
 """The Messenger on discord.py."""
 
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -17,10 +18,10 @@ from bot.adapters.discord.errors import (
     UnreadableAnswer,
 )
 from bot.adapters.discord.http import ALLOWED_MENTIONS, call_timeout
-from bot.adapters.discord.parse import channel_id
+from bot.adapters.discord.parse import PLATFORM, channel_id
 from bot.adapters.send_once import SendOnce
 from bot.delivery.markdown.format import MarkdownFormat, Rendered, utf16_units
-from bot.domain import Action, ChannelKey, Controls
+from bot.domain import Action, ChannelKey, Controls, IncomingMessage
 from bot.errors import AccessDenied, ChannelGone, EditRefused, MessageGone, PlatformUnavailable
 from bot.util.recent import RecentDict
 
@@ -115,6 +116,13 @@ class DiscordMessenger:
             if await deletion:  # no content is due
                 raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
 
+    async def send_direct(self, message: IncomingMessage, text: str) -> None:
+        """Send a text to the author of a message, as a direct message."""
+        async with self.calling() as client:
+            opening: Awaitable[object] = client.http.start_private_message(int(message.author.id))
+            direct = ChannelKey(PLATFORM, _id_in(await opening, "a channel"))
+        await self._post(direct, Rendered(text), None, frozenset(), secrets.token_hex(8))
+
     async def _post(
         self, channel: ChannelKey, text: Rendered, refers_to: str | None, controls: Controls, nonce: str
     ) -> str:
@@ -207,10 +215,20 @@ def _check_message(answer: object, **expected: str) -> str:
     Raises:
         UnreadableAnswer: It is something else, so the call may or may not have had its effect.
     """
+    id = _id_in(answer, "a message")
     message = answer if isinstance(answer, Mapping) else {}
-    id = str(message.get("id"))
-    if len(id) > _ID_DIGITS or not (id.isascii() and id.isdecimal()):
-        raise UnreadableAnswer("Discord's answer is not a message")
     if any(str(message.get(field)) != value for field, value in expected.items()):
         raise UnreadableAnswer("Discord's answer is another message")
+    return id
+
+
+def _id_in(answer: object, kind: str) -> str:
+    """Return the id of the object in an answer.
+
+    Raises:
+        UnreadableAnswer: It has none.
+    """
+    id = str(answer.get("id")) if isinstance(answer, Mapping) else ""
+    if len(id) > _ID_DIGITS or not (id.isascii() and id.isdecimal()):
+        raise UnreadableAnswer(f"Discord's answer is not {kind}")
     return id

@@ -82,6 +82,7 @@ class SlackAdapter:
 
             intake.access.register_managers(PLATFORM, is_manager)
             intake.access.register_missing(PLATFORM, missing)
+            intake.sign_in.register(PLATFORM, messenger.send_direct)
             listens = partial(intake.listens, threads=self._settings.threads)
             parser = MessageParser(me, api, directory, intake.has_history, listens, intake.is_triggered)
             async with (

@@ -9,7 +9,7 @@ from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.markup import escaped, without_pings
 from bot.adapters.slack.parse import fields, is_timestamp, text_of
 from bot.delivery.markdown.format import Rendered
-from bot.domain import Action, ChannelKey, Controls
+from bot.domain import Action, ChannelKey, Controls, IncomingMessage
 from bot.errors import PlatformUnavailable, RateLimited
 from bot.util.recent import RecentDict
 
@@ -140,6 +140,10 @@ class SlackMessenger:
         await self._web.chat_postEphemeral(
             channel=channel.channel, user=user, thread_ts=channel.thread, **_content(text, frozenset())
         )
+
+    async def send_direct(self, message: IncomingMessage, text: str) -> None:
+        """Show a text to the author of a message alone, in the channel where it was sent."""
+        await self.send_ephemeral(message.channel, message.author.id, Rendered(escaped(text)))
 
     async def _answer_slash(self, channel: ChannelKey, message_id: str, text: Rendered) -> None:
         url = self._response_urls.get(message_id, "")

@@ -83,6 +83,7 @@ class TelegramAdapter:
                 handlers = TelegramHandlers(bot, me, self._settings, intake, inbox, messenger, background, self._clock)
                 intake.access.register_managers(PLATFORM, handlers.is_manager)
                 intake.access.register_missing(PLATFORM, handlers.missing)
+                intake.sign_in.register(PLATFORM, messenger.send_direct)
                 await self._poll(handlers, inbox)
         finally:
             self.is_connected = False

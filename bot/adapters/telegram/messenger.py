@@ -130,6 +130,17 @@ class TelegramMessenger:
             raise ThreadRefused(str(refused)) from refused  # the group has no topics
         return replace(question.channel, thread=str(topic.message_thread_id))
 
+    async def send_direct(self, message: IncomingMessage, text: str) -> None:
+        """Send a text to the author of a message in their private chat.
+
+        Raises:
+            AccessDenied: The author is a group, that is an administrator who writes anonymously.
+        """
+        private = ChannelKey(message.channel.platform, message.author.id)
+        if not is_private(private):
+            raise AccessDenied("an anonymous administrator has no private chat")
+        await self._post(private, Rendered(text), None, None)
+
     async def _post(
         self, channel: ChannelKey, text: Rendered, reply_to: str | None, keyboard: InlineKeyboardMarkup | None
     ) -> str:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from bot.adapters.web.requests import language_of
 from bot.chat.access import OPERATOR
 from bot.chat.i18n import translator
+from bot.config.sign_in import PROXY_PLATFORM
 from bot.domain import Author
 
 
@@ -27,29 +28,50 @@ class Right(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """The person of a request; `author` carries out what they do in the panel.
+    """The person of a request.
 
-    `is_local` if nobody signed in because the request comes from this machine.
+    `author` carries out what they do in the panel.  `who` is the person who signed in, and
+    `session` tells this sign-in from others; a request from this machine has neither.
     """
 
     right: Right
     author: Author
-    is_local: bool = False
+    who: Author | None = None
+    session: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        return self.who is None
+
+    @property
+    def is_proxied(self) -> bool:
+        """Whether a proxy says who it is, so that no session of ours can end."""
+        return self.who is not None and self.who.platform == PROXY_PLATFORM
 
 
 # Every account of this machine: there is no sign-in on loopback.
-LOCAL = Person(Right.OPERATOR, OPERATOR, is_local=True)
+LOCAL = Person(Right.OPERATOR, OPERATOR)
+
+FindPerson = Callable[[], Person | None]
 
 
-def set_person(request: Request, person: Person) -> None:
-    """Say who the request is from; only the guard does so."""
+def set_person(request: Request, person: Person, find_again: FindPerson = lambda: LOCAL) -> None:
+    """Say who the request is from; `find_again` does so later.  Only the guard calls this."""
     request.state.person = person
+    request.state.find_person = find_again
 
 
 def person_of(request: Request) -> Person:
     """Return who the request is from."""
     person: Person = request.state.person
     return person
+
+
+def stays(request: Request) -> bool:
+    """Return whether the person of a long request is still signed in, with the right that they had."""
+    find: FindPerson = request.state.find_person
+    before, now = person_of(request), find()
+    return now is not None and (now.session, now.right) == (before.session, before.right)
 
 
 def require(request: Request, right: Right) -> Person:

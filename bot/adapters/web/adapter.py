@@ -10,6 +10,7 @@ from bot.adapters.web.messenger import Message, WebMessenger
 from bot.adapters.web.page import create_pages
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.session import Sessions, read_secret
+from bot.adapters.web.sign_in.opening import Entrance, open_sign_in
 from bot.adapters.web.streams import Streams
 from bot.chat.intake import Intake
 from bot.config.http import WEB_PLATFORM
@@ -26,11 +27,18 @@ class WebAdapter:
     said: a page gets the whole conversation whenever it connects.
     """
 
-    def __init__(self, folder: Path, clock: Clock, sources: PanelSources | None = None) -> None:
-        """Keep the secret of the sessions in `folder`; with `sources`, serve the operator's panel too."""
+    def __init__(
+        self, folder: Path, clock: Clock, sources: PanelSources | None = None, entrance: Entrance | None = None
+    ) -> None:
+        """Keep the secret of the sessions in `folder`.
+
+        With `sources`, serve the operator's panel too; with `entrance`, for people elsewhere who sign in.
+        """
         self._clock = clock
         self._chat: Chat | None = None
-        self.pages = create_pages(lambda: self._chat, Sessions(read_secret(folder / SECRET)), sources)
+        secret = read_secret(folder / SECRET)
+        sign_in = None if entrance is None else open_sign_in(entrance, secret)
+        self.pages = create_pages(lambda: self._chat, Sessions(secret), sources, sign_in)
 
     @property
     def is_connected(self) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,22 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from bot.adapters.web.access import person_of, stays
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
 from bot.adapters.web.files import LONGEST_PICTURES, files_of, read_upload
-from bot.adapters.web.guard import PageGuard
+from bot.adapters.web.guard import SESSION, PageGuard
 from bot.adapters.web.panel.routes import panel_routes
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.requests import LONGEST_BODY, language_of, locale_of, read_object, refuse
 from bot.adapters.web.session import COOKIE, MAX_AGE, Sessions
+from bot.adapters.web.sign_in.routes import SignInParts, sign_in_routes
 from bot.adapters.web.streams import Stream
 from bot.adapters.web.view import exchange_view, title
 from bot.adapters.web.words import page_html
 from bot.chat.files import MOST_FILES
 from bot.chat.i18n import Translate, demo_note, translator
+from bot.chat.settings import ChatSettings
 from bot.chat.settings_form import form_command
 from bot.config.http import WEB_PLATFORM
 from bot.domain import Action, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Status, Vote
@@ -41,6 +45,9 @@ _FILES = {
     "chat.css": "text/css",
     "panel.js": "text/javascript",
     "panel-config.js": "text/javascript",
+    "session.js": "text/javascript",
+    "signin.js": "text/javascript",
+    "signin.css": "text/css",
     "panel-models.js": "text/javascript",
     "panel-places.js": "text/javascript",
     "panel.css": "text/css",
@@ -54,11 +61,14 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 def create_pages(
-    find_chat: Callable[[], Chat | None], sessions: Sessions, sources: PanelSources | None = None
+    find_chat: Callable[[], Chat | None],
+    sessions: Sessions,
+    sources: PanelSources | None = None,
+    sign_in: SignInParts | None = None,
 ) -> Starlette:
     """Create the application; `find_chat` returns None while the platform starts or stops.
 
-    With `sources` it has the operator's panel too.
+    With `sources` it has the operator's panel too, and with `sign_in` browsers elsewhere may use it.
     """
 
     def chat_of(request: Request) -> Chat:
@@ -67,16 +77,23 @@ def create_pages(
         return chat
 
     def user_of(request: Request) -> str:
+        if (who := person_of(request).who) is not None:
+            return sessions.id_of(who.key)
         if (user := sessions.user(request.cookies.get(COOKIE))) is None:
             raise HTTPException(401, "The session has ended; please load the page again.")
         return user
+
+    def find_settings() -> ChatSettings | None:
+        return None if (chat := find_chat()) is None else chat.intake.settings
 
     async def page(request: Request) -> Response:
         intake = None if (chat := find_chat()) is None else chat.intake
         language = language_of(request, None if intake is None else intake.settings)
         translate = translator(language)
         note = "" if intake is None else demo_note(intake.engine.info.model, translate)
-        return HTMLResponse(page_html(language, translate, note))
+        return HTMLResponse(
+            page_html(language, translate, note, person_of(request), "" if sources is None else "/admin")
+        )
 
     async def file(request: Request) -> Response:
         name = request.path_params["name"]
@@ -85,22 +102,32 @@ def create_pages(
         return FileResponse(_STATIC / name, media_type=_FILES[name], headers={"Cache-Control": "no-cache"})
 
     async def session(request: Request) -> Response:
+        person = person_of(request)
+        if sign_in is not None and not person.is_local:
+            return JSONResponse({"token": sign_in.identity.csrf_token(person), "user": user_of(request)})
         # Not with the page: after a link on another page, the browser has withheld the cookie of the session.
-        response = Response(status_code=204)
+        response = JSONResponse({"token": "", "user": ""})
         if sessions.user(request.cookies.get(COOKIE)) is None:
             response.set_cookie(COOKIE, sessions.issue(), max_age=MAX_AGE, httponly=True, samesite="strict")
         return response
 
     async def events(request: Request) -> Response:
         chat, channel = chat_of(request), ChannelKey(WEB_PLATFORM, user_of(request), _id(request.query_params, "chat"))
-        return PageEvents(_updates(chat, channel, _translate(chat, request)))
+        return PageEvents(_updates(chat, channel, _translate(chat, request)), partial(stays, request))
+
+    def call_of(request: Request, named: Any, body: dict[str, Any]) -> "_Call":
+        user = user_of(request)
+        author = person_of(request).who or Author(WEB_PLATFORM, user, "")
+        translate = _translate(chat_of(request), request)
+        return _Call(user, author, _id(named, "chat"), body, locale_of(request), translate)
 
     def post(path: str, handle: Callable[[Chat, "_Call"], Awaitable[dict[str, Any]]]) -> Route:
         async def run(request: Request) -> Response:
-            chat, user = chat_of(request), user_of(request)
+            chat = chat_of(request)
+            user_of(request)  # before its body is read
             most_of_files = MOST_FILES * chat.intake.settings.files.max_chars * _BYTES_PER_CHARACTER
             body = await read_object(request, LONGEST_BODY + most_of_files + LONGEST_PICTURES)
-            call = _Call(user, _id(body, "chat"), body, locale_of(request), _translate(chat, request))
+            call = call_of(request, body, body)
             try:
                 return JSONResponse(await handle(chat, call))
             except StoreError as error:
@@ -109,20 +136,20 @@ def create_pages(
         return Route(path, run, methods=["POST"])
 
     async def read(request: Request) -> Response:
-        chat, user = chat_of(request), user_of(request)
-        translate = _translate(chat, request)
-        call = _Call(user, _id(request.query_params, "chat"), {}, locale_of(request), translate)
+        chat = chat_of(request)
+        call = call_of(request, request.query_params, {})
         message = call.message_of(chat, "", "")  # only for those whom [access] admits
         try:
             sees = await chat.intake.conversations.most_pictures(message) > 0
         except (EngineError, StoreError):
             sees = False
-        return JSONResponse(await read_upload(request, chat.intake.files, translate, sees=sees))
+        return JSONResponse(await read_upload(request, chat.intake.files, call.translate, sees=sees))
 
     return Starlette(
         routes=[
             Route("/", page),
-            Route("/web/session", session, methods=["POST"]),
+            *([] if sign_in is None else sign_in_routes(sign_in, find_settings)),
+            Route(SESSION, session, methods=["POST"]),
             Route("/web/events", events),
             post("/web/ask", _ask),
             post("/web/edit", _edit),
@@ -133,7 +160,9 @@ def create_pages(
             Route("/web/{name}", file),
             *([] if sources is None else panel_routes(find_chat, sources)),
         ],
-        middleware=[Middleware(PageGuard)],
+        middleware=[
+            Middleware(PageGuard) if sign_in is None else Middleware(PageGuard, "", sign_in.gate, sign_in.identity)
+        ],
         exception_handlers={HTTPException: refuse},
     )
 
@@ -143,6 +172,7 @@ class _Call:
     """A request of the page."""
 
     user: str
+    author: Author
     conversation: str
     body: dict[str, Any]
     locale: str | None
@@ -151,10 +181,6 @@ class _Call:
     @property
     def channel(self) -> ChannelKey:
         return ChannelKey(WEB_PLATFORM, self.user, self.conversation)
-
-    @property
-    def author(self) -> Author:
-        return Author(WEB_PLATFORM, self.user, "")
 
     def message(self, chat: Chat) -> IncomingMessage:
         """Return what was written.

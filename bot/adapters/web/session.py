@@ -41,6 +41,10 @@ class Sessions:
         is_ours = _ID.fullmatch(id) and hmac.compare_digest(self._signature(id).encode(), signature.encode())
         return id if is_ours else None
 
+    def id_of(self, person: str) -> str:
+        """Return the id of the conversations of a person who signed in, which does not tell who it is."""
+        return hmac.digest(self._secret, b"web person " + person.encode("utf-8", "replace"), "sha256").hex()[:32]
+
     def _signature(self, id: str) -> str:
         return hmac.digest(self._secret, b"web session " + id.encode(), "sha256").hex()
 

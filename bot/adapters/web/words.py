@@ -6,17 +6,23 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from bot.adapters.web.access import Person
+from bot.adapters.web.sign_in.words import person_html, session_words
 from bot.chat.i18n import Language, Translate
 
 _PAGE = Path(__file__).with_name("static") / "chat.html"
 
 
-def page_html(language: Language, translate: Translate, note: str) -> str:
-    """Return the page; `note` is shown where a conversation is empty."""
+def page_html(language: Language, translate: Translate, note: str, person: Person, panel: str = "") -> str:
+    """Return the page; `note` is shown where a conversation is empty, `panel` is the address of the panel, if there is one."""
     words = _words(translate)
     filled = {name: escape(text) for name, text in words.items()}
     return _template().substitute(
-        filled, lang="zh-CN" if language == "zh" else "en", note=escape(note), words=escape(json.dumps(words))
+        filled,
+        lang="zh-CN" if language == "zh" else "en",
+        note=escape(note),
+        words=escape(json.dumps(words)),
+        person=person_html(person, translate, panel),
     )
 
 
@@ -63,6 +69,7 @@ def _words(translate: Translate) -> dict[str, str]:
         "defaults": translate("Back to the defaults"),
         "done": translate("Done"),
         "skip": translate("Go to the message field"),
+        **session_words(translate),
     }
 
 

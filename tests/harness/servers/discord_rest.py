@@ -112,6 +112,8 @@ class DiscordRest(DiscordGateway):
                 return _json({"url": "wss://gateway.invalid", "shards": 1, "session_start_limit": self.sessions_left})
             case ["users", "@me", "guilds"], "GET":
                 return _json([] if self.is_in_no_server else [self._guild()])
+            case ["users", "@me", "channels"], "POST":
+                return self._open_direct(int(body["recipient_id"]))
             case ["guilds", _, "members", person], "GET":
                 return _json(self.member(int(person)))
             case ["applications", _, "guilds", guild, "commands"], "GET":
@@ -139,6 +141,12 @@ class DiscordRest(DiscordGateway):
                 return await self._original(request, token, method, body)
         self.violations.append(f"no such call: {request.method} {path}")
         return _error(404, 0, "404: Not Found")
+
+    def _open_direct(self, person: int) -> web.Response:
+        channel = self.direct(self.name_of(person))
+        if channel in self.forbidden:
+            return _error(403, 50007, "Cannot send messages to this user")
+        return _json(self._channel(channel))
 
     def _unreachable(self, channel: int) -> web.Response | None:
         if channel in self.forbidden:

@@ -83,8 +83,12 @@ class DiscordWorld:
 
     def member(self, id: int) -> Json:
         """Return a person as a member of the server, with the roles that they have now."""
-        name = next(name[-1] for name, known in self._ids.items() if known == id and name[0] == "person")
+        name = self.name_of(id)
         return {**payloads.member([MANAGER_ROLE] if name in self.managers else []), "user": self.person(name)}
+
+    def name_of(self, id: int) -> str:
+        """Return the name of a person."""
+        return next(name[-1] for name, known in self._ids.items() if known == id and name[0] == "person")
 
     @property
     def bot(self) -> Json:

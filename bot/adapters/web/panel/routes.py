@@ -4,6 +4,7 @@ Each route says which right it needs; see `bot.adapters.web.access`.
 """
 
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from bot.adapters.web.access import Right, person_of, restricted
+from bot.adapters.web.access import Right, person_of, restricted, stays
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
 from bot.adapters.web.panel import backups, config, models, places
@@ -41,12 +42,13 @@ def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) ->
     async def page(request: Request) -> Response:
         chat = find_chat()
         language = language_of(request, None if chat is None else chat.intake.settings)
-        return HTMLResponse(panel_html(language, translator(language), person_of(request).right))
+        return HTMLResponse(panel_html(language, translator(language), person_of(request)))
 
     async def events(request: Request) -> Response:
         chat = calls.chat()
         translate = translator(language_of(request, chat.intake.settings))
-        return PageEvents(_updates(chat, PanelView(chat, sources, usage, translate, person_of(request).right)))
+        view = PanelView(chat, sources, usage, translate, person_of(request).right)
+        return PageEvents(_updates(chat, view), partial(stays, request))
 
     async def download(request: Request) -> Response:
         return await backups.download(request, sources)

@@ -6,19 +6,26 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from bot.adapters.web.access import Right
+from bot.adapters.web.access import Person
+from bot.adapters.web.sign_in.words import person_html, session_words
 from bot.chat.i18n import Language, Translate
 from bot.observability.logging import KEPT_LINES
 
 _PAGE = Path(__file__).parents[1] / "static" / "panel.html"
 
 
-def panel_html(language: Language, translate: Translate, right: Right) -> str:
+def panel_html(language: Language, translate: Translate, person: Person) -> str:
     """Return the page; what only operators may do is hidden for others."""
     words = _words(translate)
     filled = {name: escape(word) for name, word in words.items()}
     lang = "zh-CN" if language == "zh" else "en"
-    return _template().substitute(filled, lang=lang, words=escape(json.dumps(words)), right=right.name.lower())
+    return _template().substitute(
+        filled,
+        lang=lang,
+        words=escape(json.dumps(words)),
+        right=person.right.name.lower(),
+        person=person_html(person, translate),
+    )
 
 
 def _words(translate: Translate) -> dict[str, str]:
@@ -73,6 +80,7 @@ def _words(translate: Translate) -> dict[str, str]:
         "offline": translate("Connection to the bot lost, reconnecting. Nothing is lost."),
         "elsewhere": translate("This page is paused: too many tabs are open. Click to continue."),
         "script": translate("This page needs JavaScript."),
+        **session_words(translate),
     }
 
 

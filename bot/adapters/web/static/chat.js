@@ -8,7 +8,7 @@ const log = $("log"), field = $("text"), scroller = $("scroll"), status = $("sta
 const isId = (text) => /^[0-9a-f]{32}$/.test(text);
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-let chat = "", source = null, shown = new Map(), order = [], wasReplaced = false;
+let chat = "", source = null, shown = new Map(), order = [], wasReplaced = false, isEnded = false;
 let outbox = JSON.parse(sessionStorage.getItem("outbox") || "[]");
 
 function element(tag, properties = {}, ...children) {
@@ -31,9 +31,7 @@ function tell(text) {
 // Requests.
 
 async function post(path, body) {
-  const response = await fetch(path, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-  });
+  const response = await session.post(path, "application/json", JSON.stringify(body));
   if (!response.ok) throw Object.assign(new Error(await response.text()), { status: response.status });
   return response.status === 204 ? {} : response.json();
 }
@@ -44,7 +42,8 @@ async function call(path, body) {
     tell(notice || "");
     return true;
   } catch (error) {
-    tell(error.status ? error.message : words.offline);
+    if (error.status === 401) end();
+    else tell(error.status ? error.message : words.offline);
     return false;
   }
 }
@@ -58,17 +57,23 @@ function keep() {
   }
 }
 
+// Others may have signed in in this tab before: what they had not sent yet is theirs.
+const mine = () => outbox.filter(({ by }) => by === undefined || by === session.user);
+
 let isSending = false;
 async function sendAll() {
-  if (isSending) return;
+  if (isSending || !session.isOpen) return;
   isSending = true;
-  while (outbox.length) {
-    const [message] = outbox;
+  for (let message; ([message] = mine(), message);) {
+    message.by ??= session.user;
     try {
       await post("/web/ask", message);
       outbox = outbox.filter((other) => other !== message);
     } catch (error) {
-      if (error.status && error.status < 500) {
+      if (error.status === 401) {
+        end();
+        break;
+      } else if (error.status && error.status < 500) {
         outbox = outbox.filter((other) => other !== message);
         if (!field.value) [field.value, files] = [message.text, message.files];
         drawFiles();
@@ -109,9 +114,8 @@ async function attach(chosen) {
     reading += 1;
     tell(words.reading.replace("{name}", file.name));
     try {
-      const response = await fetch(`/web/read?chat=${chat}&name=${encodeURIComponent(file.name)}`, {
-        method: "POST", headers: { "Content-Type": file.type || "application/octet-stream" }, body: file,
-      });
+      const path = `/web/read?chat=${chat}&name=${encodeURIComponent(file.name)}`;
+      const response = await session.post(path, file.type || "application/octet-stream", file);
       if (!response.ok) throw Object.assign(new Error(await response.text()), { status: response.status });
       const { notice, file: read } = await response.json();
       if (!notice) files.push(read);
@@ -157,15 +161,26 @@ function connect() {
 }
 
 async function start() {
-  try {
-    await post("/web/session", {});
-  } catch (error) {
-    tell(error.status ? error.message : words.offline);
+  const response = await session.open().catch(() => null);
+  isEnded = response?.status === 401;
+  if (isEnded) {
+    end();
+    return;
+  }
+  if (!response?.ok) {
+    tell(response ? await response.text() : words.offline);
     setTimeout(start, 1000);
     return;
   }
   connect();
   sendAll();
+}
+
+// What is unsent and where one was is kept; after a sign-in, also in another tab, the page goes on.
+function end() {
+  isEnded = true;
+  sessionStorage.setItem("place", location.hash);
+  session.offer(status);
 }
 
 function update(news) {
@@ -186,7 +201,7 @@ function update(news) {
 
 function draw(changed = null) {
   const isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 80;
-  const waiting = outbox.filter((message) => message.chat === chat && !shown.has(message.id));
+  const waiting = mine().filter((message) => message.chat === chat && !shown.has(message.id));
   const exchanges = [
     ...order.filter((id) => shown.has(id)).map((id) => shown.get(id)),
     ...waiting.map(({ id, text, files }) => ({ id, question: text, files, html: "", text: "", notice: "", open: true, chat: true, reply: null })),
@@ -399,7 +414,9 @@ function begin() {
 }
 
 function open() {
-  const named = location.hash.slice(1);
+  const named = (location.hash || sessionStorage.getItem("place") || "").slice(1);
+  sessionStorage.removeItem("place");
+  if (isId(named)) history.replaceState(null, "", `#${named}`);
   chat = isId(named) ? named : newId();
   shown = new Map();
   order = [];
@@ -423,7 +440,7 @@ $("stop").addEventListener("click", () => {
 status.addEventListener("click", () => wasReplaced && connect());
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); field.focus(); });
 addEventListener("keydown", (event) => { if (event.key === "Escape") menu(false); });
-addEventListener("focus", () => wasReplaced && connect());
+addEventListener("focus", () => { if (isEnded) start(); else if (wasReplaced) connect(); });
 addEventListener("hashchange", () => { if (isId(location.hash.slice(1)) && location.hash.slice(1) !== chat) open(); });
 addEventListener("popstate", () => { if (!location.hash) open(); });
 open();

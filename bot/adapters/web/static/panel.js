@@ -13,9 +13,7 @@ function tell(text) {
 // The answer of the server; where it refuses, `refusal` is its sentence.
 async function send(path, body) {
   try {
-    const response = await fetch(path, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-    });
+    const response = await session.post(path, "application/json", JSON.stringify(body));
     return response.ok ? await response.json() : { refusal: await response.text() };
   } catch {
     return { refusal: words.offline };
@@ -29,20 +27,27 @@ async function post(path, body) {
 
 // The event stream.
 
-let source = null, isPaused = false, wasReplaced = false;
+let source = null, isPaused = false, wasReplaced = false, isEnded = false;
+
+async function start() {
+  const response = await session.open().catch(() => null);
+  isEnded = response?.status === 401;
+  if (isEnded) session.offer(status);
+  else connect();
+}
 
 function connect() {
   source?.close();
   wasReplaced = false;
   const mine = source = new EventSource("/admin/events");
-  mine.onopen = () => { if (status.textContent === words.offline || status.textContent === words.elsewhere) tell(""); };
+  mine.onopen = () => { if ([words.offline, words.elsewhere].includes(status.textContent) || status.querySelector("a")) tell(""); };
   mine.onmessage = (event) => update(JSON.parse(event.data));
   mine.addEventListener("replaced", () => { mine.close(); wasReplaced = true; tell(words.elsewhere); });
   mine.onerror = () => {
     if (mine !== source || wasReplaced) return;
     tell(words.offline);
     // A refusal ends the stream; the browser tries again by itself only where no answer came.
-    if (mine.readyState === EventSource.CLOSED) setTimeout(() => mine === source && connect(), 1000);
+    if (mine.readyState === EventSource.CLOSED) setTimeout(() => mine === source && start(), 1000);
   };
 }
 
@@ -116,4 +121,5 @@ $("level").addEventListener("change", filter);
 addEventListener("click", ({ target }) => { if (target.matches?.(".undo")) post("/admin/undo", { ...target.dataset }); });
 $("pause").addEventListener("click", () => post("/admin/pause", { paused: !isPaused }));
 addEventListener("click", () => { if (wasReplaced) connect(); });
-connect();
+addEventListener("focus", () => { if (isEnded) start(); });
+start();

@@ -1,0 +1,1 @@
+"""Sign-in to the pages for browsers on other machines."""
