@@ -75,10 +75,10 @@ async def download(request: Request, sources: PanelSources) -> Response:
 
 
 def folder_of(sources: PanelSources) -> BackupFolder:
-    """Return the folder of the backups.
+    """Return the source of backups.
 
     Raises:
-        HTTPException: There is none.
+        HTTPException: The bot has no database of its own.
     """
     if sources.backups is None:
         raise HTTPException(404)

@@ -37,10 +37,10 @@ class PanelCall:
         return translator(language_for(self.chat.intake.settings.conversation.language, self.locale or "en", ""))
 
     def text(self, name: str) -> str:
-        """Return a text that the page sent.
+        """Return a text from the page.
 
         Raises:
-            HTTPException: There is none.
+            HTTPException: It is missing.
         """
         value = self.body.get(name)
         if not isinstance(value, str):

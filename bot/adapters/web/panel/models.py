@@ -82,7 +82,7 @@ def _progress(name: str, load: EngineLoad, translate: Translate) -> Html:
 
 
 def _button(status: ModelStatus, editor: ConfigEditor | None, right: Right, translate: Translate) -> str:
-    """Return the button that opens the dialog; a model that shares the weights of another has none of its own."""
+    """Return the button of the dialog; models with the weights of another have none."""
     wanted = None if editor is None else editor.wanted_models.get(status.name)
     if wanted is None or status.base:
         return ""
