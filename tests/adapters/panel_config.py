@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bot.adapters import SETTINGS
@@ -12,6 +12,7 @@ from bot.config.edit import ConfigEditor
 from bot.config.reload import ConfigSource, ConfigWatcher
 from bot.config.schema import EngineSection
 from bot.config.sources import LoadedConfig, load_config
+from bot.domain import EngineInfo
 from bot.engine import BACKENDS
 from bot.engine.base import Engine, Memory, Progress
 from bot.engine.router import ModelRouter
@@ -21,10 +22,25 @@ from tests.adapters.test_panel import Served, panel_of
 from tests.harness.fakes import ScriptedEngine
 
 
+class Model(ScriptedEngine):
+    """A scripted model that describes itself as its section does."""
+
+    def __init__(self, section: EngineSection) -> None:
+        super().__init__(model=section.model)
+        self.section = section
+
+    @property
+    def info(self) -> EngineInfo:
+        return replace(
+            super().info, backend="chatglm", quantization=self.section.quantization, dtype="bfloat16", device="cpu"
+        )
+
+
 @dataclass
 class Models:
     """Opens scripted models; those named "slow" are 40 % read until `go_on`, "missing" and "damaged" cannot be had."""
 
+    mebibytes: int = 16
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def open(self, section: EngineSection, progress: Progress) -> Engine:
@@ -33,12 +49,12 @@ class Models:
         if section.model == "slow":
             progress(40, 100)
             self.go_on.wait()
-        return ScriptedEngine(model=section.model)
+        return Model(section)
 
     def check(self, section: EngineSection, taken: Memory) -> Memory:
         if section.model == "missing":
             raise EngineMisconfigured('engine.model = "missing": no such folder')
-        return {"cpu": (4 if section.quantization == "int4" else 16) << 20}
+        return {"cpu": self.mebibytes // (4 if section.quantization == "int4" else 1) << 20}
 
 
 @dataclass
@@ -56,10 +72,13 @@ class Configured:
 
 @asynccontextmanager
 async def configured(
-    folder: Path, text: str = '[engine]\nmodel = "first"  # ours\n', environ: dict[str, str] | None = None
+    folder: Path,
+    text: str = '[engine]\nmodel = "first"  # ours\n',
+    environ: dict[str, str] | None = None,
+    mebibytes: int = 16,
 ) -> AsyncIterator[Configured]:
     """Serve a panel whose bot follows config.toml in `folder`."""
-    path, models, clock = folder / "config.toml", Models(), MonotonicClock()
+    path, models, clock = folder / "config.toml", Models(mebibytes), MonotonicClock()
     path.write_text(text, encoding="utf-8")
 
     def load(text: str | None = None) -> LoadedConfig:

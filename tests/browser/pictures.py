@@ -3,16 +3,19 @@
 import asyncio
 import io
 import tempfile
+from contextlib import chdir
 from datetime import timedelta
 from pathlib import Path
 
+import structlog
 from playwright.async_api import expect
 
 from bot.config.schema import LogsSection
 from bot.domain import Answer, Author, ChannelKey, Kind, Scope, Usage
 from bot.observability.logging import configure_logging
+from tests.adapters.panel_config import configured
 from tests.adapters.test_panel import Platform as PlatformState
-from tests.adapters.test_panel import Served, panel_of
+from tests.adapters.test_panel import Served
 from tests.adapters.test_web import served
 from tests.browser.conftest import chromium
 from tests.browser.test_setup import opened
@@ -24,6 +27,16 @@ from tests.harness.servers.discord_gateway import TOKEN
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
+_CONFIG = """[engine]
+model = "THUDM/chatglm-6b"
+quantization = "int4"
+
+[models.full]
+model = "THUDM/chatglm-6b"
+
+[limits]
+requests_per_minute = 30              # requests per minute and user; 0 = no limit
+"""
 _QUESTIONS = {
     "en": ["Plan a weekend in Lisbon", "How do I read a file line by line in Python, and what if it is huge?"],
     "zh": ["帮我写一封请假邮件", "怎样用 Python 逐行读取一个文件？文件很大怎么办？"],
@@ -99,16 +112,41 @@ async def draw_setup(name: str, language: str, *, is_phone: bool = False) -> Non
 async def draw_panel(name: str, language: str, *, is_phone: bool = False, dark: bool = False) -> None:
     locale = "zh-CN" if language == "zh" else "en-US"
     configure_logging(LogsSection(format="json"), stream=io.StringIO())  # the panel shows these lines
-    with tempfile.TemporaryDirectory() as folder:
+    data = Path("data")
+    # The page names the folder of the backups.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        data.mkdir()
         async with (
-            panel_of(Path(folder), ScriptedEngine()) as served,
-            chromium(served.url, locale=locale, is_phone=is_phone, dark=dark) as context,
+            configured(data, _CONFIG, mebibytes=12_400) as bot,
+            chromium(bot.served.url, locale=locale, is_phone=is_phone, dark=dark) as context,
         ):
-            await used_for_a_month(served)
+            await used_for_a_month(bot.served)
+            log_a_start()
             page = await context.new_page()
             await page.goto("/admin")
             await expect(page.locator("#usage svg")).to_be_visible()
+            await page.locator("#backup").click()
+            await expect(page.locator("#backups a").first).to_be_visible()
+            await expect(page.locator("#log li").first).to_be_visible()
+            await page.locator("#config-table").select_option(label="limits")
+            await expect(page.locator("#config-fields")).to_contain_text("requests_per_minute")
+            await page.evaluate("tell(''), scrollTo(0, 0)")
             await page.screenshot(path=PICTURES / f"panel-{name}.png", full_page=not is_phone)
+            if not is_phone:
+                await page.locator("#config").screenshot(path=PICTURES / "panel-config.png")
+                await page.locator(".change").first.click()
+                await page.locator("dialog[open]").screenshot(path=PICTURES / "panel-model.png")
+
+
+def log_a_start() -> None:
+    """Log what a start and an hour with it leave in the log."""
+    logs = {name: structlog.get_logger(f"bot.{name}") for name in ("app", "adapters.supervisor", "config.reload")}
+    logs["app"].info("ready", adapters=["discord", "slack", "telegram"], model="THUDM/chatglm-6b", device="cpu")
+    logs["adapters.supervisor"].error(
+        "platform refused, the others go on", platform="slack", error="the token was rejected (invalid_auth)"
+    )
+    logs["config.reload"].info("config reloaded", changed=["limits.requests_per_minute"], needs_restart=[])
+    logs["adapters.supervisor"].warning("telegram: rate limited, the edit waits", seconds=3)
 
 
 async def used_for_a_month(served: Served) -> None:

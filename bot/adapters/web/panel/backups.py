@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from bot.adapters.web.access import person_of
 from bot.adapters.web.panel.calls import PanelCall
 from bot.adapters.web.panel.html import Html, table, text
 from bot.adapters.web.panel.sources import PanelSources
@@ -59,7 +60,7 @@ async def make(call: PanelCall) -> str:
     """Make a backup; the answer comes when it is complete, its progress by the event stream."""
     folder, translate = folder_of(call.sources), call.translate
     backup = await asyncio.to_thread(folder.make, call.chat.intake.today())
-    log.info("backup made in the panel", name=backup.name, by=call.person.author.key)
+    log.info("backup made in the panel", file=backup.name, by=call.person.author.key)
     return translate("Backup {name} written ({size} MB), integrity check passed.").format(
         name=backup.name, size=f"{backup.size / 1e6:,.1f}"
     )
@@ -70,7 +71,7 @@ async def download(request: Request, sources: PanelSources) -> Response:
     file = await asyncio.to_thread(folder_of(sources).find, request.path_params["name"])
     if file is None:
         raise HTTPException(404)
-    log.info("backup downloaded in the panel", name=file.name)
+    log.info("backup downloaded in the panel", file=file.name, by=person_of(request).author.key)
     return FileResponse(file, media_type="application/octet-stream", filename=file.name)
 
 
