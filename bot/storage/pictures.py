@@ -11,9 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import structlog
+from sqlalchemy import select
 
-from bot.domain import Attachment, IncomingMessage, Picture
+from bot.domain import Attachment, Exchange, IncomingMessage, Picture
+from bot.storage.encryption import DamagedRow
 from bot.storage.schema import exchanges
+from bot.storage.vault import WriteTransaction
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -39,6 +42,17 @@ def with_pictures(message: IncomingMessage, row: Mapping[str, Any]) -> IncomingM
         for file in message.files
     )
     return replace(message, files=tuple(files))
+
+
+async def keep_pictures(tx: WriteTransaction, before: Exchange, files: Iterable[Attachment]) -> tuple[Attachment, ...]:
+    """Return the files of an edited message with the pictures that they had before."""
+    rows = (await tx.execute(select(*PICTURES_AND_KEYS).where(exchanges.c.id == before.id))).all()
+    known: dict[Attachment, Picture | None] = {}
+    for row in await tx.decrypt(exchanges, rows):
+        if not isinstance(row, DamagedRow):
+            loaded = with_pictures(before.message, row).files
+            known = {file: each.picture for file, each in zip(before.message.files, loaded, strict=True)}
+    return tuple(replace(file, picture=known.get(file)) if file.is_picture else file for file in files)
 
 
 def _to_json(picture: Picture) -> list[object]:

@@ -28,7 +28,7 @@ from bot.storage.deletion import KEY
 from bot.storage.encryption import DamagedRow, numbers_in
 from bot.storage.feedback import delete_votes
 from bot.storage.opened import claiming, shielded
-from bot.storage.pictures import PICTURES_AND_KEYS, with_pictures
+from bot.storage.pictures import keep_pictures
 from bot.storage.quoted_text import Said, replace_quotes
 from bot.storage.rows import (
     UNANSWERED,
@@ -193,12 +193,16 @@ class SqlStore(Votes):
 
     @shielded
     async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
-        # What is read of a quoted message goes with its deletion: also with one since the claim.
+        # What is read of a quoted message goes with its deletion or edit: also with one since the claim.
         of_quoted = [file for file in files if file.is_quoted and (file.text or file.is_picture)]
         own = tuple(file for file in files if not (file.is_quoted and file.text))
         async with self._writing() as tx:
-            keys = select(exchanges.c.question_key, exchanges.c.quotation_key, IS_QUOTING.label("is_quoting"))
-            held_row = keys.where(held(exchange), allowed(lifecycle.RECORD_FILES)).with_for_update()
+            keys = select(exchanges.c.question_key, exchanges.c.quotation_key, exchanges.c.quoted)
+            held_row = (
+                keys.add_columns(IS_QUOTING.label("is_quoting"))
+                .where(held(exchange), allowed(lifecycle.RECORD_FILES))
+                .with_for_update()
+            )
             row = (await tx.execute(held_row)).one_or_none()
             if row is None:
                 return False
@@ -206,13 +210,18 @@ class SqlStore(Votes):
             message = replace(exchange.message, files=own)
             values = await tx.encrypt(exchanges, "question_key", question_texts(message))
             values["author"] = self._vault.pseudonym(message.author.platform, message.author.id)
-            if of_quoted and row.is_quoting:
+            if of_quoted and row.is_quoting and await self._quotes(tx, row, message.quoted):
                 pieces = [exchange.message.quoted or "", *(file.titled_text for file in of_quoted if file.text)]
                 tx.keys.delete(row.quotation_key)
                 texts = quotation_texts("\n\n".join(filter(None, pieces)) or exchange.message.quoted, files)
                 values |= await tx.encrypt(exchanges, "quotation_key", texts)
             await tx.execute(change(lifecycle.RECORD_FILES, held_by=exchange).values(values))
             return True
+
+    async def _quotes(self, tx: WriteTransaction, row: Row[Any], quoted: str | None) -> bool:
+        """Return whether a row still quotes these words."""
+        now = (await tx.decrypt(exchanges, [row]))[0]
+        return not isinstance(now, DamagedRow) and now["quoted"] == quoted
 
     @shielded
     async def record_answer(
@@ -277,9 +286,7 @@ class SqlStore(Votes):
             if text is not None and before:
                 message = before[0].message
                 own = message.files if files is None else files
-                edited = replace(
-                    message, text=text, files=await self._with_known_pictures(tx, message, exchange.id, own)
-                )
+                edited = replace(message, text=text, files=await keep_pictures(tx, before[0], own))
                 values |= await tx.encrypt(exchanges, "question_key", question_texts(edited))
                 values |= {
                     "kind": Kind.CHAT,
@@ -294,20 +301,6 @@ class SqlStore(Votes):
                 await quotations.read_added(tx, {(channel.platform, channel.channel)})
                 await quotations.redact(tx, [exchange.id], [_said(each) for each in before], of_replies_only=True)
         return next(iter(requeued), None)
-
-    async def _with_known_pictures(
-        self, tx: WriteTransaction, message: IncomingMessage, id: int, files: Sequence[Attachment]
-    ) -> tuple[Attachment, ...]:
-        """Return the files of an edited message with the pictures that it had before."""
-        if not any(file.is_picture for file in files):
-            return tuple(files)
-        rows = (await tx.execute(select(*PICTURES_AND_KEYS).where(exchanges.c.id == id))).all()
-        row = (await tx.decrypt(exchanges, rows))[0]
-        if isinstance(row, DamagedRow):
-            return tuple(files)
-        loaded = zip(message.files, with_pictures(message, row).files, strict=True)
-        known = {file: each.picture for file, each in loaded if each.picture is not None}
-        return tuple(replace(file, picture=known.get(file)) if file.is_picture else file for file in files)
 
     @shielded
     async def record_shortening(self, channel: ChannelKey) -> None:

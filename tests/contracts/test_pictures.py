@@ -102,6 +102,16 @@ async def test_an_edit_of_a_quoted_message_takes_its_pictures(store: Store, quot
     assert (await found(store, exchange)).message.quoted == "my dog"
 
 
+async def test_an_edit_of_a_quoted_message_while_its_files_are_read_stays(store: Store) -> None:
+    quoting = replace(message(1), quoted="my cat", quoted_id="77")
+    exchange = await begun(store, replace(quoting, files=(Attachment("b.png", source="7", is_quoted=True),)))
+    await store.replace_quotes(ROOM, "77", "my dog")
+    files = seen("b.png", QUOTED, is_quoted=True), Attachment("c.txt", text="the cat's diary", is_quoted=True)
+    assert await store.record_files(exchange, files)
+    assert await pictures(store, exchange) == [None]
+    assert (await found(store, exchange)).message.quoted == "my dog"
+
+
 async def test_a_cleared_question_has_no_pictures(store: Store) -> None:
     exchange = await with_pictures(store, message(1), seen("a.png", OWN))
     await store.record_answer(exchange, Answer("hi"))
