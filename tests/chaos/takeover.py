@@ -42,7 +42,7 @@ Fault = Literal["killed", "upgraded", "paused", "cut off", "thrown out"]
 # Seconds until another bot serves, before it opens the database and the model.
 _EXPECTED: dict[Fault, float] = {
     "killed": GRACE,
-    "upgraded": ShutdownDeadline.seconds,  # replies in progress have so long
+    "upgraded": ShutdownDeadline().seconds,  # replies in progress have so long
     "paused": LEASE + GRACE,
     "cut off": LEASE + GRACE,
     "thrown out": GRACE,
