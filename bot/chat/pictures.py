@@ -1,6 +1,6 @@
 """Choose the pictures that a prompt shows: those of the question, then the newest ones before it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from bot.domain import Attachment, Exchange, FileFault, IncomingMessage, Picture
@@ -8,16 +8,16 @@ from bot.storage.base import History
 
 
 def show_pictures(history: History, most: int) -> History:
-    """Return the history with at most `most` pictures.
+    """Return the history with at most `most` pictures, each once.
 
     Pictures of the question that are left out have a fault.
     """
     question = replace(history.now.message, files=tuple(mark_unseen(history.now.message.files, most)))
-    left = most - len(pictures_of(question))
+    shown = list(pictures_of(question))
     newest_first: list[Exchange] = []
     for exchange in reversed(history.exchanges):
-        message = replace(exchange.message, files=tuple(_first(exchange.message.files, left)))
-        left -= len(pictures_of(message))
+        message = replace(exchange.message, files=tuple(_unknown(exchange.message.files, shown, most)))
+        shown += pictures_of(message)
         newest_first.append(replace(exchange, message=message))
     return replace(history, exchanges=tuple(reversed(newest_first)), now=replace(history.now, message=question))
 
@@ -44,7 +44,10 @@ def pictures_of(message: IncomingMessage) -> tuple[Picture, ...]:
     return tuple(file.picture for file in message.files if file.picture is not None)
 
 
-def _first(files: Iterable[Attachment], most: int) -> Iterator[Attachment]:
+def _unknown(files: Iterable[Attachment], shown: Sequence[Picture], most: int) -> Iterator[Attachment]:
+    """Yield the files, without pictures that are shown already and those beyond `most`."""
+    left = most - len(shown)
     for file in files:
-        most -= file.picture is not None
-        yield replace(file, picture=None) if file.picture is not None and most < 0 else file
+        is_new = file.picture is not None and file.picture not in shown
+        left -= is_new
+        yield file if is_new and left >= 0 else replace(file, picture=None)

@@ -126,6 +126,13 @@ async def test_earlier_pictures_are_shown_again_as_far_as_they_are_seen(seeing: 
     assert seeing.engine.requests[-1].messages[0].content == "[2.png: a picture that is not shown again]\n\none"
 
 
+async def test_a_picture_that_is_quoted_again_is_shown_once(seeing: Harness) -> None:
+    await seeing.ask(showing("what is it?", 7))
+    quoted = Attachment("7.png", "image/png", 7, "7", is_quoted=True)
+    await seeing.ask(replace(a_message("and now?", quoted="what is it?", quoted_id="1"), files=(quoted,)))
+    assert sides(seeing) == [[], [], [(7, 10)]]
+
+
 async def test_pictures_beyond_the_limit_are_named(seeing: Harness) -> None:
     events = await seeing.ask(showing("what are they?", 1, 2, 3, 4, 5, 6))
     assert sides(seeing) == [[(1, 10), (2, 10), (3, 10), (4, 10)]]

@@ -8,6 +8,7 @@ from playwright.async_api import Locator, Page, expect
 
 from tests.browser.conftest import chromium
 from tests.harness.fakes import ScriptedEngine
+from tests.reading.hostile_pictures import drawn
 
 HOSTILE = """<script>window.hit = 1</script>
 
@@ -174,6 +175,21 @@ async def test_a_chosen_file_goes_with_the_question(url: str, engine: ScriptedEn
         await expect(exchange.locator(".files")).to_have_text("菜单.md")
         await expect(page.locator("#files li")).to_have_count(0)
         assert "soup 4.50" in engine.requests[-1].messages[-1].content
+
+
+async def test_chosen_pictures_are_shown_to_a_model_that_sees(url: str, engine: ScriptedEngine, tmp_path: Path) -> None:
+    engine.most_pictures = 4
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(drawn("PNG"))
+    async with chromium(url) as context:
+        page = await context.new_page()
+        await page.goto("/")
+        await page.locator("#chosen").set_input_files([tmp_path / f"{number}.png" for number in range(2)])
+        await expect(page.locator("#files li")).to_have_text(["0.png✕", "1.png✕"])
+        exchange = await ask(page, "What is it?")
+        await expect(answer(exchange)).to_contain_text("天气")
+        await expect(exchange.locator(".files li")).to_have_text(["0.png", "1.png"])
+        assert len(engine.requests[-1].messages[-1].pictures) == 2
 
 
 async def test_settings_are_changed_by_keyboard_for_this_conversation_only(url: str, engine: ScriptedEngine) -> None:
