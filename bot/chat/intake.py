@@ -291,7 +291,7 @@ class Intake:
         return await self._store.has_history(channel)
 
     def offers(self, message: IncomingMessage) -> list[str]:
-        """Return what may stand in place of the last word of a command that is being typed."""
+        """Return the possible last words of a command that is being typed."""
         return offers(message.text, self.settings, message) if self.access.admits(message) else []
 
     async def settings_form(self, message: IncomingMessage) -> list[FormField]:

@@ -206,7 +206,7 @@ class Deletion(OpenStore):
         await tx.execute(self._insert(exchanges).on_conflict_do_nothing(index_elements=KEY), rows)
 
     def _tombstones(self, channel: ChannelKey, message_ids: Collection[str]) -> list[dict[str, Any]]:
-        """Return rows that stand for messages of which nothing is known."""
+        """Return rows for messages of which nothing is known."""
         today = self._calendar.today()
         gone = [IncomingMessage(id, channel, Author("", "", ""), "", today) for id in message_ids]
         return [

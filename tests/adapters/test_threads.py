@@ -116,6 +116,23 @@ async def test_on_discord_a_thread_is_opened_once_whatever_fails(
     assert platform.violations == []
 
 
+async def test_on_discord_a_message_that_is_delivered_again_opens_nothing(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord")
+        question = await platform.say("what is a shell")
+        platform.send_event("MESSAGE_CREATE", platform.messages[int(question)])
+        await bot.shows("ok", thread="what is a shell")
+        platform.send_event("MESSAGE_CREATE", platform.messages[int(question)])
+        await platform.disconnect(resumable=False)
+        await platform.say("what is a kernel")
+        await bot.shows("ok", thread="what is a kernel")
+        await bot.all_is_delivered()
+        assert (bot.shown(), bot.shown(thread="what is a shell")) == ([], ["ok"])
+        assert len([call for call in platform.calls if call.endswith("/threads")]) == 2
+
+
 async def kill_at(bot: DiscordBot, call: str, *, after: bool) -> None:
     """Kill the bot before or after the platform carries out the first call of this name."""
     reached = asyncio.Event()

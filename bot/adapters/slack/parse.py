@@ -357,7 +357,7 @@ def id_of(event: Event, key: str) -> str:
 
 
 def is_tombstone(message: Event) -> bool:
-    """Return whether this stands for a deleted message that has replies."""
+    """Return whether this is what Slack keeps of a deleted message with replies."""
     return text_of(message, "subtype") == "tombstone"
 
 
