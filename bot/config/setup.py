@@ -152,9 +152,11 @@ def fill_in(text: str, settings: Mapping[Key, object], adapters: Mapping[str, ty
     known = known_settings(adapters)
     for key, value in settings.items():
         header = f"[{'.'.join(key[:-1])}]"
-        if header not in lines:
+        headers = [line.partition("#")[0].strip() for line in lines]
+        if header not in headers:
             lines += [""] * bool(lines) + [header]
-        begin = lines.index(header) + 1
+            headers = lines
+        begin = headers.index(header) + 1
         end = next((number for number in range(begin, len(lines)) if lines[number].startswith("[")), len(lines))
         at = next((n for n in range(begin, end) if (name := _DEFAULT.match(lines[n])) and name[1] == key[-1]), None)
         line = described(f"{key[-1]} = {as_toml(value)}", known[key])
