@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import httpx
+import httpx2
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.starlette_client import OAuth
 from joserfc.errors import JoseError
@@ -75,7 +75,7 @@ class Oidc:
         try:
             await self._check_provider()
             response: Response = await self._client.authorize_redirect(request, self._callback)
-        except (AuthlibBaseError, httpx.HTTPError, RuntimeError, ValueError) as error:
+        except (AuthlibBaseError, httpx2.HTTPError, RuntimeError, ValueError) as error:
             raise OidcRefused(f"the provider cannot be asked ({type(error).__name__})") from error
         return response
 
@@ -94,7 +94,7 @@ class Oidc:
                 more = await self._client.userinfo(token=token)
                 if more.get("sub") == claims.get("sub"):  # as the specification demands
                     claims = {**more, **claims}
-        except (AuthlibBaseError, JoseError, httpx.HTTPError, KeyError, RuntimeError, ValueError) as error:
+        except (AuthlibBaseError, JoseError, httpx2.HTTPError, KeyError, RuntimeError, ValueError) as error:
             raise OidcRefused(f"the provider's answer is not valid ({type(error).__name__})") from error
         finally:
             request.session.clear()
