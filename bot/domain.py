@@ -1,7 +1,7 @@
 """The values that all packages share: messages, requests, events, exchanges."""
 
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal, get_args
@@ -111,6 +111,28 @@ class Attachment:
         return bool(self.text) or self.is_picture or self.fault is not None
 
 
+class FurtherKind(StrEnum):
+    """The relation of a further message to its question."""
+
+    CONTINUATION = "continuation"  # more of it, by the same author
+    FORWARD = "forward"  # another person's words, which its author sends along
+    BEFORE = "before"  # said before it, by anybody
+    LINKED = "linked"  # a message that it links to
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherMessage:
+    """A message that belongs to a question beside the one that asks it, from a channel of the same platform."""
+
+    id: str
+    channel: str
+    author: Author
+    text: str
+    sent_at: datetime
+    kind: FurtherKind = FurtherKind.CONTINUATION
+    files: tuple[Attachment, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class IncomingMessage:
     """A message to the bot, without its platform's notation.
@@ -118,6 +140,8 @@ class IncomingMessage:
     `id` is the platform's own; like a channel's it has no space.  `quoted` is the text that the
     message replies to, forwards or comments on; `quoted_id` is that message's id on the
     platform where it is known, and `quotes_bot` is set where it is one of the bot's own.
+    `further` are the messages that belong to it.  Not stored: `album`, which messages that were sent together
+    share, and `is_forward`.
     """
 
     id: str
@@ -132,6 +156,29 @@ class IncomingMessage:
     quoted_id: str | None = None
     quotes_bot: bool = False
     files: tuple[Attachment, ...] = ()
+    further: tuple[FurtherMessage, ...] = ()
+    album: str | None = None
+    is_forward: bool = False
+
+    @property
+    def continuations(self) -> tuple[FurtherMessage, ...]:
+        """The messages that are more of it, in order."""
+        return tuple(each for each in self.further if each.kind in (FurtherKind.CONTINUATION, FurtherKind.FORWARD))
+
+    @property
+    def whole(self) -> "IncomingMessage":
+        """The message with the texts, quotations and files of its continuations, as if it had been sent at once."""
+        if not (more := self.continuations):
+            return self
+        texts = [self.text, *(each.text for each in more if each.kind is FurtherKind.CONTINUATION)]
+        quoted = [self.quoted or "", *(each.text for each in more if each.kind is FurtherKind.FORWARD)]
+        return replace(
+            self,
+            text="\n".join(filter(None, texts)),
+            quoted="\n\n".join(filter(None, quoted)) or None,
+            files=(*self.files, *(file for each in more for file in each.files)),
+            further=tuple(each for each in self.further if each not in more),
+        )
 
 
 ScopeLevel = Literal["user", "role", "thread", "channel", "server", "platform"]

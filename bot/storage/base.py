@@ -12,6 +12,7 @@ from bot.domain import (
     Author,
     ChannelKey,
     Exchange,
+    FurtherMessage,
     IncomingMessage,
     Kind,
     Scope,
@@ -69,12 +70,52 @@ class Store(Protocol):
         """Move an exchange to a thread of its channel; False if the claim was lost.  The thread has a history then."""
         ...
 
-    async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
-        """Store what was read of the message's files; False if the claim was lost.
+    async def record_files(
+        self, exchange: Exchange, files: Sequence[Attachment], further: Sequence[FurtherMessage] = ()
+    ) -> bool:
+        """Store what was read of the files of the message, and of its `further` ones; False if the claim was lost.
 
         The text of a quoted message's files becomes a part of the quotation, unless that was deleted meanwhile; their
         pictures are deleted with it.
         """
+        ...
+
+    async def join(self, exchange: Exchange, message: FurtherMessage) -> Exchange | None:
+        """Store one more message of a question, open it again as `requeue` does, and claim it.
+
+        If the message is known to be a part of a question, that one is claimed and returned if it is owed.  None
+        otherwise, if the message is a question itself or was deleted, and if the question was cleared.
+        """
+        ...
+
+    async def edit_continuation(
+        self, channel: ChannelKey, message_id: str, text: str, files: Sequence[Attachment]
+    ) -> Exchange | None:
+        """Take the new text of an edited message that is a part of a question; open that again, and claim it.
+
+        None if it is no such part, or the question was cleared.  An edit that is known claims what is owed.
+        """
+        ...
+
+    async def record_context(self, exchange: Exchange, messages: Sequence[FurtherMessage]) -> bool:
+        """Store what others said before the question, and what it links to, in place of what was; False if the claim was lost.
+
+        Left out are messages that were deleted, and what was said before if it is a question itself.
+        """
+        ...
+
+    async def is_context_told(self, channel: ChannelKey) -> bool:
+        """Return whether it was said in the channel, threads included, that messages before a question are read."""
+        ...
+
+    async def record_context_told(self, channel: ChannelKey) -> None:
+        """Note the announcement in the channel that messages before a question are read."""
+        ...
+
+    async def asked_between(
+        self, channel: ChannelKey, author: Author, since: datetime, until: datetime
+    ) -> list[Exchange]:
+        """Return a person's questions of these times in a channel and its threads, without cleared ones, oldest first."""
         ...
 
     async def record_answer(
@@ -116,7 +157,7 @@ class Store(Protocol):
         ...
 
     async def record_shortening(self, channel: ChannelKey) -> None:
-        """Store that the channel was told about left-out turns; clearing resets it."""
+        """Note the announcement in the channel of left-out turns; clearing resets it."""
         ...
 
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:

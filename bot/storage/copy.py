@@ -19,12 +19,23 @@ from bot.storage.instance_lock import TIMEOUT, InstanceLock
 from bot.storage.keys import keys_of
 from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
 from bot.storage.rows import BLANK, UNANSWERED
-from bot.storage.schema import consents, encryption, exchanges, feedback, key_deletions, metadata, text_keys, usage
+from bot.storage.schema import (
+    consents,
+    encryption,
+    exchanges,
+    feedback,
+    further_messages,
+    key_deletions,
+    metadata,
+    readable_since,
+    text_keys,
+    usage,
+)
 from bot.storage.usage import people_of, stored_place
 from bot.storage.vault import KeyChanges, Vault
 
 # Tables whose rows name people by pseudonym only, with the column: as in `usage`.
-_OF_PEOPLE = {usage: "place", feedback: "voter", consents: "person"}
+_OF_PEOPLE = {usage: "place", feedback: "voter", consents: "person", readable_since: "place"}
 # The key of a person's id in such a row.
 _ID = "id of the person"
 # Keys and what belongs to them are of one database.  People are known by their messages, which come first.
@@ -123,6 +134,10 @@ def _of_people(connection: Connection, vault: Vault, table: Table) -> Iterator[l
 
 def _comparable(table: Table, row: dict[str, Any], texts: dict[str, Any] | DamagedRow) -> dict[str, Any]:
     if isinstance(texts, DamagedRow):
+        if table is further_messages:
+            return _comparable(
+                table, row, {**row, "author_id": "", "author_name": "", "text": "", "files": None, "pictures": None}
+            )
         assert table is exchanges, "another table with texts"
         texts = row | BLANK | UNANSWERED | {"author_name": "", "author_roles": "", "text": "", "status": Status.FAILED}
     for column, person in pseudonyms(table).items():

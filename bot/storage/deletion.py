@@ -27,10 +27,21 @@ from bot.storage.conditions import (
 )
 from bot.storage.encryption import DamagedRow, key_columns
 from bot.storage.feedback import delete_votes, forget_voter
+from bot.storage.further import (
+    by,
+    cleared,
+    delete_further,
+    delete_of_exchanges,
+    has_any,
+    older,
+    replace_texts,
+    said_in,
+    set_readable_since,
+)
 from bot.storage.opened import OpenStore, shielded
 from bot.storage.quoted_text import Place, Quotations, Said, replace_quotes
 from bot.storage.rows import BLANK, UNANSWERED, message_values
-from bot.storage.schema import IS_KEPT, IS_TOMBSTONE, channels, exchanges
+from bot.storage.schema import IS_KEPT, IS_TOMBSTONE, channels, exchanges, readable_since
 from bot.storage.settings import expire_changes, forget_author
 from bot.storage.usage import stored_place
 from bot.storage.vault import AnyRow, WriteTransaction
@@ -66,16 +77,37 @@ class Deletion(OpenStore):
         if author is not None:
             place = and_(place, self._by(author))
         places = here(channel) if channel.thread is not None else with_threads(channel)
+        async with self._writing() as tx:
+            await self._clear_further(tx, channel, before, author)
         begin_anew = update(channels).where(places).values(is_shortening_told=False)
         return _checked(
             *await self._blank(lifecycle.CLEAR, place, NOT_OPEN_COMMAND, *earlier(before), beside=begin_anew)
         )
 
+    async def _clear_further(
+        self, tx: WriteTransaction, channel: ChannelKey, before: Exchange | None, author: Author | None
+    ) -> None:
+        """Delete what others said in a channel, and let nothing of before be read again."""
+        if author is None:
+            level = "channel" if channel.thread is None else "thread"
+            since = self._calendar.today() if before is None else before.message.sent_at
+            await set_readable_since(tx, self._insert(readable_since), level, str(channel), since)
+        if channel.thread is None:
+            of_others = cleared(channel, None if before is None else before.id)
+            if author is not None:
+                of_others += by(author.platform, self._vault.pseudonyms(author.platform, author.id))
+            await delete_further(tx, *of_others)
+
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
         theirs = self._by(author), *(earlier(before) or [NOT_OPEN_COMMAND])
         async with self._writing() as tx:
-            await forget_author(tx, author.platform, self._vault.pseudonyms(author.platform, author.id))
+            names = self._vault.pseudonyms(author.platform, author.id)
+            await forget_author(tx, author.platform, names)
+            await delete_further(tx, *by(author.platform, names))
+            since = self._calendar.today() if before is None else before.message.sent_at
+            place = stored_place(Scope("user", author.key), self._vault)
+            await set_readable_since(tx, self._insert(readable_since), "user", place, since)
             await forget_voter(tx, stored_place(Scope("user", author.key), self._vault))
         return _checked(*await self._blank(lifecycle.CLEAR, *theirs))
 
@@ -91,7 +123,10 @@ class Deletion(OpenStore):
         quotations = self._quotations()
         prepared = await self._prepare(quotations, *are_they)
         async with self._writing() as tx:
-            if not is_expected and not await has_channel(tx.connection, channel):
+            is_read = await has_any(tx.connection, channel, message_ids)
+            if is_read:
+                await delete_further(tx, said_in(channel, message_ids))
+            if not (is_expected or is_read) and not await has_channel(tx.connection, channel):
                 return  # the messages are not for the bot, and nothing quotes them
             await self._bury(tx, channel, message_ids)
             # Of all rows: quotations that name a message outlive its text.
@@ -106,6 +141,7 @@ class Deletion(OpenStore):
     async def replace_quotes(self, channel: ChannelKey, message_id: str, text: str) -> None:
         async with self._writing() as tx:
             await replace_quotes(tx, channel, message_id, text)
+            await replace_texts(tx, channel, message_id, text)
 
     @shielded
     async def expire(self, before: datetime) -> int:
@@ -113,6 +149,7 @@ class Deletion(OpenStore):
         count, _ = await self._blank(lifecycle.EXPIRE, aged, with_quotations=False)
         async with self._writing() as tx:
             await expire_changes(tx, before)
+            await delete_further(tx, *older(before))
         return count
 
     async def _blank(
@@ -156,6 +193,7 @@ class Deletion(OpenStore):
         ids = [row.id for row in rows]
         await tx.execute(_blanking(transition), {"ids": ids})
         await delete_votes(tx, ids)
+        await delete_of_exchanges(tx, ids)
         return [row.kind for row in rows].count(Kind.CHAT)
 
     def _quotations(self) -> Quotations:

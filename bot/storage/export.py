@@ -17,6 +17,7 @@ from bot.storage import migrate
 from bot.storage.connections import inspector, locate, snapshot_reader
 from bot.storage.encryption import DamagedRow, KeyMissing
 from bot.storage.errors import map_errors
+from bot.storage.further import read_further, with_further
 from bot.storage.key_file import path_beside
 from bot.storage.keys import keys_of
 from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
@@ -80,12 +81,13 @@ def readable(connection: Connection, vault: Vault, here: ColumnElement[bool]) ->
     """Yield the exchanges that can be decrypted, by id; log the others."""
     last = 0
     while rows := connection.execute(_after(last, here)).all():
+        further = read_further(connection, vault, [row.id for row in rows])
         for row, decrypted in zip(rows, vault.decrypt(connection, exchanges, rows), strict=True):
             last = row.id
             try:
                 if isinstance(decrypted, DamagedRow):
                     raise decrypted
-                exchange = to_exchange(decrypted)
+                exchange = with_further(to_exchange(decrypted), further.get(row.id))
                 yield replace(exchange, message=with_pictures(exchange.message, decrypted))
             except KeyMissing:
                 continue  # deleted meanwhile
@@ -222,6 +224,18 @@ def _to_json(exchange: Exchange) -> dict[str, Any]:
         "quotes_bot": message.quotes_bot,
         "files": [_file_to_json(file) for file in message.files],
         "text": message.text,
+        "further": [
+            {
+                "message": each.id,
+                "channel": each.channel,
+                "kind": each.kind,
+                "sent_at": each.sent_at.isoformat(),
+                "author": {"id": each.author.key, "name": each.author.name},
+                "text": each.text,
+                "files": [_file_to_json(file) for file in each.files],
+            }
+            for each in message.further
+        ],
         "answer": answer
         and {
             "text": answer.text,

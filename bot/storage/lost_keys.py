@@ -13,6 +13,7 @@ from bot.errors import StoreError
 from bot.storage.conditions import change
 from bot.storage.encryption import key_columns, numbers_in
 from bot.storage.feedback import delete_votes
+from bot.storage.further import delete_of_exchanges
 from bot.storage.keys import BATCH, Mismatch
 from bot.storage.rows import BLANK, UNANSWERED, UNQUOTED
 from bot.storage.schema import IS_KEPT, IS_OWED, exchanges, metadata
@@ -110,6 +111,7 @@ class LostKeys:
         clear = change(lifecycle.CLEAR).where(exchanges.c.id.in_([row.id for row in cleared]))
         await tx.execute(clear.values(**BLANK, **UNANSWERED))
         await delete_votes(tx, [row.id for row in cleared])
+        await delete_of_exchanges(tx, [row.id for row in cleared])
         await tx.execute(update(exchanges).where(exchanges.c.id.in_(unquoted)).values(UNQUOTED))
         self.count += len(cleared)
 

@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy import ColumnElement, Row, Select, Update, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bot.domain import Author, ChannelKey, Exchange, FinishReason, Kind, SettingChange, Status, Upkeep
+from bot.domain import Author, ChannelKey, Exchange, FinishReason, FurtherMessage, Kind, SettingChange, Status, Upkeep
 from bot.errors import StoreDamaged, StoreError
 from bot.observability.metrics import Metrics
 from bot.storage import connections, migrate
@@ -23,6 +23,7 @@ from bot.storage.base import History
 from bot.storage.conditions import NO_CHANGE, exactly, here, recent, with_threads, within
 from bot.storage.conversion import Conversion
 from bot.storage.encryption import DamagedRow, KeyMissing
+from bot.storage.further import read_further, with_further
 from bot.storage.key_file import path_beside
 from bot.storage.keys import keys_of
 from bot.storage.lost_keys import LostKeys
@@ -242,7 +243,7 @@ class OpenStore:
         return readable
 
     async def _decrypt(
-        self, tx: AsyncConnection, rows: Iterable[Row[Any]], *, is_final: bool = False
+        self, tx: AsyncConnection, rows: Iterable[Row[Any]], *, is_final: bool = False, has_further: bool = True
     ) -> tuple[list[Exchange], set[int]]:
         """Convert rows, and return the ids of those without a key; log each damaged one once.
 
@@ -254,11 +255,14 @@ class OpenStore:
         for start in range(0, len(waiting), _SLICE):
             some = waiting[start : start + _SLICE]
             decrypted_rows = await tx.run_sync(partial(self._vault.decrypt, table=exchanges, rows=some))
+            further: dict[int, tuple[FurtherMessage, ...]] = {}
+            if has_further:
+                further = await tx.run_sync(partial(read_further, vault=self._vault, ids=[row.id for row in some]))
             for row, decrypted in zip(some, decrypted_rows, strict=True):
                 try:
                     if isinstance(decrypted, DamagedRow):
                         raise decrypted
-                    readable.append(to_exchange(decrypted))
+                    readable.append(with_further(to_exchange(decrypted), further.get(row.id)))
                 except DamagedRow as error:
                     is_missing = isinstance(error, KeyMissing)
                     if is_missing:
@@ -325,6 +329,12 @@ class OpenStore:
         if not readable or readable[0].id != before.id:
             raise StoreError(f"the row of exchange {before.id} is damaged")
         return History(tuple(readable[1:]), readable[0], bool(is_told))
+
+    @shielded
+    async def is_context_told(self, channel: ChannelKey) -> bool:
+        told = select(channels.c.thread).where(with_threads(channel), channels.c.is_context_told)
+        async with self._transactions.reading() as tx:
+            return (await tx.execute(told.limit(1))).first() is not None
 
     @shielded
     async def find(self, channel: ChannelKey, message_id: str) -> Exchange | None:

@@ -34,9 +34,7 @@ def pictures_to_json(files: Iterable[Attachment], *, is_quoted: bool) -> str | N
 
 def with_pictures(message: IncomingMessage, row: Mapping[str, Any]) -> IncomingMessage:
     """Return the message with the pictures of a decrypted row, as far as they are there."""
-    pictures = {
-        name: iter(_to_pictures(row[column.name])) for name, column in zip((False, True), PICTURES, strict=True)
-    }
+    pictures = {name: iter(to_pictures(row[column.name])) for name, column in zip((False, True), PICTURES, strict=True)}
     files = (
         replace(file, picture=next(pictures[file.is_quoted], None)) if file.is_picture else file
         for file in message.files
@@ -60,7 +58,7 @@ def _to_json(picture: Picture) -> list[object]:
     return [picture.media_type, content, picture.width, picture.height]
 
 
-def _to_pictures(text: str | None) -> list[Picture | None]:
+def to_pictures(text: str | None) -> list[Picture | None]:
     try:
         return [each and _to_picture(*each) for each in json.loads(text or "[]")]
     except (RecursionError, TypeError, ValueError):

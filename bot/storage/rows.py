@@ -95,7 +95,7 @@ def question_texts(message: IncomingMessage) -> dict[str, str | None]:
         "author_name": message.author.name,
         "author_roles": json.dumps(roles) if roles else "",
         "text": message.text,
-        "files": _to_json(message.files),
+        "files": files_to_json(message.files),
         "pictures": pictures_to_json(message.files, is_quoted=False),
         "locale": message.locale,
     }
@@ -106,7 +106,7 @@ def quotation_texts(quoted: str | None, files: Iterable[Attachment] = ()) -> dic
     return {"quoted": quoted, "quoted_pictures": pictures_to_json(files, is_quoted=True)}
 
 
-def _to_json(files: Iterable[Attachment]) -> str | None:
+def files_to_json(files: Iterable[Attachment]) -> str | None:
     return json.dumps([file_fields(file) for file in files], ensure_ascii=False) if files else None
 
 
@@ -117,7 +117,7 @@ def file_fields(file: Attachment) -> dict[str, Any]:
     return fields if file.is_picture else {name: value for name, value in fields.items() if name != "is_picture"}
 
 
-def _to_files(text: str | None) -> tuple[Attachment, ...]:
+def files_from_json(text: str | None) -> tuple[Attachment, ...]:
     try:
         files = tuple(map(_to_file, [] if text is None else json.loads(text)))
     except (KeyError, RecursionError, TypeError, ValueError) as error:
@@ -192,7 +192,7 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
             quoted=row["quoted"],
             quoted_id=row["quoted_id"],
             quotes_bot=row["quotes_bot"],
-            files=_to_files(row["files"]),
+            files=files_from_json(row["files"]),
         ),
         kind=kind,
         status=status,

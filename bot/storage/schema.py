@@ -213,6 +213,43 @@ channels = Table(
     Column("last_message", SafeText, nullable=False),
     # Whether it was said there that the oldest turns are left out.
     Column("is_shortening_told", Boolean, nullable=False, server_default=false()),
+    # Whether it was said there that messages before a question are read.
+    Column("is_context_told", Boolean, nullable=False, server_default=false()),
+    sqlite_with_rowid=False,
+)
+
+# Messages that belong to a question beside its own: more of it, what was said before it, what it links to.
+further_messages = Table(
+    "further_messages",
+    metadata,
+    Column("exchange", BigInteger, primary_key=True, autoincrement=False),
+    Column("channel", SafeText, primary_key=True),  # where it was said, without the thread
+    Column("message", SafeText, primary_key=True),
+    Column("platform", SafeText, nullable=False),
+    Column("kind", SafeText, nullable=False),
+    Column("author_platform", SafeText, nullable=False),
+    Column("author", SafeText, nullable=False, info={"person": "author_id"}),  # a pseudonym
+    Column("author_id", Encrypted(), nullable=False, info=encrypted("text_key")),
+    Column("author_name", Encrypted(), nullable=False, info=encrypted("text_key")),
+    Column("text", Encrypted(), nullable=False, info=encrypted("text_key")),
+    Column("files", Encrypted(), info=encrypted("text_key")),
+    Column("pictures", Encrypted(), info=encrypted("text_key")),
+    Column("sent_at", UtcDateTime, nullable=False),
+    Column("text_key", BigInteger),
+    Index(None, "platform", "channel", "message"),  # edits, deletions, messages that come again
+    Index(None, "author_platform", "author"),  # forget
+    Index(None, "sent_at"),  # expire
+    sqlite_with_rowid=False,
+)
+
+# From when on messages are read as what was said before a question: of a person since /forget me, in a place
+# since /clear.  `place` is as in `usage`: of a person a pseudonym.
+readable_since = Table(
+    "readable_since",
+    metadata,
+    Column("level", SafeText, primary_key=True),
+    Column("place", SafeText, primary_key=True),
+    Column("since", UtcDateTime, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -1,12 +1,11 @@
 """The Store in SQL: a SQLite file, or a PostgreSQL server."""
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Insert, Integer, Row, Text, Update, and_, bindparam, delete, literal, select, true, update
+from sqlalchemy import Insert, Integer, Row, Text, and_, bindparam, delete, literal, select, true, update
 
 from bot import lifecycle
 from bot.domain import (
@@ -15,6 +14,7 @@ from bot.domain import (
     Attachment,
     ChannelKey,
     Exchange,
+    FurtherMessage,
     IncomingMessage,
     Kind,
     Scope,
@@ -25,8 +25,10 @@ from bot.domain import (
 from bot.errors import StoreError
 from bot.storage.conditions import DELETED, NO_CHANGE, allowed, change, held, here, place, taken, with_threads, within
 from bot.storage.deletion import KEY
-from bot.storage.encryption import DamagedRow, numbers_in
+from bot.storage.encryption import DamagedRow
 from bot.storage.feedback import delete_votes
+from bot.storage.further import question_of, rename_further, replace_contents, replace_texts
+from bot.storage.joined import Joined, new_seed
 from bot.storage.opened import claiming, shielded
 from bot.storage.pictures import keep_pictures
 from bot.storage.quoted_text import Said, replace_quotes
@@ -35,7 +37,6 @@ from bot.storage.rows import (
     UNQUOTED,
     answer_texts,
     answer_values,
-    emptied,
     message_values,
     question_texts,
     quotation_texts,
@@ -45,7 +46,6 @@ from bot.storage.settings import insert_change, rename_places
 from bot.storage.transactions import GroupCommit
 from bot.storage.usage import count_use, delete_use, rename_use, select_use, stored_place, to_use
 from bot.storage.vault import WriteTransaction
-from bot.storage.votes import Votes
 from bot.usage import use_of
 
 
@@ -58,7 +58,7 @@ class _Arrival:
     owner: str | None
 
 
-class SqlStore(Votes):
+class SqlStore(Joined):
     """The Store on the database that `url` names.
 
     Writers take turns in the order of their calls, and rows are numbered in that order.
@@ -111,12 +111,14 @@ class SqlStore(Votes):
     async def _insert_one(self, tx: WriteTransaction, arrival: _Arrival) -> tuple[int | None, Exchange | None]:
         """Store and claim a message; return the row's id unless the message was known and finished."""
         message, owner = arrival.message, arrival.owner
+        if await question_of(tx.connection, message.channel, message.id) is not None:
+            return None, None  # it came again
         values = {
             **message_values(message),
             "author": self._vault.pseudonym(message.author.platform, message.author.id),
             "kind": arrival.kind,
             "status": Status.OPEN,
-            "seed": _new_seed(),
+            "seed": new_seed(),
             "owner": owner,
             "fence": int(owner is not None),
         }
@@ -133,7 +135,8 @@ class SqlStore(Votes):
         rows = stored.all()
         if not any(row.question_key == values["question_key"] for row in rows):
             tx.keys.give_back(values["question_key"], values["quotation_key"])  # the message is known
-        claimed = [] if owner is None else await self._readable_claims(tx, rows)
+        is_new = any(row.question_key == values["question_key"] for row in rows)
+        claimed = [] if owner is None else await self._readable_claims(tx, rows, has_further=not is_new)
         return next((row.id for row in rows), None), next(iter(claimed), None)
 
     async def _quotes_deleted(self, tx: WriteTransaction, message: IncomingMessage) -> bool:
@@ -192,7 +195,9 @@ class SqlStore(Votes):
             return True
 
     @shielded
-    async def record_files(self, exchange: Exchange, files: Sequence[Attachment]) -> bool:
+    async def record_files(
+        self, exchange: Exchange, files: Sequence[Attachment], further: Sequence[FurtherMessage] = ()
+    ) -> bool:
         # What is read of a quoted message goes with its deletion or edit: also with one since the claim.
         of_quoted = [file for file in files if file.is_quoted and (file.text or file.is_picture)]
         own = tuple(file for file in files if not (file.is_quoted and file.text))
@@ -216,6 +221,8 @@ class SqlStore(Votes):
                 texts = quotation_texts("\n\n".join(filter(None, pieces)) or exchange.message.quoted, files)
                 values |= await tx.encrypt(exchanges, "quotation_key", texts)
             await tx.execute(change(lifecycle.RECORD_FILES, held_by=exchange).values(values))
+            for each in further:
+                await replace_contents(tx, exchange.id, each, each.text, each.files)
             return True
 
     async def _quotes(self, tx: WriteTransaction, row: Row[Any], quoted: str | None) -> bool:
@@ -269,7 +276,7 @@ class SqlStore(Votes):
     async def requeue(
         self, owner: str, /, exchange: Exchange, text: str | None = None, files: Sequence[Attachment] | None = None
     ) -> Exchange | None:
-        values: dict[str, Any] = {"seed": _new_seed(), "failure": None, **UNANSWERED}
+        values: dict[str, Any] = {"seed": new_seed(), "failure": None, **UNANSWERED}
         quotations = self._quotations()
         if text is not None:
             await quotations.prepare([_said(exchange)])
@@ -298,6 +305,7 @@ class SqlStore(Votes):
             if text is not None and requeued:
                 channel = exchange.message.channel
                 await replace_quotes(tx, channel, exchange.message.id, text)
+                await replace_texts(tx, channel, exchange.message.id, text)
                 await quotations.read_added(tx, {(channel.platform, channel.channel)})
                 await quotations.redact(tx, [exchange.id], [_said(each) for each in before], of_replies_only=True)
         return next(iter(requeued), None)
@@ -326,6 +334,7 @@ class SqlStore(Votes):
                 await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
                 renamed = update(parts).where(parts.c.exchange == row.id)
                 await tx.execute(renamed.values(message=literal(prefix, SafeText) + parts.c.message))
+            await rename_further(tx, channel, to, prefix)
             await self._rename_channel(tx, channel, to)
             await tx.execute(rename_places(channel, to))
             await rename_use(tx, self._insert(usage), channel, to)
@@ -333,7 +342,7 @@ class SqlStore(Votes):
 
     async def _rename_channel(self, tx: WriteTransaction, channel: ChannelKey, to: str) -> None:
         theirs = with_threads(channel)
-        columns = channels.c.thread, channels.c.last_exchange, channels.c.is_shortening_told
+        columns = channels.c.thread, channels.c.last_exchange, channels.c.is_shortening_told, channels.c.is_context_told
         # The messages have their new ids already.
         renamed = select(*columns, exchanges.c.message.label("last_message")).where(
             theirs, exchanges.c.id == channels.c.last_exchange
@@ -358,34 +367,7 @@ class SqlStore(Votes):
                 version = (await tx.exec_driver_sql("PRAGMA user_version")).scalar_one()
                 await tx.exec_driver_sql(f"PRAGMA user_version={version}")
 
-    async def _claimed(self, tx: WriteTransaction, claim: Update | Insert) -> list[Exchange]:
-        """Run a statement that claims rows, and return their exchanges."""
-        return await self._readable_claims(tx, (await tx.execute(claim.returning(*EXCHANGE))).all())
-
-    async def _readable_claims(self, tx: WriteTransaction, rows: Sequence[Row[Any]]) -> list[Exchange]:
-        """Return the exchanges of claimed rows: one without its texts for a row that cannot be decrypted.
-
-        Where more than the texts is damaged nobody can be told, and the row fails.
-        """
-        readable, _ = await self._decrypt(tx.connection, rows, is_final=True)
-        known = {exchange.id for exchange in readable}
-        for row in rows:
-            if row.id in known:
-                continue
-            try:
-                exchange, changed = emptied(row._asdict())
-                readable.append(exchange)
-                tx.keys.delete(*numbers_in(exchanges, row._asdict()))
-            except DamagedRow:
-                changed = {"status": Status.FAILED, "owner": None, "fence": 0, "failure": "damaged row"}
-            await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(changed))
-        return readable
-
 
 def _said(exchange: Exchange) -> Said:
     channel = exchange.message.channel
     return Said((channel.platform, channel.channel), exchange.message.text)
-
-
-def _new_seed() -> int:
-    return secrets.randbits(63)

@@ -62,7 +62,7 @@ def rated_answers(url: str, master: MasterKeys = NO_MASTER_KEY) -> Iterator[Rate
             if (answer := exchange.answer) is not None:
                 row = connection.execute(select(*_COUNTS).where(feedback.c.exchange == exchange.id)).one()
                 names = answer.model or DEFAULT_MODEL, answer.persona or NO_PERSONA
-                yield RatedAnswer(exchange.message.text, answer.text, row.up, row.down, *names)
+                yield RatedAnswer(exchange.message.whole.text, answer.text, row.up, row.down, *names)
 
 
 def json_lines(answers: Iterable[RatedAnswer]) -> Iterator[str]:

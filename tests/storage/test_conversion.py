@@ -224,7 +224,7 @@ async def test_a_deletion_says_so_while_old_text_is_in_the_file(
             await store.clear(ROOM)
 
 
-async def test_what_is_written_meanwhile_is_encrypted(tmp_path: Path) -> None:
+async def test_writes_during_the_conversion_are_encrypted(tmp_path: Path) -> None:
     write_old_database(url_of(tmp_path / "bot.db"))
     async with temporary_store(tmp_path) as store:
         old = await store.find(ROOM, "5")

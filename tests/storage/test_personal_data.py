@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import JSON, Table
 
-from bot.domain import Answer, Attachment, Author, Kind, Picture, Scope, SettingChange
+from bot.domain import Answer, Attachment, Author, FurtherKind, FurtherMessage, Kind, Picture, Scope, SettingChange
 from bot.storage.backup import back_up
 from bot.storage.copy import copy_database
 from bot.storage.export import export_channel
@@ -32,7 +32,9 @@ KEYS = {
     },
     "parts": {"message"},
     "channels": {"platform", "channel", "thread", "last_message"},
+    "further_messages": {"channel", "message", "platform", "kind", "author_platform", "author"},
     "settings": {"level", "place", "setting", "value", "author_platform", "author"},
+    "readable_since": {"level", "place"},  # of a person a pseudonym
     "usage": {"level", "place"},  # of a person a pseudonym
     "feedback": {"voter", "vote"},
     "consents": {"person"},
@@ -64,6 +66,16 @@ async def record_setting(store: SqlStore) -> None:
     await store.record_setting(SettingChange(scope, "persona", None, "personal text", AUTHOR, NOON))
 
 
+async def record_context(store: SqlStore) -> None:
+    exchange = await store.enqueue(message(1, "why?"), Kind.CHAT)
+    assert exchange is not None
+    files = Attachment("personal file", text="personal contents"), Attachment("a.png", is_picture=True, picture=PICTURE)
+    said = FurtherMessage("7", ROOM.channel, AUTHOR, "personal text", NOON, FurtherKind.BEFORE, files)
+    await store.record_context(exchange, [said])
+    await store.record_answer(exchange, Answer("because"))
+    await store.complete(exchange)
+
+
 async def erase(store: SqlStore) -> None:
     exchange = await store.find(ROOM, "1")
     assert exchange is not None
@@ -73,6 +85,7 @@ async def erase(store: SqlStore) -> None:
 # Each stores one row whose personal columns contain the word "personal".
 ENQUEUE: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
     "exchanges": enqueue_exchange,
+    "further_messages": record_context,
     "settings": record_setting,
 }
 # The store's deletions that cover a table.
@@ -83,6 +96,15 @@ DELETIONS: dict[str, dict[str, Callable[[SqlStore], Awaitable[object]]]] = {
         "forget": lambda store: store.forget(AUTHOR),
         "erase": erase,
         "delete_messages": lambda store: store.delete_messages(ROOM, ["1"]),
+        "expire": lambda store: store.expire(NOON + timedelta(days=1)),
+    },
+    "further_messages": {
+        "clear": lambda store: store.clear(ROOM),
+        "clear one's own": lambda store: store.clear(ROOM, author=AUTHOR),
+        "forget": lambda store: store.forget(AUTHOR),
+        "erase": erase,
+        "delete_messages": lambda store: store.delete_messages(ROOM, ["7"]),
+        "delete the question": lambda store: store.delete_messages(ROOM, ["1"]),
         "expire": lambda store: store.expire(NOON + timedelta(days=1)),
     },
     # What /clear deletes was said: everybody may use it, but not change a setting.

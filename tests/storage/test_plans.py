@@ -14,16 +14,19 @@ import pytest
 from sqlalchemy import ClauseElement, Engine, event
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 
-from bot.domain import Answer, Attachment, Kind, Picture, Scope, SettingChange, Usage, Vote
+from bot.domain import Answer, Attachment, FurtherKind, FurtherMessage, Kind, Picture, Scope, SettingChange, Usage, Vote
 from bot.storage.base import Store
 from bot.storage.sql import SqlStore
 from tests.harness.postgres import PostgresServer
-from tests.storage import MEI, NOON, ROOM, THREAD, message, temporary_store
+from tests.storage import BEN, MEI, NOON, ROOM, THREAD, message, temporary_store
 
 Statement = tuple[str, Any]
 
 # A scan of the rows that a subquery has found, or of the values of the statement itself.
 _OWN_ROWS = re.compile(r"SCAN (\(subquery.*\)|CONSTANT ROW|listed VIRTUAL TABLE INDEX 1:)$")
+
+
+BESIDE = FurtherMessage("m7", "C1", BEN, "what was said", NOON, FurtherKind.BEFORE)
 
 
 async def use_all(store: SqlStore, called: set[str]) -> None:
@@ -46,6 +49,15 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     picture = Attachment("a.png", is_picture=True, picture=Picture("image/png", b"", 1, 1))
     await call(store.record_files, asked, [Attachment("a.txt", text="what it says"), picture])
     await call(store.history, asked, 5, pictures=4)
+    said = [replace(BESIDE, id="m7"), replace(BESIDE, id="m8", kind=FurtherKind.LINKED)]
+    await call(store.record_context, asked, said)
+    await call(store.record_context_told, ROOM)
+    await call(store.is_context_told, ROOM)
+    asked = await call(store.join, asked, replace(BESIDE, id="m9", kind=FurtherKind.CONTINUATION))
+    await call(store.edit_continuation, ROOM, "m9", "again", [])
+    asked = await call(store.edit_continuation, ROOM, "m9", "and again", [])
+    await call(store.asked_between, ROOM, MEI, NOON, NOON)
+    await call(store.replace_quotes, ROOM, "m7", "what was said")
     await call(store.record_answer, asked, Answer("hi", usage=Usage(3, 1)), NOON.date(), 20)
     await call(store.complete, asked)
     await call(store.vote, asked, MEI, Vote.UP, NOON)

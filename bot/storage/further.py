@@ -1,0 +1,221 @@
+"""Statements for messages that belong to a question beside its own: parts of it, what was said before, what it links to."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Delete, Select, and_, bindparam, delete, literal, select, update
+from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
+from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bot.domain import Attachment, Author, ChannelKey, Exchange, FurtherKind, FurtherMessage, Scope
+from bot.storage.encryption import DamagedRow
+from bot.storage.pictures import pictures_to_json, to_pictures
+from bot.storage.rows import files_from_json, files_to_json
+from bot.storage.schema import SafeText, further_messages, readable_since
+from bot.storage.usage import stored_place
+from bot.storage.vault import Vault, WriteTransaction
+
+AnyInsert = SqliteInsert | PostgresInsert
+
+_LEVELS = ("user", "channel", "thread")
+_NEVER = datetime.min.replace(tzinfo=UTC)
+OF_OTHERS = further_messages.c.kind.in_([FurtherKind.BEFORE, FurtherKind.LINKED])
+_OF_ASKER = further_messages.c.kind.in_([FurtherKind.CONTINUATION, FurtherKind.FORWARD])
+
+
+def read_further(connection: Connection, vault: Vault, ids: Collection[int]) -> dict[int, tuple[FurtherMessage, ...]]:
+    """Return the further messages of exchanges, in the order in which they were sent; without what cannot be decrypted."""
+    rows = connection.execute(_of_exchanges(), {"ids": list(ids)}).all()
+    if not rows:
+        return {}
+    found: dict[int, list[FurtherMessage]] = {}
+    for row in vault.decrypt(connection, further_messages, rows):
+        # A key that is missing is that of a message that is being deleted.
+        if isinstance(row, dict) and row["sent_at"] is not None and row["kind"] in list(FurtherKind):
+            found.setdefault(row["exchange"], []).append(_to_message(row))
+    # Within a second or less the ids tell the order, on all platforms.
+    return {
+        id: tuple(sorted(each, key=lambda message: (message.sent_at, len(message.id), message.id)))
+        for id, each in found.items()
+    }
+
+
+def with_further(exchange: Exchange, further: tuple[FurtherMessage, ...] | None) -> Exchange:
+    return replace(exchange, message=replace(exchange.message, further=further)) if further else exchange
+
+
+def _to_message(row: dict[str, Any]) -> FurtherMessage:
+    try:
+        pictures = iter(to_pictures(row["pictures"]))
+        files = tuple(
+            replace(file, picture=next(pictures, None)) if file.is_picture else file
+            for file in files_from_json(row["files"])
+        )
+    except DamagedRow:
+        files = ()
+    author = Author(row["author_platform"], row["author_id"], row["author_name"])
+    kind = FurtherKind(row["kind"])
+    return FurtherMessage(row["message"], row["channel"], author, row["text"], row["sent_at"], kind, files)
+
+
+@cache
+def _of_exchanges() -> Select[Any]:
+    return select(further_messages).where(further_messages.c.exchange.in_(bindparam("ids", expanding=True)))
+
+
+async def insert_further(tx: WriteTransaction, vault: Vault, exchange: int, messages: Iterable[FurtherMessage]) -> None:
+    for message in messages:
+        author = message.author
+        values = {
+            "exchange": exchange,
+            "channel": message.channel,
+            "message": message.id,
+            "platform": author.platform,
+            "kind": message.kind,
+            "author_platform": author.platform,
+            "author": vault.pseudonym(author.platform, author.id),
+            "sent_at": message.sent_at,
+            **await _encrypt(tx, message),
+        }
+        await tx.execute(further_messages.insert().values(values))
+
+
+async def replace_contents(
+    tx: WriteTransaction, exchange: int, message: FurtherMessage, text: str, files: tuple[Attachment, ...]
+) -> None:
+    """Give a further message another text and other files, with a new key."""
+    changed = replace(message, text=text, files=files)
+    which = and_(further_messages.c.exchange == exchange, _is(message.channel, [message.id]))
+    tx.keys.delete(*(await tx.execute(select(further_messages.c.text_key).where(which))).scalars())
+    await tx.execute(update(further_messages).where(which).values(await _encrypt(tx, changed)))
+
+
+async def _encrypt(tx: WriteTransaction, message: FurtherMessage) -> dict[str, Any]:
+    texts = {
+        "author_id": message.author.id,
+        "author_name": message.author.name,
+        "text": message.text,
+        "files": files_to_json(message.files),
+        "pictures": pictures_to_json(message.files, is_quoted=False),
+    }
+    return await tx.encrypt(further_messages, "text_key", texts)
+
+
+async def question_of(tx: AsyncConnection, channel: ChannelKey, message_id: str) -> int | None:
+    """Return the exchange whose question a message is a continuation of."""
+    which = said_in(channel, [message_id]), _OF_ASKER
+    return (await tx.execute(select(further_messages.c.exchange).where(*which).limit(1))).scalar()
+
+
+async def has_any(tx: AsyncConnection, channel: ChannelKey, message_ids: Collection[str]) -> bool:
+    """Return whether one of these messages belongs to a question."""
+    which = said_in(channel, message_ids)
+    return (await tx.execute(select(further_messages.c.exchange).where(which).limit(1))).first() is not None
+
+
+async def replace_texts(tx: WriteTransaction, channel: ChannelKey, message_id: str, text: str) -> None:
+    """Let an edited message have its new text wherever it was read as what others said."""
+    which = said_in(channel, [message_id]), OF_OTHERS
+    rows = (await tx.execute(select(further_messages).where(*which))).all()
+    for row, found in zip(rows, await tx.decrypt(further_messages, rows), strict=True):
+        if isinstance(found, dict) and text:
+            await replace_contents(tx, row.exchange, _to_message(found), text, ())
+        else:
+            await delete_further(tx, further_messages.c.exchange == row.exchange, said_in(channel, [message_id]))
+
+
+async def delete_of_exchanges(tx: WriteTransaction, ids: Collection[int]) -> None:
+    """Delete the further messages of exchanges."""
+    keys = (await tx.execute(_keys_of_exchanges(), {"ids": list(ids)})).scalars().all()
+    if keys:
+        tx.keys.delete(*keys)
+        await tx.execute(_deletion_of_exchanges(), {"ids": list(ids)})
+
+
+@cache
+def _keys_of_exchanges() -> Select[Any]:
+    return select(further_messages.c.text_key).where(further_messages.c.exchange.in_(bindparam("ids", expanding=True)))
+
+
+@cache
+def _deletion_of_exchanges() -> Delete:
+    return delete(further_messages).where(further_messages.c.exchange.in_(bindparam("ids", expanding=True)))
+
+
+async def delete_further(tx: WriteTransaction, *which: ColumnElement[bool]) -> None:
+    keys = (await tx.execute(select(further_messages.c.text_key).where(*which))).scalars().all()
+    if keys:
+        tx.keys.delete(*keys)
+        await tx.execute(delete(further_messages).where(*which))
+
+
+def said_in(channel: ChannelKey, message_ids: Collection[str]) -> ColumnElement[bool]:
+    """Select messages of a channel, threads included, in whatever questions they are."""
+    return and_(further_messages.c.platform == channel.platform, _is(channel.channel, message_ids))
+
+
+def _is(channel: str, message_ids: Collection[str]) -> ColumnElement[bool]:
+    return and_(further_messages.c.channel == channel, further_messages.c.message.in_(message_ids))
+
+
+def cleared(channel: ChannelKey, before: int | None) -> list[ColumnElement[bool]]:
+    """Select what others said in a channel that is cleared, read for questions before an exchange."""
+    here = further_messages.c.platform == channel.platform, further_messages.c.channel == channel.channel
+    return [*here, OF_OTHERS, *_earlier(before)]
+
+
+def by(platform: str, names: Collection[str]) -> list[ColumnElement[bool]]:
+    """Select what a person said before the questions of others; the parts of their own go with these."""
+    return [further_messages.c.author_platform == platform, further_messages.c.author.in_(names), OF_OTHERS]
+
+
+def older(than: datetime) -> list[ColumnElement[bool]]:
+    """Select what others said before a time; parts are as old as their question."""
+    return [further_messages.c.sent_at < than, OF_OTHERS]
+
+
+def _earlier(before: int | None) -> list[ColumnElement[bool]]:
+    return [] if before is None else [further_messages.c.exchange < before]
+
+
+async def rename_further(tx: WriteTransaction, channel: ChannelKey, to: str, prefix: str) -> None:
+    """Move the messages of a channel to its new id, with the ids that old messages get there."""
+    here = further_messages.c.platform == channel.platform, further_messages.c.channel == channel.channel
+    renamed = literal(prefix, SafeText) + further_messages.c.message
+    await tx.execute(update(further_messages).where(*here).values(channel=to, message=renamed))
+
+
+async def set_readable_since(tx: WriteTransaction, new: AnyInsert, level: str, place: str, since: datetime) -> None:
+    """Let what was said until then, by a person or in a place, not be read any more."""
+    add = new.on_conflict_do_update(index_elements=["level", "place"], set_={"since": new.excluded.since})
+    await tx.execute(add, {"level": level, "place": place, "since": since})
+
+
+async def unreadable(
+    tx: WriteTransaction, vault: Vault, here: ChannelKey, messages: Iterable[FurtherMessage]
+) -> set[FurtherMessage]:
+    """Return the messages from before a /forget me of their author, or a /clear where they were said."""
+    scopes = {message: _scopes_of(message, vault, here) for message in messages}
+    known = readable_since.c.level, readable_since.c.place, readable_since.c.since
+    places = {place for each in scopes.values() for _, place in each}
+    rows = (
+        await tx.execute(select(*known).where(readable_since.c.level.in_(_LEVELS), readable_since.c.place.in_(places)))
+    ).all()
+    since = {(row.level, row.place): row.since for row in rows}
+    return {
+        message
+        for message, each in scopes.items()
+        if any(message.sent_at <= since.get(scope, _NEVER) for scope in each)
+    }
+
+
+def _scopes_of(message: FurtherMessage, vault: Vault, here: ChannelKey) -> list[tuple[str, str]]:
+    author = message.author
+    scopes = [Scope("user", author.key), Scope("channel", str(ChannelKey(author.platform, message.channel)))]
+    if message.kind is FurtherKind.BEFORE and here.thread is not None:
+        scopes.append(Scope("thread", str(here)))
+    return [(scope.level, stored_place(scope, vault)) for scope in scopes]
