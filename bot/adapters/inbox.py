@@ -21,6 +21,7 @@ from bot.util.retry import Backoff, retry
 
 E = TypeVar("E")
 T = TypeVar("T")
+Parse = Callable[[E], Awaitable[IncomingMessage | None]]
 Waiting = Callable[[], Iterable[IncomingMessage]]
 FindStanding = Callable[[Sequence[Exchange]], Awaitable[Standing]]
 
@@ -79,6 +80,19 @@ class Inbox:
         else:
             await self._replies.accept_and_reply(message)
 
+    async def accept_continuation(self, message: IncomingMessage) -> None:
+        """Store a message that is not for the bot by itself if it is more of a question, and start its reply.
+
+        Raises:
+            StoreError: It is not stored, so it must not be acknowledged.
+        """
+        if self.is_backfilling or (self.connected_at is not None and message.sent_at < self.connected_at):
+            await self._intake.store_continuation(message)
+            if not self.is_backfilling:
+                await self.recover()
+        else:
+            self._start(await self._intake.accept_continuation(message))
+
     async def edit(self, message: IncomingMessage) -> None:
         """Store the new text of a question and start its new reply."""
         if self.is_backfilling:
@@ -116,13 +130,18 @@ class Inbox:
             log.warning("form not opened", platform=self._platform, error=str(error) or "timeout")
             return None
 
-    async def backfill(self, events: Iterable[E], parse: Callable[[E], Awaitable[IncomingMessage | None]]) -> None:
-        """Store missed messages in order, then start everything owed."""
+    async def backfill(self, events: Iterable[E], parse: Parse[E], parse_continuation: Parse[E]) -> None:
+        """Store missed messages in order, then start everything owed.
+
+        `parse_continuation` is asked about those that are not for the bot by themselves.
+        """
 
         async def store(event: E) -> None:
             message = await parse(event)
             if message is not None:
                 await self._intake.store(message)
+            elif (part := await parse_continuation(event)) is not None:
+                await self._intake.store_continuation(part)
 
         for event in events:
             await self.process(partial(store, event))

@@ -115,6 +115,10 @@ class Access:
             return False
         return all(key not in denied and (not allowed or key in allowed) for key, allowed, denied in places)
 
+    def is_denied(self, author: Author) -> bool:
+        """Return whether a person's messages are not even read."""
+        return author.key in self._access.deny_users
+
     def is_admin(self, author: Author) -> bool:
         return author.key in self._access.admins or author.key == OPERATOR.key
 
@@ -189,6 +193,11 @@ class Access:
         """Return a sentence if the question is refused; None counts it."""
         if self._is_paused:
             return translate("An admin has paused me. Please ask again later.")
+        return self.text_refusal(message, translate) or self._too_much(message, translate, standing)
+
+    def text_refusal(self, message: IncomingMessage, translate: Translate) -> str | None:
+        """Return a sentence if there is no question in the message and its parts, or a longer one than allowed."""
+        message = message.whole
         if not (message.text.strip() or (message.quoted or "").strip() or may_be_read(message)):
             return translate("I can only read text, and there was none in your message: what would you like to ask?")
         # A quotation is cut where the prompt is made: its length is not the author's doing.
@@ -196,6 +205,9 @@ class Access:
             return translate("Your message is too long: {count} characters, the limit is {limit}.").format(
                 count=len(message.text), limit=self._limits.max_message_chars
             )
+        return None
+
+    def _too_much(self, message: IncomingMessage, translate: Translate, standing: QueueDepth) -> str | None:
         found = self.too_much(message.author.key, _channel_id(message.channel), translate, standing)
         return None if found is None else found.text
 

@@ -105,10 +105,7 @@ class Answers:
 
     async def admits(self, worker: Worker) -> bool:
         """Return whether the question is going to be answered; one that is counts against the limits from now on."""
-        if await self._refusal(worker) is not None:
-            return False
-        worker.is_admitted = True
-        return True
+        return await self._refusal(worker) is None
 
     async def _refusal(self, worker: Worker) -> str | None:
         """Return a sentence if the question is refused; None counts it, unless that was done before."""
@@ -117,12 +114,14 @@ class Answers:
         who = self._settings.rules.who(exchange.message)
         if refusal := await self._access.asker_refusal(exchange.message, who, translate):
             return refusal
-        if worker.is_admitted:
-            return None
+        if worker.is_admitted:  # perhaps before another message of it came
+            return self._access.text_refusal(exchange.message, translate)
         # Questions from the backlog are exempt from the limit of waiting ones.
         depth = QueueDepth() if worker.is_backlog else self._exchanges.depth(exchange)
         over_quota = await self._over_quota(exchange.message, translate)
-        return over_quota or self._access.refusal(exchange.message, translate, depth)
+        refusal = over_quota or self._access.refusal(exchange.message, translate, depth)
+        worker.is_admitted = refusal is None
+        return refusal
 
     async def _over_quota(self, message: IncomingMessage, translate: Translate) -> str | None:
         """Return why the question need not wait for its turn, when its quotas are checked again."""

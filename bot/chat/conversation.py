@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import structlog
 
+from bot.chat.context import Context
 from bot.chat.exchanges import Exchanges
 from bot.chat.files import Files, is_unread, unread_notices
 from bot.chat.i18n import Translate
@@ -126,6 +127,7 @@ class Conversations:
         clock: Clock,
         metrics: Metrics,
         files: Files,
+        context: Context,
         model: Callable[[str | None], Engine] | None = None,
     ) -> None:
         """Answer with `engine`; `model` returns the engine that answers for a name of `[models.NAME]`."""
@@ -139,6 +141,7 @@ class Conversations:
         self._clock = clock
         self._metrics = metrics
         self._files = files
+        self._context = context
         self._counts = TurnCounts()
 
     async def answer(self, worker: Worker, stream: ReplyStream) -> Finished:
@@ -152,6 +155,9 @@ class Conversations:
         try:
             try:
                 await self._read_files(worker)
+                settings = self._settings.at(worker.exchange.message)
+                if not await self._context.read(worker, settings.conversation.context_messages):
+                    draft.note(translate("I could not read what was said before your question."))
                 while not worker.is_stopped and (position := self._exchanges.queues.position(worker)):
                     draft.queued(Queued(position))
                     await worker.wait_for_position()
@@ -170,15 +176,15 @@ class Conversations:
     async def _read_files(self, worker: Worker) -> None:
         """Fetch and read the files of the message, while earlier questions of the channel are answered."""
         message = worker.exchange.message
-        if not any(is_unread(file, sees=True) for file in message.files):
+        if not any(is_unread(file, sees=True) for file in message.whole.files):
             return
         most = await self.most_pictures(message)
-        if not any(is_unread(file, sees=most > 0) for file in message.files):
+        if not any(is_unread(file, sees=most > 0) for file in message.whole.files):
             return
-        reading = asyncio.create_task(self._files.read(message, most_pictures=most), name="files")
+        reading = asyncio.create_task(self._files.read_all(message, most_pictures=most), name="files")
         await race(reading, worker.wait_stopped())
         if not reading.cancelled():
-            await self._exchanges.record_files(worker, reading.result())
+            await self._exchanges.record_files(worker, *reading.result())
 
     async def most_pictures(self, message: IncomingMessage) -> int:
         """Return how many pictures the model for a message sees at once.
@@ -297,6 +303,9 @@ class Conversations:
                     for notice in notices:
                         draft.note(notice)
                     notices = []
+                    if prompt.context is not None and not prompt.is_context_told:
+                        with suppress(StoreError):
+                            await self._store.record_context_told(worker.exchange.message.channel)
                     if prompt.left_out and not prompt.is_told:
                         with suppress(StoreError):  # it is told again
                             await self._store.record_shortening(worker.exchange.message.channel)
@@ -352,7 +361,11 @@ class Conversations:
             worker.stop()
             return Prompt(())
         # Tokenising a book would block the event loop.
-        return await asyncio.to_thread(build_prompt, history, settings, engine, self._counts, worker.most_pictures)
+        prompt = await asyncio.to_thread(build_prompt, history, settings, engine, self._counts, worker.most_pictures)
+        if prompt.context is None:
+            return prompt
+        is_told = await self._store.is_context_told(worker.exchange.message.channel)
+        return replace(prompt, is_context_told=is_told)
 
 
 def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:

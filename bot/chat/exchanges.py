@@ -22,6 +22,7 @@ from bot.domain import (
     Author,
     ChannelKey,
     Exchange,
+    FurtherMessage,
     IncomingMessage,
     Kind,
     Part,
@@ -58,6 +59,8 @@ class Exchanges:
         # the next one needs their parts, which no row may have.
         self._orphans: dict[int, Worker] = {}
         self._numbers = count()
+        # Called for each /clear and /forget me, by platform: an adapter that keeps what it received drops that.
+        self.on_deletion: dict[str, Callable[[ChannelKey | None, Author | None], None]] = {}
         self._settled = Occasions()  # a message's id was stored, or a worker has ended
         self._deletions = 0  # ever begun
         self._deletions_running = 0
@@ -113,6 +116,27 @@ class Exchanges:
             return None
         self.worker(reopened).is_admitted = is_admitted
         return reopened
+
+    async def join(self, question: Exchange, message: FurtherMessage, *, is_missed: bool = False) -> Exchange | None:
+        """Add a message to a question, open it again and claim it; None if that cannot be, or is known.
+
+        An earlier worker loses its claim, and its messages are reused.  What it was let through by a limit still counts.
+        """
+        previous = self._workers.get(question.id)
+        joined = self._register(await self._store.join(question, message), previous)
+        if joined is not None:
+            worker = self.worker(joined)
+            worker.is_admitted = previous is not None and previous.is_admitted
+            worker.is_backlog = is_missed
+        return joined
+
+    async def edit_continuation(
+        self, channel: ChannelKey, message_id: str, text: str, files: Sequence[Attachment]
+    ) -> Exchange | None:
+        """Take the new text of a message that is a part of a question, open that again and claim it; None if it is none."""
+        async with self._prompt_barrier(channel):  # the old text must not reach a prompt any more
+            edited = await self._store.edit_continuation(channel, message_id, text, files)
+        return self._register(edited, None if edited is None else self._workers.get(edited.id))
 
     async def answer_with(self, exchange: Exchange, answer: Answer) -> Exchange:
         """Store an answer that needs no generation; return the exchange, to be delivered."""
@@ -261,13 +285,24 @@ class Exchanges:
                 return found
             await race(self._settled.after(before), self._clock.sleep(left))
 
-    async def record_files(self, worker: Worker, files: Sequence[Attachment]) -> None:
-        """Store what was read of the message's files.
+    async def record_files(
+        self, worker: Worker, files: Sequence[Attachment], further: Sequence[FurtherMessage] = ()
+    ) -> None:
+        """Store what was read of the files of the message, and of its parts.
 
         Raises:
             ClaimLost: Another worker goes on with the exchange.
         """
-        if not await self._store.record_files(worker.exchange, files):
+        if not await self._store.record_files(worker.exchange, files, further):
+            self._check_deleted(worker)
+
+    async def record_context(self, worker: Worker, messages: Sequence[FurtherMessage]) -> None:
+        """Store what others said before the question, and what it links to.
+
+        Raises:
+            ClaimLost: Another worker goes on with the exchange.
+        """
+        if not await self._store.record_context(worker.exchange, messages):
             self._check_deleted(worker)
 
     async def adopt_parts(self, exchange: Exchange, message_ids: Sequence[str]) -> Exchange:
@@ -350,12 +385,14 @@ class Exchanges:
             return is_here and is_by and (before is None or exchange.id < before.id)
 
         async with self._deletion(is_covered, channel):
+            self._drop_received(channel, author)
             return await self._store.clear(channel, before, author)
 
     async def forget(self, by: Exchange) -> int:
         """Delete everything its author said before this exchange, in all channels; return the number of questions."""
         author = by.message.author
         async with self._deletion(lambda past: past.message.author.key == author.key and past.id < by.id):
+            self._drop_received(None, author)
             return await self._store.forget(author, by)
 
     async def delete_messages(
@@ -386,6 +423,10 @@ class Exchanges:
         """Let quotations of an edited message have its new text."""
         async with self._prompt_barrier(channel):
             await self._store.replace_quotes(channel, message_id, text)
+
+    def _drop_received(self, channel: ChannelKey | None, author: Author | None) -> None:
+        for drop in self.on_deletion.values():
+            drop(channel, author)
 
     async def read_undeleted(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read for a prompt; once more if a deletion overlapped, since the result may hold deleted text."""

@@ -11,7 +11,7 @@ from bot.chat.i18n import Translate
 from bot.chat.reading.fault import Unreadable
 from bot.chat.reading.reader import Reading, read_file
 from bot.chat.settings import ChatSettings
-from bot.domain import Attachment, FileFault, IncomingMessage
+from bot.domain import Attachment, FileFault, FurtherMessage, IncomingMessage
 from bot.errors import BotError, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
 from bot.util.text import clean
@@ -64,6 +64,23 @@ class Files:
         sees = most_pictures > 0
         read = await asyncio.gather(*(self._read(file, fetch, sees=sees) for file in message.files))
         return tuple(_with_pictures(read, most_pictures))
+
+    async def read_all(
+        self, message: IncomingMessage, *, most_pictures: int = 0
+    ) -> tuple[tuple[Attachment, ...], list[FurtherMessage]]:
+        """Return the files of the message as `read` does, and its continuations that have unread files, with these read."""
+        sees = most_pictures > 0
+        unread = [each for each in message.continuations if any(is_unread(file, sees=sees) for file in each.files)]
+        own, *read = await asyncio.gather(
+            self.read(message, most_pictures=most_pictures),
+            *(self.read(replace(message, files=each.files), most_pictures=most_pictures) for each in unread),
+        )
+        known = (file for each in message.continuations if each not in unread for file in each.files)
+        left, found = most_pictures - sum(file.is_picture for file in (*own, *known)), []
+        for part, files in zip(unread, read, strict=True):
+            found.append(replace(part, files=tuple(_with_pictures(files, left))))
+            left -= sum(file.is_picture for file in found[-1].files)
+        return own, found
 
     async def read_upload(self, file: Attachment, chunks: AsyncIterator[bytes], *, sees: bool = False) -> Attachment:
         """Return a file that is being uploaded, with its text, its picture, or the reason why it has neither.
@@ -189,7 +206,8 @@ def unread_notices(files: Iterable[Attachment], most_megabytes: int, translate: 
         if file.fault is not None:
             names.setdefault(file.fault, []).append(file.name)
     return [
-        _sentence(fault, translate).format(files=", ".join(each), limit=most_megabytes) for fault, each in names.items()
+        _sentence(fault, translate).format(files=", ".join(dict.fromkeys(each)), limit=most_megabytes)
+        for fault, each in names.items()
     ]
 
 

@@ -12,6 +12,8 @@ from bot.chat.access import Access
 from bot.chat.answers import Answers
 from bot.chat.command_table import offers
 from bot.chat.commands import is_open_retry, parse
+from bot.chat.context import Context
+from bot.chat.continuation import Continuations, to_continuation
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
 from bot.chat.feedback import Feedback
@@ -91,10 +93,12 @@ class Intake:
         self.files = Files(settings, clock)
         calendar = Calendar(clock, today)
         self.today = calendar.today
+        self.context = Context(access, exchanges)
+        self.continuations = Continuations(store, clock, self.today())
         self._quotas = quotas = Quotas(store, exchanges, settings, self.today)
         self.choices = choices = Choices(store, settings.rules, self.today)
         self.conversations = Conversations(
-            engine, store, exchanges, settings, choices, quotas, clock, metrics, self.files, model
+            engine, store, exchanges, settings, choices, quotas, clock, metrics, self.files, self.context, model
         )
         self.answers = Answers(
             access,
@@ -122,7 +126,11 @@ class Intake:
         message = _cleaned(message)
         if not self.access.admits(message):
             return None
+        if (question := await self._join(message)) is not None:
+            return question
         exchange = await self.exchanges.enqueue(message, _kind(message))
+        if exchange is not None:
+            self.continuations.note(exchange, message)
         if exchange is None or not is_open_retry(exchange):
             return exchange
         try:
@@ -137,8 +145,39 @@ class Intake:
     async def store(self, message: IncomingMessage) -> None:
         """Store a message that was missed; `recover` then returns it with the others."""
         message = _cleaned(message)
-        if self.access.admits(message):
+        if self.access.admits(message) and not await self._store_continuation(message):
+            self.continuations.pass_over(message)
             await self.exchanges.enqueue_backlog(message, _kind(message))
+
+    async def accept_continuation(self, message: IncomingMessage) -> Exchange | None:
+        """Store a live message that is not for the bot by itself if it is more of a question; return that, to be answered.
+
+        `continuations` tells whether a message is worth parsing for it.
+        """
+        message = _cleaned(message)
+        return await self._join(message) if self.access.admits(message) else None
+
+    async def store_continuation(self, message: IncomingMessage) -> None:
+        """Store a missed message that is not for the bot by itself if it is more of a question, as `store` does."""
+        message = _cleaned(message)
+        if self.access.admits(message):
+            await self._store_continuation(message)
+
+    async def _store_continuation(self, message: IncomingMessage) -> bool:
+        question = await self._join(message, is_missed=True)
+        if question is not None:
+            self.exchanges.postpone(question)
+        return question is not None
+
+    async def _join(self, message: IncomingMessage, *, is_missed: bool = False) -> Exchange | None:
+        """Add the message to the question that it is more of; None if it is none, or known."""
+        question = await self.continuations.find(message, is_missed=is_missed)
+        if question is None:
+            return None
+        joined = await self.exchanges.join(question, to_continuation(message), is_missed=is_missed)
+        if joined is not None:
+            self.continuations.note(joined, message)
+        return joined
 
     async def recover(self, platform: str) -> list[Exchange]:
         """Claim what a crash or an outage left undone; return what is to be shown, in order."""
@@ -153,6 +192,10 @@ class Intake:
         message = _cleaned(message)
         known = await self._store.find(message.channel, message.id)
         if known is None:
+            part = to_continuation(message)
+            question = await self.exchanges.edit_continuation(message.channel, message.id, part.text, part.files)
+            if question is not None:
+                return question
             await self.exchanges.replace_quotes(message.channel, message.id, message.text)
             return None
         files = updated(known.message.files, message.files)
@@ -167,7 +210,8 @@ class Intake:
         refusal = await self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         # Even if it is refused, the old text goes.
         requeued = await self.exchanges.requeue(known, message.text, files, is_admitted=refusal is None)
-        has_words = message.text.strip() or (known.message.quoted or "").strip() or may_be_read(known.message)
+        whole = replace(known.message, text=message.text).whole
+        has_words = whole.text.strip() or (whole.quoted or "").strip() or may_be_read(whole)
         if requeued is None or refusal is None or known.answer is None or not has_words or known.kind is not Kind.CHAT:
             return requeued
         try:

@@ -11,7 +11,7 @@ from bot.chat.i18n import Translate
 from bot.chat.loops import without_loop
 from bot.chat.pictures import pictures_of, show_pictures
 from bot.chat.settings import ChatSettings
-from bot.domain import Attachment, ChatMessage, Exchange, IncomingMessage
+from bot.domain import Attachment, ChatMessage, Exchange, FurtherKind, FurtherMessage, IncomingMessage
 from bot.engine.base import Engine
 from bot.errors import BotError, PromptTooLong
 from bot.storage.base import History
@@ -93,6 +93,7 @@ class NothingToAsk(BotError):
 class Prompt:
     """`left_out` older turns did not fit.
 
+    `context` is how many messages before a question may be read, None if there were none; `context_left_out` did not fit.
     `quoted_chars` is how much of a longer quotation did, `file_chars` how much of longer `files`.
     """
 
@@ -103,10 +104,22 @@ class Prompt:
     file_chars: int | None = None
     files: tuple[Attachment, ...] = ()
     tokens: int = 0
+    context: int | None = None
+    context_left_out: int = 0
+    is_context_told: bool = False
 
     def notices(self, translate: Translate) -> list[str]:
         """Return what the author should know about it."""
         notices = []
+        if self.context is not None and not self.is_context_told:
+            sentence = translate(
+                "Before a question in this channel I read up to {count} messages that were written before it. "
+                "They are kept with the question, and deleted with it."
+            )
+            notices.append(sentence.format(count=self.context))
+        if self.context_left_out:
+            sentence = translate("Of the messages before your question the oldest were not read: {count}.")
+            notices.append(sentence.format(count=self.context_left_out))
         if self.left_out and not self.is_told:
             sentence = translate("The oldest turns of this conversation were left out: {count}.")
             notices.append(sentence.format(count=self.left_out))
@@ -140,6 +153,9 @@ def build_prompt(
         PromptTooLong: The question does not fit even alone.
         NothingToAsk: There is no question.
     """
+    history = _without_repetition(
+        replace(history, now=_whole(history.now), exchanges=tuple(_whole(past) for past in history.exchanges))
+    )
     most = engine.info.most_pictures if most_pictures is None else min(most_pictures, engine.info.most_pictures)
     while True:
         shown = show_pictures(history, most)
@@ -172,8 +188,9 @@ def _build(history: History, settings: ChatSettings, engine: Engine, counts: Tur
     def turn(number: int, previous: Exchange | None) -> Turn:
         past = turns[number]
         assert past.answer is not None
-        # Files of earlier turns get a part of the context, in characters.
+        # Files and messages before earlier turns get a part of the context, in characters.
         bounded = _bounded(past.message, settings, context // 2)
+        bounded = _with_context(bounded, _fitting_context(bounded, context // 2))
         said = spoken(bounded, previous, _length_pointed_at(bounded))
         return said, ChatMessage("assistant", without_loop(past.answer.text))
 
@@ -189,6 +206,17 @@ def _build(history: History, settings: ChatSettings, engine: Engine, counts: Tur
 
     alone = len(turns)
     quoted = _length_pointed_at(question)
+    most_context, asked = _fitting_context(question, settings.max_message_chars), question
+    question = _with_context(asked, most_context)
+    if most_context and not fits(alone, quoted):
+
+        def is_too_much(most: int) -> bool:
+            nonlocal question
+            question = _with_context(asked, most)
+            return not fits(alone, quoted)
+
+        most_context = bisect.bisect_left(range(1, most_context), True, key=is_too_much)
+        question = _with_context(asked, most_context)
     if quoted and not fits(alone, quoted):
         quoted = bisect.bisect_left(range(1, quoted), True, key=lambda most: not fits(alone, most))
     if not question.text.strip():
@@ -218,6 +246,8 @@ def _build(history: History, settings: ChatSettings, engine: Engine, counts: Tur
         of_files if are_files_cut else None,
         question.files,
         tokens[left_out],
+        conversation.context_messages if _has_context(asked) else None,
+        len(_said_before(asked)) - most_context,
     )
 
 
@@ -239,6 +269,55 @@ def _fit(estimates: Sequence[int], turns: int, room: int, count: Callable[[int],
         else:
             excessive = kept
     return turns - fitting
+
+
+def _whole(exchange: Exchange) -> Exchange:
+    message = exchange.message.whole
+    return exchange if message is exchange.message else replace(exchange, message=message)
+
+
+def _without_repetition(history: History) -> History:
+    """Leave what was said before each question to the newest one that has it."""
+    seen: set[str] = set()
+
+    def unseen(exchange: Exchange) -> Exchange:
+        said = {each.id for each in _said_before(exchange.message)}
+        if not said:
+            return exchange
+        kept = tuple(
+            each for each in exchange.message.further if each.kind is not FurtherKind.BEFORE or each.id not in seen
+        )
+        seen.update(said)
+        return replace(exchange, message=replace(exchange.message, further=kept))
+
+    now = unseen(history.now)
+    past = [unseen(exchange) for exchange in reversed(history.exchanges)]
+    return replace(history, now=now, exchanges=tuple(reversed(past)))
+
+
+def _said_before(message: IncomingMessage) -> list[FurtherMessage]:
+    """Return what others said before the question, oldest first, and then what it links to."""
+    return sorted(message.further, key=lambda each: each.kind is FurtherKind.LINKED)
+
+
+def _has_context(message: IncomingMessage) -> bool:
+    return any(each.kind is FurtherKind.BEFORE for each in message.further)
+
+
+def _fitting_context(message: IncomingMessage, characters: int) -> int:
+    """Count the last messages before a question that fit into a number of characters."""
+    for number, each in enumerate(reversed(said := _said_before(message))):
+        characters -= len(each.text)
+        if characters < 0:
+            return number
+    return len(said)
+
+
+def _with_context(message: IncomingMessage, most: int) -> IncomingMessage:
+    """Return a message with the last ones that were said before it."""
+    said = _said_before(message)
+    left_out = said[: len(said) - most]
+    return replace(message, further=tuple(each for each in message.further if each not in left_out))
 
 
 def _has_words(message: IncomingMessage) -> bool:
@@ -290,14 +369,18 @@ def _spoken(message: IncomingMessage, previous: Exchange | None, most: int, *, h
     quoted = (message.quoted or "")[:most]
     contents = _contents(message)[: most - len(quoted)]
     text = message.text
+    before = "\n".join(_quoted(f"{each.author.name}: {each.text}") for each in message.further)
     if not text.strip():
-        return "\n\n".join(filter(None, [contents, quoted]))  # they are the question
+        return "\n\n".join(filter(None, [before, contents, quoted]))  # they are the question
     if has_name and not message.is_direct:
         text = f"{message.author.name}: {text}"
     if _is_answer_before(message, previous):
         quoted = ""
-    quoted = "\n".join(f"> {line}" for line in quoted.splitlines())
-    return "\n\n".join(filter(None, [contents, quoted, text]))
+    return "\n\n".join(filter(None, [before, contents, _quoted(quoted), text]))
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.splitlines())
 
 
 def _is_answer_before(message: IncomingMessage, previous: Exchange | None) -> bool:

@@ -25,7 +25,7 @@ WRITTEN: tuple[str, ...] = ("triggers",)
 # Settings of a conversation, the same for everybody in it.
 OF_PLACES = ("answer", "triggers", "history")
 _DEFAULTS: Mapping[str, Any] = {"answer": "mention", "triggers": (), "history": "shared"}
-_OF_ANSWERS = [name for name in PLAIN if name not in OF_PLACES]
+_OF_ANSWERS = [*(name for name in PLAIN if name not in OF_PLACES), "context_messages"]
 
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
@@ -274,7 +274,7 @@ class ChatSettings:
         conversation: ConversationSection | None = None,
         params: SamplingParams | None = None,
         answer_seconds: float = 300.0,
-        max_message_chars: int = 8_000,
+        max_message_chars: int = 16_000,
         model: str | None = None,
         files: FilesSection | None = None,
     ) -> None:

@@ -23,6 +23,9 @@ PlainSetting = Literal[
 ChatSetting = Literal["persona", PlainSetting]
 
 
+# Messages before a question that are read with it; a platform lists as many at once.
+MOST_CONTEXT = 50
+
 # Words that messages may begin with, and the characters of each.
 _MOST_TRIGGERS, _LONGEST_TRIGGER = 20, 40
 
@@ -101,6 +104,9 @@ class PlaceSection(Section):
     max_answer_tokens: int | None = Field(default=None, ge=1, description="limits.max_answer_tokens here")
     show_thoughts: bool | None = Field(default=None, description="conversation.show_thoughts here")
     name_speakers: bool | None = Field(default=None, description="conversation.name_speakers here")
+    context_messages: int | None = Field(
+        default=None, ge=0, le=MOST_CONTEXT, description="conversation.context_messages here"
+    )
     who: Annotated[tuple[Asker, ...] | None, BeforeValidator(split_list), AfterValidator(_check_who)] = Field(
         default=None,
         description='people who may ask here, beside admins: everyone, managers, or ["discord:1234"], ids of people and '

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from bot.config.cluster import ClusterSection
 from bot.config.http import EmbeddingsSection, OperationsSection, ServerSection
-from bot.config.places import PersonaName, PersonaSection, PlaceSection
+from bot.config.places import MOST_CONTEXT, PersonaName, PersonaSection, PlaceSection
 from bot.config.quotas import QuotaName, QuotaSection
 from bot.config.secrets import Address, has_raw_at_sign, secret_values
 from bot.config.section import CENTURY, NO_PROXY, PlatformId, PlatformIds, Proxy, Section, split_list, split_pairs
@@ -43,6 +43,12 @@ class ConversationSection(Section):
     )
     show_thoughts: bool = Field(
         default=False, description="show the reasoning of a thinking model until its answer begins"
+    )
+    context_messages: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_CONTEXT,
+        description="in channels, messages of others before a question that are read with it; 0 = none",
     )
     catch_up_minutes: float = Field(
         default=60, ge=0, le=CENTURY * 24 * 60, description="answer missed messages up to this many minutes old"
@@ -147,7 +153,7 @@ class LimitsSection(Section):
     )
     waiting_per_channel: int = Field(default=20, ge=0, description="open questions per channel; 0 = no limit")
     max_message_chars: int = Field(
-        default=8_000, ge=1, description="maximum characters of a message; longer ones are rejected"
+        default=16_000, ge=1, description="maximum characters of a message; longer ones are rejected"
     )
     max_answer_tokens: int = Field(
         default=0, ge=0, description="maximum tokens of an answer (max_new_tokens); 0 = as many as the context allows"

@@ -147,6 +147,8 @@ class Replies:
 
     async def _show(self, worker: Worker) -> None:
         try:
+            await self._intake.continuations.wait(worker)
+            self._exchanges.worker(worker.exchange)  # else another worker answers, with what has come meanwhile
             sentence = await self._threads.place(worker)
             exchange = worker.exchange
             sender = self._sender(worker, sentence)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,7 @@ async def test_an_attachment_gets_one_notice_and_so_does_an_album(telegram: Tele
     async with running(telegram, harness):
         for _ in range(3):
             await telegram.say("", direct=True, media_group_id="a1", **photo)
+        telegram.now += timedelta(minutes=1)
         await telegram.say("", direct=True, **photo, caption="what is it?")
         await telegram.until(lambda: any(text.startswith("ok") for text in texts(telegram, "Mei")))
     sentence, answer = texts(telegram, "Mei")

@@ -54,13 +54,14 @@ async def run_discord_bot(
     access: AccessSection | None = None,
     *,
     today: datetime | None = None,
+    engine: ScriptedEngine | None = None,
     **settings: Any,
 ) -> AsyncIterator[DiscordBot]:
     """Run the adapter with these settings; wait until it is connected or has ended."""
     limits = LimitsSection(
         requests_per_minute=0, requests_per_minute_channel=0, waiting_per_user=0, waiting_per_channel=0
     )
-    async with make_harness(folder, today=today or datetime.now(UTC), limits=limits, access=access) as harness:
+    async with make_harness(folder, engine, today=today or datetime.now(UTC), limits=limits, access=access) as harness:
         running = asyncio.create_task(platform.adapter(FastClock(FACTOR), **settings).run(harness.intake))
         await platform.until(lambda: platform.is_connected or running.done())
         try:

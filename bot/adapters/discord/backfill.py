@@ -23,8 +23,9 @@ from bot.adapters.discord.parse import (
     without_unreadable,
 )
 from bot.adapters.malformed import skip_malformed
+from bot.chat.continuation import TOGETHER
 from bot.chat.standing import StandingReply
-from bot.domain import ChannelKey, Exchange, IncomingMessage, Kind
+from bot.domain import ChannelKey, Exchange, FurtherKind, IncomingMessage, Kind
 from bot.errors import LoginRefused, MessageGone, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
@@ -216,14 +217,23 @@ class DiscordBackfill:
             log.warning("channel skipped", channel=channel.id, error=str(error))
             return True
         stored = {int(row.message.id): row for row in rows if _is_in(row.message, channel)}
-        quoted = {row.message.quoted_id for row in rows}
+        here = [(each, row) for row in stored.values() for each in row.message.further]
+        further = {each.id: row for each, row in here if each.kind is not FurtherKind.LINKED}
+        quoted = {row.message.quoted_id for row in rows} | further.keys()
+        asked_at: dict[int, datetime] = {}  # by the author
         replies = standing_replies(messages, _id_of(client))
         for raw in messages:
             with skip_malformed(PLATFORM, kind="history"):
                 # As the library's own `history` does it.
                 message = without_unreadable(raw, partial(_create_message, client, channel))
-                row = stored.get(message.id)
-                if row is None and self._may_address_bot(message, client.user):
+                row, author = stored.get(message.id), message.author.id
+                is_asked = row is not None or self._may_address_bot(message, client.user)
+                # It may be more of a question, which does not address the bot by itself.
+                goes_on = author in asked_at and message.created_at - asked_at[author] <= TOGETHER
+                if is_asked or goes_on:
+                    asked_at[author] = message.created_at
+                is_new = row is None and is_user_message(message) and (is_asked or goes_on)
+                if is_new and not (raw["id"] in further and message.edited_at is not None):
                     found.messages.append(message)
                 elif row is not None and message.edited_at is not None and is_user_message(message):
                     found.edited.append((row, message))
@@ -235,6 +245,8 @@ class DiscordBackfill:
                     self._standing[raw["id"]] = reply
         ids = {int(raw["id"]) for raw in messages}
         gone = [row for id, row in stored.items() if id > after and id not in ids and row.kind is Kind.CHAT]
+        lost = [(row.message.channel, id) for id, row in further.items() if int(id) > after and int(id) not in ids]
+        found.deleted_quotes.extend(lost if messages else [])
         if messages or (gone and await self._is_gone(client, channel.id, int(gone[-1].message.id))):
             found.deleted.extend(gone)
         for raw in messages:

@@ -12,11 +12,13 @@ import discord
 import structlog
 
 from bot.adapters.discord.backfill import DiscordBackfill
+from bot.adapters.discord.context import DiscordContext
 from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
 from bot.adapters.discord.forms import DiscordForms, is_of_form
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import (
+    LONGEST_TEXT,
     PLATFORM,
     Use,
     channel_key,
@@ -30,6 +32,7 @@ from bot.adapters.discord.parse import (
     parse_command,
     parse_message,
     parse_user,
+    points_at_another,
     server_id,
 )
 from bot.adapters.discord.quotes import Quotes, fetch_message
@@ -37,6 +40,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.discord.threads import missing_for
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
+from bot.adapters.quotation import NO_QUOTATION
 from bot.chat.commands import menu
 from bot.chat.i18n import Translate, language_for, translator
 from bot.chat.intake import Intake
@@ -97,6 +101,9 @@ class DiscordHandlers:
         intake.access.register_managers(PLATFORM, self.is_manager)
         intake.access.register_missing(PLATFORM, lambda message, wanted: missing_for(self._client, message, wanted))
         intake.sign_in.register(PLATFORM, messenger.send_direct)
+        intake.continuations.longest[PLATFORM] = LONGEST_TEXT
+        context = DiscordContext(lambda: self._client, settings.call_seconds)
+        intake.context.before[PLATFORM], intake.context.linked[PLATFORM] = context.before, context.linked
         self._forms = DiscordForms(intake, messenger.format, self._channel_of, self._respond)
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds, self._may_listen)
@@ -205,7 +212,7 @@ class DiscordHandlers:
 
         # Events of this session follow in the queue, and whether they are for the bot depends on their order.
         arrived = {message.id for message in self._unstored}
-        await self._inbox.backfill(missed.messages, parse)
+        await self._inbox.backfill(missed.messages, parse, self._parse_continuation)
         if missed.unread:
             self._replies.run_beside(self._store_later(self._client, missed.unread))
 
@@ -229,6 +236,8 @@ class DiscordHandlers:
         parsed = await self._parse(message)
         if parsed is not None:
             await self._inbox.accept(parsed)
+        elif (part := await self._parse_continuation(message)) is not None:
+            await self._inbox.accept_continuation(part)
 
     async def _edit(self, message: discord.Message) -> None:
         """Replace the text of a question, addressed to the bot or not; accept one that was none before."""
@@ -349,6 +358,18 @@ class DiscordHandlers:
         if channel is None:
             return None
         quotation = await self._quotes.find(message, self._client, channel)
+        return parse_message(message, self._me, channel, quotation)
+
+    async def _parse_continuation(self, message: discord.Message) -> IncomingMessage | None:
+        """Return a message that does not address the bot if it may be more of a question."""
+        channel = channel_key(message.channel, message.channel.id)
+        is_unknown = self._is_hidden(message) or isinstance(message.channel, discord.PartialMessageable)
+        may_go_on = self._intake.continuations.may_go_on(channel, str(message.author.id), message.created_at)
+        if is_unknown or not may_go_on or points_at_another(message):
+            return None
+        quotation = (
+            await self._quotes.find(message, self._client, channel) if message.message_snapshots else NO_QUOTATION
+        )
         return parse_message(message, self._me, channel, quotation)
 
     def _may_listen(self, channel: discord.abc.Messageable) -> bool:

@@ -22,6 +22,8 @@ T = TypeVar("T")
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 PLATFORM = "discord"
+# Characters of a message that people send, most of them; of a longer paste the app makes a file.
+LONGEST_TEXT = 2000
 
 _ID = re.compile(r"[0-9]{1,20}")
 
@@ -125,9 +127,14 @@ def is_for_another(message: discord.Message) -> bool:
 
     Applies to messages that neither mention the bot nor reply to it.
     """
-    is_reply = message.type is discord.MessageType.reply
     is_empty = not (message.content.strip() or message.message_snapshots or message.poll or has_text_file(message))
-    return is_reply or is_empty or bool(message.mentions or message.raw_role_mentions or message.mention_everyone)
+    return is_empty or points_at_another(message)
+
+
+def points_at_another(message: discord.Message) -> bool:
+    """Return whether a message that neither mentions the bot nor replies to it does so with another person."""
+    is_reply = message.type is discord.MessageType.reply
+    return is_reply or bool(message.mentions or message.raw_role_mentions or message.mention_everyone)
 
 
 def parse_message(
@@ -146,6 +153,7 @@ def parse_message(
         quoted_id=quotation.id,
         quotes_bot=quotation.is_bots,
         files=(*files_of(message), *quotation.files),
+        is_forward=bool(message.message_snapshots),
     )
 
 

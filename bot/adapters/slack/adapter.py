@@ -15,10 +15,11 @@ from bot.adapters.proxy import find_proxy
 from bot.adapters.slack.backfill import SlackBackfill
 from bot.adapters.slack.client import identify, web_api
 from bot.adapters.slack.connection import http_server, open_socket, socket_url
+from bot.adapters.slack.context import SlackContext
 from bot.adapters.slack.files import fetch_file
 from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger, is_slash
-from bot.adapters.slack.parse import PLATFORM, Directory, MessageParser
+from bot.adapters.slack.parse import LONGEST_TEXT, PLATFORM, Directory, MessageParser
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.slack.standing import SlackReplies
 from bot.chat.i18n import gettext_noop
@@ -84,7 +85,11 @@ class SlackAdapter:
             intake.access.register_missing(PLATFORM, missing)
             intake.sign_in.register(PLATFORM, messenger.send_direct)
             listens = partial(intake.listens, threads=self._settings.threads)
-            parser = MessageParser(me, api, directory, intake.has_history, listens, intake.is_triggered)
+            may_go_on = intake.continuations.may_go_on
+            intake.continuations.longest[PLATFORM] = LONGEST_TEXT
+            parser = MessageParser(me, api, directory, intake.has_history, listens, intake.is_triggered, may_go_on)
+            context = SlackContext(api, parser, directory)
+            intake.context.before[PLATFORM], intake.context.linked[PLATFORM] = context.before, context.linked
             async with (
                 Replies(
                     intake,

@@ -17,7 +17,7 @@ from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, is_timestamp, is_tombstone, text_of
 from bot.adapters.slack.standing import SlackReplies
 from bot.chat.intake import Intake
-from bot.domain import ChannelKey, Exchange, IncomingMessage, Kind
+from bot.domain import ChannelKey, Exchange, FurtherKind, IncomingMessage, Kind
 from bot.errors import LoginRefused, PlatformError, RateLimited, StoreError
 from bot.util.clock import Clock
 from bot.util.retry import Backoff, log_retry, retry
@@ -39,12 +39,17 @@ _UNREAD_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class MissedEvents:
-    """What is new in a channel, in order; rows whose message was edited or deleted; messages that rows quote."""
+    """What is new in a channel, in order; rows whose message was edited or deleted; messages that rows quote.
+
+    `edited_further` and `lost_further` are messages that belong to rows beside their own.
+    """
 
     messages: list[Event] = field(default_factory=list)
     edited: list[tuple[Exchange, Event]] = field(default_factory=list)
     deleted: list[Exchange] = field(default_factory=list)
     quoted: list[Event] = field(default_factory=list)
+    edited_further: list[Event] = field(default_factory=list)
+    lost_further: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +123,9 @@ class SlackBackfill:
         async def parse(event: Event) -> IncomingMessage | None:
             return await self._parser.parse({**event, "channel": channel})
 
+        async def parse_continuation(event: Event) -> IncomingMessage | None:
+            return await self._parser.parse_continuation({**event, "channel": channel})
+
         # What the last connection brought may not be stored yet, and its deletion or edit is read below.
         await self._handlers.finish_current(channel)
         catch_up = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
@@ -126,19 +134,26 @@ class SlackBackfill:
             row for row in await self._intake.said_since(PLATFORM, recent) if row.message.channel.channel == channel
         ]
         missed = await self._missed(channel, known, rows, recent.timestamp())
-        if missed.deleted:
-            await self._intake.delete(ChannelKey(PLATFORM, channel), *(row.message.id for row in missed.deleted))
+        if lost := [*(row.message.id for row in missed.deleted), *missed.lost_further]:
+            await self._intake.delete(ChannelKey(PLATFORM, channel), *lost)
+        for event in missed.edited_further:
+            await self._inbox.process(partial(self._store_edit_of_continuation, {**event, "channel": channel}))
         for event in missed.quoted:
             quoting = [row for row in rows if row.message.quoted_id == event["ts"]]
             await self._inbox.process(partial(self._compare_quotes, channel, event, quoting))
         for row, event in missed.edited:
             await self._inbox.process(partial(self._store_edit, row, {**event, "channel": channel}))
-        await self._inbox.backfill(missed.messages, parse)
+        await self._inbox.backfill(missed.messages, parse, parse_continuation)
 
     async def _store_edit(self, row: Exchange, event: Event) -> None:
         edited = await self._parser.parse_edit(event)
         if edited is not None:
             await self._intake.store_change(row, edited, self._replies.reply_to(row.message))
+
+    async def _store_edit_of_continuation(self, event: Event) -> None:
+        edited = await self._parser.parse_edit(event)
+        if edited is not None:
+            await self._intake.store_edit(edited)
 
     async def _compare_quotes(self, channel: str, message: Event, quoting: Sequence[Exchange]) -> None:
         """Let quotations of a message have its text, or go with it."""
@@ -167,7 +182,10 @@ class SlackBackfill:
                 if _has_newer_replies(message, newest):
                     threads.add(message["ts"])
         self._replies.remember(channel, None, begin, found.values())
+        further = {id: row for row in stored.values() for id in _further(row)}
+        lost_further: list[str] = []
         if found:  # an empty history proves nothing
+            lost_further += [id for id, row in further.items() if _is_root(row) and _is_deleted(found.get(id))]
             gone += [row for ts, row in stored.items() if _is_root(row) and _is_deleted(found.get(ts))]
         replied = {row.message.channel.thread: row for row in stored.values() if not _is_root(row)}
         compared = sorted(filter(None, replied), key=float)[-_COMPARED_THREADS:]
@@ -187,6 +205,7 @@ class SlackBackfill:
             if thread in compared:
                 here = [row for row in stored.values() if row.message.channel.thread == thread and not _is_root(row)]
                 gone += [row for row in here if _is_deleted(replies.get(row.message.id))]
+                lost_further += [id for row in here for id in _further(row) if _is_deleted(replies.get(id))]
         in_order = sorted(found.values(), key=lambda message: float(message["ts"]))
         for message in in_order:
             if "edited" in message:
@@ -203,6 +222,8 @@ class SlackBackfill:
             [(row, each) for row, each in edits if row.message.id not in lost],
             gone,
             [each for each in in_order if each["ts"] in quoted],
+            [each for each in in_order if each["ts"] in further and "edited" in each],
+            lost_further,
         )
 
     def _may_be_missed(self, channel: str, message: Event, newest: float, recent: float) -> bool:
@@ -224,6 +245,11 @@ def _has_timestamps(row: Exchange) -> bool:
 
 def _is_root(row: Exchange) -> bool:
     return row.message.channel.thread in (None, row.message.id)
+
+
+def _further(row: Exchange) -> list[str]:
+    """Return the messages of the conversation that belong to a row beside its own."""
+    return [each.id for each in row.message.further if each.kind is not FurtherKind.LINKED]
 
 
 def _is_deleted(message: Event | None) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -139,9 +140,12 @@ class SlackHandlers:
                     await self._change(channel, event)
                 case _:
                     newest = self._edited.get((channel, text_of(event, "ts")), {})
-                    message = await self._parser.parse({**event, **newest})
+                    current = {**event, **newest}
+                    message = await self._parser.parse(current)
                     if message is not None:
                         await self._accept(message)
+                    elif (part := await self._parser.parse_continuation(current)) is not None:
+                        await self._inbox.retry(partial(self._inbox.accept_continuation, part))
 
     async def on_other(self) -> None:
         """Acknowledge an event that needs no action."""

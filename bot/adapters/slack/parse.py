@@ -23,6 +23,8 @@ from bot.util.clock import Clock
 from bot.util.recent import RecentDict
 
 PLATFORM = "slack"
+# Characters of a message that people send; the app cuts a longer text into several messages.
+LONGEST_TEXT = 4000
 Event = Mapping[str, Any]
 
 # Subtypes of users' messages; the others are joins, topics, pins and bots' messages.
@@ -120,6 +122,7 @@ class MessageParser:
         has_history: Callable[[ChannelKey], Awaitable[bool]],
         listens: Callable[[IncomingMessage], Awaitable[bool]],
         is_triggered: Callable[[ChannelKey, str | None, str], Awaitable[bool]],
+        may_go_on: Callable[[ChannelKey, str, datetime], bool],
     ) -> None:
         self._me = me
         self._web = web
@@ -127,6 +130,7 @@ class MessageParser:
         self._has_history = has_history
         self._listens = listens
         self._is_triggered = is_triggered
+        self._may_go_on = may_go_on
         self._mention = re.compile(rf"<@{re.escape(me.user)}(?:\|[^<>]*)?>[ \t]*[,:，：]?[ \t]*")
 
     async def parse(self, event: Event) -> IncomingMessage | None:
@@ -141,6 +145,17 @@ class MessageParser:
         channel, thread, ts, raw = found
         root = None if thread is None or await self._is_known(channel, thread) else thread
         return await self._message(event, channel, thread, ts, raw, root)
+
+    async def parse_continuation(self, event: Event) -> IncomingMessage | None:
+        """Build the message of an event that does not address the bot, if it may be more of a question."""
+        found = self._fields(event)
+        if found is None or _mentions_another(found[3]):
+            return None
+        channel, thread, ts, raw = found
+        place, sent_at = ChannelKey(PLATFORM, channel, thread), datetime.fromtimestamp(float(ts), UTC)
+        if not self._may_go_on(place, text_of(event, "user"), sent_at):
+            return None
+        return await self._message(event, channel, thread, ts, raw)
 
     async def is_to_bot(self, event: Event) -> bool:
         """Return whether a user's message addresses the bot."""
@@ -186,7 +201,11 @@ class MessageParser:
     def is_from_app(self, event: Event) -> bool:
         """Return whether it is a message of another app."""
         is_bots = event.get("bot_id") is not None or text_of(event, "subtype") == "bot_message"
-        return is_bots and not self._is_own(text_of(event, "user"), text_of(event, "bot_id"))
+        return is_bots and not self.is_own(event)
+
+    def is_own(self, event: Event) -> bool:
+        """Return whether it is one of the bot's own messages."""
+        return self._is_own(text_of(event, "user"), text_of(event, "bot_id"))
 
     async def quotable_text(self, message: Event) -> str:
         """Return the text of a message as quotations have it."""
@@ -257,6 +276,7 @@ class MessageParser:
             files=(*message.files, *(file for each in quotations for file in each.files)),
             quoted_id=next((each.id for each in quotations if each.id), None),
             quotes_bot=last.is_bots if len(quotations) == 1 else False,
+            is_forward=first is None and not text,
         )
 
     async def _build(
@@ -314,9 +334,11 @@ def _is_for_another(raw: str) -> bool:
 
     Applies to messages that do not mention the bot.
     """
-    return not raw.strip() or any(
-        mark.startswith(("@", "!subteam", "!here", "!channel", "!everyone")) for mark in MARKED.findall(raw)
-    )
+    return not raw.strip() or _mentions_another(raw)
+
+
+def _mentions_another(raw: str) -> bool:
+    return any(mark.startswith(("@", "!subteam", "!here", "!channel", "!everyone")) for mark in MARKED.findall(raw))
 
 
 def normalize_command(name: str, text: str) -> str:

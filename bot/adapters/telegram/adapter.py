@@ -10,11 +10,12 @@ from bot.adapters.base import Finding
 from bot.adapters.inbox import Inbox
 from bot.adapters.proxy import find_proxy
 from bot.adapters.telegram.client import check_token, map_errors, open_bot
+from bot.adapters.telegram.context import TelegramContext
 from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.files import fetch_file
 from bot.adapters.telegram.handlers import TelegramHandlers
 from bot.adapters.telegram.messenger import TelegramMessenger, is_private
-from bot.adapters.telegram.parse import PLATFORM
+from bot.adapters.telegram.parse import LONGEST_TEXT, PLATFORM
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.commands import menu
 from bot.chat.i18n import gettext_noop, translator
@@ -59,6 +60,7 @@ class TelegramAdapter:
         self._settings = settings
         self._clock = clock
         self._backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
+        self._context = TelegramContext()
 
     async def run(self, intake: Intake) -> None:
         bot = await open_bot(self._settings)
@@ -77,10 +79,15 @@ class TelegramAdapter:
                 open_thread=messenger.open_thread,
             )
             inbox = Inbox(PLATFORM, intake, replies, self._clock)
+            intake.continuations.longest[PLATFORM] = LONGEST_TEXT
             intake.files.sources[PLATFORM] = partial(fetch_file, bot, self._settings)
             async with BackgroundTasks() as background, replies:
                 background.start(_publish_menu(bot, self._clock))
-                handlers = TelegramHandlers(bot, me, self._settings, intake, inbox, messenger, background, self._clock)
+                intake.context.before[PLATFORM] = self._context.before
+                intake.exchanges.on_deletion[PLATFORM] = self._context.drop
+                handlers = TelegramHandlers(
+                    bot, me, self._settings, intake, inbox, messenger, background, self._clock, self._context
+                )
                 intake.access.register_managers(PLATFORM, handlers.is_manager)
                 intake.access.register_missing(PLATFORM, handlers.missing)
                 intake.sign_in.register(PLATFORM, messenger.send_direct)

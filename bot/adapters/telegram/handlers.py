@@ -15,6 +15,7 @@ from telegram.error import InvalidToken
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.telegram.client import RAW, RECEIVED_AT, check_token, map_errors
+from bot.adapters.telegram.context import TelegramContext
 from bot.adapters.telegram.forms import FormEvent, keyboard
 from bot.adapters.telegram.messenger import NO_RIGHT, TelegramMessenger
 from bot.adapters.telegram.parse import Addressee, ButtonEvent, ChannelMigrated, MessageEvent, UserEvent, parse
@@ -61,9 +62,9 @@ class TelegramHandlers:
     _messenger: TelegramMessenger
     _background: BackgroundTasks
     _clock: Clock
+    _context: TelegramContext
     _last_page: frozenset[int] = frozenset()
     _offset: int | None = None
-    _album: str | None = None
 
     async def is_manager(self, message: IncomingMessage) -> bool:
         """Return whether the author is an administrator of the group.
@@ -160,16 +161,20 @@ class TelegramHandlers:
         return event
 
     async def _handle(self, update: Update) -> None:
-        match self._parse(update):
+        event = self._parse(update)
+        if isinstance(event, MessageEvent) and event.to is not Addressee.BOT:
+            self._note(event)
+        match event:
             case MessageEvent() as event if event.is_edit:
                 if event.to is not Addressee.ANOTHER_BOT:
                     await self._inbox.edit(event.message)
                 if await self._is_new_question(event):
                     await self._inbox.accept(event.message)  # ignored if it is known
             case MessageEvent() as event:
-                if await self._is_for_bot(event) and not await self._opens_form(event.message):
+                if not await self._is_for_bot(event):
+                    await self._accept_continuation(event)
+                elif not await self._opens_form(event.message):
                     await self._inbox.accept(event.message)
-                    self._album = event.album
             case ButtonEvent() as event:
                 notice = await self._inbox.press(
                     event.channel, event.message_id, event.action, event.by, event.query, event.locale
@@ -178,11 +183,18 @@ class TelegramHandlers:
             case FormEvent() as event:
                 self._background.start(self._inbox.process(partial(self._use_form, event)))
             case ChannelMigrated(channel, to):
+                self._context.drop(channel, None)
                 await self._intake.rename_channel(channel, to)
             case None:
                 pass
             case unknown:
                 assert_never(unknown)
+
+    def _note(self, event: MessageEvent) -> None:
+        """Keep a message that may be read before a later question."""
+        message = event.message
+        if self._intake.settings.at(message).conversation.context_messages and not message.is_direct:
+            self._context.note(message, is_edit=event.is_edit)
 
     async def _is_new_question(self, edit: MessageEvent) -> bool:
         """Return whether an edited message can be one that mentions the bot, or has a trigger, only now."""
@@ -195,12 +207,15 @@ class TelegramHandlers:
         return edit.to is Addressee.BOT
 
     async def _is_for_bot(self, event: MessageEvent) -> bool:
-        # The pictures of an album arrive one by one, and at most one of them has a text.
-        if event.album is not None and event.album == self._album and not event.message.text:
-            return False
         if event.to is Addressee.NOBODY:
             return await self._intake.listens(event.message, threads=self._settings.threads)
         return event.to is Addressee.BOT
+
+    async def _accept_continuation(self, event: MessageEvent) -> None:
+        """Accept what is not for the bot by itself as a part of a question: a text that the app has cut, a file, a forward."""
+        message, is_to_nobody = event.message, event.to in (Addressee.NOBODY, Addressee.NOBODY_WITHOUT_WORDS)
+        if is_to_nobody and self._intake.continuations.may_continue(message):
+            await self._inbox.accept_continuation(message)
 
     async def _opens_form(self, message: IncomingMessage) -> bool:
         """Answer a message with a form, if one is due; where it cannot be sent, a reply answers the message."""

@@ -21,6 +21,8 @@ from bot.delivery.markdown.format import utf16_units
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
 
 PLATFORM = "telegram"
+# Characters of a message that people send; their apps cut a longer text into several messages.
+LONGEST_TEXT = 4096
 
 _COMMAND = re.compile(r"/([A-Za-z0-9_]+)(?:@([A-Za-z0-9_]+))?(?=\s|$)")
 # Telegram sends it when a chat with the bot is opened; it is answered like /help.
@@ -38,18 +40,18 @@ class Addressee(Enum):
 
     BOT = auto()
     NOBODY = auto()
+    NOBODY_WITHOUT_WORDS = auto()
     ANOTHER_PERSON = auto()
     ANOTHER_BOT = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class MessageEvent:
-    """A user's message without the mention; pictures sent together share `album`."""
+    """A user's message without the mention."""
 
     message: IncomingMessage
     to: Addressee
     is_edit: bool = False
-    album: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,10 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
         quotation = quoted(message, me) or Quotation(described(message))
     if to is Addressee.NOBODY and is_reply_to_bot(message, me):
         to = Addressee.BOT
-    if to is Addressee.NOBODY and (is_reply(message) or _mentions_anybody(message) or not (text or quotation.text)):
+    if to is Addressee.NOBODY and (is_reply(message) or _mentions_anybody(message)):
         to = Addressee.ANOTHER_PERSON
+    if to is Addressee.NOBODY and not (text or quotation.text):
+        to = Addressee.NOBODY_WITHOUT_WORDS
     person = message.part("from")
     return MessageEvent(
         IncomingMessage(
@@ -131,10 +135,11 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
             quoted_id=quotation.id,
             quotes_bot=quotation.is_bots,
             files=(*files_of(message), *quotation.files),
+            album=message.text("media_group_id"),
+            is_forward=message.part("forward_origin") is not None,
         ),
         to,
         is_edit,
-        message.text("media_group_id"),
     )
 
 

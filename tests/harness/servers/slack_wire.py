@@ -379,7 +379,12 @@ class SlackWire:
         name = self.workspace.channel_name(arguments["channel"])
         creator = self.workspace.creators.get(name)
         made_by = {} if creator is None else {"creator": self.workspace.user(creator)}
-        return {"channel": {"id": arguments["channel"], "name": name, **made_by}}
+        facts = {"is_channel": True, "is_private": name in self.workspace.private}
+        return {"channel": {"id": arguments["channel"], "name": name, **facts, **made_by}}
+
+    def _conversations_members(self, arguments: JSON) -> JSON:
+        members = self.workspace.private.get(self.workspace.channel_name(arguments["channel"]), set())
+        return {"members": [self.workspace.user(name) for name in sorted(members)]}
 
     def _post_message(self, arguments: JSON) -> JSON:
         if arguments.get("unfurl_links") is not False or arguments.get("unfurl_media") is not False:
@@ -413,6 +418,7 @@ _METHODS: dict[str, Callable[[SlackWire, JSON], JSON]] = {
     "apps.connections.open": SlackWire._connections_open,
     "users.info": SlackWire._users_info,
     "conversations.info": SlackWire._conversations_info,
+    "conversations.members": SlackWire._conversations_members,
     "chat.postMessage": SlackWire._post_message,
     "chat.update": SlackWire._update,
     "chat.delete": SlackWire._delete,

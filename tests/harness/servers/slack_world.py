@@ -84,6 +84,7 @@ class Workspace:
         self.pings: list[str] = []  # mentions in the bot's messages that would notify users
         self.locales: dict[str, str] = {}  # by user name
         self.admins: set[str] = set()  # names of the workspace's admins
+        self.private: dict[str, set[str]] = {}  # name of a private channel: names of its members
         self.creators: dict[str, str] = {}  # name of a channel: name of the person who created it
         self.refuses_markdown = False  # with letters, so that a placeholder is accepted
         self._people: dict[str, str] = {}

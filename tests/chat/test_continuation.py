@@ -1,0 +1,183 @@
+"""Several messages as one question: pieces of a paste, albums, a comment with a file or a forward."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.domain import Attachment, Exchange, IncomingMessage, Status
+from tests.harness.harness import Harness, make_harness, text_of
+from tests.harness.messages import NOON, a_message
+
+LONGEST = 100
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with make_harness(tmp_path) as harness:
+        prepare(harness)
+        yield harness
+
+
+def prepare(harness: Harness) -> None:
+    harness.intake.continuations.longest["slack"] = harness.intake.continuations.longest["discord"] = LONGEST
+
+
+def said(text: str, id: str, seconds: float = 0.0, **facts: Any) -> IncomingMessage:
+    return replace(a_message(text), id=id, sent_at=NOON + timedelta(seconds=seconds), **facts)
+
+
+def asked(harness: Harness) -> str:
+    return str(harness.engine.requests[-1].messages[-1].content)
+
+
+PIECES = [said("a" * LONGEST, "1"), said("b" * LONGEST, "2", 0.4), said("the end", "3", 0.8)]
+WHOLE = f"{'a' * LONGEST}\n{'b' * LONGEST}\nthe end"
+
+
+async def accept(harness: Harness, *messages: IncomingMessage) -> Exchange:
+    exchange = None
+    for message in messages:
+        exchange = await harness.intake.accept(message)
+    assert exchange is not None
+    return exchange
+
+
+async def test_the_pieces_of_a_paste_are_one_question(harness: Harness) -> None:
+    exchange = await accept(harness, *PIECES)
+    harness.engine.add("four")
+    assert text_of(await harness.replied(exchange)) == "four"
+    assert asked(harness) == WHOLE
+    stored = await harness.stored(exchange)
+    assert (stored.status, stored.message.text, len(stored.message.continuations)) == (
+        Status.DELIVERED,
+        "a" * LONGEST,
+        2,
+    )
+
+
+async def test_a_piece_that_comes_again_changes_nothing(harness: Harness) -> None:
+    exchange = await accept(harness, *PIECES)
+    harness.engine.add("four")
+    await harness.replied(exchange)
+    for message in PIECES:
+        assert await harness.intake.accept(message) is None
+
+
+async def test_the_next_run_goes_on_with_the_question(tmp_path: Path) -> None:
+    async with make_harness(tmp_path) as harness:
+        prepare(harness)
+        await accept(harness, PIECES[0])
+    async with make_harness(tmp_path) as harness:
+        prepare(harness)
+        for message in PIECES:
+            await harness.intake.store(message)
+        [exchange] = await harness.intake.recover(PIECES[0].channel.platform)
+        harness.engine.add("four")
+        await harness.replied(exchange)
+        assert asked(harness) == WHOLE
+
+
+async def test_two_questions_of_one_second_stay_two(harness: Harness) -> None:
+    first, second = [await accept(harness, said("one?", "1")), await accept(harness, said("two?", "2"))]
+    assert first.id != second.id
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"author": replace(a_message().author, id="9", name="Ben")},
+        {"channel": replace(a_message().channel, channel="elsewhere")},
+        {"sent_at": NOON + timedelta(seconds=9)},
+        {"text": "/help"},
+        {"quoted": "what somebody said", "quoted_id": "0"},
+    ],
+    ids=["another person", "another channel", "later", "a command", "a reply"],
+)
+async def test_unrelated_messages_are_not_added(harness: Harness, facts: dict[str, Any]) -> None:
+    first = await accept(harness, PIECES[0])
+    second = await harness.intake.accept(replace(PIECES[2], **facts))
+    assert second is not None
+    assert second.id != first.id
+
+
+async def test_a_file_right_after_a_question_belongs_to_it(harness: Harness) -> None:
+    question = said("what does it say?", "1")
+    file = said("", "2", 1.0, files=(Attachment("a.txt", text="words"),))
+    exchange = await accept(harness, question)
+    joined = await harness.intake.accept_continuation(file)
+    assert joined is not None
+    assert joined.id == exchange.id
+    harness.engine.add("four")
+    await harness.replied(joined)
+    assert asked(harness) == "a.txt:\nwords\n\nwhat does it say?"
+
+
+async def test_a_bare_mention_waits_for_the_text_that_follows(harness: Harness) -> None:
+    await accept(harness, said("", "1"))
+    joined = await harness.intake.accept_continuation(said("why is the sky blue?", "2", 2.0))
+    assert joined is not None
+    harness.engine.add("four")
+    await harness.replied(joined)
+    assert asked(harness) == "why is the sky blue?"
+
+
+async def test_chatter_after_a_question_is_no_part_of_it(harness: Harness) -> None:
+    await accept(harness, said("why is the sky blue?", "1"))
+    assert await harness.intake.accept_continuation(said("Ben, lunch?", "2", 1.0)) is None
+
+
+async def test_a_forward_after_a_comment_is_quoted(harness: Harness) -> None:
+    await accept(harness, said("is that true?", "1"))
+    forward = said("", "2", 1.0, quoted="the moon is cheese", is_forward=True)
+    joined = await harness.intake.accept_continuation(forward)
+    assert joined is not None
+    harness.engine.add("four")
+    await harness.replied(joined)
+    assert asked(harness) == "> the moon is cheese\n\nis that true?"
+
+
+async def test_an_answer_is_made_again_when_a_part_comes_late(harness: Harness) -> None:
+    exchange = await accept(harness, said("translate this:", "1"))
+    harness.engine.add("what?")
+    await harness.replied(exchange)
+    joined = await harness.intake.accept_continuation(said("guten Tag", "2", 2.5))
+    assert joined is not None
+    assert joined.id == exchange.id
+    harness.engine.add("good day")
+    await harness.replied(joined)
+    assert asked(harness) == "translate this:\nguten Tag"
+    answer = (await harness.stored(exchange)).answer
+    assert answer is not None
+    assert answer.text == "good day"
+
+
+async def test_a_deleted_part_leaves_the_question(harness: Harness) -> None:
+    exchange = await accept(harness, *PIECES)
+    await harness.intake.delete(exchange.message.channel, "2")
+    harness.engine.add("four")
+    await harness.replied(exchange)
+    assert asked(harness) == f"{'a' * LONGEST}\nthe end"
+    assert await harness.intake.accept(PIECES[1]) is None
+
+
+async def test_the_parts_go_with_their_question(harness: Harness) -> None:
+    exchange = await accept(harness, *PIECES)
+    await harness.intake.delete(exchange.message.channel, "1")
+    assert (await harness.stored(exchange)).message.further == ()
+
+
+async def test_an_edited_part_is_answered_again(harness: Harness) -> None:
+    exchange = await accept(harness, *PIECES)
+    harness.engine.add("four")
+    await harness.replied(exchange)
+    edited = await harness.intake.edit(replace(PIECES[2], text="another end"))
+    assert edited is not None
+    assert edited.id == exchange.id
+    harness.engine.add("five")
+    await harness.replied(edited)
+    assert asked(harness) == WHOLE.replace("the end", "another end")
+    assert await harness.intake.edit(replace(PIECES[2], text="another end")) is None
