@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from bot.adapters.web.sign_in.opening import sign_in_page
 from bot.config.http import KeySection, ServerSection
@@ -87,7 +88,7 @@ def test_a_secret_file_has_it() -> None:
         ({"web": True}, True),
         ({"enabled": False}, False),
         ({"public_url": ""}, False),
-        ({"host": "0.0.0.0", "keys": {"app": KeySection(secret="sha256:0")}}, True),
+        ({"host": "0.0.0.0", "keys": {"app": KeySection(secret=SecretStr("sha256:0"))}}, True),
     ],
 )
 def test_links_lead_to_a_page_that_is_served(settings: dict[str, object], is_served: bool) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import stat
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ from itsdangerous import TimestampSigner
 
 from bot.adapters.web import events, page
 from bot.adapters.web.sign_in.attempts import MOST_ADDRESSES, MOST_ATTEMPTS, SECONDS, Attempts
+from bot.adapters.web.streams import MOST_STREAMS
 from bot.chat.sign_in import LINK_SECONDS
 from bot.config.http import ServerSection
 from bot.config.schema import AccessSection
@@ -181,6 +183,21 @@ class TestRights:
             await mei.sign_in(MEI)
             assert 'data-right="admin"' in await ada.get("/admin")
             assert 'data-right="operator"' in await mei.get("/admin")
+
+
+class TestTabs:
+    async def test_many_tabs_of_one_admin_do_not_pause_those_of_another(self, place: Elsewhere) -> None:
+        async with place.browser() as ada, place.browser() as mei:
+            await ada.sign_in(ADA)
+            await mei.sign_in(MEI)
+            async with AsyncExitStack() as tabs, mei.http.get("/admin/events") as other:
+                await other.content.readuntil(b"data: ")
+                opened = [
+                    await tabs.enter_async_context(ada.http.get("/admin/events")) for _ in range(MOST_STREAMS + 1)
+                ]
+                await opened[0].content.readuntil(b"event: replaced")
+                place.harness.access.pause()
+                await other.content.readuntil(b'"is_paused": true')
 
 
 class TestProtection:

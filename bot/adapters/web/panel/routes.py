@@ -4,6 +4,7 @@ Each route says which right it needs; see `bot.adapters.web.access`.
 """
 
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -31,7 +32,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds between two updates of a page.
 _SECONDS = 1.0
-# Where the operator's commands come from, and the streams of the panel; no session has this id.
+# Where the operator's commands come from; no session has this id.
 _PANEL = ChannelKey(WEB_PLATFORM, "admin")
 
 
@@ -47,8 +48,11 @@ def panel_routes(find_chat: Callable[[], Chat | None], sources: PanelSources) ->
     async def events(request: Request) -> Response:
         chat = calls.chat()
         translate = translator(language_of(request, chat.intake.settings))
-        view = PanelView(chat, sources, usage, translate, person_of(request).right)
-        return PageEvents(_updates(chat, view), partial(stays, request))
+        person = person_of(request)
+        view = PanelView(chat, sources, usage, translate, person.right)
+        # The open tabs of one sign-in are limited, and do not pause those of others.
+        tabs = replace(_PANEL, channel=f"{_PANEL.channel} {person.session}")
+        return PageEvents(_updates(chat, view, tabs), partial(stays, request))
 
     async def download(request: Request) -> Response:
         return await backups.download(request, sources)
@@ -88,11 +92,11 @@ async def _undo(call: PanelCall) -> str:
     return await carry_out(call, "/settings undo", channel_of(scope))
 
 
-async def _updates(chat: Chat, view: PanelView) -> AsyncGenerator[bytes, None]:
+async def _updates(chat: Chat, view: PanelView, tabs: ChannelKey) -> AsyncGenerator[bytes, None]:
     """Yield all of the panel, then what has changed, at most once in `_SECONDS`."""
     yield RETRY
     silent = 0.0
-    with chat.streams.open(_PANEL) as stream:
+    with chat.streams.open(tabs) as stream:
         while True:
             await stream.wait(_SECONDS)
             if stream.is_closed:
