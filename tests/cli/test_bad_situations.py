@@ -146,7 +146,7 @@ def test_a_second_bot_on_the_same_database_exits_without_side_effects(tmp_path: 
         code, said = start(tmp_path)
         assert (code, said.count("\n")) == (1, 1), said
         assert f"data/bot.db is in use by another bot (process {os.getpid()} on " in said
-        assert said.endswith("): stop that one, or name another database in storage.url\n")
+        assert said.endswith("or let this one wait for it with cluster.enabled = true in both\n")
         assert not (tmp_path / "data" / "bot.db").exists()
 
 
