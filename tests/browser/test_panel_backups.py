@@ -29,6 +29,9 @@ async def test_a_backup_is_made_by_keyboard_and_downloaded(
     async with chromium(served.url, locale=locale, is_phone=is_phone) as context:
         page = await context.new_page()
         await page.goto("/admin")
+        await expect(
+            page.locator("#backup")
+        ).to_be_visible()  # once the page has its first event; before, it takes no focus
         await page.locator("#backup").focus()
         await page.keyboard.press("Enter")
         await expect(page.locator("#backup")).to_be_focused()

@@ -51,6 +51,7 @@ async def test_the_export_contains_every_field_of_an_exchange(tmp_path: Path) ->
         "quoted_id": None,
         "quotes_bot": False,
         "files": [],
+        "further": [],
         "text": "is it “so”?\n你好",
         "answer": {
             "text": "It is.",
