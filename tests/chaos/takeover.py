@@ -95,6 +95,7 @@ class _Cluster:
         number = len(self.folders)
         folder = self.folder / f"bot-{number}"
         folder.mkdir()
+        (folder / "log").touch()  # a process that is started warm opens it later
         self.folders.append(folder)
         proxy, port = await self.opened.enter_async_context(open_proxy_to(self.server.port, number))
         url = self.server.url(self.database).replace(f":{self.server.port}/", f":{port}/")
