@@ -269,5 +269,6 @@ async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
         f"longest wait {tally.longest_wait:.1f} s, errors logged {len(errors)}, memory {tally.samples[-1][1] / 1e6:.0f} MB, "
         f"growth {tally.growth:.2f} MB in 1,000 messages, longest WAL {tally.longest_log / 1e6:.1f} MB"
     )
+    result += "".join(f"; {line[:300]}" for line in errors[:3])
     is_kept = not (tally.lost or tally.twice or errors) and tally.longest_log < MOST_LOG
     yield Row("the bot", result, is_kept, tally.growth < MOST_GROWTH)
