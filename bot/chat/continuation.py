@@ -73,6 +73,10 @@ class Continuations:
         else:
             self._recent[_place(newest)] = _Recent(question, newest, _conversation(newest), self._clock.now())
 
+    def forget(self, edited: IncomingMessage) -> None:
+        """Let a question that was edited be whole: what follows goes on with its first text no more."""
+        self._recent.pop(_place(edited), None)
+
     def pass_over(self, missed: IncomingMessage) -> None:
         """Look for the question of what follows a missed message in the store, which may have it."""
         self._recent.pop(_place(missed), None)

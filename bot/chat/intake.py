@@ -195,6 +195,7 @@ class Intake:
             part = to_continuation(message)
             question = await self.exchanges.edit_continuation(message.channel, message.id, part.text, part.files)
             if question is not None:
+                self.continuations.forget(message)
                 return question
             await self.exchanges.replace_quotes(message.channel, message.id, message.text)
             return None
@@ -208,6 +209,7 @@ class Intake:
             return None
         known = with_roles_of(known, message.author)
         refusal = await self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
+        self.continuations.forget(message)
         # Even if it is refused, the old text goes.
         requeued = await self.exchanges.requeue(known, message.text, files, is_admitted=refusal is None)
         whole = replace(known.message, text=message.text).whole

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bot.chat.continuation import TOGETHER
 from bot.domain import Action
 from tests.chaos.figure import Row, Scale
 from tests.chaos.processes import PLATFORMS, TIMEOUT, logged_errors, memory, remove_messages, run_bot, until
@@ -27,6 +28,8 @@ NAME = "R15"
 MINUTES = {"full": 20.0, "short": 0.1}
 # Seconds between two events in a room; two cores manage this beside the servers.
 PAUSE = {"full": 2.5, "short": 0.1}
+# The same after a long question, until the next message of its author is a question of its own.
+NEXT_IS_ANOTHER = TOGETHER.total_seconds() + 1.0
 # Seconds between two lost connections.
 CUT = 47.0
 CALM = 13.0  # seconds, at least, until all platforms are connected again
@@ -85,6 +88,7 @@ class Room:
     tally: Tally
     old: set[str] = field(default_factory=set)  # ids of the messages to remove next
     former: str = ""
+    has_long: bool = False  # whether the last question was so long that what follows at once belongs to it
 
     async def go_on(self) -> None:
         """Ask a question, wait for its outcome, then remove the previous one."""
@@ -172,7 +176,8 @@ class Room:
 
     def _question(self, number: str) -> str:
         # A long one takes two messages on Discord.
-        words = 250 if self.chance.random() < 0.05 else self.chance.randrange(1, 40)
+        self.has_long = self.chance.random() < 0.05
+        words = 250 if self.has_long else self.chance.randrange(1, 40)
         return f"{number} {'and so on 你好 ' * words}{number}"
 
     def _author(self) -> str:
@@ -229,7 +234,8 @@ async def soak(scale: Scale, seed: int, minutes: float | None = None) -> tuple[T
         clock = asyncio.get_running_loop()
         while (now := clock.time()) < until:
             await room.go_on()
-            await asyncio.sleep(max(0.0, now + PAUSE[scale] - clock.time()))
+            pause = NEXT_IS_ANOTHER if room.has_long else PAUSE[scale]
+            await asyncio.sleep(max(0.0, now + pause - clock.time()))
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -181,3 +181,14 @@ async def test_an_edited_part_is_answered_again(harness: Harness) -> None:
     await harness.replied(edited)
     assert asked(harness) == WHOLE.replace("the end", "another end")
     assert await harness.intake.edit(replace(PIECES[2], text="another end")) is None
+
+
+@pytest.mark.parametrize("text", ["list these words, please", "and which of these?"])
+async def test_an_edited_question_is_whole(harness: Harness, text: str) -> None:
+    exchange = await accept(harness, said("which of these is a fruit:", "1"))
+    edited = await harness.intake.edit(said(text, "1"))
+    assert edited is not None
+    harness.engine.add("yes")
+    await harness.replied(edited)
+    following = await accept(harness, said("good morning", "2", 2.0))
+    assert following.id != exchange.id
