@@ -18,6 +18,12 @@ async def platform() -> AsyncIterator[DiscordPlatform]:
 
 
 @pytest.fixture
+def impatient(platform: DiscordPlatform) -> None:
+    """The bot gives calls up soon: for tests whose server does not answer one."""
+    platform.call_seconds = 0.5
+
+
+@pytest.fixture
 async def bot(platform: DiscordPlatform, tmp_path: Path) -> AsyncIterator[DiscordBot]:
     async with run_discord_bot(platform, tmp_path) as bot:
         yield bot

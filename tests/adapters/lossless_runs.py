@@ -17,8 +17,9 @@ from bot.domain import Action, ChatRequest, Exchange, Status
 from tests.adapters.lossless_cases import AnswerCase
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.fakes.engine import AnswerScript, Item
-from tests.harness.platform import Fault, Seen
+from tests.harness.platform import Fault, LoopbackPlatform, Seen
 from tests.harness.platform_bench import PROFILES, Bench, Profile, open_bench, without_spaces
+from tests.harness.servers.discord import DiscordPlatform
 
 # Speed of the bot's clock; Retry-After and intervals are scaled with it.
 FACTOR = 50.0
@@ -77,6 +78,14 @@ NOT_EXACT, NOT_VISIBLE, NOT_BALANCED, NOT_LANDED, TWICE = (
 )
 
 
+@asynccontextmanager
+async def _impatient(platform: LoopbackPlatform) -> AsyncIterator[None]:
+    """Let the bot give up calls without an answer soon."""
+    if isinstance(platform, DiscordPlatform):
+        platform.call_seconds = 0.5
+    yield
+
+
 async def deliver(
     name: str, cases: Sequence[AnswerCase], seed: int, progress: Progress = lambda done: None
 ) -> Delivered:
@@ -91,7 +100,7 @@ async def deliver(
     result = Delivered(InjectedFaults(random.Random(seed)), cases=len(cases))
     arrived: list[Arrived | None] = []
     began = time.monotonic()
-    async with open_bench(name, engine, FastClock(FACTOR)) as bench:
+    async with open_bench(name, engine, FastClock(FACTOR), around=_impatient) as bench:
         bench.platform.script = result.injected
         slots = asyncio.Semaphore(_IN_FLIGHT)
 

@@ -126,6 +126,7 @@ async def test_garbled_answers_change_no_reply(platform: DiscordPlatform, tmp_pa
         await bot.all_is_delivered()
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("after", ["1e9", "inf", "nan", "-1", "soon"])
 async def test_an_absurd_reset_of_a_rate_limit_does_not_mute_the_channel(bot: DiscordBot, after: str) -> None:
     answered: list[str] = []
@@ -224,6 +225,7 @@ async def test_an_edit_in_an_archived_thread_is_refused_for_good(
         await messenger.edit(ChannelKey("discord", "1", "2"), "3", text, controls=frozenset())
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_server_that_drips_its_answer_does_not_hold_a_call(bot: DiscordBot) -> None:
     dripping: list[str] = []
 

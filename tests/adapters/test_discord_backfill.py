@@ -211,6 +211,7 @@ def count_reads(platform: DiscordPlatform, *channels: int) -> int:
     return sum(platform.calls.count(f"GET /channels/{channel}/messages") for channel in channels)
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_four_direct_channels_are_probed_at_a_time(platform: DiscordPlatform, tmp_path: Path) -> None:
     names = [f"person {number}" for number in range(7)]
     async with run_discord_bot(platform, tmp_path) as bot:

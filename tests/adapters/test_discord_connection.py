@@ -89,6 +89,7 @@ async def test_a_failed_start_is_retried(platform: DiscordPlatform, tmp_path: Pa
         await bot.shows("ok")
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("ending", ["/users/@me", "/messages"], ids=["login", "catching up"])
 async def test_a_call_without_a_response_is_retried(platform: DiscordPlatform, tmp_path: Path, ending: str) -> None:
     async with run_discord_bot(platform, tmp_path) as bot:

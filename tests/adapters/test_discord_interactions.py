@@ -164,6 +164,7 @@ async def test_an_interaction_of_another_kind_is_logged(bot: DiscordBot) -> None
     bot.platform.forget_interactions()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_command_that_timed_out_in_the_librarys_wait_is_answered_in_its_response(bot: DiscordBot) -> None:
     waiting: list[str] = []
 

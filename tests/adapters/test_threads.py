@@ -102,6 +102,7 @@ async def test_on_discord_commands_and_refusals_need_no_thread(platform: Discord
         assert not [call for call in platform.calls if call.endswith("/threads")]
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", ["429", "500", "timeout", "lost"])
 async def test_on_discord_a_thread_is_opened_once_whatever_fails(
     platform: DiscordPlatform, tmp_path: Path, kind: str

@@ -34,7 +34,7 @@ class DiscordPlatform(DiscordRest):
         self.gate = FaultGate()
         self.shelf = FileShelf()
         self.server_port = 0
-        self.call_seconds = 0.5  # timeout of the bot's calls
+        self.call_seconds = 20.0  # timeout of the bot's calls
         self.cut_off_seconds = 60.0  # the bot starts a new session after an outage of this length
         self.locales: dict[str, str] = {}
         self.is_late = False  # interactions expire before the bot receives them
