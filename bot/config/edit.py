@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from tomlkit.exceptions import TOMLKitError
 
+from bot.config.changes import ValueChange, changes_between
 from bot.config.reload import ConfigWatcher, revision_of
 from bot.config.report import as_toml
 from bot.config.schema import AdapterSection, Config, EngineSection, Key, known_settings
@@ -56,6 +57,14 @@ class Draft:
     loaded: LoadedConfig | None = None
     changed: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A saved file: its revision, and the settings that it changed."""
+
+    revision: str
+    changes: tuple[ValueChange, ...]
 
 
 class ConfigEditor:
@@ -144,8 +153,8 @@ class ConfigEditor:
         changed, needs_restart = self._watcher.effect_of(loaded.config)
         return Draft(text, (), loaded, changed, needs_restart)
 
-    async def set(self, values: Mapping[Key, object]) -> Draft:
-        """Set settings, None for the default, as an editor of the file would; return the draft that was saved.
+    async def set(self, values: Mapping[Key, object]) -> Saved:
+        """Set settings, None for the default, as an editor of the file would.
 
         Raises:
             ConfigError: One is overridden or invalid, or the file cannot be saved.
@@ -153,8 +162,7 @@ class ConfigEditor:
         """
         draft, revision = await asyncio.to_thread(self._with, values)
         await self.check_models(draft)
-        await asyncio.to_thread(self.save, draft, revision)
-        return draft
+        return await asyncio.to_thread(self.save, draft, revision)
 
     def _with(self, values: Mapping[Key, object]) -> tuple[Draft, str]:
         read = self.read()
@@ -180,8 +188,8 @@ class ConfigEditor:
             for name, section in self._watcher.changed_models(draft.loaded.config).items():
                 await self._check_model(name, section)
 
-    def save(self, draft: Draft, revision: str) -> str:
-        """Write a draft without mistakes and let it be loaded; return the new revision.
+    def save(self, draft: Draft, revision: str) -> Saved:
+        """Write a draft without mistakes and let it be loaded.
 
         Raises:
             ConfigError: It has mistakes, the file has changed since that revision, or it cannot be written.
@@ -200,7 +208,8 @@ class ConfigEditor:
         except OSError as error:
             raise ConfigError(str(self.path), [f"the file cannot be replaced ({error.strerror})"]) from None
         self._watcher.reload_now()
-        return revision_of(content)
+        earlier = before.removeprefix(_BOM).decode("utf-8", "replace")
+        return Saved(revision_of(content), changes_between(earlier, draft.text, self._adapters))
 
     def _read(self) -> bytes:
         try:

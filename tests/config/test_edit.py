@@ -86,10 +86,10 @@ class TestFile:
         read = editor.read()
         assert read.text == "[engine]\n# mine\n"
         draft = editor.check(read.text + 'model = "demo"\n')
-        revision = editor.save(draft, read.revision)
+        saved = editor.save(draft, read.revision)
         assert path.read_bytes() == b'\xef\xbb\xbf[engine]\r\n# mine\r\nmodel = "demo"\r\n'
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        assert editor.read().revision == revision
+        assert editor.read().revision == saved.revision
         assert list(tmp_path.iterdir()) == [path]
 
     def test_a_draft_is_checked_as_the_start_does_and_not_saved_with_mistakes(self, tmp_path: Path) -> None:

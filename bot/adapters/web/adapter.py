@@ -1,6 +1,7 @@
 """A chat in the browser: its pages are served on the port of the HTTP APIs."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from bot.adapters.inbox import Inbox
@@ -8,6 +9,7 @@ from bot.adapters.web.chat import Chat
 from bot.adapters.web.files import fetch_file
 from bot.adapters.web.messenger import Message, WebMessenger
 from bot.adapters.web.page import create_pages
+from bot.adapters.web.panel.history import ConfigHistory
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.session import Sessions, read_secret
 from bot.adapters.web.sign_in.opening import Entrance, open_sign_in
@@ -18,6 +20,7 @@ from bot.delivery.replies import Replies
 from bot.util.clock import Clock
 
 SECRET = "web.secret"  # noqa: S105 - the name of its file
+HISTORY = "config-changes.jsonl"
 
 
 class WebAdapter:
@@ -30,13 +33,15 @@ class WebAdapter:
     def __init__(
         self, folder: Path, clock: Clock, sources: PanelSources | None = None, entrance: Entrance | None = None
     ) -> None:
-        """Keep the secret of the sessions in `folder`.
+        """Keep the secret of the sessions, and what was changed in the panel, in `folder`.
 
         With `sources`, serve the operator's panel too; with `entrance`, for people elsewhere who sign in.
         """
         self._clock = clock
         self._chat: Chat | None = None
         secret = read_secret(folder / SECRET)
+        if sources is not None:
+            sources = replace(sources, history=ConfigHistory(folder / HISTORY))
         sign_in = None if entrance is None else open_sign_in(entrance, secret)
         self.pages = create_pages(lambda: self._chat, Sessions(secret), sources, sign_in)
 

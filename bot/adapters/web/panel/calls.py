@@ -1,7 +1,7 @@
 """A button of the panel: who pressed it, and what it sends."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -14,9 +14,10 @@ from bot.adapters.web.chat import Chat
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.requests import LONGEST_BODY, locale_of, read_object
 from bot.chat.i18n import Translate, language_for, translator
-from bot.config.edit import ConfigEditor
+from bot.config.edit import ConfigEditor, Saved
 from bot.domain import ChannelKey, IncomingMessage
 from bot.errors import ConfigError, EngineError, StoreError
+from bot.observability.logging import Redaction
 
 # The sentence that the page shows, or with it what else it needs.
 Result = str | Mapping[str, Any]
@@ -118,3 +119,13 @@ def editor_of(call: PanelCall) -> ConfigEditor:
             409, call.translate("The bot runs without a configuration file, so this cannot be changed.")
         )
     return editor
+
+
+async def record(call: PanelCall, saved: Saved) -> None:
+    """Keep who changed what in config.toml."""
+    redact = Redaction(editor_of(call).current.secrets)
+    changes = [
+        replace(each, **{name: redact(value) for name in ("before", "after") if (value := getattr(each, name))})
+        for each in saved.changes
+    ]
+    await call.sources.history.record(changes, call.person.author.key, call.chat.intake.today())

@@ -11,7 +11,7 @@ import structlog
 from pydantic.fields import FieldInfo
 from starlette.exceptions import HTTPException
 
-from bot.adapters.web.panel.calls import PanelCall, editor_of
+from bot.adapters.web.panel.calls import PanelCall, editor_of, record
 from bot.adapters.web.panel.html import Html, items, text
 from bot.chat.i18n import Translate
 from bot.config.edit import ConfigEditor, Draft, parse_field, plain_default, with_setting
@@ -63,9 +63,10 @@ async def save(call: PanelCall) -> dict[str, Any]:
     if checked.mistakes:
         raise ConfigError(str(editor.path), checked.mistakes)
     await editor.check_models(checked)
-    revision = await asyncio.to_thread(editor.save, checked, call.text("revision"))
+    saved = await asyncio.to_thread(editor.save, checked, call.text("revision"))
+    await record(call, saved)
     log.info("config.toml saved in the panel", changed=checked.changed, by=call.person.author.key)
-    return {"notice": "\n".join([translate("Saved."), *effect_lines(checked, translate)]), "revision": revision}
+    return {"notice": "\n".join([translate("Saved."), *effect_lines(checked, translate)]), "revision": saved.revision}
 
 
 def effect_lines(checked: Draft, translate: Translate) -> Iterator[str]:

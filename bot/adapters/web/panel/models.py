@@ -7,7 +7,7 @@ import structlog
 from starlette.exceptions import HTTPException
 
 from bot.adapters.web.access import Right
-from bot.adapters.web.panel.calls import PanelCall, editor_of
+from bot.adapters.web.panel.calls import PanelCall, editor_of, record
 from bot.adapters.web.panel.faults import state_html
 from bot.adapters.web.panel.html import Html, table, text
 from bot.adapters.web.panel.sources import PanelSources
@@ -130,6 +130,7 @@ async def change(call: PanelCall) -> str:
     if not new:
         return translate("config.toml has these values already.")
     table: Key = ("engine",) if name == DEFAULT_MODEL else ("models", name)
-    await editor.set({(*table, setting): value for setting, value in new.items()})
+    saved = await editor.set({(*table, setting): value for setting, value in new.items()})
+    await record(call, saved)
     log.info("model changed in the panel", table=name, by=call.person.author.key, **new)
     return translate("Saved in config.toml. The model is replaced as soon as it can be; see its state.")

@@ -1,9 +1,10 @@
 """Sources of what the operator's panel shows, besides the chat itself."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
+from bot.adapters.web.panel.history import ConfigHistory
 from bot.config.edit import ConfigEditor
 from bot.config.reload import ReloadResult
 from bot.observability.health import Components, Health
@@ -24,7 +25,8 @@ def never_reloaded() -> ReloadResult | None:
 class PanelSources:
     """The parts of the program that `/status`, `/readyz` and `bot usage` read too.
 
-    `editor` is None where no file is watched: nothing that config.toml has can be changed then.
+    `editor` is None where no file is watched: nothing that config.toml has can be changed then;
+    `history` has what was changed with it.
     """
 
     components: Components
@@ -35,3 +37,4 @@ class PanelSources:
     editor: ConfigEditor | None = None
     backups: BackupFolder | None = None
     show_texts: bool = False
+    history: ConfigHistory = field(default_factory=ConfigHistory)

@@ -33,7 +33,7 @@ class PanelView:
         self._translate = translate
         self._right = right
         self._shown: dict[str, Any] = {}
-        self._revision: int | None = None
+        self._revision: tuple[int, int] | None = None
         self._report: object = None
         self._backups: int | None = None
         self._set_places: set[str] = set()
@@ -64,8 +64,8 @@ class PanelView:
         return {"usage": usage_html(report, today, self._translate)}
 
     async def _channels_part(self) -> dict[str, str]:
-        choices = self._chat.intake.choices
-        if (revision := choices.revision) == self._revision:
+        choices, in_file = self._chat.intake.choices, self._sources.history
+        if (revision := (choices.revision, in_file.revision)) == self._revision:
             return {}
         try:
             changes: list[SettingChange] = await choices.in_force()
@@ -76,7 +76,13 @@ class PanelView:
         self._set_places = {change.scope.id for change in changes if change.scope.level in ("channel", "thread")}
         return {
             "channels": channels_html(changes, self._translate, show_texts=show_texts),
-            "audit": audit_html(history, self._translate, show_texts=show_texts),
+            "audit": audit_html(
+                history,
+                self._translate,
+                in_file=in_file.latest(MOST_CHANGES),
+                show_texts=show_texts,
+                show_values=self._right >= Right.OPERATOR,
+            ),
         }
 
     async def _backups_part(self) -> dict[str, str]:
