@@ -24,6 +24,7 @@ from tests.adapters.test_web import Tab
 from tests.harness.elsewhere import ADA, MEI, PUBLIC, Elsewhere, Visitor, elsewhere
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.harness import NO_LIMITS
+from tests.server.attempts import attack, proxied_server
 
 HTTPS = "https://bot.example.org"
 PROXY = {"X-Forwarded-For": "192.0.2.7"}
@@ -334,6 +335,17 @@ class TestAttempts:
             async with place.browser() as thief:
                 assert await _status(thief, "guess") == 403
         assert [line["count"] for line in lines if line["event"] == "sign-in refused"] == [1, 500]
+
+    async def test_attempts_of_all_kinds_sign_in_no_one_and_a_valid_link_works_afterwards(
+        self, tmp_path: Path, engine: ScriptedEngine
+    ) -> None:
+        async with elsewhere(tmp_path, engine, proxied_server()) as place:
+            result = await attack(place, 200)
+        assert result.wrong == []
+        assert result.answers.total() == 200
+        assert result.answers["guessed link", 429] > 0
+        assert [line["event"] for line in result.lines] == ["sign-in refused"] * 2
+        assert result.lines[-1]["count"] == 40
 
     @pytest.mark.parametrize("address", ["10.0.{0}.{1}", "2001:db8:{0}:{1}::7", "2001:db8::{0}:{1}"])
     async def test_10_000_of_them_leave_little_in_memory_and_log(self, address: str) -> None:
