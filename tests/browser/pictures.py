@@ -1,15 +1,18 @@
-"""Draw the pictures of docs/WEB.md and docs/FIRST_STEPS.md: `python -m tests.browser.pictures`."""
+"""Draw the pictures of docs/WEB.md and docs/FIRST_STEPS.md: `python -m tests.browser.pictures [web|panel|signin|setup ...]`."""
 
 import asyncio
 import io
+import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from contextlib import chdir
 from datetime import timedelta
 from pathlib import Path
 
 import structlog
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
+from bot.config.http import ServerSection
 from bot.config.schema import LogsSection
 from bot.domain import Answer, Author, ChannelKey, Kind, Scope, Usage
 from bot.observability.logging import configure_logging
@@ -20,8 +23,10 @@ from tests.adapters.test_web import served
 from tests.browser.conftest import chromium
 from tests.browser.test_setup import opened
 from tests.cli.test_setup import loopback_urls, setup_process
+from tests.harness.elsewhere import elsewhere
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.messages import a_message
+from tests.harness.ports import reserved_port
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_gateway import TOKEN
 
@@ -121,6 +126,8 @@ async def draw_panel(name: str, language: str, *, is_phone: bool = False, dark: 
             chromium(bot.served.url, locale=locale, is_phone=is_phone, dark=dark) as context,
         ):
             await used_for_a_month(bot.served)
+            text = _CONFIG.replace("requests_per_minute = 30 ", "requests_per_minute = 20 ")
+            await bot.served.panel.post("config/save", text=text, revision=bot.editor.read().revision)
             log_a_start()
             page = await context.new_page()
             await page.goto("/admin")
@@ -131,21 +138,52 @@ async def draw_panel(name: str, language: str, *, is_phone: bool = False, dark: 
             await page.locator("#config-table").select_option(label="limits")
             await expect(page.locator("#config-fields")).to_contain_text("requests_per_minute")
             await page.evaluate("tell(''), scrollTo(0, 0)")
-            await page.screenshot(path=PICTURES / f"panel-{name}.png", full_page=not is_phone)
+            if is_phone:
+                await page.screenshot(path=PICTURES / f"panel-{name}.png")
+            elif language == "zh":
+                await draw_parts(page, "-zh")
+            else:
+                await page.screenshot(path=PICTURES / f"panel-{name}.png", full_page=True)
+                await draw_parts(page, "")
+
+
+async def draw_parts(page: Page, suffix: str) -> None:
+    """Draw the parts of the panel that the pages show by themselves."""
+    for part in ("usage", "audit", "config", "log"):
+        await page.locator(f"[aria-labelledby={part}-heading]").first.screenshot(
+            path=PICTURES / f"panel-{part}{suffix}.png"
+        )
+    for part, button in (("model", ".change"), ("place", ".place")):
+        await page.locator(button).first.click()
+        dialog = page.locator("dialog[open]")
+        await expect(dialog.locator("select").first).to_be_visible()
+        await dialog.screenshot(path=PICTURES / f"panel-{part}{suffix}.png")
+        await page.keyboard.press("Escape")
+
+
+async def draw_sign_in(name: str, language: str, *, is_phone: bool = False, dark: bool = False) -> None:
+    locale = "zh-CN" if language == "zh" else "en-US"
+    with tempfile.TemporaryDirectory() as folder, reserved_port() as port:
+        server = ServerSection(public_url=f"http://bot.localhost:{port}", panel=True)
+        async with (
+            elsewhere(Path(folder), ScriptedEngine(), server, port=port) as place,
+            chromium(place.public, locale=locale, is_phone=is_phone, dark=dark) as context,
+        ):
+            page = await context.new_page()
             if not is_phone:
-                await page.locator("#config").screenshot(path=PICTURES / "panel-config.png")
-                await page.locator(".change").first.click()
-                await page.locator("dialog[open]").screenshot(path=PICTURES / "panel-model.png")
+                await page.set_viewport_size({"width": 640, "height": 400})
+            await page.goto(await place.link())
+            await expect(page.locator("#enter")).to_be_focused()
+            await page.screenshot(path=PICTURES / f"signin-{name}.png")
 
 
 def log_a_start() -> None:
     """Log what a start and an hour with it leave in the log."""
-    logs = {name: structlog.get_logger(f"bot.{name}") for name in ("app", "adapters.supervisor", "config.reload")}
+    logs = {name: structlog.get_logger(f"bot.{name}") for name in ("app", "adapters.supervisor")}
     logs["app"].info("ready", adapters=["discord", "slack", "telegram"], model="THUDM/chatglm-6b", device="cpu")
     logs["adapters.supervisor"].error(
         "platform refused, the others go on", platform="slack", error="the token was rejected (invalid_auth)"
     )
-    logs["config.reload"].info("config reloaded", changed=["limits.requests_per_minute"], needs_restart=[])
     logs["adapters.supervisor"].warning("telegram: rate limited, the edit waits", seconds=3)
 
 
@@ -174,14 +212,24 @@ async def used_for_a_month(served: Served) -> None:
     await choices.set(Scope("channel", "discord:1099511627776"), "persona", mei, None, "You are a patient teacher.")
 
 
-async def main() -> None:
-    await draw_panel("desktop", "en")
-    await draw_panel("phone", "zh", is_phone=True, dark=True)
-    await draw_setup("desktop", "en")
-    await draw_setup("phone", "zh", is_phone=True)
-    await draw("desktop", "en")
-    await draw("phone", "zh", is_phone=True, dark=True)
+async def main(chosen: list[str]) -> None:
+    drawings: dict[str, tuple[Callable[[], Awaitable[None]], ...]] = {
+        "panel": (
+            lambda: draw_panel("desktop", "en"),
+            lambda: draw_panel("parts", "zh"),
+            lambda: draw_panel("phone", "zh", is_phone=True, dark=True),
+        ),
+        "signin": (
+            lambda: draw_sign_in("desktop", "en"),
+            lambda: draw_sign_in("phone", "zh", is_phone=True, dark=True),
+        ),
+        "setup": (lambda: draw_setup("desktop", "en"), lambda: draw_setup("phone", "zh", is_phone=True)),
+        "web": (lambda: draw("desktop", "en"), lambda: draw("phone", "zh", is_phone=True, dark=True)),
+    }
+    for name in chosen or drawings:
+        for drawing in drawings[name]:
+            await drawing()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1:]))
