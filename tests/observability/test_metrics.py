@@ -90,7 +90,8 @@ async def make_harness(folder: Path, limits: LimitsSection | None = None) -> Asy
     clock, metrics, engine, bounds = FastClock(), Metrics(), ScriptedEngine(), limits or LimitsSection()
     settings = ChatSettings(ConversationSection(catch_up_minutes=10_000_000), answer_seconds=bounds.answer_seconds)
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}", clock, metrics) as store:
-        access = Access(AccessSection(), bounds, clock)
+        # Not the fast clock, whose minute is a second: the next message would come too late to be refused.
+        access = Access(AccessSection(), bounds, ManualClock())
         parts = Components(store, engine, {"fake": Platform()})
         metrics.registry.register(ComponentsCollector(parts))
         intake = Intake(access, engine, store, settings, clock=clock, metrics=metrics)
