@@ -22,6 +22,7 @@ from bot.engine.backends.remote import RemoteEngine
 from bot.errors import EngineFailed, EngineUnavailable, PromptTooLong
 from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock
+from tests.harness.ports import reserved_port
 from tests.harness.servers.model_server import ModelServer, delta, event, hang, refuse, say, send
 
 
@@ -258,13 +259,11 @@ async def test_a_channel_stays_with_its_server_and_load_is_shared() -> None:
 async def test_a_server_that_starts_later_is_found(server: ModelServer) -> None:
     async with remote(server, model="scripted") as engine:
         assert engine.info.model == "scripted"
-    down = ModelServer()
-    async with down:
-        url = down.url
-    section = EngineSection(backend="remote", urls=(url, server.url), model="scripted")
-    async with RemoteEngine(section, FastClock()) as engine:
-        assert await text_of(engine) == "a scripted answer"
-        assert engine.load.slots == section.max_batch_size
+    with reserved_port() as port:
+        section = EngineSection(backend="remote", urls=(f"http://127.0.0.1:{port}/v1", server.url), model="scripted")
+        async with RemoteEngine(section, FastClock()) as engine:
+            assert await text_of(engine) == "a scripted answer"
+            assert engine.load.slots == section.max_batch_size
 
 
 async def test_several_models_need_a_name(server: ModelServer) -> None:

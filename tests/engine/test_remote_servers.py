@@ -1,9 +1,9 @@
 """The remote backend with what single servers offer: continuing, counting, thoughts; and while servers are dead."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
-from urllib.parse import urlsplit
+from typing import Any
 
 import pytest
 
@@ -24,6 +24,7 @@ from bot.errors import AnswerBrokenOff, EngineBusy, PromptTooLong
 from bot.observability.health import engine_fault
 from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock
+from tests.harness.ports import reserved_port
 from tests.harness.servers.model_server import Behaviour, ModelServer, delta, refuse, send
 
 
@@ -31,6 +32,17 @@ from tests.harness.servers.model_server import Behaviour, ModelServer, delta, re
 async def server() -> AsyncIterator[ModelServer]:
     async with ModelServer() as server:
         yield server
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port on which a server can listen later."""
+    with reserved_port() as port:
+        yield port
+
+
+def on_port(port: int, **options: Any) -> EngineSection:
+    return EngineSection(backend="remote", urls=(f"http://127.0.0.1:{port}/v1",), **options)
 
 
 @pytest.mark.parametrize("owner", ["vllm", "sglang"])
@@ -93,11 +105,8 @@ async def test_thoughts_are_told_apart_and_never_part_of_the_answer(server: Mode
     ]
 
 
-async def test_without_a_name_the_model_is_asked_for_once_a_server_is_up() -> None:
-    async with ModelServer() as down:
-        url, port = down.url, urlsplit(down.url).port
-    section = EngineSection(backend="remote", urls=(url,))
-    async with RemoteEngine(section, FastClock(10)) as engine:
+async def test_without_a_name_the_model_is_asked_for_once_a_server_is_up(port: int) -> None:
+    async with RemoteEngine(on_port(port), FastClock(10)) as engine:
         fault = engine_fault(engine.load, 60)
         assert fault is not None
         assert "ConnectError" in fault
@@ -152,11 +161,9 @@ async def test_the_queue_tells_seconds_once_an_answer_was_timed(server: ModelSer
         await running
 
 
-async def test_while_all_servers_are_dead_each_question_is_told_its_place() -> None:
-    async with ModelServer() as server:
-        url, port = server.url, urlsplit(server.url).port
-        section = EngineSection(backend="remote", urls=(url,), max_batch_size=2)
-        engine = RemoteEngine(section, FastClock(10))
+async def test_while_all_servers_are_dead_each_question_is_told_its_place(port: int) -> None:
+    engine = RemoteEngine(on_port(port, max_batch_size=2), FastClock(10))
+    async with ModelServer(port=port):
         await engine.__aenter__()
     try:
         first = engine.generate(QUESTION)

@@ -1,7 +1,6 @@
 """Several models: requests name theirs, and a fallback answers for one that cannot begin."""
 
 import asyncio
-import socket
 from collections.abc import Iterable, Mapping
 
 import pytest
@@ -22,6 +21,8 @@ from bot.errors import (
 )
 from bot.util.clock import MonotonicClock
 from tests.harness.fakes import FastClock, ScriptedEngine
+from tests.harness.platform import TIMEOUT
+from tests.harness.ports import reserved_port
 
 HELLO = (ChatMessage("user", "hello"),)
 
@@ -201,14 +202,13 @@ async def test_a_conversation_is_cut_to_the_context_of_the_fallback() -> None:
 
 
 async def test_servers_that_are_gone_are_replaced_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-    sections = {
-        "engine": EngineSection(backend="remote", model="any", urls=(address,), fallback="echo"),
-        "echo": EngineSection(backend="echo"),
-    }
-    clock = MonotonicClock()
-    async with asyncio.timeout(60), ModelRouter(sections, open_engine, clock) as router:
-        for _ in range(2):
-            seen = await events(router, ChatRequest(HELLO))
-            assert (fallbacks(seen), text(seen)) == ([Fallback("echo")], "hello")
+    with reserved_port() as port:
+        address = f"http://127.0.0.1:{port}/v1"
+        sections = {
+            "engine": EngineSection(backend="remote", model="any", urls=(address,), fallback="echo"),
+            "echo": EngineSection(backend="echo"),
+        }
+        async with asyncio.timeout(TIMEOUT), ModelRouter(sections, open_engine, MonotonicClock()) as router:
+            for _ in range(2):
+                seen = await events(router, ChatRequest(HELLO))
+                assert (fallbacks(seen), text(seen)) == ([Fallback("echo")], "hello")
