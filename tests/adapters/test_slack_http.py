@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -72,18 +72,19 @@ def signed(body: str, seconds: float = 0.0) -> dict[str, str]:
 
 
 DEEP = "[" * 150_000
-UNSIGNED: dict[str, tuple[bytes, dict[str, str]]] = {
-    "nothing": (b"", {}),
-    "not UTF-8": (b'{"type": "\xff\xfe"}', signed("")),
-    "deep": (DEEP.encode(), {}),
-    "deep with a wrong signature": (DEEP.encode(), signed("{}")),
-    "a form that holds deep JSON": (b"payload=" + DEEP.encode(), {}),
-    "a signature that is not ASCII": (b"{}", signed("{}") | {"X_Slack_Signature": "v0=\u00e9"}),
-    "a time that is no number": (b"{}", signed("{}") | {"X_Slack_Request_Timestamp": "today"}),
-    "a time beyond all numbers": (b"{}", signed("{}") | {"X_Slack_Request_Timestamp": "9" * 1000}),
-    "an old request, repeated": (b"{}", signed("{}", -3600)),
-    "a request from tomorrow": (b"{}", signed("{}", 86400)),
-    "another body": (b'{"type": "url_verification", "challenge": "x"}', signed("{}")),
+# Bodies and headers.  Each is signed when it is sent: later it would be refused for its age alone.
+UNSIGNED: dict[str, tuple[bytes, Callable[[], dict[str, str]]]] = {
+    "nothing": (b"", dict),
+    "not UTF-8": (b'{"type": "\xff\xfe"}', lambda: signed("")),
+    "deep": (DEEP.encode(), dict),
+    "deep with a wrong signature": (DEEP.encode(), lambda: signed("{}")),
+    "a form that holds deep JSON": (b"payload=" + DEEP.encode(), dict),
+    "a signature that is not ASCII": (b"{}", lambda: signed("{}") | {"X_Slack_Signature": "v0=\u00e9"}),
+    "a time that is no number": (b"{}", lambda: signed("{}") | {"X_Slack_Request_Timestamp": "today"}),
+    "a time beyond all numbers": (b"{}", lambda: signed("{}") | {"X_Slack_Request_Timestamp": "9" * 1000}),
+    "an old request, repeated": (b"{}", lambda: signed("{}", -3600)),
+    "a request from tomorrow": (b"{}", lambda: signed("{}", 86400)),
+    "another body": (b'{"type": "url_verification", "challenge": "x"}', lambda: signed("{}")),
 }
 
 
@@ -93,7 +94,7 @@ async def test_an_unsigned_request_is_refused_without_a_traceback(
 ) -> None:
     body, headers = UNSIGNED[kind]
     async with running(harness, server):
-        assert await post(server, body, **headers) == 401
+        assert await post(server, body, **headers()) == 401
     assert [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info] == []
 
 
