@@ -485,8 +485,7 @@ async def test_an_unreadable_or_empty_history_proves_no_deletion(bot: DiscordBot
 
     bot.platform.gate.guard = guard
     await bot.platform.disconnect(resumable=False)
-    await bot.platform.until(lambda: not bot.platform.is_connected)
-    await bot.platform.until(lambda: bot.platform.is_connected)
+    await bot.platform.until(lambda: len(bot.platform.identified) == 2 and bot.platform.is_connected)
     await bot.platform.say("what do you know?")
     await bot.shows("ok", "ok")
     assert "keep this" in " ".join(message.content for message in bot.engine.requests[-1].messages)

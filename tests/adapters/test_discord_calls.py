@@ -39,7 +39,8 @@ async def test_every_word_arrives_once_although_every_second_call_fails(
 ) -> None:
     platform.script = lambda number, name: Fault(kind, seconds=3.0) if number % 2 == 0 else None
     words = ["".join(f"word{number}.{each} " for each in range(40)) for number in range(20)]
-    async with run_discord_bot(platform, tmp_path, call_seconds=0.3) as bot:
+    platform.call_seconds = 0.3 if kind == "timeout" else platform.call_seconds
+    async with run_discord_bot(platform, tmp_path) as bot:
         bot.engine.add(list(words))
         await platform.say("go on")
         await platform.until(lambda: "".join(bot.shown()).count("word") == 800)
