@@ -60,8 +60,8 @@ async def forget(context: CommandContext) -> str:
             "Send me `forget me`, and I delete all your messages to me in every channel, and my answers. "
             "`/clear` deletes this conversation only."
         )
-    count, rest = await _deleted(context, context.exchanges.forget(context.exchange))
-    await context.choices.reload()
+    forgetting = context.exchanges.forget(context.exchange, context.choices.reload)
+    count, rest = await _deleted(context, forgetting)
     if not count:
         return translate("I have no messages of yours.")
     return translate("Deleted: all your messages to me ({count}), and my answers.").format(count=count) + rest

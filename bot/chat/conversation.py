@@ -203,12 +203,10 @@ class Conversations:
 
     async def _generate(self, worker: Worker, draft: _Draft, translate: Translate) -> Finished:
         refusals = 0
-        await self._choices.load()
-        settings = self._settings.at(worker.exchange.message)
         while True:
             worker.prompt_in_doubt.clear()
             worker.is_interrupted = False
-            prompt = await self._exchanges.read_undeleted(lambda: self._prompt(worker, settings))
+            prompt, settings = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
             if refusal := await self._quota_refusal(worker, prompt, settings, draft, translate):
                 self._metrics.refusals.labels("question").inc()
                 draft.note(refusal)
@@ -272,7 +270,7 @@ class Conversations:
         # the reasoning.  A request that still waits in the engine's queue has used nothing.
         began, outcome, deltas, thoughts, is_waiting = self._clock.now(), "closed", 0, 0, False
         thinking_since: float | None = None
-        guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt, settings), name="prompt guard")
+        guard = asyncio.create_task(self._interrupt_if_changed(worker, prompt), name="prompt guard")
         try:
             async with worker.generating(), aclosing(self._engine.generate(request)) as events:
                 async for event in events:
@@ -335,7 +333,7 @@ class Conversations:
             self._metrics.requests.labels(outcome).inc()
         raise AssertionError("the events of an engine end with Finished")
 
-    async def _interrupt_if_changed(self, worker: Worker, prompt: Prompt, settings: ChatSettings) -> None:
+    async def _interrupt_if_changed(self, worker: Worker, prompt: Prompt) -> None:
         """Interrupt the worker once a deletion or an edit has changed its prompt.
 
         While a request waits, for its turn or for another model, it holds the text of its prompt.
@@ -344,14 +342,17 @@ class Conversations:
             await worker.prompt_in_doubt.wait()
             worker.prompt_in_doubt.clear()
             try:
-                now = await self._exchanges.read_undeleted(lambda: self._prompt(worker, settings))
+                now, _ = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
             except BotError:
                 break  # met again when the prompt is read for the next request
             if now.messages != prompt.messages:
                 break
         worker.interrupt()
 
-    async def _prompt(self, worker: Worker, settings: ChatSettings) -> Prompt:
+    async def _prompt(self, worker: Worker) -> tuple[Prompt, ChatSettings]:
+        """Build the prompt of now, and return it with the settings of now: a deletion may have taken a persona."""
+        await self._choices.load()
+        settings = self._settings.at(worker.exchange.message)
         turns, is_own = settings.conversation.history_turns, settings.has_own_history
         engine = self._model(settings.model)
         pictures = engine.info.most_pictures
@@ -359,13 +360,13 @@ class Conversations:
         if history.now.status is Status.CLEARED:
             worker.is_deleted = True  # it was claimed after the deletion had looked for workers
             worker.stop()
-            return Prompt(())
+            return Prompt(()), settings
         # Tokenising a book would block the event loop.
         prompt = await asyncio.to_thread(build_prompt, history, settings, engine, self._counts, worker.most_pictures)
         if prompt.context is None:
-            return prompt
+            return prompt, settings
         is_told = await self._store.is_context_told(worker.exchange.message.channel)
-        return replace(prompt, is_context_told=is_told)
+        return replace(prompt, is_context_told=is_told), settings
 
 
 def _sentence(error: EngineError | NothingToAsk | StoreError, translate: Translate) -> str:

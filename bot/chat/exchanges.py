@@ -388,12 +388,18 @@ class Exchanges:
             self._drop_received(channel, author)
             return await self._store.clear(channel, before, author)
 
-    async def forget(self, by: Exchange) -> int:
-        """Delete everything its author said before this exchange, in all channels; return the number of questions."""
+    async def forget(self, by: Exchange, reload_settings: Callable[[], Awaitable[None]]) -> int:
+        """Delete everything its author said before this exchange, in all channels; return the number of questions.
+
+        The settings are read again before any prompt is: they had texts of this person.
+        """
         author = by.message.author
         async with self._deletion(lambda past: past.message.author.key == author.key and past.id < by.id):
             self._drop_received(None, author)
-            return await self._store.forget(author, by)
+            try:
+                return await self._store.forget(author, by)
+            finally:
+                await reload_settings()
 
     async def delete_messages(
         self, channel: ChannelKey, message_ids: Collection[str], *, is_expected: bool = False

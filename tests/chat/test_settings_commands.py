@@ -1,5 +1,6 @@
 """/persona and /model: what they change, who may use them, and what a prompt has then."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from bot.chat.settings_commands import MOST_CHARACTERS
 from bot.config.schema import AccessSection, Config, ConversationSection
 from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.errors import PlatformUnavailable, StoreError
+from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of
 from tests.harness.messages import MEI, a_message
 
@@ -160,6 +162,23 @@ async def test_the_same_value_is_stored_once(harness: Harness) -> None:
     for _ in range(2):
         assert "Persona: pirate" in notice_of(await harness.ask(said("/persona use pirate")))
     assert len(await harness.store.setting_changes("discord:c1", 9)) == 1
+
+
+async def test_forget_me_takes_a_written_persona_out_of_a_prompt_that_waits_for_the_engine(tmp_path: Path) -> None:
+    engine, elsewhere = ScriptedEngine(max_batch_size=1), ChannelKey("discord", "c9")
+    async with make_harness(tmp_path, engine, access=AccessSection(admins=(ADA.key,))) as harness:
+        await harness.ask(said("/persona set You are a parrot"))
+        engine.go_on.clear()
+        before = asyncio.create_task(harness.ask(said("first", MEI, elsewhere)))
+        await engine.asked(1)
+        waiting = asyncio.create_task(harness.ask(said("hello", MEI)))
+        await engine.asked(2)
+        assert engine.requests[-1].messages[0].content == "You are a parrot"
+        forgetting = asyncio.create_task(harness.ask(said("/forget me", channel=elsewhere)))
+        await engine.asked(3)
+        engine.go_on.set()
+        await asyncio.gather(before, waiting, forgetting)
+        assert [message.content for message in engine.requests[-1].messages] == ["Mei: hello"]
 
 
 async def test_forget_me_takes_a_written_persona_out_of_the_next_prompt(harness: Harness, tmp_path: Path) -> None:
