@@ -19,6 +19,8 @@ _LONGEST = timedelta(minutes=1)
 _MOST_PARTS = 30
 # Seconds that an unfinished question waits for its next part.
 _WAIT = 1.0
+# Seconds for which questions are remembered: of one that was sent together, also an event that was held up arrives by then.
+_REMEMBERED = 60.0
 # Share of the longest message from which a text may have been cut: clients cut at the end of a word or a line.
 _FULL = 0.85
 _COLONS = (":", "：")
@@ -52,7 +54,7 @@ class Continuations:
         self._store = store
         self._clock = clock
         self._noted_since = began_at  # messages of before may have questions that are not in `_recent`
-        self._recent: RecentDict[Place, _Recent] = RecentDict(1000)
+        self._recent: RecentDict[Place, _Recent] = RecentDict(1000)  # in the order in which they were noted
 
     def may_continue(self, message: IncomingMessage) -> bool:
         """Return whether a message that is not for the bot by itself may be more of a question."""
@@ -68,10 +70,13 @@ class Continuations:
 
     def note(self, question: Exchange, newest: IncomingMessage) -> None:
         """Remember a question that was stored, or a part of it that was."""
+        now = self._clock.now()
+        while self._recent and next(iter(self._recent.values())).noted_at < now - _REMEMBERED:
+            self._recent.popitem(last=False)
         if question.kind is not Kind.CHAT:
             self._recent.pop(_place(newest), None)
         else:
-            self._recent[_place(newest)] = _Recent(question, newest, _conversation(newest), self._clock.now())
+            self._recent[_place(newest)] = _Recent(question, newest, _conversation(newest), now)
 
     def forget(self, edited: IncomingMessage) -> None:
         """Let a question that was edited be whole: what follows goes on with its first text no more."""

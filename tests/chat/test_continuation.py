@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bot.domain import Attachment, Exchange, IncomingMessage, Status
+from bot.chat.continuation import Continuations
+from bot.domain import Attachment, Author, Exchange, IncomingMessage, Status
 from tests.harness.harness import Harness, make_harness, text_of
 from tests.harness.messages import NOON, a_message
 
@@ -192,3 +193,16 @@ async def test_an_edited_question_is_whole(harness: Harness, text: str) -> None:
     await harness.replied(edited)
     following = await accept(harness, said("good morning", "2", 2.0))
     assert following.id != exchange.id
+
+
+async def test_a_question_is_remembered_for_a_minute(harness: Harness) -> None:
+    continuations = Continuations(harness.store, harness.clock, NOON)
+    continuations.longest["discord"] = LONGEST
+    first, following = said("a" * LONGEST, "1", 100.0), said("b" * LONGEST, "3", 100.4)
+    exchange = await accept(harness, first)
+    continuations.note(exchange, first)
+    assert await continuations.find(following) == exchange
+    harness.clock.jump(61.0)
+    other = said("from somebody else", "2", 100.2, author=Author("discord", "2", "Ben"))
+    continuations.note(await accept(harness, other), other)
+    assert await continuations.find(following) is None
