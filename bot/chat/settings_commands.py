@@ -7,7 +7,7 @@ import structlog
 from bot.chat.access import Access
 from bot.chat.command_table import CommandContext, Option, Subcommand
 from bot.chat.i18n import Translate, gettext_noop
-from bot.chat.settings import PLAIN, WRITTEN, Persona, Rule, parse_setting, scope_here
+from bot.chat.rules import PLAIN, WRITTEN, Persona, Rule, parse_setting, scope_here
 from bot.config.schema import DEFAULT_MODEL
 from bot.domain import IncomingMessage, Scope, ScopeLevel, SettingChange
 from bot.errors import PlatformError

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from bot.chat.command_table import parse
 from bot.chat.i18n import Translate, gettext_noop
-from bot.chat.settings import OF_PLACES, PLAIN, WRITTEN, ChatSettings
+from bot.chat.rules import OF_PLACES, PLAIN, WRITTEN
+from bot.chat.settings import ChatSettings
 from bot.chat.settings_commands import OFFERED
 from bot.config.schema import DEFAULT_MODEL
 from bot.domain import OWN_PERSONA, IncomingMessage

@@ -273,7 +273,8 @@ class IsolationMachine(RuleBasedStateMachine):
         own = self._read(request.messages[-1], QUESTION)[-1]
         for message in request.messages:
             words = self._read(message)
-            *_, spoken = [word for word in words if word.kind == QUESTION] or [None]
+            questions = [word for word in words if word.kind == QUESTION]
+            spoken = questions[-1] if questions else None
             for word in words:
                 self.counted["words read"] += 1
                 if word.is_deleted:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.chat.settings import Persona, Rule, Rules
+from bot.chat.rules import Persona, Rule, Rules
 from bot.config.places import PersonaSection, PlaceSection
 from bot.config.schema import Config, table_of
 from bot.domain import LEVELS, Author, ChannelKey, IncomingMessage, Scope, ScopeLevel, SettingChange
