@@ -2,10 +2,7 @@
 
 import asyncio
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from bot.storage.key_file import path_beside
 from bot.storage.master_key import MasterKeys
 from bot.storage.sql import SqlStore
 from tests.storage import ROOM, message, temporary_store, url_of
+from tests.storage.kill_at import kills_of
 
 _SLOT = 32
 _HEADER = 64
@@ -156,17 +154,15 @@ _KILLED = """
 import asyncio, sys
 from pathlib import Path
 from tests.storage import ROOM, temporary_store
-from tests.storage.kill_at import kill_at
+from tests.storage.kill_at import kill_at, kill_in_turn
 
-folder, left = Path(sys.argv[1]), int(sys.argv[2])
-
-async def main():
+async def delete(folder, number):
     async with temporary_store(folder) as store:
-        kill_at(left, ("pwrite", "fsync"))
-        for number in ("1", "2"):
-            await store.delete_messages(ROOM, [number])
+        kill_at(number, ("pwrite", "fsync"))
+        for message in ("1", "2"):
+            await store.delete_messages(ROOM, [message])
 
-asyncio.run(main())
+print(kill_in_turn(Path(sys.argv[1]), lambda folder, number: asyncio.run(delete(folder, number))))
 """
 
 
@@ -175,14 +171,10 @@ async def test_after_a_kill_no_rows_are_compared_and_the_deletion_ends(tmp_path:
     await fill(whole)
     first, second = key_of(whole, "1"), key_of(whole, "2")
     old = (whole / "bot.db").read_bytes()
-    kills = 0
-    while True:
-        folder = tmp_path / f"{kills}"
-        shutil.copytree(whole, folder)
-        command = [sys.executable, "-c", _KILLED, str(folder), str(kills)]
-        if (await asyncio.to_thread(subprocess.run, command, check=False)).returncode == 0:
-            break
-        kills += 1
+    kills = await asyncio.to_thread(kills_of, _KILLED, str(whole))
+    assert kills >= 6
+    for number in range(kills):
+        folder = tmp_path / f"{number}"
         # The database from before, beside keys of which some are deleted.
         restored = folder.with_suffix(".restored")
         shutil.copytree(folder, restored)
@@ -199,9 +191,8 @@ async def test_after_a_kill_no_rows_are_compared_and_the_deletion_ends(tmp_path:
         async with temporary_store(restored) as store:
             assert await comparison(store) or not is_lost
             assert await texts(store, 1, 2) == [
-                "" if key in is_lost else f"question {number}" for number, key in ((1, first), (2, second))
+                "" if key in is_lost else f"question {id}" for id, key in ((1, first), (2, second))
             ]
-    assert kills >= 6
 
 
 # Deletes a message before rows are compared with keys, and is killed before one of the calls that change the
@@ -211,9 +202,8 @@ import asyncio, sys
 from pathlib import Path
 from bot.storage.lost_keys import LostKeys
 from tests.storage import ROOM, temporary_store
-from tests.storage.kill_at import kill_at
+from tests.storage.kill_at import kill_at, kill_in_turn
 
-folder, left = Path(sys.argv[1]), int(sys.argv[2])
 compare, is_deleted, is_compared = LostKeys._compare, asyncio.Event(), asyncio.Event()
 
 async def compare_later(self, mismatch):
@@ -221,15 +211,15 @@ async def compare_later(self, mismatch):
     await compare(self, mismatch)
     is_compared.set()
 
-async def main():
+async def delete(folder, number):
     LostKeys._compare = compare_later
-    kill_at(left, ("pwrite", "fsync"))
+    kill_at(number, ("pwrite", "fsync"))
     async with temporary_store(folder) as store:
         await store.delete_messages(ROOM, ["3"])
         is_deleted.set()
         await is_compared.wait()
 
-asyncio.run(main())
+print(kill_in_turn(Path(sys.argv[1]), lambda folder, number: asyncio.run(delete(folder, number))))
 """
 
 
@@ -244,17 +234,11 @@ async def test_keys_of_deleted_texts_do_not_outlive_a_deletion_and_a_kill_before
         for number in ("1", "2", "4"):
             await store.delete_messages(ROOM, [number])
     (whole / "bot.db.keys").write_bytes(older)
-    kills, is_killed = 0, True
-    while is_killed:
-        folder = tmp_path / f"{kills}"
-        shutil.copytree(whole, folder)
-        command = [sys.executable, "-c", _KILLED_WHILE_COMPARING, str(folder), str(kills)]
-        code = (await asyncio.to_thread(subprocess.run, command, check=False)).returncode
-        assert code in (0, -signal.SIGKILL)
-        is_killed = code != 0
-        kills += is_killed
-        async with temporary_store(folder) as store:
-            assert await comparison(store) or not is_killed
-            await store.delete_messages(ROOM, ["3"])
-        assert not deleted & kept_keys(folder), f"killed before call {kills}"
+    kills = await asyncio.to_thread(kills_of, _KILLED_WHILE_COMPARING, str(whole))
     assert kills >= 6
+    for kill in range(kills + 1):
+        folder = tmp_path / f"{kill}"
+        async with temporary_store(folder) as store:
+            assert await comparison(store) or kill == kills
+            await store.delete_messages(ROOM, ["3"])
+        assert not deleted & kept_keys(folder), f"killed before call {kill}"

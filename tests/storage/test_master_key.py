@@ -1,8 +1,6 @@
 """A master key can be set, changed and removed at any start, and a kill loses nothing."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
 from bot.storage.sql import SqlStore
 from tests.harness.postgres import PostgresServer
 from tests.storage import MEI, ROOM, bytes_in, message, temporary_store, url_of
+from tests.storage.kill_at import kills_of
 
 ONE, TWO = "one " * 8, "two " * 8
 
@@ -155,27 +154,21 @@ async def test_backup_export_and_copy_work_with_it(tmp_path: Path) -> None:
 
 # Replaces the file in one process after another, each of which is killed at a later call.
 _KILLED = """
-import os, shutil, sys
+import sys
 from pathlib import Path
 from bot.storage import key_file
 from bot.storage.key_file import KeyFile
 from bot.storage.master_key import MasterKeys
-from tests.storage.kill_at import kill_at
+from tests.storage.kill_at import kill_at, kill_in_turn
 
 folder, database, current, old = Path(sys.argv[1]), bytes.fromhex(sys.argv[2]), sys.argv[3] or None, sys.argv[4] or None
 key_file._MANY = 2
-number = 0
-while True:
-    copy = folder.with_name(f"{number}")
-    shutil.copytree(folder, copy)
-    if (child := os.fork()) == 0:
-        kill_at(number, ("open", "pwrite", "fsync", "link", "replace", "ftruncate", "unlink"))
-        KeyFile(copy / "bot.db.keys", MasterKeys(current, old)).open(database, 5)
-        os._exit(0)
-    if os.waitpid(child, 0)[1] == 0:
-        break
-    number += 1
-print(number)
+
+def replace(copy, number):
+    kill_at(number, ("open", "pwrite", "fsync", "link", "replace", "ftruncate", "unlink"))
+    KeyFile(copy / "bot.db.keys", MasterKeys(current, old)).open(database, 5)
+
+print(kill_in_turn(folder, replace))
 """
 
 
@@ -193,8 +186,7 @@ def test_a_kill_leaves_the_old_keys_or_the_new_ones(
     contents = keys.read(range(5))
     keys.close()
     stored = (folder / "bot.db.keys").read_bytes()
-    command = [sys.executable, "-c", _KILLED, str(folder), database.hex(), current or "", old or ""]
-    kills = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    kills = kills_of(_KILLED, str(folder), database.hex(), current or "", old or "")
     assert kills > 15
     for number in range(kills + 1):
         killed = tmp_path / f"{number}"
