@@ -338,9 +338,15 @@ class TestProtection:
             assert response.status == 413
 
     async def test_of_too_many_streams_the_oldest_ends(self, tab: Tab) -> None:
-        oldest = Tab(tab.http, tab.chat)
-        reading = asyncio.create_task(oldest.until(lambda tab: tab.is_replaced))
+        oldest, is_open = Tab(tab.http, tab.chat), asyncio.Event()
+
+        def is_replaced(tab: Tab) -> bool:
+            is_open.set()
+            return tab.is_replaced
+
+        reading = asyncio.create_task(oldest.until(is_replaced))
         async with asyncio.timeout(TIMEOUT):
+            await is_open.wait()
             others = [asyncio.create_task(Tab(tab.http, tab.chat).until(has(1))) for _ in range(MOST_STREAMS)]
             await reading
             await tab.ask("seen by the others")
