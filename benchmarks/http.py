@@ -8,7 +8,6 @@ The demo model; clients are in a process of their own.  Exit code 1 if a target 
 
 import argparse
 import asyncio
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +34,7 @@ from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
 from bot.util.clock import MonotonicClock
+from tests.harness.ports import reserved_port
 
 BATCH = 8
 QUESTION = "Tell me everything about this bot"
@@ -136,13 +136,12 @@ class Watch:
 async def slow(count: int, seconds: float) -> list[SuiteRow]:
     """Let a bot with a chat platform serve slow and hanging clients."""
     loop = asyncio.get_running_loop()
-    port = _free_port()
     # The defaults bound what one address may ask at once; the rest is counted for chat alone.
     limits = LimitsSection(
         requests_per_minute=0, requests_per_minute_channel=0, tokens_per_hour=0, tokens_per_hour_channel=0
     )
-    server = ServerSection(enabled=True, port=port)
-    with clients() as pool:
+    with reserved_port() as port, clients() as pool:
+        server = ServerSection(enabled=True, port=port)
         async with running_bot(server=server, limits=limits, engine=EngineSection()) as platform:
 
             async def chat(until: float) -> list[float]:
@@ -174,12 +173,6 @@ async def slow(count: int, seconds: float) -> list[SuiteRow]:
         ),
         SuiteRow("open files, most", watch.files, "files", 1024, is_limit=True, remark="at most 512 are connections"),
     ]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def main() -> None:
