@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    WriteVector = Callable[[NDArray[np.float32]], Any]
-
 # Texts of one request, as OpenAI has it; the body's limit bounds their length.
 MOST_TEXTS = 2048
 
