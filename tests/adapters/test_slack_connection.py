@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from bot.adapters import inspect
+from bot.adapters.login import confirm
 from bot.adapters.slack.adapter import SCOPES
 from bot.adapters.slack.client import web_api
 from bot.adapters.slack.errors import error_for
@@ -280,7 +282,10 @@ async def test_check_online_confirms_a_correct_setup(server: SlackServer) -> Non
     assert "@chatglm" in findings[0][1]
 
 
-async def test_check_online_names_missing_scopes_and_wrong_tokens(server: SlackServer) -> None:
+async def test_check_online_names_missing_scopes_and_wrong_tokens(
+    server: SlackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.adapters.slack.client.confirm", partial(confirm, pause=0.0))
     server.scopes -= {"users:read"}
     server.refused["apps.connections.open"] = "missing_scope"
     findings = await found(server)
