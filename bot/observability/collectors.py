@@ -66,7 +66,9 @@ def _engine_metrics(models: Sequence[tuple[EngineInfo, EngineLoad]]) -> Iterator
         yield gauge
     yield CounterMetricFamily(f"{PREFIX}_tokens", "Generated tokens.", sum(load.tokens for load in loads))
     yield CounterMetricFamily(
-        f"{PREFIX}_steps", "Decoding steps; tokens per step is the batch size.", sum(load.steps for load in loads)
+        f"{PREFIX}_steps",
+        "Decoding steps; tokens per step is the batch size, or more with drafts.",
+        sum(load.steps for load in loads),
     )
     yield SummaryMetricFamily(
         f"{PREFIX}_queue_wait_seconds",

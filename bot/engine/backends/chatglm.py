@@ -49,7 +49,7 @@ def open_engine(options: EngineSection, progress: Progress = silent) -> ServingE
             context_length=model.context_length,
             reads_names=folder != DEMO,  # it repeats the last message as it is
         )
-        return LoadedModel(model, tokenizer, info)
+        return LoadedModel(model, tokenizer, info, step_tokens=model.step_tokens)
 
     return ServingEngine(load_model, max_waiting=options.max_waiting, progress=progress)
 

@@ -1,6 +1,7 @@
 """ChatGLM as a `CausalLM`: batches of prompts or single tokens in, logits out."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain
 from types import MappingProxyType, ModuleType
@@ -18,6 +19,10 @@ from bot.engine.kernels.native.matmul import MOST_ROWS
 from bot.engine.serving.base import Batch
 from bot.engine.serving.cache import KeyValueCache, explain_out_of_memory
 from bot.engine.serving.cuda_graphs import Capture, CudaGraphs, GraphRunner
+
+# Tokens of a decode step that has drafts.  More cost as much as they gain, and from 24 rows on
+# torch's int8 product computes in another way (`kernels/cpu.py`).
+DRAFTED_TOKENS = 16
 
 
 class ChatGLMForServing:
@@ -72,7 +77,9 @@ class ChatGLMForServing:
         self.devices = tuple(cache.keys.device for cache in self._caches)  # in layer order
         self.device = self.devices[0]  # of the inputs and the logits
         self._graphs = self._graph_runner(capture)
-        self._native = None if len(self._caches) > 1 else native_decoder(self.network, self._caches[0])
+        self.step_tokens = step_tokens(slots, self.devices, has_graphs=self._graphs is not None)
+        most = max(slots, self.step_tokens)
+        self._native = None if len(self._caches) > 1 else native_decoder(self.network, self._caches[0], most)
 
     def _graph_runner(self, capture: Capture | None) -> GraphRunner | None:
         config = self.network.config
@@ -96,6 +103,8 @@ class ChatGLMForServing:
     def forward(self, batch: Batch) -> Tensor:
         """Run one step; return the next token's logits, float32 `[len(batch), vocab]`.
 
+        Rows of a decode may have drafts if `step_tokens` is not 0; it then returns `[tokens of all rows, vocab]`.
+
         Raises:
             ValueError: A prompt has no `<sop>`, or neither [gMASK] nor [MASK].
         """
@@ -103,6 +112,8 @@ class ChatGLMForServing:
             with torch.cuda.device_of(self._caches[0].keys):  # graphs and Triton use the current device
                 # Copy: every replay overwrites the same output buffer.
                 return self._graphs(self._rows(batch)).to(torch.float32, copy=True)
+        if not batch.is_prefill:
+            batch = each_token(batch)
         if self._native is not None and not batch.is_prefill and len(batch) <= MOST_ROWS:
             return self._native(self._rows(batch)).float()
         hidden = self._prefill(batch) if batch.is_prefill else self._decode(batch)
@@ -130,8 +141,14 @@ class ChatGLMForServing:
         return hidden[0, [end - 1 for end in accumulate(sizes)]]
 
     def _decode(self, batch: Batch) -> Tensor:
-        # Sort rows by slot: adjacent slots are read without a copy.
-        order = sorted(range(len(batch)), key=batch.slots.__getitem__)
+        # Sort rows by slot: adjacent slots are read without a copy.  First the first token of
+        # each slot, then the second of those with drafts: attention is that of steps without drafts.
+        seen: Counter[int] = Counter()
+        ranks: list[tuple[int, int]] = []
+        for slot in batch.slots:
+            ranks.append((seen[slot], slot))
+            seen[slot] += 1
+        order = sorted(range(len(batch)), key=ranks.__getitem__)
         slots = [batch.slots[row] for row in order]
         starts = [batch.starts[row] for row in order]
         positions = [[self._layouts[slot].position(start)] for slot, start in zip(slots, starts, strict=True)]
@@ -147,6 +164,29 @@ class ChatGLMForServing:
     def _attend(self, step: Callable[[KeyValueCache], Attend]) -> Attend:
         attends = [step(cache) for cache in self._caches]
         return attends[0] if len(attends) == 1 else _SplitAttention(attends, [layers.start for layers in self._stages])
+
+
+def step_tokens(slots: int, devices: Sequence[torch.device], *, has_graphs: bool = False) -> int:
+    """Return the most tokens of a decode step with drafts; 0 if drafts are not supported.
+
+    On CUDA they are not: its graphs are captured for one token per row, and its kernels append
+    a row's token while others attend.
+    """
+    is_supported = not has_graphs and len(devices) == 1 and devices[0].type == "cpu"
+    return max(slots, DRAFTED_TOKENS) if is_supported else 0
+
+
+def each_token(batch: Batch) -> Batch:
+    """Return a decode step with a row for each token, drafted ones too."""
+    if all(len(tokens) == 1 for tokens in batch.tokens):
+        return batch
+    rows = [
+        (slot, (token,), start + place)
+        for slot, tokens, start in zip(batch.slots, batch.tokens, batch.starts, strict=True)
+        for place, token in enumerate(tokens)
+    ]
+    slots, tokens, starts = zip(*rows, strict=True)
+    return Batch(slots, tokens, starts)
 
 
 class _SplitAttention:

@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 
+from bot.engine.chatglm.causal import step_tokens
 from bot.engine.chatglm.config import ChatGLMConfig
 from bot.engine.chatglm.weights import EMBEDDING, DeviceMap, Quantization, bits_of, expected_shapes, stored_quantization
 from bot.engine.kernels.footprint import MatrixShape, linear_bytes, table_bytes
@@ -128,7 +129,8 @@ def _workspace(parameters: LoadParameters, device: torch.device) -> int:
         tokens * _ROTATION * config.hidden_size,
         tokens * (_RESIDUAL * config.hidden_size + inner * config.inner_hidden_size) + converted,
     )
-    decode = parameters.slots * (_SCORES * config.vocab_size + _ROTATION * config.hidden_size) + converted
+    rows = max(parameters.slots, step_tokens(parameters.slots, parameters.devices))
+    decode = rows * (_SCORES * config.vocab_size + _ROTATION * config.hidden_size) + converted
     return max(prefill + _MASK * config.max_sequence_length * parameters.capacity, decode) + _RESERVE
 
 

@@ -13,9 +13,12 @@ from bot.engine.serving.cache import KeyValueCache
 
 
 class NativeDecoder:
-    """Decode one token for each of up to `MOST_ROWS` rows; return logits `[rows, vocab]`."""
+    """Decode one token for each of up to `most` rows, or `MOST_ROWS`; return logits `[rows, vocab]`.
 
-    def __init__(self, network: ChatGLM, cache: KeyValueCache, layers: Sequence[Layer]) -> None:
+    Rows of one slot are adjacent, and their indices ascend by one.
+    """
+
+    def __init__(self, network: ChatGLM, cache: KeyValueCache, layers: Sequence[Layer], most: int) -> None:
         self._network = network
         self._layers = Layers(
             layers,
@@ -24,6 +27,7 @@ class NativeDecoder:
             cache.values,
             all_angles(network.config, network.device, network.half_angles),
             channels=network.config.channels,
+            most=most,
             alpha=RESIDUAL_SCALE,
         )
 
@@ -35,12 +39,12 @@ class NativeDecoder:
         return self._network.logits(hidden)
 
 
-def native_decoder(network: ChatGLM, cache: KeyValueCache) -> NativeDecoder | None:
+def native_decoder(network: ChatGLM, cache: KeyValueCache, most: int) -> NativeDecoder | None:
     """Return a decoder if every matmul of the network is native, else None."""
     layers = [_layer(block) for block in network.blocks]
     if not supports(cache.keys) or any(layer is None for layer in layers):
         return None
-    return NativeDecoder(network, cache, [layer for layer in layers if layer is not None])
+    return NativeDecoder(network, cache, [layer for layer in layers if layer is not None], most)
 
 
 def _layer(block: Block) -> Layer | None:

@@ -16,8 +16,9 @@ class Batch:
 
     `slots[i]` is row i's slot in the KV cache, `tokens[i]` its input ids, `starts[i]` the
     number of tokens already cached.  A step is either a prefill (all starts are 0, each
-    row is a whole prompt) or a decode (one token per row).  `prefixes[i]` is the name of row
-    i's P-Tuning prefix; it applies from the prefill on, and empty all rows have the model's.
+    row is a whole prompt) or a decode (one token per row, and after it a draft of the next
+    ones where the model takes drafts).  `prefixes[i]` is the name of row i's P-Tuning prefix;
+    it applies from the prefill on, and empty all rows have the model's.
     """
 
     slots: tuple[int, ...]
@@ -49,7 +50,8 @@ class CausalLM(Protocol):
     def forward(self, batch: Batch) -> "Tensor":
         """Run one step; return the next token's logits, float32 `[len(batch), vocab]`.
 
-        A prefill overwrites its slots.
+        A prefill overwrites its slots.  A decode has logits for each token of a row with a
+        draft, `[tokens of all rows, vocab]`, and tokens cached from `starts[i]` on are replaced.
         """
         ...
 

@@ -85,8 +85,19 @@ class KeyValueCache:
         return _PromptView(tokens, begin, self.keys[part], self.values[part], mask_bias(mask, self.keys.dtype))
 
     def decode(self, slots: Sequence[int], starts: Sequence[int]) -> "Decode":
-        """Append one token to each slot at `starts`; fastest where `slots` ascend without gaps."""
-        return Decode(self.keys, self.values, slots, self.reserve(slots, starts))
+        """Append tokens to the slots at `starts`; fastest where `slots` ascend without gaps.
+
+        A slot may occur more often, with starts that ascend by one; what was cached behind them is deleted.
+        """
+        held = {slot: self._ends[slot] for slot in slots}
+        at = self.reserve(slots, starts)
+        for slot, end in {slot: index + 1 for slot, index in zip(slots, at, strict=True)}.items():
+            if end < held[slot]:
+                # A wrong draft may have left NaN, and 0 * NaN is NaN.
+                self.keys[:, slot, :, end : held[slot]] = 0
+                self.values[:, slot, :, end : held[slot]] = 0
+            self._ends[slot] = end
+        return Decode(self.keys, self.values, slots, at)
 
     def reserve(self, slots: Sequence[int], starts: Sequence[int]) -> list[int]:
         """Reserve one token in each slot at `starts`; return its indices in `keys`."""

@@ -39,12 +39,14 @@ class LoadedModel:
     """A model, used by the worker thread only, with its tokenizer and its properties.
 
     `thoughts` makes what tells the reasoning of one answer from its text, if the model may think.
+    `step_tokens` are the most tokens of a decode step; 0 if the model takes no drafts.
     """
 
     model: CausalLM
     tokenizer: Tokenizer
     info: EngineInfo
     thoughts: Callable[[], Thoughts] | None = None
+    step_tokens: int = 0
 
 
 class ServingEngine:
@@ -212,7 +214,7 @@ class ServingEngine:
 
     def _serve(self) -> None:
         loaded = self._load_model(self._report)
-        runner = Runner(loaded.model, loaded.tokenizer.vocabulary)
+        runner = Runner(loaded.model, loaded.tokenizer.vocabulary, loaded.step_tokens)
         self._loaded, self._new_thoughts = (loaded.tokenizer, loaded.info), loaded.thoughts
         with self._lock:
             if self._closing:
@@ -222,12 +224,12 @@ class ServingEngine:
         self._call_soon(self._start)
         checked = -math.inf
         while (step := self._next_step()) is not None:
-            began = self._now()
+            began, before = self._now(), _tokens(step)
             results = runner.run(step)
             if began - checked >= MEMORY_CHECK_SECONDS:
                 # Queried in this thread: a hanging device may block the call.
                 checked, self._device_bytes = began, device_memory()
-            self._deliver(results, self._now() - began)
+            self._deliver(results, _tokens(step) - before, self._now() - began)
 
     def _report(self, done: int, total: int) -> None:
         if self._closing:
@@ -246,14 +248,14 @@ class ServingEngine:
                     self._waited += sequence.prefill_started_at - sequence.enqueued_at
             return step
 
-    def _deliver(self, results: Mapping[Sequence, StepResult], seconds: float) -> None:
+    def _deliver(self, results: Mapping[Sequence, StepResult], tokens: int, seconds: float) -> None:
         outputs: list[Output] = []
         with self._lock:
             self._is_in_step = False
             self._last_progress = self._now()
             self._steps += 1
-            self._tokens += len(results)
-            self._throughput.step(len(results), seconds)
+            self._tokens += tokens
+            self._throughput.step(tokens, seconds)
             for sequence, result in results.items():
                 collector = self._collectors.get(sequence)
                 if collector is None:  # cancelled during the step
@@ -316,6 +318,10 @@ class ServingEngine:
         if not self._ready.done():
             self._ready.set_exception(failure)
         self._ended.set()
+
+
+def _tokens(step: Step[Sequence]) -> int:
+    return sum(sequence.tokens for sequence in step.jobs)
 
 
 def _put_all(outputs: Many[Output]) -> None:

@@ -2,13 +2,15 @@
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 import torch
 
 from bot.engine.serving.base import Batch, CausalLM
+from bot.engine.serving.lookup import PromptLookup, share_drafts
 from bot.engine.serving.sampler import Sampler
 from bot.engine.serving.scheduler import Step
 from bot.engine.serving.sequence import Sequence
@@ -19,6 +21,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 StepResult = str | EngineFailed  # the text that the step completed, often ''; or the failure that ends the row
+
+Drafts = Mapping[Sequence, tuple[int, ...]]
+"""Tokens that may follow the last one of a sequence."""
+
+_NOT_FINITE = "the model returned NaN or infinite logits, so this answer ends here"
 
 # Successful steps before the row limit doubles again: each out-of-memory costs a garbage
 # collection and a traceback in the log.
@@ -32,37 +39,66 @@ class Runner:
     idempotent: it writes the same keys and values to the same cache entries.  After an
     out-of-memory decode, the row limit is halved for a while.  An error of the device itself
     ends the worker, since no later step can succeed.
+
+    `step_tokens` are the most tokens of a decode step, rows and drafts together; 0 if the model
+    takes no drafts.
     """
 
-    def __init__(self, model: CausalLM, vocabulary: int) -> None:
+    def __init__(self, model: CausalLM, vocabulary: int, step_tokens: int = 0) -> None:
         self._model = model
         self._sampler = Sampler(vocabulary)
         self._max_rows = model.slots
+        self._step_tokens = step_tokens
         self._successes = 0
+        self._without_drafts = 0  # steps to come
 
     def run(self, step: Step[Sequence]) -> dict[Sequence, StepResult]:
-        """Append the next token to each sequence of the step; return the texts or failures."""
+        """Append the next tokens to each sequence of the step; return the texts or failures."""
         results: dict[Sequence, StepResult] = {}
         for part in _split(step, len(step.jobs) if step.is_prefill else self._max_rows):
-            results |= self._run(part)
+            drafts = {} if step.is_prefill else self._drafts(part.jobs)
+            results |= self._run(part, drafts)
         return results
 
-    def _run(self, step: Step[Sequence]) -> dict[Sequence, StepResult]:
+    def _drafts(self, jobs: Mapping[Sequence, int]) -> Drafts:
+        if not self._step_tokens:
+            return {}
+        lookups: dict[Sequence, PromptLookup] = {}
+        for sequence in jobs:
+            if sequence.lookup is None and sequence.tokens == 1:
+                sequence.lookup = PromptLookup((*sequence.prompt, sequence.last))
+            if sequence.lookup is not None:
+                lookups[sequence] = sequence.lookup
+        if self._without_drafts:
+            self._without_drafts -= 1
+            return {}
+        room = self._step_tokens - len(jobs)
+        if room <= 0:
+            return {}
+        # The last token of an answer needs no draft.
+        chances = {each: lookup.chances(each.limit - each.tokens - 1) for each, lookup in lookups.items()}
+        counts = share_drafts(chances, len(jobs), room)
+        return {sequence: lookups[sequence].draft(count) for sequence, count in counts.items()}
+
+    def _run(self, step: Step[Sequence], drafts: Drafts) -> dict[Sequence, StepResult]:
         jobs = step.jobs
-        tokens = _catch(lambda: self._sample(jobs))
+        tokens = _catch(lambda: self._sample(jobs, drafts))
+        if drafts and isinstance(tokens, EngineFailed):
+            self._without_drafts = STEPS_BEFORE_GROWTH
+            return self._run(step, {})
         if isinstance(tokens, _OutOfMemory) and len(jobs) == 1:
-            tokens = _catch(lambda: self._sample(jobs))  # the memory that was freed may be enough
+            tokens = _catch(lambda: self._sample(jobs, {}))  # the memory that was freed may be enough
         if not isinstance(tokens, EngineFailed):
             self._successes += 1
             if self._successes >= STEPS_BEFORE_GROWTH:
                 self._max_rows, self._successes = min(2 * self._max_rows, self._model.slots), 0
-            return {sequence: _append(sequence, token) for sequence, token in zip(jobs, tokens, strict=True)}
+            return {sequence: _append(sequence, each) for sequence, each in zip(jobs, tokens, strict=True)}
         if len(jobs) == 1:
             return dict.fromkeys(jobs, tokens)
         half = (len(jobs) + 1) // 2
         results: dict[Sequence, StepResult] = {}
         for part in _split(step, half):
-            results |= self._run(part)
+            results |= self._run(part, {})
         if (
             isinstance(tokens, _OutOfMemory)
             and not step.is_prefill
@@ -72,14 +108,15 @@ class Runner:
         return results
 
     @torch.inference_mode()
-    def _sample(self, jobs: Mapping[Sequence, int]) -> list[int | None]:
+    def _sample(self, jobs: Mapping[Sequence, int], drafts: Drafts) -> list[list[int | None]]:
         batch = Batch(
             slots=tuple(jobs.values()),
-            tokens=tuple(sequence.next_input for sequence in jobs),
+            tokens=tuple((*sequence.next_input, *drafts.get(sequence, ())) for sequence in jobs),
             starts=tuple(sequence.num_cached for sequence in jobs),
             prefixes=tuple(sequence.prefix for sequence in jobs),
         )
-        return self._sampler.sample(self._model.forward(batch), [sequence.sampler for sequence in jobs])
+        rows = [sequence.sampler for sequence in jobs]
+        return self._sampler.verify(self._model.forward(batch), rows, [drafts.get(each, ()) for each in jobs])
 
 
 class _OutOfMemory(EngineFailed):
@@ -93,10 +130,19 @@ def _split(step: Step[Sequence], rows: int) -> Iterator[Step[Sequence]]:
         yield Step(part, step.is_prefill)
 
 
-def _append(sequence: Sequence, token: int | None) -> StepResult:
-    if token is None:
-        return EngineFailed("the model returned NaN or infinite logits, so this answer ends here")
-    return _catch(lambda: sequence.append_token(token))
+def _append(sequence: Sequence, tokens: Iterable[int | None]) -> StepResult:
+    text = ""
+    for count, token in enumerate(tokens):
+        if token is None:
+            # After a draft the next step meets it again: the text before it is delivered first.
+            return text if count else EngineFailed(_NOT_FINITE)
+        more = _catch(partial(sequence.append_token, token))
+        if isinstance(more, EngineFailed):
+            return more
+        text += more
+        if sequence.reason is not None:
+            break
+    return text
 
 
 def _catch(work: Callable[[], T]) -> T | EngineFailed:

@@ -1,7 +1,8 @@
 """Sampling with temperature, top-k, top-p and a seed per row."""
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import torch
@@ -21,10 +22,19 @@ class SamplerState:
 
     params: SamplingParams
     random: Random
+    ahead: deque[float] = field(default_factory=deque)  # numbers drawn for drafts that were wrong
 
     @classmethod
     def of(cls, params: SamplingParams) -> "SamplerState":
         return cls(params, Random(params.seed))
+
+    def draw(self) -> float:
+        """Return the next number, at least 0 and below 1."""
+        return self.ahead.popleft() if self.ahead else min(self.random.random(), BELOW_ONE)
+
+    def put_back(self, numbers: Sequence[float]) -> None:
+        """Return the last numbers drawn: the next ones drawn are these."""
+        self.ahead.extendleft(reversed(numbers))
 
 
 # The largest float32 below 1: multiplied by a sum it stays below the sum.
@@ -53,20 +63,48 @@ class Sampler:
         Each row uses exactly one random number, greedy rows too, so that a seed alone
         reproduces an answer.
         """
+        return self._sample(logits, rows)[0]
+
+    def verify(
+        self, logits: Tensor, rows: Sequence[SamplerState], drafts: Sequence[Sequence[int]]
+    ) -> list[list[int | None]]:
+        """Sample each row after its last token and after each token of its draft, while the draft is right.
+
+        `logits` is `[rows and drafted tokens, vocab]`.  A drafted token is right if the row samples
+        it, with the number that it would use without a draft: drafts change no token.
+        Returns one more id per row than drafted tokens were right.
+        """
+        counts = [len(draft) + 1 for draft in drafts]
+        every = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+        ids, numbers = self._sample(logits, every)
+        found: list[list[int | None]] = []
+        end = 0
+        for row, draft, count in zip(rows, drafts, counts, strict=True):
+            first, end = end, end + count
+            right = 0
+            while right < len(draft) and ids[first + right] == draft[right]:
+                right += 1
+            found.append(ids[first : first + right + 1])
+            row.put_back(numbers[first + right + 1 : end])
+        return found
+
+    def _sample(self, logits: Tensor, rows: Sequence[SamplerState]) -> tuple[list[int | None], list[float]]:
+        """Return the ids and the random numbers that were used."""
         logits = logits[:, : self._vocabulary].float()
         if all(row.params.temperature == 0 for row in rows):
             ids = logits.argmax(-1)
-            _random_numbers(rows)
+            numbers = _random_numbers(rows)
         else:
             candidates, cumulative, kept = self.candidates(logits, rows)
             total = (cumulative * kept).amax(-1, keepdim=True)
-            threshold = to_device_async(logits.device, _random_numbers(rows))[:, None] * total
+            numbers = _random_numbers(rows)
+            threshold = to_device_async(logits.device, numbers)[:, None] * total
             indices = ((cumulative <= threshold) & kept).sum(-1, keepdim=True)
             ids = candidates.gather(-1, indices)[:, 0]
         # The sum is finite only if every logit is.  -1 marks the others in the same tensor:
         # each read from a device synchronises with it.
         sampled: list[int] = torch.where(logits.sum(-1).isfinite(), ids, -1).tolist()
-        return [token if token >= 0 else None for token in sampled]
+        return [token if token >= 0 else None for token in sampled], numbers
 
     def candidates(self, logits: Tensor, rows: Sequence[SamplerState]) -> tuple[Tensor, Tensor, Tensor]:
         """Apply temperature, then top-k, then top-p to `logits` [rows, vocab].
@@ -91,7 +129,7 @@ class Sampler:
 
 def _random_numbers(rows: Sequence[SamplerState]) -> list[float]:
     # Called after everything that can run out of memory: a failed step is retried with the same numbers.
-    return [min(row.random.random(), BELOW_ONE) for row in rows]
+    return [row.draw() for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from bot.domain import ChatRequest, FinishReason, Usage
 from bot.engine.serving.base import Tokenizer
 from bot.engine.serving.detokenizer import StopStrings
+from bot.engine.serving.lookup import PromptLookup
 from bot.engine.serving.sampler import SamplerState
 
 
@@ -13,7 +14,7 @@ class Sequence:
     """Prompt, answer and sampler of a request.
 
     `position`, `enqueued_at` and `prefill_started_at` belong to the serving loop: the queue
-    position last reported, and times of its clock.
+    position last reported, and times of its clock.  `lookup` is the runner's, None without drafts.
     """
 
     user: str
@@ -30,6 +31,7 @@ class Sequence:
     position: int = 0
     enqueued_at: float = 0.0
     prefill_started_at: float | None = None
+    lookup: PromptLookup | None = None
 
     @classmethod
     def of(cls, request: ChatRequest, prompt: tuple[int, ...], tokenizer: Tokenizer, context: int) -> "Sequence":
@@ -70,6 +72,8 @@ class Sequence:
         """
         self.tokens += 1
         self.last = token
+        if self.lookup is not None:
+            self.lookup.append(token)
         if token in self.stop_ids:
             self.reason = FinishReason.STOP
             return self.text.finish()

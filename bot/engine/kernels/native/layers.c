@@ -1,4 +1,5 @@
 /* All ChatGLM layers of a decode step on a CPU, one token per row; each weight is read once.
+   Adjacent rows of one slot are tokens that follow each other.
 
    `chatglm.model` is the reference.  The KV cache is bfloat16, all activations are float32. */
 
@@ -101,11 +102,11 @@ static void rotate(const struct network *n, const struct tokens *t, int64_t row,
     }
 }
 
-/* One head of one token: append its key and value to the cache, attend to the whole slot. */
-static void attend(const struct network *n, const struct layer *layer, const struct tokens *t, int64_t row,
-                   int64_t head, float *scores)
+/* One head of one token: append its key and value to the cache. */
+static void append(const struct network *n, const struct layer *layer, const struct tokens *t, int64_t row,
+                   int64_t head)
 {
-    int64_t size = n->head_dim, at = t->at[row], count = at + 1;
+    int64_t size = n->head_dim, at = t->at[row];
     float *query = n->wide + (row * n->heads + head) * 3 * size, *key = query + size, *value = key + size;
     int64_t slot = (t->slots[row] * n->heads + head) * n->capacity * size;
     uint16_t *keys = layer->keys + slot, *values = layer->values + slot;
@@ -116,6 +117,16 @@ static void attend(const struct network *n, const struct layer *layer, const str
         keys[at * size + k] = to_bfloat16(key[k]);
         values[at * size + k] = to_bfloat16(value[k]);
     }
+}
+
+/* One head of one token: attend to its slot, up to and including itself. */
+static void attend(const struct network *n, const struct layer *layer, const struct tokens *t, int64_t row,
+                   int64_t head, float *scores)
+{
+    int64_t size = n->head_dim, count = t->at[row] + 1;
+    const float *query = n->wide + (row * n->heads + head) * 3 * size;
+    int64_t slot = (t->slots[row] * n->heads + head) * n->capacity * size;
+    const uint16_t *keys = layer->keys + slot, *values = layer->values + slot;
 
     const float none = -3.4e38f;
     float scale = 1 / __builtin_sqrtf((float)size);
@@ -147,6 +158,14 @@ static void attend(const struct network *n, const struct layer *layer, const str
     }
 }
 
+/* Whether a slot has several tokens, which then see each other's keys and values. */
+static int has_drafts(const struct tokens *t)
+{
+    for (int64_t row = 1; row < t->rows; row++)
+        if (t->slots[row] == t->slots[row - 1]) return 1;
+    return 0;
+}
+
 /* Run all layers on `state`; the output of the last norm is in `normed`. */
 void run_layers(const struct network *n, const struct tokens *t)
 {
@@ -154,12 +173,17 @@ void run_layers(const struct network *n, const struct tokens *t)
     {
         float *scratch = n->scratch + omp_get_thread_num() * n->scratch_size;
         int64_t rows = t->rows, first, end;
+        int waits = has_drafts(t); /* else a thread reads only what it has written in this step */
         for (const struct layer *layer = n->layer; layer < n->layer + n->layers; layer++) {
             normalise(n, &layer->input, rows);
 #pragma omp barrier
             matmul(&layer->query_key_value, n->normed, rows, n->wide, scratch, &first, &end);
 #pragma omp barrier
             share(rows * n->heads, 1, &first, &end);
+            for (int64_t i = first; i < end; i++) append(n, layer, t, i / n->heads, i % n->heads);
+            if (waits) {
+#pragma omp barrier
+            }
             for (int64_t i = first; i < end; i++) attend(n, layer, t, i / n->heads, i % n->heads, scratch);
 #pragma omp barrier
             matmul(&layer->dense, n->mixed, rows, n->state, scratch, &first, &end);

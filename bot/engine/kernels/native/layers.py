@@ -60,7 +60,7 @@ class Layer(NamedTuple):
 
 
 class Layers:
-    """A network's layers over a cache, for up to `MOST_ROWS` rows of one token.
+    """A network's layers over a cache, for up to `most` rows of one token, at most `MOST_ROWS`.
 
     `keys` and `values` are bfloat16 `[layers, slots, heads, capacity, head_dim]`, `angles` the cosine and sine
     per position, float32 `[positions, head_dim / channels / 2]`, and `alpha` scales the residuals.
@@ -76,10 +76,11 @@ class Layers:
         *,
         channels: int,
         alpha: float,
+        most: int,
     ) -> None:
-        _, slots, heads, capacity, head_dim = keys.shape
+        heads, capacity, head_dim = keys.shape[2:]
         hidden, inner = heads * head_dim, layers[0].up.rows
-        most, threads = min(slots, MOST_ROWS), torch.get_num_threads()
+        most, threads = min(most, MOST_ROWS), torch.get_num_threads()
         self._owners = (list(layers), last, keys, values, angles)  # the struct points into their memory
         self._state, self._normed, self._mixed = torch.empty(3, most, hidden).unbind()
         self._wide = torch.empty(most, max(3 * hidden, inner))
@@ -114,6 +115,7 @@ class Layers:
         """Run the layers on float32 `[rows, hidden]`; the result is valid until the next call.
 
         `slots` and `at` are int64 `[rows]`, a token's slot and index; `positions` is `[channels, rows]`.
+        Rows of one slot are adjacent; each sees those with lower indices.
         """
         rows = hidden.shape[0]
         self._state[:rows] = hidden
