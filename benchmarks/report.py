@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Unit = Literal["tok/s", "ms", "s", "GB/s", "TFLOP/s", "share", "times", "files"]
+Unit = Literal["tok/s", "ms", "s", "GB/s", "TFLOP/s", "share", "times", "files", "MB"]
 
 
 @dataclass(frozen=True, slots=True)
