@@ -1,5 +1,6 @@
 """What others said before a question, and linked messages: read where it is on, kept and deleted like the question."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.adapters.test_files import Chat, asked
 from tests.adapters.test_sent_as_one import answers, chat
 from tests.harness.discord_harness import run_discord_bot
 from tests.harness.harness import make_harness
+from tests.harness.platform import TIMEOUT
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_world import GUILD
 from tests.harness.servers.slack import SlackServer
@@ -44,9 +46,9 @@ async def ends(chat: Chat, first: object, text: str) -> str:
         return [each for each in server.seen("general", thread) if each.author == "bot"]
 
     await server.until(
-        lambda: bool(replies()) and replies()[-1].visible.startswith(text) and bool(replies()[-1].actions), 12
+        lambda: bool(replies()) and replies()[-1].visible.startswith(text) and bool(replies()[-1].actions)
     )
-    await server.until(lambda: len(replies()[-1].actions) == 1, 12)
+    await server.until(lambda: len(replies()[-1].actions) == 1)
     return str(replies()[-1].visible)
 
 
@@ -93,11 +95,10 @@ async def test_a_message_that_is_edited_or_deleted_leaves_the_context(chat: Chat
 
 
 async def settled(chat: Chat, first: object, expected: tuple[str, ...]) -> None:
-    for _ in range(200):
-        if await stored(chat, first) == expected:
-            return
-        await chat[2]("chatter", mention=False, author="Zoe")
-    assert await stored(chat, first) == expected
+    """Wait until this is what is stored as said before the question."""
+    async with asyncio.timeout(TIMEOUT):
+        while await stored(chat, first) != expected:
+            pass
 
 
 async def test_forget_me_removes_a_person_from_the_context(chat: Chat) -> None:

@@ -66,9 +66,10 @@ async def test_an_adapter_names_a_proxy_that_it_cannot_use(
 
 
 async def test_telegram_is_called_through_the_proxy_of_the_environment(environment: pytest.MonkeyPatch) -> None:
+    environment.setattr("bot.adapters.telegram.adapter._SECOND_POLLER", 0.0)
     async with TelegramPlatform() as telegram:
         environment.setenv("HTTP_PROXY", f"http://127.0.0.1:{telegram.server_port}")
-        settings = telegram.settings().model_copy(update={"api_url": "http://telegram.invalid", "call_seconds": 0.9})
+        settings = telegram.settings().model_copy(update={"api_url": "http://telegram.invalid"})
         findings = [finding.text async for finding in inspect("telegram", settings)]
     assert "@glm_bot" in findings[0]
 

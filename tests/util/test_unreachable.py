@@ -17,12 +17,12 @@ from tests.harness.ports import reserved_port
 TELEGRAM, DISCORD = "123456789:" + "A" * 35, "MTIzNDU2Nzg5MDEyMzQ1Njc4.GabcdE.abcdefghijklmnopqrstuvwxyz01"
 
 
-def settings(name: str, url: str) -> AdapterSection:
+def settings(name: str, url: str, seconds: float) -> AdapterSection:
     match name:
         case "telegram":
-            return TelegramSection(token=SecretStr(TELEGRAM), api_url=url, call_seconds=0.5)
+            return TelegramSection(token=SecretStr(TELEGRAM), api_url=url, call_seconds=seconds)
         case "discord":
-            return DiscordSection(token=SecretStr(DISCORD), api_url=f"{url}/api/v10", call_seconds=0.5)
+            return DiscordSection(token=SecretStr(DISCORD), api_url=f"{url}/api/v10", call_seconds=seconds)
         case _:
             tokens = {"bot_token": SecretStr("xoxb-1-1-abc"), "app_token": SecretStr("xapp-1-A0-1-abc")}
             return SlackSection(**tokens, api_url=f"{url}/api/")  # type: ignore[arg-type]
@@ -38,8 +38,8 @@ async def silent_server() -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-async def said(name: str, url: str) -> str:
-    (finding,) = [finding async for finding in inspect(name, settings(name, url))]
+async def said(name: str, url: str, seconds: float = 600.0) -> str:
+    (finding,) = [finding async for finding in inspect(name, settings(name, url, seconds))]
     assert not finding.is_ok
     return finding.text
 
@@ -54,4 +54,4 @@ async def test_the_reason_is_a_sentence(name: str) -> None:
     if name == "slack":
         return  # its limit is no setting
     async with silent_server() as port:
-        assert (await said(name, f"http://127.0.0.1:{port}")).endswith("there was no answer in time")
+        assert (await said(name, f"http://127.0.0.1:{port}", seconds=0.5)).endswith("there was no answer in time")
