@@ -125,7 +125,7 @@ class Inbox:
             return None
         try:
             async with asyncio.timeout(_FORM_SECONDS):
-                return await self._intake.open_form(message)
+                return await self._intake.forms.open(message)
         except (StoreError, TimeoutError) as error:
             log.warning("form not opened", platform=self._platform, error=str(error) or "timeout")
             return None

@@ -1,7 +1,7 @@
 """Events of a platform, turned into exchanges: messages, edits, deletions, buttons."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -17,28 +17,19 @@ from bot.chat.continuation import Continuations, to_continuation
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
 from bot.chat.feedback import Feedback
-from bot.chat.files import Files, cleaned, may_be_read, updated
+from bot.chat.files import Files, may_be_read, updated
+from bot.chat.forms import Forms
+from bot.chat.incoming import clean_message
 from bot.chat.quotas import Quotas
 from bot.chat.recovery import Recovery
 from bot.chat.retries import Retries, with_roles_of
 from bot.chat.settings import ChatSettings, Choices
-from bot.chat.settings_commands import refusal_to_set
-from bot.chat.settings_form import (
-    FormField,
-    FormResult,
-    SettingsForm,
-    all_fields,
-    form_command,
-    form_fields,
-    opens_form,
-    outdated,
-)
 from bot.chat.sign_in import SignIn
 from bot.chat.standing import StandingReply
 from bot.config.reload import ConfigWatcher
-from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind, Status, Vote
+from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind, Vote
 from bot.engine.base import Engine
-from bot.errors import ClaimLost, PlatformError, StoreError
+from bot.errors import ClaimLost, PlatformError
 from bot.observability.health import Components
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
@@ -113,6 +104,7 @@ class Intake:
             watcher,
             components,
         )
+        self.forms = Forms(access, settings, choices, self.answers)
         self._store = store
         self._feedback = Feedback(access, store, settings, self.today, metrics)
         self._retries = Retries(access, exchanges, store, settings, quotas, clock, metrics)
@@ -123,7 +115,7 @@ class Intake:
 
         A /retry returns the exchange that it requeues.
         """
-        message = _cleaned(message)
+        message = clean_message(message)
         if not self.access.admits(message):
             return None
         if (question := await self._join(message)) is not None:
@@ -144,7 +136,7 @@ class Intake:
 
     async def store(self, message: IncomingMessage) -> None:
         """Store a message that was missed; `recover` then returns it with the others."""
-        message = _cleaned(message)
+        message = clean_message(message)
         if self.access.admits(message) and not await self._store_continuation(message):
             self.continuations.pass_over(message)
             await self.exchanges.enqueue_backlog(message, _kind(message))
@@ -154,12 +146,12 @@ class Intake:
 
         `continuations` tells whether a message is worth parsing for it.
         """
-        message = _cleaned(message)
+        message = clean_message(message)
         return await self._join(message) if self.access.admits(message) else None
 
     async def store_continuation(self, message: IncomingMessage) -> None:
         """Store a missed message that is not for the bot by itself if it is more of a question, as `store` does."""
-        message = _cleaned(message)
+        message = clean_message(message)
         if self.access.admits(message):
             await self._store_continuation(message)
 
@@ -189,7 +181,7 @@ class Intake:
         None also for a message that has no exchange: if the edit calls the bot, `accept` it.
         Quotations of the message get the new text in any case.
         """
-        message = _cleaned(message)
+        message = clean_message(message)
         known = await self._store.find(message.channel, message.id)
         if known is None:
             part = to_continuation(message)
@@ -240,7 +232,7 @@ class Intake:
         `reply` is the one that stands in the channel: after a restored backup it may be another
         than the row has, and answer the new text.
         """
-        message = _cleaned(message)
+        message = clean_message(message)
         if known.kind is not Kind.CHAT or known.message.text == message.text:
             return
         is_answered = known.answer is not None and reply is not None and reply.answers_anew(known.answer)
@@ -340,72 +332,6 @@ class Intake:
         """Return the possible last words of a command that is being typed."""
         return offers(message.text, self.settings, message) if self.access.admits(message) else []
 
-    async def settings_form(self, message: IncomingMessage) -> list[FormField]:
-        """Return the settings of a conversation that a form shows there."""
-        await self.choices.load()
-        return form_fields(self.settings, message)
-
-    async def change_setting(self, message: IncomingMessage) -> str:
-        """Carry out a command of a form, which leaves no exchange; return the sentence that answers it."""
-        translate = self.settings.translator_for(message)
-        if refusal := self.access.command_refusal(message, translate):
-            return refusal
-        return await self._carry_out(message, message.text)
-
-    async def open_form(self, message: IncomingMessage) -> SettingsForm | None:
-        """Return the form that answers the message; None if it asks for none, or its author may not change settings.
-
-        It is then answered as any other message.
-        """
-        if not (opens_form(message.text) and self.access.admits(message)):
-            return None
-        await self.choices.load()
-        translate = self.settings.translator_for(message)
-        if await refusal_to_set(self.access, message, translate) or self.access.command_refusal(message, translate):
-            return None
-        return await self._form(message)
-
-    async def use_form(self, message: IncomingMessage, changes: Mapping[str, str]) -> FormResult:
-        """Set what a form names, by the commands for it; without changes, only return the form.
-
-        `message` is one of the person who uses the form, in the form's conversation: rights are checked
-        at each use, and those of the person to whom the form was shown do not count.
-        """
-        translate = self.settings.translator_for(message)
-        if not self.access.admits(message):
-            return FormResult(translate("I do not answer here."))
-        try:
-            await self.choices.load()
-            refusal = await refusal_to_set(self.access, message, translate)
-            if changes and refusal is None:
-                refusal = self.access.command_refusal(message, translate)
-            if refusal is not None:
-                return FormResult(refusal)
-            sentences = [await self._set(message, name, value) for name, value in changes.items()]
-            return FormResult("\n\n".join(dict.fromkeys(sentences)), await self._form(message))
-        except StoreError as error:
-            log.warning("form not carried out", error=str(error))
-            return FormResult(translate("My database has a problem, so I cannot answer now. Please try again later."))
-
-    async def place_form(self, message: IncomingMessage) -> SettingsForm:
-        """Return the form of the message's conversation, for those who may change it everywhere."""
-        await self.choices.load()
-        return await self._form(message)
-
-    async def _form(self, message: IncomingMessage) -> SettingsForm:
-        text = await self._carry_out(message, "/settings show")
-        return SettingsForm(text, all_fields(self.settings, message), self.settings.translator_for(message))
-
-    async def _set(self, message: IncomingMessage, name: str, value: str) -> str:
-        command = form_command(name, value)
-        if command is None:
-            return outdated(self.settings.translator_for(message))
-        return await self._carry_out(message, command)
-
-    async def _carry_out(self, message: IncomingMessage, command: str) -> str:
-        message = _cleaned(replace(message, text=command))
-        return await self.answers.carry_out(Exchange(0, message, Kind.COMMAND, Status.OPEN, 0))
-
     async def rename_channel(self, channel: ChannelKey, to: str) -> None:
         """Move a channel's history and settings to the id that its platform gave it."""
         count = await self.exchanges.rename_channel(channel, to)
@@ -437,13 +363,3 @@ class Intake:
 
 def _kind(message: IncomingMessage) -> Kind:
     return Kind.COMMAND if parse(message.text) else Kind.CHAT
-
-
-def _cleaned(message: IncomingMessage) -> IncomingMessage:
-    return replace(
-        message,
-        text=clean(message.text),
-        quoted=None if message.quoted is None else clean(message.quoted),
-        author=replace(message.author, name=clean(message.author.name).replace("\n", " ")),
-        files=cleaned(message.files) if message.files else (),
-    )

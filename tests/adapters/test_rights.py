@@ -116,7 +116,7 @@ def place_of(platform: Any, channel: str) -> ChannelKey:
 
 async def set_by_operator(bench: Bench, text: str) -> None:
     place = place_of(bench.platform, "general")
-    await bench.intake.change_setting(a_message(f"/{text}", channel=place, author=OPERATOR, is_direct=False))
+    await bench.intake.forms.carry_out(a_message(f"/{text}", channel=place, author=OPERATOR, is_direct=False))
 
 
 async def prepare(bench: Bench, text: str) -> None:

@@ -364,10 +364,10 @@ async def told(harness: Harness, platform: str, channel: str, server: str | None
     admin = Author(platform, "1", "Root")
     harness.access.reconfigure(AccessSection(admins=(admin.key,)), LimitsSection())
     message = IncomingMessage("1", ChannelKey(platform, channel), admin, "", _LONG_AGO, server)
-    answer = await harness.intake.change_setting(replace(message, text="/settings answer thread"))
+    answer = await harness.intake.forms.carry_out(replace(message, text="/settings answer thread"))
     first, _, missing = answer.partition("\n\n")[2].partition("\n\n")
     assert first == "- `answer` = thread (for this channel, set in the chat)"
-    status = await harness.intake.change_setting(replace(message, text="/status"))
+    status = await harness.intake.forms.carry_out(replace(message, text="/status"))
     assert all(line in status for line in missing.split("\n\n"))
     return missing
 

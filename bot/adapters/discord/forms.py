@@ -69,7 +69,7 @@ class DiscordForms:
             return
         shown, changes = _asked(interaction.data or {})
         message = replace(parse_command(interaction, channel), text="")
-        result = await self._intake.use_form(message, changes)
+        result = await self._intake.forms.use(message, changes)
         await self._respond(self._answer(interaction.response, result, shown))
 
     def _answer(self, response: discord.InteractionResponse[Any], result: FormResult, shown: str) -> Awaitable[object]:

@@ -172,7 +172,7 @@ class SlackHandlers:
         if not submission.changes:
             await ack()
             return
-        result = await self._complete(self._intake.use_form(message, submission.changes))
+        result = await self._complete(self._intake.forms.use(message, submission.changes))
         translate = self._intake.settings.translator_for(message)
         await ack(response_action="update", view=notice(translate, result.notice))
 

@@ -235,7 +235,7 @@ class TelegramHandlers:
         if press.is_old:
             await self._acknowledge(press.query, outdated(self._intake.settings.translator_for(press.message)))
             return
-        result = await self._intake.use_form(press.message, press.changes)
+        result = await self._intake.forms.use(press.message, press.changes)
         notice, form = result.notice, result.form
         if form is not None:
             text, buttons = self._messenger.format.render(notice or form.text), keyboard(form, press.shown)

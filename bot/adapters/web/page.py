@@ -249,14 +249,14 @@ async def _delete(chat: Chat, call: _Call) -> dict[str, Any]:
 async def _settings(chat: Chat, call: _Call) -> dict[str, Any]:
     """Change a setting of the conversation if one is named; return the fields of its form."""
     message = call.message_of(chat, "", "")
-    fields, notice = await chat.intake.settings_form(message), ""
+    fields, notice = await chat.intake.forms.fields(message), ""
     if "setting" in call.body:
         name = _text(call.body, "setting")
         command = form_command(name, _text(call.body, "value"))
         if command is None or name not in [each.name for each in fields]:
             raise HTTPException(400, f"setting is one of {', '.join(each.name for each in fields)}")
-        notice = await chat.intake.change_setting(replace(message, text=command))
-        fields = await chat.intake.settings_form(message)
+        notice = await chat.intake.forms.carry_out(replace(message, text=command))
+        fields = await chat.intake.forms.fields(message)
     return {"notice": notice, "fields": [asdict(field) for field in fields]}
 
 

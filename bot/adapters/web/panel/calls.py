@@ -104,7 +104,7 @@ def message_of(call: PanelCall, text: str, channel: ChannelKey) -> IncomingMessa
 
 async def carry_out(call: PanelCall, command: str, channel: ChannelKey) -> str:
     """Carry out a command as the person of the panel; return the sentence that answers it."""
-    sentence = await call.chat.intake.change_setting(message_of(call, command, channel))
+    sentence = await call.chat.intake.forms.carry_out(message_of(call, command, channel))
     return sentence.replace("`", "")  # the page shows it as it is
 
 

@@ -37,7 +37,7 @@ async def settings(call: PanelCall) -> dict[str, Any]:
 
 
 async def _form(call: PanelCall, channel: ChannelKey) -> SettingsForm:
-    return await call.chat.intake.place_form(message_of(call, "", channel))
+    return await call.chat.intake.forms.at_place(message_of(call, "", channel))
 
 
 def _channel(call: PanelCall) -> ChannelKey:
