@@ -187,7 +187,6 @@ def test_nan_of_a_wrong_draft_does_not_reach_the_next_step() -> None:
 
 def test_drafts_are_off_where_a_step_cannot_verify_them() -> None:
     assert demo("none").step_tokens == DRAFTED_TOKENS
-    assert load(DEMO, device="cpu", slots=40).step_tokens == 40
     assert load(DEMO, device="cpu,cpu", slots=8).step_tokens == 0
     captured = ChatGLMForServing(demo("none").network, slots=8, capture=lambda step: step)
     assert captured.step_tokens == 0
@@ -296,6 +295,15 @@ def test_text_before_logits_that_are_not_finite_is_delivered() -> None:
     assert wanted[0][0]
     assert "NaN" in str(wanted[0][2])
     assert answers(model, [QUOTATION], GREEDY, model.step_tokens) == wanted
+    assert any(model.drafted)
+
+
+def test_a_large_batch_has_drafts_only_while_few_rows_are_left() -> None:
+    # Beyond 64 rows other kernels compute the step.
+    model = Watched(load(DEMO, quantization="int8", device="cpu", slots=70))
+    answers(model, [QUOTATION] * 20 + QUESTIONS[2:5], GREEDY, model.step_tokens)
+    sizes = [(len(batch), sum(map(len, batch.tokens))) for batch in model.steps if not batch.is_prefill]
+    assert all(tokens == rows or tokens <= DRAFTED_TOKENS for rows, tokens in sizes)
     assert any(model.drafted)
 
 

@@ -77,7 +77,7 @@ class ChatGLMForServing:
         self.devices = tuple(cache.keys.device for cache in self._caches)  # in layer order
         self.device = self.devices[0]  # of the inputs and the logits
         self._graphs = self._graph_runner(capture)
-        self.step_tokens = step_tokens(slots, self.devices, has_graphs=self._graphs is not None)
+        self.step_tokens = step_tokens(self.devices, has_graphs=self._graphs is not None)
         most = max(slots, self.step_tokens)
         self._native = None if len(self._caches) > 1 else native_decoder(self.network, self._caches[0], most)
 
@@ -166,14 +166,14 @@ class ChatGLMForServing:
         return attends[0] if len(attends) == 1 else _SplitAttention(attends, [layers.start for layers in self._stages])
 
 
-def step_tokens(slots: int, devices: Sequence[torch.device], *, has_graphs: bool = False) -> int:
+def step_tokens(devices: Sequence[torch.device], *, has_graphs: bool = False) -> int:
     """Return the most tokens of a decode step with drafts; 0 if drafts are not supported.
 
     On CUDA they are not: its graphs are captured for one token per row, and its kernels append
     a row's token while others attend.
     """
     is_supported = not has_graphs and len(devices) == 1 and devices[0].type == "cpu"
-    return max(slots, DRAFTED_TOKENS) if is_supported else 0
+    return DRAFTED_TOKENS if is_supported else 0
 
 
 def each_token(batch: Batch) -> Batch:

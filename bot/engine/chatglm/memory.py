@@ -129,7 +129,7 @@ def _workspace(parameters: LoadParameters, device: torch.device) -> int:
         tokens * _ROTATION * config.hidden_size,
         tokens * (_RESIDUAL * config.hidden_size + inner * config.inner_hidden_size) + converted,
     )
-    rows = max(parameters.slots, step_tokens(parameters.slots, parameters.devices))
+    rows = max(parameters.slots, step_tokens(parameters.devices))
     decode = rows * (_SCORES * config.vocab_size + _ROTATION * config.hidden_size) + converted
     return max(prefill + _MASK * config.max_sequence_length * parameters.capacity, decode) + _RESERVE
 

@@ -39,7 +39,7 @@ class LoadedModel:
     """A model, used by the worker thread only, with its tokenizer and its properties.
 
     `thoughts` makes what tells the reasoning of one answer from its text, if the model may think.
-    `step_tokens` are the most tokens of a decode step; 0 if the model takes no drafts.
+    `step_tokens` are the most tokens of a decode step with drafts; 0 if the model takes none.
     """
 
     model: CausalLM

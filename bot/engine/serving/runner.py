@@ -40,8 +40,8 @@ class Runner:
     out-of-memory decode, the row limit is halved for a while.  An error of the device itself
     ends the worker, since no later step can succeed.
 
-    `step_tokens` are the most tokens of a decode step, rows and drafts together; 0 if the model
-    takes no drafts.
+    `step_tokens` are the most tokens of a decode step with drafts, the rows' last ones included; 0
+    if the model takes no drafts.
     """
 
     def __init__(self, model: CausalLM, vocabulary: int, step_tokens: int = 0) -> None:
