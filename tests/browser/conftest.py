@@ -45,6 +45,7 @@ async def chromium(
     is_phone: bool = False,
     dark: bool = False,
     failures: tuple[str, ...] = (),
+    bypass_csp: bool = False,
 ) -> AsyncIterator[BrowserContext]:
     """Open a browser with a fresh profile; its pages must log no error but `failures`, and ask no other server."""
     troubles: list[str] = []
@@ -61,6 +62,7 @@ async def chromium(
             viewport={"width": 390, "height": 780} if is_phone else {"width": 1200, "height": 760},
             has_touch=is_phone,
             color_scheme="dark" if dark else "light",
+            bypass_csp=bypass_csp,
         )
         context.set_default_timeout(_HANGS)
         context.on("request", lambda request: troubles.append(request.url) if not request.url.startswith(url) else None)
