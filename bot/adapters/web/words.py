@@ -1,13 +1,11 @@
 """The page in the language of its reader."""
 
-import json
-from functools import cache
 from html import escape
 from pathlib import Path
-from string import Template
 
 from bot.adapters.web.access import Person
 from bot.adapters.web.sign_in.words import person_html, session_words
+from bot.adapters.web.template import fill_page
 from bot.chat.i18n import Language, Translate
 
 _PAGE = Path(__file__).with_name("static") / "chat.html"
@@ -15,14 +13,8 @@ _PAGE = Path(__file__).with_name("static") / "chat.html"
 
 def page_html(language: Language, translate: Translate, note: str, person: Person, panel: str = "") -> str:
     """Return the page; `note` is shown where a conversation is empty, `panel` is the address of the panel, if there is one."""
-    words = _words(translate)
-    filled = {name: escape(text) for name, text in words.items()}
-    return _template().substitute(
-        filled,
-        lang="zh-CN" if language == "zh" else "en",
-        note=escape(note),
-        words=escape(json.dumps(words)),
-        person=person_html(person, translate, panel),
+    return fill_page(
+        _PAGE, language, _words(translate), note=escape(note), person=person_html(person, translate, panel)
     )
 
 
@@ -71,8 +63,3 @@ def _words(translate: Translate) -> dict[str, str]:
         "skip": translate("Go to the message field"),
         **session_words(translate),
     }
-
-
-@cache
-def _template() -> Template:
-    return Template(_PAGE.read_text(encoding="utf-8"))

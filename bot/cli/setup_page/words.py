@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
 from bot.adapters.slack.manifest import manifest
+from bot.adapters.web.template import fill_page
 from bot.chat.i18n import Language, Translate
 from bot.cli.first_setup import program
 
@@ -21,10 +19,7 @@ _STATIC = Path(__file__).with_name("static")
 
 def page_html(language: Language, translate: Translate) -> str:
     """Return the page."""
-    words = _words(translate)
-    filled = {name: escape(text) for name, text in words.items()}
-    more = {"lang": _lang(language), "words": escape(json.dumps(words)), "manifest": escape(manifest())}
-    return _template("setup.html").substitute(filled, **more)
+    return fill_page(_STATIC / "setup.html", language, _words(translate), manifest=escape(manifest()))
 
 
 def refusal_html(language: Language, translate: Translate) -> str:
@@ -33,8 +28,7 @@ def refusal_html(language: Language, translate: Translate) -> str:
         "This link was used already, or is not complete. Open the one that bot setup shows in the terminal; if another "
         "browser has used it, end bot setup with Ctrl-C and start it again."
     )
-    words = {"title": escape(translate("Set up the bot")), "text": escape(text)}
-    return _template("refusal.html").substitute(words, lang=_lang(language))
+    return fill_page(_STATIC / "refusal.html", language, {"title": translate("Set up the bot"), "text": text})
 
 
 def fits(machine: Machine | None, translate: Translate) -> list[str]:
@@ -62,10 +56,6 @@ def _benchmark(kind: str) -> str:
     sizes = f"hidden={SHAPE.hidden_size},layers={SHAPE.num_layers},heads={SHAPE.num_attention_heads}"
     more = f"inner={SHAPE.inner_hidden_size},vocab={SHAPE.vocab_size}"
     return f"{program()} bench --random {sizes},{more} --quantization {kind}"
-
-
-def _lang(language: Language) -> str:
-    return "zh-CN" if language == "zh" else "en"
 
 
 def _words(translate: Translate) -> dict[str, str]:
@@ -136,8 +126,3 @@ def _words(translate: Translate) -> dict[str, str]:
         "closed": translate("bot setup has ended. You can close this page."),
         "offline": translate("bot setup has ended in the terminal, and wrote nothing more. Start it again there."),
     }
-
-
-@cache
-def _template(name: str) -> Template:
-    return Template((_STATIC / name).read_text(encoding="utf-8"))

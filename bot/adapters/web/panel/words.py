@@ -1,13 +1,10 @@
 """The frame of the panel in the language of its reader; the event stream fills it."""
 
-import json
-from functools import cache
-from html import escape
 from pathlib import Path
-from string import Template
 
 from bot.adapters.web.access import Person
 from bot.adapters.web.sign_in.words import person_html, session_words
+from bot.adapters.web.template import fill_page
 from bot.chat.i18n import Language, Translate
 from bot.observability.logging import KEPT_LINES
 
@@ -16,13 +13,10 @@ _PAGE = Path(__file__).parents[1] / "static" / "panel.html"
 
 def panel_html(language: Language, translate: Translate, person: Person) -> str:
     """Return the page; what only operators may do is hidden for others."""
-    words = _words(translate)
-    filled = {name: escape(word) for name, word in words.items()}
-    lang = "zh-CN" if language == "zh" else "en"
-    return _template().substitute(
-        filled,
-        lang=lang,
-        words=escape(json.dumps(words)),
+    return fill_page(
+        _PAGE,
+        language,
+        _words(translate),
         right=person.right.name.lower(),
         person=person_html(person, translate),
     )
@@ -82,8 +76,3 @@ def _words(translate: Translate) -> dict[str, str]:
         "script": translate("This page needs JavaScript."),
         **session_words(translate),
     }
-
-
-@cache
-def _template() -> Template:
-    return Template(_PAGE.read_text(encoding="utf-8"))

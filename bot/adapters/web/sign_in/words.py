@@ -1,12 +1,10 @@
 """The page on which people sign in, in the language of its reader."""
 
-import json
-from functools import cache
 from html import escape
 from pathlib import Path
-from string import Template
 
 from bot.adapters.web.access import Person, Right
+from bot.adapters.web.template import fill_page
 from bot.chat.i18n import Language, Translate
 from bot.chat.sign_in import LINK_SECONDS
 
@@ -15,12 +13,10 @@ _PAGE = Path(__file__).parents[1] / "static" / "signin.html"
 
 def sign_in_html(language: Language, translate: Translate, next: str, *, has_oidc: bool, said: str = "") -> str:
     """Return the page; it leads to `next`, and shows what was `said` about a failure."""
-    words = _words(translate)
-    filled = {name: escape(word) for name, word in words.items()}
-    return _template().substitute(
-        filled,
-        lang="zh-CN" if language == "zh" else "en",
-        words=escape(json.dumps(words)),
+    return fill_page(
+        _PAGE,
+        language,
+        _words(translate),
         next=escape(next),
         said=escape(said),
         said_hidden="" if said else "hidden",
@@ -60,8 +56,3 @@ def _words(translate: Translate) -> dict[str, str]:
         "offline": translate("No connection to the bot; please try again."),
         "script": translate("This page needs JavaScript."),
     }
-
-
-@cache
-def _template() -> Template:
-    return Template(_PAGE.read_text(encoding="utf-8"))
