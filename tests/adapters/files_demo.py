@@ -10,7 +10,7 @@ from typing import Any
 
 from bot.config.schema import ConversationSection
 from bot.domain import Action, ChatRequest
-from tests.harness.fakes import FastClock, ScriptedEngine
+from tests.harness.fakes import FastClock, ManualClock, ScriptedEngine
 from tests.harness.platform_bench import Bench, open_bench
 from tests.reading import makers
 
@@ -32,10 +32,14 @@ def _answer(request: ChatRequest) -> str:
 
 @dataclass(slots=True)
 class Talk:
-    """People write; `say` gets each message, a long one cut."""
+    """People write; `say` gets each message, a long one cut.
+
+    On `clock` unfinished questions wait for more: it stands while parts are on their way, however slow the machine is.
+    """
 
     bench: Bench
     say: Callable[[str], None]
+    clock: ManualClock
 
     async def write(self, author: str, text: str, *, mention: bool = False, **facts: Any) -> str:
         """Write a message, which may have `files`; return its id."""
@@ -59,6 +63,9 @@ class Talk:
         before = {each.id for each in self.bench.replies(_CHANNEL)}
         for number, (text, files) in enumerate(messages):
             await self.write("Mei", text, mention=not number, files=files, names=files, **facts)
+        if platform.name == "telegram":  # whose albums wait although they are complete
+            await platform.until(lambda: not platform.pending)
+            await self.clock.advance(1.0)
 
         def is_answered() -> bool:
             new = [each for each in self.bench.replies(_CHANNEL) if each.id not in before]
@@ -79,7 +86,8 @@ async def play_files(platform: str, say: Callable[[str], None]) -> None:
     """Play the conversation on one platform; `say` gets each line of the transcript."""
     engine = ScriptedEngine(default=_answer, context_length=40_000)
     async with open_bench(platform, engine, FastClock(1.0)) as bench:
-        talk = Talk(bench, say)
+        talk = Talk(bench, say, ManualClock())
+        bench.intake.continuations._clock = talk.clock
         if platform == "telegram":
             bench.platform.reads_all = True  # type: ignore[attr-defined]  # privacy mode is off
         bench.intake.settings.conversation = ConversationSection(history_turns=0, catch_up_minutes=10_000_000)

@@ -52,7 +52,7 @@ async def test_a_global_rate_limit_pauses_every_channel(bot: DiscordBot) -> None
     bot.platform.is_rate_limit_global = True
     bot.platform.script = lambda number, name: Fault("429", seconds=20.0) if number == 0 else None
     await bot.platform.say("one")
-    await bot.platform.until(lambda: bot.platform.writes == 1)
+    await bot.platform.until(lambda: bot.platform.writes > 0)
     await bot.platform.say("two", channel="random")
     await bot.shows("ok")
     await bot.shows("ok", channel="random")
@@ -63,7 +63,7 @@ async def test_a_rate_limit_without_a_body_pauses_every_channel(bot: DiscordBot,
     bot.platform.bare_retry_after = after
     bot.platform.script = lambda number, name: Fault("429", seconds=10.0) if number == 0 else None
     await bot.platform.say("one")
-    await bot.platform.until(lambda: bot.platform.writes == 1)
+    await bot.platform.until(lambda: bot.platform.writes > 0)
     await bot.platform.say("two", channel="random")
     await bot.shows("ok")
     await bot.shows("ok", channel="random")
