@@ -61,6 +61,7 @@ ENV PATH=/opt/bot/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/data \
     HF_HOME=/data/hub \
+    BOT_CONFIG=/etc/bot/config.toml \
     BOT_STORAGE__URL=sqlite+aiosqlite:////data/bot.db \
     BOT_OPERATIONS__ENABLED=true
 USER 10001:10001
@@ -68,6 +69,6 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 9464
 # A large model takes minutes to load; until then the bot is live but not ready.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 CMD ["bot", "health", "--config", "/etc/bot/config.toml"]
+HEALTHCHECK --interval=15s --timeout=5s --start-period=10m --retries=3 CMD ["bot", "health"]
 ENTRYPOINT ["bot"]
-CMD ["run", "--config", "/etc/bot/config.toml"]
+CMD ["run"]

@@ -27,7 +27,8 @@ with_config = click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path, readable=False),  # unreadable files are reported like other mistakes
-    help="Configuration file; default: ./config.toml if it exists.",
+    envvar="BOT_CONFIG",
+    help="Configuration file; default: the one that BOT_CONFIG names, else ./config.toml if it exists.",
 )
 
 _REDRAW_SECONDS = 0.1

@@ -19,7 +19,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int | None:
     """
     match arguments:
         case []:
-            path, is_optional = "config.toml", True
+            path, is_optional = environ.get("BOT_CONFIG") or "config.toml", not environ.get("BOT_CONFIG")
         case ["--config", path]:
             is_optional = False
         case _:

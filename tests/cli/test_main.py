@@ -92,6 +92,14 @@ def test_a_named_config_file_must_exist(tmp_path: Path) -> None:
     assert "absent.toml" in ran.stderr
 
 
+def test_the_environment_names_a_config_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[sampling]\ntop_k = 7\n")
+    assert "top_k = 7 " in bot(tmp_path, "check", BOT_CONFIG="mine.toml").stdout
+    ran = bot(tmp_path, "check", BOT_CONFIG="absent.toml")
+    assert ran.returncode == 2
+    assert "absent.toml" in ran.stderr
+
+
 def test_check_prints_current_settings_and_their_sources(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[sampling]\ntop_k = 7\n")
     ran = bot(tmp_path, "check")

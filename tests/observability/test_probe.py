@@ -67,6 +67,9 @@ async def test_the_command_finds_the_bot_by_file_secret_and_environment(tmp_path
         variables = {"BOT_SECRETS_DIR": "secrets", "BOT_OPERATIONS__PORT": str(port)}
         said = await asyncio.to_thread(health, tmp_path, *named, **variables)
         assert "engine: loading" in said.stdout
+        secret.unlink()
+        said = await asyncio.to_thread(health, tmp_path, BOT_CONFIG=str(config))
+        assert "engine: loading" in said.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,7 @@ def test_settings_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
     assert said.returncode == 2
     assert "bot.toml" in said.stderr
     assert health(tmp_path, "--config", "none.toml").returncode == 2
+    assert health(tmp_path, BOT_CONFIG="none.toml").returncode == 2
     assert "Usage" in health(tmp_path, "--help").stdout
 
 
