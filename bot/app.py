@@ -52,6 +52,7 @@ from bot.util.clock import Clock, MonotonicClock
 from bot.util.garbage import collect_when_idle
 from bot.util.http_server import check_address
 from bot.util.shutdown import ShutdownDeadline
+from bot.util.terminal import reads_terminal
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -107,7 +108,13 @@ async def run(config: Config, progress: Progress, source: ConfigSource | None = 
                 sign_in=links,
             )
             platforms = [
-                SupervisedAdapter(name, partial(open_adapter, name, each, clock), clock, is_final=not each.tokens)
+                SupervisedAdapter(
+                    name,
+                    partial(open_adapter, name, each, clock),
+                    clock,
+                    is_final=not each.tokens,
+                    ends_all=not each.tokens and reads_terminal(),  # the end of a pipe leaves the page alone
+                )
                 for name, each in config.enabled_adapters.items()
             ]
             sources = PanelSources(

@@ -23,10 +23,16 @@ _STEADY_SECONDS = 600.0
 
 
 class SupervisedAdapter:
-    """A platform's adapter, opened again after each end; a console (`is_final`) is opened once."""
+    """A platform's adapter, opened again after each end; a console (`is_final`) is opened once.
 
-    def __init__(self, name: str, open: Callable[[], Adapter], clock: Clock, *, is_final: bool) -> None:
+    With `ends_all` its end is that of all: the person at the terminal has left.
+    """
+
+    def __init__(
+        self, name: str, open: Callable[[], Adapter], clock: Clock, *, is_final: bool, ends_all: bool = False
+    ) -> None:
         self.name = name
+        self.ends_all = ends_all
         self.has_ended = False
         self.refusal: LoginRefused | None = None
         self._open = open
@@ -99,7 +105,7 @@ class SupervisedAdapter:
 
 
 async def serve_platforms(platforms: Sequence[SupervisedAdapter], intake: Intake, *, requires_all: bool) -> None:
-    """Serve all platforms until each has ended.
+    """Serve all platforms until each has ended, or one whose end is that of all.
 
     Raises:
         ExceptionGroup: With LoginRefused: no platform is left, or with `requires_all` one was refused.  With any
@@ -112,9 +118,16 @@ async def serve_platforms(platforms: Sequence[SupervisedAdapter], intake: Intake
         if refusals and (requires_all or len(refusals) == len(left)):
             raise refusals[0] if len(refusals) == 1 else LoginRefused("\n".join(map(str, refusals)))
 
+    running: list[asyncio.Task[None]] = []
+
+    async def serve(platform: SupervisedAdapter) -> None:
+        await platform.run(intake, check)
+        if platform.ends_all:
+            for task in running:
+                task.cancel()
+
     async with asyncio.TaskGroup() as tasks:
-        for each in platforms:
-            tasks.create_task(each.run(intake, check), name=each.name)
+        running += [tasks.create_task(serve(each), name=each.name) for each in platforms]
 
 
 def _simplified(error: Exception) -> Exception:

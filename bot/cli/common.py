@@ -70,7 +70,9 @@ def quiet_on_terminal(loaded: LoadedConfig) -> Config:
 
 def is_terminal_chat(config: Config) -> bool:
     """Return whether a person chats with the bot on this terminal."""
-    return "console" in config.enabled_adapters and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    from bot.util.terminal import reads_terminal
+
+    return "console" in config.enabled_adapters and reads_terminal() and sys.stderr.isatty()
 
 
 def open_log(config: Config) -> TextIO | None:

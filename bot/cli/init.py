@@ -38,13 +38,14 @@ def init(folder: Path, yes: bool, overwrite: bool, **options: Any) -> None:
 
     Nothing is written before the last question is answered.
     """
-    if not yes and not (sys.stdin is not None and sys.stdin.isatty()):
+    from bot.util.terminal import reads_terminal, terminal_language
+
+    if not yes and not reads_terminal():
         raise click.UsageError("bot init asks on a terminal; in a script use --yes with options")
     from bot.adapters import SETTINGS
     from bot.chat.i18n import translator
     from bot.config.services import CHECKOUT
     from bot.config.setup import files_of, sets_nothing, write
-    from bot.util.terminal import terminal_language
 
     choices = InitOptions(**options)
     translate = translator(terminal_language() or "en")

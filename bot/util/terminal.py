@@ -1,6 +1,7 @@
-"""The language of the terminal, before anything else is loaded."""
+"""The terminal: whether there is one, and its language, before anything else is loaded."""
 
 import os
+import sys
 from collections.abc import Mapping
 
 
@@ -14,3 +15,8 @@ def terminal_language(environ: Mapping[str, str] = os.environ) -> str | None:
     """
     named = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := environ.get(name))), "")
     return "zh" if named.lower().startswith("zh") else None
+
+
+def reads_terminal() -> bool:
+    """Return whether a person can answer: the standard input is a terminal, and not closed."""
+    return sys.stdin is not None and sys.stdin.isatty()

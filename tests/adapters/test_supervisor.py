@@ -42,10 +42,18 @@ class Scripted:
 class Bench:
     """Platforms under supervision, on a clock that the test moves."""
 
-    def __init__(self, adapters: dict[str, Scripted], *, is_final: Callable[[str], bool]) -> None:
+    def __init__(
+        self, adapters: dict[str, Scripted], *, is_final: Callable[[str], bool], ends_all: bool = False
+    ) -> None:
         self.clock = ManualClock()
         self.platforms = {
-            name: SupervisedAdapter(name, lambda adapter=adapter: adapter, self.clock, is_final=is_final(name))  # type: ignore[misc]
+            name: SupervisedAdapter(
+                name,
+                lambda adapter=adapter: adapter,  # type: ignore[misc]
+                self.clock,
+                is_final=is_final(name),
+                ends_all=ends_all and is_final(name),
+            )
             for name, adapter in adapters.items()
         }
         self.components = Components(engine=ScriptedEngine(), adapters=self.platforms)
@@ -57,9 +65,14 @@ class Bench:
 
 @asynccontextmanager
 async def served(
-    harness: Harness, adapters: dict[str, Scripted], *, requires_all: bool = False, final: str = ""
+    harness: Harness,
+    adapters: dict[str, Scripted],
+    *,
+    requires_all: bool = False,
+    final: str = "",
+    ends_all: bool = False,
 ) -> AsyncIterator[Bench]:
-    bench = Bench(adapters, is_final=lambda name: name == final)
+    bench = Bench(adapters, is_final=lambda name: name == final, ends_all=ends_all)
     work = serve_platforms(list(bench.platforms.values()), harness.intake, requires_all=requires_all)
     bench.serving = asyncio.create_task(work)
     await bench.clock.advance(0)
@@ -86,6 +99,14 @@ async def test_a_refused_platform_is_named_and_tried_again(harness: Harness, cap
         assert telegram.runs == 1
     (error,) = errors(caplog)
     assert "platform refused" in error
+
+
+async def test_who_leaves_the_terminal_ends_the_program_and_the_end_of_a_pipe_does_not(harness: Harness) -> None:
+    for ends_all in (True, False):
+        console, web = Scripted(["ends"]), Scripted([None])
+        async with served(harness, {"web": web, "console": console}, final="console", ends_all=ends_all) as bench:
+            assert bench.serving.done() is ends_all
+            assert web.is_connected is not ends_all
 
 
 @pytest.mark.parametrize(
