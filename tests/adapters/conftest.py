@@ -1,4 +1,4 @@
-"""Fixtures of the Discord tests."""
+"""The platforms of the tests: each ends without a call that the real one forbids."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.slack import SlackServer
+from tests.harness.servers.telegram import TelegramPlatform
 
 
 @pytest.fixture
@@ -27,3 +29,17 @@ def impatient(platform: DiscordPlatform) -> None:
 async def bot(platform: DiscordPlatform, tmp_path: Path) -> AsyncIterator[DiscordBot]:
     async with run_discord_bot(platform, tmp_path) as bot:
         yield bot
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[SlackServer]:
+    async with SlackServer() as server:
+        yield server
+        assert server.violations == []
+
+
+@pytest.fixture
+async def telegram() -> AsyncIterator[TelegramPlatform]:
+    async with TelegramPlatform() as platform:
+        yield platform
+    assert platform.violations == []

@@ -1,7 +1,6 @@
 """Slack: which messages are answered, commands, buttons, edits, deletions."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,6 @@ from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import Fault, LoopbackPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, asked, becomes, bots, running
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SlackServer]:
-    async with SlackServer() as server:
-        yield server
-        assert server.violations == []
 
 
 def test_the_slack_server_is_a_loopback_platform() -> None:

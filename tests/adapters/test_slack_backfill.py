@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,13 +17,6 @@ from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, becomes, bots, running
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SlackServer]:
-    async with SlackServer() as server:
-        yield server
-        assert server.violations == []
 
 
 def back_up(folder: Path) -> None:

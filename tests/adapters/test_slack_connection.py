@@ -1,7 +1,7 @@
 """Slack: connection, backfill, HTTP mode, set-up."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,6 @@ from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, becomes, bots, running
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SlackServer]:
-    async with SlackServer() as server:
-        yield server
-        assert server.violations == []
-
 
 # The connection
 

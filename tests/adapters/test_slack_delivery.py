@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -24,14 +24,6 @@ from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import Fault
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, becomes, bots, running, trouble_at
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SlackServer]:
-    async with SlackServer() as server:
-        yield server
-        assert server.violations == []
-
 
 # Appearance
 

@@ -1,6 +1,5 @@
 """Slack: what a message points at, notation, late and changed events."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,13 +12,6 @@ from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.slack_wire import TEAM
 from tests.harness.servers.slack_world import BOT, Message
 from tests.harness.slack_harness import answered, asked, becomes, bots, running
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[SlackServer]:
-    async with SlackServer() as server:
-        yield server
-        assert server.violations == []
 
 
 async def stored(harness: Harness, server: SlackServer, ts: str, channel: str = "general") -> IncomingMessage:

@@ -1,7 +1,6 @@
 """Telegram from message to last edit: the real library against a loopback Bot API."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,6 @@ from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import Fault
 from tests.harness.servers.telegram import BOT, BOT_ID, Refused, TelegramPlatform
 from tests.harness.telegram_harness import done, replies, running, texts
-
-
-@pytest.fixture
-async def telegram() -> AsyncIterator[TelegramPlatform]:
-    async with TelegramPlatform() as platform:
-        yield platform
-    assert platform.violations == []
 
 
 async def test_a_mention_in_a_group_is_answered_as_a_reply(telegram: TelegramPlatform, harness: Harness) -> None:

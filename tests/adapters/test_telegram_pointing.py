@@ -1,6 +1,5 @@
 """Telegram: what a message points at, parts that cannot be read, edits, clocks."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,13 +14,6 @@ from tests.harness.telegram_harness import done, replies, running, texts
 TASKS = {"title": "采购", "tasks": [{"id": 1, "text": "茶"}, {"id": 2, "text": 5}, {"id": 3, "text": "rice"}]}
 LINK = {"type": "text_link", "offset": 3, "length": 2, "url": "https://example.org/menu"}
 POLL = {"id": "1", "question": "Tea or coffee?", "options": [{"text": "tea"}, {"text": "coffee"}]}
-
-
-@pytest.fixture
-async def telegram() -> AsyncIterator[TelegramPlatform]:
-    async with TelegramPlatform() as platform:
-        yield platform
-    assert platform.violations == []
 
 
 async def stored(telegram: TelegramPlatform, harness: Harness, id: str) -> IncomingMessage:

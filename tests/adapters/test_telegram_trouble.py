@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 import traceback
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from itertools import cycle
@@ -45,13 +44,6 @@ for number in range(9):
 > a quote, <!channel> and @everyone
 
 """
-
-
-@pytest.fixture
-async def telegram() -> AsyncIterator[TelegramPlatform]:
-    async with TelegramPlatform() as platform:
-        yield platform
-    assert platform.violations == []
 
 
 async def test_a_message_is_stored_before_it_is_confirmed(telegram: TelegramPlatform, harness: Harness) -> None:
