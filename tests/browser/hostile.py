@@ -70,6 +70,15 @@ _SCHEMES = (
     "vbscript:",
     "data:text/html,",
 )
+# Run by themselves where they become elements of a page that is open.
+_FIRES = (
+    *("<img src=x onerror={}>", "<svg onload={}>", "<details open ontoggle={}>x</details>"),
+    *(
+        "<input autofocus onfocus={}>",
+        "<video><source onerror={}></video>",
+        '<iframe srcdoc="<script>parent.{}</script>">',
+    ),
+)
 _MARKDOWN = (
     *("```", "`", "**", "~~", "[", "](", ")", "![x](", "<", ">", "\n", "\n\n", "&lt;", "&", "\\", "> ", "- ", "# "),
     *(
@@ -123,7 +132,8 @@ def hostile() -> st.SearchStrategy[str]:
         lambda form, url: form.format(url), st.sampled_from(("[x]({})", "<{}>", "[x]: {}\n[x]", "![x]({})")), links
     )
     text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
-    part = st.one_of(opened, element, link, st.sampled_from(_MARKDOWN), text)
+    fires = st.builds(lambda form, code: form.format(code), st.sampled_from(_FIRES), run)
+    part = st.one_of(fires, opened, element, link, st.sampled_from(_MARKDOWN), text)
     return st.lists(part, min_size=1, max_size=8).map("".join).filter(is_shown)
 
 
