@@ -19,6 +19,7 @@ from playwright.async_api import Error, Locator, Page, async_playwright, expect
 
 from tests.browser.conftest import CHROMIUM
 from tests.chaos.figure import Row, Scale
+from tests.chaos.processes import logged_errors
 from tests.chaos.tcp_proxy import CUTS, TcpProxy, open_tcp_proxy
 
 NAME = "R31"
@@ -105,11 +106,12 @@ class Scene:
         lost = sum(question not in bubbles for question in wanted)
         torn = sum(question not in texts for question in wanted)
         twice = len(bubbles) - len(set(bubbles))
-        errors = (self._folder / "log").read_text().count('"level": "error"')
+        errors = logged_errors(self._folder)
         result = (
             f"{what}, questions {self.asked}: lost {lost}, twice {twice}, torn {torn}, "
-            f"changed by a reload {changed}, errors logged {errors}"
+            f"changed by a reload {changed}, errors logged {len(errors)}"
         )
+        result += "".join(f"; {line[:300]}" for line in errors[:3])
         return Row(subject, result, not (lost or twice or torn or changed or errors))
 
 
