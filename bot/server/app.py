@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,7 +28,7 @@ from bot.server.polling import Polling, polling_error
 from bot.server.requests import read_object
 from bot.util.aio import BackgroundTasks
 from bot.util.clock import Clock
-from bot.util.http_server import serve_app
+from bot.util.http_server import end_unread, serve_app
 
 Handler = Callable[[Request, Mapping[str, Any], Backend], Awaitable[Response | None]]
 
@@ -95,7 +95,12 @@ def create_server(settings: ServerSection, backend: Backend, clock: Clock, tasks
             Middleware(Guard, settings, backend, clock, frozenset(route.path for route in routes)),
             Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["*"], allow_headers=["*"]),
         ],
-        exception_handlers={ApiError: _refuse, HTTPException: _refuse, Exception: _refuse},
+        exception_handlers={
+            ApiError: _refuse,
+            HTTPException: _refuse,
+            ClientDisconnect: end_unread,
+            Exception: _refuse,
+        },
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -227,3 +229,8 @@ class _Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self._inner is not None:
             self._inner.resume_writing()
+
+
+async def end_unread(request: Request, error: Exception) -> Response:
+    """Handle ClientDisconnect: the client left before its body had arrived, so nobody reads the response."""
+    return Response(status_code=499)  # as in the metrics; there is no code of HTTP for it

@@ -534,3 +534,25 @@ class TestFiles:
     )
     async def test_what_is_no_list_of_files_is_refused(self, tab: Tab, files: object) -> None:
         await tab.post("ask", status=400, id=uuid4().hex, text="hello", files=files)
+
+
+@pytest.mark.parametrize("path", ["/web/ask", "/web/read", "/v1/chat/completions", "/chat"])
+async def test_a_connection_that_is_cut_within_a_request_is_no_error(
+    url: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with browser(url) as http:
+        cookie = "; ".join(f"{name}={value}" for name, value in cookie_of(http).items())
+        more = "".join(f"{name}: {value}\r\n" for name, value in own(http).items())
+        host = url.removeprefix("http://")
+        reader, writer = await asyncio.open_connection(*host.split(":"))
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n{more}"
+            "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{".encode()
+        )
+        await writer.drain()
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+        async with http.get("/") as response:
+            assert response.status == 200
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

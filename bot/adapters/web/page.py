@@ -12,7 +12,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -36,6 +36,7 @@ from bot.chat.settings_form import form_command
 from bot.config.http import WEB_PLATFORM
 from bot.domain import Action, Attachment, Author, ChannelKey, Exchange, IncomingMessage, Status, Vote
 from bot.errors import EngineError, NotErased, StoreError
+from bot.util.http_server import end_unread
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -163,7 +164,7 @@ def create_pages(
         middleware=[
             Middleware(PageGuard) if sign_in is None else Middleware(PageGuard, "", sign_in.gate, sign_in.identity)
         ],
-        exception_handlers={HTTPException: refuse},
+        exception_handlers={HTTPException: refuse, ClientDisconnect: end_unread},
     )
 
 

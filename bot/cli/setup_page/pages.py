@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -28,6 +28,7 @@ from bot.cli.setup_page.checks import LocalModels, SetupChecks
 from bot.cli.setup_page.link import COOKIE, OneTimeLink
 from bot.cli.setup_page.words import fits, page_html, refusal_html
 from bot.config.setup import Setup, files_of, fill_in, sets_nothing, write
+from bot.util.http_server import end_unread
 
 _STATIC = Path(__file__).with_name("static")
 _FILES = {
@@ -84,7 +85,7 @@ class SetupPages:
                 Route("/setup/{name}", _file),
             ],
             middleware=[Middleware(PageGuard, not_here=_NOT_HERE)],
-            exception_handlers={HTTPException: refuse},
+            exception_handlers={HTTPException: refuse, ClientDisconnect: end_unread},
         )
 
     async def _page(self, request: Request) -> Response:
