@@ -52,6 +52,11 @@ _MOST_MORE = 2.0
 _REPLICAS = 3
 # The end of a bot that another one replaces.
 _REPLACED = "another bot may serve"
+# The other platforms' databases are on the same server.
+_LOCKS = (
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = '{database}')"
+)
 _END_SESSIONS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
 )
@@ -137,7 +142,7 @@ class _Cluster:
 
     async def _keeps_its_place(self, bot: _Bot) -> bool:
         """Return whether it acquires the lock again; the alternative is its end."""
-        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2"
+        held = _LOCKS.format(database=self.database)
         await until(lambda: self.server.run(held) == [(1,)])
         with suppress(TimeoutError):
             await until(lambda: not bot.is_running, GRACE + _MOST_MORE)
