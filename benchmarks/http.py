@@ -22,7 +22,7 @@ import psutil
 
 from benchmarks.http_clients import ReadAnswer, hang, read_answers
 from benchmarks.in_memory import UNLIMITED, log_to_memory, running_bot
-from benchmarks.report import SuiteRow, percentile, quantity
+from benchmarks.report import SuiteRow, percentile, print_rows, quantity
 from bot.chat.access import Access
 from bot.chat.settings import ChatSettings
 from bot.config.http import ServerSection
@@ -189,12 +189,7 @@ def main() -> None:
         if options.what == "overhead"
         else slow(options.clients, options.seconds)
     )
-    rows = asyncio.run(measuring)
-    for row in rows:
-        verdict = {None: "", True: "reached", False: "MISSED"}[row.is_reached]
-        target = "" if row.target is None else f"at most {quantity(row.target, row.unit)}, {verdict}"
-        print(f"{row.name:<24} {quantity(row.value, row.unit):>10}  {target:<24} {row.remark}")
-    sys.exit(1 if any(row.is_reached is False for row in rows) else 0)
+    sys.exit(print_rows(asyncio.run(measuring)))
 
 
 if __name__ == "__main__":

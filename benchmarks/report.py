@@ -63,6 +63,15 @@ def markdown(table: SuiteTable) -> Iterator[str]:
         yield f"| {row.name} | {quantity(row.value, row.unit)} | {target} | {verdict} | {row.remark} |"
 
 
+def print_rows(rows: Sequence[SuiteRow]) -> int:
+    """Print rows whose targets are limits; return the exit code, 1 if one is missed."""
+    for row in rows:
+        verdict = {None: "", True: "reached", False: "MISSED"}[row.is_reached]
+        target = "" if row.target is None else f"at most {quantity(row.target, row.unit)}, {verdict}"
+        print(f"{row.name:<24} {quantity(row.value, row.unit):>10}  {target:<24} {row.remark}")
+    return 1 if any(row.is_reached is False for row in rows) else 0
+
+
 def quantity(value: float, unit: Unit) -> str:
     """Format a value with its unit, in three digits or more.
 

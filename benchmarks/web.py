@@ -22,7 +22,7 @@ from uuid import uuid4
 from playwright.async_api import Page
 
 from benchmarks.in_memory import log_to_memory
-from benchmarks.report import SuiteRow, percentile, quantity
+from benchmarks.report import SuiteRow, percentile, print_rows
 from bot.domain import ChatRequest, Delta, EngineEvent, Finished, FinishReason, Usage
 from tests.adapters.lossless_runs import lateness
 from tests.adapters.test_panel import panel_of
@@ -226,12 +226,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--url", default="", help="of `clients`, which the others start")
     log_to_memory()
-    rows = asyncio.run(measured(parser.parse_args()))
-    for row in rows:
-        verdict = {None: "", True: "reached", False: "MISSED"}[row.is_reached]
-        target = "" if row.target is None else f"at most {quantity(row.target, row.unit)}, {verdict}"
-        print(f"{row.name:<24} {quantity(row.value, row.unit):>10}  {target:<24} {row.remark}")
-    sys.exit(1 if any(row.is_reached is False for row in rows) else 0)
+    sys.exit(print_rows(asyncio.run(measured(parser.parse_args()))))
 
 
 if __name__ == "__main__":
