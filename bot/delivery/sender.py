@@ -66,7 +66,7 @@ class _Message:
     standing: str | None = None  # the model's text in it
     first: MessageView | None = None  # the content of a send whose response was lost
     last_call: int = 0  # number of the last call for it
-    is_plain: bool = False
+    level: int = 0  # of its markup: a higher one where the platform has refused this one
     is_held: bool = False  # a filter refused its text; it is tried again when it is complete
 
     def lose(self) -> None:
@@ -203,7 +203,7 @@ class Sender:
             if isinstance(event, Finished):
                 for message in self._messages:
                     # The markup or the words of half a text may be refused, and the whole text's accepted.
-                    message.is_plain = message.is_held = False
+                    message.level, message.is_held = 0, False
         if self._view.pending > _CHEAP:
             await self._compute(self._view.prepare)
 
@@ -244,9 +244,9 @@ class Sender:
         if message.is_held or self._view.is_untouched(number) or self._waits_for_end(number):
             return False
         if number < wanted:
-            return message.shown != self._view.message(number, plain=message.is_plain)
+            return message.shown != self._view.message(number, message.level)
         # A reply that became shorter: its last messages are emptied now and deleted at the end.
-        placeholder = self._view.placeholder(plain=message.is_plain)
+        placeholder = self._view.placeholder(level=message.level)
         return message.part.id is not None and (self._view.is_complete or message.shown != placeholder)
 
     async def _step(self, stream: ReplyStream, is_urgent: bool) -> None:
@@ -276,20 +276,20 @@ class Sender:
         wanted = len(self._view.messages())
         try:
             if message.part.id is None:
-                content = self._view.message(number, plain=message.is_plain)
+                content = self._view.message(number, message.level)
                 if not self._is_sent_whole(number):
-                    content = self._view.placeholder(content.controls, plain=message.is_plain)
+                    content = self._view.placeholder(content.controls, message.level)
                 await finish_before_cancel(self._send(message, number, message.first or content))
             elif not message.part.is_recorded:
                 await self._record(message.part, number)
             elif number < wanted:
-                content = self._view.message(number, plain=message.is_plain)
+                content = self._view.message(number, message.level)
                 await finish_before_cancel(self._edit(message, number, content), _EDIT_PATIENCE)
             elif self._view.is_complete:
                 await self._delete(message.part.id)
                 message.lose()
             else:
-                content = self._view.placeholder(plain=message.is_plain)
+                content = self._view.placeholder(level=message.level)
                 await finish_before_cancel(self._edit(message, number, content), _EDIT_PATIENCE)
         except ContentRefused:
             if not self._view.is_complete and message.part.id is not None:
@@ -300,12 +300,13 @@ class Sender:
                 log.info("a filter of the platform refuses the text", message=message.part.id)
                 self._view.filter(number, message.standing)
         except MarkupRefused:
-            if message.is_plain or self._view.is_plain:
+            level = self._view.simpler(message.level)
+            if level is None:
                 raise
-            if self._view.fits_plain(number):
-                message.is_plain = True
+            if self._view.fits(number, level):
+                message.level = level
             else:
-                self._view.use_plain()
+                self._view.simplify(level)
 
     def _is_sent_whole(self, number: int) -> bool:
         if not self._view.is_complete:

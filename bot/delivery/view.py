@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from bot.chat.i18n import Translate, finish_note, thinking, waiting
-from bot.delivery.markdown.format import CachedFormat, Format, PlainFormat, Rendered, fits
+from bot.delivery.markdown.format import CachedFormat, Format, Rendered, fits, simpler_formats
 from bot.delivery.markdown.split import Splitter, join, split
 from bot.domain import (
     Action,
@@ -51,7 +51,9 @@ class ReplyView:
         self._is_chat = exchange.kind is Kind.CHAT
         self._asks_for_votes = asks_for_votes
         self._translate = translate
-        self._format: Format = CachedFormat(format)
+        # Those after the first one are for what the platform refuses in the one before.
+        self._formats: list[Format] = [CachedFormat(each) for each in (format, *simpler_formats(format))]
+        self._level = 0
         self._splitter = Splitter(self._format)
         self._notices: list[str] = []
         self._queued: Queued | None = None
@@ -67,9 +69,13 @@ class ReplyView:
         self.is_complete = False
 
     @property
-    def is_plain(self) -> bool:
-        """Whether all messages are shown without markup."""
-        return isinstance(self._format, PlainFormat)
+    def _format(self) -> Format:
+        return self._formats[self._level]
+
+    def simpler(self, level: int) -> int | None:
+        """Return the level of markup to try where the platform refuses this one; None if that was the last."""
+        following = max(level, self._level) + 1
+        return following if following < len(self._formats) else None
 
     def apply(self, event: ReplyEvent) -> None:
         match event:
@@ -137,33 +143,36 @@ class ReplyView:
         assert self._texts is not None, "prepared"
         return self._texts
 
-    def message(self, number: int, *, plain: bool = False) -> MessageView:
-        """Return the content of message `number`, which is one of `messages`."""
+    def message(self, number: int, level: int = 0) -> MessageView:
+        """Return the content of message `number`, which is one of `messages`.
+
+        Each `level` has less markup: 0 is the platform's best, the last one is plain text.
+        """
         texts = self.messages()
         controls = self._controls() if number == len(texts) - 1 else NO_CONTROLS
         answer = self._answers[number] if number < len(self._answers) else ""
-        return MessageView(self._render(texts[number], plain), controls, answer)
+        return MessageView(self._render(texts[number], level), controls, answer)
 
-    def placeholder(self, controls: Controls = NO_CONTROLS, *, plain: bool = False) -> MessageView:
-        return MessageView(self._render(PLACEHOLDER, plain), controls)
+    def placeholder(self, controls: Controls = NO_CONTROLS, level: int = 0) -> MessageView:
+        return MessageView(self._render(PLACEHOLDER, level), controls)
 
-    def fits_plain(self, number: int) -> bool:
-        """Return whether message `number` also fits one message without its markup."""
+    def fits(self, number: int, level: int) -> bool:
+        """Return whether message `number` also fits one message with the markup of this level."""
         texts = self.messages()
-        return number >= len(texts) or fits(texts[number], PlainFormat(self._format))
+        return number >= len(texts) or fits(texts[number], self._formats[level])
 
-    def use_plain(self) -> None:
-        """Show all messages without markup from now on."""
+    def simplify(self, level: int) -> None:
+        """Show all messages with the markup of this level from now on."""
         text = join(self._splitter.chunks())
-        self._format = PlainFormat(self._format)
+        self._level = level
         self._splitter = Splitter(self._format)
         self._splitter.append(text)
         self._texts = None
         self._rendered = {}
 
-    def _render(self, text: str, plain: bool) -> Rendered:
-        if plain:
-            return self._format.plain(text)
+    def _render(self, text: str, level: int = 0) -> Rendered:
+        if level > self._level:
+            return self._formats[level].render(text)
         return self._rendered.get(text) or self._format.render(text)
 
     def _controls(self) -> Controls:
@@ -222,4 +231,4 @@ class ReplyView:
 
     def _visible(self, texts: Iterable[str]) -> list[str]:
         """Leave out texts that would be empty: no platform takes an empty message."""
-        return [text for text in texts if self._render(text, plain=False).text.strip()]
+        return [text for text in texts if self._render(text).text.strip()]

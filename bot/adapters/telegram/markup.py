@@ -151,7 +151,7 @@ class _Writer:
     def _write_inline(self, tokens: list[Token]) -> None:
         for token in tokens:
             match token.type:
-                case "text" | "html_inline":
+                case "text" | "formula" | "html_inline":
                     self._write(_content(token))
                 case "code_inline":
                     self._write_alone(_content(token), Entity("code", 0, 0))

@@ -88,6 +88,19 @@ class PlainFormat:
         return self.format.measure(rendered)
 
 
+class RicherFormat(Format, Protocol):
+    """A format that a platform may refuse where it accepts a `simpler` one with markup."""
+
+    @property
+    def simpler(self) -> Format: ...
+
+
+def simpler_formats(format: Format) -> list[Format]:
+    """Return the formats to fall back to, one after the other, where a platform refuses the markup."""
+    simpler: Format | None = getattr(format, "simpler", None)
+    return [PlainFormat(format)] if simpler is None else [simpler, *simpler_formats(simpler)]
+
+
 class CachedFormat:
     """A format that caches its last few renderings."""
 

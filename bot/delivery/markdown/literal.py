@@ -160,7 +160,7 @@ def _formula(state: StateInline, silent: bool) -> bool:
     if at <= inside or (closing == "$" and not _is_formula(source, inside, at)):
         return False
     if not silent:
-        state.pending += source[begin : at + len(closing)]
+        state.push("formula", "", 0).content = source[begin : at + len(closing)]
     state.pos = at + len(closing)
     return True
 
