@@ -140,8 +140,9 @@ class IncomingMessage:
     `id` is the platform's own; like a channel's it has no space.  `quoted` is the text that the
     message replies to, forwards or comments on; `quoted_id` is that message's id on the
     platform where it is known, and `quotes_bot` is set where it is one of the bot's own.
-    `further` are the messages that belong to it.  Not stored: `album`, which messages that were sent together
-    share, and `is_forward`.
+    `further` are the messages that belong to it.  `reply_address` is the platform's own word for a question that is
+    no message of its channel: where its reply goes.  It may be a secret.  Not stored: `album`, which messages that
+    were sent together share, and `is_forward`.
     """
 
     id: str
@@ -159,6 +160,7 @@ class IncomingMessage:
     further: tuple[FurtherMessage, ...] = ()
     album: str | None = None
     is_forward: bool = False
+    reply_address: str | None = field(default=None, repr=False)
 
     @property
     def continuations(self) -> tuple[FurtherMessage, ...]:

@@ -73,7 +73,7 @@ class Continuations:
         now = self._clock.now()
         while self._recent and next(iter(self._recent.values())).noted_at < now - _REMEMBERED:
             self._recent.popitem(last=False)
-        if question.kind is not Kind.CHAT:
+        if question.kind is not Kind.CHAT or self._is_whole(newest):
             self._recent.pop(_place(newest), None)
         else:
             self._recent[_place(newest)] = _Recent(question, newest, _conversation(newest), now)
@@ -93,7 +93,7 @@ class Continuations:
         Raises:
             StoreError: The database cannot be read.
         """
-        if message.channel.platform not in self.longest or parse(message.text) is not None:
+        if self._is_whole(message) or parse(message.text) is not None:
             return None
         recent = self._recent.get(_place(message))
         if recent is not None and not is_missed:
@@ -114,7 +114,7 @@ class Continuations:
     async def wait(self, worker: Worker) -> None:
         """Wait for a moment if more of a question seems to be on its way; with it another worker begins."""
         question = worker.exchange
-        if question.message.channel.platform not in self.longest:
+        if self._is_whole(question.message):
             return
         recent = self._recent.get(_place(question.message))
         if recent is None and question.message.sent_at > self._noted_since - TOGETHER:
@@ -124,6 +124,10 @@ class Continuations:
         seconds = recent.noted_at + _WAIT - self._clock.now()
         if seconds > 0:
             await race(self._clock.sleep(seconds), worker.wait_stopped())
+
+    def _is_whole(self, message: IncomingMessage) -> bool:
+        """Return whether a message is a question by itself: on some platforms each is, and one from a form is."""
+        return message.channel.platform not in self.longest or message.reply_address is not None
 
     def _stored(self, question: Exchange) -> _Recent:
         """Return a question with its last part as the newest message."""

@@ -65,6 +65,8 @@ UNANSWERED: dict[str, Any] = {
     "persona": None,
 }
 
+# Stands between the locale and the reply address, in one column.
+_ADDRESS = "\x1f"
 
 # What tells that an answer is there.
 _ANSWERED = ("answer", "notice", "prompt_tokens", "completion_tokens")
@@ -97,8 +99,15 @@ def question_texts(message: IncomingMessage) -> dict[str, str | None]:
         "text": message.text,
         "files": files_to_json(message.files),
         "pictures": pictures_to_json(message.files, is_quoted=False),
-        "locale": message.locale,
+        "locale": _locale_and_address(message),
     }
+
+
+def _locale_and_address(message: IncomingMessage) -> str | None:
+    """Return a locale and, behind it, the address of the reply: to older versions that is a locale too."""
+    if message.reply_address is None:
+        return message.locale
+    return f"{message.locale or ''}{_ADDRESS}{message.reply_address}"
 
 
 def quotation_texts(quoted: str | None, files: Iterable[Attachment] = ()) -> dict[str, str | None]:
@@ -178,6 +187,7 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
         raise DamagedRow("kind, status or reason") from error
     # A row from before the encryption has the person's id in place of a pseudonym.
     person = row["author"] if row["author_id"] is None else row["author_id"]
+    locale, _, address = (row["locale"] or "").partition(_ADDRESS)
     return Exchange(
         id=row["id"],
         message=IncomingMessage(
@@ -188,11 +198,12 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
             sent_at=row["sent_at"],
             server=row["server"],
             is_direct=row["is_direct"],
-            locale=row["locale"],
+            locale=None if row["locale"] is None else locale,
             quoted=row["quoted"],
             quoted_id=row["quoted_id"],
             quotes_bot=row["quotes_bot"],
             files=files_from_json(row["files"]),
+            reply_address=address or None,
         ),
         kind=kind,
         status=status,

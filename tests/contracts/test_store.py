@@ -90,6 +90,7 @@ async def test_all_fields_of_a_message_are_stored(store: Store) -> None:
         server="T1",
         is_direct=True,
         locale="zh-CN",
+        reply_address="token:a-secret",
         quoted="谁说的？",
         quoted_id="1718.1",
         quotes_bot=True,
