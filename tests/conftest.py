@@ -15,6 +15,7 @@ import torch
 from hypothesis import settings
 
 from tests.harness.harness import Harness, make_harness
+from tests.harness.migrated import stores_open_on_copies
 from tests.harness.postgres import MISSING, PostgresServer, programs
 
 # Triton chooses between interpreter and GPU at its import, and other libraries import it too.
@@ -53,6 +54,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print each reason for skipped tests once."""
     for reason in sorted({skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", ())}):
         terminalreporter.write_line(reason)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrated() -> Iterator[None]:
+    """Copy new databases from one that the migrations have made."""
+    with stores_open_on_copies():
+        yield
 
 
 @pytest.fixture(scope="session")
