@@ -274,6 +274,9 @@ class Sender:
         self._calls += 1
         message.last_call = self._calls
         wanted = len(self._view.messages())
+        if message.level and number < wanted and not self._view.fits(number, message.level):
+            self._view.simplify(message.level)  # it has grown; the next call is for what then is the message
+            return
         try:
             if message.part.id is None:
                 content = self._view.message(number, message.level)
@@ -303,6 +306,7 @@ class Sender:
             level = self._view.simpler(message.level)
             if level is None:
                 raise
+            message.first = None  # what it holds would be refused again
             if self._view.fits(number, level):
                 message.level = level
             else:

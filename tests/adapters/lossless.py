@@ -24,7 +24,7 @@ from tests.adapters.lossless_runs import (
     load,
     placeholders,
 )
-from tests.harness.platform_bench import PROFILES
+from tests.harness.platform_bench import FORMS, PROFILES
 
 # Limits in milliseconds.
 _PLACEHOLDER = 300.0
@@ -57,7 +57,7 @@ async def measure(name: str, numbers: Sequence[int], seed: int, *, with_times: b
             _print_progress(f"{name}: {done} of {len(numbers)} answers")
 
     report_delivered(report, await deliver(name, cases(numbers, seed), seed, progress), seed)
-    if with_times:
+    if with_times and name in PROFILES:
         _print_progress(f"{name}: from a mention to the placeholder")
         _report_placeholders(report, await placeholders(name))
         _print_progress(f"{name}: the age of text that flows")
@@ -139,12 +139,12 @@ def table(reports: Sequence[Report]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.adapters.lossless", description=__doc__)
-    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(PROFILES)}; default: all")
+    parser.add_argument("platforms", nargs="*", metavar="PLATFORM", help=f"{', '.join(PROFILES | FORMS)}; default: all")
     parser.add_argument("--cases", type=int, default=300, help="answers per platform (default: 300)")
     parser.add_argument("--seed", type=int, default=4, help="seed of the answers (default: 4)")
     parser.add_argument("--case", type=int, help="deliver only this answer and measure no latencies")
     options = parser.parse_args()
-    if unknown := set(options.platforms) - set(PROFILES):
+    if unknown := set(options.platforms) - set(PROFILES | FORMS):
         parser.error(f"unknown platform: {', '.join(sorted(unknown))}")
     # Injected faults are logged as warnings; only errors are unexpected.
     structlog.configure(
@@ -155,7 +155,7 @@ def main() -> int:
     numbers = range(options.cases) if options.case is None else [options.case]
     reports = [
         asyncio.run(measure(name, numbers, options.seed, with_times=options.case is None))
-        for name in options.platforms or PROFILES
+        for name in options.platforms or PROFILES | FORMS
     ]
     _print_line(table(reports))
     failures = [failure for report in reports for failure in report.failures]

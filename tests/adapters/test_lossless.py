@@ -21,7 +21,7 @@ from tests.adapters.lossless_runs import (
     placeholders,
 )
 from tests.harness.platform import Seen
-from tests.harness.platform_bench import PROFILES
+from tests.harness.platform_bench import FORMS, PROFILES
 
 every_platform = pytest.mark.parametrize("platform", PROFILES)
 
@@ -40,7 +40,7 @@ def test_answers_have_all_lengths_and_several_deltas() -> None:
     assert all("".join(case.deltas) == case.answer and visible_text(case.answer) for case in answers)
 
 
-@every_platform
+@pytest.mark.parametrize("platform", PROFILES | FORMS)
 async def test_every_character_arrives_once_although_every_fourth_call_fails(platform: str) -> None:
     delivered = await deliver(platform, cases(range(4), 11), seed=11)
     assert delivered.faults == {}

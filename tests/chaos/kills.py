@@ -3,7 +3,7 @@
 Each run is a separate process, started like `bot run` and killed (-9) at a random moment:
 while it starts, connects or answers.  Users write before, during and after it.  The last
 run is not killed.  Then each question must have exactly one complete answer.  The short form
-repeats this where each answer opens a thread.
+repeats this where each answer opens a thread.  The row `telegram-rich` has answers in rich messages.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Any
 from tests.chaos.figure import Row, Scale
 from tests.chaos.processes import PLATFORMS, TIMEOUT, logged_errors, replies, run_bot, until
 from tests.harness.platform import LoopbackPlatform
-from tests.harness.platform_bench import PROFILES
+from tests.harness.platform_bench import FORMS, PROFILES
 
 NAME = "R1"
 
@@ -65,12 +65,13 @@ async def kill_repeatedly(name: str, kills: int, seed: int, *, opens_threads: bo
     async def ask(platform: LoopbackPlatform, channel: str) -> None:
         number = f"q{len(result.questions)}e"
         result.questions[number] = channel
-        await platform.say(f"{number} {'and so on 你好 ' * chance.randrange(1, 40)}{number}", channel=channel)
+        words = "and so on 你好 " if name in PROFILES else "and so on 你好 $x^2$ "  # the engine echoes a formula
+        await platform.say(f"{number} {words * chance.randrange(1, 40)}{number}", channel=channel)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        async with PROFILES[name].open() as platform:
-            platforms = {name: platform}
+        async with (PROFILES | FORMS)[name].open() as platform:
+            platforms = {platform.name: platform}
             if opens_threads:
                 (folder / "config.toml").write_text(f'[platforms.{name}]\nanswer = "thread"\n', encoding="utf-8")
                 _allow_threads(platform)
@@ -139,7 +140,8 @@ def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     kills = 200 if scale == "full" else 2
     async with asyncio.TaskGroup() as tasks:
-        results = {name: tasks.create_task(kill_repeatedly(name, kills, seed)) for name in PLATFORMS}
+        names = [*PLATFORMS, "telegram-rich"]
+        results = {name: tasks.create_task(kill_repeatedly(name, kills, seed)) for name in names}
         for name in _OPENING_THREADS if scale == "short" else ():
             killed = kill_repeatedly(name, kills, seed, opens_threads=True)
             results[f"{name}, in threads"] = tasks.create_task(killed)

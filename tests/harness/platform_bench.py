@@ -5,7 +5,8 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.slack.messenger import SlackFormat
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.telegram.markup import Entity, TelegramFormat
+from bot.adapters.telegram.rich import RichFormat, rich_message_of
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.access import Access
 from bot.chat.exchanges import Exchanges
@@ -34,6 +36,7 @@ from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
+from tests.harness.servers.telegram_rich import markdown_of
 from tests.harness.servers.telegram_words import markdown
 
 # Entered with the platform before the bot starts, and left after it.
@@ -70,9 +73,13 @@ class Profile:
     edit_interval: float
     takes_markdown: bool = True
     written: Callable[[Rendered], str] = lambda rendered: rendered.text
+    # What of a visible text is compared: the delimiters of a formula are markup in some forms.
+    compared: Callable[[str], str] = lambda visible: visible
 
 
 def _telegram_markdown(rendered: Rendered) -> str:
+    if (rich := rich_message_of(rendered)) is not None:
+        return markdown_of(rich.blocks)
     return markdown(rendered.text, tuple(each for each in rendered.entities if isinstance(each, Entity)))
 
 
@@ -92,6 +99,24 @@ PROFILES = {
         written=_telegram_markdown,
     ),
     "slack": Profile(SlackServer, lambda platform: platform.sockets > 0, SlackFormat(), SlackSection().edit_interval),
+}
+
+
+def _refusing_blocks() -> LoopbackPlatform:
+    telegram = TelegramPlatform(knows="blocks")
+    telegram.refuses_blocks = True
+    return telegram
+
+
+# Other forms of the messages of a platform: Telegram's rich messages, and entities where it refuses each of them.
+FORMS = {
+    "telegram-rich": replace(
+        PROFILES["telegram"],
+        open=partial(TelegramPlatform, knows="blocks"),
+        format=RichFormat(),
+        compared=lambda visible: re.sub(r"\$|\\[()\[\]]", "", visible),
+    ),
+    "telegram-refused": replace(PROFILES["telegram"], open=_refusing_blocks),
 }
 
 
@@ -166,7 +191,7 @@ async def open_bench(
     sign_in: SignIn | None = None,
 ) -> AsyncIterator[Bench]:
     """Run the bot on this platform; an adapter that ends early raises its error at the end."""
-    profile = PROFILES[name]
+    profile = (PROFILES | FORMS)[name]
     with tempfile.TemporaryDirectory(prefix="bench") as folder:
         database = Path(folder) / "bot.db"
         store = SqlStore(f"sqlite+aiosqlite:///{database}", busy_timeout=busy_timeout)

@@ -9,12 +9,12 @@ from telegram import Bot, BotCommand, User
 from bot.adapters.base import Finding
 from bot.adapters.inbox import Inbox
 from bot.adapters.proxy import find_proxy
-from bot.adapters.telegram.client import check_token, map_errors, open_bot
+from bot.adapters.telegram.client import check_token, knows_rich_messages, map_errors, open_bot
 from bot.adapters.telegram.context import TelegramContext
 from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.files import fetch_file
 from bot.adapters.telegram.handlers import TelegramHandlers
-from bot.adapters.telegram.messenger import TelegramMessenger, is_private
+from bot.adapters.telegram.messenger import NO_RICH_MESSAGES, TelegramMessenger, is_private
 from bot.adapters.telegram.parse import LONGEST_TEXT, PLATFORM
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.commands import menu
@@ -65,15 +65,15 @@ class TelegramAdapter:
     async def run(self, intake: Intake) -> None:
         bot = await open_bot(self._settings)
         try:
-            me = await self._log_in(bot)
-            messenger = TelegramMessenger(bot, self._settings, intake.rename_channel, intake)
-            preview = Drafts(bot, self._settings, self._clock).show if self._settings.drafts else None
+            me, knows_rich = await self._log_in(bot)
+            messenger = TelegramMessenger(bot, self._settings, intake.rename_channel, intake, knows_rich=knows_rich)
+            drafts = Drafts(bot, self._settings, self._clock, messenger) if self._settings.drafts else None
             # A group allows 20 messages a minute, and edits may count.
             replies = Replies(
                 intake,
                 messenger,
                 self._clock,
-                preview,
+                None if drafts is None else drafts.show,
                 sends_whole=lambda message: not is_private(message.channel),
                 looks_first=True,
                 open_thread=messenger.open_thread,
@@ -86,7 +86,7 @@ class TelegramAdapter:
                 intake.context.before[PLATFORM] = self._context.before
                 intake.exchanges.on_deletion[PLATFORM] = self._context.drop
                 handlers = TelegramHandlers(
-                    bot, me, self._settings, intake, inbox, messenger, background, self._clock, self._context
+                    bot, me, self._settings, intake, inbox, messenger, background, self._clock, self._context, drafts
                 )
                 intake.access.register_managers(PLATFORM, handlers.is_manager)
                 intake.access.register_missing(PLATFORM, handlers.missing)
@@ -96,12 +96,17 @@ class TelegramAdapter:
             self.is_connected = False
             await bot.shutdown()
 
-    async def _log_in(self, bot: Bot) -> User:
+    async def _log_in(self, bot: Bot) -> tuple[User, bool]:
+        """Return the bot, and whether the server knows rich messages."""
+        knows_rich = False
+
         async def log_in() -> None:
+            nonlocal knows_rich
             with map_errors():
                 await check_token(bot.initialize, self._clock)
                 # Polling is refused while a webhook is set; the updates that wait there are kept.
                 await bot.delete_webhook(drop_pending_updates=False)
+                knows_rich = await knows_rich_messages(bot)
 
         report = log_retry("telegram: login failed, retrying")
         await retry(log_in, PlatformError, clock=self._clock, backoff=self._backoff, on_failure=report)
@@ -109,7 +114,9 @@ class TelegramAdapter:
         log.info("telegram: logged in", bot=me.username)
         if not me.can_read_all_group_messages:
             log.info("telegram: %s", _PRIVACY)
-        return me
+        if not knows_rich:
+            log.info(NO_RICH_MESSAGES)
+        return me, knows_rich
 
     async def _poll(self, handlers: TelegramHandlers, inbox: Inbox) -> None:
         def report(error: BotError, seconds: float) -> None:

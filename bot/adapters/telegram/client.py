@@ -18,6 +18,7 @@ from telegram.error import (
     BadRequest,
     ChatMigrated,
     Conflict,
+    EndPointNotFound,
     Forbidden,
     InvalidToken,
     NetworkError,
@@ -31,6 +32,7 @@ from bot.adapters.login import confirm
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.proxy import find_proxy
 from bot.adapters.response import parse_response, read_response
+from bot.adapters.telegram.rich import plain_text
 from bot.adapters.telegram.settings import TelegramSection
 from bot.errors import (
     AccessDenied,
@@ -53,6 +55,7 @@ _CONNECTIONS = 64
 # Methods that never return just True.
 _RETURN_OBJECTS = (
     "sendMessage",
+    "sendRichMessage",
     "editMessageText",
     "editMessageReplyMarkup",
     "getMe",
@@ -108,6 +111,8 @@ _ACCESS_DENIED = re.compile(
     "|user_is_blocked|bot was (?:kicked|blocked|banned)|is not a member|payment_required|premium_required",
     re.IGNORECASE,
 )
+# Bot API 10.1 knows rich messages without blocks; an edit of older servers has neither text nor blocks.
+_NO_BLOCKS = re.compile("rich message must be non-empty|message text is empty", re.IGNORECASE)
 _TOO_LONG = re.compile("message is too long|message_too_long", re.IGNORECASE)
 
 
@@ -180,9 +185,25 @@ async def check_token(call: Callable[[], Awaitable[object]], clock: Clock) -> No
     await confirm(ask, clock, _SECOND_LOOK)
 
 
+async def knows_rich_messages(bot: Bot) -> bool:
+    """Ask the Bot API server, with a call that sends nothing, whether it is of version 10.1 or newer."""
+    try:
+        await bot.do_api_request("sendRichMessage")
+    except EndPointNotFound:
+        return False
+    except BadRequest:  # there is no chat in the call
+        return True
+    raise TelegramError("the response is not from the Bot API")
+
+
 def is_unchanged(error: BadRequest) -> bool:
     """Return whether an edit was refused because the message has this content already."""
     return "message is not modified" in error.message.lower() or "message_not_modified" in error.message.lower()
+
+
+def knows_no_blocks(error: BadRequest) -> bool:
+    """Return whether a server older than Bot API 10.2 has passed over the blocks of a rich message."""
+    return bool(_NO_BLOCKS.search(error.message))
 
 
 def _bad_request(description: str) -> PlatformError:
@@ -268,7 +289,7 @@ class _Request(HTTPXRequest):
             TelegramError: It is not what the Bot API returns.
         """
         match method, result:
-            case (("sendMessage" | "editMessageText"), {"message_id": int(id)}) if id > 0:
+            case (("sendMessage" | "sendRichMessage" | "editMessageText"), {"message_id": int(id)}) if id > 0:
                 # Only the id is used, and the library could fail on the rest.
                 return {"message_id": int(id), "date": 0, "chat": {"id": 0, "type": "private"}}
             case "getMe", {"id": int(), "username": str(), "first_name": str()}:
@@ -292,6 +313,8 @@ class _Request(HTTPXRequest):
                 # What a message replies to in another topic of its group is an external reply.
                 replied = result.get("external_reply") or result.get("reply_to_message")
                 text = result.get("text")
+                if isinstance(rich := result.get("rich_message"), dict):
+                    text = plain_text(rich.get("blocks"))
                 message: dict[str, Any] = {"message_id": int(id), "date": 0, "chat": {"id": 0, "type": "private"}}
                 if isinstance(text, str):
                     message["text"] = text

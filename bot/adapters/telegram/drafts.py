@@ -4,17 +4,18 @@ import asyncio
 
 import structlog
 from telegram import Bot
+from telegram.error import EndPointNotFound
 
 from bot.adapters.telegram.client import map_errors
-from bot.adapters.telegram.markup import TelegramFormat
-from bot.adapters.telegram.messenger import entities_of, is_private, thread_id
+from bot.adapters.telegram.messenger import TelegramMessenger, entities_of, is_private, thread_id
+from bot.adapters.telegram.rich import rich_message_of
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.stream import ReplyStream
-from bot.delivery.markdown.format import Rendered
-from bot.delivery.markdown.split import Splitter
+from bot.delivery.markdown.format import Format, Rendered, simpler_formats
+from bot.delivery.markdown.split import Splitter, join
 from bot.delivery.pacer import Pacer
-from bot.domain import Delta, Exchange, Kind
-from bot.errors import PlatformError, RateLimited
+from bot.domain import ChannelKey, Delta, Exchange, Kind
+from bot.errors import MarkupRefused, PlatformError, RateLimited
 from bot.util.aio import race
 from bot.util.clock import Clock
 
@@ -22,6 +23,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds; Telegram removes a draft after 30.
 _REFRESH = 20.0
+# A button that stops the answer; the draft stays until the message takes its place.  Servers older than Bot API 10.3
+# ignore both.
+_STOPPABLE = {"can_stop": True, "keep_on_stop": True}
 
 
 class Drafts:
@@ -31,8 +35,10 @@ class Drafts:
     during the preview leaves no message behind.
     """
 
-    def __init__(self, bot: Bot, settings: TelegramSection, clock: Clock) -> None:
+    def __init__(self, bot: Bot, settings: TelegramSection, clock: Clock, messenger: TelegramMessenger) -> None:
         self._bot = bot
+        self._messenger = messenger
+        self._shown: dict[int, Exchange] = {}
         self._interval = settings.draft_interval
         self._clock = clock
 
@@ -43,6 +49,7 @@ class Drafts:
         texts: list[str] = []
         known = ReplyStream()
         is_complete = asyncio.Event()
+        self._shown[exchange.id] = exchange
         previewing = asyncio.create_task(self._preview(exchange, texts, pacer, is_complete))
         try:
             async for event in stream:
@@ -52,19 +59,26 @@ class Drafts:
             is_complete.set()
             await previewing
         finally:
+            self._shown.pop(exchange.id, None)
             previewing.cancel()
             await asyncio.gather(previewing, return_exceptions=True)
         return known
 
+    def find(self, channel: ChannelKey, draft: int) -> Exchange | None:
+        """Return the exchange whose draft this chat shows now."""
+        exchange = self._shown.get(draft)
+        return exchange if exchange is not None and exchange.message.channel == channel else None
+
     async def _preview(self, exchange: Exchange, texts: list[str], pacer: Pacer, is_complete: asyncio.Event) -> None:
         """Show as much of the answer's end as one message can hold, until it is complete."""
         shown, refresh_at = None, 0.0
-        splitter = Splitter(TelegramFormat())
+        format: Format = self._messenger.format
+        splitter, formats = Splitter(format), iter(simpler_formats(format))
 
         def render() -> Rendered:
             pieces = splitter.chunks()
             # Telegram shows an empty draft as "thinking".
-            return TelegramFormat().render(pieces[-1].text if pieces else "")
+            return format.render(pieces[-1].text if pieces else "")
 
         async def call() -> None:
             if not is_complete.is_set():  # checked again: the pacer may have waited
@@ -80,6 +94,15 @@ class Drafts:
                     shown, refresh_at = now, self._clock.now() + _REFRESH
                 except RateLimited:
                     continue  # the pacer has paused the channel
+                except MarkupRefused as error:
+                    simpler = next(formats, None)
+                    if simpler is None:
+                        log.info("telegram: preview stopped", exchange=exchange.id, error=str(error))
+                        return
+                    text, format = join(splitter.chunks()), simpler
+                    splitter = Splitter(format)
+                    splitter.append(text)
+                    continue
                 except PlatformError as error:
                     log.info("telegram: preview stopped", exchange=exchange.id, error=str(error))
                     return
@@ -87,11 +110,22 @@ class Drafts:
 
     async def _call(self, exchange: Exchange, text: Rendered) -> None:
         channel = exchange.message.channel
+        chat, topic, rich = int(channel.channel), thread_id(channel), rich_message_of(text)
         with map_errors():
-            await self._bot.send_message_draft(
-                int(channel.channel),
-                draft_id=exchange.id,
-                text=text.text,
-                message_thread_id=thread_id(channel),
-                entities=entities_of(text),
-            )
+            if rich is None:
+                await self._bot.send_message_draft(
+                    chat,
+                    draft_id=exchange.id,
+                    text=text.text,
+                    message_thread_id=topic,
+                    entities=entities_of(text),
+                    api_kwargs=_STOPPABLE,
+                )
+                return
+            draft = {"chat_id": chat, "draft_id": exchange.id, "rich_message": rich.facts} | _STOPPABLE
+            try:
+                await self._bot.do_api_request(
+                    "sendRichMessageDraft", draft if topic is None else draft | {"message_thread_id": topic}
+                )
+            except EndPointNotFound as error:
+                raise MarkupRefused("the Bot API server does not know rich drafts") from error

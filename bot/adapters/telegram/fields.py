@@ -45,6 +45,10 @@ class Fields:
     def flag(self, name: str) -> bool:
         return self._values.get(name) is True
 
+    def raw(self, name: str) -> object:
+        """Return a value of any type, for a reader that expects all of them."""
+        return self._values.get(name)
+
     def part(self, name: str) -> "Fields | None":
         values = self._optional(name, dict)
         return None if values is None else Fields(values, f"{self._path}.{name}", self._skipped)

@@ -16,9 +16,18 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.telegram.client import RAW, RECEIVED_AT, check_token, map_errors
 from bot.adapters.telegram.context import TelegramContext
+from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.forms import FormEvent, keyboard
 from bot.adapters.telegram.messenger import NO_RIGHT, TelegramMessenger
-from bot.adapters.telegram.parse import Addressee, ButtonEvent, ChannelMigrated, MessageEvent, UserEvent, parse
+from bot.adapters.telegram.parse import (
+    Addressee,
+    ButtonEvent,
+    ChannelMigrated,
+    DraftStopped,
+    MessageEvent,
+    UserEvent,
+    parse,
+)
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.i18n import gettext_noop
 from bot.chat.intake import Intake
@@ -32,7 +41,7 @@ from bot.util.clock import Clock
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The kinds of updates to request; Telegram does not send the others.
-_UPDATES = (Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY)
+_UPDATES = (Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY, "stopped_message_generation")
 # The most updates of one poll; with fewer, the backlog is complete.
 _PAGE = 100
 # Telegram holds a poll open this long while there are no updates.
@@ -63,6 +72,7 @@ class TelegramHandlers:
     _background: BackgroundTasks
     _clock: Clock
     _context: TelegramContext
+    _drafts: Drafts | None = None
     _last_page: frozenset[int] = frozenset()
     _offset: int | None = None
 
@@ -182,6 +192,8 @@ class TelegramHandlers:
                 self._background.start(self._acknowledge(event.query, notice))
             case FormEvent() as event:
                 self._background.start(self._inbox.process(partial(self._use_form, event)))
+            case DraftStopped() as event:
+                self._stop(event)
             case ChannelMigrated(channel, to):
                 self._context.drop(channel, None)
                 await self._intake.rename_channel(channel, to)
@@ -189,6 +201,11 @@ class TelegramHandlers:
                 pass
             case unknown:
                 assert_never(unknown)
+
+    def _stop(self, stopped: DraftStopped) -> None:
+        exchange = None if self._drafts is None else self._drafts.find(stopped.channel, stopped.draft)
+        if exchange is not None and self._intake.access.may_control(stopped.by, exchange):
+            self._intake.exchanges.stop(exchange)
 
     def _note(self, event: MessageEvent) -> None:
         """Keep a message that may be read before a later question."""

@@ -62,7 +62,9 @@ class _Own:
         """
         if question is not None and self.replies_to != question:
             return False
-        return self.text in (text, PLACEHOLDER) or (self.had_buttons and question is not None)
+        # Telegram may change the white space of a text.
+        is_same = "".join(self.text.split()) in ("".join(text.split()), PLACEHOLDER)
+        return is_same or (self.had_buttons and question is not None)
 
 
 class _Nothing(Enum):

@@ -58,7 +58,11 @@ class TelegramFormat:
         >>> rendered.text, [(entity.kind, entity.offset, entity.length) for entity in rendered.entities]
         ('好 x', [('bold', 0, 1), ('text_link', 2, 1)])
         """
-        return _Writer(markdown).rendered()
+        return self.render_tokens(markdown, MESSAGE_PARSER.parse(markdown))
+
+    def render_tokens(self, markdown: str, tokens: list[Token]) -> Rendered:
+        """Render Markdown that was parsed already."""
+        return _Writer(markdown, tokens).rendered()
 
     def plain(self, markdown: str) -> Rendered:
         # Without entities only another character keeps a name from being a mention; this one is invisible.
@@ -85,7 +89,7 @@ class _Style:
 class _Writer:
     """Renders the tokens of one text."""
 
-    def __init__(self, markdown: str) -> None:
+    def __init__(self, markdown: str, tokens: list[Token]) -> None:
         self._lines = _LINE_END.split(markdown)
         self._text: list[str] = []
         self._length = 0
@@ -95,7 +99,7 @@ class _Writer:
         self._newlines = 0
         self._additions: list[str] = []
         self._depth = 0
-        self._write_blocks(MESSAGE_PARSER.parse(markdown))
+        self._write_blocks(tokens)
 
     def rendered(self) -> Rendered:
         # Telegram strips the end too; texts that differ only there must compare equal.
@@ -120,9 +124,9 @@ class _Writer:
                     self._write_inline(token.children or [])
                 case "fence" | "code_block":
                     language = token.info.split()[0] if token.info.split() else None
-                    self._write_alone(_content(token).removesuffix("\n"), Entity("pre", 0, 0, language=language))
+                    self._write_alone(content_of(token).removesuffix("\n"), Entity("pre", 0, 0, language=language))
                 case "html_block":
-                    self._write(_content(token).rstrip("\n"))
+                    self._write(content_of(token).rstrip("\n"))
                 case "hr":
                     self._additions.append(f"———{EN_SPACE}\n")
                 case "bullet_list_open" | "ordered_list_open":
@@ -136,7 +140,7 @@ class _Writer:
                 case "tr_open":
                     table.append([])
                 case "table_close":
-                    self._write_alone(_table(table), Entity("pre", 0, 0))
+                    self._write_alone(draw_table(table), Entity("pre", 0, 0))
                     table = []
                 case kind:
                     self._toggle(kind)
@@ -152,9 +156,9 @@ class _Writer:
         for token in tokens:
             match token.type:
                 case "text" | "formula" | "html_inline":
-                    self._write(_content(token))
+                    self._write(content_of(token))
                 case "code_inline":
-                    self._write_alone(_content(token), Entity("code", 0, 0))
+                    self._write_alone(content_of(token), Entity("code", 0, 0))
                 case "softbreak" | "hardbreak":
                     self._newlines = max(self._newlines, 1)
                 case "link_open":
@@ -264,27 +268,34 @@ def _end(entity: Entity) -> int:
 
 def _marker(item: Token, first: list[Token]) -> str:
     """Return the marker of a list item: as it was written where it can be a sign or a year."""
-    words = next((token.content for token in first if token.type == "inline"), "")
-    is_sign = item.markup == "+" or (item.markup == "-" and words[:1].isdigit())
-    return item.markup if is_sign else f"{item.info}{item.markup}" if item.info else "•"
+    return marker_of(item, next((token.content for token in first if token.type == "inline"), ""))
 
 
-def _content(token: Token) -> str:
+def is_sign(item: Token, words: str) -> bool:
+    """Return whether the marker of a list item can be a plus or minus."""
+    return item.markup == "+" or (item.markup == "-" and words[:1].isdigit())
+
+
+def marker_of(item: Token, words: str) -> str:
+    return item.markup if is_sign(item, words) else f"{item.info}{item.markup}" if item.info else "•"
+
+
+def content_of(token: Token) -> str:
     return token.content.replace(EN_SPACE, " ")
 
 
 def _words(tokens: list[Token]) -> str:
     """Return the plain text of a table cell: code blocks take no entities."""
     return "".join(
-        _words(token.children) if token.children else " " if token.type.endswith("break") else _content(token)
+        _words(token.children) if token.children else " " if token.type.endswith("break") else content_of(token)
         for token in tokens
     )
 
 
-def _table(rows: list[list[str]]) -> str:
+def draw_table(rows: list[list[str]]) -> str:
     """Draw a table with aligned columns; Chinese characters are two columns wide.
 
-    >>> [line.replace(EN_SPACE, "") for line in _table([["名", "b"], ["c", "d"]]).splitlines()]
+    >>> [line.replace(EN_SPACE, "") for line in draw_table([["名", "b"], ["c", "d"]]).splitlines()]
     ['名 │b', '───┼──', 'c  │d']
     """
     widths = [max(map(_width, column)) for column in zip_longest(*rows, fillvalue="")]

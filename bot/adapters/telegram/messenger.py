@@ -1,8 +1,9 @@
 """Telegram replies: send, edit, delete."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import structlog
 from telegram import (
@@ -14,12 +15,13 @@ from telegram import (
     MessageEntity,
     ReplyParameters,
 )
-from telegram.error import BadRequest, ChatMigrated
+from telegram.error import BadRequest, ChatMigrated, EndPointNotFound
 
 from bot.adapters.send_once import SendOnce
-from bot.adapters.telegram.client import is_unchanged, map_errors
+from bot.adapters.telegram.client import is_unchanged, knows_no_blocks, map_errors
 from bot.adapters.telegram.lost_messages import KnownMessages, LostMessages
 from bot.adapters.telegram.markup import Entity, TelegramFormat
+from bot.adapters.telegram.rich import RichFormat, RichMessage, rich_message_of
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.i18n import gettext_noop
 from bot.delivery.markdown.format import Rendered
@@ -42,6 +44,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Symbols, as the reader's language is not known here.
 _SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄", Action.UP: "👍", Action.DOWN: "👎"}
 _NO_PREVIEW = LinkPreviewOptions(is_disabled=True)
+NO_RICH_MESSAGES = (
+    "telegram: the Bot API server is older than 10.2 and knows no rich messages: tables and formulas are shown as text"
+)
 NO_RIGHT = gettext_noop("I cannot open topics here: make me an administrator of the group who may manage topics.")
 
 
@@ -54,8 +59,11 @@ class TelegramMessenger:
         settings: TelegramSection,
         rename_channel: Callable[[ChannelKey, str], Awaitable[None]],
         known: KnownMessages,
+        *,
+        knows_rich: bool = False,
     ) -> None:
         self._bot = bot
+        self._knows_rich = knows_rich
         self._settings = settings
         self._rename_channel = rename_channel
         self._once = SendOnce()
@@ -65,8 +73,8 @@ class TelegramMessenger:
         self._moved: RecentDict[tuple[str, str], None] = RecentDict()
 
     @property
-    def format(self) -> TelegramFormat:
-        return TelegramFormat()
+    def format(self) -> TelegramFormat | RichFormat:
+        return RichFormat() if self._knows_rich else TelegramFormat()
 
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._settings.edit_interval if is_private(channel) else self._settings.edit_interval_group
@@ -147,6 +155,9 @@ class TelegramMessenger:
         async with self._calling(channel) as chat:
             question = self._referred(channel, reply_to)
             reply = None if question is None else ReplyParameters(question, allow_sending_without_reply=True)
+            if (rich := rich_message_of(text)) is not None:
+                with self._calling_rich():
+                    return await self._send_rich(chat, rich, thread_id(channel), reply, keyboard)
             message = await self._bot.send_message(
                 chat,
                 text.text,
@@ -157,6 +168,25 @@ class TelegramMessenger:
                 link_preview_options=_NO_PREVIEW,
             )
         return str(message.message_id)
+
+    async def _send_rich(
+        self,
+        chat: int,
+        rich: RichMessage,
+        topic: int | None,
+        reply: ReplyParameters | None,
+        keyboard: InlineKeyboardMarkup | None,
+    ) -> str:
+        arguments = {
+            "chat_id": chat,
+            "rich_message": rich.facts,
+            "message_thread_id": topic,
+            "reply_parameters": reply,
+            "reply_markup": keyboard,
+        }
+        given = {name: value for name, value in arguments.items() if value is not None}
+        sent: dict[str, Any] = await self._bot.do_api_request("sendRichMessage", given)
+        return str(sent["message_id"])
 
     def _referred(self, channel: ChannelKey, reply_to: str | None) -> int | None:
         """Return the number of the message that is replied to; in a private chat every message is for the same user."""
@@ -206,12 +236,24 @@ class TelegramMessenger:
     async def _edit(
         self, channel: ChannelKey, message_id: str, text: Rendered, keyboard: InlineKeyboardMarkup | None
     ) -> None:
+        rich = rich_message_of(text)
         async with self._calling(channel) as chat:
+            number = self._number_of(channel, message_id)
             try:
+                if rich is not None:
+                    with self._calling_rich():
+                        await self._bot.edit_message_text(
+                            None,  # type: ignore[arg-type]  # the library does not know blocks yet
+                            chat,
+                            number,
+                            reply_markup=keyboard,
+                            api_kwargs={"rich_message": rich.facts},
+                        )
+                    return
                 await self._bot.edit_message_text(
                     text.text,
                     chat,
-                    self._number_of(channel, message_id),
+                    number,
                     entities=entities_of(text),
                     reply_markup=keyboard,
                     link_preview_options=_NO_PREVIEW,
@@ -219,6 +261,30 @@ class TelegramMessenger:
             except BadRequest as error:
                 if not is_unchanged(error):
                     raise
+
+    @contextmanager
+    def _calling_rich(self) -> Iterator[None]:
+        """Use entities from now on where the server turns out to be older than thought; it has sent nothing.
+
+        Raises:
+            MarkupRefused: The server does not know rich messages.
+        """
+        if not self._knows_rich:  # a reply that was begun before this was known
+            raise MarkupRefused("the Bot API server does not know rich messages")
+        try:
+            yield
+        except EndPointNotFound as error:
+            self._forget_rich()
+            raise MarkupRefused("the Bot API server does not know sendRichMessage") from error
+        except BadRequest as error:
+            if knows_no_blocks(error):
+                self._forget_rich()
+            raise
+
+    def _forget_rich(self) -> None:
+        if self._knows_rich:
+            log.info(NO_RICH_MESSAGES)
+        self._knows_rich = False
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         async with self._calling(channel) as chat:

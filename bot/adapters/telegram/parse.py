@@ -30,7 +30,18 @@ _START = "start"
 # Contents of a message that is no service message, beside text and caption.
 _ATTACHMENTS = (
     *("animation", "audio", "checklist", "contact", "dice", "document", "game", "invoice", "live_photo", "location"),
-    *("paid_media", "passport_data", "photo", "poll", "sticker", "story", "successful_payment", "venue", "video"),
+    *(
+        "paid_media",
+        "passport_data",
+        "photo",
+        "poll",
+        "rich_message",
+        "sticker",
+        "story",
+        "successful_payment",
+        "venue",
+        "video",
+    ),
     *("video_note", "voice"),
 )
 
@@ -74,7 +85,16 @@ class ChannelMigrated:
     to: str
 
 
-UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated
+@dataclass(frozen=True, slots=True)
+class DraftStopped:
+    """A press of the button below a draft; only the person of a private chat has it."""
+
+    channel: ChannelKey
+    draft: int
+    by: Author
+
+
+UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated | DraftStopped
 
 
 def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | None:
@@ -87,6 +107,8 @@ def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | 
     query = whole.part("callback_query")
     if query is not None:
         return _button(query) or _form(query, now)
+    if (stopped := whole.part("stopped_message_generation")) is not None:
+        return _draft_stopped(stopped)
     message = whole.part("message")
     edited = whole.part("edited_message") if message is None else None
     message = message or edited
@@ -97,6 +119,15 @@ def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | 
         here = required(message.part("chat")).id("id")
         return ChannelMigrated(ChannelKey(PLATFORM, str(old or here)), str(new or here))
     return _message(message, me, now, is_edit=edited is not None)
+
+
+def _draft_stopped(stopped: Fields) -> DraftStopped | None:
+    chat, topic = required(stopped.part("chat")), stopped.number("message_thread_id")
+    if chat.text("type") != Chat.PRIVATE:
+        return None
+    channel = ChannelKey(PLATFORM, chat.id("id"), None if topic is None else str(topic))
+    person = Author(PLATFORM, channel.channel, chat.text("first_name") or "")
+    return DraftStopped(channel, required(stopped.number("draft_id")), person)
 
 
 def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> MessageEvent | None:

@@ -2,9 +2,11 @@
 
 from telegram import User
 
+from bot.adapters.malformed import bounded
 from bot.adapters.quotation import Quotation, quotation
 from bot.adapters.telegram.fields import Fields
 from bot.adapters.telegram.files import files_of
+from bot.adapters.telegram.rich import plain_text
 from bot.adapters.telegram.text import text_or_caption, written_text
 
 
@@ -24,11 +26,13 @@ def quoted(message: Fields, me: User) -> Quotation | None:
 
 
 def described(message: Fields) -> str:
-    r"""Return what a message without a text says in words: a poll, a checklist, a contact, a place …; "" if nothing.
+    r"""Return what a message without a text says in words: a rich message, a poll, a checklist, a contact, a place …; "" if nothing.
 
     >>> described(Fields({"poll": {"question": "Tea?", "options": [{"text": "yes"}, {"text": "no"}]}}, "message"))
     'Tea?\n- yes\n- no'
     """
+    if (rich := message.part("rich_message")) is not None:
+        return bounded(plain_text(rich.raw("blocks")))
     if (poll := message.part("poll")) is not None:
         options = [f"- {text}" for option in poll.parts("options") if (text := option.text("text"))]
         return "\n".join(filter(None, [poll.text("question"), *options]))

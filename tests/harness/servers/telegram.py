@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from aiohttp import web
 from pydantic import SecretStr
@@ -26,6 +26,7 @@ from tests.harness.platform import TIMEOUT, FaultScript, Seen
 from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.file_shelf import FileShelf
 from tests.harness.servers.telegram_keyboards import Buttons, actions, others, refused_keyboard
+from tests.harness.servers.telegram_rich import Json, markdown_of, refused_message, same, text_of
 from tests.harness.servers.telegram_words import fitted, markdown, refused, specials, words
 
 TOKEN = "123456789:AAExampleExampleExampleExampleExam"
@@ -34,16 +35,19 @@ BOT = "glm_bot"
 UNCHANGED = "an edit that changes nothing"
 TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
-Json = dict[str, Any]
 # Calls that users can see the effect of; a FaultScript can make them fail.
 WRITING = (
     "sendMessage",
+    "sendRichMessage",
     "createForumTopic",
     "editMessageText",
     "editMessageReplyMarkup",
     "deleteMessage",
     "sendMessageDraft",
+    "sendRichMessageDraft",
 )
+# What a server knows: 404 for rich messages, rich messages without blocks (10.1), or blocks too (10.2 and newer).
+Knows = Literal["text", "markdown", "blocks"]
 
 
 @dataclass(slots=True)
@@ -81,6 +85,7 @@ class Message:
     mention: str = ""
     attached: Json | None = None  # {"document": …} or {"photo": […]}
     buttons: Buttons = ()  # those that are no actions
+    blocks: list[Json] | None = None  # of a rich message
 
     @property
     def is_the_bots(self) -> bool:
@@ -102,7 +107,9 @@ class TelegramPlatform:
 
     name = "telegram"
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, knows: Knows = "text", **settings: Any) -> None:
+        self.knows = knows
+        self.refuses_blocks = False
         self.gate = FaultGate()
         self.shelf = FileShelf()
         self.violations: list[str] = []
@@ -119,6 +126,7 @@ class TelegramPlatform:
         self.garbage: list[bytes] = []  # the bodies of the next responses
         self.webhook = ""
         self.drafts: dict[int, list[str]] = {}  # all versions of the current draft
+        self._stoppable: dict[int, int] = {}  # the draft with a stop button, by chat
         self.menus: dict[str, list[Json]] = {}
         self.answers: dict[str, str] = {}
         self.answering = asyncio.Event()  # while cleared, answerCallbackQuery does not return
@@ -230,6 +238,13 @@ class TelegramPlatform:
         self.repeat_press()
         return str(query["id"])
 
+    def stop_draft(self, person: str, draft: int | None = None) -> None:
+        """Press the button below the draft in a private chat; or send the update about another draft."""
+        chat = self.private(person)
+        id = self._stoppable[chat.id] if draft is None else draft
+        assert id, "the draft has no such button"
+        self.push({"stopped_message_generation": {"chat": chat.facts(), "draft_id": id}})
+
     def repeat_press(self) -> None:
         """Deliver the last press again, as if its update had not been confirmed."""
         self.push(self._last_press)
@@ -243,7 +258,7 @@ class TelegramPlatform:
             Seen(
                 id=str(message.id),
                 author="bot" if message.is_the_bots else message.author,
-                markdown=markdown(message.text, message.entities),
+                markdown=_markdown(message),
                 visible=words(message.text),
                 actions=message.actions,
                 reply_to=None if message.reply_to is None else str(message.reply_to),
@@ -348,6 +363,8 @@ class TelegramPlatform:
         if message.attached is not None:
             facts |= message.attached
             facts |= {"caption": message.text, "caption_entities": specials(message.text)} if message.text else {}
+        elif message.blocks is not None:
+            facts |= {"rich_message": {"blocks": message.blocks}}
         elif message.text:
             facts |= {"text": message.text, "entities": specials(message.text)}
         if message.topic is not None:
@@ -459,6 +476,10 @@ class TelegramPlatform:
         return [update for update in self.pending if not wanted or set(update) & set(wanted)][: form.get("limit", 100)]
 
     async def _write(self, request: web.Request, method: str, form: Json) -> object:
+        if "Rich" in method and self.knows == "text":
+            raise Refused(404, "Not Found")
+        if method == "sendRichMessage" and "chat_id" not in form:
+            raise Refused(400, "Bad Request: rich message must be non-empty")
         trouble = self.script(next(self._writes), method)
         kind = trouble.kind if trouble is not None else None
         chat = self._chat(int(form["chat_id"]))
@@ -483,31 +504,31 @@ class TelegramPlatform:
         match method:
             case "createForumTopic":
                 return self._open_topic(chat, str(form["name"]))
-            case "sendMessage":
+            case "sendMessage" | "sendRichMessage":
                 topic = form.get("message_thread_id")
                 self._check_reply(chat, form, topic)
                 if topic is not None and topic not in chat.topics.values():
                     raise Refused(400, "Bad Request: message thread not found")
-                text, entities = self._text(form)
+                text, entities, blocks = self._content(form)
                 reply_to = form.get("reply_parameters", {}).get("message_id")
                 message = Message(
                     self.number_in(chat), chat, BOT, text, topic, entities, actions(form), reply_to, not is_lost
                 )
-                message.buttons = others(form)
+                message.buttons, message.blocks = others(form), blocks
                 self.messages[chat.id, message.id] = message
                 self.drafts.pop(chat.id, None)
                 return self.facts_of(message, with_reply=False)
             case "editMessageText":
                 message = self._own(chat, form, "edit")
-                text, entities = self._text(form)
+                text, entities, blocks = self._content(form)
                 shown = message.text, message.entities, message.actions, message.buttons
-                if (text, entities, actions(form), others(form)) == shown:
+                if (text, entities, actions(form), others(form)) == shown and same(blocks, message.blocks):
                     if message.is_shown:
                         self.violations.append(UNCHANGED)
                     raise Refused(
                         400, "Bad Request: message is not modified: specified new message content is the same"
                     )
-                message.text, message.entities = text, entities
+                message.text, message.entities, message.blocks = text, entities, blocks
                 message.actions, message.buttons = actions(form), others(form)
                 message.is_shown = not is_lost
                 return self.facts_of(message, with_reply=False)
@@ -522,10 +543,12 @@ class TelegramPlatform:
             case "deleteMessage":
                 del self.messages[chat.id, self._own(chat, form, "delete").id]
                 return True
-            case "sendMessageDraft":
+            case "sendMessageDraft" | "sendRichMessageDraft":
                 if chat.kind != "private" or not form["draft_id"]:
                     raise Refused(400, "Bad Request: TEXTDRAFT_PEER_INVALID")
-                self.drafts.setdefault(chat.id, []).append(self._text(form)[0] if form["text"] else "")
+                draft = self._content(form)[0] if form.get("text", "rich") else ""
+                self.drafts.setdefault(chat.id, []).append(draft)
+                self._stoppable[chat.id] = form["draft_id"] if form.get("can_stop") else 0
                 return True
         raise AssertionError(method)
 
@@ -571,6 +594,26 @@ class TelegramPlatform:
                 raise Refused(400, "Bad Request: message to be replied not found")
             del form["reply_parameters"]
 
+    def _content(self, form: Json) -> tuple[str, tuple[Entity, ...], list[Json] | None]:
+        """Return the text of a message, with its entities or its blocks; or raise Telegram's error."""
+        if "rich_message" not in form:
+            return *self._text(form), None
+        if self.knows == "text":
+            raise Refused(400, "Bad Request: message text is empty")
+        if {"text", "entities", "link_preview_options"} & set(form):
+            self.violations.append("text beside blocks")
+        why = refused_message(form["rich_message"] if self.knows == "blocks" else None)
+        if why is not None:
+            if self.knows == "blocks":
+                self.violations.append(why)
+            raise Refused(400, f"Bad Request: {why}")
+        if self.refuses_blocks:
+            raise Refused(400, "Bad Request: RICH_MESSAGE_INVALID")
+        if not form["rich_message"].get("skip_entity_detection"):
+            self.violations.append("names in blocks are mentions")
+        blocks = form["rich_message"]["blocks"]
+        return text_of(blocks), (), blocks
+
     def _text(self, form: Json) -> tuple[str, tuple[Entity, ...]]:
         """Return the stripped text and its entities, or raise Telegram's error."""
         said = str(form["text"])
@@ -611,6 +654,10 @@ class TelegramPlatform:
 
 
 _BOT: Json = {"id": BOT_ID, "is_bot": True, "first_name": "ChatGLM", "username": BOT}
+
+
+def _markdown(message: Message) -> str:
+    return markdown(message.text, message.entities) if message.blocks is None else markdown_of(message.blocks)
 
 
 def _read(name: str, value: str) -> Any:
