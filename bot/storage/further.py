@@ -6,9 +6,21 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Delete, Select, and_, bindparam, delete, literal, select, update
-from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
-from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    delete,
+    literal,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.domain import Attachment, Author, ChannelKey, Exchange, FurtherKind, FurtherMessage, Scope
@@ -16,15 +28,21 @@ from bot.storage.encryption import DamagedRow
 from bot.storage.pictures import pictures_to_json, to_pictures
 from bot.storage.rows import files_from_json, files_to_json
 from bot.storage.schema import SafeText, further_messages, readable_since
-from bot.storage.usage import stored_place
+from bot.storage.usage import AnyInsert, stored_place
 from bot.storage.vault import Vault, WriteTransaction
-
-AnyInsert = SqliteInsert | PostgresInsert
 
 _LEVELS = ("user", "channel", "thread")
 _NEVER = datetime.min.replace(tzinfo=UTC)
 OF_OTHERS = further_messages.c.kind.in_([FurtherKind.BEFORE, FurtherKind.LINKED])
 _OF_ASKER = further_messages.c.kind.in_([FurtherKind.CONTINUATION, FurtherKind.FORWARD])
+
+# Whether the message of an exchange is a part of another question; named as text for a RETURNING clause, where SQLite
+# uses the index only for values without a column's collation.
+_SAME = [
+    further_messages.c[name] == cast(literal_column(f"exchanges.{name}"), Text)
+    for name in ("platform", "channel", "message")
+]
+IS_CONTINUATION = select(literal(1)).where(*_SAME, _OF_ASKER).exists().label("is_continuation")
 
 
 def read_further(connection: Connection, vault: Vault, ids: Collection[int]) -> dict[int, tuple[FurtherMessage, ...]]:

@@ -134,14 +134,12 @@ class Joined(Votes):
         """Run a statement that claims rows, and return their exchanges."""
         return await self._readable_claims(tx, (await tx.execute(claim.returning(*EXCHANGE))).all())
 
-    async def _readable_claims(
-        self, tx: WriteTransaction, rows: Sequence[Row[Any]], *, has_further: bool = True
-    ) -> list[Exchange]:
+    async def _readable_claims(self, tx: WriteTransaction, rows: Sequence[Row[Any]]) -> list[Exchange]:
         """Return the exchanges of claimed rows; a row that cannot be decrypted has no texts.
 
         Where more than the texts is damaged nobody can be told, and the row fails.
         """
-        readable, _ = await self._decrypt(tx.connection, rows, is_final=True, has_further=has_further)
+        readable, _ = await self._decrypt(tx.connection, rows, is_final=True)
         known = {exchange.id for exchange in readable}
         for row in rows:
             if row.id in known:

@@ -243,7 +243,7 @@ class OpenStore:
         return readable
 
     async def _decrypt(
-        self, tx: AsyncConnection, rows: Iterable[Row[Any]], *, is_final: bool = False, has_further: bool = True
+        self, tx: AsyncConnection, rows: Iterable[Row[Any]], *, is_final: bool = False
     ) -> tuple[list[Exchange], set[int]]:
         """Convert rows, and return the ids of those without a key; log each damaged one once.
 
@@ -256,8 +256,8 @@ class OpenStore:
             some = waiting[start : start + _SLICE]
             decrypted_rows = await tx.run_sync(partial(self._vault.decrypt, table=exchanges, rows=some))
             further: dict[int, tuple[FurtherMessage, ...]] = {}
-            if has_further:
-                further = await tx.run_sync(partial(read_further, vault=self._vault, ids=[row.id for row in some]))
+            if ids := [row.id for row in some if row.has_further]:
+                further = await tx.run_sync(partial(read_further, vault=self._vault, ids=ids))
             for row, decrypted in zip(some, decrypted_rows, strict=True):
                 try:
                     if isinstance(decrypted, DamagedRow):

@@ -22,8 +22,10 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     false,
+    literal,
     literal_column,
     or_,
+    select,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -392,9 +394,17 @@ def _parts_on_a_server(element: _PartsOfExchange, compiler: SQLCompiler, **optio
     )
 
 
-# What is read of an exchange: the columns of its row but for pictures, and the message ids of its parts.
+# What is read of an exchange: the columns of its row but for pictures, the message ids of its parts, and whether it
+# has further messages: most have none, and to ask for them again would cost a statement.
+# Named as text: in a RETURNING clause SQLAlchemy would select from the table again.
 PARTS = _PartsOfExchange().label("parts")
-EXCHANGE = (*(column for column in exchanges.c if column.name not in {"pictures", "quoted_pictures"}), PARTS)
+_FURTHER = select(literal(1)).where(further_messages.c.exchange == literal_column("exchanges.id"))
+HAS_FURTHER = _FURTHER.exists().label("has_further")
+EXCHANGE = (
+    *(column for column in exchanges.c if column.name not in {"pictures", "quoted_pictures"}),
+    PARTS,
+    HAS_FURTHER,
+)
 
 # A row for a message that was deleted before it arrived: it tells no author and no platform of one.
 IS_TOMBSTONE = exchanges.c.author_platform == ""

@@ -27,7 +27,7 @@ from bot.storage.conditions import DELETED, NO_CHANGE, allowed, change, held, he
 from bot.storage.deletion import KEY
 from bot.storage.encryption import DamagedRow
 from bot.storage.feedback import delete_votes
-from bot.storage.further import question_of, rename_further, replace_contents, replace_texts
+from bot.storage.further import IS_CONTINUATION, rename_further, replace_contents, replace_texts
 from bot.storage.joined import Joined, new_seed
 from bot.storage.opened import claiming, shielded
 from bot.storage.pictures import keep_pictures
@@ -44,7 +44,7 @@ from bot.storage.rows import (
 from bot.storage.schema import EXCHANGE, IS_OWED, IS_QUOTING, SafeText, channels, exchanges, parts, usage
 from bot.storage.settings import insert_change, rename_places
 from bot.storage.transactions import GroupCommit
-from bot.storage.usage import count_use, delete_use, rename_use, select_use, stored_place, to_use
+from bot.storage.usage import adding, count_use, delete_use, rename_use, select_use, stored_place, to_use
 from bot.storage.vault import WriteTransaction
 from bot.usage import use_of
 
@@ -74,13 +74,15 @@ class SqlStore(Joined):
         self._arrivals = GroupCommit(self._transactions, self._claiming, self._insert_all)
         # Built once: to build them takes longer than to execute them.
         new = self._insert(exchanges)
-        self._store = new.on_conflict_do_nothing(index_elements=KEY).returning(exchanges.c.id, exchanges.c.question_key)
+        stored = exchanges.c.id, exchanges.c.question_key, IS_CONTINUATION
+        self._store = new.on_conflict_do_nothing(index_elements=KEY).returning(*stored)
         self._store_claimed = new.on_conflict_do_update(
             index_elements=KEY,
             set_=taken(bindparam("claimant", type_=Text)),
             where=and_(allowed(lifecycle.CLAIM), self._unclaimed),
-        ).returning(*EXCHANGE)
+        ).returning(*EXCHANGE, IS_CONTINUATION)
         self._advance = self._advancing()
+        self._add_use = adding(self._insert(usage))
 
     @claiming
     async def enqueue(
@@ -111,8 +113,6 @@ class SqlStore(Joined):
     async def _insert_one(self, tx: WriteTransaction, arrival: _Arrival) -> tuple[int | None, Exchange | None]:
         """Store and claim a message; return the row's id unless the message was known and finished."""
         message, owner = arrival.message, arrival.owner
-        if await question_of(tx.connection, message.channel, message.id) is not None:
-            return None, None  # it came again
         values = {
             **message_values(message),
             "author": self._vault.pseudonym(message.author.platform, message.author.id),
@@ -135,8 +135,12 @@ class SqlStore(Joined):
         rows = stored.all()
         if not any(row.question_key == values["question_key"] for row in rows):
             tx.keys.give_back(values["question_key"], values["quotation_key"])  # the message is known
-        is_new = any(row.question_key == values["question_key"] for row in rows)
-        claimed = [] if owner is None else await self._readable_claims(tx, rows, has_further=not is_new)
+        elif any(row.is_continuation for row in rows):
+            # A part of another question came again.  To look first would cost a statement for each message.
+            tx.keys.delete(values["question_key"], values["quotation_key"])
+            await tx.execute(delete(exchanges).where(exchanges.c.id.in_([row.id for row in rows])))
+            return None, None
+        claimed = [] if owner is None else await self._readable_claims(tx, rows)
         return next((row.id for row in rows), None), next(iter(claimed), None)
 
     async def _quotes_deleted(self, tx: WriteTransaction, message: IncomingMessage) -> bool:
@@ -242,7 +246,7 @@ class SqlStore(Joined):
             row = (await tx.execute(earlier)).one_or_none()
             use = use_of(answer, milliseconds)
             if day is not None and use != UsageSum() and (row is None or row.status == Status.OPEN):
-                await count_use(tx, self._insert(usage), self._vault, exchange.message, use, day)
+                await count_use(tx, self._add_use, self._vault, exchange.message, use, day)
             if row is None:
                 return False
             tx.keys.delete(row.answer_key)
@@ -337,7 +341,7 @@ class SqlStore(Joined):
             await rename_further(tx, channel, to, prefix)
             await self._rename_channel(tx, channel, to)
             await tx.execute(rename_places(channel, to))
-            await rename_use(tx, self._insert(usage), channel, to)
+            await rename_use(tx, self._add_use, channel, to)
         return len(rows)
 
     async def _rename_channel(self, tx: WriteTransaction, channel: ChannelKey, to: str) -> None:

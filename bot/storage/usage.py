@@ -13,6 +13,8 @@ from bot.storage.schema import exchanges, usage
 from bot.storage.vault import Vault, WriteTransaction
 from bot.usage import counted_scopes
 
+AnyInsert = SqliteInsert | PostgresInsert
+
 SUMS = ("answers", "prompt_tokens", "completion_tokens", "milliseconds")
 
 
@@ -25,23 +27,19 @@ def stored_place(scope: Scope, vault: Vault) -> str:
 
 
 async def count_use(
-    tx: WriteTransaction,
-    new: SqliteInsert | PostgresInsert,
-    vault: Vault,
-    message: IncomingMessage,
-    use: UsageSum,
-    day: date,
+    tx: WriteTransaction, addition: AnyInsert, vault: Vault, message: IncomingMessage, use: UsageSum, day: date
 ) -> None:
-    """Add to the sums of the day: one statement for all scopes."""
+    """Add to the sums of the day: one statement, of `adding`, for all scopes."""
     sums = {name: getattr(use, name) for name in SUMS}
     rows = [
         {"level": scope.level, "place": stored_place(scope, vault), "day": day, **sums}
         for scope in counted_scopes(message)
     ]
-    await tx.execute(_added(new), rows)
+    await tx.execute(addition, rows)
 
 
-def _added(new: SqliteInsert | PostgresInsert) -> SqliteInsert | PostgresInsert:
+def adding(new: AnyInsert) -> AnyInsert:
+    """Build the statement that adds to the sums of a day, or begins them."""
     added = {name: usage.c[name] + new.excluded[name] for name in SUMS}
     return new.on_conflict_do_update(index_elements=list(usage.primary_key), set_=added)
 
@@ -61,14 +59,14 @@ def delete_use(before: date, levels: Collection[str] = ()) -> Delete:
     return aged.where(usage.c.level.in_(levels)) if levels else aged
 
 
-async def rename_use(tx: WriteTransaction, new: SqliteInsert | PostgresInsert, channel: ChannelKey, to: str) -> None:
+async def rename_use(tx: WriteTransaction, addition: AnyInsert, channel: ChannelKey, to: str) -> None:
     """Move the sums of a channel to its new id, to those that it has there; a server that is the channel moves with it."""
     old = str(ChannelKey(channel.platform, channel.channel))
     theirs = usage.c.level.in_(["channel", "server"]), usage.c.place == old
     rows = [dict(row._mapping) for row in await tx.execute(select(usage).where(*theirs))]
     if rows:
         place = str(ChannelKey(channel.platform, to))
-        await tx.execute(_added(new), [{**row, "place": place} for row in rows])
+        await tx.execute(addition, [{**row, "place": place} for row in rows])
         await tx.execute(delete(usage).where(*theirs))
 
 

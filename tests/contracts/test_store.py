@@ -14,7 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bot.domain import Answer, Author, ChannelKey, Exchange, FinishReason, IncomingMessage, Kind, Status, Usage
+from bot.domain import (
+    Answer,
+    Author,
+    ChannelKey,
+    Exchange,
+    FinishReason,
+    FurtherKind,
+    FurtherMessage,
+    IncomingMessage,
+    Kind,
+    Status,
+    Usage,
+)
 from bot.errors import StoreError
 from bot.storage import conditions
 from bot.storage.base import Store
@@ -117,6 +129,21 @@ async def test_a_redelivered_message_creates_no_exchange(store: Store) -> None:
     assert await store.enqueue(message(1, "again"), Kind.CHAT) is None
     assert await store.enqueue(message(1, "again"), Kind.COMMAND) is None
     assert await found(store, first) == first
+
+
+async def test_a_part_of_a_question_that_comes_again_creates_no_exchange(store: Store) -> None:
+    asked = await begun(store, message(1))
+    part = FurtherMessage("2", ROOM.channel, MEI, "and more", NOON, FurtherKind.CONTINUATION)
+    assert await store.join(asked, part) is not None
+    assert await store.enqueue(message(2), Kind.CHAT) is None
+    assert await store.enqueue(message(2), Kind.CHAT, claim=False) is None
+    assert await store.find(ROOM, "2") is None
+    following = await begun(store, message(3))
+    assert [[each.text for each in asked.message.further] for asked in await store.said_in(ROOM, 10)] == [
+        ["and more"],
+        [],
+    ]
+    assert following.id > asked.id
 
 
 async def test_of_many_copies_at_once_exactly_one_is_claimed(store: Store) -> None:
