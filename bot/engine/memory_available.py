@@ -47,16 +47,18 @@ def _cgroups() -> Iterator[Path]:
 def _headroom(group: Path) -> int | None:
     """Return the headroom of a cgroup; page cache counts as free."""
     names = (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     )
-    for limit_name, used_name, files_name in names:
+    for limit_name, used_name, prefix in names:
         try:
             limit, used = (group / limit_name).read_text().strip(), int((group / used_name).read_text())
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         except OSError:
             continue
-        return None if limit == "max" else max(int(limit) - used + int(stat.get(files_name, 0)), 0)
+        # Mapped weights of the current model are active pages.
+        files = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+        return None if limit == "max" else max(int(limit) - used + files, 0)
     return None
 
 

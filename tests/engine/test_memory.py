@@ -358,6 +358,8 @@ def test_a_cgroups_page_cache_counts_as_available(machine: Path) -> None:
     (machine / "ours").write_text("0::/\n")
     group(machine / "cgroup", memory__max=4 * GIB, memory__current=3 * GIB, memory__stat=f"anon 7\ninactive_file {GIB}")
     assert memory_available.available_bytes(CPU) == 2 * GIB
+    group(machine / "cgroup", memory__stat=f"anon 7\ninactive_file {GIB}\nactive_file {GIB // 2}")
+    assert memory_available.available_bytes(CPU) == 2.5 * GIB
 
 
 def test_the_tightest_ancestor_cgroup_counts(machine: Path) -> None:

@@ -1,6 +1,7 @@
 """Read checkpoint files, one tensor at a time, and verify them."""
 
 import ctypes
+import logging
 import pickle
 import struct
 import warnings
@@ -16,8 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bot.engine.chatglm.config import check_file, read_json, unreadable
+from bot.engine.chatglm.mapping import MappedTensors, file_state, why_not_mapped
 from bot.errors import CheckpointError
 from bot.util.files import shown
+
+log = logging.getLogger(__name__)
 
 AGAIN = "download it again"
 _FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -95,6 +99,14 @@ class Checkpoint:
             raise CheckpointError(f"{shard.tensors[name].file}: tensor {name} holds NaN or infinite values: {AGAIN}")
         return tensor
 
+    def keep(self, name: str) -> Tensor:
+        """Return an int8 tensor that stays as it is if its file changes: mapped where possible, else a copy.
+
+        Raises:
+            CheckpointError: It is corrupt, or has changed since the checkpoint was opened.
+        """
+        return self._shard_of[name].keep(name)
+
     def _open_shards(self, index: Path) -> None:
         files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not files:
@@ -153,9 +165,12 @@ class _SafetensorsShard:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.tensors: dict[str, TensorInfo] = {}
+        self._mapped: MappedTensors | None = None
+        self._is_copied = False
         opened: Any = safe_open  # the package types it in part only
         try:
             check_file(file)
+            self._state = file_state(file.stat())
             self._open = opened(file, framework="pt")
             for name in self._open.keys():  # noqa: SIM118  # not a dict
                 part = self._open.get_slice(name)
@@ -172,6 +187,22 @@ class _SafetensorsShard:
 
     def read(self, name: str) -> Tensor:
         return cast("Tensor", self._open.get_tensor(name))
+
+    def keep(self, name: str) -> Tensor:
+        if self._mapped is None and not self._is_copied:
+            self._map()
+        return self.read(name).clone() if self._mapped is None else self._mapped[name]
+
+    def _map(self) -> None:
+        try:
+            self._mapped = MappedTensors(self.file, self._state)
+        except OSError as exc:
+            self._is_copied = True
+            log.info("%s is copied into memory, not mapped: %s", self.file, why_not_mapped(exc))
+        except ValueError as exc:
+            raise CheckpointError(
+                f"{self.file} was changed while it was read: start again when it is complete"
+            ) from exc
 
 
 class _PickleShard:
@@ -216,6 +247,9 @@ class _PickleShard:
             if (storage.nbytes(), zlib.crc32(content)) not in self._records:
                 raise CheckpointError(f"{self.file}: checksum mismatch in tensor {name}: {AGAIN}")
         return tensor
+
+    def keep(self, name: str) -> Tensor:
+        return self.read(name).clone()
 
 
 def _records(file: Path) -> set[tuple[int, int]]:

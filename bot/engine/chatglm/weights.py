@@ -56,20 +56,19 @@ def read_network(
     total = sum(tensors[name].bytes for name in shapes)
     done = 0
 
-    def read(name: str) -> Tensor:
+    def read(name: str, how: Callable[[str], Tensor] = checkpoint.read) -> Tensor:
         nonlocal done
-        tensor = checkpoint.read(name)
+        tensor = how(name)
         done += tensors[name].bytes
         if progress is not None:
             progress(done, total)
         return tensor
 
     def matrix(name: str) -> Tensor | Quantised:
-        weight = read(name)
-        if weight.dtype == torch.int8:
-            scale = read(f"{name}_scale").clone()[:, None]
-            weight = weight.clone()
+        if tensors[name].dtype == torch.int8:
+            weight, scale = read(name, checkpoint.keep), read(f"{name}_scale").clone()[:, None]
             return Int4(weight, scale) if config.quantization_bit == 4 else Int8(weight, scale)
+        weight = read(name)
         bits = bits_of(config, name, quantization)
         return quantise(weight.to(device_of(name)), bits) if bits else weight
 
