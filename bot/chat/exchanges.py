@@ -285,6 +285,10 @@ class Exchanges:
                 return found
             await race(self._settled.after(before), self._clock.sleep(left))
 
+    async def is_reply(self, channel: ChannelKey, message_id: str) -> bool:
+        """Return whether a message is recorded as a part of a reply, at this moment."""
+        return await self._store.find_by_reply(channel, message_id) is not None
+
     async def record_files(
         self, worker: Worker, files: Sequence[Attachment], further: Sequence[FurtherMessage] = ()
     ) -> None:

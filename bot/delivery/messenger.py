@@ -4,7 +4,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from bot.delivery.markdown.format import Format, Rendered
-from bot.domain import ChannelKey, Controls, IncomingMessage
+from bot.domain import ChannelKey, Controls, Exchange, IncomingMessage
 
 # Discord's limit.
 _NONCE_LENGTH = 25
@@ -73,4 +73,22 @@ class Messenger(Protocol):
         Raises:
             MessageGone: It is deleted already, or may no longer be deleted.
         """
+        ...
+
+
+class Streams(Protocol):
+    """Messages that grow by appended text, on a platform whose `Messenger` shows growing replies so.
+
+    Their appends are limited apart from edits.  The texts of growing messages say what is `stable`.
+    """
+
+    @property
+    def appends_per_minute(self) -> int: ...
+
+    def expect(self, exchange: Exchange) -> None:
+        """Note who asked, before the reply is sent."""
+        ...
+
+    def is_open(self, message_id: str) -> bool:
+        """Return whether the next edit of a message may append to it."""
         ...

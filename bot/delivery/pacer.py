@@ -111,7 +111,7 @@ class Pacer:
 
     A channel has one call in flight at a time, so that the next caller knows whether the
     last one was rate limited.  Callers are served in order.  `edits_per_minute` limits the
-    edits of all channels together.
+    edits of all channels together, `appends_per_minute` the appends to messages that are streams.
     """
 
     def __init__(
@@ -120,9 +120,11 @@ class Pacer:
         clock: Clock,
         lane: Callable[[ChannelKey], Hashable] = by_channel,
         edits_per_minute: int | None = None,
+        appends_per_minute: int | None = None,
     ) -> None:
         self.clock = clock
         self.budget = None if edits_per_minute is None else Budget(edits_per_minute, clock)
+        self.appends = None if appends_per_minute is None else Budget(appends_per_minute, clock)
         self._interval = interval
         self._lane_of = lane
         self._lanes: dict[Hashable, _Lane] = {}

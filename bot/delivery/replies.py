@@ -11,7 +11,7 @@ import structlog
 from bot.chat.intake import Intake
 from bot.chat.stream import ReplyStream
 from bot.chat.worker import Worker
-from bot.delivery.messenger import Messenger, nonce
+from bot.delivery.messenger import Messenger, Streams, nonce
 from bot.delivery.pacer import Pacer
 from bot.delivery.sender import Sender
 from bot.delivery.threads import OpenThread, Threads
@@ -46,6 +46,7 @@ class Replies:
     whether an answer to a message that is complete at once may be sent in one call (see Sender).
     With `looks_first` the message that an earlier run may have sent in a channel is looked for by the
     send; other platforms find it by reading their channels before.  `open_thread` opens a thread for an answer.
+    `streams` are those of the messenger.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Replies:
         edits_per_minute: int | None = None,
         sends_whole: Callable[[IncomingMessage], bool] = lambda message: False,
         looks_first: bool = False,
+        streams: Streams | None = None,
         open_thread: OpenThread | None = None,
     ) -> None:
         self._intake = intake
@@ -66,7 +68,13 @@ class Replies:
         self._preview = preview
         self._sends_whole = sends_whole
         self._looks_first = looks_first
-        self._pacer = Pacer(messenger.edit_interval, clock, edits_per_minute=edits_per_minute)
+        self._streams = streams
+        self._pacer = Pacer(
+            messenger.edit_interval,
+            clock,
+            edits_per_minute=edits_per_minute,
+            appends_per_minute=None if streams is None else streams.appends_per_minute,
+        )
         self._threads = Threads(intake, self._pacer, open_thread)
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -175,8 +183,15 @@ class Replies:
         exchange = worker.exchange
         settings = self._intake.settings
         translate = settings.translator_for(exchange.message)
-        asks_for_votes = settings.feedback.enabled
-        view = ReplyView(exchange, self._messenger.format, translate, asks_for_votes=asks_for_votes)
+        if self._streams is not None:
+            self._streams.expect(exchange)
+        view = ReplyView(
+            exchange,
+            self._messenger.format,
+            translate,
+            asks_for_votes=settings.feedback.enabled,
+            marks_stable=self._streams is not None,
+        )
         if sentence:
             view.apply(Notice(sentence))
         return Sender(
@@ -190,6 +205,7 @@ class Replies:
             # An earlier run may have sent a placeholder with the same nonce.
             sends_whole=self._sends_whole(exchange.message) and not worker.is_backlog,
             looks_first=self._looks_first and self._may_be_sent(worker),
+            streams=self._streams,
             compute=asyncio.to_thread,
         )
 

@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 
 from bot.chat.stream import ReplyStream
-from bot.delivery.messenger import Messenger, nonce
+from bot.delivery.messenger import Messenger, Streams, nonce
 from bot.delivery.pacer import Budget, Pacer
 from bot.delivery.view import MessageView, ReplyView
 from bot.domain import Exchange, Finished, FinishReason, Notice, Part
@@ -92,7 +92,8 @@ class Sender:
 
     With `sends_whole`, an answer that is complete at once is sent without a placeholder while the
     channel is busy or the budget of edits is used up: it saves a call where few are allowed.  With
-    `looks_first`, the messenger looks for what an earlier run may have sent.
+    `looks_first`, the messenger looks for what an earlier run may have sent.  `streams` are those of
+    the messenger, if it has any.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Sender:
         *,
         sends_whole: bool = False,
         looks_first: bool = False,
+        streams: Streams | None = None,
         compute: Compute = compute_here,
     ) -> None:
         self._messenger = messenger
@@ -122,6 +124,7 @@ class Sender:
         self._compute = compute
         self._sends_whole = sends_whole and not parts
         self._looks_first = looks_first
+        self._streams = streams
         self._whole_from: int | None = None  # messages from this number on are sent whole
         self._surplus: list[str] = []  # ids of replaced messages, deleted at the end
         self._is_calling = False
@@ -155,8 +158,8 @@ class Sender:
                 return
             is_urgent = number is not None and self._is_urgent(number)
             try:
-                if number is not None and self._pacer.budget is not None and self._is_edit(number):
-                    await self._take_turn(self._pacer.budget, stream)
+                if number is not None and (budget := self._budget(number)) is not None:
+                    await self._take_turn(budget, stream)
                 await self._pacer.call(self._channel, partial(self._step, stream, is_urgent), urgent=is_urgent)
             except RateLimited:
                 continue  # the pacer delays the next call
@@ -230,8 +233,13 @@ class Sender:
         has_sent = any(message.part.id is not None for message in self._messages)
         return is_new and not (self._view.is_complete and has_sent)
 
-    def _is_edit(self, number: int) -> bool:
-        return number < len(self._messages) and self._messages[number].part.is_recorded
+    def _budget(self, number: int) -> Budget | None:
+        """Return the budget that the next call for message `number` counts in."""
+        part = self._messages[number].part if number < len(self._messages) else Part()
+        if not part.is_recorded:
+            return None
+        is_stream = self._streams is not None and part.id is not None and self._streams.is_open(part.id)
+        return self._pacer.appends if is_stream else self._pacer.budget
 
     def _waits_for_end(self, number: int) -> bool:
         """Return whether message `number` is sent whole, and is not complete yet."""
@@ -357,7 +365,7 @@ class Sender:
 
     async def _edit(self, message: _Message, number: int, content: MessageView) -> None:
         assert message.part.id is not None, "only a sent message is edited"
-        before = message.shown, message.standing
+        before, budget = (message.shown, message.standing), self._budget(number)
         # A call that is cut off, or whose response cannot be read, may have landed.
         message.shown = message.standing = None
         try:
@@ -373,8 +381,8 @@ class Sender:
             raise
         except PlatformError as error:
             message.shown, message.standing = before
-            if isinstance(error, RateLimited) and self._pacer.budget is not None:
-                self._pacer.budget.pause(error.seconds)
+            if isinstance(error, RateLimited) and budget is not None:
+                budget.pause(error.seconds)
             raise
         else:
             message.shown, message.standing = content, content.answer

@@ -4,7 +4,7 @@ Splitting and rendering hostile Markdown takes seconds: `prepare` does it, and m
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from bot.chat.i18n import Translate, finish_note, thinking, waiting
@@ -43,13 +43,23 @@ class MessageView:
 
 
 class ReplyView:
-    """The content of a reply so far: the model's text, split into messages, and the bot's own words below it."""
+    """The content of a reply so far: the model's text, split into messages, and the bot's own words below it.
+
+    With `marks_stable`, the text of a message that grows says how much of it will stay.
+    """
 
     def __init__(
-        self, exchange: Exchange, format: Format, translate: Translate, *, asks_for_votes: bool = False
+        self,
+        exchange: Exchange,
+        format: Format,
+        translate: Translate,
+        *,
+        asks_for_votes: bool = False,
+        marks_stable: bool = False,
     ) -> None:
         self._is_chat = exchange.kind is Kind.CHAT
         self._asks_for_votes = asks_for_votes
+        self._marks_stable = marks_stable and self._is_chat
         self._translate = translate
         # Those after the first one are for what the platform refuses in the one before.
         self._formats: list[Format] = [CachedFormat(each) for each in (format, *simpler_formats(format))]
@@ -62,6 +72,7 @@ class ReplyView:
         self._texts: list[str] | None = None
         self._rendered: dict[str, Rendered] = {}  # of `_texts`
         self._answers: list[str] = []  # the texts without notices
+        self._growing: tuple[int, str] = (0, "")  # the last message of the model's text, without added marks
         # Messages whose text a filter refuses, with the text that stays there; None if it is unknown.
         self._filtered: dict[int, str | None] = {}
         self._frozen: list[str | None] | None = None
@@ -151,10 +162,19 @@ class ReplyView:
         texts = self.messages()
         controls = self._controls() if number == len(texts) - 1 else NO_CONTROLS
         answer = self._answers[number] if number < len(self._answers) else ""
-        return MessageView(self._render(texts[number], level), controls, answer)
+        text = self._render(texts[number], level)
+        if self._marks_stable and not self.is_complete and number == len(texts) - 1:
+            text = replace(text, stable=self._stable_part(number, text, level))
+        return MessageView(text, controls, answer)
 
     def placeholder(self, controls: Controls = NO_CONTROLS, level: int = 0) -> MessageView:
-        return MessageView(self._render(PLACEHOLDER, level), controls)
+        text = self._render(PLACEHOLDER, level)
+        return MessageView(replace(text, stable=0) if self._marks_stable else text, controls)
+
+    def _stable_part(self, number: int, text: Rendered, level: int) -> int:
+        growing, markdown = self._growing
+        part = self._render(markdown, level).text if number == growing and not self._filtered else ""
+        return len(part) if text.text.startswith(part) else 0
 
     def fits(self, number: int, level: int) -> bool:
         """Return whether message `number` also fits one message with the markup of this level."""
@@ -187,7 +207,10 @@ class ReplyView:
     def _compose(self) -> list[str]:
         translate, notices = self._translate, list(self._notices)
         if self._frozen is None:
-            texts = self._visible(chunk.text for chunk in self._splitter.chunks())
+            chunks = self._splitter.chunks()
+            texts = self._visible(chunk.text for chunk in chunks)
+            last = chunks[-1] if chunks and texts[-1:] == [chunks[-1].text] else None
+            self._growing = (len(texts) - 1, f"{last.opening}{last.body}") if last else (0, "")
             self._leave_filtered(texts, notices)
         else:
             texts = [text or "" for text in self._frozen]

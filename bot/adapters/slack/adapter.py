@@ -22,6 +22,7 @@ from bot.adapters.slack.messenger import EDITS_PER_MINUTE, SlackMessenger, is_sl
 from bot.adapters.slack.parse import LONGEST_TEXT, PLATFORM, Directory, MessageParser
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.slack.standing import SlackReplies
+from bot.adapters.slack.streams import SlackStreams
 from bot.chat.i18n import gettext_noop
 from bot.chat.intake import Intake
 from bot.config.schema import AdapterSection
@@ -71,7 +72,8 @@ class SlackAdapter:
         async with web_api(self._settings, self._clock) as api:
             me = await self._retry(partial(identify, api))
             log.info("slack: logged in", bot=me.name, team=me.team)
-            messenger = SlackMessenger(api, self._settings.edit_interval)
+            streams = SlackStreams(api, me, self._clock, intake.exchanges.is_reply)
+            messenger = SlackMessenger(api, self._settings.edit_interval, streams)
             directory = Directory(api, self._clock)
 
             async def is_manager(message: IncomingMessage) -> bool:
@@ -98,13 +100,14 @@ class SlackAdapter:
                     edits_per_minute=EDITS_PER_MINUTE,
                     # A send is found again by its nonce, also after a restart; a slash command's shows nothing.
                     sends_whole=lambda message: not is_slash(message.id),
+                    streams=streams,
                 ) as replies,
                 BackgroundTasks() as background,
             ):
-                standing = SlackReplies(api)
+                standing = SlackReplies(api, streams)
                 inbox = Inbox(PLATFORM, intake, replies, self._clock, standing.find)
                 intake.files.sources[PLATFORM] = partial(fetch_file, self._settings)
-                handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, background)
+                handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, streams, background)
                 backfill = SlackBackfill(api, me, parser, intake, inbox, handlers, standing, self._clock, self._retry)
                 is_http = self._settings.mode == "http"
                 serving = self._serve_http(handlers, backfill) if is_http else self._serve(api, handlers, backfill)

@@ -36,7 +36,7 @@ _CODES: dict[type[PlatformError], str] = {
     RateLimited: "ratelimited rate_limited message_limit_exceeded",
     PlatformUnavailable: (
         "internal_error fatal_error service_unavailable request_timeout team_added_to_org org_login_required "
-        "external_channel_migrating streaming_state_conflict "
+        "external_channel_migrating streaming_state_conflict messaging_processing_failed "
         # The methods that are called exist: a server that does not know them is not Slack's, or is being changed.
         "unknown_method"
     ),

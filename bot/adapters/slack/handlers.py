@@ -31,6 +31,7 @@ from bot.adapters.slack.parse import (
     text_of,
 )
 from bot.adapters.slack.settings import SlackSection
+from bot.adapters.slack.streams import SlackStreams
 from bot.chat.commands import parse
 from bot.chat.intake import Intake
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
@@ -65,6 +66,7 @@ class SlackHandlers:
         intake: Intake,
         inbox: Inbox,
         messenger: SlackMessenger,
+        streams: SlackStreams,
         background: BackgroundTasks,
     ) -> None:
         self._api = api
@@ -72,6 +74,7 @@ class SlackHandlers:
         self._intake = intake
         self._inbox = inbox
         self._messenger = messenger
+        self._streams = streams
         self._background = background
         self._held_channels: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -99,6 +102,7 @@ class SlackHandlers:
         )
         app.event("app_mention")(self.on_message)
         app.event("message")(self.on_message)
+        app.event("agent_session_stopped")(self.on_stopped)
         app.event(re.compile(""))(self.on_other)
         app.command(re.compile(""))(self.on_command)
         app.action(re.compile(""))(self.on_button)
@@ -146,6 +150,15 @@ class SlackHandlers:
                         await self._accept(message)
                     elif (part := await self._parser.parse_continuation(current)) is not None:
                         await self._inbox.retry(partial(self._inbox.accept_continuation, part))
+
+    async def on_stopped(self, event: Event) -> None:
+        """Stop the answers that a thread shows: Slack ended their streams when its Stop control was used."""
+        channel = ChannelKey(PLATFORM, id_of(event, "channel"), text_of(event, "thread_ts") or None)
+        named = event.get("streaming_message_ts")
+        streams = [ts for ts in named if isinstance(ts, str)] if isinstance(named, list) else []
+        by = Author(PLATFORM, id_of(event, "user"), "")
+        for ts in dict.fromkeys([*streams, *self._streams.open_in(channel)]):
+            await self._complete(self._inbox.press(channel, ts, Action.STOP, by))
 
     async def on_other(self) -> None:
         """Acknowledge an event that needs no action."""

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from bot.adapters.send_once import SendOnce
 from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.markup import escaped, without_pings
 from bot.adapters.slack.parse import fields, is_timestamp, text_of
+from bot.adapters.slack.streams import SlackStreams, is_streaming
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Action, ChannelKey, Controls, IncomingMessage
 from bot.errors import PlatformUnavailable, RateLimited
@@ -59,11 +61,15 @@ class SlackMessenger:
 
     A reply to a slash command is ephemeral and cannot be edited: `send` only returns an
     id, and the first `edit` shows it.
+
+    With `streams`, a message that can be stopped is a stream where Slack allows it.  A stream that
+    does not grow as expected is ended, and its text set with an edit.
     """
 
-    def __init__(self, web: SlackWebClient, edit_interval: float) -> None:
+    def __init__(self, web: SlackWebClient, edit_interval: float, streams: SlackStreams | None = None) -> None:
         self.format = SlackFormat()
         self._web = web
+        self._streams = streams
         self._edit_interval = edit_interval
         self._once = SendOnce()
         self._response_urls: RecentDict[str, str] = RecentDict()
@@ -91,15 +97,20 @@ class SlackMessenger:
             return reply_to
         thread = thread_of(channel, reply_to)
         payload = {"nonce": nonce} | _present(answers=reply_to, continues=continues)
+        metadata = {"event_type": _EVENT_TYPE, "event_payload": payload}
 
         async def post() -> str:
             try:
+                if self._streams is not None and text.stable is not None and Action.STOP in controls:
+                    started = await self._streams.open(channel, thread, reply_to or continues, metadata)
+                    if started is not None:
+                        return started
                 response = await self._web.chat_postMessage(
                     channel=channel.channel,
                     thread_ts=thread,
                     unfurl_links=False,
                     unfurl_media=False,
-                    metadata={"event_type": _EVENT_TYPE, "event_payload": payload},
+                    metadata=metadata,
                     **_content(text, controls),
                 )
             except RateLimited:
@@ -111,12 +122,18 @@ class SlackMessenger:
             return ts
 
         async def find() -> str | None:
+            nameless = []
             async for page in pages(self._web, channel.channel, thread, oldest=reply_to or thread):
                 for message in page:
                     if nonce_in(message) == nonce:
                         return str(message["ts"])
+                    if self._streams is not None and thread is not None and self._streams.is_nameless(message):
+                        nameless.append(str(message["ts"]))
                 if thread is None and reply_to is None:
                     break  # the first page has the newest messages
+            for ts in nameless:
+                if self._streams is not None and await self._streams.claim(channel, ts):
+                    return ts
             return None
 
         if may_exist:
@@ -127,8 +144,20 @@ class SlackMessenger:
         if is_slash(message_id):
             await self._answer_slash(channel, message_id, text)
             return
+        metadata = None
+        if self._streams is not None:
+            if await self._streams.show(channel, message_id, text, [_buttons(controls)] if controls else []):
+                return
+            metadata = self._streams.metadata_of(message_id) or None
         content = {"blocks": [], "attachments": [], **_content(text, controls)}
-        await self._web.chat_update(channel=channel.channel, ts=message_id, **content)
+        update = partial(self._web.chat_update, channel=channel.channel, ts=message_id, metadata=metadata, **content)
+        try:
+            await update()
+        except PlatformUnavailable as error:
+            if self._streams is None or not is_streaming(error):
+                raise
+            await self._streams.close(channel, message_id)  # an earlier run has opened it
+            await update()
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         if is_slash(message_id):

@@ -15,6 +15,7 @@ from bot.adapters.slack.client import is_shown, pages
 from bot.adapters.slack.errors import TRANSIENT
 from bot.adapters.slack.messenger import payload_in, thread_of
 from bot.adapters.slack.parse import PLATFORM, Event, is_timestamp, is_tombstone
+from bot.adapters.slack.streams import SlackStreams
 from bot.chat.standing import OwnMessage, Standing, StandingReply, is_delay_notice
 from bot.delivery.messenger import nonce
 from bot.domain import Action, Exchange, IncomingMessage
@@ -30,8 +31,10 @@ _NEWEST = 1000
 class SlackReplies:
     """Existing replies in the workspace, as far as histories were read."""
 
-    def __init__(self, api: AsyncWebClient) -> None:
+    def __init__(self, api: AsyncWebClient, streams: SlackStreams) -> None:
         self._api = api
+        self._streams = streams
+        self._nameless: dict[tuple[str, str], dict[str, OwnMessage]] = {}  # streams, by channel and thread
         self._own: dict[tuple[str, object], OwnMessage] = {}  # by channel and nonce
         self._first: dict[tuple[str, str], OwnMessage] = {}  # by channel and question; the newest copy
         self._further: dict[tuple[str, str], dict[str, OwnMessage]] = {}  # by channel and first message
@@ -58,6 +61,8 @@ class SlackReplies:
                         self._first[channel, answers] = max(own, self._first.get((channel, answers), own), key=_age)
                     if continues:
                         self._further.setdefault((channel, continues), {})[own.id] = own
+                elif thread is not None and self._streams.is_nameless(message):
+                    self._nameless.setdefault((channel, thread), {})[message["ts"]] = _own(message)
 
     def begin(self, connected_at: datetime | None) -> None:
         """Drop all that was read before this connection."""
@@ -65,6 +70,7 @@ class SlackReplies:
         self._own.clear()
         self._first.clear()
         self._further.clear()
+        self._nameless.clear()
         self._edits.clear()
         self._read.clear()
         self._looked_at.clear()
@@ -112,7 +118,19 @@ class SlackReplies:
             except PlatformError as error:
                 log.info("slack: replies not looked for", channel=channel, error=str(error))
         replies = {exchange.id: self.reply_to(exchange.message) for exchange in owed}
+        for exchange in owed:
+            if replies[exchange.id] is None and not exchange.parts:
+                replies[exchange.id] = await self._nameless_reply(exchange.message)
         return Standing({id: reply for id, reply in replies.items() if reply is not None}, deleted)
+
+    async def _nameless_reply(self, question: IncomingMessage) -> StandingReply | None:
+        """Return a stream below the question whose id was not stored: an earlier run was killed before it could."""
+        channel, thread = question.channel, thread_of(question.channel, question.id)
+        found = self._nameless.get((channel.channel, thread or ""), {})
+        for ts in sorted(found, key=float):
+            if is_timestamp(question.id) and float(ts) > float(question.id) and await self._streams.claim(channel, ts):
+                return StandingReply([found[ts]], self._edits.get((channel.channel, question.id)))
+        return None
 
     async def _is_deleted(self, message: IncomingMessage) -> bool:
         """Return whether a message of before this connection, which its history did not show, is not in it now either.

@@ -8,10 +8,15 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Text in a platform's own notation; `entities` are its markup."""
+    """Text in a platform's own notation; `entities` are its markup.
+
+    `stable` is how many characters of it will stay while its message grows; None in a text that is
+    complete, and where nothing asks for it.
+    """
 
     text: str
     entities: tuple[object, ...] = ()
+    stable: int | None = None
 
 
 class Format(Protocol):

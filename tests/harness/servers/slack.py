@@ -161,6 +161,23 @@ class SlackServer(SlackWire):
         for line in list(self._sockets):
             await line.close()
 
+    async def stop_session(self, message_id: str, *, author: str = "Mei") -> None:
+        """Use Slack's Stop control in the thread of a message of the bot."""
+        message = self.workspace.messages[message_id]
+        is_open = message.streaming == "in_progress"
+        if is_open:
+            self.agents.stopped_by_user(message)
+        self.emit(
+            {
+                "type": "agent_session_stopped",
+                "channel": message.channel,
+                "thread_ts": message.root,
+                "user": self.workspace.user(author),
+                "streaming_message_ts": [message_id] if is_open else [],
+                "ts": self.workspace.now(),
+            }
+        )
+
     async def refresh(self) -> None:
         """Ask the client to replace its sockets, as Slack does about every hour."""
         for line in list(self._sockets):

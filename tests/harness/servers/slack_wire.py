@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,8 @@ from bot.util.clock import Clock, MonotonicClock
 from tests.harness.platform import TIMEOUT, FaultScript
 from tests.harness.servers.fault_gate import FaultGate
 from tests.harness.servers.file_shelf import FileShelf
+from tests.harness.servers.slack_agents import METHODS as AGENT_METHODS
+from tests.harness.servers.slack_agents import SlackAgents
 from tests.harness.servers.slack_views import SlackViews
 from tests.harness.servers.slack_world import BOT, SlackRefusal, Workspace
 
@@ -49,14 +52,25 @@ class SlackWire:
     """The workspace's server; `violations` lists what Slack forbids clients to do.
 
     An event that is not acknowledged within `patience` seconds (3 on Slack) is sent again
-    after each of `retries` (0, 60 and 300 on Slack).
+    after each of `retries` (0, 60 and 300 on Slack).  `per_minute` limits the calls of a method.
+    With `is_agent` the app is one, and its manifest says so.
     """
 
-    def __init__(self, *, retries: tuple[float, ...] = (0.0, 0.1, 0.5), patience: float = 3.0, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        retries: tuple[float, ...] = (0.0, 0.1, 0.5),
+        patience: float = 3.0,
+        is_agent: bool = False,
+        **settings: Any,
+    ) -> None:
         self.gate = FaultGate()
         self.shelf = FileShelf(BOT_TOKEN)
         self.workspace = Workspace()
         self.views = SlackViews()
+        self.agents = SlackAgents(self.workspace, self._now, is_on=is_agent)
+        self.per_minute: dict[str, int] = {}
+        self.called_at: dict[str, list[float]] = {}  # by method, in seconds of the bot's clock
         self.violations: list[str] = []
         self.script: FaultScript = lambda number, name: None
         self.calls: list[str] = []
@@ -304,6 +318,8 @@ class SlackWire:
             return web.json_response({"ok": False, "error": self.refused[method]})
         if arguments.get("channel") in self.gone:
             return web.json_response({"ok": False, "error": "not_in_channel"})
+        if method in AGENT_METHODS and not self.agents.is_on:
+            return web.json_response({"ok": False, "error": "unknown_method"})
         does = _METHODS.get(method)
         if does is None:
             self.violations.append(f"there is no method {method}")
@@ -319,9 +335,22 @@ class SlackWire:
             headers = {"x-oauth-scopes": ",".join(sorted(self.scopes))} if self.tells_scopes else {}
             return web.json_response({"ok": True, **told}, headers=headers)
 
-        if method.startswith("chat."):
-            return await self._written(request, method, str(arguments.get("channel")), do)
+        if self._is_over_limit(method):
+            return web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "10"})
+        if method.startswith("chat.") or method in AGENT_METHODS:
+            channel = arguments.get("channel", arguments.get("channel_id"))
+            return await self._written(request, method, str(channel), do)
         return await do()
+
+    def _now(self) -> float:
+        return self._clock.now()
+
+    def _is_over_limit(self, method: str) -> bool:
+        now, calls = self._clock.now(), self.called_at.setdefault(method, [])
+        is_over = len([at for at in calls if at > now - 60.0]) >= self.per_minute.get(method, math.inf)
+        if not is_over:
+            calls.append(now)
+        return is_over
 
     async def _respond(self, request: web.Request) -> web.StreamResponse:
         command = self._commands[request.match_info["trigger"]]
@@ -392,6 +421,7 @@ class SlackWire:
         return {"ts": self.workspace.bot_posts(arguments).ts}
 
     def _update(self, arguments: JSON) -> JSON:
+        self.agents.check_update(self.workspace.own(arguments))
         self.workspace.bot_updates(arguments)
         return {"ts": arguments["ts"]}
 
@@ -413,6 +443,10 @@ class SlackWire:
         return self.workspace.thread(arguments)
 
 
+def _of_agent(does: Callable[[SlackAgents, JSON], JSON], wire: SlackWire, arguments: JSON) -> JSON:
+    return does(wire.agents, arguments)
+
+
 _METHODS: dict[str, Callable[[SlackWire, JSON], JSON]] = {
     "auth.test": SlackWire._auth_test,
     "apps.connections.open": SlackWire._connections_open,
@@ -426,6 +460,7 @@ _METHODS: dict[str, Callable[[SlackWire, JSON], JSON]] = {
     "views.open": SlackWire._open_view,
     "conversations.history": SlackWire._history,
     "conversations.replies": SlackWire._replies,
+    **{name: partial(_of_agent, does) for name, does in AGENT_METHODS.items()},
 }
 
 

@@ -43,6 +43,7 @@ class Message:
     bot: str = ""  # the id of the app that sent it
     files: list[JSON] = field(default_factory=list)
     for_user: str | None = None
+    streaming: str = ""  # the state of a stream: in_progress, completed, stopped
 
     @property
     def root(self) -> str:
@@ -71,6 +72,8 @@ class Message:
             event["thread_ts"] = self.thread
         if self.subtype:
             event["subtype"] = self.subtype
+        if self.streaming:
+            event["streaming_state"] = self.streaming
         if self.edited is not None:
             event["edited"] = {"user": self.user, "ts": self.edited}
         return event
@@ -104,6 +107,10 @@ class Workspace:
 
     def direct(self, person: str) -> str:
         return self._channels.setdefault(person, f"D{len(self._channels) + 1:03}")
+
+    @property
+    def people(self) -> set[str]:
+        return set(self._people.values())
 
     def find(self, channel: str) -> str | None:
         return self._channels.get(channel)
@@ -145,7 +152,7 @@ class Workspace:
         return [self._shown(message) for message in here]
 
     def bot_posts(self, arguments: JSON) -> Message:
-        channel, thread = self._place(arguments["channel"]), arguments.get("thread_ts")
+        channel, thread = self.place(arguments["channel"]), arguments.get("thread_ts")
         if thread is not None and thread not in self.messages:
             raise SlackRefusal("thread_not_found")
         content = self._content(arguments, _POST_LIMIT)
@@ -154,13 +161,15 @@ class Workspace:
     def bot_updates(self, arguments: JSON) -> None:
         message = self.own(arguments)
         message.edited = self.now()
+        if arguments.get("metadata"):
+            message.metadata = arguments["metadata"]
         for name, value in self._content(arguments, _UPDATE_LIMIT).items():
             setattr(message, name, value)
 
     def own(self, arguments: JSON) -> Message:
         """Return the bot's message that a call refers to."""
         message = self.messages.get(arguments["ts"])
-        if message is None or message.channel != self._place(arguments["channel"]):
+        if message is None or message.channel != self.place(arguments["channel"]):
             raise SlackRefusal("message_not_found")
         if message.user != BOT:
             raise SlackRefusal("cant_update_message", is_violation=True)
@@ -169,10 +178,10 @@ class Workspace:
     def whisper(self, channel: str, user: str, arguments: JSON) -> str:
         thread = arguments.get("thread_ts")
         content = self._content(arguments, _POST_LIMIT)
-        return self.post(self._place(channel), BOT, thread=thread, for_user=user, **content).ts
+        return self.post(self.place(channel), BOT, thread=thread, for_user=user, **content).ts
 
     def history(self, arguments: JSON) -> JSON:
-        channel = self._place(arguments["channel"])
+        channel = self.place(arguments["channel"])
         roots = [each for each in self.messages.values() if each.channel == channel and each.thread is None]
         roots.sort(key=lambda message: float(message.ts), reverse=True)
         return self._page(roots, arguments)
@@ -206,7 +215,7 @@ class Workspace:
         more = begin + limit < len(messages)
         return {"messages": told, "response_metadata": {"next_cursor": str(begin + limit) if more else ""}}
 
-    def _place(self, channel: str) -> str:
+    def place(self, channel: str) -> str:
         if channel not in self._channels.values():
             raise SlackRefusal("channel_not_found")
         return channel
@@ -228,8 +237,11 @@ class Workspace:
         if self.refuses_markdown and any(re.search(r"\w", words) for words in markdown):
             raise SlackRefusal("invalid_blocks")
         for words in [*markdown, text or ""]:
-            self.pings += _PING.findall(words)
+            self.note_pings(words)
         return {"text": text or "", "blocks": blocks, "attachments": attachments}
+
+    def note_pings(self, words: str) -> None:
+        self.pings += _PING.findall(words)
 
     def _shown(self, message: Message) -> Seen:
         names = {id: name for name, id in self._people.items()} | {BOT: "bot"}

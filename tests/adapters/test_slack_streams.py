@@ -1,0 +1,205 @@
+"""Slack: replies that grow as streams, and what happens where a stream is refused, lost or stopped."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bot.delivery.markdown.blocks import visible_text
+from bot.domain import Action, Status
+from tests.harness.fakes import ScriptedEngine
+from tests.harness.harness import Harness, make_harness
+from tests.harness.servers.slack import SlackServer
+from tests.harness.slack_harness import answered, becomes, bots, running, trouble_at
+
+LONG = "第一段。 A word, `code` and **bold**.\n\n" * 60
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[SlackServer]:
+    async with SlackServer(is_agent=True) as server:
+        yield server
+        assert server.violations == []
+        assert server.agents.open_streams == []
+        assert server.workspace.pings == []
+
+
+def streaming(server: SlackServer) -> bool:
+    return bool(server.agents.open_streams)
+
+
+async def finished(server: SlackServer, text: str, channel: str = "general") -> None:
+    """Wait until one message has this text, and the buttons of a complete answer."""
+    await answered(server, text, channel=channel)
+    await server.until(lambda: server.seen(channel)[-1].actions == {Action.RETRY})
+
+
+async def test_an_answer_is_appended_to_a_stream_and_its_end_has_the_button(
+    harness: Harness, agent: SlackServer
+) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["one two ", go_on, "three"])
+    async with running(harness, agent):
+        await agent.say("count")
+        await answered(agent, "one tw")
+        assert streaming(agent)
+        assert set(agent.agents.sessions.values()) == {"processing"}
+        assert set(agent.agents.titles.values()) == {"count"}
+        go_on.set()
+        await finished(agent, "one two three")
+    assert "chat.postMessage" not in agent.calls
+    assert "chat.update" not in agent.calls
+    assert set(agent.agents.sessions.values()) == {"active"}
+    message = agent.workspace.messages[agent.seen()[-1].id]
+    assert message.metadata is not None
+    assert "nonce" in message.metadata["event_payload"]
+
+
+async def test_a_long_answer_is_a_stream_for_each_message(harness: Harness, agent: SlackServer) -> None:
+    harness.engine.add([LONG] * 12)
+    async with running(harness, agent):
+        await agent.say("a long one")
+        await agent.until(lambda: len(agent.seen()) > 2 and agent.seen()[-1].actions == {Action.RETRY})
+    assert "".join("".join(bots(agent.seen())).split()) == "".join((LONG * 12).split())
+
+
+async def test_the_place_in_the_queue_is_a_status_line(agent: SlackServer, tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+    engine = ScriptedEngine(max_batch_size=1)
+    engine.add(["first", go_on], "second")
+    async with make_harness(tmp_path, engine) as harness, running(harness, agent):
+        await agent.say("one", channel="general")
+        await answered(agent, "firs")
+        await agent.say("two", channel="random")
+        await agent.until(lambda: bool(agent.agents.statuses))
+        assert bots(agent.seen("random")) == [""]
+        go_on.set()
+        await finished(agent, "second", "random")
+        await finished(agent, "first")
+
+
+@pytest.mark.parametrize("code", ["unknown_method", "missing_scope", "channel_type_not_supported", "a_new_code"])
+@pytest.mark.parametrize("method", ["agents.sessions.setStatus", "chat.startStream"])
+async def test_where_streams_are_refused_replies_are_edited_and_the_method_is_not_asked_again(
+    harness: Harness, agent: SlackServer, method: str, code: str
+) -> None:
+    agent.refused[method] = code
+    harness.engine.add(["one ", "two"], ["three ", "four"])
+    async with running(harness, agent):
+        await agent.say("first")
+        await finished(agent, "one two")
+        await agent.say("second")
+        await answered(agent, "one two", "three four")
+    assert agent.calls.count(method) == 1
+    assert "chat.appendStream" not in agent.calls
+
+
+async def test_without_slacks_stop_control_replies_have_a_button_and_are_edited(
+    harness: Harness, agent: SlackServer
+) -> None:
+    agent.agents.warning = "missing_agent_session_stopped_event_subscription"
+    go_on = asyncio.Event()
+    harness.engine.add(["one", go_on])
+    async with running(harness, agent):
+        await agent.say("count")
+        await answered(agent, "one")
+        assert agent.seen()[-1].actions == {Action.STOP}
+        go_on.set()
+        await finished(agent, "one")
+
+
+async def test_in_a_direct_chat_without_a_thread_replies_are_edited(harness: Harness, agent: SlackServer) -> None:
+    harness.engine.add(["one ", "two"])
+    async with running(harness, agent):
+        await agent.say("count", direct=True)
+        await finished(agent, "one two", "Mei")
+    assert "chat.startStream" not in agent.calls
+
+
+# Faults: writing calls are the session (0), the start (1), then appends and the end
+
+
+@pytest.mark.parametrize("kind", ["429", "500", "timeout", "lost"])
+@pytest.mark.parametrize("number", range(8))
+async def test_a_call_that_fails_or_whose_response_is_lost_leaves_one_whole_answer(
+    harness: Harness, agent: SlackServer, kind: str, number: int
+) -> None:
+    agent.script = trouble_at(number, kind=kind, seconds=1)
+    harness.engine.add([LONG[at : at + 200] for at in range(0, 1600, 200)])
+    async with running(harness, agent):
+        await agent.say("tell me")
+        await finished(agent, LONG[:1600])
+
+
+async def test_a_stream_that_slack_has_ended_is_edited(harness: Harness, agent: SlackServer) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["one two ", go_on, "three"])
+    async with running(harness, agent):
+        await agent.say("count")
+        await answered(agent, "one tw")
+        agent.agents.lifetime = 0.0
+        go_on.set()
+        await finished(agent, "one two three")
+
+
+async def test_slacks_stop_control_stops_the_answer(harness: Harness, agent: SlackServer) -> None:
+    harness.engine.add(["one two ", asyncio.Event()])
+    async with running(harness, agent):
+        await agent.say("count")
+        await answered(agent, "one tw")
+        await agent.stop_session(agent.seen()[-1].id)
+        await agent.until(lambda: agent.seen()[-1].actions == {Action.RETRY})
+    assert bots(agent.seen())[0].startswith("one two")
+
+
+async def test_what_turns_into_a_ping_later_is_neutralised(harness: Harness, agent: SlackServer) -> None:
+    harness.engine.add([*"Hello <!channel> and <@U001>, good bye to all of you"])
+    async with running(harness, agent):
+        await agent.say("shout")
+        await agent.until(lambda: agent.seen()[-1].actions == {Action.RETRY})
+    assert agent.seen()[-1].visible == visible_text("Hello <!channel> and <@U001>, good bye to all of you")
+
+
+async def test_a_stream_of_an_earlier_run_is_ended_and_gets_the_whole_answer(
+    agent: SlackServer, tmp_path: Path
+) -> None:
+    engine = ScriptedEngine()
+    engine.add(["one two ", asyncio.Event()], ["three four"])
+    async with make_harness(tmp_path, engine) as harness:
+        async with running(harness, agent):
+            question = await agent.say("count")
+            await answered(agent, "one tw")
+        async with running(harness, agent):
+            await finished(agent, "three four")
+            await becomes(harness, Status.DELIVERED, agent.workspace.channel("general"), question)
+
+
+async def test_a_stream_whose_id_was_not_stored_is_found_in_its_thread(agent: SlackServer, tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    engine.add("the answer")
+    async with make_harness(tmp_path, engine) as harness:
+        question = await agent.say("count")
+        lost = agent.agents.start(
+            {
+                "channel": agent.workspace.channel("general"),
+                "thread_ts": question,
+                "recipient_user_id": agent.workspace.user("Mei"),
+                "recipient_team_id": "T01",
+            }
+        )
+        async with running(harness, agent):
+            await finished(agent, "the answer")
+        assert agent.seen()[-1].id == lost["ts"]
+
+
+async def test_more_replies_than_slack_lets_start_as_streams_are_edited(agent: SlackServer, tmp_path: Path) -> None:
+    engine = ScriptedEngine(default=lambda request: ["an ", "answer"], max_batch_size=30, max_waiting=30)
+    agent.per_minute = {"chat.startStream": 20, "chat.stopStream": 20}
+    async with make_harness(tmp_path, engine) as harness, running(harness, agent):
+        channels = [f"room{number}" for number in range(25)]
+        for channel in channels:
+            await agent.say("hi", channel=channel, author=channel)
+        await agent.until(lambda: all(bots(agent.seen(each)) == ["an answer"] for each in channels))
+        await agent.until(lambda: all(agent.seen(each)[-1].actions == {Action.RETRY} for each in channels))
+    assert "chat.update" in agent.calls
