@@ -9,6 +9,7 @@ import pytest
 import structlog
 from aiohttp import web
 
+from bot.adapters.discord.ask import ABOUT, ASK
 from bot.chat.commands import menu
 from bot.chat.i18n import translator
 from bot.config.schema import AccessSection
@@ -22,7 +23,7 @@ from tests.harness.servers.discord_world import EPHEMERAL
 
 async def test_slash_commands_are_registered_in_both_languages(bot: DiscordBot) -> None:
     await bot.platform.until(lambda: bool(bot.platform.commands))
-    assert {command["name"] for command in bot.platform.commands} == {command.name for command in menu()}
+    assert {command["name"] for command in bot.platform.commands} == {*(each.name for each in menu()), ASK, ABOUT}
     clear = next(command for command in bot.platform.commands if command["name"] == "clear")
     assert clear["description"] == "Delete this conversation"
     assert clear["description_localizations"]["zh-CN"] == translator("zh")("Delete this conversation")

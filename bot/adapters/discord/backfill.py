@@ -11,7 +11,8 @@ import discord
 import structlog
 
 from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
-from bot.adapters.discord.history import Json, has_messages, newest_id, pages, standing_replies
+from bot.adapters.discord.guests import SHOWN
+from bot.adapters.discord.history import Json, find_question, has_messages, newest_id, pages, standing_replies
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import (
     PLATFORM,
@@ -166,7 +167,7 @@ class DiscordBackfill:
             ids = [exchange.message.id for exchange in exchanges]
             messages = await self._read_after(client, channel, min(map(int, ids)) - 1)
             opened_by = str(channel) if str(channel) in ids else ""
-            replies = standing_replies(messages, _id_of(client), opened_by)
+            replies = standing_replies(messages, _id_of(client), opened_by, _asked(client, messages, exchanges))
             for raw in messages:
                 # A restored database may be older than the thread.
                 if raw["id"] in ids and raw["id"] not in replies and _has_thread(raw):
@@ -244,7 +245,7 @@ class DiscordBackfill:
                 if (reply := replies.get(raw["id"])) is not None or not _has_thread(raw):
                     self._standing[raw["id"]] = reply
         ids = {int(raw["id"]) for raw in messages}
-        gone = [row for id, row in stored.items() if id > after and id not in ids and row.kind is Kind.CHAT]
+        gone = [row for id, row in stored.items() if id > after and id not in ids and _is_message(row)]
         lost = [(row.message.channel, id) for id, row in further.items() if int(id) > after and int(id) not in ids]
         found.deleted_quotes.extend(lost if messages else [])
         if messages or (gone and await self._is_gone(client, channel.id, int(gone[-1].message.id))):
@@ -351,6 +352,18 @@ def _is_readable(channel: _GuildChannel) -> bool:
     # Discord bans clients that make too many forbidden calls.
     place = channel.parent if isinstance(channel, discord.Thread) else channel
     return place is not None and place.permissions_for(channel.guild.me).read_message_history
+
+
+def _is_message(row: Exchange) -> bool:
+    """Return whether a row is of a message, which its channel shows, and not of a command."""
+    return row.kind is Kind.CHAT and row.message.reply_address is None
+
+
+def _asked(client: discord.Client, messages: Sequence[Json], owed: Sequence[Exchange]) -> dict[str, str]:
+    """Return the ids of questions that were asked by a command, by the messages that show them."""
+    by_command = [each.message for each in owed if each.message.reply_address == SHOWN]
+    shown = {find_question(messages, _id_of(client), each): each.id for each in by_command}
+    return {message: question for message, question in shown.items() if message is not None}
 
 
 def _opened_thread(message: IncomingMessage) -> bool:

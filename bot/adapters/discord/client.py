@@ -12,13 +12,11 @@ import discord
 import structlog
 from discord.http import HTTPClient
 
-from bot.adapters.discord.commands import command_payload
 from bot.adapters.discord.handlers import DiscordHandlers
 from bot.adapters.discord.http import ALLOWED_MENTIONS, RateLimitTrace, call_timeout, proxy_for
 from bot.adapters.discord.parse import parse_interaction, without_unreadable
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.malformed import PARSE_ERRORS, describe_error, skip_malformed
-from bot.chat.commands import menu
 from bot.errors import PlatformError, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
 from bot.util.retry import Backoff, log_retry, retry
@@ -165,7 +163,7 @@ class BotClient(discord.Client):
             self._cut_off("it lacks the Message Content intent")
 
     async def _register_commands(self) -> None:
-        payload = [command_payload(command) for command in menu()]
+        payload = self._event_handlers.commands()
 
         async def register() -> None:
             if self.application_id is None:  # READY names it too

@@ -20,12 +20,12 @@ def command_payload(command: Command) -> dict[str, Any]:
         options.append(_option(command.option))
     if command.argument:
         fixed = {"name": command.argument, "value": command.argument}
-        said = {"name": "what", **_described(command.summary)}
+        said = {"name": "what", **described(command.summary)}
         options.append({"type": _STRING, **said, "required": False, "choices": [fixed]})
     return {
         "type": discord.AppCommandType.chat_input.value,
         "name": command.name,
-        **_described(command.summary),
+        **described(command.summary),
         "options": options,
     }
 
@@ -53,14 +53,15 @@ def _words(options: object) -> Iterator[str]:
 
 def _subcommand(subcommand: Subcommand) -> dict[str, Any]:
     options = [] if subcommand.option is None else [_option(subcommand.option)]
-    return {"type": _SUBCOMMAND, "name": subcommand.name, **_described(subcommand.summary), "options": options}
+    return {"type": _SUBCOMMAND, "name": subcommand.name, **described(subcommand.summary), "options": options}
 
 
 def _option(option: Option) -> dict[str, Any]:
-    shown = {"name": option.name, **_described(option.summary), "required": option.is_required}
+    shown = {"name": option.name, **described(option.summary), "required": option.is_required}
     return {"type": _STRING, **shown, "autocomplete": option.offers is not None}
 
 
-def _described(summary: str) -> dict[str, Any]:
+def described(summary: str) -> dict[str, Any]:
+    """Return a description in English and Chinese."""
     chinese = translator("zh")(summary)
     return {"description": summary, "description_localizations": {"zh-CN": chinese, "zh-TW": chinese}}

@@ -9,6 +9,7 @@ import discord
 import structlog
 
 from bot.adapters.discord.errors import UnreadableAnswer
+from bot.adapters.discord.guests import is_guest
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.parse import channel_id, channel_key, parse_user, readable_text, without_unreadable
 from bot.adapters.discord.quotes import fetch_message
@@ -37,6 +38,8 @@ class DiscordContext:
         Raises:
             PlatformError: They cannot be read.
         """
+        if is_guest(question.channel):
+            return []
         client, place = self._client(), channel_id(question.channel)
         async with call_timeout(self._seconds, client):
             page: Any = await client.http.logs_from(place, count, before=int(question.id))

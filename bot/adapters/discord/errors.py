@@ -51,6 +51,14 @@ class ThreadArchived(ChannelGone):
     """No message can be edited; sending reopens the thread unless it is locked as well."""
 
 
+class TokenExpired(MessageGone):
+    """The interaction is unknown, or its token is taken no more."""
+
+
+class FollowUpsUsedUp(PlatformError):
+    """An interaction takes no further message: where the bot is no member, five are the most."""
+
+
 class ThreadExists(PlatformError):
     """The message has a thread already."""
 
@@ -70,8 +78,10 @@ _CODES: dict[type[PlatformError], frozenset[int]] = {
     ChannelGone: frozenset({10003, 10004, 50008}),
     ThreadArchived: frozenset({50083}),
     ThreadExists: frozenset({160004}),
-    # Message, webhook or interaction unknown, token of an interaction expired.
-    MessageGone: frozenset({10008, 10015, 10062, 50027}),
+    FollowUpsUsedUp: frozenset({40094}),
+    MessageGone: frozenset({10008}),
+    # Webhook or interaction unknown, token of an interaction expired.
+    TokenExpired: frozenset({10015, 10062, 50027}),
     # No access, no permission, direct messages closed, verification level too low, no two-factor login, locked thread.
     AccessDenied: frozenset({50001, 50013, 50007, 50009, 60003, 160005}),
     # Written by another user, not editable.

@@ -44,7 +44,7 @@ class DiscordForms:
         intake: Intake,
         format: Format,
         channel_of: Callable[[Use], Awaitable[ChannelKey | None]],
-        respond: Callable[[Awaitable[object]], Awaitable[None]],
+        respond: Callable[[Awaitable[object]], Awaitable[object]],
     ) -> None:
         self._intake = intake
         self._format = format

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -11,16 +11,18 @@ from typing import Any
 import discord
 import structlog
 
+from bot.adapters.discord.ask import ask_payloads
 from bot.adapters.discord.backfill import DiscordBackfill
+from bot.adapters.discord.commands import command_payload
 from bot.adapters.discord.context import DiscordContext
+from bot.adapters.discord.deadlines import Deadlines
 from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
-from bot.adapters.discord.forms import DiscordForms, is_of_form
 from bot.adapters.discord.http import call_timeout
+from bot.adapters.discord.interactions import DiscordInteractions
 from bot.adapters.discord.messenger import DiscordMessenger
 from bot.adapters.discord.parse import (
     LONGEST_TEXT,
     PLATFORM,
-    Use,
     channel_key,
     described_channel,
     has_ids,
@@ -29,9 +31,7 @@ from bot.adapters.discord.parse import (
     is_reply_or_role_mention,
     is_user_message,
     mentions_role,
-    parse_command,
     parse_message,
-    parse_user,
     points_at_another,
     server_id,
 )
@@ -42,29 +42,21 @@ from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
 from bot.adapters.quotation import NO_QUOTATION
 from bot.chat.commands import menu
-from bot.chat.i18n import Translate, language_for, translator
 from bot.chat.intake import Intake
 from bot.chat.standing import Standing
 from bot.delivery.replies import Replies
-from bot.domain import Action, ChannelKey, Exchange, IncomingMessage
-from bot.errors import PlatformError, StoreError
+from bot.domain import ChannelKey, Exchange, IncomingMessage
 from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Seconds within which Discord expects a response to an interaction.
-_RESPONSE_SECONDS = 3.0
 # Seconds until channels that could not be read are read again.
 _UNREAD_SECONDS = 30.0
-# Commands that affect the whole channel are answered in public, the others only to their user.
-_PUBLIC = frozenset({"clear", "persona", "model"})
-_ACTIONS = {action.value: action for action in Action}
-# Choices that Discord shows for an option.
-_MOST_CHOICES = 25
 # After so many descriptions of a channel that cannot be read, it is taken for one that is no thread:
 # later events must not wait for it.
 _UNREADABLE_ANSWERS = 3
-_COMMANDS = frozenset(command.name for command in menu())
+# A server, the bot's own direct messages, chats between people.
+_EVERYWHERE = [0, 1, 2]
 
 Work = Callable[[], Awaitable[None]]
 
@@ -84,13 +76,6 @@ class DiscordHandlers:
         messenger: DiscordMessenger,
         clock: Clock,
     ) -> None:
-        self.events = (
-            self.on_message,
-            self.on_raw_message_edit,
-            self.on_raw_message_delete,
-            self.on_raw_bulk_message_delete,
-            self.on_interaction,
-        )
         self._threads = settings.threads
         self._call_seconds = settings.call_seconds
         self._intake = intake
@@ -104,13 +89,36 @@ class DiscordHandlers:
         intake.continuations.longest[PLATFORM] = LONGEST_TEXT
         context = DiscordContext(lambda: self._client, settings.call_seconds)
         intake.context.before[PLATFORM], intake.context.linked[PLATFORM] = context.before, context.linked
-        self._forms = DiscordForms(intake, messenger.format, self._channel_of, self._respond)
+        self._deadlines = Deadlines(intake, replies, messenger, clock)
+        interactions = DiscordInteractions(
+            settings.call_seconds,
+            intake,
+            self._inbox,
+            replies,
+            messenger,
+            lambda: self._client,
+            lambda id: self._channel_key(None, id, is_direct=False),
+            self._put,
+            self._deadlines,
+        )
+        self.events = (
+            self.on_message,
+            self.on_raw_message_edit,
+            self.on_raw_message_delete,
+            self.on_raw_bulk_message_delete,
+            interactions.on_interaction,
+        )
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds, self._may_listen)
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
         self._unstored: deque[discord.Message] = deque()
         self._current: discord.Client | None = None
         self._has_channels = asyncio.Event()
+
+    def commands(self) -> list[dict[str, Any]]:
+        """Return the commands as Discord's API takes them, usable wherever the application is installed."""
+        asked = ask_payloads(with_files=self._intake.settings.files.enabled)
+        return [{**each, "contexts": _EVERYWHERE} for each in (*map(command_payload, menu()), *asked)]
 
     async def run(self) -> None:
         """Process queued events until cancelled.
@@ -154,21 +162,6 @@ class DiscordHandlers:
 
     async def on_raw_bulk_message_delete(self, event: discord.RawBulkMessageDeleteEvent) -> None:
         self._put(partial(self._delete, event.guild_id, event.channel_id, sorted(event.message_ids)))
-
-    async def on_interaction(self, use: Use) -> None:
-        interaction = use.interaction
-        data: Mapping[str, Any] = interaction.data or {}
-        name, action = str(data.get("name")), _ACTIONS.get(str(data.get("custom_id")))
-        if interaction.type is discord.InteractionType.application_command and name in _COMMANDS:
-            self._put(partial(self._run_command, use, name))
-        elif interaction.type is discord.InteractionType.autocomplete and name in _COMMANDS:
-            await self._complete(use)
-        elif use.message_id is not None and action is not None:
-            await self._press(use, use.message_id, action)
-        elif is_of_form(interaction):
-            await self._forms.use(use)
-        else:
-            log.info("interaction ignored, it is no command or button of this bot", kind=interaction.type.name)
 
     def _put(self, work: Work, message: discord.Message | None = None) -> None:
         self._queue.put_nowait((work, message))
@@ -230,6 +223,8 @@ class DiscordHandlers:
         await self._intake.store_change(row, parsed, self._backfill.reply_to(message))
 
     async def _find_standing(self, owed: Sequence[Exchange]) -> Standing:
+        for exchange in owed:
+            self._deadlines.resume(exchange)
         return Standing(await self._backfill.standing(self._client, owed))
 
     async def _store(self, message: discord.Message) -> None:
@@ -272,33 +267,6 @@ class DiscordHandlers:
         if channel is not None:
             await self._intake.delete(channel, *map(str, message_ids))
 
-    async def _run_command(self, use: Use, name: str) -> None:
-        interaction, channel = use.interaction, await self._channel_of(use)
-        message = parse_command(interaction, channel) if channel else None
-        if message is not None and (form := await self._inbox.open_form(message)) is not None:
-            await self._forms.show(interaction, form)
-            return
-        exchange = await self._intake.accept(message) if message else None
-        if exchange is None or message is None:
-            translate: Translate = translator(language_for("auto", str(interaction.locale), ""))
-            await self._respond(interaction.response.send_message(translate("I do not answer here."), ephemeral=True))
-            return
-        if exchange.message.id == message.id:
-            await self._respond(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True))
-            # Also without a confirmation: if Discord does not know the response, the messenger sends a message.
-            self._messenger.respond_to(interaction)
-        else:  # a retry, answered in the reply of the question
-            translate = self._intake.settings.translator_for(exchange.message)
-            notice = translate("I am answering the question again.")
-            await self._respond(interaction.response.send_message(notice, ephemeral=True))
-        self._replies.start(exchange)
-
-    async def _complete(self, use: Use) -> None:
-        """Offer what the option that is being typed may be."""
-        offered = [] if use.channel is None else self._intake.offers(parse_command(use.interaction, use.channel))
-        choices = [discord.app_commands.Choice(name=each, value=each) for each in offered[:_MOST_CHOICES]]
-        await self._respond(use.interaction.response.autocomplete(choices))
-
     async def is_manager(self, message: IncomingMessage) -> bool:
         """Return whether the author may manage the channel.
 
@@ -315,35 +283,6 @@ class DiscordHandlers:
         except REFUSALS:
             return False
         return channel.permissions_for(member).manage_channels
-
-    async def _press(self, use: Use, message_id: int, action: Action) -> None:
-        """Apply a button at once: Stop must not wait in the queue."""
-        try:
-            channel = await self._channel_of(use)
-            by = parse_user(use.interaction.user)
-            press, locale = str(use.interaction.id), str(use.interaction.locale)
-            notice = await self._inbox.press(channel, str(message_id), action, by, press, locale) if channel else ""
-        except (PlatformError, StoreError) as error:
-            # Without a response Discord shows that the interaction failed.
-            log.warning("button press failed", error=str(error))
-            return
-        response = use.interaction.response
-        await self._respond(response.send_message(notice, ephemeral=True) if notice else response.defer())
-
-    async def _channel_of(self, use: Use) -> ChannelKey | None:
-        if use.channel is None and use.channel_id is not None:
-            return await self._channel_key(None, use.channel_id, is_direct=False)
-        if use.channel is None:
-            log.warning("interaction without a channel", kind=use.interaction.type.name)
-        return use.channel
-
-    async def _respond(self, response: Awaitable[object]) -> None:
-        """Answer an interaction within Discord's time; a failure is logged."""
-        try:
-            async with call_timeout(min(_RESPONSE_SECONDS, self._call_seconds), self._client):
-                await response
-        except PlatformError as error:
-            log.warning("interaction not answered", error=str(error))
 
     async def _parse(self, message: discord.Message) -> IncomingMessage | None:
         """Return the message if it addresses the bot."""

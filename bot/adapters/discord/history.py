@@ -5,15 +5,17 @@ The library parses a whole page at once: one message that it cannot parse would 
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import discord
 
+from bot.adapters.discord.ask import SHOWN_QUESTION, shown_question
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.malformed import PARSE_ERRORS, skip_malformed
 from bot.chat.commands import parse
 from bot.chat.standing import OwnMessage, StandingReply, is_delay_notice
-from bot.domain import Action
+from bot.domain import Action, IncomingMessage
 from bot.errors import PlatformUnavailable
 
 Json = Mapping[str, Any]
@@ -63,7 +65,21 @@ def newest_id(message_ids: Iterable[str]) -> int:
     return max([id for id in ids if id < tomorrow] or ids)  # if none is left, our clock is wrong
 
 
-def standing_replies(messages: Iterable[Json], me: int, opened_by: str = "") -> dict[str, StandingReply]:
+def find_question(messages: Iterable[Json], me: int, question: IncomingMessage) -> str | None:
+    """Return the id of the bot's message that shows the question of a command, if it is among them."""
+    wanted = shown_question(question)
+    for message in sorted((each for each in messages if _has_id(each)), key=_id):
+        with skip_malformed("discord", kind="own message"):
+            used = message.get("interaction_metadata") or {}
+            is_its = str(used.get("id", question.id)) == question.id
+            if is_its and int(message["author"]["id"]) == me and message["content"] == wanted:
+                return str(message["id"])
+    return None
+
+
+def standing_replies(
+    messages: Iterable[Json], me: int, opened_by: str = "", asked: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, StandingReply]:
     """Return the bot's reply to each question, from a channel's messages in order; the last reply counts.
 
     The first message of a reply refers to its question, each further one to the first.  Further
@@ -71,6 +87,7 @@ def standing_replies(messages: Iterable[Json], me: int, opened_by: str = "") -> 
     other, and the last message of a complete reply has a button, so each of them belongs to the
     oldest reply that lacks one.  In a thread that was made from a question, `opened_by`, the first
     message of the reply to it refers to none either: replies cannot refer to another channel.
+    `asked` are questions that are no messages, by the bot's messages that show them.
     """
     replies: dict[str, StandingReply] = {}
     begun: dict[str, StandingReply] = {}  # by first message
@@ -87,7 +104,9 @@ def standing_replies(messages: Iterable[Json], me: int, opened_by: str = "") -> 
                 continue
             refers_to = str((message.get("message_reference") or {}).get("message_id", ""))
             own = _own(message)
-            if is_delay_notice(own.text) or message.get("interaction_metadata"):
+            refers_to = asked.get(refers_to, refers_to)
+            shows_question = not refers_to and own.text.startswith(SHOWN_QUESTION)
+            if is_delay_notice(own.text) or message.get("interaction_metadata") or shows_question:
                 continue
             if refers_to in begun:
                 reply = begun[refers_to]

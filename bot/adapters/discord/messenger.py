@@ -1,27 +1,33 @@
 """The Messenger on discord.py."""
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import discord
 import structlog
 from discord.http import handle_message_parameters
-from discord.webhook.async_ import async_context
 
+from bot.adapters.discord.ask import shown_question
 from bot.adapters.discord.errors import (
     ReferenceRefused,
     ThreadArchived,
+    TokenExpired,
     UnknownDenial,
     UnknownRefusal,
     UnreadableAnswer,
 )
+from bot.adapters.discord.guests import SHOWN, is_guest, token_of
+from bot.adapters.discord.history import find_question
 from bot.adapters.discord.http import ALLOWED_MENTIONS, call_timeout
+from bot.adapters.discord.messages import buttons, check_message, id_in
 from bot.adapters.discord.parse import PLATFORM, channel_id
+from bot.adapters.discord.responses import Responses
 from bot.adapters.send_once import SendOnce
 from bot.delivery.markdown.format import MarkdownFormat, Rendered, utf16_units
-from bot.domain import Action, ChannelKey, Controls, IncomingMessage
+from bot.delivery.messenger import nonce as nonce_of
+from bot.domain import ChannelKey, Controls, IncomingMessage
 from bot.errors import AccessDenied, ChannelGone, EditRefused, MessageGone, PlatformUnavailable
 from bot.util.recent import RecentDict
 
@@ -29,12 +35,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Discord documents "2000 characters" without a unit; UTF-16 units are the largest count.
 _FORMAT = MarkdownFormat(2000, utf16_units)
-# Symbols, since the reader's language is unknown here.
-_SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄", Action.UP: "👍", Action.DOWN: "👎"}
-# The API's name of the response to an interaction, whose id is unknown until it is shown.
-_RESPONSE: Any = "@original"
-# The most digits of an id.
-_ID_DIGITS = 20
+# Number of the message that shows a question among those of its reply: it is none of them.
+_QUESTION = -2
 
 
 class DiscordMessenger:
@@ -52,9 +54,10 @@ class DiscordMessenger:
         self._edit_seconds = edit_seconds
         self._call_seconds = call_seconds
         self._once = SendOnce()
-        # Slash commands by their own id, and by the id of the response.
-        self._commands: RecentDict[str, discord.Interaction] = RecentDict()
-        self._responses: RecentDict[str, discord.Interaction] = RecentDict()
+        self.responses = Responses(self.calling)
+        # Questions of commands, and the messages that show them, by the id of the question.
+        self._asked: RecentDict[str, IncomingMessage] = RecentDict()
+        self._shown: RecentDict[str, str] = RecentDict()
 
     @property
     def format(self) -> MarkdownFormat:
@@ -63,9 +66,16 @@ class DiscordMessenger:
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._edit_seconds
 
-    def respond_to(self, interaction: discord.Interaction) -> None:
-        """Show the reply to this slash command as its response; the command was deferred."""
-        self._commands[str(interaction.id)] = interaction
+    def know(self, question: IncomingMessage, parts: Sequence[str] = ()) -> None:
+        """Take note of a question that may be no message: how its reply is shown is stored with it."""
+        if (token := token_of(question)) is not None:
+            self.responses.know(question.id, token, *parts)
+        elif question.reply_address == SHOWN:
+            self._asked[question.id] = question
+
+    def question_shown(self, question: str, message_id: str) -> None:
+        """Take note of the message that shows a question of a command."""
+        self._shown[question] = message_id
 
     async def send(
         self,
@@ -78,13 +88,16 @@ class DiscordMessenger:
         may_exist: bool = False,
         continues: str | None = None,
     ) -> str:
-        interaction = self._commands.get(reply_to or "")
-        if interaction is not None:
+        if is_guest(channel):
+            return await self.responses.send_as_guest(text, controls, reply_to=reply_to, continues=continues)
+        if reply_to is not None and self.responses.has_question(reply_to):
             try:
-                return await self._respond(interaction, text)
+                return await self.responses.show(reply_to, text, controls)
             except MessageGone as gone:
                 log.info("a command is answered with a message", error=str(gone))
-                self._commands.pop(reply_to or "", None)
+                self.responses.forget(reply_to)
+        if (question := self._asked.get(reply_to or "")) is not None:
+            reply_to = await self.message_of(question)
 
         async def post() -> str:
             with suppress(ReferenceRefused):
@@ -95,22 +108,54 @@ class DiscordMessenger:
             self._once.maybe_sent(nonce)
         return await self._once.send(nonce, post, lambda: self._find(channel, text, reply_to))
 
+    async def message_of(self, question: IncomingMessage) -> str:
+        """Return the id of the message that a question is, or that shows it; one that nothing shows is sent.
+
+        Raises:
+            PlatformError: As `send` does.
+        """
+        if question.reply_address != SHOWN:
+            return question.id
+        if (known := self._shown.get(question.id)) is None:
+            known = await self._find_question(question)
+            if known is None:
+                # The response to its interaction came too late, or never.
+                text, once = Rendered(shown_question(question)), nonce_of(question, _QUESTION)
+                known = await self._post(question.channel, text, None, frozenset(), once)
+            self._shown[question.id] = known
+        return known
+
+    async def _find_question(self, question: IncomingMessage) -> str | None:
+        # Without access the send itself reports the error.
+        with suppress(AccessDenied, ChannelGone, MessageGone):
+            async with self.calling() as client:
+                page: Any = await client.http.logs_from(channel_id(question.channel), 100, after=int(question.id))
+            me = client.user
+            return find_question(page if isinstance(page, list) else [], me.id if me else 0, question)
+        return None
+
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
-        interaction = self._responses.get(message_id)
-        if interaction is not None and not interaction.is_expired():
-            await self._respond(interaction, text)
+        if is_guest(channel):
+            await self.responses.edit_as_guest(message_id, text, controls)
             return
+        if self.responses.has_message(message_id):
+            with suppress(TokenExpired):
+                await self.responses.edit(message_id, text, controls)
+                return
         target, message = channel_id(channel), int(message_id)
         try:
             async with self.calling() as client:
                 with handle_message_parameters(
-                    content=text.text, view=_buttons(controls), allowed_mentions=ALLOWED_MENTIONS
+                    content=text.text, view=buttons(controls), allowed_mentions=ALLOWED_MENTIONS
                 ) as params:
-                    _check_message(await client.http.edit_message(target, message, params=params), id=message_id)
+                    check_message(await client.http.edit_message(target, message, params=params), id=message_id)
         except (ReferenceRefused, ThreadArchived, UnknownDenial, UnknownRefusal) as refused:
             raise EditRefused(str(refused)) from refused
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
+        if is_guest(channel):
+            await self.responses.delete_as_guest(message_id)
+            return
         async with self.calling() as client:
             deletion: Awaitable[object] = client.http.delete_message(channel_id(channel), int(message_id))
             if await deletion:  # no content is due
@@ -120,7 +165,7 @@ class DiscordMessenger:
         """Send a text to the author of a message, as a direct message."""
         async with self.calling() as client:
             opening: Awaitable[object] = client.http.start_private_message(int(message.author.id))
-            direct = ChannelKey(PLATFORM, _id_in(await opening, "a channel"))
+            direct = ChannelKey(PLATFORM, id_in(await opening, "a channel"))
         await self._post(direct, Rendered(text), None, frozenset(), secrets.token_hex(8))
 
     async def _post(
@@ -138,10 +183,10 @@ class DiscordMessenger:
                 message_reference=reference,
                 nonce=nonce,
                 flags=discord.MessageFlags(suppress_embeds=True),
-                view=_buttons(controls),
+                view=buttons(controls),
                 allowed_mentions=ALLOWED_MENTIONS,
             ) as params:
-                return _check_message(await client.http.send_message(target, params=params), channel_id=str(target))
+                return check_message(await client.http.send_message(target, params=params), channel_id=str(target))
 
     async def _find(self, channel: ChannelKey, text: Rendered, reply_to: str | None) -> str | None:
         """Return the id of the bot's reply to this message, if it still has its first text.
@@ -169,26 +214,6 @@ class DiscordMessenger:
         parent = self.client and self.client.get_channel(int(channel.channel))
         return not isinstance(parent, discord.ForumChannel)  # a post holds its first message itself
 
-    async def _respond(self, interaction: discord.Interaction, text: Rendered) -> str:
-        """Show the text as the response to a command; an edit, so a retry is idempotent.
-
-        The interaction's own method would use the client that received it, which may be closed.
-        """
-        async with self.calling() as client:
-            webhook = discord.Webhook.partial(interaction.application_id, interaction.token, client=client)
-            with handle_message_parameters(content=text.text, allowed_mentions=ALLOWED_MENTIONS) as params:
-                shown = await async_context.get().edit_webhook_message(
-                    interaction.application_id,
-                    interaction.token,
-                    _RESPONSE,
-                    session=webhook.session,
-                    proxy=client.http.proxy,
-                    payload=params.payload,
-                )
-            id = _check_message(shown)
-        self._responses[id] = interaction
-        return id
-
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[discord.Client]:
         """Make calls within the time limit; the library's errors become those of bot.errors."""
@@ -197,38 +222,3 @@ class DiscordMessenger:
             raise PlatformUnavailable("Discord is not connected")
         async with call_timeout(self._call_seconds, client):
             yield client
-
-
-def _buttons(controls: Controls) -> discord.ui.View:
-    """Return the buttons below a message; an empty view removes them."""
-    view = discord.ui.View(timeout=None)
-    for action in (each for each in Action if each in controls):
-        view.add_item(discord.ui.Button(emoji=_SYMBOLS[action], custom_id=action.value))
-    # The library keeps every view that was not stopped; presses are matched by custom_id instead.
-    view.stop()
-    return view
-
-
-def _check_message(answer: object, **expected: str) -> str:
-    """Return the id of the message in an answer, after comparing these fields.
-
-    Raises:
-        UnreadableAnswer: It is something else, so the call may or may not have had its effect.
-    """
-    id = _id_in(answer, "a message")
-    message = answer if isinstance(answer, Mapping) else {}
-    if any(str(message.get(field)) != value for field, value in expected.items()):
-        raise UnreadableAnswer("Discord's answer is another message")
-    return id
-
-
-def _id_in(answer: object, kind: str) -> str:
-    """Return the id of the object in an answer.
-
-    Raises:
-        UnreadableAnswer: It has none.
-    """
-    id = str(answer.get("id")) if isinstance(answer, Mapping) else ""
-    if len(id) > _ID_DIGITS or not (id.isascii() and id.isdecimal()):
-        raise UnreadableAnswer(f"Discord's answer is not {kind}")
-    return id

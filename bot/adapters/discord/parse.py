@@ -12,6 +12,7 @@ from discord.state import ConnectionState
 
 from bot.adapters.discord.commands import command_text
 from bot.adapters.discord.files import files_of, has_text_file
+from bot.adapters.discord.guests import address_of_token, guest_key, is_guest, is_in_guest_place
 from bot.adapters.discord.text import plain_text
 from bot.adapters.malformed import PARSE_ERRORS, bounded, describe_error
 from bot.adapters.quotation import NO_QUOTATION, Quotation
@@ -252,6 +253,9 @@ def parse_interaction(data: Mapping[str, Any], state: ConnectionState[Any]) -> U
             key = channel_key(cached, channel_id)
         elif "type" in channel:
             key = described_channel(channel, channel_id)
+        in_thread = isinstance(cached, discord.Thread) or channel.get("type") in _THREAD_TYPES
+        if is_in_guest_place(data, state, in_thread=in_thread):
+            key = guest_key(key or ChannelKey(PLATFORM, str(channel_id)))
     return Use(interaction, channel_id, key, int(message["id"]) if message.get("id") else None)
 
 
@@ -262,6 +266,7 @@ def _fields(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def parse_command(interaction: discord.Interaction, channel: ChannelKey) -> IncomingMessage:
     """Return a slash command as the message that has the same effect."""
+    is_by_guest = is_guest(channel)
     return IncomingMessage(
         id=str(interaction.id),
         channel=channel,
@@ -269,16 +274,18 @@ def parse_command(interaction: discord.Interaction, channel: ChannelKey) -> Inco
         text=command_text(interaction.data or {}),
         sent_at=interaction.created_at,
         server=str(interaction.guild_id) if interaction.guild_id else None,
-        is_direct=interaction.guild_id is None,
+        is_direct=interaction.guild_id is None and not is_by_guest,
         locale=str(interaction.locale),
+        reply_address=address_of_token(interaction.token) if is_by_guest else None,
     )
 
 
 def parse_user(user: discord.User | discord.Member) -> Author:
-    roles = user.roles if isinstance(user, discord.Member) else []
-    return Author(
-        PLATFORM, str(user.id), str(user.display_name), frozenset(str(role.id) for role in roles), bool(user.bot)
-    )
+    roles: frozenset[str] = frozenset()
+    if isinstance(user, discord.Member):
+        # Of a server where the bot is no member the library knows no roles.
+        roles = frozenset(map(str, [user.guild.id, *user._roles]))
+    return Author(PLATFORM, str(user.id), str(user.display_name), roles, bool(user.bot))
 
 
 def replied_to(message: discord.Message) -> discord.Message | None:

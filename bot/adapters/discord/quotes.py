@@ -47,7 +47,7 @@ class Quotes:
             quoted = replied_to(message)
             if quoted is None and message.reference.resolved is None and message.reference.message_id is not None:
                 quoted = await self._fetch(message, client, message.reference.channel_id, message.reference.message_id)
-            return _quotation(quoted, client.user)
+            return quotation_of(quoted, client.user)
         if poll := poll_text(message):
             return Quotation(readable_text(poll, message, client.user))
         if channel.thread is None or int(channel.thread) == message.id or await self._has_history(channel):
@@ -56,7 +56,7 @@ class Quotes:
         thread = message.channel
         is_post = isinstance(thread, discord.Thread) and isinstance(thread.parent, discord.ForumChannel)
         home = channel.thread if is_post else channel.channel
-        return _quotation(await self._fetch(message, client, int(home), int(channel.thread)), client.user)
+        return quotation_of(await self._fetch(message, client, int(home), int(channel.thread)), client.user)
 
     async def _fetch(
         self, message: discord.Message, client: discord.Client, channel_id: int, message_id: int
@@ -84,7 +84,8 @@ async def fetch_message(
         )
 
 
-def _quotation(quoted: discord.Message | None, me: discord.ClientUser) -> Quotation:
+def quotation_of(quoted: discord.Message | None, me: discord.ClientUser) -> Quotation:
+    """Return a message as what another one points at."""
     if quoted is None:
         return NO_QUOTATION
     text = readable_text(whole_text(quoted), quoted, me)

@@ -59,28 +59,29 @@ async def open_thread(messenger: DiscordMessenger, question: IncomingMessage) ->
     if missing:
         raise ThreadRefused(missing, NO_PERMISSION if missing == NO_PERMISSION else "")
     try:
+        origin = await messenger.message_of(question)
         try:
-            await _start(messenger, question, title(question))
+            await _start(messenger, question, origin, title(question))
         except ContentRefused:
-            await _start(messenger, question, _NEUTRAL_TITLE)
+            await _start(messenger, question, origin, _NEUTRAL_TITLE)
     except ThreadExists:
-        await _check_open(messenger, question)  # an earlier try has opened it, or a person
+        await _check_open(messenger, origin)  # an earlier try has opened it, or a person
     except REFUSALS as refused:
         sentence = NO_PERMISSION if isinstance(refused, AccessDenied) else _REFUSED
         raise ThreadRefused(str(refused), sentence) from refused
-    return replace(question.channel, thread=question.id)
+    return replace(question.channel, thread=origin)
 
 
-async def _start(messenger: DiscordMessenger, question: IncomingMessage, name: str) -> None:
+async def _start(messenger: DiscordMessenger, question: IncomingMessage, origin: str, name: str) -> None:
     async with messenger.calling() as client:
         opened: Any = await client.http.start_thread_with_message(
-            int(question.channel.channel), int(question.id), name=name, auto_archive_duration=_ARCHIVE_MINUTES
+            int(question.channel.channel), int(origin), name=name, auto_archive_duration=_ARCHIVE_MINUTES
         )
-    if not isinstance(opened, Mapping) or opened.get("id") != question.id:
+    if not isinstance(opened, Mapping) or opened.get("id") != origin:
         raise UnreadableAnswer("Discord's answer is not the thread of the message")
 
 
-async def _check_open(messenger: DiscordMessenger, question: IncomingMessage) -> None:
+async def _check_open(messenger: DiscordMessenger, origin: str) -> None:
     """Check that the bot may write in the thread that a question has; one that is only archived is reopened by that.
 
     Raises:
@@ -88,7 +89,7 @@ async def _check_open(messenger: DiscordMessenger, question: IncomingMessage) ->
     """
     try:
         async with messenger.calling() as client:
-            found: Any = await client.http.get_channel(int(question.id))
+            found: Any = await client.http.get_channel(int(origin))
     except REFUSALS as refused:
         raise ThreadRefused(str(refused), NO_PERMISSION) from refused
     state = found.get("thread_metadata") if isinstance(found, Mapping) else None

@@ -1,10 +1,38 @@
 """Discord's rules for message components and modals, and what an interaction with one of them contains."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 from tests.harness.servers.discord_payloads import Json
 
 _ROW, _BUTTON, _SELECT, _TEXT, _LABEL = 1, 2, 3, 4, 18
+_SLASH, _MESSAGE = 1, 3
+
+
+def refused_commands(commands: list[Json], installs: set[int]) -> str | None:
+    """Return why Discord refuses commands of an application that can be installed so."""
+    names = [(each["type"], each["name"]) for each in commands]
+    if len(set(names)) < len(names) or sum(kind == _MESSAGE for kind, _ in names) > 5:
+        return "name: used twice, or more than 5 commands of messages"
+    return next(filter(None, (_refused_command(each, installs) for each in commands)), None)
+
+
+def _refused_command(command: Json, installs: set[int]) -> str | None:
+    name, contexts = command["name"], command.get("contexts", [0, 1, 2])
+    if not set(contexts) <= {0, 1, 2} or len(set(contexts)) < len(contexts):
+        return f"{name}: contexts"
+    if not set(command.get("integration_types", installs)) <= installs:
+        return f"{name}: integration_types: the application cannot be installed so"
+    if command["type"] == _MESSAGE:
+        is_bare = not command.get("description") and not command.get("options")
+        return None if _is_text(name, 32) and is_bare else f"{name}: a command of messages has a name alone"
+    for each in (command, *command.get("options", [])):
+        if not re.fullmatch(r"[a-z0-9_-]{1,32}", each["name"]) or not _is_text(each["description"], 100):
+            return f"{each['name']}: Invalid Form Body"
+        if not 1 <= each.get("max_length", 1) <= 6000:
+            return f"{each['name']}: max_length"
+    required = [each.get("required", False) for each in command.get("options", [])]
+    return f"{name}: required options come first" if required != sorted(required, reverse=True) else None
 
 
 def refused_rows(rows: list[Json]) -> str | None:

@@ -157,7 +157,6 @@ def interaction(id: int, application: int, kind: int, token: str, data: Json, **
         "version": 1,
         "data": data,
         "attachment_size_limit": 1000,
-        "app_permissions": PERMISSIONS,
         "entitlements": [],
         **where,
     }

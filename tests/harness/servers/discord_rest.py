@@ -1,10 +1,7 @@
 """Discord's REST API with its limits and errors."""
 
 import asyncio
-import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -12,25 +9,14 @@ from aiohttp import web
 from tests.harness.platform import Fault, FaultScript
 from tests.harness.servers import discord_components as components
 from tests.harness.servers import discord_payloads as payloads
-from tests.harness.servers.discord_gateway import DiscordGateway
+from tests.harness.servers.discord_answers import error, json_answer
+from tests.harness.servers.discord_interactions import DiscordInteractionRest
 from tests.harness.servers.discord_payloads import Json
 from tests.harness.servers.discord_world import APPLICATION, BOT, EPHEMERAL
 from tests.harness.servers.fault_gate import is_client_connected
 
 
-@dataclass(eq=False)
-class Interaction:
-    """A slash command, a use of a component or a submitted modal, and its response."""
-
-    channel: int
-    kind: int = 2
-    message: int | None = None  # the message with the component, also of one that opened the modal
-    is_answered: bool = False
-    is_expired: bool = False
-    response: int | None = None
-
-
-class DiscordRest(DiscordGateway):
+class DiscordRest(DiscordInteractionRest):
     """Discord's API, with the strictness of the real one."""
 
     def __init__(self) -> None:
@@ -47,10 +33,7 @@ class DiscordRest(DiscordGateway):
         self.attempts: list[tuple[str, Json]] = []
         self.is_rate_limit_global = False
         self.bare_retry_after = ""  # the Retry-After of a 429 without a body
-        self.garbled_callbacks = 0  # remaining responses to interactions that are cut off
         self.commands: list[Json] = []
-        self.offered: list[list[str]] = []  # choices for options that are being typed
-        self.modals: list[tuple[int | None, Json]] = []  # modals shown, each with the message of its button
         self.application: Json = {}
         self.garbled: list[tuple[int, str, bytes]] = []  # status, type and body that replace a write's response
         self.refused_titles: list[int] = []  # error codes of the next threads; 0 lets one through
@@ -64,62 +47,53 @@ class DiscordRest(DiscordGateway):
         self.history_is_open.set()
         self._nonces: dict[str, int] = {}
         self._blocked_until: dict[int, float] = {}
-        self._interactions: dict[str, Interaction] = {}
-
-    @property
-    def unanswered(self) -> int:
-        """The number of commands and button presses without a response."""
-        return sum(not each.is_answered for each in self._interactions.values())
-
-    def forget_interactions(self) -> None:
-        self._interactions.clear()
 
     def forget_nonces(self) -> None:
         """Discord keeps them for a few minutes."""
         self._nonces.clear()
-
-    def expire(self) -> None:
-        """Make all interactions too old for a response."""
-        for interaction in self._interactions.values():
-            interaction.is_answered = interaction.is_expired = True
 
     async def rest(self, request: web.Request) -> web.StreamResponse:
         path = request.path.removeprefix("/api/v10")
         self.calls.append(f"{request.method} {path}")
         if self.failures.get(path):
             self.failures[path] -= 1
-            return _error(500, 0, "500: Internal Server Error")
+            return error(500, 0, "500: Internal Server Error")
         if self.rate_limits.get(path):
             self.rate_limits[path] -= 1
-            return _json({"message": "You are being rate limited.", "retry_after": 2.0, "global": False}, 429)
+            return json_answer({"message": "You are being rate limited.", "retry_after": 2.0, "global": False}, 429)
         is_public = path.startswith(("/interactions/", "/webhooks/"))
         if not is_public and request.headers.get("Authorization") != f"Bot {self.known_token}":
-            return _error(401, 0, "401: Unauthorized")
+            return error(401, 0, "401: Unauthorized")
         body: Json = await request.json() if request.body_exists else {}
         match path[1:].split("/"), request.method:
             case ["users", "@me"], "GET":
-                return _json(self.bot)
+                return json_answer(self.bot)
             case ["oauth2", "applications", "@me"] | ["applications", "@me"], "GET":
                 owner = payloads.user(1, "owner")
-                return _json({**payloads.application(APPLICATION, owner, self._flags), **self.application})
+                return json_answer({**payloads.application(APPLICATION, owner, self._flags), **self.application})
             case ["applications", _, "commands"], "PUT":
-                for each in (*_rows(body), *(option for row in _rows(body) for option in row.get("options", []))):
-                    if not re.fullmatch(r"[a-z0-9_-]{1,32}", each["name"]) or not 0 < len(each["description"]) <= 100:
-                        return _error(400, 50035, f"{each['name']}: Invalid Form Body")
+                if (refused := components.refused_commands(_rows(body), self.installs)) is not None:
+                    return error(400, 50035, refused)
                 self.commands = [{**each, "id": "1", "application_id": "1", "version": "1"} for each in _rows(body)]
-                return _json(self.commands)
+                return json_answer(self.commands)
             case ["gateway", "bot"], "GET":
-                return _json({"url": "wss://gateway.invalid", "shards": 1, "session_start_limit": self.sessions_left})
+                return json_answer(
+                    {"url": "wss://gateway.invalid", "shards": 1, "session_start_limit": self.sessions_left}
+                )
             case ["users", "@me", "guilds"], "GET":
-                return _json([] if self.is_in_no_server else [self._guild()])
+                return json_answer([] if self.is_in_no_server else [self._guild()])
             case ["users", "@me", "channels"], "POST":
                 return self._open_direct(int(body["recipient_id"]))
             case ["guilds", _, "members", person], "GET":
-                return _json(self.member(int(person)))
+                return json_answer(self.member(int(person)))
             case ["applications", _, "guilds", guild, "commands"], "GET":
-                return _error(403, 50001, "Missing Access") if int(guild) in self.guilds_without_commands else _json([])
+                return (
+                    error(403, 50001, "Missing Access")
+                    if int(guild) in self.guilds_without_commands
+                    else json_answer([])
+                )
             case ["channels", channel], "GET":
-                return self._unreachable(int(channel)) or _json(self._channel(int(channel)))
+                return self._unreachable(int(channel)) or json_answer(self._channel(int(channel)))
             case ["channels", channel, "messages"], "GET":
                 await self.history_is_open.wait()
                 return self._unreachable(int(channel)) or self._history(int(channel), request.query)
@@ -137,27 +111,32 @@ class DiscordRest(DiscordGateway):
                 return await self._write(request, "delete", int(channel), lambda: self._remove(int(id)))
             case ["interactions", id, token, "callback"], "POST":
                 return self._callback(int(id), token, body)
-            case ["webhooks", _, token, "messages", "@original"], method:
-                return await self._original(request, token, method, body)
+            case ["webhooks", _, token], "POST":
+                return await self._follow_up(request, token, body)
+            case ["webhooks", _, token, "messages", name], method:
+                return await self._shown_by_token(request, token, name, method, body)
         self.violations.append(f"no such call: {request.method} {path}")
-        return _error(404, 0, "404: Not Found")
+        return error(404, 0, "404: Not Found")
 
     def _open_direct(self, person: int) -> web.Response:
         channel = self.direct(self.name_of(person))
         if channel in self.forbidden:
-            return _error(403, 50007, "Cannot send messages to this user")
-        return _json(self._channel(channel))
+            return error(403, 50007, "Cannot send messages to this user")
+        return json_answer(self._channel(channel))
 
     def _unreachable(self, channel: int) -> web.Response | None:
         if channel in self.forbidden:
-            return _error(403, 50001, "Missing Access")
-        return None if channel in self._ids.values() else _error(404, 10003, "Unknown Channel")
+            return error(403, 50001, "Missing Access")
+        if channel in self.guest_places:
+            self.violations.append("a call for a channel where the bot is no member")
+            return error(403, 50001, "Missing Access")
+        return None if channel in self._ids.values() else error(404, 10003, "Unknown Channel")
 
     def _message(self, channel: int, id: int) -> web.Response:
         message = self.messages.get(id)
         if message is None or message["channel_id"] != str(channel) or message["flags"] & EPHEMERAL:
-            return _error(404, 10008, "Unknown Message")
-        return _json(self._shown(message, self.allows_content))
+            return error(404, 10008, "Unknown Message")
+        return json_answer(self._shown(message, self.allows_content))
 
     def _history(self, channel: int, query: Mapping[str, str]) -> web.Response:
         after, before = int(query.get("after", 0)), int(query.get("before", 1 << 63))
@@ -170,7 +149,7 @@ class DiscordRest(DiscordGateway):
         if limit > 100:
             self.violations.append(f"history of {limit} messages in a call")
         found = found[:limit] if "after" in query else found[-limit:]
-        return _json(found[::-1])
+        return json_answer(found[::-1])
 
     async def _write(
         self, request: web.Request, name: str, channel: int, work: Callable[[], web.Response]
@@ -183,8 +162,9 @@ class DiscordRest(DiscordGateway):
         injected = await self._inject(request, fault, channel)
         if injected is not None:
             return injected
-        locked = _error(403, 160005, "Thread is locked") if channel in self.locked else None
-        response = self._unreachable(channel) or locked or work()
+        locked = error(403, 160005, "Thread is locked") if channel in self.locked else None
+        by_token = request.path.startswith("/api/v10/webhooks/")
+        response = (None if by_token else self._unreachable(channel)) or locked or work()
         self.changed.set()
         if self.garbled:
             status, kind, garbled = self.garbled.pop(0)
@@ -209,16 +189,16 @@ class DiscordRest(DiscordGateway):
             }
             if self.bare_retry_after:
                 return web.Response(status=429, text="<html>", headers={"Retry-After": self.bare_retry_after})
-            return _json(body, 429, {"Retry-After": str(fault.seconds), "Via": "1.1 google"})
-        return _error(500, 0, "500: Internal Server Error")
+            return json_answer(body, 429, {"Retry-After": str(fault.seconds), "Via": "1.1 google"})
+        return error(500, 0, "500: Internal Server Error")
 
     def _send(self, channel: int, body: Json) -> web.Response:
         self.attempts.append(("send", body))
         nonce = str(body["nonce"])
         if len(nonce) > 25:
-            return _error(400, 50035, "nonce: Must be 25 or fewer in length.")
+            return error(400, 50035, "nonce: Must be 25 or fewer in length.")
         if body.get("enforce_nonce") and nonce in self._nonces:
-            return _json(self.messages.get(self._nonces[nonce]) or {}, 200)
+            return json_answer(self.messages.get(self._nonces[nonce]) or {}, 200)
         refused = self._validate(body)
         if refused is not None:
             return refused
@@ -226,10 +206,10 @@ class DiscordRest(DiscordGateway):
         referred = self.messages.get(int(reference["message_id"])) if reference else None
         if referred is not None and referred["channel_id"] != str(channel):
             self.violations.append("a reply to a message of another channel")
-            return _error(400, 50035, "message_reference: Cannot reply to a message in a different channel")
+            return error(400, 50035, "message_reference: Cannot reply to a message in a different channel")
         if reference is not None and int(reference["message_id"]) not in self.messages:
             if reference.get("fail_if_not_exists", True):
-                return _error(400, 50035, "message_reference: Unknown message")
+                return error(400, 50035, "message_reference: Unknown message")
             reference = None
         reference = reference and {**reference, "message_id": str(reference["message_id"])}
         more = {} if reference is None else {"message_reference": reference, "type": 19}
@@ -245,19 +225,19 @@ class DiscordRest(DiscordGateway):
         self._nonces[nonce] = int(message["id"])
         self._keep(message)
         self.send_event("MESSAGE_CREATE", message)
-        return _json(message)
+        return json_answer(message)
 
     def _open(self, channel: int, id: int, body: Json) -> web.Response:
         """Make a thread from a message."""
         if channel in self._threads or channel in self._directs:
-            return _error(400, 50024, "Cannot execute action on this channel type")
+            return error(400, 50024, "Cannot execute action on this channel type")
         if not self.bot_permissions & payloads.ADMINISTRATOR and payloads.THREADS & ~self.bot_permissions:
             self.violations.append("a thread without the permission")
-            return _error(403, 50013, "Missing Permissions")
+            return error(403, 50013, "Missing Permissions")
         if id not in self.messages or self.messages[id]["channel_id"] != str(channel):
-            return _error(404, 10008, "Unknown Message")
+            return error(404, 10008, "Unknown Message")
         if self.refused_titles and (code := self.refused_titles.pop(0)):
-            return _error(400, code, "refused")
+            return error(400, code, "refused")
         if not 0 < len(str(body["name"]).strip()) <= 100 or body["auto_archive_duration"] not in (
             60,
             1440,
@@ -265,29 +245,29 @@ class DiscordRest(DiscordGateway):
             10080,
         ):
             self.violations.append("an invalid thread")
-            return _error(400, 50035, "Invalid Form Body")
+            return error(400, 50035, "Invalid Form Body")
         if id in self._threads:
-            return _error(400, 160004, "A thread has already been created for this message")
-        return _json(self.open_thread(channel, str(body["name"]), id), 201)
+            return error(400, 160004, "A thread has already been created for this message")
+        return json_answer(self.open_thread(channel, str(body["name"]), id), 201)
 
     def _change(self, id: int, body: Json) -> web.Response:
         self.attempts.append(("edit", body))
         message = self.messages.get(id)
         if message is None or message["flags"] & EPHEMERAL:
-            return _error(404, 10008, "Unknown Message")
+            return error(404, 10008, "Unknown Message")
         if message["author"]["id"] != str(BOT):
-            return _error(403, 50005, "Cannot edit a message authored by another user")
+            return error(403, 50005, "Cannot edit a message authored by another user")
         refused = self._validate(body)
         if refused is not None:
             return refused
         message |= {"content": body["content"], "components": body["components"], "edited_timestamp": payloads.now()}
         self.send_event("MESSAGE_UPDATE", message)
-        return _json(message)
+        return json_answer(message)
 
     def _remove(self, id: int) -> web.Response:
         message = self.messages.pop(id, None)
         if message is None:
-            return _error(404, 10008, "Unknown Message")
+            return error(404, 10008, "Unknown Message")
         where = {"channel_id": message["channel_id"], **self._of_guild(int(message["channel_id"]))}
         self.send_event("MESSAGE_DELETE", {"id": str(id), **where})
         return web.Response(status=204)
@@ -298,96 +278,12 @@ class DiscordRest(DiscordGateway):
             self.violations.append("a message that may mention everyone")
         if len(content) > 2000:
             self.violations.append("a text over the limit")
-            return _error(400, 50035, "content: Must be 2000 or fewer in length.")
+            return error(400, 50035, "content: Must be 2000 or fewer in length.")
         if not content.strip():
             self.violations.append("an empty text")
-            return _error(400, 50006, "Cannot send an empty message")
+            return error(400, 50006, "Cannot send an empty message")
         return None
-
-    def _callback(self, id: int, token: str, body: Json) -> web.Response:
-        interaction = self._interactions[token]
-        if interaction.is_expired:
-            return _error(404, 10062, "Unknown interaction")
-        if interaction.is_answered:
-            return _error(400, 40060, "Interaction has already been acknowledged.")
-        if (refused := self._refused_response(interaction, body)) is not None:
-            self.violations.append(refused)
-            return _error(400, 50035, refused)
-        interaction.is_answered = True
-        answer: Json = {"interaction": {"id": str(id), "type": 2, "response_message_ephemeral": False}}
-        if body["type"] in (4, 5):
-            data = body.get("data") or {}
-            flags = data.get("flags", 0)
-            content = data.get("content") or ""
-            shown = {"flags": flags, "type": 20, "components": data.get("components", [])}
-            message = payloads.message(self._new_id(), interaction.channel, self.bot, content, **shown)
-            interaction.response = int(message["id"])
-            self._keep(message)
-            answer["interaction"]["response_message_id"] = message["id"]
-            answer["resource"] = {"type": body["type"], "message": message}
-        if body["type"] == 7 and interaction.message is not None:
-            message = self.messages[interaction.message]
-            message |= {name: body["data"][name] for name in ("content", "components") if name in body["data"]}
-            answer["interaction"]["response_message_id"] = message["id"]
-            answer["resource"] = {"type": 7, "message": message}
-        if body["type"] == 9:
-            self.modals.append((interaction.message, body["data"]))
-        if body["type"] == 8:
-            self.offered.append([choice["value"] for choice in body["data"]["choices"]])
-        self.changed.set()
-        if self.garbled_callbacks:
-            self.garbled_callbacks -= 1
-            return web.Response(body=b'{"interaction": {', content_type="application/json")
-        return _json(answer)
-
-    def _refused_response(self, interaction: Interaction, body: Json) -> str | None:
-        """Return why Discord refuses this response to an interaction."""
-        data = body.get("data") or {}
-        match body["type"]:
-            case 7 if interaction.message is None:
-                return "an update of a message that the interaction does not come from"
-            case 9:
-                return "a modal answers a modal" if interaction.kind == 5 else components.refused_modal(data)
-            case 4 if not data.get("content"):
-                return "an empty message"
-            case 4 | 7 if len(data.get("content") or "") > 2000:
-                return "content: Must be 2000 or fewer in length."
-            case 4 | 7:
-                return components.refused_rows(data.get("components", []))
-        return None
-
-    async def _original(self, request: web.Request, token: str, method: str, body: Json) -> web.Response:
-        interaction = self._interactions[token]
-        message = self.messages.get(interaction.response or 0)
-        if message is None:
-            return _error(404, 10008, "Unknown Message")
-
-        def work() -> web.Response:
-            if interaction.is_expired:
-                return _error(401, 50027, "Invalid Webhook Token")
-            if method == "DELETE":
-                del self.messages[int(message["id"])]
-                return web.Response(status=204)
-            if method == "PATCH":
-                refused = self._validate(body)
-                if refused is not None:
-                    return refused
-                message.update(content=body["content"])
-            return _json(message)
-
-        return await self._write(request, "edit", interaction.channel, work)
 
 
 def _rows(body: Any) -> list[Json]:
     return list(body)
-
-
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    # The library parses JSON only with exactly this content type.
-    return web.Response(
-        body=json.dumps(value).encode(), status=status, headers=headers, content_type="application/json"
-    )
-
-
-def _error(status: int, code: int, message: str) -> web.Response:
-    return _json({"message": message, "code": code}, status)

@@ -10,7 +10,7 @@ from tests.harness.servers.discord_payloads import Json
 
 # As long as real ids: the library does not find shorter ones in a text.
 _FIRST_ID = 100_000_000_000_000_000
-BOT, APPLICATION, GUILD, BOT_ROLE, MANAGER_ROLE = (_FIRST_ID + number for number in range(5))
+BOT, APPLICATION, GUILD, BOT_ROLE, MANAGER_ROLE, OTHER_GUILD = (_FIRST_ID + number for number in range(6))
 EPHEMERAL, HAS_THREAD = 64, 1 << 5
 _EPOCH = 1420070400000
 
@@ -36,6 +36,7 @@ class DiscordWorld:
         self._ids: dict[tuple[str, ...], int] = {}
         self._threads: dict[int, int] = {}
         self._directs: dict[int, int] = {}  # channel: person
+        self.guest_places: dict[int, Json] = {}  # channels where the bot is no member, as interactions describe them
         self._last_id = 0
 
     def send_event(self, name: str, data: Any) -> None:
@@ -81,6 +82,13 @@ class DiscordWorld:
         self._directs[id] = self._id("person", name)
         return id
 
+    def guest_place(self, name: str, *, in_server: bool) -> int:
+        """Return a channel of a server without the bot, or a chat between people."""
+        id = self._id("guest", name)
+        where: Json = {"type": 0, "guild_id": str(OTHER_GUILD)} if in_server else {"type": 3, "recipients": []}
+        self.guest_places.setdefault(id, {"id": str(id), "name": name, **where})
+        return id
+
     def member(self, id: int) -> Json:
         """Return a person as a member of the server, with the roles that they have now."""
         name = self.name_of(id)
@@ -106,11 +114,16 @@ class DiscordWorld:
         return self._last_id
 
     def _of_guild(self, channel: int) -> Json:
+        if channel in self.guest_places:
+            place = self.guest_places[channel]
+            return {name: place[name] for name in ("guild_id",) if name in place}
         return {} if channel in self._directs else {"guild_id": str(GUILD)}
 
     def _channel(self, id: int) -> Json:
         last = max((int(each["id"]) for each in self.messages.values() if each["channel_id"] == str(id)), default=None)
         name = next(name[-1] for name, known in self._ids.items() if known == id)
+        if id in self.guest_places:
+            return self.guest_places[id]
         if id in self._directs:
             return payloads.direct_channel(id, payloads.user(self._directs[id], name))
         if id in self._threads:

@@ -1,0 +1,62 @@
+"""Guest places: where the bot is no member, and can only reply with the token of an interaction.
+
+A guest place has a conversation of its own, apart from that of the same channel once the bot is a member there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import discord
+from discord.state import ConnectionState
+
+from bot.domain import ChannelKey, IncomingMessage
+
+# Stands in place of a thread's id, or behind it; an id is a number.
+_GUEST = "guest"
+# A private chat between people, of two or more; the bot's own chats and servers have other contexts.
+_PRIVATE_CHANNEL = 2
+# What `reply_address` says of a question that the response to its interaction shows in the channel.
+SHOWN = "shown"
+_GUEST_ADDRESS = "token:"
+
+
+def guest_key(channel: ChannelKey) -> ChannelKey:
+    """Return the key of a guest place.
+
+    >>> str(guest_key(ChannelKey("discord", "1"))), str(guest_key(ChannelKey("discord", "1", "2")))
+    ('discord:1:guest', 'discord:1:2-guest')
+    """
+    return replace(channel, thread="-".join(filter(None, [channel.thread, _GUEST])))
+
+
+def is_guest(channel: ChannelKey) -> bool:
+    return channel.thread is not None and channel.thread.endswith(_GUEST)
+
+
+def is_in_guest_place(data: Mapping[str, Any], state: ConnectionState[Any], *, in_thread: bool) -> bool:
+    """Return whether an interaction comes from where the bot cannot write messages.
+
+    Raises:
+        One of PARSE_ERRORS: It has another form.
+    """
+    server = data.get("guild_id")
+    if not server:
+        return bool(data.get("context") == _PRIVATE_CHANNEL)
+    if state._get_guild(int(server)) is None:
+        return True
+    if "app_permissions" not in data:
+        return False
+    may = discord.Permissions(int(data["app_permissions"]))
+    writes = may.send_messages_in_threads if in_thread else may.send_messages
+    return not (may.administrator or (may.view_channel and writes))
+
+
+def address_of_token(token: str) -> str:
+    return _GUEST_ADDRESS + token
+
+
+def token_of(message: IncomingMessage) -> str | None:
+    """Return the token that a question of a guest place was stored with."""
+    address = message.reply_address or ""
+    return address.removeprefix(_GUEST_ADDRESS) if address.startswith(_GUEST_ADDRESS) else None

@@ -1,0 +1,169 @@
+"""Replies as responses to interactions: calls with the token of one, which Discord takes for 15 minutes."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import discord
+from discord.http import handle_message_parameters
+from discord.webhook.async_ import async_context
+
+from bot.adapters.discord.errors import TokenExpired, UnreadableAnswer
+from bot.adapters.discord.http import ALLOWED_MENTIONS
+from bot.adapters.discord.messages import buttons, check_message
+from bot.delivery.markdown.format import Rendered
+from bot.domain import Controls
+from bot.errors import ChannelGone
+from bot.util.recent import RecentDict
+
+# The API's name of the response to an interaction, whose id is unknown until it is shown.
+_ORIGINAL = "@original"
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A message that can be changed with a token; `name` is what the API calls it there."""
+
+    token: str
+    name: str
+
+
+class Responses:
+    """The replies that are shown with tokens.
+
+    The response itself is an edit, so that a repeated call has no second effect.  Further messages are not
+    deduplicated by Discord: one whose id was lost stays as "…".
+    """
+
+    def __init__(self, calling: Callable[[], AbstractAsyncContextManager[discord.Client]]) -> None:
+        self._calling: Callable[[], Any] = calling
+        self._tokens: RecentDict[str, str] = RecentDict()  # by question
+        self._shown: RecentDict[str, _Shown] = RecentDict()  # by message
+
+    def know(self, question: str, token: str, *messages: str) -> None:
+        """Show the reply to a question with this token; `messages` are those that it has already."""
+        self._tokens[question] = token
+        for number, message in enumerate(messages):
+            if message not in self._shown:
+                self._shown[message] = _Shown(token, message if number else _ORIGINAL)
+
+    def know_message(self, message: str, token: str) -> None:
+        """Change a message with the token of a press of its button, which is newer than its own."""
+        self._shown[message] = _Shown(token, _ORIGINAL)
+
+    def token_of(self, question: str) -> str | None:
+        return self._tokens.get(question)
+
+    def forget(self, question: str) -> None:
+        self._tokens.pop(question, None)
+
+    def has_question(self, question: str | None) -> bool:
+        return question in self._tokens
+
+    def has_message(self, message: str) -> bool:
+        return message in self._shown
+
+    async def show(self, question: str, text: Rendered, controls: Controls) -> str:
+        """Show a text as the response to a question, and return the id of its message.
+
+        Raises:
+            TokenExpired: Discord takes the token no more.
+        """
+        return await self._edit(_Shown(self._tokens[question], _ORIGINAL), text, controls)
+
+    async def edit(self, message: str, text: Rendered, controls: Controls) -> None:
+        """Change a message; raises as `show` does."""
+        await self._edit(self._shown[message], text, controls)
+
+    async def send_as_guest(
+        self, text: Rendered, controls: Controls, *, reply_to: str | None, continues: str | None
+    ) -> str:
+        """Send a message of a reply in a guest place.
+
+        Raises:
+            ChannelGone: No token is known for it, or it has expired.
+        """
+        try:
+            if reply_to in self._tokens:
+                return await self.show(reply_to or "", text, controls)
+            if continues in self._shown:
+                return await self._follow_up(self._shown[continues or ""].token, text, controls)
+        except TokenExpired as expired:
+            raise _no_token() from expired
+        raise _no_token()
+
+    async def edit_as_guest(self, message: str, text: Rendered, controls: Controls) -> None:
+        """Change a message in a guest place; raises as `send_as_guest` does."""
+        try:
+            if message in self._shown:
+                await self.edit(message, text, controls)
+                return
+        except TokenExpired as expired:
+            raise _no_token() from expired
+        raise _no_token()
+
+    async def delete_as_guest(self, message: str) -> None:
+        if (shown := self._shown.get(message)) is None:
+            raise _no_token()
+        try:
+            async with self._calling() as client:
+                deletion: Any = async_context.get().delete_webhook_message(
+                    client.application_id, shown.token, _name(shown), **_session(client, shown.token)
+                )
+                if await deletion:  # no content is due
+                    raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
+        except TokenExpired as expired:
+            raise _no_token() from expired
+
+    async def tell(self, question: str, sentence: str) -> None:
+        """Send a sentence of its own behind a reply; raises as `show` does."""
+        if (token := self._tokens.get(question)) is not None:
+            await self._follow_up(token, Rendered(sentence), frozenset())
+
+    async def _edit(self, shown: _Shown, text: Rendered, controls: Controls) -> str:
+        # The interaction's own method would use the client that received it, which may be closed.
+        async with self._calling() as client:
+            with _message(text, controls) as params:
+                answer = await async_context.get().edit_webhook_message(
+                    client.application_id,
+                    shown.token,
+                    _name(shown),
+                    payload=params.payload,
+                    **_session(client, shown.token),
+                )
+            id = check_message(answer)
+        self._shown[id] = shown
+        return id
+
+    async def _follow_up(self, token: str, text: Rendered, controls: Controls) -> str:
+        async with self._calling() as client:
+            with _message(text, controls) as params:
+                answer = await async_context.get().execute_webhook(
+                    client.application_id,
+                    token,
+                    payload=params.payload,
+                    wait=True,
+                    with_components=True,
+                    **_session(client, token),
+                )
+            id = check_message(answer)
+        self._shown[id] = _Shown(token, id)
+        return id
+
+
+def _message(text: Rendered, controls: Controls) -> Any:
+    return handle_message_parameters(content=text.text, view=buttons(controls), allowed_mentions=ALLOWED_MENTIONS)
+
+
+def _name(shown: _Shown) -> Any:
+    return shown.name
+
+
+def _session(client: discord.Client, token: str) -> Mapping[str, Any]:
+    webhook = discord.Webhook.partial(client.application_id or 0, token, client=client)
+    return {"session": webhook.session, "proxy": client.http.proxy}
+
+
+def _no_token() -> ChannelGone:
+    return ChannelGone("no member here, and the interaction's token has expired")

@@ -1,0 +1,231 @@
+"""/ask and "Ask about this" on Discord, where the bot is a member."""
+
+import json
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from bot.adapters.discord.ask import ABOUT
+from bot.chat.i18n import translator
+from bot.config.places import PlaceSection
+from bot.config.schema import AccessSection, Config
+from bot.domain import Action
+from tests.harness.discord_harness import DiscordBot, run_discord_bot
+from tests.harness.platform import Fault
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_world import EPHEMERAL, GUILD
+
+ASKED = "> 💬 **Mei**\n> why?"
+
+
+async def test_a_question_is_shown_and_answered_below(bot: DiscordBot) -> None:
+    await bot.platform.command("ask why?")
+    await bot.shows(ASKED, "ok")
+    shown, answer = bot.platform.seen()
+    assert answer.reply_to == shown.id
+    assert bot.harness.engine.requests[0].messages[-1].content.endswith("why?")
+    await bot.all_is_delivered()
+
+
+async def test_a_question_by_command_is_part_of_the_conversation(bot: DiscordBot) -> None:
+    await bot.platform.say("remember 7")
+    await bot.shows("ok")
+    await bot.platform.command("ask why?")
+    await bot.shows("ok", ASKED, "ok")
+    await bot.platform.say("go on")
+    await bot.shows("ok", ASKED, "ok", "ok")
+    said = [message.content for message in bot.engine.requests[-1].messages if message.role == "user"]
+    assert [text.rpartition(": ")[2] for text in said] == ["remember 7", "why?", "go on"]
+
+
+async def test_a_question_by_command_works_in_a_direct_message(bot: DiscordBot) -> None:
+    await bot.platform.command("ask why?", direct=True)
+    await bot.shows(ASKED, "ok", channel="Mei")
+
+
+async def test_an_answer_to_a_command_is_given_again_in_place(bot: DiscordBot) -> None:
+    bot.engine.add("first", "second")
+    await bot.platform.command("ask why?")
+    await bot.platform.until(lambda: bool(bot.shown()) and bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.press(bot.platform.seen()[-1].id, Action.RETRY)
+    await bot.shows(ASKED, "second")
+
+
+async def test_words_that_would_notify_people_notify_nobody(bot: DiscordBot) -> None:
+    await bot.platform.command("ask @everyone https://example.org")
+    await bot.shows("> 💬 **Mei**\n> @everyone https://example.org", "ok")  # the server checks allowed_mentions
+
+
+async def test_a_long_question_of_many_lines_fits_its_message(bot: DiscordBot) -> None:
+    await bot.platform.say("look at this", mention=False, author="Jo")
+    await bot.platform.open_menu(ABOUT, bot.platform.seen()[-1].id)
+    await bot.platform.until(lambda: bool(bot.platform.modals))
+    await bot.platform.submit({"question": "😀\n" * 600})
+    await bot.platform.until(lambda: bot.shown()[-1:] == ["ok"])
+    assert bot.shown()[0].endswith("…")
+
+
+async def test_a_file_comes_with_the_question(bot: DiscordBot) -> None:
+    notes = bot.platform.file("notes.txt", b"the code is 42", "text/plain")
+    await bot.platform.command("ask what is the code?", files=[notes])
+    await bot.shows("> 💬 **Mei**\n> what is the code?\n> 📎 notes.txt", "ok")
+    assert "the code is 42" in bot.engine.requests[0].messages[-1].content
+
+
+async def test_a_question_about_a_message_brings_it_along(bot: DiscordBot) -> None:
+    said = await bot.platform.say("tea is green", mention=False, author="Jo")
+    await bot.platform.open_menu(ABOUT, said)
+    await bot.platform.until(lambda: bool(bot.platform.modals))
+    await bot.platform.submit({"question": "is it?"})
+    where = f"https://discord.com/channels/{GUILD}/{bot.platform.channel('general')}/{said}"
+    await bot.shows(f"> 💬 **Mei** ↩️ {where}\n> is it?", "ok")
+    assert "tea is green" in bot.engine.requests[0].messages[-1].content
+
+
+async def test_a_question_about_a_message_outlives_a_restart(platform: DiscordPlatform, tmp_path: Path) -> None:
+    said = await platform.say("tea is green", mention=False, author="Jo")
+    async with run_discord_bot(platform, tmp_path):
+        await platform.open_menu(ABOUT, said)
+        await platform.until(lambda: bool(platform.modals))
+    await platform.disconnect(resumable=False)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.submit({"question": "is it?"})
+        await platform.until(lambda: bot.shown()[-1:] == ["ok"])
+        assert "tea is green" in bot.engine.requests[0].messages[-1].content
+
+
+async def test_a_modal_about_a_deleted_message_says_so(platform: DiscordPlatform, tmp_path: Path) -> None:
+    said = await platform.say("tea is green", mention=False, author="Jo")
+    async with run_discord_bot(platform, tmp_path):
+        await platform.open_menu(ABOUT, said)
+        await platform.until(lambda: bool(platform.modals))
+    await platform.disconnect(resumable=False)
+    del platform.messages[int(said)]
+    platform.locales["Mei"] = "zh-CN"
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.submit({"question": "is it?"})
+        await bot.shows(translator("zh")("I cannot read that message any more. Please choose it again."))
+        assert platform.messages[int(platform.seen()[-1].id)]["flags"] & EPHEMERAL
+
+
+@pytest.mark.parametrize("command", ["ask why?", ABOUT])
+async def test_a_denied_person_gets_a_notice(platform: DiscordPlatform, tmp_path: Path, command: str) -> None:
+    said = await platform.say("tea", mention=False, author="Jo")
+    access = AccessSection(deny_users=(f"discord:{platform.person('Mei')['id']}",))
+    async with run_discord_bot(platform, tmp_path, access=access) as bot:
+        if command == ABOUT:
+            await platform.open_menu(ABOUT, said)
+        else:
+            await platform.command(command)
+        await bot.shows("I do not answer here.")
+
+
+async def test_a_question_that_came_too_late_for_a_response_is_shown_by_a_message(bot: DiscordBot) -> None:
+    bot.platform.is_late = True
+    await bot.platform.command("ask why?")
+    await bot.shows(ASKED, "ok")
+    shown, answer = bot.platform.seen()
+    assert answer.reply_to == shown.id
+
+
+async def test_a_question_whose_response_was_lost_is_shown_once(bot: DiscordBot) -> None:
+    bot.platform.garbled_callbacks = 1
+    await bot.platform.command("ask why?")
+    await bot.shows(ASKED, "ok")
+    shown, answer = bot.platform.seen()
+    assert answer.reply_to == shown.id
+
+
+async def test_a_question_that_is_delivered_again_is_answered_once(bot: DiscordBot) -> None:
+    await bot.platform.command("ask why?")
+    bot.platform.repeat_press()
+    await bot.shows(ASKED, "ok")
+    bot.platform.repeat_press()
+    await bot.platform.say("and?")
+    await bot.shows(ASKED, "ok", "ok")
+    assert len(bot.engine.requests) == 2
+
+
+async def test_a_reconnect_while_a_question_is_answered_changes_nothing(bot: DiscordBot) -> None:
+    bot.engine.go_on.clear()
+    await bot.platform.command("ask why?")
+    await bot.engine.asked(1)
+    bot.platform.send_malformed_frame()
+    await bot.platform.until(lambda: len(bot.platform.identified) == 2)
+    bot.engine.go_on.set()
+    await bot.shows(ASKED, "ok")
+    await bot.all_is_delivered()
+
+
+@pytest.mark.parametrize("is_shown", [True, False])
+async def test_a_restart_goes_on_with_a_question(platform: DiscordPlatform, tmp_path: Path, is_shown: bool) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path.endswith("/callback") and not is_shown:
+            return web.Response(text="lost")
+        if request.method == "POST" and request.path.endswith("/messages"):
+            body = json.dumps({"code": 0, "message": "later"}).encode()
+            return web.Response(status=500, body=body, content_type="application/json")
+        return None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.command("ask why?")
+        await bot.engine.asked(1)
+    platform.gate.guard = None
+    await platform.disconnect(resumable=False)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.shows(ASKED, "ok")
+        shown, answer = platform.seen()
+        assert answer.reply_to == shown.id
+    platform.forget_interactions()
+
+
+async def test_a_restored_database_answers_a_question_no_second_time(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.engine.go_on.clear()
+        await platform.command("ask why?")
+        await bot.engine.asked(1)
+        copy = {each.name: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+        bot.engine.go_on.set()
+        await bot.shows(ASKED, "ok")
+        await bot.all_is_delivered()
+    for name, content in copy.items():
+        (tmp_path / name).write_bytes(content)
+    platform.forget_nonces()
+    await platform.disconnect(resumable=False)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.all_is_delivered()
+        assert bot.shown() == [ASKED, "ok"]
+        assert bot.engine.requests == []
+
+
+async def test_a_question_by_command_is_not_taken_for_a_deleted_message(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.command("ask why?")
+        await bot.shows(ASKED, "ok")
+        await bot.all_is_delivered()
+    await platform.disconnect(resumable=False)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("go on")
+        await bot.shows(ASKED, "ok", "ok")
+        said = [message.content for message in bot.engine.requests[-1].messages if message.role == "user"]
+        assert len(said) == 2
+
+
+async def test_every_fourth_call_refused_leaves_one_answer(bot: DiscordBot) -> None:
+    bot.platform.script = lambda number, name: Fault(("429", "500", "lost")[number // 2 % 3]) if number % 2 else None
+    bot.engine.add("word " * 700)
+    await bot.platform.command("ask why?")
+    await bot.platform.until(lambda: bool(bot.shown()) and bot.platform.seen()[-1].actions == {Action.RETRY})
+    assert bot.shown()[0] == ASKED
+    assert " ".join(bot.shown()[1:]).split() == ["word"] * 700
+
+
+async def test_an_answer_opens_the_thread_of_the_message_that_shows_the_question(bot: DiscordBot) -> None:
+    bot.harness.settings.reconfigure(Config(platforms={"discord": PlaceSection(answer="thread")}))
+    await bot.platform.command("ask why?")
+    await bot.shows("ok", thread="why?")
+    assert bot.shown() == [ASKED]
