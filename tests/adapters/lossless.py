@@ -93,6 +93,7 @@ def report_delivered(report: Report, delivered: Delivered, seed: int) -> None:
         "last edit landed": f"{delivered.without(NOT_LANDED)} of {delivered.cases}",
         "said twice": f"{delivered.cases - delivered.without(TWICE)}",
         "“…” left behind": f"{delivered.left_behind}",
+        "streams started": f"{delivered.streams}",
         "messages over the limit": f"{len(long)}",
         "calls before Retry-After": f"{len(early)}",
         "other calls that are forbidden": f"{len(others)}",

@@ -20,6 +20,7 @@ from tests.harness.fakes.engine import AnswerScript, Item
 from tests.harness.platform import Fault, LoopbackPlatform, Seen
 from tests.harness.platform_bench import FORMS, PROFILES, Bench, Profile, open_bench, without_spaces
 from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.slack import SlackServer
 
 # Speed of the bot's clock; Retry-After and intervals are scaled with it.
 FACTOR = 50.0
@@ -59,6 +60,7 @@ class Delivered:
     characters: int = 0
     messages: int = 0
     left_behind: int = 0  # "…" whose id was lost
+    streams: int = 0  # calls that start one
     faults: dict[int, list[str]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -114,6 +116,9 @@ async def deliver(
         async with asyncio.TaskGroup() as tasks:
             deliveries = [tasks.create_task(one(case)) for case in cases]
         result.violations = list(bench.platform.violations)
+        if isinstance(bench.platform, SlackServer):
+            result.streams = bench.platform.calls.count("chat.startStream")
+            result.violations += [f"a stream left open: {ts}" for ts in bench.platform.agents.open_streams]
     result.seconds = time.monotonic() - began
     # Compared only after all deliveries, since it would block the bot's event loop.
     for case, task in zip(cases, deliveries, strict=True):

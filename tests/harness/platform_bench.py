@@ -108,7 +108,14 @@ def _refusing_blocks() -> LoopbackPlatform:
     return telegram
 
 
-# Other forms of the messages of a platform: Telegram's rich messages, and entities where it refuses each of them.
+def _refusing_streams() -> LoopbackPlatform:
+    slack = SlackServer(is_agent=True)
+    slack.refused["chat.startStream"] = "channel_type_not_supported"
+    return slack
+
+
+# Other forms of the messages of a platform: Telegram's rich messages, and entities where it refuses each of them;
+# Slack's streams, and edits where each channel refuses them.
 FORMS = {
     "telegram-rich": replace(
         PROFILES["telegram"],
@@ -117,6 +124,8 @@ FORMS = {
         compared=lambda visible: re.sub(r"\$|\\[()\[\]]", "", visible),
     ),
     "telegram-refused": replace(PROFILES["telegram"], open=_refusing_blocks),
+    "slack-streams": replace(PROFILES["slack"], open=partial(SlackServer, is_agent=True)),
+    "slack-refused": replace(PROFILES["slack"], open=_refusing_streams),
 }
 
 
