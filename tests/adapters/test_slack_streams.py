@@ -8,6 +8,7 @@ import pytest
 
 from bot.delivery.markdown.blocks import visible_text
 from bot.domain import Action, Status
+from tests.adapters.growing import grow
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness
 from tests.harness.servers.slack import SlackServer
@@ -203,3 +204,42 @@ async def test_more_replies_than_slack_lets_start_as_streams_are_edited(agent: S
         await agent.until(lambda: all(bots(agent.seen(each)) == ["an answer"] for each in channels))
         await agent.until(lambda: all(agent.seen(each)[-1].actions == {Action.RETRY} for each in channels))
     assert "chat.update" in agent.calls
+
+
+@pytest.mark.parametrize(("form", "method"), [("slack", "chat.update"), ("slack-streams", "chat.appendStream")])
+async def test_growing_replies_keep_to_the_limits_of_a_minute(form: str, method: str) -> None:
+    growing = await grow(form, seconds=20.0, factor=20.0)
+    assert growing.refused == 0
+    assert growing.calls[method] > 0
+
+
+# Suggested prompts
+
+
+async def test_the_chat_with_an_agent_suggests_prompts_in_the_readers_language(
+    harness: Harness, agent: SlackServer
+) -> None:
+    agent.workspace.locales["Wei"] = "zh-CN"
+    async with running(harness, agent):
+        agent.open_chat(author="Mei")
+        agent.open_chat(author="Wei")
+        thread = agent.open_assistant(author="Mei")
+        await agent.until(lambda: len(agent.agents.prompts) == 3)
+    first = {
+        (each["channel_id"], each.get("thread_ts")): each["prompts"][0]["message"] for each in agent.agents.prompts
+    }
+    assert first == {
+        (agent.workspace.direct("Mei"), None): "What can you help me with?",
+        (agent.workspace.direct("Wei"), None): "你能帮我做什么？",
+        (agent.workspace.direct("Mei"), thread): "What can you help me with?",
+    }
+
+
+async def test_prompts_that_are_refused_are_not_suggested_again(harness: Harness, server: SlackServer) -> None:
+    async with running(harness, server):
+        server.open_chat(author="Mei")
+        await server.until(lambda: "assistant.threads.setSuggestedPrompts" in server.calls)
+        await server.until(lambda: server.is_quiet)
+        server.open_chat(author="Mei")
+        await server.until(lambda: server.is_quiet)
+    assert server.calls.count("assistant.threads.setSuggestedPrompts") == 1

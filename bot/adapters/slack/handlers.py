@@ -30,6 +30,7 @@ from bot.adapters.slack.parse import (
     is_tombstone,
     text_of,
 )
+from bot.adapters.slack.prompts import SuggestedPrompts
 from bot.adapters.slack.settings import SlackSection
 from bot.adapters.slack.streams import SlackStreams
 from bot.chat.commands import parse
@@ -103,12 +104,16 @@ class SlackHandlers:
         app.event("app_mention")(self.on_message)
         app.event("message")(self.on_message)
         app.event("agent_session_stopped")(self.on_stopped)
+        SuggestedPrompts(api, self._parser.locale_of, self._language).register(app)
         app.event(re.compile(""))(self.on_other)
         app.command(re.compile(""))(self.on_command)
         app.action(re.compile(""))(self.on_button)
         app.view(CALLBACK)(self.on_form)
         app.error(self.on_error)
         return app
+
+    def _language(self) -> str:
+        return self._intake.settings.conversation.language
 
     def hold(self, channels: Iterable[str]) -> None:
         """Hold live events of these channels until their backlog is stored."""

@@ -39,7 +39,7 @@ _MINUTE = 60.0
 _ASKED = 1000
 # Characters of a thread's title and of its status line.
 _TITLE, _STATUS = 200, 150
-# A "<" so near the end may become what pings somebody, and is neutralised then.
+# Characters before the end in which a "<" may still become a mention, which is neutralised when it is complete.
 _MARK = 12
 
 # Refusals that concern one channel, but for these codes; others concern the app.
@@ -131,7 +131,7 @@ class SlackStreams:
                 recipient_team_id=None if is_direct else team,
             )
         except PlatformError as error:
-            if _is_passing(error):
+            if is_passing(error):
                 raise
             self._refuse(place, error)
             return None
@@ -157,7 +157,7 @@ class SlackStreams:
                 await self._finish(channel, ts, stream, text, buttons)
                 return True
         except PlatformError as error:
-            if _is_passing(error):
+            if is_passing(error):
                 raise
             log.info("slack: stream ended", message=ts, error=str(error))
         await self.close(channel, ts)
@@ -172,7 +172,7 @@ class SlackStreams:
         try:
             await self._web.chat_stopStream(channel=channel.channel, ts=ts)
         except PlatformError as error:
-            if _is_passing(error):
+            if is_passing(error):
                 raise
             # Most often message_not_in_streaming_state: Slack ends a stream after five minutes.
             log.info("slack: no stream to end", message=ts, error=str(error))
@@ -237,7 +237,7 @@ class SlackStreams:
             except (LoginRefused, RateLimited):
                 raise
             except PlatformError as error:
-                self._has_status = _is_passing(error)
+                self._has_status = is_passing(error)
                 log.info("slack: status line not set", error=str(error))
         stream.status = words
 
@@ -253,7 +253,7 @@ class SlackStreams:
         except (LoginRefused, RateLimited):
             raise
         except PlatformError as error:
-            if not _is_passing(error):
+            if not is_passing(error):
                 self._refuse(place, error)
             return False
         if text_of(fields(response), "warning") == _NO_STOP:
@@ -285,7 +285,7 @@ def _code(error: PlatformError) -> str:
     return str(cause.response.get("error")) if isinstance(cause, SlackApiError) else ""
 
 
-def _is_passing(error: PlatformError) -> bool:
+def is_passing(error: PlatformError) -> bool:
     """Return whether the call is to be repeated, or is not executed for a reason that concerns all calls."""
     return isinstance(error, (*TRANSIENT, LoginRefused)) and _code(error) != "unknown_method"
 

@@ -178,6 +178,19 @@ class SlackServer(SlackWire):
             }
         )
 
+    def open_chat(self, *, author: str = "Mei") -> None:
+        """Open the direct chat with the bot, as in the client."""
+        event = {"type": "app_home_opened", "tab": "messages", "user": self.workspace.user(author)}
+        self.emit({**event, "channel": self.workspace.direct(author), "ts": self.workspace.now()})
+
+    def open_assistant(self, *, author: str = "Mei") -> str:
+        """Begin a thread with an app of the older kind of agents; return the thread."""
+        channel, user = self.workspace.direct(author), self.workspace.user(author)
+        thread = self.workspace.post(channel, user, text="New chat").ts
+        started = {"user_id": user, "channel_id": channel, "thread_ts": thread, "context": {}}
+        self.emit({"type": "assistant_thread_started", "assistant_thread": started, "ts": self.workspace.now()})
+        return thread
+
     async def refresh(self) -> None:
         """Ask the client to replace its sockets, as Slack does about every hour."""
         for line in list(self._sockets):

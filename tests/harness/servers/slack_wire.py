@@ -70,6 +70,7 @@ class SlackWire:
         self.views = SlackViews()
         self.agents = SlackAgents(self.workspace, self._now, is_on=is_agent)
         self.per_minute: dict[str, int] = {}
+        self.over_limit = 0  # calls refused because of it
         self.called_at: dict[str, list[float]] = {}  # by method, in seconds of the bot's clock
         self.violations: list[str] = []
         self.script: FaultScript = lambda number, name: None
@@ -348,6 +349,7 @@ class SlackWire:
     def _is_over_limit(self, method: str) -> bool:
         now, calls = self._clock.now(), self.called_at.setdefault(method, [])
         is_over = len([at for at in calls if at > now - 60.0]) >= self.per_minute.get(method, math.inf)
+        self.over_limit += is_over
         if not is_over:
             calls.append(now)
         return is_over
