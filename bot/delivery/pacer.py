@@ -3,7 +3,8 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -30,6 +31,10 @@ _GROWING = 0.8
 # The part of that share that may be used at once; the rest is evenly spaced over the minute.
 _BURST = 0.25
 _MINUTE = 60.0
+# Calls kept per reply in progress: its last one, and one for what is asked meanwhile.
+_RESERVED = 2
+# Seconds until a budget whose calls are all reserved is looked at again.
+_LOOK_AGAIN = 1.0
 
 
 def by_channel(channel: ChannelKey) -> Hashable:
@@ -41,9 +46,13 @@ def by_channel(channel: ChannelKey) -> Hashable:
 class _Lane:
     edits: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while waiting for the interval
     call: asyncio.Lock = field(default_factory=asyncio.Lock)  # held during the one call in flight
+    budget: "Budget | None" = None  # of this channel alone
     next_edit: float = -math.inf
     paused_until: float = -math.inf
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_WAIT, _LONGEST_WAIT))
+
+    def is_forgettable(self, now: float) -> bool:
+        return self.is_idle(now) and (self.budget is None or self.budget.is_idle)
 
     def is_idle(self, now: float) -> bool:
         return not (self.edits.locked() or self.call.locked() or max(self.next_edit, self.paused_until) > now)
@@ -54,9 +63,14 @@ class Budget:
 
     After a burst, the edits of growing replies are evenly spaced, so that none stands still for
     the rest of a minute.
+
+    With `counts_sends` it is the budget of one channel, where messages count too: growing replies
+    leave calls for the ends of all in progress.
     """
 
-    def __init__(self, per_minute: int, clock: Clock) -> None:
+    def __init__(self, per_minute: int, clock: Clock, *, counts_sends: bool = False) -> None:
+        self.counts_sends = counts_sends
+        self._reserved = 0
         self._per_minute = per_minute
         self._share = per_minute * _GROWING
         self._spacing = _MINUTE / (self._share * (1 - _BURST))
@@ -78,6 +92,20 @@ class Budget:
         async with self._finished:
             await self._take(self._next_last)
 
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Keep calls for the end of a reply, until it is complete."""
+        reserved = _RESERVED if self.counts_sends else 0
+        self._reserved += reserved
+        try:
+            yield
+        finally:
+            self._reserved -= reserved
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._used() or self._reserved)
+
     @property
     def is_used_up(self) -> bool:
         """Whether a growing reply could not be edited now."""
@@ -93,6 +121,9 @@ class Budget:
         self._edits.append(self._clock.now())
 
     def _next_growing(self) -> float:
+        if self.counts_sends:  # the interval of the channel spaces its edits
+            is_free = self._used() + self._reserved <= self._per_minute
+            return -math.inf if is_free else self._clock.now() + _LOOK_AGAIN
         if self._used() >= self._share:
             return self._edits[0] + _MINUTE
         return self._even - (self._share * _BURST - 1) * self._spacing
@@ -111,7 +142,8 @@ class Pacer:
 
     A channel has one call in flight at a time, so that the next caller knows whether the
     last one was rate limited.  Callers are served in order.  `edits_per_minute` limits the
-    edits of all channels together, `appends_per_minute` the appends to messages that are streams.
+    edits of all channels together, `appends_per_minute` the appends to messages that are streams,
+    `calls_per_minute` messages and edits of each channel.
     """
 
     def __init__(
@@ -121,8 +153,10 @@ class Pacer:
         lane: Callable[[ChannelKey], Hashable] = by_channel,
         edits_per_minute: int | None = None,
         appends_per_minute: int | None = None,
+        calls_per_minute: Callable[[ChannelKey], int | None] = lambda channel: None,
     ) -> None:
         self.clock = clock
+        self._calls_per_minute = calls_per_minute
         self.budget = None if edits_per_minute is None else Budget(edits_per_minute, clock)
         self.appends = None if appends_per_minute is None else Budget(appends_per_minute, clock)
         self._interval = interval
@@ -172,14 +206,23 @@ class Pacer:
             log.warning("rate limited", channel=str(channel), seconds=round(seconds))
         lane.paused_until = max(lane.paused_until, now + seconds)
 
+    def budget_of(self, channel: ChannelKey) -> Budget | None:
+        """Return the budget of the channel, else the one of the platform."""
+        return self._lane(channel).budget or self.budget
+
     def is_busy(self, channel: ChannelKey) -> bool:
         """Return whether a call now would have to wait: for the channel, or for the budget of edits."""
-        is_used_up = self.budget is not None and self.budget.is_used_up
+        budget = self.budget_of(channel)
+        is_used_up = budget is not None and budget.is_used_up
         return is_used_up or not self._lane(channel).is_idle(self.clock.now())
 
     def _lane(self, channel: ChannelKey) -> _Lane:
         key = self._lane_of(channel)
         if key not in self._lanes and len(self._lanes) >= _LANES:
             now = self.clock.now()
-            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.is_idle(now)}
-        return self._lanes.setdefault(key, _Lane())
+            self._lanes = {key: lane for key, lane in self._lanes.items() if not lane.is_forgettable(now)}
+        if key not in self._lanes:
+            per_minute = self._calls_per_minute(channel)
+            budget = None if per_minute is None else Budget(per_minute, self.clock, counts_sends=True)
+            self._lanes[key] = _Lane(budget=budget)
+        return self._lanes[key]

@@ -32,6 +32,12 @@ _DELAY_NOTICE = -1
 # Seconds between two notices to a channel that its messages wait for the database.
 _DELAY_NOTICE_INTERVAL = 600.0
 
+# Shows for a few seconds that the bot writes in a channel.
+ShowTyping = Callable[[ChannelKey], Awaitable[None]]
+# Seconds after which it is shown where there is no message yet, and between two calls: Telegram shows it for 5.
+_TYPING_AFTER = 1.0
+_TYPING_INTERVAL = 4.5
+
 # Shows a reply while it grows in a way that leaves nothing behind; returns its events for the delivery.
 Preview = Callable[[Exchange, ReplyStream, Pacer], Awaitable[ReplyStream]]
 
@@ -42,11 +48,12 @@ class Replies:
     An async context manager: leaving it starts no new ones, gives those in progress `GRACE`
     seconds to end, and cancels the rest, which is then owed.
 
-    `edits_per_minute` is the platform's limit for all channels together; `sends_whole` tells
+    `edits_per_minute` is the platform's limit for all channels together, `calls_per_minute` that of
+    messages and edits in a channel, where it has one; `sends_whole` tells
     whether an answer to a message that is complete at once may be sent in one call (see Sender).
     With `looks_first` the message that an earlier run may have sent in a channel is looked for by the
-    send; other platforms find it by reading their channels before.  `open_thread` opens a thread for an answer.
-    `streams` are those of the messenger.
+    send; other platforms find it by reading their channels before.  `open_thread` opens a thread for an answer,
+    `show_typing` gives a sign of life while the first message has to wait.  `streams` are those of the messenger.
     """
 
     def __init__(
@@ -57,11 +64,14 @@ class Replies:
         preview: Preview | None = None,
         *,
         edits_per_minute: int | None = None,
+        calls_per_minute: Callable[[ChannelKey], int | None] = lambda channel: None,
         sends_whole: Callable[[IncomingMessage], bool] = lambda message: False,
         looks_first: bool = False,
         streams: Streams | None = None,
         open_thread: OpenThread | None = None,
+        show_typing: ShowTyping | None = None,
     ) -> None:
+        self._show_typing = show_typing
         self._intake = intake
         self._exchanges = intake.exchanges
         self._messenger = messenger
@@ -74,6 +84,7 @@ class Replies:
             clock,
             edits_per_minute=edits_per_minute,
             appends_per_minute=None if streams is None else streams.appends_per_minute,
+            calls_per_minute=calls_per_minute,
         )
         self._threads = Threads(intake, self._pacer, open_thread)
         self._clock = clock
@@ -217,8 +228,27 @@ class Replies:
     async def _deliver(self, worker: Worker, sender: Sender) -> None:
         exchange = worker.exchange
         async with self._intake.answers.stream(exchange) as stream:
-            shown = stream if self._preview is None else await self._preview(exchange, stream, self._pacer)
-            await sender.run(shown)
+            typing = asyncio.create_task(self._type_until_sent(worker))
+            try:
+                shown = stream if self._preview is None else await self._preview(exchange, stream, self._pacer)
+                await sender.run(shown)
+            finally:
+                typing.cancel()
+                await asyncio.gather(typing, return_exceptions=True)
+
+    async def _type_until_sent(self, worker: Worker) -> None:
+        """Give a sign of life while the first message waits for its turn in the channel."""
+        seconds = _TYPING_AFTER
+        while self._show_typing is not None:
+            await self._clock.sleep(seconds)
+            if worker.parts and worker.parts[0].id is not None:
+                return
+            try:
+                await self._show_typing(worker.exchange.message.channel)
+            except PlatformError as error:
+                log.info("typing not shown", error=str(error))
+                return
+            seconds = _TYPING_INTERVAL
 
     async def _fault_of(self, showing: Awaitable[None]) -> str | None:
         """Return why this one reply cannot be shown, now or later; None once it was.

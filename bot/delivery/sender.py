@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -143,10 +144,15 @@ class Sender:
             PlatformError: The platform refuses the reply for good.
             ClaimLost: Another worker goes on with the exchange.
         """
+        budget = self._pacer.budget_of(self._channel)
         if self._sends_whole and self._pacer.is_busy(self._channel):
             await race(stream.wait_finished(), self._pacer.clock.sleep(_PLACEHOLDER_DELAY))
-        else:
+        elif budget is None or not budget.counts_sends:
             self._sends_whole = False
+        with nullcontext() if budget is None else budget.reserve():
+            await self._show(stream)
+
+    async def _show(self, stream: ReplyStream) -> None:
         while True:
             self._is_calling = False
             await self._read(stream)
@@ -235,11 +241,15 @@ class Sender:
 
     def _budget(self, number: int) -> Budget | None:
         """Return the budget that the next call for message `number` counts in."""
-        part = self._messages[number].part if number < len(self._messages) else Part()
+        part, budget = Part(), self._pacer.budget_of(self._channel)
+        if number < len(self._messages):
+            part = self._messages[number].part
+        if part.id is None:
+            return budget if budget is not None and budget.counts_sends else None
         if not part.is_recorded:
             return None
-        is_stream = self._streams is not None and part.id is not None and self._streams.is_open(part.id)
-        return self._pacer.appends if is_stream else self._pacer.budget
+        is_stream = self._streams is not None and self._streams.is_open(part.id)
+        return self._pacer.appends if is_stream else budget
 
     def _waits_for_end(self, number: int) -> bool:
         """Return whether message `number` is sent whole, and is not complete yet."""

@@ -9,6 +9,7 @@ import pytest
 
 from bot.chat.commands import menu
 from bot.domain import Action
+from tests.adapters import busy_group
 from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import Fault
 from tests.harness.servers.telegram import BOT, BOT_ID, Refused, TelegramPlatform
@@ -354,3 +355,24 @@ async def test_in_a_topic_what_is_for_another_person_is_left_alone(
         await telegram.say("and you?", thread="moon", mention=False)
         await done(telegram, "ok", "ok", thread="moon")
     assert [request.messages[-1].content for request in harness.engine.requests] == ["Mei: hello", "Mei: and you?"]
+
+
+# The limit of a group
+
+
+async def test_a_busy_group_is_answered_within_its_limit_of_calls() -> None:
+    waits = await busy_group.measure(factor=40)
+    assert waits.violations == ()
+    assert waits.calls["429"] == 0
+
+
+async def test_typing_is_shown_while_the_first_message_has_to_wait(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    async with running(telegram, harness):
+        telegram.script = lambda number, name: Fault("429", 3) if number == 0 else None
+        await telegram.say("hello")
+        await done(telegram, "ok")
+        names = [name for name, _ in telegram.calls if name in ("sendMessage", "sendChatAction")]
+        assert names[0] == "sendMessage"
+        assert "sendChatAction" in names[1:]

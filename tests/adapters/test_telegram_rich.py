@@ -15,6 +15,7 @@ from bot.adapters.telegram.rich import RICH_LIMIT, RichFormat, plain_text, rich_
 from bot.delivery.markdown.format import utf16_units
 from bot.delivery.markdown.split import join, split
 from bot.domain import Action
+from tests.adapters.rich_answers import faults
 from tests.chaos.hostile_texts import hostile_texts
 from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import Fault
@@ -197,3 +198,7 @@ async def test_a_rich_message_can_be_replied_to_and_forwarded(rich: TelegramPlat
         await rich.say("", direct=True, forward_origin=origin, rich_message=content)
         await done(rich, "ok", channel="Mei")
     assert SHOWN in harness.engine.requests[-1].messages[-1].content
+
+
+def test_tables_formulas_and_code_of_generated_answers_are_shown_as_such() -> None:
+    assert [(seed, fault) for seed in range(150) for fault in faults(seed)] == []

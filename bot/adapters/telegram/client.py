@@ -56,6 +56,7 @@ _CONNECTIONS = 64
 _RETURN_OBJECTS = (
     "sendMessage",
     "sendRichMessage",
+    "answerGuestQuery",
     "editMessageText",
     "editMessageReplyMarkup",
     "getMe",
@@ -102,7 +103,7 @@ _EDIT_REFUSED = re.compile(
 _CHANNEL_GONE = re.compile(
     "chat not found|group chat was|chat was deleted|message thread not found|topic_deleted|topic_id_invalid"
     "|peer_id_invalid|chat_id_invalid|channel_invalid|user_deactivated|user is deactivated|user_is_bot"
-    "|can't initiate conversation|can't send messages to bots|chat_id is empty|user not found",
+    "|query is too old|query_id_invalid|can't initiate conversation|can't send messages to bots|chat_id is empty|user not found",
     re.IGNORECASE,
 )
 _ACCESS_DENIED = re.compile(
@@ -292,6 +293,10 @@ class _Request(HTTPXRequest):
             case (("sendMessage" | "sendRichMessage" | "editMessageText"), {"message_id": int(id)}) if id > 0:
                 # Only the id is used, and the library could fail on the rest.
                 return {"message_id": int(id), "date": 0, "chat": {"id": 0, "type": "private"}}
+            case "editMessageText", True:  # of a message that was sent by a guest
+                return result
+            case "answerGuestQuery", {"inline_message_id": str(id)} if id:
+                return {"inline_message_id": id}
             case "getMe", {"id": int(), "username": str(), "first_name": str()}:
                 return result
             case "getWebhookInfo", {"url": str()}:

@@ -7,7 +7,8 @@ from telegram import Bot
 from telegram.error import EndPointNotFound
 
 from bot.adapters.telegram.client import map_errors
-from bot.adapters.telegram.messenger import TelegramMessenger, entities_of, is_private, thread_id
+from bot.adapters.telegram.markup import entities_of
+from bot.adapters.telegram.messenger import TelegramMessenger, is_private, thread_id
 from bot.adapters.telegram.rich import rich_message_of
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.stream import ReplyStream

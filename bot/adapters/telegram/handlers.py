@@ -9,7 +9,7 @@ from functools import partial
 from typing import assert_never
 
 import structlog
-from telegram import Bot, ChatMember, Update, User
+from telegram import Bot, ChatMember, InlineQueryResultsButton, Update, User
 from telegram.error import InvalidToken
 
 from bot.adapters.inbox import Inbox
@@ -18,18 +18,20 @@ from bot.adapters.telegram.client import RAW, RECEIVED_AT, check_token, map_erro
 from bot.adapters.telegram.context import TelegramContext
 from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.forms import FormEvent, keyboard
+from bot.adapters.telegram.guests import is_guest
 from bot.adapters.telegram.messenger import NO_RIGHT, TelegramMessenger
 from bot.adapters.telegram.parse import (
     Addressee,
     ButtonEvent,
     ChannelMigrated,
     DraftStopped,
+    InlineQuery,
     MessageEvent,
     UserEvent,
     parse,
 )
 from bot.adapters.telegram.settings import TelegramSection
-from bot.chat.i18n import gettext_noop
+from bot.chat.i18n import gettext_noop, language_for, translator
 from bot.chat.intake import Intake
 from bot.chat.settings_form import outdated
 from bot.domain import IncomingMessage
@@ -41,7 +43,10 @@ from bot.util.clock import Clock
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The kinds of updates to request; Telegram does not send the others.
-_UPDATES = (Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY, "stopped_message_generation")
+_UPDATES = (
+    *(Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY, Update.GUEST_MESSAGE, Update.INLINE_QUERY),
+    "stopped_message_generation",
+)
 # The most updates of one poll; with fewer, the backlog is complete.
 _PAGE = 100
 # Telegram holds a poll open this long while there are no updates.
@@ -55,6 +60,9 @@ _PRIVACY = gettext_noop(
     "add me to the group again."
 )
 _NO_TOPICS = gettext_noop("This group has no topics, so I answer mentions here. Its settings can turn topics on.")
+_ASK = gettext_noop("Ask me in the chat")
+# Telegram sends it behind /start where the button of an inline query opens the chat.
+_START_PARAMETER = "ask"
 # A smaller difference between the host's clock and Telegram's is none: the header counts seconds.
 _CLOCK_SKEW = timedelta(minutes=1)
 
@@ -83,6 +91,8 @@ class TelegramHandlers:
             PlatformError: Telegram cannot be asked.
         """
         chat, author = message.channel.channel, message.author.id
+        if is_guest(message.channel):
+            return False  # Telegram says nothing about a chat to a guest
         if author == chat:
             return True  # an administrator who writes anonymously
         try:
@@ -98,6 +108,8 @@ class TelegramHandlers:
         Raises:
             PlatformError: Telegram cannot be asked.
         """
+        if is_guest(message.channel):
+            return []
         chat, missing = int(message.channel.channel), []
         with map_errors():
             own = await self._bot.get_chat_member(chat, self._me.id)
@@ -156,7 +168,9 @@ class TelegramHandlers:
         for update in updates:
             with suppress(*PARSE_ERRORS):
                 event = self._parse(update)
-                if isinstance(event, MessageEvent) and event.to is Addressee.BOT and not event.is_edit:
+                is_question = isinstance(event, MessageEvent) and event.to is Addressee.BOT and not event.is_edit
+                # A guest has one message for each question, its answer.
+                if isinstance(event, MessageEvent) and is_question and not is_guest(event.message.channel):
                     yield event.message
 
     def _parse(self, update: Update) -> UserEvent | None:
@@ -192,6 +206,8 @@ class TelegramHandlers:
                 self._background.start(self._acknowledge(event.query, notice))
             case FormEvent() as event:
                 self._background.start(self._inbox.process(partial(self._use_form, event)))
+            case InlineQuery() as event:
+                self._background.start(self._point_to_chat(event))
             case DraftStopped() as event:
                 self._stop(event)
             case ChannelMigrated(channel, to):
@@ -236,7 +252,7 @@ class TelegramHandlers:
 
     async def _opens_form(self, message: IncomingMessage) -> bool:
         """Answer a message with a form, if one is due; where it cannot be sent, a reply answers the message."""
-        form = await self._inbox.open_form(message)
+        form = None if is_guest(message.channel) else await self._inbox.open_form(message)
         if form is None:
             return False
         text = self._messenger.format.render(form.text)
@@ -262,6 +278,16 @@ class TelegramHandlers:
             except PlatformError as error:
                 log.info("form not shown after a press", error=str(error))
         await self._acknowledge(press.query, notice)
+
+    async def _point_to_chat(self, query: InlineQuery) -> None:
+        """Offer the private chat: an answer of the model takes longer than Telegram shows an inline query."""
+        language = language_for(self._intake.settings.conversation.language, query.locale, query.text)
+        button = InlineQueryResultsButton(translator(language)(_ASK), start_parameter=_START_PARAMETER)
+        try:
+            with map_errors():
+                await self._bot.answer_inline_query(query.id, [], cache_time=0, is_personal=True, button=button)
+        except PlatformError as error:
+            log.info("inline query not answered", error=str(error))  # it is too old: more was written
 
     async def _acknowledge(self, query: str, notice: str) -> None:
         try:

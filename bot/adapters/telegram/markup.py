@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from markdown_it.token import Token
+from telegram import MessageEntity
 
 from bot.delivery.markdown.blocks import MESSAGE_PARSER
 from bot.delivery.markdown.format import Rendered, utf16_units
@@ -225,6 +226,14 @@ class _Writer:
         # Telegram rejects nested entities of one kind; the outer one is enough.
         if style.begin is not None and is_needed and not any(other.kind == style.kind for other in self._open):
             self._entities.append(Entity(style.kind, style.begin, self._length - style.begin, url=style.url))
+
+
+def entities_of(text: Rendered) -> list[MessageEntity]:
+    return [
+        MessageEntity(entity.kind, entity.offset, entity.length, url=entity.url, language=entity.language)
+        for entity in text.entities
+        if isinstance(entity, Entity)
+    ]
 
 
 def _with_names_as_code(text: str, entities: list[Entity]) -> list[Entity]:

@@ -1,7 +1,7 @@
 """Telegram replies: send, edit, delete."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +10,17 @@ from telegram import (
     Bot,
     InlineKeyboardButton,
     InlineKeyboardMarkup,
-    LinkPreviewOptions,
     Message,
-    MessageEntity,
     ReplyParameters,
 )
+from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, EndPointNotFound
 
 from bot.adapters.send_once import SendOnce
 from bot.adapters.telegram.client import is_unchanged, knows_no_blocks, map_errors
+from bot.adapters.telegram.guests import NO_PREVIEW, GuestMessages, is_guest
 from bot.adapters.telegram.lost_messages import KnownMessages, LostMessages
-from bot.adapters.telegram.markup import Entity, TelegramFormat
+from bot.adapters.telegram.markup import TelegramFormat, entities_of
 from bot.adapters.telegram.rich import RichFormat, RichMessage, rich_message_of
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.i18n import gettext_noop
@@ -43,7 +43,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Symbols, as the reader's language is not known here.
 _SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄", Action.UP: "👍", Action.DOWN: "👎"}
-_NO_PREVIEW = LinkPreviewOptions(is_disabled=True)
+_MINUTE = 60.0
 NO_RICH_MESSAGES = (
     "telegram: the Bot API server is older than 10.2 and knows no rich messages: tables and formulas are shown as text"
 )
@@ -64,6 +64,7 @@ class TelegramMessenger:
     ) -> None:
         self._bot = bot
         self._knows_rich = knows_rich
+        self._guests = GuestMessages(bot)
         self._settings = settings
         self._rename_channel = rename_channel
         self._once = SendOnce()
@@ -79,6 +80,10 @@ class TelegramMessenger:
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._settings.edit_interval if is_private(channel) else self._settings.edit_interval_group
 
+    def calls_per_minute(self, channel: ChannelKey) -> int | None:
+        """Return how many messages and edits a group allows in a minute; None in a private chat."""
+        return None if is_private(channel) else max(2, round(_MINUTE / self.edit_interval(channel)))
+
     async def send(
         self,
         channel: ChannelKey,
@@ -90,6 +95,8 @@ class TelegramMessenger:
         may_exist: bool = False,
         continues: str | None = None,
     ) -> str:
+        if is_guest(channel):
+            return await self._guests.send(text, reply_to)
         is_new = self._once.is_in_doubt(nonce)
 
         async def find() -> str | None:
@@ -129,6 +136,8 @@ class TelegramMessenger:
             ThreadRefused: The group has no topics, or the bot may not open one.
             PlatformUnavailable, RateLimited: The call may be repeated.
         """
+        if is_guest(question.channel):
+            raise ThreadRefused("a guest opens no topics")
         try:
             async with self._calling(question.channel) as chat:
                 topic = await self._bot.create_forum_topic(chat, title(question))
@@ -137,6 +146,13 @@ class TelegramMessenger:
         except (ChannelGone, ContentRefused, EditRefused, MarkupRefused, MessageGone) as refused:
             raise ThreadRefused(str(refused)) from refused  # the group has no topics
         return replace(question.channel, thread=str(topic.message_thread_id))
+
+    async def show_typing(self, channel: ChannelKey) -> None:
+        """Show for five seconds that the bot writes; in a private chat with drafts they say so already."""
+        if is_guest(channel) or (self._settings.drafts and is_private(channel)):
+            return
+        async with self._calling(channel) as chat:
+            await self._bot.send_chat_action(chat, ChatAction.TYPING, message_thread_id=thread_id(channel))
 
     async def send_direct(self, message: IncomingMessage, text: str) -> None:
         """Send a text to the author of a message in their private chat.
@@ -165,7 +181,7 @@ class TelegramMessenger:
                 message_thread_id=thread_id(channel),
                 reply_parameters=reply,
                 reply_markup=keyboard,
-                link_preview_options=_NO_PREVIEW,
+                link_preview_options=NO_PREVIEW,
             )
         return str(message.message_id)
 
@@ -231,6 +247,10 @@ class TelegramMessenger:
         return message
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
+        if is_guest(channel):
+            with self._calling_rich() if rich_message_of(text) is not None else nullcontext():
+                await self._guests.edit(message_id, text)
+            return
         await self._edit(channel, message_id, text, _buttons(controls))
 
     async def _edit(
@@ -256,7 +276,7 @@ class TelegramMessenger:
                     number,
                     entities=entities_of(text),
                     reply_markup=keyboard,
-                    link_preview_options=_NO_PREVIEW,
+                    link_preview_options=NO_PREVIEW,
                 )
             except BadRequest as error:
                 if not is_unchanged(error):
@@ -287,6 +307,8 @@ class TelegramMessenger:
         self._knows_rich = False
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
+        if is_guest(channel):
+            raise MessageGone("a guest cannot delete its messages")
         async with self._calling(channel) as chat:
             await self._bot.delete_message(chat, self._number_of(channel, message_id))
 
@@ -319,8 +341,8 @@ class TelegramMessenger:
 
 
 def is_private(channel: ChannelKey) -> bool:
-    """Return whether this is a private chat: users have positive ids, groups negative ones."""
-    return not channel.channel.startswith("-")
+    """Return whether this is a private chat with the bot: users have positive ids, groups negative ones."""
+    return not channel.channel.startswith("-") and not is_guest(channel)
 
 
 def thread_id(channel: ChannelKey) -> int | None:
@@ -330,14 +352,6 @@ def thread_id(channel: ChannelKey) -> int | None:
 def _number(message_id: str) -> int | None:
     """Return the message's number; None for a message from before its group migrated."""
     return int(message_id) if message_id.isdecimal() else None
-
-
-def entities_of(text: Rendered) -> list[MessageEntity]:
-    return [
-        MessageEntity(entity.kind, entity.offset, entity.length, url=entity.url, language=entity.language)
-        for entity in text.entities
-        if isinstance(entity, Entity)
-    ]
 
 
 def _buttons(controls: Controls) -> InlineKeyboardMarkup | None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
@@ -14,6 +14,7 @@ from bot.adapters.quotation import Quotation
 from bot.adapters.telegram.fields import Fields, required
 from bot.adapters.telegram.files import files_of
 from bot.adapters.telegram.forms import FormEvent, read_data
+from bot.adapters.telegram.guests import guest_chat, guest_question
 from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply, is_reply_to_bot, quoted
 from bot.adapters.telegram.text import links_of, rewritten, utf_16, words_at
 from bot.chat.commands import COMMANDS
@@ -94,7 +95,17 @@ class DraftStopped:
     by: Author
 
 
-UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated | DraftStopped
+@dataclass(frozen=True, slots=True)
+class InlineQuery:
+    """Words behind the bot's name in the field of any chat; sent while they are written."""
+
+    id: str
+    by: Author
+    text: str
+    locale: str | None
+
+
+UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated | DraftStopped | InlineQuery
 
 
 def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | None:
@@ -109,6 +120,12 @@ def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | 
         return _button(query) or _form(query, now)
     if (stopped := whole.part("stopped_message_generation")) is not None:
         return _draft_stopped(stopped)
+    if (inline := whole.part("inline_query")) is not None:
+        person = _user(required(inline.part("from")))
+        locale = required(inline.part("from")).text("language_code")
+        return InlineQuery(required(inline.text("id")), person, inline.text("query") or "", locale)
+    if (guest := whole.part("guest_message")) is not None:
+        return _guest(guest, me, now)
     message = whole.part("message")
     edited = whole.part("edited_message") if message is None else None
     message = message or edited
@@ -119,6 +136,19 @@ def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | 
         here = required(message.part("chat")).id("id")
         return ChannelMigrated(ChannelKey(PLATFORM, str(old or here)), str(new or here))
     return _message(message, me, now, is_edit=edited is not None)
+
+
+def _guest(guest: Fields, me: User, now: datetime) -> MessageEvent | None:
+    """Parse a mention in a chat where the bot is no member."""
+    event = _message(guest, me, now, is_edit=False)
+    if event is None:
+        return None
+    message = event.message
+    here = ChannelKey(PLATFORM, guest_chat(message.channel.channel))
+    id = guest_question(required(guest.text("guest_query_id")))
+    return MessageEvent(
+        replace(message, id=id, channel=here, server=message.channel.channel, is_direct=False), Addressee.BOT
+    )
 
 
 def _draft_stopped(stopped: Fields) -> DraftStopped | None:

@@ -41,7 +41,7 @@ class RichMessage:
 
     @property
     def facts(self) -> Json:
-        # Without the detection of entities, names notify nobody.
+        # Without the detection of entities, names are no mentions.
         return {"blocks": list(self.blocks), "skip_entity_detection": True}
 
 

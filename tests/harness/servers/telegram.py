@@ -39,6 +39,7 @@ TODAY = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 WRITING = (
     "sendMessage",
     "sendRichMessage",
+    "answerGuestQuery",
     "createForumTopic",
     "editMessageText",
     "editMessageReplyMarkup",
@@ -126,6 +127,9 @@ class TelegramPlatform:
         self.garbage: list[bytes] = []  # the bodies of the next responses
         self.webhook = ""
         self.drafts: dict[int, list[str]] = {}  # all versions of the current draft
+        self._guest_queries: dict[str, Message] = {}
+        self._guest_messages: dict[str, Message] = {}
+        self.inline_answers: dict[str, Json] = {}
         self._stoppable: dict[int, int] = {}  # the draft with a stop button, by chat
         self.menus: dict[str, list[Json]] = {}
         self.answers: dict[str, str] = {}
@@ -237,6 +241,20 @@ class TelegramPlatform:
         self._last_press = {"callback_query": query | {"data": data}}
         self.repeat_press()
         return str(query["id"])
+
+    def guest(self, text: str, *, author: str = "Mei", channel: str = "elsewhere") -> None:
+        """Mention the bot in a group where it is no member."""
+        chat, id = self.group(channel), str(next(self._ids))
+        chat.gone = 403, "Forbidden: bot is not a member of the supergroup chat"
+        message = Message(self.number_in(chat), chat, author, f"@{BOT} {text}", mention=f"@{BOT} ")
+        self.messages[chat.id, message.id] = self._guest_queries[id] = message
+        self.push({"guest_message": self.facts_of(message) | {"guest_query_id": id}})
+
+    def write_inline(self, text: str, *, author: str = "Mei") -> str:
+        """Write behind the bot's name in the field of another chat; return the id of the query."""
+        id = str(next(self._ids))
+        self.push({"inline_query": {"id": id, "from": self.person(author), "query": text, "offset": ""}})
+        return id
 
     def stop_draft(self, person: str, draft: int | None = None) -> None:
         """Press the button below the draft in a private chat; or send the update about another draft."""
@@ -432,6 +450,11 @@ class TelegramPlatform:
             case "setMyCommands":
                 self.menus[form.get("language_code", "")] = form["commands"]
                 return True
+            case "sendChatAction":
+                if form["action"] != "typing":
+                    raise Refused(400, "Bad Request: wrong parameter action in request")
+                self._chat(int(form["chat_id"]))
+                return True
             case "getChat":
                 return self._chat(int(form["chat_id"])).facts()
             case "getChatMember" if form["user_id"] == BOT_ID:
@@ -442,6 +465,9 @@ class TelegramPlatform:
                 if name is None:
                     raise Refused(400, "Bad Request: PARTICIPANT_ID_INVALID")
                 return self._member(name, self._chats[int(form["chat_id"])])
+            case "answerInlineQuery":
+                self.inline_answers[form["inline_query_id"]] = form
+                return True
             case "answerCallbackQuery":
                 self._change()
                 await self.answering.wait()
@@ -482,7 +508,7 @@ class TelegramPlatform:
             raise Refused(400, "Bad Request: rich message must be non-empty")
         trouble = self.script(next(self._writes), method)
         kind = trouble.kind if trouble is not None else None
-        chat = self._chat(int(form["chat_id"]))
+        chat = self._chat_of(form)
         if self._clock.now() < chat.not_before:
             self.violations.append(f"{method} in {chat.name} before its Retry-After was over")
         if kind == "429":
@@ -502,6 +528,8 @@ class TelegramPlatform:
             self.violations.append(why)
             raise Refused(400, f"Bad Request: {why}")
         match method:
+            case "answerGuestQuery":
+                return self._answer_guest(chat, form)
             case "createForumTopic":
                 return self._open_topic(chat, str(form["name"]))
             case "sendMessage" | "sendRichMessage":
@@ -531,7 +559,7 @@ class TelegramPlatform:
                 message.text, message.entities, message.blocks = text, entities, blocks
                 message.actions, message.buttons = actions(form), others(form)
                 message.is_shown = not is_lost
-                return self.facts_of(message, with_reply=False)
+                return True if "inline_message_id" in form else self.facts_of(message, with_reply=False)
             case "editMessageReplyMarkup":
                 message = self._own(chat, form, "edit")
                 if (actions(form), others(form)) == (message.actions, message.buttons):
@@ -564,6 +592,28 @@ class TelegramPlatform:
         chat.topics[f"{name} {topic}" if name in chat.topics else name] = topic
         return {"message_thread_id": topic, "name": name, "icon_color": 7322096}
 
+    def _chat_of(self, form: Json) -> Chat:
+        if "guest_query_id" in form:
+            if form["guest_query_id"] not in self._guest_queries:
+                raise Refused(400, "Bad Request: QUERY_ID_INVALID")
+            return self._guest_queries[form["guest_query_id"]].chat
+        if "inline_message_id" in form:
+            if form["inline_message_id"] not in self._guest_messages:
+                raise Refused(400, "Bad Request: MESSAGE_ID_INVALID")
+            return self._guest_messages[form["inline_message_id"]].chat
+        return self._chat(int(form["chat_id"]))
+
+    def _answer_guest(self, chat: Chat, form: Json) -> Json:
+        result, id = form["result"], str(next(self._ids))
+        content = dict(result["input_message_content"])
+        text, entities, _ = self._content({"text": content.pop("message_text")} | content)
+        if result["type"] != "article" or not result["title"] or "reply_markup" in result:
+            self.violations.append("a wrong answer to a guest query")
+        message = Message(self.number_in(chat), chat, BOT, text, entities=entities)
+        del self._guest_queries[form["guest_query_id"]]
+        self.messages[chat.id, message.id] = self._guest_messages[id] = message
+        return {"inline_message_id": id}
+
     def _chat(self, id: int) -> Chat:
         chat = self._chats.get(id)
         if chat is None:
@@ -579,6 +629,8 @@ class TelegramPlatform:
         return chat
 
     def _own(self, chat: Chat, form: Json, verb: str) -> Message:
+        if "inline_message_id" in form:
+            return self._guest_messages[form["inline_message_id"]]
         message = self.messages.get((chat.id, int(form["message_id"])))
         if message is None:
             raise Refused(400, f"Bad Request: message to {verb} not found")
@@ -653,6 +705,8 @@ class TelegramPlatform:
             self._poll.set_result(None)
 
 
+_QUERIES = {"guest_query_id", "inline_query_id"}
+_TEXTS = {"text", "callback_query_id", "language_code", "name", "action", "inline_message_id"} | _QUERIES
 _BOT: Json = {"id": BOT_ID, "is_bot": True, "first_name": "ChatGLM", "username": BOT}
 
 
@@ -662,7 +716,7 @@ def _markdown(message: Message) -> str:
 
 def _read(name: str, value: str) -> Any:
     """Parse a form field; all but text and string ids is JSON."""
-    return value if name in ("text", "callback_query_id", "language_code", "name") else json.loads(value)
+    return value if name in _TEXTS else json.loads(value)
 
 
 def _cut(request: web.Request) -> None:
