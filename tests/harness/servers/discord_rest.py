@@ -43,8 +43,8 @@ class DiscordRest(DiscordInteractionRest):
         self.failures: dict[str, int] = {}  # remaining 500 responses by path
         self.rate_limits: dict[str, int] = {}  # remaining 429 responses by path
         self.closing = asyncio.Event()
-        self.history_is_open = asyncio.Event()  # while cleared, reading a history blocks
-        self.history_is_open.set()
+        self.directs_are_open = asyncio.Event()  # while cleared, reading a direct channel blocks
+        self.directs_are_open.set()
         self._nonces: dict[str, int] = {}
         self._blocked_until: dict[int, float] = {}
 
@@ -93,9 +93,10 @@ class DiscordRest(DiscordInteractionRest):
                     else json_answer([])
                 )
             case ["channels", channel], "GET":
+                if int(channel) in self._directs:
+                    await self.directs_are_open.wait()
                 return self._unreachable(int(channel)) or json_answer(self._channel(int(channel)))
             case ["channels", channel, "messages"], "GET":
-                await self.history_is_open.wait()
                 return self._unreachable(int(channel)) or self._history(int(channel), request.query)
             case ["channels", channel, "messages"], "POST":
                 return await self._write(request, "send", int(channel), lambda: self._send(int(channel), body))
