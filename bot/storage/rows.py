@@ -65,7 +65,7 @@ UNANSWERED: dict[str, Any] = {
     "persona": None,
 }
 
-# Stands between the locale and the reply address, in one column.
+# Separates the locale from the reply address in their column.
 _ADDRESS = "\x1f"
 
 # What tells that an answer is there.

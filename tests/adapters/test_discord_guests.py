@@ -29,7 +29,7 @@ async def ended(bot: DiscordBot, place: str = PLACE) -> None:
     """Wait until no question of a place is answered any more."""
     async with asyncio.timeout(TIMEOUT):
         while {Status.OPEN, Status.ANSWERED} & {*await statuses(bot, place)}:
-            await asyncio.sleep(0)
+            pass
 
 
 def key(platform: DiscordPlatform, place: str = PLACE) -> ChannelKey:

@@ -3,7 +3,9 @@
 Each run is a separate process, started like `bot run` and killed (-9) at a random moment:
 while it starts, connects or answers.  Users write before, during and after it.  The last
 run is not killed.  Then each question must have exactly one complete answer.  The short form
-repeats this where each answer opens a thread.  The row `telegram-rich` has answers in rich messages.
+repeats this where each answer opens a thread.  The row `telegram-rich` has answers in rich messages; in
+`discord-ask` and `discord-guest` each question is a command, where the bot is a member and where it is none.
+A command that no run has taken need not be answered: Discord tells its author at once.
 """
 
 import asyncio
@@ -44,6 +46,7 @@ class KillResult:
     twice: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     orphans: int = 0
+    unheard: int = 0  # not acknowledged and not answered, where people are told so
     errors: list[str] = field(default_factory=list)
     integrity: str = ""
 
@@ -51,7 +54,8 @@ class KillResult:
         counts = {"lost": self.lost, "answered twice": self.twice, "torn": self.torn, "errors logged": self.errors}
         parts = [f"{kind} {len(found)} {' '.join(found[:5])}".rstrip() for kind, found in counts.items()]
         parts += [f"left-over placeholders {self.orphans}", f"integrity {self.integrity}"]
-        return f"kills {self.kills}, questions {len(self.questions)}: {', '.join(parts)}"
+        unheard = f" ({self.unheard} not taken)" if self.unheard else ""
+        return f"kills {self.kills}, questions {len(self.questions)}{unheard}: {', '.join(parts)}"
 
     @property
     def is_kept(self) -> bool:
@@ -121,7 +125,15 @@ def are_answered(platform: LoopbackPlatform, result: KillResult) -> bool:
     """Return whether each question has an answer, or several."""
     # The answer repeats the question, which begins and ends with its number.
     shown = {channel: "\n".join(_shown(platform, channel)) for channel in CHANNELS}
-    return all(shown[channel].count(number) >= 2 for number, channel in result.questions.items())
+    unheard = _unheard(platform, result)
+    owed = {number: channel for number, channel in result.questions.items() if number not in unheard}
+    return all(shown[channel].count(number) >= 2 for number, channel in owed.items())
+
+
+def _unheard(platform: Any, result: KillResult) -> set[str]:
+    """Return the questions that no bot has acknowledged, where people are told so: they are not owed."""
+    texts = getattr(platform, "unheard", ())
+    return {number for number in result.questions if any(text.startswith(f"{number} ") for text in texts)}
 
 
 def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
@@ -130,10 +142,14 @@ def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
     result.orphans = sum(reply.strip() in {"…", ""} for found in shown.values() for reply in found)
     if isinstance(platform, SlackServer):
         result.orphans += len(platform.agents.open_streams)
+    unheard = _unheard(platform, result)
     for number, channel in result.questions.items():
         holding = [reply for reply in shown[channel] if number in reply]
         if not holding:
-            result.lost.append(number)
+            if number in unheard:
+                result.unheard += 1
+            else:
+                result.lost.append(number)
         elif len(holding) > 1:
             result.twice.append(number)
         elif holding[0].count(number) != 2:
@@ -143,7 +159,7 @@ def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
 async def rows(scale: Scale, seed: int) -> AsyncIterator[Row]:
     kills = 200 if scale == "full" else 2
     async with asyncio.TaskGroup() as tasks:
-        names = [*PLATFORMS, "telegram-rich", "slack-streams"]
+        names = [*PLATFORMS, "telegram-rich", "slack-streams", "discord-ask", "discord-guest"]
         results = {name: tasks.create_task(kill_repeatedly(name, kills, seed)) for name in names}
         for name in _OPENING_THREADS if scale == "short" else ():
             killed = kill_repeatedly(name, kills, seed, opens_threads=True)

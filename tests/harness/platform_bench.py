@@ -34,6 +34,7 @@ from tests.harness.harness import NO_LIMITS
 from tests.harness.loop_monitor import start_bot
 from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen
 from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_forms import AskingByCommand
 from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
 from tests.harness.servers.telegram_rich import markdown_of
@@ -75,6 +76,8 @@ class Profile:
     written: Callable[[Rendered], str] = lambda rendered: rendered.text
     # What of a visible text is compared: the delimiters of a formula are markup in some forms.
     compared: Callable[[str], str] = lambda visible: visible
+    # Of an answer that the platform has room for, with some room for placeholders that are left behind.
+    most_messages: int | None = None
 
 
 def _telegram_markdown(rendered: Rendered) -> str:
@@ -115,8 +118,12 @@ def _refusing_streams() -> LoopbackPlatform:
 
 
 # Other forms of the messages of a platform: Telegram's rich messages, and entities where it refuses each of them;
-# Slack's streams, and edits where each channel refuses them.
+# Slack's streams, and edits where each channel refuses them; questions by Discord's /ask, with responses that come
+# too late, and where the bot is no member.
 FORMS = {
+    "discord-ask": replace(PROFILES["discord"], open=AskingByCommand),
+    "discord-late": replace(PROFILES["discord"], open=partial(AskingByCommand, is_late=True)),
+    "discord-guest": replace(PROFILES["discord"], open=partial(AskingByCommand, "chat"), most_messages=3),
     "telegram-rich": replace(
         PROFILES["telegram"],
         open=partial(TelegramPlatform, knows="blocks"),

@@ -76,7 +76,7 @@ class DiscordBackfill:
         self._call_seconds = call_seconds
         # With the newest known message: a newer one means that the channel is accessible again.
         self._gone: set[tuple[ChannelKey, str]] = set()
-        # The replies to the questions that were read last; None where there is none.
+        # The replies to the questions that were read last, None for a question without one.
         self._standing: dict[str, StandingReply | None] = {}
 
     def _last(self, client: discord.Client, known: Mapping[ChannelKey, str]) -> int:

@@ -111,7 +111,7 @@ class BotClient(discord.Client):
         parsers["MESSAGE_CREATE"] = partial(without_unreadable, build=parsers["MESSAGE_CREATE"])
         parsers["MESSAGE_UPDATE"] = partial(self._parse_update, build=parsers["MESSAGE_UPDATE"])
         parsers["INTERACTION_CREATE"] = self._parse_interaction
-        # A malformed event would otherwise close the connection; without READY there is none.
+        # A malformed event would otherwise close the connection. Each connection needs its READY.
         self._connection.parsers = {
             name: parse if name == "READY" else _guarded(name, parse) for name, parse in parsers.items()
         }

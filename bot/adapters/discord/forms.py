@@ -19,7 +19,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Ids of components: the menu of settings has this one, and what sets NAME has "settings:NAME".
 _MENU = "settings"
-# Stands in place of a setting on the button that shows the menu again.
+# The button that shows the menu again has this id instead of a setting's name.
 _BACK = "back"
 _INPUT = "value"
 # Discord's limits: choices of a menu, characters of a choice, of a title.

@@ -12,7 +12,7 @@ from discord.state import ConnectionState
 
 from bot.domain import ChannelKey, IncomingMessage
 
-# Stands in place of a thread's id, or behind it; an id is a number.
+# The thread of a guest place ends so; other threads have numbers.
 _GUEST = "guest"
 # A private chat between people, of two or more; the bot's own chats and servers have other contexts.
 _PRIVATE_CHANNEL = 2

@@ -150,6 +150,7 @@ def _filled(options: list[Json], words: str) -> list[Json]:
         if option["type"] == 1 and option["name"] == first:
             return [{"type": 1, "name": first, "options": _filled(option["options"], rest)}]
         if option["type"] == 3 and words:
+            assert len(words) <= option.get("max_length", 6000), "more than can be typed"
             assert words in [each["value"] for each in option.get("choices", [{"value": words}])], words
             return [{"type": 3, "name": option["name"], "value": words}]
     assert not words, f"there is no option for {words!r}"

@@ -1,0 +1,48 @@
+"""The forms of questions on Discord: each is asked by /ask, as a member or where the bot is none."""
+
+from typing import Any
+
+from bot.adapters.discord.ask import ASK, SHOWN_QUESTION
+from tests.harness.platform import Seen
+from tests.harness.servers.discord import DiscordPlatform
+from tests.harness.servers.discord_users import Guest
+
+
+class AskingByCommand(DiscordPlatform):
+    """Users who ask by /ask what they would say to the bot; `seen` leaves out the messages that show the questions.
+
+    Nobody hears a command while the bot is away: Discord says at once that it failed.
+    """
+
+    def __init__(self, guest: Guest | None = None, *, is_late: bool = False) -> None:
+        super().__init__()
+        self._guest: Guest | None = guest
+        self.is_late = is_late
+        self._asked: dict[str, str] = {}  # the token of each question
+
+    @property
+    def unheard(self) -> list[str]:
+        """The questions that the bot has not acknowledged: it may answer them, and need not."""
+        known = {token for token, each in self._interactions.items() if each.is_answered and not each.is_expired}
+        return [text for text, token in self._asked.items() if token not in known]
+
+    async def say(
+        self,
+        text: str,
+        *,
+        author: str = "Mei",
+        channel: str = "general",
+        thread: str | None = None,
+        direct: bool = False,
+        mention: bool = True,
+        reply_to: str | None = None,
+        **more: Any,
+    ) -> str:
+        place = author if direct and self._guest else channel
+        await self.command(f"{ASK} {text}", author=author, channel=place, direct=direct, guest=self._guest)
+        self._asked[text] = self.tokens[-1]
+        return str(self._last_interaction["id"])
+
+    def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
+        found = super().seen(channel, thread)
+        return [each for each in found if not each.markdown.startswith(SHOWN_QUESTION)]
