@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Insert, Integer, Row, Text, and_, bindparam, delete, literal, select, true, update
+from sqlalchemy import Insert, Row, Text, and_, bindparam, delete, literal, or_, select, update
 
 from bot import lifecycle
 from bot.domain import (
@@ -82,6 +82,7 @@ class SqlStore(Joined):
             where=and_(allowed(lifecycle.CLAIM), self._unclaimed),
         ).returning(*EXCHANGE, IS_CONTINUATION)
         self._advance = self._advancing()
+        self._record_part = self._recording_part()
         self._add_use = adding(self._insert(usage))
 
     @claiming
@@ -109,6 +110,20 @@ class SqlStore(Joined):
         later = {name: new.excluded[name] for name in ("last_exchange", "last_message")}
         is_later = new.excluded.last_exchange > channels.c.last_exchange
         return new.on_conflict_do_update(index_elements=list(channels.primary_key), set_=later, where=is_later)
+
+    def _recording_part(self) -> Insert:
+        """Build the statement that stores the message of a part, if the one before it has a message."""
+        id, part = bindparam("id", type_=parts.c.exchange.type), bindparam("part", type_=parts.c.number.type)
+        before = select(parts.c.exchange).where(parts.c.exchange == id, parts.c.number == part - 1)
+        allowed_now = select(exchanges.c.id, part, bindparam("message_id", type_=SafeText)).where(
+            exchanges.c.id == id,
+            exchanges.c.fence == bindparam("its_fence"),
+            allowed(lifecycle.RECORD_PART),
+            or_(part == 0, before.exists()),
+        )
+        new = self._insert(parts).from_select(["exchange", "number", "message"], allowed_now)
+        recorded = {"message": new.excluded.message}
+        return new.on_conflict_do_update(index_elements=["exchange", "number"], set_=recorded).returning(parts.c.number)
 
     async def _insert_one(self, tx: WriteTransaction, arrival: _Arrival) -> tuple[int | None, Exchange | None]:
         """Store and claim a message; return the row's id unless the message was known and finished."""
@@ -173,17 +188,9 @@ class SqlStore(Joined):
     async def record_part(self, exchange: Exchange, part: int, message_id: str) -> bool:
         # A crash before this is stored sends that message again: so it is a single statement
         # that jumps the queue.
-        before = select(parts.c.exchange).where(parts.c.exchange == exchange.id, parts.c.number == part - 1)
-        has_room = true() if part == 0 else before.exists()
-        allowed_now = select(exchanges.c.id, literal(part, Integer), literal(message_id, SafeText)).where(
-            held(exchange), allowed(lifecycle.RECORD_PART), has_room
-        )
-        new = self._insert(parts).from_select(["exchange", "number", "message"], allowed_now)
-        record = new.on_conflict_do_update(
-            index_elements=["exchange", "number"], set_={"message": new.excluded.message}
-        ).returning(parts.c.number)
+        values = {"id": exchange.id, "its_fence": exchange.fence, "part": part, "message_id": message_id}
         async with self._transactions.writing(urgent=True) as tx:
-            is_recorded = (await tx.execute(record)).first() is not None
+            is_recorded = (await tx.execute(self._record_part, values)).first() is not None
         if not is_recorded and await self._find(held(exchange), allowed(lifecycle.RECORD_PART)) is not None:
             raise StoreError(f"exchange {exchange.id} has no part {part - 1} yet, so part {part} cannot be recorded")
         return is_recorded
