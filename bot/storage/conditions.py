@@ -1,6 +1,7 @@
 """Conditions and statements that several methods of the store use."""
 
 from datetime import timedelta
+from functools import cache
 from typing import Any, assert_never
 
 from sqlalchemy import ColumnElement, Update, and_, false, func, or_, select, update
@@ -21,6 +22,9 @@ TOMBSTONES_KEPT = timedelta(days=1)
 
 # Exchanges of a channel among which those of one person are looked for.
 SEARCHED_FOR_OWN = 2_000
+
+# Built once, as `allowed` is: sums and lists are reference cycles, which only a full garbage collection frees.
+_NEXT_FENCE = exchanges.c.fence + 1
 
 NO_CHANGE = update(exchanges).where(false()).values(status=Status.OPEN)
 
@@ -63,12 +67,13 @@ def recent(before: Exchange) -> ColumnElement[bool]:
     return number >= func.coalesce(numbers.offset(SEARCHED_FOR_OWN - 1).limit(1).correlate(None).scalar_subquery(), 0)
 
 
+@cache
 def allowed(transition: Transition) -> ColumnElement[bool]:
     return exchanges.c.status.in_(sorted(transition.origins))
 
 
 def taken(owner: str | ColumnElement[str]) -> dict[str, Any]:
-    return {"owner": owner, "fence": exchanges.c.fence + 1}
+    return {"owner": owner, "fence": _NEXT_FENCE}
 
 
 def held(exchange: Exchange) -> ColumnElement[bool]:
@@ -93,6 +98,6 @@ def change(transition: Transition, *, owner: str | None = None, held_by: Exchang
         case ClaimEffect.RELEASE:
             return statement.values(owner=None)
         case ClaimEffect.REVOKE:
-            return statement.values(owner=None, fence=exchanges.c.fence + 1)
+            return statement.values(owner=None, fence=_NEXT_FENCE)
         case _:
             assert_never(transition.claim)

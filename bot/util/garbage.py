@@ -12,11 +12,11 @@ _MIDDLE = 5
 _NEVER = 10**9
 # Seconds between two looks for a moment without work, and until a full collection comes in any case.
 _INTERVAL = 30.0
-_LONGEST = 600.0
+_LONGEST = 120.0
 
 
 async def collect_when_idle(is_idle: Callable[[], bool], clock: Clock) -> None:
-    """Collect all garbage when there is no work, or after ten minutes without a pause; run until cancelled.
+    """Collect all garbage when there is no work, or after two minutes without a pause; run until cancelled.
 
     A full collection visits every object: with 400 replies in progress it takes 40 ms.  Younger
     generations are collected as usual.
