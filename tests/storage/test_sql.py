@@ -1,6 +1,7 @@
 """The store on a SQLite file: settings, errors, cancellation."""
 
 import asyncio
+import gc
 import os
 import resource
 import sqlite3
@@ -18,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from structlog.testing import capture_logs
 
-from bot.domain import Answer, Kind
+from bot.domain import Answer, Kind, Usage
 from bot.errors import StoreDamaged, StoreError, StoreLost
 from bot.storage import connections
 from bot.storage.errors import describe, map_errors
@@ -27,7 +28,7 @@ from bot.storage.sql import SqlStore
 from bot.storage.transactions import FairLock
 from tests.harness.fakes.clock import JumpingClock
 from tests.harness.platform import TIMEOUT
-from tests.storage import MEI, ROOM, message, temporary_store, url_of
+from tests.storage import MEI, NOON, ROOM, message, temporary_store, url_of
 
 
 @contextmanager
@@ -523,3 +524,28 @@ async def test_nothing_is_stored_in_a_deleted_file(tmp_path: Path) -> None:
             await store.enqueue(message(1), Kind.CHAT)
         with pytest.raises(StoreLost):  # as /readyz asks
             await store.check()
+
+
+async def test_an_answered_message_leaves_no_garbage_to_the_collector(tmp_path: Path) -> None:
+    """A full collection stops the event loop, so what it has to free must not grow with the messages."""
+
+    async def answer(store: SqlStore, number: int) -> None:
+        exchange = await store.enqueue(message(number), Kind.CHAT)
+        assert exchange is not None
+        await store.history(exchange, 20)
+        await store.record_part(exchange, 0, f"reply {number}")
+        await store.record_answer(exchange, Answer("hi", usage=Usage(3, 2)), NOON.date())
+        await store.complete(exchange)
+
+    rounds = 20
+    async with temporary_store(tmp_path) as store:
+        for number in range(rounds):  # fills SQLAlchemy's caches
+            await answer(store, number)
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(rounds, 2 * rounds):
+                await answer(store, number)
+            assert gc.collect() < rounds
+        finally:
+            gc.enable()
