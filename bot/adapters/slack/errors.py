@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 import structlog
+from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from bot.errors import (
@@ -107,6 +108,12 @@ def error_for(status: int, code: object, wait: str | None) -> PlatformError:
     if not code or 300 <= status < 400:
         return PlatformUnavailable(f"Slack's response cannot be parsed (status {status})")
     return kind(f"Slack says {code}")
+
+
+def code_of(error: PlatformError) -> str:
+    """Return the code of the refusal that an error of a call stands for; "" without one."""
+    cause = error.__cause__
+    return str(cause.response.get("error")) if isinstance(cause, SlackApiError) else ""
 
 
 def _variant_of(code: str) -> type[PlatformError]:

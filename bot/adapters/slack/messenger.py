@@ -102,7 +102,7 @@ class SlackMessenger:
         async def post() -> str:
             try:
                 if self._streams is not None and text.stable is not None and Action.STOP in controls:
-                    started = await self._streams.open(channel, thread, reply_to or continues, metadata)
+                    started = await self._streams.open(channel, thread, begins, metadata)
                     if started is not None:
                         return started
                 response = await self._web.chat_postMessage(
@@ -121,6 +121,8 @@ class SlackMessenger:
                 raise PlatformUnavailable("Slack does not name the message that was sent")
             return ts
 
+        begins = reply_to or continues
+
         async def find() -> str | None:
             nameless = []
             async for page in pages(self._web, channel.channel, thread, oldest=reply_to or thread):
@@ -132,7 +134,8 @@ class SlackMessenger:
                 if thread is None and reply_to is None:
                     break  # the first page has the newest messages
             for ts in nameless:
-                if self._streams is not None and await self._streams.claim(channel, ts):
+                is_later = begins is not None and is_timestamp(begins) and float(ts) > float(begins)
+                if is_later and self._streams is not None and await self._streams.claim(channel, ts):
                     return ts
             return None
 
@@ -162,6 +165,8 @@ class SlackMessenger:
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         if is_slash(message_id):
             return
+        if self._streams is not None and self._streams.is_open(message_id):
+            await self._streams.close(channel, message_id)
         await self._web.chat_delete(channel=channel.channel, ts=message_id)
 
     async def send_ephemeral(self, channel: ChannelKey, user: str, text: Rendered) -> None:

@@ -7,7 +7,7 @@ from slack_bolt.async_app import AsyncApp
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.slack.parse import Event, id_of, is_timestamp, text_of
-from bot.adapters.slack.streams import is_passing
+from bot.adapters.slack.sessions import is_passing
 from bot.chat.i18n import gettext_noop, language_for, translator
 from bot.errors import PlatformError
 

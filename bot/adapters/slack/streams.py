@@ -3,23 +3,22 @@
 They need an app that is an agent (`features.agent_view` in its manifest), and a thread.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from slack_sdk.errors import SlackApiError
 from slack_sdk.web.async_client import AsyncWebClient
 
-from bot.adapters.slack.errors import TRANSIENT
+from bot.adapters.slack.errors import code_of
 from bot.adapters.slack.parse import BotIdentity, Event, fields, is_timestamp, text_of
+from bot.adapters.slack.sessions import SlackSessions, is_passing
 from bot.delivery.markdown.format import Rendered
 from bot.domain import ChannelKey, Exchange
 from bot.errors import (
     AccessDenied,
     ChannelGone,
-    LoginRefused,
     MessageGone,
     PlatformError,
     PlatformUnavailable,
@@ -35,18 +34,18 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _APPENDS_PER_MINUTE = 92
 _STARTS_PER_MINUTE = 18
 _MINUTE = 60.0
+# Seconds after which a stream has ended, whatever happened.
+_FORGOTTEN = 600.0
+# Characters of a question that are kept for its thread's title.
+_TITLE = 300
 # Replies whose author is remembered.
 _ASKED = 1000
-# Characters of a thread's title and of its status line.
-_TITLE, _STATUS = 200, 150
 # Characters before the end in which a "<" may still become a mention, which is neutralised when it is complete.
 _MARK = 12
 
 # Refusals that concern one channel, but for these codes; others concern the app.
 _LOCAL = (AccessDenied, ChannelGone, MessageGone)
 _OF_THE_TOKEN = frozenset({"missing_scope", "not_allowed_token_type"})
-# The answer where the app does not get the event of Slack's Stop control.
-_NO_STOP = "missing_agent_session_stopped_event_subscription"
 
 
 @dataclass(slots=True)
@@ -55,6 +54,7 @@ class _Stream:
 
     thread: str
     metadata: dict[str, Any]
+    began: float
     appended: str = ""
     is_lost: bool = False  # a call for it may have been executed
     is_in_doubt: bool = False  # a call for it was answered with a rate limit, by Slack or by a proxy
@@ -77,6 +77,7 @@ class SlackStreams:
         is_recorded: Callable[[ChannelKey, str], Awaitable[bool]],
     ) -> None:
         self._web = web
+        self._sessions = SlackSessions(web)
         self._me = me
         self._clock = clock
         self._is_recorded = is_recorded
@@ -85,11 +86,11 @@ class SlackStreams:
         self._asked: RecentDict[tuple[str, str], tuple[str, str, str]] = RecentDict(_ASKED)
         self._refused: dict[str, str] = {}  # the reason, by channel; "" for all
         self._starts: deque[float] = deque()
-        self._has_status = True
+        self._starting: Counter[tuple[str, str]] = Counter()  # starts without a response so far, by channel and thread
 
     def expect(self, exchange: Exchange) -> None:
         message = exchange.message
-        asked = message.author.id, message.server or self._me.team, " ".join(message.text.split())[:_TITLE]
+        asked = message.author.id, message.server or self._me.team, message.text[:_TITLE]
         for id in (message.id, *exchange.parts):
             self._asked[message.channel.channel, id] = asked
 
@@ -118,12 +119,13 @@ class SlackStreams:
         asked = self._asked.get((place, begins or ""))
         if thread is None or asked is None or not {"", place}.isdisjoint(self._refused) or self._is_used_up():
             return None
-        user, team, title = asked
+        user, team, question = asked
         self._starts.append(self._clock.now())
-        if not await self._is_session_begun(place, thread, title):
-            return None
         is_direct = place.startswith("D")
+        self._starting[place, thread] += 1
         try:
+            if not await self._sessions.begin(place, thread, question):
+                return None
             response = await self._web.chat_startStream(
                 channel=place,
                 thread_ts=thread,
@@ -135,10 +137,17 @@ class SlackStreams:
                 raise
             self._refuse(place, error)
             return None
-        ts = text_of(fields(response), "ts")
-        if not is_timestamp(ts):
-            raise PlatformUnavailable("Slack does not name the stream that was started")
-        self._open[ts], self._opened[ts] = _Stream(thread, metadata), metadata
+        else:
+            ts = text_of(fields(response), "ts")
+            if not is_timestamp(ts):
+                raise PlatformUnavailable("Slack does not name the stream that was started")
+            now = self._clock.now()
+            # An answer that was deleted leaves its stream; Slack ends it.
+            self._open = {each: stream for each, stream in self._open.items() if now - stream.began < _FORGOTTEN}
+            self._open[ts], self._opened[ts] = _Stream(thread, metadata, now), metadata
+        finally:
+            self._starting[place, thread] -= 1
+            self._starting += Counter()  # drops zeros
         if begins is not None:
             self._asked[place, ts] = asked
         return ts
@@ -185,11 +194,13 @@ class SlackStreams:
         return is_own and is_stream and not message.get("metadata")
 
     async def claim(self, channel: ChannelKey, ts: str) -> bool:
-        """Take a nameless stream for a reply; return False if it belongs to another one.
+        """Take a nameless stream for a reply; return False if it belongs, or may belong, to another one.
 
         Its start was executed, but the response was lost, or the process killed.
         """
         if ts in self._opened or await self._is_recorded(channel, ts) or ts in self._opened:
+            return False
+        if any(place == channel.channel for place, _ in self._starting):
             return False
         self._opened[ts] = {}
         return True
@@ -198,7 +209,8 @@ class SlackStreams:
         piece = _settled(text.text[len(stream.appended) : text.stable])
         if not piece:
             if not stream.appended and text.text != stream.status:
-                await self._say(channel.channel, stream, text.text)
+                await self._sessions.say(channel.channel, stream.thread, text.text)
+                stream.status = text.text
             return
         stream.is_lost = True
         try:
@@ -227,40 +239,6 @@ class SlackStreams:
             raise
         del self._open[ts]
 
-    async def _say(self, place: str, stream: _Stream, words: str) -> None:
-        """Show a notice of the queue, or of thoughts, in the status line; it is not essential."""
-        if self._has_status:
-            try:
-                await self._web.assistant_threads_setStatus(
-                    channel_id=place, thread_ts=stream.thread, status=words[:_STATUS]
-                )
-            except (LoginRefused, RateLimited):
-                raise
-            except PlatformError as error:
-                self._has_status = is_passing(error)
-                log.info("slack: status line not set", error=str(error))
-        stream.status = words
-
-    async def _is_session_begun(self, place: str, thread: str, title: str) -> bool:
-        """Let Slack show that the bot works on an answer, with its Stop control; return False if it does not.
-
-        Without that control a stream could not be stopped: a message has a button.
-        """
-        arguments = {"channel_id": place, "thread_ts": thread, "status": "processing", "title": title or None}
-        given = {name: value for name, value in arguments.items() if value is not None}
-        try:
-            response = await self._web.api_call("agents.sessions.setStatus", json=given)
-        except (LoginRefused, RateLimited):
-            raise
-        except PlatformError as error:
-            if not is_passing(error):
-                self._refuse(place, error)
-            return False
-        if text_of(fields(response), "warning") == _NO_STOP:
-            self._refuse(place, PlatformError(f"Slack says {_NO_STOP}"))
-            return False
-        return True
-
     def _is_used_up(self) -> bool:
         while self._starts and self._starts[0] <= self._clock.now() - _MINUTE:
             self._starts.popleft()
@@ -268,7 +246,7 @@ class SlackStreams:
 
     def _refuse(self, place: str, error: PlatformError) -> None:
         """Remember that streams are refused, for the channel or for all."""
-        is_local = isinstance(error, _LOCAL) and _code(error) not in _OF_THE_TOKEN
+        is_local = isinstance(error, _LOCAL) and code_of(error) not in _OF_THE_TOKEN
         place = place if is_local else ""
         if str(error) not in self._refused.values():
             log.info("slack: replies are edited, streams are refused", channel=place or "all", error=str(error))
@@ -277,17 +255,7 @@ class SlackStreams:
 
 def is_streaming(error: PlatformError) -> bool:
     """Return whether a message was not edited because it is a stream that has not ended."""
-    return _code(error) == "streaming_state_conflict"
-
-
-def _code(error: PlatformError) -> str:
-    cause = error.__cause__
-    return str(cause.response.get("error")) if isinstance(cause, SlackApiError) else ""
-
-
-def is_passing(error: PlatformError) -> bool:
-    """Return whether the call is to be repeated, or is not executed for a reason that concerns all calls."""
-    return isinstance(error, (*TRANSIENT, LoginRefused)) and _code(error) != "unknown_method"
+    return code_of(error) == "streaming_state_conflict"
 
 
 def _settled(piece: str) -> str:
