@@ -11,7 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from bot.adapters import inspect
 from bot.adapters.login import confirm
-from bot.adapters.slack.adapter import SCOPES
+from bot.adapters.slack.adapter import AGENT_SCOPE, SCOPES
 from bot.adapters.slack.client import web_api
 from bot.adapters.slack.errors import error_for
 from bot.adapters.slack.messenger import SlackMessenger
@@ -233,7 +233,7 @@ def test_required_tokens_depend_on_the_mode() -> None:
 def test_the_manifest_requests_the_scopes_and_commands_in_use() -> None:
     manifest = Path("docs/slack-manifest.yaml").read_text(encoding="utf-8")
     scopes = manifest.partition("    bot:\n")[2].partition("settings:")[0]
-    assert {line.strip("- ") for line in scopes.split("\n") if line.strip()} == SCOPES | {"assistant:write"}
+    assert {line.strip("- ") for line in scopes.split("\n") if line.strip()} == SCOPES | {AGENT_SCOPE}
     assert all(each.name in manifest.partition("usage_hint:")[2].partition("\n")[0] for each in menu())
 
 
@@ -270,8 +270,11 @@ async def found(server: SlackServer) -> list[tuple[bool, str]]:
 
 async def test_check_online_confirms_a_correct_setup(server: SlackServer) -> None:
     findings = await found(server)
-    assert [is_ok for is_ok, _ in findings] == [True] * 3
+    assert [is_ok for is_ok, _ in findings] == [True] * 4
     assert "@chatglm" in findings[0][1]
+    assert "the app is no agent" in findings[2][1]
+    server.scopes |= {AGENT_SCOPE}
+    assert [is_ok for is_ok, _ in await found(server)] == [True] * 3
 
 
 async def test_check_online_names_missing_scopes_and_wrong_tokens(
@@ -281,7 +284,7 @@ async def test_check_online_names_missing_scopes_and_wrong_tokens(
     server.scopes -= {"users:read"}
     server.refused["apps.connections.open"] = "missing_scope"
     findings = await found(server)
-    assert [is_ok for is_ok, _ in findings] == [True, False, False]
+    assert [is_ok for is_ok, _ in findings] == [True, False, True, False]
     assert "lacks users:read" in findings[1][1]
     server.refused["auth.test"] = "account_inactive"
     assert [is_ok for is_ok, _ in await found(server)] == [False]

@@ -39,6 +39,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _SCOPES = "app_mentions:read channels:history channels:read chat:write commands files:read groups:history im:history mpim:history users:read"
 SCOPES = frozenset(_SCOPES.split())
+# Apps that are agents have it; without it replies are edited.
+AGENT_SCOPE = "assistant:write"
 # Those without which the bot gets no messages that do not mention it.
 _READING = frozenset({"channels:history", "groups:history"})
 _NO_MESSAGES = gettext_noop(
@@ -164,21 +166,26 @@ async def missing_scopes(api: AsyncWebClient) -> frozenset[str] | None:
     Raises:
         PlatformError: Slack cannot be asked.
     """
+    granted = await _granted_scopes(api)
+    return None if granted is None else SCOPES - granted
+
+
+async def _granted_scopes(api: AsyncWebClient) -> frozenset[str] | None:
     scopes = (await api.auth_test()).headers.get("x-oauth-scopes")
-    return None if scopes is None else SCOPES - {scope.strip() for scope in scopes.split(",")}
+    return None if scopes is None else frozenset(scope.strip() for scope in scopes.split(","))
 
 
 async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
-    """Report whether Slack accepts the tokens, and which scopes they lack."""
+    """Report whether Slack accepts the tokens, which scopes they lack, and whether the app is an agent."""
     async with web_api(settings) as api:
         me = await identify(api)
         yield Finding.of(
             True, gettext_noop("Slack: the bot is @{name}, in the workspace {team}"), name=me.name, team=me.team
         )
-        missing = await missing_scopes(api)
-        if missing is None:
+        granted = await _granted_scopes(api)
+        if granted is None:
             yield Finding.of(True, gettext_noop("Slack: the server does not tell which scopes the bot token has"))
-        elif missing:
+        elif missing := SCOPES - granted:
             yield Finding.of(
                 False,
                 gettext_noop(
@@ -189,6 +196,14 @@ async def inspect(settings: SlackSection) -> AsyncIterator[Finding]:
             )
         else:
             yield Finding.of(True, gettext_noop("Slack: the bot token has all scopes"))
+        if granted is not None and AGENT_SCOPE not in granted:
+            yield Finding.of(
+                True,
+                gettext_noop(
+                    "Slack: the app is no agent, so replies grow by edits and not as streams; docs/SLACK.md says what "
+                    "to switch on"
+                ),
+            )
         if settings.mode == "socket":
             await socket_url(api, settings)
             yield Finding.of(True, gettext_noop("Slack: the app token opens web sockets"))

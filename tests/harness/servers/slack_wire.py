@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp import web
 from slack_sdk.signature import SignatureVerifier
 
-from bot.adapters.slack.adapter import SCOPES
+from bot.adapters.slack.adapter import AGENT_SCOPE, SCOPES
 from bot.util.clock import Clock, MonotonicClock
 from tests.harness.platform import TIMEOUT, FaultScript
 from tests.harness.servers.fault_gate import FaultGate
@@ -77,7 +77,7 @@ class SlackWire:
         self.calls: list[str] = []
         self.histories: list[str] = []  # the channels of each call of conversations.history
         self.deliveries: list[str] = []  # the ids of all envelopes sent, in order
-        self.scopes = set(SCOPES)
+        self.scopes = SCOPES | {AGENT_SCOPE} if is_agent else set(SCOPES)
         self.tells_scopes = True
         self.team = TEAM  # the workspace that slash commands name
         self.tickets: set[str] = set()
