@@ -68,7 +68,7 @@ ANSWERS = {
     "a 502": (502, b"<html>Bad Gateway</html>"),
     "a 599": (599, b'{"ok": true, "result": true}'),
 }
-METHODS = ("sendMessage", "editMessageText", "getUpdates", "getMe", "deleteWebhook", "setMyCommands")
+METHODS = ("sendMessage", "editMessageText", "getUpdates", "getMe", "deleteWebhook", "setMyCommands", "sendRichMessage")
 
 
 @pytest.mark.parametrize("method", METHODS)

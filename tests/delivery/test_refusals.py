@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from bot.chat.stream import ReplyStream
 from bot.delivery.markdown.format import MarkdownFormat
 from bot.delivery.markdown.split import split
-from bot.delivery.pacer import Pacer
+from bot.delivery.pacer import Budget, Pacer
 from bot.delivery.sender import Sender
 from bot.delivery.view import ReplyView
 from bot.domain import Delta, Exchange, Finished, FinishReason, Kind, Notice, Queued, ReplyEvent, Status
@@ -313,6 +313,25 @@ async def test_answers_that_are_complete_at_once_need_no_edit_of_a_budget_that_i
         await world.clock.run(budget.take_last())
     await deliver_whole(world, *answered("Paris."), is_busy=False)
     assert [call.text for call in world.messenger.calls] == ["Paris."]
+
+
+async def test_a_channels_budget_keeps_calls_for_the_ends_of_its_replies() -> None:
+    clock = ManualClock()
+    budget = Budget(5, clock, counts_sends=True)
+    with budget.reserve():
+        await clock.run(budget.take_growing())
+        with budget.reserve():
+            await clock.run(budget.take_growing())
+            third = asyncio.create_task(budget.take_growing())
+            await clock.advance(30)
+            assert not third.done()
+            await clock.run(budget.take_last())
+        await clock.advance(5)
+        assert third.done()
+        await clock.run(budget.take_last())
+    before = clock.now()
+    await clock.run(budget.take_last())
+    assert clock.now() - before > 20  # a minute after the first one
 
 
 async def test_growing_replies_share_a_budget_and_end_in_time() -> None:
