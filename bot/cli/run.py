@@ -60,8 +60,11 @@ def _serve(path: Path | None, choose: Callable[[LoadedConfig], Config]) -> None:
     if sys.stderr.isatty():
         sys.stderr.write(f"{loading}\r")  # the next line is written over it
         sys.stderr.flush()
-    from bot.app import serve
-    from bot.config.reload import ConfigSource
+    from bot.util.garbage import without_collection
+
+    with without_collection():
+        from bot.app import serve
+        from bot.config.reload import ConfigSource
 
     loaded = load(path)
     config = choose(loaded)

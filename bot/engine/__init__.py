@@ -12,6 +12,7 @@ from bot.engine.base import Engine, Memory, Progress, silent
 from bot.engine.library import ChatModel
 from bot.engine.shared import SharedSection
 from bot.errors import EngineMisconfigured, EngineUnavailable
+from bot.util.garbage import without_collection
 
 if TYPE_CHECKING:
     from bot.config.schema import EngineSection
@@ -102,7 +103,8 @@ def _backend(options: "EngineSection") -> ModuleType:
             f'"{name}": remove it, and give models.{table} a model of its own'
         )
     try:
-        return import_module(f"{backends.__name__}.{name}")
+        with without_collection():
+            return import_module(f"{backends.__name__}.{name}")
     except ModuleNotFoundError as exc:
         _refuse_missing(options, name, exc)
 

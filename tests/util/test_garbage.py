@@ -1,10 +1,12 @@
-"""Garbage is collected in full when nothing is in progress."""
+"""Garbage is collected in full when nothing is in progress, and not during imports."""
 
 import asyncio
 import gc
 import weakref
 
-from bot.util.garbage import collect_when_idle
+import pytest
+
+from bot.util.garbage import collect_when_idle, without_collection
 from tests.harness.fakes import ManualClock
 
 
@@ -41,3 +43,36 @@ async def test_old_garbage_waits_for_a_pause_or_two_minutes() -> None:
     collecting.cancel()
     await clock.settle()
     assert gc.get_threshold() == before
+
+
+def collections() -> int:
+    return sum(generation["collections"] for generation in gc.get_stats())
+
+
+def test_nothing_is_collected_while_modules_are_imported() -> None:
+    gc.unfreeze()
+    gc.collect()
+    before = collections()
+    with without_collection():
+        kept = [[number] for number in range(10 * gc.get_threshold()[0])]
+    assert collections() == before
+    assert gc.isenabled()
+    assert any(kept is each for each in gc.get_objects(generation=2))
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_that_were_frozen_stay_so(request: pytest.FixtureRequest) -> None:
+    gc.freeze()
+    request.addfinalizer(gc.unfreeze)
+    before = gc.get_freeze_count()
+    with without_collection():
+        pass
+    assert gc.get_freeze_count() >= before > 0
+
+
+def test_a_collector_that_was_off_stays_off(request: pytest.FixtureRequest) -> None:
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    with without_collection():
+        pass
+    assert not gc.isenabled()
