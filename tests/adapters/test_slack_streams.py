@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from bot.delivery.markdown.blocks import visible_text
 from bot.domain import Action, Status
@@ -133,6 +134,29 @@ async def test_a_call_that_fails_or_whose_response_is_lost_leaves_one_whole_answ
         await finished(agent, LONG[:1600])
 
 
+@pytest.mark.parametrize("method", ["chat.startStream", "chat.appendStream", "chat.stopStream"])
+async def test_a_call_that_was_executed_but_answered_with_a_rate_limit_changes_nothing(
+    harness: Harness, agent: SlackServer, method: str
+) -> None:
+    limited: list[str] = []
+
+    async def rewrite(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        if limited or not request.path.endswith(method):
+            return response
+        limited.append(request.path)
+        return web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "1"})
+
+    agent.gate.rewrite = rewrite
+    go_on = asyncio.Event()
+    harness.engine.add([LONG[:200], go_on, LONG[200:1600]])
+    async with running(harness, agent):
+        await agent.say("tell me")
+        await agent.until(lambda: len(agent.seen()) > 1 and len(agent.seen()[-1].markdown) > 100)
+        go_on.set()
+        await finished(agent, LONG[:1600])
+    assert limited
+
+
 async def test_a_stream_that_slack_has_ended_is_edited(harness: Harness, agent: SlackServer) -> None:
     go_on = asyncio.Event()
     harness.engine.add(["one two ", go_on, "three"])
@@ -203,7 +227,8 @@ async def test_more_replies_than_slack_lets_start_as_streams_are_edited(agent: S
             await agent.say("hi", channel=channel, author=channel)
         await agent.until(lambda: all(bots(agent.seen(each)) == ["an answer"] for each in channels))
         await agent.until(lambda: all(agent.seen(each)[-1].actions == {Action.RETRY} for each in channels))
-    assert "chat.update" in agent.calls
+    assert agent.calls.count("chat.startStream") <= 18
+    assert "chat.postMessage" in agent.calls
 
 
 @pytest.mark.parametrize(("form", "method"), [("slack", "chat.update"), ("slack-streams", "chat.appendStream")])
