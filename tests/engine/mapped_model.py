@@ -1,4 +1,4 @@
-"""Load a checkpoint in a process of its own, and print its logits' digest for each line on stdin."""
+"""Load a checkpoint, and print the digest of its logits for each line on standard input."""
 
 from __future__ import annotations
 
