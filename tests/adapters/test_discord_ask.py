@@ -1,5 +1,6 @@
 """/ask and "Ask about this" on Discord, where the bot is a member."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -219,7 +220,9 @@ async def test_every_fourth_call_refused_leaves_one_answer(bot: DiscordBot) -> N
     bot.platform.script = lambda number, name: Fault(("429", "500", "lost")[number // 2 % 3]) if number % 2 else None
     bot.engine.add("word " * 700)
     await bot.platform.command("ask why?")
-    await bot.platform.until(lambda: bool(bot.shown()) and bot.platform.seen()[-1].actions == {Action.RETRY})
+    await bot.platform.until(
+        lambda: bool(bot.shown()) and bot.platform.seen()[-1].actions == {Action.RETRY} and "…" not in bot.shown()
+    )
     assert bot.shown()[0] == ASKED
     assert " ".join(bot.shown()[1:]).split() == ["word"] * 700
 
@@ -229,3 +232,32 @@ async def test_an_answer_opens_the_thread_of_the_message_that_shows_the_question
     await bot.platform.command("ask why?")
     await bot.shows("ok", thread="why?")
     assert bot.shown() == [ASKED]
+
+
+async def test_typing_is_shown_while_the_first_message_has_to_wait(bot: DiscordBot) -> None:
+    bot.platform.script = lambda number, name: Fault("429", 60.0) if number == 0 else None
+    await bot.platform.say("hi")
+    await bot.shows("ok")
+    assert set(bot.platform.typing) == {bot.platform.channel("general")}
+
+
+async def test_typing_is_not_shown_where_the_first_message_comes_at_once(bot: DiscordBot) -> None:
+    bot.engine.add(["half an", asyncio.Event()])
+    await bot.platform.say("hi")
+    await bot.shows("half an")
+    assert bot.platform.typing == []
+
+
+async def test_a_response_after_three_seconds_is_refused_and_the_question_is_shown_by_a_message(
+    bot: DiscordBot,
+) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path.endswith("/callback"):
+            bot.platform.seconds_passed += 3.5
+        return None
+
+    bot.platform.gate.guard = guard
+    await bot.platform.command("ask why?")
+    await bot.shows(ASKED, "ok")
+    assert bot.platform.attempts[0][0] == "send"
+    bot.platform.forget_interactions()

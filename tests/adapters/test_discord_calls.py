@@ -210,3 +210,10 @@ async def test_an_inspection_with_a_rejected_token_names_the_setting(platform: D
     findings = [finding async for finding in inspect("discord", platform.settings())]
     assert [finding.is_ok for finding in findings] == [False]
     assert "BOT_DISCORD__TOKEN" in findings[0].text
+
+
+async def test_the_inspection_says_that_users_can_install_the_bot(platform: DiscordPlatform) -> None:
+    platform.application = {"integration_types_config": {"0": {}, "1": {}}}
+    findings = [finding async for finding in inspect("discord", platform.settings())]
+    assert all(finding.is_ok for finding in findings)
+    assert any(finding.text.startswith("users can install the bot for themselves") for finding in findings)

@@ -1,4 +1,4 @@
-"""The bot on Discord where it is no member: as an application of the person who asks."""
+"""The bot on Discord in places where it is no member, installed by one of the people there."""
 
 import asyncio
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import structlog
+from aiohttp import web
 
 from bot.adapters.discord.ask import ABOUT
 from bot.config.schema import AccessSection
@@ -254,7 +255,8 @@ async def test_every_fourth_call_refused_leaves_one_answer(bot: DiscordBot) -> N
     bot.platform.script = lambda number, name: Fault(kinds[number // 4 % 3], 2.0) if number % 4 == 3 else None
     bot.engine.add("word " * 700)
     await bot.platform.command("ask why?", channel=PLACE, guest="chat")
-    await bot.platform.until(lambda: any(each.actions == {Action.RETRY} for each in bot.platform.seen(PLACE)))
+    await bot.platform.until(lambda: bool(bot.shown(PLACE)))
+    await ended(bot)
     shown = [each for each in bot.shown(PLACE) if each != "…"]  # one whose id was lost stays
     assert " ".join(shown).split() == ["word"] * 700
 
@@ -276,3 +278,47 @@ async def test_a_new_session_reads_no_guest_places(platform: DiscordPlatform, tm
     async with run_discord_bot(platform, tmp_path) as bot:
         await platform.say("hi")
         await bot.shows("ok")  # the server knows each call for a guest place as a violation
+
+
+async def test_a_response_after_three_seconds_is_counted_as_failed(bot: DiscordBot) -> None:
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path.endswith("/callback"):
+            bot.platform.seconds_passed += 3.5
+        return None
+
+    bot.platform.gate.guard = guard
+    await bot.platform.command("ask why?", channel=PLACE, guest="chat")
+    await bot.platform.until(lambda: bot.platform.calls[-1].endswith("/@original"))
+    await ended(bot)
+    assert (await statuses(bot), bot.shown(PLACE), bot.engine.requests) == ([Status.FAILED], [], [])
+    bot.platform.forget_interactions()
+
+
+@pytest.mark.parametrize("action", [Action.STOP, Action.RETRY])
+async def test_buttons_are_for_the_asker(bot: DiscordBot, action: Action) -> None:
+    if action is Action.STOP:
+        bot.engine.go_on.clear()
+    await bot.platform.command("ask why?", channel=PLACE, guest="chat")
+    await bot.platform.until(lambda: any(action in each.actions for each in bot.platform.seen(PLACE)))
+    before = bot.platform.seen(PLACE)[0]
+    await bot.platform.press(before.id, action, author="Jo")
+    await bot.platform.until(lambda: len(bot.shown(PLACE)) == 2)
+    assert bot.shown(PLACE)[1] == "Only the person who asked, and admins, may do that."
+    assert bot.platform.messages[int(bot.platform.seen(PLACE)[1].id)]["flags"] & EPHEMERAL
+    assert bot.platform.seen(PLACE)[0] == before
+
+
+async def test_a_button_under_what_is_no_reply_changes_nothing(bot: DiscordBot) -> None:
+    await bot.platform.command("help", channel=PLACE, guest="chat")
+    await bot.platform.until(lambda: "/clear" in "".join(bot.shown(PLACE)))
+    message = {**bot.platform.messages[int(bot.platform.seen(PLACE)[0].id)], "id": "5"}
+    where = bot.platform.guest_place(PLACE, in_server=False)
+    bot.platform.interact_in(where, 3, {"custom_id": "retry", "component_type": 2}, "Mei", message=message)
+    await bot.platform.until(lambda: bot.platform.unanswered == 0)
+
+
+@pytest.mark.parametrize("omitted", ["context", "channel", "app_permissions", "authorizing_integration_owners"])
+async def test_an_interaction_with_fewer_fields_is_answered(bot: DiscordBot, omitted: str) -> None:
+    bot.platform.omitted = frozenset({omitted})
+    await bot.platform.command("ask why?", channel=PLACE, guest="server")
+    await answered(bot, "ok")

@@ -5,7 +5,7 @@ while it starts, connects or answers.  Users write before, during and after it. 
 run is not killed.  Then each question must have exactly one complete answer.  The short form
 repeats this where each answer opens a thread.  The row `telegram-rich` has answers in rich messages; in
 `discord-ask` and `discord-guest` each question is a command, where the bot is a member and where it is none.
-A command that no run has taken need not be answered: Discord tells its author at once.
+A command that no run acknowledges need not be answered: Discord says so to its author at once.
 """
 
 import asyncio
@@ -131,7 +131,7 @@ def are_answered(platform: LoopbackPlatform, result: KillResult) -> bool:
 
 
 def _unheard(platform: Any, result: KillResult) -> set[str]:
-    """Return the questions that no bot has acknowledged, where people are told so: they are not owed."""
+    """Return the questions that no bot has acknowledged: Discord says so to their authors, and no answer is owed."""
     texts = getattr(platform, "unheard", ())
     return {number for number in result.questions if any(text.startswith(f"{number} ") for text in texts)}
 

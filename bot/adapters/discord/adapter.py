@@ -87,7 +87,13 @@ class DiscordAdapter:
     async def run(self, intake: Intake) -> None:
         configure_library(self._settings)
         messenger = DiscordMessenger(self._settings.edit_seconds, self._settings.call_seconds)
-        replies = Replies(intake, messenger, self._clock, open_thread=partial(open_thread, messenger))
+        replies = Replies(
+            intake,
+            messenger,
+            self._clock,
+            open_thread=partial(open_thread, messenger),
+            show_typing=messenger.show_typing,
+        )
         handlers = DiscordHandlers(self._settings, intake, replies, messenger, self._clock)
         intake.files.sources[PLATFORM] = partial(fetch_file, self._settings)
         # The connection is closed last: replies in flight finish their calls.
@@ -184,6 +190,14 @@ async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
                 gettext_noop(
                     "an Interactions Endpoint URL is set, so Discord sends commands and buttons there instead of to "
                     "the bot: remove it (Developer Portal, General Information)"
+                ),
+            )
+        if application.user_integration_config is not None:
+            yield Finding.of(
+                True,
+                gettext_noop(
+                    "users can install the bot for themselves: it answers them where it is no member too, as far as "
+                    "[access] lets them"
                 ),
             )
         if application.bot_require_code_grant:

@@ -215,7 +215,7 @@ class DiscordInteractions:
         try:
             channel = await self._channel_of(use)
             if channel is not None and is_guest(channel):
-                await self._know_reply(channel, str(message_id), use.interaction.token)
+                channel = await self._know_reply(channel, str(message_id), use.interaction.token)
             by = parse_user(use.interaction.user)
             press, locale = str(use.interaction.id), str(use.interaction.locale)
             notice = await self._inbox.press(channel, str(message_id), action, by, press, locale) if channel else ""
@@ -226,15 +226,20 @@ class DiscordInteractions:
         response = use.interaction.response
         await self._respond(response.send_message(notice, ephemeral=True) if notice else response.defer())
 
-    async def _know_reply(self, channel: ChannelKey, message_id: str, token: str) -> None:
-        """Let the messages of a reply be changed: the one that was pressed with the token of the press."""
+    async def _know_reply(self, channel: ChannelKey, message_id: str, token: str) -> ChannelKey | None:
+        """Let the messages of a reply be changed: the one that was pressed with the token of the press.
+
+        Return its conversation, None if it is no reply.
+        """
         exchange = await self._intake.exchanges.find_by_reply(channel, message_id)
-        if exchange is not None:
-            self._messenger.know(exchange.message, exchange.parts)
-            self._messenger.responses.know_message(message_id, token)
-            if message_id == exchange.parts[0]:
-                self._messenger.responses.know(exchange.message.id, token)
-                self._deadlines.start(exchange, token)
+        if exchange is None:
+            return None
+        self._messenger.know(exchange.message, exchange.parts)
+        self._messenger.responses.know_message(message_id, token)
+        if exchange.parts[:1] == (message_id,):
+            self._messenger.responses.know(exchange.message.id, token)
+            self._deadlines.start(exchange, token)
+        return channel
 
     async def _channel_of(self, use: Use) -> ChannelKey | None:
         if use.channel is None and use.channel_id is not None:

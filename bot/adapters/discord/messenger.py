@@ -161,6 +161,12 @@ class DiscordMessenger:
             if await deletion:  # no content is due
                 raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
 
+    async def show_typing(self, channel: ChannelKey) -> None:
+        """Show for some seconds that the bot writes; in a guest place the response to the command says so already."""
+        if not is_guest(channel):
+            async with self.calling() as client:
+                await client.http.send_typing(channel_id(channel))
+
     async def send_direct(self, message: IncomingMessage, text: str) -> None:
         """Send a text to the author of a message, as a direct message."""
         async with self.calling() as client:

@@ -166,4 +166,4 @@ def _session(client: discord.Client, token: str) -> Mapping[str, Any]:
 
 
 def _no_token() -> ChannelGone:
-    return ChannelGone("no member here, and the interaction's token has expired")
+    return ChannelGone("the bot is no member here, and has no token that Discord takes")

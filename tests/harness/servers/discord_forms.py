@@ -9,9 +9,9 @@ from tests.harness.servers.discord_users import Guest
 
 
 class AskingByCommand(DiscordPlatform):
-    """Users who ask by /ask what they would say to the bot; `seen` leaves out the messages that show the questions.
+    """Asks each question by /ask; `seen` leaves out the messages that show the questions.
 
-    Nobody hears a command while the bot is away: Discord says at once that it failed.
+    A command fails at once while the bot is away.
     """
 
     def __init__(self, guest: Guest | None = None, *, is_late: bool = False) -> None:

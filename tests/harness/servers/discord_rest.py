@@ -30,6 +30,7 @@ class DiscordRest(DiscordInteractionRest):
             "max_concurrency": 1,
         }
         self.writes = 0
+        self.typing: list[int] = []  # channels in which the bot showed that it writes
         self.attempts: list[tuple[str, Json]] = []
         self.is_rate_limit_global = False
         self.bare_retry_after = ""  # the Retry-After of a 429 without a body
@@ -96,6 +97,9 @@ class DiscordRest(DiscordInteractionRest):
                 if int(channel) in self._directs:
                     await self.directs_are_open.wait()
                 return self._unreachable(int(channel)) or json_answer(self._channel(int(channel)))
+            case ["channels", channel, "typing"], "POST":
+                self.typing.append(int(channel))
+                return self._unreachable(int(channel)) or web.Response(status=204)
             case ["channels", channel, "messages"], "GET":
                 return self._unreachable(int(channel)) or self._history(int(channel), request.query)
             case ["channels", channel, "messages"], "POST":

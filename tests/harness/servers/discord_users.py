@@ -120,6 +120,10 @@ class DiscordUsers(DiscordRest):
         """Send an interaction of any kind."""
         self._interact(kind, data, author, self.channel(channel), **more)
 
+    def interact_in(self, where: int, kind: int, data: Json, author: str, **more: Any) -> None:
+        """Send an interaction of any kind from any place."""
+        self._interact(kind, data, author, where, **more)
+
     def _interact(self, kind: int, data: Json, author: str, where: int, **more: Any) -> None:
         id = self._new_id()
         origin = int(more["message"]["id"]) if "message" in more else None
