@@ -1,6 +1,7 @@
 """Show the replies of one platform with edits, one task each."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from types import TracebackType
@@ -20,6 +21,7 @@ from bot.domain import ChannelKey, Exchange, IncomingMessage, Notice
 from bot.errors import AccessDenied, BotError, ChannelGone, ClaimLost, LoginRefused, PlatformError, StoreError
 from bot.util.aio import BackgroundTasks, race
 from bot.util.clock import Clock
+from bot.util.recent import RecentDict
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -72,6 +74,7 @@ class Replies:
         show_typing: ShowTyping | None = None,
     ) -> None:
         self._show_typing = show_typing
+        self._typing: RecentDict[ChannelKey, float] = RecentDict()  # when it was shown last
         self._intake = intake
         self._exchanges = intake.exchanges
         self._messenger = messenger
@@ -241,10 +244,15 @@ class Replies:
         seconds = _TYPING_AFTER
         while self._show_typing is not None:
             await self._clock.sleep(seconds)
+            channel, now = worker.exchange.message.channel, self._clock.now()
             if worker.parts and worker.parts[0].id is not None:
                 return
+            seconds = self._typing.get(channel, -math.inf) + _TYPING_INTERVAL - now
+            if seconds > 0:
+                continue  # another reply there shows it
+            self._typing[channel] = now
             try:
-                await self._show_typing(worker.exchange.message.channel)
+                await self._show_typing(channel)
             except PlatformError as error:
                 log.info("typing not shown", error=str(error))
                 return

@@ -30,7 +30,7 @@ _MINUTE = 60.0
 
 @dataclass(slots=True)
 class GroupLimit:
-    """A FaultScript that allows so many calls in any minute; whether edits count is not documented, so they do."""
+    """A FaultScript that allows PER_MINUTE calls in any minute, edits included: Telegram does not say whether they count."""
 
     clock: Clock
     calls: Counter[str] = field(default_factory=Counter)

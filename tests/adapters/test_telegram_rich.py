@@ -10,18 +10,22 @@ from pathlib import Path
 import pytest
 import structlog
 
+from bot.adapters.telegram.client import open_bot
 from bot.adapters.telegram.markup import LIMIT, TelegramFormat
+from bot.adapters.telegram.messenger import TelegramMessenger
 from bot.adapters.telegram.rich import RICH_LIMIT, RichFormat, plain_text, rich_message_of
 from bot.delivery.markdown.format import utf16_units
 from bot.delivery.markdown.split import join, split
-from bot.domain import Action
+from bot.domain import Action, ChannelKey
+from bot.errors import PlatformUnavailable
 from tests.adapters.rich_answers import faults
 from tests.chaos.hostile_texts import hostile_texts
+from tests.harness.fakes import FakeKnownMessages
 from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import Fault
 from tests.harness.servers.telegram import UNCHANGED, Message, TelegramPlatform
 from tests.harness.servers.telegram_rich import refused_message
-from tests.harness.telegram_harness import done, replies, running, texts
+from tests.harness.telegram_harness import done, running, texts
 
 TABLE = "# Prices\n\n| item | price |\n|---|--:|\n| tea | $3 |\n\nThe area is $\\pi r^2$."
 SHOWN = "Prices\nitem\nprice\ntea\n$3\nThe area is \\pi r^2."
@@ -151,23 +155,28 @@ async def test_a_rich_message_that_a_killed_run_has_left_is_continued(tmp_path: 
             await done(telegram, SHOWN, channel="Mei")
 
 
-async def test_lost_rich_messages_are_known_by_their_words(rich: TelegramPlatform, harness: Harness) -> None:
-    """In a group an answer that is complete at once is sent whole; its response is lost, and it is found."""
-    harness.engine.add("ok", TABLE)
-    lost: list[str] = []
+@pytest.mark.parametrize("is_direct", [True, False])
+async def test_a_rich_message_whose_send_was_lost_is_known_by_its_words(
+    rich: TelegramPlatform, is_direct: bool
+) -> None:
+    async def rename(channel: ChannelKey, to: str) -> None:
+        raise AssertionError("no chat has moved")
 
-    def fail(number: int, name: str) -> Fault | None:
-        if name == "sendRichMessage" and not lost:
-            lost.append(name)
-            return Fault("lost")
-        return None
-
-    async with running(rich, harness):
-        await rich.say("one")
-        await rich.say("two")
-        rich.script = fail
-        await done(rich, "ok", SHOWN)
-        assert len(replies(rich)) == 2
+    known = FakeKnownMessages()
+    rich.script = lambda number, name: Fault("lost") if number == 0 else None
+    question = await rich.say("how much?", direct=is_direct)
+    chat = rich.private("Mei") if is_direct else rich.group("general")
+    known.channel = channel = ChannelKey("telegram", str(chat.id))
+    async with await open_bot(rich.settings()) as bot:
+        messenger = TelegramMessenger(bot, rich.settings(), rename, known, knows_rich=True)
+        send = partial(messenger.send, channel, RichFormat().render(TABLE), reply_to=question, nonce="1")
+        with pytest.raises(PlatformUnavailable):
+            await send(controls=frozenset({Action.RETRY}))
+        (left,) = own(rich)
+        assert kinds(left) == ["heading", "table", "paragraph"]
+        assert await send(controls=frozenset({Action.RETRY})) == str(left.id)
+    assert len(own(rich)) == 1
+    assert left.actions == {Action.RETRY}
 
 
 def test_blocks_are_accepted_and_hold_the_whole_text() -> None:
