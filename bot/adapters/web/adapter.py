@@ -60,7 +60,7 @@ class WebAdapter:
             else:
                 streams.show(message.channel, message.question)
 
-        messenger = WebMessenger(changed)
+        messenger = WebMessenger(changed, open_pages=lambda: streams.count)
         try:
             async with Replies(intake, messenger, self._clock) as replies:
                 inbox = Inbox(WEB_PLATFORM, intake, replies, self._clock)

@@ -10,8 +10,9 @@ from bot.util.recent import RecentDict
 
 # Characters of one message; a longer answer continues in another one below it.
 _FORMAT = MarkdownFormat(20_000)
-# Seconds between two edits.
-_EDIT_INTERVAL = 0.2
+# Seconds between two edits of a reply, and edits a second of all replies together: each is rendered for each page.
+_EDIT_INTERVAL = 0.1
+_EDITS_PER_SECOND = 1000
 # Messages kept: more than are in progress at once.
 _KEPT = 500
 
@@ -34,9 +35,10 @@ class Message:
 class WebMessenger:
     """A Messenger.  A message's id is its nonce: sending it again, also after a restart, is the same message."""
 
-    def __init__(self, changed: Callable[[str, Message], None]) -> None:
-        """Call `changed` with the id and the new content of each message that changes."""
+    def __init__(self, changed: Callable[[str, Message], None], open_pages: Callable[[], int] = lambda: 0) -> None:
+        """Call `changed` with the id and the new content of each message that changes; `open_pages` counts its readers."""
         self._changed = changed
+        self._open_pages = open_pages
         self.messages: RecentDict[str, Message] = RecentDict(_KEPT)
         self._deleted: RecentDict[str, None] = RecentDict()
 
@@ -45,7 +47,7 @@ class WebMessenger:
         return _FORMAT
 
     def edit_interval(self, channel: ChannelKey) -> float:
-        return _EDIT_INTERVAL
+        return max(_EDIT_INTERVAL, self._open_pages() / _EDITS_PER_SECOND)
 
     async def send(
         self,

@@ -60,6 +60,10 @@ class Streams:
             if not streams and self._by_user.get(channel.channel) is streams:
                 del self._by_user[channel.channel]
 
+    @property
+    def count(self) -> int:
+        return sum(map(len, self._by_user.values()))
+
     def reload(self, channel: ChannelKey) -> None:
         """Let the session's streams read the rows again."""
         for stream in self._by_user.get(channel.channel, ()):
