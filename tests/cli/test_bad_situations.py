@@ -239,7 +239,7 @@ async def test_a_wrong_token_ends_the_bot_without_a_retry(
 ) -> None:
     async with PROFILES[name].open() as platform:
         given = on_platforms({name: platform}, tmp_path) | {token: wrong, "BOT_LOGS__LEVEL": "error"}
-        ran = await asyncio.to_thread(warm_start.run, ["run"], folder=tmp_path, env=given)
+        ran = await asyncio.to_thread(warm_start.run, ["run"], folder=tmp_path, env=given, login_pause=0.1)
         said = ran.stderr
         refused = list(platform.calls)  # type: ignore[attr-defined]  # each loopback platform notes them
     assert (ran.returncode, said.count("\n")) == (2, 1), said

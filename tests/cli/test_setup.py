@@ -69,7 +69,7 @@ async def setup_process(
     for file in (output, errors):
         file.write_bytes(b"")
     env = environment(LANG="C.UTF-8", LC_ALL="", **changes)
-    process = start(("setup", *options), folder=folder, env=env, stdout=output, stderr=errors)
+    process = start(("setup", *options), folder=folder, env=env, stdout=output, stderr=errors, login_pause=0.1)
     try:
         await until(lambda: "quits.\n" in output.read_text() or process.returncode is not None)
         found = re.search(r"http://\S+", output.read_text())

@@ -101,7 +101,7 @@ async def output_of(folder: Path, *args: str, module: str = "bot", **variables: 
     log = folder / "said"
     log.unlink(missing_ok=True)
     env = environment(PYTHONASYNCIODEBUG="1", **variables)
-    process = warm_start.start(args, folder=folder, env=env, stdout=log, stderr=log, module=module)
+    process = warm_start.start(args, folder=folder, env=env, stdout=log, stderr=log, module=module, login_pause=0.1)
     try:
         while process.returncode is None:
             if args == ("run",) and log.exists() and log.read_bytes().count(b"\n") >= _MANY_LINES:

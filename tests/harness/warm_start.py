@@ -3,6 +3,9 @@
 Importing SQLAlchemy, pydantic and the platforms' libraries costs 2 s of CPU time per process. The fork server of
 multiprocessing pays it once; each child gets its own arguments, folder, environment and streams, as a shell would
 give it. Tests of the start itself, of mounts and of rights start a real process.
+
+The bot asks about a refused token again after seconds, in which a test of a wrong token would do nothing but wait:
+`login_pause` replaces them.
 """
 
 import asyncio
@@ -17,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from bot.adapters import login
 
 # Seconds; only a process that hangs takes as long, on any machine.
 _HANGS = 300.0
@@ -82,21 +87,30 @@ def start(
     stderr: Path,
     stdin: Path = Path(os.devnull),
     module: str = "bot",
+    login_pause: float | None = None,
 ) -> WarmProcess:
     """Start `python -m MODULE` in `folder`; what it prints is appended to the two files."""
-    process = _context.Process(target=_run, args=(module, [*arguments], folder, dict(env), stdin, stdout, stderr))
+    streams = (stdin, stdout, stderr)
+    process = _context.Process(target=_run, args=(module, [*arguments], folder, dict(env), streams, login_pause))
     process.start()
     return WarmProcess(process)
 
 
 def run(
-    arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], stdin: str = ""
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    env: Mapping[str, str],
+    stdin: str = "",
+    login_pause: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m bot` to its end, like `subprocess.run` with captured output."""
     with tempfile.TemporaryDirectory() as streams:
         given, out, err = (Path(streams) / name for name in ("in", "out", "err"))
         given.write_text(stdin, encoding="utf-8")
-        process = _context.Process(target=_run, args=("bot", [*arguments], folder, dict(env), given, out, err))
+        process = _context.Process(
+            target=_run, args=("bot", [*arguments], folder, dict(env), (given, out, err), login_pause)
+        )
         process.start()
         process.join(_HANGS)
         if process.exitcode is None:
@@ -110,11 +124,19 @@ def run(
 
 
 def _run(
-    module: str, arguments: list[str], folder: Path, env: dict[str, str], stdin: Path, stdout: Path, stderr: Path
+    module: str,
+    arguments: list[str],
+    folder: Path,
+    env: dict[str, str],
+    streams: tuple[Path, Path, Path],
+    login_pause: float | None,
 ) -> None:
+    if login_pause is not None:
+        login.confirm.__defaults__ = (login_pause,)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
+    stdin, stdout, stderr = streams
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for number, (path, flags) in enumerate(((stdin, os.O_RDONLY), (stdout, append), (stderr, append))):
         opened = os.open(path, flags)
