@@ -322,3 +322,39 @@ async def test_an_interaction_with_fewer_fields_is_answered(bot: DiscordBot, omi
     bot.platform.omitted = frozenset({omitted})
     await bot.platform.command("ask why?", channel=PLACE, guest="server")
     await answered(bot, "ok")
+
+
+async def test_a_restored_database_shows_no_second_answer(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.engine.go_on.clear()
+        await platform.command("ask why?", channel=PLACE, guest="chat")
+        await bot.engine.asked(1)
+        copy = {each.name: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+        bot.engine.go_on.set()
+        await answered(bot, "ok")
+    for name, content in copy.items():
+        (tmp_path / name).write_bytes(content)
+    await platform.disconnect(resumable=False)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await bot.engine.asked(1)
+        await answered(bot, "ok")
+
+
+async def test_a_place_keeps_its_own_conversation_once_the_bot_is_a_member(bot: DiscordBot) -> None:
+    bot.platform.permissions_here = 1 << 10  # to see the channel, not to write there
+    await bot.platform.command("ask why?")
+    await bot.shows("ok")
+    bot.platform.permissions_here = 1 << 10 | 1 << 11
+    await bot.platform.command("ask and?")
+    await bot.shows("ok", "> 💬 **Mei**\n> and?", "ok")
+    assert len(bot.engine.requests[-1].messages) == 1
+
+
+async def test_what_one_person_alone_sees_is_a_conversation_of_that_person(bot: DiscordBot) -> None:
+    bot.platform.allows_external_apps = False
+    for number, author in enumerate(["Mei", "Jo", "Mei"], 1):
+        await bot.platform.command(f"ask by {author}", author=author, channel=PLACE, guest="server")
+        await bot.shows(*["ok"] * number, channel=PLACE)
+    said = [[each.content.rpartition(": ")[2] for each in request.messages] for request in bot.engine.requests]
+    assert said == [["by Mei"], ["by Jo"], ["by Mei", "ok", "by Mei"]]
+    assert all(bot.platform.messages[int(each.id)]["flags"] & EPHEMERAL for each in bot.platform.seen(PLACE))

@@ -21,13 +21,28 @@ SHOWN = "shown"
 _GUEST_ADDRESS = "token:"
 
 
-def guest_key(channel: ChannelKey) -> ChannelKey:
-    """Return the key of a guest place.
+def guest_key(channel: ChannelKey, only_for: str = "") -> ChannelKey:
+    """Return the key of a guest place, or of what is `only_for` one person there.
 
-    >>> str(guest_key(ChannelKey("discord", "1"))), str(guest_key(ChannelKey("discord", "1", "2")))
-    ('discord:1:guest', 'discord:1:2-guest')
+    >>> str(guest_key(ChannelKey("discord", "1"))), str(guest_key(ChannelKey("discord", "1", "2"), "3"))
+    ('discord:1:guest', 'discord:1:2-3-guest')
     """
-    return replace(channel, thread="-".join(filter(None, [channel.thread, _GUEST])))
+    return replace(channel, thread="-".join(filter(None, [channel.thread, only_for, _GUEST])))
+
+
+def only_reader(data: Mapping[str, Any]) -> str:
+    """Return the id of the person who alone sees the response to an interaction in a guest place, "" if others do.
+
+    Discord shows responses so in a server where the person may not use external applications.
+
+    Raises:
+        One of PARSE_ERRORS: It has another form.
+    """
+    member = data.get("member")
+    if not isinstance(member, Mapping) or "permissions" not in member:
+        return ""
+    may = discord.Permissions(int(member["permissions"])).use_external_apps
+    return "" if may else str(int(member["user"]["id"]))
 
 
 def is_guest(channel: ChannelKey) -> bool:

@@ -12,7 +12,7 @@ from discord.state import ConnectionState
 
 from bot.adapters.discord.commands import command_text
 from bot.adapters.discord.files import files_of, has_text_file
-from bot.adapters.discord.guests import address_of_token, guest_key, is_guest, is_in_guest_place
+from bot.adapters.discord.guests import address_of_token, guest_key, is_guest, is_in_guest_place, only_reader
 from bot.adapters.discord.text import plain_text
 from bot.adapters.malformed import PARSE_ERRORS, bounded, describe_error
 from bot.adapters.quotation import NO_QUOTATION, Quotation
@@ -255,7 +255,7 @@ def parse_interaction(data: Mapping[str, Any], state: ConnectionState[Any]) -> U
             key = described_channel(channel, channel_id)
         in_thread = isinstance(cached, discord.Thread) or channel.get("type") in _THREAD_TYPES
         if is_in_guest_place(data, state, in_thread=in_thread):
-            key = guest_key(key or ChannelKey(PLATFORM, str(channel_id)))
+            key = guest_key(key or ChannelKey(PLATFORM, str(channel_id)), only_reader(data))
     return Use(interaction, channel_id, key, int(message["id"]) if message.get("id") else None)
 
 

@@ -31,6 +31,7 @@ class Interaction:
     is_guest: bool = False
     is_answered: bool = False
     is_expired: bool = False
+    is_private: bool = False
     response: int | None = None
     follow_ups: list[int] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ class DiscordInteractionRest(DiscordGateway):
         """Show a message as the response."""
         data = body.get("data") or {}
         flags = data.get("flags", 0) | (_IS_LOADING if body["type"] == 5 else 0)
+        flags |= EPHEMERAL if interaction.is_private else 0
         shown = {
             "flags": flags,
             "type": 20,

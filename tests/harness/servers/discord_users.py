@@ -25,6 +25,7 @@ class DiscordUsers(DiscordRest):
         self.locales: dict[str, str] = {}
         self.is_late = False  # interactions expire before the bot receives them
         self.omitted: frozenset[str] = frozenset()  # fields that interactions lack
+        self.allows_external_apps = True  # else only a person sees the responses to it in servers without the bot
         self.permissions_here = int(payloads.PERMISSIONS)  # of the bot, as interactions tell them
         self._last_interaction: Json = {}
 
@@ -132,7 +133,10 @@ class DiscordUsers(DiscordRest):
         known = Interaction(where, kind, origin, self.seconds_passed, is_guest, self.is_late, self.is_late)
         self._interactions[f"token-{id}"] = known
         person, server = self.person(author), self._of_guild(where).get("guild_id")
-        who = {"member": {**payloads.member([]), "user": person}} if server else {"user": person}
+        may = str(int(payloads.PERMISSIONS) - (0 if self.allows_external_apps else payloads.USE_EXTERNAL_APPS))
+        member = {**payloads.member([]), "permissions": may, "user": person}
+        known.is_private = is_guest and server is not None and not self.allows_external_apps
+        who = {"member": member} if server else {"user": person}
         owners = {"1": person["id"]} if is_guest else {"0": server or "0"}
         more |= {"channel": self._channel(where), "channel_id": str(where), "locale": self.locales.get(author, "en-US")}
         more |= {"context": 0 if server else 2 if is_guest else 1, "authorizing_integration_owners": owners}
