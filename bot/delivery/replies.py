@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -230,19 +231,26 @@ class Replies:
 
     async def _deliver(self, worker: Worker, sender: Sender) -> None:
         exchange = worker.exchange
-        async with self._intake.answers.stream(exchange) as stream:
-            typing = asyncio.create_task(self._type_until_sent(worker))
-            try:
-                shown = stream if self._preview is None else await self._preview(exchange, stream, self._pacer)
-                await sender.run(shown)
-            finally:
-                typing.cancel()
-                await asyncio.gather(typing, return_exceptions=True)
+        async with self._intake.answers.stream(exchange) as stream, self._shows_typing(worker):
+            shown = stream if self._preview is None else await self._preview(exchange, stream, self._pacer)
+            await sender.run(shown)
 
-    async def _type_until_sent(self, worker: Worker) -> None:
+    @asynccontextmanager
+    async def _shows_typing(self, worker: Worker) -> AsyncIterator[None]:
         """Give a sign of life while the first message waits for its turn in the channel."""
+        if self._show_typing is None:
+            yield
+            return
+        typing = asyncio.create_task(self._type_until_sent(worker, self._show_typing))
+        try:
+            yield
+        finally:
+            typing.cancel()
+            await asyncio.gather(typing, return_exceptions=True)
+
+    async def _type_until_sent(self, worker: Worker, show: ShowTyping) -> None:
         seconds = _TYPING_AFTER
-        while self._show_typing is not None:
+        while True:
             await self._clock.sleep(seconds)
             channel, now = worker.exchange.message.channel, self._clock.now()
             if worker.parts and worker.parts[0].id is not None:
@@ -252,7 +260,7 @@ class Replies:
                 continue  # another reply there shows it
             self._typing[channel] = now
             try:
-                await self._show_typing(channel)
+                await show(channel)
             except PlatformError as error:
                 log.info("typing not shown", error=str(error))
                 return

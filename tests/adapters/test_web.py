@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from bot.adapters.web.adapter import SECRET, WebAdapter
+from bot.adapters.web.messenger import WebMessenger
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.session import COOKIE
 from bot.adapters.web.sign_in.opening import Entrance
@@ -21,6 +22,7 @@ from bot.adapters.web.streams import MOST_STREAMS
 from bot.config.http import KeySection, ServerSection
 from bot.config.places import PersonaSection
 from bot.config.schema import AccessSection, Config, FeedbackSection
+from bot.domain import ChannelKey
 from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
@@ -556,3 +558,12 @@ async def test_a_connection_that_is_cut_within_a_request_is_no_error(
         async with http.get("/") as response:
             assert response.status == 200
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_many_open_pages_share_the_edits() -> None:
+    pages = 1
+    messenger = WebMessenger(lambda id, message: None, open_pages=lambda: pages)
+    channel = ChannelKey("web", "session")
+    alone = messenger.edit_interval(channel)
+    pages = 10_000
+    assert messenger.edit_interval(channel) >= 50 * alone
