@@ -47,6 +47,12 @@ def tables(path: Path) -> dict[str, str]:
         }
 
 
+@pytest.fixture(autouse=True)
+def _migrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stores run the migrations here, too."""
+    monkeypatch.setattr("bot.storage.opened.migrate", migrate)
+
+
 def test_a_new_database_is_at_the_newest_revision(tmp_path: Path) -> None:
     url = url_of(tmp_path / "data" / "bot.db")
     assert migrate.current_revision(url) is None
