@@ -7,10 +7,11 @@ it can hardly be anything else.  In doubt the characters stay.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
 from markdown_it.rules_block import StateBlock, blockquote, heading, hr, lheading, list_block, table
 from markdown_it.rules_block.table import escapedSplit
 from markdown_it.rules_core import StateCore
@@ -61,6 +62,7 @@ def literal_inline(parser: MarkdownIt) -> None:
     """
     parser.inline.ruler.at("escape", _escape)
     parser.inline.ruler.before("escape", "formula", _formula)
+    parser.add_render_rule("formula", _render_formula)
     parser.inline.ruler.at("link", _if_closed(link))
     parser.inline.ruler.at("image", _if_closed(image))
     parser.disable("entity")
@@ -163,6 +165,10 @@ def _formula(state: StateInline, silent: bool) -> bool:
         state.push("formula", "", 0).content = source[begin : at + len(closing)]
     state.pos = at + len(closing)
     return True
+
+
+def _render_formula(renderer: object, tokens: Sequence[Token], at: int, options: object, env: object) -> str:
+    return escapeHtml(tokens[at].content)
 
 
 def _is_formula(source: str, begin: int, end: int) -> bool:
