@@ -261,3 +261,27 @@ async def test_a_response_after_three_seconds_is_refused_and_the_question_is_sho
     await bot.shows(ASKED, "ok")
     assert bot.platform.attempts[0][0] == "send"
     bot.platform.forget_interactions()
+
+
+async def test_a_question_is_taken_in_time_while_missed_messages_are_read(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("hi")
+        await bot.shows("ok")
+    await platform.disconnect(resumable=False)
+    await platform.say("missed")
+    may_read = asyncio.Event()
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.method == "GET" and request.path.endswith("/messages"):
+            await may_read.wait()
+        return None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.command("ask why?")
+        await bot.shows("ok", ASKED, "ok")
+        may_read.set()
+        await bot.shows("ok", ASKED, "ok", "ok")
+    assert platform.unanswered == 0

@@ -100,6 +100,7 @@ class DiscordHandlers:
             lambda id: self._channel_key(None, id, is_direct=False),
             self._put,
             self._deadlines,
+            clock,
         )
         self.events = (
             self.on_message,

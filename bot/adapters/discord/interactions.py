@@ -1,5 +1,6 @@
 """Interactions on Discord: slash commands, questions by command, buttons, forms."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from bot.delivery.replies import Replies
 from bot.delivery.view import PLACEHOLDER
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage
 from bot.errors import PlatformError, StoreError
+from bot.util.clock import Clock
 from bot.util.recent import RecentDict
 
 T = TypeVar("T")
@@ -41,6 +43,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Seconds within which Discord expects a response to an interaction.
 _RESPONSE_SECONDS = 3.0
+# Seconds of these in which a question waits for what came before it.
+_TURN_SECONDS = 1.0
 # Seconds of these for reading the message that a question is about, if it is not known any more.
 _FETCH_SECONDS = 1.5
 # Commands that affect the whole channel are answered in public, the others only to their user.
@@ -69,7 +73,9 @@ class DiscordInteractions:
         channel_of_id: Callable[[int], Awaitable[ChannelKey | None]],
         put: Callable[[Work], None],
         deadlines: Deadlines,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._call_seconds = call_seconds
         self._intake = intake
         self._inbox = inbox
@@ -91,11 +97,11 @@ class DiscordInteractions:
         if is_command and name in _COMMANDS:
             await self._in_turn(use, partial(self._run_command, use, name))
         elif is_command and name == ASK:
-            await self._in_turn(use, partial(self._ask, use))
+            await self._soon(use, partial(self._ask, use))
         elif is_command and name == ABOUT:
             await self._open_modal(use)
         elif (target := target_of_modal(interaction)) is not None:
-            await self._in_turn(use, partial(self._ask_about, use, target))
+            await self._soon(use, partial(self._ask_about, use, target))
         elif interaction.type is discord.InteractionType.autocomplete and name in _COMMANDS:
             await self._complete(use)
         elif use.message_id is not None and action is not None:
@@ -118,6 +124,24 @@ class DiscordInteractions:
         except StoreError as error:
             # Without a response Discord shows that the interaction failed.
             log.warning("interaction not stored", error=str(error))
+
+    async def _soon(self, use: Use, work: Work) -> None:
+        """Take a question in its turn, unless that comes too late for a response, as while missed messages are read."""
+        taking, is_taken = asyncio.Lock(), False
+
+        async def take() -> None:
+            nonlocal is_taken
+            async with taking:
+                if not is_taken:
+                    await work()
+                    is_taken = True
+
+        await self._in_turn(use, take)
+        await self._clock.sleep(_TURN_SECONDS)
+        try:
+            await take()
+        except (PlatformError, StoreError) as error:
+            log.info("question not stored yet, it is in the queue", error=str(error))
 
     async def _run_command(self, use: Use, name: str) -> None:
         interaction, channel = use.interaction, await self._channel_of(use)
