@@ -118,6 +118,7 @@ def test_every_migration_goes_up_and_down(tmp_path: Path) -> None:
     file = tmp_path / "bot.db"
     with alembic_on(file) as (config, _):
         revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+    assert migrate.head_revision() == revisions[-1], "the files are numbered in their order"
     states = [tables(file)]
     for revision in revisions:
         with alembic_on(file) as (config, _):

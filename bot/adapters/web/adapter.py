@@ -13,7 +13,7 @@ from bot.adapters.web.panel.history import ConfigHistory
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.session import Sessions, read_secret
 from bot.adapters.web.sign_in.opening import Entrance, open_sign_in
-from bot.adapters.web.streams import Streams
+from bot.adapters.web.streams import PageStreams
 from bot.chat.intake import Intake
 from bot.config.http import WEB_PLATFORM
 from bot.delivery.replies import Replies
@@ -50,7 +50,7 @@ class WebAdapter:
         return self._chat is not None
 
     async def run(self, intake: Intake) -> None:
-        streams = Streams()
+        streams = PageStreams()
         intake.files.sources[WEB_PLATFORM] = fetch_file
 
         def changed(id: str, message: Message) -> None:

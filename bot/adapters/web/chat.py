@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from bot.adapters.inbox import Inbox
 from bot.adapters.web.messenger import WebMessenger
-from bot.adapters.web.streams import Streams
+from bot.adapters.web.streams import PageStreams
 from bot.chat.intake import Intake
 
 
@@ -15,4 +15,4 @@ class Chat:
     intake: Intake
     inbox: Inbox
     messenger: WebMessenger
-    streams: Streams
+    streams: PageStreams

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from bot.domain import ChannelKey
 
-# Streams per session: a browser opens six connections to a server, and needs some for its requests.
+# PageStreams per session: a browser opens six connections to a server, and needs some for its requests.
 MOST_STREAMS = 4
 
 
@@ -36,7 +36,7 @@ class Stream:
         self._woken.set()
 
 
-class Streams:
+class PageStreams:
     """The streams of all sessions."""
 
     def __init__(self) -> None:
