@@ -77,7 +77,7 @@ class SlackWire:
         self.calls: list[str] = []
         self.histories: list[str] = []  # the channels of each call of conversations.history
         self.deliveries: list[str] = []  # the ids of all envelopes sent, in order
-        self.scopes = SCOPES | {AGENT_SCOPE} if is_agent else set(SCOPES)
+        self.scopes: set[str] = {*SCOPES, AGENT_SCOPE} if is_agent else set(SCOPES)
         self.tells_scopes = True
         self.team = TEAM  # the workspace that slash commands name
         self.tickets: set[str] = set()
