@@ -206,6 +206,10 @@ class Pacer:
             log.warning("rate limited", channel=str(channel), seconds=round(seconds))
         lane.paused_until = max(lane.paused_until, now + seconds)
 
+    def paused_until(self, channel: ChannelKey) -> float:
+        """Return until when the platform has asked to wait in the channel; minus infinity if it has not."""
+        return self._lane(channel).paused_until
+
     def budget_of(self, channel: ChannelKey) -> Budget | None:
         """Return the budget of the channel, else the one of the platform."""
         return self._lane(channel).budget or self.budget

@@ -1,7 +1,6 @@
 """Show the replies of one platform with edits, one task each."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,10 +18,20 @@ from bot.delivery.sender import Sender
 from bot.delivery.threads import OpenThread, Threads
 from bot.delivery.view import ReplyView
 from bot.domain import ChannelKey, Exchange, IncomingMessage, Notice
-from bot.errors import AccessDenied, BotError, ChannelGone, ClaimLost, LoginRefused, PlatformError, StoreError
+from bot.errors import (
+    AccessDenied,
+    BotError,
+    ChannelGone,
+    ClaimLost,
+    LoginRefused,
+    PlatformError,
+    RateLimited,
+    StoreError,
+)
 from bot.util.aio import BackgroundTasks, race
 from bot.util.clock import Clock
 from bot.util.recent import RecentDict
+from bot.util.retry import retry_after
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -75,7 +84,7 @@ class Replies:
         show_typing: ShowTyping | None = None,
     ) -> None:
         self._show_typing = show_typing
-        self._typing: RecentDict[ChannelKey, float] = RecentDict()  # when it was shown last
+        self._typing_at: RecentDict[ChannelKey, float] = RecentDict()  # when it may be shown again
         self._intake = intake
         self._exchanges = intake.exchanges
         self._messenger = messenger
@@ -255,16 +264,18 @@ class Replies:
             channel, now = worker.exchange.message.channel, self._clock.now()
             if worker.parts and worker.parts[0].id is not None:
                 return
-            seconds = self._typing.get(channel, -math.inf) + _TYPING_INTERVAL - now
+            seconds = max(self._typing_at.get(channel, now), self._pacer.paused_until(channel)) - now
             if seconds > 0:
-                continue  # another reply there shows it
-            self._typing[channel] = now
+                continue  # another reply there shows it, or the platform has asked to wait
+            self._typing_at[channel], seconds = now + _TYPING_INTERVAL, _TYPING_INTERVAL
             try:
                 await show(channel)
+            except RateLimited as limited:
+                seconds = max(retry_after(limited.seconds, 0.0), _TYPING_INTERVAL)
+                self._typing_at[channel] = self._clock.now() + seconds
             except PlatformError as error:
                 log.info("typing not shown", error=str(error))
                 return
-            seconds = _TYPING_INTERVAL
 
     async def _fault_of(self, showing: Awaitable[None]) -> str | None:
         """Return why this one reply cannot be shown, now or later; None once it was.

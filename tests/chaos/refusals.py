@@ -133,7 +133,10 @@ def _discord_refusal(seconds: float, is_for_all: bool, is_terse: bool) -> web.Re
 async def _telegram_route(request: web.Request) -> Route:
     method = request.match_info["method"]
     form = await request.post()
-    return Route(method, (("chat", str(form["chat_id"])) if method in WRITING else ("path", method),))
+    chat = str(form.get("chat_id", ""))  # a question about the server names none
+    if method == "sendChatAction":
+        return Route(method, (("typing", chat),))
+    return Route(method, (("chat", chat) if chat and method in WRITING else ("path", method),))
 
 
 def _telegram_refusal(seconds: float, is_for_all: bool, is_terse: bool) -> web.Response:
