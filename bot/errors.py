@@ -29,6 +29,7 @@
         ├── EditRefused         the message exists, but may not be edited any more
         ├── AccessDenied        no permission to write in the channel now; it may come back
         ├── ThreadRefused       no thread can be opened for an answer: the channel gets it
+        ├── ReplyFull           the platform takes no further message of this reply
         └── ChannelGone         the channel cannot be written to any more
 
 Each message says what is wrong, where, and what to do, and may be shown to an operator.
@@ -204,6 +205,10 @@ class AccessDenied(PlatformError):
 
 class ChannelGone(PlatformError):
     """The channel does not exist any more, or is closed for good."""
+
+
+class ReplyFull(PlatformError):
+    """The platform takes no further message of this reply: it ends in those that it has."""
 
 
 class ThreadRefused(PlatformError):

@@ -55,6 +55,7 @@ class Messenger(Protocol):
         Raises:
             MarkupRefused: The text could not be read as markup.
             MessageGone: The message to reply to was deleted.
+            ReplyFull: No further message of this reply is taken; never raised for its first one.
         """
         ...
 

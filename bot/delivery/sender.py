@@ -24,6 +24,7 @@ from bot.errors import (
     PlatformError,
     PlatformUnavailable,
     RateLimited,
+    ReplyFull,
     StoreError,
 )
 from bot.observability.metrics import Metrics
@@ -90,6 +91,7 @@ class Sender:
 
     A message that was deleted is sent again, once; the messages below follow it.  After that, or
     where edits are refused, the text is sent whole when it is complete, and the old messages are deleted.
+    Where the platform takes no further message, the last one ends with a sentence about that.
 
     With `sends_whole`, an answer that is complete at once is sent without a placeholder while the
     channel is busy or the budget of edits is used up: it saves a call where few are allowed.  With
@@ -312,6 +314,12 @@ class Sender:
             else:
                 content = self._view.placeholder(level=message.level)
                 await finish_before_cancel(self._edit(message, number, content), _EDIT_PATIENCE)
+        except ReplyFull:
+            if number == 0:
+                raise
+            # Those below have no message either: they are sent in order.
+            del self._messages[number:], self._parts[number:]
+            self._view.end_after(number)
         except ContentRefused:
             if not self._view.is_complete and message.part.id is not None:
                 message.is_held = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from bot.chat.i18n import Translate, finish_note, thinking, waiting
-from bot.delivery.markdown.format import CachedFormat, Format, Rendered, fits, simpler_formats
+from bot.delivery.markdown.format import CachedFormat, EndedFormat, Format, Rendered, fits, simpler_formats
 from bot.delivery.markdown.split import Splitter, join, split
 from bot.domain import (
     Action,
@@ -76,6 +76,8 @@ class ReplyView:
         # Messages whose text a filter refuses, with the text that stays there; None if it is unknown.
         self._filtered: dict[int, str | None] = {}
         self._frozen: list[str | None] | None = None
+        self._most: int | None = None  # messages that the platform takes, once that is known
+        self._ended: dict[tuple[int, str, str], str] = {}  # what was left of a text, so that it ends with a sentence
         self.has_begun = False
         self.is_complete = False
 
@@ -126,6 +128,10 @@ class ReplyView:
         self._reason = FinishReason.ERROR
         self.is_complete = self.has_begun = True
         self._texts = None
+
+    def end_after(self, messages: int) -> None:
+        """Show what fits into the first `messages`, with a sentence below; there can be no further ones."""
+        self._most, self._texts = messages, None
 
     def is_untouched(self, number: int) -> bool:
         """Return whether message `number` stays as it is, because its content is unknown."""
@@ -228,7 +234,27 @@ class ReplyView:
                 texts[-1] += f"\n\n{below}"
             else:
                 texts += self._visible(chunk.text for chunk in split(below, self._format))
+        if self._most is not None and len(texts) > self._most:
+            texts = texts[: self._most]
+            self._end(texts, notices)
         return texts
+
+    def _end(self, texts: list[str], notices: list[str]) -> None:
+        """End the last text with a sentence about what is left out."""
+        last = len(texts) - 1
+        if self.is_untouched(last):
+            return
+        translate = self._translate
+        sentence = translate("The rest does not fit here. For the whole answer, ask me in a direct message.")
+        below = "\n\n".join([*notices, sentence]) if self._answers else sentence
+        if 2 * len(below) > self._format.limit:
+            below = sentence
+        key = self._level, texts[last], below
+        if key not in self._ended:
+            self._ended = {key: split(texts[last], EndedFormat(self._format, below))[0].text}
+        if last < len(self._answers):
+            self._answers[last] = self._ended[key]
+        texts[last] = f"{self._ended[key]}\n\n{below}"
 
     def _before_text(self) -> str:
         if self._thought is not None:

@@ -81,13 +81,16 @@ async def test_a_long_answer_goes_on_in_further_messages(bot: DiscordBot) -> Non
     assert len(bot.shown(PLACE)) == 4
 
 
-async def test_an_answer_for_which_discord_has_no_room_is_counted_as_failed(bot: DiscordBot) -> None:
+async def test_an_answer_for_which_discord_has_no_room_ends_with_a_sentence(bot: DiscordBot) -> None:
     bot.engine.add("word " * 3000)
     await bot.platform.command("ask why?", channel=PLACE, guest="chat")
     await bot.platform.until(lambda: len(bot.shown(PLACE)) == 6)
     await ended(bot)
-    assert len(bot.shown(PLACE)) == 6
-    assert await statuses(bot) == [Status.FAILED]
+    *texts, last = bot.shown(PLACE)
+    assert len(texts) == 5
+    assert last.startswith("word word")
+    assert last.endswith("The rest does not fit here. For the whole answer, ask me in a direct message.")
+    assert await statuses(bot) == [Status.DELIVERED]
 
 
 @every_place

@@ -24,6 +24,7 @@ from bot.errors import (
     PlatformError,
     PlatformUnavailable,
     RateLimited,
+    ReplyFull,
 )
 from bot.observability.metrics import Metrics
 from bot.util.aio import finish_before_cancel
@@ -32,6 +33,7 @@ from tests.harness.fakes import Failure, FakeMessenger, ManualClock
 from tests.harness.fakes.messenger import Verb
 from tests.harness.messages import CHANNEL, a_message
 
+UNFINISHED = "The rest does not fit here. For the whole answer, ask me in a direct message."
 FILTERED = "(A filter of this server refuses the rest of this message.)"
 LONG = "".join(f"Sentence number {number} of a long answer. " for number in range(12))
 
@@ -413,3 +415,63 @@ async def test_a_notice_below_a_filtered_answer_is_shown_once(world: World) -> N
     filtering(world, "casino")
     await world.deliver(Delta("Good. "), 5.0, Notice("Two turns were left out."), 5.0, *answered("A casino."))
     assert world.texts == [f"Good. \n\n{FILTERED}\n\nTwo turns were left out."]
+
+
+def take(world: World, messages: int) -> None:
+    """Take so many messages of a reply."""
+
+    def script(number: int, verb: Verb) -> Failure | None:
+        is_full = verb == "send" and len(world.messenger.messages) == messages
+        return Failure(ReplyFull("no further message is taken")) if is_full else None
+
+    world.messenger.script = script
+
+
+@pytest.mark.parametrize("messages", [1, 3])
+async def test_an_answer_that_does_not_fit_ends_with_a_sentence(messages: int) -> None:
+    world = World(limit=120)
+    take(world, messages)
+    await world.deliver(*growing(LONG))
+    assert len(world.texts) == messages
+    assert world.texts[-1].endswith(f"\n\n{UNFINISHED}")
+    left = " ".join(world.texts).removesuffix(UNFINISHED)
+    assert LONG.startswith(left.strip().replace("\n\n", " ").replace("  ", " "))
+    assert len(world.texts[-1]) > 100
+    assert world.controls[-1] == RETRY
+    assert len([call for call in world.messenger.calls if call.error]) == 1
+    assert not world.messenger.violations
+
+
+async def test_code_that_does_not_fit_is_closed_before_the_sentence() -> None:
+    world = World(limit=200)
+    take(world, 1)
+    lines = "".join(f"x{number} = {number}\n" for number in range(60))
+    await world.deliver(*answered(f"```py\n{lines}```"))
+    (text,) = world.texts
+    assert text.count("```") == 2
+    assert text.endswith(f"```\n\n{UNFINISHED}")
+
+
+async def test_a_note_for_which_there_is_no_message_stands_in_the_last_one() -> None:
+    world = World(limit=400)
+    take(world, 1)
+    await world.deliver(Delta("word " * 79), Finished(FinishReason.CANCELLED))
+    (text,) = world.texts
+    assert text.startswith("word word")
+    assert text.endswith(f"(stopped)\n\n{UNFINISHED}")
+
+
+async def test_a_long_command_that_does_not_fit_ends_with_a_sentence() -> None:
+    world = World(limit=200)
+    world.exchange = replace(world.exchange, kind=Kind.COMMAND)
+    take(world, 1)
+    await world.deliver(Notice(LONG), Finished(FinishReason.STOP))
+    (text,) = world.texts
+    assert text.startswith("Sentence number 0")
+    assert text.endswith(UNFINISHED)
+
+
+async def test_a_reply_that_takes_no_first_message_is_a_fault(world: World) -> None:
+    take(world, 0)
+    with pytest.raises(ReplyFull):
+        await world.deliver(*answered("hello"))

@@ -17,6 +17,7 @@ from bot.errors import (
     PlatformError,
     PlatformUnavailable,
     RateLimited,
+    ReplyFull,
 )
 from bot.util.retry import retry_after
 from bot.util.text import clean
@@ -55,7 +56,7 @@ class TokenExpired(MessageGone):
     """The interaction is unknown, or its token is taken no more."""
 
 
-class FollowUpsUsedUp(PlatformError):
+class FollowUpsUsedUp(ReplyFull):
     """An interaction takes no further message: where the bot is no member, five are the most."""
 
 

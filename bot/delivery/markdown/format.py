@@ -93,6 +93,31 @@ class PlainFormat:
         return self.format.measure(rendered)
 
 
+@dataclass(frozen=True, slots=True)
+class EndedFormat:
+    r"""A format whose messages end with a sentence.
+
+    >>> EndedFormat(MarkdownFormat(2000), "The end.").render("words").text
+    'words\n\nThe end.'
+    """
+
+    format: Format
+    sentence: str
+
+    @property
+    def limit(self) -> int:
+        return self.format.limit
+
+    def render(self, markdown: str) -> Rendered:
+        return self.format.render(f"{markdown}\n\n{self.sentence}")
+
+    def plain(self, markdown: str) -> Rendered:
+        return self.format.plain(f"{markdown}\n\n{self.sentence}")
+
+    def measure(self, rendered: Rendered) -> int:
+        return self.format.measure(rendered)
+
+
 class RicherFormat(Format, Protocol):
     """A format that a platform may refuse where it accepts a `simpler` one with markup."""
 
