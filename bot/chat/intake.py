@@ -34,6 +34,7 @@ from bot.observability.health import Components
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 from bot.util.clock import Calendar, Clock, MonotonicClock
+from bot.util.recent import RecentDict
 from bot.util.text import clean
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -105,6 +106,7 @@ class Intake:
             components,
         )
         self.forms = Forms(access, settings, choices, self.answers)
+        self._presses: RecentDict[tuple[str, str], None] = RecentDict()  # that asked for another answer
         self._store = store
         self._feedback = Feedback(access, store, settings, self.today, metrics)
         self._retries = Retries(access, exchanges, store, settings, quotas, clock, metrics)
@@ -263,7 +265,8 @@ class Intake:
     ) -> ButtonResult:
         """Carry out a button under one of the bot's messages, if its presser may, whose `locale` that is.
 
-        `press` is the platform's id of the press: one that is delivered again changes no vote.
+        `press` is the platform's id of the press: one that is delivered again changes no vote
+        and asks for no other answer.
 
         With `later`, while others may be missing, `recover` returns what is to be answered again.
         """
@@ -281,9 +284,13 @@ class Intake:
                 return ButtonResult()
             case Action.RETRY:
                 exchange = with_roles_of(exchange, by)
+                if press is not None and (channel.platform, press) in self._presses:
+                    return ButtonResult()
                 if refusal := await self._retries.refusal(exchange):
                     return ButtonResult(notice=refusal)
                 requeued = await self.exchanges.requeue(exchange, is_admitted=True)
+                if requeued is not None and press is not None:
+                    self._presses[channel.platform, press] = None
                 if requeued is not None and later:
                     self.exchanges.postpone(requeued)
                     return ButtonResult()

@@ -418,3 +418,20 @@ async def test_long_texts_are_split_and_rendered_outside_the_event_loop(harness:
         await replies.wait_idle()
     assert "".join(messenger.texts(CHANNEL)) == text
     assert Watched.on_loop <= 300
+
+
+async def test_a_press_that_is_delivered_again_asks_for_no_other_answer(harness: Harness, clock: FastClock) -> None:
+    messenger = FakeMessenger(clock)
+    async with Replies(harness.intake, messenger, clock) as replies:
+        replies.start(await harness.accept(a_message("hi")))
+        await replies.wait_idle()
+        first = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI, press="U1/17.5")
+        assert first.again is not None
+        replies.start(first.again)
+        await replies.wait_idle()
+        again = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI, press="U1/17.5")
+        assert (again.again, again.notice) == (None, "")
+        another = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI, press="U1/19.5")
+        assert another.again is not None
+        replies.start(another.again)
+        await replies.wait_idle()
