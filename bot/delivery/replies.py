@@ -1,7 +1,7 @@
 """Show the replies of one platform with edits, one task each."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -13,7 +13,7 @@ from bot.chat.intake import Intake
 from bot.chat.stream import ReplyStream
 from bot.chat.worker import Worker
 from bot.delivery.messenger import Messenger, Streams, nonce
-from bot.delivery.pacer import Pacer
+from bot.delivery.pacer import Pacer, by_channel
 from bot.delivery.sender import Sender
 from bot.delivery.threads import OpenThread, Threads
 from bot.delivery.view import ReplyView
@@ -61,7 +61,8 @@ class Replies:
     seconds to end, and cancels the rest, which is then owed.
 
     `edits_per_minute` is the platform's limit for all channels together, `calls_per_minute` that of
-    messages and edits in a channel, where it has one; `sends_whole` tells
+    messages and edits in a channel, where it has one, `lane` what a channel shares its pace with.
+    `may_notify` tells whether a channel takes a message beside the reply; `sends_whole`
     whether an answer to a message that is complete at once may be sent in one call (see Sender).
     With `looks_first` the message that an earlier run may have sent in a channel is looked for by the
     send; other platforms find it by reading their channels before.  `open_thread` opens a thread for an answer,
@@ -77,6 +78,8 @@ class Replies:
         *,
         edits_per_minute: int | None = None,
         calls_per_minute: Callable[[ChannelKey], int | None] = lambda channel: None,
+        lane: Callable[[ChannelKey], Hashable] = by_channel,
+        may_notify: Callable[[ChannelKey], bool] = lambda channel: True,
         sends_whole: Callable[[IncomingMessage], bool] = lambda message: False,
         looks_first: bool = False,
         streams: Streams | None = None,
@@ -90,11 +93,13 @@ class Replies:
         self._messenger = messenger
         self._preview = preview
         self._sends_whole = sends_whole
+        self._may_notify = may_notify
         self._looks_first = looks_first
         self._streams = streams
         self._pacer = Pacer(
             messenger.edit_interval,
             clock,
+            lane,
             edits_per_minute=edits_per_minute,
             appends_per_minute=None if streams is None else streams.appends_per_minute,
             calls_per_minute=calls_per_minute,
@@ -134,7 +139,9 @@ class Replies:
         """Tell the author that the message waits for the database; once per channel and interval."""
         channel, now = message.channel, self._clock.now()
         self._notified = {each: until for each, until in self._notified.items() if until > now}
-        if self._is_closing or channel in self._notified or not self._intake.access.admits(message):
+        if self._is_closing or channel in self._notified or not self._may_notify(channel):
+            return
+        if not self._intake.access.admits(message):
             return
         self._notified[channel] = now + _DELAY_NOTICE_INTERVAL
         self._background.start(self._notify(message))

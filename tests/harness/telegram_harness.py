@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from bot.domain import Action
+from bot.util.clock import Clock
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness
 from tests.harness.platform import Seen
@@ -13,9 +14,9 @@ from tests.harness.servers.telegram import TelegramPlatform
 
 
 @asynccontextmanager
-async def running(telegram: TelegramPlatform, harness: Harness) -> AsyncIterator[None]:
+async def running(telegram: TelegramPlatform, harness: Harness, clock: Clock | None = None) -> AsyncIterator[None]:
     """Run the adapter until the block ends; it has processed its backlog."""
-    adapter = asyncio.create_task(telegram.adapter(FastClock()).run(harness.intake))
+    adapter = asyncio.create_task(telegram.adapter(clock or FastClock()).run(harness.intake))
     try:
         polls = telegram.polls
         await telegram.until(lambda: telegram.polls > polls + 1 or adapter.done())

@@ -13,7 +13,7 @@ from bot.adapters.telegram.client import check_token, knows_rich_messages, map_e
 from bot.adapters.telegram.context import TelegramContext
 from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.files import fetch_file
-from bot.adapters.telegram.guests import is_guest
+from bot.adapters.telegram.guests import is_guest, lane
 from bot.adapters.telegram.handlers import TelegramHandlers
 from bot.adapters.telegram.messenger import NO_RICH_MESSAGES, TelegramMessenger, is_private
 from bot.adapters.telegram.parse import LONGEST_TEXT, PLATFORM
@@ -77,6 +77,8 @@ class TelegramAdapter:
                 None if drafts is None else drafts.show,
                 sends_whole=lambda message: not (is_private(message.channel) or is_guest(message.channel)),
                 calls_per_minute=messenger.calls_per_minute,
+                lane=lane,
+                may_notify=lambda channel: not is_guest(channel),
                 looks_first=True,
                 open_thread=messenger.open_thread,
                 show_typing=messenger.show_typing,

@@ -4,6 +4,8 @@ A mention there is answered with one message, by the id of its query.  The messa
 kind, by which it is edited; it takes no buttons, as a press would not say in which chat it was.
 """
 
+from collections.abc import Hashable
+
 from telegram import Bot, InlineQueryResultArticle, InputTextMessageContent, LinkPreviewOptions
 from telegram.error import BadRequest
 
@@ -12,19 +14,30 @@ from bot.adapters.telegram.markup import entities_of
 from bot.adapters.telegram.rich import rich_message_of
 from bot.delivery.markdown.format import Rendered
 from bot.domain import ChannelKey
-from bot.errors import ChannelGone, MarkupRefused, MessageGone
+from bot.errors import ChannelGone, MarkupRefused, MessageGone, ReplyFull
 from bot.util.recent import RecentDict
 
-# Before the ids of chats, questions and messages.  The chat has another key than the one that a member has: the id
-# of a private chat between two people is that of one of them.
-_CHAT, _QUERY, _MESSAGE = "guest:", "query:", "inline:"
+# The thread of all conversations of guests; other threads have numbers.
+_GUEST = "guest"
+# Before the ids of private chats, questions and messages.
+_PRIVATE, _QUERY, _MESSAGE = "private:", "query:", "inline:"
 # Messages of guests whose last text is remembered; a text can be long.
 _REMEMBERED = 256
 NO_PREVIEW = LinkPreviewOptions(is_disabled=True)
 
 
-def guest_chat(chat: str) -> str:
-    return f"{_CHAT}{chat}"
+def guest_key(channel: ChannelKey, query: str, *, is_private: bool) -> ChannelKey:
+    """Return the key of the conversation that a question of a guest belongs to.
+
+    A private chat between two people has the id of one of them, which other chats have too: each question there is a
+    conversation by itself.
+
+    >>> str(guest_key(ChannelKey("telegram", "-100", "7"), "9", is_private=False))
+    'telegram:-100:guest'
+    >>> str(guest_key(ChannelKey("telegram", "7000"), "9", is_private=True))
+    'telegram:private:9:guest'
+    """
+    return ChannelKey(channel.platform, f"{_PRIVATE}{query}" if is_private else channel.channel, _GUEST)
 
 
 def guest_question(query: str) -> str:
@@ -32,7 +45,12 @@ def guest_question(query: str) -> str:
 
 
 def is_guest(channel: ChannelKey) -> bool:
-    return channel.channel.startswith(_CHAT)
+    return channel.thread == _GUEST
+
+
+def lane(channel: ChannelKey) -> Hashable:
+    """Return what a channel shares its pace with: the topics of a group are one, what a guest sends there is apart."""
+    return channel.channel, is_guest(channel)
 
 
 class GuestMessages:
@@ -47,11 +65,14 @@ class GuestMessages:
         """Answer the query of a question.
 
         Raises:
-            ChannelGone: It is answered already, or too old; or this would be a second message.
+            ChannelGone: It is answered already, or too old.
             MarkupRefused: The first version of a message is a text.
+            ReplyFull: This would be a second message.
         """
-        if question is None or not question.startswith(_QUERY):
-            raise ChannelGone("a guest may send one message per question")
+        if question is None:
+            raise ReplyFull("a guest may send one message per question")
+        if not question.startswith(_QUERY):
+            raise ChannelGone(f"question {question} is none of a guest")
         if rich_message_of(text) is not None:
             raise MarkupRefused("an answer of a guest begins as a text")
         content = InputTextMessageContent(text.text, entities=entities_of(text), link_preview_options=NO_PREVIEW)

@@ -168,9 +168,7 @@ class TelegramHandlers:
         for update in updates:
             with suppress(*PARSE_ERRORS):
                 event = self._parse(update)
-                is_question = isinstance(event, MessageEvent) and event.to is Addressee.BOT and not event.is_edit
-                # A guest has one message for each question, its answer.
-                if isinstance(event, MessageEvent) and is_question and not is_guest(event.message.channel):
+                if isinstance(event, MessageEvent) and event.to is Addressee.BOT and not event.is_edit:
                     yield event.message
 
     def _parse(self, update: Update) -> UserEvent | None:

@@ -81,8 +81,10 @@ class TelegramMessenger:
         return self._settings.edit_interval if is_private(channel) else self._settings.edit_interval_group
 
     def calls_per_minute(self, channel: ChannelKey) -> int | None:
-        """Return how many messages and edits a group allows in a minute; None in a private chat."""
-        return None if is_private(channel) else max(2, round(_MINUTE / self.edit_interval(channel)))
+        """Return how many messages and edits a group allows its members in a minute; None elsewhere."""
+        if is_private(channel) or is_guest(channel):
+            return None  # the query of a guest is too old after a while: its answer must not wait for a budget
+        return max(2, round(_MINUTE / self.edit_interval(channel)))
 
     async def send(
         self,
@@ -136,8 +138,6 @@ class TelegramMessenger:
             ThreadRefused: The group has no topics, or the bot may not open one.
             PlatformUnavailable, RateLimited: The call may be repeated.
         """
-        if is_guest(question.channel):
-            raise ThreadRefused("a guest opens no topics")
         try:
             async with self._calling(question.channel) as chat:
                 topic = await self._bot.create_forum_topic(chat, title(question))
@@ -342,7 +342,7 @@ class TelegramMessenger:
 
 def is_private(channel: ChannelKey) -> bool:
     """Return whether this is a private chat with the bot: users have positive ids, groups negative ones."""
-    return not channel.channel.startswith("-") and not is_guest(channel)
+    return not (channel.channel.startswith("-") or is_guest(channel))
 
 
 def thread_id(channel: ChannelKey) -> int | None:

@@ -14,7 +14,7 @@ from bot.adapters.quotation import Quotation
 from bot.adapters.telegram.fields import Fields, required
 from bot.adapters.telegram.files import files_of
 from bot.adapters.telegram.forms import FormEvent, read_data
-from bot.adapters.telegram.guests import guest_chat, guest_question
+from bot.adapters.telegram.guests import guest_key, guest_question
 from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply, is_reply_to_bot, quoted
 from bot.adapters.telegram.text import links_of, rewritten, utf_16, words_at
 from bot.chat.commands import COMMANDS
@@ -143,11 +143,11 @@ def _guest(guest: Fields, me: User, now: datetime) -> MessageEvent | None:
     event = _message(guest, me, now, is_edit=False)
     if event is None:
         return None
-    message = event.message
-    here = ChannelKey(PLATFORM, guest_chat(message.channel.channel))
-    id = guest_question(required(guest.text("guest_query_id")))
+    message, query = event.message, required(guest.text("guest_query_id"))
+    here = guest_key(message.channel, query, is_private=message.is_direct)
     return MessageEvent(
-        replace(message, id=id, channel=here, server=message.channel.channel, is_direct=False), Addressee.BOT
+        replace(message, id=guest_question(query), channel=here, is_direct=False),
+        Addressee.BOT,
     )
 
 

@@ -143,6 +143,7 @@ class TelegramPlatform:
         self.messages: dict[tuple[int, int], Message] = {}
         self._settings = settings
         self._chats: dict[int, Chat] = {}
+        self._between: dict[str, Chat] = {}  # private chats without the bot
         self._last_press: Json = {}
         self._deleted: dict[tuple[int, int], int | None] = {}  # with the topics in which they were
         self._people: dict[str, int] = {}
@@ -242,10 +243,15 @@ class TelegramPlatform:
         self.repeat_press()
         return str(query["id"])
 
-    def guest(self, text: str, *, author: str = "Mei", channel: str = "elsewhere") -> None:
-        """Mention the bot in a group where it is no member."""
-        chat, id = self.group(channel), str(next(self._ids))
-        chat.gone = 403, "Forbidden: bot is not a member of the supergroup chat"
+    def guest(self, text: str, *, author: str = "Mei", channel: str = "elsewhere", partner: str | None = None) -> None:
+        """Mention the bot in a group where it is no member, or in the private chat with a `partner`."""
+        id = str(next(self._ids))
+        if partner is None:
+            chat = self.group(channel)
+            chat.gone = 403, "Forbidden: bot is not a member of the supergroup chat"
+        else:
+            # All private chats of the partner have this id.
+            chat = self._between.setdefault(channel, Chat(self.person(partner)["id"], channel, "private"))
         message = Message(self.number_in(chat), chat, author, f"@{BOT} {text}", mention=f"@{BOT} ")
         self.messages[chat.id, message.id] = self._guest_queries[id] = message
         self.push({"guest_message": self.facts_of(message) | {"guest_query_id": id}})
@@ -268,7 +274,8 @@ class TelegramPlatform:
         self.push(self._last_press)
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
-        chat = next((chat for chat in self._chats.values() if chat.name == channel and not chat.migrated_to), None)
+        chats = [*self._chats.values(), *self._between.values()]
+        chat = next((chat for chat in chats if chat.name == channel and not chat.migrated_to), None)
         if chat is None:
             return []
         topic = None if thread is None else chat.topics.get(thread, -1)
