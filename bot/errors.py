@@ -183,6 +183,10 @@ class RateLimited(PlatformError):
         super().__init__(f"the platform asks to wait {seconds:g} s")
 
 
+class AppendLimited(RateLimited):
+    """The platform accepts no text that is appended to a message; it may accept other calls."""
+
+
 class MarkupRefused(PlatformError):
     """The platform rejects the markup of this text."""
 

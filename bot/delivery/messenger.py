@@ -80,7 +80,7 @@ class Messenger(Protocol):
 class Streams(Protocol):
     """Messages that grow by appended text, on a platform whose `Messenger` shows growing replies so.
 
-    Their appends are limited apart from edits.  The texts of growing messages say what is `stable`.
+    Their appends are limited apart from edits: `edit` raises AppendLimited for them.  The texts of growing messages say what is `stable`.
     """
 
     @property
@@ -90,6 +90,6 @@ class Streams(Protocol):
         """Note who asked, before the reply is sent."""
         ...
 
-    def is_open(self, message_id: str) -> bool:
+    def is_open(self, channel: ChannelKey, message_id: str) -> bool:
         """Return whether the next edit of a message may append to it."""
         ...

@@ -235,15 +235,17 @@ class Replies:
             self._intake.metrics,
             # An earlier run may have sent a placeholder with the same nonce.
             sends_whole=self._sends_whole(exchange.message) and not worker.is_backlog,
-            looks_first=self._looks_first and self._may_be_sent(worker),
+            looks_first=self._may_be_sent(worker),
             streams=self._streams,
             compute=asyncio.to_thread,
         )
 
     def _may_be_sent(self, worker: Worker) -> bool:
-        """Return whether an earlier run may have begun the reply without knowing its message."""
+        """Return whether the send has to look for a message that an earlier run has sent and not recorded."""
         exchange = worker.exchange
-        return worker.is_backlog and exchange.fence > 1 and not exchange.parts
+        # A stream that continues a reply has no nonce by which reading the channel would find it.
+        looks = self._streams is not None if exchange.parts else self._looks_first
+        return looks and worker.is_backlog and exchange.fence > 1
 
     async def _deliver(self, worker: Worker, sender: Sender) -> None:
         exchange = worker.exchange

@@ -15,6 +15,7 @@ from bot.delivery.view import MessageView, ReplyView
 from bot.domain import Exchange, Finished, FinishReason, Notice, Part
 from bot.errors import (
     AccessDenied,
+    AppendLimited,
     ChannelGone,
     ContentRefused,
     EditRefused,
@@ -250,7 +251,7 @@ class Sender:
             return budget if budget is not None and budget.counts_sends else None
         if not part.is_recorded:
             return None
-        is_stream = self._streams is not None and self._streams.is_open(part.id)
+        is_stream = self._streams is not None and self._streams.is_open(self._channel, part.id)
         return self._pacer.appends if is_stream else budget
 
     def _waits_for_end(self, number: int) -> bool:
@@ -399,7 +400,9 @@ class Sender:
             raise
         except PlatformError as error:
             message.shown, message.standing = before
-            if isinstance(error, RateLimited) and budget is not None:
+            # The edit of a stream may have been another call than an append.
+            is_counted = budget is not self._pacer.appends or isinstance(error, AppendLimited)
+            if isinstance(error, RateLimited) and budget is not None and is_counted:
                 budget.pause(error.seconds)
             raise
         else:

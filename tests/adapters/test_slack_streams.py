@@ -12,23 +12,30 @@ from bot.domain import Action, Status
 from tests.adapters.growing import grow
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness
-from tests.harness.servers.slack import SlackServer
-from tests.harness.slack_harness import answered, becomes, bots, running, trouble_at
+from tests.harness.servers.slack import AskingInChats, SlackServer
+from tests.harness.slack_harness import answered, asked, becomes, bots, running, trouble_at
 
 LONG = "第一段。 A word, `code` and **bold**.\n\n" * 60
 
 
 @pytest.fixture
 async def agent() -> AsyncIterator[SlackServer]:
-    async with SlackServer(is_agent=True) as server:
+    async with AskingInChats() as server:
         yield server
         assert server.violations == []
         assert server.agents.open_streams == []
+        assert "processing" not in server.agents.sessions.values()
         assert server.workspace.pings == []
 
 
 def streaming(server: SlackServer) -> bool:
     return bool(server.agents.open_streams)
+
+
+def orphan(server: SlackServer, question: str) -> str:
+    """Start a stream below a question, as a run that was killed before it stored the id; return the id."""
+    message = server.workspace.messages[question]
+    return str(server.agents.start({"channel": message.channel, "thread_ts": message.root})["ts"])
 
 
 async def finished(server: SlackServer, text: str, channel: str = "general") -> None:
@@ -66,19 +73,21 @@ async def test_a_long_answer_is_a_stream_for_each_message(harness: Harness, agen
     assert "".join("".join(bots(agent.seen())).split()) == "".join((LONG * 12).split())
 
 
-async def test_the_place_in_the_queue_is_a_status_line(agent: SlackServer, tmp_path: Path) -> None:
+async def test_a_question_that_waits_is_an_empty_stream_below_slacks_sign_of_work(
+    agent: SlackServer, tmp_path: Path
+) -> None:
     go_on = asyncio.Event()
     engine = ScriptedEngine(max_batch_size=1)
     engine.add(["first", go_on], "second")
     async with make_harness(tmp_path, engine) as harness, running(harness, agent):
-        await agent.say("one", channel="general")
-        await answered(agent, "firs")
-        await agent.say("two", channel="random")
-        await agent.until(lambda: bool(agent.agents.statuses))
-        assert bots(agent.seen("random")) == [""]
+        await agent.say("one", channel="Mei")
+        await answered(agent, "firs", channel="Mei")
+        await agent.say("two", channel="Ann")
+        await answered(agent, "", channel="Ann")
+        assert [*agent.agents.sessions.values()] == ["processing", "processing"]
         go_on.set()
-        await finished(agent, "second", "random")
-        await finished(agent, "first")
+        await finished(agent, "second", "Ann")
+        await finished(agent, "first", "Mei")
 
 
 @pytest.mark.parametrize("code", ["unknown_method", "missing_scope", "channel_type_not_supported", "a_new_code"])
@@ -111,12 +120,15 @@ async def test_without_slacks_stop_control_replies_have_a_button_and_are_edited(
         await finished(agent, "one")
 
 
-async def test_in_a_direct_chat_without_a_thread_replies_are_edited(harness: Harness, agent: SlackServer) -> None:
+@pytest.mark.parametrize("is_direct", [True, False])
+async def test_without_a_chat_replies_are_edited(harness: Harness, is_direct: bool) -> None:
     harness.engine.add(["one ", "two"])
-    async with running(harness, agent):
-        await agent.say("count", direct=True)
-        await finished(agent, "one two", "Mei")
-    assert "chat.startStream" not in agent.calls
+    async with SlackServer(is_agent=True) as server, running(harness, server):
+        await server.say("count", direct=is_direct)
+        await finished(server, "one two", "Mei" if is_direct else "general")
+    assert server.violations == []
+    assert server.agents.sessions == {}
+    assert "chat.startStream" not in server.calls
 
 
 # Faults: writing calls are the session (0), the start (1), then appends and the end
@@ -178,6 +190,45 @@ async def test_slacks_stop_control_stops_the_answer(harness: Harness, agent: Sla
     assert bots(agent.seen())[0].startswith("one two")
 
 
+async def test_slacks_stop_control_stops_an_answer_that_is_edited(harness: Harness, agent: SlackServer) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["one two ", go_on, "three ", asyncio.Event()])
+    async with running(harness, agent):
+        await agent.say("count")
+        await answered(agent, "one tw")
+        agent.agents.lifetime = 0.0
+        go_on.set()
+        await answered(agent, "one two three ")
+        assert not streaming(agent)
+        await agent.stop_session(agent.seen()[-1].id)
+        await agent.until(lambda: agent.seen()[-1].actions == {Action.RETRY})
+    assert bots(agent.seen())[0].startswith("one two three")
+
+
+async def test_somebody_else_who_uses_slacks_stop_control_is_told_why_the_answer_goes_on(
+    harness: Harness, agent: SlackServer
+) -> None:
+    go_on = asyncio.Event()
+    harness.engine.add(["one two ", go_on, "three"])
+    async with running(harness, agent):
+        await agent.say("count")
+        await answered(agent, "one tw")
+        await agent.stop_session(agent.seen()[-1].id, author="Eve")
+        await agent.until(lambda: "chat.postEphemeral" in agent.calls)
+        go_on.set()
+        await answered(agent, "one two three", "Only the person who asked, and admins, may do that.")
+    notice = agent.workspace.messages[agent.seen()[-1].id]
+    assert notice.for_user == agent.workspace.user("Eve")
+
+
+async def test_the_title_of_a_chat_is_no_quotation(harness: Harness, agent: SlackServer) -> None:
+    harness.engine.add("hello")
+    async with running(harness, agent):
+        await agent.say("good morning")
+        await finished(agent, "hello")
+    assert asked(harness, 0)[-1] == "good morning"
+
+
 async def test_what_turns_into_a_ping_later_is_neutralised(harness: Harness, agent: SlackServer) -> None:
     harness.engine.add([*"Hello <!channel> and <@U001>, good bye to all of you"])
     async with running(harness, agent):
@@ -197,7 +248,54 @@ async def test_a_stream_of_an_earlier_run_is_ended_and_gets_the_whole_answer(
             await answered(agent, "one tw")
         async with running(harness, agent):
             await finished(agent, "three four")
-            await becomes(harness, Status.DELIVERED, agent.workspace.channel("general"), question)
+            await becomes(harness, Status.DELIVERED, agent.workspace.direct("general"), question)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ended by Slack", "open"])
+async def test_a_stream_of_an_earlier_run_gets_its_nonce_and_its_session_ends(
+    agent: SlackServer, tmp_path: Path, *, ends: bool
+) -> None:
+    engine = ScriptedEngine()
+    engine.add(["one two ", asyncio.Event()], ["three four"])
+    async with make_harness(tmp_path, engine) as harness:
+        async with running(harness, agent):
+            question = await agent.say("count")
+            await answered(agent, "one tw")
+        if ends:
+            agent.agents.lifetime = -1.0
+        async with running(harness, agent):
+            await finished(agent, "three four")
+    metadata = agent.workspace.messages[agent.seen()[-1].id].metadata
+    assert metadata is not None
+    assert metadata["event_payload"]["answers"] == question
+
+
+async def test_a_further_stream_whose_id_was_not_stored_gets_the_rest_of_the_answer(
+    agent: SlackServer, tmp_path: Path
+) -> None:
+    engine = ScriptedEngine()
+    engine.add([LONG, asyncio.Event()], [LONG] * 7)
+    async with make_harness(tmp_path, engine) as harness:
+        async with running(harness, agent):
+            question = await agent.say("a long one")
+            await agent.until(lambda: bool(bots(agent.seen())) and len(bots(agent.seen())[0]) > 1000)
+        lost = orphan(agent, question)
+        async with running(harness, agent):
+            await agent.until(lambda: agent.seen()[-1].actions == {Action.RETRY})
+    shown = {seen.id: seen.markdown for seen in agent.seen() if seen.author == "bot"}
+    assert "".join("".join(shown.values()).split()) == "".join((LONG * 7).split())
+    assert shown[lost]
+
+
+async def test_two_chats_whose_streams_were_not_stored_keep_them(agent: SlackServer, tmp_path: Path) -> None:
+    engine = ScriptedEngine(default=lambda request: "the answer")
+    async with make_harness(tmp_path, engine) as harness:
+        questions = [await agent.say(f"question {number}") for number in range(3)]
+        lost = [orphan(agent, question) for question in questions]
+        async with running(harness, agent):
+            await agent.until(lambda: bots(agent.seen()) == ["the answer"] * 3)
+            await agent.until(lambda: "processing" not in agent.agents.sessions.values())
+    assert [seen.id for seen in agent.seen() if seen.author == "bot"] == lost
 
 
 async def test_a_stream_whose_id_was_not_stored_is_found_in_its_thread(agent: SlackServer, tmp_path: Path) -> None:
@@ -205,17 +303,10 @@ async def test_a_stream_whose_id_was_not_stored_is_found_in_its_thread(agent: Sl
     engine.add("the answer")
     async with make_harness(tmp_path, engine) as harness:
         question = await agent.say("count")
-        lost = agent.agents.start(
-            {
-                "channel": agent.workspace.channel("general"),
-                "thread_ts": question,
-                "recipient_user_id": agent.workspace.user("Mei"),
-                "recipient_team_id": "T01",
-            }
-        )
+        lost = orphan(agent, question)
         async with running(harness, agent):
             await finished(agent, "the answer")
-        assert agent.seen()[-1].id == lost["ts"]
+        assert agent.seen()[-1].id == lost
 
 
 async def test_more_replies_than_slack_lets_start_as_streams_are_edited(agent: SlackServer, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from bot.chat.stream import ReplyStream
 from bot.delivery.markdown.blocks import is_balanced
 from bot.delivery.markdown.format import MarkdownFormat, Rendered
 from bot.delivery.markdown.split import split
+from bot.delivery.messenger import Streams
 from bot.delivery.pacer import Pacer
 from bot.delivery.sender import RecordPart, Sender
 from bot.delivery.view import ReplyView
 from bot.domain import (
     Action,
+    ChannelKey,
     Controls,
     Delta,
     Exchange,
@@ -32,6 +34,7 @@ from bot.domain import (
     Thought,
 )
 from bot.errors import (
+    AppendLimited,
     ChannelGone,
     MarkupRefused,
     MessageGone,
@@ -60,6 +63,7 @@ class World:
         self.pacer = Pacer(self.messenger.edit_interval, self.clock)
         self.exchange = Exchange(1, a_message(id="q1"), Kind.CHAT, Status.OPEN, seed=1)
         self.store_faults = 0
+        self.streams: Streams | None = None
 
     async def record(self, part: int, message_id: str) -> None:
         if self.store_faults:
@@ -91,6 +95,7 @@ class World:
             [Part(id, is_recorded=True) for id in exchange.parts],
             record or self.record,
             Metrics(),
+            streams=self.streams,
         )
         async with ReplyStream(produce) as stream:
             await sender.run(stream)
@@ -496,6 +501,34 @@ async def test_a_send_that_has_begun_is_noted_even_if_the_delivery_is_cancelled(
     await world.clock.advance(10.0)
     assert run.cancelled()
     assert world.exchange.parts == ("m1",)
+
+
+class AllStreams:
+    """Streams of a platform on which each message is one."""
+
+    appends_per_minute = 60
+
+    def expect(self, exchange: Exchange) -> None:
+        pass
+
+    def is_open(self, channel: ChannelKey, message_id: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("limit", "is_paused"), [(AppendLimited(30.0), True), (RateLimited(30.0), False)])
+async def test_a_limit_of_another_call_than_an_append_delays_no_appends_elsewhere(
+    world: World, limit: RateLimited, *, is_paused: bool
+) -> None:
+    world.streams = AllStreams()
+    world.pacer = Pacer(world.messenger.edit_interval, world.clock, appends_per_minute=60)
+    world.fail({1: limit})
+    run = asyncio.create_task(world.run(world.stream(*answered("hello"))))
+    await world.clock.advance(5.0)
+    assert world.verbs == ["send", "edit"]
+    assert world.pacer.appends is not None
+    assert world.pacer.appends.is_used_up is is_paused
+    await world.clock.run(run)
+    assert world.texts == ["hello"]
 
 
 async def test_a_rate_limit_of_a_cancelled_send_delays_the_next_one(world: World) -> None:

@@ -35,7 +35,7 @@ from tests.harness.loop_monitor import start_bot
 from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_forms import AskingByCommand
-from tests.harness.servers.slack import SlackServer
+from tests.harness.servers.slack import AskingInChats, SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
 from tests.harness.servers.telegram_rich import markdown_of
 from tests.harness.servers.telegram_words import markdown
@@ -112,13 +112,13 @@ def _refusing_blocks() -> LoopbackPlatform:
 
 
 def _refusing_streams() -> LoopbackPlatform:
-    slack = SlackServer(is_agent=True)
+    slack = AskingInChats()
     slack.refused["chat.startStream"] = "channel_type_not_supported"
     return slack
 
 
 # Other forms of the messages of a platform: Telegram's rich messages, and entities where it refuses each of them;
-# Slack's streams, and edits where each channel refuses them; questions by Discord's /ask, with responses that come
+# Slack's streams, in chats with an agent, and edits where each channel refuses them; questions by Discord's /ask, with responses that come
 # too late, and where the bot is no member.
 FORMS = {
     "discord-ask": replace(PROFILES["discord"], open=AskingByCommand),
@@ -131,7 +131,7 @@ FORMS = {
         compared=lambda visible: re.sub(r"\$|\\[()\[\]]", "", visible),
     ),
     "telegram-refused": replace(PROFILES["telegram"], open=_refusing_blocks),
-    "slack-streams": replace(PROFILES["slack"], open=partial(SlackServer, is_agent=True)),
+    "slack-streams": replace(PROFILES["slack"], open=AskingInChats),
     "slack-refused": replace(PROFILES["slack"], open=_refusing_streams),
 }
 

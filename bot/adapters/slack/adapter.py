@@ -109,7 +109,7 @@ class SlackAdapter:
                 standing = SlackReplies(api, streams)
                 inbox = Inbox(PLATFORM, intake, replies, self._clock, standing.find)
                 intake.files.sources[PLATFORM] = partial(fetch_file, self._settings)
-                handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, streams, background)
+                handlers = SlackHandlers(self._settings, api, me, parser, intake, inbox, messenger, background)
                 backfill = SlackBackfill(api, me, parser, intake, inbox, handlers, standing, self._clock, self._retry)
                 is_http = self._settings.mode == "http"
                 serving = self._serve_http(handlers, backfill) if is_http else self._serve(api, handlers, backfill)

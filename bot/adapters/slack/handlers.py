@@ -32,7 +32,6 @@ from bot.adapters.slack.parse import (
 )
 from bot.adapters.slack.prompts import SuggestedPrompts
 from bot.adapters.slack.settings import SlackSection
-from bot.adapters.slack.streams import SlackStreams
 from bot.chat.commands import parse
 from bot.chat.intake import Intake
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
@@ -67,7 +66,6 @@ class SlackHandlers:
         intake: Intake,
         inbox: Inbox,
         messenger: SlackMessenger,
-        streams: SlackStreams,
         background: BackgroundTasks,
     ) -> None:
         self._api = api
@@ -75,7 +73,6 @@ class SlackHandlers:
         self._intake = intake
         self._inbox = inbox
         self._messenger = messenger
-        self._streams = streams
         self._background = background
         self._held_channels: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -157,13 +154,23 @@ class SlackHandlers:
                         await self._inbox.retry(partial(self._inbox.accept_continuation, part))
 
     async def on_stopped(self, event: Event) -> None:
-        """Stop the answers that a thread shows: Slack ended their streams when its Stop control was used."""
+        """Stop the answers of a thread, streams and others: its Stop control was used."""
+        user = id_of(event, "user")
         channel = ChannelKey(PLATFORM, id_of(event, "channel"), text_of(event, "thread_ts") or None)
-        named = event.get("streaming_message_ts")
-        streams = [ts for ts in named if isinstance(ts, str)] if isinstance(named, list) else []
-        by = Author(PLATFORM, id_of(event, "user"), "")
-        for ts in dict.fromkeys([*streams, *self._streams.open_in(channel)]):
-            await self._complete(self._inbox.press(channel, ts, Action.STOP, by))
+        by = Author(PLATFORM, user, "")
+        notices = [
+            await self._complete(self._inbox.press(channel, ts, Action.STOP, by)) for ts in self._growing(channel)
+        ]
+        for sentence in dict.fromkeys(filter(None, notices)):
+            text = self._messenger.format.render(sentence)
+            await try_call(self._messenger.send_ephemeral(channel, user, text), _TIMEOUT)
+
+    def _growing(self, channel: ChannelKey) -> list[str]:
+        """Return the first message of each reply in a conversation that is not complete."""
+        exchanges = self._intake.exchanges
+        workers = [exchanges.find(exchange) for exchange in exchanges.queues.in_channel(channel)]
+        firsts = [worker.parts[0].id for worker in workers if worker is not None and worker.parts]
+        return [ts for ts in firsts if ts is not None]
 
     async def on_other(self) -> None:
         """Acknowledge an event that needs no action."""

@@ -1,13 +1,13 @@
 """Slack replies: format, send, edit, delete."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from bot.adapters.send_once import SendOnce
 from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.markup import escaped, without_pings
+from bot.adapters.slack.metadata import nonce_in, reply_metadata
 from bot.adapters.slack.parse import fields, is_timestamp, text_of
 from bot.adapters.slack.streams import SlackStreams, is_streaming
 from bot.delivery.markdown.format import Rendered
@@ -24,9 +24,6 @@ _PLAIN_LIMIT = 3_800
 EDITS_PER_MINUTE = 46
 # The length of a notification on a phone.
 _PREVIEW = 150
-
-# Type of the metadata that carries a message's nonce.
-_EVENT_TYPE = "chatglm_reply"
 
 _SYMBOLS = {
     Action.STOP: ("⏹", "Stop"),
@@ -96,15 +93,15 @@ class SlackMessenger:
         if reply_to is not None and is_slash(reply_to):
             return reply_to
         thread = thread_of(channel, reply_to)
-        payload = {"nonce": nonce} | _present(answers=reply_to, continues=continues)
-        metadata = {"event_type": _EVENT_TYPE, "event_payload": payload}
+        metadata = reply_metadata(nonce, answers=reply_to, continues=continues)
 
         async def post() -> str:
             try:
-                if self._streams is not None and text.stable is not None and Action.STOP in controls:
-                    started = await self._streams.open(channel, thread, begins, metadata)
-                    if started is not None:
+                if self._streams is not None:
+                    may_grow = text.stable is not None and Action.STOP in controls
+                    if may_grow and (started := await self._streams.open(channel, reply_to, metadata)) is not None:
                         return started
+                    await self._streams.end_session(channel)
                 response = await self._web.chat_postMessage(
                     channel=channel.channel,
                     thread_ts=thread,
@@ -121,8 +118,6 @@ class SlackMessenger:
                 raise PlatformUnavailable("Slack does not name the message that was sent")
             return ts
 
-        begins = reply_to or continues
-
         async def find() -> str | None:
             nameless = []
             async for page in pages(self._web, channel.channel, thread, oldest=reply_to or thread):
@@ -133,9 +128,10 @@ class SlackMessenger:
                         nameless.append(str(message["ts"]))
                 if thread is None and reply_to is None:
                     break  # the first page has the newest messages
+            begins = reply_to or continues
             for ts in nameless:
                 is_later = begins is not None and is_timestamp(begins) and float(ts) > float(begins)
-                if is_later and self._streams is not None and await self._streams.claim(channel, ts):
+                if is_later and self._streams is not None and await self._streams.claim(channel, ts, metadata):
                     return ts
             return None
 
@@ -151,7 +147,8 @@ class SlackMessenger:
         if self._streams is not None:
             if await self._streams.show(channel, message_id, text, [_buttons(controls)] if controls else []):
                 return
-            metadata = self._streams.metadata_of(message_id) or None
+            await self._streams.end_session(channel)
+            metadata = self._streams.metadata_of(channel, message_id)
         content = {"blocks": [], "attachments": [], **_content(text, controls)}
         update = partial(self._web.chat_update, channel=channel.channel, ts=message_id, metadata=metadata, **content)
         try:
@@ -165,7 +162,7 @@ class SlackMessenger:
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         if is_slash(message_id):
             return
-        if self._streams is not None and self._streams.is_open(message_id):
+        if self._streams is not None and self._streams.is_open(channel, message_id):
             await self._streams.close(channel, message_id)
         await self._web.chat_delete(channel=channel.channel, ts=message_id)
 
@@ -222,24 +219,3 @@ def _buttons(controls: Controls) -> dict[str, Any]:
             if action in controls
         ],
     }
-
-
-def nonce_in(message: Mapping[str, Any]) -> object:
-    """Return the nonce that a message of the bot was sent with."""
-    return payload_in(message).get("nonce")
-
-
-def payload_in(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a message of the bot was sent with: `nonce`, and the id that it `answers` or `continues`.
-
-    Messages of older versions have only the nonce; a copy of a deleted message has another one.
-    """
-    match message.get("metadata"):
-        case {"event_type": str(kind), "event_payload": {"nonce": _}} if kind == _EVENT_TYPE:
-            payload: Mapping[str, Any] = message["metadata"]["event_payload"]
-            return payload
-    return {}
-
-
-def _present(**values: str | None) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -29,6 +29,8 @@ Event = Mapping[str, Any]
 
 # Subtypes of users' messages; the others are joins, topics, pins and bots' messages.
 _MESSAGES = frozenset({"", "file_share", "thread_broadcast", "me_message"})
+# The message that begins a chat with an agent: its text is the chat's title.
+_CHAT_TITLE = "assistant_app_thread"
 _TIMESTAMP = re.compile(r"\d{1,12}\.\d{1,9}")
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
@@ -301,7 +303,7 @@ class MessageParser:
         response = await try_call(call, _LOOKUP_SECONDS)
         messages = None if response is None else fields(response).get("messages")
         first = messages[0] if isinstance(messages, list) and messages else None
-        if not isinstance(first, dict) or is_tombstone(first):
+        if not isinstance(first, dict) or is_tombstone(first) or text_of(first, "subtype") == _CHAT_TITLE:
             return None
         is_own = self._is_own(text_of(first, "user"), text_of(first, "bot_id"))
         return quotation(await self.quotable_text(first), thread, files_of(first), is_bots=is_own)

@@ -2,17 +2,24 @@
 
 import structlog
 from slack_sdk.web.async_client import AsyncWebClient
+from slack_sdk.web.async_slack_response import AsyncSlackResponse
 
 from bot.adapters.slack.errors import TRANSIENT, code_of
 from bot.adapters.slack.parse import fields, text_of
+from bot.domain import ChannelKey
 from bot.errors import LoginRefused, PlatformError, RateLimited
+from bot.util.recent import RecentDict
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Characters of a thread's title and of its status line.
-_TITLE, _STATUS = 200, 150
+# Characters of a thread's title.
+_TITLE = 200
 # The answer where the app does not get the event of Slack's Stop control.
 _NO_STOP = "missing_agent_session_stopped_event_subscription"
+
+
+class NoStopControl(PlatformError):
+    """Slack would show no Stop control: a stream could not be stopped."""
 
 
 def is_passing(error: PlatformError) -> bool:
@@ -25,39 +32,57 @@ class SlackSessions:
 
     def __init__(self, web: AsyncWebClient) -> None:
         self._web = web
-        self._has_status = True
+        self._begun: RecentDict[ChannelKey, None] = RecentDict()  # those that Slack may show as "processing"
 
-    async def begin(self, channel: str, thread: str, question: str) -> bool:
+    async def begin(self, channel: ChannelKey, question: str) -> bool:
         """Let Slack show that the bot works; return False if it may another time.
 
         Raises:
-            PlatformError: Slack refuses it for good, or would show no Stop control: a stream could not
-                be stopped then.  Also for RateLimited and LoginRefused.
+            PlatformError: Slack refuses it for good.  Also for RateLimited and LoginRefused.
+            NoStopControl: The session is begun nevertheless.
         """
-        arguments = {"channel_id": channel, "thread_ts": thread, "status": "processing"}
-        title = " ".join(question.split())[:_TITLE]
+        was_begun = channel in self._begun
+        self.note_begun(channel)
         try:
-            response = await self._web.api_call(
-                "agents.sessions.setStatus", json=arguments | ({"title": title} if title else {})
-            )
+            response = await self._set(channel, "processing", question)
         except (LoginRefused, RateLimited):
             raise
         except PlatformError as error:
             if is_passing(error):
                 return False
+            if not was_begun:
+                self.note_ended(channel)
             raise
         if text_of(fields(response), "warning") == _NO_STOP:
-            raise PlatformError(f"Slack says {_NO_STOP}")
+            raise NoStopControl(f"Slack says {_NO_STOP}")
         return True
 
-    async def say(self, channel: str, thread: str, words: str) -> None:
-        """Show a notice of the queue, or of thoughts, in the status line; it is not essential."""
-        if not self._has_status:
+    async def end(self, channel: ChannelKey) -> None:
+        """Let Slack show no more that the bot works; it is not essential.
+
+        Raises:
+            RateLimited, LoginRefused: No other call may be made now.
+        """
+        if channel not in self._begun:
             return
         try:
-            await self._web.assistant_threads_setStatus(channel_id=channel, thread_ts=thread, status=words[:_STATUS])
+            await self._set(channel, "active")
         except (LoginRefused, RateLimited):
             raise
         except PlatformError as error:
-            self._has_status = is_passing(error)
-            log.info("slack: status line not set", error=str(error))
+            log.info("slack: session not ended", channel=channel.channel, error=str(error))
+            if is_passing(error):
+                return  # the next edit in the thread tries again
+        self.note_ended(channel)
+
+    def note_begun(self, channel: ChannelKey) -> None:
+        self._begun[channel] = None
+
+    def note_ended(self, channel: ChannelKey) -> None:
+        self._begun.pop(channel, None)
+
+    async def _set(self, channel: ChannelKey, status: str, question: str = "") -> AsyncSlackResponse:
+        arguments = {"channel_id": channel.channel, "thread_ts": channel.thread, "status": status}
+        if title := " ".join(question.split())[:_TITLE]:
+            arguments["title"] = title
+        return await self._web.api_call("agents.sessions.setStatus", json=arguments)

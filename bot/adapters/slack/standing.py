@@ -13,7 +13,8 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.adapters.malformed import skip_malformed
 from bot.adapters.slack.client import is_shown, pages
 from bot.adapters.slack.errors import TRANSIENT
-from bot.adapters.slack.messenger import payload_in, thread_of
+from bot.adapters.slack.messenger import thread_of
+from bot.adapters.slack.metadata import payload_in, reply_metadata
 from bot.adapters.slack.parse import PLATFORM, Event, is_timestamp, is_tombstone
 from bot.adapters.slack.streams import SlackStreams
 from bot.chat.standing import OwnMessage, Standing, StandingReply, is_delay_notice
@@ -127,8 +128,10 @@ class SlackReplies:
         """Return a stream below the question whose id was not stored: an earlier run was killed before it could."""
         channel, thread = question.channel, thread_of(question.channel, question.id)
         found = self._nameless.get((channel.channel, thread or ""), {})
+        metadata = reply_metadata(nonce(question, 0), answers=question.id)
         for ts in sorted(found, key=float):
-            if is_timestamp(question.id) and float(ts) > float(question.id) and await self._streams.claim(channel, ts):
+            is_later = is_timestamp(question.id) and float(ts) > float(question.id)
+            if is_later and await self._streams.claim(channel, ts, metadata):
                 return StandingReply([found[ts]], self._edits.get((channel.channel, question.id)))
         return None
 

@@ -12,18 +12,14 @@ import structlog
 from slack_sdk.web.async_client import AsyncWebClient
 
 from bot.adapters.slack.errors import code_of
+from bot.adapters.slack.metadata import reply_metadata
 from bot.adapters.slack.parse import BotIdentity, Event, fields, is_timestamp, text_of
+from bot.adapters.slack.refused_streams import RefusedStreams
 from bot.adapters.slack.sessions import SlackSessions, is_passing
 from bot.delivery.markdown.format import Rendered
+from bot.delivery.messenger import nonce
 from bot.domain import ChannelKey, Exchange
-from bot.errors import (
-    AccessDenied,
-    ChannelGone,
-    MessageGone,
-    PlatformError,
-    PlatformUnavailable,
-    RateLimited,
-)
+from bot.errors import AppendLimited, PlatformError, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
 from bot.util.recent import RecentDict
 
@@ -32,39 +28,35 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # chat.appendStream is in tier 4, 100 calls a minute and more, chat.startStream and chat.stopStream in
 # tier 2, 20 and more; a few are left, as of the edits.
 _APPENDS_PER_MINUTE = 92
-_STARTS_PER_MINUTE = 18
+_STREAMS_PER_MINUTE = 18
 _MINUTE = 60.0
 # Seconds after which a stream has ended, whatever happened.
 _FORGOTTEN = 600.0
-# Characters of a question that are kept for its thread's title.
+# Characters of a question that are kept for its thread's title, and the questions that are kept.
 _TITLE = 300
-# Replies whose author is remembered.
-_ASKED = 1000
+_TITLES = 1000
 # Characters before the end in which a "<" may still become a mention, which is neutralised when it is complete.
 _MARK = 12
 
-# Refusals that concern one channel, but for these codes; others concern the app.
-_LOCAL = (AccessDenied, ChannelGone, MessageGone)
-_OF_THE_TOKEN = frozenset({"missing_scope", "not_allowed_token_type"})
+# A thread and the id of a message in it: ids are unique in a channel only.
+_Place = tuple[ChannelKey, str]
 
 
 @dataclass(slots=True)
 class _Stream:
     """An open stream; `appended` is its text, unless a response was lost."""
 
-    thread: str
     metadata: dict[str, Any]
     began: float
     appended: str = ""
     is_lost: bool = False  # a call for it may have been executed
     is_in_doubt: bool = False  # a call for it was answered with a rate limit, by Slack or by a proxy
-    status: str = ""
 
 
 class SlackStreams:
-    """The streams that this run has opened.
+    """The streams that this run has opened, in threads of direct messages.
 
-    Where Slack refuses them for good, `open` returns None from then on; each reason is logged once.
+    Where Slack refuses them for good, `open` returns None for an hour; each reason is logged once.
     """
 
     appends_per_minute = _APPENDS_PER_MINUTE
@@ -78,83 +70,78 @@ class SlackStreams:
     ) -> None:
         self._web = web
         self._sessions = SlackSessions(web)
+        self._refused = RefusedStreams(clock)
         self._me = me
         self._clock = clock
         self._is_recorded = is_recorded
-        self._open: dict[str, _Stream] = {}
-        self._opened: RecentDict[str, dict[str, Any]] = RecentDict()  # metadata of all, also of ended ones
-        self._asked: RecentDict[tuple[str, str], tuple[str, str, str]] = RecentDict(_ASKED)
-        self._refused: dict[str, str] = {}  # the reason, by channel; "" for all
+        self._open: dict[_Place, _Stream] = {}
+        # Of all streams, also of ended and claimed ones, and of replies that an earlier run has begun.
+        self._metadata: RecentDict[_Place, dict[str, Any]] = RecentDict()
+        self._titles: RecentDict[_Place, str] = RecentDict(_TITLES)
         self._starts: deque[float] = deque()
-        self._starting: Counter[tuple[str, str]] = Counter()  # starts without a response so far, by channel and thread
+        self._stops: deque[float] = deque()
+        self._starting: Counter[ChannelKey] = Counter()  # starts without a response so far
 
     def expect(self, exchange: Exchange) -> None:
-        message = exchange.message
-        asked = message.author.id, message.server or self._me.team, message.text[:_TITLE]
-        for id in (message.id, *exchange.parts):
-            self._asked[message.channel.channel, id] = asked
+        message, parts = exchange.message, exchange.parts
+        if not _has_streams(message.channel):
+            return
+        self._titles[message.channel, message.id] = message.text[:_TITLE]
+        for number, id in enumerate(parts):
+            if (message.channel, id) not in self._metadata:
+                # An earlier run may have been killed while it was a stream, which has no metadata before its end.
+                answers, continues = (None, parts[0]) if number else (message.id, None)
+                metadata = reply_metadata(nonce(message, number), answers=answers, continues=continues)
+                self._metadata[message.channel, id] = metadata
+                self._sessions.note_begun(message.channel)
 
-    def is_open(self, message_id: str) -> bool:
-        return message_id in self._open
+    def is_open(self, channel: ChannelKey, message_id: str) -> bool:
+        return (channel, message_id) in self._open
 
-    def open_in(self, channel: ChannelKey) -> list[str]:
-        """Return the open streams of a thread."""
-        return [ts for ts, stream in self._open.items() if stream.thread == channel.thread]
+    def metadata_of(self, channel: ChannelKey, message_id: str) -> dict[str, Any] | None:
+        """Return the metadata of a message that is or was a stream: only its end, or an edit, can carry them."""
+        return self._metadata.get((channel, message_id))
 
-    def metadata_of(self, message_id: str) -> dict[str, Any] | None:
-        """Return the metadata of a stream of this run: only its end can carry them."""
-        return self._opened.get(message_id)
-
-    async def open(
-        self, channel: ChannelKey, thread: str | None, begins: str | None, metadata: dict[str, Any]
-    ) -> str | None:
+    async def open(self, channel: ChannelKey, question: str | None, metadata: dict[str, Any]) -> str | None:
         """Start a stream and return its id; None where the reply has to be a message that is edited.
-
-        `begins` is the question, or the first message of the reply.
 
         Raises:
             PlatformUnavailable: It may have been started.
         """
-        place = channel.channel
-        asked = self._asked.get((place, begins or ""))
-        if thread is None or asked is None or not {"", place}.isdisjoint(self._refused) or self._is_used_up():
+        if not _has_streams(channel) or self._refused.holds(channel.channel) or self._is_used_up():
             return None
-        user, team, question = asked
         self._starts.append(self._clock.now())
-        is_direct = place.startswith("D")
-        self._starting[place, thread] += 1
+        self._starting[channel] += 1
         try:
-            if not await self._sessions.begin(place, thread, question):
+            if not await self._sessions.begin(channel, self._titles.get((channel, question or ""), "")):
                 return None
-            response = await self._web.chat_startStream(
-                channel=place,
-                thread_ts=thread,
-                recipient_user_id=None if is_direct else user,
-                recipient_team_id=None if is_direct else team,
-            )
+            response = await self._web.chat_startStream(channel=channel.channel, thread_ts=str(channel.thread))
         except PlatformError as error:
             if is_passing(error):
                 raise
-            self._refuse(place, error)
+            self._refused.note(channel.channel, error)
             return None
-        else:
-            ts = text_of(fields(response), "ts")
-            if not is_timestamp(ts):
-                raise PlatformUnavailable("Slack does not name the stream that was started")
-            now = self._clock.now()
-            # An answer that was deleted leaves its stream; Slack ends it.
-            self._open = {each: stream for each, stream in self._open.items() if now - stream.began < _FORGOTTEN}
-            self._open[ts], self._opened[ts] = _Stream(thread, metadata, now), metadata
         finally:
-            self._starting[place, thread] -= 1
+            self._starting[channel] -= 1
             self._starting += Counter()  # drops zeros
-        if begins is not None:
-            self._asked[place, ts] = asked
+        ts = text_of(fields(response), "ts")
+        if not is_timestamp(ts):
+            raise PlatformUnavailable("Slack does not name the stream that was started")
+        self._open[channel, ts], self._metadata[channel, ts] = _Stream(metadata, self._clock.now()), metadata
         return ts
+
+    async def end_session(self, channel: ChannelKey) -> None:
+        """Take Slack's Stop control from a thread where no stream is open: its answers have a button.
+
+        Raises:
+            RateLimited, LoginRefused: No other call may be made now.
+        """
+        if not self._is_streaming(channel):
+            await self._sessions.end(channel)
 
     async def show(self, channel: ChannelKey, ts: str, text: Rendered, buttons: list[dict[str, Any]]) -> bool:
         """Bring a stream to this text; return False if it is none or had to end: the text is to be set then."""
-        stream = self._open.get(ts)
+        stream = self._open.get((channel, ts))
         if stream is None:
             return False
         is_known = not stream.is_lost and bool(text.entities) and text.text.startswith(stream.appended)
@@ -179,13 +166,14 @@ class SlackStreams:
             PlatformUnavailable, RateLimited: It may still be open.
         """
         try:
-            await self._web.chat_stopStream(channel=channel.channel, ts=ts)
+            await self._stop(channel, ts)
         except PlatformError as error:
             if is_passing(error):
                 raise
-            # Most often message_not_in_streaming_state: Slack ends a stream after five minutes.
+            # Slack ends a stream after five minutes, and when its Stop control is used; the session goes on.
             log.info("slack: no stream to end", message=ts, error=str(error))
-        self._open.pop(ts, None)
+            self._open.pop((channel, ts), None)
+            await self.end_session(channel)
 
     def is_nameless(self, message: Event) -> bool:
         """Return whether this message of a history is a stream of the bot that has not ended as intended."""
@@ -193,64 +181,72 @@ class SlackStreams:
         is_stream = "streaming_state" in message or not (message.get("text") or message.get("blocks"))
         return is_own and is_stream and not message.get("metadata")
 
-    async def claim(self, channel: ChannelKey, ts: str) -> bool:
-        """Take a nameless stream for a reply; return False if it belongs, or may belong, to another one.
+    async def claim(self, channel: ChannelKey, ts: str, metadata: dict[str, Any]) -> bool:
+        """Take a nameless stream for the message with this metadata; return False if it belongs to another one.
 
         Its start was executed, but the response was lost, or the process killed.
+
+        Raises:
+            PlatformUnavailable: It may be a stream that is being started; ask again.
         """
-        if ts in self._opened or await self._is_recorded(channel, ts) or ts in self._opened:
+        if (channel, ts) not in self._metadata and await self._is_recorded(channel, ts):
             return False
-        if any(place == channel.channel for place, _ in self._starting):
-            return False
-        self._opened[ts] = {}
-        return True
+        if (channel, ts) not in self._metadata and self._starting[channel]:
+            raise PlatformUnavailable("a stream of this thread is being started")
+        self._sessions.note_begun(channel)
+        return self._metadata.setdefault((channel, ts), metadata) == metadata
 
     async def _append(self, channel: ChannelKey, ts: str, stream: _Stream, text: Rendered) -> None:
         piece = _settled(text.text[len(stream.appended) : text.stable])
         if not piece:
-            if not stream.appended and text.text != stream.status:
-                await self._sessions.say(channel.channel, stream.thread, text.text)
-                stream.status = text.text
             return
         stream.is_lost = True
         try:
             await self._web.chat_appendStream(channel=channel.channel, ts=ts, markdown_text=piece)
-        except RateLimited:
+        except RateLimited as limited:
             stream.is_lost, stream.is_in_doubt = False, True
-            raise
+            raise AppendLimited(limited.seconds) from limited
         stream.appended, stream.is_lost = stream.appended + piece, False
 
     async def _finish(
         self, channel: ChannelKey, ts: str, stream: _Stream, text: Rendered, buttons: list[dict[str, Any]]
     ) -> None:
         stream.is_lost = True
-        others = len(self.open_in(ChannelKey(channel.platform, channel.channel, stream.thread))) > 1
+        rest = text.text[len(stream.appended) :] or None
         try:
-            await self._web.chat_stopStream(
-                channel=channel.channel,
-                ts=ts,
-                markdown_text=text.text[len(stream.appended) :] or None,
-                blocks=buttons or None,
-                metadata=stream.metadata,
-                session_status="processing" if others else None,
-            )
+            await self._stop(channel, ts, markdown_text=rest, blocks=buttons or None, metadata=stream.metadata)
         except RateLimited:
             stream.is_lost = False  # a second call tells if the first one was executed
             raise
-        del self._open[ts]
+
+    async def _stop(self, channel: ChannelKey, ts: str, **content: Any) -> None:
+        """End a stream; the thread's session goes on while another stream is open in it."""
+        status = "processing" if self._is_streaming(channel, besides=ts) else None
+        self._stops.append(self._clock.now())
+        await self._web.chat_stopStream(channel=channel.channel, ts=ts, session_status=status, **content)
+        self._open.pop((channel, ts), None)
+        if status is None:
+            self._sessions.note_ended(channel)
+
+    def _is_streaming(self, channel: ChannelKey, besides: str = "") -> bool:
+        """Return whether a stream of the thread is open, or being started."""
+        return self._starting[channel] > 0 or any(key == channel and ts != besides for key, ts in self._open)
 
     def _is_used_up(self) -> bool:
-        while self._starts and self._starts[0] <= self._clock.now() - _MINUTE:
-            self._starts.popleft()
-        return len(self._starts) >= _STARTS_PER_MINUTE
+        """Return whether another stream could exceed what Slack allows in a minute: its starts, or later its ends."""
+        now = self._clock.now()
+        # An answer that was deleted leaves its stream; Slack ends it.
+        self._open = {place: stream for place, stream in self._open.items() if now - stream.began < _FORGOTTEN}
+        for calls in (self._starts, self._stops):
+            while calls and calls[0] <= now - _MINUTE:
+                calls.popleft()
+        ends = len(self._stops) + len(self._open) + self._starting.total()
+        return max(len(self._starts), ends) >= _STREAMS_PER_MINUTE
 
-    def _refuse(self, place: str, error: PlatformError) -> None:
-        """Remember that streams are refused, for the channel or for all."""
-        is_local = isinstance(error, _LOCAL) and code_of(error) not in _OF_THE_TOKEN
-        place = place if is_local else ""
-        if str(error) not in self._refused.values():
-            log.info("slack: replies are edited, streams are refused", channel=place or "all", error=str(error))
-        self._refused[place] = str(error)
+
+def _has_streams(channel: ChannelKey) -> bool:
+    """Return whether replies there are streams: elsewhere Slack shows one to a single person while it grows."""
+    return channel.channel.startswith("D") and channel.thread is not None
 
 
 def is_streaming(error: PlatformError) -> bool:

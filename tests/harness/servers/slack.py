@@ -1,6 +1,7 @@
 """A loopback Slack workspace and its users."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from bot.adapters.base import Adapter
 from bot.adapters.slack.adapter import open_adapter
@@ -10,7 +11,7 @@ from bot.util.clock import Clock
 from tests.harness.platform import Seen
 from tests.harness.ports import reserved_port
 from tests.harness.servers.slack_wire import APP_TOKEN, BOT_TOKEN, JSON, SIGNING_SECRET, TEAM, SlackWire
-from tests.harness.servers.slack_world import BOT
+from tests.harness.servers.slack_world import BOT, CHAT
 
 
 class SlackServer(SlackWire):
@@ -161,9 +162,12 @@ class SlackServer(SlackWire):
         for line in list(self._sockets):
             await line.close()
 
-    async def stop_session(self, message_id: str, *, author: str = "Mei") -> None:
-        """Use Slack's Stop control in the thread of a message of the bot."""
+    async def stop_session(self, message_id: str, *, author: str = "") -> None:
+        """Use Slack's Stop control in the thread of a message of the bot; by default its last asker does."""
         message = self.workspace.messages[message_id]
+        asker = [
+            each.user for each in self.workspace.messages.values() if each.root == message.root and each.user != BOT
+        ]
         is_open = message.streaming == "in_progress"
         if is_open:
             self.agents.stopped_by_user(message)
@@ -172,7 +176,7 @@ class SlackServer(SlackWire):
                 "type": "agent_session_stopped",
                 "channel": message.channel,
                 "thread_ts": message.root,
-                "user": self.workspace.user(author),
+                "user": self.workspace.user(author) if author else asker[-1],
                 "streaming_message_ts": [message_id] if is_open else [],
                 "ts": self.workspace.now(),
             }
@@ -183,10 +187,17 @@ class SlackServer(SlackWire):
         event = {"type": "app_home_opened", "tab": "messages", "user": self.workspace.user(author)}
         self.emit({**event, "channel": self.workspace.direct(author), "ts": self.workspace.now()})
 
+    def begin_chat(self, *, author: str = "Mei") -> str:
+        """Begin a chat with an agent, a thread of the direct messages with it; return the thread."""
+        return self.workspace.post(self.workspace.direct(author), BOT, text="New chat", subtype=CHAT).ts
+
     def open_assistant(self, *, author: str = "Mei") -> str:
-        """Begin a thread with an app of the older kind of agents; return the thread."""
-        channel, user = self.workspace.direct(author), self.workspace.user(author)
-        thread = self.workspace.post(channel, user, text="New chat").ts
+        """Begin a chat with an app of the older kind of agents; return the thread."""
+        channel, user, thread = (
+            self.workspace.direct(author),
+            self.workspace.user(author),
+            self.begin_chat(author=author),
+        )
         started = {"user_id": user, "channel_id": channel, "thread_ts": thread, "context": {}}
         self.emit({"type": "assistant_thread_started", "assistant_thread": started, "ts": self.workspace.now()})
         return thread
@@ -195,3 +206,26 @@ class SlackServer(SlackWire):
         """Ask the client to replace its sockets, as Slack does about every hour."""
         for line in list(self._sockets):
             await line.send_json({"type": "disconnect", "reason": "refresh_requested"})
+
+
+class AskingInChats(SlackServer):
+    """An app that is an agent, asked in chats with it, each question in a new one: a channel's name is the asker's."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(is_agent=True, **settings)
+
+    async def say(
+        self,
+        text: str,
+        *,
+        author: str = "Mei",
+        channel: str = "general",
+        thread: str | None = None,
+        direct: bool = False,
+        mention: bool = True,
+        reply_to: str | None = None,
+        files: Sequence[JSON] = (),
+    ) -> str:
+        asker = author if direct else channel
+        thread = thread or self.begin_chat(author=asker)
+        return await super().say(text, author=asker, thread=thread, direct=True, reply_to=reply_to, files=files)

@@ -1,4 +1,4 @@
-"""What the loopback Slack allows to apps that are agents: streams, sessions, status lines, prompts."""
+"""What the loopback Slack allows to apps that are agents: streams, sessions, prompts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,6 @@ class SlackAgents:
         self.warning = ""  # of agents.sessions.setStatus
         self.sessions: dict[tuple[str, str], str] = {}  # state by channel and thread
         self.titles: dict[tuple[str, str], str] = {}
-        self.statuses: list[str] = []  # status lines, in order
         self.prompts: list[JSON] = []  # arguments of each call
         self._workspace = workspace
         self._now = now
@@ -78,13 +77,6 @@ class SlackAgents:
         self.sessions[channel, thread] = state
         self.titles.setdefault((channel, thread), title)
         return {"status": state} | ({"warning": self.warning} if self.warning else {})
-
-    def set_status(self, arguments: JSON) -> JSON:
-        self._workspace.place(arguments.get("channel_id", ""))
-        if arguments.get("thread_ts") not in self._workspace.messages:
-            raise SlackRefusal("invalid_thread_ts", is_violation=True)
-        self.statuses.append(arguments["status"])
-        return {}
 
     def set_prompts(self, arguments: JSON) -> JSON:
         self._workspace.place(arguments.get("channel_id", ""))
@@ -154,6 +146,5 @@ METHODS: dict[str, Callable[[SlackAgents, JSON], JSON]] = {
     "chat.appendStream": SlackAgents.append,
     "chat.stopStream": SlackAgents.stop,
     "agents.sessions.setStatus": SlackAgents.set_session,
-    "assistant.threads.setStatus": SlackAgents.set_status,
     "assistant.threads.setSuggestedPrompts": SlackAgents.set_prompts,
 }

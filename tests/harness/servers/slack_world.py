@@ -13,6 +13,9 @@ from tests.harness.platform import Seen, visible_text
 BOT = "UBOT"
 JSON = dict[str, Any]
 
+# Subtype of the message that begins a chat with an agent; clients show the chat's title in its place.
+CHAT = "assistant_app_thread"
+
 _PING = re.compile(r"<(?:![a-z]+|@[A-Z0-9]+)[^<>]*>", re.IGNORECASE)
 _BLOCK_LIMIT, _UPDATE_LIMIT, _POST_LIMIT = 12_000, 4_000, 40_000
 
@@ -145,7 +148,7 @@ class Workspace:
 
     def seen(self, channel: str, thread: str | None) -> list[Seen]:
         """Return messages in reading order: a thread follows its first message."""
-        here = [message for message in self.messages.values() if message.channel == channel]
+        here = [each for each in self.messages.values() if each.channel == channel and each.subtype != CHAT]
         if thread is not None:
             here = [message for message in here if message.root == thread]
         here.sort(key=lambda message: (float(message.root), float(message.ts)))
