@@ -171,3 +171,32 @@ async def test_an_inline_query_points_to_the_private_chat(telegram: TelegramPlat
         await telegram.say("/start ask", direct=True)
         await telegram.until(lambda: any("/clear" in text for text in texts(telegram, "Mei")))
     assert harness.engine.requests == []
+
+
+async def test_words_as_they_are_written_are_answered_a_few_at_a_time(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    telegram.answering.clear()
+    async with running(telegram, harness):
+        for length in range(1, 41):
+            telegram.write_inline("why is the sky blue? and the sea?"[:length])
+        await telegram.until(lambda: not telegram.pending)
+        written = [name for name, _ in telegram.calls if name == "answerInlineQuery"]
+        telegram.answering.set()
+        await telegram.until(lambda: len(telegram.inline_answers) == 8)
+        last = telegram.write_inline("why is the sky blue?")
+        await telegram.until(lambda: last in telegram.inline_answers)
+    assert len(written) <= 8
+    assert len(telegram.inline_answers) == 9
+
+
+async def test_people_who_are_denied_get_no_answer_to_inline_queries(
+    telegram: TelegramPlatform, harness: Harness
+) -> None:
+    denied = f"telegram:{telegram.person('Mei')['id']}"
+    harness.access.reconfigure(AccessSection(deny_users=(denied,)), harness.access.limits)
+    async with running(telegram, harness):
+        telegram.write_inline("why?", author="Mei")
+        allowed = telegram.write_inline("why?", author="Ben")
+        await telegram.until(lambda: allowed in telegram.inline_answers and not telegram.pending)
+    assert [*telegram.inline_answers] == [allowed]

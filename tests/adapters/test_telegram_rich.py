@@ -3,7 +3,8 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +15,17 @@ from bot.adapters.telegram.client import open_bot
 from bot.adapters.telegram.markup import LIMIT, TelegramFormat
 from bot.adapters.telegram.messenger import TelegramMessenger
 from bot.adapters.telegram.rich import RICH_LIMIT, RichFormat, plain_text, rich_message_of
+from bot.adapters.telegram.rich_support import RichSupport
 from bot.delivery.markdown.format import utf16_units
 from bot.delivery.markdown.split import join, split
 from bot.domain import Action, ChannelKey
-from bot.errors import PlatformUnavailable
+from bot.errors import MarkupRefused, PlatformUnavailable
 from tests.adapters.rich_answers import faults
 from tests.chaos.hostile_texts import hostile_texts
-from tests.harness.fakes import FakeKnownMessages
+from tests.harness.fakes import FakeKnownMessages, ManualClock
 from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import Fault
-from tests.harness.servers.telegram import UNCHANGED, Message, TelegramPlatform
+from tests.harness.servers.telegram import UNCHANGED, Message, Refused, TelegramPlatform
 from tests.harness.servers.telegram_rich import refused_message
 from tests.harness.telegram_harness import done, running, texts
 
@@ -168,7 +170,8 @@ async def test_a_rich_message_whose_send_was_lost_is_known_by_its_words(
     chat = rich.private("Mei") if is_direct else rich.group("general")
     known.channel = channel = ChannelKey("telegram", str(chat.id))
     async with await open_bot(rich.settings()) as bot:
-        messenger = TelegramMessenger(bot, rich.settings(), rename, known, knows_rich=True)
+        support = RichSupport(ManualClock(), is_known=True)
+        messenger = TelegramMessenger(bot, rich.settings(), rename, known, rich=support)
         send = partial(messenger.send, channel, RichFormat().render(TABLE), reply_to=question, nonce="1")
         with pytest.raises(PlatformUnavailable):
             await send(controls=frozenset({Action.RETRY}))
@@ -177,6 +180,81 @@ async def test_a_rich_message_whose_send_was_lost_is_known_by_its_words(
         assert await send(controls=frozenset({Action.RETRY})) == str(left.id)
     assert len(own(rich)) == 1
     assert left.actions == {Action.RETRY}
+
+
+@asynccontextmanager
+async def sending(rich: TelegramPlatform, support: RichSupport) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Yield a call that sends a table in a private chat, in the format of the moment."""
+
+    async def rename(channel: ChannelKey, to: str) -> None:
+        raise AssertionError("no chat has moved")
+
+    channel = ChannelKey("telegram", str(rich.private("Mei").id))
+    async with await open_bot(rich.settings()) as bot:
+        messenger = TelegramMessenger(bot, rich.settings(), rename, FakeKnownMessages(), rich=support)
+
+        async def send() -> str:
+            text = messenger.format.render(TABLE)
+            return await messenger.send(channel, text, reply_to=None, controls=frozenset(), nonce="1")
+
+        yield send
+
+
+refusals = pytest.mark.parametrize(
+    "refusal",
+    [Refused(404, "Not Found"), Refused(400, "Bad Request: rich message must be non-empty")],
+    ids=["a proxy's 404", "an empty message"],
+)
+
+
+@refusals
+async def test_one_refusal_turns_rich_messages_off_for_an_hour_at_most(
+    rich: TelegramPlatform, refusal: Refused
+) -> None:
+    clock = ManualClock()
+    async with sending(rich, RichSupport(clock, is_known=True)) as send:
+        rich.broken["sendRichMessage"] = refusal
+        with pytest.raises(MarkupRefused):
+            await send()
+        del rich.broken["sendRichMessage"]
+        await send()
+        clock.jump(3601)
+        await send()
+    assert [message.blocks is not None for message in own(rich)] == [False, True]
+
+
+@refusals
+async def test_a_server_that_has_taken_rich_messages_is_sent_further_ones(
+    rich: TelegramPlatform, refusal: Refused
+) -> None:
+    async with sending(rich, RichSupport(ManualClock(), is_known=True)) as send:
+        await send()
+        rich.broken["sendRichMessage"] = refusal
+        with pytest.raises(MarkupRefused):
+            await send()
+        del rich.broken["sendRichMessage"]
+        await send()
+    assert all(message.blocks for message in own(rich))
+
+
+async def test_a_server_that_seemed_old_at_the_login_is_asked_again(rich: TelegramPlatform) -> None:
+    clock = ManualClock()
+    async with sending(rich, RichSupport(clock, is_known=False)) as send:
+        await send()
+        clock.jump(3601)
+        await send()
+    assert [message.blocks is not None for message in own(rich)] == [False, True]
+
+
+async def test_a_refusal_of_guests_blocks_counts_too(harness: Harness) -> None:
+    harness.engine.add(TABLE, TABLE)
+    async with TelegramPlatform(knows="markdown") as telegram, running(telegram, harness):
+        for number in (1, 2):
+            telegram.guest("how much?")
+            await telegram.until(
+                lambda number=number: sum("tea" in text for text in texts(telegram, "elsewhere")) == number  # type: ignore[misc]
+            )
+        assert sum("rich_message" in form for _, form in telegram.calls) == 1
 
 
 def test_blocks_are_accepted_and_hold_the_whole_text() -> None:

@@ -468,6 +468,10 @@ async def test_an_inspection_reports_what_the_operator_has_to_change(
     assert "/setprivacy" in findings[1].text
     telegram.reads_all, telegram.joins_groups, telegram.webhook = True, False, "https://example.org"
     assert [finding.is_ok for finding in await found(telegram)] == [True, True, False, False]
+    telegram.takes_guests = True
+    guests = (await found(telegram))[2]
+    assert guests.is_ok
+    assert "guest mode is on" in guests.text
 
 
 async def test_an_inspection_finds_a_wrong_token_and_a_second_poller(

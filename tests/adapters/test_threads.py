@@ -29,8 +29,8 @@ NO_CONTENT = (
 )
 NO_TOPICS = "This group has no topics, so I answer mentions here. Its settings can turn topics on."
 PRIVACY = (
-    "Privacy mode hides messages from me that do not mention me: send /setprivacy to @BotFather, choose Disable, and add "
-    "me to the group again."
+    "Privacy mode hides messages from me, perhaps even some that mention me: send /setprivacy to @BotFather, choose "
+    "Disable, and add me to the group again."
 )
 NO_RIGHT = "I cannot open topics here: make me an administrator of the group who may manage topics."
 

@@ -15,8 +15,9 @@ from bot.adapters.telegram.drafts import Drafts
 from bot.adapters.telegram.files import fetch_file
 from bot.adapters.telegram.guests import is_guest, lane
 from bot.adapters.telegram.handlers import TelegramHandlers
-from bot.adapters.telegram.messenger import NO_RICH_MESSAGES, TelegramMessenger, is_private
+from bot.adapters.telegram.messenger import TelegramMessenger, is_private
 from bot.adapters.telegram.parse import LONGEST_TEXT, PLATFORM
+from bot.adapters.telegram.rich_support import RichSupport
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.commands import menu
 from bot.chat.i18n import gettext_noop, translator
@@ -67,7 +68,8 @@ class TelegramAdapter:
         bot = await open_bot(self._settings)
         try:
             me, knows_rich = await self._log_in(bot)
-            messenger = TelegramMessenger(bot, self._settings, intake.rename_channel, intake, knows_rich=knows_rich)
+            rich = RichSupport(self._clock, is_known=knows_rich)
+            messenger = TelegramMessenger(bot, self._settings, intake.rename_channel, intake, rich=rich)
             drafts = Drafts(bot, self._settings, self._clock, messenger) if self._settings.drafts else None
             # A group allows 20 messages a minute, and edits may count.
             replies = Replies(
@@ -119,8 +121,6 @@ class TelegramAdapter:
         log.info("telegram: logged in", bot=me.username)
         if not me.can_read_all_group_messages:
             log.info("telegram: %s", _PRIVACY)
-        if not knows_rich:
-            log.info(NO_RICH_MESSAGES)
         return me, knows_rich
 
     async def _poll(self, handlers: TelegramHandlers, inbox: Inbox) -> None:
@@ -152,6 +152,14 @@ async def inspect(settings: TelegramSection) -> AsyncIterator[Finding]:
             )
             reads_all = bool(me.can_read_all_group_messages)
             yield Finding.of(reads_all, _NO_PRIVACY if reads_all else _PRIVACY)
+            if me.supports_guest_queries:
+                yield Finding.of(
+                    True,
+                    gettext_noop(
+                        "guest mode is on: people mention the bot in chats where it is no member too, as far as [access] "
+                        "lets them"
+                    ),
+                )
             if me.can_join_groups is False:
                 yield Finding.of(
                     False,

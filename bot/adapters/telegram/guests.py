@@ -12,6 +12,7 @@ from telegram.error import BadRequest
 from bot.adapters.telegram.client import is_unchanged, map_errors
 from bot.adapters.telegram.markup import entities_of
 from bot.adapters.telegram.rich import rich_message_of
+from bot.adapters.telegram.rich_support import RichSupport
 from bot.delivery.markdown.format import Rendered
 from bot.domain import ChannelKey
 from bot.errors import ChannelGone, MarkupRefused, MessageGone, ReplyFull
@@ -56,8 +57,9 @@ def lane(channel: ChannelKey) -> Hashable:
 class GuestMessages:
     """Sends and edits the messages of a guest."""
 
-    def __init__(self, bot: Bot) -> None:
+    def __init__(self, bot: Bot, rich: RichSupport) -> None:
         self._bot = bot
+        self._rich = rich
         # What differs in the buttons only is the same here.
         self._shown: RecentDict[str, Rendered] = RecentDict(_REMEMBERED)
 
@@ -99,11 +101,12 @@ class GuestMessages:
                         link_preview_options=NO_PREVIEW,
                     )
                 else:
-                    await self._bot.edit_message_text(
-                        None,  # type: ignore[arg-type]  # the library does not know blocks yet
-                        inline_message_id=id,
-                        api_kwargs={"rich_message": rich.facts},
-                    )
+                    with self._rich.calling():
+                        await self._bot.edit_message_text(
+                            None,  # type: ignore[arg-type]  # the library does not know blocks yet
+                            inline_message_id=id,
+                            api_kwargs={"rich_message": rich.facts},
+                        )
             except BadRequest as error:
                 if not is_unchanged(error):
                     raise

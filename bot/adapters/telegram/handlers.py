@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import assert_never
@@ -31,7 +31,7 @@ from bot.adapters.telegram.parse import (
     parse,
 )
 from bot.adapters.telegram.settings import TelegramSection
-from bot.chat.i18n import gettext_noop, language_for, translator
+from bot.chat.i18n import gettext_noop
 from bot.chat.intake import Intake
 from bot.chat.settings_form import outdated
 from bot.domain import IncomingMessage
@@ -56,13 +56,15 @@ _IDLE_POLL = 1.0
 # Characters of the notice that answers a button press.
 _LONGEST_NOTICE = 200
 _PRIVACY = gettext_noop(
-    "Privacy mode hides messages from me that do not mention me: send /setprivacy to @BotFather, choose Disable, and "
-    "add me to the group again."
+    "Privacy mode hides messages from me, perhaps even some that mention me: send /setprivacy to @BotFather, choose "
+    "Disable, and add me to the group again."
 )
 _NO_TOPICS = gettext_noop("This group has no topics, so I answer mentions here. Its settings can turn topics on.")
 _ASK = gettext_noop("Ask me in the chat")
 # Telegram sends it behind /start where the button of an inline query opens the chat.
 _START_PARAMETER = "ask"
+# The most answers to inline queries at a time.
+_INLINE_CALLS = 8
 # A smaller difference between the host's clock and Telegram's is none: the header counts seconds.
 _CLOCK_SKEW = timedelta(minutes=1)
 
@@ -83,6 +85,7 @@ class TelegramHandlers:
     _drafts: Drafts | None = None
     _last_page: frozenset[int] = frozenset()
     _offset: int | None = None
+    _inline_calls: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_INLINE_CALLS))
 
     async def is_manager(self, message: IncomingMessage) -> bool:
         """Return whether the author is an administrator of the group.
@@ -204,8 +207,11 @@ class TelegramHandlers:
                 self._background.start(self._acknowledge(event.query, notice))
             case FormEvent() as event:
                 self._background.start(self._inbox.process(partial(self._use_form, event)))
-            case InlineQuery() as event:
-                self._background.start(self._point_to_chat(event))
+            case InlineQuery(_, message) as event:
+                # One comes with each key that is pressed: where too many are open, the next one is answered.
+                if self._intake.access.admits(message) and not self._inline_calls.locked():
+                    await self._inline_calls.acquire()
+                    self._background.start(self._point_to_chat(event))
             case DraftStopped() as event:
                 self._stop(event)
             case ChannelMigrated(channel, to):
@@ -279,13 +285,15 @@ class TelegramHandlers:
 
     async def _point_to_chat(self, query: InlineQuery) -> None:
         """Offer the private chat: an answer of the model takes longer than Telegram shows an inline query."""
-        language = language_for(self._intake.settings.conversation.language, query.locale, query.text)
-        button = InlineQueryResultsButton(translator(language)(_ASK), start_parameter=_START_PARAMETER)
+        translate = self._intake.settings.translator_for(query.message)
+        button = InlineQueryResultsButton(translate(_ASK), start_parameter=_START_PARAMETER)
         try:
             with map_errors():
                 await self._bot.answer_inline_query(query.id, [], cache_time=0, is_personal=True, button=button)
         except PlatformError as error:
             log.info("inline query not answered", error=str(error))  # it is too old: more was written
+        finally:
+            self._inline_calls.release()
 
     async def _acknowledge(self, query: str, notice: str) -> None:
         try:

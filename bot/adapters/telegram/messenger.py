@@ -1,7 +1,7 @@
 """Telegram replies: send, edit, delete."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,15 @@ from telegram import (
     ReplyParameters,
 )
 from telegram.constants import ChatAction
-from telegram.error import BadRequest, ChatMigrated, EndPointNotFound
+from telegram.error import BadRequest, ChatMigrated
 
 from bot.adapters.send_once import SendOnce
-from bot.adapters.telegram.client import is_unchanged, knows_no_blocks, map_errors
+from bot.adapters.telegram.client import is_unchanged, map_errors
 from bot.adapters.telegram.guests import NO_PREVIEW, GuestMessages, is_guest
 from bot.adapters.telegram.lost_messages import KnownMessages, LostMessages
 from bot.adapters.telegram.markup import TelegramFormat, entities_of
 from bot.adapters.telegram.rich import RichFormat, RichMessage, rich_message_of
+from bot.adapters.telegram.rich_support import RichSupport
 from bot.adapters.telegram.settings import TelegramSection
 from bot.chat.i18n import gettext_noop
 from bot.delivery.markdown.format import Rendered
@@ -37,6 +38,7 @@ from bot.errors import (
     PlatformUnavailable,
     ThreadRefused,
 )
+from bot.util.clock import MonotonicClock
 from bot.util.recent import RecentDict
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -44,9 +46,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Symbols, as the reader's language is not known here.
 _SYMBOLS = {Action.STOP: "⏹️", Action.RETRY: "🔄", Action.UP: "👍", Action.DOWN: "👎"}
 _MINUTE = 60.0
-NO_RICH_MESSAGES = (
-    "telegram: the Bot API server is older than 10.2 and knows no rich messages: tables and formulas are shown as text"
-)
 NO_RIGHT = gettext_noop("I cannot open topics here: make me an administrator of the group who may manage topics.")
 
 
@@ -60,11 +59,11 @@ class TelegramMessenger:
         rename_channel: Callable[[ChannelKey, str], Awaitable[None]],
         known: KnownMessages,
         *,
-        knows_rich: bool = False,
+        rich: RichSupport | None = None,
     ) -> None:
         self._bot = bot
-        self._knows_rich = knows_rich
-        self._guests = GuestMessages(bot)
+        self._rich = rich or RichSupport(MonotonicClock(), is_known=False)
+        self._guests = GuestMessages(bot, self._rich)
         self._settings = settings
         self._rename_channel = rename_channel
         self._once = SendOnce()
@@ -75,7 +74,7 @@ class TelegramMessenger:
 
     @property
     def format(self) -> TelegramFormat | RichFormat:
-        return RichFormat() if self._knows_rich else TelegramFormat()
+        return RichFormat() if self._rich.is_on else TelegramFormat()
 
     def edit_interval(self, channel: ChannelKey) -> float:
         return self._settings.edit_interval if is_private(channel) else self._settings.edit_interval_group
@@ -172,7 +171,7 @@ class TelegramMessenger:
             question = self._referred(channel, reply_to)
             reply = None if question is None else ReplyParameters(question, allow_sending_without_reply=True)
             if (rich := rich_message_of(text)) is not None:
-                with self._calling_rich():
+                with self._rich.calling():
                     return await self._send_rich(chat, rich, thread_id(channel), reply, keyboard)
             message = await self._bot.send_message(
                 chat,
@@ -248,8 +247,7 @@ class TelegramMessenger:
 
     async def edit(self, channel: ChannelKey, message_id: str, text: Rendered, *, controls: Controls) -> None:
         if is_guest(channel):
-            with self._calling_rich() if rich_message_of(text) is not None else nullcontext():
-                await self._guests.edit(message_id, text)
+            await self._guests.edit(message_id, text)
             return
         await self._edit(channel, message_id, text, _buttons(controls))
 
@@ -261,7 +259,7 @@ class TelegramMessenger:
             number = self._number_of(channel, message_id)
             try:
                 if rich is not None:
-                    with self._calling_rich():
+                    with self._rich.calling():
                         await self._bot.edit_message_text(
                             None,  # type: ignore[arg-type]  # the library does not know blocks yet
                             chat,
@@ -281,30 +279,6 @@ class TelegramMessenger:
             except BadRequest as error:
                 if not is_unchanged(error):
                     raise
-
-    @contextmanager
-    def _calling_rich(self) -> Iterator[None]:
-        """Use entities from now on where the server turns out to be older than thought; it has sent nothing.
-
-        Raises:
-            MarkupRefused: The server does not know rich messages.
-        """
-        if not self._knows_rich:  # a reply that was begun before this was known
-            raise MarkupRefused("the Bot API server does not know rich messages")
-        try:
-            yield
-        except EndPointNotFound as error:
-            self._forget_rich()
-            raise MarkupRefused("the Bot API server does not know sendRichMessage") from error
-        except BadRequest as error:
-            if knows_no_blocks(error):
-                self._forget_rich()
-            raise
-
-    def _forget_rich(self) -> None:
-        if self._knows_rich:
-            log.info(NO_RICH_MESSAGES)
-        self._knows_rich = False
 
     async def delete(self, channel: ChannelKey, message_id: str) -> None:
         if is_guest(channel):

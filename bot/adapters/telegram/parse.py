@@ -97,12 +97,13 @@ class DraftStopped:
 
 @dataclass(frozen=True, slots=True)
 class InlineQuery:
-    """Words behind the bot's name in the field of any chat; sent while they are written."""
+    """Words behind the bot's name in the field of any chat; sent while they are written.
+
+    They come as a message in the private chat, where the bot would answer them.
+    """
 
     id: str
-    by: Author
-    text: str
-    locale: str | None
+    message: IncomingMessage
 
 
 UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated | DraftStopped | InlineQuery
@@ -121,9 +122,7 @@ def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | 
     if (stopped := whole.part("stopped_message_generation")) is not None:
         return _draft_stopped(stopped)
     if (inline := whole.part("inline_query")) is not None:
-        person = _user(required(inline.part("from")))
-        locale = required(inline.part("from")).text("language_code")
-        return InlineQuery(required(inline.text("id")), person, inline.text("query") or "", locale)
+        return _inline_query(inline, now)
     if (guest := whole.part("guest_message")) is not None:
         return _guest(guest, me, now)
     message = whole.part("message")
@@ -149,6 +148,21 @@ def _guest(guest: Fields, me: User, now: datetime) -> MessageEvent | None:
         replace(message, id=guest_question(query), channel=here, is_direct=False),
         Addressee.BOT,
     )
+
+
+def _inline_query(inline: Fields, now: datetime) -> InlineQuery:
+    id, person = required(inline.text("id")), required(inline.part("from"))
+    author = _user(person)
+    message = IncomingMessage(
+        id=id,
+        channel=ChannelKey(PLATFORM, author.id),
+        author=author,
+        text=inline.text("query") or "",
+        sent_at=now,
+        is_direct=True,
+        locale=person.text("language_code"),
+    )
+    return InlineQuery(id, message)
 
 
 def _draft_stopped(stopped: Fields) -> DraftStopped | None:

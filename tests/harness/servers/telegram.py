@@ -121,6 +121,7 @@ class TelegramPlatform:
         self.call_seconds = 20.0  # timeout of the bot's calls
         self.reads_all = False
         self.joins_groups = True
+        self.takes_guests = False
         self.administrators: set[str] = set()  # names of people
         self.group_administrators: dict[str, set[str]] = {}  # those of one group, by its name
         self.manages_topics = True  # the bot administers its groups, and their topics
@@ -133,7 +134,7 @@ class TelegramPlatform:
         self._stoppable: dict[int, int] = {}  # the draft with a stop button, by chat
         self.menus: dict[str, list[Json]] = {}
         self.answers: dict[str, str] = {}
-        self.answering = asyncio.Event()  # while cleared, answerCallbackQuery does not return
+        self.answering = asyncio.Event()  # while cleared, answers to presses and inline queries do not return
         self.answering.set()
         self.pending: list[Json] = []
         self.language = "en"
@@ -437,7 +438,8 @@ class TelegramPlatform:
     async def _do(self, request: web.Request, method: str, form: Json) -> object:
         match method:
             case "getMe":
-                return _BOT | {"can_read_all_group_messages": self.reads_all, "can_join_groups": self.joins_groups}
+                facts = {"can_read_all_group_messages": self.reads_all, "can_join_groups": self.joins_groups}
+                return _BOT | facts | {"supports_guest_queries": self.takes_guests}
             case "getUpdates":
                 return await self._get_updates(request, form)
             case "getFile":
@@ -473,6 +475,7 @@ class TelegramPlatform:
                     raise Refused(400, "Bad Request: PARTICIPANT_ID_INVALID")
                 return self._member(name, self._chats[int(form["chat_id"])])
             case "answerInlineQuery":
+                await self.answering.wait()
                 self.inline_answers[form["inline_query_id"]] = form
                 return True
             case "answerCallbackQuery":
