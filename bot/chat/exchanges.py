@@ -95,19 +95,20 @@ class Exchanges:
         text: str | None = None,
         files: Sequence[Attachment] | None = None,
         *,
+        reply_address: str | None = None,
         is_admitted: bool = False,
     ) -> Exchange | None:
         """Open the exchange again, with a new seed and perhaps a new text and files, and claim it.
 
         An earlier worker loses its claim; its messages are reused.  The author has the roles that
-        `exchange` says.  None if the exchange was cleared.
+        `exchange` says.  With a `reply_address` the answer goes there.  None if the exchange was cleared.
         """
         previous = self._workers.get(exchange.id)
         if text is None:
-            reopened = await self._store.requeue(exchange)
+            reopened = await self._store.requeue(exchange, reply_address=reply_address)
         else:
             async with self._prompt_barrier(exchange.message.channel):  # the old text must not reach a prompt any more
-                reopened = await self._store.requeue(exchange, text, files)
+                reopened = await self._store.requeue(exchange, text, files, reply_address)
         if reopened is None:
             return None
         author = replace(reopened.message.author, roles=exchange.message.author.roles)

@@ -261,12 +261,13 @@ class Intake:
         *,
         press: str | None = None,
         locale: str | None = None,
+        reply_address: str | None = None,
         later: bool = False,
     ) -> ButtonResult:
         """Carry out a button under one of the bot's messages, if its presser may, whose `locale` that is.
 
         `press` is the platform's id of the press: one that is delivered again changes no vote
-        and asks for no other answer.
+        and asks for no other answer.  Another answer goes to the `reply_address`.
 
         With `later`, while others may be missing, `recover` returns what is to be answered again.
         """
@@ -288,7 +289,7 @@ class Intake:
                     return ButtonResult()
                 if refusal := await self._retries.refusal(exchange):
                     return ButtonResult(notice=refusal)
-                requeued = await self.exchanges.requeue(exchange, is_admitted=True)
+                requeued = await self.exchanges.requeue(exchange, reply_address=reply_address, is_admitted=True)
                 if requeued is not None and press is not None:
                     self._presses[channel.platform, press] = None
                 if requeued is not None and later:

@@ -59,7 +59,10 @@ class Retries:
         target = with_roles_of(target, retry.message.author)
         if refusal := await retry_until_stored(lambda: self.refusal(target), self._clock):
             return await self._exchanges.answer_with(retry, refused(refusal))
-        requeued = await retry_until_stored(lambda: self._exchanges.requeue(target, is_admitted=True), self._clock)
+        address = retry.message.reply_address
+        requeued = await retry_until_stored(
+            lambda: self._exchanges.requeue(target, reply_address=address, is_admitted=True), self._clock
+        )
         if requeued is None:
             return retry
         try:

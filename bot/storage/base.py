@@ -137,12 +137,17 @@ class Store(Protocol):
         ...
 
     async def requeue(
-        self, exchange: Exchange, text: str | None = None, files: Sequence[Attachment] | None = None
+        self,
+        exchange: Exchange,
+        text: str | None = None,
+        files: Sequence[Attachment] | None = None,
+        reply_address: str | None = None,
     ) -> Exchange | None:
         """Open it again and claim it, revoking any earlier claim; its parts are kept, its answer is not.
 
         It gets a new seed.  With `text` (and `files`), for an edited message, it is a question, even if it was a
-        command, quotations of it get the new text, and those of the old answer are deleted.  None if it was cleared.
+        command, quotations of it get the new text, and those of the old answer are deleted.  A `reply_address` replaces
+        the one that it has.  None if it was cleared.
         """
         ...
 

@@ -198,7 +198,7 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
             sent_at=row["sent_at"],
             server=row["server"],
             is_direct=row["is_direct"],
-            locale=None if row["locale"] is None else locale,
+            locale=locale or None,
             quoted=row["quoted"],
             quoted_id=row["quoted_id"],
             quotes_bot=row["quotes_bot"],

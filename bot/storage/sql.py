@@ -285,7 +285,13 @@ class SqlStore(Joined):
 
     @claiming
     async def requeue(
-        self, owner: str, /, exchange: Exchange, text: str | None = None, files: Sequence[Attachment] | None = None
+        self,
+        owner: str,
+        /,
+        exchange: Exchange,
+        text: str | None = None,
+        files: Sequence[Attachment] | None = None,
+        reply_address: str | None = None,
     ) -> Exchange | None:
         values: dict[str, Any] = {"seed": new_seed(), "failure": None, **UNANSWERED}
         quotations = self._quotations()
@@ -300,14 +306,20 @@ class SqlStore(Joined):
             await delete_votes(tx, [exchange.id])
             if text is None and row.failure == UNREADABLE:
                 values["failure"] = UNREADABLE
-            before = [] if text is None else (await self._decrypt(tx.connection, [row]))[0]
-            if text is not None and before:
+            is_changed = text is not None or reply_address is not None
+            before = (await self._decrypt(tx.connection, [row]))[0] if is_changed else []
+            if before:
                 message = before[0].message
                 own = message.files if files is None else files
-                edited = replace(message, text=text, files=await keep_pictures(tx, before[0], own))
-                values |= await tx.encrypt(exchanges, "question_key", question_texts(edited))
+                changed = replace(
+                    message,
+                    text=message.text if text is None else text,
+                    files=await keep_pictures(tx, before[0], own),
+                    reply_address=reply_address or message.reply_address,
+                )
+                values |= await tx.encrypt(exchanges, "question_key", question_texts(changed))
                 values |= {
-                    "kind": Kind.CHAT,
+                    "kind": row.kind if text is None else Kind.CHAT,
                     "author": self._vault.pseudonym(message.author.platform, message.author.id),
                 }
                 tx.keys.delete(row.question_key)

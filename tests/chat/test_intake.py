@@ -269,7 +269,7 @@ async def test_a_refused_edit_of_a_question_that_is_cleared_meanwhile_is_dropped
     harness.access.pause()
     requeue = harness.store.requeue
 
-    async def cleared_meanwhile(exchange: Exchange, text: str | None = None, files: object = None) -> Exchange | None:
+    async def cleared_meanwhile(exchange: Exchange, text: str | None = None, *_: object) -> Exchange | None:
         requeued = await requeue(exchange, text)
         await harness.store.clear(exchange.message.channel)
         return requeued

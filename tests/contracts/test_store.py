@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bot.domain import (
     Answer,
+    Attachment,
     Author,
     ChannelKey,
     Exchange,
@@ -296,6 +297,20 @@ async def test_an_edited_message_is_reopened_with_its_new_text(store: Store) -> 
     again = await store.requeue(exchange, "hello")
     assert again is not None
     assert again.message == message(1, "hello")
+
+
+@pytest.mark.parametrize("locale", ["zh-CN", None])
+async def test_a_requeued_exchange_is_answered_at_another_address(store: Store, locale: str | None) -> None:
+    file = Attachment("notes.txt", "text/plain", 3, "https://x.invalid/1", text="abc")
+    asked = replace(message(1, "hello"), locale=locale, files=(file,), reply_address="token:old", quoted="said before")
+    exchange = await begun(store, asked, Kind.COMMAND)
+    again = await store.requeue(exchange, reply_address="token:new")
+    assert again is not None
+    assert (again.kind, again.message) == (Kind.COMMAND, replace(asked, reply_address="token:new"))
+    assert await found(store, exchange) == again
+    same = await store.requeue(again)
+    assert same is not None
+    assert same.message == again.message
 
 
 async def test_failed_and_open_exchanges_can_be_requeued(store: Store) -> None:
