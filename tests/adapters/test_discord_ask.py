@@ -3,17 +3,22 @@
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from bot.adapters.discord.ask import ABOUT
+from bot.adapters.discord.handlers import DiscordHandlers
 from bot.chat.i18n import translator
+from bot.chat.intake import Intake
 from bot.config.places import PlaceSection
 from bot.config.schema import AccessSection, Config
-from bot.domain import Action
+from bot.domain import Action, ChannelKey
+from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.platform import Fault
+from tests.harness.servers import discord_payloads as payloads
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.discord_world import EPHEMERAL, GUILD
 
@@ -285,3 +290,94 @@ async def test_a_question_is_taken_in_time_while_missed_messages_are_read(
         may_read.set()
         await bot.shows("ok", ASKED, "ok", "ok")
     assert platform.unanswered == 0
+
+
+@pytest.mark.parametrize("reason", ["servers", "database"])
+async def test_a_question_by_command_hides_no_message_that_was_missed_before(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.say("one", thread="tea")
+        await bot.shows("ok", thread="tea")
+    await platform.disconnect(resumable=False)
+    await platform.say("missed", thread="tea", mention=False)
+    held: list[DiscordHandlers] = []
+    known, read, failures = DiscordHandlers.channels_known, Intake.last_message_ids, [1, 2, 3]
+
+    async def failing(self: Intake, name: str) -> dict[ChannelKey, str]:
+        if failures:
+            raise StoreError(f"failure {failures.pop()}")
+        return await read(self, name)
+
+    def hold(handlers: DiscordHandlers) -> None:
+        held.append(handlers)
+
+    if reason == "servers":
+        monkeypatch.setattr(DiscordHandlers, "channels_known", hold)
+    else:
+        monkeypatch.setattr(Intake, "last_message_ids", failing)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.command("ask why?", thread="tea")
+        await platform.until(lambda: ASKED in bot.shown(thread="tea"))
+        await platform.until(lambda: reason == "database" or bool(held))
+        for handlers in held:
+            known(handlers)
+        await platform.until(lambda: bot.shown(thread="tea").count("ok") == 3)
+        asked = [request.messages[-1].content.rpartition(": ")[2] for request in bot.engine.requests]
+        assert sorted(asked) == ["missed", "why?"]
+
+
+async def test_a_forged_modal_shows_no_message_that_its_user_may_not_read(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    said = await platform.say("the code is 42", mention=False, author="Jo")
+    async with run_discord_bot(platform, tmp_path):
+        await platform.open_menu(ABOUT, said)
+        await platform.until(lambda: bool(platform.modals))
+    await platform.disconnect(resumable=False)
+    platform.user_permissions &= ~payloads.READ_HISTORY
+    async with run_discord_bot(platform, tmp_path) as bot:
+        await platform.submit({"question": "what is it?"})
+        await bot.shows("I cannot read that message any more. Please choose it again.")
+
+
+@pytest.mark.parametrize("way", ["deleted", "cleared", "cleared elsewhere", "forgotten"])
+async def test_a_modal_keeps_no_deleted_text(bot: DiscordBot, way: str) -> None:
+    platform = bot.platform
+    said = await platform.say("the code is 42", mention=False, author="Jo")
+    await platform.open_menu(ABOUT, said)
+    await platform.until(lambda: bool(platform.modals))
+    del platform.messages[int(said)]
+    match way:
+        case "deleted":
+            where = {"channel_id": str(platform.channel("general")), "guild_id": str(GUILD)}
+            platform.send_event("MESSAGE_DELETE", {"id": said, **where})
+        case "cleared" | "forgotten":
+            await platform.say("clear" if way == "cleared" else "forget me", author="Jo")
+        case _:
+            await platform.say("clear", channel="random", author="Jo")
+    await platform.say("hi")
+    await platform.until(lambda: "ok" in bot.shown())
+    await platform.submit({"question": "what is it?"})
+    if way == "cleared elsewhere":
+        await bot.engine.asked(2)
+        assert "the code is 42" in bot.engine.requests[1].messages[-1].content
+    else:
+        await platform.until(lambda: bot.shown()[-1].startswith("I cannot read that message any more."))
+
+
+async def test_a_question_by_command_is_not_kept_once_it_is_shown_or_deleted(bot: DiscordBot) -> None:
+    await bot.platform.command("ask why?")
+    await bot.shows(ASKED, "ok")
+    bot.platform.is_late = True
+    bot.platform.script = lambda number, name: Fault("429", 60.0)
+    await bot.platform.command("ask and why not?")
+    await bot.engine.asked(2)
+    handlers: Any = bot.harness.exchanges.on_deletion["discord"]
+    messenger = handlers.__self__._messenger
+    assert [each.text for each in messenger._asked.values()] == ["and why not?"]
+    bot.platform.is_late = False
+    await bot.platform.say("forget me")
+    await bot.platform.until(lambda: not messenger._asked)
+    bot.platform.script = lambda number, name: None
+    await bot.platform.until(lambda: any("Deleted" in each for each in bot.shown()))

@@ -4,7 +4,7 @@ A guest place has a conversation of its own, apart from that of the same channel
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import discord
@@ -67,11 +67,33 @@ def is_in_guest_place(data: Mapping[str, Any], state: ConnectionState[Any], *, i
     return not (may.administrator or (may.view_channel and writes))
 
 
-def address_of_token(token: str) -> str:
-    return _GUEST_ADDRESS + token
+@dataclass(frozen=True, slots=True)
+class InteractionToken:
+    """What Discord takes calls with for 15 minutes after an interaction.
+
+    Its response is a message of its own, or `pressed`: the message whose button was pressed.
+
+    >>> token = InteractionToken("aW50:ZXI", "175928847299117063", "41771983423143937")
+    >>> InteractionToken.at(token.address) == token
+    True
+    """
+
+    token: str = field(repr=False)
+    interaction: str
+    pressed: str = ""
+
+    @property
+    def address(self) -> str:
+        """The reply address of a question that is answered with this token."""
+        return f"{_GUEST_ADDRESS}{self.interaction}:{self.pressed}:{self.token}"
+
+    @staticmethod
+    def at(address: str) -> "InteractionToken":
+        interaction, pressed, token = address.removeprefix(_GUEST_ADDRESS).split(":", 2)
+        return InteractionToken(token, interaction, pressed)
 
 
-def token_of(message: IncomingMessage) -> str | None:
+def token_of(message: IncomingMessage) -> InteractionToken | None:
     """Return the token that a question of a guest place was stored with."""
     address = message.reply_address or ""
-    return address.removeprefix(_GUEST_ADDRESS) if address.startswith(_GUEST_ADDRESS) else None
+    return InteractionToken.at(address) if address.startswith(_GUEST_ADDRESS) else None

@@ -37,6 +37,7 @@ from bot.adapters.discord.parse import (
 )
 from bot.adapters.discord.quotes import Quotes, fetch_message
 from bot.adapters.discord.settings import DiscordSection
+from bot.adapters.discord.targets import Targets
 from bot.adapters.discord.threads import missing_for
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS
@@ -45,7 +46,7 @@ from bot.chat.commands import menu
 from bot.chat.intake import Intake
 from bot.chat.standing import Standing
 from bot.delivery.replies import Replies
-from bot.domain import ChannelKey, Exchange, IncomingMessage
+from bot.domain import Author, ChannelKey, Exchange, IncomingMessage
 from bot.util.clock import Clock
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -90,6 +91,12 @@ class DiscordHandlers:
         context = DiscordContext(lambda: self._client, settings.call_seconds)
         intake.context.before[PLATFORM], intake.context.linked[PLATFORM] = context.before, context.linked
         self._deadlines = Deadlines(intake, replies, messenger, clock)
+        self._has_channels, self._has_newest = asyncio.Event(), asyncio.Event()
+        self._newest: dict[
+            ChannelKey, str
+        ] = {}  # the newest message of each channel that was known before this session
+        self._targets = Targets(lambda: self._client, settings.call_seconds)
+        intake.exchanges.on_deletion[PLATFORM] = self._forget
         interactions = DiscordInteractions(
             settings.call_seconds,
             intake,
@@ -99,6 +106,8 @@ class DiscordHandlers:
             lambda: self._client,
             lambda id: self._channel_key(None, id, is_direct=False),
             self._put,
+            self._has_newest.wait,
+            self._targets,
             self._deadlines,
             clock,
         )
@@ -114,7 +123,6 @@ class DiscordHandlers:
         self._queue: asyncio.Queue[tuple[Work, discord.Message | None]] = asyncio.Queue()
         self._unstored: deque[discord.Message] = deque()
         self._current: discord.Client | None = None
-        self._has_channels = asyncio.Event()
 
     def commands(self) -> list[dict[str, Any]]:
         """Return the commands as Discord's API takes them, usable wherever the application is installed."""
@@ -137,7 +145,9 @@ class DiscordHandlers:
         """Queue a backfill: Discord does not send again what came before this session; `date` is Discord's time."""
         self._intake.recovery.saw_date(PLATFORM, date)
         self._has_channels.clear()
+        self._has_newest.clear()
         self._current = self._messenger.client = client
+        self._put(self._read_newest)
         self._put(self._inbox.recover)  # what is owed does not wait for the backfill
         self._put(self._store_missed)
 
@@ -173,11 +183,16 @@ class DiscordHandlers:
                 if is_direct_or_mention(message, self._me):
                     yield parse_message(message, self._me, channel_key(message.channel, message.channel.id))
 
+    async def _read_newest(self) -> None:
+        """Read where the backfill begins, before anything of this session is stored."""
+        newest = await self._intake.last_message_ids(PLATFORM)
+        self._newest = {channel: id for channel, id in newest.items() if has_ids(channel, id)}
+        self._has_newest.set()
+
     async def _store_missed(self, unread: Sequence[discord.abc.Messageable] | None = None) -> None:
         """Store what was missed, in all channels or only in those that were `unread`."""
         await self._has_channels.wait()
-        newest = await self._intake.last_message_ids(PLATFORM)
-        known = {channel: id for channel, id in newest.items() if has_ids(channel, id)}
+        known = self._newest
         catch_up = timedelta(minutes=self._intake.settings.conversation.catch_up_minutes)
         since = self._backfill.since(self._client, known, catch_up)
         said = await self._intake.said_since(PLATFORM, since)
@@ -264,9 +279,15 @@ class DiscordHandlers:
             await self._edit(message)
 
     async def _delete(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
+        self._targets.forget(map(str, message_ids))
         channel = await self._channel_key(self._client.get_channel(channel_id), channel_id, is_direct=server_id is None)
         if channel is not None:
             await self._intake.delete(channel, *map(str, message_ids))
+
+    def _forget(self, channel: ChannelKey | None, author: Author | None) -> None:
+        """Forget what was said in a channel, or by a person, and deleted."""
+        self._messenger.forget(channel, author)
+        self._targets.forget_in(channel)
 
     async def is_manager(self, message: IncomingMessage) -> bool:
         """Return whether the author may manage the channel.

@@ -20,22 +20,20 @@ from bot.adapters.discord.ask import (
 )
 from bot.adapters.discord.deadlines import Deadlines
 from bot.adapters.discord.forms import DiscordForms, is_of_form
-from bot.adapters.discord.guests import is_guest, token_of
+from bot.adapters.discord.guests import InteractionToken, is_guest, token_of
 from bot.adapters.discord.http import call_timeout
 from bot.adapters.discord.messenger import DiscordMessenger
-from bot.adapters.discord.parse import Use, channel_id, parse_command, parse_user
-from bot.adapters.discord.quotes import fetch_message, quotation_of
+from bot.adapters.discord.parse import Use, parse_command, parse_user
+from bot.adapters.discord.targets import Targets
 from bot.adapters.inbox import Inbox
-from bot.adapters.quotation import Quotation
 from bot.chat.commands import menu
 from bot.chat.i18n import Translate, language_for, translator
-from bot.chat.intake import Intake
+from bot.chat.intake import ButtonResult, Intake
 from bot.delivery.replies import Replies
 from bot.delivery.view import PLACEHOLDER
 from bot.domain import Action, ChannelKey, Exchange, IncomingMessage
 from bot.errors import PlatformError, StoreError
 from bot.util.clock import Clock
-from bot.util.recent import RecentDict
 
 T = TypeVar("T")
 
@@ -45,8 +43,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _RESPONSE_SECONDS = 3.0
 # Seconds of these in which a question waits for what came before it.
 _TURN_SECONDS = 1.0
-# Seconds of these for reading the message that a question is about, if it is not known any more.
-_FETCH_SECONDS = 1.5
 # Commands that affect the whole channel are answered in public, the others only to their user.
 _PUBLIC = frozenset({"clear", "persona", "model"})
 _ACTIONS = {action.value: action for action in Action}
@@ -72,6 +68,8 @@ class DiscordInteractions:
         client: Callable[[], discord.Client],
         channel_of_id: Callable[[int], Awaitable[ChannelKey | None]],
         put: Callable[[Work], None],
+        newest_known: Callable[[], Awaitable[object]],
+        targets: Targets,
         deadlines: Deadlines,
         clock: Clock,
     ) -> None:
@@ -84,10 +82,10 @@ class DiscordInteractions:
         self._client = client
         self._channel_of_id = channel_of_id
         self._put = put
+        self._newest_known = newest_known
+        self._targets = targets
         self._forms = DiscordForms(intake, messenger.format, self._channel_of, self._respond)
         self._deadlines = deadlines
-        # Messages that modals are about, by the user and the message's id.
-        self._targets: RecentDict[tuple[int, str], Quotation] = RecentDict(1000)
 
     async def on_interaction(self, use: Use) -> None:
         interaction = use.interaction
@@ -105,7 +103,7 @@ class DiscordInteractions:
         elif interaction.type is discord.InteractionType.autocomplete and name in _COMMANDS:
             await self._complete(use)
         elif use.message_id is not None and action is not None:
-            await self._press(use, use.message_id, action)
+            await self._press(use, str(use.message_id), action)
         elif is_of_form(interaction):
             await self._forms.use(use)
         else:
@@ -116,7 +114,7 @@ class DiscordInteractions:
 
         In a guest place there are no other messages, and a token is worth nothing unless it is used in time.
         """
-        if use.channel is None or not is_guest(use.channel):
+        if not _is_by_guest(use):
             self._put(work)
             return
         try:
@@ -138,10 +136,13 @@ class DiscordInteractions:
 
         await self._in_turn(use, take)
         await self._clock.sleep(_TURN_SECONDS)
+        if not _is_by_guest(use):
+            await self._newest_known()  # else the question would be taken for it, and what was missed before for known
         try:
             await take()
         except (PlatformError, StoreError) as error:
-            log.info("question not stored yet, it is in the queue", error=str(error))
+            is_lost = _is_by_guest(use)
+            log.warning("question not stored" if is_lost else "question not stored yet", error=str(error))
 
     async def _run_command(self, use: Use, name: str) -> None:
         interaction, channel = use.interaction, await self._channel_of(use)
@@ -153,15 +154,20 @@ class DiscordInteractions:
         if exchange is None or message is None:
             await self._refuse(interaction)
             return
+        is_answered = True
         if exchange.message.id == message.id:
             await self._respond(interaction.response.defer(ephemeral=name not in _PUBLIC, thinking=True))
             # Also without a confirmation: if Discord does not know the response, the messenger sends a message.
-            self._messenger.responses.know(message.id, interaction.token)
+            self._messenger.responses.know(message.id, InteractionToken(interaction.token, message.id))
+        elif is_guest(exchange.message.channel):  # a retry, answered in the response to it
+            embed = _question_embed(exchange.message)
+            shown = await self._respond(interaction.response.send_message(PLACEHOLDER, embed=embed))
+            is_answered = shown is not None
         else:  # a retry, answered in the reply of the question
             translate = self._intake.settings.translator_for(exchange.message)
             notice = translate("I am answering the question again.")
             await self._respond(interaction.response.send_message(notice, ephemeral=True))
-        self._start(exchange)
+        self._start(exchange, is_answered=is_answered)
 
     async def _ask(self, use: Use) -> None:
         channel = await self._channel_of(use)
@@ -176,7 +182,7 @@ class DiscordInteractions:
         me = self._client().user
         assert me is not None, "known after the login"
         target, quoted = target_of(interaction, me)
-        self._targets[interaction.user.id, target] = quoted
+        self._targets.keep(use, target, quoted)
         await self._respond(interaction.response.send_modal(about_modal(target, _translator(interaction))))
 
     async def _ask_about(self, use: Use, target: str) -> None:
@@ -184,25 +190,12 @@ class DiscordInteractions:
         if channel is None:
             await self._refuse(interaction)
             return
-        quoted = self._targets.get((interaction.user.id, target)) or await self._read_target(use, channel, target)
-        if quoted is None:
+        if (quoted := await self._targets.find(use, channel, target)) is None:
             translate = _translator(interaction)
             sentence = translate("I cannot read that message any more. Please choose it again.")
             await self._respond(interaction.response.send_message(sentence, ephemeral=True))
             return
         await self._accept(use, question_about(interaction, channel, quoted))
-
-    async def _read_target(self, use: Use, channel: ChannelKey, target: str) -> Quotation | None:
-        """Read the message of a modal that was opened before a restart; None if that cannot be."""
-        client, seconds = self._client(), min(_FETCH_SECONDS, self._call_seconds)
-        if is_guest(channel) or client.user is None:
-            return None
-        try:
-            message = await fetch_message(client, use.interaction.guild_id, channel_id(channel), int(target), seconds)
-        except PlatformError as error:
-            log.info("the message of a question was not read", error=str(error))
-            return None
-        return quotation_of(message, client.user)
 
     async def _accept(self, use: Use, question: IncomingMessage | None) -> None:
         """Store a question, show it as the response to its interaction, and start its reply."""
@@ -222,10 +215,12 @@ class DiscordInteractions:
         if exchange is not None:
             self._start(exchange)
 
-    def _start(self, exchange: Exchange) -> None:
-        self._messenger.know(exchange.message, exchange.parts)
-        if (token := token_of(exchange.message)) is not None:
-            self._deadlines.start(exchange, token)
+    def _start(self, exchange: Exchange, *, is_answered: bool = True) -> None:
+        """Show a reply; if its newest interaction was not answered, with the token that is known from before."""
+        if is_answered or not self._messenger.responses.has_question(exchange.message.id):
+            self._messenger.know(exchange.message, exchange.parts)
+            if token_of(exchange.message) is not None:
+                self._deadlines.start(exchange)
         self._replies.start(exchange)
 
     async def _complete(self, use: Use) -> None:
@@ -234,36 +229,38 @@ class DiscordInteractions:
         choices = [discord.app_commands.Choice(name=each, value=each) for each in offered[:_MOST_CHOICES]]
         await self._respond(use.interaction.response.autocomplete(choices))
 
-    async def _press(self, use: Use, message_id: int, action: Action) -> None:
+    async def _press(self, use: Use, message_id: str, action: Action) -> None:
         """Apply a button at once: Stop must not wait in the queue."""
+        response = use.interaction.response
         try:
             channel = await self._channel_of(use)
-            if channel is not None and is_guest(channel):
-                channel = await self._know_reply(channel, str(message_id), use.interaction.token)
-            by = parse_user(use.interaction.user)
-            press, locale = str(use.interaction.id), str(use.interaction.locale)
-            notice = await self._inbox.press(channel, str(message_id), action, by, press, locale) if channel else ""
+            exchange = await self._intake.exchanges.find_by_reply(channel, message_id) if channel else None
+            result = ButtonResult() if exchange is None else await self._on_button(use, exchange, message_id, action)
         except (PlatformError, StoreError) as error:
             # Without a response Discord shows that the interaction failed.
             log.warning("button press failed", error=str(error))
             return
-        response = use.interaction.response
-        await self._respond(response.send_message(notice, ephemeral=True) if notice else response.defer())
+        # The token can be used from the response on, and changes the message unless the response is a notice.
+        notice = response.send_message(result.notice, ephemeral=True) if result.notice else response.defer()
+        is_answered = await self._respond(notice) is not None
+        if exchange is not None and result.again is not None:
+            self._messenger.know(exchange.message, exchange.parts)  # its other messages keep their token
+            self._start(result.again, is_answered=is_answered)
 
-    async def _know_reply(self, channel: ChannelKey, message_id: str, token: str) -> ChannelKey | None:
-        """Let the messages of a reply be changed: the one that was pressed with the token of the press.
-
-        Return its conversation, None if it is no reply.
-        """
-        exchange = await self._intake.exchanges.find_by_reply(channel, message_id)
-        if exchange is None:
-            return None
-        self._messenger.know(exchange.message, exchange.parts)
-        self._messenger.responses.know_message(message_id, token)
-        if exchange.parts[:1] == (message_id,):
-            self._messenger.responses.know(exchange.message.id, token)
-            self._deadlines.start(exchange, token)
-        return channel
+    async def _on_button(self, use: Use, exchange: Exchange, message_id: str, action: Action) -> ButtonResult:
+        channel, interaction = exchange.message.channel, use.interaction
+        press = str(interaction.id)
+        token = InteractionToken(interaction.token, press, message_id)
+        return await self._intake.on_button(
+            channel,
+            message_id,
+            action,
+            parse_user(interaction.user),
+            press=press,
+            locale=str(interaction.locale),
+            # Also where the bot is a member by now: the messages of the reply cannot be changed otherwise.
+            reply_address=token.address if is_guest(channel) else None,
+        )
 
     async def _channel_of(self, use: Use) -> ChannelKey | None:
         if use.channel is None and use.channel_id is not None:
@@ -288,6 +285,10 @@ class DiscordInteractions:
 
 def _translator(interaction: discord.Interaction) -> Translate:
     return translator(language_for("auto", str(interaction.locale), ""))
+
+
+def _is_by_guest(use: Use) -> bool:
+    return use.channel is not None and is_guest(use.channel)
 
 
 def _question_embed(question: IncomingMessage) -> discord.Embed:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import discord
@@ -27,7 +28,7 @@ from bot.adapters.discord.responses import Responses
 from bot.adapters.send_once import SendOnce
 from bot.delivery.markdown.format import MarkdownFormat, Rendered, utf16_units
 from bot.delivery.messenger import nonce as nonce_of
-from bot.domain import ChannelKey, Controls, IncomingMessage
+from bot.domain import Author, ChannelKey, Controls, IncomingMessage
 from bot.errors import AccessDenied, ChannelGone, EditRefused, MessageGone, PlatformUnavailable
 from bot.util.recent import RecentDict
 
@@ -69,13 +70,22 @@ class DiscordMessenger:
     def know(self, question: IncomingMessage, parts: Sequence[str] = ()) -> None:
         """Take note of a question that may be no message: how its reply is shown is stored with it."""
         if (token := token_of(question)) is not None:
-            self.responses.know(question.id, token, *parts)
-        elif question.reply_address == SHOWN:
+            self.responses.know(question.id, token, parts)
+        elif question.reply_address == SHOWN and question.id not in self._shown:
             self._asked[question.id] = question
 
     def question_shown(self, question: str, message_id: str) -> None:
         """Take note of the message that shows a question of a command."""
         self._shown[question] = message_id
+        self._asked.pop(question, None)
+
+    def forget(self, channel: ChannelKey | None, author: Author | None) -> None:
+        """Forget questions whose texts were deleted: in a channel, of a person, or both."""
+        for question in list(self._asked.values()):
+            place = question.channel
+            is_there = channel is None or place == channel or replace(place, thread=None) == channel
+            if is_there and (author is None or question.author.key == author.key):
+                del self._asked[question.id]
 
     async def send(
         self,
@@ -96,8 +106,9 @@ class DiscordMessenger:
             except MessageGone as gone:
                 log.info("a command is answered with a message", error=str(gone))
                 self.responses.forget(reply_to)
-        if (question := self._asked.get(reply_to or "")) is not None:
+        if reply_to is not None and (question := self._asked.get(reply_to)) is not None:
             reply_to = await self.message_of(question)
+        reply_to = self._shown.get(reply_to or "", reply_to)
 
         async def post() -> str:
             with suppress(ReferenceRefused):
@@ -122,7 +133,7 @@ class DiscordMessenger:
                 # The response to its interaction came too late, or never.
                 text, once = Rendered(shown_question(question)), nonce_of(question, _QUESTION)
                 known = await self._post(question.channel, text, None, frozenset(), once)
-            self._shown[question.id] = known
+            self.question_shown(question.id, known)
         return known
 
     async def _find_question(self, question: IncomingMessage) -> str | None:

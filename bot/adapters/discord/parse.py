@@ -12,7 +12,7 @@ from discord.state import ConnectionState
 
 from bot.adapters.discord.commands import command_text
 from bot.adapters.discord.files import files_of, has_text_file
-from bot.adapters.discord.guests import address_of_token, guest_key, is_guest, is_in_guest_place, only_reader
+from bot.adapters.discord.guests import InteractionToken, guest_key, is_guest, is_in_guest_place, only_reader
 from bot.adapters.discord.text import plain_text
 from bot.adapters.malformed import PARSE_ERRORS, bounded, describe_error
 from bot.adapters.quotation import NO_QUOTATION, Quotation
@@ -267,6 +267,7 @@ def _fields(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def parse_command(interaction: discord.Interaction, channel: ChannelKey) -> IncomingMessage:
     """Return a slash command as the message that has the same effect."""
     is_by_guest = is_guest(channel)
+    token = InteractionToken(interaction.token, str(interaction.id))
     return IncomingMessage(
         id=str(interaction.id),
         channel=channel,
@@ -276,7 +277,7 @@ def parse_command(interaction: discord.Interaction, channel: ChannelKey) -> Inco
         server=str(interaction.guild_id) if interaction.guild_id else None,
         is_direct=interaction.guild_id is None and not is_by_guest,
         locale=str(interaction.locale),
-        reply_address=address_of_token(interaction.token) if is_by_guest else None,
+        reply_address=token.address if is_by_guest else None,
     )
 
 

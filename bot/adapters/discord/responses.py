@@ -1,7 +1,7 @@
 """Replies as responses to interactions: calls with the token of one, which Discord takes for 15 minutes."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,12 @@ from discord.http import handle_message_parameters
 from discord.webhook.async_ import async_context
 
 from bot.adapters.discord.errors import TokenExpired, UnreadableAnswer
+from bot.adapters.discord.guests import InteractionToken
 from bot.adapters.discord.http import ALLOWED_MENTIONS
 from bot.adapters.discord.messages import buttons, check_message
 from bot.delivery.markdown.format import Rendered
 from bot.domain import Controls
-from bot.errors import ChannelGone
+from bot.errors import ChannelGone, MessageGone
 from bot.util.recent import RecentDict
 
 # The API's name of the response to an interaction, whose id is unknown until it is shown.
@@ -23,14 +24,17 @@ _ORIGINAL = "@original"
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A message that can be changed with a token; `name` is what the API calls it there."""
+    """A message of the reply to a question, and the token that changes it; `name` is what the API calls it there."""
 
-    token: str
+    question: str
+    token: InteractionToken
     name: str
 
 
 class Responses:
     """The replies that are shown with tokens.
+
+    A press of a button or a /retry brings a newer token for a reply; its earlier messages are changed with theirs.
 
     The response itself is an edit, so that a repeated call has no second effect.  Further messages are not
     deduplicated by Discord: one whose id was lost stays as "…".
@@ -38,22 +42,16 @@ class Responses:
 
     def __init__(self, calling: Callable[[], AbstractAsyncContextManager[discord.Client]]) -> None:
         self._calling: Callable[[], Any] = calling
-        self._tokens: RecentDict[str, str] = RecentDict()  # by question
+        self._tokens: RecentDict[str, InteractionToken] = RecentDict()  # the newest, by question
         self._shown: RecentDict[str, _Shown] = RecentDict()  # by message
 
-    def know(self, question: str, token: str, *messages: str) -> None:
+    def know(self, question: str, token: InteractionToken, messages: Sequence[str] = ()) -> None:
         """Show the reply to a question with this token; `messages` are those that it has already."""
         self._tokens[question] = token
-        for number, message in enumerate(messages):
-            if message not in self._shown:
-                self._shown[message] = _Shown(token, message if number else _ORIGINAL)
-
-    def know_message(self, message: str, token: str) -> None:
-        """Change a message with the token of a press of its button, which is newer than its own."""
-        self._shown[message] = _Shown(token, _ORIGINAL)
-
-    def token_of(self, question: str) -> str | None:
-        return self._tokens.get(question)
+        response = token.pressed or next(iter(messages), "")
+        for message in messages:
+            if message == token.pressed or message not in self._shown:
+                self._shown[message] = _Shown(question, token, _ORIGINAL if message == response else message)
 
     def forget(self, question: str) -> None:
         self._tokens.pop(question, None)
@@ -70,11 +68,17 @@ class Responses:
         Raises:
             TokenExpired: Discord takes the token no more.
         """
-        return await self._edit(_Shown(self._tokens[question], _ORIGINAL), text, controls)
+        return await self._edit(_Shown(question, self._tokens[question], _ORIGINAL), text, controls)
 
     async def edit(self, message: str, text: Rendered, controls: Controls) -> None:
-        """Change a message; raises as `show` does."""
-        await self._edit(self._shown[message], text, controls)
+        """Change a message.
+
+        Raises:
+            TokenExpired: Discord takes its token no more.
+            MessageGone: It does not exist, or is none that its token changes.
+        """
+        if await self._edit(self._shown[message], text, controls) != message:
+            raise MessageGone("the response to the interaction is another message")
 
     async def send_as_guest(
         self, text: Rendered, controls: Controls, *, reply_to: str | None, continues: str | None
@@ -84,42 +88,57 @@ class Responses:
         Raises:
             ChannelGone: No token is known for it, or it has expired.
         """
-        try:
-            if reply_to in self._tokens:
-                return await self.show(reply_to or "", text, controls)
-            if continues in self._shown:
-                return await self._follow_up(self._shown[continues or ""].token, text, controls)
-        except TokenExpired as expired:
-            raise _no_token() from expired
-        raise _no_token()
-
-    async def edit_as_guest(self, message: str, text: Rendered, controls: Controls) -> None:
-        """Change a message in a guest place; raises as `send_as_guest` does."""
-        try:
-            if message in self._shown:
-                await self.edit(message, text, controls)
-                return
-        except TokenExpired as expired:
-            raise _no_token() from expired
-        raise _no_token()
-
-    async def delete_as_guest(self, message: str) -> None:
-        if (shown := self._shown.get(message)) is None:
+        before = self._shown.get(continues or "")
+        question = before.question if before is not None else reply_to or ""
+        if (token := self._tokens.get(question)) is None:
             raise _no_token()
         try:
-            async with self._calling() as client:
-                deletion: Any = async_context.get().delete_webhook_message(
-                    client.application_id, shown.token, _name(shown), **_session(client, shown.token)
-                )
-                if await deletion:  # no content is due
-                    raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
+            if before is None and not token.pressed:
+                return await self.show(question, text, controls)
+            return await self._follow_up(question, token, text, controls)
         except TokenExpired as expired:
             raise _no_token() from expired
+
+    async def edit_as_guest(self, message: str, text: Rendered, controls: Controls) -> None:
+        """Change a message in a guest place.
+
+        Raises:
+            MessageGone: It cannot be changed, but its reply has a newer token to be sent with.
+            ChannelGone: No token is known for it, or it has expired.
+        """
+        if (shown := self._shown.get(message)) is None:
+            raise _no_token()
+        newest = self._tokens.get(shown.question, shown.token)
+        if newest != shown.token and not newest.pressed:
+            with suppress(MessageGone):
+                await self.delete_as_guest(message)
+            raise MessageGone("the reply is shown as the response to a newer command")
+        try:
+            await self.edit(message, text, controls)
+        except TokenExpired as expired:
+            if newest != shown.token:
+                raise
+            raise _no_token() from expired
+
+    async def delete_as_guest(self, message: str) -> None:
+        """Delete a message in a guest place.
+
+        Raises:
+            MessageGone: It does not exist, or no token is known for it that Discord takes.
+        """
+        if (shown := self._shown.get(message)) is None:
+            raise MessageGone("no token is known for the message")
+        async with self._calling() as client:
+            deletion: Any = async_context.get().delete_webhook_message(
+                client.application_id, shown.token.token, _name(shown), **_session(client, shown.token)
+            )
+            if await deletion:  # no content is due
+                raise UnreadableAnswer("Discord's answer to a deletion cannot be read")
 
     async def tell(self, question: str, sentence: str) -> None:
         """Send a sentence of its own behind a reply; raises as `show` does."""
         if (token := self._tokens.get(question)) is not None:
-            await self._follow_up(token, Rendered(sentence), frozenset())
+            await self._follow_up(question, token, Rendered(sentence), frozenset())
 
     async def _edit(self, shown: _Shown, text: Rendered, controls: Controls) -> str:
         # The interaction's own method would use the client that received it, which may be closed.
@@ -127,7 +146,7 @@ class Responses:
             with _message(text, controls) as params:
                 answer = await async_context.get().edit_webhook_message(
                     client.application_id,
-                    shown.token,
+                    shown.token.token,
                     _name(shown),
                     payload=params.payload,
                     **_session(client, shown.token),
@@ -136,19 +155,19 @@ class Responses:
         self._shown[id] = shown
         return id
 
-    async def _follow_up(self, token: str, text: Rendered, controls: Controls) -> str:
+    async def _follow_up(self, question: str, token: InteractionToken, text: Rendered, controls: Controls) -> str:
         async with self._calling() as client:
             with _message(text, controls) as params:
                 answer = await async_context.get().execute_webhook(
                     client.application_id,
-                    token,
+                    token.token,
                     payload=params.payload,
                     wait=True,
                     with_components=True,
                     **_session(client, token),
                 )
             id = check_message(answer)
-        self._shown[id] = _Shown(token, id)
+        self._shown[id] = _Shown(question, token, id)
         return id
 
 
@@ -160,8 +179,8 @@ def _name(shown: _Shown) -> Any:
     return shown.name
 
 
-def _session(client: discord.Client, token: str) -> Mapping[str, Any]:
-    webhook = discord.Webhook.partial(client.application_id or 0, token, client=client)
+def _session(client: discord.Client, token: InteractionToken) -> Mapping[str, Any]:
+    webhook = discord.Webhook.partial(client.application_id or 0, token.token, client=client)
     return {"session": webhook.session, "proxy": client.http.proxy}
 
 

@@ -10,6 +10,7 @@ Json = dict[str, Any]
 
 PERMISSIONS = str(2**51 - 1)
 USE_EXTERNAL_APPS = 1 << 50
+READ_HISTORY = 1 << 16
 MANAGE_CHANNELS = str(1 << 4)
 ADMINISTRATOR = 1 << 3
 THREADS = 1 << 35 | 1 << 38  # create public ones, send messages in threads

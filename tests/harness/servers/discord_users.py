@@ -26,6 +26,7 @@ class DiscordUsers(DiscordRest):
         self.is_late = False  # interactions expire before the bot receives them
         self.omitted: frozenset[str] = frozenset()  # fields that interactions lack
         self.allows_external_apps = True  # else only a person sees the responses to it in servers without the bot
+        self.user_permissions = int(payloads.PERMISSIONS)  # of people, in the channels where they use the bot
         self.permissions_here = int(payloads.PERMISSIONS)  # of the bot, as interactions tell them
         self._last_interaction: Json = {}
 
@@ -38,6 +39,7 @@ class DiscordUsers(DiscordRest):
         *,
         author: str = "Mei",
         channel: str = "general",
+        thread: str | None = None,
         direct: bool = False,
         guest: Guest | None = None,
         files: Sequence[Json] = (),
@@ -52,7 +54,8 @@ class DiscordUsers(DiscordRest):
             assert any(each["type"] == _ATTACHMENT for each in self._known(name)["options"]), "it takes no file"
             data["options"].append({"type": _ATTACHMENT, "name": "file", "value": files[0]["id"]})
             data["resolved"] = {"attachments": {each["id"]: each for each in files}}
-        self._interact(2, data, author, self._place(author, channel, direct=direct, guest=guest))
+        where = self._place(author, channel, direct=direct, guest=guest)
+        self._interact(2, data, author, where if thread is None else self.thread(channel, thread))
 
     async def open_menu(
         self, name: str, message_id: str, *, author: str = "Mei", channel: str = "general", guest: Guest | None = None
@@ -133,7 +136,7 @@ class DiscordUsers(DiscordRest):
         known = Interaction(where, kind, origin, self.seconds_passed, is_guest, self.is_late, self.is_late)
         self._interactions[f"token-{id}"] = known
         person, server = self.person(author), self._of_guild(where).get("guild_id")
-        may = str(int(payloads.PERMISSIONS) - (0 if self.allows_external_apps else payloads.USE_EXTERNAL_APPS))
+        may = str(self.user_permissions & ~(0 if self.allows_external_apps else payloads.USE_EXTERNAL_APPS))
         member = {**payloads.member([]), "permissions": may, "user": person}
         known.is_private = is_guest and server is not None and not self.allows_external_apps
         who = {"member": member} if server else {"user": person}
