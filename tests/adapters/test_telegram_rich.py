@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from aiohttp import web
 
 from bot.adapters.telegram.client import open_bot
 from bot.adapters.telegram.markup import LIMIT, TelegramFormat
@@ -93,6 +94,21 @@ async def test_an_older_server_gets_entities(harness: Harness, knows: str) -> No
             asked = [name for name, form in telegram.calls if "Rich" in name or "rich_message" in form]
             assert asked == ["sendRichMessage"] + ["editMessageText"] * (knows == "markdown")
     assert sum("knows no rich messages" in str(line["event"]) for line in logs) == 1
+
+
+@pytest.mark.parametrize("status", [403, 502])
+async def test_a_proxy_that_refuses_unknown_methods_costs_no_answer(harness: Harness, status: int) -> None:
+    harness.engine.add(TABLE)
+
+    async def guard(request: web.Request) -> web.Response | None:
+        is_unknown = request.path.endswith("/sendRichMessage")
+        return web.Response(status=status, text="<html>not allowed</html>") if is_unknown else None
+
+    async with TelegramPlatform() as telegram:
+        telegram.gate.guard = guard
+        async with running(telegram, harness):
+            await telegram.say("how much?")
+            await telegram.until(partial(are_complete, telegram, 1))
 
 
 async def test_refused_blocks_become_entities_and_refused_entities_plain_text(

@@ -104,16 +104,13 @@ class TelegramAdapter:
             await bot.shutdown()
 
     async def _log_in(self, bot: Bot) -> tuple[User, bool]:
-        """Return the bot, and whether the server knows rich messages."""
-        knows_rich = False
+        """Return the bot, and whether the server may know rich messages."""
 
         async def log_in() -> None:
-            nonlocal knows_rich
             with map_errors():
                 await check_token(bot.initialize, self._clock)
                 # Polling is refused while a webhook is set; the updates that wait there are kept.
                 await bot.delete_webhook(drop_pending_updates=False)
-                knows_rich = await knows_rich_messages(bot)
 
         report = log_retry("telegram: login failed, retrying")
         await retry(log_in, PlatformError, clock=self._clock, backoff=self._backoff, on_failure=report)
@@ -121,7 +118,13 @@ class TelegramAdapter:
         log.info("telegram: logged in", bot=me.username)
         if not me.can_read_all_group_messages:
             log.info("telegram: %s", _PRIVACY)
-        return me, knows_rich
+        try:
+            with map_errors():
+                return me, await knows_rich_messages(bot)
+        except PlatformError as error:
+            # A proxy may refuse what it does not know, for ever: the first rich message will tell.
+            log.info("telegram: whether the server knows rich messages is not known yet", error=str(error))
+            return me, True
 
     async def _poll(self, handlers: TelegramHandlers, inbox: Inbox) -> None:
         def report(error: BotError, seconds: float) -> None:
