@@ -233,10 +233,73 @@ async def test_every_fourth_call_refused_leaves_one_answer(bot: DiscordBot) -> N
 
 
 async def test_an_answer_opens_the_thread_of_the_message_that_shows_the_question(bot: DiscordBot) -> None:
-    bot.harness.settings.reconfigure(Config(platforms={"discord": PlaceSection(answer="thread")}))
+    bot.harness.settings.reconfigure(IN_THREADS)
     await bot.platform.command("ask why?")
     await bot.shows("ok", thread="why?")
     assert bot.shown() == [ASKED]
+
+
+IN_THREADS = Config(platforms={"discord": PlaceSection(answer="thread")})
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+async def test_a_restart_goes_on_in_the_thread_of_a_question(
+    platform: DiscordPlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sent: bool
+) -> None:
+    async def refuse(request: web.Request) -> web.Response | None:
+        if request.method == "POST" and request.path.endswith("/messages"):
+            body = json.dumps({"code": 0, "message": "later"}).encode()
+            return web.Response(status=500, body=body, content_type="application/json")
+        return None
+
+    async def fail(*arguments: Any) -> None:
+        raise StoreError("the power is gone")
+
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.harness.settings.reconfigure(IN_THREADS)
+        bot.engine.add(["half an", asyncio.Event()])
+        if is_sent:
+            monkeypatch.setattr(bot.harness.store, "record_part", fail)
+        else:
+            platform.gate.guard = refuse
+        await platform.command("ask why?")
+        await bot.engine.asked(1)
+        await platform.until(lambda: bot.shown(thread="why?") == ["…"] * is_sent)
+    platform.gate.guard = None
+    platform.forget_nonces()
+    await platform.disconnect(resumable=False)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.harness.settings.reconfigure(IN_THREADS)
+        await bot.shows("ok", thread="why?")
+        await platform.until(lambda: platform.seen(thread="why?")[0].actions == {Action.RETRY})
+        assert (bot.shown(), bot.shown(thread="why?")) == ([ASKED], ["ok"])
+
+
+async def test_a_restored_database_that_is_older_than_the_thread_answers_no_second_time(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    copy: dict[str, bytes] = {}
+
+    async def guard(request: web.Request) -> web.Response | None:
+        if request.path.endswith("/threads"):
+            copy.update({each.name: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()})
+        return None
+
+    platform.gate.guard = guard
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.harness.settings.reconfigure(IN_THREADS)
+        await platform.command("ask why?")
+        await bot.shows("ok", thread="why?")
+        await bot.all_is_delivered()
+    for name, content in copy.items():
+        (tmp_path / name).write_bytes(content)
+    platform.forget_nonces()
+    await platform.disconnect(resumable=False)
+    async with run_discord_bot(platform, tmp_path) as bot:
+        bot.harness.settings.reconfigure(IN_THREADS)
+        await platform.say("hi")
+        await platform.until(lambda: bot.shown(thread="hi") == ["ok"])
+        assert (bot.shown(), bot.shown(thread="why?"), len(bot.engine.requests)) == ([ASKED], ["ok"], 1)
 
 
 async def test_typing_is_shown_while_the_first_message_has_to_wait(bot: DiscordBot) -> None:

@@ -107,6 +107,15 @@ def shown_question(question: IncomingMessage) -> str:
     return text if len(units) <= 2 * _MOST_SHOWN else units[: 2 * _MOST_SHOWN].decode("utf-16-le", "ignore") + "…"
 
 
+def opening_message(question: IncomingMessage) -> str | None:
+    """Return the message that shows a question, if the thread of its answer was made from it: it has the thread's id."""
+    thread = question.channel.thread
+    if question.reply_address != SHOWN or thread is None:
+        return None
+    # A thread in which the question was asked is older.
+    return thread if int(thread) > int(question.id) else None
+
+
 def target_of(interaction: discord.Interaction, me: discord.ClientUser) -> tuple[str, Quotation]:
     """Return the id of the message whose menu was used, and the message as a quotation.
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import discord
 import structlog
 
+from bot.adapters.discord.ask import opening_message
 from bot.adapters.discord.errors import REFUSALS, UnreadableAnswer
 from bot.adapters.discord.guests import SHOWN
 from bot.adapters.discord.history import Json, find_question, has_messages, newest_id, pages, standing_replies
@@ -168,15 +169,17 @@ class DiscordBackfill:
         for channel, exchanges in unread.items():
             ids = [exchange.message.id for exchange in exchanges]
             messages = await self._read_after(client, channel, min(map(int, ids)) - 1)
-            opened_by = str(channel) if str(channel) in ids else ""
-            replies = standing_replies(messages, _id_of(client), opened_by, _asked(client, messages, exchanges))
+            opening = {opening_message(each.message) or each.message.id: each.message.id for each in exchanges}
+            asked = _asked(client, messages, exchanges)
+            replies = standing_replies(messages, _id_of(client), opening.get(str(channel), ""), asked)
             for raw in messages:
+                question = asked.get(raw["id"], raw["id"])
                 # A restored database may be older than the thread.
-                if raw["id"] in ids and raw["id"] not in replies and _has_thread(raw):
+                if question in ids and question not in replies and _has_thread(raw):
                     in_thread = await self._read_after(client, int(raw["id"]), int(raw["id"]))
-                    if reply := standing_replies(in_thread, _id_of(client), raw["id"]).get(raw["id"]):
+                    if reply := standing_replies(in_thread, _id_of(client), question).get(question):
                         reply.thread = raw["id"]
-                        replies[raw["id"]] = reply
+                        replies[question] = reply
             self._standing |= {id: replies.get(id) for id in ids}
         found = {exchange.id: self._standing.pop(exchange.message.id, None) for exchange in owed}
         return {id: reply for id, reply in found.items() if reply is not None}

@@ -10,7 +10,7 @@ import discord
 import structlog
 from discord.http import handle_message_parameters
 
-from bot.adapters.discord.ask import shown_question
+from bot.adapters.discord.ask import opening_message, shown_question
 from bot.adapters.discord.errors import (
     ReferenceRefused,
     ThreadArchived,
@@ -71,6 +71,8 @@ class DiscordMessenger:
         """Take note of a question that may be no message: how its reply is shown is stored with it."""
         if (token := token_of(question)) is not None:
             self.responses.know(question.id, token, parts)
+        elif (shown := opening_message(question)) is not None:
+            self.question_shown(question.id, shown)
         elif question.reply_address == SHOWN and question.id not in self._shown:
             self._asked[question.id] = question
 
