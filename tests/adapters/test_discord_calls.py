@@ -217,3 +217,11 @@ async def test_the_inspection_says_that_users_can_install_the_bot(platform: Disc
     findings = [finding async for finding in inspect("discord", platform.settings())]
     assert all(finding.is_ok for finding in findings)
     assert any(finding.text.startswith("users can install the bot for themselves") for finding in findings)
+
+
+async def test_the_inspection_misses_no_server_where_users_can_install_the_bot(platform: DiscordPlatform) -> None:
+    platform.application = {"integration_types_config": {"1": {}}}
+    platform.is_in_no_server = True
+    findings = [finding async for finding in inspect("discord", platform.settings())]
+    assert all(finding.is_ok for finding in findings)
+    assert "invite it" in findings[-1].text

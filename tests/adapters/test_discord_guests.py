@@ -10,7 +10,8 @@ from aiohttp import web
 
 from bot.adapters.discord.ask import ABOUT
 from bot.config.schema import AccessSection
-from bot.domain import Action, ChannelKey, Status
+from bot.domain import Action, ChannelKey, IncomingMessage, Status
+from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
 from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers.discord import DiscordPlatform
@@ -462,3 +463,21 @@ async def test_what_one_person_alone_sees_is_a_conversation_of_that_person(bot: 
     said = [[each.content.rpartition(": ")[2] for each in request.messages] for request in bot.engine.requests]
     assert said == [["by Mei"], ["by Jo"], ["by Mei", "ok", "by Mei"]]
     assert all(bot.platform.messages[int(each.id)]["flags"] & EPHEMERAL for each in bot.platform.seen(PLACE))
+
+
+async def test_a_question_that_cannot_be_stored_is_not_called_queued(
+    bot: DiscordBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    async def fail(message: IncomingMessage) -> None:
+        attempts.append(message.id)
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(bot.harness.intake, "accept", fail)
+    with structlog.testing.capture_logs() as logs:
+        await bot.platform.command("ask why?", channel=PLACE, guest="chat")
+        await bot.platform.until(lambda: any(each["event"] == "question not stored" for each in logs))
+    assert len(attempts) == 2
+    assert not any("yet" in each["event"] or "queue" in each["event"] for each in logs)
+    bot.platform.forget_interactions()

@@ -204,18 +204,20 @@ async def inspect(settings: DiscordSection) -> AsyncIterator[Finding]:
             yield Finding.of(
                 False, gettext_noop('the bot cannot be invited: disable "Requires OAuth2 Code Grant" (Bot)')
             )
-        async for finding in _servers(client, application.id, invitation, settings.call_seconds):
+        is_for_users = application.user_integration_config is not None
+        async for finding in _servers(client, application.id, invitation, settings.call_seconds, is_for_users):
             yield finding
 
 
 async def _servers(
-    client: discord.Client, application_id: int, invitation: str, seconds: float
+    client: discord.Client, application_id: int, invitation: str, seconds: float, is_for_users: bool
 ) -> AsyncIterator[Finding]:
     async with call_timeout(seconds, client):
         servers = [server async for server in client.fetch_guilds(limit=_INSPECTED)]
     if not servers:
+        # Those who have installed it for themselves can use it all the same.
         yield Finding.of(
-            False,
+            is_for_users,
             gettext_noop("the bot is not in any server yet; invite it: {invitation}"),
             invitation,
             invitation=invitation,
