@@ -121,7 +121,7 @@ async def deliver(
         result.violations = list(bench.platform.violations)
         if isinstance(bench.platform, SlackServer):
             result.streams = bench.platform.calls.count("chat.startStream")
-            result.violations += [f"a stream left open: {ts}" for ts in bench.platform.agents.open_streams]
+            result.violations += [f"left open: {each}" for each in bench.platform.agents.left_open]
     result.seconds = time.monotonic() - began
     # Compared only after all deliveries, since it would block the bot's event loop.
     for case, task in zip(cases, deliveries, strict=True):

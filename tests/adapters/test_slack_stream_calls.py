@@ -1,7 +1,7 @@
 """Slack's streams without the bot around them: which calls open, end and claim them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 
 import pytest
@@ -83,15 +83,38 @@ async def test_a_message_that_is_cut_shorter_leaves_slacks_stop_control_to_the_n
     assert chats.session(channel) == "active"
 
 
-async def test_a_session_that_could_not_be_ended_is_ended_by_the_next_edit(chats: Chats) -> None:
+async def unavailable(edit: Awaitable[None]) -> bool:
+    """Return whether an edit has to be repeated."""
+    try:
+        await edit
+    except PlatformUnavailable:
+        return True
+    return False
+
+
+async def test_an_edit_is_repeated_until_the_session_ends(chats: Chats) -> None:
     channel, question = await chats.ask()
     message = await chats.begin(channel, question)
     chats.server.agents.lifetime = -1.0
     chats.server.script = lambda number, name: Fault("500") if name == "agents.sessions.setStatus" else None
-    await chats.grow(channel, message, "one two")
-    assert chats.session(channel) == "processing"
+    assert await unavailable(chats.grow(channel, message, "one two"))
     chats.server.script = lambda number, name: None
-    await chats.grow(channel, message, "one two three")
+    assert not await unavailable(chats.grow(channel, message, "one two"))
+    assert chats.session(channel) == "active"
+
+
+async def test_a_session_that_slack_does_not_end_delays_no_answer_for_ever(chats: Chats) -> None:
+    channel, question = await chats.ask()
+    message = await chats.begin(channel, question)
+    chats.server.agents.lifetime = -1.0
+    chats.server.script = lambda number, name: Fault("500") if name == "agents.sessions.setStatus" else None
+    attempts = 1
+    while await unavailable(chats.end(channel, message, "the answer")):
+        attempts += 1
+    assert attempts == 4
+    assert chats.server.seen()[-1].markdown == "the answer"
+    chats.server.script = lambda number, name: None
+    await chats.end(channel, message, "the answer")
     assert chats.session(channel) == "active"
 
 
@@ -103,6 +126,17 @@ async def test_the_session_of_a_start_that_was_given_up_is_ended(chats: Chats) -
     assert chats.session(channel) == "processing"
     text = Rendered("the whole answer", ("markdown",))
     await chats.messenger.send(channel, text, reply_to=question, controls=RETRY, nonce="n0")
+    assert chats.session(channel) == "active"
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_stream_that_is_deleted_leaves_no_session(chats: Chats, *, ended: bool) -> None:
+    channel, question = await chats.ask()
+    message = await chats.begin(channel, question)
+    if ended:
+        chats.server.agents.lifetime = -1.0
+    await chats.messenger.delete(channel, message)
+    assert message not in chats.server.workspace.messages
     assert chats.session(channel) == "active"
 
 

@@ -143,7 +143,7 @@ def count_answers(platform: LoopbackPlatform, result: KillResult) -> None:
     shown = {channel: _shown(platform, channel) for channel in CHANNELS}
     result.orphans = sum(reply.strip() in {"…", ""} for found in shown.values() for reply in found)
     if isinstance(platform, SlackServer):
-        result.orphans += len(platform.agents.open_streams)
+        result.orphans += len(platform.agents.left_open)
     unheard = _unheard(platform, result)
     for number, channel in result.questions.items():
         holding = [reply for reply in shown[channel] if number in reply]

@@ -164,6 +164,7 @@ class SlackMessenger:
             return
         if self._streams is not None and self._streams.is_open(channel, message_id):
             await self._streams.close(channel, message_id)
+            await self._streams.end_session(channel)
         await self._web.chat_delete(channel=channel.channel, ts=message_id)
 
     async def send_ephemeral(self, channel: ChannelKey, user: str, text: Rendered) -> None:

@@ -14,6 +14,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Characters of a thread's title.
 _TITLE = 200
+# The end of a session delays an edit by so many failures: the answer is more important.
+_ATTEMPTS = 4
 # The answer where the app does not get the event of Slack's Stop control.
 _NO_STOP = "missing_agent_session_stopped_event_subscription"
 
@@ -32,7 +34,8 @@ class SlackSessions:
 
     def __init__(self, web: AsyncWebClient) -> None:
         self._web = web
-        self._begun: RecentDict[ChannelKey, None] = RecentDict()  # those that Slack may show as "processing"
+        # Those that Slack may show as "processing", with the failures to end them.
+        self._begun: RecentDict[ChannelKey, int] = RecentDict()
 
     async def begin(self, channel: ChannelKey, question: str) -> bool:
         """Let Slack show that the bot works; return False if it may another time.
@@ -58,10 +61,10 @@ class SlackSessions:
         return True
 
     async def end(self, channel: ChannelKey) -> None:
-        """Let Slack show no more that the bot works; it is not essential.
+        """Let Slack show no more that the bot works; after a few failures without an error.
 
         Raises:
-            RateLimited, LoginRefused: No other call may be made now.
+            PlatformUnavailable, RateLimited, LoginRefused: It is to be repeated.
         """
         if channel not in self._begun:
             return
@@ -70,13 +73,16 @@ class SlackSessions:
         except (LoginRefused, RateLimited):
             raise
         except PlatformError as error:
+            failures = self._begun[channel] = self._begun.get(channel, 0) + 1
+            if is_passing(error) and failures < _ATTEMPTS:
+                raise
             log.info("slack: session not ended", channel=channel.channel, error=str(error))
             if is_passing(error):
                 return  # the next edit in the thread tries again
         self.note_ended(channel)
 
     def note_begun(self, channel: ChannelKey) -> None:
-        self._begun[channel] = None
+        self._begun[channel] = 0
 
     def note_ended(self, channel: ChannelKey) -> None:
         self._begun.pop(channel, None)

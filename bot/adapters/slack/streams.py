@@ -134,7 +134,7 @@ class SlackStreams:
         """Take Slack's Stop control from a thread where no stream is open: its answers have a button.
 
         Raises:
-            RateLimited, LoginRefused: No other call may be made now.
+            PlatformUnavailable, RateLimited: It is to be repeated.
         """
         if not self._is_streaming(channel):
             await self._sessions.end(channel)
@@ -160,7 +160,7 @@ class SlackStreams:
         return False
 
     async def close(self, channel: ChannelKey, ts: str) -> None:
-        """End a stream, also one of an earlier run, without another text.
+        """End a stream, also one of an earlier run, without another text; `end_session` follows.
 
         Raises:
             PlatformUnavailable, RateLimited: It may still be open.
@@ -170,10 +170,9 @@ class SlackStreams:
         except PlatformError as error:
             if is_passing(error):
                 raise
-            # Slack ends a stream after five minutes, and when its Stop control is used; the session goes on.
+            # Slack ends a stream after five minutes, and when its Stop control is used.
             log.info("slack: no stream to end", message=ts, error=str(error))
             self._open.pop((channel, ts), None)
-            await self.end_session(channel)
 
     def is_nameless(self, message: Event) -> bool:
         """Return whether this message of a history is a stream of the bot that has not ended as intended."""

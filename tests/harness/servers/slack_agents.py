@@ -30,6 +30,12 @@ class SlackAgents:
         self._expire()
         return [ts for ts, message in self._workspace.messages.items() if message.streaming == "in_progress"]
 
+    @property
+    def left_open(self) -> list[str]:
+        """Streams that have not ended, and sessions in which the bot seems to work, once all answers are complete."""
+        sessions = [f"session {thread}" for (_, thread), state in self.sessions.items() if state == "processing"]
+        return [*(f"stream {ts}" for ts in self.open_streams), *sessions]
+
     def start(self, arguments: JSON) -> JSON:
         channel, thread = self._workspace.place(arguments.get("channel", "")), arguments.get("thread_ts")
         if thread is None:
