@@ -134,15 +134,17 @@ async def test_a_message_that_the_database_did_not_take_note_of_is_edited_by_the
 async def test_a_double_click_queues_a_question_once(harness: Harness, clock: FastClock) -> None:
     messenger = FakeMessenger(clock)
 
-    async def press() -> None:
+    async def press() -> bool:
         pressed = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI)
-        assert pressed.again is not None
-        replies.start(pressed.again)
+        if pressed.again is not None:
+            replies.start(pressed.again)
+        return pressed.again is not None
 
     async with Replies(harness.intake, messenger, clock) as replies:
         replies.start(await harness.accept(a_message("hi")))
         await replies.wait_idle()
-        await asyncio.gather(press(), press())
+        # The store answers in any order: the press that it has taken last goes on.
+        assert any(await asyncio.gather(press(), press()))
         await replies.wait_idle()
         assert harness.exchanges.queues.in_channel(CHANNEL) == []
         replies.start(await harness.accept(a_message("are you there?")))
