@@ -22,7 +22,7 @@ from bot.storage.further import (
     replace_contents,
     unreadable,
 )
-from bot.storage.opened import claiming, shielded
+from bot.storage.opened import claiming, rows_of, shielded
 from bot.storage.rows import UNANSWERED, emptied
 from bot.storage.schema import EXCHANGE, IS_KEPT, channels, exchanges, further_messages
 from bot.storage.vault import WriteTransaction
@@ -132,7 +132,7 @@ class Joined(Votes):
 
     async def _claimed(self, tx: WriteTransaction, claim: Update | Insert) -> list[Exchange]:
         """Run a statement that claims rows, and return their exchanges."""
-        return await self._readable_claims(tx, (await tx.execute(claim.returning(*EXCHANGE))).all())
+        return await self._readable_claims(tx, await rows_of(await tx.execute(claim.returning(*EXCHANGE))))
 
     async def _readable_claims(self, tx: WriteTransaction, rows: Sequence[Row[Any]]) -> list[Exchange]:
         """Return the exchanges of claimed rows; a row that cannot be decrypted has no texts.

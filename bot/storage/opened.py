@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import structlog
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Row, Select, Update, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.domain import Author, ChannelKey, Exchange, FinishReason, FurtherMessage, Kind, SettingChange, Status, Upkeep
@@ -103,6 +103,15 @@ def claiming(
             raise
 
     return call
+
+
+async def rows_of(result: CursorResult[Any]) -> list[Row[Any]]:
+    """Return the rows of a result, whose values are converted here; the event loop runs in between."""
+    rows: list[Row[Any]] = []
+    for some in result.partitions(_SLICE):
+        rows += some
+        await asyncio.sleep(0)
+    return rows
 
 
 class OpenStore:
@@ -241,12 +250,12 @@ class OpenStore:
     async def _select(self, query: Select[Any]) -> list[Exchange]:
         """Return the exchanges of a query, without damaged ones."""
         async with self._transactions.reading() as tx:
-            rows = (await tx.execute(query)).all()
+            rows = await rows_of(await tx.execute(query))
             readable, missing = await self._decrypt(tx, rows)
         if missing and self._location.path is not None:
             # A deletion may have come between the row and its key.
             async with self._transactions.reading() as tx:
-                rows = (await tx.execute(query)).all()
+                rows = await rows_of(await tx.execute(query))
                 readable, _ = await self._decrypt(tx, rows, is_final=True)
         return readable
 

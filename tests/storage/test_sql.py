@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -23,6 +23,7 @@ from bot.domain import Answer, Kind, Usage
 from bot.errors import StoreDamaged, StoreError, StoreLost
 from bot.storage import connections
 from bot.storage.errors import describe, map_errors
+from bot.storage.opened import rows_of
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
 from bot.storage.transactions import FairLock
@@ -549,3 +550,23 @@ async def test_an_answered_message_leaves_no_garbage_to_the_collector(tmp_path: 
             assert gc.collect() < rounds
         finally:
             gc.enable()
+
+
+async def test_many_rows_are_converted_in_many_steps_of_the_event_loop() -> None:
+    turns, rows = 0, 300
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < :rows) SELECT x FROM n"
+        result = connection.execute(text(numbers), {"rows": rows})
+        counting = asyncio.create_task(count())
+        assert [row.x for row in await rows_of(result)] == list(range(1, rows + 1))
+        counting.cancel()
+    engine.dispose()
+    assert turns >= rows // 25
