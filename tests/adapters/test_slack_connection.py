@@ -1,7 +1,6 @@
 """Slack: connection, backfill, HTTP mode, set-up."""
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.settings import SlackSection
 from bot.chat.commands import menu
 from bot.delivery.markdown.format import Rendered
-from bot.domain import Attachment, ChannelKey, Exchange, Status
+from bot.domain import ChannelKey, Exchange, Status
 from bot.errors import LoginRefused, PlatformError
 from tests.harness.fakes.clock import FastClock
 from tests.harness.harness import Harness, make_harness
@@ -112,12 +111,10 @@ async def test_an_edit_stored_after_its_socket_closed_is_answered(
 ) -> None:
     requeue, has_begun, may_go_on = harness.store.requeue, asyncio.Event(), asyncio.Event()
 
-    async def slow(
-        exchange: Exchange, text: str | None = None, files: Sequence[Attachment] | None = None
-    ) -> Exchange | None:
+    async def slow(*arguments: Any, **options: Any) -> Exchange | None:
         has_begun.set()
         await may_go_on.wait()
-        return await requeue(exchange, text, files)
+        return await requeue(*arguments, **options)
 
     harness.engine.add("old", "new")
     async with running(harness, server):
