@@ -134,7 +134,6 @@ class LoopMonitor:
         self._is_armed = self._is_armed or self._is_ready()
         if not self._is_armed or (self._only_bots and not _is_of_bot(handle)):
             return run(handle)
-        name = _name(handle)
         self._sample, self._collecting = "", 0.0
         self._began = wall = time.perf_counter()
         kernel = _kernel_time()
@@ -144,18 +143,19 @@ class LoopMonitor:
         finally:
             cpu = time.thread_time() - cpu - (self._collecting if self._only_bots else 0.0)
             wall = time.perf_counter() - wall
-            kernel = _kernel_time() - kernel
             self._began = None
             self.count += 1
             self.longest_wall = max(self.longest_wall, wall)
-            if cpu > self.longest.cpu:
-                found = Callback(cpu, wall, self._collecting, kernel, name, self._sample)
-                self.longest = found
-                self._on_longest(found)
-            if cpu > self._limit:
-                found = Callback(cpu, wall, self._collecting, kernel, name, self._sample)
-                self.slow.append(found)
-                self._on_slow(found)
+            if cpu > min(self._limit, self.longest.cpu):  # the rest only for these: most callbacks take microseconds
+                self._note(Callback(cpu, wall, self._collecting, _kernel_time() - kernel, _name(handle), self._sample))
+
+    def _note(self, found: Callback) -> None:
+        if found.cpu > self.longest.cpu:
+            self.longest = found
+            self._on_longest(found)
+        if found.cpu > self._limit:
+            self.slow.append(found)
+            self._on_slow(found)
 
     def _take_samples(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
