@@ -23,8 +23,12 @@ class AskingByCommand(DiscordPlatform):
     @property
     def unheard(self) -> list[str]:
         """The questions that the bot has not acknowledged: it may answer them, and need not."""
-        known = {token for token, each in self._interactions.items() if each.is_answered and not each.is_expired}
-        return [text for text, token in self._asked.items() if token not in known]
+        return [text for text in self._asked if not self.has_acknowledged(text)]
+
+    def has_acknowledged(self, text: str) -> bool:
+        """Return whether this question was taken, and can still be answered by its token."""
+        interaction = self._interactions.get(self._asked.get(text, ""))
+        return interaction is not None and interaction.is_answered and not interaction.is_expired
 
     async def say(
         self,
