@@ -1,8 +1,9 @@
-"""`python -m tests.adapters.demo PLATFORM [--engine remote] [--show settings|files]`: a conversation on a loopback server.
+"""`python -m tests.adapters.demo PLATFORM [--engine remote] [--show settings|files|forms]`: a conversation on a loopback server.
 
 The demo model answers; with `--engine remote` two model servers have it, which think first, and one is killed in the middle of
 an answer.  `--show settings` is another conversation, about personas, models and quotas of channels;
-`--show files` one about files, long pastes and what was said before a question.
+`--show files` one about files, long pastes and what was said before a question, `--show forms` one in the forms that only this
+platform has.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from bot.domain import Action, SamplingParams
 from bot.engine import open_engine
 from bot.engine.backends.remote import RemoteEngine
 from tests.adapters.files_demo import play_files
+from tests.adapters.forms_demo import play_forms
 from tests.adapters.settings_demo import play_settings
 from tests.harness.fakes import FastClock
 from tests.harness.platform import Seen
@@ -206,14 +208,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.adapters.demo", description=__doc__)
     parser.add_argument("platform", choices=list(PROFILES))
     parser.add_argument("--engine", choices=["direct", "remote"], default="direct")
-    parser.add_argument("--show", choices=["answers", "files", "settings"], default="answers")
+    parser.add_argument("--show", choices=["answers", "files", "forms", "settings"], default="answers")
     options = parser.parse_args()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     shown = play_remote if options.engine == "remote" else play
-    shown = {"files": play_files, "settings": play_settings}.get(options.show, shown)
+    shown = {"files": play_files, "forms": play_forms, "settings": play_settings}.get(options.show, shown)
     asyncio.run(shown(options.platform, _say))
 
 
