@@ -142,6 +142,42 @@ async def test_a_stream_without_done_is_whole_if_it_has_a_reason(server: ModelSe
     assert events == [Delta("whole"), Finished(FinishReason.LENGTH, Usage(6, 2))]
 
 
+def _ended(reason: object, **more: object) -> bytes:
+    return event({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}], **more})
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        hang(delta("whole"), END),
+        send(delta("whole"), END, abort=True),
+        send(delta("whole"), END, b"data: {\n\n"),
+        send(delta("whole"), END, event({"error": {"message": "gone"}}), DONE),
+        send(delta("whole"), END, event({"choices": [], "usage": {"prompt_tokens": "many"}}), DONE),
+        send(delta("whole"), END, event({"choices": [], "usage": ["many"]}), DONE),
+        send(delta("whole"), END, _ended("", usage=None), DONE),
+        send(delta("whole"), END, _ended("error"), DONE),
+        send(delta("whole"), _ended("stop_sequence"), DONE),
+    ],
+    ids=["hang", "reset", "no json", "error", "odd count", "odd usage", "empty reason", "second reason", "unknown"],
+)
+async def test_after_a_finish_reason_nothing_is_missing(server: ModelServer, rest: Any) -> None:
+    server.then(rest)
+    async with remote(server, next_token_seconds=0.2) as engine:
+        assert await ask(engine) == [Delta("whole"), Finished(FinishReason.STOP, Usage(6, 2))]
+        assert engine.load.fault is None
+
+
+@pytest.mark.parametrize("reason", [None, "", "error", "abort"])
+async def test_an_answer_without_a_reason_or_with_that_of_a_failure_is_broken(
+    server: ModelServer, reason: str | None
+) -> None:
+    server.then(send(delta("begun "), _ended(reason), DONE))
+    async with remote(server) as engine:
+        with pytest.raises(EngineFailed, match="broke its answer off"):
+            await ask(engine)
+
+
 @pytest.mark.parametrize(
     "pieces",
     [

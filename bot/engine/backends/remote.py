@@ -237,7 +237,7 @@ class RemoteEngine:
             with endpoint.request():
                 async with aclosing(self._api.answer(endpoint, self._model, request, shown)) as chunks:
                     async for chunk in chunks:
-                        usage, reason = chunk.usage or usage, chunk.reason or reason
+                        usage, reason = chunk.usage or usage, reason or chunk.reason
                         if is_rest:
                             if chunk.reasoning:
                                 raise ServerFailed("it thinks instead of continuing", is_lasting=True)

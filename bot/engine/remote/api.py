@@ -24,7 +24,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _LONGEST_BODY = 2**20
 # Bytes of a prompt's tokens: 7 for each.
 _LONGEST_COUNT = 2**24
-# Seconds for the list of models, and for counting tokens.
+# Seconds for the list of models, for counting tokens, and for the usage after an answer.
 _SHORT_CALL = 5.0
 
 # What a server may not know: such a parameter is left out once it was refused.
@@ -123,6 +123,8 @@ class ServerApi:
     ) -> AsyncGenerator[CompletionChunk, None]:
         """Yield the chunks of an answer, or of its rest after the text that was `shown`.
 
+        After a finish reason only the usage can be missing: a failure is then the end.
+
         Raises:
             ContextExceeded: The prompt is too long.
             PicturesRefused: The server may take the prompt without its pictures, or with fewer.
@@ -131,18 +133,24 @@ class ServerApi:
             TimeoutError: The next token did not come in time.
         """
         response = await self._open(endpoint, model, request, shown)
-        has_begun = False
+        seconds, is_complete = self._options.first_token_seconds, False
         try:
             async with aclosing(read_chunks(response)) as chunks:
                 while True:
-                    options = self._options
-                    # Bytes that are no chunk do not prolong it.
-                    seconds = options.next_token_seconds if has_begun else options.first_token_seconds
-                    async with asyncio.timeout(seconds):
-                        chunk = await anext(chunks, None)
+                    try:
+                        # Bytes that are no chunk do not prolong it.
+                        async with asyncio.timeout(seconds):
+                            chunk = await anext(chunks, None)
+                    except (ServerFailed, httpx.HTTPError, TimeoutError):
+                        if not is_complete:
+                            raise
+                        return
                     if chunk is None:
                         return
-                    has_begun = has_begun or bool(chunk.text or chunk.reasoning)
+                    if chunk.text or chunk.reasoning:
+                        seconds = self._options.next_token_seconds
+                    if chunk.reason is not None:
+                        seconds, is_complete = min(_SHORT_CALL, self._options.next_token_seconds), True
                     yield chunk
         finally:
             await response.aclose()

@@ -14,7 +14,15 @@ from bot.engine.remote.errors import ServerFailed
 # A stream of a hundred thousand tokens, each in its own event, is far smaller.
 _LONGEST_STREAM = 64 * 2**20
 
-_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "content_filter": FinishReason.STOP}
+# Servers have more words for the end of an answer ("eos", "stop_sequence", …); these do not mean a whole one.
+_REASONS = {
+    "length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,  # Mistral's API
+    "abort": FinishReason.ERROR,  # vLLM, SGLang
+    "error": FinishReason.ERROR,  # OpenRouter, vLLM
+    "insufficient_system_resource": FinishReason.ERROR,  # DeepSeek
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +92,16 @@ def _text(value: object) -> str:
 
 
 def _reason(value: object) -> FinishReason | None:
-    return None if value is None else _REASONS.get(str(value), FinishReason.ERROR)
+    return _REASONS.get(str(value).lower(), FinishReason.STOP) if value else None
 
 
 def _usage(value: Mapping[str, Any] | None) -> Usage | None:
-    if not value:
+    """Return the usage; None if there is none that can be read, without which the answer is as good."""
+    try:
+        counts = [max(int(value.get(name) or 0), 0) for name in ("prompt_tokens", "completion_tokens")] if value else []
+    except (AttributeError, OverflowError, TypeError, ValueError):
         return None
-    return Usage(int(value.get("prompt_tokens") or 0), int(value.get("completion_tokens") or 0))
+    return Usage(*counts) if counts else None
 
 
 class _Bounded(httpx.AsyncByteStream):
