@@ -10,10 +10,10 @@ from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest
+from bot.domain import ChatMessage, ChatRequest, SamplingParams
 from bot.engine.backends.remote import RemoteEngine
 from bot.engine.remote.errors import failure, read_refusal
-from bot.engine.remote.tokens import TokenEstimates
+from bot.engine.remote.tokens import TokenEstimates, estimate_tokens
 from bot.errors import EngineFailed, EngineMisconfigured, PromptTooLong
 from tests.engine.remote_bench import QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock, ManualClock
@@ -155,6 +155,52 @@ async def test_a_short_prompt_that_is_refused_as_too_long_does_not_silence_the_b
         assert before < engine.count_tokens(QUESTION.messages) <= 4 * before
         assert await text_of(engine) == "a scripted answer"
         assert engine.count_tokens(QUESTION.messages) == before, "the usage of the answer has shown it"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 800. This model's maximum context length is 900 tokens "
+            "and your request has 200 input tokens (800 > 900 - 200)."
+        ),
+        (
+            "This model's maximum context length is 900 tokens. However, you requested 1000 tokens (200 in the messages, "
+            "800 in the completion). Please reduce the length of the messages or completion."
+        ),
+        (
+            "You passed 200 input tokens and requested 800 output tokens. However, the model's context length is only 900 "
+            "tokens, resulting in a maximum input length of 100 tokens."
+        ),
+        (
+            "Requested token count exceeds the model's maximum context length of 900 tokens. You requested a total of 1000 "
+            "tokens: 200 tokens from the input messages and 800 tokens for the completion."
+        ),
+        "`inputs` tokens + `max_new_tokens` must be <= 900. Given: 200 `inputs` tokens and 800 `max_new_tokens`",
+        "input length and `max_tokens` exceed context limit: 200 + 800 > 900, decrease input length or `max_tokens`",
+    ],
+    ids=["vLLM", "OpenAI", "vLLM 0.11", "SGLang", "TGI", "Anthropic"],
+)
+async def test_an_answer_that_does_not_fit_beside_its_prompt_may_be_shorter(server: ModelServer, message: str) -> None:
+    server.then(refuse(400, _error(message)))
+    request = ChatRequest(QUESTION.messages, SamplingParams(max_tokens=800))
+    async with remote(server, context_length=2000) as engine:
+        before = engine.count_tokens(request.messages)
+        assert await text_of(engine, request) == "a scripted answer"
+        assert [body["max_tokens"] for body in server.bodies] == [800, 699]
+        assert (engine.count_tokens(request.messages), engine.info.context_length) == (before, 2000)
+        server.then(refuse(400, _error(message.replace("200", "1200"))))
+        with pytest.raises(PromptTooLong):
+            await ask(engine, request)
+
+
+async def test_the_longest_answer_leaves_room_for_the_models_template(server: ModelServer) -> None:
+    async with remote(server, context_length=400) as engine:
+        await ask(engine, ChatRequest(QUESTION.messages, SamplingParams(max_tokens=400)))
+        await ask(engine, ChatRequest((ChatMessage("user", "word " * 225),), SamplingParams(max_tokens=400)))
+    prompts = [estimate_tokens(body["messages"][0]["content"]) for body in server.bodies]
+    assert [body["max_tokens"] for body in server.bodies] == [400 - prompts[0] - 64, 11]
+    assert prompts[1] == 379
 
 
 async def test_a_correction_by_a_refusal_expires() -> None:

@@ -48,6 +48,8 @@ _MOST_FAILURES = 6
 # Seconds that a broken answer waits for a server that continues it.
 _CONTINUE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
+# Of the context, for what a model's template adds to a prompt beyond its estimate: roles, and instructions of its own.
+_TEMPLATE_TOKENS = 64
 # Of a prompt.  Each takes up to 1,400 tokens of the context, and half a megabyte of the database.
 _MOST_PICTURES = 4
 
@@ -225,8 +227,10 @@ class RemoteEngine:
         """Yield one server's answer, or the rest of an answer; it is complete if the last event is a Finished."""
         params = request.params
         if params.max_tokens is not None:
-            room = max(self._context_length - answer.prompt_tokens, 1)
-            request = replace(request, params=replace(params, max_tokens=min(params.max_tokens, room) - answer.deltas))
+            room = self._context_length - answer.prompt_tokens
+            room -= min(_TEMPLATE_TOKENS, room // 2)
+            left = max(min(params.max_tokens, room) - answer.deltas, 1)
+            request = replace(request, params=replace(params, max_tokens=left))
         # Templates cut off the space at the end of a message; what the server sends of it is not shown again.
         shown = answer.text.rstrip()
         space, is_rest = answer.text[len(shown) :], bool(shown)

@@ -171,7 +171,10 @@ class ServerApi:
             finally:
                 await response.aclose()
             if refusal.is_too_long:
-                raise ContextExceeded(refusal.limit)
+                if (shorter := _shorter(endpoint, request, refusal)) is None:
+                    raise ContextExceeded(refusal.limit)
+                request = shorter
+                continue
             names = [name for name in body if name in _OPTIONAL or name in _ALTERNATIVES]
             if any(message["role"] == "system" for message in body["messages"]):
                 names.append(SYSTEM)
@@ -212,6 +215,14 @@ def certificates(options: EngineSection) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=options.ca_file)
     except (OSError, ssl.SSLError) as error:
         raise EngineMisconfigured(f"engine.ca_file = {options.ca_file!r} cannot be read: {error}") from error
+
+
+def _shorter(endpoint: Endpoint, request: ChatRequest, refusal: ErrorBody) -> ChatRequest | None:
+    """Return the request for an answer that fits beside its prompt; None if the prompt itself does not fit."""
+    asked, room = request.params.max_tokens, refusal.room(endpoint.context_length)
+    if asked is None or room is None or not 0 < room < asked:
+        return None
+    return replace(request, params=replace(request.params, max_tokens=room))
 
 
 def _without_pictures(endpoint: Endpoint, refusal: ErrorBody, sent: int) -> PicturesRefused:

@@ -34,9 +34,14 @@ _TOO_LONG = re.compile(
 )
 # "maximum context length is 4096 tokens", "context size (900 tokens)", "n_ctx": 4096, "200001 tokens > 200000 maximum"
 _LIMIT = re.compile(
-    r"(?:maximum context length (?:is|of)|context (?:length|size|window)(?: is| of(?: only)?)?|n_ctx\W+|tokens >|must be <=)"
+    r"(?:maximum context length (?:is|of)|context (?:length|size|window)(?: is| of)?(?: only)?|n_ctx\W+|tokens >|\+ \d+ >|must be <=)"
     r"[ :(]*(\d+)",
     re.IGNORECASE,
+)
+# Tokens of the prompt beside those that the answer may have: "30 input tokens", "30 in the messages", "30 tokens from the
+# input messages", "30 `inputs` tokens", "30 + 4091 > 4096".
+_OF_PROMPT = re.compile(
+    r"(\d+)(?: input tokens| in the messages| in your prompt| tokens from the input| `inputs` tokens| \+ \d+ > \d)"
 )
 # llama-server: "Loading model"; others name the model.
 _LOADING = re.compile(r"\bload(ing|s)\b|being loaded|not (yet )?(loaded|ready)|warming up", re.IGNORECASE)
@@ -128,6 +133,12 @@ class ErrorBody:
         """The context in tokens, where the message names it."""
         found = _LIMIT.search(self.message)
         return int(found[1]) if found else None
+
+    def room(self, context_length: int | None) -> int | None:
+        """Return the tokens that the prompt leaves for the answer, where the message tells how many it has."""
+        found, limit = _OF_PROMPT.search(self.message), self.limit or context_length
+        # One less: some servers want the sum to be below the context.
+        return limit - int(found[1]) - 1 if found and limit else None
 
     @property
     def is_of_model(self) -> bool:
