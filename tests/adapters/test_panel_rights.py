@@ -1,26 +1,33 @@
 """What chat admins see of the panel, and what only operators may do."""
 
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bot.adapters.web.access import Person, Right, set_person
+from bot.adapters.web.panel.calls import PanelCall, PanelCalls
+from bot.adapters.web.panel.models import models_html
 from bot.adapters.web.panel.routes import panel_routes
 from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.panel.usage import RecentUsage
 from bot.adapters.web.panel.view import PanelView
 from bot.adapters.web.requests import refuse
-from bot.domain import Author
+from bot.domain import Author, EngineInfo, EngineLoad, ModelStatus, SettingChange
+from bot.errors import BotError, CheckpointError, ConfigError, StoreError
 from bot.observability.health import Components, Health
 from bot.storage.backup_folder import BackupFolder
+from bot.storage.usage_export import UsageReport
 from bot.util.clock import MonotonicClock
 from tests.adapters.panel_config import configured
 
@@ -37,11 +44,14 @@ class SignedIn:
         await self._app(scope, receive, send)
 
 
-def client(right: Right) -> httpx.AsyncClient:
+_LOST = "/srv/secret/bot.db"
+
+
+def client(right: Right, *routes: Route) -> httpx.AsyncClient:
     clock, components = MonotonicClock(), Components()
     sources = PanelSources(components, Health(components, 60.0, clock), clock)
     app = Starlette(
-        routes=panel_routes(lambda: None, sources),
+        routes=routes or panel_routes(lambda: None, sources),
         middleware=[Middleware(SignedIn, right=right)],
         exception_handlers={HTTPException: refuse},
     )
@@ -87,3 +97,55 @@ async def test_only_operators_see_the_file_its_backups_and_reasons(tmp_path: Pat
     assert ("config" in shown, "backups" in shown) == (sees, sees)
     assert ("host.example" in shown["platforms"]) is sees
     assert "Not served" in shown["platforms"]
+
+
+@pytest.mark.parametrize(("right", "sees"), [(Right.ADMIN, False), (Right.OPERATOR, True)])
+async def test_only_operators_read_why_the_database_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: Right, sees: bool
+) -> None:
+    async def fail(*args: object) -> list[SettingChange]:
+        raise StoreError(_LOST)
+
+    def fail_to_read(since: date) -> UsageReport:
+        raise StoreError(_LOST)
+
+    async with configured(tmp_path) as bot:
+        components, clock, intake = bot.served.components, MonotonicClock(), bot.served.harness.intake
+        monkeypatch.setattr(type(intake.choices), "in_force", fail)
+        sources = PanelSources(components, Health(components, 60.0, clock), clock)
+        chat: Any = SimpleNamespace(intake=intake)
+        shown = await PanelView(chat, sources, RecentUsage(fail_to_read, clock), str, right).update()
+    for part in ("channels", "usage"):
+        assert "cannot be read" in shown[part]
+        assert (_LOST in shown[part]) is sees
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(StoreError(_LOST), 503), (ConfigError(_LOST, ["wrong"]), 409), (CheckpointError(_LOST), 409)]
+)
+@pytest.mark.parametrize(("right", "sees"), [(Right.ADMIN, False), (Right.OPERATOR, True)])
+async def test_only_operators_read_why_a_button_fails(
+    tmp_path: Path, error: BotError, status: int, right: Right, sees: bool
+) -> None:
+    async def fail(call: PanelCall) -> str:
+        raise error
+
+    async with configured(tmp_path) as bot:
+        chat: Any = SimpleNamespace(intake=bot.served.harness.intake)
+        sources = PanelSources(bot.served.components, Health(Components(), 60.0, MonotonicClock()), MonotonicClock())
+        with structlog.testing.capture_logs() as logs:
+            async with client(right, PanelCalls(lambda: chat, sources).post("/admin/x", fail)) as http:
+                answer = await http.post("/admin/x", json={})
+    assert (answer.status_code, _LOST in answer.text) == (status, sees)
+    assert sees or answer.text == "This was not done; operators can read the reason in the log."
+    assert [_LOST in str(line["error"]) for line in logs if line["event"] == "panel: refused"] == [True]
+
+
+@pytest.mark.parametrize(("right", "sees"), [(Right.ADMIN, False), (Right.OPERATOR, True)])
+def test_only_operators_see_the_servers_of_a_remote_model(right: Right, sees: bool) -> None:
+    info = EngineInfo("qwen", "remote", "none", "none", "models.intranet:8000", 4096)
+    components, clock = Components(), MonotonicClock()
+    components.models = lambda: [ModelStatus("engine", info, EngineLoad(running=0, waiting=0))]
+    shown = models_html(PanelSources(components, Health(components, 60.0, clock), clock), right, str)
+    assert "<td>qwen</td>" in shown
+    assert ("models.intranet" in shown) is sees

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
+import structlog
 
 from bot.adapters.web.adapter import SECRET, WebAdapter
 from bot.adapters.web.messenger import WebMessenger
@@ -19,10 +20,12 @@ from bot.adapters.web.panel.sources import PanelSources
 from bot.adapters.web.session import COOKIE
 from bot.adapters.web.sign_in.opening import Entrance
 from bot.adapters.web.streams import MOST_STREAMS
+from bot.chat.exchanges import Exchanges
 from bot.config.http import KeySection, ServerSection
 from bot.config.places import PersonaSection
 from bot.config.schema import AccessSection, Config, FeedbackSection
 from bot.domain import ChannelKey
+from bot.errors import StoreError
 from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
 from bot.server.generation import Backend
@@ -362,6 +365,20 @@ async def test_a_person_who_is_not_admitted_is_told(tmp_path: Path, engine: Scri
     async with served(tmp_path, engine, access) as url, browser(url) as http:
         said = await Tab(http, uuid4().hex).post("ask", 403, id=uuid4().hex, text="hello")
     assert said == "You may not use this bot here."
+
+
+async def test_a_fault_of_the_database_is_told_without_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: Exchanges, channel: ChannelKey) -> int:
+        raise StoreError("/srv/secret/bot.db: database or disk is full")
+
+    monkeypatch.setattr(Exchanges, "clear", fail)
+    with structlog.testing.capture_logs() as logs:
+        async with served(tmp_path, ScriptedEngine()) as url, browser(url) as http:
+            said = await Tab(http, uuid4().hex).post("delete", 503)
+    assert said == "My database has a problem, so I cannot answer now. Please try again later."
+    assert ["/srv/secret" in line["error"] for line in logs if line["event"] == "web: database failed"] == [True]
 
 
 def test_the_page_is_on_where_only_this_machine_can_reach_it() -> None:

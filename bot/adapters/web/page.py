@@ -132,7 +132,10 @@ def create_pages(
             try:
                 return JSONResponse(await handle(chat, call))
             except StoreError as error:
-                raise HTTPException(503, str(error)) from error
+                # For operators only: it names the database's server or path.
+                log.warning("web: database failed", path=path, error=str(error))
+                why = call.translate("My database has a problem, so I cannot answer now. Please try again later.")
+                raise HTTPException(503, why) from error
 
         return Route(path, run, methods=["POST"])
 

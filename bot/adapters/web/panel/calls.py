@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -16,8 +17,10 @@ from bot.adapters.web.requests import LONGEST_BODY, locale_of, read_object
 from bot.chat.i18n import Translate, language_for, translator
 from bot.config.edit import ConfigEditor, Saved
 from bot.domain import ChannelKey, IncomingMessage
-from bot.errors import ConfigError, EngineError, StoreError
+from bot.errors import BotError, ConfigError, EngineError, StoreError
 from bot.observability.logging import Redaction
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The sentence that the page shows, or with it what else it needs.
 Result = str | Mapping[str, Any]
@@ -80,13 +83,20 @@ class PanelCalls:
             call = PanelCall(self.chat(), self.sources, person, await read_object(request, most), locale_of(request))
             try:
                 result = await act(call)
-            except StoreError as error:
-                raise HTTPException(503, str(error)) from error
-            except (ConfigError, EngineError) as error:
-                raise HTTPException(409, str(error)) from error
+            except (ConfigError, EngineError, StoreError) as error:
+                log.warning("panel: refused", path=path, by=person.author.key, error=str(error))
+                status = 503 if isinstance(error, StoreError) else 409
+                raise HTTPException(status, _refusal(error, call)) from error
             return JSONResponse({"notice": result} if isinstance(result, str) else result)
 
         return Route(path, run, methods=["POST"])
+
+
+def _refusal(error: BotError, call: PanelCall) -> str:
+    """Return the sentence for an error; only operators read errors, which name hosts and paths."""
+    if call.person.right >= Right.OPERATOR:
+        return str(error)
+    return call.translate("This was not done; operators can read the reason in the log.")
 
 
 def message_of(call: PanelCall, text: str, channel: ChannelKey) -> IncomingMessage:

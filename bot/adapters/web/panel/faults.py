@@ -38,6 +38,15 @@ def state_html(fault: str | None, part: Part, right: Right, translate: Translate
     return Html(f'<span class="bad">{text(in_words(fault, part, right, translate))}</span>')
 
 
+def reason_of(why: str, right: Right, translate: Translate) -> str:
+    """Return a reason, which may name hosts and paths, for operators; a sentence for others.
+
+    >>> reason_of("no such folder /x", Right.ADMIN, str), reason_of("no such folder /x", Right.OPERATOR, str)
+    ('the operator can read the reason', 'no such folder /x')
+    """
+    return why if right >= Right.OPERATOR else translate("the operator can read the reason")
+
+
 def in_words(fault: str, part: Part, right: Right, translate: Translate) -> str:
     """Return what is wrong.
 

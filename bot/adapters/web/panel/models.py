@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 
 from bot.adapters.web.access import Right
 from bot.adapters.web.panel.calls import PanelCall, editor_of, record
-from bot.adapters.web.panel.faults import state_html
+from bot.adapters.web.panel.faults import reason_of, state_html
 from bot.adapters.web.panel.html import Html, table, text
 from bot.adapters.web.panel.sources import PanelSources
 from bot.chat.i18n import Translate
@@ -65,7 +65,9 @@ def _described(status: ModelStatus, right: Right) -> tuple[str, str]:
         return _NOTHING, _NOTHING
     name = info.model if right >= Right.OPERATOR else info.model.rpartition("/")[2]
     model = f"{name} ({status.base})" if status.base else name
-    return model, f"{info.backend}, {info.quantization}, {info.dtype}, {info.device}"
+    # A remote model has its servers for a device.
+    device = info.device if right >= Right.OPERATOR or info.backend != "remote" else _NOTHING
+    return model, f"{info.backend}, {info.quantization}, {info.dtype}, {device}"
 
 
 def _progress(name: str, load: EngineLoad, translate: Translate) -> Html:
@@ -97,7 +99,7 @@ def _refusals(editor: ConfigEditor, right: Right, translate: Translate) -> Itera
     """Yield what config.toml asks for in vain, with a way back to what runs."""
     for name, why in editor.failures.items():
         running = editor.current.sections.get(name)
-        reason = why if right >= Right.OPERATOR else translate("the operator can read the reason")
+        reason = reason_of(why, right, translate)
         sentence = translate("{name} was not changed: {why}").format(name=name, why=reason)
         yield f'<p class="bad">{text(sentence)}</p>'
         if running is not None and running != editor.wanted_models.get(name):

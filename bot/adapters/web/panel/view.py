@@ -3,11 +3,14 @@
 import asyncio
 from typing import Any
 
+import structlog
+
 from bot.adapters.web.access import Right
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.panel.audit import MOST_CHANGES, audit_html
 from bot.adapters.web.panel.backups import backups_html, progress_html
 from bot.adapters.web.panel.channels import channels_html
+from bot.adapters.web.panel.faults import reason_of
 from bot.adapters.web.panel.html import text
 from bot.adapters.web.panel.log import log_html
 from bot.adapters.web.panel.now import now_parts
@@ -19,6 +22,8 @@ from bot.domain import SettingChange
 from bot.errors import StoreError
 from bot.observability.logging import recent_lines
 from bot.storage.usage_export import UsageReport
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class PanelView:
@@ -61,6 +66,8 @@ class PanelView:
         self._report = report
         if isinstance(report, UsageReport):
             self._used_places = {scope.id for scope, _ in report.places if scope.level == "channel"}
+        if isinstance(report, str):
+            report = reason_of(report, self._right, self._translate)
         return {"usage": usage_html(report, today, self._translate)}
 
     async def _channels_part(self) -> dict[str, str]:
@@ -71,7 +78,9 @@ class PanelView:
             changes: list[SettingChange] = await choices.in_force()
             history = await choices.changes(None, MOST_CHANGES)
         except StoreError as error:  # tried again a second later
-            return {"channels": text(self._translate("The settings cannot be read: {why}").format(why=error))}
+            log.warning("settings not read, the panel tries again", error=str(error))
+            why = reason_of(str(error), self._right, self._translate)
+            return {"channels": text(self._translate("The settings cannot be read: {why}").format(why=why))}
         self._revision, show_texts = revision, self._sources.show_texts
         self._set_places = {change.scope.id for change in changes if change.scope.level in ("channel", "thread")}
         return {
