@@ -1,13 +1,14 @@
 """Pictures in the requests of the remote backend, and servers that do not take them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
-from bot.domain import ChatMessage, ChatRequest, Picture, SamplingParams
+from bot.domain import ChatMessage, ChatRequest, Finished, Picture, Queued, SamplingParams
 from bot.engine.remote.tokens import estimate_picture, estimate_tokens
-from bot.errors import EngineFailed, PicturesRefused
+from bot.errors import EngineBusy, EngineFailed, PicturesRefused
 from tests.engine.remote_bench import remote, text_of
 from tests.harness.servers.model_server import Behaviour, ModelServer, delta, refuse, send
 from tests.reading.hostile_pictures import drawn
@@ -120,6 +121,38 @@ async def test_another_server_gets_the_pictures_that_one_refuses(server: ModelSe
         able.script.clear()
         assert await text_of(engine, QUESTION) == "a scripted answer"
         assert len(able.bodies) == 1
+
+
+async def test_a_question_waits_for_the_only_server_that_sees_while_text_passes_it(server: ModelServer) -> None:
+    two = asking(ChatMessage("user", "which is older?", (PICTURE, PICTURE)))
+    async with ModelServer() as other, remote(server, other, vision=True, max_batch_size=1, max_waiting=1) as engine:
+        server.then(refuse(400, {"error": {"message": "At most 1 image(s) may be provided"}}))
+        with pytest.raises(PicturesRefused):
+            await text_of(engine, two)
+        other.go_on.clear()
+        first = asyncio.create_task(text_of(engine, two))
+        await other.until(lambda: other.running == 1)
+        second = engine.generate(replace(two, channel="second", user="second"))
+        assert await anext(second) == Queued(1)
+        with pytest.raises(EngineBusy):
+            await text_of(engine, replace(two, channel="third", user="third"))
+        assert await text_of(engine, QUESTION) == "a scripted answer"
+        assert (len(server.bodies), len(other.bodies), engine.load.waiting) == (2, 1, 1)
+        other.go_on.set()
+        assert await first == "a scripted answer"
+        assert isinstance([event async for event in second][-1], Finished)
+        assert len(other.bodies) == 2
+
+
+async def test_a_question_with_a_picture_is_given_up_while_only_a_blind_server_is_well(server: ModelServer) -> None:
+    async with ModelServer() as other, remote(server, other, vision=True) as engine:
+        server.then(refuse(400, {"error": {"message": "not a multimodal model"}}))
+        with pytest.raises(PicturesRefused):
+            await text_of(engine, QUESTION)
+        await other.kill()
+        with pytest.raises(EngineFailed, match=r"no model server answers: .*ConnectError"):
+            await text_of(engine, replace(QUESTION, has_fallback=True))
+        assert await text_of(engine, asking(ChatMessage("user", "why?"))) == "a scripted answer"
 
 
 @pytest.mark.parametrize(

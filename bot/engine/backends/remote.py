@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +27,7 @@ from bot.domain import (
 )
 from bot.engine.base import Memory, Progress, silent
 from bot.engine.remote.api import ServerApi, certificates
-from bot.engine.remote.endpoints import Endpoint, Endpoints, require_urls
+from bot.engine.remote.endpoints import Endpoint, Endpoints, has_well, is_loading, mistake, reasons, require_urls
 from bot.engine.remote.errors import ContextExceeded, ServerFailed, describe
 from bot.engine.remote.stream import without_space
 from bot.engine.remote.tokens import TokenEstimates
@@ -78,6 +79,7 @@ class _Answer:
     """The text that its reader has, and how many seconds it waits for a server at most: none with a fallback."""
 
     prompt_tokens: int
+    able: Sequence[Endpoint]  # those that take its pictures
     patience: float
     give_up: float
     text: str = ""
@@ -142,12 +144,14 @@ class RemoteEngine:
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         patience = 0.0 if request.has_fallback else _GIVE_UP_SECONDS
-        answer = _Answer(await self._count(request.messages), patience, self._clock.now() + patience)
+        tokens = await self._count(request.messages)
+        able = self._able(request)
+        answer = _Answer(tokens, able, patience, self._clock.now() + patience)
         if answer.prompt_tokens >= self._context_length:
             raise PromptTooLong(answer.prompt_tokens, self._context_length)
-        if not (able := self._able(request)):
+        if not able:
             raise PicturesRefused(self._endpoints.most_pictures)
-        ticket = self._queue.enqueue(request, answer.prompt_tokens)
+        ticket = self._queue.enqueue(request, answer.prompt_tokens, partial(self._endpoints.has_free, able))
         try:
             while True:
                 async with aclosing(self._turn(ticket, answer)) as positions:
@@ -166,8 +170,8 @@ class RemoteEngine:
                         self._report(endpoint, error)
                         if answer.text:
                             break
-                        if (mistake := self._endpoints.mistake) is not None:
-                            raise EngineFailed(f"no model server can be used: {mistake}") from error
+                        if (what := mistake(able)) is not None:
+                            raise EngineFailed(f"no model server can be used: {what}") from error
                         answer.failed(endpoint, error, is_only=len(able) == 1)
                         if answer.failures >= _MOST_FAILURES or len(answer.refused_by) in {2, len(able)}:
                             why = f"{endpoint.host}: {self._describe(error)}"
@@ -212,14 +216,14 @@ class RemoteEngine:
                 queued = await ticket.queued()
                 if queued is None:
                     return
-                yield replace(queued, is_model_loading=self._endpoints.is_loading)
-            if (mistake := self._endpoints.mistake) is not None:
-                raise EngineFailed(f"no model server can be used: {mistake}")
+                yield replace(queued, is_model_loading=is_loading(answer.able))
+            if (what := mistake(answer.able)) is not None:
+                raise EngineFailed(f"no model server can be used: {what}")
             now = self._clock.now()
-            if self._endpoints.has_well:
+            if has_well(answer.able):
                 answer.give_up = now + answer.patience
-            elif now >= answer.give_up + (_LOADING_SECONDS if self._endpoints.is_loading and answer.patience else 0.0):
-                raise EngineFailed(f"no model server answers: {self._endpoints.fault}")
+            elif now >= answer.give_up + (_LOADING_SECONDS if is_loading(answer.able) and answer.patience else 0.0):
+                raise EngineFailed(f"no model server answers: {reasons(answer.able)}")
 
     async def _stream(
         self, endpoint: Endpoint, request: ChatRequest, answer: _Answer

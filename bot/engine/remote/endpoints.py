@@ -1,7 +1,7 @@
 """The servers of a remote engine: which one takes the next request, and which one rests."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -127,29 +127,12 @@ class Endpoints:
         return sum(each.capacity(now) for each in self.all)
 
     @property
-    def has_well(self) -> bool:
-        return any(each.is_listed and not each.failures for each in self.all)
-
-    @property
-    def mistake(self) -> str | None:
-        """Return what the operator has to change, if no server can be used before that."""
-        return self._reasons if all(each.is_misconfigured for each in self.all) else None
-
-    @property
-    def is_loading(self) -> bool:
-        return not self.has_well and any(each.is_loading for each in self.all)
-
-    @property
     def fault(self) -> str | None:
         """Return the reason while no server is known to answer."""
         now = self._clock.now()
         if any(each.capacity(now) for each in self.all):
             return None
-        return self._reasons
-
-    @property
-    def _reasons(self) -> str:
-        return "; ".join(f"{each.host}: {each.why}" for each in self.all)
+        return reasons(self.all)
 
     @property
     def context_length(self) -> int | None:
@@ -160,6 +143,11 @@ class Endpoints:
     def most_pictures(self) -> int:
         """Return how many pictures a prompt may have on one of them."""
         return max((each.most_pictures for each in self.all), default=0)
+
+    def has_free(self, among: Sequence[Endpoint]) -> bool:
+        """Return whether one of these takes another request now."""
+        now = self._clock.now()
+        return any(each.capacity(now) > each.running for each in among)
 
     def choose(self, channel: str, among: Sequence[Endpoint] | None = None) -> Endpoint | None:
         """Return the server for a request of this channel; None if each rests or is full."""
@@ -179,6 +167,24 @@ class Endpoints:
         """Return the time at which the next pause ends, a long time from now if none does."""
         now = self._clock.now()
         return min((each.paused_until for each in self.all if each.paused_until > now), default=now + _LONGEST_PAUSE)
+
+
+def has_well(among: Iterable[Endpoint]) -> bool:
+    return any(each.is_listed and not each.failures for each in among)
+
+
+def is_loading(among: Collection[Endpoint]) -> bool:
+    return not has_well(among) and any(each.is_loading for each in among)
+
+
+def mistake(among: Collection[Endpoint]) -> str | None:
+    """Return what the operator has to change, if none of these servers can be used before that."""
+    return reasons(among) if all(each.is_misconfigured for each in among) else None
+
+
+def reasons(among: Iterable[Endpoint]) -> str:
+    """Return the last failure of each server."""
+    return "; ".join(f"{each.host}: {each.why}" for each in among)
 
 
 def require_urls(options: EngineSection) -> None:

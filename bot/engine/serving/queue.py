@@ -71,13 +71,21 @@ class RoundRobinQueue(Generic[J]):
 
     def pop(self, running: Mapping[str, int] = MappingProxyType({})) -> J:
         """Remove and return the next job of the user with the fewest `running` jobs."""
-        user, channels = min(self._users.items(), key=lambda item: running.get(item[0], 0))
-        channel, jobs = next(iter(channels.items()))
-        job = jobs[0]
-        channels.move_to_end(channel)
-        self._users.move_to_end(user)
-        self.discard(job)
+        job = next(self.candidates(running))
+        self.take(job)
         return job
+
+    def candidates(self, running: Mapping[str, int] = MappingProxyType({})) -> Iterator[J]:
+        """Iterate over the first job of each channel, those of the user with the fewest `running` jobs first."""
+        for user in sorted(self._users, key=lambda user: running.get(user, 0)):
+            for jobs in self._users[user].values():
+                yield jobs[0]
+
+    def take(self, job: J) -> None:
+        """Remove a job that is served; its user and channel are the last to be served again."""
+        self._users[job.user].move_to_end(job.channel)
+        self._users.move_to_end(job.user)
+        self.discard(job)
 
     def discard(self, job: J) -> bool:
         """Remove a job; return whether it was queued."""
@@ -128,13 +136,18 @@ class Throughput:
         return position * self._held / self._answers / slots if self._answers and slots else None
 
 
+def _always() -> bool:
+    return True
+
+
 @dataclass(eq=False, slots=True)
 class SlotTicket:
-    """One request's position in the queue."""
+    """One request's position in the queue; while `may_run` is false others pass it."""
 
     user: str
     channel: str
     prompt_tokens: int
+    may_run: Callable[[], bool] = _always
     position: int = -1  # -1 before the first update; 0 is running
     wait: float | None = None
     started: float = 0.0
@@ -169,16 +182,17 @@ class FairQueue:
         wait = self._throughput.wait(waiting, self._slots)
         return EngineLoad(len(self._running), waiting, slots=self._slots, wait=wait)
 
-    def enqueue(self, request: ChatRequest, prompt_tokens: int) -> SlotTicket:
+    def enqueue(self, request: ChatRequest, prompt_tokens: int, may_run: Callable[[], bool] = _always) -> SlotTicket:
         """Queue a request; the caller must `release` the ticket.
 
         Raises:
             EngineBusy: The queue is full.
         """
         load = self.load
-        if load.running >= self._slots and load.waiting >= self._max_waiting:
+        must_wait = load.running >= self._slots or not may_run()
+        if must_wait and load.waiting >= self._max_waiting:
             raise EngineBusy(load.waiting, self._max_waiting, load.wait)
-        ticket = SlotTicket(request.user, request.channel, prompt_tokens)
+        ticket = SlotTicket(request.user, request.channel, prompt_tokens, may_run)
         self._waiting.push(ticket)
         self._admit()
         return ticket
@@ -207,9 +221,7 @@ class FairQueue:
         self._admit()
 
     def _admit(self) -> None:
-        while len(self._running) < self._slots and self.load.waiting:
-            users = Counter(ticket.user for ticket in self._running)
-            admitted = self._requeued.pop(0) if self._requeued else self._waiting.pop(users)
+        while len(self._running) < self._slots and (admitted := self._next()) is not None:
             admitted.started = self._now() if self._now is not None else 0.0
             self._running[admitted] = None
         positions = {ticket: position for position, ticket in enumerate([*self._requeued, *self._waiting], start=1)}
@@ -218,3 +230,15 @@ class FairQueue:
                 ticket.position = positions.get(ticket, 0)
                 ticket.wait = self._throughput.wait(ticket.position, self._slots)
                 ticket.position_changed.set()
+
+    def _next(self) -> SlotTicket | None:
+        """Remove and return the next ticket that may run."""
+        requeued = next((ticket for ticket in self._requeued if ticket.may_run()), None)
+        if requeued is not None:
+            self._requeued.remove(requeued)
+            return requeued
+        users = Counter(ticket.user for ticket in self._running)
+        waiting = next((ticket for ticket in self._waiting.candidates(users) if ticket.may_run()), None)
+        if waiting is not None:
+            self._waiting.take(waiting)
+        return waiting
