@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Delete, Update, and_, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot import lifecycle
 from bot.domain import Author, ChannelKey, Exchange, IncomingMessage, Kind, Scope, Status
@@ -33,7 +34,9 @@ from bot.storage.further import (
     delete_further,
     delete_of_exchanges,
     has_any,
+    of_exchanges,
     older,
+    own_texts,
     replace_texts,
     said_in,
     set_readable_since,
@@ -124,17 +127,23 @@ class Deletion(OpenStore):
         prepared = await self._prepare(quotations, *are_they)
         async with self._writing() as tx:
             is_read = await has_any(tx.connection, channel, message_ids)
+            said: list[Said] = []
             if is_read:
-                await delete_further(tx, said_in(channel, message_ids))
+                theirs = said_in(channel, message_ids)
+                texts = await own_texts(tx.connection, self._vault, theirs)
+                said = [Said((channel.platform, channel.channel), text) for _, text in texts]
+                await delete_further(tx, theirs)
             if not (is_expected or is_read) and not await has_channel(tx.connection, channel):
                 return  # the messages are not for the bot, and nothing quotes them
             await self._bury(tx, channel, message_ids)
             # Of all rows: quotations that name a message outlive its text.
             rows = (await tx.execute(select(*_VERSION, *_PLACE).where(*are_they))).all()
-            said = await self._said(tx, quotations, rows, prepared)
+            said += await self._said(tx, quotations, rows, prepared)
             erased = select(*_ERASED).where(IS_KEPT, allowed(lifecycle.CLEAR), *are_they).with_for_update()
             await self._erase(tx, lifecycle.CLEAR, (await tx.execute(erased)).all())
-            await quotations.redact(tx, [row.id for row in rows], said)
+            ids = [row.id for row in rows]
+            await quotations.redact(tx, ids, said)
+            await delete_of_exchanges(tx, ids)
             await tx.execute(update(exchanges).where(*are_they).values(failure=DELETED))
 
     @shielded
@@ -173,8 +182,10 @@ class Deletion(OpenStore):
                 rows = (await tx.execute(select(*columns).where(*some).limit(batch).with_for_update())).all()
                 said = await self._said(tx, quotations, rows, prepared) if with_quotations else []
                 count += await self._erase(tx, transition, rows)
+                ids = [row.id for row in rows]
                 if with_quotations:
-                    await quotations.redact(tx, [row.id for row in rows], said)
+                    await quotations.redact(tx, ids, said)
+                await delete_of_exchanges(tx, ids)
                 if beside is not None:
                     await tx.execute(beside)
             seconds = max(self._clock.now() - began, 0.001)
@@ -186,14 +197,13 @@ class Deletion(OpenStore):
             batch = max(_LEAST_BATCH, min(_BATCH, round(batch * _MOST_SECONDS / seconds)))
 
     async def _erase(self, tx: WriteTransaction, transition: Transition, rows: Collection[AnyRow]) -> int:
-        """Blank rows; return the number of questions."""
+        """Blank rows, without their further messages; return the number of questions."""
         tx.keys.delete(*(number for row in rows for number in row[2 : len(_ERASED)]))
         # Pages from before the encryption may have a text, until the file is rewritten.
         tx.is_erased = tx.is_erased and (not rows or self._vault.encrypted_to is None)
         ids = [row.id for row in rows]
         await tx.execute(_blanking(transition), {"ids": ids})
         await delete_votes(tx, ids)
-        await delete_of_exchanges(tx, ids)
         return [row.kind for row in rows].count(Kind.CHAT)
 
     def _quotations(self) -> Quotations:
@@ -213,7 +223,9 @@ class Deletion(OpenStore):
             texts = [
                 _text(each) for each in await tx.run_sync(partial(self._vault.decrypt, table=exchanges, rows=rows))
             ]
-        await quotations.prepare([Said(_place(row), text) for row, text in zip(rows, texts, strict=True)])
+            of_parts = await self._said_in_parts(tx, {row.id: _place(row) for row in rows})
+        said = [Said(_place(row), text) for row, text in zip(rows, texts, strict=True)]
+        await quotations.prepare([*said, *of_parts])
         return {(row.id, row.question_key): text for row, text in zip(rows, texts, strict=True)}
 
     async def _said(
@@ -235,7 +247,13 @@ class Deletion(OpenStore):
             changed = (await tx.execute(select(*_VERSION, exchanges.c.text).where(exchanges.c.id.in_(unknown)))).all()
             for row, each in zip(changed, await tx.decrypt(exchanges, changed), strict=True):
                 texts[row.id] = _text(each)
-        return [Said(places[id], text) for id, text in texts.items()]
+        of_parts = await self._said_in_parts(tx.connection, {id: each for id, each in places.items() if each in quoted})
+        return [*(Said(places[id], text) for id, text in texts.items()), *of_parts]
+
+    async def _said_in_parts(self, tx: AsyncConnection, places: Mapping[int, Place]) -> list[Said]:
+        """Return the texts of the further parts of questions, by the ids of their exchanges."""
+        texts = await own_texts(tx, self._vault, of_exchanges(places)) if places else []
+        return [Said(places[id], text) for id, text in texts]
 
     async def _bury(self, tx: WriteTransaction, channel: ChannelKey, message_ids: Collection[str]) -> None:
         """Store messages that may still come as deleted, unless they are known."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import (
@@ -34,7 +34,7 @@ from bot.storage.vault import Vault, WriteTransaction
 _LEVELS = ("user", "channel", "thread")
 _NEVER = datetime.min.replace(tzinfo=UTC)
 OF_OTHERS = further_messages.c.kind.in_([FurtherKind.BEFORE, FurtherKind.LINKED])
-_OF_ASKER = further_messages.c.kind.in_([FurtherKind.CONTINUATION, FurtherKind.FORWARD])
+OF_ASKER = further_messages.c.kind.in_([FurtherKind.CONTINUATION, FurtherKind.FORWARD])
 
 # Whether the message of an exchange is a part of another question; named as text for a RETURNING clause, where SQLite
 # uses the index only for values without a column's collation.
@@ -42,7 +42,7 @@ _SAME = [
     further_messages.c[name] == cast(literal_column(f"exchanges.{name}"), Text)
     for name in ("platform", "channel", "message")
 ]
-IS_CONTINUATION = select(literal(1)).where(*_SAME, _OF_ASKER).exists().label("is_continuation")
+IS_CONTINUATION = select(literal(1)).where(*_SAME, OF_ASKER).exists().label("is_continuation")
 
 
 def read_further(connection: Connection, vault: Vault, ids: Collection[int]) -> dict[int, tuple[FurtherMessage, ...]]:
@@ -125,7 +125,7 @@ async def _encrypt(tx: WriteTransaction, message: FurtherMessage) -> dict[str, A
 
 async def question_of(tx: AsyncConnection, channel: ChannelKey, message_id: str) -> int | None:
     """Return the exchange whose question a message is a continuation of."""
-    which = said_in(channel, [message_id]), _OF_ASKER
+    which = said_in(channel, [message_id]), OF_ASKER
     return (await tx.execute(select(further_messages.c.exchange).where(*which).limit(1))).scalar()
 
 
@@ -133,6 +133,14 @@ async def has_any(tx: AsyncConnection, channel: ChannelKey, message_ids: Collect
     """Return whether one of these messages belongs to a question."""
     which = said_in(channel, message_ids)
     return (await tx.execute(select(further_messages.c.exchange).where(which).limit(1))).first() is not None
+
+
+async def own_texts(tx: AsyncConnection, vault: Vault, *which: ColumnElement[bool]) -> list[tuple[int, str]]:
+    """Return the texts of parts of questions, each with its exchange."""
+    columns = further_messages.c.exchange, further_messages.c.text, further_messages.c.text_key
+    rows = (await tx.execute(select(*columns).where(*which, OF_ASKER))).all()
+    found = await tx.run_sync(partial(vault.decrypt, table=further_messages, rows=rows)) if rows else []
+    return [(each["exchange"], each["text"]) for each in found if isinstance(each, dict)]
 
 
 async def replace_texts(tx: WriteTransaction, channel: ChannelKey, message_id: str, text: str) -> None:
@@ -174,6 +182,10 @@ async def delete_further(tx: WriteTransaction, *which: ColumnElement[bool]) -> N
 def said_in(channel: ChannelKey, message_ids: Collection[str]) -> ColumnElement[bool]:
     """Select messages of a channel, threads included, in whatever questions they are."""
     return and_(further_messages.c.platform == channel.platform, _is(channel.channel, message_ids))
+
+
+def of_exchanges(ids: Collection[int]) -> ColumnElement[bool]:
+    return further_messages.c.exchange.in_(ids)
 
 
 def _is(channel: str, message_ids: Collection[str]) -> ColumnElement[bool]:

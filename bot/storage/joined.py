@@ -17,12 +17,16 @@ from bot.storage.further import (
     OF_OTHERS,
     delete_further,
     insert_further,
+    own_texts,
     question_of,
     read_further,
     replace_contents,
+    replace_texts,
+    said_in,
     unreadable,
 )
 from bot.storage.opened import claiming, rows_of, shielded
+from bot.storage.quoted_text import Said, replace_quotes
 from bot.storage.rows import UNANSWERED, emptied
 from bot.storage.schema import EXCHANGE, IS_KEPT, channels, exchanges, further_messages
 from bot.storage.vault import WriteTransaction
@@ -52,6 +56,10 @@ class Joined(Votes):
     async def edit_continuation(
         self, owner: str, /, channel: ChannelKey, message_id: str, text: str, files: Sequence[Attachment]
     ) -> Exchange | None:
+        quotations, place = self._quotations(), (channel.platform, channel.channel)
+        async with self._transactions.reading() as reader:
+            before = await own_texts(reader, self._vault, said_in(channel, [message_id]))
+        await quotations.prepare([Said(place, words) for _, words in before])
         async with self._claiming() as tx:
             question = await question_of(tx.connection, channel, message_id)
             if question is None:
@@ -67,6 +75,10 @@ class Joined(Votes):
                 owed = change(lifecycle.CLAIM, owner=owner).where(exchanges.c.id == question, self._unclaimed)
                 return next(iter(await self._claimed(tx, owed)), None)
             await replace_contents(tx, question, part, text, kept)
+            await replace_quotes(tx, channel, message_id, text)
+            await replace_texts(tx, channel, message_id, text)
+            await quotations.read_added(tx, {place})
+            await quotations.redact(tx, [], [Said(place, part.text)])
             return await self._reopen(tx, owner, question)
 
     async def _can_reopen(self, tx: WriteTransaction, id: int) -> bool:

@@ -27,9 +27,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bot.domain import ChannelKey
 from bot.storage.encryption import DamagedRow, clean
+from bot.storage.further import OF_ASKER
 from bot.storage.keys import BATCH
 from bot.storage.rows import UNQUOTED, quotation_texts
-from bot.storage.schema import IS_QUOTING, exchanges, parts
+from bot.storage.schema import IS_QUOTING, exchanges, further_messages, parts
 from bot.storage.transactions import Transactions
 from bot.storage.vault import Vault, WriteTransaction
 
@@ -103,14 +104,15 @@ class Quotations:
     ) -> int:
         """Delete the quotations, once `read_added` was called; return their number.
 
-        Those that name a message or a reply of the exchanges `ids`, and those with the words of `deleted`.
+        Those that name a message, a part of it or a reply of the exchanges `ids`, and those with the words of
+        `deleted`.
         """
         texts = _texts(deleted)
         unprepared = {place: each - self._texts.get(place, set()) for place, each in texts.items()}
         by_words = await _compare(self._added, texts) | await _compare(self._words, unprepared)
         found: dict[int, int | None] = {}
         for some in _batches(ids):
-            for naming in (_OF_REPLIES,) if of_replies_only else (_OF_REPLIES, _OF_QUESTIONS):
+            for naming in (_OF_REPLIES,) if of_replies_only else (_OF_REPLIES, _OF_QUESTIONS, _OF_PARTS):
                 found |= {row.id: row.quotation_key for row in await tx.execute(naming, {"ids": some})}
         keys = select(exchanges.c.id, exchanges.c.quotation_key)
         for some in _batches(by_words | self._quoting):
@@ -164,6 +166,8 @@ _quoted = exchanges.alias("quoted")
 _ids: BindParameter[int] = bindparam("ids", expanding=True)
 _OF_QUESTIONS = _select_naming(_quoted.c.message, _quoted.c.id.in_(_ids))
 _OF_REPLIES = _select_naming(parts.c.message, parts.c.exchange == _quoted.c.id, parts.c.exchange.in_(_ids))
+_part = further_messages.c
+_OF_PARTS = _select_naming(_part.message, _part.exchange == _quoted.c.id, _part.exchange.in_(_ids), OF_ASKER)
 
 
 def _as_json(rows: Iterable[tuple[str, ...]]) -> str:

@@ -678,6 +678,40 @@ async def test_clearing_deletes_quotations_of_answers_in_other_threads(store: St
     assert (await begun(store, afterwards)).message == afterwards, "its author points at the answer after the clear"
 
 
+@pytest.mark.parametrize("way", ["forget", "clear", "delete the question", "delete the part", "edit the part"])
+async def test_quotations_of_a_part_of_a_question_are_deleted_with_it(store: Store, way: str) -> None:
+    asked = await begun(store, message(1, "translate this:"))
+    part = FurtherMessage("2", ROOM.channel, MEI, "my door code is 4711", NOON, FurtherKind.CONTINUATION)
+    assert await store.join(asked, part) is not None
+    quotes = {
+        "by its id": replace(message(3, author=BEN), quoted="(paraphrased)", quoted_id="2"),
+        "by its words": replace(message(4, author=BEN, channel=THREAD), quoted="code is 4711"),
+        "of the same id elsewhere": replace(
+            message(5, author=BEN, channel=ChannelKey("slack", "C2")), quoted="hi", quoted_id="2"
+        ),
+        "of something else": replace(message(6, author=BEN), quoted="see you at the station"),
+    }
+    stored = {name: await begun(store, quoting) for name, quoting in quotes.items()}
+    match way:
+        case "forget":
+            await store.forget(MEI)
+        case "clear":
+            await store.clear(ROOM, await begun(store, message(9, "/clear"), Kind.COMMAND), MEI)
+        case "delete the question":
+            await store.delete_messages(ROOM, ["1"])
+        case "delete the part":
+            await store.delete_messages(ROOM, ["2"])
+        case _:
+            assert await store.edit_continuation(ROOM, "2", "never mind", []) is not None
+    left = {name: (await found(store, exchange)).message.quoted for name, exchange in stored.items()}
+    assert left == {
+        "by its id": "never mind" if way == "edit the part" else None,
+        "by its words": None,
+        "of the same id elsewhere": "hi",
+        "of something else": "see you at the station",
+    }
+
+
 async def test_a_deleted_message_takes_its_quotations_also_without_an_exchange(store: Store) -> None:
     quoting = await begun(store, replace(message(2, "is that so?"), quoted="a secret", quoted_id="1"))
     await store.delete_messages(ROOM, ["1"])
