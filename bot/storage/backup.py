@@ -1,8 +1,10 @@
 """Back up a SQLite database into one file while the bot runs."""
 
+import fcntl
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -38,35 +40,78 @@ def back_up(
         )
     if migrate.current_revision(url, busy_timeout) is None:
         raise StoreError(f"no database {location.name}: nothing to back up")
-    keys, key_target = path_beside(location.path), path_beside(target)
-    names = [target, key_target] if keys.exists() else [target]
-    with _map_errors(target):
-        # A backup that was killed leaves the reserved name, and perhaps the keys that it had copied.
-        is_left = target.exists() and target.stat().st_size == 0
-        for file in names:
-            if not (is_left and file.exists()):
-                _create(file)
-    partials = {file: file.with_name(f"{file.name}.partial") for file in names}
-    try:
-        with _map_errors(target):
-            for partial in partials.values():
-                partial.unlink(missing_ok=True)
-                _create(partial)
+    keys, files = path_beside(location.path), _Files(target)
+    with _map_errors(target), files.reserved():
+        partials = {target: files.partial, **({files.keys: files.key_partial} if keys.exists() else {})}
+        for partial in partials.values():
+            _create(partial)
         with map_errors(f"{location.name}, or its backup {target},"):
-            _copy(location.path, keys, partials[target], partials.get(key_target), busy_timeout, progress)
-            _check_integrity(partials[target])
-        with _map_errors(target):
-            size = sum(partial.stat().st_size for partial in partials.values())
-            for file, partial in reversed(partials.items()):  # the database last: with it the backup is complete
-                sync_path(partial)
-                partial.replace(file)
-            sync_path(target.parent)
-            return size
-    except BaseException:
-        for file in (*partials.values(), *names):
+            _copy(location.path, keys, files.partial, partials.get(files.keys), busy_timeout, progress)
+            _check_integrity(files.partial)
+        size = sum(partial.stat().st_size for partial in partials.values())
+        for file, partial in reversed(partials.items()):  # the database last: with it the backup is complete
+            sync_path(partial)
+            partial.replace(file)
+        sync_path(target.parent)
+        return size
+
+
+class _Files:
+    """The names of a backup.
+
+    While it is made, the name of the database is that of an empty file, with a lock that a kill releases.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self.database, self.keys = database, path_beside(database)
+        self.partial, self.key_partial = (file.with_name(f"{file.name}.partial") for file in (database, self.keys))
+        self._journal = database.with_name(f"{self.partial.name}-journal")  # which SQLite makes
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Reserve the names, without what a killed backup left; delete all files after an error."""
+        lock = self._lock()
+        try:
+            self._remove_others()
+            yield
+        except BaseException:
             with suppress(OSError):
-                file.unlink(missing_ok=True)
-        raise
+                self._remove_others()
+                self.database.unlink()
+            raise
+        finally:
+            os.close(lock)
+
+    def _lock(self) -> int:
+        while True:
+            self._check()
+            lock = os.open(self.database, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(lock)
+                    raise StoreError(
+                        f"another backup is being written to {self.database}: wait for its end, or name another file"
+                    ) from None
+            # The process that had the lock may have put the backup in the place of this file, or deleted it.
+            with suppress(FileNotFoundError):
+                status = os.fstat(lock)
+                if not status.st_size and os.path.samestat(status, self.database.lstat()):
+                    return lock
+            os.close(lock)
+
+    def _check(self) -> None:
+        # A backup has keys before it has a database; until then it has a partial one.
+        for file in (self.database, *(() if self.partial.exists() else (self.keys,))):
+            with suppress(FileNotFoundError):
+                status = file.lstat()
+                if status.st_size or not stat.S_ISREG(status.st_mode):
+                    raise StoreError(f"{file} already exists: a backup does not overwrite files, name another one")
+
+    def _remove_others(self) -> None:
+        for file in (self.keys, self.key_partial, self._journal, self.partial):  # see _check
+            file.unlink(missing_ok=True)
 
 
 def _copy(
@@ -125,7 +170,5 @@ def _create(file: Path) -> None:
 def _map_errors(target: Path) -> Iterator[None]:
     try:
         yield
-    except FileExistsError:
-        raise StoreError(f"{target} already exists: a backup does not overwrite files, name another one") from None
     except OSError as error:
         raise StoreError(f"{target} cannot be written ({error.strerror}): name another file") from error

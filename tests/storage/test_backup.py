@@ -95,11 +95,56 @@ def test_the_partial_file_of_a_killed_backup_is_replaced(tmp_path: Path) -> None
 async def test_a_backup_that_was_killed_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await store.enqueue(message(1), Kind.CHAT)
+    for name in ("backup.db.keys", "backup.db.partial", "backup.db.partial-journal"):
+        (tmp_path / name).write_bytes(b"left by a kill between the two renames")
     (tmp_path / "backup.db").touch()
-    (tmp_path / "backup.db.keys").write_bytes(b"its keys")
     back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
     async with SqlStore(url_of(tmp_path / "backup.db")) as store:
         assert await store.find(ROOM, "1") is not None
+    assert not [file.name for file in tmp_path.glob("backup.db.partial*")]
+
+
+async def test_a_backup_does_not_overwrite_the_keys_of_another(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.enqueue(message(1), Kind.CHAT)
+    (tmp_path / "old.db.keys").write_bytes(b"keys whose database is elsewhere")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"old\.db\.keys already exists: a backup does not overwrite files"):
+            back_up(url_of(tmp_path / "bot.db"), tmp_path / "old.db")
+    assert [file.name for file in tmp_path.glob("old*")] == ["old.db.keys"]
+    assert (tmp_path / "old.db.keys").read_bytes() == b"keys whose database is elsewhere"
+
+
+async def test_of_two_backups_with_one_name_the_second_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.enqueue(message(1, "kept"), Kind.CHAT)
+    refusals: list[str] = []
+
+    def check(file: Path) -> None:
+        real(file)
+        monkeypatch.setattr(backup, "_check_integrity", real)  # for the second
+        with pytest.raises(StoreError) as refused:
+            back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+        refusals.append(str(refused.value))
+
+    real = backup._check_integrity
+    monkeypatch.setattr(backup, "_check_integrity", check)
+    assert back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    assert refusals == [
+        f"another backup is being written to {tmp_path / 'backup.db'}: wait for its end, or name another file"
+    ]
+    async with SqlStore(url_of(tmp_path / "backup.db")) as restored:
+        assert await restored.find(ROOM, "1") is not None
+
+
+def test_a_device_is_no_leftover(tmp_path: Path) -> None:
+    migrate.upgrade(url_of(tmp_path / "bot.db"))
+    os.mkfifo(tmp_path / "backup.db")
+    with pytest.raises(StoreError, match=r"backup\.db already exists"):
+        back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    assert (tmp_path / "backup.db").is_fifo()
 
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
