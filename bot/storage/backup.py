@@ -13,7 +13,7 @@ from urllib.parse import quote
 from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import BUSY_TIMEOUT, locate
-from bot.storage.errors import map_errors
+from bot.storage.errors import DISK_FULL, map_errors
 from bot.storage.key_file import KeyFile, path_beside
 from bot.util.files import sync_path
 
@@ -171,4 +171,5 @@ def _map_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{target} cannot be written ({error.strerror}): name another file") from error
+        hint = "free some space" if error.errno in DISK_FULL else "name another file"
+        raise StoreError(f"{target} cannot be written ({error.strerror}): {hint}") from error

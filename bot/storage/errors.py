@@ -1,5 +1,6 @@
 """Map errors of SQLAlchemy and its drivers to StoreErrors that say what to do."""
 
+import errno
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ SQLITE_MESSAGES = {
     "on it and its folder",
     sqlite3.SQLITE_NOTADB: "is not a SQLite database: name another file in storage.url, or move this one away",
 }
+
+# The system's codes for a full disk, and for what a user may have of it.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _DAMAGED_SERVER = ("XX001", "XX002")
 
@@ -87,7 +91,8 @@ def map_errors(place: str) -> Iterator[None]:
     except sqlite3.Error as exc:
         raise _kind(exc)(describe(place, exc)) from exc
     except OSError as exc:
-        raise StoreError(f"{place} {SQLITE_MESSAGES[sqlite3.SQLITE_CANTOPEN]} ({exc.strerror})") from exc
+        code = sqlite3.SQLITE_FULL if exc.errno in DISK_FULL else sqlite3.SQLITE_CANTOPEN
+        raise StoreError(f"{place} {SQLITE_MESSAGES[code]} ({exc.strerror})") from exc
     except SQLAlchemyError as exc:
         raise StoreError(f"{place} cannot be used ({str(exc).splitlines()[0]}): {RESTORE}") from exc
 

@@ -1,5 +1,6 @@
 """Backup and restore: complete, private, without deleted text, while the bot runs."""
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -145,6 +146,21 @@ def test_a_device_is_no_leftover(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"backup\.db already exists"):
         back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
     assert (tmp_path / "backup.db").is_fifo()
+
+
+async def test_a_full_disk_is_named_where_the_keys_find_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with temporary_store(tmp_path) as store:
+        await store.enqueue(message(1), Kind.CHAT)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(backup.shutil, "copyfile", fail)  # type: ignore[attr-defined]  # the module's own import
+    with pytest.raises(StoreError, match=r"backup\.db, cannot grow, the disk is full: free some space"):
+        back_up(url_of(tmp_path / "bot.db"), tmp_path / "backup.db")
+    assert not list(tmp_path.glob("backup.db*"))
 
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
