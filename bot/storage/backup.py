@@ -56,6 +56,13 @@ def back_up(
         return size
 
 
+def remove_left(folder: Path) -> None:
+    """Delete what killed backups left in a folder; what another process writes there stays."""
+    for database in {*folder.glob("*.db"), *(file.with_suffix("") for file in folder.glob("*.db.partial"))}:
+        with suppress(OSError, StoreError):
+            _Files(database).remove_left()
+
+
 class _Files:
     """The names of a backup.
 
@@ -79,6 +86,15 @@ class _Files:
                 self._remove_others()
                 self.database.unlink()
             raise
+        finally:
+            os.close(lock)
+
+    def remove_left(self) -> None:
+        """Delete what a killed backup left."""
+        lock = self._lock()
+        try:
+            self._remove_others()
+            self.database.unlink()
         finally:
             os.close(lock)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bot.errors import StoreError
-from bot.storage.backup import back_up
+from bot.storage.backup import back_up, remove_left
 from bot.storage.connections import locate
 from bot.storage.key_file import path_beside
 
@@ -56,6 +56,7 @@ class BackupFolder:
             except OSError as error:
                 raise StoreError(f"{self.path} cannot be made ({error.strerror})") from error
             target = self.path / f"bot-{now.astimezone(UTC):%Y%m%d-%H%M%S}.db"
+            remove_left(self.path)
             back_up(self._url, target, progress=self._report)
             return _backup(target)
         finally:

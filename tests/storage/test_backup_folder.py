@@ -1,5 +1,6 @@
 """Backups of a running bot: their progress, and one at a time."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,26 @@ async def test_the_progress_rises_to_the_end_and_another_is_refused_meanwhile(
     assert shares[-1] == 1.0
     assert folder.progress is None
     assert [each.name for each in folder.list()] == [made.name]
+
+
+async def test_what_killed_backups_left_is_deleted_before_the_next(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'bot.db'}"
+    async with SqlStore(url, MonotonicClock()):
+        folder = BackupFolder(url)
+        whole = folder.make(NOON)
+        for name in ("a.db", "b.db", "c.db"):
+            (folder.path / name).touch()
+        for name in ("a.db.partial", "a.db.keys.partial", "b.db.partial", "b.db.keys", "d.db.partial"):
+            (folder.path / name).write_bytes(b"half of it")
+        (folder.path / "c.db.keys").write_bytes(b"another's keys")  # no killed backup leaves such
+        with backup._Files(folder.path / "e.db").reserved():
+            (folder.path / "e.db.partial").write_bytes(b"another process writes it")
+            made = folder.make(NOON + timedelta(hours=1))
+            left = {file.name for file in folder.path.iterdir()}
+    assert left == {
+        *(name for each in (whole, made) for name in (each.name, f"{each.name}.keys")),
+        *("c.db", "c.db.keys", "e.db", "e.db.partial"),
+    }
 
 
 def test_a_database_server_is_backed_up_by_its_own_tool() -> None:
