@@ -204,7 +204,8 @@ class Scope:
 class SettingChange:
     """A setting as it was set in the chat; without value and text it was cleared.
 
-    `value` is a name or a number, `text` is what people write freely.
+    `value` is a name or a number, `text` is what people write freely; `text_author` is the key of
+    who wrote it, where `author` has only restored it.
     """
 
     scope: Scope
@@ -213,6 +214,7 @@ class SettingChange:
     text: str | None
     author: Author
     at: datetime
+    text_author: str | None = None
 
     @property
     def is_cleared(self) -> bool:

@@ -133,9 +133,20 @@ class Choices:
             async with self._lock:
                 await self._load()
 
-    async def set(self, scope: Scope, setting: str, author: Author, value: str | None, text: str | None = None) -> bool:
-        """Store a setting, or clear it without value and text; return False if it had this value."""
-        change = SettingChange(scope, setting, value, text, author, self._today())
+    async def set(
+        self,
+        scope: Scope,
+        setting: str,
+        author: Author,
+        value: str | None,
+        text: str | None = None,
+        text_author: str | None = None,
+    ) -> bool:
+        """Store a setting, or clear it without value and text; return False if it had this value.
+
+        `text_author` is the key of who wrote the text, if that is somebody else.
+        """
+        change = SettingChange(scope, setting, value, text, author, self._today(), text_author)
         async with self._lock:
             await self._load()
             before = self._rules.set_there(scope, setting)

@@ -237,8 +237,11 @@ async def _undo(context: CommandContext) -> str:
         return context.translate("No setting was changed in the chat here.")
     last = changes[0]
     before = next((each for each in changes[1:] if each.setting == last.setting), None)
-    value, text = (None, None) if before is None else (before.value, before.text)
-    return await _change(context, last.setting, value, text)
+    if before is None:
+        return await _change(context, last.setting, None, None)
+    wrote = before.text_author or before.author.key
+    is_by_another = before.text is not None and wrote != context.exchange.message.author.key
+    return await _change(context, last.setting, before.value, before.text, wrote if is_by_another else None)
 
 
 def shown_value(change: SettingChange, translate: Translate) -> str:
@@ -309,7 +312,9 @@ async def missing_here(context: CommandContext) -> list[str]:
     return [context.translate(sentence) for sentence in dict.fromkeys(found)]
 
 
-async def _change(context: CommandContext, setting: str, value: str | None, text: str | None) -> str:
+async def _change(
+    context: CommandContext, setting: str, value: str | None, text: str | None, text_author: str | None = None
+) -> str:
     """Change a setting of the place if the author may; say what is in force then."""
     translate, message = context.translate, context.exchange.message
     if refusal := await _refusal(context):
@@ -317,7 +322,7 @@ async def _change(context: CommandContext, setting: str, value: str | None, text
     if setting != "model" and not context.settings.rules.may_be_set(setting, message):
         return translate("config.toml does not allow changing {setting} here.").format(setting=f"`{setting}`")
     scope = scope_here(message)
-    await context.choices.set(scope, setting, message.author, value, text)
+    await context.choices.set(scope, setting, message.author, value, text, text_author)
     log.info("setting changed in the chat", setting=setting, place=scope.id, by=message.author.key)
     missing = await missing_here(context) if setting in ("answer", "triggers") else []
     return "\n\n".join([translate("From the next message on:"), f"- {_in_force(context, setting)}", *missing])

@@ -106,7 +106,7 @@ class Deletion(OpenStore):
         theirs = self._by(author), *(earlier(before) or [NOT_OPEN_COMMAND])
         async with self._writing() as tx:
             names = self._vault.pseudonyms(author.platform, author.id)
-            await forget_author(tx, author.platform, names)
+            await forget_author(tx, author, names)
             await delete_further(tx, *by(author.platform, names))
             since = self._calendar.today() if before is None else before.message.sent_at
             place = stored_place(Scope("user", author.key), self._vault)

@@ -197,6 +197,7 @@ def _change_to_json(change: SettingChange) -> dict[str, Any]:
         "value": change.value,
         "text": change.text,
         "author": {"id": change.author.key if change.author.id else "", "name": change.author.name},
+        "text_author": change.text_author,
         "set_at": change.at.isoformat(),
     }
 

@@ -273,6 +273,8 @@ settings = Table(
     Column("set_at", UtcDateTime, nullable=False),
     Column("author_id", Encrypted(Text()), info=encrypted("text_key")),
     Column("text_key", BigInteger),
+    # Who wrote the text that the author restored, as "discord:123"; null if the author did.
+    Column("text_author", Encrypted(), info=encrypted("text_key")),
     Index(None, "level", "place", "setting"),
     Index(None, "author_platform", "author"),  # forget
     Index(None, "place", "id"),  # setting_changes
@@ -353,6 +355,7 @@ key_deletions = Table(
 IS_KEPT: ColumnElement[bool] = exchanges.c.status != literal_column("'cleared'")
 IS_OWED: ColumnElement[bool] = exchanges.c.status.in_([literal_column("'open'"), literal_column("'answered'")])
 IS_QUOTING: ColumnElement[bool] = or_(exchanges.c.quoted.is_not(None), exchanges.c.quoted_id.is_not(None))
+IS_RESTORED: ColumnElement[bool] = settings.c.text_author.is_not(None)
 
 
 def _index(name: str, condition: ColumnElement[bool], *columns: str) -> None:
@@ -369,6 +372,9 @@ _index("said", IS_KEPT, "platform", "sent_at")  # said_since
 _index("aged", IS_KEPT, "sent_at")  # expire
 _index("owed", IS_OWED, "platform", "id")  # claim_owed
 _index("quoting", IS_QUOTING, "platform", "channel", "quoted_id")  # quotations of what is deleted
+Index(  # forget
+    "ix_settings_restored", settings.c.id, sqlite_where=IS_RESTORED, postgresql_where=IS_RESTORED
+)
 
 
 class _PartsOfExchange(FunctionElement[list[str]]):

@@ -8,10 +8,11 @@ from sqlalchemy import Select, Update, and_, delete, exists, func, insert, liter
 
 from bot.domain import Author, ChannelKey, Scope, ScopeLevel, SettingChange
 from bot.storage.encryption import DamagedRow
-from bot.storage.schema import SafeText, settings
+from bot.storage.schema import IS_RESTORED, SafeText, settings
 from bot.storage.vault import WriteTransaction
 
 _LEVELS = get_args(ScopeLevel)
+_BLANK = {"author": "", "author_id": None, "author_name": b""}
 _NEWEST = select(func.max(settings.c.id)).group_by(settings.c.level, settings.c.place, settings.c.setting)
 
 
@@ -29,7 +30,12 @@ def select_changes(place: str | None, limit: int) -> Select[Any]:
 
 async def insert_change(tx: WriteTransaction, change: SettingChange, pseudonym: str) -> None:
     author = change.author
-    texts = {"text": change.text, "author_id": author.id, "author_name": author.name}
+    texts = {
+        "text": change.text,
+        "text_author": change.text_author,
+        "author_id": author.id,
+        "author_name": author.name,
+    }
     values = {
         "level": change.scope.level,
         "place": change.scope.id,
@@ -44,12 +50,31 @@ async def insert_change(tx: WriteTransaction, change: SettingChange, pseudonym: 
     await tx.execute(insert(settings).values(id=number, **values, **encrypted))
 
 
-async def forget_author(tx: WriteTransaction, platform: str, names: Sequence[str]) -> None:
+async def forget_author(tx: WriteTransaction, author: Author, names: Sequence[str]) -> None:
     """Clear the texts of a person and blank the name; a choice between the operator's names stays."""
-    by = settings.c.author_platform == platform, settings.c.author.in_(names)
+    await _forget_in_restored(tx, author, names)
+    by = settings.c.author_platform == author.platform, settings.c.author.in_(names)
     tx.keys.delete(*(await tx.execute(select(settings.c.text_key).where(*by))).scalars())
-    blank = {"text": None, "author": "", "author_id": None, "author_name": b"", "text_key": None}
-    await tx.execute(update(settings).where(*by).values(blank))
+    await tx.execute(update(settings).where(*by).values(**_BLANK, text=None, text_author=None, text_key=None))
+
+
+async def _forget_in_restored(tx: WriteTransaction, author: Author, names: Sequence[str]) -> None:
+    """Where somebody restored what another person wrote, clear only what is of this one: the text, or the name."""
+    # With a bound SQLite searches the index of such rows.
+    rows = (await tx.execute(select(settings).where(IS_RESTORED, settings.c.id > 0))).all()
+    own: dict[str, Any]
+    for row in await tx.decrypt(settings, rows):
+        if isinstance(row, DamagedRow):
+            continue
+        if row["text_author"] == author.key:
+            kept, own = ("author_id", "author_name"), {"text": None, "text_author": None}
+        elif row["author_platform"] == author.platform and row["author"] in names:
+            kept, own = ("text", "text_author"), _BLANK
+        else:
+            continue
+        tx.keys.delete(row["text_key"])
+        encrypted = await tx.encrypt(settings, "text_key", {name: row[name] for name in kept})
+        await tx.execute(update(settings).where(settings.c.id == row["id"]).values(**own, **encrypted))
 
 
 async def expire_changes(tx: WriteTransaction, before: datetime) -> None:
@@ -78,4 +103,5 @@ def to_changes(rows: Iterable[dict[str, Any] | DamagedRow]) -> Iterator[SettingC
         if isinstance(row, dict) and row["level"] in _LEVELS and row["set_at"] is not None:
             author = Author(row["author_platform"], row["author_id"] or "", row["author_name"])
             scope = Scope(row["level"], row["place"])
-            yield SettingChange(scope, row["setting"], row["value"], row["text"], author, row["set_at"])
+            written = row["text"], author, row["set_at"], row["text_author"]
+            yield SettingChange(scope, row["setting"], row["value"], *written)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bot.chat.settings_commands import MOST_CHARACTERS
-from bot.config.schema import AccessSection, Config, ConversationSection
+from bot.config.schema import AccessSection, Config, ConversationSection, LimitsSection
 from bot.domain import Author, ChannelKey, IncomingMessage
 from bot.errors import PlatformUnavailable, StoreError
 from tests.harness.fakes import ScriptedEngine
@@ -297,6 +297,32 @@ async def test_taking_back_the_first_change_restores_the_default(harness: Harnes
     await harness.ask(said("/persona set You are a parrot."))
     assert "Persona: none (default)" in notice_of(await harness.ask(said("/settings undo")))
     assert await persona_of(harness) is None
+
+
+@pytest.mark.parametrize("undone", [1, 3])
+async def test_forget_me_takes_a_text_out_that_somebody_else_has_restored(harness: Harness, undone: int) -> None:
+    tom = Author("discord", "5", "Tom")
+    harness.intake.access.reconfigure(AccessSection(admins=(ADA.key, tom.key)), LimitsSection())
+    await harness.ask(said("/persona set You are Ada's parrot."))
+    await harness.ask(said("/persona clear", tom))
+    for _ in range(undone):
+        await harness.ask(said("/settings undo", tom))
+    assert await persona_of(harness) == "You are Ada's parrot."
+    last = notice_of(await harness.ask(said("/settings changes"))).splitlines()[0]
+    assert "Tom: `persona` = a text of 21 characters" in last
+    await harness.ask(said("/forget me"))
+    assert await persona_of(harness) is None
+    assert "Tom: `persona` = (reset)" in notice_of(await harness.ask(said("/settings changes", tom)))
+
+
+async def test_a_restored_text_outlives_the_person_who_restored_it(harness: Harness) -> None:
+    tom = Author("discord", "5", "Tom")
+    harness.intake.access.reconfigure(AccessSection(admins=(ADA.key, tom.key)), LimitsSection())
+    for text, author in [("/persona set You are Ada's parrot.", ADA), ("/persona clear", ADA), ("/settings undo", tom)]:
+        await harness.ask(said(text, author))
+    await harness.ask(said("/forget me", tom))
+    assert await persona_of(harness) == "You are Ada's parrot."
+    assert "Tom" not in notice_of(await harness.ask(said("/settings changes")))
 
 
 @pytest.mark.parametrize("text", ["/settings temperature 1", "/settings undo", "/settings changes"])

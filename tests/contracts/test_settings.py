@@ -1,6 +1,7 @@
 """Contract of a Store's settings: what is set in the chat, its earlier values, and their authors."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -49,6 +50,21 @@ async def test_forgetting_a_person_clears_their_texts_and_their_name(store: Stor
         change(TOPIC, None, author=nobody),
         change(Scope("server", "slack:T1"), None, "a text of his", BEN),
     ]
+
+
+async def test_of_a_restored_text_each_person_is_forgotten_alone(reopened: Reopened) -> None:
+    nobody = Author(MEI.platform, "", "")
+    elsewhere = Author("web", MEI.id, "somebody else")
+    async with reopened() as store:
+        await store.record_setting(replace(change(HERE, None, "a text of his", MEI), text_author=BEN.key))
+        await store.record_setting(replace(change(TOPIC, None, "a text of hers", BEN), text_author=MEI.key))
+        await store.forget(elsewhere)
+        await store.forget(MEI)
+    async with reopened() as store:
+        kept = replace(change(HERE, None, "a text of his", nobody), text_author=BEN.key)
+        assert await store.settings() == [kept, change(TOPIC, None, author=BEN)]
+        await store.forget(BEN)
+        assert await store.settings() == [change(HERE, None, author=nobody), change(TOPIC, None, author=nobody)]
 
 
 async def test_values_in_force_outlive_the_retention_and_earlier_ones_do_not(store: Store) -> None:

@@ -41,6 +41,7 @@ KEYS = {
 }
 PICTURE = Picture("image/personal", b"png", 1, 1)
 AUTHOR = Author("slack", "personal author", "personal name", frozenset({"personal role"}))
+WRITER = Author("slack", "personal writer", "")  # of a text that the author restored
 
 
 async def enqueue_exchange(store: SqlStore) -> None:
@@ -63,7 +64,7 @@ async def enqueue_exchange(store: SqlStore) -> None:
 async def record_setting(store: SqlStore) -> None:
     await enqueue_exchange(store)  # only a channel with exchanges can be exported
     scope = Scope("channel", str(ROOM))
-    await store.record_setting(SettingChange(scope, "persona", None, "personal text", AUTHOR, NOON))
+    await store.record_setting(SettingChange(scope, "persona", None, "personal text", AUTHOR, NOON, WRITER.key))
 
 
 async def record_context(store: SqlStore) -> None:
@@ -80,6 +81,11 @@ async def erase(store: SqlStore) -> None:
     exchange = await store.find(ROOM, "1")
     assert exchange is not None
     await store.erase(exchange)
+
+
+async def forget_both(store: SqlStore) -> None:
+    await store.forget(AUTHOR)
+    await store.forget(WRITER)
 
 
 # Each stores one row whose personal columns contain the word "personal".
@@ -108,7 +114,7 @@ DELETIONS: dict[str, dict[str, Callable[[SqlStore], Awaitable[object]]]] = {
         "expire": lambda store: store.expire(NOON + timedelta(days=1)),
     },
     # What /clear deletes was said: everybody may use it, but not change a setting.
-    "settings": {"forget": lambda store: store.forget(AUTHOR)},
+    "settings": {"forget": forget_both},
 }
 
 
