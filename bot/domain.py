@@ -142,7 +142,8 @@ class IncomingMessage:
     platform where it is known, and `quotes_bot` is set where it is one of the bot's own.
     `further` are the messages that belong to it.  `reply_address` is the platform's own word for a question that is
     no message of its channel: where its reply goes.  It may be a secret.  Not stored: `album`, which messages that
-    were sent together share, and `is_forward`.
+    were sent together share, `is_forward`, and `is_addressed`, without which a word such as "clear" is no command:
+    the message mentions the bot or replies to it, or is a direct one.
     """
 
     id: str
@@ -160,6 +161,7 @@ class IncomingMessage:
     further: tuple[FurtherMessage, ...] = ()
     album: str | None = None
     is_forward: bool = False
+    is_addressed: bool = field(default=True, compare=False)
     reply_address: str | None = field(default=None, repr=False)
 
     @property

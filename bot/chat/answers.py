@@ -6,7 +6,7 @@ import structlog
 
 from bot.chat.access import Access
 from bot.chat.command_table import CommandContext
-from bot.chat.commands import is_forget, parse
+from bot.chat.commands import called_by, is_forget
 from bot.chat.conversation import Conversations
 from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate
@@ -96,7 +96,7 @@ class Answers:
         if refusal := await self._refusal(worker):
             self._exchanges.queues.leave(worker)
             return await self._refuse(exchange, "question", refusal, stream)
-        if parse(exchange.message.text) is not None:
+        if called_by(exchange.message) is not None:
             self._exchanges.queues.leave(worker)
             translate = self._settings.translator_for(exchange.message)
             sentence = translate("Commands work in new messages only, not in edited ones. Please send it again.")
@@ -142,7 +142,7 @@ class Answers:
     async def carry_out(self, exchange: Exchange) -> str:
         """Carry out the command that the message calls; return the sentence that answers it."""
         translate = self._settings.translator_for(exchange.message)
-        called = parse(exchange.message.text)
+        called = called_by(exchange.message)
         assert called is not None, "an exchange of kind command calls one"
         command, arguments = called
         context = CommandContext(

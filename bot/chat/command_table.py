@@ -127,11 +127,16 @@ def menu() -> list[Command]:
     return [command for command in COMMANDS.values() if not command.is_for_admins]
 
 
-def parse(text: str) -> tuple[Command, str] | None:
-    """Return the command that a message calls, and the rest of its text.
+def called_by(message: IncomingMessage) -> tuple[Command, str] | None:
+    """Return the command that a message calls, and the rest of its text."""
+    return parse(message.text, is_addressed=message.is_addressed)
 
-    A message that is only a command's name (and its argument, if it has one) is that
-    command too, since some places cannot send slash commands: "@bot clear".
+
+def parse(text: str, *, is_addressed: bool = True) -> tuple[Command, str] | None:
+    """Return the command that a text calls, and the rest of it.
+
+    A text that is only a command's name (and its argument, if it has one) is that command too, if it
+    is addressed to the bot: some places cannot send slash commands, and people write "@bot clear".
 
     >>> import bot.chat.commands  # fills the table
     >>> called, args = parse("/help@our_bot clear")
@@ -143,6 +148,8 @@ def parse(text: str) -> tuple[Command, str] | None:
     'forget'
     >>> parse("clear the table, please"), parse("/etc/hosts is what?"), parse("")
     (None, None, None)
+    >>> parse("clear", is_addressed=False), parse("/clear", is_addressed=False)[0].name
+    (None, 'clear')
     """
     first, *rest_of_it = text.strip().split(None, 1) or [""]
     rest = "".join(rest_of_it)
@@ -150,7 +157,7 @@ def parse(text: str) -> tuple[Command, str] | None:
         name = first[1:].partition("@")[0]
         called = COMMANDS.get(name.lower()) or (_unknown(name) if name.isalpha() and not rest else None)
     else:
-        called = COMMANDS.get(first.lower())
+        called = COMMANDS.get(first.lower()) if is_addressed else None
         if called and rest.strip().lower() not in ("", called.argument):
             called = None
     return (called, rest.strip()) if called else None
@@ -158,7 +165,7 @@ def parse(text: str) -> tuple[Command, str] | None:
 
 def is_forget(exchange: Exchange) -> bool:
     """Return whether this is /forget me, of which no trace stays either."""
-    called = parse(exchange.message.text)
+    called = called_by(exchange.message)
     return called is not None and called[0].name == "forget" and called[1].lower() == called[0].argument
 
 
@@ -166,7 +173,7 @@ def is_open_retry(exchange: Exchange) -> bool:
     """Return whether this is a /retry that was not carried out yet."""
     if exchange.kind is not Kind.COMMAND or exchange.answer is not None:
         return False
-    called = parse(exchange.message.text)
+    called = called_by(exchange.message)
     return called is not None and called[0].name == "retry" and not called[1]
 
 

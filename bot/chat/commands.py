@@ -7,6 +7,7 @@ from bot.chat.command_table import (
     COMMANDS,
     Command,
     CommandContext,
+    called_by,
     command,
     is_forget,
     is_open_retry,
@@ -30,7 +31,7 @@ from bot.chat.usage_command import USAGE, usage
 from bot.errors import NotErased
 from bot.observability import process
 
-__all__ = ["COMMANDS", "Command", "is_forget", "is_open_retry", "menu", "parse"]
+__all__ = ["COMMANDS", "Command", "called_by", "is_forget", "is_open_retry", "menu", "parse"]
 
 
 @command("clear", gettext_noop("Delete this conversation"))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from bot.chat.commands import parse
+from bot.chat.commands import called_by
 from bot.chat.worker import Worker
 from bot.domain import ChannelKey, Exchange, FurtherKind, FurtherMessage, IncomingMessage, Kind
 from bot.storage.base import Store
@@ -93,7 +93,7 @@ class Continuations:
         Raises:
             StoreError: The database cannot be read.
         """
-        if self._is_whole(message) or parse(message.text) is not None:
+        if self._is_whole(message) or called_by(message) is not None:
             return None
         recent = self._recent.get(_place(message))
         if recent is not None and not is_missed:

@@ -100,8 +100,8 @@ class Exchanges:
     ) -> Exchange | None:
         """Open the exchange again, with a new seed and perhaps a new text and files, and claim it.
 
-        An earlier worker loses its claim; its messages are reused.  The author has the roles that
-        `exchange` says.  With a `reply_address` the answer goes there.  None if the exchange was cleared.
+        An earlier worker loses its claim; its messages are reused.  The author's roles, and whether the
+        text is addressed to the bot, are those of `exchange`.  With a `reply_address` the answer goes there.  None if the exchange was cleared.
         """
         previous = self._workers.get(exchange.id)
         if text is None:
@@ -112,7 +112,8 @@ class Exchanges:
         if reopened is None:
             return None
         author = replace(reopened.message.author, roles=exchange.message.author.roles)
-        reopened = replace(reopened, message=replace(reopened.message, author=author))
+        is_addressed = exchange.message.is_addressed
+        reopened = replace(reopened, message=replace(reopened.message, author=author, is_addressed=is_addressed))
         if self._register(reopened, previous) is None:
             return None
         self.worker(reopened).is_admitted = is_admitted

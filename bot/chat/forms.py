@@ -52,7 +52,7 @@ class Forms:
 
         It is then answered as any other message.
         """
-        if not (opens_form(message.text) and self._access.admits(message)):
+        if not (opens_form(message.text, is_addressed=message.is_addressed) and self._access.admits(message)):
             return None
         await self._choices.load()
         translate = self._settings.translator_for(message)

@@ -11,7 +11,7 @@ import structlog
 from bot.chat.access import Access
 from bot.chat.answers import Answers
 from bot.chat.command_table import offers
-from bot.chat.commands import is_open_retry, parse
+from bot.chat.commands import called_by, is_open_retry
 from bot.chat.context import Context
 from bot.chat.continuation import Continuations, to_continuation
 from bot.chat.conversation import Conversations
@@ -202,6 +202,7 @@ class Intake:
             await self.exchanges.delete_messages(message.channel, [message.id])
             return None
         known = with_roles_of(known, message.author)
+        known = replace(known, message=replace(known.message, is_addressed=message.is_addressed))
         refusal = await self._retries.refusal(replace(known, message=replace(known.message, text=message.text)))
         self.continuations.forget(message)
         # Even if it is refused, the old text goes.
@@ -370,4 +371,4 @@ class Intake:
 
 
 def _kind(message: IncomingMessage) -> Kind:
-    return Kind.COMMAND if parse(message.text) else Kind.CHAT
+    return Kind.COMMAND if called_by(message) else Kind.CHAT

@@ -111,14 +111,14 @@ def outdated(translate: Translate) -> str:
     return translate("This form is out of date. Please send /settings again.")
 
 
-def opens_form(text: str) -> bool:
-    """Return whether a message asks for the form.
+def opens_form(text: str, *, is_addressed: bool = True) -> bool:
+    """Return whether a message asks for the form, as `parse` reads it.
 
     >>> import bot.chat.commands  # fills the table
     >>> opens_form("/settings"), opens_form("/settings show"), opens_form("/settings top_p 1")
     (True, True, False)
     """
-    called = parse(text)
+    called = parse(text, is_addressed=is_addressed)
     return called is not None and called[0].name == "settings" and called[1].lower() in ("", "show")
 
 

@@ -203,6 +203,7 @@ def to_exchange(row: Mapping[str, Any]) -> Exchange:
             quoted_id=row["quoted_id"],
             quotes_bot=row["quotes_bot"],
             files=files_from_json(row["files"]),
+            is_addressed=kind is Kind.COMMAND,  # not stored: what was no command when it came is none later
             reply_address=address or None,
         ),
         kind=kind,

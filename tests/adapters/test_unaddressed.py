@@ -109,6 +109,43 @@ async def test_on_slack(harness: Harness, mode: Mode) -> None:
     assert asked(harness) == [first, second]
 
 
+# Small talk that is the name of a command, and what follows it to show that nothing was carried out.
+SMALL_TALK = ("Retry", "forget me", "settings", "is it done?")
+ALL = Mode(PlaceSection(answer="all"), ("", ""))
+
+
+async def test_on_discord_a_word_of_small_talk_is_no_command(platform: DiscordPlatform, tmp_path: Path) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        ALL.configure(bot.harness, f"discord:{platform.channel('general')}")
+        await platform.say("what is a shell")
+        await bot.shows("ok")
+        for number, text in enumerate(SMALL_TALK):
+            await platform.say(text, mention=False)
+            await bot.shows(*["ok"] * (number + 2))
+        assert asked(bot.harness) == ["what is a shell", *SMALL_TALK]
+        assert len(bot.harness.engine.requests[-1].messages) == 9
+        await platform.say("forget me", mention=False, reply_to=platform.seen()[-1].id)
+        await bot.shows(*["ok"] * 5, "Deleted: all your messages to me (5), and my answers.")
+
+
+async def test_on_telegram_and_slack_a_word_of_small_talk_is_no_command(harness: Harness) -> None:
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        ALL.configure(harness, f"telegram:{telegram.group('general').id}")
+        for number, text in enumerate(SMALL_TALK):
+            await telegram.say(text, mention=False)
+            await telegram_harness.done(telegram, *["ok"] * (number + 1))
+        await telegram.say("Limits")
+        await telegram_harness.done(telegram, *["ok"] * len(SMALL_TALK), "Only admins may do that.")
+    async with SlackServer() as server, slack_harness.running(harness, server):
+        ALL.configure(harness, f"slack:{server.workspace.channel('general')}")
+        for number, text in enumerate(SMALL_TALK):
+            await server.say(text, mention=False)
+            await slack_harness.answered(server, *["ok"] * (number + 1))
+        await server.say("Limits")
+        await slack_harness.answered(server, *["ok"] * len(SMALL_TALK), "Only admins may do that.")
+    assert asked(harness) == [*SMALL_TALK, *SMALL_TALK]
+
+
 async def test_on_discord_a_person_without_the_right_is_refused_only_after_a_mention(
     platform: DiscordPlatform, tmp_path: Path, mode: Mode
 ) -> None:

@@ -71,8 +71,19 @@ async def test_an_edit_carries_out_no_command(harness: Harness) -> None:
     await harness.ask(question)
     assert "new messages only" in notice_of(await harness.replied(await edited(harness, question, "/clear")))
     assert "new messages only" in notice_of(await harness.replied(await edited(harness, question, "/forget me")))
+    assert "new messages only" in notice_of(await harness.replied(await edited(harness, question, "Stop")))
     await harness.ask(a_message("what do you remember?"))
     assert len(harness.engine.requests[-1].messages) == 3
+
+
+async def test_an_edit_to_a_word_of_small_talk_is_answered(tmp_path: Path) -> None:
+    talk = replace(a_message("claer", is_direct=False), is_addressed=False)
+    async with make_harness(tmp_path) as harness:
+        await harness.ask(talk)
+        await edited(harness, talk, "clear")  # killed before it is answered
+    async with make_harness(tmp_path) as harness:
+        (owed,) = await harness.intake.recover("discord")
+        assert text_of(await harness.replied(owed)) == "ok"
 
 
 @pytest.mark.parametrize("is_missed", [False, True], ids=["while connected", "while disconnected"])

@@ -46,6 +46,15 @@ async def test_a_retry_of_a_question_that_is_owed_itself_waits_for_nothing(harne
     assert await owed(harness) == []
 
 
+async def test_a_command_without_a_slash_is_still_one_after_a_restart(tmp_path: Path) -> None:
+    async with make_harness(tmp_path) as harness:
+        await said_while_away(harness, "question", "Retry", "status")
+    async with make_harness(tmp_path) as harness:
+        question, status = await owed(harness)
+        assert text_of(await harness.replied(question)) == "ok"
+        assert "Model:" in notice_of(await harness.replied(status))
+
+
 async def test_a_question_after_a_retry_is_owed_once(harness: Harness) -> None:
     retry, _ = await said_while_away(harness, "/retry", "question")
     assert [exchange.message.text for exchange in await owed(harness)] == ["question"]

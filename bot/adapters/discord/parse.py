@@ -155,6 +155,7 @@ def parse_message(
         quotes_bot=quotation.is_bots,
         files=(*files_of(message), *quotation.files),
         is_forward=bool(message.message_snapshots),
+        is_addressed=is_direct_or_mention(message, me) or is_reply_or_role_mention(message, me),
     )
 
 

@@ -32,7 +32,7 @@ from bot.adapters.slack.parse import (
 )
 from bot.adapters.slack.prompts import SuggestedPrompts
 from bot.adapters.slack.settings import SlackSection
-from bot.chat.commands import parse
+from bot.chat.commands import called_by
 from bot.chat.intake import Intake
 from bot.domain import Action, Author, ChannelKey, IncomingMessage
 from bot.errors import BotError, PlatformUnavailable
@@ -301,7 +301,7 @@ class SlackHandlers:
         if message.channel.thread is not None:
             self._threads[place] = message.channel
             return message
-        command = parse(message.text)
+        command = called_by(message)
         if command is None or command[0].name not in {"stop", "retry"}:
             return message
         return replace(message, channel=self._threads.get(place, message.channel))

@@ -262,12 +262,13 @@ class MessageParser:
             self._first_message(channel, root),
             self._directory.find(user),  # cached for `_build`
         )
+        is_addressed = channel.startswith("D") or self._mention.search(raw) is not None
         # A mention outside a thread starts one; a command there concerns the whole channel.
-        if thread is None and not channel.startswith("D") and parse(text) is None:
+        if thread is None and not channel.startswith("D") and parse(text, is_addressed=is_addressed) is None:
             thread = ts
         sent_at = datetime.fromtimestamp(float(ts), UTC)
         message = await self._build(ts, user, channel, thread, text, sent_at, self._me.team)
-        message = replace(message, files=files_of(event))
+        message = replace(message, files=files_of(event), is_addressed=is_addressed)
         quotations = [each for each in (first, shared) if each is not None and (each.text or each.files)]
         if not quotations:
             return message

@@ -212,6 +212,7 @@ def _message(message: Fields, me: User, now: datetime, *, is_edit: bool) -> Mess
             files=(*files_of(message), *quotation.files),
             album=message.text("media_group_id"),
             is_forward=message.part("forward_origin") is not None,
+            is_addressed=to is Addressee.BOT,
         ),
         to,
         is_edit,
