@@ -10,14 +10,14 @@ from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from bot.config.schema import EngineSection
-from bot.domain import ChatMessage, ChatRequest, SamplingParams
+from bot.domain import ChatMessage, ChatRequest, Delta, Finished, FinishReason, SamplingParams, Usage
 from bot.engine.backends.remote import RemoteEngine
 from bot.engine.remote.errors import failure, read_refusal
 from bot.engine.remote.tokens import TokenEstimates, estimate_tokens
 from bot.errors import EngineFailed, EngineMisconfigured, PromptTooLong
 from tests.engine.remote_bench import QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock, ManualClock
-from tests.harness.servers.model_server import ModelServer, refuse
+from tests.harness.servers.model_server import ModelServer, refuse, say
 
 
 @pytest.fixture
@@ -75,6 +75,71 @@ async def test_a_refused_request_harms_no_other_and_its_reason_is_logged(
         assert "a model server refuses a request" in str(logs)
         assert engine.load.fault is None, "the server is well"
         assert await text_of(engine) == "a scripted answer"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("the model's maximum context length is 300 tokens", "Invalid text: {words}"),
+        ("may I stop, seed and temperature the bath?", "This was flagged: '{words}'"),
+        ("at most 0 images may be shown", "not allowed: {words}"),
+    ],
+    ids=["context", "parameters", "pictures"],
+)
+async def test_a_question_quoted_in_a_refusal_is_not_the_servers_word(
+    server: ModelServer, words: str, message: str
+) -> None:
+    server.then(refuse(400, _error(message.format(words=words))))
+    async with remote(server, vision=True) as engine:
+        before = engine.info, engine.count_tokens(QUESTION.messages)
+        with pytest.raises(EngineFailed, match="refuses the request"):
+            await ask(engine, ChatRequest((ChatMessage("user", f"Tell me: {words}"),), QUESTION.params))
+        assert (engine.info, engine.count_tokens(QUESTION.messages)) == before
+        await ask(engine)
+    assert {"stop", "seed", "temperature"} <= server.bodies[-1].keys()
+
+
+async def test_a_body_that_a_refusal_repeats_names_no_parameter(server: ModelServer) -> None:
+    problem = {"loc": ["body", "logit"], "msg": "Field required", "input": {"seed": 5, "stop": ["END"], "top_k": 50}}
+    server.then(refuse(422, {"detail": [problem]}))
+    async with remote(server) as engine:
+        with pytest.raises(EngineFailed, match="refuses the request"):
+            await ask(engine)
+    assert len(server.bodies) == 1
+
+
+async def test_a_parameter_whose_absence_does_not_help_is_sent_again(server: ModelServer) -> None:
+    server.then(refuse(400, _error("no seed today")), refuse(400, _error("nor anything else")))
+    async with remote(server) as engine:
+        with pytest.raises(EngineFailed, match="refuses the request"):
+            await ask(engine)
+        assert await text_of(engine) == "a scripted answer"
+    assert ["seed" in body for body in server.bodies] == [True, False, True]
+
+
+async def test_a_value_out_of_bounds_is_left_out_of_that_request_only(server: ModelServer) -> None:
+    too_high = refuse(400, _error("max_tokens is too large: 9. At most 4 are supported.", param="max_tokens"))
+    still_too_high = refuse(400, _error("max_completion_tokens must be less than 5", param="max_completion_tokens"))
+    server.then(too_high, still_too_high)
+    async with remote(server) as engine:
+        assert await text_of(engine) == await text_of(engine) == "a scripted answer"
+    asked = [body.keys() & {"max_tokens", "max_completion_tokens"} for body in server.bodies]
+    assert asked == [{"max_tokens"}, {"max_completion_tokens"}, set(), {"max_tokens"}]
+
+
+async def test_an_answer_ends_at_a_stop_string_that_the_server_does_not_know(server: ModelServer) -> None:
+    server.then(
+        refuse(400, _error("Unsupported parameter: 'stop'", param="stop")),
+        say("One. E", "N", "D", " Two."),
+        say("One E"),
+    )
+    async with remote(server) as engine:
+        events = await ask(engine)
+        assert [event for event in events if isinstance(event, Delta)] == [Delta("One. ")]
+        assert events[-1] == Finished(FinishReason.STOP, Usage(6, 2))
+        await server.until(lambda: not server.running)
+        assert await text_of(engine) == "One E"
+        assert "stop" not in server.bodies[-1]
 
 
 async def test_a_request_that_one_server_refuses_is_sent_to_another() -> None:

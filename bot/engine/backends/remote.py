@@ -31,6 +31,7 @@ from bot.engine.remote.endpoints import Endpoint, Endpoints, has_well, is_loadin
 from bot.engine.remote.errors import ContextExceeded, ServerFailed, describe
 from bot.engine.remote.stream import without_space
 from bot.engine.remote.tokens import TokenEstimates
+from bot.engine.serving.detokenizer import StopSearch
 from bot.engine.serving.queue import FairQueue, SlotTicket
 from bot.engine.thoughts import Thoughts
 from bot.errors import AnswerBrokenOff, EngineFailed, EngineMisconfigured, PicturesRefused, PromptTooLong
@@ -238,7 +239,7 @@ class RemoteEngine:
         # Templates cut off the space at the end of a message; what the server sends of it is not shown again.
         shown = answer.text.rstrip()
         space, is_rest = answer.text[len(shown) :], bool(shown)
-        thoughts = Thoughts()
+        thoughts, stops = Thoughts(), StopSearch(params.stop)  # a server may not know `stop`, or leave it out
         usage: Usage | None = None
         reason: FinishReason | None = None
         try:
@@ -254,10 +255,13 @@ class RemoteEngine:
                             thought, text = thoughts.feed(chunk.text)
                             if thought := chunk.reasoning + thought:
                                 yield Thought(thought)
-                        if text:
+                        if text := stops.feed(text):
                             answer.text += text
                             answer.deltas += 1
                             yield Delta(text)
+                        if stops.stopped:
+                            reason = FinishReason.STOP
+                            break
         except ContextExceeded as error:
             if is_rest:
                 yield Finished(FinishReason.LENGTH, Usage(answer.prompt_tokens, answer.deltas))
@@ -265,7 +269,7 @@ class RemoteEngine:
             raise self._too_long(endpoint, request, error) from error
         if reason is None or reason is FinishReason.ERROR:
             raise ServerFailed("its stream ended before the answer")
-        if not is_rest and (text := thoughts.finish()):
+        if text := stops.feed("" if is_rest else thoughts.finish()) + stops.finish():
             answer.deltas += 1
             yield Delta(text)
         endpoint.succeed()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -156,35 +156,41 @@ class ServerApi:
             await response.aclose()
 
     async def _open(self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> httpx.Response:
-        """Return the response whose body is the stream, without the parameters that the server refuses."""
+        """Return the response whose body is the stream, without the parameters that the server refuses.
+
+        A refused parameter is remembered once the request is accepted without it.
+        """
         pictures = sum(len(message.pictures) for message in request.messages)
+        left_out: dict[str, bool] = {}  # here, and whether from now on
         while True:
-            body = _body(endpoint, model, request, shown)
+            body = _body(endpoint, model, request, shown, left_out)
             async with asyncio.timeout(self._options.first_token_seconds):
                 call = self._client.build_request("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
                 response = await self._client.send(call, stream=True)
             if response.status_code == httpx.codes.OK:
+                endpoint.refused |= {name for name, is_lasting in left_out.items() if is_lasting}
                 return response
-            try:
-                async with asyncio.timeout(self._options.connect_seconds):
-                    refusal = read_refusal(response, await _beginning(response, _LONGEST_BODY))
-            finally:
-                await response.aclose()
+            refusal = await self._refusal(response, request)
             if refusal.is_too_long:
                 if (shorter := _shorter(endpoint, request, refusal)) is None:
                     raise ContextExceeded(refusal.limit)
                 request = shorter
                 continue
-            names = [name for name in body if name in _OPTIONAL or name in _ALTERNATIVES]
-            if any(message["role"] == "system" for message in body["messages"]):
-                names.append(SYSTEM)
-            blamed = set() if shown else refusal.blames(names) - endpoint.refused
+            blamed = set() if shown else refusal.blames(_refusable(body)) - left_out.keys()
             if not blamed:
                 if pictures and not shown and refusal.refuses_pictures():
                     raise _without_pictures(endpoint, refusal, pictures)
                 raise failure(response, refusal, endpoint.models)
             log.info("a model server does not accept parameters", server=endpoint.host, parameters=sorted(blamed))
-            endpoint.refused |= blamed
+            left_out |= dict.fromkeys(blamed, not refusal.is_of_bounds)
+
+    async def _refusal(self, response: httpx.Response, request: ChatRequest) -> ErrorBody:
+        try:
+            async with asyncio.timeout(self._options.connect_seconds):
+                body = await _beginning(response, _LONGEST_BODY)
+        finally:
+            await response.aclose()
+        return read_refusal(response, body, (message.content for message in request.messages))
 
     async def _call(self, method: str, url: str, body: object = None, longest: int = _LONGEST_BODY) -> Any:
         # Servers on uvicorn close the connection after an unexpected error, shortly after their answer: a list of
@@ -257,8 +263,16 @@ def _without_system(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     return [ChatMessage("user", "\n\n".join(system)), *chat]
 
 
-def _body(endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> dict[str, Any]:
-    params = request.params
+def _refusable(body: Mapping[str, Any]) -> set[str]:
+    """Return what a server may refuse of a request, and take the rest."""
+    names = {name for name in body if name in _OPTIONAL or name in {*_ALTERNATIVES, *_ALTERNATIVES.values()}}
+    return names | ({SYSTEM} if any(message["role"] == "system" for message in body["messages"]) else set())
+
+
+def _body(
+    endpoint: Endpoint, model: str, request: ChatRequest, shown: str, left_out: Collection[str] = ()
+) -> dict[str, Any]:
+    params, refused = request.params, endpoint.refused.union(left_out)
     body: dict[str, Any] = {
         "model": model,
         "messages": _chat(request.messages),
@@ -271,12 +285,12 @@ def _body(endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> d
         "stop": list(params.stop) or None,
         "seed": None if params.seed is None else params.seed % 2**31,  # many servers take no more bits
     }
-    if SYSTEM in endpoint.refused:
+    if SYSTEM in refused:
         body["messages"] = _chat(_without_system(request.messages))
-    for name in endpoint.refused:
+    for name in refused:
         value = body.pop(name, None)
-        if name in _ALTERNATIVES:
-            body[_ALTERNATIVES[name]] = value
+        if (other := _ALTERNATIVES.get(name)) and other not in refused:
+            body[other] = value
     if shown:
         body["messages"].append({"role": "assistant", "content": shown})
         if endpoint.server != "llama-server":

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -56,6 +56,16 @@ _LACKING = re.compile(
 _ONLY_TEXT = re.compile(r"(valid|be a|expected an?|type) str(ing)?\b|content must be (a )?string", re.IGNORECASE)
 # vLLM: "At most 1 image(s) may be provided in one prompt."
 _MOST_PICTURES = re.compile(r"at most (\d+) (image|picture)", re.IGNORECASE)
+# Of a refusal: more of it is a quotation, or a page.
+_LONGEST_MESSAGE = 8192
+# Tokens; a smaller number is no context of a model.
+_LEAST_CONTEXT = 256
+_WORD = re.compile(r"\w+")
+# A value that is out of bounds says nothing of others.
+_OF_BOUNDS = re.compile(
+    r"(less|greater|more) than|between|\brange\b|at (most|least)|too (large|high|small|low)|[<>]=?|must be in",
+    re.IGNORECASE,
+)
 _FILTERED = "its filter does not accept the text"
 _ADDRESS = re.compile(r"https?://\S+")
 # What a message tells beyond its status, in our words: it may quote the prompt, and is not shown itself.
@@ -132,7 +142,7 @@ class ErrorBody:
     def limit(self) -> int | None:
         """The context in tokens, where the message names it."""
         found = _LIMIT.search(self.message)
-        return int(found[1]) if found else None
+        return int(found[1]) if found and int(found[1]) >= _LEAST_CONTEXT else None
 
     def room(self, context_length: int | None) -> int | None:
         """Return the tokens that the prompt leaves for the answer, where the message tells how many it has."""
@@ -167,6 +177,11 @@ class ErrorBody:
         is_lacking = _OF_PICTURES.search(self.message) and _LACKING.search(self.message)
         return 0 if is_lacking or _ONLY_TEXT.search(self.message) else None
 
+    @property
+    def is_of_bounds(self) -> bool:
+        """Return whether a value is what the server does not accept, rather than a parameter."""
+        return bool(_OF_BOUNDS.search(self.message))
+
     def blames(self, names: Collection[str]) -> set[str]:
         """Return those of the parameters that the server says it does not accept."""
         if self.status not in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
@@ -175,21 +190,44 @@ class ErrorBody:
         return blamed | ({SYSTEM} if SYSTEM in names and _NO_SYSTEM.search(self.message) else set())
 
 
-def read_refusal(response: httpx.Response, body: bytes) -> ErrorBody:
-    """Return the parts of an error, whatever its form: OpenAI's, vLLM's, Ollama's, a proxy's HTML."""
+def read_refusal(response: httpx.Response, body: bytes, prompt: Iterable[str] = ()) -> ErrorBody:
+    """Return the parts of an error, whatever its form: OpenAI's, vLLM's, Ollama's, a proxy's HTML.
+
+    What the message quotes of the texts of the `prompt` is left out: these are not the server's words.
+    """
     text = body.decode("utf-8", "replace")
     try:
         answer: Any = json.loads(text)
         error = answer.get("error", answer)
         error = error if isinstance(error, dict) else {"message": error}
-        # FastAPI's own form: a list of places and messages.
         said = error.get("message") or error.get("detail") or text
+        # FastAPI's own form: a list of places and messages, each with the value, which may be the whole body.
+        if isinstance(said, list):
+            said = [(each.get("loc"), each.get("msg")) for each in said]
         # llama-server: "type": "exceed_context_size_error", "n_ctx": 4096; OpenAI: "code": "context_length_exceeded".
-        message = f"{said} {error.get('code')} {error.get('type')} n_ctx: {error.get('n_ctx')}"
+        told = f" {error.get('code')} {error.get('type')} n_ctx: {error.get('n_ctx')}"
         param, code = error.get("param"), error.get("code")
     except (AttributeError, RecursionError, ValueError):
-        message, param, code = text, None, None
-    return ErrorBody(response.status_code, str(message), _word(param), _word(code))
+        said, told, param, code = text, "", None, None
+    message = _without_quotes(str(said)[:_LONGEST_MESSAGE], prompt) + told
+    return ErrorBody(response.status_code, message, _word(param), _word(code))
+
+
+def _without_quotes(message: str, prompt: Iterable[str]) -> str:
+    """Return the message without the words that follow each other in the prompt too, three or more.
+
+    >>> _without_quotes('Flagged: "ignore the maximum context", try again', ["Please ignore the maximum context!"])
+    'Flagged: "   ", try again'
+    """
+    words = _WORD.findall(message)
+    threes = list(zip(words, words[1:], words[2:], strict=False))
+    quoted: set[tuple[str, ...]] = set()
+    for text in prompt:
+        said = _WORD.findall(text)
+        quoted |= {*zip(said, said[1:], said[2:], strict=False)}
+    is_quoted = [any(three in quoted for three in threes[max(index - 2, 0) : index + 1]) for index in range(len(words))]
+    own = iter(is_quoted)
+    return _WORD.sub(lambda word: "" if next(own) else word[0], message)
 
 
 def failure(response: httpx.Response, refusal: ErrorBody, known: Sequence[str] = ()) -> ServerFailed:
