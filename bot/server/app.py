@@ -169,7 +169,9 @@ class Guard:
         self._origins = frozenset(settings.origins)
         self._keys = {name: key for name, key in (settings.keys or {}).items() if key.secret is not None}
         self._digests = {
-            name: _digest(key.secret.get_secret_value()) for name, key in self._keys.items() if key.secret is not None
+            name: _configured(key.secret.get_secret_value())
+            for name, key in self._keys.items()
+            if key.secret is not None
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,19 +206,34 @@ class Guard:
             raise ApiError(403, "web pages of this origin may not use the server: see server.origins")
         if not self._digests or method == "OPTIONS":
             return
-        sent = _digest(headers.get("Authorization", "").removeprefix("Bearer "))
+        # Always hashed: the `sha256:` of a setting is no key.
+        sent = _digest(_bearer(headers.get("Authorization", "")))
         names = [name for name, digest in self._digests.items() if hmac.compare_digest(digest, sent)]
         if not names:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
         client.name, client.models = names[0], self._keys[names[0]].models
 
 
-def _digest(key: str) -> bytes:
-    """Return the SHA-256 of a key, which may be written as `sha256:` and the digest in hexadecimal."""
-    kind, colon, digest = key.partition(":")
+def _configured(secret: str) -> bytes:
+    """Return the SHA-256 of a key as settings have it: as text, or as `sha256:` and the digest in hexadecimal."""
+    kind, colon, digest = secret.partition(":")
     if kind == "sha256" and colon and re.fullmatch(r"[0-9a-fA-F]{64}", digest):
         return bytes.fromhex(digest)
+    return _digest(secret)
+
+
+def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _bearer(header: str) -> str:
+    """Return the key of an Authorization header, empty if it names another scheme.
+
+    >>> _bearer("Bearer a key"), _bearer("bearer  k"), _bearer("k"), _bearer("Basic k")
+    ('a key', 'k', '', '')
+    """
+    scheme, _, key = header.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _name(host: str) -> str:

@@ -21,6 +21,7 @@ from bot.server.app import own_limits
 from tests.harness.fakes import ManualClock, ScriptedEngine
 
 PATHS = ["/v1/models", "/", "/chat", "/get_response", "/chat-stream", "/v1/chat/completions", "/nothing"]
+BOBS_DIGEST = "sha256:" + hashlib.sha256(b"bob's secret").hexdigest()
 BODY = json.dumps({"prompt": "a", "request_id": "1"})
 
 
@@ -46,18 +47,17 @@ async def test_a_web_page_cannot_use_a_server_without_keys(
 class TestKeys:
     @pytest.fixture
     def settings(self) -> ServerSection:
-        digest = "sha256:" + hashlib.sha256(b"bob's secret").hexdigest()
         return ServerSection(
             port=0,
             hosts=("bot.example.org",),
             origins=("https://chat.example.org",),
             keys={
                 "alice": KeySection(secret=SecretStr("alice's secret")),
-                "bob": KeySection(secret=SecretStr(digest), models=("other",), requests_per_minute=1),
+                "bob": KeySection(secret=SecretStr(BOBS_DIGEST), models=("other",), requests_per_minute=1),
             },
         )
 
-    @pytest.mark.parametrize("key", [None, "", "wrong", "Bearer", "alice"])
+    @pytest.mark.parametrize("key", [None, "", "wrong", "Bearer", "alice", BOBS_DIGEST, BOBS_DIGEST.upper()])
     @pytest.mark.parametrize("path", PATHS)
     async def test_every_path_needs_one(
         self, http: aiohttp.ClientSession, engine: ScriptedEngine, path: str, key: str | None
@@ -72,6 +72,13 @@ class TestKeys:
         async with http.post("/", data=BODY, headers={"Authorization": "Bearer alice's secret"}) as response:
             assert response.status == 200
         assert [request.user for request in engine.requests] == ["api:alice"]
+
+    @pytest.mark.parametrize(("scheme", "status"), [("bearer", 200), ("BEARER ", 200), ("Basic", 401), ("", 401)])
+    async def test_the_scheme_is_bearer_in_any_case(
+        self, http: aiohttp.ClientSession, scheme: str, status: int
+    ) -> None:
+        async with http.post("/", data=BODY, headers={"Authorization": f"{scheme} alice's secret"}) as response:
+            assert response.status == status
 
     async def test_a_key_may_use_its_models_only(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
         for path in ("/", "/chat-stream", "/v1/completions"):
