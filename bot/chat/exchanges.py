@@ -464,8 +464,9 @@ class Exchanges:
 
     @asynccontextmanager
     async def _prompt_barrier(self, channel: ChannelKey | None) -> AsyncIterator[None]:
+        """Hold prompts back, and let those that wait be read again: any of the platform may link to the channel."""
         for worker in self._workers.values():
-            if channel is None or _is_in(worker.exchange, channel):
+            if channel is None or worker.exchange.message.channel.platform == channel.platform:
                 worker.prompt_in_doubt.set()
         self._deletions += 1
         self._deletions_running += 1

@@ -9,10 +9,10 @@ import pytest
 
 from bot.chat.settings import ChatSettings
 from bot.config.schema import ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, Finished, IncomingMessage, Queued
+from bot.domain import Author, ChannelKey, Finished, FurtherKind, FurtherMessage, IncomingMessage, Queued
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
-from tests.harness.messages import CHANNEL, a_message
+from tests.harness.messages import CHANNEL, NOON, a_message
 from tests.storage import bytes_in
 
 BEN = Author("discord", "2", "Ben")
@@ -123,6 +123,14 @@ DELETIONS: dict[str, Deletion] = {
     ),
 }
 
+# Of a message that is no question, by its author or an admin.
+ELSEWHERE: dict[str, Deletion] = {
+    "deleted": lambda harness, linked: harness.intake.delete(linked.channel, linked.id),
+    "edited": lambda harness, linked: harness.intake.edit(replace(linked, text="never mind")),
+    "cleared": lambda harness, linked: harness.ask(a_message("/clear", channel=linked.channel)),
+    "forgotten": lambda harness, linked: harness.ask(a_message("/forget me", author=linked.author, channel=THREAD)),
+}
+
 
 @pytest.mark.parametrize(
     ("deletion", "is_quoted"),
@@ -169,6 +177,35 @@ async def test_a_prompt_that_waits_for_the_engine_is_built_again_without_the_del
 
 async def _awaited(work: Awaitable[object]) -> None:
     await work
+
+
+@pytest.mark.parametrize("deletion", ELSEWHERE)
+@pytest.mark.parametrize("is_earlier", [True, False], ids=["earlier question", "question"])
+async def test_a_linked_message_leaves_a_prompt_that_waits(
+    harness: Harness, deletion: str, *, is_earlier: bool
+) -> None:
+    plans = ChannelKey("discord", "c2")
+    secret = a_message("the launch is on Friday", channel=plans, author=BEN)
+
+    async def read(question: IncomingMessage) -> list[FurtherMessage]:
+        if "/plans/" not in question.text:
+            return []
+        return [FurtherMessage(secret.id, plans.channel, BEN, secret.text, NOON, FurtherKind.LINKED)]
+
+    harness.intake.context.linked["discord"] = read
+    linking = a_message("is https://example.org/plans/1 true?")
+    if is_earlier:
+        await harness.ask(linking)
+    harness.engine.go_on.clear()
+    waiting = asyncio.create_task(harness.ask(a_message("and when?") if is_earlier else linking))
+    await harness.engine.asked(1 + is_earlier)
+    assert "Friday" in harness.engine.requests[-1].messages[0].content
+    erasing = asyncio.create_task(_awaited(ELSEWHERE[deletion](harness, secret)))
+    await harness.engine.asked(2 + is_earlier)
+    harness.engine.go_on.set()
+    await erasing
+    assert text_of(await waiting) == "ok"
+    assert "Friday" not in str(harness.engine.requests[1 + is_earlier :])
 
 
 async def test_a_deletion_that_does_not_concern_a_prompt_costs_it_no_place_in_the_queue(harness: Harness) -> None:
