@@ -25,8 +25,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MOST_FILES = 10
 # Processes at the same time, each with up to 256 MB.
 _PROCESSES = 2
-# Uploads that arrive at the same time, each kept in memory.
-_UPLOADS = 4
 # Kinds of pictures that are read; of an animation the first frame.
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 # Seconds for fetching and reading one file, and between two attempts.
@@ -53,7 +51,6 @@ class Files:
         self._settings = settings
         self._clock = clock
         self._process = asyncio.Semaphore(_PROCESSES)
-        self._upload = asyncio.Semaphore(_UPLOADS)
 
     async def read(self, message: IncomingMessage, *, most_pictures: int = 0) -> tuple[Attachment, ...]:
         """Return the message's files, each with its text, its picture, or the reason why it has neither.
@@ -86,11 +83,12 @@ class Files:
         """Return a file that is being uploaded, with its text, its picture, or the reason why it has neither.
 
         It has arrived before a process is taken: one that trickles in holds up no file of a platform.
+        It is in memory until it was read, so the caller bounds the number of uploads.
         """
         body = bytearray()
         try:
             self._check(file, sees=sees)
-            async with self._upload, asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(_SECONDS):
                 async for chunk in chunks:
                     body += chunk
                     if len(body) > self.most_megabytes * _MEGABYTE:

@@ -21,10 +21,11 @@ from bot.adapters.web.session import COOKIE
 from bot.adapters.web.sign_in.opening import Entrance
 from bot.adapters.web.streams import MOST_STREAMS
 from bot.chat.exchanges import Exchanges
+from bot.chat.files import Files
 from bot.config.http import KeySection, ServerSection
 from bot.config.places import PersonaSection
 from bot.config.schema import AccessSection, Config, FeedbackSection
-from bot.domain import ChannelKey
+from bot.domain import Attachment, ChannelKey
 from bot.errors import StoreError
 from bot.observability.metrics import Metrics
 from bot.server.app import serve_apis
@@ -542,11 +543,61 @@ class TestFiles:
                 await response.read()
 
         async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as tasks:
-            for _ in range(3):
-                tasks.create_task(upload(trickle()))
+            tasks.create_task(upload(trickle()))
             read = await self.upload(tab, "notes.txt", b"remember the milk")
             assert read["file"]["text"] == "remember the milk"
             go_on.set()
+
+    async def test_few_files_are_in_memory_fewer_of_a_session_and_too_many_are_refused(
+        self, tab: Tab, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        held, go_on, is_full = list[bytes](), asyncio.Event(), asyncio.Event()
+
+        async def wait_to_be_read(
+            _: Files, file: Attachment, chunks: AsyncIterator[bytes], *, sees: bool
+        ) -> Attachment:
+            held.append(b"".join([chunk async for chunk in chunks]))
+            if len(held) == 4:
+                is_full.set()
+            await go_on.wait()
+            return file
+
+        async def upload(http: aiohttp.ClientSession, content: bytes) -> int:
+            params = {"chat": tab.chat, "name": "notes.txt"}
+            async with http.post("/web/read", params=params, data=io.BytesIO(content), headers=own(http)) as response:
+                assert response.status == 200 or "Too many files" in await response.text()
+                return response.status
+
+        monkeypatch.setattr(Files, "read_upload", wait_to_be_read)
+        async with asyncio.timeout(TIMEOUT), browser(url) as second, browser(url) as third:
+            first = [asyncio.create_task(upload(tab.http, b"first")) for _ in range(7)]
+            refused = await next(asyncio.as_completed(first))
+            assert (refused, held) == (429, [b"first"] * 2)
+            others = [asyncio.create_task(upload(http, b"other")) for http in (second, third) for _ in range(2)]
+            await is_full.wait()
+            await asyncio.sleep(0.05)  # nothing tells that the fifth waits
+            assert held == [b"first"] * 2 + [b"other"] * 2
+            go_on.set()
+            assert sorted(await asyncio.gather(*first, *others)) == [200] * 10 + [429]
+
+    async def test_a_question_without_files_waits_for_no_upload(self, tab: Tab) -> None:
+        uploads, go_on = list[asyncio.Task[int]](), asyncio.Event()
+
+        async def trickle() -> AsyncIterator[bytes]:
+            yield b'{"text": "'
+            await go_on.wait()
+
+        async def send() -> int:
+            async with tab.http.post("/web/ask", data=trickle(), headers=own(tab.http)) as response:
+                return response.status
+
+        async with asyncio.timeout(TIMEOUT):
+            uploads = [asyncio.create_task(send()) for _ in range(7)]
+            assert await next(asyncio.as_completed(uploads)) == 429
+            await tab.ask("What is it?")
+            await tab.until(has(1))
+            go_on.set()
+            assert sorted(await asyncio.gather(*uploads)) == [400] * 6 + [429]
 
     @pytest.mark.parametrize(
         "files", ["a.txt", [{}], [{"name": "a", "size": "1", "text": ""}], [{"name": "a"}] * 11, [None]]

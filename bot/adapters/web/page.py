@@ -27,6 +27,7 @@ from bot.adapters.web.requests import LONGEST_BODY, language_of, locale_of, read
 from bot.adapters.web.session import COOKIE, MAX_AGE, Sessions
 from bot.adapters.web.sign_in.routes import SignInParts, sign_in_routes
 from bot.adapters.web.streams import Stream
+from bot.adapters.web.uploads import Uploads
 from bot.adapters.web.view import exchange_view, title
 from bot.adapters.web.words import page_html
 from bot.chat.files import MOST_FILES
@@ -58,6 +59,8 @@ _FILES = {
 _SHOWN = 200
 # Of a file's text in a request; a control character takes six, and no file has only those.
 _BYTES_PER_CHARACTER = 4
+# Seconds in which a body with files arrives.
+_SECONDS = 60.0
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,6 +74,7 @@ def create_pages(
 
     With `sources` it has the operator's panel too, and with `sign_in` browsers elsewhere may use it.
     """
+    uploads = Uploads()
 
     def chat_of(request: Request) -> Chat:
         if (chat := find_chat()) is None:
@@ -83,6 +87,19 @@ def create_pages(
         if (user := sessions.user(request.cookies.get(COOKIE))) is None:
             raise HTTPException(401, "The session has ended; please load the page again.")
         return user
+
+    async def body_of(request: Request, chat: Chat) -> dict[str, Any]:
+        """Read a body, which may have files; a large one waits until there is memory for it."""
+        files = MOST_FILES * chat.intake.settings.files.max_chars * _BYTES_PER_CHARACTER + LONGEST_PICTURES
+        user, length = user_of(request), request.headers.get("Content-Length", "")
+        if length.isdecimal() and int(length) <= LONGEST_BODY:
+            return await read_object(request)
+        translate = _translate(chat, request)
+        try:
+            async with uploads.place(user, translate), asyncio.timeout(_SECONDS):
+                return await read_object(request, LONGEST_BODY + files)
+        except TimeoutError:
+            raise HTTPException(408, translate("This took too long to arrive.")) from None
 
     def find_settings() -> ChatSettings | None:
         return None if (chat := find_chat()) is None else chat.intake.settings
@@ -125,9 +142,7 @@ def create_pages(
     def post(path: str, handle: Callable[[Chat, "_Call"], Awaitable[dict[str, Any]]]) -> Route:
         async def run(request: Request) -> Response:
             chat = chat_of(request)
-            user_of(request)  # before its body is read
-            most_of_files = MOST_FILES * chat.intake.settings.files.max_chars * _BYTES_PER_CHARACTER
-            body = await read_object(request, LONGEST_BODY + most_of_files + LONGEST_PICTURES)
+            body = await body_of(request, chat)
             call = call_of(request, body, body)
             try:
                 return JSONResponse(await handle(chat, call))
@@ -147,7 +162,8 @@ def create_pages(
             sees = await chat.intake.conversations.most_pictures(message) > 0
         except (EngineError, StoreError):
             sees = False
-        return JSONResponse(await read_upload(request, chat.intake.files, call.translate, sees=sees))
+        async with uploads.place(call.user, call.translate):
+            return JSONResponse(await read_upload(request, chat.intake.files, call.translate, sees=sees))
 
     return Starlette(
         routes=[

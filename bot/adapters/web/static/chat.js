@@ -73,7 +73,7 @@ async function sendAll() {
       if (error.status === 401) {
         end();
         break;
-      } else if (error.status && error.status < 500) {
+      } else if (error.status && error.status < 500 && error.status !== 429) {
         outbox = outbox.filter((other) => other !== message);
         if (!field.value) [field.value, files] = [message.text, message.files];
         drawFiles();
@@ -107,9 +107,14 @@ function ask() {
 // Files: the server reads a chosen one at once, and its text, or its picture, goes with the question.
 
 const mostFiles = 10;
-let files = [], reading = 0;
+let files = [], reading = 0, attaching = Promise.resolve();
 
-async function attach(chosen) {
+// One after the other: the server takes few at once.
+function attach(chosen) {
+  attaching = attaching.then(() => readAll(chosen));
+}
+
+async function readAll(chosen) {
   for (const file of chosen.slice(0, mostFiles - files.length)) {
     reading += 1;
     tell(words.reading.replace("{name}", file.name));
