@@ -163,9 +163,9 @@ class Choices:
         """Return the newest change of each setting of each place, cleared ones included, oldest first."""
         return await self._store.settings()
 
-    async def changes(self, scope: Scope | None, limit: int) -> list[SettingChange]:
-        """Return the latest changes of a place, or of all, newest first."""
-        return await self._store.setting_changes(None if scope is None else scope.id, limit)
+    async def changes(self, scope: Scope | None, limit: int, setting: str | None = None) -> list[SettingChange]:
+        """Return the latest changes of a place, or of all, newest first; of all settings, or of one."""
+        return await self._store.setting_changes(None if scope is None else scope.id, limit, setting)
 
     async def agree(self, author: Author, *, is_agreed: bool) -> None:
         """Store whether a person agrees that answers to them are exported."""

@@ -82,8 +82,8 @@ SETTINGS = (
     Subcommand("changes", gettext_noop("List who changed which setting here")),
     Subcommand("undo", gettext_noop("Undo the last change of a setting here")),
 )
-# Changes that are listed, and that are searched for the value before the last one.
-_LISTED, _SEARCHED = 10, 100
+# Changes that are listed.
+_LISTED = 10
 
 _PLACES: dict[ScopeLevel, str] = {
     "user": gettext_noop("for you"),
@@ -232,16 +232,17 @@ async def _changes(context: CommandContext) -> str:
 async def _undo(context: CommandContext) -> str:
     """Set the value before the last change; taking back twice restores it."""
     here = scope_here(context.exchange.message)
-    changes = await context.choices.changes(here, _SEARCHED)
-    if not changes:
+    last = await context.choices.changes(here, 1)
+    if not last:
         return context.translate("No setting was changed in the chat here.")
-    last = changes[0]
-    before = next((each for each in changes[1:] if each.setting == last.setting), None)
-    if before is None:
-        return await _change(context, last.setting, None, None)
+    setting = last[0].setting
+    earlier = (await context.choices.changes(here, 2, setting))[1:]
+    if not earlier:
+        return await _change(context, setting, None, None)
+    before = earlier[0]
     wrote = before.text_author or before.author.key
     is_by_another = before.text is not None and wrote != context.exchange.message.author.key
-    return await _change(context, last.setting, before.value, before.text, wrote if is_by_another else None)
+    return await _change(context, setting, before.value, before.text, wrote if is_by_another else None)
 
 
 def shown_value(change: SettingChange, translate: Translate) -> str:

@@ -275,8 +275,8 @@ class Store(Protocol):
         """Store a setting that was set in the chat; the earlier value can be restored."""
         ...
 
-    async def setting_changes(self, place: str | None, limit: int) -> list[SettingChange]:
-        """Return the latest changes of settings in a place (`Scope.id`), or in all, newest first."""
+    async def setting_changes(self, place: str | None, limit: int, setting: str | None = None) -> list[SettingChange]:
+        """Return the latest changes of settings, or of one, in a place (`Scope.id`), or in all, newest first."""
         ...
 
     async def usage(self, scope: Scope, since: date) -> dict[date, UsageSum]:

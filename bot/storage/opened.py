@@ -407,8 +407,8 @@ class OpenStore:
         return await self._changes(select_settings())
 
     @shielded
-    async def setting_changes(self, place: str | None, limit: int) -> list[SettingChange]:
-        return await self._changes(select_changes(place, limit))
+    async def setting_changes(self, place: str | None, limit: int, setting: str | None = None) -> list[SettingChange]:
+        return await self._changes(select_changes(place, limit, setting))
 
     async def _changes(self, query: Select[Any]) -> list[SettingChange]:
         async with self._transactions.reading() as tx:

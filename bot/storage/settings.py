@@ -21,11 +21,13 @@ def select_settings() -> Select[Any]:
     return select(settings).where(settings.c.id.in_(_NEWEST)).order_by(settings.c.id)
 
 
-def select_changes(place: str | None, limit: int) -> Select[Any]:
-    """Select the latest changes of a place, or of all, newest first."""
+def select_changes(place: str | None, limit: int, setting: str | None = None) -> Select[Any]:
+    """Select the latest changes of a place, or of all, newest first; of all settings, or of one."""
     # All of them are read in the order of the key, from its end, and no further than the limit.
-    where = settings.c.id > 0 if place is None else settings.c.place == place
-    return select(settings).where(where).order_by(settings.c.id.desc()).limit(limit)
+    where = [settings.c.id > 0 if place is None else settings.c.place == place]
+    if setting is not None:
+        where.append(settings.c.setting == setting)
+    return select(settings).where(*where).order_by(settings.c.id.desc()).limit(limit)
 
 
 async def insert_change(tx: WriteTransaction, change: SettingChange, pseudonym: str) -> None:
@@ -78,10 +80,11 @@ async def _forget_in_restored(tx: WriteTransaction, author: Author, names: Seque
 
 
 async def expire_changes(tx: WriteTransaction, before: datetime) -> None:
-    """Delete rows of this age that are no longer in force."""
+    """Delete rows that have not been in force since then."""
     newer = settings.alias()
     same = and_(*(newer.c[name] == settings.c[name] for name in ("level", "place", "setting")))
-    aged = settings.c.set_at < before, exists().where(same, newer.c.id > settings.c.id)
+    replaced = exists().where(same, newer.c.id > settings.c.id, newer.c.set_at < before)
+    aged = settings.c.set_at < before, replaced
     tx.keys.delete(*(await tx.execute(select(settings.c.text_key).where(*aged))).scalars())
     await tx.execute(delete(settings).where(*aged))
 

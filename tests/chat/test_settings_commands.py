@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import pytest
 
 from bot.chat.settings_commands import MOST_CHARACTERS
 from bot.config.schema import AccessSection, Config, ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, IncomingMessage
+from bot.domain import Author, ChannelKey, IncomingMessage, Scope
 from bot.errors import PlatformUnavailable, StoreError
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of
-from tests.harness.messages import MEI, a_message
+from tests.harness.messages import MEI, NOON, a_message
 
 ADA = Author("discord", "9", "Ada")
 GROUP, TOPIC = ChannelKey("discord", "c1"), ChannelKey("discord", "c1", "t1")
@@ -291,6 +292,25 @@ async def test_changes_are_listed_and_taken_back_one_after_the_other(harness: Ha
     assert all("Ada" in line for line in listed)
     assert "`temperature` = 0.2 (for this channel" in notice_of(await harness.ask(said("/settings undo")))
     assert "`temperature` = 0.4 (for this channel" in notice_of(await harness.ask(said("/settings undo")))
+
+
+async def test_undo_restores_a_value_from_before_many_changes_of_others(harness: Harness) -> None:
+    await harness.ask(said("/settings language zh"))
+    here = Scope("channel", str(GROUP))
+    for number in range(150):
+        await harness.intake.choices.set(here, "top_p", ADA, f"0.{number + 100}")
+    await harness.ask(said("/settings language en"))
+    assert "`language` = zh" in notice_of(await harness.ask(said("/settings undo")))
+
+
+async def test_undo_restores_a_value_that_was_in_force_longer_than_texts_are_kept(tmp_path: Path) -> None:
+    admins = AccessSection(admins=(ADA.key,))
+    async with make_harness(tmp_path, access=admins) as harness:
+        await harness.ask(said("/settings temperature 0.3"))
+    async with make_harness(tmp_path, access=admins, today=NOON + timedelta(days=90)) as harness:
+        await harness.ask(said("/settings temperature 1.1"))
+        await harness.store.expire(NOON + timedelta(days=60))
+        assert "`temperature` = 0.3" in notice_of(await harness.ask(said("/settings undo")))
 
 
 async def test_taking_back_the_first_change_restores_the_default(harness: Harness) -> None:

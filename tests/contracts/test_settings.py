@@ -68,10 +68,25 @@ async def test_of_a_restored_text_each_person_is_forgotten_alone(reopened: Reope
 
 
 async def test_values_in_force_outlive_the_retention_and_earlier_ones_do_not(store: Store) -> None:
-    await store.record_setting(change(HERE, None, "an old text"))
-    await store.record_setting(change(HERE, None, "a newer text"))
+    old, newer, newest = (change(HERE, None, text) for text in ("an old text", "a newer text", "the newest text"))
+    month_later = replace(newest, at=NOON + timedelta(days=30))
+    for each in (old, newer, month_later):
+        await store.record_setting(each)
     await store.expire(NOON + timedelta(days=1))
-    assert await store.setting_changes(str(ROOM), 5) == [change(HERE, None, "a newer text")]
+    assert await store.setting_changes(str(ROOM), 5) == [month_later, newer], "undo restores what it replaced"
+    await store.expire(NOON + timedelta(days=31))
+    assert await store.setting_changes(str(ROOM), 5) == [month_later]
+
+
+async def test_changes_of_one_setting_are_found_behind_many_of_others(store: Store) -> None:
+    first = replace(change(HERE, "all"), setting="answer")
+    await store.record_setting(first)
+    for number in range(5):
+        await store.record_setting(change(HERE, f"persona {number}"))
+    last = replace(first, value="thread")
+    await store.record_setting(last)
+    assert await store.setting_changes(str(ROOM), 2, "answer") == [last, first]
+    assert await store.setting_changes(str(THREAD), 2, "answer") == []
 
 
 async def test_settings_move_with_their_channel_and_its_threads(store: Store) -> None:

@@ -87,6 +87,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.record_setting, restored)
     await call(store.setting_changes, str(ROOM), 5)
     await call(store.setting_changes, None, 5)
+    await call(store.setting_changes, str(ROOM), 2, "persona")
     await call(store.usage, Scope("user", MEI.key), NOON.date())
     called.add("settings")  # asked once, at the start, for every setting there is
     await call(store.clear, ROOM)
