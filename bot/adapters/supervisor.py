@@ -80,6 +80,7 @@ class SupervisedAdapter:
         assert task is not None
         try:
             self._adapter = self._open()
+            await intake.choices.load()  # the first events and the first answers follow them
             await self._adapter.run(intake)
         except Exception as error:  # noqa: BLE001 - whatever its type, an adapter's bug concerns this platform only
             simple = _simplified(error)

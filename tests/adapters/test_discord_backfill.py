@@ -15,10 +15,10 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from bot.domain import Action, ChannelKey, Exchange, Kind, Status
+from bot.domain import Action, ChannelKey, Exchange, Kind, Scope, Status
 from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
-from tests.harness.messages import a_message
+from tests.harness.messages import MEI, a_message
 from tests.harness.platform import TIMEOUT, Fault
 from tests.harness.servers.discord import DiscordPlatform
 
@@ -31,6 +31,19 @@ async def visited(platform: DiscordPlatform, tmp_path: Path) -> DiscordPlatform:
         await bot.shows("ok")
         await bot.all_is_delivered()
     return platform
+
+
+async def test_what_was_said_while_away_is_answered_where_the_chat_has_set_a_trigger(
+    visited: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(visited, tmp_path) as bot:
+        place = Scope("channel", f"discord:{visited.channel('general')}")
+        await bot.harness.intake.choices.set(place, "triggers", MEI, None, "hey, glm")
+    await visited.say("hey, two", author="Ben", mention=False)
+    await visited.say("hello, three", author="Ben", mention=False)
+    async with run_discord_bot(visited, tmp_path) as bot:
+        await bot.shows("ok", "ok")
+        assert bot.harness.engine.requests[-1].messages[-1].content.endswith("hey, two")
 
 
 async def test_a_new_session_backfills_channels_threads_and_direct_messages(bot: DiscordBot) -> None:

@@ -10,11 +10,14 @@ import pytest
 from bot.adapters.supervisor import SupervisedAdapter, serve_platforms
 from bot.chat.access import OPERATOR
 from bot.chat.intake import Intake
+from bot.chat.settings import ChatSettings
+from bot.domain import ChannelKey, Scope
 from bot.errors import BotError, LoginRefused, PlatformUnavailable, StoreError
 from bot.observability.health import Components, Health
 from tests.harness.fakes import ManualClock, ScriptedEngine
 from tests.harness.harness import Harness, notice_of
-from tests.harness.messages import a_message
+from tests.harness.messages import MEI, a_message
+from tests.harness.platform import TIMEOUT
 
 
 class Scripted:
@@ -99,6 +102,25 @@ async def test_a_refused_platform_is_named_and_tried_again(harness: Harness, cap
         assert telegram.runs == 1
     (error,) = errors(caplog)
     assert "platform refused" in error
+
+
+async def test_what_was_set_in_the_chat_is_in_force_when_a_platform_begins(harness: Harness) -> None:
+    here = ChannelKey("slack", "C01", "1718.2")
+    await harness.intake.choices.set(Scope("channel", "slack:C01"), "answer", MEI, "all")
+    restarted, seen = Intake(harness.access, harness.engine, harness.store, ChatSettings()), asyncio.Event()
+
+    class Listening(Scripted):
+        async def run(self, intake: Intake) -> None:
+            assert intake.settings.rules.answers_all(here, None)
+            seen.set()
+            await super().run(intake)
+
+    bench = Bench({"slack": Listening([None])}, is_final=lambda name: False)
+    serving = asyncio.create_task(serve_platforms(list(bench.platforms.values()), restarted, requires_all=False))
+    async with asyncio.timeout(TIMEOUT):
+        await seen.wait()
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
 
 
 async def test_who_leaves_the_terminal_ends_the_program_and_the_end_of_a_pipe_does_not(harness: Harness) -> None:

@@ -107,6 +107,7 @@ async def make_harness(
     async with SqlStore(f"sqlite+aiosqlite:///{folder / 'bot.db'}") as store:
         rules = Access(access or AccessSection(), bounds, clock)
         intake = Intake(rules, engine, store, settings, today=lambda: today)
+        await intake.choices.load()  # as the supervisor of the adapters does
         yield Harness(clock, engine, store, rules, settings, intake)
 
 
