@@ -50,6 +50,11 @@ class Thoughts:
         """Return the text that was held back as a possible tag."""
         return "" if self._has_begun or self._is_thinking else self._begin(self._pending)
 
+    @property
+    def unended(self) -> str | None:
+        """Return the end of the reasoning while its closing tag may follow; None outside of it."""
+        return self._pending if self._is_thinking else None
+
     def _begin(self, text: str) -> str:
         self._has_begun, self._pending = True, ""
         return text
@@ -70,6 +75,18 @@ def without_thoughts(thoughts: Thoughts, event: EngineEvent) -> Iterator[EngineE
             yield event
         case _:
             yield event
+
+
+def after_thoughts(text: str) -> str:
+    r"""Return the text after the reasoning of a model that has its opening tag in the prompt; all, if there is none.
+
+    A tag in code, or after an opening one, is part of the answer.
+
+    >>> after_thoughts("2 and 2.\n</think>\n\nFour."), after_thoughts("Write `</think>` last."), after_thoughts("Four.")
+    ('Four.', 'Write `</think>` last.', 'Four.')
+    """
+    thought, _, answer = text.partition(_CLOSE)
+    return text if _OPEN in thought or thought.count("`") % 2 else answer.lstrip() or text
 
 
 def _cut_tag(text: str) -> int:

@@ -25,7 +25,9 @@ from bot.observability.health import engine_fault
 from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock
 from tests.harness.ports import reserved_port
-from tests.harness.servers.model_server import Behaviour, ModelServer, delta, refuse, send
+from tests.harness.servers.model_server import Behaviour, ModelServer, delta, event, refuse, send
+
+CUT = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
 
 
 @pytest.fixture
@@ -78,7 +80,13 @@ async def test_llama_server_continues_by_prefilling_unless_it_is_told_not_to() -
 
 
 @pytest.mark.parametrize(
-    "refusal", [refuse(400, {"error": {"message": "unknown field"}}), send(delta("hm", "reasoning"))]
+    "refusal",
+    [
+        refuse(400, {"error": {"message": "unknown field"}}),
+        send(delta("hm", "reasoning")),
+        send(delta("\n<thi"), delta("nk>hm</think>Four."), END, DONE),
+    ],
+    ids=["refusal", "reasoning", "tag"],
 )
 async def test_a_server_that_does_not_continue_ends_the_answer(refusal: Behaviour) -> None:
     async with ModelServer(owner="vllm") as server, remote(server) as engine:
@@ -103,6 +111,46 @@ async def test_thoughts_are_told_apart_and_never_part_of_the_answer(server: Mode
         Thought(" 2"),
         Delta("Four."),
     ]
+
+
+async def test_reasoning_whose_opening_tag_is_in_the_prompt_is_known_after_the_first_answer(
+    server: ModelServer,
+) -> None:
+    thinks = send(delta("2 and"), delta(" 2\n</thi"), delta("nk>\n\nFour."), END, DONE)
+    plain = send(delta("Four, "), delta("1 < 2, 1 <"), END, DONE)
+    server.then(thinks, thinks, plain, plain, send(delta("2", "reasoning"), delta("Four."), END, DONE))
+    async with remote(server) as engine:
+        first = await text_of(engine)
+        assert await ask(engine, ChatRequest((*QUESTION.messages, ChatMessage("assistant", first), *QUESTION.messages)))
+        assert [message["content"] for message in server.bodies[-1]["messages"]] == ["why?", "Four.", "why?"]
+        assert await text_of(engine) == await text_of(engine) == "Four, 1 < 2, 1 <", "it does not think any more"
+        assert await text_of(engine) == "Four."
+
+
+async def test_a_learned_tag_tells_reasoning_from_the_answer(server: ModelServer) -> None:
+    thinks = send(delta("2 and 2\n</th"), delta("ink>\nFour."), END, DONE)
+    server.then(thinks, thinks, send(delta("2 and"), event(CUT), DONE), send(delta("2", "reasoning"), delta("4"), END))
+    async with remote(server) as engine:
+        await ask(engine)
+        told = [event for event in await ask(engine) if not isinstance(event, Finished)]
+        assert told == [Thought("2 and 2\n"), Delta("Four.")]
+        assert await text_of(engine) == "", "the limit came before the answer"
+        assert await text_of(engine) == "4", "the server tells them apart itself"
+
+
+@pytest.mark.parametrize(
+    "said", ["A `</think>` ends it.", "```\n</think>\n``` ends it.", "Write <b>, <think>, </think>."]
+)
+async def test_a_closing_tag_that_an_answer_is_about_teaches_nothing(server: ModelServer, said: str) -> None:
+    server.then(send(delta(said), END, DONE))
+    async with remote(server) as engine:
+        assert await text_of(engine) == said
+        assert await ask(engine) == [
+            Delta("a "),
+            Delta("scripted "),
+            Delta("answer"),
+            Finished(FinishReason.STOP, Usage(6, 4)),
+        ]
 
 
 async def test_without_a_name_the_model_is_asked_for_once_a_server_is_up(port: int) -> None:

@@ -29,11 +29,10 @@ from bot.engine.base import Memory, Progress, silent
 from bot.engine.remote.api import ServerApi, certificates
 from bot.engine.remote.endpoints import Endpoint, Endpoints, has_well, is_loading, mistake, reasons, require_urls
 from bot.engine.remote.errors import ContextExceeded, ServerFailed, describe
-from bot.engine.remote.stream import without_space
+from bot.engine.remote.stream import ContinuedText, WholeText
 from bot.engine.remote.tokens import TokenEstimates
 from bot.engine.serving.detokenizer import StopSearch
 from bot.engine.serving.queue import FairQueue, SlotTicket
-from bot.engine.thoughts import Thoughts
 from bot.errors import AnswerBrokenOff, EngineFailed, EngineMisconfigured, PicturesRefused, PromptTooLong
 from bot.util.aio import race
 from bot.util.clock import Clock, MonotonicClock
@@ -236,10 +235,10 @@ class RemoteEngine:
             room -= min(_TEMPLATE_TOKENS, room // 2)
             left = max(min(params.max_tokens, room) - answer.deltas, 1)
             request = replace(request, params=replace(params, max_tokens=left))
-        # Templates cut off the space at the end of a message; what the server sends of it is not shown again.
         shown = answer.text.rstrip()
         space, is_rest = answer.text[len(shown) :], bool(shown)
-        thoughts, stops = Thoughts(), StopSearch(params.stop)  # a server may not know `stop`, or leave it out
+        reader = ContinuedText(space) if is_rest else WholeText(endpoint)
+        stops = StopSearch(params.stop)  # servers may not know them
         usage: Usage | None = None
         reason: FinishReason | None = None
         try:
@@ -247,14 +246,9 @@ class RemoteEngine:
                 async with aclosing(self._api.answer(endpoint, self._model, request, shown)) as chunks:
                     async for chunk in chunks:
                         usage, reason = chunk.usage or usage, reason or chunk.reason
-                        if is_rest:
-                            if chunk.reasoning:
-                                raise ServerFailed("it thinks instead of continuing", is_lasting=True)
-                            text, space = without_space(space, chunk.text)
-                        else:
-                            thought, text = thoughts.feed(chunk.text)
-                            if thought := chunk.reasoning + thought:
-                                yield Thought(thought)
+                        thought, text = reader.feed(chunk)
+                        if thought:
+                            yield Thought(thought)
                         if text := stops.feed(text):
                             answer.text += text
                             answer.deltas += 1
@@ -269,7 +263,7 @@ class RemoteEngine:
             raise self._too_long(endpoint, request, error) from error
         if reason is None or reason is FinishReason.ERROR:
             raise ServerFailed("its stream ended before the answer")
-        if text := stops.feed("" if is_rest else thoughts.finish()) + stops.finish():
+        if text := stops.feed(reader.finish(reason)) + stops.finish():
             answer.deltas += 1
             yield Delta(text)
         endpoint.succeed()

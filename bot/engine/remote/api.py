@@ -16,6 +16,7 @@ from bot.domain import ChatMessage, ChatRequest
 from bot.engine.remote.endpoints import Endpoint, Server
 from bot.engine.remote.errors import SYSTEM, ContextExceeded, ErrorBody, ServerFailed, failure, read_refusal
 from bot.engine.remote.stream import CompletionChunk, read_chunks
+from bot.engine.thoughts import after_thoughts
 from bot.errors import EngineMisconfigured, PicturesRefused
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -246,6 +247,8 @@ def _chat(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 
 def _content(message: ChatMessage) -> str | list[dict[str, Any]]:
     """Return the text, or parts where there are pictures: these come first, as files do."""
+    if message.role == "assistant":
+        return after_thoughts(message.content)
     if not message.pictures:
         return message.content
     parts: list[dict[str, Any]] = [

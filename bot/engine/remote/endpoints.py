@@ -42,6 +42,7 @@ class Endpoint:
     is_loading: bool = False
     is_misconfigured: bool = False  # its operator has to change something
     counts_tokens: bool = True  # until it fails to
+    begins_thinking: bool = False  # its model's template has the opening tag
     context_length: int | None = None
     most_pictures: int = 0  # that it takes with a prompt
     models: tuple[str, ...] = ()  # of its list

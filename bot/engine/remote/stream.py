@@ -9,7 +9,9 @@ import httpx
 from httpx_sse import EventSource, SSEError
 
 from bot.domain import FinishReason, Usage
+from bot.engine.remote.endpoints import Endpoint
 from bot.engine.remote.errors import ServerFailed
+from bot.engine.thoughts import TAGS, Thoughts, after_thoughts
 
 # A stream of a hundred thousand tokens, each in its own event, is far smaller.
 _LONGEST_STREAM = 64 * 2**20
@@ -54,15 +56,72 @@ async def read_chunks(response: httpx.Response) -> AsyncGenerator[CompletionChun
         raise ServerFailed("it answers with no event stream") from error
 
 
-def without_space(space: str, text: str) -> tuple[str, str]:
-    r"""Return the text without the space that was shown already, and what is left of that.
+class WholeText:
+    """The text of an answer from its beginning, apart from the reasoning.
 
-    >>> without_space("\n\n", "\n"), without_space("\n", "\nNext"), without_space(" ", "end")
-    (('', '\n'), ('Next', ''), ('end', ''))
+    A model whose template writes the opening tag into the prompt sends the closing one only.  The first such answer has
+    its reasoning in its text; then it is known of the endpoint, until an answer shows otherwise.
     """
-    while space and text.startswith(space[0]):
-        space, text = space[1:], text[1:]
-    return text, "" if text else space
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._thoughts = Thoughts(is_thinking=endpoint.begins_thinking)
+        self._is_guess = endpoint.begins_thinking
+        self._said: list[str] = []  # reasoning on a guess, else text
+
+    def feed(self, chunk: CompletionChunk) -> tuple[str, str]:
+        """Return the part of a chunk that is reasoning, and the part that belongs to the answer."""
+        if chunk.reasoning and self._is_guess:  # the server tells them apart itself
+            self._is_guess = self._endpoint.begins_thinking = False
+            self._thoughts = Thoughts()
+        thought, text = self._thoughts.feed(chunk.text)
+        self._said.append(thought if self._is_guess else text)
+        return chunk.reasoning + thought, text
+
+    def finish(self, reason: FinishReason) -> str:
+        """Return the text that was held back: all of an answer that was reasoning to its end."""
+        said, unended = "".join(self._said), self._thoughts.unended
+        if not self._is_guess and after_thoughts(said) != said:
+            self._endpoint.begins_thinking = True
+        if self._is_guess and unended is not None and reason is FinishReason.STOP:
+            self._endpoint.begins_thinking = False
+            return said + unended
+        return self._thoughts.finish()
+
+
+class ContinuedText:
+    r"""The rest of an answer, without the space that was shown already: templates cut it off.
+
+    >>> rest = ContinuedText("\n\n")
+    >>> [rest.feed(CompletionChunk(text)) for text in ("\n", "\n", "\nNext", "\n")]
+    [('', ''), ('', ''), ('', '\nNext'), ('', '\n')]
+    """
+
+    def __init__(self, space: str) -> None:
+        self._space = space
+        self._pending = ""  # space, and what may be the beginning of a tag
+        self._has_begun = False
+
+    def feed(self, chunk: CompletionChunk) -> tuple[str, str]:
+        """Return no reasoning, and the text of a chunk.
+
+        Raises:
+            ServerFailed: The server answers anew, with reasoning.
+        """
+        self._pending += chunk.text
+        begun = self._pending.lstrip()
+        if chunk.reasoning or (begun.startswith(TAGS[0]) and not self._has_begun):
+            raise ServerFailed("it thinks instead of continuing", is_lasting=True)
+        return "", "" if TAGS[0].startswith(begun) and not self._has_begun else self.finish(FinishReason.STOP)
+
+    def finish(self, reason: FinishReason) -> str:
+        """Return the text that was held back."""
+        self._has_begun = True
+        text, self._pending = self._pending, ""
+        while self._space and text.startswith(self._space[0]):
+            self._space, text = self._space[1:], text[1:]
+        self._space = "" if text else self._space
+        return text
 
 
 def _parse(data: str) -> CompletionChunk:
