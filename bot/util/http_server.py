@@ -7,8 +7,10 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
+import h11
 import structlog
 import uvicorn
 from starlette.requests import Request
@@ -26,6 +28,9 @@ _LIMIT, _SHARE = 4_096, 8
 # Seconds that each may take from its start to its last response, less up to this part: those of clients that came
 # together end at different times.
 _SECONDS, _SPREAD = 15.0, 0.3
+
+# A body takes this many seconds at most for so many bytes, and in all once its response is complete: 1 KiB/s.
+_BODY_SECONDS, _BODY_BYTES = 16.0, 2**14
 
 # Seconds between two log lines about closed connections.
 _LOG_INTERVAL = 600.0
@@ -53,7 +58,7 @@ async def serve_app(
     """
     with _listening(section, host, port) as listener:
         port = listener.getsockname()[1]
-        connections = BoundedConnections(H11Protocol, section, limit=limit, seconds=seconds)
+        connections = BoundedConnections(HttpProtocol, section, limit=limit, seconds=seconds)
         server = _Server(
             uvicorn.Config(
                 app,
@@ -118,11 +123,57 @@ def _listening(section: str, host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
+class HttpProtocol(H11Protocol):
+    """uvicorn's protocol, which closes a connection whose body does not come, as those of refused requests."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._body_timer: asyncio.TimerHandle | None = None
+        self._received = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the client waits for its response, or reads it."""
+        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # None before a request
+            return False
+        return self.conn.their_state is not h11.SEND_BODY and not self.flow.write_paused
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch_body()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+
+    def _watch_body(self) -> None:
+        is_open = self.conn.their_state is h11.SEND_BODY
+        if is_open and self._body_timer is None:
+            self._received = 0
+            self._body_timer = self.loop.call_later(_BODY_SECONDS, self._check_body)
+        elif not is_open and self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
+
+    def _check_body(self) -> None:
+        self._body_timer = None
+        if self._received < _BODY_BYTES or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self._watch_body()
+
+
 class BoundedConnections:
     """A protocol factory that closes connections beyond `limit`, or older than `seconds`.
 
     Silent or slow clients would otherwise use up the file descriptors of the process.  Of too
-    many connections, the oldest that has sent no complete headers is closed first.
+    many connections, the oldest that has sent no complete headers is closed first, then the
+    oldest that is not busy, and the new one only if all others are.
     """
 
     def __init__(
@@ -153,7 +204,9 @@ class BoundedConnections:
     def opened(self, connection: "_Connection") -> asyncio.TimerHandle:
         self._waiting[connection] = None
         if len(self._waiting) + len(self._serving) > self._limit:
-            next(iter(self._waiting or self._serving)).abort()
+            waiting = (each for each in self._waiting if each is not connection)
+            idle = (each for each in self._serving if not each.is_busy)
+            next(chain(waiting, idle), connection).abort()
             self._log()
         seconds = self._seconds * random.uniform(1 - _SPREAD, 1)
         return asyncio.get_running_loop().call_later(seconds, connection.abort)
@@ -190,6 +243,11 @@ class _Connection(asyncio.Protocol):
     @property
     def is_silent(self) -> bool:
         return self._inner is None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether its request is complete and its response is not; unknown of other protocols, which are fast."""
+        return isinstance(self._inner, HttpProtocol) and self._inner.is_busy
 
     def abort(self) -> None:
         self._all.closed(self)

@@ -7,8 +7,13 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import structlog
 from aiohttp import web
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
 
-from bot.util.http_server import BoundedConnections
+from bot.util import http_server
+from bot.util.http_server import BoundedConnections, serve_app
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -112,3 +117,82 @@ async def test_an_unfinished_request_is_closed_in_time(clients: Clients, sent: b
         with suppress(ConnectionResetError):
             await reader.read()
         assert reader.at_eof() or reader.exception() is not None
+
+
+UNFINISHED = b"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+
+
+class TestBodies:
+    """Clients that send headers, and then little of their body."""
+
+    @pytest.fixture
+    async def port(self) -> AsyncIterator[int]:
+        async def refuse(request: Request) -> Response:
+            return PlainTextResponse("no key", 401)
+
+        async def read(request: Request) -> Response:
+            return PlainTextResponse(f"{len(await request.body())} bytes")
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b"data: more\n\n"
+                await asyncio.sleep(0.01)
+
+        async def stream(request: Request) -> Response:
+            return StreamingResponse(endless())
+
+        routes = [Route("/refuse", refuse, methods=["POST"]), Route("/read", read, methods=["POST"])]
+        app = Starlette(routes=[*routes, Route("/", stream)])
+        async with serve_app(app, "test", "127.0.0.1", 0, limit=8, seconds=600.0) as port:
+            yield port
+
+    @pytest.mark.parametrize("path", [b"refuse", b"read"])
+    async def test_they_do_not_lock_out_a_new_client(self, port: int, clients: Clients, path: bytes) -> None:
+        streamed, _ = await clients.connect(port, REQUEST)
+        assert await streamed.readline() == b"HTTP/1.1 200 OK\r\n"
+        for _ in range(20):
+            reader, writer = await clients.connect(port, UNFINISHED % path)
+            if path == b"refuse":
+                assert b"401" in await reader.readline()
+            writer.write(b"x")
+        for _ in range(3):
+            reader, _ = await clients.connect(port, REQUEST)
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        assert await streamed.readuntil(b"more")
+        await asyncio.sleep(0.1)
+        assert await streamed.readuntil(b"more"), "an answer in progress goes on"
+
+    async def test_a_new_client_is_refused_while_all_others_read_their_answers(
+        self, port: int, clients: Clients
+    ) -> None:
+        readers = [(await clients.connect(port, REQUEST))[0] for _ in range(8)]
+        assert [await reader.readline() for reader in readers] == [b"HTTP/1.1 200 OK\r\n"] * 8
+        late, _ = await clients.connect(port, REQUEST)
+        with suppress(ConnectionResetError):
+            assert await late.read() == b""
+        for reader in readers:
+            await reader.readuntil(b"more")
+
+    @pytest.mark.parametrize("path", [b"refuse", b"read"])
+    async def test_a_body_that_does_not_come_ends_the_connection(
+        self, port: int, clients: Clients, path: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.3)
+        reader, writer = await clients.connect(port, UNFINISHED % path)
+        answer = asyncio.create_task(reader.read())
+        while not answer.done():
+            writer.write(b"x")
+            await asyncio.wait([answer], timeout=0.05)
+        with suppress(ConnectionResetError):
+            assert (b"401" in answer.result()) == (path == b"refuse")
+
+    async def test_a_long_body_may_take_its_time(
+        self, port: int, clients: Clients, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(http_server, "_BODY_SECONDS", 0.3)
+        monkeypatch.setattr(http_server, "_BODY_BYTES", 10)
+        reader, writer = await clients.connect(port, UNFINISHED % b"read")
+        for _ in range(10):
+            writer.write(b"x" * 10_000)
+            await asyncio.sleep(0.1)
+        assert b"100000 bytes" in await reader.readuntil(b"bytes")
