@@ -239,10 +239,10 @@ async def test_settings_of_the_place_reach_the_next_request(harness: Harness) ->
 
 async def test_the_language_of_the_place_is_that_of_the_next_notice(harness: Harness, tmp_path: Path) -> None:
     await harness.ask(said("/settings language zh"))
-    async with make_harness(tmp_path, limits=LimitsSection(max_message_chars=3)) as restarted:
-        assert notice_of(await restarted.ask(said("hello", MEI))) == "你的消息太长：5 个字符，上限是 3。"
     assert notice_of(await harness.ask(said("/clear"))) == "这里没有需要删除的内容。"
     assert notice_of(await harness.ask(said("/settings language"))) == "`language` = zh（对这个频道，在聊天里设置）"
+    async with make_harness(tmp_path, limits=LimitsSection(max_message_chars=3)) as restarted:
+        assert notice_of(await restarted.ask(said("hello", MEI))) == "你的消息太长：5 个字符，上限是 3。"
 
 
 @pytest.mark.parametrize(
