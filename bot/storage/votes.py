@@ -42,8 +42,10 @@ class Votes(Deletion):
     async def _is_first(self, tx: AsyncConnection, channel: ChannelKey, press: str) -> bool:
         """Remember a press for a day, as a message that may still come; return False if it came before."""
         await tx.execute(self._outdated_tombstones())
+        # Slack's id of a press names the person.
+        name = self._vault.pseudonym(channel.platform, press)
         # No message has such an id: those of platforms have no space.
-        [row] = self._tombstones(channel, [f"press {press}"])
+        [row] = self._tombstones(channel, [f"press {name}"])
         new = self._insert(exchanges).on_conflict_do_nothing(index_elements=KEY).returning(exchanges.c.id)
         return (await tx.execute(new, row)).first() is not None
 

@@ -14,14 +14,26 @@ from pathlib import Path
 import pytest
 from sqlalchemy import JSON, Table
 
-from bot.domain import Answer, Attachment, Author, FurtherKind, FurtherMessage, Kind, Picture, Scope, SettingChange
+from bot.domain import (
+    Answer,
+    Attachment,
+    Author,
+    FurtherKind,
+    FurtherMessage,
+    Kind,
+    Picture,
+    Scope,
+    SettingChange,
+    Vote,
+    VoteResult,
+)
 from bot.storage.backup import back_up
 from bot.storage.copy import copy_database
 from bot.storage.export import export_channel
 from bot.storage.key_file import path_beside
 from bot.storage.schema import Encrypted, SafeText, metadata
 from bot.storage.sql import SqlStore
-from tests.storage import NOON, ROOM, THREAD, decrypted_rows, message, temporary_store, url_of
+from tests.storage import NOON, ROOM, THREAD, bytes_in, decrypted_rows, message, temporary_store, url_of
 from tests.storage.test_lost_keys import comparison
 
 # Text columns that identify no person and that no person wrote.
@@ -41,6 +53,7 @@ KEYS = {
 }
 PICTURE = Picture("image/personal", b"png", 1, 1)
 AUTHOR = Author("slack", "personal author", "personal name", frozenset({"personal role"}))
+VOTER = Author("slack", "U0VOTER", "Ben")
 WRITER = Author("slack", "personal writer", "")  # of a text that the author restored
 
 
@@ -151,6 +164,16 @@ async def test_every_deletion_covers_every_personal_column(table: Table, deletio
         await DELETIONS[table.name][deletion](store)
         after = read(tmp_path / "bot.db", table)
     assert [name for name, value in after.items() if "personal" in value] == []
+
+
+async def test_what_is_remembered_of_a_press_names_nobody(tmp_path: Path) -> None:
+    async with temporary_store(tmp_path) as store:
+        await enqueue_exchange(store)
+        exchange = await store.find(ROOM, "1")
+        assert exchange is not None
+        for result in (VoteResult.DOWN, VoteResult.REPEATED):
+            assert await store.vote(exchange, VOTER, Vote.DOWN, NOON, f"{VOTER.id}/1700000000.25") is result
+        assert b"U0VOTER" not in bytes_in(tmp_path)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=str)
