@@ -156,7 +156,8 @@ class Conversations:
             try:
                 await self._read_files(worker)
                 settings = self._settings.at(worker.exchange.message)
-                if not await self._context.read(worker, settings.conversation.context_messages):
+                count = settings.conversation.context_messages
+                if not (worker.is_stopped or await self._context.read(worker, count)):
                     draft.note(translate("I could not read what was said before your question."))
                 while not worker.is_stopped and (position := self._exchanges.queues.position(worker)):
                     draft.queued(Queued(position))
@@ -203,7 +204,7 @@ class Conversations:
 
     async def _generate(self, worker: Worker, draft: _Draft, translate: Translate) -> Finished:
         refusals = 0
-        while True:
+        while not worker.is_stopped:
             worker.prompt_in_doubt.clear()
             worker.is_interrupted = False
             prompt, settings = await self._exchanges.read_undeleted(lambda: self._prompt(worker))
@@ -232,6 +233,7 @@ class Conversations:
             else:
                 if finished is not None:
                     return finished
+        return Finished(FinishReason.CANCELLED)  # perhaps before the files of the prompt were read
 
     async def _quota_refusal(
         self, worker: Worker, prompt: Prompt, settings: ChatSettings, draft: _Draft, translate: Translate

@@ -1,5 +1,6 @@
 """Attached files: fetched from the platform, read, answered about, deleted."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bot.domain import Attachment, Exchange, FileFault, Kind
+from bot.domain import Attachment, Exchange, FileFault, Finished, FinishReason, Kind
 from tests.harness.discord_harness import run_discord_bot
 from tests.harness.harness import Harness, make_harness
 from tests.harness.messages import a_message
@@ -200,3 +201,27 @@ async def test_a_long_file_is_cut_to_the_context(harness: Harness) -> None:
     harness.engine.add("four")
     events = await harness.ask(replace(a_message("why?"), files=(Attachment("a.txt", source="7"),)))
     assert "characters of a.txt were read." in str(events)
+
+
+@pytest.mark.parametrize("text", ["", "why?"])
+async def test_a_question_that_is_stopped_while_its_file_is_read_says_nothing(harness: Harness, text: str) -> None:
+    begun = asyncio.Event()
+
+    async def fetch(file: Attachment) -> AsyncIterator[bytes]:
+        if not begun.is_set():
+            begun.set()
+            await asyncio.Event().wait()
+        yield b"words"
+
+    harness.intake.files.sources["discord"] = fetch
+    question = replace(a_message(text), files=(Attachment("a.txt", source="7"),))
+    asking = asyncio.create_task(harness.ask(question))
+    await begun.wait()
+    exchange = await harness.store.find(question.channel, question.id)
+    assert exchange is not None
+    harness.exchanges.stop(exchange)
+    assert await asking == [Finished(FinishReason.CANCELLED)]
+    again = await harness.exchanges.requeue(exchange)
+    assert again is not None
+    await harness.replied(again)
+    assert "words" in harness.engine.requests[-1].messages[-1].content
