@@ -122,7 +122,10 @@ class FurtherKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FurtherMessage:
-    """A message that belongs to a question beside the one that asks it, from a channel of the same platform."""
+    """A message that belongs to a question beside the one that asks it, from a channel of the same platform.
+
+    `thread` is the channel's thread where it was said; None also if it is not known.
+    """
 
     id: str
     channel: str
@@ -131,6 +134,7 @@ class FurtherMessage:
     sent_at: datetime
     kind: FurtherKind = FurtherKind.CONTINUATION
     files: tuple[Attachment, ...] = ()
+    thread: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

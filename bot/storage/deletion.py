@@ -31,12 +31,17 @@ from bot.storage.feedback import delete_votes, forget_voter
 from bot.storage.further import (
     by,
     cleared,
+    cleared_thread,
+    delete_copies,
     delete_further,
     delete_of_exchanges,
+    forget_places,
     has_any,
+    member_place,
     of_exchanges,
     older,
     own_texts,
+    read_in,
     replace_texts,
     said_in,
     set_readable_since,
@@ -90,16 +95,18 @@ class Deletion(OpenStore):
     async def _clear_further(
         self, tx: WriteTransaction, channel: ChannelKey, before: Exchange | None, author: Author | None
     ) -> None:
-        """Delete what others said in a channel, and let nothing of before be read again."""
-        if author is None:
-            level = "channel" if channel.thread is None else "thread"
-            since = self._calendar.today() if before is None else before.message.sent_at
-            await set_readable_since(tx, self._insert(readable_since), level, str(channel), since)
-        if channel.thread is None:
-            of_others = cleared(channel, None if before is None else before.id)
-            if author is not None:
-                of_others += by(author.platform, self._vault.pseudonyms(author.platform, author.id))
-            await delete_further(tx, *of_others)
+        """Delete what others said in a channel, or what one person did; let nothing of before be read again."""
+        level, place, number = "channel", str(channel), None if before is None else before.id
+        of_others = cleared(channel, number)
+        if author is not None:
+            level, place = "member", member_place(author, channel, self._vault)
+            of_others += by(author.platform, self._vault.pseudonyms(author.platform, author.id))
+            of_others += [] if channel.thread is None else [read_in(channel)]
+        elif channel.thread is not None:
+            level, of_others = "thread", cleared_thread(channel, number)
+        since = self._calendar.today() if before is None else before.message.sent_at
+        await set_readable_since(tx, self._insert(readable_since), level, place, since)
+        await delete_further(tx, *of_others)
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
@@ -111,6 +118,7 @@ class Deletion(OpenStore):
             since = self._calendar.today() if before is None else before.message.sent_at
             place = stored_place(Scope("user", author.key), self._vault)
             await set_readable_since(tx, self._insert(readable_since), "user", place, since)
+            await forget_places(tx, place)
             await forget_voter(tx, stored_place(Scope("user", author.key), self._vault))
         return _checked(*await self._blank(lifecycle.CLEAR, *theirs))
 
@@ -143,6 +151,7 @@ class Deletion(OpenStore):
             await self._erase(tx, lifecycle.CLEAR, (await tx.execute(erased)).all())
             ids = [row.id for row in rows]
             await quotations.redact(tx, ids, said)
+            await delete_copies(tx, ids)
             await delete_of_exchanges(tx, ids)
             await tx.execute(update(exchanges).where(*are_they).values(failure=DELETED))
 
@@ -185,6 +194,7 @@ class Deletion(OpenStore):
                 ids = [row.id for row in rows]
                 if with_quotations:
                     await quotations.redact(tx, ids, said)
+                    await delete_copies(tx, ids)
                 await delete_of_exchanges(tx, ids)
                 if beside is not None:
                     await tx.execute(beside)

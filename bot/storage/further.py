@@ -7,9 +7,11 @@ from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Connection,
     Delete,
+    FromClause,
     Select,
     Text,
     and_,
@@ -18,6 +20,7 @@ from sqlalchemy import (
     delete,
     literal,
     literal_column,
+    or_,
     select,
     update,
 )
@@ -27,14 +30,17 @@ from bot.domain import Attachment, Author, ChannelKey, Exchange, FurtherKind, Fu
 from bot.storage.encryption import DamagedRow
 from bot.storage.pictures import pictures_to_json, to_pictures
 from bot.storage.rows import files_from_json, files_to_json
-from bot.storage.schema import SafeText, further_messages, readable_since
+from bot.storage.schema import SafeText, exchanges, further_messages, readable_since
 from bot.storage.usage import AnyInsert, stored_place
 from bot.storage.vault import Vault, WriteTransaction
 
-_LEVELS = ("user", "channel", "thread")
+_LEVELS = ("user", "channel", "thread", "member")
 _NEVER = datetime.min.replace(tzinfo=UTC)
 OF_OTHERS = further_messages.c.kind.in_([FurtherKind.BEFORE, FurtherKind.LINKED])
-OF_ASKER = further_messages.c.kind.in_([FurtherKind.CONTINUATION, FurtherKind.FORWARD])
+_KINDS_OF_ASKER = [FurtherKind.CONTINUATION, FurtherKind.FORWARD]
+OF_ASKER = further_messages.c.kind.in_(_KINDS_OF_ASKER)
+# The columns of the key, with the parameters of a deletion by it.
+_KEY = {"exchange": "of_exchange", "channel": "in_channel", "message": "with_id"}
 
 # Whether the message of an exchange is a part of another question; named as text for a RETURNING clause, where SQLite
 # uses the index only for values without a column's collation.
@@ -77,7 +83,8 @@ def _to_message(row: dict[str, Any]) -> FurtherMessage:
         files = ()
     author = Author(row["author_platform"], row["author_id"], row["author_name"])
     kind = FurtherKind(row["kind"])
-    return FurtherMessage(row["message"], row["channel"], author, row["text"], row["sent_at"], kind, files)
+    said = author, row["text"], row["sent_at"]
+    return FurtherMessage(row["message"], row["channel"], *said, kind, files, row["thread"])
 
 
 @cache
@@ -92,6 +99,7 @@ async def insert_further(tx: WriteTransaction, vault: Vault, exchange: int, mess
             "exchange": exchange,
             "channel": message.channel,
             "message": message.id,
+            "thread": message.thread,
             "platform": author.platform,
             "kind": message.kind,
             "author_platform": author.platform,
@@ -172,6 +180,36 @@ def _deletion_of_exchanges() -> Delete:
     return delete(further_messages).where(further_messages.c.exchange.in_(bindparam("ids", expanding=True)))
 
 
+async def delete_copies(tx: WriteTransaction, ids: Collection[int]) -> None:
+    """Delete what other questions have read of the messages and the further parts of exchanges."""
+    found: dict[tuple[Any, ...], int | None] = {}
+    for copies in _copies():
+        found |= {tuple(row[:-1]): row.text_key for row in await tx.execute(copies, {"ids": list(ids)})}
+    tx.keys.delete(*found.values())
+    if found:
+        await tx.execute(_deletion_by_key(), [dict(zip(_KEY.values(), key, strict=True)) for key in found])
+
+
+@cache
+def _copies() -> tuple[Select[Any], Select[Any]]:
+    part = further_messages.alias("part")
+    ids: BindParameter[int] = bindparam("ids", expanding=True)
+    columns = [*further_messages.primary_key, further_messages.c.text_key]
+    of_messages = select(*columns).where(_is_same(exchanges), exchanges.c.id.in_(ids), OF_OTHERS)
+    is_part = part.c.exchange.in_(ids), part.c.kind.in_(_KINDS_OF_ASKER)
+    return of_messages, select(*columns).where(_is_same(part), *is_part, OF_OTHERS)
+
+
+def _is_same(table: FromClause) -> ColumnElement[bool]:
+    return and_(*(further_messages.c[name] == table.c[name] for name in ("platform", "channel", "message")))
+
+
+@cache
+def _deletion_by_key() -> Delete:
+    are_equal = [further_messages.c[column] == bindparam(name) for column, name in _KEY.items()]
+    return delete(further_messages).where(*are_equal)
+
+
 async def delete_further(tx: WriteTransaction, *which: ColumnElement[bool]) -> None:
     keys = (await tx.execute(select(further_messages.c.text_key).where(*which))).scalars().all()
     if keys:
@@ -196,6 +234,17 @@ def cleared(channel: ChannelKey, before: int | None) -> list[ColumnElement[bool]
     """Select what others said in a channel that is cleared, read for questions before an exchange."""
     here = further_messages.c.platform == channel.platform, further_messages.c.channel == channel.channel
     return [*here, OF_OTHERS, *_earlier(before)]
+
+
+def cleared_thread(channel: ChannelKey, before: int | None) -> list[ColumnElement[bool]]:
+    """Select what others said in a thread that is cleared, read for questions before an exchange."""
+    return [*cleared(channel, before), further_messages.c.thread == channel.thread]
+
+
+def read_in(channel: ChannelKey) -> ColumnElement[bool]:
+    """Select what was said in a thread, or read for the questions there."""
+    asked_there = exchanges.c.id == further_messages.c.exchange, exchanges.c.thread == channel.thread
+    return or_(further_messages.c.thread == channel.thread, select(literal(1)).where(*asked_there).exists())
 
 
 def by(platform: str, names: Collection[str]) -> list[ColumnElement[bool]]:
@@ -225,6 +274,13 @@ async def set_readable_since(tx: WriteTransaction, new: AnyInsert, level: str, p
     await tx.execute(add, {"level": level, "place": place, "since": since})
 
 
+async def forget_places(tx: WriteTransaction, person: str) -> None:
+    """Delete the rows of a person in single places, when one for all places replaces them."""
+    # In the order of the key, "!" follows the space before the place.
+    theirs = readable_since.c.place > f"{person} ", readable_since.c.place < f"{person}!"
+    await tx.execute(delete(readable_since).where(readable_since.c.level == "member", *theirs))
+
+
 async def unreadable(
     tx: WriteTransaction, vault: Vault, here: ChannelKey, messages: Iterable[FurtherMessage]
 ) -> set[FurtherMessage]:
@@ -245,7 +301,18 @@ async def unreadable(
 
 def _scopes_of(message: FurtherMessage, vault: Vault, here: ChannelKey) -> list[tuple[str, str]]:
     author = message.author
-    scopes = [Scope("user", author.key), Scope("channel", str(ChannelKey(author.platform, message.channel)))]
+    channel = ChannelKey(author.platform, message.channel)
+    threads = {replace(channel, thread=message.thread)} if message.thread is not None else set()
     if message.kind is FurtherKind.BEFORE and here.thread is not None:
-        scopes.append(Scope("thread", str(here)))
-    return [(scope.level, stored_place(scope, vault)) for scope in scopes]
+        threads.add(here)
+    return [
+        ("user", stored_place(Scope("user", author.key), vault)),
+        ("channel", str(channel)),
+        *(("thread", str(thread)) for thread in threads),
+        *(("member", member_place(author, place, vault)) for place in (channel, *threads)),
+    ]
+
+
+def member_place(author: Author, channel: ChannelKey, vault: Vault) -> str:
+    """Return the `place` of a person in a channel or thread; a channel's id has no space."""
+    return f"{stored_place(Scope('user', author.key), vault)} {channel}"

@@ -238,14 +238,26 @@ further_messages = Table(
     Column("pictures", Encrypted(), info=encrypted("text_key")),
     Column("sent_at", UtcDateTime, nullable=False),
     Column("text_key", BigInteger),
+    Column("thread", SafeText),  # where it was said, if that is known
     Index(None, "platform", "channel", "message"),  # edits, deletions, messages that come again
     Index(None, "author_platform", "author"),  # forget
     Index(None, "sent_at"),  # expire
     sqlite_with_rowid=False,
 )
 
+_IS_IN_THREAD = further_messages.c.thread.is_not(None)
+Index(
+    None,
+    further_messages.c.platform,
+    further_messages.c.channel,
+    further_messages.c.thread,
+    sqlite_where=_IS_IN_THREAD,
+    postgresql_where=_IS_IN_THREAD,
+)  # clear
+
 # From when on messages are read as what was said before a question: of a person since /forget me, in a place
-# since /clear.  `place` is as in `usage`: of a person a pseudonym.
+# since /clear, of a person in a place ("member") since their own /clear there.  `place` is as in `usage`: of a person
+# a pseudonym; that of a member is followed by the place.
 readable_since = Table(
     "readable_since",
     metadata,

@@ -712,6 +712,53 @@ async def test_quotations_of_a_part_of_a_question_are_deleted_with_it(store: Sto
     }
 
 
+def said(
+    id: str, text: str, author: Author = MEI, *, kind: FurtherKind = FurtherKind.BEFORE, thread: str | None = None
+) -> FurtherMessage:
+    return FurtherMessage(id, ROOM.channel, author, text, NOON, kind, thread=thread)
+
+
+async def read_by(store: Store, asked: Exchange, *messages: FurtherMessage) -> list[str]:
+    assert await store.record_context(asked, messages)
+    return [each.text for each in (await found(store, asked)).message.further]
+
+
+async def test_a_clear_of_a_thread_deletes_what_questions_elsewhere_have_read_there(store: Store) -> None:
+    of_bot = await answered(store, message("21", "@bot my PIN", channel=THREAD))
+    in_thread = said("22", "the thread's secret", thread=THREAD.thread, kind=FurtherKind.LINKED)
+    of_question = said("21", "@bot my PIN", kind=FurtherKind.LINKED)
+    elsewhere = said("23", "said in the room", kind=FurtherKind.LINKED)
+    asked = await begun(store, message(3, author=BEN))
+    both = ["said in the room", "the thread's secret"]
+    assert sorted(await read_by(store, asked, in_thread, elsewhere, of_question)) == ["@bot my PIN", *both]
+    command = replace(message(9, "/clear", channel=THREAD), sent_at=NOON + timedelta(hours=1))
+    assert await store.clear(THREAD, await begun(store, command, Kind.COMMAND)) == 1
+    assert (await found(store, of_bot)).status is Status.CLEARED
+    assert [each.text for each in (await found(store, asked)).message.further] == ["said in the room"]
+    later = await begun(store, replace(message(10, author=BEN), sent_at=NOON + timedelta(hours=2)))
+    assert await read_by(store, later, in_thread, elsewhere, of_question) == ["said in the room"]
+
+
+@pytest.mark.parametrize("place", [ROOM, THREAD])
+async def test_a_clear_of_ones_own_deletes_what_questions_of_others_have_read(store: Store, place: ChannelKey) -> None:
+    mine = said("21", "my address is 5 Hill Road", thread=place.thread)
+    of_ben = said("22", "whose address?", BEN, thread=place.thread)
+    asked = await begun(store, message(3, author=BEN, channel=place))
+    assert len(await read_by(store, asked, mine, of_ben)) == 2
+    linking = await begun(store, message(4, author=BEN, channel=ChannelKey("slack", "C2")))
+    assert len(await read_by(store, linking, replace(mine, kind=FurtherKind.LINKED))) == 1
+    command = replace(message(9, "/clear", channel=place), sent_at=NOON + timedelta(hours=1))
+    await store.clear(place, await begun(store, command, Kind.COMMAND), MEI)
+    assert [each.text for each in (await found(store, asked)).message.further] == ["whose address?"]
+    assert (await found(store, linking)).message.further == ()
+    later = await begun(store, replace(message(10, author=BEN, channel=place), sent_at=NOON + timedelta(hours=2)))
+    new = replace(mine, id="24", sent_at=NOON + timedelta(hours=2), text="nothing")
+    assert sorted(await read_by(store, later, mine, of_ben, new)) == ["nothing", "whose address?"]
+    in_another = ChannelKey("slack", "C2")
+    other = await begun(store, message(11, author=BEN, channel=in_another))
+    assert await read_by(store, other, replace(mine, channel="C2", thread=None)) == ["my address is 5 Hill Road"]
+
+
 async def test_a_deleted_message_takes_its_quotations_also_without_an_exchange(store: Store) -> None:
     quoting = await begun(store, replace(message(2, "is that so?"), quoted="a secret", quoted_id="1"))
     await store.delete_messages(ROOM, ["1"])

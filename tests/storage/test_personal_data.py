@@ -44,7 +44,7 @@ KEYS = {
     },
     "parts": {"message"},
     "channels": {"platform", "channel", "thread", "last_message"},
-    "further_messages": {"channel", "message", "platform", "kind", "author_platform", "author"},
+    "further_messages": {"channel", "thread", "message", "platform", "kind", "author_platform", "author"},
     "settings": {"level", "place", "setting", "value", "author_platform", "author"},
     "readable_since": {"level", "place"},  # of a person a pseudonym
     "usage": {"level", "place"},  # of a person a pseudonym

@@ -15,7 +15,7 @@ from bot.adapters.discord.parse import channel_id, channel_key, parse_user, read
 from bot.adapters.discord.quotes import fetch_message
 from bot.adapters.discord.text import whole_text
 from bot.adapters.malformed import skip_malformed
-from bot.domain import FurtherKind, FurtherMessage, IncomingMessage
+from bot.domain import ChannelKey, FurtherKind, FurtherMessage, IncomingMessage
 from bot.errors import PlatformError
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class DiscordContext:
         for raw in page if isinstance(page, list) else []:
             with skip_malformed("discord", kind="history"):
                 message = without_unreadable(raw, partial(_create, client, channel))
-                found.append(self._further(message, question.channel.channel, FurtherKind.BEFORE))
+                found.append(self._further(message, question.channel, FurtherKind.BEFORE))
         return [each for each in found if each is not None]
 
     async def linked(self, question: IncomingMessage) -> list[FurtherMessage]:
@@ -76,14 +76,22 @@ class DiscordContext:
         except (PlatformError, UnreadableAnswer) as error:
             log.info("a linked message was not read", error=str(error))
             return None
-        return self._further(message, channel_key(channel, place).channel, FurtherKind.LINKED)
+        return self._further(message, channel_key(channel, place), FurtherKind.LINKED)
 
-    def _further(self, message: discord.Message, channel: str, kind: FurtherKind) -> FurtherMessage | None:
+    def _further(self, message: discord.Message, channel: ChannelKey, kind: FurtherKind) -> FurtherMessage | None:
         me = self._client().user
         if me is None or message.author.id == me.id:
             return None
         text = readable_text(whole_text(message), message, me)
-        return FurtherMessage(str(message.id), channel, parse_user(message.author), text, message.created_at, kind)
+        return FurtherMessage(
+            str(message.id),
+            channel.channel,
+            parse_user(message.author),
+            text,
+            message.created_at,
+            kind,
+            thread=channel.thread,
+        )
 
 
 def _may_read(channel: Any, member: discord.Member) -> bool:

@@ -103,7 +103,8 @@ class SlackContext:
                     continue
                 sent_at = datetime.fromtimestamp(float(message["ts"]), UTC)
                 text = await self._parser.quotable_text(message)
-                found.append(FurtherMessage(message["ts"], channel, await self._author(message), text, sent_at, kind))
+                author, thread = await self._author(message), text_of(message, "thread_ts") or None
+                found.append(FurtherMessage(message["ts"], channel, author, text, sent_at, kind, thread=thread))
         return found
 
     async def _author(self, message: Event) -> Author:

@@ -20,12 +20,13 @@ class TelegramContext:
     def note(self, message: IncomingMessage, *, is_edit: bool = False) -> None:
         """Keep a message, or the new text of one that is kept."""
         kept = self._received.get(message.channel, deque(maxlen=MOST_CONTEXT))
-        channel, text = message.channel.channel, message.text or message.quoted or ""
+        place, text = message.channel, message.text or message.quoted or ""
         known = [each.id for each in kept]
         if message.id in known:
             kept[known.index(message.id)] = replace(kept[known.index(message.id)], text=text)
         elif not is_edit:
-            kept.append(FurtherMessage(message.id, channel, message.author, text, message.sent_at, FurtherKind.BEFORE))
+            said = message.author, text, message.sent_at
+            kept.append(FurtherMessage(message.id, place.channel, *said, FurtherKind.BEFORE, thread=place.thread))
         self._received[message.channel] = kept
 
     async def before(self, question: IncomingMessage, count: int) -> list[FurtherMessage]:
