@@ -231,7 +231,7 @@ async def test_a_prompt_beyond_the_context_says_so(server: ModelServer, message:
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(401, "refuses the key"), (403, "refuses the key"), (404, "does not know the model"), (307, "redirects")],
+    [(401, "refuses the key"), (404, "does not know the model"), (307, "redirects")],
 )
 async def test_what_the_operator_must_change_is_said_at_once(server: ModelServer, status: int, words: str) -> None:
     server.then(refuse(status, "secret text of the prompt", Location="http://127.0.0.1:9/elsewhere"))

@@ -19,6 +19,7 @@ from bot.domain import (
     Usage,
 )
 from bot.engine.backends.remote import RemoteEngine
+from bot.engine.remote import api
 from bot.engine.remote.tokens import estimate_tokens
 from bot.errors import AnswerBrokenOff, EngineBusy, PromptTooLong
 from bot.observability.health import engine_fault
@@ -243,6 +244,22 @@ async def test_a_dead_server_takes_one_request_at_a_time_until_it_answers() -> N
         well.go_on.set()
         await asyncio.gather(*asking)
         assert engine.load.slots == 8
+
+
+async def test_no_question_waits_for_a_frozen_server_before_its_list_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_SHORT_CALL", 0.1)
+    async with ModelServer() as frozen, ModelServer() as well, remote(frozen, well, first_token_seconds=1) as engine:
+        frozen.is_frozen = True
+        for _ in range(6):
+            assert await text_of(engine) == "a scripted answer"
+            await asyncio.sleep(0.1)  # 5 s of the engine's clock
+        assert len(frozen.bodies) == 1
+        frozen.is_frozen = False
+        async with asyncio.timeout(10):
+            while len(frozen.bodies) == 1:
+                await ask(engine)
+                await asyncio.sleep(0.01)
+        assert engine.load.fault is None
 
 
 @pytest.mark.parametrize("owner", ["vllm", "llamacpp"])

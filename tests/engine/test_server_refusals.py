@@ -62,8 +62,9 @@ async def test_a_model_or_key_that_cannot_be_used_is_said(
         (400, _error("triggered Azure's content management policy", code="content_filter"), "its filter"),
         (403, _error("Your chosen model requires moderation and your input was flagged"), "its filter"),
         (413, "<html>Request Entity Too Large</html>", "refuses the request \\(413\\)"),
+        (403, "<html>Attack detected</html>", "a firewall may not let its text pass"),
     ],
-    ids=["LiteLLM", "Ollama", "vLLM", "LM Studio", "Azure", "OpenRouter", "nginx"],
+    ids=["LiteLLM", "Ollama", "vLLM", "LM Studio", "Azure", "OpenRouter", "nginx", "a firewall"],
 )
 async def test_a_refused_request_harms_no_other_and_its_reason_is_logged(
     server: ModelServer, status: int, body: object, words: str
@@ -140,6 +141,29 @@ async def test_an_answer_ends_at_a_stop_string_that_the_server_does_not_know(ser
         await server.until(lambda: not server.running)
         assert await text_of(engine) == "One E"
         assert "stop" not in server.bodies[-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(403, "Forbidden"), (401, "Insufficient permissions. Missing scopes: api.model.read")]
+)
+async def test_a_key_that_may_not_list_models_may_answer(server: ModelServer, status: int, message: str) -> None:
+    server.list_refusal = status, _error(message)
+    async with remote(server, model="scripted") as engine:
+        assert engine.load.fault is None
+        assert await text_of(engine) == "a scripted answer"
+    with pytest.raises(EngineMisconfigured, match="refuses the key"):
+        async with remote(server):
+            pass
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_may_neither_list_nor_answer_is_said(server: ModelServer, status: int) -> None:
+    server.list_refusal = status, _error("no")
+    server.then(refuse(status, _error("no")))
+    async with remote(server, model="scripted") as engine:
+        with pytest.raises(EngineFailed, match="refuses the key"):
+            await ask(engine)
+        assert "refuses the key" in str(engine.load.fault)
 
 
 async def test_a_request_that_one_server_refuses_is_sent_to_another() -> None:

@@ -267,6 +267,7 @@ class RemoteEngine:
             answer.deltas += 1
             yield Delta(text)
         endpoint.succeed()
+        endpoint.accepts_key = True
         if usage is not None and usage.prompt_tokens and not is_rest:
             self._tokens.answered(request.messages, usage.prompt_tokens)
         if usage is None or is_rest:
@@ -328,7 +329,7 @@ class RemoteEngine:
             self._clock.now(),
             why,
             fault.seconds,
-            is_unreachable=isinstance(error, httpx.TransportError),
+            is_unreachable=isinstance(error, httpx.TransportError | TimeoutError),
             is_loading=fault.is_loading,
             is_misconfigured=fault.is_lasting,
         )
@@ -370,11 +371,13 @@ class RemoteEngine:
             models = await self._api.models(endpoint)
         except _FAULTS as error:
             # transformers' own server answers 500 where the hub's cache is missing.
-            is_missing = isinstance(error, ServerFailed) and error.status in {404, 405, 500, 501}
+            is_missing = isinstance(error, ServerFailed) and error.status in {403, 404, 405, 500, 501}
             if not (is_missing and self._model):
                 self._report(endpoint, error)
                 return
             models = {}
+        else:
+            endpoint.accepts_key = True
         if not self._model:
             if len(models) != 1:
                 known = ", ".join(sorted(models)[:20])

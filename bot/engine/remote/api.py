@@ -181,7 +181,7 @@ class ServerApi:
             if not blamed:
                 if pictures and not shown and refusal.refuses_pictures():
                     raise _without_pictures(endpoint, refusal, pictures)
-                raise failure(response, refusal, endpoint.models)
+                raise failure(response, refusal, endpoint.models, accepts_key=endpoint.accepts_key)
             log.info("a model server does not accept parameters", server=endpoint.host, parameters=sorted(blamed))
             left_out |= dict.fromkeys(blamed, not refusal.is_of_bounds)
 

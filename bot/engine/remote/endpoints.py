@@ -26,8 +26,8 @@ _LONGEST_PAUSE = 60.0
 class Endpoint:
     """One server; `refused` has the optional parameters that it rejects.
 
-    After a failure it rests.  One that cannot be connected to rests until its list of models can be
-    read again; then, as after any pause, one request at a time tries it.
+    After a failure it rests.  One that cannot be connected to, or does not answer in time, rests until
+    its list of models can be read again; then, as after any pause, one request at a time tries it.
     """
 
     url: str
@@ -38,6 +38,7 @@ class Endpoint:
     failures: int = 0
     why: str = ""  # of the last failure
     is_listed: bool = False  # its list of models was read
+    accepts_key: bool = False  # as a list or an answer has shown
     is_unreachable: bool = False
     is_loading: bool = False
     is_misconfigured: bool = False  # its operator has to change something

@@ -67,6 +67,9 @@ _OF_BOUNDS = re.compile(
     re.IGNORECASE,
 )
 _FILTERED = "its filter does not accept the text"
+_FORBIDDEN = ": a firewall may not let its text pass, or the key may not use the model"
+# OpenAI: a key may be good for some calls only.
+_OF_SCOPE = re.compile(r"missing scope|insufficient permission", re.IGNORECASE)
 _ADDRESS = re.compile(r"https?://\S+")
 # What a message tells beyond its status, in our words: it may quote the prompt, and is not shown itself.
 _REASONS = tuple(
@@ -230,21 +233,26 @@ def _without_quotes(message: str, prompt: Iterable[str]) -> str:
     return _WORD.sub(lambda word: "" if next(own) else word[0], message)
 
 
-def failure(response: httpx.Response, refusal: ErrorBody, known: Sequence[str] = ()) -> ServerFailed:
+def failure(
+    response: httpx.Response, refusal: ErrorBody, known: Sequence[str] = (), *, accepts_key: bool = False
+) -> ServerFailed:
     """Return the fault that a status stands for; nothing of the body, which may quote the prompt.
 
-    `known` are the models that the server lists.
+    `known` are the models that the server lists.  With `accepts_key` it has accepted the key before, so that a 403 is
+    about this request.
     """
     status = response.status_code
+    if status == HTTPStatus.UNAUTHORIZED and _OF_SCOPE.search(refusal.message):
+        status = int(HTTPStatus.FORBIDDEN)
     seconds = retry_after(response.headers.get("Retry-After"), 0.0)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and _LOADING.search(refusal.message):
         return ServerFailed("its model is still loading", seconds=seconds, is_busy=True, is_loading=True)
     if status in _PASSING:
         is_busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
         return ServerFailed(f"it answers {status}{refusal.reason}", seconds=seconds, is_busy=is_busy, status=status)
-    is_filtered = _FILTERED in refusal.reason
+    is_of_request = _FILTERED in refusal.reason or (status == HTTPStatus.FORBIDDEN and accepts_key)
     match status:
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN if not is_filtered:
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN if not is_of_request:
             why = f"it refuses the key ({status}): set BOT_ENGINE__KEY or the secret file engine__key"
         case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED if not known:
             why = f"it does not know the model or the path ({status}): check engine.model, and that engine.urls end in /v1"
@@ -256,7 +264,10 @@ def failure(response: httpx.Response, refusal: ErrorBody, known: Sequence[str] =
             names = ", ".join(known[:20])
             why = f"it does not know the model ({status}){refusal.reason}: set engine.model to one of {names or 'its models'}"
         case _:
-            return ServerFailed(f"it refuses the request ({status}){refusal.reason}", is_refusal=True, status=status)
+            hint = "" if refusal.reason or status != HTTPStatus.FORBIDDEN else _FORBIDDEN
+            return ServerFailed(
+                f"it refuses the request ({status}){refusal.reason}{hint}", is_refusal=True, status=status
+            )
     return ServerFailed(why, is_lasting=True, status=status)
 
 

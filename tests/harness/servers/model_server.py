@@ -56,6 +56,8 @@ class ModelServer:
         ]
         self.is_loading = False
         self.has_list = True
+        self.list_refusal: tuple[int, object] | None = None
+        self.is_frozen = False  # it accepts connections, and answers nothing
         self.closes_after_list = False  # when the connection is used again, as uvicorn after an unexpected error
         self._closing: set[asyncio.Transport | None] = set()
         self.running = 0
@@ -94,6 +96,10 @@ class ModelServer:
         if self.closes_after_list:
             self._closing.add(request.transport)
             return web.json_response({"detail": "Internal Server Error"}, status=500)
+        if self.is_frozen:
+            await asyncio.Event().wait()
+        if self.list_refusal is not None:
+            return web.json_response(self.list_refusal[1], status=self.list_refusal[0])
         if not self.has_list:
             return web.json_response({"detail": "Not Found"}, status=404)
         return web.json_response({"object": "list", "data": self.models})
@@ -147,6 +153,8 @@ class ModelServer:
         self.headers.append(dict(request.headers))
         if self.is_loading:
             return web.json_response(LOADING, status=503)
+        if self.is_frozen:
+            await asyncio.Event().wait()
         behaviour = self.script.popleft() if self.script else self.default
         self.running += 1
         await self._notify()
