@@ -492,11 +492,25 @@ class TestFiles:
         await tab.until(has(1))
         assert told in tab.answers[0]
 
-    async def test_too_many_pictures_are_refused(self, tab: Tab) -> None:
-        file = {"name": "a", "size": 3, "text": "", "picture": "data:image/jpeg;base64," + "A" * 600_000}
-        body = io.BytesIO(json.dumps({"chat": tab.chat, "id": uuid4().hex, "text": "", "files": [file] * 4}).encode())
-        async with tab.http.post("/web/ask", data=body, headers=own(tab.http)) as response:
-            assert response.status == 413
+    async def test_of_an_album_four_pictures_are_shown_and_the_others_named(
+        self, tab: Tab, engine: ScriptedEngine
+    ) -> None:
+        engine.most_pictures = 8
+        read = await self.upload(tab, "a.png", drawn("PNG"), "image/png")
+        album = [{**read["file"], "name": f"{number}.png"} for number in range(6)]
+        await tab.post("ask", id=uuid4().hex, text="What is it?", files=album)
+        (shown,) = (await tab.until(has(1))).exchanges.values()
+        assert len(engine.requests[-1].messages[-1].pictures) == 4
+        assert "I did not look at 4.png, 5.png: too many pictures at once." in shown["notice"]
+        assert [file["name"] for file in shown["files"]] == [f"{number}.png" for number in range(6)]
+
+    async def test_the_largest_pictures_fit_into_a_question_and_larger_ones_are_refused(self, tab: Tab) -> None:
+        for letters, status in ((500_000, 200), (600_000, 413)):
+            file = {"name": "a", "size": 3, "text": "", "picture": "data:image/jpeg;base64," + "A" * letters}
+            asked = {"chat": tab.chat, "id": uuid4().hex, "text": "", "files": [file] * 10}
+            body = io.BytesIO(json.dumps(asked).encode())
+            async with tab.http.post("/web/ask", data=body, headers=own(tab.http)) as response:
+                assert response.status == status
 
     async def test_a_file_alone_is_a_question_with_its_name_as_title(self, tab: Tab) -> None:
         read = await self.upload(tab, "notes.txt", b"remember the milk")

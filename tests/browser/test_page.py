@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 
 from tests.browser.conftest import chromium
 from tests.harness.fakes import ScriptedEngine
@@ -190,6 +190,62 @@ async def test_chosen_pictures_are_shown_to_a_model_that_sees(url: str, engine: 
         await expect(answer(exchange)).to_contain_text("天气")
         await expect(exchange.locator(".files li")).to_have_text(["0.png", "1.png"])
         assert len(engine.requests[-1].messages[-1].pictures) == 2
+
+
+async def test_a_refused_question_stays_beside_what_is_being_written_and_is_sent_again(
+    url: str, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "menu.md").write_text("soup 4.50", encoding="utf-8")
+    is_typed = asyncio.Event()
+
+    async def refuse(route: Route) -> None:
+        await is_typed.wait()
+        await route.fulfill(status=413, body="This is <b>too long</b>.")
+
+    async with chromium(url, failures=("413",)) as context:
+        page = await context.new_page()
+        await page.goto("/")
+        await page.locator("#chosen").set_input_files(tmp_path / "menu.md")
+        await expect(page.locator("#files li")).to_have_count(1)
+        await page.route("**/web/ask", refuse)
+        exchange = await ask(page, "What is the soup?")
+        await page.keyboard.type("another question")
+        is_typed.set()
+        await expect(exchange.locator(".notice")).to_have_text("This is <b>too long</b>.")
+        await expect(page.get_by_label("Your message")).to_have_value("another question")
+        await assert_accessible(page)
+        await page.reload()
+        await expect(exchange.locator(".notice")).to_have_text("This is <b>too long</b>.")
+        await page.unroute("**/web/ask")
+        await exchange.get_by_role("button", name="Send again").focus()
+        await page.keyboard.press("Enter")
+        await expect(answer(exchange)).to_contain_text("天气")
+        assert "soup 4.50" in engine.requests[-1].messages[-1].content
+        await page.route("**/web/ask", refuse)
+        await page.get_by_label("Your message").fill("forget it")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_label("Your message")).to_have_value("forget it")
+        await expect(page.locator(".exchange")).to_have_count(1)
+
+
+async def test_every_file_that_is_not_attached_is_named(url: str, tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"\x89PNG")
+    for number in range(11):
+        (tmp_path / f"{number}.md").write_text(f"number {number}", encoding="utf-8")
+
+    async with chromium(url, failures=("net::",)) as context:
+        page = await context.new_page()
+        await page.goto("/")
+        await page.route("**/web/read*name=0.md", lambda route: route.abort())
+        chosen = [tmp_path / name for name in ("cat.png", "0.md", "1.md")]
+        await page.locator("#chosen").set_input_files(chosen)
+        status = page.get_by_role("status")
+        await expect(status).to_contain_text("I cannot see pictures, so I skipped cat.png.")
+        await expect(status).to_contain_text("The connection to the bot was lost, so 0.md was not attached.")
+        await expect(page.locator("#files li")).to_have_text(["1.md✕"])
+        await page.locator("#chosen").set_input_files([tmp_path / f"{number}.md" for number in range(1, 11)])
+        await expect(status).to_contain_text("Only 10 files go with a question")
+        await expect(page.locator("#files li")).to_have_count(10)
 
 
 async def test_settings_are_changed_by_keyboard_for_this_conversation_only(url: str, engine: ScriptedEngine) -> None:

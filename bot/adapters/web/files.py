@@ -1,7 +1,8 @@
 """Files of the page: read when they are chosen, and sent with the question as their text, or as a smaller picture."""
 
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,12 +12,14 @@ from bot.chat.files import MOST_FILES, Files, cleaned, unread_notices
 from bot.chat.i18n import Translate
 from bot.chat.reading.fault import Unreadable
 from bot.chat.reading.limits import MOST_PICTURE_BYTES
-from bot.domain import Attachment
+from bot.domain import Attachment, FileFault
 from bot.util.text import clean
 
 _DATA_URL = "data:image/jpeg;base64,"
-# Of a question, in base64: four, the most that a model is shown.
-LONGEST_PICTURES = 4 * (MOST_PICTURE_BYTES * 4 // 3 + 100)
+# In base64.
+LONGEST_PICTURE = MOST_PICTURE_BYTES * 4 // 3 + 100
+# Of a question: the most that a model is shown.
+_MOST_PICTURES = 4
 
 
 async def read_upload(request: Request, files: Files, translate: Translate, *, sees: bool) -> dict[str, Any]:
@@ -39,16 +42,15 @@ async def read_upload(request: Request, files: Files, translate: Translate, *, s
 def files_of(body: dict[str, Any], most_characters: int) -> tuple[Attachment, ...]:
     """Return the files of a question; in an edit one with neither text nor picture is known by its name and size.
 
+    More pictures than are ever shown at once are named, but not kept.
+
     Raises:
-        HTTPException: They are not such a list, or have more pictures than are ever shown at once.
+        HTTPException: They are not such a list, or a picture is longer than those that were read.
     """
     listed = body.get("files", [])
     if not isinstance(listed, list) or len(listed) > MOST_FILES:
         raise HTTPException(400, f"files is not a list of at most {MOST_FILES} files")
-    files = tuple(_file(each, most_characters) for each in listed)
-    if sum(len(file.source) for file in files) > LONGEST_PICTURES:
-        raise HTTPException(413, f"the pictures have more than {LONGEST_PICTURES} characters")
-    return files
+    return tuple(_without_more([_file(each, most_characters) for each in listed]))
 
 
 async def fetch_file(file: Attachment) -> AsyncIterator[bytes]:
@@ -61,12 +63,22 @@ async def fetch_file(file: Attachment) -> AsyncIterator[bytes]:
         raise Unreadable("damaged") from error
 
 
+def _without_more(files: list[Attachment]) -> Iterator[Attachment]:
+    pictures = 0
+    for file in files:
+        pictures += bool(file.source)
+        is_more = bool(file.source) and pictures > _MOST_PICTURES
+        yield replace(file, source="", fault=FileFault.MANY) if is_more else file
+
+
 def _file(value: Any, most_characters: int) -> Attachment:
     match value:
         case {"name": str(name), "size": int(size), "text": str(text)}:
             whole = clean(text)
             is_cut = value.get("is_cut") is True or len(whole) > most_characters
             source = picture if isinstance(picture := value.get("picture"), str) else ""
+            if len(source) > LONGEST_PICTURE:
+                raise HTTPException(413, f"a picture has more than {LONGEST_PICTURE} characters")
             media_type = "image/jpeg" if source else ""
             return Attachment(name, media_type, size, source, whole[:most_characters], is_cut)
         case _:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from bot.adapters.web.access import person_of, stays
 from bot.adapters.web.chat import Chat
 from bot.adapters.web.events import PING, PING_SECONDS, REPLACED, RETRY, PageEvents, encode
-from bot.adapters.web.files import LONGEST_PICTURES, files_of, read_upload
+from bot.adapters.web.files import LONGEST_PICTURE, files_of, read_upload
 from bot.adapters.web.guard import SESSION, PageGuard
 from bot.adapters.web.panel.routes import panel_routes
 from bot.adapters.web.panel.sources import PanelSources
@@ -90,7 +90,7 @@ def create_pages(
 
     async def body_of(request: Request, chat: Chat) -> dict[str, Any]:
         """Read a body, which may have files; a large one waits until there is memory for it."""
-        files = MOST_FILES * chat.intake.settings.files.max_chars * _BYTES_PER_CHARACTER + LONGEST_PICTURES
+        files = MOST_FILES * (chat.intake.settings.files.max_chars * _BYTES_PER_CHARACTER + LONGEST_PICTURE)
         user, length = user_of(request), request.headers.get("Content-Length", "")
         if length.isdecimal() and int(length) <= LONGEST_BODY:
             return await read_object(request)

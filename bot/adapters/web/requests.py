@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from bot.chat.i18n import Language, language_for
+from bot.chat.i18n import Language, language_for, translator
 from bot.chat.settings import ChatSettings
 
 # Bytes of a request without files.
@@ -24,7 +24,10 @@ async def read_object(request: Request, most_bytes: int = LONGEST_BODY) -> dict[
     async for part in request.stream():
         body += part
         if len(body) > most_bytes:
-            raise HTTPException(413, f"the body is longer than {most_bytes} bytes")
+            translate = translator(language_of(request, None))
+            raise HTTPException(
+                413, translate("This is too long: the limit is {limit} KB.").format(limit=most_bytes >> 10)
+            )
     try:
         value = json.loads(body)
     except (RecursionError, ValueError):

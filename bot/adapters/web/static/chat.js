@@ -64,7 +64,7 @@ let isSending = false;
 async function sendAll() {
   if (isSending || !session.isOpen) return;
   isSending = true;
-  for (let message; ([message] = mine(), message);) {
+  for (let message; ([message] = mine().filter(({ refused }) => !refused), message);) {
     message.by ??= session.user;
     try {
       await post("/web/ask", message);
@@ -74,11 +74,7 @@ async function sendAll() {
         end();
         break;
       } else if (error.status && error.status < 500 && error.status !== 429) {
-        outbox = outbox.filter((other) => other !== message);
-        if (!field.value) [field.value, files] = [message.text, message.files];
-        drawFiles();
-        draw();
-        tell(error.message);
+        refuse(message, error.message);
       } else {
         tell(error.status ? error.message : words.offline);
         await new Promise((done) => setTimeout(done, 1000));
@@ -87,6 +83,32 @@ async function sendAll() {
     keep();
   }
   isSending = false;
+}
+
+// A refused question goes back to the field if that is free, else it stays where it is.
+function refuse(message, why) {
+  if (message.chat === chat && !field.value && !files.length && !reading) {
+    outbox = outbox.filter((other) => other !== message);
+    [field.value, files] = [message.text, message.files];
+    drawFiles();
+    fit();
+  } else message.refused = why;
+  draw();
+  tell(why);
+}
+
+function sendAgain(id) {
+  for (const message of outbox) if (message.id === id) delete message.refused;
+  draw();
+  field.focus();
+  sendAll();
+}
+
+function discard(id) {
+  outbox = outbox.filter((message) => message.id !== id);
+  keep();
+  draw();
+  field.focus();
 }
 
 function ask() {
@@ -115,7 +137,8 @@ function attach(chosen) {
 }
 
 async function readAll(chosen) {
-  for (const file of chosen.slice(0, mostFiles - files.length)) {
+  const said = [], fitting = chosen.slice(0, mostFiles - files.length);
+  for (const file of fitting) {
     reading += 1;
     tell(words.reading.replace("{name}", file.name));
     try {
@@ -123,14 +146,18 @@ async function readAll(chosen) {
       const response = await session.post(path, file.type || "application/octet-stream", file);
       if (!response.ok) throw Object.assign(new Error(await response.text()), { status: response.status });
       const { notice, file: read } = await response.json();
-      if (!notice) files.push(read);
-      tell(notice);
+      if (notice) said.push(notice);
+      else files.push(read);
     } catch (error) {
-      tell(error.status ? error.message : words.offline);
+      isEnded ||= error.status === 401;
+      said.push(error.status ? error.message : words.lost.replace("{name}", file.name));
     }
     reading -= 1;
     drawFiles();
   }
+  if (fitting.length < chosen.length) said.push(words.many.replace("{count}", mostFiles));
+  if (isEnded) end();
+  else tell(said.join(" "));
   field.focus();
 }
 
@@ -209,7 +236,7 @@ function draw(changed = null) {
   const waiting = mine().filter((message) => message.chat === chat && !shown.has(message.id));
   const exchanges = [
     ...order.filter((id) => shown.has(id)).map((id) => shown.get(id)),
-    ...waiting.map(({ id, text, files }) => ({ id, question: text, files, html: "", text: "", notice: "", open: true, chat: true, reply: null })),
+    ...waiting.map(({ id, text, files, refused }) => ({ id, question: text, files, html: "", text: "", notice: "", open: !refused, chat: !refused, reply: null, refused })),
   ];
   drawList(log, exchanges, exchangeNode, (node, exchange, isMoved) => {
     if (isMoved || !changed || changed.has(exchange.id)) drawExchange(node, exchange);
@@ -272,10 +299,11 @@ function drawExchange(node, exchange) {
   }
   question.children[3].replaceChildren(...exchange.files.map(({ name }) => element("li", { textContent: name })));
   drawAnswer(reply.children[1], exchange);
-  reply.children[2].innerHTML = exchange.notice;
+  if (exchange.refused) reply.children[2].textContent = exchange.refused;
+  else reply.children[2].innerHTML = exchange.notice;
   reply.classList.toggle("open", exchange.open);
   reply.setAttribute("aria-busy", exchange.open);
-  const actions = [];
+  const actions = exchange.refused ? [[words.again, () => sendAgain(exchange.id)], [words.remove, () => discard(exchange.id)]] : [];
   if (isDone && exchange.text) actions.push([words.copy, (event) => copy(event.target, now().text)]);
   const press = (action) => () => call("/web/press", { reply: now().reply, action });
   if (isDone && exchange.reply) actions.push([words.retry, press("retry")]);
