@@ -138,7 +138,7 @@ class StoreMisconfigured(StoreError):
 
 
 class NotErased(BotError):
-    """`count` chats were deleted from every row, but the database's files still hold their text.
+    """`count` chats, or other texts only, were deleted from every row, but the files still hold their text.
 
     They are from before the encryption and not rewritten yet, or their keys cannot be overwritten.  The store
     does both by itself.

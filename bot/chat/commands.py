@@ -42,7 +42,7 @@ async def clear(context: CommandContext) -> str:
         return translate("Only admins may delete a conversation.")
     author = message.author if is_own else None
     count, rest = await _deleted(context, context.exchanges.clear(message.channel, context.exchange, author))
-    if not count:
+    if not (count or rest):
         return translate("There was nothing to delete here.")
     if is_own:
         return translate("Deleted: everything you said here, and my answers ({count}).").format(count=count) + rest
@@ -63,7 +63,7 @@ async def forget(context: CommandContext) -> str:
         )
     forgetting = context.exchanges.forget(context.exchange, context.choices.reload)
     count, rest = await _deleted(context, forgetting)
-    if not count:
+    if not (count or rest):
         return translate("I have no messages of yours.")
     return translate("Deleted: all your messages to me ({count}), and my answers.").format(count=count) + rest
 

@@ -88,9 +88,9 @@ class Deletion(OpenStore):
         async with self._writing() as tx:
             await self._clear_further(tx, channel, before, author)
         begin_anew = update(channels).where(places).values(is_shortening_told=False)
-        return _checked(
-            *await self._blank(lifecycle.CLEAR, place, NOT_OPEN_COMMAND, *earlier(before), beside=begin_anew)
-        )
+        which = place, NOT_OPEN_COMMAND, *earlier(before)
+        count, is_erased = await self._blank(lifecycle.CLEAR, *which, beside=begin_anew)
+        return _checked(count, tx.is_erased and is_erased)
 
     async def _clear_further(
         self, tx: WriteTransaction, channel: ChannelKey, before: Exchange | None, author: Author | None
@@ -120,7 +120,8 @@ class Deletion(OpenStore):
             await set_readable_since(tx, self._insert(readable_since), "user", place, since)
             await forget_places(tx, place)
             await forget_voter(tx, stored_place(Scope("user", author.key), self._vault))
-        return _checked(*await self._blank(lifecycle.CLEAR, *theirs))
+        count, is_erased = await self._blank(lifecycle.CLEAR, *theirs)
+        return _checked(count, tx.is_erased and is_erased)
 
     @shielded
     async def erase(self, exchange: Exchange) -> None:
@@ -301,6 +302,6 @@ def _text(decrypted: Mapping[str, Any] | DamagedRow) -> str:
 
 def _checked(count: int, is_erased: bool) -> int:
     """Return the count; raise NotErased if the files still hold the text."""
-    if count and not is_erased:
+    if not is_erased:
         raise NotErased(count)
     return count

@@ -154,7 +154,7 @@ class WriteTransaction:
         self.execute = connection.execute
         self.run_sync = connection.run_sync
         self.keys = KeyChanges(connection.sync_connection, vault)
-        # Whether no file holds what was deleted, once the transaction has ended.
+        # Whether no file holds what this transaction deleted, once it has ended.
         self.is_erased = True
         self._vault = vault
 
@@ -177,5 +177,5 @@ class WriteTransaction:
         try:
             await asyncio.to_thread(self._vault.keys.finish, outdated, self.keys.deletion if is_committed else 0)
         except StoreError as error:
-            self.is_erased = False
+            self.is_erased = self.is_erased and not outdated
             log.warning("deleted text can still be decrypted; the next write retries", error=str(error))

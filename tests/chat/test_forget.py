@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bot.config.schema import LimitsSection
-from bot.domain import Action, Author, ChannelKey, Status
+from bot.domain import Action, Author, ChannelKey, Scope, SettingChange, Status
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, MEI, a_message
 from tests.storage import bytes_in
@@ -45,6 +45,20 @@ async def test_a_deletion_says_so_if_the_keys_cannot_be_overwritten(
     said = notice_of(await harness.ask(a_message(command)))
     assert "1" in said
     assert "still contain" in said
+
+
+async def test_a_deletion_of_no_question_says_so_too(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    persona = Scope("channel", str(CHANNEL)), "persona", None, "always call me the queen of Spain"
+    await harness.store.record_setting(SettingChange(*persona, MEI, harness.intake.today()))
+    await harness.ask(a_message("/help", author=TOM))
+    monkeypatch.setattr(os, "pwrite", failing)
+    for author, command in ((MEI, "/forget me"), (TOM, "/clear")):
+        assert "still contain" in notice_of(await harness.ask(a_message(command, author=author)))
+    stranger = Author("discord", "3", "Ann")
+    assert notice_of(await harness.ask(a_message("/forget me", author=stranger))) == "I have no messages of yours."
 
 
 async def test_a_forgotten_message_is_not_answered_on_redelivery(harness: Harness) -> None:
