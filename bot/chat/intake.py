@@ -230,19 +230,20 @@ class Intake:
             self.exchanges.postpone(exchange)
 
     async def store_change(self, known: Exchange, message: IncomingMessage, reply: StandingReply | None) -> None:
-        """Take the text of a known message that was edited while events may have been lost.
+        """Take the text and files of a known message that was edited while events may have been lost.
 
         `reply` is the one that stands in the channel: after a restored backup it may be another
         than the row has, and answer the new text.
         """
         message = clean_message(message)
-        if known.kind is not Kind.CHAT or known.message.text == message.text:
+        files = updated(known.message.files, message.files)
+        if known.kind is not Kind.CHAT or (known.message.text, known.message.files) == (message.text, files):
             return
         is_answered = known.answer is not None and reply is not None and reply.answers_anew(known.answer)
         answer = reply.answer if reply is not None and is_answered else None
         if answer is None or not self.access.admits(message):
             await self.store_edit(message)
-        elif (requeued := await self.exchanges.requeue(known, message.text)) is not None:
+        elif (requeued := await self.exchanges.requeue(known, message.text, files)) is not None:
             await self.exchanges.settle(requeued, answer)
 
     async def delete(self, channel: ChannelKey, *message_ids: str, is_expected: bool = False) -> None:

@@ -472,6 +472,20 @@ async def test_an_edit_while_disconnected_is_answered_in_place(bot: DiscordBot) 
     assert bot.engine.requests[-1].messages[-1].content == "Mei: 2+4?"
 
 
+async def test_a_file_removed_while_disconnected_leaves_the_question(bot: DiscordBot) -> None:
+    attached = bot.platform.file("a.txt", b"the code is 7734")
+    question = await bot.platform.say("which number is it?", attachments=[attached])
+    await bot.shows("ok")
+    await bot.all_is_delivered()
+    assert "7734" in bot.engine.requests[-1].messages[-1].content
+    await bot.platform.disconnect(resumable=False)
+    bot.engine.add("five")
+    bot.platform.messages[int(question)]["attachments"] = []
+    await bot.platform.edit(question, "which number is it?")
+    await bot.shows("five")
+    assert bot.engine.requests[-1].messages[-1].content == "Mei: which number is it?"
+
+
 async def test_a_deletion_while_disconnected_deletes_the_text(bot: DiscordBot) -> None:
     secret = await bot.platform.say("my password is hunter2")
     await bot.platform.say("keep this")

@@ -17,6 +17,7 @@ from tests.harness.harness import NO_LIMITS, Harness, make_harness
 from tests.harness.platform import TIMEOUT
 from tests.harness.servers.slack import SlackServer
 from tests.harness.slack_harness import answered, becomes, bots, running
+from tests.storage import bytes_in
 
 
 def back_up(folder: Path) -> None:
@@ -392,3 +393,24 @@ async def test_a_backlog_is_answered_question_by_question_while_others_are_looke
         is_read.set()
         await becomes(harness, Status.DELIVERED, channel, questions[-1])
     assert bots(server.seen()) == ["ok"] * 13
+
+
+@pytest.mark.parametrize("is_missed", [False, True], ids=["while connected", "while disconnected"])
+async def test_the_text_of_a_file_that_its_author_deletes_is_deleted(
+    tmp_path: Path, server: SlackServer, is_missed: bool
+) -> None:
+    async with make_harness(tmp_path) as harness, running(harness, server):
+        harness.engine.add("four", "five")
+        question = await server.say("which number is it?", files=[server.file("a.txt", b"the code is 7734")])
+        await is_delivered(harness, server, question)
+        assert "7734" in harness.engine.requests[-1].messages[-1].content
+        if is_missed:
+            await server.disconnect(resumable=False)
+        await server.delete_file(question)
+        await server.until(lambda: "five" in bots(server.seen()))
+        await is_delivered(harness, server, question)
+        assert harness.engine.requests[-1].messages[-1].content == "Mei: which number is it?"
+        server.unfurl(question)
+        await server.until(lambda: server.is_quiet)
+        assert len(harness.engine.requests) == 2
+    assert b"7734" not in bytes_in(tmp_path)

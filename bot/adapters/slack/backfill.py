@@ -13,6 +13,7 @@ import structlog
 from bot.adapters.inbox import Inbox
 from bot.adapters.slack.client import SlackWebClient, pages
 from bot.adapters.slack.errors import TRANSIENT
+from bot.adapters.slack.files import has_lost_file
 from bot.adapters.slack.handlers import SlackHandlers
 from bot.adapters.slack.parse import PLATFORM, BotIdentity, Event, MessageParser, is_timestamp, is_tombstone, text_of
 from bot.adapters.slack.standing import SlackReplies
@@ -162,7 +163,7 @@ class SlackBackfill:
             await self._intake.delete(key, message["ts"])
             return
         text = await self._parser.quotable_text(message)
-        if any(text not in (row.message.quoted or "") for row in quoting):
+        if has_lost_file(message) or any(text not in (row.message.quoted or "") for row in quoting):
             await self._intake.replace_quotes(key, message["ts"], text)
 
     async def _missed(
@@ -210,7 +211,8 @@ class SlackBackfill:
         for message in in_order:
             if "edited" in message:
                 self._handlers.note_edit(channel, message)
-        edits = [(stored[each["ts"]], each) for each in in_order if each["ts"] in stored and "edited" in each]
+        changed = [each for each in in_order if "edited" in each or has_lost_file(each)]
+        edits = [(stored[each["ts"]], each) for each in changed if each["ts"] in stored]
         lost = {row.message.id for row in gone}
         quoted = {row.message.quoted_id for row in rows if not row.message.quotes_bot} - stored.keys()
         return MissedEvents(
@@ -222,7 +224,7 @@ class SlackBackfill:
             [(row, each) for row, each in edits if row.message.id not in lost],
             gone,
             [each for each in in_order if each["ts"] in quoted],
-            [each for each in in_order if each["ts"] in further and "edited" in each],
+            [each for each in changed if each["ts"] in further],
             lost_further,
         )
 

@@ -10,22 +10,27 @@ from bot.adapters.proxy import find_proxy
 from bot.adapters.slack.settings import SlackSection
 from bot.domain import Attachment
 
-# Files that are gone, or hidden in a workspace without a plan.
-_HIDDEN = frozenset({"tombstone", "hidden_by_limit"})
+# The mode of a file that was deleted, and of one that is hidden in a workspace without a plan.
+_DELETED, _HIDDEN = "tombstone", "hidden_by_limit"
 
 
 def files_of(message: Mapping[str, Any]) -> tuple[Attachment, ...]:
-    listed = message.get("files")
-    files = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    """Return the files of a message, without those that were deleted."""
     return tuple(
         Attachment(
             _text(each, "name") or _text(each, "title"),
             _text(each, "mimetype"),
             size if type(size := each.get("size")) is int else 0,
-            "" if each.get("mode") in _HIDDEN else _text(each, "url_private_download") or _text(each, "url_private"),
+            "" if each.get("mode") == _HIDDEN else _text(each, "url_private_download") or _text(each, "url_private"),
         )
-        for each in files
+        for each in _listed(message)
+        if each.get("mode") != _DELETED
     )
+
+
+def has_lost_file(message: Mapping[str, Any]) -> bool:
+    """Return whether a file of a message was deleted, which Slack does not call an edit."""
+    return any(each.get("mode") == _DELETED for each in _listed(message))
 
 
 def fetch_file(settings: SlackSection, file: Attachment) -> AsyncIterator[bytes]:
@@ -50,6 +55,11 @@ def _origins(api_url: str) -> list[str]:
     """
     api = yarl.URL(api_url).origin()
     return [str(api), str(api.with_host(f"files.{api.host}"))]
+
+
+def _listed(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    files = message.get("files")
+    return [each for each in files if isinstance(each, dict)] if isinstance(files, list) else []
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

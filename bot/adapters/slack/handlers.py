@@ -18,6 +18,7 @@ from slack_sdk.web.async_client import AsyncWebClient
 from bot.adapters.inbox import Inbox
 from bot.adapters.malformed import PARSE_ERRORS, describe_error
 from bot.adapters.slack.errors import try_call
+from bot.adapters.slack.files import has_lost_file
 from bot.adapters.slack.forms import CALLBACK, modal, notice, read_submission
 from bot.adapters.slack.messenger import SlackMessenger
 from bot.adapters.slack.parse import (
@@ -255,7 +256,7 @@ class SlackHandlers:
             await self._delete(channel, text_of(message, "ts"), event.get("previous_message"))
         elif self._parser.is_from_app(message):
             await self._replace_quotes(channel, message, event.get("previous_message"))
-        elif "edited" in message:  # else a link was unfurled, or a thread got a reply
+        elif "edited" in message or has_lost_file(message):  # else a link was unfurled, or a thread got a reply
             edited = await self._parser.parse_edit(message)
             newest = self._edited.get((channel, text_of(message, "ts")), {})
             if edited is None or _edited_at(message) < _edited_at(newest):
@@ -271,7 +272,11 @@ class SlackHandlers:
     async def _replace_quotes(self, channel: str, message: Event, previous: object) -> None:
         """Let quotations of an app's message have its new text; apps' edits need not say that they are some."""
         text = await self._parser.quotable_text(message)
-        if not isinstance(previous, dict) or text != await self._parser.quotable_text(previous):
+        if (
+            not isinstance(previous, dict)
+            or has_lost_file(message)
+            or text != await self._parser.quotable_text(previous)
+        ):
             key, ts = ChannelKey(PLATFORM, channel), text_of(message, "ts")
             await self._inbox.retry(lambda: self._intake.replace_quotes(key, ts, text))
 

@@ -11,7 +11,7 @@ from bot.util.clock import Clock
 from tests.harness.platform import Seen
 from tests.harness.ports import reserved_port
 from tests.harness.servers.slack_wire import APP_TOKEN, BOT_TOKEN, JSON, SIGNING_SECRET, TEAM, SlackWire
-from tests.harness.servers.slack_world import BOT, CHAT
+from tests.harness.servers.slack_world import BOT, CHAT, Message
 
 
 class SlackServer(SlackWire):
@@ -75,6 +75,16 @@ class SlackServer(SlackWire):
         before = message.event()
         mention = f"<@{BOT}> " if message.text.startswith(f"<@{BOT}>") else ""
         message.text, message.edited = mention + text, self.workspace.now()
+        self._emit_change(message, before)
+
+    async def delete_file(self, message_id: str) -> None:
+        """Delete the files of a message: what is left of them is no edit."""
+        message = self.workspace.messages[message_id]
+        before = message.event()
+        message.files = [{"id": each["id"], "mode": "tombstone"} for each in message.files]
+        self._emit_change(message, before)
+
+    def _emit_change(self, message: Message, before: JSON) -> None:
         self.changed()
         self.emit(
             {
