@@ -143,12 +143,14 @@ class Backend:
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
         """Stream the answer, as an engine does, and count its tokens against the client's limit.
 
+        It is cut off `limits.answer_seconds` after its first text.
+
         Raises:
             ApiError: The engine refused the request, or failed.
         """
         usage, deltas = None, 0
         try:
-            async with aclosing(self.engine.generate(request)) as events:
+            async with aclosing(self._until_cut_off(request)) as events:
                 async for event in events:
                     deltas += isinstance(event, Delta)
                     usage = event.usage if isinstance(event, Finished) else None
@@ -160,6 +162,24 @@ class Backend:
                 usage = Usage(self.engine.count_tokens(request.messages), deltas)
             if usage is not None:
                 self.access.spend_tokens(request.user, usage)
+
+    async def _until_cut_off(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
+        now, end, deltas = asyncio.get_running_loop().time, None, 0
+        async with aclosing(self.engine.generate(request)) as events:
+            while True:
+                try:
+                    # One for each event: a stream of several answers takes each in a task of its own.
+                    async with asyncio.timeout_at(end):
+                        event = await anext(events, None)
+                except TimeoutError:
+                    yield Finished(FinishReason.LENGTH, Usage(self.engine.count_tokens(request.messages), deltas))
+                    return
+                if event is None:
+                    return
+                if end is None and isinstance(event, Delta | Thought):
+                    end = now() + self.settings.answer_seconds
+                deltas += isinstance(event, Delta)
+                yield event
 
     async def room(self, messages: tuple[ChatMessage, ...], max_length: int) -> int:
         """Return the tokens left for the answer where `max_length` counts prompt and answer together.

@@ -179,7 +179,17 @@ def _error_object(error: ApiError) -> dict[str, Any]:
 
 
 async def _all(backend: Backend, calls: list[ChatRequest]) -> list[Completion]:
-    return await asyncio.gather(*(complete(backend, call) for call in calls))
+    """Return all answers; one that fails ends the others.
+
+    Raises:
+        ApiError: The engine refused one, or failed.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(complete(backend, call)) for call in calls]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _params(body: Mapping[str, Any], backend: Backend) -> SamplingParams:

@@ -137,3 +137,61 @@ class TestWaiting:
         engine.go_on.set()
         while (await ask(http))[0] == 429:
             pass
+
+
+class TestLongAnswers:
+    """`answer_seconds` ends an answer, whether or not a client reads it."""
+
+    @pytest.fixture
+    def backend(self, backend: Backend) -> Backend:
+        backend.settings.answer_seconds = 0.2
+        return backend
+
+    @pytest.fixture(autouse=True)
+    def endless(self, engine: ScriptedEngine) -> None:
+        """Let each answer stop for ever after its first word."""
+        for _ in range(3):
+            engine.add(["so ", "far", asyncio.Event()])
+
+    @pytest.mark.parametrize("choices", [1, 3])
+    async def test_it_is_cut_off_with_length(self, http: aiohttp.ClientSession, choices: int) -> None:
+        async with http.post("/v1/chat/completions", json={**ASK, "n": choices}) as response:
+            answers = (await response.json())["choices"]
+        assert [(each["message"]["content"], each["finish_reason"]) for each in answers] == [
+            ("so far", "length")
+        ] * choices
+
+    @pytest.mark.parametrize("choices", [1, 3])
+    async def test_a_stream_too(self, http: aiohttp.ClientSession, choices: int) -> None:
+        async with http.post("/v1/chat/completions", json={**ASK, "n": choices, "stream": True}) as response:
+            text = await response.text()
+        assert text.count('"finish_reason": "length"') == choices
+        assert text.endswith("data: [DONE]\n\n")
+
+    async def test_a_polled_answer_frees_its_place(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
+        async with http.post("/chat", json={"request_id": "1", "query": "a"}) as response:
+            assert (await response.json())["code"] == 0
+        await engine.left(1)
+        async with http.post("/get_response", json={"request_id": "1"}) as response:
+            answer = (await response.json())["response"]
+        assert (answer["is_finished"], answer["response"]) == (True, "so far")
+
+    async def test_waiting_does_not_count(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
+        engine.go_on.clear()
+        asking = asyncio.create_task(ask(http))
+        await engine.asked(1)
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        engine.go_on.set()
+        assert (await asking)[0] == 200
+
+
+class TestSeveralAnswers:
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_a_full_queue_ends_those_that_were_admitted(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine, stream: bool
+    ) -> None:
+        engine.go_on.clear()
+        assert (await ask(http, n=8, stream=stream))[0] == 429
+        assert (engine.load.running, engine.load.waiting) == (0, 0)
+        assert len(engine.closed) == len(engine.requests) > 0
