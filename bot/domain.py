@@ -553,7 +553,7 @@ class VoteResult(StrEnum):
     DOWN = Vote.DOWN.value
     TAKEN_BACK = "taken_back"
     NO_ANSWER = "no_answer"  # it was deleted, or another one is being written
-    REPEATED = "repeated"  # the press was delivered again: it changes nothing
+    REPEATED = "repeated"  # the press or the reaction was delivered again: it changes nothing
 
 
 Controls = frozenset[Action]

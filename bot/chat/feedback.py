@@ -10,13 +10,14 @@ from bot.chat.access import Access
 from bot.chat.i18n import Translate
 from bot.chat.settings import ChatSettings
 from bot.config.schema import DEFAULT_MODEL
-from bot.domain import NO_PERSONA, Author, Exchange, Vote, VoteResult
+from bot.domain import NO_PERSONA, Author, Exchange, FinishReason, Vote, VoteResult
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SYMBOLS = {Vote.UP: "👍", Vote.DOWN: "👎"}
+_SKIN_TONES = dict.fromkeys(range(0x1F3FB, 0x1F400))
 
 
 class Feedback:
@@ -55,11 +56,32 @@ class Feedback:
             return _confirmation((await self._store.own_votes(by, [exchange.id])).get(exchange.id), translate)
         if result is VoteResult.NO_ANSWER:
             return translate("That answer was deleted or is being replaced, so your vote was not saved.")
+        self._count(exchange, result)
+        return _confirmation(None if result is VoteResult.TAKEN_BACK else vote, translate)
+
+    async def react(self, exchange: Exchange, vote: Vote, by: Author, *, is_added: bool) -> None:
+        """Store the vote of a reaction that was added, or take it back; reactions get no reply."""
+        message = replace(exchange.message, author=by)
+        answer, translate = exchange.answer, self._settings.translator_for(message)
+        # As for the buttons: nobody votes on a sentence in place of an answer, or on one that broke off.
+        is_whole = answer is not None and answer.text.strip() and answer.reason is not FinishReason.ERROR
+        if not (self._settings.feedback.enabled and is_whole) or self._access.command_refusal(message, translate):
+            return
+        result = await self._store.react(exchange, by, vote, self._today(), is_added=is_added)
+        if result not in (VoteResult.REPEATED, VoteResult.NO_ANSWER):
+            self._count(exchange, result)
+
+    def _count(self, exchange: Exchange, result: VoteResult) -> None:
         answer = exchange.answer
         model, persona = (answer.model, answer.persona) if answer is not None else ("", "")
         self._metrics.votes.labels(model or DEFAULT_MODEL, persona or NO_PERSONA, result.value).inc()
         log.info("vote", exchange=exchange.id, result=result.value)
-        return _confirmation(None if result is VoteResult.TAKEN_BACK else vote, translate)
+
+
+def vote_of(emoji: str) -> Vote | None:
+    """Return the meaning of a reaction with this emoji, of any skin tone; None for another emoji."""
+    plain = emoji.translate(_SKIN_TONES)
+    return next((vote for vote, symbol in SYMBOLS.items() if symbol == plain), None)
 
 
 def _confirmation(vote: Vote | None, translate: Translate) -> str:

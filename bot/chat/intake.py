@@ -354,6 +354,17 @@ class Intake:
         """Return the platform's exchanges said at this time or later, to compare them with the channels."""
         return await self._store.said_since(platform, time)
 
+    async def on_reaction(
+        self, channel: ChannelKey, message_id: str, vote: Vote, by: Author, *, is_added: bool
+    ) -> None:
+        """Take a reaction to a message as a vote, if it is one of the bot's that shows an answer."""
+        if not self.settings.feedback.enabled:
+            return
+        exchange = await self._store.find_by_reply(channel, message_id)
+        # Platforms do not tell the roles of a person who takes a reaction away, and do not need to.
+        if exchange is not None and (not is_added or self.access.admits(replace(exchange.message, author=by))):
+            await self._feedback.react(exchange, vote, by, is_added=is_added)
+
     async def own_votes(self, voter: Author, exchanges: Sequence[int]) -> dict[int, Vote]:
         """Return a person's votes on answers, by the ids of their exchanges."""
         return await self._store.own_votes(voter, exchanges)

@@ -304,6 +304,10 @@ class Store(Protocol):
         """
         ...
 
+    async def react(self, exchange: Exchange, voter: Author, vote: Vote, at: datetime, *, is_added: bool) -> VoteResult:
+        """As `vote`, for a reaction with this meaning that was added or removed: the same again changes nothing."""
+        ...
+
     async def own_votes(self, voter: Author, exchanges: Sequence[int]) -> dict[int, Vote]:
         """Return the votes of a person on the answers of these exchanges, by the exchange's id."""
         ...

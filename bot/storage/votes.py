@@ -21,23 +21,50 @@ class Votes(Deletion):
         self, exchange: Exchange, voter: Author, vote: Vote, at: datetime, press: str | None = None
     ) -> VoteResult:
         person = stored_place(Scope("user", voter.key), self._vault)
+        async with self._transactions.writing() as tx:
+            if not await self._is_answered(tx, exchange):
+                return VoteResult.NO_ANSWER
+            if press is not None and not await self._is_first(tx, exchange.message.channel, press):
+                return VoteResult.REPEATED
+            if await self._take_back(tx, exchange, person, vote):
+                return VoteResult.TAKEN_BACK
+            await self._put(tx, exchange, person, vote, at)
+        return VoteResult(vote)
+
+    @shielded
+    async def react(self, exchange: Exchange, voter: Author, vote: Vote, at: datetime, *, is_added: bool) -> VoteResult:
+        person = stored_place(Scope("user", voter.key), self._vault)
+        async with self._transactions.writing() as tx:
+            if not await self._is_answered(tx, exchange):
+                return VoteResult.NO_ANSWER
+            if not is_added:
+                is_changed, result = await self._take_back(tx, exchange, person, vote), VoteResult.TAKEN_BACK
+            else:
+                is_changed, result = await self._put(tx, exchange, person, vote, at), VoteResult(vote)
+        return result if is_changed else VoteResult.REPEATED
+
+    async def _is_answered(self, tx: AsyncConnection, exchange: Exchange) -> bool:
+        """Return whether the exchange still has its answer, which cannot be deleted before this transaction ends."""
         # An answer that is made again has another seed.
         is_answered = exchanges.c.kind == Kind.CHAT, exchanges.c.status.in_([Status.ANSWERED, Status.DELIVERED])
         answered = select(exchanges.c.id).where(
             exchanges.c.id == exchange.id, exchanges.c.seed == exchange.seed, *is_answered
         )
+        return (await tx.execute(answered.with_for_update())).first() is not None
+
+    async def _take_back(self, tx: AsyncConnection, exchange: Exchange, person: str, vote: Vote) -> bool:
+        """Delete this vote; return False if there is none."""
         same = feedback.c.exchange == exchange.id, feedback.c.voter == person, feedback.c.vote == vote
-        async with self._transactions.writing() as tx:
-            if (await tx.execute(answered.with_for_update())).first() is None:
-                return VoteResult.NO_ANSWER
-            if press is not None and not await self._is_first(tx, exchange.message.channel, press):
-                return VoteResult.REPEATED
-            if (await tx.execute(delete(feedback).where(*same))).rowcount:
-                return VoteResult.TAKEN_BACK
-            new = self._insert(feedback).values(exchange=exchange.id, voter=person, vote=vote, voted_at=at)
-            changed = {name: new.excluded[name] for name in ("vote", "voted_at")}
-            await tx.execute(new.on_conflict_do_update(index_elements=list(feedback.primary_key), set_=changed))
-        return VoteResult(vote)
+        return bool((await tx.execute(delete(feedback).where(*same))).rowcount)
+
+    async def _put(self, tx: AsyncConnection, exchange: Exchange, person: str, vote: Vote, at: datetime) -> bool:
+        """Store this vote in place of another one; return False if it was stored before."""
+        new = self._insert(feedback).values(exchange=exchange.id, voter=person, vote=vote, voted_at=at)
+        changed = {name: new.excluded[name] for name in ("vote", "voted_at")}
+        put = new.on_conflict_do_update(
+            index_elements=list(feedback.primary_key), set_=changed, where=feedback.c.vote != vote
+        )
+        return (await tx.execute(put.returning(feedback.c.exchange))).first() is not None
 
     async def _is_first(self, tx: AsyncConnection, channel: ChannelKey, press: str) -> bool:
         """Remember a press for a day, as a message that may still come; return False if it came before."""

@@ -64,7 +64,7 @@ class Room:
 async def on_discord(folder: Path) -> AsyncIterator[Room]:
     async with DiscordPlatform() as platform:
         platform.channel("general")
-        async with run_discord_bot(platform, folder) as bot:
+        async with run_discord_bot(platform, folder, takes_votes=True) as bot:
             yield Room(platform, bot.harness, lambda: _without_buttons(platform))
         assert platform.violations == []
 

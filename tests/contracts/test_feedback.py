@@ -47,6 +47,23 @@ async def test_a_press_that_is_delivered_again_changes_nothing(store: Store) -> 
     assert await store.last_message_ids("slack") == {ROOM: "2"}
 
 
+async def test_a_reaction_that_is_delivered_again_changes_nothing(store: Store) -> None:
+    exchange = await answered(store)
+    for vote, is_added, result in [
+        (Vote.DOWN, False, VoteResult.REPEATED),
+        (Vote.UP, True, VoteResult.UP),
+        (Vote.UP, True, VoteResult.REPEATED),
+        (Vote.DOWN, False, VoteResult.REPEATED),  # of a vote that it no longer is
+        (Vote.DOWN, True, VoteResult.DOWN),
+        (Vote.UP, False, VoteResult.REPEATED),
+        (Vote.DOWN, False, VoteResult.TAKEN_BACK),
+    ]:
+        assert await store.react(exchange, BEN, vote, NOON, is_added=is_added) is result
+    assert await store.own_votes(BEN, [exchange.id]) == {}
+    assert await store.requeue(exchange)
+    assert await store.react(exchange, BEN, Vote.UP, NOON, is_added=True) is VoteResult.NO_ANSWER
+
+
 async def test_people_vote_independently_on_each_answer(store: Store) -> None:
     first, second = await answered(store, 1), await answered(store, 2)
     for exchange in (first, second):

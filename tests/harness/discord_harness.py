@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bot.config.schema import AccessSection, LimitsSection
+from bot.config.schema import AccessSection, FeedbackSection, LimitsSection
 from tests.harness.fakes import FastClock, ScriptedEngine
 from tests.harness.harness import Harness, make_harness
 from tests.harness.platform import TIMEOUT
@@ -55,6 +55,7 @@ async def run_discord_bot(
     *,
     today: datetime | None = None,
     engine: ScriptedEngine | None = None,
+    takes_votes: bool = False,
     **settings: Any,
 ) -> AsyncIterator[DiscordBot]:
     """Run the adapter with these settings; wait until it is connected or has ended."""
@@ -62,6 +63,7 @@ async def run_discord_bot(
         requests_per_minute=0, requests_per_minute_channel=0, waiting_per_user=0, waiting_per_channel=0
     )
     async with make_harness(folder, engine, today=today or datetime.now(UTC), limits=limits, access=access) as harness:
+        harness.settings.feedback = FeedbackSection(enabled=takes_votes)
         running = asyncio.create_task(platform.adapter(FastClock(FACTOR), **settings).run(harness.intake))
         await platform.until(lambda: platform.is_connected or running.done())
         try:

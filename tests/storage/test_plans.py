@@ -62,6 +62,8 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.complete, asked)
     await call(store.vote, asked, MEI, Vote.UP, NOON)
     await call(store.vote, asked, MEI, Vote.UP, NOON, "p1")
+    await call(store.react, asked, MEI, Vote.UP, NOON, is_added=True)
+    await call(store.react, asked, MEI, Vote.UP, NOON, is_added=False)
     await call(store.own_votes, MEI, [asked.id])
     await call(store.record_consent, MEI, NOON)
     await call(store.has_consented, MEI)

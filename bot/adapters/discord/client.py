@@ -81,7 +81,13 @@ class BotClient(discord.Client):
         cut_off_seconds: float,
     ) -> None:
         # Read when the session begins, so `setup_hook` can still add to them.
-        self._wanted_intents = discord.Intents(guilds=True, guild_messages=True, dm_messages=True)
+        self._wanted_intents = discord.Intents(
+            guilds=True,
+            guild_messages=True,
+            dm_messages=True,
+            guild_reactions=handlers.takes_votes,
+            dm_reactions=handlers.takes_votes,
+        )
         super().__init__(
             intents=self._wanted_intents,
             allowed_mentions=ALLOWED_MENTIONS,

@@ -36,6 +36,7 @@ from bot.adapters.discord.parse import (
     server_id,
 )
 from bot.adapters.discord.quotes import Quotes, fetch_message
+from bot.adapters.discord.reactions import DiscordReactions
 from bot.adapters.discord.settings import DiscordSection
 from bot.adapters.discord.targets import Targets
 from bot.adapters.discord.threads import missing_for
@@ -117,6 +118,7 @@ class DiscordHandlers:
             self.on_raw_message_delete,
             self.on_raw_bulk_message_delete,
             interactions.on_interaction,
+            *DiscordReactions(intake, self._find_channel, self._put).events,
         )
         self._quotes = Quotes(settings.call_seconds, intake.has_history)
         self._backfill = DiscordBackfill(clock, settings.call_seconds, self._may_listen)
@@ -140,6 +142,11 @@ class DiscordHandlers:
             await self._inbox.process(partial(self._inbox.retry, work, self._waiting))
             if message is not None:
                 self._unstored.popleft()
+
+    @property
+    def takes_votes(self) -> bool:
+        """Whether reactions are votes; without, Discord need not send them."""
+        return self._intake.settings.feedback.enabled
 
     def session_started(self, client: discord.Client, date: str) -> None:
         """Queue a backfill: Discord does not send again what came before this session; `date` is Discord's time."""
@@ -280,7 +287,7 @@ class DiscordHandlers:
 
     async def _delete(self, server_id: int | None, channel_id: int, message_ids: Sequence[int]) -> None:
         self._targets.forget(map(str, message_ids))
-        channel = await self._channel_key(self._client.get_channel(channel_id), channel_id, is_direct=server_id is None)
+        channel = await self._find_channel(channel_id, server_id is None)
         if channel is not None:
             await self._intake.delete(channel, *map(str, message_ids))
 
@@ -350,6 +357,9 @@ class DiscordHandlers:
         """Return whether Discord withholds the text, for lack of the Message Content intent."""
         shows_any = message.content or message.message_snapshots
         return not (shows_any or self._client.intents.message_content or server_id(message) is None)
+
+    async def _find_channel(self, id: int, is_direct: bool) -> ChannelKey | None:
+        return await self._channel_key(self._client.get_channel(id), id, is_direct=is_direct)
 
     async def _channel_key(self, channel: object, channel_id: int, *, is_direct: bool) -> ChannelKey | None:
         """Return the conversation's key; None if it is not cached and no longer exists."""

@@ -27,6 +27,7 @@ from bot.adapters.telegram.parse import (
     DraftStopped,
     InlineQuery,
     MessageEvent,
+    ReactionEvent,
     UserEvent,
     parse,
 )
@@ -47,6 +48,8 @@ _UPDATES = (
     *(Update.MESSAGE, Update.EDITED_MESSAGE, Update.CALLBACK_QUERY, Update.GUEST_MESSAGE, Update.INLINE_QUERY),
     "stopped_message_generation",
 )
+# Reactions, which Telegram sends in groups if the bot is an administrator.
+_VOTES = (Update.MESSAGE_REACTION,)
 # The most updates of one poll; with fewer, the backlog is complete.
 _PAGE = 100
 # Telegram holds a poll open this long while there are no updates.
@@ -161,7 +164,7 @@ class TelegramHandlers:
                     offset=self._offset,
                     limit=_PAGE,
                     timeout=timedelta() if self._inbox.is_backfilling else _POLL,
-                    allowed_updates=_UPDATES,
+                    allowed_updates=_UPDATES + _VOTES * self._intake.settings.feedback.enabled,
                 )
             except InvalidToken as error:
                 await check_token(self._bot.get_me, self._clock)
@@ -205,6 +208,9 @@ class TelegramHandlers:
                     event.channel, event.message_id, event.action, event.by, event.query, event.locale
                 )
                 self._background.start(self._acknowledge(event.query, notice))
+            case ReactionEvent(channel, message_id, by, votes):
+                for vote, is_added in votes:
+                    await self._intake.on_reaction(channel, message_id, vote, by, is_added=is_added)
             case FormEvent() as event:
                 self._background.start(self._inbox.process(partial(self._use_form, event)))
             case InlineQuery(_, message) as event:

@@ -18,8 +18,9 @@ from bot.adapters.telegram.guests import guest_key, guest_question
 from bot.adapters.telegram.quotations import described, is_forwarded_from, is_reply, is_reply_to_bot, quoted
 from bot.adapters.telegram.text import links_of, rewritten, utf_16, words_at
 from bot.chat.commands import COMMANDS
+from bot.chat.feedback import vote_of
 from bot.delivery.markdown.format import utf16_units
-from bot.domain import Action, Author, ChannelKey, IncomingMessage
+from bot.domain import Action, Author, ChannelKey, IncomingMessage, Vote
 
 PLATFORM = "telegram"
 # Characters of a message that people send; their apps cut a longer text into several messages.
@@ -106,7 +107,17 @@ class InlineQuery:
     message: IncomingMessage
 
 
-UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated | DraftStopped | InlineQuery
+@dataclass(frozen=True, slots=True)
+class ReactionEvent:
+    """A person's new reactions to a message; `votes` are those taken away (False), then those added (True)."""
+
+    channel: ChannelKey
+    message_id: str
+    by: Author
+    votes: tuple[tuple[Vote, bool], ...]
+
+
+UserEvent = MessageEvent | ButtonEvent | FormEvent | ChannelMigrated | DraftStopped | InlineQuery | ReactionEvent
 
 
 def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | None:
@@ -125,6 +136,8 @@ def parse(update: Mapping[str, object], me: User, now: datetime) -> UserEvent | 
         return _inline_query(inline, now)
     if (guest := whole.part("guest_message")) is not None:
         return _guest(guest, me, now)
+    if (reaction := whole.part("message_reaction")) is not None:
+        return _reaction(reaction)
     message = whole.part("message")
     edited = whole.part("edited_message") if message is None else None
     message = message or edited
@@ -233,6 +246,21 @@ def _button(query: Fields) -> ButtonEvent | None:
         _user(person),
         person.text("language_code"),
     )
+
+
+def _reaction(reaction: Fields) -> ReactionEvent | None:
+    person = reaction.part("user")
+    if person is None:
+        return None  # an anonymous administrator's
+    old, new = _votes(reaction.parts("old_reaction")), _votes(reaction.parts("new_reaction"))
+    votes = *((vote, False) for vote in sorted(old - new)), *((vote, True) for vote in sorted(new - old))
+    # The update does not tell the topic; the store finds the message by its id.
+    return ReactionEvent(_channel(reaction), reaction.id("message_id"), _user(person), votes) if votes else None
+
+
+def _votes(reactions: list[Fields]) -> set[Vote]:
+    found = (vote_of(each.text("emoji") or "") for each in reactions)
+    return {vote for vote in found if vote is not None}
 
 
 def _form(query: Fields, now: datetime) -> FormEvent | None:

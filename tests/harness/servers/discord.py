@@ -15,7 +15,7 @@ from bot.domain import Action
 from bot.util.clock import Clock
 from tests.harness.platform import TIMEOUT, LoopbackPlatform, Seen, visible_text
 from tests.harness.servers import discord_payloads as payloads
-from tests.harness.servers.discord_gateway import TOKEN
+from tests.harness.servers.discord_gateway import DIRECT_REACTIONS, REACTIONS, TOKEN
 from tests.harness.servers.discord_payloads import Json
 from tests.harness.servers.discord_users import DiscordUsers, action_buttons
 from tests.harness.servers.discord_world import BOT
@@ -98,6 +98,18 @@ class DiscordPlatform(DiscordUsers):
         message = self.messages.pop(int(message_id))
         where = {"channel_id": message["channel_id"], **self._of_guild(int(message["channel_id"]))}
         self.send_event("MESSAGE_DELETE", {"id": message["id"], **where})
+
+    async def react(self, message_id: str, emoji: str, *, author: str = "Mei", is_added: bool = True) -> None:
+        """Add or remove a person's reaction; Discord tells sessions with the intent."""
+        where = int(self.messages[int(message_id)]["channel_id"])
+        person, is_direct = self.person(author), where in self._directs
+        event = {"user_id": person["id"], "channel_id": str(where), "message_id": message_id, "type": 0, "burst": False}
+        event |= {"emoji": {"id": None, "name": emoji}, **self._of_guild(where)}
+        if is_added and not is_direct:
+            event["member"] = payloads.member([]) | {"user": person}
+        for session in self._sessions.values():
+            if session.intents & (DIRECT_REACTIONS if is_direct else REACTIONS):
+                self._event(session, f"MESSAGE_REACTION_{'ADD' if is_added else 'REMOVE'}", event)
 
     def seen(self, channel: str = "general", thread: str | None = None) -> list[Seen]:
         if thread is not None and ("thread", channel, thread) not in self._ids:

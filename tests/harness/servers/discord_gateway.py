@@ -13,7 +13,7 @@ from tests.harness.servers.discord_payloads import Json
 from tests.harness.servers.discord_world import APPLICATION, BOT, BOT_ROLE, GUILD, DiscordWorld
 
 TOKEN = "the-token-of-the-bot"
-MESSAGE_CONTENT = 1 << 15
+REACTIONS, DIRECT_REACTIONS, MESSAGE_CONTENT = 1 << 10, 1 << 13, 1 << 15
 _IDENTIFY_INTERVAL = 5.0  # seconds
 _HEARTBEAT_ACK = json.dumps({"op": 11, "d": None})
 

@@ -129,6 +129,7 @@ class TelegramPlatform:
         self.webhook = ""
         self.drafts: dict[int, list[str]] = {}  # all versions of the current draft
         self._guest_queries: dict[str, Message] = {}
+        self._reactions: dict[tuple[int, int, str], tuple[str, ...]] = {}
         self._guest_messages: dict[str, Message] = {}
         self.inline_answers: dict[str, Json] = {}
         self._stoppable: dict[int, int] = {}  # the draft with a stop button, by chat
@@ -243,6 +244,16 @@ class TelegramPlatform:
         self._last_press = {"callback_query": query | {"data": data}}
         self.repeat_press()
         return str(query["id"])
+
+    def react(self, message_id: str, *emoji: str, author: str = "Mei") -> None:
+        """Replace a person's reactions to a message; in a group Telegram tells administrators only."""
+        message = self.find(message_id)
+        key = message.chat.id, message.id, author
+        old, self._reactions[key] = self._reactions.get(key, ()), emoji
+        kinds = ([{"type": "emoji", "emoji": each} for each in shown] for shown in (old, emoji))
+        facts = {"chat": message.chat.facts(), "message_id": message.id, "user": self.person(author), "date": 0}
+        if message.chat.kind == "private" or self.manages_topics:
+            self.push({"message_reaction": facts | dict(zip(("old_reaction", "new_reaction"), kinds, strict=True))})
 
     def guest(self, text: str, *, author: str = "Mei", channel: str = "elsewhere", partner: str | None = None) -> None:
         """Mention the bot in a group where it is no member, or in the private chat with a `partner`."""
