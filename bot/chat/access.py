@@ -1,5 +1,6 @@
 """Permissions and limits: allow and deny lists, admins, rates per minute and hour."""
 
+import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
@@ -28,6 +29,8 @@ Missing = Callable[[IncomingMessage, str], Awaitable[list[str]]]
 # The person at the console; no id of a platform can equal this one.
 OPERATOR = Author("console", "operator", "operator")
 _FIRST = QueueDepth()
+# For a platform to say who manages a channel, before what somebody did there is stored: Slack waits 3 s for that.
+RIGHTS_SECONDS = 1.0
 # Seconds until another try where the end of an answer is awaited.
 _ANSWER_SECONDS = 5.0
 
@@ -170,13 +173,17 @@ class Access:
             return not own.isdisjoint(who)
         return message.is_direct or await self._manages(message)
 
-    async def asker_refusal(self, message: IncomingMessage, who: Sequence[str], translate: Translate) -> str | None:
-        """Return a sentence if the author may not ask in a place."""
+    async def asker_refusal(
+        self, message: IncomingMessage, who: Sequence[str], translate: Translate, seconds: float | None = None
+    ) -> str | None:
+        """Return a sentence if the author may not ask in a place, or the platform does not say it within the `seconds`."""
         try:
-            if await self.may_ask(message, who):
-                return None
-        except PlatformError as error:
-            log.warning("rights not known, the question is refused", channel=str(message.channel), error=str(error))
+            async with asyncio.timeout(seconds):
+                if await self.may_ask(message, who):
+                    return None
+        except (PlatformError, TimeoutError) as error:
+            why = str(error) or "timeout"
+            log.warning("rights not known, the question is refused", channel=str(message.channel), error=why)
             return translate("I could not check your permissions. Please ask again.")
         if MANAGERS in who:
             return translate("Only admins and those who manage this channel may ask me here.")

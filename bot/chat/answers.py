@@ -111,11 +111,11 @@ class Answers:
         """Return a sentence if the question is refused; None counts it, unless that was done before."""
         exchange = worker.exchange
         translate = self._settings.translator_for(exchange.message)
+        if worker.is_admitted:  # perhaps before another message of it came
+            return self._access.text_refusal(exchange.message, translate)
         who = self._settings.rules.who(exchange.message)
         if refusal := await self._access.asker_refusal(exchange.message, who, translate):
             return refusal
-        if worker.is_admitted:  # perhaps before another message of it came
-            return self._access.text_refusal(exchange.message, translate)
         # Questions from the backlog are exempt from the limit of waiting ones.
         depth = QueueDepth() if worker.is_backlog else self._exchanges.depth(exchange)
         over_quota = await self._over_quota(exchange.message, translate)

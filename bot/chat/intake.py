@@ -8,7 +8,7 @@ from typing import assert_never
 
 import structlog
 
-from bot.chat.access import Access
+from bot.chat.access import RIGHTS_SECONDS, Access
 from bot.chat.answers import Answers
 from bot.chat.command_table import offers
 from bot.chat.commands import called_by, is_open_retry
@@ -38,9 +38,6 @@ from bot.util.recent import RecentDict
 from bot.util.text import clean
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-# For a platform to say who manages a channel, before a message there is stored: Slack waits 3 s for that.
-_RIGHTS_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +320,7 @@ class Intake:
         if not (rules.answers_all(channel, message.server) or (is_in_thread and await self.has_history(channel))):
             return False
         try:
-            async with asyncio.timeout(_RIGHTS_SECONDS):
+            async with asyncio.timeout(RIGHTS_SECONDS):
                 return await self.access.may_ask(message, rules.who(message))
         except (PlatformError, TimeoutError) as error:
             log.info("rights not known yet, they are asked for again", error=str(error) or "timeout")

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 
-from bot.chat.access import Access
+from bot.chat.access import RIGHTS_SECONDS, Access
 from bot.chat.exchanges import Exchanges
 from bot.chat.quotas import Quotas
 from bot.chat.settings import ChatSettings
@@ -79,8 +79,9 @@ class Retries:
         Raises:
             StoreError: What was used of a quota cannot be read.
         """
-        translate = self._settings.translator_for(exchange.message)
-        refusal = await self._quotas.refusal(exchange.message, translate)
+        translate, who = self._settings.translator_for(exchange.message), self._settings.rules.who(exchange.message)
+        refusal = await self._access.asker_refusal(exchange.message, who, translate, RIGHTS_SECONDS)
+        refusal = refusal or await self._quotas.refusal(exchange.message, translate)
         refusal = refusal or self._access.refusal(exchange.message, translate, self._exchanges.depth(exchange))
         if refusal is not None:
             self._metrics.refusals.labels("question").inc()

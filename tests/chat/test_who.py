@@ -1,5 +1,6 @@
 """`who`: who may ask in a place; others get a sentence, and may still use commands."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from bot.chat.intake import ButtonResult
 from bot.config.schema import AccessSection, Config
-from bot.domain import Action, Author, ChannelKey, IncomingMessage
+from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage
 from bot.errors import PlatformUnavailable
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import CHANNEL, MEI, a_message
@@ -86,12 +88,51 @@ async def test_commands_are_carried_out_for_others_too(harness: Harness) -> None
     assert await reply_to(harness, said(MEI, "/forget me")) == "I have no messages of yours."
 
 
-async def test_who_may_not_ask_any_more_gets_no_other_answer(harness: Harness) -> None:
-    exchange = await harness.accept(said(MEI))
+async def answered(harness: Harness, question: IncomingMessage) -> Exchange:
+    harness.engine.add("a good answer")
+    exchange = await harness.accept(question)
     await harness.record_part(exchange, 0, "m1")
     await harness.replied(exchange)
+    return exchange
+
+
+async def test_a_person_who_may_not_ask_any_more_keeps_the_answer(harness: Harness) -> None:
+    question = said(MEI)
+    exchange = await answered(harness, question)
     configure(harness, [])
+    assert await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI) == ButtonResult(notice=REFUSED)
+    assert await reply_to(harness, said(MEI, "/retry")) == REFUSED
+    edited = await harness.intake.edit(replace(question, text="hello again"))
+    assert edited is not None
+    events = await harness.replied(edited)
+    assert (text_of(events), notice_of(events)) == ("a good answer", REFUSED)
+    assert (await harness.stored(exchange)).message.text == "hello again"
+    assert len(harness.engine.requests) == 1
+
+
+@pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "unreachable"])
+async def test_another_answer_waits_for_a_platform_that_says_who_manages(harness: Harness, is_silent: bool) -> None:
+    reachable = asyncio.Event()
+
+    async def is_manager(message: IncomingMessage) -> bool:
+        if is_silent:
+            await reachable.wait()
+        elif not reachable.is_set():
+            raise PlatformUnavailable("gone")
+        return True
+
+    configure(harness, "managers")
+    harness.access.register_managers("discord", is_manager)
+    reachable.set()
+    exchange = await answered(harness, said(MEI))
+    reachable.clear()
+    result = await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI)
+    assert result == ButtonResult(notice="I could not check your permissions. Please ask again.")
+    kept = (await harness.stored(exchange)).answer
+    assert kept is not None
+    assert kept.text == "a good answer"
+    reachable.set()
     again = (await harness.intake.on_button(CHANNEL, "m1", Action.RETRY, MEI)).again
     assert again is not None
-    assert notice_of(await harness.replied(again)) == REFUSED
-    assert len(harness.engine.requests) == 1
+    reachable.clear()  # that it may be answered was said
+    assert text_of(await harness.replied(again)) == "ok"
