@@ -1,6 +1,7 @@
 """The values that all packages share: messages, requests, events, exchanges."""
 
 from base64 import b64encode
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -84,9 +85,9 @@ class Picture:
 class Attachment:
     """A file of a message, or with `is_quoted` of the message that it quotes.
 
-    `source` is the platform's own reference.  `text` is what was read of it, or "" until then;
+    `source` is where it is fetched from.  `text` is what was read of it, or "" until then;
     with `is_cut` that is its beginning only.  One with `is_picture` was read as a picture, which is in
-    `picture` where the store was asked for it, unless it was deleted.
+    `picture` where the store was asked for it, unless it was deleted.  `id` is the platform's own, "" where it has none.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Attachment:
     is_quoted: bool = False
     is_picture: bool = False
     picture: Picture | None = None
+    id: str = ""
 
     @property
     def titled_text(self) -> str:
@@ -109,6 +111,26 @@ class Attachment:
     def is_read(self) -> bool:
         """Whether there is nothing more to do about it."""
         return bool(self.text) or self.is_picture or self.fault is not None
+
+    def is_same(self, other: "Attachment") -> bool:
+        """Whether both are the same file of a message; without ids, by name and size."""
+        if self.id and other.id:
+            return self.id == other.id
+        return (self.name, self.size) == (other.name, other.size)
+
+
+def keep_known(files: Iterable[Attachment], known: Iterable[Attachment]) -> tuple[Attachment, ...]:
+    """Return the files of an edited message, those that it had before with what is known of them.
+
+    >>> old, twin = Attachment("a.txt", text="one"), Attachment("a.txt", text="two")
+    >>> [file.text for file in keep_known([Attachment("a.txt"), Attachment("b.txt"), Attachment("a.txt")], [old, twin])]
+    ['one', '', 'two']
+    """
+    left, kept = list(known), []
+    for file in files:
+        number = next((number for number, each in enumerate(left) if each.is_same(file)), None)
+        kept.append(file if number is None else left.pop(number))
+    return tuple(kept)
 
 
 class FurtherKind(StrEnum):

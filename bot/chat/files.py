@@ -11,7 +11,7 @@ from bot.chat.i18n import Translate
 from bot.chat.reading.fault import Unreadable
 from bot.chat.reading.reader import Reading, read_file
 from bot.chat.settings import ChatSettings
-from bot.domain import Attachment, FileFault, FurtherMessage, IncomingMessage
+from bot.domain import Attachment, FileFault, FurtherMessage, IncomingMessage, keep_known
 from bot.errors import BotError, PlatformUnavailable, RateLimited
 from bot.util.clock import Clock
 from bot.util.text import clean
@@ -174,7 +174,12 @@ def _with_pictures(files: Iterable[Attachment], most: int) -> Iterator[Attachmen
 def cleaned(files: Iterable[Attachment]) -> tuple[Attachment, ...]:
     """Return the first files, with names that are safe to show."""
     return tuple(
-        replace(file, name=" ".join(clean(file.name).split())[:_LONGEST_NAME] or "?", source=clean(file.source))
+        replace(
+            file,
+            name=" ".join(clean(file.name).split())[:_LONGEST_NAME] or "?",
+            source=clean(file.source),
+            id=clean(file.id),
+        )
         for file in list(files)[:MOST_FILES]
     )
 
@@ -192,8 +197,8 @@ def is_unread(file: Attachment, *, sees: bool) -> bool:
 
 def updated(known: Iterable[Attachment], edited: Iterable[Attachment]) -> tuple[Attachment, ...]:
     """Return the files of an edited message: what was read of those it still has, and those of its quotation."""
-    read = {(file.name, file.size): file for file in known if not file.is_quoted}
-    own = (read.get((file.name, file.size), file) for file in edited if not file.is_quoted)
+    known = list(known)
+    own = keep_known((file for file in edited if not file.is_quoted), (file for file in known if not file.is_quoted))
     return (*own, *(file for file in known if file.is_quoted))
 
 

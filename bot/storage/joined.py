@@ -9,7 +9,17 @@ from typing import Any
 from sqlalchemy import Insert, Row, Update, select, update
 
 from bot import lifecycle
-from bot.domain import Attachment, Author, ChannelKey, Exchange, FurtherKind, FurtherMessage, Kind, Status
+from bot.domain import (
+    Attachment,
+    Author,
+    ChannelKey,
+    Exchange,
+    FurtherKind,
+    FurtherMessage,
+    Kind,
+    Status,
+    keep_known,
+)
 from bot.storage.conditions import allowed, change, held, with_threads, within
 from bot.storage.encryption import DamagedRow, numbers_in
 from bot.storage.feedback import delete_votes
@@ -68,8 +78,7 @@ class Joined(Votes):
                 question
             ]
             part = next(each for each in further if each.id == message_id)
-            known = {(file.name, file.size): file for file in part.files}
-            kept = tuple(known.get((file.name, file.size), file) for file in files)
+            kept = keep_known(files, part.files)
             if (part.text, part.files) == (text, kept):
                 # An earlier attempt may have stored the edit and lost the acknowledgement.
                 owed = change(lifecycle.CLAIM, owner=owner).where(exchanges.c.id == question, self._unclaimed)

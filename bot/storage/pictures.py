@@ -45,12 +45,16 @@ def with_pictures(message: IncomingMessage, row: Mapping[str, Any]) -> IncomingM
 async def keep_pictures(tx: WriteTransaction, before: Exchange, files: Iterable[Attachment]) -> tuple[Attachment, ...]:
     """Return the files of an edited message with the pictures that they had before."""
     rows = (await tx.execute(select(*PICTURES_AND_KEYS).where(exchanges.c.id == before.id))).all()
-    known: dict[Attachment, Picture | None] = {}
+    known: dict[Attachment, list[Picture | None]] = {}  # several for files of one name and size without ids
     for row in await tx.decrypt(exchanges, rows):
         if not isinstance(row, DamagedRow):
             loaded = with_pictures(before.message, row).files
-            known = {file: each.picture for file, each in zip(before.message.files, loaded, strict=True)}
-    return tuple(replace(file, picture=known.get(file)) if file.is_picture else file for file in files)
+            for file, each in zip(before.message.files, loaded, strict=True):
+                known.setdefault(file, []).append(each.picture)
+    return tuple(
+        replace(file, picture=known[file].pop(0) if known.get(file) else None) if file.is_picture else file
+        for file in files
+    )
 
 
 def _to_json(picture: Picture) -> list[object]:

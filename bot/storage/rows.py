@@ -68,6 +68,9 @@ UNANSWERED: dict[str, Any] = {
 # Separates the locale from the reply address in their column.
 _ADDRESS = "\x1f"
 
+# Fields of files that versions added after the first that knew files.
+_ADDED = frozenset({"is_picture", "id"})
+
 # What tells that an answer is there.
 _ANSWERED = ("answer", "notice", "prompt_tokens", "completion_tokens")
 
@@ -120,10 +123,10 @@ def files_to_json(files: Iterable[Attachment]) -> str | None:
 
 
 def file_fields(file: Attachment) -> dict[str, Any]:
-    """Return a file without its picture; `is_picture` is left out where older versions know no such field."""
+    """Return a file without its picture; fields that older versions do not know are left out where they say nothing."""
     fields = asdict(replace(file, picture=None))
     del fields["picture"]
-    return fields if file.is_picture else {name: value for name, value in fields.items() if name != "is_picture"}
+    return {name: value for name, value in fields.items() if value or name not in _ADDED}
 
 
 def files_from_json(text: str | None) -> tuple[Attachment, ...]:
@@ -142,7 +145,8 @@ def _to_file(fields: Mapping[str, Any]) -> Attachment:
 
 
 def _kinds(file: Attachment) -> tuple[object, ...]:
-    return file.name, file.media_type, file.size, file.source, file.text, file.is_cut, file.is_quoted, file.is_picture
+    texts = file.name, file.media_type, file.source, file.text, file.id
+    return *texts, file.size, file.is_cut, file.is_quoted, file.is_picture
 
 
 _USUAL = _kinds(Attachment(""))

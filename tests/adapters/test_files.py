@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from bot.domain import Attachment, Exchange, FileFault, Finished, FinishReason, Kind
 from tests.harness.discord_harness import run_discord_bot
 from tests.harness.harness import Harness, make_harness
-from tests.harness.messages import a_message
+from tests.harness.messages import NOON, a_message
 from tests.harness.servers.discord import DiscordPlatform
 from tests.harness.servers.slack import SlackServer
 from tests.harness.servers.telegram import TelegramPlatform
@@ -84,6 +85,16 @@ async def test_a_file_is_read(chat: Chat, name: str, data: bytes, contents: str)
     await chat[2]("what does it say?", name, data)
     assert await answer(chat, "four") == "four"
     assert asked(chat) == f"{name}:\n{contents}\n\nwhat does it say?"
+
+
+async def test_a_file_has_the_id_of_its_platform(chat: Chat) -> None:
+    chat[1].engine.add("four")
+    await chat[2]("what does it say?", "a.txt", b"words")
+    await answer(chat, "four")
+    (asked_about,) = await chat[1].intake.said_since(chat[0].name, NOON - timedelta(days=9999))
+    (file,) = asked_about.message.files
+    assert file.id
+    assert file.text == "words"
 
 
 async def test_a_pdf_is_read(chat: Chat) -> None:
@@ -189,6 +200,46 @@ async def test_an_edit_that_removes_a_file_removes_its_text(harness: Harness) ->
     assert [file.text for file in (await harness.stored(exchange)).message.files] == ["words"]
     await harness.intake.edit(replace(kept, files=()))
     assert (await harness.stored(exchange)).message.files == ()
+
+
+def read_file(id: str, text: str) -> Attachment:
+    return Attachment("a.csv", size=5, text=text, id=id)
+
+
+def sent_file(id: str) -> Attachment:
+    return Attachment("a.csv", size=5, source="7", id=id)
+
+
+@pytest.mark.parametrize("is_missed", [False, True], ids=["while connected", "while disconnected"])
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("F2",), [""]),  # another one of the same name and size
+        (("F1", "F2"), ["1,2,3", ""]),
+        (("",), ["1,2,3"]),  # an older version stored no ids
+    ],
+)
+async def test_a_file_is_known_by_its_id(
+    harness: Harness, files: tuple[str, ...], expected: list[str], is_missed: bool
+) -> None:
+    exchange = await stored_question(harness, sent_file("F1"))
+    await harness.store.record_files(exchange, [read_file("F1", "1,2,3")])
+    edited = replace(exchange.message, files=tuple(map(sent_file, files)))
+    if is_missed:
+        await harness.intake.store_change(await harness.stored(exchange), edited, None)
+    else:
+        await harness.intake.edit(edited)
+    assert [file.text for file in (await harness.stored(exchange)).message.files] == expected
+
+
+@pytest.mark.parametrize("ids", [("F1", "F2"), ("", "")])
+async def test_two_files_of_one_name_and_size_stay_two(harness: Harness, ids: tuple[str, str]) -> None:
+    exchange = await stored_question(harness, *map(sent_file, ids))
+    await harness.store.record_files(
+        exchange, [read_file(id, text) for id, text in zip(ids, ("one", "two"), strict=True)]
+    )
+    await harness.intake.edit(replace(exchange.message, text="why not?", files=tuple(map(sent_file, ids))))
+    assert [file.text for file in (await harness.stored(exchange)).message.files] == ["one", "two"]
 
 
 async def test_a_long_file_is_cut_to_the_context(harness: Harness) -> None:

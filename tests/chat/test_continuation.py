@@ -184,6 +184,16 @@ async def test_an_edited_part_is_answered_again(harness: Harness) -> None:
     assert await harness.intake.edit(replace(PIECES[2], text="another end")) is None
 
 
+@pytest.mark.parametrize(("id", "expected"), [("F1", "words"), ("F2", "other")])
+async def test_an_edited_part_keeps_only_files_that_it_still_has(harness: Harness, id: str, expected: str) -> None:
+    file = Attachment("a.txt", size=5, text="words", id="F1")
+    exchange = await accept(harness, said("which language is it?", "1"), said("", "2", 1.0, files=(file,)))
+    await harness.replied(exchange)
+    edited = await harness.intake.edit(said("look", "2", files=(replace(file, text="other", id=id),)))
+    assert edited is not None
+    assert [each.text for part in edited.message.continuations for each in part.files] == [expected]
+
+
 @pytest.mark.parametrize("text", ["list these words, please", "and which of these?"])
 async def test_an_edited_question_is_whole(harness: Harness, text: str) -> None:
     exchange = await accept(harness, said("which of these is a fruit:", "1"))

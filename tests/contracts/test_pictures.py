@@ -45,6 +45,13 @@ async def test_pictures_are_read_when_they_are_asked_for(store: Store) -> None:
     assert (await found(store, exchange)).message.files == (seen("a.png", None), seen("b.png", None))
 
 
+async def test_an_edit_keeps_each_picture_of_files_alike(store: Store) -> None:
+    exchange = await with_pictures(store, message(1), seen("a.png", OWN), seen("a.png", OTHER))
+    files = (await found(store, exchange)).message.files
+    assert await store.requeue(exchange, "another text", files) is not None
+    assert await pictures(store, exchange) == [OWN, OTHER]
+
+
 async def test_a_message_may_come_with_pictures(store: Store) -> None:
     exchange = await begun(store, replace(message(1), files=(seen("a.png", OWN),)))
     assert await pictures(store, exchange) == [OWN]

@@ -15,7 +15,7 @@ _ORIGINS = ("https://cdn.discordapp.com", "https://media.discordapp.net")
 
 def files_of(message: discord.Message | discord.MessageSnapshot) -> tuple[Attachment, ...]:
     return tuple(
-        Attachment(str(each.filename), str(each.content_type or ""), int(each.size), str(each.url))
+        Attachment(str(each.filename), str(each.content_type or ""), int(each.size), str(each.url), id=str(each.id))
         for each in message.attachments
     )
 

@@ -22,6 +22,7 @@ def files_of(message: Mapping[str, Any]) -> tuple[Attachment, ...]:
             _text(each, "mimetype"),
             size if type(size := each.get("size")) is int else 0,
             "" if each.get("mode") == _HIDDEN else _text(each, "url_private_download") or _text(each, "url_private"),
+            id=_text(each, "id"),
         )
         for each in _listed(message)
         if each.get("mode") != _DELETED

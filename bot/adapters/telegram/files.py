@@ -35,7 +35,8 @@ def files_of(message: Fields) -> tuple[Attachment, ...]:
 
 
 def _attachment(file: Fields, name: str, media_type: str) -> Attachment:
-    return Attachment(name, media_type, file.number("file_size") or 0, file.text("file_id") or "")
+    source, id = file.text("file_id") or "", file.text("file_unique_id") or ""
+    return Attachment(name, media_type, file.number("file_size") or 0, source, id=id)
 
 
 async def fetch_file(bot: Bot, settings: TelegramSection, file: Attachment) -> AsyncIterator[bytes]:
