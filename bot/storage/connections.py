@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from bot.config.secrets import has_raw_at_sign
-from bot.errors import StoreError, StoreLost
+from bot.errors import StoreError
 
 # In seconds.
 BUSY_TIMEOUT = 5.0  # for another program's lock
@@ -47,30 +47,6 @@ class Location:
     url: URL
     name: str
     path: Path | None = None  # of the SQLite file; None for a server
-
-
-class OpenFiles:
-    """The files of an open SQLite database."""
-
-    def __init__(self, *paths: Path) -> None:
-        self._known = {path: _identity(path) for path in paths}
-
-    def check(self) -> None:
-        """Raise StoreLost if one was deleted, or another file has its name."""
-        for path, known in self._known.items():
-            if _identity(path) != known:
-                raise StoreLost(
-                    f"{path} was deleted or replaced while the bot was running, so the bot ends: put the file back or "
-                    "restore a backup, then start it"
-                )
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def locate(url: str) -> Location:

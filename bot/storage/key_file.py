@@ -34,6 +34,9 @@ _DELETED = bytes(KEY_SIZE)
 # Slots that are encrypted anew at once.
 _MANY = 32_768
 
+# Of a file: bytes that never change, and numbers that never decrease.
+Marks = tuple[bytes, tuple[int, ...]]
+
 _RESTORE = "restore it from the backup of the same time as the database"
 
 
@@ -59,6 +62,7 @@ class KeyFile:
         self._next = 0  # the number of the next key
         self._end = 0  # slots in the file
         self.database = b""
+        self._last: tuple[int, bytes] | None = None  # a slot, and what it had when `marks` was first called
         self.deletions = 0  # the number of the newest deletion that was begun in the file
 
     def create(self) -> bytes:
@@ -168,9 +172,25 @@ class KeyFile:
             self._pwrite(bytes(KEY_SIZE * len(consecutive)), consecutive[0])
         self._sync()
 
+    def marks(self) -> Marks:
+        """Return what tells that the open file was overwritten with another; safe in threads."""
+        known = self.deletions  # before the file is read, which may have a later one
+        if self._last is None:
+            # Made anew at each start, and deleted at most.
+            self._last = self._end - 1, os.pread(self._file, KEY_SIZE, _offset(self._end - 1))
+        number, content = self._last
+        states = {content: 0, _DELETED: 1}
+        header, last = (os.pread(self._file, size, at) for size, at in ((_HEADER_SIZE, 0), (KEY_SIZE, _offset(number))))
+        count = _to_count(header[_COUNT:])
+        rising = states.get(last, -1), os.fstat(self._file).st_size, count if count >= known else -1
+        return header[:_COUNT], rising
+
     def _count(self, deletion: int) -> None:
         if deletion > self.deletions:
             with self._mapped("cannot be written"):
+                if _to_count(os.pread(self._file, _COUNT_SIZE, _COUNT)) < self.deletions:
+                    # A higher count would hide from `marks` that deleted keys are back.
+                    raise StoreError(f"{self._path} was replaced meanwhile: restore it, or restart the bot")
                 _write_all(self._file, deletion.to_bytes(_COUNT_SIZE), _COUNT)
             self.deletions = deletion
 
@@ -280,7 +300,7 @@ class KeyFile:
             raise StoreError(f"{self._path} is no file of keys: {_RESTORE}")
         self.database = header[len(_MAGIC) : _CHECK]
         self._check = header[_CHECK:_COUNT]
-        self.deletions = int.from_bytes(header[_COUNT : _COUNT + _COUNT_SIZE])
+        self.deletions = _to_count(header[_COUNT:])
 
     def _write(self, first: int, keys: list[bytes]) -> None:
         self._pwrite(b"".join(keys), first)
@@ -323,6 +343,10 @@ def _overwrite(file: int) -> None:
         _write_all(file, bytes(min(_MANY * KEY_SIZE, size - start)), start)
     os.fsync(file)
     os.ftruncate(file, 0)
+
+
+def _to_count(data: bytes) -> int:
+    return int.from_bytes(data[:_COUNT_SIZE])
 
 
 def _offset(number: int) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import sqlite
 from bot.errors import StoreError
 from bot.storage.connections import Location
 from bot.storage.encryption import KEY_SIZE
-from bot.storage.key_file import KeyFile, path_beside
+from bot.storage.key_file import KeyFile, Marks, path_beside
 from bot.storage.master_key import CHECK_SIZE, NO_MASTER_KEY, MasterKeys, Wrapping
 from bot.storage.schema import encryption, key_deletions, text_keys
 
@@ -160,6 +160,10 @@ class FileKeys:
 
     def is_finished(self, deleted: Collection[int]) -> bool:
         return not deleted and not self._undone and not self._file.is_short
+
+    def marks(self) -> Marks:
+        """Return the marks of the file (OpenFiles)."""
+        return self._file.marks()
 
     @property
     def mismatch(self) -> Mismatch | None:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial, wraps
@@ -23,16 +23,18 @@ from bot.storage.base import History
 from bot.storage.conditions import NO_CHANGE, exactly, here, recent, with_threads, within
 from bot.storage.conversion import Conversion
 from bot.storage.encryption import DamagedRow, KeyMissing
+from bot.storage.errors import map_errors
 from bot.storage.further import read_further, with_further
 from bot.storage.key_file import path_beside
-from bot.storage.keys import keys_of
+from bot.storage.keys import FileKeys, keys_of
 from bot.storage.lost_keys import LostKeys
 from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
+from bot.storage.open_files import DatabaseHeader, OpenFiles
 from bot.storage.pictures import PICTURES_AND_KEYS, with_pictures
 from bot.storage.rows import to_exchange
 from bot.storage.schema import EXCHANGE, IS_KEPT, channels, exchanges, parts, settings
 from bot.storage.settings import select_changes, select_settings, to_changes
-from bot.storage.transactions import Transactions
+from bot.storage.transactions import Transactions, write_first_page
 from bot.storage.vault import Vault, WriteTransaction
 from bot.util.aio import detach_on_cancel, join_task
 from bot.util.clock import Calendar, Clock, MonotonicClock
@@ -144,6 +146,7 @@ class OpenStore:
         self._vault = Vault(keys_of(self._location, master))
         self._conversion = Conversion(self._location, self._vault, self._transactions, self._writing, self._clock)
         self._lost_keys = LostKeys(self._vault, self._transactions, self._writing)
+        self._header: DatabaseHeader | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._damaged: set[int] = set()  # rows that were reported
         self._damage: StoreDamaged | None = None  # of which the program ends
@@ -170,16 +173,29 @@ class OpenStore:
                 if self._location.path is None:
                     await tx.execute(NO_CHANGE)
                 await tx.run_sync(lambda _: self._vault.open(tx.keys))
+            with map_errors(self._location.name):
+                self._watch_files()
         except BaseException:
-            self._vault.keys.close()
-            await self._transactions.dispose()
+            await self._dispose()
             raise
 
-        if self._location.path is not None:
-            self._transactions.files = connections.OpenFiles(self._location.path, path_beside(self._location.path))
         self._tasks = [asyncio.create_task(self._conversion.run(), name="conversion")]
         if self._vault.keys.mismatch is not None:
             self._tasks.append(asyncio.create_task(self._lost_keys.run(), name="lost keys"))
+
+    def _watch_files(self) -> None:
+        keys, path = self._vault.keys, self._location.path
+        if isinstance(keys, FileKeys) and path is not None:
+            self._header = DatabaseHeader(path)
+            self._transactions.files = OpenFiles({path: self._header.marks, path_beside(path): keys.marks})
+            if self._header.is_of_backup:
+                self._transactions.start(self._write_first_page(), "first page")
+
+    async def _write_first_page(self) -> None:
+        with suppress(StoreError):  # the disk is full: another write of the page does it
+            async with self._transactions.writing() as tx:
+                await write_first_page(tx)
+            await self._transactions.checkpoint()
 
     @property
     def upkeep(self) -> Upkeep:
@@ -192,8 +208,16 @@ class OpenStore:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._transactions.wait_idle()
-        await self._transactions.dispose()
-        self._vault.keys.close()
+        await self._dispose()
+
+    async def _dispose(self) -> None:
+        try:
+            await self._transactions.dispose()
+        finally:
+            self._vault.keys.close()
+            if self._header is not None:
+                self._header.close()
+                self._header = None
 
     def check_files(self) -> None:
         """Check that the database can go on; blocks for as long as its disk takes.

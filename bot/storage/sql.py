@@ -43,7 +43,7 @@ from bot.storage.rows import (
 )
 from bot.storage.schema import EXCHANGE, IS_OWED, IS_QUOTING, SafeText, channels, exchanges, parts, usage
 from bot.storage.settings import insert_change, rename_places
-from bot.storage.transactions import GroupCommit
+from bot.storage.transactions import GroupCommit, write_first_page
 from bot.storage.usage import adding, count_use, delete_use, rename_use, select_use, stored_place, to_use
 from bot.storage.vault import WriteTransaction
 from bot.usage import use_of
@@ -386,9 +386,7 @@ class SqlStore(Joined):
             if self._location.path is None:
                 await tx.execute(NO_CHANGE)
             else:
-                # A transaction that writes nothing succeeds on a full disk; this writes a page.
-                version = (await tx.exec_driver_sql("PRAGMA user_version")).scalar_one()
-                await tx.exec_driver_sql(f"PRAGMA user_version={version}")
+                await write_first_page(tx)  # a transaction that writes nothing succeeds on a full disk
 
 
 def _said(exchange: Exchange) -> Said:

@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from bot.errors import StoreError
 from bot.storage import connections
-from bot.storage.connections import Location, OpenFiles
+from bot.storage.connections import Location
 from bot.storage.errors import is_disk_full, map_errors
+from bot.storage.open_files import OpenFiles
 from bot.storage.vault import WriteTransaction
 
 # Pages of SQLite's log after which it is reused, once the disk was full; else see connections.py.
@@ -146,6 +147,7 @@ class Transactions:
     async def _write_log(self, checkpointer: AsyncEngine) -> None:
         try:
             with map_errors(self.name):
+                self.files.check()  # it would write into another database
                 async with checkpointer.connect() as connection:
                     row: Row[*tuple[int, ...]] = (await connection.exec_driver_sql(_CHECKPOINT)).one()
                     if row[1] > _LONG_LOG:
@@ -183,6 +185,12 @@ class Transactions:
         with map_errors(self.name):
             await self._reader.dispose()
             await self.writer.dispose()
+
+
+async def write_first_page(tx: AsyncConnection) -> None:
+    """Write the first page of a SQLite file, and change nothing."""
+    version = (await tx.exec_driver_sql("PRAGMA user_version")).scalar_one()
+    await tx.exec_driver_sql(f"PRAGMA user_version={version}")
 
 
 class _Group(Generic[Item, Result]):
