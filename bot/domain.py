@@ -289,6 +289,8 @@ class ChatRequest:
     is the name of a `[models.NAME]`; None is `[engine]`.  With `has_fallback` another model
     takes the request if this one cannot begin: it fails at once instead of waiting for a server.
     `prefix` is the name of one of the P-Tuning prefixes loaded beside a model; "" is its own.
+    With `is_whole` a fallback gets all of the messages or none, and is one of `models`, if there are
+    any: names of tables, or of models.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -298,6 +300,8 @@ class ChatRequest:
     model: str | None = None
     has_fallback: bool = False
     prefix: str = ""
+    is_whole: bool = False
+    models: tuple[str, ...] = ()
 
 
 class FinishReason(StrEnum):

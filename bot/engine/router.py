@@ -120,6 +120,7 @@ class ModelRouter:
             EngineUnavailable: The model is unknown or not loaded, and has no fallback.
         """
         names = self._chain(request.model or DEFAULT_MODEL)
+        names = [name for name in names if name == names[0] or self._may_answer(request, name)]
         for name in names:
             has_begun, has_fallback = False, name != names[-1]
             try:
@@ -127,7 +128,8 @@ class ModelRouter:
                 prefix = name if self._base(name) != name else ""
                 own = replace(request, has_fallback=has_fallback, prefix=prefix)
                 if name != names[0]:
-                    own = replace(own, messages=await asyncio.to_thread(_fitting, request, engine))
+                    messages = await asyncio.to_thread(_whole if request.is_whole else _fitting, request, engine)
+                    own = replace(own, messages=messages)
                     yield Fallback(name, len(request.messages) - len(own.messages))
                 async with aclosing(engine.generate(own)) as events:
                     async for event in events:
@@ -229,6 +231,11 @@ class ModelRouter:
             names.append(section.fallback)
         return names
 
+    def _may_answer(self, request: ChatRequest, name: str) -> bool:
+        """Return whether the request allows this fallback."""
+        engine = self._engines.get(self._base(name))
+        return not request.models or name in request.models or (engine and engine.info.model) in request.models
+
     def _default(self) -> Engine:
         return self.serving(DEFAULT_MODEL)
 
@@ -280,6 +287,21 @@ def check_models(sections: Mapping[str, EngineSection], check: Check) -> Iterato
             yield name, _error_in_table(name, error)
         else:
             yield name, None
+
+
+def _whole(request: ChatRequest, engine: Engine) -> tuple[ChatMessage, ...]:
+    """Return the messages, which the engine takes as they are.
+
+    Raises:
+        PicturesRefused: They have more pictures than it sees.
+        PromptTooLong: They do not fit its context.
+    """
+    most, context = engine.info.most_pictures, engine.info.context_length
+    if sum(len(message.pictures) for message in request.messages) > most:
+        raise PicturesRefused(most)
+    if (tokens := engine.count_tokens(request.messages)) >= context:
+        raise PromptTooLong(tokens, context)
+    return request.messages
 
 
 def _fitting(request: ChatRequest, engine: Engine) -> tuple[ChatMessage, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from bot.domain import ChatRequest, Delta, Finished, SamplingParams
+from bot.domain import ChatRequest, Delta, Fallback, Finished, SamplingParams
 from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, EventStream, complete, unless_disconnected
 from bot.server.requests import boolean, chat_of, history, integer, number, text
@@ -30,9 +30,11 @@ async def answer(request: Request, body: Mapping[str, Any], backend: Backend) ->
     max_length = integer(body, "max_length", None, lowest=0) or _API_LENGTH
     call = await _request(request, body, backend, prompt, max_length)
     if is_stream:
-        return _so_far(backend, call, lambda said, tokens: _api_object(turns, prompt, said))
+        return _so_far(backend, call, lambda said, _, fallback: _api_object(turns, prompt, said, fallback))
     completion = await unless_disconnected(request, complete(backend, call))
-    return None if completion is None else JSONResponse(_api_object(turns, prompt, completion.text))
+    if completion is None:
+        return None
+    return JSONResponse(_api_object(turns, prompt, completion.text, completion.fallback))
 
 
 async def glm_chat(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
@@ -43,7 +45,8 @@ async def glm_chat(request: Request, body: Mapping[str, Any], backend: Backend) 
     if completion is None:
         return None
     prompt_tokens = await _pieces(backend, prompt, completion.usage.prompt_tokens)
-    return JSONResponse(_glm_object(backend, completion.text, prompt_tokens, completion.usage.completion_tokens))
+    model = completion.fallback or backend.engine.info.model
+    return JSONResponse(_glm_object(model, completion.text, prompt_tokens, completion.usage.completion_tokens))
 
 
 async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
@@ -51,7 +54,8 @@ async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend
     prompt = text(body, "prompt", "")
     call = await _request(request, body, backend, prompt, _glm_length(body))
     prompt_tokens = await _pieces(backend, prompt, backend.engine.count_tokens(call.messages))
-    return _so_far(backend, call, lambda said, tokens: _glm_object(backend, said, prompt_tokens, tokens))
+    own = backend.engine.info.model
+    return _so_far(backend, call, lambda said, tokens, model: _glm_object(model or own, said, prompt_tokens, tokens))
 
 
 async def tokenize(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
@@ -83,18 +87,20 @@ def _glm_length(body: Mapping[str, Any]) -> int:
     return _GLM_LENGTH if length is None else length
 
 
-def _so_far(backend: Backend, call: ChatRequest, write: Callable[[str, int], object]) -> EventStream:
-    """Stream an object for all text so far, which `write` makes of the text and the number of its tokens."""
+def _so_far(backend: Backend, call: ChatRequest, write: Callable[[str, int, str | None], object]) -> EventStream:
+    """Stream an object for all text so far, which `write` makes of the text, the number of its tokens and a fallback."""
 
     async def lines() -> AsyncGenerator[bytes, None]:
-        said, deltas = "", 0
+        said, deltas, fallback = "", 0, None
         async with aclosing(backend.generate(call)) as events:
             async for event in events:
-                if isinstance(event, Delta):
+                if isinstance(event, Fallback):
+                    fallback = backend.id_of(event.model)
+                elif isinstance(event, Delta):
                     said, deltas = said + event.text, deltas + 1
-                    yield _event(write(said, deltas))
+                    yield _event(write(said, deltas, fallback))
                 elif isinstance(event, Finished):
-                    yield _event(write(said, event.usage.completion_tokens))
+                    yield _event(write(said, event.usage.completion_tokens, fallback))
 
     return EventStream(lines(), lambda error: b"event: error\r\n" + _event({"error": error.message}))
 
@@ -114,22 +120,24 @@ async def _request(
     return await backend.accept(request.state.client, messages, params)
 
 
-def _api_object(turns: Sequence[tuple[str, str]], prompt: str, said: str) -> dict[str, Any]:
-    return {
+def _api_object(turns: Sequence[tuple[str, str]], prompt: str, said: str, fallback: str | None) -> dict[str, Any]:
+    """Return the original's object, and the model that answered if it was another than the default one."""
+    whole = {
         "response": said,
         "history": [*map(list, turns), [prompt, said]],
         "status": 200,
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+    return whole | ({"model": fallback} if fallback else {})
 
 
-def _glm_object(backend: Backend, content: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def _glm_object(model: str, content: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     return {
         "content": content,
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "model": backend.engine.info.model,
+        "model": model,
         "object": "chat.completion",
     }
 

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from bot.chat.access import Access
 from bot.chat.settings import ChatSettings
+from bot.config.schema import DEFAULT_MODEL
 from bot.domain import (
     ChatMessage,
     ChatRequest,
@@ -53,6 +54,7 @@ class Completion:
     text: str
     reason: FinishReason
     usage: Usage
+    fallback: str | None = None  # the model that answered, if it was another
 
 
 @dataclass(slots=True)
@@ -107,7 +109,12 @@ class Backend:
         if name is None and await self._tokens(messages) >= self.context_length:
             raise of_engine(PromptTooLong(await self._tokens(messages), self.context_length))
         self.count(client)
-        return ChatRequest(messages, params, channel=client.user, user=client.user, model=name)
+        user, models = client.user, client.models
+        return ChatRequest(messages, params, channel=user, user=user, model=name, is_whole=True, models=models)
+
+    def id_of(self, model: str) -> str:
+        """Return the name under which the APIs list a model of the engine."""
+        return self.engine.info.model if model == DEFAULT_MODEL else model
 
     def count(self, client: Client) -> None:
         """Count a request of the client as open until `release`; to [limits] a client is a user.
@@ -214,14 +221,17 @@ async def complete(backend: Backend, request: ChatRequest) -> Completion:
         ApiError: The engine refused the request, or failed.
     """
     texts: list[str] = []
+    fallback: str | None = None
     async with aclosing(backend.generate(request)) as events:
         async for event in events:
             match event:
                 case Delta(text):
                     texts.append(text)
                 case Finished(reason, usage):
-                    return Completion("".join(texts), reason, usage)
-                case Queued() | Fallback() | Thought():
+                    return Completion("".join(texts), reason, usage, fallback)
+                case Fallback(model):
+                    fallback = backend.id_of(model)
+                case Queued() | Thought():
                     pass
                 case _:
                     assert_never(event)

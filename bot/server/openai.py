@@ -20,6 +20,7 @@ from bot.domain import (
     ChatRequest,
     Delta,
     EngineEvent,
+    Fallback,
     Finished,
     FinishReason,
     ModelStatus,
@@ -131,6 +132,7 @@ async def _completions(
     if found is None:
         return None
     whole = [_choice(index, form.whole(each.text), each.reason) for index, each in enumerate(found)]
+    head["model"] = next((each.fallback for each in found if each.fallback), model)
     return JSONResponse({**head, "choices": whole, "usage": _usage([each.usage for each in found])})
 
 
@@ -284,12 +286,16 @@ async def _chunks(
     rest = {"usage": None} if includes_usage else {}
     begun: set[int] = set()
     usages: list[Usage] = []
+    fallbacks: dict[int, str] = {}  # that answer, by the number of the answer
 
     def chunk(index: int, part: Mapping[str, Any], reason: FinishReason | None = None) -> bytes:
-        return _event({**head, "choices": [_choice(index, part, reason)], **rest})
+        model = fallbacks.get(index, head["model"])
+        return _event({**head, "model": model, "choices": [_choice(index, part, reason)], **rest})
 
     async with aclosing(_events(backend, calls)) as events:
         async for index, event in events:
+            if isinstance(event, Fallback):
+                fallbacks[index] = backend.id_of(event.model)
             if index not in begun and form.first is not None:
                 begun.add(index)
                 yield chunk(index, form.first)
@@ -299,7 +305,8 @@ async def _chunks(
                 usages.append(event.usage)
                 yield chunk(index, form.last, event.reason)
     if includes_usage:
-        yield _event({**head, "choices": [], "usage": _usage(usages)})
+        model = next(iter(fallbacks.values()), head["model"])
+        yield _event({**head, "model": model, "choices": [], "usage": _usage(usages)})
     yield b"data: [DONE]\n\n"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from bot.domain import ChatRequest, Delta, Finished
+from bot.domain import ChatRequest, Delta, Fallback, Finished
 from bot.server.errors import ApiError, bad_request
 from bot.server.generation import Backend, Client
 from bot.server.requests import chat_of, history, text
@@ -39,6 +39,7 @@ class _Result:
     text: str = ""
     is_handled: bool = False
     is_finished: bool = False
+    fallback: str = ""  # the model that answers, if it is another than the default one
     error: str = ""
     ended: float = 0.0
 
@@ -49,6 +50,7 @@ class _Result:
             "response": self.text,
             "timestamp": self.timestamp,
         }
+        response |= {"model": self.fallback} if self.fallback else {}
         return response | ({"error": self.error} if self.error else {})
 
 
@@ -96,6 +98,8 @@ class Polling:
             async with aclosing(backend.generate(call)) as events:
                 async for event in events:
                     match event:
+                        case Fallback(model):
+                            result.fallback = backend.id_of(model)
                         case Delta(more):
                             result.is_handled = True
                             result.text += more

@@ -201,6 +201,37 @@ async def test_a_conversation_is_cut_to_the_context_of_the_fallback() -> None:
     assert small.count_tokens(asked.messages) <= 90 < small.count_tokens((request.messages[0], *request.messages[-5:]))
 
 
+async def test_a_whole_conversation_is_not_cut_for_a_fallback() -> None:
+    small = ScriptedEngine(default="ok", context_length=40)
+    big = ScriptedEngine(default=[EngineFailed("no")])
+    models = Models(big=big, small=small)
+    turns = (ChatMessage("user", "x" * 20), ChatMessage("assistant", "y" * 20), *HELLO)
+    async with models.router(two()) as router:
+        with pytest.raises(PromptTooLong):
+            await events(router, ChatRequest(turns, is_whole=True))
+        picture = ChatMessage("user", "what is it?", (Picture("image/png", b"", 1, 1),))
+        big.most_pictures = 1
+        with pytest.raises(PicturesRefused):
+            await events(router, ChatRequest((picture,), is_whole=True))
+        assert small.requests == []
+        # Half of the context stays free where turns may be dropped.
+        assert text(await events(router, ChatRequest((ChatMessage("user", "z" * 30),), is_whole=True))) == "ok"
+
+
+async def test_a_request_may_name_the_models_that_answer() -> None:
+    big, small = (ScriptedEngine(default=[EngineFailed("down")]) for _ in range(2))
+    last = ScriptedEngine(default="I am last", model="least")
+    sections = two(back="last") | {"last": EngineSection(model="last")}
+    async with Models(big=big, small=small, last=last).router(sections) as router:
+        for allowed in [("scripted", "last"), ("big", "least")]:
+            seen = await events(router, ChatRequest(HELLO, models=allowed))
+            assert (fallbacks(seen)[-1], text(seen)) == (Fallback("last"), "I am last")
+        assert len(small.requests) == 1, "by the name of its model"
+        with pytest.raises(EngineFailed, match="down"):
+            await events(router, ChatRequest(HELLO, models=("big",)))
+        assert not big.requests[-1].has_fallback
+
+
 async def test_servers_that_are_gone_are_replaced_at_once() -> None:
     with reserved_port() as port:
         address = f"http://127.0.0.1:{port}/v1"
