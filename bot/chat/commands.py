@@ -26,7 +26,7 @@ from bot.chat.settings_commands import (
     persona_in_force,
     settings,
 )
-from bot.chat.status import duration, model_line, reload_lines, upkeep_lines
+from bot.chat.status import duration, model_line, public_info, reload_lines, upkeep_lines
 from bot.chat.usage_command import USAGE, usage
 from bot.errors import NotErased
 from bot.observability import process
@@ -103,6 +103,8 @@ async def retry(context: CommandContext) -> str:
 @command("status", gettext_noop("Show the model and its load"))
 async def status(context: CommandContext) -> str:
     translate, info, load = context.translate, context.engine.info, context.engine.load
+    if not context.is_by_admin:
+        info = public_info(info)
     lines = [
         translate("Model: {model} ({quantization}, {dtype}, {device}), context of {context} tokens").format(
             model=info.model,

@@ -1,11 +1,13 @@
 """Sentences about the state of the program, for /status and the operator's panel."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import PurePath
 
 from bot.chat.i18n import Translate
 from bot.config.reload import ReloadResult
-from bot.domain import ModelStatus, Upkeep
+from bot.domain import EngineInfo, ModelStatus, Upkeep
 
 
 def upkeep_lines(upkeep: Upkeep, translate: Translate) -> Iterator[str]:
@@ -24,8 +26,25 @@ def upkeep_lines(upkeep: Upkeep, translate: Translate) -> Iterator[str]:
         )
 
 
+def public_name(model: str) -> str:
+    """Return a model without its folder."""
+    return PurePath(model).name or model
+
+
+def public_info(info: EngineInfo) -> EngineInfo:
+    """Return the model without its folder, and without the servers of a remote one.
+
+    >>> public_info(EngineInfo("/models/6b/", "chatglm", "int4", "float32", "cpu", 2048)).model
+    '6b'
+    >>> public_info(EngineInfo("qwen", "remote", "none", "none", "gpu1.intranet:8000", 2048)).device
+    'remote'
+    """
+    device = "remote" if info.backend == "remote" else info.device
+    return replace(info, model=public_name(info.model), device=device)
+
+
 def model_line(status: ModelStatus, translate: Translate, *, tells_why: bool) -> str:
-    """Describe one of several models; admins read why it cannot answer."""
+    """Describe one of several models; admins read why it cannot answer, and its folder."""
     info, load = status.info, status.load
     if info is None or load is None or load.down is not None:
         line = translate("Model {name}: not available").format(name=status.name)
@@ -38,7 +57,10 @@ def model_line(status: ModelStatus, translate: Translate, *, tells_why: bool) ->
             name=status.name, base=status.base
         )
     return translate("Model {name}: {model}, answering: {running}, waiting: {waiting}").format(
-        name=status.name, model=info.model, running=load.running, waiting=load.waiting
+        name=status.name,
+        model=info.model if tells_why else public_name(info.model),
+        running=load.running,
+        waiting=load.waiting,
     )
 
 

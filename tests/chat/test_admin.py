@@ -12,9 +12,10 @@ from bot.chat.access import OPERATOR
 from bot.chat.commands import COMMANDS, menu
 from bot.chat.intake import Intake
 from bot.config.schema import AccessSection, ConversationSection, LimitsSection
-from bot.domain import Author, ChannelKey, FinishReason, ModelStatus, Notice, Upkeep
+from bot.domain import Author, ChannelKey, EngineInfo, FinishReason, ModelStatus, Notice, Upkeep
 from bot.observability import process
 from bot.observability.health import Components
+from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import NOON, a_message
 
@@ -85,6 +86,16 @@ async def test_help_and_status_tell_admins_more(tmp_path: Path, name: str) -> No
 
     assert all((f"`/{command}`" in listed) is may(name, "discord") for command in FOR_ADMINS)
     assert all((word in status) is may(name, "discord") for word in ("Memory: ", "Uptime: ", "Python 3.", "torch "))
+
+
+@pytest.mark.parametrize("name", ROLES)
+async def test_only_admins_see_where_the_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    info = EngineInfo("/srv/models/qwen3", "remote", "none", "none", "gpu1.intranet:8000", 2048)
+    monkeypatch.setattr(ScriptedEngine, "info", property(lambda self: info))
+    async with make_harness(tmp_path, access=ADMINS) as harness:
+        status = await effect_of(harness, "/status", role(name, "discord"), "discord")
+    assert "qwen3 (" in status
+    assert ("/srv" in status, "intranet" in status) == (may(name, "discord"), may(name, "discord"))
 
 
 async def test_no_edit_makes_a_question_a_command(tmp_path: Path) -> None:

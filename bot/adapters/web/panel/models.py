@@ -12,6 +12,7 @@ from bot.adapters.web.panel.faults import reason_of, state_html
 from bot.adapters.web.panel.html import Html, table, text
 from bot.adapters.web.panel.sources import PanelSources
 from bot.chat.i18n import Translate
+from bot.chat.status import public_info, public_name
 from bot.config.edit import ConfigEditor
 from bot.config.schema import DEFAULT_MODEL, EngineSection, Key
 from bot.domain import EngineLoad, ModelStatus
@@ -63,11 +64,10 @@ def _described(status: ModelStatus, right: Right) -> tuple[str, str]:
     info = status.info
     if info is None:
         return _NOTHING, _NOTHING
-    name = info.model if right >= Right.OPERATOR else info.model.rpartition("/")[2]
-    model = f"{name} ({status.base})" if status.base else name
-    # A remote model has its servers for a device.
-    device = info.device if right >= Right.OPERATOR or info.backend != "remote" else _NOTHING
-    return model, f"{info.backend}, {info.quantization}, {info.dtype}, {device}"
+    if right < Right.OPERATOR:
+        info = public_info(info)
+    model = f"{info.model} ({status.base})" if status.base else info.model
+    return model, f"{info.backend}, {info.quantization}, {info.dtype}, {info.device}"
 
 
 def _progress(name: str, load: EngineLoad, translate: Translate) -> Html:
@@ -104,7 +104,7 @@ def _refusals(editor: ConfigEditor, right: Right, translate: Translate) -> Itera
         yield f'<p class="bad">{text(sentence)}</p>'
         if running is not None and running != editor.wanted_models.get(name):
             label = translate("Let config.toml have what runs: {model}, {quantization}").format(
-                model=running.model if right >= Right.OPERATOR else running.model.rpartition("/")[2],
+                model=running.model if right >= Right.OPERATOR else public_name(running.model),
                 quantization=running.quantization,
             )
             yield (
