@@ -35,6 +35,8 @@ from bot.storage.further import (
     delete_copies,
     delete_further,
     delete_of_exchanges,
+    delete_some,
+    first_with_at_most,
     forget_places,
     has_any,
     member_place,
@@ -57,6 +59,8 @@ from bot.storage.vault import AnyRow, WriteTransaction
 # Rows of one transaction of a deletion, at least and at most; and the seconds that others wait for one.
 # With fewer, a batch hardly takes less: its dozen statements cost most.
 _LEAST_BATCH, _BATCH = 100, 500
+# Their further messages, of which a question may have fifty.
+_MOST_FURTHER = 1_000
 _MOST_SECONDS = 0.05
 
 # What is read of rows that are blanked, and of those whose quotations are deleted.
@@ -85,17 +89,17 @@ class Deletion(OpenStore):
         if author is not None:
             place = and_(place, self._by(author))
         places = here(channel) if channel.thread is not None else with_threads(channel)
-        async with self._writing() as tx:
-            await self._clear_further(tx, channel, before, author)
+        is_further_erased = await self._clear_further(channel, before, author)
         begin_anew = update(channels).where(places).values(is_shortening_told=False)
         which = place, NOT_OPEN_COMMAND, *earlier(before)
         count, is_erased = await self._blank(lifecycle.CLEAR, *which, beside=begin_anew)
-        return _checked(count, tx.is_erased and is_erased)
+        return _checked(count, is_further_erased and is_erased)
 
-    async def _clear_further(
-        self, tx: WriteTransaction, channel: ChannelKey, before: Exchange | None, author: Author | None
-    ) -> None:
-        """Delete what others said in a channel, or what one person did; let nothing of before be read again."""
+    async def _clear_further(self, channel: ChannelKey, before: Exchange | None, author: Author | None) -> bool:
+        """Delete what others said in a channel, or what one person did; let nothing of before be read again.
+
+        Return whether no file holds it.
+        """
         level, place, number = "channel", str(channel), None if before is None else before.id
         of_others = cleared(channel, number)
         if author is not None:
@@ -105,8 +109,20 @@ class Deletion(OpenStore):
         elif channel.thread is not None:
             level, of_others = "thread", cleared_thread(channel, number)
         since = self._calendar.today() if before is None else before.message.sent_at
-        await set_readable_since(tx, self._insert(readable_since), level, place, since)
-        await delete_further(tx, *of_others)
+        async with self._writing() as tx:
+            await set_readable_since(tx, self._insert(readable_since), level, place, since)
+        return await self._delete_further(*of_others)
+
+    async def _delete_further(self, *which: ColumnElement[bool]) -> bool:
+        """Delete further messages in batches; return whether no file holds them."""
+        is_erased, number = True, _BATCH
+        while number == _BATCH:
+            async with self._writing() as tx:
+                number = await delete_some(tx, _BATCH, *which)
+            is_erased = is_erased and tx.is_erased
+            if number:
+                await self._transactions.checkpoint()
+        return is_erased
 
     @shielded
     async def forget(self, author: Author, before: Exchange | None = None) -> int:
@@ -114,14 +130,14 @@ class Deletion(OpenStore):
         async with self._writing() as tx:
             names = self._vault.pseudonyms(author.platform, author.id)
             await forget_author(tx, author, names)
-            await delete_further(tx, *by(author.platform, names))
             since = self._calendar.today() if before is None else before.message.sent_at
             place = stored_place(Scope("user", author.key), self._vault)
             await set_readable_since(tx, self._insert(readable_since), "user", place, since)
             await forget_places(tx, place)
-            await forget_voter(tx, stored_place(Scope("user", author.key), self._vault))
+            await forget_voter(tx, place)
+        is_further_erased = await self._delete_further(*by(author.platform, names))
         count, is_erased = await self._blank(lifecycle.CLEAR, *theirs)
-        return _checked(count, tx.is_erased and is_erased)
+        return _checked(count, tx.is_erased and is_further_erased and is_erased)
 
     @shielded
     async def erase(self, exchange: Exchange) -> None:
@@ -168,7 +184,7 @@ class Deletion(OpenStore):
         count, _ = await self._blank(lifecycle.EXPIRE, aged, with_quotations=False)
         async with self._writing() as tx:
             await expire_changes(tx, before)
-            await delete_further(tx, *older(before))
+        await self._delete_further(*older(before))
         return count
 
     async def _blank(
@@ -189,7 +205,8 @@ class Deletion(OpenStore):
             prepared = await self._prepare(quotations, *some, limit=batch) if with_quotations else {}
             async with self._writing() as tx:
                 began = self._clock.now()
-                rows = (await tx.execute(select(*columns).where(*some).limit(batch).with_for_update())).all()
+                found = (await tx.execute(select(*columns).where(*some).limit(batch).with_for_update())).all()
+                rows = found[: await first_with_at_most(tx, [row.id for row in found], _MOST_FURTHER)]
                 said = await self._said(tx, quotations, rows, prepared) if with_quotations else []
                 count += await self._erase(tx, transition, rows)
                 ids = [row.id for row in rows]
@@ -201,11 +218,12 @@ class Deletion(OpenStore):
                     await tx.execute(beside)
             seconds = max(self._clock.now() - began, 0.001)
             is_erased = is_erased and tx.is_erased
-            if len(rows) < batch:
+            if len(rows) == len(found) < batch:
                 return count, is_erased
             await self._transactions.checkpoint()
             # A disk or a machine may be slow, and a row of a large database costs more.
-            batch = max(_LEAST_BATCH, min(_BATCH, round(batch * _MOST_SECONDS / seconds)))
+            if len(rows) == len(found):
+                batch = max(_LEAST_BATCH, min(_BATCH, round(batch * _MOST_SECONDS / seconds)))
 
     async def _erase(self, tx: WriteTransaction, transition: Transition, rows: Collection[AnyRow]) -> int:
         """Blank rows, without their further messages; return the number of questions."""

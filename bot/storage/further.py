@@ -1,9 +1,10 @@
 """Statements for messages that belong to a question beside its own: parts of it, what was said before, what it links to."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import (
@@ -18,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     delete,
+    func,
     literal,
     literal_column,
     or_,
@@ -32,7 +34,7 @@ from bot.storage.pictures import pictures_to_json, to_pictures
 from bot.storage.rows import files_from_json, files_to_json
 from bot.storage.schema import SafeText, exchanges, further_messages, readable_since
 from bot.storage.usage import AnyInsert, stored_place
-from bot.storage.vault import Vault, WriteTransaction
+from bot.storage.vault import AnyRow, Vault, WriteTransaction
 
 _LEVELS = ("user", "channel", "thread", "member")
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -89,7 +91,7 @@ def _to_message(row: dict[str, Any]) -> FurtherMessage:
 
 @cache
 def _of_exchanges() -> Select[Any]:
-    return select(further_messages).where(further_messages.c.exchange.in_(bindparam("ids", expanding=True)))
+    return select(further_messages).where(_of_ids())
 
 
 async def insert_further(tx: WriteTransaction, vault: Vault, exchange: int, messages: Iterable[FurtherMessage]) -> None:
@@ -162,6 +164,20 @@ async def replace_texts(tx: WriteTransaction, channel: ChannelKey, message_id: s
             await delete_further(tx, further_messages.c.exchange == row.exchange, said_in(channel, [message_id]))
 
 
+async def first_with_at_most(tx: WriteTransaction, ids: Sequence[int], most: int) -> int:
+    """Return how many of the first exchanges have so many further messages together, at least one."""
+    rows = await tx.execute(_numbers_of_exchanges(), {"ids": list(ids)})
+    numbers: dict[int, int] = {row.exchange: row.number for row in rows}
+    sums = accumulate(numbers.get(id, 0) for id in ids)
+    return max(1, sum(each <= most for each in sums))
+
+
+@cache
+def _numbers_of_exchanges() -> Select[Any]:
+    numbers = select(further_messages.c.exchange, func.count().label("number"))
+    return numbers.where(_of_ids()).group_by(further_messages.c.exchange)
+
+
 async def delete_of_exchanges(tx: WriteTransaction, ids: Collection[int]) -> None:
     """Delete the further messages of exchanges."""
     keys = (await tx.execute(_keys_of_exchanges(), {"ids": list(ids)})).scalars().all()
@@ -172,22 +188,37 @@ async def delete_of_exchanges(tx: WriteTransaction, ids: Collection[int]) -> Non
 
 @cache
 def _keys_of_exchanges() -> Select[Any]:
-    return select(further_messages.c.text_key).where(further_messages.c.exchange.in_(bindparam("ids", expanding=True)))
+    return select(further_messages.c.text_key).where(_of_ids())
 
 
 @cache
 def _deletion_of_exchanges() -> Delete:
-    return delete(further_messages).where(further_messages.c.exchange.in_(bindparam("ids", expanding=True)))
+    return delete(further_messages).where(_of_ids())
+
+
+def _of_ids() -> ColumnElement[bool]:
+    return further_messages.c.exchange.in_(bindparam("ids", expanding=True))
 
 
 async def delete_copies(tx: WriteTransaction, ids: Collection[int]) -> None:
     """Delete what other questions have read of the messages and the further parts of exchanges."""
-    found: dict[tuple[Any, ...], int | None] = {}
     for copies in _copies():
-        found |= {tuple(row[:-1]): row.text_key for row in await tx.execute(copies, {"ids": list(ids)})}
-    tx.keys.delete(*found.values())
-    if found:
-        await tx.execute(_deletion_by_key(), [dict(zip(_KEY.values(), key, strict=True)) for key in found])
+        await _delete_rows(tx, (await tx.execute(copies, {"ids": list(ids)})).all())
+
+
+async def delete_some(tx: WriteTransaction, most: int, *which: ColumnElement[bool]) -> int:
+    """Delete so many further messages at most; return their number."""
+    some = select(*further_messages.primary_key, further_messages.c.text_key).where(*which).limit(most)
+    rows = (await tx.execute(some)).all()
+    await _delete_rows(tx, rows)
+    return len(rows)
+
+
+async def _delete_rows(tx: WriteTransaction, rows: Sequence[AnyRow]) -> None:
+    """Delete rows by their keys, which are followed by the number of the text's key."""
+    if rows:
+        tx.keys.delete(*(row.text_key for row in rows))
+        await tx.execute(_deletion_by_key(), [dict(zip(_KEY.values(), row[:-1], strict=True)) for row in rows])
 
 
 @cache

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bot.domain import Answer, Author, ChannelKey, Exchange, Kind
+from bot.domain import Answer, Author, ChannelKey, Exchange, FurtherKind, FurtherMessage, Kind
 from bot.errors import NotErased, StoreError
+from bot.storage import deletion
 from bot.storage.key_file import KeyFile
 from bot.storage.sql import SqlStore
-from tests.storage import MEI, NOON, ROOM, bytes_in, message, temporary_store
+from tests.storage import BEN, MEI, NOON, ROOM, bytes_in, message, temporary_store
 from tests.storage.forensics import KeptFiles
 
 # Each one is in another column; the long ones fill whole pages.
@@ -241,6 +242,42 @@ async def test_more_messages_than_a_batch_are_deleted(store: SqlStore) -> None:
     await asyncio.gather(*asked)
     assert await store.forget(MEI) == 1100
     assert await store.latest(ROOM) is None
+
+
+@pytest.mark.parametrize("way", ["clear", "forget who said it", "forget who asked", "expire"])
+async def test_what_others_said_is_deleted_in_small_transactions(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    numbers: list[int] = []
+    overwrite = KeyFile.delete
+
+    def counted(file: KeyFile, keys: Collection[int], deletion: int = 0) -> None:
+        numbers.append(len(keys))
+        overwrite(file, keys, deletion)
+
+    asked: Exchange | None = None
+    for number in range(6):
+        asked = await store.enqueue(message(number, "and?", author=BEN), Kind.CHAT)
+        assert asked is not None
+        said = [FurtherMessage(f"{number}.{each}", "C1", WROTE, "words", NOON, FurtherKind.BEFORE) for each in range(5)]
+        assert await store.record_context(asked, said)
+        await store.record_answer(asked, Answer("well"))
+        await store.complete(asked)
+    for name, value in (("_LEAST_BATCH", 3), ("_BATCH", 7), ("_MOST_FURTHER", 7)):
+        monkeypatch.setattr(deletion, name, value)
+    monkeypatch.setattr(KeyFile, "delete", counted)
+    match way:
+        case "clear":
+            assert await store.clear(ROOM) == 6
+        case "forget who said it":
+            assert await store.forget(WROTE) == 0
+            assert [each.message.further for each in await store.said_in(ROOM, 9)] == [()] * 6
+        case "forget who asked":
+            assert await store.forget(BEN) == 6
+        case _:
+            assert await store.expire(NOON + timedelta(days=1)) == 6
+    assert sum(numbers) == (30 if way == "forget who said it" else 30 + 6 * 2)
+    assert max(numbers) <= 7, "five messages, a question and an answer"
 
 
 async def test_ids_are_not_reused_after_rows_were_deleted(store: SqlStore, tmp_path: Path) -> None:
