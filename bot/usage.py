@@ -14,12 +14,14 @@ def counted_scopes(message: IncomingMessage) -> list[Scope]:
     return scopes
 
 
-def use_of(answer: Answer, milliseconds: int) -> UsageSum:
+def use_of(answer: Answer, milliseconds: int, *, is_counted: bool = False) -> UsageSum:
     """Return what an answer has used, also one that was stopped before its first word.
+
+    With `is_counted` it is one answer together with an earlier one.
 
     A sentence in place of an answer, or an answer that failed, has used nothing.
     """
     tokens = answer.usage
     if not (tokens.prompt_tokens or tokens.completion_tokens):
         return UsageSum()
-    return UsageSum(1, tokens.prompt_tokens, tokens.completion_tokens, milliseconds)
+    return UsageSum(0 if is_counted else 1, tokens.prompt_tokens, tokens.completion_tokens, milliseconds)

@@ -168,7 +168,7 @@ class Conversations:
                 draft.note(self._explain(error, translate))
                 is_refusal = isinstance(error, EngineBusy | PromptTooLong | NothingToAsk)
                 finished = REFUSED if is_refusal else Finished(FinishReason.ERROR)
-            await self._quotas.record_answer(worker.exchange, draft.answer(finished), draft.seconds)
+            await self._quotas.record_answer(worker, draft.answer(finished), draft.seconds)
             return finished
         finally:
             self._quotas.leave(worker)

@@ -119,16 +119,21 @@ class Exchanges:
         self.worker(reopened).is_admitted = is_admitted
         return reopened
 
-    async def join(self, question: Exchange, message: FurtherMessage, *, is_missed: bool = False) -> Exchange | None:
+    async def join(
+        self, question: Exchange, message: FurtherMessage, *, is_missed: bool = False, was_answered: bool = False
+    ) -> Exchange | None:
         """Add a message to a question, open it again and claim it; None if that cannot be, or is known.
 
-        An earlier worker loses its claim, and its messages are reused.  What it was let through by a limit still counts.
+        An earlier worker loses its claim, and its messages are reused.  What a limit has let through, as one that
+        `was_answered`, is let through still, and its answers count as one.
         """
         previous = self._workers.get(question.id)
         joined = self._register(await self._store.join(question, message), previous)
         if joined is not None:
             worker = self.worker(joined)
-            worker.is_admitted = previous is not None and previous.is_admitted
+            worker.is_joined = True
+            worker.is_admitted = was_answered or (previous is not None and previous.is_admitted)
+            worker.is_counted = was_answered or (previous is not None and previous.is_counted)
             worker.is_backlog = is_missed
         return joined
 
@@ -327,16 +332,24 @@ class Exchanges:
         return worker.exchange
 
     async def record_answer(
-        self, exchange: Exchange, answer: Answer, day: date | None = None, milliseconds: int = 0
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        day: date | None = None,
+        milliseconds: int = 0,
+        *,
+        is_counted: bool = False,
     ) -> None:
         """Store the answer; from now on it is owed to the platform.  With a `day`, count what it has used.
+
+        With `is_counted` that is no further answer.
 
         Raises:
             ClaimLost: Another worker goes on with the exchange.
         """
 
         def write() -> Awaitable[bool]:
-            return self._store.record_answer(exchange, answer, day, milliseconds)
+            return self._store.record_answer(exchange, answer, day, milliseconds, is_counted=is_counted)
 
         if not await retry_until_stored(write, self._clock):
             self._check_deleted(self.worker(exchange))

@@ -27,12 +27,13 @@ from bot.chat.settings import ChatSettings, Choices
 from bot.chat.sign_in import SignIn
 from bot.chat.standing import StandingReply
 from bot.config.reload import ConfigWatcher
-from bot.domain import Action, Author, ChannelKey, Exchange, IncomingMessage, Kind, Vote
+from bot.domain import Action, Answer, Author, ChannelKey, Exchange, IncomingMessage, Kind, UsageSum, Vote
 from bot.engine.base import Engine
 from bot.errors import ClaimLost, PlatformError
 from bot.observability.health import Components
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
+from bot.usage import use_of
 from bot.util.clock import Calendar, Clock, MonotonicClock
 from bot.util.recent import RecentDict
 from bot.util.text import clean
@@ -165,10 +166,17 @@ class Intake:
         question = await self.continuations.find(message, is_missed=is_missed)
         if question is None:
             return None
-        joined = await self.exchanges.join(question, to_continuation(message), is_missed=is_missed)
-        if joined is not None:
-            self.continuations.note(joined, message)
-        return joined
+        known, part = await self._store.find(question.message.channel, question.message.id), to_continuation(message)
+        answer = None if known is None else known.answer
+        was_answered = answer is not None and use_of(answer, 0) != UsageSum()
+        refusal = await self._retries.refusal_of_part(known, part) if known is not None and was_answered else None
+        joined = await self.exchanges.join(question, part, is_missed=is_missed, was_answered=was_answered)
+        if joined is None:
+            return None
+        self.continuations.note(joined, message)
+        if answer is None or refusal is None or joined.answer is not None:
+            return joined
+        return await self._keep(answer, joined, refusal)
 
     async def recover(self, platform: str) -> list[Exchange]:
         """Claim what a crash or an outage left undone; return what is to be shown, in order."""
@@ -208,13 +216,17 @@ class Intake:
         has_words = whole.text.strip() or (whole.quoted or "").strip() or may_be_read(whole)
         if requeued is None or refusal is None or known.answer is None or not has_words or known.kind is not Kind.CHAT:
             return requeued
+        return await self._keep(known.answer, requeued, refusal)
+
+    async def _keep(self, answer: Answer, reopened: Exchange, refusal: str) -> Exchange | None:
+        """Store the old answer of a question that was opened again, with a sentence; None if it was deleted meanwhile."""
         try:
-            return await self.exchanges.answer_with(requeued, replace(known.answer, notice=refusal))
+            return await self.exchanges.answer_with(reopened, replace(answer, notice=refusal))
         except ClaimLost:
-            self.exchanges.release(requeued)
-            return None  # the question was deleted meanwhile
+            self.exchanges.release(reopened)
+            return None
         except BaseException:
-            self.exchanges.release(requeued)
+            self.exchanges.release(reopened)
             raise
 
     async def replace_quotes(self, channel: ChannelKey, message_id: str, text: str) -> None:

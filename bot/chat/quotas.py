@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 
 from bot.chat.exchanges import Exchanges
 from bot.chat.i18n import Translate, gettext_noop
 from bot.chat.settings import ChatSettings
 from bot.chat.worker import Worker
 from bot.config.quotas import PERIODS, UNITS, Period, QuotaSection, Unit, first_day, next_start, oldest_day
-from bot.domain import Answer, Exchange, IncomingMessage, Queued, Scope, ScopeLevel, UsageSum
+from bot.domain import Answer, IncomingMessage, Queued, Scope, ScopeLevel, UsageSum
 from bot.storage.base import Store
 from bot.usage import counted_scopes, use_of
 from bot.util.aio import Occasions, race
@@ -90,13 +91,15 @@ class Quotas:
         self._known.clear()
         self._times_reread += 1
 
-    async def refusal(self, message: IncomingMessage, translate: Translate) -> str | None:
+    async def refusal(self, message: IncomingMessage, translate: Translate, *, is_counted: bool = False) -> str | None:
         """Return a sentence if a quota is used up, that with the latest return.
+
+        With `is_counted` the next answer is no further one.
 
         Raises:
             StoreError: The sums cannot be read.
         """
-        return self._sentence(await self.of(message), translate)
+        return self._sentence(await self._concerned(message, is_counted=is_counted), translate)
 
     async def enter(
         self, worker: Worker, most: UsageSum, translate: Translate, show: Callable[[Queued], None]
@@ -113,7 +116,7 @@ class Quotas:
         try:
             while self._tables:
                 ended = self._ended.count
-                quotas = await self.of(worker.exchange.message)
+                quotas = await self._concerned(worker.exchange.message, is_counted=worker.is_counted)
                 if refusal := self._sentence(quotas, translate):
                     return refusal
                 scopes = {quota.scope for quota in quotas}
@@ -134,18 +137,29 @@ class Quotas:
         if self._under_way.pop(worker, None) is not None:
             self._ended.add()
 
-    async def record_answer(self, exchange: Exchange, answer: Answer, seconds: float) -> None:
+    async def record_answer(self, worker: Worker, answer: Answer, seconds: float) -> None:
         """Store the answer and count what it has used.
 
         Raises:
             ClaimLost: Another worker goes on with the exchange; what was used is counted.
         """
-        milliseconds, today = round(seconds * 1000), self._today().date()
+        milliseconds = round(seconds * 1000)
+        use = use_of(answer, milliseconds, is_counted=worker.is_counted)
+        try:
+            await self._record(worker, answer, use, milliseconds)
+        finally:
+            worker.is_counted |= use.answers > 0
+
+    async def _record(self, worker: Worker, answer: Answer, use: UsageSum, milliseconds: int) -> None:
+        exchange, today = worker.exchange, self._today().date()
+        record = partial(
+            self._exchanges.record_answer, exchange, answer, today, milliseconds, is_counted=worker.is_counted
+        )
         if not self._tables:
             # Also afterwards: /usage may have read them before they were stored.
             self.reread_sums()
             try:
-                await self._exchanges.record_answer(exchange, answer, today, milliseconds)
+                await record()
             finally:
                 self.reread_sums()
             return
@@ -153,11 +167,11 @@ class Quotas:
             times_reread = self._times_reread
             # If it fails or is cancelled, it may be stored nevertheless: the sums are read again.
             before = {scope: self._known.pop(scope, None) for scope in counted_scopes(exchange.message)}
-            await self._exchanges.record_answer(exchange, answer, today, milliseconds)
+            await record()
             for scope, days in before.items():
                 if days is not None and times_reread == self._times_reread:
                     kept = {day: use for day, use in days.items() if day >= oldest_day(today)}
-                    self._known[scope] = {**kept, today: kept.get(today, UsageSum()) + use_of(answer, milliseconds)}
+                    self._known[scope] = {**kept, today: kept.get(today, UsageSum()) + use}
 
     async def of(self, message: IncomingMessage) -> list[Quota]:
         """Return the quotas in force for a question, in the order user, channel, server.
@@ -175,6 +189,9 @@ class Quotas:
                         used = getattr(sum_since(await self._days(scope), first_day(period, today)), unit)
                         found.append(Quota(scope, unit, period, limit, used, next_start(period, today)))
         return found
+
+    async def _concerned(self, message: IncomingMessage, *, is_counted: bool) -> list[Quota]:
+        return [quota for quota in await self.of(message) if not (is_counted and quota.unit == "answers")]
 
     async def used(self, scope: Scope, period: Period) -> UsageSum:
         """Return what was used in the running period.

@@ -8,7 +8,7 @@ from bot.chat.exchanges import Exchanges
 from bot.chat.quotas import Quotas
 from bot.chat.settings import ChatSettings
 from bot.chat.stream import refused
-from bot.domain import Answer, Author, Exchange
+from bot.domain import Answer, Author, Exchange, FurtherMessage
 from bot.errors import ClaimLost
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
@@ -86,3 +86,16 @@ class Retries:
         if refusal is not None:
             self._metrics.refusals.labels("question").inc()
         return refusal
+
+    async def refusal_of_part(self, exchange: Exchange, part: FurtherMessage) -> str | None:
+        """Return why an answered question is not answered again with one more message that was sent with it.
+
+        It was let through by the other limits, and its answers count as one.
+
+        Raises:
+            StoreError: What was used of a quota cannot be read.
+        """
+        message = replace(exchange.message, further=(*exchange.message.further, part))
+        translate = self._settings.translator_for(message)
+        refusal = self._access.text_refusal(message, translate)
+        return refusal or await self._quotas.refusal(message, translate, is_counted=True)

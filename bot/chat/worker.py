@@ -19,6 +19,8 @@ class Worker:
         self.parts: list[Part] = previous.parts if previous else [Part(id, is_recorded=True) for id in exchange.parts]
         self.has_position = exchange.kind is Kind.CHAT and exchange.answer is None  # in the queue of its channel
         self.is_admitted = False  # a limit let it through before its old answer was dropped
+        self.is_counted = False  # in the ledger as an answer
+        self.is_joined = False  # its question is that of the previous worker, with one more message
         self.is_backlog = False  # it was owed, and does not count as waiting
         self.is_pending = False  # `recover` will return it
         self.is_deleted = False
@@ -115,6 +117,7 @@ class Worker:
         else:
             previous.task.cancel()
             await finish_before_cancel(asyncio.wait([previous.task]))
+            self.is_counted |= self.is_joined and previous.is_counted
 
 
 class ChannelQueues:

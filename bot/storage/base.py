@@ -119,12 +119,18 @@ class Store(Protocol):
         ...
 
     async def record_answer(
-        self, exchange: Exchange, answer: Answer, day: date | None = None, milliseconds: int = 0
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        day: date | None = None,
+        milliseconds: int = 0,
+        *,
+        is_counted: bool = False,
     ) -> bool:
         """Store the answer, which is now owed to the platform; False if the claim was lost.
 
         With a `day`, what it has used is counted in the same transaction, once, also if the question was deleted
-        or edited meanwhile; `milliseconds` is the time that it took.
+        or edited meanwhile; `milliseconds` is the time that it took.  With `is_counted` it is no further answer.
         """
         ...
 

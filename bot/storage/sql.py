@@ -243,7 +243,13 @@ class SqlStore(Joined):
 
     @shielded
     async def record_answer(
-        self, exchange: Exchange, answer: Answer, day: date | None = None, milliseconds: int = 0
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        day: date | None = None,
+        milliseconds: int = 0,
+        *,
+        is_counted: bool = False,
     ) -> bool:
         async with self._writing() as tx:
             # An acknowledgement may have been lost: then there is an answer, and its key, and it is counted.
@@ -251,7 +257,7 @@ class SqlStore(Joined):
             earlier = earlier.where(held(exchange), allowed(lifecycle.ANSWER))
             earlier = earlier.with_for_update()
             row = (await tx.execute(earlier)).one_or_none()
-            use = use_of(answer, milliseconds)
+            use = use_of(answer, milliseconds, is_counted=is_counted)
             if day is not None and use != UsageSum() and (row is None or row.status == Status.OPEN):
                 await count_use(tx, self._add_use, self._vault, exchange.message, use, day)
             if row is None:

@@ -1,5 +1,6 @@
 """Several messages as one question: pieces of a paste, albums, a comment with a file or a forward."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 
 from bot.chat.continuation import Continuations
-from bot.domain import Attachment, Author, Exchange, IncomingMessage, Status
-from tests.harness.harness import Harness, make_harness, text_of
+from bot.config.schema import Config
+from bot.delivery.replies import Replies
+from bot.domain import Attachment, Author, Exchange, IncomingMessage, Scope, Status
+from tests.harness.fakes import FakeMessenger, FastClock
+from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import NOON, a_message
 
 LONGEST = 100
@@ -154,6 +158,53 @@ async def test_an_answer_is_made_again_when_a_part_comes_late(harness: Harness) 
     answer = (await harness.stored(exchange)).answer
     assert answer is not None
     assert answer.text == "good day"
+
+
+@pytest.mark.parametrize(
+    ("limits", "notice"),
+    [
+        ({"quotas": {"user": {"tokens_per_day": 1}}}, "You have used up your quota (tokens per day: 1)"),
+        ({"limits": {"max_message_chars": 20}}, "Your message is too long: 25 characters, the limit is 20."),
+    ],
+    ids=["quota", "length"],
+)
+async def test_an_answer_stays_where_a_late_part_is_refused(harness: Harness, limits: Any, notice: str) -> None:
+    exchange = await accept(harness, said("translate this:", "1"))
+    harness.engine.add("good day")
+    await harness.replied(exchange)
+    config = Config(**limits)
+    harness.settings.reconfigure(config)
+    harness.access.reconfigure(config.access, config.limits)
+    joined = await harness.intake.accept_continuation(said("guten Tag", "2", 2.5))
+    assert joined is not None
+    events = await harness.replied(joined)
+    assert text_of(events) == "good day"
+    assert notice_of(events).startswith(notice)
+    assert len(harness.engine.requests) == 1
+
+
+@pytest.mark.parametrize("is_answered", [True, False], ids=["answered", "being answered"])
+async def test_a_question_in_two_messages_counts_as_one(tmp_path: Path, is_answered: bool) -> None:
+    once = {"quotas": {"user": {"answers_per_day": 1}}, "limits": {"requests_per_minute": 1}}
+    config = Config(**once)  # type: ignore[arg-type]
+    async with make_harness(tmp_path, limits=config.limits) as harness:
+        prepare(harness)
+        harness.settings.reconfigure(config)
+        harness.engine.add("what?" if is_answered else ["what", asyncio.Event()], "good day")
+        async with Replies(harness.intake, FakeMessenger(harness.clock), FastClock(1000)) as replies:
+            replies.start(await accept(harness, said("translate this:", "1")))
+            await harness.engine.asked(1)
+            if is_answered:
+                await replies.wait_idle()
+            joined = await harness.intake.accept_continuation(said("guten Tag", "2", 2.5))
+            assert joined is not None
+            replies.start(joined)
+            await replies.wait_idle()
+        answer = (await harness.stored(joined)).answer
+        assert answer is not None
+        assert (answer.text, answer.notice) == ("good day", "")
+        use = await harness.store.usage(Scope("user", "discord:1"), NOON.date())
+        assert sum(each.answers for each in use.values()) == 1
 
 
 async def test_a_deleted_part_leaves_the_question(harness: Harness) -> None:
