@@ -112,9 +112,12 @@ class Files:
             log.info("a file was not read", reason=error.fault)
             fault = FileFault(error.fault)
             # Another model may see a picture when it answers again.
-            return replace(file, source=file.source if fault is FileFault.PICTURE else "", fault=fault)
+            is_for_good = fault not in (FileFault.PICTURE, FileFault.SLOW)
+            return replace(file, source="" if is_for_good else file.source, fault=fault)
+        except (PlatformUnavailable, RateLimited):
+            return replace(file, fault=FileFault.MISSING)
         except TimeoutError:
-            return replace(file, source="", fault=FileFault.SLOW)
+            return replace(file, fault=FileFault.SLOW)
         file = replace(file, source="", fault=None)
         if reading.picture is not None:
             return replace(file, is_picture=True, picture=reading.picture)
@@ -142,7 +145,7 @@ class Files:
             except (PlatformUnavailable, RateLimited) as error:
                 log.info("a file was not fetched", attempt=attempt, error=str(error))
                 if attempt == _ATTEMPTS:
-                    raise Unreadable("missing") from error
+                    raise
                 await self._clock.sleep(error.seconds if isinstance(error, RateLimited) else _RETRY_SECONDS)
             except BotError as error:
                 log.warning("a file was not fetched", error=str(error))
@@ -186,13 +189,22 @@ def cleaned(files: Iterable[Attachment]) -> tuple[Attachment, ...]:
 
 def may_be_read(message: IncomingMessage) -> bool:
     """Return whether a file of the message is worth reading, for a model that sees."""
-    readable = {None, FileFault.PICTURE}
-    return any(_fault_of_type(file, sees=True) is None and file.fault in readable for file in message.files)
+    return any(
+        _fault_of_type(file, sees=True) is None
+        and (file.fault in (None, FileFault.PICTURE) or is_unread(file, sees=True))
+        for file in message.files
+    )
 
 
 def is_unread(file: Attachment, *, sees: bool) -> bool:
-    """Return whether there is something to do about a file: also a picture that an earlier model could not see."""
-    return not file.is_read or (sees and file.fault is FileFault.PICTURE and bool(file.source))
+    """Return whether there is something to do about a file.
+
+    Also about a picture that an earlier model could not see, and a file that its platform could not hand out in time.
+    """
+    if not file.is_read:
+        return True
+    may_pass = file.fault in (FileFault.MISSING, FileFault.SLOW) or (sees and file.fault is FileFault.PICTURE)
+    return may_pass and bool(file.source)
 
 
 def updated(known: Iterable[Attachment], edited: Iterable[Attachment]) -> tuple[Attachment, ...]:

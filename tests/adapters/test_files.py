@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from bot.chat.reading.fault import Unreadable
 from bot.domain import Attachment, Exchange, FileFault, Finished, FinishReason, Kind
+from bot.errors import PlatformUnavailable, RateLimited
 from tests.harness.discord_harness import run_discord_bot
+from tests.harness.fakes import JumpingClock
 from tests.harness.harness import Harness, make_harness
 from tests.harness.messages import NOON, a_message
 from tests.harness.servers.discord import DiscordPlatform
@@ -240,6 +243,37 @@ async def test_two_files_of_one_name_and_size_stay_two(harness: Harness, ids: tu
     )
     await harness.intake.edit(replace(exchange.message, text="why not?", files=tuple(map(sent_file, ids))))
     assert [file.text for file in (await harness.stored(exchange)).message.files] == ["one", "two"]
+
+
+@pytest.mark.parametrize("text", ["", "why?"])
+@pytest.mark.parametrize(
+    ("error", "asked_again"),
+    [
+        (PlatformUnavailable("502"), True),
+        (RateLimited(2.0), True),
+        (Unreadable("slow"), True),
+        (Unreadable("missing"), False),
+    ],
+)
+async def test_another_answer_fetches_a_file_again_that_could_not_be_had_for_a_moment(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str, asked_again: bool
+) -> None:
+    monkeypatch.setattr(harness.intake.files, "_clock", JumpingClock())
+    failures: list[Exception] = [error] * 3
+
+    async def fetch(file: Attachment) -> AsyncIterator[bytes]:
+        if failures:
+            raise failures.pop()
+        yield b"words"
+
+    harness.intake.files.sources["discord"] = fetch
+    exchange = await harness.accept(replace(a_message(text), files=(Attachment("a.txt", source="7"),)))
+    assert "I could not read a.txt" in str(await harness.replied(exchange))
+    failures.clear()
+    again = await harness.exchanges.requeue(await harness.stored(exchange))
+    assert again is not None
+    await harness.replied(again)
+    assert ("words" in str(harness.engine.requests[-1:])) is asked_again
 
 
 async def test_a_long_file_is_cut_to_the_context(harness: Harness) -> None:
