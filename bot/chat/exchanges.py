@@ -138,12 +138,21 @@ class Exchanges:
         return joined
 
     async def edit_continuation(
-        self, channel: ChannelKey, message_id: str, text: str, files: Sequence[Attachment]
+        self,
+        channel: ChannelKey,
+        message_id: str,
+        text: str,
+        files: Sequence[Attachment],
+        *,
+        is_admitted: bool = False,
     ) -> Exchange | None:
         """Take the new text of a message that is a part of a question, open that again and claim it; None if it is none."""
         async with self._prompt_barrier(channel):  # the old text must not reach a prompt any more
             edited = await self._store.edit_continuation(channel, message_id, text, files)
-        return self._register(edited, None if edited is None else self._workers.get(edited.id))
+        claimed = self._register(edited, None if edited is None else self._workers.get(edited.id))
+        if claimed is not None:
+            self.worker(claimed).is_admitted = is_admitted
+        return claimed
 
     async def answer_with(self, exchange: Exchange, answer: Answer) -> Exchange:
         """Store an answer that needs no generation; return the exchange, to be delivered."""

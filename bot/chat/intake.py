@@ -191,13 +191,7 @@ class Intake:
         message = clean_message(message)
         known = await self._store.find(message.channel, message.id)
         if known is None:
-            part = to_continuation(message)
-            question = await self.exchanges.edit_continuation(message.channel, message.id, part.text, part.files)
-            if question is not None:
-                self.continuations.forget(message)
-                return question
-            await self.exchanges.replace_quotes(message.channel, message.id, message.text)
-            return None
+            return await self._edit_part(message)
         files = updated(known.message.files, message.files)
         if (known.message.text, known.message.files) == (message.text, files):
             # An earlier attempt may have stored the edit and lost the acknowledgement.
@@ -212,11 +206,33 @@ class Intake:
         self.continuations.forget(message)
         # Even if it is refused, the old text goes.
         requeued = await self.exchanges.requeue(known, message.text, files, is_admitted=refusal is None)
-        whole = replace(known.message, text=message.text).whole
-        has_words = whole.text.strip() or (whole.quoted or "").strip() or may_be_read(whole)
-        if requeued is None or refusal is None or known.answer is None or not has_words or known.kind is not Kind.CHAT:
+        edited = replace(known.message, text=message.text)
+        if requeued is None or refusal is None or known.answer is None or known.kind is not Kind.CHAT:
             return requeued
-        return await self._keep(known.answer, requeued, refusal)
+        return await self._keep(known.answer, requeued, refusal) if _has_words(edited) else requeued
+
+    async def _edit_part(self, message: IncomingMessage) -> Exchange | None:
+        """Take the new text of a message that is no question, but perhaps a part of one, or quoted."""
+        channel, id, part = message.channel, message.id, to_continuation(message)
+        question = await self._store.find_continued(channel, id)
+        old = next((each for each in question.message.further if each.id == id), None) if question is not None else None
+        if question is None or old is None:
+            await self.exchanges.replace_quotes(channel, id, message.text)
+            return None
+        if (old.text, old.files) == (part.text, updated(old.files, part.files)):
+            return await self.exchanges.edit_continuation(channel, id, part.text, part.files)
+        if not self.access.admits(message):
+            await self.exchanges.delete_messages(channel, [id])
+            return None
+        further = tuple(replace(part, kind=old.kind) if each is old else each for each in question.message.further)
+        edited = with_roles_of(replace(question, message=replace(question.message, further=further)), message.author)
+        refusal = await self._retries.refusal(edited)
+        self.continuations.forget(message)
+        is_admitted = refusal is None
+        reopened = await self.exchanges.edit_continuation(channel, id, part.text, part.files, is_admitted=is_admitted)
+        if reopened is None or refusal is None or question.answer is None:
+            return reopened
+        return await self._keep(question.answer, reopened, refusal) if _has_words(edited.message) else reopened
 
     async def _keep(self, answer: Answer, reopened: Exchange, refusal: str) -> Exchange | None:
         """Store the old answer of a question that was opened again, with a sentence; None if it was deleted meanwhile."""
@@ -393,3 +409,9 @@ class Intake:
 
 def _kind(message: IncomingMessage) -> Kind:
     return Kind.COMMAND if called_by(message) else Kind.CHAT
+
+
+def _has_words(message: IncomingMessage) -> bool:
+    """Return whether something is left to answer in a message and its parts."""
+    whole = message.whole
+    return bool(whole.text.strip() or (whole.quoted or "").strip() or may_be_read(whole))

@@ -179,6 +179,10 @@ class Store(Protocol):
         """Return the exchange whose reply this platform message is a part of."""
         ...
 
+    async def find_continued(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        """Return the question that this message, not its first one, is a part of."""
+        ...
+
     async def has_history(self, channel: ChannelKey) -> bool:
         """Return whether the channel has exchanges, cleared ones included."""
         ...

@@ -62,6 +62,12 @@ class Joined(Votes):
             await insert_further(tx, self._vault, exchange.id, [message])
             return await self._reopen(tx, owner, exchange.id)
 
+    @shielded
+    async def find_continued(self, channel: ChannelKey, message_id: str) -> Exchange | None:
+        async with self._transactions.reading() as tx:
+            question = await question_of(tx, channel, message_id)
+        return None if question is None else await self._find(exchanges.c.id == question)
+
     @claiming
     async def edit_continuation(
         self, owner: str, /, channel: ChannelKey, message_id: str, text: str, files: Sequence[Attachment]

@@ -245,6 +245,33 @@ async def test_an_edited_part_keeps_only_files_that_it_still_has(harness: Harnes
     assert [each.text for part in edited.message.continuations for each in part.files] == [expected]
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [{"access": {"allow_users": ["discord:7"]}}, {"access": {"deny_channels": ["discord:c1"]}}],
+    ids=["another person", "elsewhere"],
+)
+async def test_an_edited_part_of_a_person_who_is_denied_since_is_deleted(harness: Harness, rules: Any) -> None:
+    exchange = await accept(harness, *PIECES)
+    await harness.replied(exchange)
+    harness.access.reconfigure(Config(**rules).access, harness.access.limits)
+    assert await harness.intake.edit(replace(PIECES[2], text="my door code is 7734")) is None
+    stored = await harness.stored(exchange)
+    assert [each.text for each in stored.message.continuations] == ["b" * LONGEST]
+    assert stored.answer is not None
+
+
+async def test_an_answer_stays_where_the_edit_of_a_part_is_refused(harness: Harness) -> None:
+    exchange = await accept(harness, *PIECES)
+    harness.engine.add("four")
+    await harness.replied(exchange)
+    harness.access.pause()
+    edited = await harness.intake.edit(replace(PIECES[1], text="b"))
+    assert edited is not None
+    events = await harness.replied(edited)
+    assert (text_of(events), notice_of(events)) == ("four", "An admin has paused me. Please ask again later.")
+    assert (await harness.stored(exchange)).message.continuations[0].text == "b"
+
+
 @pytest.mark.parametrize("text", ["list these words, please", "and which of these?"])
 async def test_an_edited_question_is_whole(harness: Harness, text: str) -> None:
     exchange = await accept(harness, said("which of these is a fruit:", "1"))

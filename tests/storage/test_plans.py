@@ -54,6 +54,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     await call(store.record_context_told, ROOM)
     await call(store.is_context_told, ROOM)
     asked = await call(store.join, asked, replace(BESIDE, id="m9", kind=FurtherKind.CONTINUATION))
+    await call(store.find_continued, ROOM, "m9")
     await call(store.edit_continuation, ROOM, "m9", "again", [])
     asked = await call(store.edit_continuation, ROOM, "m9", "and again", [])
     await call(store.asked_between, ROOM, MEI, NOON, NOON)
