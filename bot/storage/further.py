@@ -32,7 +32,7 @@ from bot.domain import Attachment, Author, ChannelKey, Exchange, FurtherKind, Fu
 from bot.storage.encryption import DamagedRow
 from bot.storage.pictures import pictures_to_json, to_pictures
 from bot.storage.rows import files_from_json, files_to_json
-from bot.storage.schema import SafeText, exchanges, further_messages, readable_since
+from bot.storage.schema import exchanges, further_messages, readable_since
 from bot.storage.usage import AnyInsert, stored_place
 from bot.storage.vault import AnyRow, Vault, WriteTransaction
 
@@ -290,13 +290,6 @@ def older(than: datetime) -> list[ColumnElement[bool]]:
 
 def _earlier(before: int | None) -> list[ColumnElement[bool]]:
     return [] if before is None else [further_messages.c.exchange < before]
-
-
-async def rename_further(tx: WriteTransaction, channel: ChannelKey, to: str, prefix: str) -> None:
-    """Move the messages of a channel to its new id, with the ids that old messages get there."""
-    here = further_messages.c.platform == channel.platform, further_messages.c.channel == channel.channel
-    renamed = literal(prefix, SafeText) + further_messages.c.message
-    await tx.execute(update(further_messages).where(*here).values(channel=to, message=renamed))
 
 
 async def set_readable_since(tx: WriteTransaction, new: AnyInsert, level: str, place: str, since: datetime) -> None:

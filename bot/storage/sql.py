@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from sqlalchemy import Insert, Row, Text, and_, bindparam, delete, literal, or_, select, update
+from sqlalchemy import Insert, Row, Text, and_, bindparam, delete, or_, select, update
 
 from bot import lifecycle
 from bot.domain import (
@@ -27,11 +27,12 @@ from bot.storage.conditions import DELETED, NO_CHANGE, allowed, change, held, he
 from bot.storage.deletion import KEY
 from bot.storage.encryption import DamagedRow
 from bot.storage.feedback import delete_votes
-from bot.storage.further import IS_CONTINUATION, rename_further, replace_contents, replace_texts
+from bot.storage.further import IS_CONTINUATION, replace_contents, replace_texts
 from bot.storage.joined import Joined, new_seed
 from bot.storage.opened import claiming, shielded
 from bot.storage.pictures import keep_pictures
 from bot.storage.quoted_text import Said, replace_quotes
+from bot.storage.renaming import RENAMED_AT_ONCE, ids_to_rename, rename_exchanges, rename_further
 from bot.storage.rows import (
     UNANSWERED,
     UNQUOTED,
@@ -345,29 +346,22 @@ class SqlStore(Joined):
 
     @shielded
     async def rename_channel(self, channel: ChannelKey, to: str) -> int:
-        # No platform's id has a space, so no future message is mistaken for one of these.
-        prefix = f"{channel.channel} "
-        there = select(exchanges.c.id, exchanges.c.message, exchanges.c.server).where(within(channel))
+        # In batches: other writers take turns with them, and a call after a failed one goes on.
+        async with self._transactions.reading() as tx:
+            ids, readers = await ids_to_rename(tx, channel)
+        count = 0
+        for rename, those in (rename_exchanges, ids), (rename_further, readers):
+            for start in range(0, len(those), RENAMED_AT_ONCE):
+                async with self._writing() as tx:
+                    count += await rename(tx, channel, to, those[start : start + RENAMED_AT_ONCE])
+                await self._transactions.checkpoint()
         async with self._writing() as tx:
-            rows = (await tx.execute(there.with_for_update())).all()
-            goal = within(ChannelKey(channel.platform, to))
-            alike = exchanges.c.message.between(prefix, f"{channel.channel}!")
-            used = set((await tx.execute(select(exchanges.c.message).where(goal, alike))).scalars())
-            for row in rows:
-                message = prefix + row.message
-                while message in used:
-                    message = prefix + message
-                used.add(message)
-                server = to if row.server == channel.channel else row.server
-                values = {"channel": to, "message": message, "server": server}
-                await tx.execute(update(exchanges).where(exchanges.c.id == row.id).values(values))
-                renamed = update(parts).where(parts.c.exchange == row.id)
-                await tx.execute(renamed.values(message=literal(prefix, SafeText) + parts.c.message))
-            await rename_further(tx, channel, to, prefix)
+            later = select(exchanges.c.id).where(within(channel), exchanges.c.id > max(ids, default=0))
+            count += await rename_exchanges(tx, channel, to, (await tx.execute(later)).scalars().all())
             await self._rename_channel(tx, channel, to)
             await tx.execute(rename_places(channel, to))
             await rename_use(tx, self._add_use, channel, to)
-        return len(rows)
+        return count
 
     async def _rename_channel(self, tx: WriteTransaction, channel: ChannelKey, to: str) -> None:
         theirs = with_threads(channel)
