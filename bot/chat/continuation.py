@@ -167,12 +167,13 @@ class Continuations:
 
 
 def to_continuation(message: IncomingMessage) -> FurtherMessage:
-    """Return a message as a part of a question."""
+    """Return a message as a part of a question: what it quotes becomes the part's own."""
     is_forward = not message.text.strip() and bool(message.quoted)
     kind = FurtherKind.FORWARD if is_forward else FurtherKind.CONTINUATION
     text = (message.quoted or "") if is_forward else message.text
     channel = message.channel.channel
-    return FurtherMessage(message.id, channel, message.author, text, message.sent_at, kind, message.files)
+    files = tuple(replace(file, is_quoted=False) for file in message.files)
+    return FurtherMessage(message.id, channel, message.author, text, message.sent_at, kind, files)
 
 
 def _place(message: IncomingMessage) -> Place:

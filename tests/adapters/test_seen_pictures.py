@@ -133,6 +133,19 @@ async def test_a_picture_that_is_quoted_again_is_shown_once(seeing: Harness) -> 
     assert sides(seeing) == [[], [], [(7, 10)]]
 
 
+@pytest.mark.parametrize("words", ["", "our holidays"])
+async def test_a_forwarded_picture_is_a_part_of_the_question(seeing: Harness, words: str) -> None:
+    seeing.intake.continuations.longest["discord"] = 2000
+    await seeing.accept(a_message("where is this?"))
+    shared = Attachment("7.png", "image/png", 7, "7", is_quoted=True)
+    forward = replace(a_message("", quoted=words or None, quoted_id="700"), files=(shared,), is_forward=True)
+    exchange = await seeing.accept(forward)
+    await seeing.replied(exchange)
+    assert sides(seeing) == [[(7, 10)]]
+    await seeing.ask(a_message("and how old?"))
+    assert sides(seeing)[0] == [(7, 10)]
+
+
 async def test_pictures_beyond_the_limit_are_named(seeing: Harness) -> None:
     events = await seeing.ask(showing("what are they?", 1, 2, 3, 4, 5, 6))
     assert sides(seeing) == [[(1, 10), (2, 10), (3, 10), (4, 10)]]
