@@ -322,7 +322,8 @@ async def _events(backend: Backend, calls: Sequence[ChatRequest]) -> AsyncGenera
     try:
         while following:
             done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
+            # A refusal first, which is the status of the response only before any event of the others.
+            for task in sorted(done, key=lambda each: each.exception() is None):
                 found, index = task.result(), following.pop(task)
                 if found is not None:
                     following[asyncio.ensure_future(anext(streams[index], None))] = index
