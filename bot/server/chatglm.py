@@ -3,6 +3,7 @@
 Their requests and responses are those of api.py in THUDM/ChatGLM-6B and of uniai-lab/GLM-API, both of 2023.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from bot.server.requests import boolean, chat_of, history, integer, number, text
 # The limit of prompt and answer together for clients that name none.
 _API_LENGTH = 2048
 _GLM_LENGTH = 4096
+# Tokens that are written as JSON at once.
+_PART = 4096
 
 
 async def answer(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
@@ -58,17 +61,34 @@ async def glm_stream(request: Request, body: Mapping[str, Any], backend: Backend
     return _so_far(backend, call, lambda said, tokens, model: _glm_object(model or own, said, prompt_tokens, tokens))
 
 
-async def tokenize(request: Request, body: Mapping[str, Any], backend: Backend) -> Response:
+async def tokenize(request: Request, body: Mapping[str, Any], backend: Backend) -> Response | None:
     """`POST /tokenize` of the GLM API: ids as the model gets them, and the pieces of the whole prompt."""
     prompt = text(body, "prompt", "")
     max_length = _glm_length(body)
+    backend.admit(request.state.client, backend.engine.info.model)
+    backend.count(request.state.client)
+    written = await unless_disconnected(request, _tokens_object(backend, prompt, max_length))
+    return None if written is None else Response(written, media_type="application/json")
+
+
+async def _tokens_object(backend: Backend, prompt: str, max_length: int) -> str:
     tokens = await backend.tokenize(prompt)
     if tokens is None:
         raise ApiError(501, "this model's tokenizer is not on this server")
     room = max_length - len(tokens.end)
     if room < 1:
         raise bad_request(f"max_length is less than {len(tokens.end) + 1}", "max_length")
-    return JSONResponse({"tokenIds": [*tokens.ids[:room], *tokens.end], "tokens": tokens.pieces})
+    ids, pieces = await _json_list([*tokens.ids[:room], *tokens.end]), await _json_list(tokens.pieces)
+    return f'{{"tokenIds":{ids},"tokens":{pieces}}}'
+
+
+async def _json_list(values: Sequence[object]) -> str:
+    """Write a list a part at a time: as a whole that of a long text would stop the event loop."""
+    parts = []
+    for start in range(0, len(values), _PART):
+        parts.append(json.dumps(values[start : start + _PART], ensure_ascii=False)[1:-1])
+        await asyncio.sleep(0)
+    return f"[{', '.join(parts)}]"
 
 
 def api_error(error: ApiError) -> Response:
@@ -113,11 +133,10 @@ async def _request(
         temperature=number(body, "temperature", 0.95, 0, 2),
         top_p=number(body, "top_p", 0.7, 0, 1) or 1.0,
         top_k=backend.settings.params.top_k,
-        max_tokens=await backend.room(messages, max_length),
     )
     if body.get("top_p") == 0:
         params = replace(params, temperature=0.0)  # a sum of 0 leaves the likeliest token only
-    return await backend.accept(request.state.client, messages, params)
+    return await backend.accept(request.state.client, messages, params, max_length=max_length)
 
 
 def _api_object(turns: Sequence[tuple[str, str]], prompt: str, said: str, fallback: str | None) -> dict[str, Any]:

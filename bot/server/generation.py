@@ -4,8 +4,10 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar, assert_never
 
 from starlette.requests import Request
@@ -87,6 +89,8 @@ class Backend:
     models: Callable[[], Sequence[ModelStatus]] = tuple  # if there are several
     aliases: tuple[str, ...] = ()  # other names of the default one
     _open: Counter[str] = field(default_factory=Counter)  # answers in progress by user
+    # One thread: several that hold the interpreter lock in turn would delay the event loop.
+    _tokenizing: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "tokenizer"))
 
     @property
     def context_length(self) -> int:
@@ -98,17 +102,32 @@ class Backend:
         return infos[0]
 
     async def accept(
-        self, client: Client, messages: tuple[ChatMessage, ...], params: SamplingParams, name: str | None = None
+        self,
+        client: Client,
+        messages: tuple[ChatMessage, ...],
+        params: SamplingParams,
+        name: str | None = None,
+        max_length: int | None = None,
     ) -> ChatRequest:
         """Return the request for the engine, or its model `name`, counted against the client's limits until `release`.
+
+        `max_length` bounds prompt and answer together.
 
         Raises:
             ApiError: Paused, too much, or the prompt is beyond the context.
         """
         self.admit(client, name or self.engine.info.model)
-        if name is None and await self._tokens(messages) >= self.context_length:
-            raise of_engine(PromptTooLong(await self._tokens(messages), self.context_length))
-        self.count(client)
+        is_long = sum(len(message.content) for message in messages) > _LONG_PROMPT
+        if is_long:  # its tokens are counted for seconds, even if it is refused then
+            self.count(client)
+        if name is None:
+            tokens = await self._tokens(messages, is_long=is_long)
+            if max_length is not None:
+                params = replace(params, max_tokens=self._room(tokens, max_length))
+            elif tokens >= self.context_length:
+                raise of_engine(PromptTooLong(tokens, self.context_length))
+        if not is_long:
+            self.count(client)
         user, models = client.user, client.models
         return ChatRequest(messages, params, channel=user, user=user, model=name, is_whole=True, models=models)
 
@@ -188,13 +207,13 @@ class Backend:
                 deltas += isinstance(event, Delta)
                 yield event
 
-    async def room(self, messages: tuple[ChatMessage, ...], max_length: int) -> int:
+    def _room(self, prompt: int, max_length: int) -> int:
         """Return the tokens left for the answer where `max_length` counts prompt and answer together.
 
         Raises:
             ApiError: The prompt leaves none.
         """
-        prompt, limit = await self._tokens(messages), min(max_length, self.context_length)
+        limit = min(max_length, self.context_length)
         if prompt >= limit:
             raise ApiError(
                 400,
@@ -206,12 +225,13 @@ class Backend:
 
     async def tokenize(self, text: str) -> Tokens | None:
         """Split a text, without stopping the event loop."""
-        return await asyncio.to_thread(self.engine.tokenize, text)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, self.engine.tokenize, text)
 
-    async def _tokens(self, messages: tuple[ChatMessage, ...]) -> int:
-        if sum(len(message.content) for message in messages) <= _LONG_PROMPT:
+    async def _tokens(self, messages: tuple[ChatMessage, ...], *, is_long: bool) -> int:
+        if not is_long:
             return self.engine.count_tokens(messages)
-        return await asyncio.to_thread(self.engine.count_tokens, messages)
+        count = self.engine.count_tokens
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, count, messages)
 
 
 async def complete(backend: Backend, request: ChatRequest) -> Completion:

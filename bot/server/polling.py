@@ -79,7 +79,8 @@ class Polling:
         result = self._results[id] = _Result()
         try:
             call = await backend.accept(client, chat_of(turns, query), backend.settings.params)
-        except ApiError:
+        except BaseException:
+            backend.release(client)
             del self._results[id]
             raise
         self._tasks.start(self._answer(result, backend, client, call))

@@ -81,7 +81,7 @@ class TestKeys:
             assert response.status == status
 
     async def test_a_key_may_use_its_models_only(self, http: aiohttp.ClientSession, engine: ScriptedEngine) -> None:
-        for path in ("/", "/chat-stream", "/v1/completions"):
+        for path in ("/", "/chat-stream", "/tokenize", "/v1/completions"):
             async with http.post(path, data=BODY, headers={"Authorization": "Bearer bob's secret"}) as response:
                 assert response.status == 403
                 assert "may not use the model" in await response.text()

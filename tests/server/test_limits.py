@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
@@ -9,9 +10,11 @@ import openai
 import pytest
 
 from bot.config.schema import LimitsSection
+from bot.domain import ChatMessage
 from bot.server.generation import Backend
 from tests.harness.fakes import ManualClock, ScriptedEngine
 
+LONG = "long " * 4000
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "what?"}]}
 
 
@@ -195,3 +198,47 @@ class TestSeveralAnswers:
         assert (await ask(http, n=8, stream=stream))[0] == 429
         assert (engine.load.running, engine.load.waiting) == (0, 0)
         assert len(engine.closed) == len(engine.requests) > 0
+
+
+class TestTokenizing:
+    @pytest.fixture
+    def limits(self) -> LimitsSection:
+        return LimitsSection(requests_per_minute=1)
+
+    async def test_it_counts_as_a_request_and_ends_with_a_pause(
+        self, http: aiohttp.ClientSession, backend: Backend
+    ) -> None:
+        statuses = []
+        for _ in range(2):
+            async with http.post("/tokenize", json={"prompt": "a"}) as response:
+                statuses.append(response.status)
+        assert statuses == [200, 429]
+        backend.access.pause()
+        async with http.post("/tokenize", json={"prompt": "a"}) as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "60")
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/", {"prompt": LONG}),
+            ("/chat", {"prompt": LONG}),
+            ("/chat", {"request_id": "1", "query": LONG}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
+        ],
+    )
+    async def test_a_long_prompt_counts_even_if_it_is_refused(
+        self, http: aiohttp.ClientSession, engine: ScriptedEngine, backend: Backend, path: str, body: dict[str, Any]
+    ) -> None:
+        counted = []
+        count = engine.count_tokens
+
+        def count_tokens(messages: Sequence[ChatMessage]) -> int:
+            counted.append(len(messages))
+            return count(messages)
+
+        engine.count_tokens = count_tokens  # type: ignore[method-assign]
+        for _ in range(2):
+            async with http.post(path, json=body) as response:
+                await response.read()
+        assert counted == [1], "the second request is refused before its tokens are counted"
+        assert backend._open == {}, "both were released"

@@ -29,6 +29,9 @@ MEMORY_CHECK_SECONDS = 1.0
 
 Ts = TypeVarTuple("Ts")
 
+# Characters; the tokens of a longer prompt are counted in a thread.
+_LONG_PROMPT = 16_000
+
 NOT_ENTERED = "the engine is not running: enter it with `async with` first"
 
 Output = tuple[OutputCollector, OutputItem]
@@ -115,7 +118,7 @@ class ServingEngine:
         return self._entered()[0].tokenize(text)
 
     async def generate(self, request: ChatRequest) -> AsyncGenerator[EngineEvent, None]:
-        sequence, collector = self._enqueue(request)
+        sequence, collector = self._enqueue(request, await self._prompt(request.messages))
         thoughts = None if self._new_thoughts is None else self._new_thoughts()
         try:
             while True:
@@ -160,9 +163,15 @@ class ServingEngine:
             raise EngineFailed(NOT_ENTERED)
         return self._loaded
 
-    def _enqueue(self, request: ChatRequest) -> tuple[Sequence, OutputCollector]:
+    async def _prompt(self, messages: Many[ChatMessage]) -> tuple[int, ...]:
+        """Return the ids of a prompt; those of a long one, which may be beyond the context, take seconds."""
+        tokenizer, _ = self._entered()
+        if sum(len(message.content) for message in messages) <= _LONG_PROMPT:
+            return tuple(tokenizer.prompt(messages))
+        return tuple(await asyncio.to_thread(tokenizer.prompt, messages))
+
+    def _enqueue(self, request: ChatRequest, prompt: tuple[int, ...]) -> tuple[Sequence, OutputCollector]:
         tokenizer, info = self._entered()
-        prompt = tuple(tokenizer.prompt(request.messages))
         if len(prompt) >= info.context_length:
             raise PromptTooLong(len(prompt), info.context_length)
         sequence, collector = Sequence.of(request, prompt, tokenizer, info.context_length), OutputCollector()
