@@ -9,6 +9,8 @@ LONGEST_LOOP = 1_000 * REPEATS
 # Characters at the end whose earlier occurrences tell how long a cycle can be, and most occurrences that are tried.
 _PROBE = 12
 _TRIES = 8
+# Most paragraphs below an answer in a quotation of it: the bot's own sentences.
+_PARAGRAPHS_BELOW = 4
 
 
 def loop_at_end(text: str) -> int:
@@ -46,3 +48,18 @@ def without_loop(text: str) -> str:
     while end >= 2 * length and text[end - 2 * length : end - length] == text[end - length : end]:
         end -= length
     return text[:end]
+
+
+def without_quoted_loop(text: str) -> str:
+    r"""Return the quotation of an answer with one round of its loop, below which stand the bot's own sentences.
+
+    >>> without_quoted_loop("Well. " + "so it is, " * 9 + "\n\n(The answer was ended here.)")
+    'Well. so it is,\n\n(The answer was ended here.)'
+    """
+    answer, below = text, ""
+    for _ in range(_PARAGRAPHS_BELOW + 1):
+        if loop_at_end(answer):
+            return without_loop(answer).rstrip() + below if below else without_loop(answer)
+        answer, gap, last = answer.rpartition("\n\n")
+        below = gap + last + below
+    return text

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from threading import Lock
 
 from bot.chat.i18n import Translate
-from bot.chat.loops import without_loop
+from bot.chat.loops import without_loop, without_quoted_loop
 from bot.chat.pictures import pictures_of, show_pictures
 from bot.chat.settings import ChatSettings
 from bot.domain import Attachment, ChatMessage, Exchange, FurtherKind, FurtherMessage, IncomingMessage
@@ -366,7 +366,8 @@ def _spoken(message: IncomingMessage, previous: Exchange | None, most: int, *, h
 
     Quotation and files together have at most `most` characters.
     """
-    quoted = (message.quoted or "")[:most]
+    quoted = message.quoted or ""
+    quoted = (without_quoted_loop(quoted) if message.quotes_bot else quoted)[:most]
     contents = _contents(message)[: most - len(quoted)]
     text = message.text
     before = "\n".join(_quoted(f"{each.author.name}: {each.text}") for each in message.further)

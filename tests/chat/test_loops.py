@@ -29,6 +29,23 @@ async def test_a_loop_is_ended_with_a_sentence(harness: Harness, cycle: str) -> 
     assert answer.content == cycle
 
 
+@pytest.mark.parametrize("cycle", CYCLES)
+@pytest.mark.parametrize("has_notice", [True, False])
+async def test_a_quotation_of_a_loop_is_short_too(harness: Harness, cycle: str, has_notice: bool) -> None:
+    harness.engine.add(["Listen: ", *repeat(cycle, 4000)])
+    looped = a_message("tell me")
+    events = await harness.ask(looped)
+    shown = "\n\n".join([text_of(events).rstrip(), *([notice_of(events)] if has_notice else [])])
+    for number in range(2):
+        await harness.ask(a_message(f"go on {number}"))
+    await harness.ask(a_message("what is that?", quoted=shown, quoted_id="7", quotes_bot=True))
+    asked = harness.engine.requests[-1].messages[-1].content
+    assert 1 <= asked.count(cycle.strip()) <= 2, "a round, and the rest of one that was cut"
+    assert ("repeated itself" in asked) is has_notice
+    await harness.ask(a_message("and that?", quoted=shown, quoted_id="8"))
+    assert len(harness.engine.requests[-1].messages[-1].content) > len(shown), "what people say is left as it is"
+
+
 async def test_a_loop_is_noticed_however_its_text_is_cut(harness: Harness) -> None:
     chance, whole = random.Random(4), "First words. " + CYCLES[2] * 400
     cuts = sorted(chance.sample(range(len(whole)), 3000))
