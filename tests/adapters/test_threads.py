@@ -35,8 +35,8 @@ PRIVACY = (
 NO_RIGHT = "I cannot open topics here: make me an administrator of the group who may manage topics."
 
 
-def configure(harness: Harness, platform: str) -> None:
-    harness.settings.reconfigure(Config(platforms={platform: PlaceSection(answer="thread")}))
+def configure(harness: Harness, platform: str, **more: Any) -> None:
+    harness.settings.reconfigure(Config(platforms={platform: PlaceSection(answer="thread", **more)}))
 
 
 def asked(harness: Harness) -> list[list[str]]:
@@ -261,6 +261,39 @@ async def test_on_discord_words_that_a_filter_refuses_name_no_thread(platform: D
         configure(bot.harness, "discord")
         await platform.say("what is a shell")
         await bot.shows("ok", thread="💬")
+
+
+CONTEXT = "> Ben: tea at five?\n\nMei: what did he say?"
+
+
+async def test_on_discord_what_was_said_before_is_read_where_the_question_was_written(
+    platform: DiscordPlatform, tmp_path: Path
+) -> None:
+    async with run_discord_bot(platform, tmp_path) as bot:
+        configure(bot.harness, "discord", context_messages=5)
+        await platform.say("tea at five?", author="Ben", mention=False)
+        await platform.say("what did he say?")
+        await bot.engine.asked(1)
+        await bot.all_is_delivered()
+        await platform.say("with Ann", author="Ben", thread="what did he say?", mention=False)
+        await bot.engine.asked(2)
+        await platform.command("ask who was it?")
+        await bot.engine.asked(3)
+    assert [request.messages[-1].content for request in bot.engine.requests] == [
+        CONTEXT,
+        "Ben: with Ann",
+        "> Ben: tea at five?\n\nMei: who was it?",
+    ]
+
+
+async def test_on_telegram_what_was_said_before_is_read_where_the_question_was_written(harness: Harness) -> None:
+    async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
+        telegram.group("general").is_forum = True
+        configure(harness, "telegram", context_messages=5)
+        await telegram.say("tea at five?", author="Ben", mention=False)
+        await telegram.say("what did he say?")
+        await harness.engine.asked(1)
+    assert [each.content for each in harness.engine.requests[0].messages] == [CONTEXT]
 
 
 async def test_on_telegram(harness: Harness) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,10 @@ class DiscordContext:
         """
         if is_guest(question.channel):
             return []
-        client, place = self._client(), channel_id(question.channel)
+        client, written_in = self._client(), _written_in(question)
+        place = channel_id(written_in)
+        if isinstance(client.get_channel(place), discord.ForumChannel):
+            return []  # the question begins a post
         async with call_timeout(self._seconds, client):
             page: Any = await client.http.logs_from(place, count, before=int(question.id))
         channel = client.get_channel(place) or client.get_partial_messageable(place)
@@ -48,7 +52,7 @@ class DiscordContext:
         for raw in page if isinstance(page, list) else []:
             with skip_malformed("discord", kind="history"):
                 message = without_unreadable(raw, partial(_create, client, channel))
-                found.append(self._further(message, question.channel, FurtherKind.BEFORE))
+                found.append(self._further(message, written_in, FurtherKind.BEFORE))
         return [each for each in found if each is not None]
 
     async def linked(self, question: IncomingMessage) -> list[FurtherMessage]:
@@ -92,6 +96,14 @@ class DiscordContext:
             kind,
             thread=channel.thread,
         )
+
+
+def _written_in(question: IncomingMessage) -> ChannelKey:
+    """Return where a question was written: a thread that is not older was opened for its answer, or is its post."""
+    channel = question.channel
+    if channel.thread is not None and int(channel.thread) >= int(question.id):
+        return replace(channel, thread=None)
+    return channel
 
 
 def _may_read(channel: Any, member: discord.Member) -> bool:

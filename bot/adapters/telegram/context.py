@@ -31,7 +31,7 @@ class TelegramContext:
 
     async def before(self, question: IncomingMessage, count: int) -> list[FurtherMessage]:
         """Return the messages before the question."""
-        kept = self._received.get(question.channel, deque()) if question.id.isdecimal() else ()
+        kept = self._received.get(_written_in(question), deque()) if question.id.isdecimal() else ()
         return [each for each in kept if int(each.id) < int(question.id)][-count:]
 
     def drop(self, channel: ChannelKey | None, author: Author | None) -> None:
@@ -43,3 +43,10 @@ class TelegramContext:
             elif is_here:
                 left = [each for each in kept if author is None or each.author.key != author.key]
                 self._received[place] = deque(left, maxlen=MOST_CONTEXT)
+
+
+def _written_in(question: IncomingMessage) -> ChannelKey:
+    """Return where a question was written: a topic, which has the id of its first message, may be newer."""
+    channel = question.channel
+    is_opened_for_answer = channel.thread is not None and int(channel.thread) > int(question.id)
+    return replace(channel, thread=None) if is_opened_for_answer else channel
