@@ -18,6 +18,7 @@ from bot.domain import (
     Thought,
     Usage,
 )
+from bot.engine.backends import remote as backend
 from bot.engine.backends.remote import RemoteEngine
 from bot.engine.remote import api
 from bot.engine.remote.tokens import estimate_tokens
@@ -26,7 +27,7 @@ from bot.observability.health import engine_fault
 from tests.engine.remote_bench import DONE, END, QUESTION, ask, remote, text_of
 from tests.harness.fakes import FastClock
 from tests.harness.ports import reserved_port
-from tests.harness.servers.model_server import Behaviour, ModelServer, delta, event, refuse, send
+from tests.harness.servers.model_server import Behaviour, ModelServer, delta, event, hang, refuse, send
 
 CUT = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
 
@@ -260,6 +261,20 @@ async def test_no_question_waits_for_a_frozen_server_before_its_list_is_read(mon
                 await ask(engine)
                 await asyncio.sleep(0.01)
         assert engine.load.fault is None
+
+
+async def test_a_server_that_only_lists_its_models_takes_little_of_a_questions_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backend, "_TRIAL_SECONDS", 0.05)
+    async with ModelServer() as silent, ModelServer() as well, remote(silent, well, first_token_seconds=1) as engine:
+        silent.default = hang()
+        assert await text_of(engine) == "a scripted answer"
+        began = asyncio.get_running_loop().time()
+        while len(silent.bodies) < 4:
+            assert await text_of(engine) == "a scripted answer"
+            await asyncio.sleep(0.01)
+        assert asyncio.get_running_loop().time() - began < 3, "three trials without their limit"
 
 
 @pytest.mark.parametrize("owner", ["vllm", "llamacpp"])

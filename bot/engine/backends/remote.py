@@ -49,6 +49,8 @@ _MOST_FAILURES = 6
 # Seconds that a broken answer waits for a server that continues it.
 _CONTINUE_SECONDS = 30.0
 _POLL_SECONDS = 0.1
+# Seconds that a question tries a server which had all of engine.first_token_seconds before, while another one is well.
+_TRIAL_SECONDS = 10.0
 # Of the context, for what a model's template adds to a prompt beyond its estimate: roles, and instructions of its own.
 _TEMPLATE_TOKENS = 64
 # Of a prompt.  Each takes up to 1,400 tokens of the context, and half a megabyte of the database.
@@ -239,11 +241,14 @@ class RemoteEngine:
         space, is_rest = answer.text[len(shown) :], bool(shown)
         reader = ContinuedText(space) if is_rest else WholeText(endpoint)
         stops = StopSearch(params.stop)  # servers may not know them
+        seconds = self._options.first_token_seconds
+        if endpoint.failures and endpoint.is_silent and has_well(answer.able):
+            seconds = min(seconds, _TRIAL_SECONDS)
         usage: Usage | None = None
         reason: FinishReason | None = None
         try:
             with endpoint.request():
-                async with aclosing(self._api.answer(endpoint, self._model, request, shown)) as chunks:
+                async with aclosing(self._api.answer(endpoint, self._model, request, shown, seconds)) as chunks:
                     async for chunk in chunks:
                         usage, reason = chunk.usage or usage, reason or chunk.reason
                         thought, text = reader.feed(chunk)
@@ -330,6 +335,7 @@ class RemoteEngine:
             why,
             fault.seconds,
             is_unreachable=isinstance(error, httpx.TransportError | TimeoutError),
+            is_silent=isinstance(error, httpx.ReadTimeout | TimeoutError),
             is_loading=fault.is_loading,
             is_misconfigured=fault.is_lasting,
         )

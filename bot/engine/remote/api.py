@@ -120,9 +120,9 @@ class ServerApi:
         return prompt
 
     async def answer(
-        self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str = ""
+        self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str, seconds: float
     ) -> AsyncGenerator[CompletionChunk, None]:
-        """Yield the chunks of an answer, or of its rest after the text that was `shown`.
+        """Yield the chunks of an answer, or of its rest after the text that was `shown`; the first within so many seconds.
 
         After a finish reason only the usage can be missing: a failure is then the end.
 
@@ -133,8 +133,8 @@ class ServerApi:
             httpx.HTTPError: The connection broke.
             TimeoutError: The next token did not come in time.
         """
-        response = await self._open(endpoint, model, request, shown)
-        seconds, is_complete = self._options.first_token_seconds, False
+        response = await self._open(endpoint, model, request, shown, seconds)
+        is_complete = False
         try:
             async with aclosing(read_chunks(response)) as chunks:
                 while True:
@@ -156,7 +156,9 @@ class ServerApi:
         finally:
             await response.aclose()
 
-    async def _open(self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str) -> httpx.Response:
+    async def _open(
+        self, endpoint: Endpoint, model: str, request: ChatRequest, shown: str, seconds: float
+    ) -> httpx.Response:
         """Return the response whose body is the stream, without the parameters that the server refuses.
 
         A refused parameter is remembered once the request is accepted without it.
@@ -165,7 +167,7 @@ class ServerApi:
         left_out: dict[str, bool] = {}  # here, and whether from now on
         while True:
             body = _body(endpoint, model, request, shown, left_out)
-            async with asyncio.timeout(self._options.first_token_seconds):
+            async with asyncio.timeout(seconds):
                 call = self._client.build_request("POST", f"{endpoint.url.rstrip('/')}/chat/completions", json=body)
                 response = await self._client.send(call, stream=True)
             if response.status_code == httpx.codes.OK:

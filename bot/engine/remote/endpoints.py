@@ -40,6 +40,7 @@ class Endpoint:
     is_listed: bool = False  # its list of models was read
     accepts_key: bool = False  # as a list or an answer has shown
     is_unreachable: bool = False
+    is_silent: bool = False  # its last failure was a time limit
     is_loading: bool = False
     is_misconfigured: bool = False  # its operator has to change something
     counts_tokens: bool = True  # until it fails to
@@ -85,12 +86,13 @@ class Endpoint:
         seconds: float = 0.0,
         *,
         is_unreachable: bool = False,
+        is_silent: bool = False,
         is_loading: bool = False,
         is_misconfigured: bool = False,
     ) -> None:
         """Pause it, at least for the `seconds` that it asked for."""
         self.failures += 1
-        self.why = why
+        self.why, self.is_silent = why, is_silent
         self.is_unreachable, self.is_loading, self.is_misconfigured = is_unreachable, is_loading, is_misconfigured
         if is_loading:
             self.backoff.succeeded()  # it is asked once a second
