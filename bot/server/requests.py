@@ -37,7 +37,8 @@ async def read_object(request: Request) -> dict[str, Any]:
         if len(body) > LONGEST_BODY:
             raise ApiError(413, f"the body is longer than {LONGEST_BODY} bytes")
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        # Of bytes, json.loads takes half a character as it is, which no response can be written with.
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant)
     except (RecursionError, ValueError):
         raise bad_request("the body is not JSON") from None
     if not isinstance(value, dict):

@@ -88,3 +88,18 @@ async def test_no_body_is_a_fault_of_the_server(http: aiohttp.ClientSession, pat
             check_response(path, response.status, json.loads(answer))
         else:
             assert response.content_type == "text/event-stream"
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+@pytest.mark.parametrize("text", [b"\xed\xb2\x80", b"a\xff", b"\xc0\xae"], ids=["half", "latin", "overlong"])
+async def test_a_body_that_is_not_utf_8_is_refused(http: aiohttp.ClientSession, path: str, text: bytes) -> None:
+    for name in EXAMPLES[path]:
+        async with http.post(path, data=b'{"%s": "%s"}' % (name.encode(), text)) as response:
+            answer = await response.text()
+            assert "not JSON" in answer
+            assert response.status == (200 if path == "/get_response" else 400)
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_body(http: aiohttp.ClientSession) -> None:
+    async with http.post("/", data='{"prompt": "天气"}'.encode("utf-8-sig")) as response:
+        assert (await response.json())["history"][0][0] == "天气"
