@@ -1,9 +1,9 @@
-"""A message as it is stored: without characters that cannot be shown."""
+"""Messages as they are stored, without characters that cannot be shown, and as others use what answers them."""
 
 from dataclasses import replace
 
 from bot.chat.files import cleaned
-from bot.domain import IncomingMessage
+from bot.domain import Author, IncomingMessage
 from bot.util.text import clean
 
 
@@ -16,3 +16,9 @@ def clean_message(message: IncomingMessage) -> IncomingMessage:
         author=replace(message.author, name=clean(message.author.name).replace("\n", " ")),
         files=cleaned(message.files) if message.files else (),
     )
+
+
+def used_by(message: IncomingMessage, person: Author, locale: str | None = None) -> IncomingMessage:
+    """Return a message as if a person who presses a button below its answer had sent it, with their rights and locale."""
+    own = message.locale if person.key == message.author.key else locale or message.locale
+    return replace(message, author=person, locale=own)

@@ -19,7 +19,7 @@ from bot.chat.exchanges import Exchanges
 from bot.chat.feedback import Feedback
 from bot.chat.files import Files, may_be_read, updated
 from bot.chat.forms import Forms
-from bot.chat.incoming import clean_message
+from bot.chat.incoming import clean_message, used_by
 from bot.chat.quotas import Quotas
 from bot.chat.recovery import Recovery
 from bot.chat.retries import Retries, with_roles_of
@@ -304,7 +304,7 @@ class Intake:
         if action is Action.UP or action is Action.DOWN:
             return ButtonResult(notice=await self._feedback.press(exchange, Vote(action.value), by, press, locale))
         if not self.access.may_control(by, exchange):
-            translate = self.settings.translator_for(exchange.message)
+            translate = self.settings.translator_for(used_by(exchange.message, by, locale))
             return ButtonResult(notice=translate("Only the person who asked, and admins, may do that."))
         match action:
             case Action.STOP:
@@ -314,7 +314,7 @@ class Intake:
                 exchange = with_roles_of(exchange, by)
                 if press is not None and (channel.platform, press) in self._presses:
                     return ButtonResult()
-                if refusal := await self._retries.refusal(exchange):
+                if refusal := await self._retries.refusal(exchange, used_by(exchange.message, by, locale)):
                     return ButtonResult(notice=refusal)
                 requeued = await self.exchanges.requeue(exchange, reply_address=reply_address, is_admitted=True)
                 if requeued is not None and press is not None:

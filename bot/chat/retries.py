@@ -8,7 +8,7 @@ from bot.chat.exchanges import Exchanges
 from bot.chat.quotas import Quotas
 from bot.chat.settings import ChatSettings
 from bot.chat.stream import refused
-from bot.domain import Answer, Author, Exchange, FurtherMessage
+from bot.domain import Answer, Author, Exchange, FurtherMessage, IncomingMessage
 from bot.errors import ClaimLost
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
@@ -73,13 +73,16 @@ class Retries:
             raise
         return requeued
 
-    async def refusal(self, exchange: Exchange) -> str | None:
+    async def refusal(self, exchange: Exchange, reader: IncomingMessage | None = None) -> str | None:
         """Return why the question is not answered again; asked before its old answer is dropped.
+
+        The sentence has the language of its author, or of the `reader`.
 
         Raises:
             StoreError: What was used of a quota cannot be read.
         """
-        translate, who = self._settings.translator_for(exchange.message), self._settings.rules.who(exchange.message)
+        translate = self._settings.translator_for(reader or exchange.message)
+        who = self._settings.rules.who(exchange.message)
         refusal = await self._access.asker_refusal(exchange.message, who, translate, RIGHTS_SECONDS)
         refusal = refusal or await self._quotas.refusal(exchange.message, translate)
         refusal = refusal or self._access.refusal(exchange.message, translate, self._exchanges.depth(exchange))

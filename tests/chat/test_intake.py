@@ -15,6 +15,8 @@ from bot.domain import Action, Answer, ChannelKey, Delta, Exchange, Finished, Fi
 from tests.harness.harness import Harness, make_harness, notice_of, text_of
 from tests.harness.messages import MEI, NOON, a_message
 
+TOM = replace(MEI, id="2", name="Tom")
+
 
 async def test_a_message_that_comes_twice_is_accepted_once(harness: Harness) -> None:
     message = a_message("hi")
@@ -158,14 +160,35 @@ async def test_a_deleted_question_is_erased_and_its_answer_stopped(harness: Harn
     await harness.intake.delete(question.channel, "never seen")
 
 
+@pytest.mark.parametrize(
+    ("locale", "words"), [("en-GB", "Only the person who asked"), ("zh-TW", "只有提问者"), (None, "只有")]
+)
+async def test_a_refused_button_speaks_the_language_of_its_presser(
+    harness: Harness, locale: str | None, words: str
+) -> None:
+    exchange = await harness.accept(a_message("你好", locale="zh-CN"))
+    await harness.record_part(exchange, 0, "m1")
+    refused = await harness.intake.on_button(exchange.message.channel, "m1", Action.STOP, TOM, locale=locale)
+    assert refused.notice.startswith(words)
+
+
+async def test_an_admin_who_asks_again_reads_why_not(tmp_path: Path) -> None:
+    async with make_harness(tmp_path, access=AccessSection(admins=(TOM.key,))) as harness:
+        exchange = await harness.accept(a_message("你好", locale="zh-CN"))
+        await harness.record_part(exchange, 0, "m1")
+        await harness.replied(exchange)
+        harness.access.pause()
+        refused = await harness.intake.on_button(exchange.message.channel, "m1", Action.RETRY, TOM, locale="en-US")
+        assert refused.notice == "An admin has paused me. Please ask again later."
+
+
 async def test_buttons_work_for_permitted_users(harness: Harness) -> None:
     harness.engine.add(["first", asyncio.Event()], "second")
     exchange = await harness.accept(a_message("hi"))
     await harness.record_part(exchange, 0, "m1")
     growing = asyncio.create_task(harness.replied(exchange))
     await harness.engine.asked(1)
-    tom = replace(MEI, id="2", name="Tom")
-    refused = await harness.intake.on_button(exchange.message.channel, "m1", Action.STOP, tom)
+    refused = await harness.intake.on_button(exchange.message.channel, "m1", Action.STOP, TOM)
     assert "Only the person who asked" in refused.notice
     assert not growing.done()
     assert await harness.intake.on_button(exchange.message.channel, "m1", Action.STOP, MEI) == ButtonResult()

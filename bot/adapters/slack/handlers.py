@@ -158,9 +158,10 @@ class SlackHandlers:
         """Stop the answers of a thread, streams and others: its Stop control was used."""
         user = id_of(event, "user")
         channel = ChannelKey(PLATFORM, id_of(event, "channel"), text_of(event, "thread_ts") or None)
-        by = Author(PLATFORM, user, "")
+        by, locale = Author(PLATFORM, user, ""), await self._parser.locale_of(user)
         notices = [
-            await self._complete(self._inbox.press(channel, ts, Action.STOP, by)) for ts in self._growing(channel)
+            await self._complete(self._inbox.press(channel, ts, Action.STOP, by, locale=locale))
+            for ts in self._growing(channel)
         ]
         for sentence in dict.fromkeys(filter(None, notices)):
             text = self._messenger.format.render(sentence)
