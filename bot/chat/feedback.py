@@ -6,11 +6,12 @@ from datetime import datetime
 
 import structlog
 
-from bot.chat.access import Access
+from bot.chat.access import RIGHTS_SECONDS, Access
 from bot.chat.i18n import Translate
+from bot.chat.incoming import used_by
 from bot.chat.settings import ChatSettings
 from bot.config.schema import DEFAULT_MODEL
-from bot.domain import NO_PERSONA, Author, Exchange, FinishReason, Vote, VoteResult
+from bot.domain import NO_PERSONA, Author, Exchange, FinishReason, IncomingMessage, Vote, VoteResult
 from bot.observability.metrics import Metrics
 from bot.storage.base import Store
 
@@ -42,13 +43,12 @@ class Feedback:
 
         `press` is the platform's id of the press, which may be delivered again; `locale` is the person's.
         """
-        message = exchange.message
-        if by.key != message.author.key:
-            message = replace(message, author=by, locale=locale or message.locale)
+        message = used_by(exchange.message, by, locale)
         translate = self._settings.translator_for(message)
         if not self._settings.feedback.enabled:
             return translate("Votes are not collected any more.")
-        if refusal := self._access.command_refusal(message, translate):
+        refusal = await self._refusal(message, translate)
+        if refusal := refusal or self._access.command_refusal(message, translate):
             return refusal
         result = await self._store.vote(exchange, by, vote, self._today(), press)
         if result is VoteResult.REPEATED:
@@ -65,11 +65,20 @@ class Feedback:
         answer, translate = exchange.answer, self._settings.translator_for(message)
         # As for the buttons: nobody votes on a sentence in place of an answer, or on one that broke off.
         is_whole = answer is not None and answer.text.strip() and answer.reason is not FinishReason.ERROR
-        if not (self._settings.feedback.enabled and is_whole) or self._access.command_refusal(message, translate):
+        if not (self._settings.feedback.enabled and is_whole):
+            return
+        if is_added and await self._refusal(message, translate):
+            return
+        if self._access.command_refusal(message, translate):
             return
         result = await self._store.react(exchange, by, vote, self._today(), is_added=is_added)
         if result not in (VoteResult.REPEATED, VoteResult.NO_ANSWER):
             self._count(exchange, result)
+
+    async def _refusal(self, message: IncomingMessage, translate: Translate) -> str | None:
+        """Return a sentence if the bot does not answer the author of a message in its place."""
+        who = self._settings.rules.who(message)
+        return await self._access.asker_refusal(message, who, translate, RIGHTS_SECONDS)
 
     def _count(self, exchange: Exchange, result: VoteResult) -> None:
         answer = exchange.answer

@@ -1,6 +1,7 @@
 """Votes on answers in the chat: who may vote, what is counted, and who agrees to an export."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from bot.config.schema import AccessSection, Config, LimitsSection
 from bot.delivery.markdown.format import MarkdownFormat
 from bot.delivery.view import ReplyView
-from bot.domain import Action, Author, Delta, Exchange, Finished, FinishReason, Notice, ReplyEvent
+from bot.domain import Action, Author, Delta, Exchange, Finished, FinishReason, Notice, ReplyEvent, Vote
 from tests.harness.harness import Harness, make_harness, notice_of
 from tests.harness.messages import CHANNEL, MEI, a_message
 
@@ -40,6 +41,19 @@ async def test_everybody_whom_the_bot_answers_may_vote(harness: Harness) -> None
     harness.access.reconfigure(AccessSection(deny_users=(BEN.key,)), LimitsSection())
     assert await press(harness, Action.DOWN, BEN) == ""
     assert "Saved: 👍" in await press(harness, Action.UP, MEI)
+
+
+async def test_a_person_who_may_not_ask_in_a_channel_may_not_vote_there(harness: Harness) -> None:
+    exchange = await answered(harness)
+    harness.settings.reconfigure(Config.model_validate({**CONFIG, "channels": {str(CHANNEL): {"who": ["discord:r1"]}}}))
+    assert await press(harness, Action.UP, BEN) == "You may not ask me here."
+    await harness.intake.on_reaction(CHANNEL, "m1", Vote.UP, BEN, is_added=True)
+    assert await harness.intake.own_votes(BEN, [exchange.id]) == {}
+    ben = replace(BEN, roles=frozenset({"r1"}))
+    await harness.intake.on_reaction(CHANNEL, "m1", Vote.UP, ben, is_added=True)
+    assert await harness.intake.own_votes(BEN, [exchange.id]) == {exchange.id: Vote.UP}
+    await harness.intake.on_reaction(CHANNEL, "m1", Vote.UP, BEN, is_added=False)
+    assert await harness.intake.own_votes(BEN, [exchange.id]) == {}
 
 
 async def test_votes_are_limited_as_commands_are(harness: Harness) -> None:
