@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, func, insert, select
 
-from bot.domain import Scope, Status
+from bot.domain import Status
 from bot.errors import StoreError
 from bot.storage import migrate
 from bot.storage.connections import locate, migrator
@@ -20,29 +20,17 @@ from bot.storage.keys import keys_of
 from bot.storage.master_key import NO_MASTER_KEY, MasterKeys
 from bot.storage.rows import BLANK, UNANSWERED
 from bot.storage.schema import (
-    consents,
     encryption,
     exchanges,
-    feedback,
     further_messages,
     key_deletions,
     metadata,
-    readable_since,
     text_keys,
-    usage,
 )
-from bot.storage.usage import people_of, stored_place
 from bot.storage.vault import KeyChanges, Vault
 
-# Tables whose rows name people by pseudonym only, with the column: as in `usage`.
-_OF_PEOPLE = {usage: "place", feedback: "voter", consents: "person", readable_since: "place"}
-# The key of a person's id in such a row.
-_ID = "id of the person"
-# Keys and what belongs to them are of one database.  People are known by their messages, which come first.
-_TABLES = sorted(
-    (each for each in metadata.sorted_tables if each not in (encryption, text_keys, key_deletions)),
-    key=lambda table: table in _OF_PEOPLE,
-)
+# Keys and what belongs to them are of one database.
+_TABLES = [each for each in metadata.sorted_tables if each not in (encryption, text_keys, key_deletions)]
 
 
 def copy_database(
@@ -53,7 +41,9 @@ def copy_database(
     master: MasterKeys = NO_MASTER_KEY,
     target_setting: str = "--to",
 ) -> int:
-    """Copy every row with its id into an empty database, with keys of its own; return the number of exchanges.
+    """Copy every row with its id into an empty database; return the number of exchanges.
+
+    Texts get keys of the target's own.  People keep their pseudonyms: those without a stored text have nothing else.
 
     One transaction, which reads each row back and compares it before it commits.  The
     source is unchanged.  New rows of the target get higher ids than any of the source.
@@ -82,7 +72,7 @@ def copy_database(
                 raise StoreError(f"{there.name} is not empty: copy into an empty database")
             new = Vault(keys)
             changes = KeyChanges(goal, new)
-            new.open(changes)
+            new.open(changes, old.pseudonym_key)
             for table in _TABLES:
                 for rows in _batches(origin, table, old, here.name):
                     goal.execute(insert(table), [_encrypted(table, row, new, changes) for row in rows])
@@ -108,28 +98,12 @@ def _naming(setting: str, source: str | None = None) -> Iterator[None]:
 
 
 def _batches(connection: Connection, table: Table, vault: Vault, name: str) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows as they read in any database: without keys and pseudonyms, which are of one database."""
+    """Yield rows as they read in any database: without keys, which are of one database, and what follows from ids."""
     query = select(table).order_by(*table.primary_key).execution_options(yield_per=BATCH)
     with map_errors(name):
-        if table in _OF_PEOPLE:
-            yield from _of_people(connection, vault, table)
-            return
         for rows in connection.execute(query).partitions():
             decrypted = zip(rows, vault.decrypt(connection, table, rows), strict=True)
             yield [_comparable(table, dict(row._mapping), texts) for row, texts in decrypted]
-
-
-def _of_people(connection: Connection, vault: Vault, table: Table) -> Iterator[list[dict[str, Any]]]:
-    """Yield rows; of people whose messages are still there with the id, of others with the old pseudonym."""
-    column = _OF_PEOPLE[table]
-    rows = [dict(row._mapping) for row in connection.execute(select(table))]
-    known = people_of(connection, vault, {row[column] for row in rows if row.get("level", "user") == "user"})
-    named = [{**row, _ID: known.get(row[column]) if row.get("level", "user") == "user" else None} for row in rows]
-    for row in named:
-        row[column] = row[column] if row[_ID] is None else ""
-    if named:
-        keys = [each.name for each in table.primary_key]
-        yield sorted(named, key=lambda row: (*(row[name] for name in keys), row[_ID] or ""))
 
 
 def _comparable(table: Table, row: dict[str, Any], texts: dict[str, Any] | DamagedRow) -> dict[str, Any]:
@@ -146,9 +120,6 @@ def _comparable(table: Table, row: dict[str, Any], texts: dict[str, Any] | Damag
 
 
 def _encrypted(table: Table, row: dict[str, Any], vault: Vault, changes: KeyChanges) -> dict[str, Any]:
-    if table in _OF_PEOPLE:
-        own = {name: value for name, value in row.items() if name != _ID}
-        return own if row[_ID] is None else {**own, _OF_PEOPLE[table]: stored_place(Scope("user", row[_ID]), vault)}
     values = dict(row)
     for key_column, columns in key_columns(table).items():
         values |= changes.encrypt(table, key_column, {column.name: row[column.name] for column in columns})

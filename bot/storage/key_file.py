@@ -141,6 +141,11 @@ class KeyFile:
         assert number == self._next - 1
         self._next -= 1
 
+    def replace(self, number: int, key: bytes) -> None:
+        """Give a number, with which nothing was written, another key; durable when this returns."""
+        self._write(number, list(self._wrapping.wrap({number: key}).values()))
+        self._sync()
+
     def read(self, numbers: Iterable[int]) -> dict[int, bytes]:
         """Return keys by number, without deleted ones."""
         slots = {}

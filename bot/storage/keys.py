@@ -47,6 +47,10 @@ class Keys(Protocol):
         """Let the number that was taken last be taken again: nothing was written with its key."""
         ...
 
+    def replace(self, connection: Connection, number: int, key: bytes) -> None:
+        """Give a number, with which nothing was written, the key of another database; as durable as a new one."""
+        ...
+
     def read(self, connection: Connection, numbers: Collection[int]) -> dict[int, bytes]:
         """Return keys by number; deleted ones are left out."""
         ...
@@ -121,6 +125,9 @@ class FileKeys:
 
     def give_back(self, number: int) -> None:
         self._file.give_back(number)
+
+    def replace(self, connection: Connection, number: int, key: bytes) -> None:
+        self._file.replace(number, key)
 
     def read(self, connection: Connection, numbers: Collection[int]) -> dict[int, bytes]:
         return self._file.read(numbers)
@@ -235,6 +242,10 @@ class TableKeys:
 
     def give_back(self, number: int) -> None:
         """Do nothing: a key that nothing uses harms nothing."""
+
+    def replace(self, connection: Connection, number: int, key: bytes) -> None:
+        [wrapped] = self._wrapping.wrap({number: key}).values()
+        connection.execute(update(text_keys).where(text_keys.c.number == number).values(key=wrapped))
 
     def read(self, connection: Connection, numbers: Collection[int]) -> dict[int, bytes]:
         wanted = sorted(set(numbers) - {_CHECK_ROW})

@@ -27,10 +27,12 @@ class Vault:
         self.cipher = Cipher(b"")
         self.encrypted_to: int | None = None  # see the table `encryption`
         self.pseudonym_number = -1
-        self._pseudonym_key = b""
+        self.pseudonym_key = b""
 
-    def open(self, changes: "KeyChanges") -> None:
+    def open(self, changes: "KeyChanges", pseudonym_key: bytes = b"") -> None:
         """Read the database's id and keys; give a database without them its own.
+
+        An empty database can have the key of another one's pseudonyms.
 
         Raises:
             StoreError: The keys are not there, or are not this database's.
@@ -50,6 +52,8 @@ class Vault:
         else:
             database, number, self.encrypted_to = bytes(row.database), row.pseudonym_key, row.encrypted_to
             self.keys.open(connection, database, row.used)
+        if pseudonym_key:
+            self.keys.replace(connection, number, pseudonym_key)
         self._begin(connection, database, number)
 
     def open_to_read(self, connection: Connection) -> None:
@@ -68,7 +72,7 @@ class Vault:
         found = self.keys.read(connection, [number])
         if number not in found:
             raise StoreError("the keys of the database are damaged: restore database and keys from one backup")
-        self.pseudonym_number, self._pseudonym_key = number, found[number]
+        self.pseudonym_number, self.pseudonym_key = number, found[number]
 
     def decrypt(
         self, connection: Connection, table: Table, rows: Iterable[AnyRow]
@@ -90,7 +94,7 @@ class Vault:
         return [self.pseudonym(platform, person), person]
 
     def pseudonym(self, platform: str, person: str) -> str:
-        return pseudonym(self._pseudonym_key, platform, person)
+        return pseudonym(self.pseudonym_key, platform, person)
 
 
 class KeyChanges:

@@ -3,16 +3,18 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from bot.domain import Answer, Exchange, FinishReason, Kind, Scope, Usage, UsageSum
+from bot.domain import Answer, Exchange, FinishReason, FurtherKind, FurtherMessage, Kind, Scope, Usage, UsageSum
 from bot.errors import StoreError, StoreInUse
 from bot.storage import copy, migrate
 from bot.storage.connections import locate, migrator
 from bot.storage.instance_lock import InstanceLock
+from bot.storage.master_key import MasterKeys
 from bot.storage.schema import exchanges
 from bot.storage.sql import SqlStore
 from bot.storage.usage_export import UsageReport, aligned, csv_lines, export_usage, report_usage
@@ -201,4 +203,32 @@ async def test_what_a_person_has_used_is_found_in_the_copy(
     assert sorted(export_usage(target)) == sorted(lines)
     async with SqlStore(target, JumpingClock()) as store:
         assert await store.usage(mei, NOON.date()) == {NOON.date(): UsageSum(1, 7, 3, 1500)}
-        assert await store.usage(ben, NOON.date()) == {}, "whose id is deleted has a hash of the source's key"
+        assert await store.usage(ben, NOON.date()) == {NOON.date(): UsageSum(1, 7, 3, 1500)}, "as in the source"
+
+
+@pytest.mark.parametrize(
+    ("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file"), ("on_file", "on_file")]
+)
+async def test_what_was_said_before_forget_me_stays_unread_in_the_copy(
+    origin: str, goal: str, request: pytest.FixtureRequest
+) -> None:
+    source, target = request.getfixturevalue(origin)(), request.getfixturevalue(goal)()
+    master = MasterKeys("m" * 32)
+    async with SqlStore(source, JumpingClock(), master=master) as store:
+        await store.enqueue(message(1, "mine"), Kind.CHAT)
+        asked = replace(message(2, "/forget me"), sent_at=NOON + timedelta(hours=1))
+        forget = await store.enqueue(asked, Kind.COMMAND)
+        assert forget is not None
+        await store.forget(MEI, forget)
+        await store.erase(forget)
+    async with SqlStore(target, JumpingClock(), master=master):
+        pass  # a target may have keys, as long as it has no rows
+    copy.copy_database(source, target, master=master)
+    for url in (source, target):
+        async with SqlStore(url, JumpingClock(), master=master) as store:
+            question = await store.enqueue(replace(message(9, author=BEN), sent_at=NOON + timedelta(days=1)), Kind.CHAT)
+            assert question is not None
+            said = FurtherMessage("3", ROOM.channel, MEI, "before", NOON, FurtherKind.BEFORE)
+            await store.record_context(question, [said, replace(said, id="4", sent_at=NOON + timedelta(hours=2))])
+            assert (found := await store.find(ROOM, "9")) is not None
+            assert [each.id for each in found.message.further] == ["4"]
