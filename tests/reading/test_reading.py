@@ -25,6 +25,9 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a byte order mark": ("你好".encode("utf-8-sig"), "你好"),
     "UTF-16": ("你好".encode("utf-16"), "你好"),
     "GB 18030": ("你好,world".encode("gb18030"), "你好,world"),
+    "UTF-8 with a wrong byte": ("今天的天气很好。".encode() + b"\xa0 ok", "今天的天气很好。\ufffd ok"),
+    "UTF-8 without its last byte": ("今天的天气很好".encode()[:-1], "今天的天气很\ufffd"),
+    "GB 18030 with a wrong byte": ("今天的天气很好。".encode("gb18030") + b"\xff\xff", "今天的天气很好。\ufffd\ufffd"),
     "Windows-1252": ("déjà vu".encode("cp1252"), "déjà vu"),
     "Word": (makers.document("你好 & bye", "second", body=_TABLE), "你好 & bye\nsecond\na \tb \t\nbox"),
     "Excel": (

@@ -12,6 +12,9 @@ _HIGH = re.compile(rb"[\x80-\xff]+")
 _MOST_CONTROLS = 0.01
 # Characters at the beginning that are searched for them.
 _SEARCHED = 100_000
+# Share of wrong characters beyond ASCII up to which a text is in an encoding: read as UTF-8, one in GB 18030 or Windows-1252
+# has few others.
+_MOST_WRONG = 0.2
 
 
 def read_plain(data: bytes, text: Text) -> None:
@@ -28,6 +31,8 @@ def decode(data: bytes) -> str:
 
     >>> decode("你好".encode("gb18030")), decode("é à".encode("cp1252")), decode(b"\xff\xfea\x00")
     ('你好', 'é à', 'a')
+    >>> decode("一二三四五".encode() + b"\xff")
+    '一二三四五�'
 
     Raises:
         Unreadable: It is no text.
@@ -41,14 +46,19 @@ def decode(data: bytes) -> str:
         pass
     if b"\0" in data:
         raise Unreadable("kind")
+    text = _mostly(data, "utf-8")
     # Chinese characters have two bytes; accented letters between others one.
     runs = [len(run) for run in _HIGH.findall(data[:_SEARCHED])]
-    if 2 * sum(length % 2 == 0 for length in runs) >= len(runs):
-        try:
-            return _as_text(data.decode("gb18030"))
-        except UnicodeDecodeError:
-            pass
-    return _as_text(data.decode("cp1252", "replace"))
+    if text is None and 2 * sum(length % 2 == 0 for length in runs) >= len(runs):
+        text = _mostly(data, "gb18030")
+    return _as_text(data.decode("cp1252", "replace") if text is None else text)
+
+
+def _mostly(data: bytes, codec: str) -> str | None:
+    """Return the text with a replacement for each wrong byte; None if there are more than a few."""
+    text = data.decode(codec, "replace")
+    beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    return text if text.count("\ufffd") <= _MOST_WRONG * beyond_ascii else None
 
 
 def _as_text(text: str) -> str:
