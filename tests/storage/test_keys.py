@@ -182,3 +182,20 @@ async def test_a_deletion_says_so_while_no_key_can_be_overwritten(
         await store.enqueue(message("new"), Kind.CHAT)
     slots = path_beside(tmp_path / "bot.db").read_bytes()[64:]
     assert sum(slots[at : at + 32] == bytes(32) for at in range(0, len(slots), 32)) == 5
+
+
+async def test_a_symbolic_link_has_its_keys_beside_the_file_that_it_names(tmp_path: Path) -> None:
+    for folder in ("volume", "data", "other"):
+        (tmp_path / folder).mkdir()
+    for folder in ("data", "other"):
+        (tmp_path / folder / "bot.db").symlink_to(tmp_path / "volume" / "bot.db")
+    async with temporary_store(tmp_path / "data") as store:
+        await store.enqueue(message(1, "hello"), Kind.CHAT)
+        back_up(url_of(tmp_path / "data" / "bot.db"), tmp_path / "backup.db")
+    assert (tmp_path / "volume" / "bot.db.keys").exists()
+    assert (tmp_path / "backup.db.keys").exists()
+    assert {file.name for file in (tmp_path / "data").iterdir()} == {"bot.db"}
+    for folder in ("other", "volume"):
+        async with temporary_store(tmp_path / folder) as store:
+            assert (found := await store.find(ROOM, "1")) is not None
+            assert found.message.text == "hello"
