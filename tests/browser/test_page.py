@@ -228,6 +228,35 @@ async def test_a_refused_question_stays_beside_what_is_being_written_and_is_sent
         await expect(page.locator(".exchange")).to_have_count(1)
 
 
+async def test_a_reload_keeps_what_is_written_and_what_waits_beside_large_pictures(
+    url: str, engine: ScriptedEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "menu.md").write_text("soup 4.50", encoding="utf-8")
+    picture = {"name": "cat.png", "size": 1, "text": "", "picture": "data:image/jpeg;base64," + "A" * 6_000_000}
+    async with chromium(url, failures=("net::",)) as context:
+        page = await context.new_page()
+        await page.goto("/")
+        await page.route("**/web/ask", lambda route: route.abort())
+        waiting = await ask(page, "still to be sent")
+        await page.evaluate("picture => { files = [picture]; field.value = 'too large to keep'; ask(); }", picture)
+        await expect(page.locator(".exchange")).to_have_count(2)
+        await page.locator("#chosen").set_input_files(tmp_path / "menu.md")
+        await expect(page.locator("#files li")).to_have_count(1)
+        await page.get_by_label("Your message").fill("What is the soup?")
+        await page.reload()
+        await expect(page.get_by_label("Your message")).to_have_value("What is the soup?")
+        await expect(page.locator("#files li")).to_have_text(["menu.md✕"])
+        await expect(waiting.locator(".bubble")).to_have_text("still to be sent")
+        await page.unroute("**/web/ask")
+        await expect(answer(waiting)).to_contain_text("天气")
+        await page.get_by_label("Your message").press("Enter")
+        await expect(answer(page.locator(".exchange").nth(1))).to_contain_text("天气")
+        assert "soup 4.50" in engine.requests[-1].messages[-1].content
+        await page.reload()
+        await expect(page.locator(".exchange")).to_have_count(2)
+        await expect(page.get_by_label("Your message")).to_have_value("")
+
+
 async def test_every_file_that_is_not_attached_is_named(url: str, tmp_path: Path) -> None:
     (tmp_path / "cat.png").write_bytes(b"\x89PNG")
     for number in range(11):

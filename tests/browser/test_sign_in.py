@@ -131,8 +131,13 @@ async def test_the_offer_leads_back_to_the_conversation(
         await expect(page.get_by_role("status").first).to_contain_text("Your session has ended")
         await page.get_by_label("Your message").fill("and then?")
         await page.keyboard.press("Enter")
+        await page.keyboard.type("not sent yet")
         await page.get_by_role("link", name="Sign in").click()
         await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         await sign_in(page, place)
         await page.goto("/")
         await expect(page.locator(".answer")).to_have_text(["one", "two"])
+        await expect(page.get_by_label("Your message")).to_have_value("not sent yet")
+        await page.get_by_role("button", name="Sign out").click()
+        await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        assert await page.evaluate("JSON.stringify(sessionStorage)") == "{}"

@@ -48,13 +48,38 @@ async function call(path, body) {
   }
 }
 
-function keep() {
+function store(name, value) {
   try {
-    sessionStorage.setItem("outbox", JSON.stringify(outbox));
+    sessionStorage.setItem(name, JSON.stringify(value));
+    return true;
   } catch {
-    // Pictures are larger than what a browser keeps; they are sent all the same.
-    sessionStorage.removeItem("outbox");
+    sessionStorage.removeItem(name);
+    return false;
   }
+}
+
+const withoutPictures = (files) => files.filter(({ picture }) => !picture);
+
+// Pictures may be larger than what a browser keeps; they are sent all the same.
+function keep() {
+  if (!store("outbox", outbox)) store("outbox", outbox.filter(({ files }) => files.length === withoutPictures(files).length));
+}
+
+// What is being written survives a reload and a sign-in.
+function keepDraft() {
+  if (!session.isOpen) return;
+  const draft = { by: session.user, text: field.value, files };
+  if (!store("draft", draft)) store("draft", { ...draft, files: withoutPictures(files) });
+}
+
+function restoreDraft() {
+  const draft = JSON.parse(sessionStorage.getItem("draft"));
+  if (draft?.by !== session.user) return;
+  sessionStorage.removeItem("draft");
+  if (field.value || files.length) return;
+  [field.value, files] = [draft.text, draft.files];
+  drawFiles();
+  fit();
 }
 
 // Others may have signed in in this tab before: what they had not sent yet is theirs.
@@ -204,6 +229,7 @@ async function start() {
     setTimeout(start, 1000);
     return;
   }
+  restoreDraft();
   connect();
   sendAll();
 }
@@ -473,6 +499,7 @@ $("stop").addEventListener("click", () => {
 status.addEventListener("click", () => wasReplaced && connect());
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); field.focus(); });
 addEventListener("keydown", (event) => { if (event.key === "Escape") menu(false); });
+addEventListener("pagehide", keepDraft);
 addEventListener("focus", () => { if (isEnded) start(); else if (wasReplaced) connect(); });
 addEventListener("hashchange", () => { if (isId(location.hash.slice(1)) && location.hash.slice(1) !== chat) open(); });
 addEventListener("popstate", () => { if (!location.hash) open(); });

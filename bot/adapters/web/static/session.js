@@ -37,6 +37,7 @@ document.getElementById("sign-out")?.addEventListener("click", async () => {
   } catch {
     return;
   }
+  session.isOpen = false;
   sessionStorage.clear();
   location.replace("/web/signin");
 });
