@@ -55,6 +55,24 @@ async def test_a_setting_is_changed_by_keyboard_checked_while_typed_and_saved(bo
         assert "# ours" in bot.text()
 
 
+async def test_what_was_set_while_the_connection_was_lost_is_sent_later(bot: Configured) -> None:
+    async with chromium(bot.served.url, failures=("net::",)) as context:
+        page = await context.new_page()
+        await page.goto("/admin")
+        await choose(page, "limits")
+        await page.route("**/admin/config", lambda route: route.abort())
+        await page.get_by_label("requests_per_minute", exact=True).fill("9")
+        await expect(page.locator("#config-said")).not_to_be_empty()
+        await page.unroute("**/admin/config")
+        await page.get_by_label("max_message_chars", exact=True).fill("5000")
+        await expect(page.locator("#config-effect")).to_have_text(
+            "Takes effect at once: limits.requests_per_minute, limits.max_message_chars"
+        )
+        await page.get_by_role("button", name="Save").click()
+        await expect(page.get_by_role("status")).to_contain_text("Saved.")
+        assert "\nrequests_per_minute = 9  " in bot.text()
+
+
 async def test_the_text_is_checked_while_typed_and_a_refusal_keeps_what_was_written(bot: Configured) -> None:
     async with chromium(bot.served.url, is_phone=True, failures=("409",)) as context:
         page = await context.new_page()

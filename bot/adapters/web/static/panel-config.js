@@ -4,13 +4,14 @@
 // Milliseconds without a key until a draft is checked.
 const quietTime = 300;
 const file = { draft: "", saved: "", revision: "", table: [], isRight: false, isFixed: false };
-let waiting = null, isAsking = false, timer = 0;
+let waiting = null, unsent = [], isAsking = false, timer = 0;
 
 const isChanged = () => file.draft !== file.saved;
 
 // One request at a time: each starts from the draft that the one before has returned.
 async function ask(body) {
-  waiting = { ...waiting, ...body, changes: [...(waiting?.changes ?? []), ...(body.changes ?? [])] };
+  waiting = { ...waiting, ...body, changes: [...unsent, ...(waiting?.changes ?? []), ...(body.changes ?? [])] };
+  unsent = [];
   if (isAsking) return;
   isAsking = true;
   while (waiting) {
@@ -20,6 +21,8 @@ async function ask(body) {
     const answer = await send("/admin/config", { table: file.table, ...sent });
     $("config-said").textContent = answer.refusal ?? "";
     if (!answer.refusal) showDraft(answer);
+    else if (answer.isLost && waiting) waiting.changes = [...sent.changes, ...waiting.changes];
+    else if (answer.isLost) unsent = sent.changes;
   }
   isAsking = false;
   showButtons();
@@ -51,7 +54,7 @@ function fillFields(html) {
 }
 
 function showButtons() {
-  $("config-save").disabled = !isChanged() || !file.isRight || file.isFixed || isAsking;
+  $("config-save").disabled = !isChanged() || !file.isRight || file.isFixed || isAsking || unsent.length > 0;
   $("config-discard").disabled = !isChanged();
 }
 
@@ -70,6 +73,7 @@ async function save() {
 function read() {
   clearTimeout(timer);
   waiting = null;
+  unsent = [];
   ask({ isFresh: true });
 }
 
@@ -107,6 +111,7 @@ addEventListener("beforeunload", (event) => { if (isChanged()) event.preventDefa
 
 shows.config = (revision) => {
   $("config").hidden = false;
+  if (unsent.length) ask({});
   if (revision === file.revision) return;
   if (isChanged()) $("config-said").textContent = words.config_changed;
   else read();

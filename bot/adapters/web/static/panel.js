@@ -10,13 +10,14 @@ function tell(text) {
   status.hidden = !text;
 }
 
-// The answer of the server; where it refuses, `refusal` is its sentence.
+// The answer of the server; where it refuses, `refusal` is its sentence, with `isLost` if it did not look at it.
 async function send(path, body) {
   try {
     const response = await session.post(path, "application/json", JSON.stringify(body));
-    return response.ok ? await response.json() : { refusal: await response.text() };
+    if (response.ok) return await response.json();
+    return { refusal: await response.text(), isLost: response.status === 401 || response.status >= 500 };
   } catch {
-    return { refusal: words.offline };
+    return { refusal: words.offline, isLost: true };
   }
 }
 
