@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
+import structlog
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
@@ -16,6 +17,8 @@ from bot.storage.encryption import KEY_SIZE
 from bot.storage.key_file import KeyFile, Marks, path_beside
 from bot.storage.master_key import CHECK_SIZE, NO_MASTER_KEY, MasterKeys, Wrapping
 from bot.storage.schema import encryption, key_deletions, text_keys
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Rows per statement: SQLite limits the number of values.
 BATCH = 500
@@ -163,7 +166,13 @@ class FileKeys:
             self._undone = set()
             self._done |= numbers
             if self._file.is_short:
-                self._file.extend()
+                self._extend_early()
+
+    def _extend_early(self) -> None:
+        try:
+            self._file.extend()
+        except StoreError as error:  # `take` raises it once no key is left
+            log.warning("no keys for later texts can be made; the next write retries", error=str(error))
 
     def is_finished(self, deleted: Collection[int]) -> bool:
         return not deleted and not self._undone and not self._file.is_short

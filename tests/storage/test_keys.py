@@ -199,3 +199,28 @@ async def test_a_symbolic_link_has_its_keys_beside_the_file_that_it_names(tmp_pa
         async with temporary_store(tmp_path / folder) as store:
             assert (found := await store.find(ROOM, "1")) is not None
             assert found.message.text == "hello"
+
+
+async def test_a_deletion_does_not_report_that_the_file_cannot_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(tmp_path)
+    size = path_beside(tmp_path / "bot.db").stat().st_size
+    write_within = os.pwrite
+
+    def write(file: int, data: bytes, offset: int) -> int:
+        if offset + len(data) > size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_within(file, data, offset)
+
+    async with temporary_store(tmp_path) as store:
+        monkeypatch.setattr(key_file, "_BLOCK", 2 * key_file._BLOCK)  # so that keys for later are wanted at once
+        with monkeypatch.context() as full, capture_logs() as logs:
+            full.setattr("bot.storage.key_file.os.pwrite", write)
+            assert await store.forget(MEI) == 3
+        events = {line["event"] for line in logs}
+        assert events == {"no keys for later texts can be made; the next write retries"}
+        assert await store.enqueue(message("new"), Kind.CHAT) is not None
+    content = path_beside(tmp_path / "bot.db").read_bytes()
+    assert len(content) > size
+    assert sum(content[at : at + 32] == bytes(32) for at in range(64, len(content), 32)) == 5
