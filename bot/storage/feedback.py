@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from functools import cache
 
-from sqlalchemy import Delete, bindparam, delete
+from sqlalchemy import Delete, bindparam, delete, select
 
 from bot.storage.schema import consents, feedback
 from bot.storage.vault import WriteTransaction
@@ -17,6 +17,17 @@ async def delete_votes(tx: WriteTransaction, exchange_ids: Collection[int]) -> N
 @cache
 def _of_exchanges() -> Delete:
     return delete(feedback).where(feedback.c.exchange.in_(bindparam("ids", expanding=True)))
+
+
+async def delete_some_votes(tx: WriteTransaction, most: int) -> bool:
+    """Delete votes of anybody, on so many answers at most; return whether there were any."""
+    ids = set((await tx.execute(select(feedback.c.exchange).limit(most))).scalars())
+    await delete_votes(tx, ids)
+    return bool(ids)
+
+
+async def delete_consents(tx: WriteTransaction) -> None:
+    await tx.execute(delete(consents))
 
 
 async def forget_voter(tx: WriteTransaction, person: str) -> None:

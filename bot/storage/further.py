@@ -36,7 +36,9 @@ from bot.storage.schema import exchanges, further_messages, readable_since
 from bot.storage.usage import AnyInsert, stored_place
 from bot.storage.vault import AnyRow, Vault, WriteTransaction
 
-_LEVELS = ("user", "channel", "thread", "member")
+_LEVELS = ("user", "channel", "thread", "member", "all")
+# The level and the place of all places.
+EVERYWHERE = ("all", "")
 _NEVER = datetime.min.replace(tzinfo=UTC)
 OF_OTHERS = further_messages.c.kind.in_([FurtherKind.BEFORE, FurtherKind.LINKED])
 _KINDS_OF_ASKER = [FurtherKind.CONTINUATION, FurtherKind.FORWARD]
@@ -330,6 +332,7 @@ def _scopes_of(message: FurtherMessage, vault: Vault, here: ChannelKey) -> list[
     if message.kind is FurtherKind.BEFORE and here.thread is not None:
         threads.add(here)
     return [
+        EVERYWHERE,
         ("user", stored_place(Scope("user", author.key), vault)),
         ("channel", str(channel)),
         *(("thread", str(thread)) for thread in threads),

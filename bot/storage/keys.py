@@ -84,10 +84,14 @@ class Keys(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Rows may have lost their keys; with `has_orphans`, keys numbered below `used` may have lost their rows."""
+    """Rows may have lost their keys; with `has_orphans`, keys numbered below `used` may have lost their rows.
+
+    With `is_restored` the database may be older than its keys.
+    """
 
     used: int
     has_orphans: bool
+    is_restored: bool
 
 
 class FileKeys:
@@ -109,7 +113,8 @@ class FileKeys:
         here = self._file.deletions
         # A later database has deleted keys, or an earlier one's file was put in the place of this one's.
         if deletions is None or here > deletions or here < began:
-            self._mismatch = Mismatch(used, has_orphans=here < began)
+            is_restored = deletions is None or here > deletions
+            self._mismatch = Mismatch(used, has_orphans=here < began, is_restored=is_restored)
             connection.execute(update(encryption).values(deletions=None))
             deletions = 0
         numbers = connection.execute(select(key_deletions.c.number)).scalars().all()

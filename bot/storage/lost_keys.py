@@ -3,20 +3,22 @@
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from functools import partial
 
 import structlog
 from sqlalchemy import Connection, Table, not_, select, update
+from sqlalchemy.dialects.sqlite import insert  # a server's keys are in the database
 
 from bot import lifecycle
 from bot.errors import StoreError
 from bot.storage.conditions import change
 from bot.storage.encryption import key_columns, numbers_in
-from bot.storage.feedback import delete_votes
-from bot.storage.further import delete_of_exchanges
+from bot.storage.feedback import delete_consents, delete_some_votes, delete_votes
+from bot.storage.further import EVERYWHERE, delete_of_exchanges, set_readable_since
 from bot.storage.keys import BATCH, Mismatch
 from bot.storage.rows import BLANK, UNANSWERED, UNQUOTED
-from bot.storage.schema import IS_KEPT, IS_OWED, exchanges, metadata
+from bot.storage.schema import IS_KEPT, IS_OWED, exchanges, metadata, readable_since
 from bot.storage.transactions import Transactions
 from bot.storage.vault import AnyRow, Vault, WriteTransaction
 
@@ -29,6 +31,9 @@ class LostKeys:
     A row whose question or answer has lost its key is cleared; a quotation that has is deleted.  Owed ones
     are left: the claim finds them, and their channel is told.  Keys without a row in any table, of a file that
     is older than the database, are deleted again.
+
+    A restored database has votes and consents that may have been taken back since, and not what /clear and
+    /forget me have made unreadable since: all of the former are deleted, and no earlier message is read.
     """
 
     def __init__(
@@ -36,12 +41,14 @@ class LostKeys:
         vault: Vault,
         transactions: Transactions,
         begin: Callable[[], AbstractAsyncContextManager[WriteTransaction]],
+        today: Callable[[], datetime],
     ) -> None:
         self.count = 0  # of what was cleared
         self._orphans = 0
         self._vault = vault
         self._transactions = transactions
         self._begin = begin
+        self._today = today
 
     async def run(self) -> None:
         try:
@@ -57,6 +64,8 @@ class LostKeys:
             log.warning("keys of deleted texts deleted again: they were older than the database", count=self._orphans)
 
     async def _compare(self, mismatch: Mismatch) -> None:
+        if mismatch.is_restored:
+            await asyncio.shield(self._transactions.start(self._forget_restored(), "lost keys"))
         # Of each number, whether a row has it.  What is numbered later is of rows from after the start.
         is_used = bytearray(mismatch.used)
         _mark(is_used, [self._vault.pseudonym_number])
@@ -72,6 +81,16 @@ class LostKeys:
                 some = unused[start : start + BATCH]
                 await asyncio.shield(self._transactions.start(self._delete_orphans(some), "lost keys"))
         await asyncio.shield(self._transactions.start(self._settle(), "lost keys"))
+
+    async def _forget_restored(self) -> None:
+        async with self._begin() as tx:
+            await set_readable_since(tx, insert(readable_since), *EVERYWHERE, self._today())
+            await delete_consents(tx)
+        is_any = True
+        while is_any:
+            async with self._begin() as tx:
+                is_any = await delete_some_votes(tx, BATCH)
+        log.warning("votes and consents deleted, earlier messages stay unread: the database is older than its keys")
 
     async def _check_after(self, last: int, is_used: bytearray) -> int | None:
         """Check some rows; return the last one's id, None if there was none."""

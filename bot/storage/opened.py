@@ -145,12 +145,12 @@ class OpenStore:
         )
         self._vault = Vault(keys_of(self._location, master))
         self._conversion = Conversion(self._location, self._vault, self._transactions, self._writing, self._clock)
-        self._lost_keys = LostKeys(self._vault, self._transactions, self._writing)
+        self._calendar = Calendar(self._clock)
+        self._lost_keys = LostKeys(self._vault, self._transactions, self._writing, self._calendar.today)
         self._header: DatabaseHeader | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._damaged: set[int] = set()  # rows that were reported
         self._damage: StoreDamaged | None = None  # of which the program ends
-        self._calendar = Calendar(self._clock)
 
     async def __aenter__(self) -> Self:
         try:

@@ -256,8 +256,8 @@ Index(
 )  # clear
 
 # From when on messages are read as what was said before a question: of a person since /forget me, in a place
-# since /clear, of a person in a place ("member") since their own /clear there.  `place` is as in `usage`: of a person
-# a pseudonym; that of a member is followed by the place.
+# since /clear, of a person in a place ("member") since their own /clear there, everywhere ("all") since a restore.
+# `place` is as in `usage`: of a person a pseudonym; that of a member is followed by the place.
 readable_since = Table(
     "readable_since",
     metadata,

@@ -5,17 +5,18 @@ import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from bot.domain import Answer, Kind, Upkeep
+from bot.domain import Answer, Exchange, FurtherKind, FurtherMessage, Kind, Upkeep, Vote
 from bot.storage.backup import back_up
 from bot.storage.key_file import path_beside
 from bot.storage.master_key import MasterKeys
 from bot.storage.sql import SqlStore
-from tests.storage import ROOM, message, temporary_store, url_of
+from tests.storage import BEN, MEI, NOON, ROOM, message, temporary_store, url_of
 from tests.storage.kill_at import kills_of
 
 _SLOT = 32
@@ -86,6 +87,39 @@ async def test_rows_that_are_older_than_a_deletion_of_their_keys_are_cleared_at_
         assert told == [1] * is_first
 
 
+async def test_a_restored_database_forgets_what_may_have_been_taken_back(tmp_path: Path) -> None:
+    await fill(tmp_path)
+
+    async def ask(store: SqlStore, number: int) -> Exchange:
+        asked = await store.enqueue(message(number, author=BEN), Kind.CHAT)
+        assert asked is not None
+        return asked
+
+    async def read(store: SqlStore, asked: Exchange, at: datetime) -> list[str]:
+        said = FurtherMessage("100", "C1", MEI, "tea at five?", at, FurtherKind.BEFORE)
+        assert await store.record_context(asked, [said])
+        return [each.text for each in (await store.history(asked, 1)).now.message.further]
+
+    async with temporary_store(tmp_path) as store:
+        now = store._calendar.today()
+        voted = await store.find(ROOM, "1")
+        assert voted is not None
+        await store.vote(voted, BEN, Vote.UP, NOON)
+        await store.record_consent(MEI, NOON)
+        assert await read(store, await ask(store, 4), now) == ["tea at five?"]
+    restored = (tmp_path / "bot.db").read_bytes()
+    async with temporary_store(tmp_path) as store:
+        await store.forget(MEI)
+    (tmp_path / "bot.db").write_bytes(restored)
+    for number in (5, 6):
+        async with temporary_store(tmp_path) as store:
+            await comparison(store)
+            assert not await store.has_consented(MEI)
+            assert await store.own_votes(BEN, [voted.id]) == {}
+            assert await read(store, await ask(store, number), now) == []
+            assert await read(store, await ask(store, 10 + number), now + timedelta(days=1)) == ["tea at five?"]
+
+
 async def test_deletions_after_a_restore_do_not_hide_that_keys_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +187,7 @@ async def test_a_backup_or_another_master_key_needs_no_comparison(tmp_path: Path
 _KILLED = """
 import asyncio, sys
 from pathlib import Path
-from tests.storage import ROOM, temporary_store
+from tests.storage import BEN, MEI, NOON, ROOM, temporary_store
 from tests.storage.kill_at import kill_at, kill_in_turn
 
 async def delete(folder, number):
@@ -201,7 +235,7 @@ _KILLED_WHILE_COMPARING = """
 import asyncio, sys
 from pathlib import Path
 from bot.storage.lost_keys import LostKeys
-from tests.storage import ROOM, temporary_store
+from tests.storage import BEN, MEI, NOON, ROOM, temporary_store
 from tests.storage.kill_at import kill_at, kill_in_turn
 
 compare, is_deleted, is_compared = LostKeys._compare, asyncio.Event(), asyncio.Event()
