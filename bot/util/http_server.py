@@ -31,6 +31,8 @@ _SECONDS, _SPREAD = 15.0, 0.3
 
 # A body takes this many seconds at most for so many bytes, and in all once its response is complete: 1 KiB/s.
 _BODY_SECONDS, _BODY_BYTES = 16.0, 2**14
+# Seconds in which a client reads the 48 KiB between the marks of asyncio's buffer, at 1 KiB/s too.
+_READ_SECONDS = 60.0
 
 # Seconds between two log lines about closed connections.
 _LOG_INTERVAL = 600.0
@@ -124,11 +126,12 @@ def _listening(section: str, host: str, port: int) -> Iterator[socket.socket]:
 
 
 class HttpProtocol(H11Protocol):
-    """uvicorn's protocol, which closes a connection whose body does not come, as those of refused requests."""
+    """uvicorn's protocol, which closes a connection whose body does not come, or whose response is not read."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._body_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
         self._received = 0
 
     @property
@@ -148,8 +151,18 @@ class HttpProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._body_timer is not None:
-            self._body_timer.cancel()
+        for timer in (self._body_timer, self._read_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(_READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
 
     def _watch_body(self) -> None:
         is_open = self.conn.their_state is h11.SEND_BODY

@@ -196,3 +196,24 @@ class TestBodies:
             writer.write(b"x" * 10_000)
             await asyncio.sleep(0.1)
         assert b"100000 bytes" in await reader.readuntil(b"bytes")
+
+
+async def test_a_response_that_is_not_read_ends(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_READ_SECONDS", 0.3)
+    ended = asyncio.Event()
+
+    async def flood() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield bytes(2**16)
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    async def stream(request: Request) -> Response:
+        return StreamingResponse(flood())
+
+    async with serve_app(Starlette(routes=[Route("/", stream)]), "test", "127.0.0.1", 0, seconds=600.0) as port:
+        await clients.connect(port, REQUEST)
+        async with asyncio.timeout(20):
+            await ended.wait()
