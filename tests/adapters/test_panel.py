@@ -328,6 +328,16 @@ class TestChannels:
         served.harness.settings.reconfigure(Config(channels={"discord:1": place}))
         assert "config.toml does not allow" in await served.panel.post("undo", **button)
 
+    async def test_an_undo_does_not_show_the_words_that_it_restores(self, served: Served) -> None:
+        await self.set(served, "triggers", None, "secret parrot")
+        await self.set(served, "triggers", None, "another")
+        button = button_of((await served.panel.until(first)).shown["channels"])
+        said = await served.panel.post("undo", **button)
+        assert "triggers" in said
+        assert "parrot" not in said
+        here = a_message("", channel=ChannelKey("discord", "1", "2"))
+        assert served.harness.settings.value("triggers", here) == ("secret parrot",)
+
     async def test_the_text_of_a_persona_is_not_shown(self, served: Served) -> None:
         await self.set(served, "persona", None, "You are a secret parrot.")
         shown = (await served.panel.until(first)).shown["channels"]

@@ -25,6 +25,8 @@ from bot.adapters.web.panel.view import PanelView
 from bot.adapters.web.panel.words import panel_html
 from bot.adapters.web.requests import language_of
 from bot.chat.i18n import translator
+from bot.chat.rules import WRITTEN
+from bot.chat.settings_commands import shown_value
 from bot.config.http import WEB_PLATFORM
 from bot.domain import ChannelKey, Scope
 
@@ -89,7 +91,12 @@ async def _undo(call: PanelCall) -> str:
     changes = await intake.choices.changes(scope, 1)
     if not changes or changes[0].scope != scope or mark_of(changes[0]) != shown:
         return call.translate("This was changed meanwhile; please look again.")
-    return await carry_out(call, "/settings undo", channel_of(scope))
+    notice = await carry_out(call, "/settings undo", channel_of(scope))
+    (last,) = await intake.choices.changes(scope, 1)
+    if last.setting not in WRITTEN or last == changes[0] or call.sources.show_texts:
+        return notice
+    value = shown_value(last, call.translate)  # the notice has the words that somebody wrote
+    return call.translate("Undone: {setting} = {value}").format(setting=last.setting, value=value)
 
 
 async def _updates(chat: Chat, view: PanelView, tabs: ChannelKey) -> AsyncGenerator[bytes, None]:
