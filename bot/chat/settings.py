@@ -133,31 +133,36 @@ class Choices:
             async with self._lock:
                 await self._load()
 
-    async def set(
-        self,
-        scope: Scope,
-        setting: str,
-        author: Author,
-        value: str | None,
-        text: str | None = None,
-        text_author: str | None = None,
-    ) -> bool:
-        """Store a setting, or clear it without value and text; return False if it had this value.
-
-        `text_author` is the key of who wrote the text, if that is somebody else.
-        """
-        change = SettingChange(scope, setting, value, text, author, self._today(), text_author)
+    async def set(self, scope: Scope, setting: str, author: Author, value: str | None, text: str | None = None) -> bool:
+        """Store a setting, or clear it without value and text; return False if it had this value."""
         async with self._lock:
-            await self._load()
-            before = self._rules.set_there(scope, setting)
-            if (value, text) == ((None, None) if before is None else (before.value, before.text)):
-                return False
-            self._is_loaded = False  # if this fails or is cancelled, it may be stored nevertheless
-            await self._store.record_setting(change)
+            return await self._record(SettingChange(scope, setting, value, text, author, self._today()))
+
+    async def undo(self, scope: Scope, setting: str, by: IncomingMessage) -> bool:
+        """Store the value before the last one again; return False if this message or press has done so before."""
+        author, at = by.author, self._today()
+        async with self._lock:
+            earlier = (await self.changes(scope, 2, setting))[1:]
+            if not earlier:
+                return await self._record(SettingChange(scope, setting, None, None, author, at), by)
+            value, text = earlier[0].value, earlier[0].text
+            wrote = earlier[0].text_author or earlier[0].author.key
+            by_another = wrote if text is not None and wrote != author.key else None
+            return await self._record(SettingChange(scope, setting, value, text, author, at, by_another), by)
+
+    async def _record(self, change: SettingChange, cause: IncomingMessage | None = None) -> bool:
+        """Store a change unless the setting has the value, or the cause, which may come again, has made one."""
+        await self._load()
+        before = self._rules.set_there(change.scope, change.setting)
+        if (change.value, change.text) == ((None, None) if before is None else (before.value, before.text)):
+            return False
+        self._is_loaded = False  # if this fails or is cancelled, it may be stored nevertheless
+        is_new = await self._store.record_setting(change, cause)
+        if is_new:
             self._rules.set_in_chat(change)
-            self._is_loaded = True
             self.revision += 1
-        return True
+        self._is_loaded = True
+        return is_new
 
     async def in_force(self) -> list[SettingChange]:
         """Return the newest change of each setting of each place, cleared ones included, oldest first."""

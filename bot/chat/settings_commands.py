@@ -1,6 +1,7 @@
 """Commands that show and change the settings of a place: /persona, /model, /settings."""
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 import structlog
 
@@ -235,14 +236,7 @@ async def _undo(context: CommandContext) -> str:
     last = await context.choices.changes(here, 1)
     if not last:
         return context.translate("No setting was changed in the chat here.")
-    setting = last[0].setting
-    earlier = (await context.choices.changes(here, 2, setting))[1:]
-    if not earlier:
-        return await _change(context, setting, None, None)
-    before = earlier[0]
-    wrote = before.text_author or before.author.key
-    is_by_another = before.text is not None and wrote != context.exchange.message.author.key
-    return await _change(context, setting, before.value, before.text, wrote if is_by_another else None)
+    return await _store(context, last[0].setting, partial(context.choices.undo, by=context.exchange.message))
 
 
 def shown_value(change: SettingChange, translate: Translate) -> str:
@@ -313,17 +307,20 @@ async def missing_here(context: CommandContext) -> list[str]:
     return [context.translate(sentence) for sentence in dict.fromkeys(found)]
 
 
-async def _change(
-    context: CommandContext, setting: str, value: str | None, text: str | None, text_author: str | None = None
-) -> str:
-    """Change a setting of the place if the author may; say what is in force then."""
+async def _change(context: CommandContext, setting: str, value: str | None, text: str | None) -> str:
+    author = context.exchange.message.author
+    return await _store(context, setting, partial(context.choices.set, author=author, value=value, text=text))
+
+
+async def _store(context: CommandContext, setting: str, store: Callable[[Scope, str], Awaitable[bool]]) -> str:
+    """Change a setting of the place with `store` if the author may; say what is in force then."""
     translate, message = context.translate, context.exchange.message
     if refusal := await _refusal(context):
         return refusal
     if setting != "model" and not context.settings.rules.may_be_set(setting, message):
         return translate("config.toml does not allow changing {setting} here.").format(setting=f"`{setting}`")
     scope = scope_here(message)
-    await context.choices.set(scope, setting, message.author, value, text, text_author)
+    await store(scope, setting)
     log.info("setting changed in the chat", setting=setting, place=scope.id, by=message.author.key)
     missing = await missing_here(context) if setting in ("answer", "triggers") else []
     return "\n\n".join([translate("From the next message on:"), f"- {_in_force(context, setting)}", *missing])

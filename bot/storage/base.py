@@ -281,8 +281,11 @@ class Store(Protocol):
         """Return what is in force of the settings that were set in the chat, cleared ones included."""
         ...
 
-    async def record_setting(self, change: SettingChange) -> None:
-        """Store a setting that was set in the chat; the earlier value can be restored."""
+    async def record_setting(self, change: SettingChange, cause: IncomingMessage | None = None) -> bool:
+        """Store a setting that was set in the chat; the earlier value can be restored.
+
+        Return False, and store nothing, if the same `cause` came before: a message or a press that has an id.
+        """
         ...
 
     async def setting_changes(self, place: str | None, limit: int, setting: str | None = None) -> list[SettingChange]:

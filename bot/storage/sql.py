@@ -376,9 +376,12 @@ class SqlStore(Joined):
             await tx.execute(self._advance, rows)
 
     @shielded
-    async def record_setting(self, change: SettingChange) -> None:
+    async def record_setting(self, change: SettingChange, cause: IncomingMessage | None = None) -> bool:
         async with self._writing() as tx:
+            if cause and cause.id and not await self._is_first(tx.connection, cause.channel, f"setting {cause.id}"):
+                return False
             await insert_change(tx, change, self._vault.pseudonym(change.author.platform, change.author.id))
+        return True
 
     @shielded
     async def check(self) -> None:

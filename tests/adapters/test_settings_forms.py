@@ -223,6 +223,24 @@ class TestTelegram:
         await telegram.until(lambda: "false (default)" in form.text)
         assert await chosen(harness) == {}
 
+    async def test_a_press_of_undo_that_comes_again_takes_nothing_back(
+        self, telegram: TelegramPlatform, harness: Harness
+    ) -> None:
+        form = await self.open(telegram)
+        for value in ("0.5", "1"):
+            await self.page(telegram, form, "temperature")
+            telegram.tap(form, f"settings:temperature:{value}")
+            await telegram.until(lambda: ("Undo", "settings:undo:") in form.buttons)
+        telegram.script = lambda number, name: Fault("500") if name == "editMessageText" else None
+        press = telegram.tap(form, "settings:undo:")
+        await telegram.until(lambda: press in telegram.answers)
+        telegram.script = lambda number, name: None
+        del telegram.answers[press]
+        telegram.repeat_press()
+        await telegram.until(lambda: press in telegram.answers)
+        assert "temperature = 0.5 (for this channel" in form.text
+        assert await chosen(harness) == {"temperature": "0.5"}
+
     async def test_a_person_without_the_right_is_told_so_and_changes_nothing(
         self, telegram: TelegramPlatform, harness: Harness
     ) -> None:

@@ -150,7 +150,7 @@ async def test_nothing_changes_while_the_platform_cannot_be_asked(harness: Harne
 
 
 async def test_a_setting_whose_storing_fails_is_not_in_force(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(change: object) -> None:
+    async def fail(*_: object) -> None:
         raise StoreError("full")
 
     with monkeypatch.context() as patch:
@@ -294,6 +294,19 @@ async def test_changes_are_listed_and_taken_back_one_after_the_other(harness: Ha
     assert all("Ada" in line for line in listed)
     assert "`temperature` = 0.2 (for this channel" in notice_of(await harness.ask(said("/settings undo")))
     assert "`temperature` = 0.4 (for this channel" in notice_of(await harness.ask(said("/settings undo")))
+
+
+async def test_an_undo_whose_answer_was_not_stored_is_not_done_again(harness: Harness, tmp_path: Path) -> None:
+    for text in ("/settings language zh", "/settings temperature 0.2", "/settings temperature 0.4"):
+        await harness.ask(said(text))
+    killed = await harness.accept(said("/settings undo"))
+    await harness.intake.answers.carry_out(killed)
+    await harness.ask(said("/settings language en"))
+    async with make_harness(tmp_path, access=AccessSection(admins=(ADA.key,))) as again:
+        await again.intake.answers.carry_out(killed)
+        values = {each.setting: each.value for each in await again.store.settings()}
+        assert values == {"language": "en", "temperature": "0.2"}
+        assert again.settings.value("temperature", said("")) == 0.2
 
 
 async def test_undo_restores_a_value_from_before_many_changes_of_others(harness: Harness) -> None:

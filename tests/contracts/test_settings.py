@@ -78,6 +78,19 @@ async def test_values_in_force_outlive_the_retention_and_earlier_ones_do_not(sto
     assert await store.setting_changes(str(ROOM), 5) == [month_later]
 
 
+async def test_a_cause_that_comes_again_changes_nothing(reopened: Reopened) -> None:
+    by = message(7)
+    async with reopened() as store:
+        assert await store.record_setting(change(HERE, "pirate"), by)
+    async with reopened() as store:
+        assert not await store.record_setting(change(HERE, "poet"), by)
+        assert await store.settings() == [change(HERE, "pirate")]
+        for other in (message(8), message(7, channel=ChannelKey("slack", "C9")), replace(by, id="")):
+            assert await store.record_setting(change(HERE, "poet"), other)
+        assert await store.enqueue(by, Kind.CHAT) is not None
+        assert await store.last_message_ids("slack") == {ROOM: "7"}
+
+
 async def test_changes_of_one_setting_are_found_behind_many_of_others(store: Store) -> None:
     first = replace(change(HERE, "all"), setting="answer")
     await store.record_setting(first)

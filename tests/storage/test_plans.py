@@ -87,7 +87,7 @@ async def use_all(store: SqlStore, called: set[str]) -> None:
     for text in ("be kind", "be brief"):
         await call(store.record_setting, SettingChange(Scope("channel", str(ROOM)), "persona", None, text, MEI, NOON))
     restored = SettingChange(Scope("thread", str(THREAD)), "persona", None, "be kind", MEI, NOON, BEN.key)
-    await call(store.record_setting, restored)
+    await call(store.record_setting, restored, message(3))
     await call(store.setting_changes, str(ROOM), 5)
     await call(store.setting_changes, None, 5)
     await call(store.setting_changes, str(ROOM), 2, "persona")

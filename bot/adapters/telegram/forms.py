@@ -19,7 +19,7 @@ _IN_FORCE = "✓ "
 class FormEvent:
     """A press in a form; `query` is the id of the press, `form` that of the form's message.
 
-    `message` is one of the person who pressed, in the form's conversation; of an old form Telegram
+    `message` is one of the person who pressed, in the form's conversation, with the id of the press; of an old form Telegram
     does not tell the topic.  With `value` the setting `name` is set, else its values are shown.
     """
 

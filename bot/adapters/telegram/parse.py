@@ -269,9 +269,9 @@ def _form(query: Fields, now: datetime) -> FormEvent | None:
         return None
     channel, person = _channel(where), required(query.part("from"))
     is_direct = required(where.part("chat")).text("type") == Chat.PRIVATE
-    form = where.id("message_id")
+    press = required(query.text("id"))
     message = IncomingMessage(
-        id=form,
+        id=press,
         channel=channel,
         author=_user(person),
         text="",
@@ -281,7 +281,7 @@ def _form(query: Fields, now: datetime) -> FormEvent | None:
         locale=person.text("language_code"),
     )
     # An old message comes without its topic, and with the date 0.
-    return FormEvent(required(query.text("id")), form, not where.number("date"), message, *asked)
+    return FormEvent(press, where.id("message_id"), not where.number("date"), message, *asked)
 
 
 def _channel(message: Fields) -> ChannelKey:
