@@ -50,11 +50,11 @@ async def test_a_persona_that_was_set_is_in_the_next_prompt_and_after_a_restart(
     assert await persona_of(harness) is None
     assert "a text of 16 characters" in notice_of(await harness.ask(said("/persona set\nYou are a parrot")))
     assert await persona_of(harness) == "You are a parrot"
-    async with make_harness(tmp_path) as again:
-        assert await persona_of(again) == "You are a parrot"
     shown = notice_of(await harness.ask(said("/persona", MEI)))
     assert "> You are a parrot" in shown
     assert "for this channel, set in the chat" in shown
+    async with make_harness(tmp_path) as again:
+        assert await persona_of(again) == "You are a parrot"
 
 
 async def test_a_persona_of_config_toml_is_used_by_name_and_taken_back(harness: Harness) -> None:
