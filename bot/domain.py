@@ -113,7 +113,7 @@ class Attachment:
         return bool(self.text) or self.is_picture or self.fault is not None
 
     def is_same(self, other: "Attachment") -> bool:
-        """Whether both are the same file of a message; without ids, by name and size."""
+        """Return whether both are the same file of a message; without ids, by name and size."""
         if self.id and other.id:
             return self.id == other.id
         return (self.name, self.size) == (other.name, other.size)

@@ -51,7 +51,7 @@ def without_loop(text: str) -> str:
 
 
 def without_quoted_loop(text: str) -> str:
-    r"""Return the quotation of an answer with one round of its loop, below which stand the bot's own sentences.
+    r"""Return the quotation of an answer with one round of its loop, and the bot's own sentences below it.
 
     >>> without_quoted_loop("Well. " + "so it is, " * 9 + "\n\n(The answer was ended here.)")
     'Well. so it is,\n\n(The answer was ended here.)'

@@ -318,7 +318,7 @@ class Store(Protocol):
         ...
 
     async def react(self, exchange: Exchange, voter: Author, vote: Vote, at: datetime, *, is_added: bool) -> VoteResult:
-        """As `vote`, for a reaction with this meaning that was added or removed: the same again changes nothing."""
+        """Do as `vote` for a reaction with this meaning that was added or removed: the same again changes nothing."""
         ...
 
     async def own_votes(self, voter: Author, exchanges: Sequence[int]) -> dict[int, Vote]:

@@ -20,7 +20,7 @@ def _of_exchanges() -> Delete:
 
 
 async def delete_some_votes(tx: WriteTransaction, most: int) -> bool:
-    """Delete votes of anybody, on so many answers at most; return whether there were any."""
+    """Delete all votes on up to `most` answers; return whether there were any."""
     ids = set((await tx.execute(select(feedback.c.exchange).limit(most))).scalars())
     await delete_votes(tx, ids)
     return bool(ids)

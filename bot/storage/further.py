@@ -167,7 +167,7 @@ async def replace_texts(tx: WriteTransaction, channel: ChannelKey, message_id: s
 
 
 async def first_with_at_most(tx: WriteTransaction, ids: Sequence[int], most: int) -> int:
-    """Return how many of the first exchanges have so many further messages together, at least one."""
+    """Return the number of the first exchanges whose further messages fit into one batch, at least one."""
     rows = await tx.execute(_numbers_of_exchanges(), {"ids": list(ids)})
     numbers: dict[int, int] = {row.exchange: row.number for row in rows}
     sums = accumulate(numbers.get(id, 0) for id in ids)
@@ -209,7 +209,7 @@ async def delete_copies(tx: WriteTransaction, ids: Collection[int]) -> None:
 
 
 async def delete_some(tx: WriteTransaction, most: int, *which: ColumnElement[bool]) -> int:
-    """Delete so many further messages at most; return their number."""
+    """Delete up to `most` further messages; return their number."""
     some = select(*further_messages.primary_key, further_messages.c.text_key).where(*which).limit(most)
     rows = (await tx.execute(some)).all()
     await _delete_rows(tx, rows)

@@ -31,7 +31,7 @@ _COUNT_SIZE = 8
 # Slots that are made at once; one fsync each time.
 _BLOCK = 512
 _DELETED = bytes(KEY_SIZE)
-# Slots that are encrypted anew at once.
+# Slots that are encrypted again in one step.
 _MANY = 32_768
 
 # Of a file: bytes that never change, and numbers that never decrease.

@@ -71,7 +71,7 @@ class DatabaseHeader:
 
     @property
     def is_of_backup(self) -> bool:
-        """Whether its marks are those of any backup, until the first page is written."""
+        """Return whether its marks are those of any backup, until the first page is written."""
         return self.marks()[1][-1] <= _OF_BACKUP
 
     def close(self) -> None:

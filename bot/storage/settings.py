@@ -61,7 +61,7 @@ async def forget_author(tx: WriteTransaction, author: Author, names: Sequence[st
 
 
 async def _forget_in_restored(tx: WriteTransaction, author: Author, names: Sequence[str]) -> None:
-    """Where somebody restored what another person wrote, clear only what is of this one: the text, or the name."""
+    """Clear the part of restored settings that is of one person: the text, or the name of the person who restored it."""
     # With a bound SQLite searches the index of such rows.
     rows = (await tx.execute(select(settings).where(IS_RESTORED, settings.c.id > 0))).all()
     own: dict[str, Any]

@@ -136,7 +136,7 @@ class HttpProtocol(H11Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether the client waits for its response, or reads it."""
+        """Return whether the client waits for its response, or reads it."""
         if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # None before a request
             return False
         return self.conn.their_state is not h11.SEND_BODY and not self.flow.write_paused
@@ -259,7 +259,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_busy(self) -> bool:
-        """Whether its request is complete and its response is not; unknown of other protocols, which are fast."""
+        """Return whether its request is complete and its response is not; unknown of other protocols, which are fast."""
         return isinstance(self._inner, HttpProtocol) and self._inner.is_busy
 
     def abort(self) -> None:

@@ -1,4 +1,4 @@
-"""Settings have the author of a text that somebody else restored."""
+"""Settings have the author of a text that another person restored."""
 
 import sqlalchemy as sa
 from alembic import op

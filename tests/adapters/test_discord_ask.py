@@ -54,7 +54,7 @@ async def test_an_answer_to_a_command_is_given_again_in_place(bot: DiscordBot) -
     await bot.shows(ASKED, "second")
 
 
-async def test_words_that_would_notify_people_notify_nobody(bot: DiscordBot) -> None:
+async def test_a_mention_in_a_command_notifies_nobody(bot: DiscordBot) -> None:
     await bot.platform.command("ask @everyone https://example.org")
     await bot.shows("> 💬 **Mei**\n> @everyone https://example.org", "ok")  # the server checks allowed_mentions
 

@@ -33,7 +33,7 @@ async def visited(platform: DiscordPlatform, tmp_path: Path) -> DiscordPlatform:
     return platform
 
 
-async def test_what_was_said_while_away_is_answered_where_the_chat_has_set_a_trigger(
+async def test_missed_messages_are_answered_where_the_chat_has_set_a_trigger(
     visited: DiscordPlatform, tmp_path: Path
 ) -> None:
     async with run_discord_bot(visited, tmp_path) as bot:

@@ -104,7 +104,7 @@ async def test_a_refused_platform_is_named_and_tried_again(harness: Harness, cap
     assert "platform refused" in error
 
 
-async def test_what_was_set_in_the_chat_is_in_force_when_a_platform_begins(harness: Harness) -> None:
+async def test_settings_of_the_chat_are_loaded_before_a_platform_starts(harness: Harness) -> None:
     here = ChannelKey("slack", "C01", "1718.2")
     await harness.intake.choices.set(Scope("channel", "slack:C01"), "answer", MEI, "all")
     restarted, seen = Intake(harness.access, harness.engine, harness.store, ChatSettings()), asyncio.Event()

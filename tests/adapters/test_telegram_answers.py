@@ -161,7 +161,7 @@ async def test_an_absurd_wait_is_bounded(named: object, seconds: float) -> None:
     ],
 )
 @pytest.mark.parametrize("call", [send, edit])
-async def test_refusals_are_told_apart(
+async def test_refusals_differ_by_their_cause(
     code: int, description: str, expected: type[PlatformError], call: object
 ) -> None:
     assert callable(call)

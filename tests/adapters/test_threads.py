@@ -266,7 +266,7 @@ async def test_on_discord_words_that_a_filter_refuses_name_no_thread(platform: D
 CONTEXT = "> Ben: tea at five?\n\nMei: what did he say?"
 
 
-async def test_on_discord_what_was_said_before_is_read_where_the_question_was_written(
+async def test_on_discord_earlier_messages_are_read_where_the_question_was_written(
     platform: DiscordPlatform, tmp_path: Path
 ) -> None:
     async with run_discord_bot(platform, tmp_path) as bot:
@@ -286,7 +286,7 @@ async def test_on_discord_what_was_said_before_is_read_where_the_question_was_wr
     ]
 
 
-async def test_on_telegram_what_was_said_before_is_read_where_the_question_was_written(harness: Harness) -> None:
+async def test_on_telegram_earlier_messages_are_read_where_the_question_was_written(harness: Harness) -> None:
     async with TelegramPlatform() as telegram, telegram_harness.running(telegram, harness):
         telegram.group("general").is_forum = True
         configure(harness, "telegram", context_messages=5)

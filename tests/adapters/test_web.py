@@ -368,7 +368,7 @@ async def test_a_person_who_is_not_admitted_is_told(tmp_path: Path, engine: Scri
     assert said == "You may not use this bot here."
 
 
-async def test_a_fault_of_the_database_is_told_without_its_path(
+async def test_an_error_of_the_database_is_shown_without_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(self: Exchanges, channel: ChannelKey) -> int:

@@ -192,7 +192,7 @@ async def test_chosen_pictures_are_shown_to_a_model_that_sees(url: str, engine: 
         assert len(engine.requests[-1].messages[-1].pictures) == 2
 
 
-async def test_a_refused_question_stays_beside_what_is_being_written_and_is_sent_again(
+async def test_a_refused_question_stays_beside_the_draft_and_is_sent_again(
     url: str, engine: ScriptedEngine, tmp_path: Path
 ) -> None:
     (tmp_path / "menu.md").write_text("soup 4.50", encoding="utf-8")
@@ -228,7 +228,7 @@ async def test_a_refused_question_stays_beside_what_is_being_written_and_is_sent
         await expect(page.locator(".exchange")).to_have_count(1)
 
 
-async def test_a_reload_keeps_what_is_written_and_what_waits_beside_large_pictures(
+async def test_a_reload_keeps_the_draft_and_waiting_questions_beside_large_pictures(
     url: str, engine: ScriptedEngine, tmp_path: Path
 ) -> None:
     (tmp_path / "menu.md").write_text("soup 4.50", encoding="utf-8")

@@ -324,7 +324,7 @@ async def test_a_correction_by_a_refusal_expires() -> None:
         ),
     ],
 )
-def test_a_rate_limit_is_told_apart_from_a_used_up_budget(error: dict[str, Any], why: str) -> None:
+def test_a_rate_limit_differs_from_a_used_up_budget(error: dict[str, Any], why: str) -> None:
     response = httpx.Response(429, json=error)
     told = failure(response, read_refusal(response, response.content)).why
     assert told.endswith(why)

@@ -209,7 +209,7 @@ async def test_what_a_person_has_used_is_found_in_the_copy(
 @pytest.mark.parametrize(
     ("origin", "goal"), [("on_file", "on_server"), ("on_server", "on_file"), ("on_file", "on_file")]
 )
-async def test_what_was_said_before_forget_me_stays_unread_in_the_copy(
+async def test_messages_before_forget_me_stay_unread_in_the_copy(
     origin: str, goal: str, request: pytest.FixtureRequest
 ) -> None:
     source, target = request.getfixturevalue(origin)(), request.getfixturevalue(goal)()

@@ -166,7 +166,7 @@ async def test_every_deletion_covers_every_personal_column(table: Table, deletio
     assert [name for name, value in after.items() if "personal" in value] == []
 
 
-async def test_what_is_remembered_of_a_press_names_nobody(tmp_path: Path) -> None:
+async def test_a_stored_press_has_no_id_of_its_person(tmp_path: Path) -> None:
     async with temporary_store(tmp_path) as store:
         await enqueue_exchange(store)
         exchange = await store.find(ROOM, "1")

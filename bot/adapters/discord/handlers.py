@@ -145,7 +145,7 @@ class DiscordHandlers:
 
     @property
     def takes_votes(self) -> bool:
-        """Whether reactions are votes; without, Discord need not send them."""
+        """Return whether reactions are votes: only then Discord has to send them."""
         return self._intake.settings.feedback.enabled
 
     def session_started(self, client: discord.Client, date: str) -> None:

@@ -103,7 +103,7 @@ class ContinuedText:
         self._has_begun = False
 
     def feed(self, chunk: CompletionChunk) -> tuple[str, str]:
-        """Return no reasoning, and the text of a chunk.
+        """Return the reasoning and the text of a chunk.
 
         Raises:
             ServerFailed: The server answers anew, with reasoning.
@@ -155,7 +155,7 @@ def _reason(value: object) -> FinishReason | None:
 
 
 def _usage(value: Mapping[str, Any] | None) -> Usage | None:
-    """Return the usage; None if there is none that can be read, without which the answer is as good."""
+    """Return the usage; None if it is missing or cannot be parsed."""
     try:
         counts = [max(int(value.get(name) or 0), 0) for name in ("prompt_tokens", "completion_tokens")] if value else []
     except (AttributeError, OverflowError, TypeError, ValueError):
