@@ -149,7 +149,7 @@ async def test_a_database_that_fails_is_named(harness: Harness, monkeypatch: pyt
     async def fail(*arguments: object) -> None:
         raise StoreError("full")
 
-    monkeypatch.setattr(harness.store, "record_setting", fail)
+    monkeypatch.setattr(harness.intake.choices, "load", fail)
     result = await harness.intake.forms.use(used(), {"temperature": "0.5"})
     assert (result.notice[:25], result.form) == ("My database has a problem", None)
 
