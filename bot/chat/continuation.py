@@ -150,7 +150,8 @@ class Continuations:
             return True
         if message.text.strip():
             return message.quoted is None and self._awaits_more(recent, is_album=False)
-        return bool(message.files) or message.is_forward
+        is_reply = not message.is_forward and not (message.quoted is None and message.quoted_id is None)
+        return message.is_forward or (bool(message.files) and not is_reply)
 
     def _awaits_more(self, recent: _Recent, *, is_album: bool) -> bool:
         newest, text = recent.newest, recent.newest.text.rstrip()
@@ -167,12 +168,15 @@ class Continuations:
 
 
 def to_continuation(message: IncomingMessage) -> FurtherMessage:
-    """Return a message as a part of a question: what it quotes becomes the part's own."""
-    is_forward = not message.text.strip() and bool(message.quoted)
+    """Return a message as a part of a question: what it forwards becomes the part's own.
+
+    What the messages of an album reply to is quoted by the first of them.
+    """
+    is_forward = message.is_forward and not message.text.strip() and bool(message.quoted)
     kind = FurtherKind.FORWARD if is_forward else FurtherKind.CONTINUATION
     text = (message.quoted or "") if is_forward else message.text
     channel = message.channel.channel
-    files = tuple(replace(file, is_quoted=False) for file in message.files)
+    files = tuple(replace(file, is_quoted=False) for file in message.files if message.is_forward or not file.is_quoted)
     return FurtherMessage(message.id, channel, message.author, text, message.sent_at, kind, files)
 
 

@@ -153,6 +153,24 @@ async def test_a_part_that_is_deleted_leaves_the_question(chat: Chat) -> None:
     assert asked(chat) == "Mei: " + "\n".join(expected)
 
 
+async def test_an_album_that_replies_to_a_person_is_one_question(tmp_path: Path) -> None:
+    async with (
+        TelegramPlatform() as telegram,
+        make_harness(tmp_path) as harness,
+        running_telegram(telegram, patient(harness)),
+    ):
+        harness.engine.add("four")
+        said = await telegram.say("tea at five?", author="Ben", mention=False)
+        for number, text in enumerate(["which of these?", ""]):
+            file = telegram.file(f"{number}.txt", f"number {number}".encode())
+            await telegram.say(text, mention=not number, reply_to=said, attached=file, media_group_id="7")
+        await wait_is_over(telegram, harness)
+        chat = telegram, harness, telegram.say
+        assert await answers(chat, "", "four") == ["four"]
+        assert asked(chat).count("tea at five?") == 1
+        assert "number 1" in asked(chat)
+
+
 async def test_an_album_is_one_question(tmp_path: Path) -> None:
     async with (
         TelegramPlatform() as telegram,

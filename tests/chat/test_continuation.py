@@ -121,6 +121,25 @@ async def test_a_file_right_after_a_question_belongs_to_it(harness: Harness) -> 
     assert asked(harness) == "a.txt:\nwords\n\nwhat does it say?"
 
 
+async def test_a_reply_with_a_file_is_a_question_of_its_own(harness: Harness) -> None:
+    exchange = await accept(harness, said("which language is it?", "1"))
+    file = Attachment("a.txt", text="words", id="F1")
+    await harness.replied(exchange)
+    reply = await accept(harness, said("", "2", 1.0, files=(file,), quoted="what Ben said", quoted_id="0"))
+    assert reply.id != exchange.id
+    await harness.replied(reply)
+    assert "what Ben said" in asked(harness)
+    await harness.intake.delete(reply.message.channel, "0")
+    assert "what Ben said" not in str(await harness.stored(reply))
+
+
+async def test_an_album_that_replies_quotes_the_message_once(harness: Harness) -> None:
+    reply: dict[str, Any] = {"album": "7", "quoted": "what Ben said", "quoted_id": "0"}
+    files = Attachment("a.txt", text="words"), Attachment("b.txt", text="of Ben", is_quoted=True)
+    exchange = await accept(harness, said("is it so?", "1", **reply), said("", "2", 1.0, files=files, **reply))
+    assert [(each.text, each.files) for each in exchange.message.continuations] == [("", files[:1])]
+
+
 async def test_a_bare_mention_waits_for_the_text_that_follows(harness: Harness) -> None:
     await accept(harness, said("", "1"))
     joined = await harness.intake.accept_continuation(said("why is the sky blue?", "2", 2.0))

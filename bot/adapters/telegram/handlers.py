@@ -257,7 +257,9 @@ class TelegramHandlers:
     async def _accept_continuation(self, event: MessageEvent) -> None:
         """Accept what is not for the bot by itself as a part of a question: a text that the app has cut, a file, a forward."""
         message, is_to_nobody = event.message, event.to in (Addressee.NOBODY, Addressee.NOBODY_WITHOUT_WORDS)
-        if is_to_nobody and self._intake.continuations.may_continue(message):
+        # Of an album that replies to a person each message does.
+        is_of_album = message.album is not None and not message.text.strip()
+        if (is_to_nobody or is_of_album) and self._intake.continuations.may_continue(message):
             await self._inbox.accept_continuation(message)
 
     async def _opens_form(self, message: IncomingMessage) -> bool:
