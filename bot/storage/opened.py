@@ -396,10 +396,15 @@ class OpenStore:
 
     @shielded
     async def last_message_ids(self, platform: str) -> dict[ChannelKey, str]:
-        query = select(channels).where(channels.c.platform == platform)
+        query = select(channels.c.channel, channels.c.thread, channels.c.last_message)
+        query = query.where(channels.c.platform == platform)
+        newest: dict[ChannelKey, str] = {}
         async with self._transactions.reading() as tx:
-            rows = sorted((await tx.execute(query)).all(), key=lambda row: row.last_exchange)
-        return {ChannelKey(platform, row.channel, row.thread or None): row.last_message for row in rows}
+            # Where each question opens a thread, a year has tens of thousands.
+            for rows in (await tx.execute(query)).partitions(_SLICE):
+                newest |= {ChannelKey(platform, row.channel, row.thread or None): row.last_message for row in rows}
+                await asyncio.sleep(0)
+        return newest
 
     @shielded
     async def said_since(self, platform: str, time: datetime) -> list[Exchange]:

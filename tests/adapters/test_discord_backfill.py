@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from bot.adapters.discord.backfill import worth_reading
 from bot.domain import Action, ChannelKey, Exchange, Kind, Scope, Status
 from bot.errors import StoreError
 from tests.harness.discord_harness import DiscordBot, run_discord_bot
@@ -627,3 +628,18 @@ async def test_a_forged_id_in_a_long_history_hides_no_later_page(platform: Disco
             await platform.say(f"nobody {number}", mention=False)
         await platform.say("two")
         await bot.shows("ok", "ok")
+
+
+def test_threads_that_no_backfill_reads_are_left_out() -> None:
+    now = datetime.now(UTC)
+    new, old = (str(discord.utils.time_snowflake(now - timedelta(days=days))) for days in (1, 30))
+    known = {
+        ChannelKey("discord", "1"): old,
+        ChannelKey("discord", "1", "2"): old,
+        ChannelKey("discord", "1", "3"): new,
+    }
+    assert worth_reading({**known, ChannelKey("discord", "1", "damaged"): "x"}) == {
+        ChannelKey("discord", "1"): old,
+        ChannelKey("discord", "1", "3"): new,
+    }
+    assert worth_reading({}) == {}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from bot.adapters.slack.backfill import by_channel
 from bot.domain import Action, ChannelKey, Status
 from tests.harness.fakes import ScriptedEngine
 from tests.harness.harness import NO_LIMITS, Harness, make_harness
@@ -414,3 +415,17 @@ async def test_the_text_of_a_file_that_its_author_deletes_is_deleted(
         await server.until(lambda: server.is_quiet)
         assert len(harness.engine.requests) == 2
     assert b"7734" not in bytes_in(tmp_path)
+
+
+def test_threads_that_no_backfill_reads_are_left_out() -> None:
+    now = datetime.now(UTC).timestamp()
+    new, old = (f"{now - 86_400 * days:.6f}" for days in (1, 30))
+    older = f"{now - 86_400 * 100:.6f}"
+    known = {
+        ChannelKey("slack", "C1", older): older,
+        ChannelKey("slack", "C1", old): old,
+        ChannelKey("slack", "C2", old): old,
+        ChannelKey("slack", "C2"): new,
+        ChannelKey("slack", "C3"): "/U1/123.456",
+    }
+    assert list(by_channel(known).items()) == [("C2", {None: new}), ("C1", {old: old}), ("C3", {})]

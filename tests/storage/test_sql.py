@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from structlog.testing import capture_logs
 
-from bot.domain import Answer, Kind, Usage
+from bot.domain import Answer, ChannelKey, Kind, Usage
 from bot.errors import StoreDamaged, StoreError, StoreLost
 from bot.storage import connections
 from bot.storage.errors import describe, map_errors
@@ -570,3 +570,26 @@ async def test_many_rows_are_converted_in_many_steps_of_the_event_loop() -> None
         counting.cancel()
     engine.dispose()
     assert turns >= rows // 25
+
+
+async def test_the_threads_of_a_year_are_read_in_many_steps_of_the_event_loop(tmp_path: Path) -> None:
+    turns, threads = 0, 400
+    async with temporary_store(tmp_path):
+        pass
+    columns = "platform, channel, thread, last_exchange, last_message, is_shortening_told, is_context_told"
+    with closing(sqlite3.connect(tmp_path / "bot.db")) as database, database:
+        rows = (("slack", "C", str(number), number, f"m{number}", False, False) for number in range(threads))
+        database.executemany(f"INSERT INTO channels ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with temporary_store(tmp_path) as store:
+        counting = asyncio.create_task(count())
+        newest = await store.last_message_ids("slack")
+        counting.cancel()
+    assert newest == {ChannelKey("slack", "C", str(number)): f"m{number}" for number in range(threads)}
+    assert turns >= threads // 25

@@ -227,7 +227,7 @@ class DiscordBackfill:
         further = {each.id: row for each, row in here if each.kind is not FurtherKind.LINKED}
         quoted = {row.message.quoted_id for row in rows} | further.keys()
         asked_at: dict[int, datetime] = {}  # by the author
-        replies = standing_replies(messages, _id_of(client))
+        replies = await asyncio.to_thread(standing_replies, messages, _id_of(client))
         for number, raw in enumerate(messages):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
@@ -336,6 +336,15 @@ class DiscordBackfill:
         """Retry a rate-limited call after its wait."""
         report = log_retry("discord backfill rate limited")
         return await retry(call, RateLimited, clock=self._clock, backoff=Backoff(1.0, 1.0), on_failure=report)
+
+
+def worth_reading(known: Mapping[ChannelKey, str]) -> dict[ChannelKey, str]:
+    """Return the newest messages without those of threads that no backfill reads: a year may have tens of thousands."""
+    ids = {channel: id for channel, id in known.items() if has_ids(channel, id)}
+    if not ids:
+        return ids
+    earliest = _snowflake(discord.utils.snowflake_time(newest_id(ids.values())) - _LONGEST).id
+    return {channel: id for channel, id in ids.items() if channel.thread is None or int(id) > earliest}
 
 
 def _snowflake(time: datetime) -> discord.Object:

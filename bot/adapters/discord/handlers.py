@@ -12,7 +12,7 @@ import discord
 import structlog
 
 from bot.adapters.discord.ask import ask_payloads
-from bot.adapters.discord.backfill import DiscordBackfill
+from bot.adapters.discord.backfill import DiscordBackfill, worth_reading
 from bot.adapters.discord.commands import command_payload
 from bot.adapters.discord.context import DiscordContext
 from bot.adapters.discord.deadlines import Deadlines
@@ -193,7 +193,7 @@ class DiscordHandlers:
     async def _read_newest(self) -> None:
         """Read where the backfill begins, before anything of this session is stored."""
         newest = await self._intake.last_message_ids(PLATFORM)
-        self._newest = {channel: id for channel, id in newest.items() if has_ids(channel, id)}
+        self._newest = await asyncio.to_thread(worth_reading, newest)
         self._has_newest.set()
 
     async def _store_missed(self, unread: Sequence[discord.abc.Messageable] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Backfill of messages missed while disconnected, and of edits and deletions; Slack may not deliver them again."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -83,13 +84,11 @@ class SlackBackfill:
         Slack allows about one such call a second.  A channel that cannot be read delays no
         other one, and after a few attempts not its own live events either; it is read later.
         """
-        channels: dict[str, dict[str | None, str]] = {}
-        for key, newest in known.items():
-            channels.setdefault(key.channel, {})[key.thread] = newest
         self._note_time()
         self._replies.begin(self._inbox.connected_at)
         await self._retry(self._inbox.recover)
-        unread = sorted(channels, key=lambda channel: _last_activity(channels[channel]), reverse=True)
+        channels = await asyncio.to_thread(by_channel, known)
+        unread = list(channels)
         delays = [*_ATTEMPTS]
         while unread:
             await self._clock.sleep(delays.pop(0) if delays else _UNREAD_SECONDS)
@@ -267,5 +266,18 @@ def _timestamps(known: Mapping[str | None, str]) -> dict[str | None, float]:
     }
 
 
-def _last_activity(known: Mapping[str | None, str]) -> float:
-    return max(_timestamps(known).values(), default=0.0)
+def by_channel(known: Mapping[ChannelKey, str]) -> dict[str, dict[str | None, str]]:
+    """Return the newest messages of each channel, the latest active one first.
+
+    Without those of threads that no backfill reads: a year may have tens of thousands.
+    """
+    channels: dict[str, dict[str | None, str]] = {}
+    for key, newest in known.items():
+        channels.setdefault(key.channel, {})[key.thread] = newest
+    now, latest = datetime.now(UTC).timestamp(), dict[str, float]()
+    for channel, threads in channels.items():
+        times = _timestamps(threads)
+        latest[channel] = max(times.values(), default=0.0)
+        earliest = min(latest[channel], now) - _LONGEST.total_seconds() - _THREAD_AGE  # as in `_missed`, or before
+        channels[channel] = {thread: threads[thread] for thread, time in times.items() if time > earliest}
+    return {channel: channels[channel] for channel in sorted(channels, key=lambda each: latest[each], reverse=True)}
